@@ -6,7 +6,7 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod config;
+pub mod job;
 pub mod limits;
 pub mod parse;
-pub mod job;
 pub mod store;
