@@ -1,4 +1,12 @@
-//! The store seam: one `put` per object, and one table that says what a failure means.
+//! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3.
+//!
+//! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
+//! await; what it was writing then either appears whole under its key or not at all.
+
+pub mod faulty;
+pub mod file;
+
+use std::fmt;
 
 use crate::job::Payload;
 
@@ -13,6 +21,16 @@ pub enum Class {
     StoreWide,
 }
 
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Object => "object",
+            Class::Transient => "transient",
+            Class::StoreWide => "store-wide",
+        })
+    }
+}
+
 /// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`, …).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -22,17 +40,31 @@ pub struct PutError {
     pub message: String,
 }
 
-/// Where payloads go. Keys are relative to the store's own prefix.
+impl PutError {
+    pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
+        PutError { class, code: code.into(), message: message.into() }
+    }
+}
+
+/// One core's way to where payloads go. Keys are relative to the store's own prefix.
 pub enum Store {
+    File(file::FileStore),
+    /// Confirms everything and keeps nothing: for benchmarks.
     Null,
+    Faulty(Box<faulty::Faulty>),
 }
 
 impl Store {
-    /// Stores `payload` under `key`; `Ok` means the store confirmed it. One attempt, no retry, no deadline:
-    /// the worker owns both and may drop the future at any time.
-    pub async fn put(&self, _key: &str, _payload: &Payload) -> Result<(), PutError> {
+    /// Stores `payload` under `key`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same
+    /// key again replaces the object.
+    ///
+    /// # Errors
+    /// Classified for the worker, see [`Class`].
+    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
         match self {
+            Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
+            Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
         }
     }
 }
