@@ -11,3 +11,4 @@ pub mod job;
 pub mod limits;
 pub mod parse;
 pub mod store;
+pub mod tokens;
