@@ -5,8 +5,10 @@
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod cli;
 pub mod config;
 pub mod job;
 pub mod limits;
 pub mod parse;
 pub mod store;
+pub mod tokens;
