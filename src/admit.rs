@@ -38,7 +38,9 @@ impl Need {
 /// Why a request was not admitted; none of its payloads was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("the request has {given} payloads, more than MAX_QUEUE ({max}) could ever hold; split it")]
+    #[error(
+        "the request has {given} payloads, more than MAX_QUEUE ({max}) could ever hold; split it"
+    )]
     TooManyPayloads { given: usize, max: usize },
     #[error(
         "the request needs {given} bytes of memory, more than MAX_QUEUE_BYTES ({max}) could ever hold; \
@@ -183,11 +185,9 @@ impl Place {
             let mut line = admission.line.borrow_mut();
             match line.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
                 Some(waiting) => waiting.waker.clone_from(cx.waker()),
-                None => line.push_back(Waiting {
-                    ticket: self.ticket,
-                    need,
-                    waker: cx.waker().clone(),
-                }),
+                None => {
+                    line.push_back(Waiting { ticket: self.ticket, need, waker: cx.waker().clone() })
+                }
             }
             admission.cells.room_waiters.set(line.len() as u64);
             let head = line.front().expect("this request stands in line").ticket;

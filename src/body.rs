@@ -77,7 +77,11 @@ impl BodyReader {
 
     /// The whole body, decompressed. Refuses by `content-length` before the first byte is asked for, so that a client
     /// that waits for `100 Continue` gets the refusal instead.
-    pub async fn read(&self, body: Incoming, encoding: Encoding) -> Result<ChargedBytes, BodyError> {
+    pub async fn read(
+        &self,
+        body: Incoming,
+        encoding: Encoding,
+    ) -> Result<ChargedBytes, BodyError> {
         let raw = self.read_raw(body).await?;
         match encoding {
             Encoding::Identity => Ok(raw),
@@ -161,7 +165,8 @@ impl Decoder {
         max: usize,
     ) -> Result<(), BodyError> {
         use zstd::stream::raw::Operation;
-        let corrupt = |e: std::io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
+        let corrupt =
+            |e: std::io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
         // Taken out, so that a request dropped half-way leaves no half-used decoder behind.
         let mut decoder = match self.zstd.take() {
             Some(decoder) => decoder,
@@ -199,7 +204,8 @@ impl Decoder {
 }
 
 async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Result<(), BodyError> {
-    let corrupt = |e: std::io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
+    let corrupt =
+        |e: std::io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
     let mut decoder = flate2::write::MultiGzDecoder::new(Vec::with_capacity(DECODE_OUTPUT));
     for input in raw.as_slice().chunks(DECODE_INPUT) {
         let mut input = input;

@@ -67,6 +67,16 @@ pub enum StoreUrl {
     Null,
 }
 
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreUrl::File(directory) => write!(f, "file:{}", directory.display()),
+            StoreUrl::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            StoreUrl::Null => f.write_str("null:"),
+        }
+    }
+}
+
 /// What every PUT to S3 carries besides the payload. `None` sends no header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct S3Options {

@@ -42,7 +42,9 @@ impl Letter {
 /// Why a letter was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum LetterError {
-    #[error("the dead-letter directory is full (DEAD_LETTER_MAX {max} bytes); run `millrace dead-letter replay`")]
+    #[error(
+        "the dead-letter directory is full (DEAD_LETTER_MAX {max} bytes); run `millrace dead-letter replay`"
+    )]
     Full { max: u64 },
     #[error("the dead-letter directory cannot be written: {0}")]
     Io(#[from] io::Error),
@@ -73,7 +75,10 @@ const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
 
-#[expect(clippy::disallowed_methods, reason = "called off the executors or on their blocking thread")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
 impl DeadLetters {
     /// Opens the directory, made if it does not exist, and measures what it holds.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
@@ -235,7 +240,10 @@ impl DeadLetters {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "called off the executors or on their blocking thread")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
 fn measure(directory: &Path) -> io::Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(directory)? {

@@ -68,7 +68,11 @@ impl Payload {
         spans: &[Span],
     ) -> impl ExactSizeIterator<Item = Payload> {
         let body = Rc::new(Body { bytes, _permit: Some(permit) });
-        spans.iter().map(move |span| Payload { body: body.clone(), start: span.start, end: span.end })
+        spans.iter().map(move |span| Payload {
+            body: body.clone(),
+            start: span.start,
+            end: span.end,
+        })
     }
 }
 

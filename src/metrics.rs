@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -43,8 +43,27 @@ pub const STATUSES: [u16; 11] = [200, 400, 401, 404, 405, 408, 413, 415, 500, 50
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [
-    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
-    1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000, 30_000_000, 60_000_000, 120_000_000,
+    50,
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    2_000_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
 ];
 
 /// A latency histogram with fixed buckets.
@@ -86,6 +105,8 @@ pub struct CoreCells {
     pub bytes_stored: Cell64,
     pub put_retries: Cell64,
     pub payloads_dead_lettered: Cell64,
+    /// Of those, the ones a stop left unstored; they decide the exit status.
+    pub dead_lettered_at_stop: Cell64,
     pub payloads_lost: Cell64,
     pub connections_accepted: Cell64,
     pub accept_errors: Cell64,
@@ -166,7 +187,9 @@ const COUNTERS: [(&str, &str, Read); 12] = [
         c.accept_errors.value()
     }),
     ("connection_panics", "Connections closed by a panic", |c| c.conn_panics.value()),
-    ("worker_panics", "Payloads dead-lettered by a panic in their put", |c| c.worker_panics.value()),
+    ("worker_panics", "Payloads dead-lettered by a panic in their put", |c| {
+        c.worker_panics.value()
+    }),
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
@@ -184,8 +207,12 @@ const GAUGES: [(&str, &str, Read); 7] = [
 
 impl Collector for CellCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut requests =
-            encoder.encode_descriptor("requests", "Responses by status", None, MetricType::Counter)?;
+        let mut requests = encoder.encode_descriptor(
+            "requests",
+            "Responses by status",
+            None,
+            MetricType::Counter,
+        )?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             for (cell, status) in cells.requests.iter().zip(STATUSES) {
                 let status = if status == 0 { "other".to_owned() } else { status.to_string() };
@@ -194,8 +221,7 @@ impl Collector for CellCollector {
             }
         }
         for (name, help, read) in COUNTERS {
-            let mut family =
-                encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (cells, id) in self.cells.iter().zip(&self.core_ids) {
                 let labels = [("core", id.to_string())];
                 ConstCounter::new(read(cells)).encode(family.encode_family(&labels)?)?;
@@ -209,9 +235,12 @@ impl Collector for CellCollector {
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
         }
-        self.encode_latency(&mut encoder, "request_latency", "From a request's head to its answer", |c| {
-            &c.request_latency
-        })?;
+        self.encode_latency(
+            &mut encoder,
+            "request_latency",
+            "From a request's head to its answer",
+            |c| &c.request_latency,
+        )?;
         self.encode_latency(&mut encoder, "put_latency", "Each attempt to store a payload", |c| {
             &c.put_latency
         })
@@ -236,7 +265,9 @@ impl CellCollector {
             let count = buckets.iter().map(|(_, n)| n).sum();
             let sum = latency.sum_us.value() as f64 / 1e6;
             let labels = [("core", id.to_string())];
-            family.encode_family(&labels)?.encode_histogram::<()>(sum, count, &buckets, None)?;
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
         Ok(())
     }

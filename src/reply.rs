@@ -22,7 +22,10 @@ pub enum Answer {
     TooLarge(String),
     UnsupportedEncoding,
     /// No room now; nothing of the request was admitted.
-    Unavailable { error: String, retry_after_s: u64 },
+    Unavailable {
+        error: String,
+        retry_after_s: u64,
+    },
     /// The ring has closed: this server takes nothing more.
     Stopping,
 }
@@ -31,7 +34,9 @@ impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Answer {
         let error = refusal.to_string();
         match refusal {
-            Refusal::TooManyPayloads { .. } | Refusal::TooManyBytes { .. } => Answer::TooLarge(error),
+            Refusal::TooManyPayloads { .. } | Refusal::TooManyBytes { .. } => {
+                Answer::TooLarge(error)
+            }
             Refusal::Full { retry_after_s } => Answer::Unavailable { error, retry_after_s },
             Refusal::Closed => Answer::Stopping,
         }

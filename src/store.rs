@@ -7,8 +7,10 @@ pub mod faulty;
 pub mod file;
 
 use std::fmt;
+use std::path::PathBuf;
 
-use crate::job::Payload;
+use crate::job::{Origin, Payload};
+use faulty::{FaultPlan, Faulty};
 
 /// What a failed put means for the payload, and for everything behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,29 @@ impl Store {
             Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
             Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
+        }
+    }
+}
+
+/// What a core makes its own store from: prepared once on the control executor, sent to every core.
+#[derive(Clone)]
+pub enum StoreSeed {
+    File(PathBuf),
+    Null,
+}
+
+impl StoreSeed {
+    /// The store of the core that `origin` names; call it on that core's executor. `plan` wraps it in faults.
+    pub fn build(self, origin: &Origin, plan: Option<FaultPlan>, stream: usize) -> Store {
+        let store = match self {
+            StoreSeed::File(root) => {
+                Store::File(file::FileStore::new(root, &format!("{}-{}", origin.node, origin.core)))
+            }
+            StoreSeed::Null => Store::Null,
+        };
+        match plan {
+            Some(plan) => Store::Faulty(Box::new(Faulty::new(store, plan, stream as u64))),
+            None => store,
         }
     }
 }

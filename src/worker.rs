@@ -76,7 +76,8 @@ async fn attempt(core: &Core, key: &str, job: &Job) -> Result<(), PutError> {
     let deadline = core.config.put_timeout;
     let timeout = async {
         Timer::new(deadline).await;
-        let text = format!("no answer within PUT_TIMEOUT ({})", humantime::format_duration(deadline));
+        let text =
+            format!("no answer within PUT_TIMEOUT ({})", humantime::format_duration(deadline));
         Err(PutError::new(Class::Transient, "Timeout", text))
     };
     let outcome = core.store.put(key, &job.payload).or(timeout).await;
@@ -207,7 +208,11 @@ mod tests {
         let cells = &crate::metrics::cells(1)[0];
         let health = Health::new(cells, Instant::now());
         health.failed(&PutError::new(Class::Object, "InvalidArgument", ""));
-        assert_eq!(cells.store_failing_since.value(), 0, "one bad object says nothing of the store");
+        assert_eq!(
+            cells.store_failing_since.value(),
+            0,
+            "one bad object says nothing of the store"
+        );
         health.failed(&PutError::new(Class::StoreWide, "NoSuchBucket", ""));
         assert_ne!(cells.store_failing_since.value(), 0);
         health.succeeded(Instant::now());

@@ -43,12 +43,14 @@ impl FaultPlan {
     pub fn parse(text: &str) -> Result<FaultPlan, String> {
         let mut plan = FaultPlan::default();
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-            let (name, value) = item.split_once('=').ok_or(format!("`{item}` is not name=value"))?;
+            let (name, value) =
+                item.split_once('=').ok_or(format!("`{item}` is not name=value"))?;
             let share = || match value.parse::<f64>() {
                 Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
                 _ => Err(format!("`{item}`: {name} is a probability from 0 to 1")),
             };
-            let number = || value.parse().map_err(|_| format!("`{item}`: {name} is a whole number"));
+            let number =
+                || value.parse().map_err(|_| format!("`{item}`: {name} is a whole number"));
             match name {
                 "seed" => plan.seed = number()?,
                 "transient" => plan.transient = share()?,
@@ -86,7 +88,8 @@ pub struct Faulty {
 impl Faulty {
     /// `stream` separates the sequences of several cores with one seed.
     pub fn new(inner: Store, plan: FaultPlan, stream: u64) -> Faulty {
-        let rng = fastrand::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
+        let rng =
+            fastrand::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
         Faulty { inner, plan, rng: RefCell::new(rng), puts: Cell::new(0) }
     }
 
@@ -104,7 +107,8 @@ impl Faulty {
             dice -= share;
             hit
         };
-        let failed = |class| Err(PutError::new(class, "Injected", format!("a seeded {class} fault")));
+        let failed =
+            |class| Err(PutError::new(class, "Injected", format!("a seeded {class} fault")));
         if happens(self.plan.transient) {
             return failed(Class::Transient);
         }

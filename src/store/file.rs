@@ -67,7 +67,8 @@ impl FileStore {
         let parent = path.parent().expect("a key has at least one component").to_owned();
         let directory = self.directory(parent).await.map_err(classify)?;
         let number = self.next_temporary.replace(self.next_temporary.get() + 1);
-        let temporary = self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix));
+        let temporary =
+            self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix));
         let guard = RemoveOnDrop(Some(temporary));
         let temporary = guard.0.as_deref().expect("set above");
         let written = async {
@@ -166,7 +167,10 @@ impl RemoveOnDrop {
 }
 
 impl Drop for RemoveOnDrop {
-    #[expect(clippy::disallowed_methods, reason = "one unlink on an error path; a drop cannot await")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one unlink on an error path; a drop cannot await"
+    )]
     fn drop(&mut self) {
         if let Some(path) = self.0.take() {
             // It may not exist yet; what is left behind is removed at a later start.
