@@ -10,5 +10,6 @@ pub mod config;
 pub mod job;
 pub mod limits;
 pub mod parse;
+pub mod preflight;
 pub mod store;
 pub mod tokens;
