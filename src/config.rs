@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::store::faulty::FaultPlan;
+
 mod layers;
 mod settings;
 mod value;
@@ -53,7 +55,7 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     /// Seeded store faults, for tests and game days only; `None` in production.
-    pub faults: Option<String>,
+    pub faults: Option<FaultPlan>,
 }
 
 /// Where payloads go.
@@ -298,7 +300,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         }),
         log: r.take("LOG", value::log_filter),
         log_format: r.take("LOG_FORMAT", value::log_format),
-        faults: r.take("FAULTS", optional(|text| Ok(text.to_owned()))),
+        faults: r.take("FAULTS", optional(FaultPlan::parse)),
     }
 }
 

@@ -81,8 +81,9 @@ pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
             let directory = root.clone();
             let prepared =
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
-            prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok(StoreSeed::File(root.clone()))
+            let root =
+                prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
+            Ok(StoreSeed::File(root))
         }
         StoreUrl::S3 { .. } => Err("S3 is not built yet".to_owned()),
     }
@@ -250,12 +251,6 @@ impl Server {
     fn announce(&self, address: Option<SocketAddr>, admin: Option<SocketAddr>, epoch: Instant) {
         let config = &self.config;
         let listen = address.unwrap_or(config.listen);
-        if config.store == StoreUrl::Null {
-            tracing::warn!("STORE is null: every payload is thrown away; for benchmarks only");
-        }
-        if let Some(faults) = &config.faults {
-            tracing::warn!(faults, "FAULTS is set: puts will fail on purpose");
-        }
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = %format_args!("http://{listen}/payloads"),

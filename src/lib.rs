@@ -26,9 +26,10 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod limits;
-// pub mod preflight;
+pub mod preflight;
 
 pub mod control;
 pub mod shard;

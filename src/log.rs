@@ -1,5 +1,6 @@
 //! Log set-up, and the brake for errors that repeat.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
@@ -14,7 +15,9 @@ pub fn start(directives: &str, format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::builder().parse(directives).map_err(|e| format!("LOG: {e}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Text => {
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init()
+        }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use millrace::cli::{self, Command};
 use millrace::config::Config;
 use millrace::control::{self, Exit};
+use millrace::{commands, preflight};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,13 +23,40 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::from(Exit::Refused as u8);
     }
-    let exit = match invocation.command {
-        Command::Serve => control::on_executor(control::serve(config)),
-        _ => Err("not built yet".to_owned()),
-    };
-    let exit = exit.unwrap_or_else(|error| {
+    let exit = run(invocation.command, config).unwrap_or_else(|error| {
         tracing::error!("{error}");
         Exit::Refused
     });
     ExitCode::from(exit as u8)
+}
+
+fn run(command: Command, config: Config) -> Result<Exit, String> {
+    match command {
+        Command::Serve => {
+            let findings = preflight::run(&config);
+            for finding in &findings {
+                finding.log();
+            }
+            if preflight::failed(&findings) {
+                return Err("not started: see the findings above, or run `millrace check`".into());
+            }
+            control::on_executor(control::serve(config))
+        }
+        Command::Check => {
+            let findings = preflight::run(&config);
+            if preflight::failed(&findings) {
+                print!("{}", preflight::table(&findings));
+                return Ok(Exit::Refused);
+            }
+            control::on_executor(commands::check(&config, findings))
+        }
+        Command::DeadLetterLs => commands::list_letters(&config),
+        Command::DeadLetterReplay => {
+            let findings = preflight::for_replay(&config);
+            if preflight::failed(&findings) {
+                return Err(preflight::table(&findings));
+            }
+            control::on_executor(commands::replay_letters(&config))?
+        }
+    }
 }

@@ -259,7 +259,7 @@ impl CellCollector {
             encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let latency = pick(cells);
-            let bounds = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+            let bounds = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> =
                 bounds.zip(latency.buckets.iter().map(Cell64::value)).collect();
             let count = buckets.iter().map(|(_, n)| n).sum();

@@ -34,7 +34,7 @@ use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
 use crate::parse::Scratch;
 use crate::ring::Ring;
-use crate::store::faulty::{ConnFaults, FaultPlan};
+use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
 use crate::tokens::TokenSet;
 use crate::worker::{Health, lose, worker_loop};
@@ -98,8 +98,7 @@ impl Core {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         let ring = Rc::new(Ring::new(limits.ring_slots));
-        let plan =
-            config.faults.as_deref().map(|text| FaultPlan::parse(text).expect("checked at start"));
+        let plan = config.faults.clone();
         let origin = Origin { node: config.node_id.clone(), core: setup.core_id };
         Rc::new(Core {
             cells,

@@ -42,7 +42,8 @@ pub enum TokensError {
 }
 
 impl TokenSet {
-    /// Reads one token per line; white space around it, blank lines, lines beginning with `#` and repetitions are ignored.
+    /// Reads one token per line; white space around it, blank lines, lines beginning with `#` and repetitions
+    /// are ignored.
     ///
     /// # Errors
     /// What is wrong with the file and on which line, without the file's name.

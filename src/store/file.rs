@@ -47,8 +47,11 @@ impl FileStore {
 
     /// Creates the directory and removes what dead processes left half written. Blocks: for the time before the cores
     /// start.
+    ///
+    /// Returns the directory as an absolute path: glommio opens nothing else.
     #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
-    pub fn prepare(root: &Path) -> io::Result<()> {
+    pub fn prepare(root: &Path) -> io::Result<PathBuf> {
+        let root = std::path::absolute(root)?;
         let temporary = root.join(TEMPORARY);
         std::fs::create_dir_all(&temporary)?;
         for entry in std::fs::read_dir(&temporary)? {
@@ -58,7 +61,7 @@ impl FileStore {
                 std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(())
+        Ok(root)
     }
 
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
