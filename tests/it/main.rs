@@ -1,0 +1,11 @@
+//! Scenarios against the real binary over real sockets; one file per scenario, `support` for what they share.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests block: they are not on a core"
+)]
+
+mod support;
+
+mod smoke;
