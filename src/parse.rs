@@ -11,6 +11,12 @@
 //! costs a load and an add per entry and needs neither the tape nor a scan of string contents, and
 //! it is complete whenever the document is valid, also where the second stage gave up on a number.
 //! The tape is never read: its strings are unescaped in a copy, its numbers rounded.
+//!
+//! Measured (AVX2, shared 2-core machine, median of 15 rounds) on a 1.8 kB collection of 10 payloads
+//! with 493 marks: 2.7 µs (670 MB/s), of which `simd-json` with its copy takes 2.4 µs and the walk
+//! 0.3 µs; 3.2 µs with a second look, 4.1 µs to refuse a missing last brace. For comparison
+//! `serde_json` into a struct of `RawValue`s, without the depth rule: 2.1 µs. Reading the padded copy
+//! in place and letting `simd-json` copy it again cost the same, as do its number parsing features.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -39,7 +45,9 @@ pub struct Collection<'body, 'scratch> {
 /// A byte range of the body, half-open and never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// Offset of the first byte.
     pub start: u32,
+    /// Offset behind the last byte.
     pub end: u32,
 }
 
@@ -141,12 +149,14 @@ pub fn parse<'body, 'scratch>(
     Ok(Collection { version, token, payloads: &scratch.payloads })
 }
 
-/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body needs
-/// about 7 MiB; 1 MiB of `1,1,1,…` needs 34 MiB (copy 1, unescaping 1, index 2 B × 2, tape 24 per
-/// entry, spans 4), which is given back at once.
-const SCRATCH_KEPT_BYTES_MAX: usize = 8 << 20;
+/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body, with a
+/// mark every 4 bytes, needs about 10 MiB; the densest, 1 MiB of `1,1,1,…`, has 2^20 marks and needs
+/// 34 MiB: copy 1, unescaping 1, index 4 (4 B a mark), tape 24 (room for a node a mark), spans 4
+/// (8 B each). What is over the line is given back before `parse` returns.
+const SCRATCH_KEPT_BYTES_MAX: usize = 12 << 20;
 
-/// Spans kept between two bodies. They outlive the parse, so they are given back at the next one.
+/// Spans kept between two bodies. The caller still reads them after the parse, so what is over the
+/// line is given back at the start of the next one.
 const PAYLOADS_KEPT_MAX: usize = 64 << 10;
 
 /// One core's working memory, so that parsing a body allocates nothing once it has warmed up.
@@ -270,31 +280,27 @@ impl<'body, 'index> Walk<'body, 'index> {
             return Err(ParseError::NotAnObject(self.position(first)));
         }
         let mut found = Envelope::default();
-        let mut data_seen = false;
+        let mut seen = [false; 3];
 
         let mut mark = self.mark();
         while mark.byte != b'}' {
             let key = mark;
             let member = self.key(key);
+            if let Some(member) = member
+                && mem::replace(&mut seen[member as usize], true)
+            {
+                return Err(ParseError::GivenTwice { member, at: self.position(key) });
+            }
             let value = self.mark();
             let separator = match member {
                 None => self.value(value).1,
-                Some(Member::Data) => {
-                    self.first_time(!mem::replace(&mut data_seen, true), Member::Data, key)?;
-                    self.elements(value, payloads)?
-                }
-                Some(Member::Version) => {
-                    self.first_time(found.version.is_none(), Member::Version, key)?;
-                    self.string(value, Member::Version, &mut found.version)?
-                }
-                Some(Member::Token) => {
-                    self.first_time(found.token.is_none(), Member::Token, key)?;
-                    self.string(value, Member::Token, &mut found.token)?
-                }
+                Some(Member::Data) => self.elements(value, payloads)?,
+                Some(Member::Version) => self.string(value, Member::Version, &mut found.version)?,
+                Some(Member::Token) => self.string(value, Member::Token, &mut found.token)?,
             };
             mark = if separator.byte == b',' { self.mark() } else { separator };
         }
-        if data_seen { Ok(found) } else { Err(ParseError::DataMissing) }
+        if seen[Member::Data as usize] { Ok(found) } else { Err(ParseError::DataMissing) }
     }
 
     /// A key and its colon: which member it names, however it is escaped.
@@ -309,10 +315,7 @@ impl<'body, 'index> Walk<'body, 'index> {
         }
     }
 
-    fn first_time(&self, first: bool, member: Member, key: Mark) -> Result<(), ParseError> {
-        if first { Ok(()) } else { Err(ParseError::GivenTwice { member, at: self.position(key) }) }
-    }
-
+    /// The value of `version` or `token`, and the mark after it.
     fn string(
         &mut self,
         value: Mark,
@@ -643,17 +646,17 @@ mod tests {
 
     #[test]
     fn nesting_is_counted_over_the_whole_body() {
-        let nested = |levels: usize, open: &str, leaf: &str, close: &str| {
-            format!("{{\"data\":[{}{leaf}{}]}}", open.repeat(levels), close.repeat(levels))
+        // What comes first decides who counts: 1e400 is beyond simd-json.
+        let nested = |levels: usize, open: &str, first: &str, close: &str| {
+            format!("{{\"data\":[{first},{}0{}]}}", open.repeat(levels), close.repeat(levels))
         };
-        // The leaf decides which path is taken: 1e400 is beyond simd-json.
         for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
-            for leaf in ["1", "1e400"] {
-                let deepest = nested(DEPTH_MAX - 2, open, leaf, close);
-                assert_eq!(payloads(&deepest).len(), 1);
-                let place = 10 + (DEPTH_MAX - 2) * open.len();
+            for first in ["1", "1e400"] {
+                let deepest = nested(DEPTH_MAX - 2, open, first, close);
+                assert_eq!(payloads(&deepest).len(), 2);
+                let place = 11 + first.len() + (DEPTH_MAX - 2) * open.len();
                 assert_eq!(
-                    refusal(nested(DEPTH_MAX - 1, open, leaf, close)),
+                    refusal(nested(DEPTH_MAX - 1, open, first, close)),
                     format!("nested deeper than 127 levels at line 1 column {place}"),
                 );
             }
@@ -1051,14 +1054,15 @@ mod properties {
         fn nesting_is_judged_as_serde_json_judges_it(
             opens in prop::collection::vec(select(vec![("[", "]"), ("{\"a\":", "}")]), 120..132),
             leaf in select(vec!["0", "1e400", "\"\\ud800\""]),
+            first in select(vec!["0", "1e400"]),
         ) {
             let open: String = opens.iter().map(|(open, _)| *open).collect();
             let close: String = opens.iter().rev().map(|(_, close)| *close).collect();
-            let body = format!("{{\"data\":[],\"x\":{open}{leaf}{close}}}");
+            let body = format!("{{\"data\":[{first}],\"x\":{open}{leaf}{close}}}");
             let accepted = check(body.as_bytes())?;
-            // For a plain leaf the rule is serde_json's own, not only the oracle's count.
+            // Where all numbers are plain the rule is serde_json's own, not only the oracle's count.
             let limit = serde_json::from_str::<serde_json::Value>(&body);
-            prop_assert!(leaf != "0" || limit.is_ok() == accepted);
+            prop_assert!((leaf, first) != ("0", "0") || limit.is_ok() == accepted);
         }
     }
 }
