@@ -8,4 +8,6 @@
 
 mod support;
 
+mod backpressure;
+mod faults;
 mod smoke;
