@@ -9,5 +9,7 @@
 mod support;
 
 mod backpressure;
+mod dead_letter;
+mod drain;
 mod faults;
 mod smoke;
