@@ -8,7 +8,10 @@
 
 mod support;
 
+mod admin;
 mod backpressure;
+mod bulk;
+mod command_line;
 mod dead_letter;
 mod drain;
 mod faults;
