@@ -52,7 +52,7 @@ pub fn run(target: &Target<'_>, payloads: Option<usize>) {
         ("CORES", cores),
         ("FAULTS", faults.as_str()),
         ("MAX_QUEUE", "500"),
-        ("PUT_TIMEOUT", "3s"),
+        ("PUT_TIMEOUT", "1500ms"),
         ("RETRY_BASE", "5ms"),
         ("RETRY_MAX", "200ms"),
         ("DRAIN_TIMEOUT", "1m"),
