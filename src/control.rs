@@ -345,20 +345,31 @@ impl Server {
 
     /// The stop's summary and what the process exits with.
     fn sum_up(&self, clean: bool) -> Exit {
+        let mut lost = 0;
+        let mut unsynced = 0;
         for (cells, id) in self.cells.iter().zip(&self.config.cores) {
-            let undecided = cells.undecided();
+            let (undecided, written) = cells.undecided_and_unsynced();
             if undecided > 0 {
                 let ended = if cells.is(CoreState::Died) { "died" } else { "did not stop in time" };
                 tracing::error!(core = id, lost = undecided, "payloads lost: their core {ended}");
             }
+            if written > 0 {
+                tracing::error!(
+                    core = id,
+                    dead_lettered = written,
+                    "dead letters written, but the disk did not confirm them in time: \
+                     a power failure before it does loses them"
+                );
+            }
+            lost += undecided + cells.payloads_lost.value();
+            unsynced += written;
         }
         let sum = |read: fn(&metrics::CoreCells) -> u64| self.cells.iter().map(read).sum::<u64>();
-        let lost = sum(|c| c.payloads_lost.value()) + sum(metrics::CoreCells::undecided);
-        let at_stop = sum(|c| c.dead_lettered_at_stop.value());
+        let at_stop = sum(|c| c.dead_lettered_at_stop.value()) + unsynced;
         tracing::info!(
             accepted = sum(|c| c.payloads_accepted.value()),
             stored = sum(|c| c.payloads_stored.value()),
-            dead_lettered = sum(|c| c.payloads_dead_lettered.value()),
+            dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced,
             dead_lettered_at_stop = at_stop,
             lost,
             "stopped"

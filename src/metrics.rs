@@ -107,6 +107,8 @@ pub struct CoreCells {
     pub payloads_dead_lettered: Cell64,
     /// Of those, the ones a stop left unstored; they decide the exit status.
     pub dead_lettered_at_stop: Cell64,
+    /// Dead letters written by the stop whose sync is still running: they survive this process, but not yet the host.
+    pub unsynced_at_stop: Cell64,
     pub payloads_lost: Cell64,
     pub connections_accepted: Cell64,
     pub accept_errors: Cell64,
@@ -138,12 +140,14 @@ impl CoreCells {
         self.requests[at].inc();
     }
 
-    /// Payloads whose fate is not decided yet, as far as the counters know.
-    pub fn undecided(&self) -> u64 {
+    /// Payloads whose fate is not decided, as far as the counters know, and those of a stop that are written to the dead
+    /// letter but not synced. A core that goes on meanwhile is read once per cell, so the first may be low, never high.
+    pub fn undecided_and_unsynced(&self) -> (u64, u64) {
+        let unsynced = self.unsynced_at_stop.value();
         let decided = self.payloads_stored.value()
             + self.payloads_dead_lettered.value()
             + self.payloads_lost.value();
-        self.payloads_accepted.value().saturating_sub(decided)
+        (self.payloads_accepted.value().saturating_sub(decided + unsynced), unsynced)
     }
 }
 

@@ -382,14 +382,18 @@ fn bury_rest(core: &Core, exit: Instant) {
     if unsynced.is_empty() {
         return;
     }
+    // The sync waits for all else this disk is busy with; should it not end in time, control says what is at stake.
+    let cells = core.cells;
+    cells.unsynced_at_stop.set(unsynced.len() as u64);
     match core.dead_letters.sync() {
         Ok(()) => {
-            core.cells.payloads_dead_lettered.add(unsynced.len() as u64);
-            core.cells.dead_lettered_at_stop.add(unsynced.len() as u64);
+            cells.payloads_dead_lettered.add(unsynced.len() as u64);
+            cells.dead_lettered_at_stop.add(unsynced.len() as u64);
         }
         Err(error) => {
             let why = format!("its dead letter could not be synced: {error}");
-            unsynced.iter().for_each(|key| lose(core.cells, key, &why));
+            unsynced.iter().for_each(|key| lose(cells, key, &why));
         }
     }
+    cells.unsynced_at_stop.set(0);
 }

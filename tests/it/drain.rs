@@ -138,25 +138,21 @@ fn a_stalled_store_ends_in_dead_letters_in_time_and_a_replay_stores_each_once() 
         ("PUT_TIMEOUT", "10m"),
         ("RETRY_BASE", "1ms"),
         ("MAX_WORKERS", "4"),
-        ("DRAIN_TIMEOUT", "3s"),
+        ("DRAIN_TIMEOUT", "4s"),
     ]);
     let payloads = numbered(0..60);
     assert_eq!(server.post(collection(&payloads)).status, 200);
     wait_for("some unconfirmed objects", || !server.stored().is_empty());
-    let replay = {
-        let mut command = server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "")]);
-        move || command.output().unwrap()
-    };
-    let mut replay = replay;
+    let mut replay = server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "")]);
     let signalled = Instant::now();
     let stopped = server.stop();
-    assert!(signalled.elapsed() < Duration::from_secs(3) + SOON / 2, "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < Duration::from_secs(4) + SOON / 2, "{:?}", signalled.elapsed());
     assert_eq!((stopped.status, stopped.accepted, stopped.lost), (1, 60, 0));
     assert_eq!(stopped.stored + stopped.dead_lettered, 60);
     let letters = dead_letters(&stopped.dir.path().join("dead-letter"));
     assert_eq!(letters.len() as u64, stopped.dead_lettered);
     assert!(letters.iter().all(|(meta, _)| meta["error"].as_str().unwrap().contains("Stopped")));
-    let output = replay();
+    let output = replay.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let stored = files(&stopped.dir.path().join("data"));
     assert_eq!(contents(&stored), sorted(&payloads), "each accepted payload exactly once");
