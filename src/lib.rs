@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod aws;
 pub mod config;
 pub mod job;
 pub mod limits;

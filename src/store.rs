@@ -1,5 +1,14 @@
 //! The store seam: one `put` per object, and one table that says what a failure means.
 
+pub mod classify;
+pub mod clock;
+pub(crate) mod connector;
+pub mod dial;
+pub(crate) mod keys;
+pub(crate) mod pool;
+pub mod s3;
+pub(crate) mod tls;
+
 use crate::job::Payload;
 
 /// What a failed put means for the payload, and for everything behind it.
@@ -25,14 +34,16 @@ pub struct PutError {
 /// Where payloads go. Keys are relative to the store's own prefix.
 pub enum Store {
     Null,
+    S3(s3::S3Store),
 }
 
 impl Store {
     /// Stores `payload` under `key`; `Ok` means the store confirmed it. One attempt, no retry, no deadline:
     /// the worker owns both and may drop the future at any time.
-    pub async fn put(&self, _key: &str, _payload: &Payload) -> Result<(), PutError> {
+    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
         match self {
             Store::Null => Ok(()),
+            Store::S3(s3) => s3.put(key, payload).await,
         }
     }
 }

@@ -1,0 +1,105 @@
+//! What every store must do, run on every store: bytes come back as they went in, under the key they were given.
+//!
+//! [`conformance`] knows nothing of S3; the tests below plug stores in, each with its own way to read back.
+
+use aws_credential_types::Credentials;
+use millrace::aws::Overrides;
+use millrace::store::Store;
+use millrace::store::s3::S3Store;
+
+use crate::support::s3::{BUCKET, S3Server};
+use crate::support::s3_client::{on_executor, options, payload, store_at, store_with, target};
+
+/// Keys that some layer could spoil: escaping, signing, splitting.
+const AWKWARD_KEYS: &[&str] = &[
+    "plain.json",
+    "with space",
+    "plus+sign",
+    "percent%41%2Fnot-an-escape",
+    "question?mark=1&and=2",
+    "hash#fragment",
+    "quote'double\"back`tick",
+    "brackets[1]{2}(3)<4>",
+    "colon:semi;comma,at@eq=dollar$bang!star*tilde~pipe|caret^",
+    "back\\slash",
+    "dots..and...more.",
+    "folder/deeper/than this/key",
+    "größe-ключ-鍵-🔑",
+    "-leading-dash",
+    "1700000000000000000-00ff00ff00ff00ff-0-1.json",
+];
+
+/// Puts, overwrites and reads back; `read` gets a key below the store's own prefix.
+async fn conformance(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
+    for key in AWKWARD_KEYS {
+        let bytes = format!("{{\"key\":{key:?}}}").into_bytes();
+        store.put(key, &payload(bytes.clone())).await.unwrap_or_else(|e| panic!("{key}: {e}"));
+        assert_eq!(read(key).await.as_deref(), Some(&bytes[..]), "{key}");
+    }
+    // s3s-fs writes the key into a file name, in base64.
+    let long = "k".repeat(120);
+    store.put(&long, &payload("long")).await.expect("a long key");
+    assert_eq!(read(&long).await.as_deref(), Some(&b"long"[..]));
+
+    store.put("empty", &payload("")).await.expect("an empty object");
+    assert_eq!(read("empty").await.as_deref(), Some(&b""[..]));
+
+    let large: Vec<u8> = (0..10_000_000u32).map(|i| (i ^ (i >> 8)) as u8).collect();
+    store.put("large", &payload(large.clone())).await.expect("a 10 MB object");
+    assert!(read("large").await == Some(large), "10 MB came back otherwise");
+
+    store.put("twice", &payload("first, and longer")).await.expect("a first put");
+    store.put("twice", &payload("second")).await.expect("the same key again");
+    assert_eq!(read("twice").await.as_deref(), Some(&b"second"[..]));
+}
+
+#[test]
+fn s3_in_process() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        conformance(&Store::S3(store), async |key: &str| server.object(key)).await;
+    });
+    // Every answer was read to its end and every connection used again.
+    assert_eq!(server.accepted_connections(), 1);
+}
+
+#[test]
+fn s3_in_process_under_a_prefix() {
+    let server = S3Server::start();
+    on_executor(async {
+        let mut target = target(options());
+        target.prefix = "a folder/and-".into();
+        let overrides = crate::support::s3_client::overrides(&server);
+        let (_aws, store) = store_at(target, overrides).await;
+        let read = async |key: &str| server.object(&format!("a folder/and-{key}"));
+        conformance(&Store::S3(store), read).await;
+    });
+}
+
+/// Against any endpoint: `S3_TEST_ENDPOINT`, `S3_TEST_BUCKET` (default `payloads`) and the usual AWS variables.
+#[test]
+fn s3_named_by_the_environment() {
+    let Ok(endpoint) = std::env::var("S3_TEST_ENDPOINT") else {
+        eprintln!("skipped: S3_TEST_ENDPOINT is not set");
+        return;
+    };
+    on_executor(async {
+        let mut target = target(options());
+        target.bucket = std::env::var("S3_TEST_BUCKET").unwrap_or_else(|_| BUCKET.into());
+        target.prefix = format!("millrace-suite-{}/", std::process::id());
+        let overrides = Overrides {
+            endpoint_url: (!endpoint.is_empty()).then_some(endpoint),
+            credentials: None::<Credentials>,
+            ..Overrides::default()
+        };
+        let (aws, store) = store_at(target.clone(), overrides).await;
+        let reader = S3Store::new(aws.shared(), 1);
+        let read = async |key: &str| {
+            let get = reader.client().get_object().bucket(&target.bucket);
+            let got = get.key(format!("{}{key}", target.prefix)).send().await.ok()?;
+            Some(got.body.collect().await.ok()?.to_vec())
+        };
+        conformance(&Store::S3(store), read).await;
+    });
+}
