@@ -1,8 +1,10 @@
-//! The AWS side of the control executor: where the bucket is, who we are, and what cores may know of it.
+//! The AWS side of the control executor: where the bucket is, who we are, and what cores may know
+//! of it.
 //!
-//! One provider chain for the process, run by `aws-config` with our own connector and timers; no tokio runtime. Its file
-//! reads block, so it lives here and never on a core. Cores get an [`AwsShared`]: settings that never change,
-//! and snapshots (credentials, addresses) that only control writes.
+//! One provider chain for the process, run by `aws-config` with our own connector and timers; no
+//! tokio runtime. Its file reads block, so it lives here and never on a core. Cores get an
+//! [`AwsShared`]: settings that never change, and snapshots (credentials, addresses) that only
+//! control writes.
 
 mod chain;
 pub mod names;
@@ -201,7 +203,8 @@ impl AwsShared {
         self.keys.clone()
     }
 
-    /// Asks control for credentials newer than `generation`. Only after a failure, never per payload.
+    /// Asks control for credentials newer than `generation`. Only after a failure, never per
+    /// payload.
     pub fn want_newer_keys(&self, generation: u64) {
         self.wanted.fetch_max(generation, Ordering::Relaxed);
     }

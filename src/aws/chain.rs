@@ -1,7 +1,8 @@
 //! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
 //!
-//! Failures never remove credentials: the old ones stay published until newer ones are there. Tries are spaced by a
-//! bounded backoff, and a request from a core never makes them denser than [`ASKED_SPACING`].
+//! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
+//! are spaced by a bounded backoff, and a request from a core never makes them denser than
+//! [`ASKED_SPACING`].
 
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -26,7 +27,8 @@ use crate::store::connector::{GlommioHttp, GlommioSleep, with_sources};
 use crate::store::dial::Origin;
 use crate::store::pool::Pool;
 
-/// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes seconds.
+/// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
+/// seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bound on one refresh: the services' own clients wait without limit for an answer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -162,6 +164,10 @@ impl Chain {
 fn place(config: &SdkConfig, bucket: &str) -> Result<Place, StartError> {
     let endpoint = s3_endpoint(config);
     if let Some(url) = &endpoint {
+        // A password in it would end up in every message that names the endpoint.
+        if let Some((_, host)) = url.rsplit_once('@') {
+            return Err(StartError::BadEndpoint { url: format!("…@{host}") });
+        }
         let usable = url.parse().is_ok_and(|uri| Origin::of(&uri).is_some());
         if !usable {
             return Err(StartError::BadEndpoint { url: url.clone() });

@@ -1,8 +1,9 @@
 //! Host names to addresses, resolved on the control executor and published as snapshots.
 //!
-//! Cores never call a resolver. They read the snapshot when they open a connection, and a host that is not in it
-//! yet is asked for through a small bounded set and waited for, within the caller's connect timeout.
-//! Every known host is resolved again each [`ROUND`]; a failed round keeps the last good answer.
+//! Cores never call a resolver. They read the snapshot when they open a connection, and a host that
+//! is not in it yet is asked for through a small bounded set and waited for, within the caller's
+//! connect timeout. Every known host is resolved again every 30 s; a failed round keeps the last
+//! good answer.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -46,7 +47,8 @@ struct Entry {
 }
 
 impl Names {
-    /// A table that starts with `fixed` hosts, which are never resolved (ports other than 0 win over the origin's).
+    /// A table that starts with `fixed` hosts, which are never resolved (ports other than 0 win
+    /// over the origin's).
     pub fn new(fixed: Vec<(String, Vec<SocketAddr>)>) -> Arc<Names> {
         let table = fixed
             .into_iter()

@@ -1,8 +1,8 @@
 //! What a failed put means: the one table that every S3 client passes its failures through.
 //!
-//! By the store's error code first, then by status. What is in neither is taken for store-wide: holding a payload
-//! that could have been dead-lettered costs a worker for `RETRY_FOR`, dead-lettering one that a corrected setting
-//! would have stored costs the payload.
+//! By the store's error code first, then by status. What is in neither is taken for store-wide:
+//! holding a payload that could have been dead-lettered costs a worker for `RETRY_FOR`,
+//! dead-lettering one that a corrected setting would have stored costs the payload.
 
 use super::dial::LinkError;
 use super::{Class, PutError};
@@ -62,7 +62,8 @@ pub fn reply(status: u16, code: &str) -> Class {
         return *class;
     }
     match status {
-        // A key service that is down or slow is no reason to wait for an operator, its refusals are.
+        // A key service that is down or slow is no reason to wait for an operator, its refusals
+        // are.
         _ if code.starts_with("KMS.") && code.contains("Throttling") => Class::Transient,
         // No such feature at this store: an option must change.
         501 => Class::StoreWide,
@@ -109,7 +110,7 @@ pub fn reply_error(status: u16, code: Option<&str>, message: Option<&str>) -> Pu
     PutError { class, code: shown, message }
 }
 
-/// One line of at most [`MESSAGE_BYTES_MAX`] bytes, without control characters.
+/// One line of at most 400 bytes, without control characters.
 pub fn bounded(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(MESSAGE_BYTES_MAX));
     for c in text.trim().chars() {

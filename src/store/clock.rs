@@ -1,6 +1,7 @@
 //! This core's idea of the store's time, for signing.
 //!
-//! Each core learns its own offset from the store's refusal; nothing is shared, and without a refusal it is zero.
+//! Each core learns its own offset from the store's refusal; nothing is shared, and without a
+//! refusal it is zero.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
 
-/// This core's distance from the store's clock, learnt from a refusal. Written and read by one core.
+/// This core's distance from the store's clock, learnt from a refusal. Written and read by one
+/// core.
 #[derive(Clone, Debug, Default)]
 pub struct ClockOffset {
     /// Shared by this core's clones.

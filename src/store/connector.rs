@@ -1,11 +1,13 @@
-//! The bridge between the AWS SDK and this core: its HTTP client, its sleep, and the one place where
-//! values that never leave their thread are passed off as `Send`.
+//! The bridge between the AWS SDK and this core: its HTTP client, its sleep, and the one place
+//! where values that never leave their thread are passed off as `Send`.
 //!
-//! The SDK asks for `Send + Sync`; glommio's types are neither. [`CoreLocal`] wraps them in a `SendWrapper`, which
-//! panics rather than let one be used or dropped on another thread. No other file does this.
+//! The SDK asks for `Send + Sync`; glommio's types are neither. [`CoreLocal`] wraps them in a
+//! `SendWrapper`, which panics rather than let one be used or dropped on another thread. No other
+//! file does this.
 //!
-//! Invariant: a connection belongs either to one request or to the pool, and owns its task. Dropping the
-//! request (a put that timed out) closes the socket; only a connection that is ready for another request is kept.
+//! Invariant: a connection belongs either to one request or to the pool, and owns its task.
+//! Dropping the request (a put that timed out) closes the socket; only a connection that is ready
+//! for another request is kept.
 
 use std::fmt;
 use std::ops::Deref;
@@ -63,7 +65,8 @@ impl AsRef<[u8]> for CoreLocal<Payload> {
     }
 }
 
-/// The payload's bytes for the SDK, without a copy; the payload lives until the last clone is dropped.
+/// The payload's bytes for the SDK, without a copy; the payload lives until the last clone is
+/// dropped.
 pub(crate) fn payload_body(payload: &Payload) -> SdkBody {
     SdkBody::from(Bytes::from_owner(CoreLocal::new(payload.clone())))
 }
@@ -155,7 +158,8 @@ async fn prepare(
     Ok((origin, http::Request::from_parts(parts, Full::new(body))))
 }
 
-/// One request on one connection, or on a second one if the first was kept alive and turned out dead.
+/// One request on one connection, or on a second one if the first was kept alive and turned out
+/// dead.
 struct Exchange {
     pool: Rc<Pool>,
     origin: Origin,

@@ -1,7 +1,8 @@
 //! From an origin to a connected byte stream: addresses, TCP, TLS, all within one connect timeout.
 //!
-//! Both S3 clients connect here. Names are never resolved here: they come from the control executor's
-//! snapshot (`aws::names`), because `getaddrinfo` would stop the core. A dropped dial closes its socket.
+//! Both S3 clients connect here. Names are never resolved here: they come from the control
+//! executor's snapshot (`aws::names`), because `getaddrinfo` would stop the core. A dropped dial
+//! closes its socket.
 
 use std::cell::Cell;
 use std::io;
@@ -91,12 +92,23 @@ impl Dialer {
 
     /// Connects to `origin` within `timeout`, resolution and TLS handshake included.
     pub async fn dial(&self, origin: &Origin, timeout: Duration) -> Result<Wire, LinkError> {
+        let late = || {
+            let Origin { host, port, .. } = origin.clone();
+            LinkError::ConnectTimeout { host, port, after: timeout }
+        };
         let give_up = async {
             Timer::new(timeout).await;
-            let Origin { host, port, .. } = origin.clone();
-            Err(LinkError::ConnectTimeout { host, port, after: timeout })
+            Err(late())
         };
-        future::or(self.dial_unbounded(origin, Instant::now() + timeout), give_up).await
+        match future::or(self.dial_unbounded(origin, Instant::now() + timeout), give_up).await {
+            // The last address's share ran out just before the whole did.
+            Err(LinkError::Unreachable { source, .. })
+                if source.kind() == io::ErrorKind::TimedOut =>
+            {
+                Err(late())
+            }
+            outcome => outcome,
+        }
     }
 
     async fn dial_unbounded(&self, origin: &Origin, deadline: Instant) -> Result<Wire, LinkError> {

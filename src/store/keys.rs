@@ -1,6 +1,7 @@
 //! A core's view of control's credentials: read per request, without an atomic read-modify-write.
 //!
-//! The snapshot is copied once per publication, so that cores share not even a reference count of it.
+//! The snapshot is copied once per publication, so that cores share not even a reference count of
+//! it.
 
 use std::cell::RefCell;
 use std::rc::Rc;

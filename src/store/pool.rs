@@ -1,7 +1,8 @@
 //! One core's kept-alive HTTP/1.1 connections, last used first.
 //!
-//! Bounded per origin by [`Pool::new`]'s `idle_max` and in age by [`IDLE_TIMEOUT`]; never shared between cores. A
-//! connection runs on a task of its own, which it owns: dropping the connection ends the task and closes the socket.
+//! Bounded per origin by [`Pool::new`]'s `idle_max` and in age by [`IDLE_TIMEOUT`]; never shared
+//! between cores. A connection runs on a task of its own, which it owns: dropping the connection
+//! ends the task and closes the socket.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,7 +22,8 @@ use super::dial::{Dialer, LinkError, Origin};
 /// A connection idle for longer is closed, not reused: stores close theirs soon after.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection whose answer came before its request was fully sent may take to become reusable.
+/// How long a connection whose answer came before its request was fully sent may take to become
+/// reusable.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One connection and the task that moves its bytes.

@@ -1,8 +1,8 @@
 //! The `s3://` store on `aws-sdk-s3`, on its own core: own connector, own pool, own clock offset.
 //!
-//! One attempt per put: the SDK's retries, timeouts, identity cache and clock correction are off, the worker owns retry
-//! and deadline. Bodies are in memory, so a checksum is a header, never a trailer. Credentials come from
-//! control's snapshot; nothing here waits for a provider.
+//! One attempt per put: the SDK's retries, timeouts, identity cache and clock correction are off,
+//! the worker owns retry and deadline. Bodies are in memory, so a checksum is a header, never a
+//! trailer. Credentials come from control's snapshot; nothing here waits for a provider.
 
 pub mod probe;
 
@@ -44,7 +44,8 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// A store for this executor. At most `idle_max` idle connections are kept: as many as there are workers.
+    /// A store for this executor. At most `idle_max` idle connections are kept: as many as there
+    /// are workers.
     pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> S3Store {
         let dialer = Dialer::new(shared.names.clone(), &shared.tls);
         let pool = Pool::new(dialer, idle_max);
@@ -54,8 +55,8 @@ impl S3Store {
         S3Store { shared, client, keys, clock, pool }
     }
 
-    /// Stores `payload` under the prefix and `key`. One attempt; a temporary redirect is followed once.
-    /// Dropping the future closes its connection.
+    /// Stores `payload` under the prefix and `key`. One attempt; a temporary redirect is followed
+    /// once. Dropping the future closes its connection.
     ///
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
@@ -168,6 +169,12 @@ type PutResult = Result<(), SdkError<PutObjectError, HttpResponse>>;
 
 fn client(shared: &AwsShared, pool: &Rc<Pool>, keys: &SnapshotKeys, clock: &ClockOffset) -> Client {
     let place = shared.place();
+    // An algorithm named on the request is ignored under `WhenRequired`; without one,
+    // `WhenSupported` would choose one.
+    let calculation = match shared.checksum() {
+        Checksum::None => RequestChecksumCalculation::WhenRequired,
+        _ => RequestChecksumCalculation::WhenSupported,
+    };
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .http_client(GlommioHttp::new(pool.clone(), shared.target().options.connect_timeout))
@@ -180,7 +187,7 @@ fn client(shared: &AwsShared, pool: &Rc<Pool>, keys: &SnapshotKeys, clock: &Cloc
         .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .disable_clock_skew_correction(true)
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .request_checksum_calculation(calculation)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .force_path_style(shared.path_style());
     config.set_endpoint_url(place.endpoint.clone());
@@ -196,9 +203,8 @@ where
 {
     let (class, code) = match link_error(error) {
         Some(link) => classify::link(link),
-        // Nothing was sent: the request could not be built, which is this key's doing.
-        None if matches!(error, SdkError::ConstructionFailure(_)) => (Class::Object, "BadRequest"),
-        None => (Class::Transient, "NotSent"),
+        // The request could not be built or signed: a setting, for keys are never empty.
+        None => (Class::StoreWide, "NotSent"),
     };
     let message = match link_error(error) {
         Some(link) => connector::with_sources(link),

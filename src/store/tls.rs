@@ -1,4 +1,5 @@
-//! The TLS client settings both S3 clients use: rustls with ring, the host's roots, `http/1.1` only.
+//! The TLS client settings both S3 clients use: rustls with ring, the host's roots, `http/1.1`
+//! only.
 //!
 //! Reads files, so it is built once on the control executor and handed to the cores.
 

@@ -1,7 +1,7 @@
 //! The question asked of the bucket before the first payload: one `ListObjectsV2` for one key.
 //!
-//! A HEAD would do, but its errors have no body, and the body is what names the mistake. What an operator must
-//! mend is a [`ProbeError`] (exit 2); what may well not stop a PUT is a warning.
+//! A HEAD would do, but its errors have no body, and the body is what names the mistake. What an
+//! operator must mend is a [`ProbeError`] (exit 2); what may well not stop a PUT is a warning.
 
 use std::time::Duration;
 
@@ -69,11 +69,12 @@ pub enum ProbeError {
 type ListError = SdkError<ListObjectsV2Error, HttpResponse>;
 
 impl S3Store {
-    /// Asks the bucket whether it would take payloads; runs on the control executor, bounded by 15 s.
+    /// Asks the bucket whether it would take payloads; runs on the control executor, bounded by 15
+    /// s.
     ///
     /// # Errors
-    /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest role may hold
-    /// nothing but `s3:PutObject`, and a busy store is no reason not to start.
+    /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest
+    /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
     pub async fn probe(&self) -> Result<Probe, ProbeError> {
         let target = self.shared.target();
         let list = async {
@@ -98,7 +99,10 @@ impl S3Store {
             return Err(self.no_link(link));
         }
         let Some(answer) = error.raw_response() else {
-            return Err(ProbeError::NotS3 { place: self.place(), why: with_sources(&error) });
+            // No request came out of these settings, such as a bucket name that is none.
+            let bucket = self.shared.target().bucket.clone();
+            let message = classify::bounded(&with_sources(&error));
+            return Err(ProbeError::Refused { bucket, code: "NotSent".into(), message });
         };
         let status = answer.status().as_u16();
         let bucket = self.shared.target().bucket.clone();
@@ -120,7 +124,8 @@ impl S3Store {
             }
             "AccessDenied" => return Ok(Probe::Warning(format!("{code}: {message}"))),
             "" if status == 301 => self.wrong_region(answer),
-            // A bodiless refusal is still the store's; a bodiless "not found" is some other server's.
+            // A bodiless refusal is still the store's; a bodiless "not found" is some other
+            // server's.
             "" if status == 403 => {
                 return Ok(Probe::Warning(format!("the store answered {status}")));
             }
