@@ -1,15 +1,16 @@
-//! Tests that need an environment of their own run in a child process: no test writes this process's.
+//! Tests that need an environment of their own run in a child process: no test writes this
+//! process's.
 
 use std::process::{Command, Output};
 
-/// Runs the ignored test `name` of this binary with nothing but `env` in its environment.
+/// Runs the test `name` of this binary, ignored or not, with nothing but `env` in its environment.
 ///
 /// # Panics
 /// If the child fails; its output is shown.
 pub fn run(name: &str, env: &[(&str, &str)]) -> Output {
     let exe = std::env::current_exe().expect("the test binary has a path");
     let output = Command::new(exe)
-        .args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env_clear()
         .envs(env.iter().copied())
         .output()

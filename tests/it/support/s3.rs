@@ -1,7 +1,9 @@
-//! A real S3 server in this process: `s3s` in front of `s3s-fs`, on a thread and loopback port of its own.
+//! A real S3 server in this process: `s3s` in front of `s3s-fs`, on a thread and loopback port of
+//! its own.
 //!
-//! It verifies signatures, keeps objects as files of a temporary directory, logs every request it sees, and misbehaves
-//! on demand: queue faults with [`S3Server::fail_next`], or decide per request with [`S3Server::fail_when`].
+//! It verifies signatures, keeps objects as files of a temporary directory, logs every request it
+//! sees, and misbehaves on demand: queue faults with [`S3Server::fail_next`], or decide per request
+//! with [`S3Server::fail_when`].
 //!
 //! ```ignore
 //! let server = S3Server::start();
@@ -49,6 +51,8 @@ pub enum Fault {
     Reply { status: u16, headers: Vec<(&'static str, String)>, body: String },
     /// Reads the request and never answers.
     Hang,
+    /// Takes nothing of the body for this long, then the rest of it, and never answers.
+    Stall(Duration),
     /// Closes the connection after the request's head, without a byte of answer.
     Close,
     /// Serves the request, then closes without a byte of answer: the client cannot know.
@@ -179,7 +183,8 @@ impl S3Server {
         self.addr
     }
 
-    /// Queues a fault for the next request; each is used once, before anything [`S3Server::fail_when`] decides.
+    /// Queues a fault for the next request; each is used once, before anything
+    /// [`S3Server::fail_when`] decides.
     pub fn fail_next(&self, fault: Fault) {
         self.state.queued.lock().unwrap().push_back(fault);
     }
@@ -381,6 +386,11 @@ async fn answer(
             let _ = request.into_body().collect().await;
             std::future::pending().await
         }
+        Some(Fault::Stall(stall)) => {
+            tokio::time::sleep(stall).await;
+            request.into_body().collect().await.map_err(io::Error::other)?;
+            std::future::pending().await
+        }
         Some(Fault::Close) => Err(closed()),
         Some(Fault::ServeThenClose) => {
             pass(request, s3).await?;
@@ -396,10 +406,14 @@ async fn answer(
         }
         Some(Fault::CutAnswer) => {
             let _ = request.into_body().collect().await;
-            let part = futures_lite::stream::iter([
-                Ok(Frame::data(Bytes::from_static(b"<Error>"))),
-                Err(closed()),
-            ]);
+            let part = futures_lite::stream::unfold(0, move |sent| async move {
+                if sent == 0 {
+                    return Some((Ok(Frame::data(Bytes::from_static(b"<Error>"))), 1));
+                }
+                // The head and this much of the body are on their way before the end.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Some((Err(io::Error::other("cut by a fault")), 2))
+            });
             let body = BodyExt::boxed_unsync(StreamBody::new(part));
             let answer = Response::builder().status(503).header("content-length", "1000");
             Ok(answer.body(body).expect("a valid head"))

@@ -1,4 +1,5 @@
-//! The store under test against the in-process server: one executor that is control and core at once.
+//! The store under test against the in-process server: one executor that is control and core at
+//! once.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,6 +17,11 @@ use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
 /// Idle connections the stores here keep.
 pub const IDLE_MAX: usize = 8;
+
+/// A host that the resolver refuses by itself, without asking the network: a label of 64
+/// characters.
+pub const UNRESOLVABLE: &str =
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example";
 
 /// Runs `test` on a glommio executor of this thread; a test that hangs fails after 30 s.
 pub fn on_executor<T>(test: impl Future<Output = T>) -> T {
