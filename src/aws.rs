@@ -22,7 +22,7 @@ use glommio::Task;
 use crate::config::{Checksum, S3Options};
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
-use crate::store::tls;
+use crate::store::{StoreSeed, s3, tls};
 use names::Names;
 
 /// Idle connections control keeps per credential service.
@@ -80,8 +80,8 @@ pub enum StartError {
 /// The running control side; dropping it ends its tasks (the last snapshots stay readable).
 pub struct Aws {
     shared: Arc<AwsShared>,
-    _names: Task<()>,
-    _credentials: Task<()>,
+    names: Task<()>,
+    credentials: Task<()>,
 }
 
 /// Resolves region, endpoint and the first credentials, then keeps names and credentials fresh.
@@ -105,7 +105,7 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
         wanted: AtomicU64::new(0),
     });
     let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
-    Ok(Aws { shared, _names: names_task, _credentials: keeper })
+    Ok(Aws { shared, names: names_task, credentials: keeper })
 }
 
 impl Aws {
@@ -113,6 +113,29 @@ impl Aws {
     pub fn shared(&self) -> Arc<AwsShared> {
         self.shared.clone()
     }
+
+    /// The same, leaving the control side running for as long as this executor does.
+    pub fn detach(self) -> Arc<AwsShared> {
+        self.names.detach();
+        self.credentials.detach();
+        self.shared
+    }
+}
+
+/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket.
+///
+/// # Errors
+/// One sentence for the operator, of a [`StartError`] or a [`ProbeError`](s3::probe::ProbeError).
+pub async fn prepare(target: S3Target, idle_max: usize) -> Result<StoreSeed, String> {
+    let aws = start(target, Overrides::default()).await.map_err(|error| error.to_string())?;
+    let probed = s3::S3Store::new(aws.shared(), 1).probe().await;
+    match probed.map_err(|error| error.to_string())? {
+        s3::probe::Probe::Ok => {}
+        s3::probe::Probe::Warning(said) => {
+            tracing::warn!(said, "the bucket could not be listed; puts may work all the same");
+        }
+    }
+    Ok(StoreSeed::S3 { shared: aws.detach(), idle_max })
 }
 
 /// Where requests go; settled at start.

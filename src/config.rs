@@ -1,9 +1,24 @@
 //! What the operator said: flag > environment > TOML file > default, parsed into types in which a bad value
 //! cannot exist.
+//!
+//! Every setting is read even after one was refused, so that a start with three mistakes names all three. Each
+//! refusal says which setting, where its text came from, what it was, and what to write instead.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::store::faulty::FaultPlan;
+
+mod layers;
+mod settings;
+mod value;
+
+pub use layers::{Effective, Flags, Host, Source, Value};
+pub use settings::{SETTINGS, Setting, markdown_table, setting};
+pub use value::core_list;
 
 /// Everything the operator chose; sizes are bytes.
 #[derive(Clone, Debug)]
@@ -40,7 +55,7 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     /// Seeded store faults, for tests and game days only; `None` in production.
-    pub faults: Option<String>,
+    pub faults: Option<FaultPlan>,
 }
 
 /// Where payloads go.
@@ -52,6 +67,16 @@ pub enum StoreUrl {
     S3 { bucket: String, prefix: String },
     /// `null:`; confirms everything, keeps nothing.
     Null,
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreUrl::File(directory) => write!(f, "file:{}", directory.display()),
+            StoreUrl::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            StoreUrl::Null => f.write_str("null:"),
+        }
+    }
 }
 
 /// What every PUT to S3 carries besides the payload. `None` sends no header.
@@ -90,3 +115,263 @@ pub enum LogFormat {
     Text,
     Json,
 }
+
+/// One thing that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that is not allowed, alone or beside another one.
+    #[error("{quoted}: {reason}")]
+    Refused {
+        name: &'static str,
+        /// Name, text and source, as [`Value`] prints them.
+        quoted: String,
+        reason: String,
+    },
+    #[error("{}: {key} is no setting{}", path.display(), did_you_mean(nearest.as_deref()))]
+    UnknownKey { path: PathBuf, key: String, nearest: Option<String> },
+    #[error("{} {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+    #[error("the kernel does not say which cores this process may use (sched_getaffinity failed)")]
+    CoresUnknown,
+}
+
+impl ConfigError {
+    fn refuse(value: &Value, reason: String) -> ConfigError {
+        ConfigError::Refused { name: value.setting.name, quoted: value.to_string(), reason }
+    }
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(key) => format!("; did you mean {key}?"),
+        None => "; millrace --help lists them".into(),
+    }
+}
+
+/// Everything that is wrong with the configuration; never empty.
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// One line per error.
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.0.iter().enumerate() {
+            let newline = if i == 0 { "" } else { "\n" };
+            write!(f, "{newline}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the configuration of this process: `flags`, its environment, the file the flags name.
+    ///
+    /// Call it before any thread is pinned: a pinned thread sees one allowed core only.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn load(flags: &Flags) -> Result<(Config, Effective), ConfigErrors> {
+        Config::resolve(flags, &Host { env: &|name| std::env::var_os(name), ..Host::bare() })
+    }
+
+    /// The configuration in which `settings` (name, text) are said and everything else is default; the
+    /// environment is not read. For tests and benches.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    ///
+    /// # Panics
+    /// When a name is not in [`SETTINGS`].
+    pub fn from_settings(settings: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+        let values = settings.iter().map(|(name, text)| (setting(name).name, (*text).into()));
+        let flags = Flags { file: None, values: values.collect() };
+        Config::resolve(&flags, &Host::bare()).map(|(config, _)| config)
+    }
+
+    /// [`Config::load`] against a given environment and set of cores.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn resolve(flags: &Flags, host: &Host<'_>) -> Result<(Config, Effective), ConfigErrors> {
+        let mut errors = Vec::new();
+        let effective = Effective::merge(flags, host, &mut errors);
+        if host.cores_allowed.is_empty() {
+            errors.push(ConfigError::CoresUnknown);
+        }
+        let mut reader = Reader { effective: &effective, errors };
+        let config = read(&mut reader, &host.cores_allowed);
+        check_relations(&mut reader, &config);
+        match reader.errors {
+            errors if errors.is_empty() => Ok((config, effective)),
+            errors => Err(ConfigErrors(errors)),
+        }
+    }
+}
+
+impl Host<'_> {
+    /// No environment, and the cores the calling thread may use.
+    fn bare() -> Host<'static> {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let mut cores_allowed: Vec<usize> = cores.iter().map(|core| core.id).collect();
+        cores_allowed.sort_unstable();
+        Host { env: &|_| None::<OsString>, cores_allowed }
+    }
+}
+
+/// Hands out typed values and collects refusals.
+struct Reader<'a> {
+    effective: &'a Effective,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    /// The value of `name`. A refused one is noted and stands in as its default, so that reading goes on; the
+    /// configuration is thrown away at the end.
+    fn take<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> value::Parsed<T>) -> T {
+        let given = self.effective.get(name);
+        let emptied = given.text.is_empty() && given.source != Source::Default;
+        let parsed = match emptied {
+            // `--tokens-file "$TOKENS"` with the variable unset must not open the door silently.
+            true => Err("is empty: give a value, or leave it out to have the default".into()),
+            false => parse(&given.text),
+        };
+        parsed.unwrap_or_else(|reason| {
+            self.errors.push(ConfigError::refuse(given, reason));
+            parse(given.setting.default).expect("every default parses: a test reads them all")
+        })
+    }
+
+    /// Notes that `name` does not go with `other`, unless one of the two was refused already: a stand-in
+    /// default must not produce a second, puzzling error.
+    fn require(&mut self, holds: bool, name: &str, other: &str, reason: impl Fn(&Value) -> String) {
+        let refused = |wanted: &str| {
+            self.errors
+                .iter()
+                .any(|e| matches!(e, ConfigError::Refused { name, .. } if *name == wanted))
+        };
+        if holds || refused(name) || refused(other) {
+            return;
+        }
+        let reason = reason(self.effective.get(other));
+        self.errors.push(ConfigError::refuse(self.effective.get(name), reason));
+    }
+}
+
+/// Beyond this a number is a mistake, not a wish; sums over all cores must also stay far from `u64::MAX`.
+const MEMORY_MAX: u64 = 1 << 40;
+/// One request's body is one allocation, and its slices are addressed by `u32`.
+const LENGTH_MAX: u64 = 1 << 30;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
+    use value::{address, address_or_off, count, memory, optional, path, size, time};
+    Config {
+        listen: r.take("LISTEN", address),
+        admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        cores: r.take("CORES", value::cores(cores_allowed)),
+        max_workers: r.take("MAX_WORKERS", count(1..=4096)),
+        max_queue: r.take("MAX_QUEUE", count(1..=10_000_000)),
+        max_queue_bytes: r.take("MAX_QUEUE_BYTES", memory(1..=MEMORY_MAX)),
+        max_body_bytes: r.take("MAX_BODY_BYTES", memory(1..=MEMORY_MAX)),
+        max_connections: r.take("MAX_CONNECTIONS", count(1..=1_000_000)),
+        max_length: r.take("MAX_LENGTH", memory(1..=LENGTH_MAX)),
+        enqueue_wait: r.take("ENQUEUE_WAIT", time(Duration::ZERO..=5 * MINUTE)),
+        header_timeout: r.take("HEADER_TIMEOUT", time(MILLISECOND..=HOUR)),
+        body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
+        idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
+        tokens_file: r.take("TOKENS_FILE", optional(path)),
+        store: r.take("STORE", value::store),
+        s3: read_s3(r),
+        put_timeout: r.take("PUT_TIMEOUT", time(MILLISECOND..=HOUR)),
+        retry_base: r.take("RETRY_BASE", time(MILLISECOND..=HOUR)),
+        retry_max: r.take("RETRY_MAX", time(MILLISECOND..=HOUR)),
+        retry_for: r.take("RETRY_FOR", time(Duration::ZERO..=WEEK)),
+        dead_letter_dir: r.take("DEAD_LETTER_DIR", path),
+        dead_letter_max: r.take("DEAD_LETTER_MAX", size(1..=1 << 50)),
+        ready_store_grace: r.take("READY_STORE_GRACE", time(Duration::ZERO..=24 * HOUR)),
+        drain_timeout: r.take("DRAIN_TIMEOUT", time(Duration::from_secs(1)..=HOUR)),
+        node_id: r.take("NODE_ID", |text| match text {
+            "random" => Ok(random_node_id()),
+            _ => value::node_id(text),
+        }),
+        log: r.take("LOG", value::log_filter),
+        log_format: r.take("LOG_FORMAT", value::log_format),
+        faults: r.take("FAULTS", optional(FaultPlan::parse)),
+    }
+}
+
+fn read_s3(r: &mut Reader<'_>) -> S3Options {
+    use value::{header_token, optional};
+    S3Options {
+        acl: r.take("S3_ACL", optional(header_token)),
+        storage_class: r.take("S3_STORAGE_CLASS", optional(header_token)),
+        sse: r.take("S3_SSE", optional(value::sse)),
+        kms_key_id: r.take("S3_KMS_KEY_ID", optional(header_token)),
+        force_path_style: r.take("S3_FORCE_PATH_STYLE", value::auto_or_bool),
+        checksum: r.take("S3_CHECKSUM", value::checksum),
+        content_type: r.take("CONTENT_TYPE", value::content_type),
+        connect_timeout: r.take("S3_CONNECT_TIMEOUT", value::time(MILLISECOND..=10 * MINUTE)),
+    }
+}
+
+/// What must hold between settings that are each allowed alone.
+fn check_relations(r: &mut Reader<'_>, c: &Config) {
+    r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
+        format!("is below {length}: one longest request must fit; raise it or lower MAX_LENGTH")
+    });
+    let doubled = c.max_length.saturating_mul(2);
+    r.require(c.max_body_bytes >= doubled, "MAX_BODY_BYTES", "MAX_LENGTH", |length| {
+        format!(
+            "is below 2 × {length}: a compressed body is held beside its decompressed form; raise it \
+             to {doubled} or lower MAX_LENGTH"
+        )
+    });
+    r.require(c.retry_base <= c.retry_max, "RETRY_BASE", "RETRY_MAX", |max| {
+        format!("is above {max}: lower it or raise RETRY_MAX")
+    });
+    let with_kms = c.s3.kms_key_id.is_none() || c.s3.sse.as_deref() == Some("aws:kms");
+    r.require(with_kms, "S3_KMS_KEY_ID", "S3_SSE", |sse| {
+        format!("is used only with S3_SSE=aws:kms, but here is {sse}: set that or drop the key")
+    });
+    let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));
+    r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
+        format!("is taken by {listen}: give another port, or off")
+    });
+    let own_dir = match &c.store {
+        StoreUrl::File(dir) => !same_dir(dir, &c.dead_letter_dir),
+        StoreUrl::S3 { .. } | StoreUrl::Null => true,
+    };
+    r.require(own_dir, "DEAD_LETTER_DIR", "STORE", |store| {
+        format!("is also {store}: dead letters need a directory of their own")
+    });
+}
+
+/// Whether two listeners would fight for a port. Port 0 is drawn by the kernel, each time another.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+/// Lexically the same directory: `data`, `./data` and `data/` are one.
+fn same_dir(a: &Path, b: &Path) -> bool {
+    let plain =
+        |path: &Path| path.components().filter(|c| c.as_os_str() != ".").collect::<PathBuf>();
+    plain(a) == plain(b)
+}
+
+/// 64 bits from the kernel: among a million starts the odds that any two are alike are n²/2⁶⁵, below one in
+/// thirty million, and a key also needs the same nanosecond, core and sequence number.
+fn random_node_id() -> String {
+    let mut bits = [0; 8];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    // From kernel 5.8 on, the first start-up check, up to 256 bytes come whole and without interruption.
+    rustix::rand::getrandom(&mut bits, flags).expect("getrandom gives 8 bytes");
+    format!("{:016x}", u64::from_ne_bytes(bits))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,30 +1,104 @@
-//! What travels through the ring: one payload as a slice of its request's body.
+//! What travels through the ring: one payload as a slice of its request's body, and the stamp its key is made of.
 //!
-//! A slice keeps the whole body alive, so the body carries the permit that was charged for it:
-//! when the last slice is dropped, the bytes return to the core's budget. Nothing here crosses cores.
+//! A slice keeps the whole body alive, so the body carries the permit that was charged for it: when the last slice is
+//! dropped, the bytes return to the core's budget. Nothing here crosses cores.
 
+use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
+
+use crate::admit::Permit;
+use crate::parse::Span;
+
+/// One payload on its way to the store.
+#[derive(Clone)]
+pub struct Job {
+    pub payload: Payload,
+    pub stamp: Stamp,
+}
+
+/// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting: uniqueness does not depend on it
+    /// within one process.
+    pub unix_nanos: u64,
+    /// The core's counter, which never resets while the process lives.
+    pub seq: u64,
+}
+
+/// What is the same in every key of one core: `{node}-{core}`.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub node: String,
+    pub core: usize,
+}
+
+impl Origin {
+    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead letter.
+    pub fn stem(&self, stamp: Stamp) -> String {
+        format!("{}-{}-{}-{}", stamp.unix_nanos, self.node, self.core, stamp.seq)
+    }
+
+    /// The default object key, relative to the store's prefix.
+    pub fn key(&self, stamp: Stamp) -> String {
+        format!("{}-{}-{}-{}.json", stamp.unix_nanos, self.node, self.core, stamp.seq)
+    }
+}
 
 /// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
 #[derive(Clone)]
 pub struct Payload {
-    body: Rc<Vec<u8>>,
+    body: Rc<Body>,
     start: u32,
     end: u32,
+}
+
+struct Body {
+    bytes: Vec<u8>,
+    /// Released with the last slice; `None` for bytes that no budget was charged for.
+    _permit: Option<Permit>,
+}
+
+impl Payload {
+    /// Cuts an admitted body into its payloads, which share `permit`.
+    pub fn split(
+        bytes: Vec<u8>,
+        permit: Permit,
+        spans: &[Span],
+    ) -> impl ExactSizeIterator<Item = Payload> {
+        let body = Rc::new(Body { bytes, _permit: Some(permit) });
+        spans.iter().map(move |span| Payload {
+            body: body.clone(),
+            start: span.start,
+            end: span.end,
+        })
+    }
 }
 
 impl From<Vec<u8>> for Payload {
     /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        Payload { body: Rc::new(bytes), start: 0, end }
+        Payload { body: Rc::new(Body { bytes, _permit: None }), start: 0, end }
     }
 }
 
 impl Deref for Payload {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.body[self.start as usize..self.end as usize]
+        &self.body.bytes[self.start as usize..self.end as usize]
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.len())
     }
 }

@@ -1,13 +1,58 @@
 //! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
 //!
-//! The modules are declared in the order one request meets them.
+//! One request, in the order the modules are declared:
+//!
+//! ```text
+//!           core i (pinned executor) ──────────────────────────────────────────────┐
+//!  client → accept → conn (HTTP) → body → parse → admit → ring → worker → store ──→ S3
+//!           SO_REUSEPORT                  spans   all or  fixed  fixed    put + retry
+//!           listener i                            nothing slots  number   → stored | dead letter
+//! ```
+//!
+//! `shard` builds one such core and stops it; `control` is the unpinned executor beside the cores, which owns
+//! signals, the admin listener, names and credentials. `main` reads the configuration, looks at the host
+//! (`preflight`) and hands over to `control`.
+//!
+//! Invariants, each kept where it is named:
+//!
+//! 1. Nothing acknowledged is silently lost: stored, dead-lettered, or counted and reported (`worker`, `shard`).
+//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `admit`, `body`).
+//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`ring`, `metrics`).
+//! 4. Every gauge returns to zero after every scenario (`admit::Permit`, `metrics`).
+//! 5. No two objects share a key; a retry writes the same key again (`job::Stamp`).
+//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`worker`, `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
-pub mod aws;
+pub mod cli;
+pub mod commands;
 pub mod config;
-pub mod job;
 pub mod limits;
+pub mod preflight;
+
+pub mod aws;
+pub mod control;
+pub mod shard;
+
+pub mod accept;
+pub mod conn;
+
+pub mod body;
 pub mod parse;
+pub mod tokens;
+
+pub mod admit;
+pub mod job;
+pub mod ring;
+
+pub mod worker;
+
+pub mod deadletter;
 pub mod store;
+
+pub mod reply;
+
+pub mod admin;
+pub mod log;
+pub mod metrics;

@@ -1,1 +1,181 @@
-//! What the code uses.
+//! What the code uses: per-core budgets and the stop's schedule, derived once from [`Config`].
+//!
+//! Everything bounded has its bound here or in `Config`, with the reason for its size. The relations that the
+//! rest relies on are asserted where they are made; `Config` has already refused what would break them.
+
+use std::time::Duration;
+
+use crate::config::Config;
+
+/// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
+/// is what nginx and the AWS load balancers allow; one head of that size is held per connection at most.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Fixed charge per payload on top of its body's bytes: one ring slot and its bookkeeping (a `Payload` is 16
+/// bytes, its permit 8, the sequence number 8, rounded up to the cache line it dirties). Without it a body of
+/// a million `0,` would cost nothing but its text.
+pub const JOB_COST_BYTES: usize = 64;
+
+/// How much of a refused request is read and thrown away so that the early answer reaches a client that is
+/// still sending; closing earlier makes the kernel send RST, which destroys the answer in the client's buffer.
+/// 1 MiB is what a client has usually put on the way (two default socket buffers) before it looks at replies.
+pub const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// How long such a connection is kept at most: two round trips of a bad mobile network.
+pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Connections to the admin listener, all told: a few scrapers, a load balancer's health checks, a browser.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each of its three
+/// rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under the 8 MiB that is the usual
+/// `RLIMIT_MEMLOCK`; glommio's own default of 10 MiB would want 90.
+pub const IO_MEMORY_BYTES: usize = 512 << 10;
+
+/// Rings per executor (main, latency, poll), each of which pins the I/O memory anew.
+pub const RINGS_PER_EXECUTOR: usize = 3;
+
+/// File descriptors of one core beside connections and puts: 3 rings, eventfds, timers, the listener, open
+/// directories and the files of syncs that are shared (about 20 counted, rounded up).
+pub const CORE_FILES: usize = 64;
+
+/// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
+/// the dead letter being written.
+pub const FILES_PER_WORKER: usize = 2;
+
+/// Descriptors of the process outside the data cores: standard streams, configuration, trust store, name
+/// resolution, the control executor's own rings.
+pub const PROCESS_FILES: usize = 64;
+
+/// Per-core budgets, the process's needs, and the stop's schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Ring positions.
+    pub ring_slots: usize,
+    /// Bytes of admitted, unfinished requests, [`JOB_COST_BYTES`] per payload included.
+    pub ring_bytes: usize,
+    /// Bytes of bodies being read, decompressed or waiting for room.
+    pub body_bytes: usize,
+    /// Longest decompressed body.
+    pub request_bytes: usize,
+    pub connections: usize,
+    pub workers: usize,
+    /// Most memory one core's clients can make it hold: budgets, a head per connection, ring slots.
+    pub core_memory_bytes: u64,
+    /// File descriptors the whole process needs when every budget is used.
+    pub files: u64,
+    /// Fewest file descriptors with which it makes sense to start: all workers, sixteen clients per core.
+    pub files_least: u64,
+    /// Locked memory that registering all I/O memory needs.
+    pub memlock_bytes: u64,
+    pub stop: StopSchedule,
+}
+
+/// Times after the stop signal, ascending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopSchedule {
+    /// Open connections are served until now; then the ring closes and requests get 503.
+    pub ring_drain_deadline: Duration,
+    /// Uploads stop; what is unstored goes to the dead letter.
+    pub upload_stop: Duration,
+    /// The process is gone: `DRAIN_TIMEOUT`.
+    pub exit: Duration,
+}
+
+impl Limits {
+    /// # Panics
+    /// When `config` breaks a relation that [`Config`] promises.
+    pub fn new(config: &Config) -> Limits {
+        let c = config;
+        assert!(!c.cores.is_empty(), "a server without cores serves nothing");
+        assert!(c.max_queue_bytes >= c.max_length, "a longest request must fit an empty ring");
+        assert!(c.max_body_bytes / 2 >= c.max_length, "a body and its decompressed form must fit");
+        let heads = c.max_connections * HEAD_BYTES_MAX;
+        let slots = c.max_queue * JOB_COST_BYTES;
+        let core_files =
+            |connections: usize| connections + c.max_workers * FILES_PER_WORKER + CORE_FILES;
+        let process_files = ADMIN_CONNECTIONS_MAX + PROCESS_FILES;
+        let files = |connections| (c.cores.len() * core_files(connections) + process_files) as u64;
+        // The control executor registers I/O memory like the cores.
+        let executors = c.cores.len() + 1;
+        Limits {
+            ring_slots: c.max_queue,
+            ring_bytes: c.max_queue_bytes,
+            body_bytes: c.max_body_bytes,
+            request_bytes: c.max_length,
+            connections: c.max_connections,
+            workers: c.max_workers,
+            core_memory_bytes: (c.max_queue_bytes + c.max_body_bytes + heads + slots) as u64,
+            files: files(c.max_connections),
+            files_least: files(c.max_connections.min(16)),
+            memlock_bytes: (executors * RINGS_PER_EXECUTOR * IO_MEMORY_BYTES) as u64,
+            stop: StopSchedule::new(c.drain_timeout),
+        }
+    }
+}
+
+impl StopSchedule {
+    /// The schedule for a `DRAIN_TIMEOUT`. The last step, writing what is unstored to the dead letter, gets
+    /// max(2 s, 20 %), but never more than half: a short timeout still leaves time to upload.
+    pub fn new(drain_timeout: Duration) -> StopSchedule {
+        let half = drain_timeout / 2;
+        let last_step = (drain_timeout / 5).max(Duration::from_secs(2)).min(half);
+        let stop = StopSchedule {
+            ring_drain_deadline: half,
+            upload_stop: drain_timeout - last_step,
+            exit: drain_timeout,
+        };
+        assert!(
+            stop.ring_drain_deadline <= stop.upload_stop,
+            "the ring closes before uploads stop"
+        );
+        assert!(stop.upload_stop < stop.exit, "the dead letter gets some time");
+        stop
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule_ms(drain_ms: u64) -> (u128, u128, u128) {
+        let s = StopSchedule::new(Duration::from_millis(drain_ms));
+        (s.ring_drain_deadline.as_millis(), s.upload_stop.as_millis(), s.exit.as_millis())
+    }
+
+    #[test]
+    fn the_last_step_gets_two_seconds_or_a_fifth_but_never_more_than_half() {
+        assert_eq!(schedule_ms(25_000), (12_500, 20_000, 25_000));
+        assert_eq!(schedule_ms(10_000), (5_000, 8_000, 10_000));
+        assert_eq!(schedule_ms(5_000), (2_500, 3_000, 5_000));
+        assert_eq!(schedule_ms(4_000), (2_000, 2_000, 4_000));
+        assert_eq!(schedule_ms(1_000), (500, 500, 1_000));
+        assert_eq!(schedule_ms(3_600_000), (1_800_000, 2_880_000, 3_600_000));
+    }
+
+    #[test]
+    fn defaults_on_one_core_add_up() {
+        let mut config = Config::from_settings(&[]).unwrap();
+        config.cores = vec![0];
+        let limits = Limits::new(&config);
+        // 64 MiB ring + 64 MiB bodies + 16384 heads of 16 KiB + 10000 slots of 64 bytes.
+        assert_eq!(limits.core_memory_bytes, (64 << 20) + (64 << 20) + (256 << 20) + 640_000);
+        assert_eq!(limits.files, 16_384 + 2 * 32 + 64 + 64 + 64);
+        assert_eq!(limits.files_least, 16 + 2 * 32 + 64 + 64 + 64);
+        assert_eq!(limits.memlock_bytes, 2 * 3 * (512 << 10));
+    }
+
+    #[test]
+    fn the_largest_settings_do_not_overflow() {
+        let config = Config::from_settings(&[
+            ("MAX_QUEUE", "10000000"),
+            ("MAX_QUEUE_BYTES", "1TiB"),
+            ("MAX_BODY_BYTES", "1TiB"),
+            ("MAX_CONNECTIONS", "1000000"),
+            ("MAX_WORKERS", "4096"),
+            ("MAX_LENGTH", "1GiB"),
+        ]);
+        let limits = Limits::new(&config.unwrap());
+        assert!(limits.core_memory_bytes > 2 << 40);
+    }
+}

@@ -1,1 +1,62 @@
-fn main() {}
+//! Arguments → configuration → host checks → control executor → exit status; nothing else.
+
+use std::process::ExitCode;
+
+use millrace::cli::{self, Command};
+use millrace::config::Config;
+use millrace::control::{self, Exit};
+use millrace::{commands, preflight};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let (config, _effective) = match Config::load(&invocation.flags) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(Exit::Refused as u8);
+        }
+    };
+    if let Err(error) = millrace::log::start(&config.log, config.log_format) {
+        eprintln!("{error}");
+        return ExitCode::from(Exit::Refused as u8);
+    }
+    let exit = run(invocation.command, config).unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        Exit::Refused
+    });
+    ExitCode::from(exit as u8)
+}
+
+fn run(command: Command, config: Config) -> Result<Exit, String> {
+    match command {
+        Command::Serve => {
+            let findings = preflight::run(&config);
+            for finding in &findings {
+                finding.log();
+            }
+            if preflight::failed(&findings) {
+                return Err("not started: see the findings above, or run `millrace check`".into());
+            }
+            control::on_executor(control::serve(config))
+        }
+        Command::Check => {
+            let findings = preflight::run(&config);
+            if preflight::failed(&findings) {
+                print!("{}", preflight::table(&findings));
+                return Ok(Exit::Refused);
+            }
+            control::on_executor(commands::check(&config, findings))
+        }
+        Command::DeadLetterLs => commands::list_letters(&config),
+        Command::DeadLetterReplay => {
+            let findings = preflight::for_replay(&config);
+            if preflight::failed(&findings) {
+                return Err(preflight::table(&findings));
+            }
+            control::on_executor(commands::replay_letters(&config))?
+        }
+    }
+}

@@ -1,15 +1,26 @@
-//! The store seam: one `put` per object, and one table that says what a failure means.
+//! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3.
+//!
+//! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
+//! await; what it was writing then either appears whole under its key or not at all.
 
 pub mod classify;
 pub mod clock;
 pub(crate) mod connector;
 pub mod dial;
+pub mod faulty;
+pub mod file;
 pub(crate) mod keys;
 pub(crate) mod pool;
 pub mod s3;
 pub(crate) mod tls;
 
-use crate::job::Payload;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::aws::AwsShared;
+use crate::job::{Origin, Payload};
+use faulty::{FaultPlan, Faulty};
 
 /// What a failed put means for the payload, and for everything behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +33,16 @@ pub enum Class {
     StoreWide,
 }
 
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Object => "object",
+            Class::Transient => "transient",
+            Class::StoreWide => "store-wide",
+        })
+    }
+}
+
 /// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`, …).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -31,19 +52,62 @@ pub struct PutError {
     pub message: String,
 }
 
-/// Where payloads go. Keys are relative to the store's own prefix.
+impl PutError {
+    pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
+        PutError { class, code: code.into(), message: message.into() }
+    }
+}
+
+/// One core's way to where payloads go. Keys are relative to the store's own prefix.
 pub enum Store {
+    File(file::FileStore),
+    /// Confirms everything and keeps nothing: for benchmarks.
     Null,
     S3(s3::S3Store),
+    Faulty(Box<faulty::Faulty>),
 }
 
 impl Store {
-    /// Stores `payload` under `key`; `Ok` means the store confirmed it. One attempt, no retry, no deadline:
-    /// the worker owns both and may drop the future at any time.
+    /// Stores `payload` under `key`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same
+    /// key again replaces the object.
+    ///
+    /// # Errors
+    /// Classified for the worker, see [`Class`].
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
         match self {
+            Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
-            Store::S3(s3) => s3.put(key, payload).await,
+            Store::S3(store) => store.put(key, payload).await,
+            Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
+        }
+    }
+}
+
+/// What a core makes its own store from: prepared once on the control executor, sent to every core.
+#[derive(Clone)]
+pub enum StoreSeed {
+    File(PathBuf),
+    Null,
+    S3 {
+        shared: Arc<AwsShared>,
+        /// Idle connections kept per core; one per worker.
+        idle_max: usize,
+    },
+}
+
+impl StoreSeed {
+    /// The store of the core that `origin` names; call it on that core's executor. `plan` wraps it in faults.
+    pub fn build(self, origin: &Origin, plan: Option<FaultPlan>, stream: usize) -> Store {
+        let store = match self {
+            StoreSeed::File(root) => {
+                Store::File(file::FileStore::new(root, &format!("{}-{}", origin.node, origin.core)))
+            }
+            StoreSeed::Null => Store::Null,
+            StoreSeed::S3 { shared, idle_max } => Store::S3(s3::S3Store::new(shared, idle_max)),
+        };
+        match plan {
+            Some(plan) => Store::Faulty(Box::new(Faulty::new(store, plan, stream as u64))),
+            None => store,
         }
     }
 }

@@ -4,7 +4,6 @@
 //! are spaced by a bounded backoff, and a request from a core never makes them denser than
 //! [`ASKED_SPACING`].
 
-use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -214,17 +213,12 @@ fn refresh_at(credentials: &Credentials) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(SystemTime::now()).unwrap_or_default();
     let ahead = REFRESH_AHEAD.min(life / 2);
     // Earlier by up to a tenth, so that a fleet started together does not ask together.
-    let early = ahead.mul_f64(random_fraction() / 10.0);
+    let early = ahead.mul_f64(fastrand::f64() / 10.0);
     Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
 }
 
 fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + random_fraction() / 2.0)
-}
-
-/// In `0.0..1.0`, from the standard library's own seed.
-fn random_fraction() -> f64 {
-    RandomState::new().hash_one(0u8) as f64 / u64::MAX as f64
+    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 fn start_error(error: CredentialsError) -> StartError {

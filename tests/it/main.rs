@@ -1,8 +1,18 @@
-//! Integration tests, one binary; each module's head says what it shows and how.
+//! Scenarios against the real binary over real sockets; one file per scenario, `support` for what they share.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests block: they are not on a core"
+)]
+
+mod support;
+
+mod smoke;
 
 mod s3_credentials;
 mod s3_faults;
 mod s3_probe;
+mod s3_server;
 mod s3_wire;
 mod store_suite;
-mod support;

@@ -1,17 +1,22 @@
 //! What every store must do, run on every store: bytes come back as they went in, under the key
 //! they were given.
 //!
-//! [`conformance`] knows nothing of S3; the tests below plug stores in, each with its own way to
-//! read back.
+//! [`conformance`] knows no store in particular; the tests below plug them in, each with its own way
+//! to read back.
 
 use aws_credential_types::Credentials;
-use millrace::aws::{Overrides, S3Target};
-use millrace::store::Store;
+use millrace::aws::{self, Overrides, S3Target};
+use millrace::job::Origin;
+use millrace::store::faulty::FaultPlan;
+use millrace::store::file::FileStore;
 use millrace::store::s3::S3Store;
+use millrace::store::{Class, Store, StoreSeed};
 
 use crate::support::child;
 use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::support::s3_client::{on_executor, options, payload, store_at, store_with, target};
+use crate::support::s3_client::{
+    on_executor, options, overrides, payload, store_at, store_with, target,
+};
 
 /// Keys that some layer could spoil: escaping, signing, splitting.
 const AWKWARD_KEYS: &[&str] = &[
@@ -36,24 +41,68 @@ const AWKWARD_KEYS: &[&str] = &[
 async fn conformance(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
     for key in AWKWARD_KEYS {
         let bytes = format!("{{\"key\":{key:?}}}").into_bytes();
-        store.put(key, &payload(bytes.clone())).await.unwrap_or_else(|e| panic!("{key}: {e}"));
+        put(store, key, &bytes).await;
         assert_eq!(read(key).await.as_deref(), Some(&bytes[..]), "{key}");
     }
     // s3s-fs writes the key into a file name, in base64.
     let long = "k".repeat(120);
-    store.put(&long, &payload("long")).await.expect("a long key");
+    put(store, &long, b"long").await;
     assert_eq!(read(&long).await.as_deref(), Some(&b"long"[..]));
 
-    store.put("empty", &payload("")).await.expect("an empty object");
+    put(store, "empty", b"").await;
     assert_eq!(read("empty").await.as_deref(), Some(&b""[..]));
 
     let large: Vec<u8> = (0..10_000_000u32).map(|i| (i ^ (i >> 8)) as u8).collect();
-    store.put("large", &payload(large.clone())).await.expect("a 10 MB object");
+    put(store, "large", &large).await;
     assert!(read("large").await == Some(large), "10 MB came back otherwise");
 
-    store.put("twice", &payload("first, and longer")).await.expect("a first put");
-    store.put("twice", &payload("second")).await.expect("the same key again");
+    put(store, "twice", b"first, and longer").await;
+    put(store, "twice", b"second").await;
     assert_eq!(read("twice").await.as_deref(), Some(&b"second"[..]));
+}
+
+/// As a worker does: what is worth another try gets one.
+async fn put(store: &Store, key: &str, bytes: &[u8]) {
+    for _ in 0..100 {
+        match store.put(key, &payload(bytes)).await {
+            Ok(()) => return,
+            Err(error) if error.class == Class::Transient => {}
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+    panic!("{key}: never stored");
+}
+
+fn origin() -> Origin {
+    Origin { node: "suite".into(), core: 0 }
+}
+
+/// Fails before the store sees a put, and after it has confirmed one.
+fn faults() -> Option<FaultPlan> {
+    Some(FaultPlan { seed: 7, transient: 0.3, late: 0.3, ..FaultPlan::default() })
+}
+
+#[test]
+fn file_plain_and_under_faults() {
+    for plan in [None, faults()] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = FileStore::prepare(folder.path()).unwrap();
+        on_executor(async {
+            let store = StoreSeed::File(root.clone()).build(&origin(), plan, 0);
+            conformance(&store, async |key: &str| std::fs::read(root.join(key)).ok()).await;
+        });
+    }
+}
+
+#[test]
+fn s3_in_process_under_faults() {
+    let server = S3Server::start();
+    on_executor(async {
+        let aws = aws::start(target(options()), overrides(&server)).await.unwrap();
+        let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: 1 };
+        let store = seed.build(&origin(), faults(), 0);
+        conformance(&store, async |key: &str| server.object(key)).await;
+    });
 }
 
 #[test]
@@ -73,8 +122,7 @@ fn s3_in_process_under_a_prefix() {
     on_executor(async {
         let mut target = target(options());
         target.prefix = "a folder/and-".into();
-        let overrides = crate::support::s3_client::overrides(&server);
-        let (_aws, store) = store_at(target, overrides).await;
+        let (_aws, store) = store_at(target, overrides(&server)).await;
         let read = async |key: &str| server.object(&format!("a folder/and-{key}"));
         conformance(&Store::S3(store), read).await;
     });

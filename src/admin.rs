@@ -1,0 +1,144 @@
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, on the control executor, so that they answer also while a
+//! core is stuck.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_lite::FutureExt;
+use glommio::net::{TcpListener, TcpStream};
+use glommio::sync::Semaphore;
+use glommio::timer::{Timer, sleep};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use prometheus_client::registry::Registry;
+use smol_hyper::rt::FuturesIo;
+
+use crate::deadletter::DeadLetters;
+use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
+use crate::metrics::{Cells, CoreState};
+
+/// An admin connection ends after this, idle or not; scrapers connect again.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+/// Pause after a failed accept.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the admin pages are made of.
+pub struct Admin {
+    pub cells: Cells,
+    pub core_ids: Vec<usize>,
+    pub registry: Registry,
+    pub dead_letters: DeadLetters,
+    /// `READY_STORE_GRACE`.
+    pub store_grace: Duration,
+    pub epoch: Instant,
+}
+
+impl Admin {
+    /// Why this server should get no traffic now; empty when it should.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            let state = [
+                (CoreState::Starting, "is starting"),
+                (CoreState::Draining, "is draining"),
+                (CoreState::Stopped, "has stopped"),
+                (CoreState::Died, "has died"),
+            ];
+            if let Some((_, text)) = state.iter().find(|(state, _)| cells.is(*state)) {
+                reasons.push(format!("core {id} {text}"));
+            }
+            let since = cells.store_failing_since.value();
+            let failing = self.epoch.elapsed().saturating_sub(Duration::from_millis(since));
+            if since != 0 && failing >= self.store_grace {
+                let failing = failing.as_secs();
+                reasons.push(format!("core {id}: the store has been failing for {failing} s"));
+            }
+        }
+        if self.dead_letters.is_failing() {
+            let directory = self.dead_letters.directory().display();
+            reasons.push(format!("the dead-letter directory {directory} is full or not writable"));
+        }
+        reasons
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => match self.not_ready() {
+                reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n".to_owned()),
+                reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+            },
+            "/metrics" => {
+                let mut body = String::new();
+                prometheus_client::encoding::text::encode(&mut body, &self.registry)
+                    .expect("writing to a string does not fail");
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                let mut response = text(StatusCode::OK, body);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+                response
+            }
+            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz or /readyz\n".to_owned()),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// Serves the admin pages until the process ends.
+pub async fn serve(admin: Rc<Admin>, listener: TcpListener) {
+    let slots = Rc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX as u64));
+    loop {
+        let slot = slots.acquire_static_permit(1).await.expect("never closed");
+        match listener.accept().await {
+            Ok(stream) => {
+                let admin = admin.clone();
+                glommio::spawn_local(async move {
+                    serve_connection(admin, stream).await;
+                    drop(slot);
+                })
+                .detach();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "admin accept failed");
+                sleep(ERROR_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(admin: Rc<Admin>, stream: TcpStream) {
+    let service = service_fn(|request| {
+        let response = admin.answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let served = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(FuturesIo::new(stream), service);
+    let served = async {
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "admin connection ended");
+        }
+    };
+    let time_up = async {
+        Timer::new(CONNECTION_TIME_MAX).await;
+    };
+    served.or(time_up).await;
+}

@@ -1,0 +1,190 @@
+//! The command line: which command, and what it said about settings. Flags are generated from
+//! [`SETTINGS`] and handed on as text; what the text means is `config`'s business.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgMatches};
+
+use crate::config::{Flags, SETTINGS, Setting};
+
+/// What the process is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Take requests until a signal; the default.
+    Serve,
+    /// Validate the configuration, look at the host, probe the store; exit 0 or 2.
+    Check,
+    /// List what the store would not take.
+    DeadLetterLs,
+    /// Put it again under its recorded keys.
+    DeadLetterReplay,
+}
+
+/// The command line, taken apart.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    pub command: Command,
+    pub flags: Flags,
+}
+
+/// Takes `args` apart, program name first (as [`std::env::args_os`] gives them).
+///
+/// # Errors
+/// Clap's: bad usage, but also `--help` and `--version`. `Error::exit` prints each where it belongs and exits
+/// 2 for bad usage, 0 for the others.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let root = command_line().try_get_matches_from(args)?;
+    // Settings are global: clap copies them to the innermost subcommand, wherever they were written.
+    let (command, matches) = match root.subcommand() {
+        None => (Command::Serve, &root),
+        Some(("serve", matches)) => (Command::Serve, matches),
+        Some(("check", matches)) => (Command::Check, matches),
+        Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
+            Some(("ls", matches)) => (Command::DeadLetterLs, matches),
+            Some(("replay", matches)) => (Command::DeadLetterReplay, matches),
+            other => unreachable!("clap requires ls or replay, not {other:?}"),
+        },
+        Some(other) => unreachable!("clap refuses {other:?}"),
+    };
+    Ok(Invocation { command, flags: flags(matches) })
+}
+
+fn flags(matches: &ArgMatches) -> Flags {
+    let text = |s: &Setting| matches.get_one::<String>(s.name).cloned();
+    Flags {
+        file: matches.get_one::<PathBuf>(CONFIG).cloned(),
+        values: SETTINGS.iter().filter_map(|s| Some((s.name, text(s)?))).collect(),
+    }
+}
+
+/// The id of `--config`; no setting has this name.
+const CONFIG: &str = "CONFIG";
+
+fn command_line() -> clap::Command {
+    clap::Command::new(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Takes POSTs of JSON collections and writes every payload to Amazon S3")
+        .after_help(
+            "A setting is taken from its flag, else from the environment variable of the same name\n\
+             (--max-workers, MAX_WORKERS), else from the TOML file (max_workers), else its default.\n\
+             Sizes and times carry units: 64MiB, 1GB, 250ms, 10s, 5m.",
+        )
+        .disable_help_subcommand(true)
+        .arg(
+            Arg::new(CONFIG)
+                .long("config")
+                .value_name("FILE")
+                .value_parser(ValueParser::path_buf())
+                .global(true)
+                .help("TOML file with settings; paths in it are relative to the working directory"),
+        )
+        .args(SETTINGS.iter().map(setting_arg))
+        .subcommand(clap::Command::new("serve").about("Take requests until a signal (the default)"))
+        .subcommand(clap::Command::new("check").about(
+            "Validate the configuration, check this host and probe the store; exit 0 or 2",
+        ))
+        .subcommand(
+            clap::Command::new("dead-letter")
+                .about("Payloads the store would not take")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .disable_help_subcommand(true)
+                .subcommand(clap::Command::new("ls").about("List them"))
+                .subcommand(
+                    clap::Command::new("replay").about("Put them again under their recorded keys"),
+                ),
+        )
+}
+
+fn setting_arg(s: &'static Setting) -> Arg {
+    let default = match s.default {
+        "" => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    Arg::new(s.name)
+        .long(s.flag())
+        .value_name(s.value)
+        .help(format!("{} [env: {}]{default}", s.help, s.name))
+        .help_heading(s.group)
+        .global(true)
+        // `--max-workers -1` is a bad value, for which `config` has the better words.
+        .allow_negative_numbers(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invoke(line: &str) -> Result<Invocation, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn serve_is_the_default_and_each_command_has_its_type() {
+        for (line, command) in [
+            ("millrace", Command::Serve),
+            ("millrace --max-workers 3", Command::Serve),
+            ("millrace serve", Command::Serve),
+            ("millrace check", Command::Check),
+            ("millrace dead-letter ls", Command::DeadLetterLs),
+            ("millrace dead-letter replay", Command::DeadLetterReplay),
+        ] {
+            assert_eq!(invoke(line).unwrap().command, command, "{line}");
+        }
+    }
+
+    #[test]
+    fn settings_are_taken_before_and_after_the_subcommand() {
+        for line in [
+            "millrace --max-workers 3 --config m.toml check --store=null:",
+            "millrace check --max-workers 3 --config m.toml --store null:",
+            "millrace --store null: dead-letter --max-workers 3 replay --config m.toml",
+        ] {
+            let flags = invoke(line).unwrap().flags;
+            assert_eq!(flags.file.as_deref(), Some("m.toml".as_ref()), "{line}");
+            let mut values = flags.values;
+            values.sort();
+            let expected = [("MAX_WORKERS", "3".to_owned()), ("STORE", "null:".to_owned())];
+            assert_eq!(values, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn bad_usage_exits_2_and_help_and_version_exit_0() {
+        for line in [
+            "millrace --max-worker 3",
+            "millrace serv",
+            "millrace dead-letter",
+            "millrace dead-letter rm",
+            "millrace --max-workers",
+            "millrace --max-workers 1 --max-workers 2",
+            "millrace serve extra",
+        ] {
+            assert_eq!(invoke(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        for line in ["millrace --help", "millrace --version", "millrace check --help"] {
+            assert_eq!(invoke(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn negative_numbers_reach_the_configuration() {
+        let flags = invoke("millrace --max-workers -1").unwrap().flags;
+        assert_eq!(flags.values, [("MAX_WORKERS", "-1".to_owned())]);
+    }
+
+    #[test]
+    fn help_shows_every_setting_with_its_environment_name_and_default() {
+        let help = invoke("millrace --help").unwrap_err().to_string();
+        // Wrapping may break a line anywhere.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for s in SETTINGS {
+            assert!(help.contains(&format!("--{} <{}>", s.flag(), s.value)), "{}", s.name);
+            assert!(help.contains(&format!("[env: {}]", s.name)), "{}", s.name);
+            assert!(help.contains(&format!("[default: {}]", s.default)) || s.default.is_empty());
+            assert!(help.contains(s.group), "{}", s.group);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Flag > environment > TOML file > default, merged as text with each text's source remembered, so that an
+//! error can say where the bad value came from. Nothing here knows what a value means.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use super::ConfigError;
+use super::settings::{SETTINGS, Setting};
+
+/// What the command line said about settings, and the file it named.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config FILE`
+    pub file: Option<PathBuf>,
+    /// Setting names (`MAX_WORKERS`) with the text given for them; at most one each.
+    pub values: Vec<(&'static str, String)>,
+}
+
+/// What a configuration is read against: the environment and the cores this process may use. Injected, so
+/// that tests neither read nor write the process's own.
+pub struct Host<'a> {
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// CPU ids, ascending; empty when the kernel would not say.
+    pub cores_allowed: Vec<usize>,
+}
+
+/// Where a setting's text came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Flag,
+    Env,
+    File(PathBuf),
+    Default,
+}
+
+impl Source {
+    /// `flag --max-workers`, `environment variable MAX_WORKERS`, `key max_workers in FILE`, `default`.
+    pub fn describe(&self, setting: &Setting) -> String {
+        match self {
+            Source::Flag => format!("flag --{}", setting.flag()),
+            Source::Env => format!("environment variable {}", setting.name),
+            Source::File(path) => format!("key {} in {}", setting.key(), path.display()),
+            Source::Default => "default".into(),
+        }
+    }
+}
+
+/// One setting as it stands after the layers were merged.
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub setting: &'static Setting,
+    /// As the operator wrote it; empty when optional and not set.
+    pub text: String,
+    pub source: Source,
+}
+
+/// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Value { setting, text, source } = self;
+        write!(f, "{}={text:?} ({})", setting.name, source.describe(setting))
+    }
+}
+
+/// Every setting's text and source, in table order.
+#[derive(Clone, Debug)]
+pub struct Effective(Vec<Value>);
+
+impl Effective {
+    /// Merges the layers. What cannot be read becomes an error in `errors` and the next layer's text counts.
+    pub(super) fn merge(
+        flags: &Flags,
+        host: &Host<'_>,
+        errors: &mut Vec<ConfigError>,
+    ) -> Effective {
+        let file = match &flags.file {
+            Some(path) => FileLayer::read(path, errors),
+            None => FileLayer::default(),
+        };
+        let value = |setting: &'static Setting| {
+            let (text, source) = from_flag(flags, setting)
+                .or_else(|| from_env(host, setting, errors))
+                .or_else(|| file.value(setting))
+                .unwrap_or_else(|| (setting.default.into(), Source::Default));
+            Value { setting, text: text.trim().into(), source }
+        };
+        Effective(SETTINGS.iter().map(value).collect())
+    }
+
+    /// The value of the setting called `name`.
+    ///
+    /// # Panics
+    /// When there is no such setting.
+    pub fn get(&self, name: &str) -> &Value {
+        self.0.iter().find(|v| v.setting.name == name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Every setting in table order.
+    pub fn iter(&self) -> impl Iterator<Item = &Value> {
+        self.0.iter()
+    }
+
+    /// The settings somebody set, for the start-up summary.
+    pub fn changed(&self) -> impl Iterator<Item = &Value> {
+        self.0.iter().filter(|v| v.source != Source::Default)
+    }
+}
+
+fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, Source)> {
+    let (_, text) = flags.values.iter().find(|(name, _)| *name == setting.name)?;
+    Some((text.clone(), Source::Flag))
+}
+
+/// Set but empty counts as not set: `MAX_WORKERS=` is how compose files and shells spell "leave it".
+fn from_env(
+    host: &Host<'_>,
+    setting: &'static Setting,
+    errors: &mut Vec<ConfigError>,
+) -> Option<(String, Source)> {
+    match (host.env)(setting.name)?.into_string() {
+        Ok(text) if text.trim().is_empty() => None,
+        Ok(text) => Some((text, Source::Env)),
+        Err(bytes) => {
+            let text = bytes.to_string_lossy().into_owned();
+            let value = Value { setting, text, source: Source::Env };
+            errors.push(ConfigError::refuse(&value, "is not UTF-8: give plain text".into()));
+            None
+        }
+    }
+}
+
+/// What a TOML file said, already reduced to text.
+#[derive(Default)]
+struct FileLayer {
+    path: PathBuf,
+    values: Vec<(&'static str, String)>,
+}
+
+/// A file that is larger is not a configuration: the table has some forty short lines.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+impl FileLayer {
+    fn read(path: &Path, errors: &mut Vec<ConfigError>) -> FileLayer {
+        let mut layer = FileLayer { path: path.into(), values: Vec::new() };
+        match read_table(path) {
+            Ok(table) => layer.take(table, errors),
+            Err(reason) => errors.push(ConfigError::File { path: path.into(), reason }),
+        }
+        layer
+    }
+
+    fn take(&mut self, table: toml::Table, errors: &mut Vec<ConfigError>) {
+        for (key, value) in table {
+            let Some(setting) = SETTINGS.iter().find(|s| s.key() == key) else {
+                let nearest = nearest_key(&key);
+                errors.push(ConfigError::UnknownKey { path: self.path.clone(), key, nearest });
+                continue;
+            };
+            match plain_text(&value) {
+                Some(text) => self.values.push((setting.name, text)),
+                None => {
+                    let kind = value.type_str();
+                    let source = Source::File(self.path.clone());
+                    let value = Value { setting, text: format!("{value:?}"), source };
+                    let reason = format!("{kind} is not taken here: give a string or an integer");
+                    errors.push(ConfigError::refuse(&value, reason));
+                }
+            }
+        }
+    }
+
+    fn value(&self, setting: &Setting) -> Option<(String, Source)> {
+        let (_, text) = self.values.iter().find(|(name, _)| *name == setting.name)?;
+        Some((text.clone(), Source::File(self.path.clone())))
+    }
+}
+
+/// # Errors
+/// One sentence, without the path: unreadable, too large, not TOML (with line and column).
+fn read_table(path: &Path) -> Result<toml::Table, String> {
+    let mut text = String::new();
+    File::open(path)
+        .map_err(|e| format!("cannot be opened: {e}"))?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| format!("cannot be read: {e}"))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("is over {FILE_BYTES_MAX} bytes, which no configuration needs"));
+    }
+    text.parse().map_err(|e: toml::de::Error| {
+        format!("is not TOML (values with units need quotes, as in \"10s\"): {e}")
+    })
+}
+
+/// The text a flag would carry for this TOML value; `None` for what no setting takes.
+fn plain_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(s) => Some(s.clone()),
+        toml::Value::Integer(n) => Some(n.to_string()),
+        toml::Value::Boolean(b) => Some(b.to_string()),
+        // `cores = [0, 2]`
+        toml::Value::Array(items) if items.iter().all(toml::Value::is_integer) => {
+            Some(items.iter().filter_map(plain_text).collect::<Vec<_>>().join(","))
+        }
+        _ => None,
+    }
+}
+
+/// The key most like `key`, when one is like it at all.
+fn nearest_key(key: &str) -> Option<String> {
+    let wanted = key.to_ascii_lowercase().replace('-', "_");
+    SETTINGS
+        .iter()
+        .map(|s| (strsim::jaro_winkler(&wanted, &s.key()), s.key()))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, key)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> (FileLayer, Vec<ConfigError>) {
+        let mut layer = FileLayer { path: "m.toml".into(), values: Vec::new() };
+        let mut errors = Vec::new();
+        layer.take(text.parse().unwrap(), &mut errors);
+        (layer, errors)
+    }
+
+    #[test]
+    fn strings_integers_booleans_and_integer_lists_become_text() {
+        let (layer, errors) = table(
+            "max_workers = 3\nlisten = \"[::]:1\"\ns3_force_path_style = true\ncores = [0, 2]\n",
+        );
+        assert!(errors.is_empty(), "{errors:?}");
+        let text = |name: &str| layer.values.iter().find(|(n, _)| *n == name).unwrap().1.as_str();
+        assert_eq!(text("MAX_WORKERS"), "3");
+        assert_eq!(text("LISTEN"), "[::]:1");
+        assert_eq!(text("S3_FORCE_PATH_STYLE"), "true");
+        assert_eq!(text("CORES"), "0,2");
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest_and_tables_are_refused() {
+        let (layer, errors) = table("max_worker = 3\nzzz = 1\n[store]\nurl = 1\n");
+        assert!(layer.values.is_empty());
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let all = all.join("\n");
+        assert!(all.contains("max_worker") && all.contains("did you mean max_workers?"), "{all}");
+        assert!(all.contains("zzz"), "{all}");
+        assert!(all.contains("STORE") && all.contains("table is not taken here"), "{all}");
+        assert_eq!(errors.len(), 3);
+    }
+
+    #[test]
+    fn a_key_in_another_spelling_finds_its_setting() {
+        assert_eq!(nearest_key("MAX_WORKERS").as_deref(), Some("max_workers"));
+        assert_eq!(nearest_key("max-queue-bytes").as_deref(), Some("max_queue_bytes"));
+        assert_eq!(nearest_key("q"), None);
+    }
+}

@@ -1,0 +1,180 @@
+//! The one table of settings. Flags, environment names, TOML keys, `--help` and the README's table are all
+//! generated from it, so they cannot disagree.
+
+use std::fmt::Write as _;
+
+/// One setting: what it is called everywhere, what it is when nobody says anything, and what it means.
+#[derive(Debug)]
+pub struct Setting {
+    /// The environment name, `MAX_WORKERS`; the flag and the TOML key derive from it.
+    pub name: &'static str,
+    /// Default as an operator would write it; empty for "not set".
+    pub default: &'static str,
+    /// What kind of value `--help` shows: `SIZE`, `TIME`, `N`, …
+    pub value: &'static str,
+    /// Heading in `--help`.
+    pub group: &'static str,
+    /// Meaning, unit and effect, in one or two sentences.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// `max-workers`, the long flag without its dashes.
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// `max_workers`, the key in the TOML file.
+    pub fn key(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+}
+
+/// The setting called `name`.
+///
+/// # Panics
+/// When there is none: names in code are literals, and a test reads every one of them.
+pub fn setting(name: &str) -> &'static Setting {
+    SETTINGS.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no setting named {name}"))
+}
+
+/// The README's configuration table, in markdown, one row per setting, ending with a newline.
+pub fn markdown_table() -> String {
+    let mut table = String::from("| name | default | meaning |\n|---|---|---|\n");
+    for s in SETTINGS {
+        let default = if s.default.is_empty() { "–".into() } else { format!("`{}`", s.default) };
+        let help = s.help.replace('|', "\\|");
+        writeln!(table, "| `{}` | {default} | {help} |", s.name).expect("writing to a String");
+    }
+    table
+}
+
+const LISTENING: &str = "Listening";
+const LIMITS: &str = "Cores and limits (each is per core unless it says otherwise)";
+const CLIENTS: &str = "Clients";
+const STORING: &str = "Storing";
+const S3: &str = "S3 (region, endpoint and credentials come from the AWS_* names)";
+const RUNNING: &str = "Running and stopping";
+
+const fn row(
+    group: &'static str,
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { name, default, value, group, help }
+}
+
+/// Every setting, in the order `--help` and the README show them.
+#[rustfmt::skip]
+pub const SETTINGS: &[Setting] = &[
+    row(LISTENING, "LISTEN", "ADDR", "0.0.0.0:8080",
+        "Ingest address, IP:PORT; every core has its own SO_REUSEPORT listener on it."),
+    row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
+        "Address of metrics and health checks, IP:PORT; `off` disables them. It has no authentication."),
+
+    row(LIMITS, "CORES", "LIST", "all",
+        "CPU cores to pin, one executor each: `all`, or a list such as `0-3,8`. Only cores this process may use are taken."),
+    row(LIMITS, "MAX_WORKERS", "N", "32",
+        "Upload workers per core, 1 to 4096: how many PUTs a core has in flight."),
+    row(LIMITS, "MAX_QUEUE", "N", "10000",
+        "Ring slots per core, 1 to 10000000: payloads admitted and waiting for a worker. When they are taken, requests get 503."),
+    row(LIMITS, "MAX_QUEUE_BYTES", "SIZE", "64MiB",
+        "Memory of admitted, unfinished requests per core; not below MAX_LENGTH. When it is used up, requests get 503."),
+    row(LIMITS, "MAX_BODY_BYTES", "SIZE", "64MiB",
+        "Memory of bodies being read, decompressed or waiting for room per core; not below 2 × MAX_LENGTH. When it is used up, requests get 503."),
+    row(LIMITS, "MAX_CONNECTIONS", "N", "16384",
+        "Open client connections per core, 1 to 1000000; the kernel queues the rest. Each needs a file descriptor."),
+    row(LIMITS, "MAX_LENGTH", "SIZE", "1MiB",
+        "Longest request body, decompressed, up to 1GiB; a longer one gets 413."),
+
+    row(CLIENTS, "ENQUEUE_WAIT", "TIME", "0ms",
+        "How long a request may wait for ring room before it gets 503, up to 5m."),
+    row(CLIENTS, "HEADER_TIMEOUT", "TIME", "10s",
+        "Longest time from the first byte of a request to the end of its head; then 408."),
+    row(CLIENTS, "BODY_TIMEOUT", "TIME", "30s",
+        "Longest time from the end of a request's head to the end of its body; then 408."),
+    row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
+        "How long a kept-alive connection may stay idle before it is closed."),
+    row(CLIENTS, "TOKENS_FILE", "FILE", "",
+        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Not set: every request is accepted."),
+
+    row(STORING, "STORE", "URL", "file:./data",
+        "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),
+    row(STORING, "CONTENT_TYPE", "TYPE", "application/octet-stream",
+        "Content type of stored objects."),
+    row(STORING, "PUT_TIMEOUT", "TIME", "10s",
+        "Longest time one attempt to store one object may take; then it is tried again."),
+    row(STORING, "RETRY_BASE", "TIME", "100ms",
+        "Backoff before the first retry; it doubles with each further one, with full jitter. Not above RETRY_MAX."),
+    row(STORING, "RETRY_MAX", "TIME", "10s",
+        "Longest backoff between two attempts."),
+    row(STORING, "RETRY_FOR", "TIME", "5m",
+        "How long an object is retried before it is dead-lettered; only time in which other puts of its core succeed counts."),
+    row(STORING, "DEAD_LETTER_DIR", "DIR", "./dead-letter",
+        "Directory for payloads the store would not take; `millrace dead-letter replay` puts them again."),
+    row(STORING, "DEAD_LETTER_MAX", "SIZE", "1GiB",
+        "Largest total size of the dead-letter directory; beyond it payloads are counted as lost."),
+    row(STORING, "READY_STORE_GRACE", "TIME", "30s",
+        "How long the store may fail before `/readyz` answers 503."),
+    row(STORING, "NODE_ID", "NAME", "random",
+        "This process's part of every object key, 1 to 64 of A-Z a-z 0-9 . _ -; `random` draws 64 bits at each start. A fixed name must be unique among running processes."),
+
+    row(S3, "S3_ACL", "ACL", "",
+        "Canned ACL sent with every PUT. Not set: no ACL header, which is private; buckets made since April 2023 refuse any but `bucket-owner-full-control`."),
+    row(S3, "S3_STORAGE_CLASS", "CLASS", "",
+        "Storage class sent with every PUT, e.g. `STANDARD_IA`. Not set: the bucket's default."),
+    row(S3, "S3_SSE", "KIND", "",
+        "Server-side encryption asked for with every PUT: `AES256` or `aws:kms`. Not set: the bucket's default."),
+    row(S3, "S3_KMS_KEY_ID", "KEY", "",
+        "KMS key id or ARN; only with S3_SSE=aws:kms."),
+    row(S3, "S3_FORCE_PATH_STYLE", "BOOL", "auto",
+        "`true`: the bucket is in the URL's path; `false`: in its host name; `auto`: path on a custom endpoint, host name on AWS."),
+    row(S3, "S3_CHECKSUM", "KIND", "auto",
+        "Checksum header of every PUT: `auto`, `none`, `crc32c`, `crc64nvme` or `sha256`; `auto` is crc64nvme on AWS and none on a custom endpoint."),
+    row(S3, "S3_CONNECT_TIMEOUT", "TIME", "3s",
+        "Longest time to open a connection to the store, TLS included."),
+
+    row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
+        "From SIGTERM or SIGINT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
+    row(RUNNING, "LOG", "FILTER", "info",
+        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`."),
+    row(RUNNING, "LOG_FORMAT", "KIND", "text",
+        "Log lines as `text` or `json`."),
+    row(RUNNING, "FAULTS", "SPEC", "",
+        "Seeded store faults, for tests and game days only; the server says so at start."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_derive_flags_and_keys() {
+        let s = setting("MAX_QUEUE_BYTES");
+        assert_eq!((s.flag().as_str(), s.key().as_str()), ("max-queue-bytes", "max_queue_bytes"));
+        let mut names: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn markdown_has_one_well_formed_row_per_setting() {
+        let table = markdown_table();
+        assert_eq!(table.lines().count(), SETTINGS.len() + 2);
+        for line in table.lines() {
+            let bars = line.replace("\\|", "").matches('|').count();
+            assert_eq!(bars, 4, "{line}");
+        }
+        assert!(table.contains("| `MAX_WORKERS` | `32` | Upload workers per core"));
+    }
+
+    #[test]
+    fn every_help_text_is_one_or_two_sentences() {
+        for s in SETTINGS {
+            assert!(s.help.ends_with('.') && s.help.len() < 260, "{}: {}", s.name, s.help);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+use std::collections::HashMap;
+use std::io::Write as _;
+
+use super::*;
+
+/// A configuration read from flags, an injected environment and TOML text, on cores 0-3.
+fn resolve(
+    flags: &[(&str, &str)],
+    env: &[(&str, &str)],
+    toml: Option<&str>,
+) -> Result<(Config, Effective), ConfigErrors> {
+    let env: HashMap<String, OsString> =
+        env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    let file = toml.map(|text| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    });
+    let flags = Flags {
+        file: file.as_ref().map(|f| f.path().into()),
+        values: flags.iter().map(|(k, v)| (setting(k).name, (*v).into())).collect(),
+    };
+    let env = |name: &str| env.get(name).cloned();
+    Config::resolve(&flags, &Host { env: &env, cores_allowed: vec![0, 1, 2, 3] })
+}
+
+fn refusals(result: Result<(Config, Effective), ConfigErrors>) -> String {
+    result.expect_err("must be refused").to_string()
+}
+
+#[test]
+fn every_default_parses_and_is_the_documented_one() {
+    let (config, effective) = resolve(&[], &[], None).unwrap();
+    assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(config.admin_listen, Some("127.0.0.1:9090".parse().unwrap()));
+    assert_eq!(config.cores, [0, 1, 2, 3]);
+    assert_eq!(
+        (config.max_workers, config.max_queue, config.max_connections),
+        (32, 10_000, 16_384)
+    );
+    assert_eq!((config.max_queue_bytes, config.max_body_bytes), (64 << 20, 64 << 20));
+    assert_eq!(config.max_length, 1 << 20);
+    assert_eq!(config.enqueue_wait, Duration::ZERO);
+    assert_eq!(config.store, StoreUrl::File("./data".into()));
+    assert_eq!(config.s3.content_type, "application/octet-stream");
+    assert_eq!(config.s3.connect_timeout, Duration::from_secs(3));
+    assert_eq!(config.s3.force_path_style, None);
+    assert_eq!((config.tokens_file, config.faults, config.s3.acl), (None, None, None));
+    assert_eq!(config.dead_letter_max, 1 << 30);
+    assert_eq!(config.drain_timeout, Duration::from_secs(25));
+    assert_eq!(effective.changed().count(), 0);
+    assert_eq!(effective.iter().count(), SETTINGS.len());
+}
+
+#[test]
+fn a_flag_beats_the_environment_beats_the_file() {
+    let toml = Some("max_workers = 1\nmax_queue = 1\nmax_connections = 1\n");
+    let env = [("MAX_WORKERS", "2"), ("MAX_QUEUE", "2")];
+    let (config, effective) = resolve(&[("MAX_WORKERS", "3")], &env, toml).unwrap();
+    assert_eq!((config.max_workers, config.max_queue, config.max_connections), (3, 2, 1));
+    assert_eq!(effective.get("MAX_WORKERS").source, Source::Flag);
+    assert_eq!(effective.get("MAX_QUEUE").source, Source::Env);
+    assert!(matches!(effective.get("MAX_CONNECTIONS").source, Source::File(_)));
+    assert_eq!(effective.get("MAX_LENGTH").source, Source::Default);
+}
+
+#[test]
+fn an_empty_environment_variable_is_not_set_but_an_empty_flag_is_refused() {
+    let (config, _) = resolve(&[], &[("MAX_WORKERS", ""), ("STORE", " ")], None).unwrap();
+    assert_eq!(config.max_workers, 32);
+    assert!(refusals(resolve(&[("MAX_WORKERS", "")], &[], None)).contains("flag --max-workers"));
+    // Dropping a protection must be said aloud, not by an empty substitution.
+    let all = refusals(resolve(&[("TOKENS_FILE", "")], &[], Some("s3_acl = \"\"")));
+    assert!(all.contains("TOKENS_FILE") && all.contains("S3_ACL"), "{all}");
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
+    let toml = "max_qeue = 5\nput_timeout = 10\nretry_max = 1.5\n";
+    let env = [("MAX_LENGTH", "2GiB"), ("CORES", "0,7")];
+    let all = refusals(resolve(&[("MAX_WORKERS", "0")], &env, Some(toml)));
+    let line = |needle: &str| {
+        all.lines().find(|l| l.contains(needle)).unwrap_or_else(|| panic!("{needle} in:\n{all}"))
+    };
+    assert!(line("MAX_WORKERS").contains("=\"0\" (flag --max-workers): give a whole number"));
+    assert!(line("MAX_LENGTH").contains("\"2GiB\" (environment variable MAX_LENGTH): give a size"));
+    assert!(line("CORES").contains("core 7 is not one this process may use"));
+    assert!(line("CORES").contains("0-3"));
+    assert!(line("PUT_TIMEOUT").contains("(key put_timeout in "));
+    assert!(line("PUT_TIMEOUT").contains("write 10ms, 10s or 10m"));
+    assert!(line("max_qeue").contains("did you mean max_queue?"));
+    assert!(line("RETRY_MAX").contains("float is not taken here"));
+    assert_eq!(all.lines().count(), 6, "{all}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_not_toml_is_one_error() {
+    let missing = Flags { file: Some("no/such.toml".into()), values: vec![] };
+    let host = Host { env: &|_| None, cores_allowed: vec![0] };
+    let all = Config::resolve(&missing, &host).unwrap_err().to_string();
+    assert!(all.contains("no/such.toml cannot be opened"), "{all}");
+    let all = refusals(resolve(&[], &[], Some("idle_timeout = 10s")));
+    assert!(all.contains("values with units need quotes"), "{all}");
+}
+
+#[test]
+fn relations_between_settings_name_both() {
+    for (flags, name, other) in [
+        (
+            &[("MAX_LENGTH", "65MiB"), ("MAX_BODY_BYTES", "1GiB")][..],
+            "MAX_QUEUE_BYTES",
+            "MAX_LENGTH",
+        ),
+        (&[("MAX_LENGTH", "33MiB")], "MAX_BODY_BYTES", "MAX_LENGTH"),
+        (&[("RETRY_BASE", "11s")], "RETRY_BASE", "RETRY_MAX"),
+        (&[("S3_KMS_KEY_ID", "k")], "S3_KMS_KEY_ID", "S3_SSE"),
+        (&[("S3_KMS_KEY_ID", "k"), ("S3_SSE", "AES256")], "S3_KMS_KEY_ID", "S3_SSE"),
+        (&[("ADMIN_LISTEN", "127.0.0.1:8080")], "ADMIN_LISTEN", "LISTEN"),
+        (&[("STORE", "file:dead-letter/")], "DEAD_LETTER_DIR", "STORE"),
+    ] {
+        let all = refusals(resolve(flags, &[], None));
+        assert!(all.starts_with(name) && all.contains(other), "{all}");
+        assert_eq!(all.lines().count(), 1, "{all}");
+    }
+    let kms = [("S3_KMS_KEY_ID", "k"), ("S3_SSE", "aws:kms")];
+    assert_eq!(resolve(&kms, &[], None).unwrap().0.s3.kms_key_id.as_deref(), Some("k"));
+    let drawn = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
+    assert!(resolve(&drawn, &[], None).is_ok());
+}
+
+#[test]
+fn a_refused_value_causes_no_second_error_through_a_relation() {
+    let all = refusals(resolve(&[("MAX_BODY_BYTES", "no"), ("MAX_LENGTH", "64MiB")], &[], None));
+    assert_eq!(all.lines().count(), 1, "{all}");
+}
+
+#[test]
+fn values_that_mean_different_things_by_case_or_unit_keep_their_meaning() {
+    let (config, _) = resolve(
+        &[("DRAIN_TIMEOUT", "1m"), ("MAX_QUEUE_BYTES", "100MB"), ("CORES", "2,0")],
+        &[("S3_FORCE_PATH_STYLE", "false"), ("S3_CHECKSUM", "none"), ("LOG_FORMAT", "json")],
+        Some("admin_listen = \"off\"\n"),
+    )
+    .unwrap();
+    assert_eq!(config.drain_timeout, Duration::from_secs(60));
+    assert_eq!(config.max_queue_bytes, 100_000_000);
+    assert_eq!(config.cores, [0, 2]);
+    assert_eq!(config.s3.force_path_style, Some(false));
+    assert_eq!(config.s3.checksum, Checksum::None);
+    assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.admin_listen, None);
+}
+
+#[test]
+fn node_ids_are_drawn_anew_unless_given() {
+    let drawn = || resolve(&[], &[], None).unwrap().0.node_id;
+    let (a, b) = (drawn(), drawn());
+    assert_ne!(a, b);
+    assert!(a.len() == 16 && a.bytes().all(|c| c.is_ascii_hexdigit()), "{a}");
+    assert_eq!(resolve(&[], &[("NODE_ID", "host-1")], None).unwrap().0.node_id, "host-1");
+}
+
+#[test]
+fn no_allowed_cores_is_an_error_not_a_panic() {
+    let host = Host { env: &|_| None, cores_allowed: vec![] };
+    let errors = Config::resolve(&Flags::default(), &host).unwrap_err();
+    assert_eq!(errors.0, [ConfigError::CoresUnknown]);
+}
+
+/// `core_affinity` must report what this process is *allowed*, not what the machine has: on a shared host the
+/// difference is somebody else's cores. The kernel's own word is in `/proc`, where cores that are switched off
+/// may be listed too.
+#[test]
+fn core_affinity_reports_the_allowed_set() {
+    let expand = |list: &str| -> Vec<usize> {
+        let ranges =
+            list.trim().split(',').map(|part| part.split_once('-').unwrap_or((part, part)));
+        ranges.flat_map(|(a, b)| a.parse::<usize>().unwrap()..=b.parse().unwrap()).collect()
+    };
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let online = expand(&std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap());
+    let mut expected = expand(allowed);
+    expected.retain(|core| online.contains(core));
+    assert_eq!(Host::bare().cores_allowed, expected);
+}
+
+/// Why the set is read before anything is pinned.
+#[test]
+fn a_pinned_thread_sees_one_core_only() {
+    let seen = std::thread::spawn(|| {
+        let core = core_affinity::get_core_ids().unwrap()[0];
+        assert!(core_affinity::set_for_current(core));
+        Host::bare().cores_allowed.len()
+    });
+    assert_eq!(seen.join().unwrap(), 1);
+}

@@ -1,0 +1,429 @@
+//! Text to typed value, one function per kind of value. A refusal says what is allowed and how to write it;
+//! the caller adds which setting it was and where the text came from.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tracing_subscriber::EnvFilter;
+
+use super::{Checksum, LogFormat, StoreUrl};
+
+/// A parsed value, or what is allowed.
+pub(super) type Parsed<T> = Result<T, String>;
+
+/// The parser `inner`, with empty text meaning "not set".
+pub(super) fn optional<T>(inner: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Option<T>> {
+    move |text| if text.is_empty() { Ok(None) } else { inner(text).map(Some) }
+}
+
+/// A whole number within `range`.
+pub(super) fn count(range: RangeInclusive<usize>) -> impl Fn(&str) -> Parsed<usize> {
+    move |text| match text.parse() {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => Err(format!("give a whole number from {} to {}", range.start(), range.end())),
+    }
+}
+
+/// A size in bytes within `range`, with or without a unit.
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<u64> {
+    move |text| {
+        let allowed = || {
+            let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+            format!("give a size from {least} to {most}, such as 64MiB, 1GB or 1048576 (bytes)")
+        };
+        match text.parse::<ByteSize>() {
+            Ok(ByteSize(bytes)) if range.contains(&bytes) => Ok(bytes),
+            _ => Err(allowed()),
+        }
+    }
+}
+
+/// A size that must also fit the address space.
+pub(super) fn memory(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<usize> {
+    let size = size(range);
+    move |text| usize::try_from(size(text)?).map_err(|_| "does not fit this machine".into())
+}
+
+/// A time with its unit, within `range`; a bare `0` is a time too.
+pub(super) fn time(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| {
+        if text != "0" && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(format!("has no unit: write {text}ms, {text}s or {text}m"));
+        }
+        let parsed = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
+        match parsed {
+            Ok(time) if range.contains(&time) => Ok(time),
+            _ => Err(format!(
+                "give a time from {} to {}, such as 250ms, 10s or 5m",
+                humantime::format_duration(*range.start()),
+                humantime::format_duration(*range.end()),
+            )),
+        }
+    }
+}
+
+/// `IP:PORT`. Names are not resolved: which of several addresses would be meant is not ours to guess.
+pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
+    text.parse().map_err(|_| {
+        let example = match text.strip_prefix(':') {
+            Some(port) => format!("0.0.0.0:{port} or [::]:{port}"),
+            None => "0.0.0.0:8080 or [::1]:9090".into(),
+        };
+        format!("give an IP address and a port, such as {example}")
+    })
+}
+
+/// `IP:PORT` or `off`.
+pub(super) fn address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
+    match text {
+        "off" => Ok(None),
+        _ => address(text).map(Some).map_err(|allowed| format!("{allowed}, or off")),
+    }
+}
+
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    match text {
+        "" => Err("give a path".into()),
+        _ if text.contains('\0') => Err("a path holds no NUL".into()),
+        _ => Ok(text.into()),
+    }
+}
+
+/// `all` or `0-3,8`, against the cores this process may use. Returned ascending.
+pub(super) fn cores(allowed: &[usize]) -> impl Fn(&str) -> Parsed<Vec<usize>> {
+    move |text| {
+        if text == "all" {
+            return Ok(allowed.to_vec());
+        }
+        let mut cores = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = core_range(part.trim())?;
+            // Looked up, never counted through: `0-4000000000` must not be expanded.
+            for core in first..=last {
+                if !allowed.contains(&core) {
+                    return Err(format!(
+                        "core {core} is not one this process may use: give cores out of {}, or all \
+                         (taskset, cpusets and container limits decide what is allowed)",
+                        core_list(allowed)
+                    ));
+                }
+                if cores.contains(&core) {
+                    return Err(format!("core {core} is named twice: name it once"));
+                }
+                cores.push(core);
+            }
+        }
+        cores.sort_unstable();
+        Ok(cores)
+    }
+}
+
+fn core_range(part: &str) -> Parsed<(usize, usize)> {
+    let allowed = || format!("{part:?} is no core: give all, or a list such as 0-3,8");
+    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| allowed());
+    match part.split_once('-') {
+        None => number(part).map(|core| (core, core)),
+        Some((first, last)) => match (number(first)?, number(last)?) {
+            (first, last) if first <= last => Ok((first, last)),
+            (first, last) => Err(format!("range {part} runs backwards: write {last}-{first}")),
+        },
+    }
+}
+
+/// `0-3,8`: an ascending list of core ids as `CORES` spells it.
+pub fn core_list(cores: &[usize]) -> String {
+    let mut text = String::new();
+    for run in cores.chunk_by(|a, b| a + 1 == *b) {
+        let comma = if text.is_empty() { "" } else { "," };
+        match run {
+            [one] => write!(text, "{comma}{one}"),
+            [first, .., last] => write!(text, "{comma}{first}-{last}"),
+            [] => Ok(()),
+        }
+        .expect("writing to a String");
+    }
+    text
+}
+
+/// `file:DIR`, `s3://BUCKET/PREFIX` or `null:`.
+pub(super) fn store(text: &str) -> Parsed<StoreUrl> {
+    if text == "null:" {
+        return Ok(StoreUrl::Null);
+    }
+    if let Some(rest) = text.strip_prefix("s3://") {
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        return Ok(StoreUrl::S3 { bucket: bucket_name(bucket)?, prefix: key_prefix(prefix)? });
+    }
+    match text.strip_prefix("file:") {
+        Some("") | Some("//") => Err("names no directory: write file:./data".into()),
+        Some(rest) => match rest.strip_prefix("//") {
+            None => path(rest).map(StoreUrl::File),
+            Some(absolute) if absolute.starts_with('/') => path(absolute).map(StoreUrl::File),
+            Some(host) => Err(format!("names a host: write file:{host} or file:///{host}")),
+        },
+        None if text.starts_with(['.', '/']) => {
+            Err(format!("has no scheme: write file:{text} for a directory"))
+        }
+        None => Err("give file:DIR, s3://BUCKET/PREFIX or null:".into()),
+    }
+}
+
+/// S3's rules for general-purpose buckets, plus upper case and `_`, which other stores and AWS's oldest
+/// buckets have. What a store refuses beyond this shows in the start-up probe.
+fn bucket_name(name: &str) -> Parsed<String> {
+    let refuse = |why: &str| Err(format!("bucket name {name:?} {why}"));
+    let plain = |b: u8| b.is_ascii_alphanumeric();
+    let bytes = name.as_bytes();
+    match bytes {
+        [] => Err("names no bucket: write s3://BUCKET/PREFIX".into()),
+        _ if !(3..=63).contains(&bytes.len()) => refuse("must be 3 to 63 characters long"),
+        _ if !bytes.iter().all(|&b| plain(b) || b"-._".contains(&b)) => {
+            refuse("may hold only letters, digits, - . and _")
+        }
+        [first, .., last] if !plain(*first) || !plain(*last) => {
+            refuse("must begin and end with a letter or digit")
+        }
+        _ if name.contains("..") => refuse("must not hold two dots in a row"),
+        _ if name.parse::<Ipv4Addr>().is_ok() => refuse("must not look like an IP address"),
+        _ => Ok(name.into()),
+    }
+}
+
+/// Keys end at 1024 bytes; the longest name we append is 19 (nanoseconds) + 64 (node) + 4 (core) +
+/// 20 (sequence) + 3 dashes + 5 (`.json`) = 115 bytes, rounded up for a name to come.
+const PREFIX_BYTES_MAX: usize = 1024 - 124;
+
+/// The text before every key. Refused is what clients and gateways on the way rewrite (`//`, `.`, `..`),
+/// for then the object is not where its key says.
+fn key_prefix(prefix: &str) -> Parsed<String> {
+    let refuse = |why: &str| Err(format!("prefix {prefix:?} {why}"));
+    if prefix.len() > PREFIX_BYTES_MAX {
+        return refuse(&format!("is over {PREFIX_BYTES_MAX} bytes"));
+    }
+    if prefix.chars().any(char::is_control) {
+        return refuse("holds a control character");
+    }
+    if prefix.starts_with('/') || prefix.contains("//") {
+        return refuse("has an empty part: write single slashes");
+    }
+    if prefix.split('/').any(|part| part == "." || part == "..") {
+        return refuse("has a part . or ..: write the path out");
+    }
+    Ok(prefix.into())
+}
+
+/// Text that can stand in an HTTP header as it is: visible ASCII without blanks, bounded.
+pub(super) fn header_token(text: &str) -> Parsed<String> {
+    match text.len() {
+        1..=2048 if text.bytes().all(|b| b.is_ascii_graphic()) => Ok(text.into()),
+        _ => Err("give 1 to 2048 visible ASCII characters without blanks".into()),
+    }
+}
+
+pub(super) fn content_type(text: &str) -> Parsed<String> {
+    let fits_header = text.len() <= 255 && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    let kind = text.split(';').next().unwrap_or("").trim();
+    match kind.split_once('/') {
+        Some((a, b)) if fits_header && !a.is_empty() && !b.is_empty() && !kind.contains(' ') => {
+            Ok(text.into())
+        }
+        _ => Err("give a media type such as application/json, up to 255 ASCII characters".into()),
+    }
+}
+
+pub(super) fn sse(text: &str) -> Parsed<String> {
+    match text {
+        "AES256" | "aws:kms" => Ok(text.into()),
+        _ => Err("give AES256 or aws:kms".into()),
+    }
+}
+
+/// `auto` is `None`.
+pub(super) fn auto_or_bool(text: &str) -> Parsed<Option<bool>> {
+    match text {
+        "auto" => Ok(None),
+        "true" => Ok(Some(true)),
+        "false" => Ok(Some(false)),
+        _ => Err("give true, false or auto".into()),
+    }
+}
+
+pub(super) fn checksum(text: &str) -> Parsed<Checksum> {
+    match text {
+        "auto" => Ok(Checksum::Auto),
+        "none" => Ok(Checksum::None),
+        "crc32c" => Ok(Checksum::Crc32c),
+        "crc64nvme" => Ok(Checksum::Crc64Nvme),
+        "sha256" => Ok(Checksum::Sha256),
+        _ => Err("give auto, none, crc32c, crc64nvme or sha256".into()),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("give text or json".into()),
+    }
+}
+
+/// A filter that `tracing-subscriber` takes. A lone word that is no level is refused although the library
+/// would take it for a module: `LOG=inof` must not silence the log.
+pub(super) fn log_filter(text: &str) -> Parsed<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for part in text.split(',').map(str::trim) {
+        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+        if !is_level && !part.contains(['=', '[']) {
+            return Err(format!("{part:?} is no level: give one of {}, or module=level", {
+                LEVELS.join(", ")
+            }));
+        }
+    }
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.into()),
+        Err(e) => Err(format!("{e}: give a level or directives such as info,millrace=debug")),
+    }
+}
+
+/// A part of object and file names, so only what every store and file system leaves alone.
+pub(super) fn node_id(text: &str) -> Parsed<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match text.len() {
+        1..=64 if text.bytes().all(plain) => Ok(text.into()),
+        _ => Err("give 1 to 64 of A-Z a-z 0-9 . _ -, or random".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_units_and_plain_bytes_and_keep_their_range() {
+        let size = size(1..=1 << 30);
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(size("1 GB"), Ok(1_000_000_000));
+        assert_eq!(size("1048576"), Ok(1 << 20));
+        assert_eq!(size("1GiB"), Ok(1 << 30));
+        for bad in ["", "0", "2GiB", "-1", "1e3", "MiB", "64MBit", "99999999999999EB", "½MiB"] {
+            let allowed = size(bad).unwrap_err();
+            assert!(allowed.contains("1.0 GiB") && allowed.contains("64MiB"), "{bad}: {allowed}");
+        }
+    }
+
+    #[test]
+    fn times_need_a_unit_except_zero() {
+        let time = time(Duration::ZERO..=Duration::from_secs(300));
+        assert_eq!(time("0"), Ok(Duration::ZERO));
+        assert_eq!(time("0ms"), Ok(Duration::ZERO));
+        assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(time("1m 30s"), Ok(Duration::from_secs(90)));
+        assert!(time("10").unwrap_err().contains("write 10ms, 10s or 10m"));
+        // `5M` is five months to humantime; the range keeps it from passing for minutes.
+        for bad in ["", "6m", "5M", "fast", "-1s", "1.5.5s"] {
+            assert!(time(bad).unwrap_err().contains("from 0s to 5m"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cores_are_checked_against_the_allowed_set() {
+        let cores = cores(&[0, 1, 2, 3, 8]);
+        assert_eq!(cores("all"), Ok(vec![0, 1, 2, 3, 8]));
+        assert_eq!(cores("8, 0-2"), Ok(vec![0, 1, 2, 8]));
+        for (bad, why) in [
+            ("4", "out of 0-3,8"),
+            ("0-18446744073709551615", "core 4 is not one"),
+            ("3-1", "write 1-3"),
+            ("0-2,1", "core 1 is named twice"),
+            ("", "is no core"),
+            ("0,", "is no core"),
+            ("-1", "is no core"),
+            ("0-1-2", "is no core"),
+        ] {
+            let error = cores(bad).unwrap_err();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn core_lists_are_written_as_cores_reads_them() {
+        assert_eq!(core_list(&[0, 1, 2, 3, 8]), "0-3,8");
+        assert_eq!(core_list(&[5]), "5");
+        assert_eq!(core_list(&[]), "");
+    }
+
+    #[test]
+    fn stores() {
+        let s3 = |bucket: &str, prefix: &str| {
+            Ok(StoreUrl::S3 { bucket: bucket.into(), prefix: prefix.into() })
+        };
+        assert_eq!(store("file:./data"), Ok(StoreUrl::File("./data".into())));
+        assert_eq!(store("file:/srv/x"), Ok(StoreUrl::File("/srv/x".into())));
+        assert_eq!(store("file:///srv/x"), Ok(StoreUrl::File("/srv/x".into())));
+        assert_eq!(store("null:"), Ok(StoreUrl::Null));
+        assert_eq!(store("s3://my-bucket"), s3("my-bucket", ""));
+        assert_eq!(store("s3://my-bucket/"), s3("my-bucket", ""));
+        assert_eq!(store("s3://Old_Bucket.x/logs/"), s3("Old_Bucket.x", "logs/"));
+        assert_eq!(store("s3://abc/a/b-"), s3("abc", "a/b-"));
+    }
+
+    #[test]
+    fn stores_refused_say_what_to_write() {
+        for (bad, why) in [
+            ("", "give file:DIR"),
+            ("./data", "write file:./data"),
+            ("file:", "names no directory"),
+            ("file://host/x", "names a host"),
+            ("s3://", "names no bucket"),
+            ("s3:bucket", "give file:DIR"),
+            ("s3://ab", "3 to 63"),
+            ("s3://-abc", "begin and end"),
+            ("s3://a..b", "two dots"),
+            ("s3://192.168.1.1/x", "IP address"),
+            ("s3://buck et", "only letters"),
+            ("s3://abc//x", "empty part"),
+            ("s3://abc/x/../y", "part . or .."),
+            ("s3://abc/x\ny", "control character"),
+            ("null", "give file:DIR"),
+        ] {
+            let error = store(bad).unwrap_err();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+        assert!(store(&format!("s3://abc/{}", "x".repeat(PREFIX_BYTES_MAX + 1))).is_err());
+    }
+
+    #[test]
+    fn header_values_cannot_break_a_header() {
+        assert!(header_token("bucket-owner-full-control").is_ok());
+        assert!(content_type("application/json; charset=utf-8").is_ok());
+        for bad in ["", "a b", "a\r\nx-evil: 1", "ü"] {
+            assert!(header_token(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "json", "/", "a/b\r\nx: 1", "application/ü", "a b/c"] {
+            assert!(content_type(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn log_filters_catch_misspelt_levels() {
+        assert!(log_filter("info,millrace::worker=debug").is_ok());
+        assert!(log_filter("OFF").is_ok());
+        assert!(log_filter("inof").unwrap_err().contains("is no level"));
+        assert!(log_filter("millrace=loud").is_err());
+    }
+
+    #[test]
+    fn node_ids_and_addresses() {
+        assert!(node_id("host-1.rack_2").is_ok());
+        assert!(node_id("a/b").is_err() && node_id("").is_err());
+        assert!(node_id(&"x".repeat(65)).is_err());
+        assert!(address(":8080").unwrap_err().contains("0.0.0.0:8080"));
+        assert!(address("localhost:80").is_err());
+        assert_eq!(address_or_off("off"), Ok(None));
+    }
+}

@@ -1,0 +1,341 @@
+//! One connection: hyper reads requests from it, each is parsed, admitted and answered, and its deadlines are kept here.
+//!
+//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. One timer
+//! per connection is re-armed only when it fires, so a request costs no timer operation. hyper never closes the socket:
+//! after its last answer the connection lingers, so that an answer reaches a client that is still sending.
+//!
+//! Known gap: when one read brings the end of a request and only the start of the next head, that head runs under
+//! `IDLE_TIMEOUT` until its next byte arrives.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt};
+use glommio::net::TcpStream;
+use glommio::timer::Timer;
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use smol_hyper::rt::FuturesIo;
+
+use crate::admit::{Need, Permit};
+use crate::body::{BodyError, Encoding};
+use crate::job::{Job, Payload, Stamp};
+use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::reply::{Answer, HEAD_TIMEOUT};
+use crate::shard::Core;
+
+/// What a connection is waiting for; each phase has its own deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Between requests: closed silently after `IDLE_TIMEOUT`.
+    Idle,
+    /// Some bytes of a head have arrived: 408 after `HEADER_TIMEOUT`.
+    Head,
+    /// A body is being read: 408 after `BODY_TIMEOUT`.
+    Body,
+    /// The request waits for room or its answer is being made; bounded by `ENQUEUE_WAIT`.
+    Working,
+}
+
+/// What the core knows of one open connection; also held by the core's list, to wake it when the ring closes.
+pub struct ConnState {
+    phase: Cell<Phase>,
+    since: Cell<Instant>,
+    body_overdue: Cell<bool>,
+    /// The peer has closed or the socket has failed: nothing to linger for.
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl ConnState {
+    fn new() -> Rc<ConnState> {
+        Rc::new(ConnState {
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(Instant::now()),
+            body_overdue: Cell::new(false),
+            gone: Cell::new(false),
+            waker: RefCell::new(None),
+        })
+    }
+
+    /// Makes the connection look at the core's stop state again.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn enter(&self, phase: Phase, now: Instant) {
+        self.phase.set(phase);
+        self.since.set(now);
+    }
+
+    /// Ready once the driver has found the body overdue; the driver polls the request right after setting it.
+    async fn body_overdue(&self) {
+        poll_fn(|_| if self.body_overdue.get() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+}
+
+/// Why hyper's part of a connection ended.
+enum End {
+    /// hyper is done: the peer closed, `connection: close`, or an error hyper has answered.
+    Done,
+    HeadOverdue,
+    IdleOverdue,
+}
+
+/// Serves `stream` until either side closes it.
+pub async fn serve(core: Rc<Core>, stream: TcpStream) {
+    let state = ConnState::new();
+    let listed = core.conns.enter(&state);
+    let stream = Rc::new(RefCell::new(stream));
+    let end = drive(&core, &state, Socket { stream: stream.clone(), state: state.clone() }).await;
+    let stream = Rc::into_inner(stream).expect("hyper dropped its half").into_inner();
+    match end {
+        End::IdleOverdue => {}
+        End::Done if state.gone.get() => {}
+        End::Done => linger(stream, b"").await,
+        End::HeadOverdue => {
+            core.cells.count_response(408);
+            linger(stream, HEAD_TIMEOUT).await;
+        }
+    }
+    drop(listed);
+}
+
+/// Polls hyper and the connection's deadlines until one of them ends it.
+async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
+    let service = service_fn(|request| handle(core.clone(), state.clone(), request));
+    let mut builder = http1::Builder::new();
+    builder.half_close(true).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
+    let mut hyper = pin!(builder.serve_connection(FuturesIo::new(socket), service));
+    let mut timer = Timer::new(core.shortest_deadline());
+    poll_fn(|cx| {
+        let mut waker = state.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        drop(waker);
+        loop {
+            if let Poll::Ready(result) = hyper.as_mut().poll(cx) {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return Poll::Ready(End::Done);
+            }
+            if core.ring.is_closed() && state.phase.get() == Phase::Idle {
+                return Poll::Ready(End::IdleOverdue);
+            }
+            if Pin::new(&mut timer).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let left = match time_left(core, state) {
+                Ok(left) => left,
+                Err(Phase::Idle) => return Poll::Ready(End::IdleOverdue),
+                Err(Phase::Head) => return Poll::Ready(End::HeadOverdue),
+                // The request answers this itself when hyper polls it, in the next round of this loop.
+                Err(Phase::Body | Phase::Working) => {
+                    state.body_overdue.set(true);
+                    core.shortest_deadline()
+                }
+            };
+            timer = Timer::new(left);
+        }
+    })
+    .await
+}
+
+/// How long until the timer must look again: never longer than the shortest deadline, because a phase that starts in
+/// the meantime may have that one. `Err` names the phase whose deadline has passed.
+fn time_left(core: &Core, state: &ConnState) -> Result<Duration, Phase> {
+    let phase = state.phase.get();
+    let config = &core.config;
+    let deadline = match phase {
+        Phase::Idle => config.idle_timeout,
+        Phase::Head => config.header_timeout,
+        Phase::Body => config.body_timeout,
+        Phase::Working => return Ok(core.shortest_deadline()),
+    };
+    let left = deadline.saturating_sub(state.since.get().elapsed());
+    if left.is_zero() { Err(phase) } else { Ok(left.min(core.shortest_deadline())) }
+}
+
+/// Answers one request.
+async fn handle(
+    core: Rc<Core>,
+    state: Rc<ConnState>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let started = Instant::now();
+    state.enter(Phase::Body, started);
+    state.body_overdue.set(false);
+    core.faults.on_request();
+    let (answer, body_left) = answer(&core, &state, request).await;
+    let response = answer.render(body_left || core.draining.get());
+    core.cells.count_response(response.status().as_u16());
+    let now = Instant::now();
+    core.cells.request_latency.observe(now - started);
+    state.enter(Phase::Idle, now);
+    Ok(response)
+}
+
+/// The outcome, and whether some of the body was left unread (then the connection cannot be used again).
+async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (Answer, bool) {
+    let (head, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
+    if head.uri.path() != "/payloads" {
+        return (Answer::NotFound, has_body);
+    }
+    if head.method != Method::POST {
+        return (Answer::MethodNotAllowed, has_body);
+    }
+    let read = async {
+        let encoding = Encoding::of(&head.headers)?;
+        core.bodies.read(body, encoding).await.map(Some)
+    };
+    let overdue = async {
+        state.body_overdue().await;
+        Ok(None)
+    };
+    // Corrupt compression is found after the body was read whole; the other errors leave some of it behind.
+    match read.or(overdue).await {
+        Ok(Some(body)) => {
+            state.enter(Phase::Working, Instant::now());
+            (admit(core, body).await, false)
+        }
+        Ok(None) => (Answer::BodyTimeout, true),
+        Err(error @ BodyError::Corrupt { .. }) => (Answer::BadRequest(error.to_string()), false),
+        Err(error @ BodyError::TooLarge { .. }) => (Answer::TooLarge(error.to_string()), has_body),
+        Err(error @ BodyError::Disconnected(_)) => (Answer::BadRequest(error.to_string()), true),
+        Err(BodyError::UnsupportedEncoding) => (Answer::UnsupportedEncoding, has_body),
+        Err(error @ BodyError::MemoryExhausted) => {
+            (Answer::Unavailable { error: error.to_string(), retry_after_s: 1 }, has_body)
+        }
+    }
+}
+
+/// Splits the body and queues its payloads, all or none.
+async fn admit(core: &Core, body: crate::admit::ChargedBytes) -> Answer {
+    let spans = {
+        let mut scratch = core.scratch.borrow_mut();
+        let collection = match crate::parse::parse(body.as_slice(), &mut scratch) {
+            Ok(collection) => collection,
+            Err(error) => return Answer::BadRequest(error.to_string()),
+        };
+        if let Some(tokens) = &core.tokens
+            && !tokens.contains(collection.token.as_deref())
+        {
+            return Answer::Unauthorized;
+        }
+        collection.payloads.to_vec()
+    };
+    if spans.is_empty() {
+        return Answer::Accepted(0);
+    }
+    let need = Need::of(spans.len(), body.retained());
+    let permit = match core.admission.admit(need, core.config.enqueue_wait).await {
+        Ok(permit) => permit,
+        Err(refusal) => return refusal.into(),
+    };
+    let count = spans.len() as u64;
+    let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
+    let unix_nanos = unix_nanos();
+    let first = core.seq.get();
+    core.seq.set(first + count);
+    let payloads = Payload::split(body.hand_over(), permit, &spans);
+    let jobs = payloads
+        .enumerate()
+        .map(|(at, payload)| Job { payload, stamp: Stamp { unix_nanos, seq: first + at as u64 } });
+    Permit::push_all(&core.admission, jobs);
+    core.cells.payloads_accepted.add(count);
+    core.cells.bytes_accepted.add(payload_bytes);
+    Answer::Accepted(spans.len())
+}
+
+fn unix_nanos() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Writes `last`, half-closes, then reads and discards what the client still sends: closing with unread bytes would
+/// reset the connection and could destroy the answer before the client has read it.
+async fn linger(mut stream: TcpStream, last: &[u8]) {
+    let discard = async {
+        stream.write_all(last).await?;
+        stream.shutdown(Shutdown::Write).await?;
+        let mut left = LINGER_BYTES_MAX;
+        let mut scrap = vec![0; 16 * 1024];
+        while left > 0 {
+            match stream.read(&mut scrap).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let time_up = async {
+        Timer::new(LINGER_TIME_MAX).await;
+        Ok(())
+    };
+    if let Err(error) = discard.or(time_up).await {
+        tracing::debug!(%error, "lingering ended");
+    }
+}
+
+/// The socket as hyper sees it: notices the first byte of a head and the peer's end, and leaves closing to [`linger`].
+struct Socket {
+    stream: Rc<RefCell<TcpStream>>,
+    state: Rc<ConnState>,
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
+        match &result {
+            Poll::Ready(Ok(0) | Err(_)) => self.state.gone.set(true),
+            Poll::Ready(Ok(_)) if self.state.phase.get() == Phase::Idle => {
+                self.state.enter(Phase::Head, Instant::now());
+            }
+            _ => {}
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, buf);
+        if let Poll::Ready(Err(_)) = &result {
+            self.state.gone.set(true);
+        }
+        result
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

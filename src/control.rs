@@ -1,0 +1,363 @@
+//! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
+//! the store's names and credentials), starts the cores, and sees them stop.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncReadExt, FutureExt};
+use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
+use glommio::timer::{Timer, sleep};
+use glommio::{CpuSet, LocalExecutorBuilder, Placement, PoolPlacement};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use socket2::{Domain, Socket, Type};
+
+use crate::accept;
+use crate::admin::{self, Admin};
+use crate::aws::{self, S3Target};
+use crate::config::{Config, StoreUrl, core_list};
+use crate::deadletter::DeadLetters;
+use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::metrics::{self, Cells, CoreState};
+use crate::shard::{self, Setup};
+use crate::store::StoreSeed;
+use crate::store::file::FileStore;
+use crate::tokens::TokenSet;
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Nothing acknowledged was lost, and the drain left nothing unstored.
+    Clean = 0,
+    /// The drain had to dead-letter something, or something was lost, or a core died.
+    Unstored = 1,
+    /// Bad configuration, or the server could not start.
+    Refused = 2,
+}
+
+/// Cores that have not come up by now will not.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Control's own last words before `DRAIN_TIMEOUT` is over.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How often a dead-letter directory that fails is tried again.
+const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+
+/// Runs `main` on an unpinned executor.
+///
+/// # Errors
+/// io_uring is refused or locked memory is short; the preflight says which.
+pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
+    let executor = LocalExecutorBuilder::new(Placement::Unbound)
+        .name("millrace-control")
+        .io_memory(IO_MEMORY_BYTES)
+        .make()
+        .map_err(|error| format!("the control executor does not start: {error}"))?;
+    Ok(executor.run(main))
+}
+
+/// Serves until a signal or a core's death, then stops.
+pub async fn serve(config: Config) -> Exit {
+    match start(config).await {
+        Ok(server) => server.run().await,
+        Err(error) => {
+            tracing::error!("{error}");
+            Exit::Refused
+        }
+    }
+}
+
+/// Prepares what the configured store needs before any core uses it.
+///
+/// # Errors
+/// One sentence that names what is wrong.
+pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
+    match &config.store {
+        StoreUrl::Null => Ok(StoreSeed::Null),
+        StoreUrl::File(root) => {
+            let directory = root.clone();
+            let prepared =
+                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
+            let root =
+                prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
+            Ok(StoreSeed::File(root))
+        }
+        StoreUrl::S3 { bucket, prefix } => {
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            let target = S3Target { bucket, prefix, options: config.s3.clone() };
+            let prepared = aws::prepare(target, config.max_workers).await;
+            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+        }
+    }
+}
+
+enum Event {
+    Signal,
+    /// A core's state may have changed.
+    Bell,
+}
+
+struct Server {
+    config: Arc<Config>,
+    limits: Limits,
+    cells: Cells,
+    bells: Vec<Socket>,
+    /// Shut down should their core die, lest the kernel go on giving it connections.
+    listeners: Vec<Socket>,
+    events: LocalReceiver<Event>,
+}
+
+async fn start(config: Config) -> Result<Server, String> {
+    let epoch = Instant::now();
+    let config = Arc::new(config);
+    let limits = Limits::new(&config);
+    let cells = metrics::cells(config.cores.len());
+    let tokens = match &config.tokens_file {
+        Some(path) => Some(Arc::new(TokenSet::load(path).map_err(|error| error.to_string())?)),
+        None => None,
+    };
+    let directory = &config.dead_letter_dir;
+    let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
+        .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
+    let store = prepare_store(&config).await?;
+    let (send, events) = local_channel::new_unbounded();
+    let send = Rc::new(send);
+    watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
+
+    let listeners = accept::listeners(config.listen, config.cores.len())
+        .map_err(|error| format!("LISTEN {}: {error}", config.listen))?;
+    let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
+    let admin = Admin {
+        cells,
+        core_ids: config.cores.clone(),
+        registry: metrics::registry(cells, config.cores.clone()),
+        dead_letters: dead_letters.clone(),
+        store_grace: config.ready_store_grace,
+        epoch,
+    };
+    let admin_address = start_admin(&config, admin)?;
+    let mut bells = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
+        let (ours, theirs) = pair.map_err(|error| format!("doorbell: {error}"))?;
+        let clone = |socket: &Socket| socket.try_clone().map_err(|error| error.to_string());
+        watch_bell(clone(&ours)?, send.clone());
+        bells.push(ours);
+        let core_id = config.cores[index];
+        let setup = Setup {
+            config: config.clone(),
+            limits: limits.clone(),
+            index,
+            core_id,
+            cells: &cells[index],
+            epoch,
+            listener: clone(listener)?,
+            doorbell: theirs,
+            tokens: tokens.clone(),
+            dead_letters: dead_letters.clone(),
+            store: store.clone(),
+            blocking: blocking_placement(&config.cores),
+        };
+        // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
+        shard::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
+    }
+    watch_dead_letters(dead_letters);
+    let server = Server { config, limits, cells, bells, listeners, events };
+    server.until_serving().await?;
+    server.announce(address, admin_address, epoch);
+    Ok(server)
+}
+
+/// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
+fn blocking_placement(cores: &[usize]) -> PoolPlacement {
+    let allowed = core_affinity::get_core_ids().unwrap_or_default();
+    let spare: Vec<usize> =
+        allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect();
+    match CpuSet::online() {
+        Ok(online) if !spare.is_empty() => {
+            PoolPlacement::Fenced(1, online.filter(|cpu| spare.contains(&cpu.cpu)))
+        }
+        _ => PoolPlacement::Unbound(1),
+    }
+}
+
+fn watch_signals(send: &Rc<LocalSender<Event>>) -> std::io::Result<()> {
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+    let theirs = UnixStream::from(OwnedFd::from(theirs));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, theirs.try_clone()?)?;
+    }
+    forward(ours, send.clone(), || Event::Signal);
+    Ok(())
+}
+
+fn watch_bell(bell: Socket, send: Rc<LocalSender<Event>>) {
+    forward(bell, send, || Event::Bell);
+}
+
+/// Turns every byte that arrives into an event.
+fn forward(socket: Socket, send: Rc<LocalSender<Event>>, event: fn() -> Event) {
+    let mut stream = accept::into_glommio_stream(socket);
+    glommio::spawn_local(async move {
+        while let Ok(1) = stream.read(&mut [0]).await {
+            let _nobody_waits_any_more = send.try_send(event());
+        }
+    })
+    .detach();
+}
+
+/// While letters are being lost, tries whether the directory takes them again.
+fn watch_dead_letters(dead_letters: DeadLetters) {
+    glommio::spawn_local(async move {
+        loop {
+            sleep(DEAD_LETTER_PROBE).await;
+            if dead_letters.is_failing() {
+                let dead_letters = dead_letters.clone();
+                glommio::executor().spawn_blocking(move || dead_letters.probe()).await;
+            }
+        }
+    })
+    .detach();
+}
+
+fn start_admin(config: &Config, admin: Admin) -> Result<Option<SocketAddr>, String> {
+    let Some(address) = config.admin_listen else { return Ok(None) };
+    let socket =
+        accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
+    let bound = socket.local_addr().ok().and_then(|address| address.as_socket());
+    glommio::spawn_local(admin::serve(Rc::new(admin), accept::into_glommio(socket))).detach();
+    Ok(bound)
+}
+
+impl Server {
+    async fn until_serving(&self) -> Result<(), String> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            for (cells, id) in self.cells.iter().zip(&self.config.cores) {
+                if cells.is(CoreState::Died) {
+                    return Err(format!("core {id} did not start; its error is logged above"));
+                }
+            }
+            if self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
+                return Ok(());
+            }
+            match self.next_event(deadline).await {
+                Some(Event::Signal) => return Err("stopped while starting".to_owned()),
+                Some(Event::Bell) => {}
+                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
+            }
+        }
+    }
+
+    /// The start-up summary: one line, whatever the format.
+    fn announce(&self, address: Option<SocketAddr>, admin: Option<SocketAddr>, epoch: Instant) {
+        let config = &self.config;
+        let listen = address.unwrap_or(config.listen);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen = %format_args!("http://{listen}/payloads"),
+            admin = admin.map_or("off".to_owned(), |admin| format!("http://{admin}")),
+            cores = %core_list(&config.cores),
+            store = %config.store,
+            node = %config.node_id,
+            workers_per_core = config.max_workers,
+            queue_per_core = config.max_queue,
+            queue_bytes_per_core = config.max_queue_bytes,
+            body_bytes_per_core = config.max_body_bytes,
+            connections_per_core = config.max_connections,
+            started_in_ms = epoch.elapsed().as_millis() as u64,
+            "serving; a 200 means: in this host's memory, uploaded in the background, \
+             dead-lettered to disk if the store refuses it, lost if this host or process dies first"
+        );
+    }
+
+    async fn run(self) -> Exit {
+        let mut clean = true;
+        loop {
+            match self.next_event(Instant::now() + Duration::from_secs(3600)).await {
+                Some(Event::Signal) => break,
+                Some(Event::Bell) if self.shut_dead_cores() => {
+                    clean = false;
+                    break;
+                }
+                Some(Event::Bell) | None => {}
+            }
+        }
+        let deadline = Instant::now() + self.limits.stop.exit - LAST_WORDS;
+        tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
+        self.order_all();
+        while !self.all_ended() {
+            match self.next_event(deadline).await {
+                Some(Event::Signal) => {
+                    tracing::warn!("second signal: what is unstored goes to the dead letter now");
+                    self.order_all();
+                }
+                Some(Event::Bell) => clean &= !self.shut_dead_cores(),
+                None => break,
+            }
+        }
+        self.sum_up(clean)
+    }
+
+    /// The next event, or `None` at `deadline`.
+    async fn next_event(&self, deadline: Instant) -> Option<Event> {
+        let time_up = async {
+            Timer::new(deadline.saturating_duration_since(Instant::now())).await;
+            None
+        };
+        self.events.recv().or(time_up).await
+    }
+
+    /// One byte to every core: the first means drain, the second hurry.
+    fn order_all(&self) {
+        for bell in &self.bells {
+            let mut bell = bell;
+            let _dead_core_does_not_listen = bell.write(b"!");
+        }
+    }
+
+    fn all_ended(&self) -> bool {
+        self.cells.iter().all(|c| c.is(CoreState::Stopped) || c.is(CoreState::Died))
+    }
+
+    /// Stops the kernel from giving connections to cores that have died; whether there are any.
+    fn shut_dead_cores(&self) -> bool {
+        let mut any = false;
+        for (at, cells) in self.cells.iter().enumerate() {
+            if cells.is(CoreState::Died) {
+                let id = self.config.cores[at];
+                tracing::error!(core = id, "a core died; the others drain and the process exits 1");
+                let _shut_before = self.listeners[at].shutdown(std::net::Shutdown::Both);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// The stop's summary and what the process exits with.
+    fn sum_up(&self, clean: bool) -> Exit {
+        for (cells, id) in self.cells.iter().zip(&self.config.cores) {
+            let undecided = cells.undecided();
+            if undecided > 0 {
+                let ended = if cells.is(CoreState::Died) { "died" } else { "did not stop in time" };
+                tracing::error!(core = id, lost = undecided, "payloads lost: their core {ended}");
+            }
+        }
+        let sum = |read: fn(&metrics::CoreCells) -> u64| self.cells.iter().map(read).sum::<u64>();
+        let lost = sum(|c| c.payloads_lost.value()) + sum(metrics::CoreCells::undecided);
+        let at_stop = sum(|c| c.dead_lettered_at_stop.value());
+        tracing::info!(
+            accepted = sum(|c| c.payloads_accepted.value()),
+            stored = sum(|c| c.payloads_stored.value()),
+            dead_lettered = sum(|c| c.payloads_dead_lettered.value()),
+            dead_lettered_at_stop = at_stop,
+            lost,
+            "stopped"
+        );
+        if clean && lost == 0 && at_stop == 0 { Exit::Clean } else { Exit::Unstored }
+    }
+}

@@ -1,0 +1,315 @@
+//! The dead-letter directory: payloads the store will not take, or that a stop left unstored.
+//!
+//! Each is two files, `{stem}.payload` with the payload's bytes and `{stem}.json` with a [`Letter`]; the JSON file is
+//! renamed into place last, so a letter that can be seen is whole. The directory is bounded by `DEAD_LETTER_MAX`; what
+//! finds no room is lost, which the caller logs and counts. Writes block: a core sends them to its blocking thread, but
+//! for the last step of a drain, when nothing else is left to run.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// What is known of one dead payload; the JSON file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Letter {
+    /// The object key, relative to the store's prefix: replay writes it again.
+    pub key: String,
+    /// The store it was meant for, as configured.
+    pub store: String,
+    /// The last failure, `code: message`.
+    pub error: String,
+    /// Puts tried.
+    pub attempts: u32,
+    /// When it was given up, seconds since 1970.
+    pub unix_seconds: u64,
+    /// Size of the payload file.
+    pub bytes: u64,
+}
+
+impl Letter {
+    pub fn now(key: String, store: String, error: String, attempts: u32, payload: &[u8]) -> Letter {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let bytes = payload.len() as u64;
+        Letter { key, store, error, attempts, unix_seconds: since_epoch.as_secs(), bytes }
+    }
+}
+
+/// Why a letter was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum LetterError {
+    #[error(
+        "the dead-letter directory is full (DEAD_LETTER_MAX {max} bytes); run `millrace dead-letter replay`"
+    )]
+    Full { max: u64 },
+    #[error("the dead-letter directory cannot be written: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// How letters reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Every letter is durable when its write returns.
+    Each,
+    /// The caller ends with one [`DeadLetters::sync`] for all of them.
+    Later,
+}
+
+/// The directory, shared by all cores: dead letters are rare, so one atomic sum bounds them.
+#[derive(Clone, Debug)]
+pub struct DeadLetters {
+    directory: Arc<PathBuf>,
+    max: u64,
+    used: Arc<AtomicU64>,
+    /// Keeps the unfinished files of two writers apart, also when both write the same letter.
+    next_unfinished: Arc<AtomicU64>,
+    /// The last write failed and no later one, nor a probe, has succeeded.
+    failing: Arc<AtomicBool>,
+}
+
+const PAYLOAD: &str = "payload";
+const META: &str = "json";
+const UNFINISHED: &str = "tmp";
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
+impl DeadLetters {
+    /// Opens the directory, made if it does not exist, and measures what it holds.
+    pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
+        fs::create_dir_all(directory)?;
+        let used = Arc::new(AtomicU64::new(measure(directory)?));
+        Ok(DeadLetters {
+            directory: Arc::new(directory.to_owned()),
+            max,
+            used,
+            next_unfinished: Arc::default(),
+            failing: Arc::default(),
+        })
+    }
+
+    /// Bytes held, as far as this process knows.
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes one letter under `stem`, which must be unlike any other's.
+    ///
+    /// # Errors
+    /// Full or not writable; then no letter can be seen, at most a payload file without one.
+    pub fn write(
+        &self,
+        stem: &str,
+        letter: &Letter,
+        payload: &[u8],
+        sync: Sync,
+    ) -> Result<(), LetterError> {
+        let written = self.try_write(stem, letter, payload, sync);
+        self.failing.store(written.is_err(), Relaxed);
+        written
+    }
+
+    /// Whether letters are being lost: the last one could not be written.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Relaxed)
+    }
+
+    /// While failing: tries whether a letter would be taken again. Blocks.
+    pub fn probe(&self) {
+        let name = format!("probe-{}", std::process::id());
+        let letter = Letter::now(String::new(), String::new(), String::new(), 0, b"");
+        if self.try_write(&name, &letter, b"", Sync::Each).is_ok() {
+            let _gone = self.remove(&name);
+            self.failing.store(false, Relaxed);
+        }
+    }
+
+    fn try_write(
+        &self,
+        stem: &str,
+        letter: &Letter,
+        payload: &[u8],
+        sync: Sync,
+    ) -> Result<(), LetterError> {
+        let meta = serde_json::to_vec(letter).expect("a letter is plain data");
+        let size = (payload.len() + meta.len()) as u64;
+        self.reserve(size)?;
+        let written = self
+            .write_file(stem, PAYLOAD, payload, sync)
+            .and_then(|()| self.write_file(stem, META, &meta, sync))
+            .and_then(|()| if sync == Sync::Each { self.sync_directory() } else { Ok(()) });
+        if let Err(error) = written {
+            self.used.fetch_sub(size, Relaxed);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Makes every letter written with [`Sync::Later`] durable.
+    pub fn sync(&self) -> io::Result<()> {
+        rustix::fs::syncfs(File::open(&*self.directory)?)?;
+        Ok(())
+    }
+
+    /// Every whole letter, oldest name first, with its stem.
+    pub fn list(&self) -> io::Result<Vec<(String, Letter)>> {
+        let mut letters = Vec::new();
+        for entry in fs::read_dir(&*self.directory)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != META) {
+                continue;
+            }
+            let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+            let letter = match fs::read(&path) {
+                Ok(bytes) => serde_json::from_slice(&bytes)?,
+                // Replayed by somebody else in the meantime.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            letters.push((stem.to_owned(), letter));
+        }
+        letters.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(letters)
+    }
+
+    pub fn payload(&self, stem: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.path(stem, PAYLOAD))
+    }
+
+    /// Removes a letter that has been stored: the JSON first, so that a crash between leaves no letter without payload.
+    pub fn remove(&self, stem: &str) -> io::Result<()> {
+        fs::remove_file(self.path(stem, META))?;
+        fs::remove_file(self.path(stem, PAYLOAD))
+    }
+
+    /// Held while replaying, so that two replays do not do the same work; `None` when another one holds it.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let file = File::create(self.directory.join(".replay.lock"))?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes `size` bytes of the bound; at the bound it measures again, for a replay may have made room.
+    fn reserve(&self, size: u64) -> Result<(), LetterError> {
+        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
+        if self.used.fetch_update(Relaxed, Relaxed, take).is_ok() {
+            return Ok(());
+        }
+        self.used.store(measure(&self.directory)?, Relaxed);
+        match self.used.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(LetterError::Full { max: self.max }),
+        }
+    }
+
+    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8], sync: Sync) -> io::Result<()> {
+        let number = self.next_unfinished.fetch_add(1, Relaxed);
+        let unfinished = self.path(stem, &format!("{number}.{UNFINISHED}"));
+        let written = (|| {
+            let mut file = File::create(&unfinished)?;
+            file.write_all(bytes)?;
+            if sync == Sync::Each {
+                file.sync_data()?;
+            }
+            fs::rename(&unfinished, self.path(stem, extension))
+        })();
+        if written.is_err() {
+            let _may_be_absent = fs::remove_file(unfinished);
+        }
+        written
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        File::open(&*self.directory)?.sync_all()
+    }
+
+    fn path(&self, stem: &str, extension: &str) -> PathBuf {
+        self.directory.join(format!("{stem}.{extension}"))
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
+fn measure(directory: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        sum += match entry?.metadata() {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(key: &str, payload: &[u8]) -> Letter {
+        Letter::now(key.into(), "null:".into(), "Code: message".into(), 3, payload)
+    }
+
+    #[test]
+    fn letters_come_back_whole_and_leave_no_trace_when_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        dead.write("a", &letter("a.json", b"{}"), b"{}", Sync::Each).unwrap();
+        dead.write("b", &letter("b.json", b"[1]"), b"[1]", Sync::Later).unwrap();
+        dead.sync().unwrap();
+        let listed = dead.list().unwrap();
+        assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(listed[1].1, letter("b.json", b"[1]"));
+        assert_eq!(dead.payload("b").unwrap(), b"[1]");
+        assert_eq!(DeadLetters::open(dir.path(), 10_000).unwrap().used(), dead.used());
+        dead.remove("a").unwrap();
+        dead.remove("b").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_bound_holds_and_room_made_by_a_replay_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 400).unwrap();
+        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        assert!(matches!(full, Err(LetterError::Full { max: 400 })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
+        dead.remove("a").unwrap();
+        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_vanished_is_an_error_not_a_silent_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(&dir.path().join("sub"), 10_000).unwrap();
+        fs::remove_dir(dir.path().join("sub")).unwrap();
+        let written = dead.write("a", &letter("a", b"1"), b"1", Sync::Each);
+        assert!(matches!(written, Err(LetterError::Io(_))));
+        assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn one_replay_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10).unwrap();
+        let held = dead.lock().unwrap();
+        assert!(held.is_some());
+        assert!(dead.lock().unwrap().is_none());
+    }
+}

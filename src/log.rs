@@ -1,0 +1,71 @@
+//! Log set-up, and the brake for errors that repeat.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Starts logging to stderr. `directives` is the value of `LOG`.
+///
+/// # Errors
+/// Names what in `directives` is not understood.
+pub fn start(directives: &str, format: LogFormat) -> Result<(), String> {
+    let filter = EnvFilter::builder().parse(directives).map_err(|e| format!("LOG: {e}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init()
+        }
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Lets one line through per [`Throttle::EVERY`] and says how many it held back.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Throttle {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    pub fn error(&mut self, text: impl FnOnce() -> String) {
+        if let Some(held_back) = self.pass(Instant::now()) {
+            tracing::error!(held_back, "{}", text());
+        }
+    }
+
+    pub fn warn(&mut self, text: impl FnOnce() -> String) {
+        if let Some(held_back) = self.pass(Instant::now()) {
+            tracing::warn!(held_back, "{}", text());
+        }
+    }
+
+    fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now - last < Self::EVERY) {
+            self.held_back += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_per_interval_and_the_rest_are_counted() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        assert_eq!(throttle.pass(start), Some(0));
+        assert_eq!(throttle.pass(start + Duration::from_secs(1)), None);
+        assert_eq!(throttle.pass(start + Duration::from_secs(2)), None);
+        assert_eq!(throttle.pass(start + Duration::from_secs(11)), Some(2));
+    }
+}

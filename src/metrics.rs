@@ -1,0 +1,309 @@
+//! What each core counts, and how a scrape reads it.
+//!
+//! Every cell has one writer, the core it belongs to, which updates it by a relaxed load and a relaxed store: no
+//! read-modify-write, no shared cache line. The control executor reads the cells without the core's help, so a scrape
+//! is answered while a core is stuck, and a dead core's figures outlive its thread.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A number with one writer. Counters only grow; gauges also fall.
+#[derive(Debug, Default)]
+pub struct Cell64(AtomicU64);
+
+impl Cell64 {
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+    pub fn add(&self, n: u64) {
+        self.set(self.value() + n);
+    }
+    pub fn inc(&self) {
+        self.add(1);
+    }
+    /// Lowers a gauge; going below zero is a broken invariant.
+    pub fn sub(&self, n: u64) {
+        self.set(self.value().checked_sub(n).expect("a gauge never goes below zero"));
+    }
+}
+
+/// The statuses this server sends; anything else is counted as the last one, 0 (`other`).
+pub const STATUSES: [u16; 11] = [200, 400, 401, 404, 405, 408, 413, 415, 500, 503, 0];
+
+/// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
+pub const LATENCY_BOUNDS_US: [u64; 21] = [
+    50,
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    2_000_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+];
+
+/// A latency histogram with fixed buckets.
+#[derive(Debug, Default)]
+pub struct Latency {
+    buckets: [Cell64; LATENCY_BOUNDS_US.len() + 1],
+    sum_us: Cell64,
+}
+
+impl Latency {
+    pub fn observe(&self, elapsed: Duration) {
+        let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX >> 1);
+        self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < us)].inc();
+        self.sum_us.add(us);
+    }
+}
+
+/// Where a core is in its life; stored in [`CoreCells::state`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum CoreState {
+    Starting = 0,
+    Serving = 1,
+    Draining = 2,
+    Stopped = 3,
+    /// The thread ended without stopping: a panic outside connections and workers.
+    Died = 4,
+}
+
+/// One core's cells, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct CoreCells {
+    pub state: Cell64,
+    pub requests: [Cell64; STATUSES.len()],
+    pub payloads_accepted: Cell64,
+    pub bytes_accepted: Cell64,
+    pub payloads_stored: Cell64,
+    pub bytes_stored: Cell64,
+    pub put_retries: Cell64,
+    pub payloads_dead_lettered: Cell64,
+    /// Of those, the ones a stop left unstored; they decide the exit status.
+    pub dead_lettered_at_stop: Cell64,
+    pub payloads_lost: Cell64,
+    pub connections_accepted: Cell64,
+    pub accept_errors: Cell64,
+    pub conn_panics: Cell64,
+    pub worker_panics: Cell64,
+    pub connections: Cell64,
+    pub body_bytes: Cell64,
+    pub ring_depth: Cell64,
+    pub ring_bytes: Cell64,
+    pub room_waiters: Cell64,
+    pub workers_busy: Cell64,
+    /// Milliseconds since process start at which the store began to fail without a success since, plus one; 0 when it works.
+    pub store_failing_since: Cell64,
+    pub request_latency: Latency,
+    pub put_latency: Latency,
+}
+
+impl CoreCells {
+    pub fn set_state(&self, state: CoreState) {
+        self.state.set(state as u64);
+    }
+
+    pub fn is(&self, state: CoreState) -> bool {
+        self.state.value() == state as u64
+    }
+
+    pub fn count_response(&self, status: u16) {
+        let at = STATUSES.iter().position(|s| *s == status).unwrap_or(STATUSES.len() - 1);
+        self.requests[at].inc();
+    }
+
+    /// Payloads whose fate is not decided yet, as far as the counters know.
+    pub fn undecided(&self) -> u64 {
+        let decided = self.payloads_stored.value()
+            + self.payloads_dead_lettered.value()
+            + self.payloads_lost.value();
+        self.payloads_accepted.value().saturating_sub(decided)
+    }
+}
+
+/// The cells of every core, shared by all threads for as long as the process lives.
+pub type Cells = &'static [CoreCells];
+
+/// Makes cells for `cores` cores that are never freed: they must outlive every thread, also a dead one.
+pub fn cells(cores: usize) -> Cells {
+    Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
+}
+
+/// A registry whose scrape reads `cells`; `core_ids` gives each its `core` label.
+pub fn registry(cells: Cells, core_ids: Vec<usize>) -> Registry {
+    let mut registry = Registry::with_prefix("millrace");
+    registry.register_collector(Box::new(CellCollector { cells, core_ids }));
+    registry
+}
+
+#[derive(Debug)]
+struct CellCollector {
+    cells: Cells,
+    core_ids: Vec<usize>,
+}
+
+type Read = fn(&CoreCells) -> u64;
+
+const COUNTERS: [(&str, &str, Read); 12] = [
+    ("payloads_accepted", "Payloads acknowledged with a 200", |c| c.payloads_accepted.value()),
+    ("bytes_accepted", "Payload bytes acknowledged with a 200", |c| c.bytes_accepted.value()),
+    ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
+    ("bytes_stored", "Payload bytes the store confirmed", |c| c.bytes_stored.value()),
+    ("put_retries", "Puts tried again after a failure", |c| c.put_retries.value()),
+    ("payloads_dead_lettered", "Payloads written to the dead-letter directory", |c| {
+        c.payloads_dead_lettered.value()
+    }),
+    ("payloads_lost", "Payloads acknowledged and lost, each logged with its key", |c| {
+        c.payloads_lost.value()
+    }),
+    ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
+    ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
+        c.accept_errors.value()
+    }),
+    ("connection_panics", "Connections closed by a panic", |c| c.conn_panics.value()),
+    ("worker_panics", "Payloads dead-lettered by a panic in their put", |c| {
+        c.worker_panics.value()
+    }),
+    ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
+];
+
+const GAUGES: [(&str, &str, Read); 7] = [
+    ("connections", "Open connections", |c| c.connections.value()),
+    ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
+    ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
+    ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
+    ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
+    ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
+    ("store_failing", "1 while the store fails without a success since", |c| {
+        u64::from(c.store_failing_since.value() != 0)
+    }),
+];
+
+impl Collector for CellCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut requests = encoder.encode_descriptor(
+            "requests",
+            "Responses by status",
+            None,
+            MetricType::Counter,
+        )?;
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            for (cell, status) in cells.requests.iter().zip(STATUSES) {
+                let status = if status == 0 { "other".to_owned() } else { status.to_string() };
+                let labels = [("core", id.to_string()), ("status", status)];
+                ConstCounter::new(cell.value()).encode(requests.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, read) in COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+                let labels = [("core", id.to_string())];
+                ConstCounter::new(read(cells)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, read) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+                let labels = [("core", id.to_string())];
+                let value = i64::try_from(read(cells)).unwrap_or(i64::MAX);
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        self.encode_latency(
+            &mut encoder,
+            "request_latency",
+            "From a request's head to its answer",
+            |c| &c.request_latency,
+        )?;
+        self.encode_latency(&mut encoder, "put_latency", "Each attempt to store a payload", |c| {
+            &c.put_latency
+        })
+    }
+}
+
+impl CellCollector {
+    fn encode_latency(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        pick: fn(&CoreCells) -> &Latency,
+    ) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            let latency = pick(cells);
+            let bounds = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> =
+                bounds.zip(latency.buckets.iter().map(Cell64::value)).collect();
+            let count = buckets.iter().map(|(_, n)| n).sum();
+            let sum = latency.sum_us.value() as f64 / 1e6;
+            let labels = [("core", id.to_string())];
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_reads_every_cell_with_its_core() {
+        let cells = cells(2);
+        cells[1].payloads_stored.add(7);
+        cells[1].count_response(503);
+        cells[1].count_response(418);
+        cells[0].put_latency.observe(Duration::from_millis(3));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry(cells, vec![0, 5])).unwrap();
+        for line in [
+            "millrace_payloads_stored_total{core=\"5\"} 7",
+            "millrace_payloads_stored_total{core=\"0\"} 0",
+            "millrace_requests_total{core=\"5\",status=\"503\"} 1",
+            "millrace_requests_total{core=\"5\",status=\"other\"} 1",
+            "millrace_put_latency_seconds_bucket{le=\"0.002\",core=\"0\"} 0",
+            "millrace_put_latency_seconds_bucket{le=\"0.005\",core=\"0\"} 1",
+            "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
+            "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "never goes below zero")]
+    fn a_gauge_below_zero_is_caught() {
+        Cell64::default().sub(1);
+    }
+}

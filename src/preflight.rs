@@ -1,0 +1,155 @@
+//! What must be true of this host before a core is started, each with the command that mends it.
+//!
+//! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
+//! tested on any machine. Nothing is changed but soft resource limits (raised towards the hard ones), missing
+//! directories (made), and a probe file in each (removed).
+
+use std::fmt::Write as _;
+
+use crate::config::Config;
+use crate::limits::Limits;
+
+mod host;
+mod places;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Ok,
+    /// The server starts, and the operator should know.
+    Warn,
+    /// The server must not start.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at, in a word or two: `kernel`, `open files`, `LISTEN`.
+    pub name: &'static str,
+    pub level: Level,
+    /// What was found, with the figures behind the verdict.
+    pub detail: String,
+    /// The command or setting that mends it; present on every warning and failure.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    pub fn ok(name: &'static str, detail: impl Into<String>) -> Finding {
+        Finding { name, level: Level::Ok, detail: detail.into(), remedy: None }
+    }
+
+    pub fn warn(
+        name: &'static str,
+        detail: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Finding {
+        let (detail, remedy) = (detail.into(), Some(remedy.into()));
+        Finding { name, level: Level::Warn, detail, remedy }
+    }
+
+    pub fn fail(
+        name: &'static str,
+        detail: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Finding {
+        let (detail, remedy) = (detail.into(), Some(remedy.into()));
+        Finding { name, level: Level::Fail, detail, remedy }
+    }
+
+    /// One log line, for a server that starts or refuses to.
+    pub fn log(&self) {
+        let Finding { name, level, detail, remedy } = self;
+        let mend = remedy.as_deref().unwrap_or_default();
+        match level {
+            Level::Ok => tracing::debug!("{name}: {detail}"),
+            Level::Warn => tracing::warn!(mend, "{name}: {detail}"),
+            Level::Fail => tracing::error!(mend, "{name}: {detail}"),
+        }
+    }
+}
+
+/// Everything `serve` and `check` need. Blocks: call it before any executor runs.
+pub fn run(config: &Config) -> Vec<Finding> {
+    let mut findings = for_replay(config);
+    findings.extend(places::addresses(config));
+    findings.extend(places::tokens(config));
+    findings.extend(gamble(config));
+    findings
+}
+
+/// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running.
+pub fn for_replay(config: &Config) -> Vec<Finding> {
+    let mut findings = host::findings(config, &Limits::new(config));
+    findings.extend(places::directories(config));
+    findings
+}
+
+/// Whether any finding forbids the start.
+pub fn failed(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.level == Level::Fail)
+}
+
+/// The findings as `check` prints them, remedies below what they mend; ends with a newline.
+pub fn table(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    let mut table = String::new();
+    for Finding { name, level, detail, remedy } in findings {
+        let level = match level {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        writeln!(table, "{level:<4}  {name:<width$}  {detail}").expect("writing to a String");
+        if let Some(remedy) = remedy {
+            writeln!(table, "{:<4}  {:<width$}  mend: {remedy}", "", "").expect("as above");
+        }
+    }
+    table
+}
+
+/// Settings that are allowed but must never be in force unnoticed.
+fn gamble(config: &Config) -> Option<Finding> {
+    let faults = config.faults.as_ref()?;
+    let detail = format!("{faults:?} makes the store fail on purpose");
+    Some(Finding::warn("FAULTS", detail, "unset FAULTS outside tests and game days"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lines_up_and_puts_remedies_below() {
+        let findings = [
+            Finding::ok("kernel", "6.1"),
+            Finding::fail("LISTEN", "0.0.0.0:8080 is taken", "ss -ltnp"),
+        ];
+        let lines = [
+            "ok    kernel  6.1",
+            "FAIL  LISTEN  0.0.0.0:8080 is taken",
+            "              mend: ss -ltnp",
+        ];
+        assert_eq!(table(&findings), lines.join("\n") + "\n");
+        assert!(failed(&findings) && !failed(&findings[..1]));
+    }
+
+    /// The defaults must start wherever the tests run, apart from ports that others hold.
+    #[test]
+    fn this_host_passes_with_ports_drawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let config = Config::from_settings(&[
+            ("LISTEN", "127.0.0.1:0"),
+            ("ADMIN_LISTEN", "127.0.0.1:0"),
+            ("STORE", &format!("file:{}", path("a/b"))),
+            ("DEAD_LETTER_DIR", &path("dead")),
+            ("FAULTS", "delay=1ms"),
+        ]);
+        let findings = run(&config.unwrap());
+        assert!(!failed(&findings), "{}", table(&findings));
+        assert!(findings.iter().all(|f| f.remedy.is_some() == (f.level != Level::Ok)));
+        assert_eq!(findings.iter().filter(|f| f.name == "FAULTS").count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path().join("a/b")).unwrap().count(), 0);
+    }
+}

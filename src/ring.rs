@@ -1,0 +1,144 @@
+//! One core's queue of jobs: a fixed number of slots, first in, first out, with no lock and no atomics.
+//!
+//! A push on a full ring hands the job back; a closed ring takes nothing more and ends the workers once it is empty.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// A bounded queue that never leaves its core.
+pub struct Ring<T> {
+    slots: RefCell<VecDeque<T>>,
+    capacity: usize,
+    closed: Cell<bool>,
+    /// Workers waiting for a job, by worker number so that none stands here twice; at most one per worker.
+    idle: RefCell<VecDeque<(usize, Waker)>>,
+}
+
+impl<T> Ring<T> {
+    pub fn new(capacity: usize) -> Ring<T> {
+        assert!(capacity > 0, "a ring has at least one slot");
+        Ring {
+            slots: RefCell::new(VecDeque::with_capacity(capacity)),
+            capacity,
+            closed: Cell::new(false),
+            idle: RefCell::default(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.borrow().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub fn free(&self) -> usize {
+        self.capacity - self.len()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Queues `job` and wakes one idle worker; hands it back when the ring is full or closed.
+    pub fn push(&self, job: T) -> Result<(), T> {
+        if self.closed.get() || self.free() == 0 {
+            return Err(job);
+        }
+        self.slots.borrow_mut().push_back(job);
+        if let Some((_, waker)) = self.idle.borrow_mut().pop_front() {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The oldest job, waiting for one if there is none; `None` once the ring is closed and empty.
+    /// `worker` names the caller, who waits in one place at a time.
+    pub async fn pop(&self, worker: usize) -> Option<T> {
+        poll_fn(|cx| {
+            let job = self.slots.borrow_mut().pop_front();
+            if job.is_some() || self.closed.get() {
+                return Poll::Ready(job);
+            }
+            let mut idle = self.idle.borrow_mut();
+            idle.retain(|(number, _)| *number != worker);
+            idle.push_back((worker, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The oldest job if there is one; for the last step of a drain.
+    pub fn take(&self) -> Option<T> {
+        self.slots.borrow_mut().pop_front()
+    }
+
+    /// Takes nothing more; workers end once the ring is empty.
+    pub fn close(&self) {
+        self.closed.set(true);
+        for (_, waker) in self.idle.borrow_mut().drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+
+    #[test]
+    fn full_ring_hands_the_job_back_and_keeps_order() {
+        let ring = Ring::new(2);
+        assert_eq!((ring.push(1), ring.push(2), ring.push(3)), (Ok(()), Ok(()), Err(3)));
+        assert_eq!(block_on(ring.pop(0)), Some(1));
+        assert_eq!(ring.push(4), Ok(()));
+        assert_eq!((block_on(ring.pop(0)), block_on(ring.pop(0))), (Some(2), Some(4)));
+        assert!(ring.is_empty());
+    }
+
+    #[test]
+    fn close_refuses_pushes_and_ends_pops_when_empty() {
+        let ring = Ring::new(2);
+        ring.push(1).unwrap();
+        ring.close();
+        assert_eq!(ring.push(2), Err(2));
+        assert_eq!((block_on(ring.pop(0)), block_on(ring.pop(0))), (Some(1), None));
+    }
+
+    #[test]
+    fn a_waiting_pop_wakes_on_push_and_on_close() {
+        let ring = Ring::new(1);
+        block_on(async {
+            let mut first = Box::pin(ring.pop(0));
+            let mut second = Box::pin(ring.pop(1));
+            assert!(poll_once(&mut first).await.is_none());
+            assert!(poll_once(&mut first).await.is_none(), "polled twice stands once");
+            assert!(poll_once(&mut second).await.is_none());
+            assert_eq!(ring.idle.borrow().len(), 2);
+            ring.push(9).unwrap();
+            assert_eq!(first.await, Some(9));
+            ring.close();
+            assert_eq!(second.await, None);
+        });
+    }
+
+    #[test]
+    fn capacity_never_grows() {
+        let ring = Ring::new(100);
+        let before = ring.slots.borrow().capacity();
+        for round in 0..1_000 {
+            if ring.push(round).is_err() {
+                ring.take();
+            }
+        }
+        assert_eq!(ring.slots.borrow().capacity(), before);
+    }
+}

@@ -1,0 +1,385 @@
+//! One core: builds its ring, workers, store and listener on its own pinned executor, and stops them in order.
+//!
+//! A core talks to the control executor through its cells and a doorbell, a socket pair on which control sends one
+//! byte to drain and a second one to hurry, and the core one byte whenever its state has changed. Nothing else is
+//! shared, and nothing at all on the data path.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncReadExt, FutureExt};
+use glommio::net::TcpStream;
+use glommio::sync::{Semaphore, StaticPermit};
+use glommio::timer::sleep;
+use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
+use socket2::Socket;
+
+use crate::accept::{accept_loop, into_glommio_stream};
+use crate::admit::{Admission, BodyBudget};
+use crate::body::BodyReader;
+use crate::config::Config;
+use crate::conn::{self, ConnState};
+use crate::deadletter::{DeadLetters, Letter, Sync};
+use crate::job::{Job, Origin};
+use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
+use crate::log::Throttle;
+use crate::metrics::{CoreCells, CoreState};
+use crate::parse::Scratch;
+use crate::ring::Ring;
+use crate::store::faulty::ConnFaults;
+use crate::store::{Store, StoreSeed};
+use crate::tokens::TokenSet;
+use crate::worker::{Health, lose, worker_loop};
+
+/// What control hands to a core's thread.
+pub struct Setup {
+    pub config: Arc<Config>,
+    pub limits: Limits,
+    /// Position in `config.cores`, for cells and seeds.
+    pub index: usize,
+    /// CPU id, pinned and part of every key.
+    pub core_id: usize,
+    pub cells: &'static CoreCells,
+    pub epoch: Instant,
+    pub listener: Socket,
+    pub doorbell: Socket,
+    pub tokens: Option<Arc<TokenSet>>,
+    pub dead_letters: DeadLetters,
+    pub store: StoreSeed,
+    /// CPUs for the executor's blocking thread: off the data cores where there are any.
+    pub blocking: PoolPlacement,
+}
+
+/// Everything one core's tasks share; never leaves its thread.
+pub struct Core {
+    pub config: Arc<Config>,
+    pub cells: &'static CoreCells,
+    pub origin: Origin,
+    /// Payloads admitted so far: the last part of the next key.
+    pub seq: Cell<u64>,
+    pub ring: Rc<Ring<Job>>,
+    pub admission: Rc<Admission>,
+    pub bodies: BodyReader,
+    pub scratch: RefCell<Scratch>,
+    pub tokens: Option<Arc<TokenSet>>,
+    pub faults: ConnFaults,
+    pub conns: Conns,
+    pub store: Store,
+    /// The store as configured, for dead letters.
+    pub store_name: String,
+    pub health: Health,
+    pub dead_letters: DeadLetters,
+    pub logs: RefCell<CoreLogs>,
+    /// The job each worker is busy with.
+    pub in_hand: RefCell<Vec<Option<Job>>>,
+    /// Set once the stop has begun: answers carry `connection: close`.
+    pub draining: Flag,
+    slots: Rc<Semaphore>,
+    accepting: Cell<bool>,
+}
+
+/// Brakes for errors that repeat.
+#[derive(Default)]
+pub struct CoreLogs {
+    pub dead: Throttle,
+    conn_panic: Throttle,
+}
+
+impl Core {
+    fn new(setup: &Setup) -> Rc<Core> {
+        let Setup { config, limits, cells, .. } = setup;
+        let cells = *cells;
+        let ring = Rc::new(Ring::new(limits.ring_slots));
+        let plan = config.faults.clone();
+        let origin = Origin { node: config.node_id.clone(), core: setup.core_id };
+        Rc::new(Core {
+            cells,
+            seq: Cell::new(0),
+            admission: Admission::new(ring.clone(), limits.ring_bytes, cells),
+            ring,
+            bodies: BodyReader::new(
+                BodyBudget::new(limits.body_bytes, cells),
+                limits.request_bytes,
+            ),
+            scratch: RefCell::default(),
+            tokens: setup.tokens.clone(),
+            faults: ConnFaults::new(plan.as_ref(), setup.index as u64),
+            conns: Conns::default(),
+            store: setup.store.clone().build(&origin, plan, setup.index),
+            origin,
+            store_name: config.store.to_string(),
+            health: Health::new(cells, setup.epoch),
+            dead_letters: setup.dead_letters.clone(),
+            logs: RefCell::default(),
+            in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
+            draining: Flag::default(),
+            slots: Rc::new(Semaphore::new(limits.connections as u64)),
+            accepting: Cell::new(true),
+            config: config.clone(),
+        })
+    }
+
+    /// The shortest of a connection's deadlines, at which its timer looks at all of them.
+    pub fn shortest_deadline(&self) -> Duration {
+        let config = &self.config;
+        config.header_timeout.min(config.body_timeout).min(config.idle_timeout)
+    }
+
+    /// A place for one more connection, waiting for one to end if there is none; `None` once the ring has closed.
+    pub async fn connection_slot(&self) -> Option<StaticPermit> {
+        self.slots.acquire_static_permit(1).await.ok()
+    }
+
+    /// Serves `stream` in a task of its own; a panic there ends that connection and nothing else.
+    pub fn spawn_connection(self: &Rc<Self>, stream: TcpStream, slot: StaticPermit) {
+        let core = self.clone();
+        glommio::spawn_local(async move {
+            core.cells.connections_accepted.inc();
+            core.cells.connections.inc();
+            let served = AssertUnwindSafe(conn::serve(core.clone(), stream)).catch_unwind().await;
+            if served.is_err() {
+                core.cells.conn_panics.inc();
+                let text = || "a connection panicked and was closed".to_owned();
+                core.logs.borrow_mut().conn_panic.error(text);
+            }
+            core.cells.connections.sub(1);
+            drop(slot);
+        })
+        .detach();
+    }
+
+    /// Ends admission: everybody waiting for room, every idle connection and the listener go.
+    fn close(&self) {
+        self.admission.close();
+        self.slots.close();
+        self.conns.wake_all();
+    }
+}
+
+/// The open connections of one core, to wake them when the ring closes.
+#[derive(Default)]
+pub struct Conns {
+    open: RefCell<HashMap<u64, Rc<ConnState>>>,
+    next: Cell<u64>,
+}
+
+/// Takes its connection off the list when dropped.
+pub struct Listed<'a> {
+    conns: &'a Conns,
+    number: u64,
+}
+
+impl Conns {
+    pub fn enter(&self, state: &Rc<ConnState>) -> Listed<'_> {
+        let number = self.next.replace(self.next.get() + 1);
+        self.open.borrow_mut().insert(number, state.clone());
+        Listed { conns: self, number }
+    }
+
+    fn wake_all(&self) {
+        for state in self.open.borrow().values() {
+            state.wake();
+        }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.conns.open.borrow_mut().remove(&self.number);
+    }
+}
+
+/// Something that happens once; at most one task waits for it at a time.
+#[derive(Default)]
+pub struct Flag {
+    set: Cell<bool>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Flag {
+    pub fn get(&self) -> bool {
+        self.set.get()
+    }
+
+    pub fn set(&self) {
+        self.set.set(true);
+        if let Some(waker) = self.waiter.take() {
+            waker.wake();
+        }
+    }
+
+    pub async fn wait(&self) {
+        poll_fn(|cx| {
+            if self.set.get() {
+                return Poll::Ready(());
+            }
+            self.waiter.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Starts a core on its own thread. The thread's end, a panic included, rings the doorbell.
+///
+/// # Errors
+/// The thread could not be made.
+pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
+    let name = format!("millrace-core-{}", setup.core_id);
+    let bell = setup.doorbell.try_clone()?;
+    std::thread::Builder::new().name(name).spawn(move || {
+        let _farewell = Farewell { cells: setup.cells, bell };
+        let executor = LocalExecutorBuilder::new(Placement::Fixed(setup.core_id))
+            .name("millrace-core")
+            .io_memory(IO_MEMORY_BYTES)
+            .blocking_thread_pool_placement(setup.blocking.clone())
+            .make();
+        match executor {
+            Ok(executor) => executor.run(run(setup)),
+            Err(error) => {
+                tracing::error!(core = setup.core_id, %error, "no executor for this core")
+            }
+        }
+    })
+}
+
+/// Tells control that the thread has ended, however it did.
+struct Farewell {
+    cells: &'static CoreCells,
+    bell: Socket,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if !self.cells.is(CoreState::Stopped) {
+            self.cells.set_state(CoreState::Died);
+        }
+        ring_doorbell(&self.bell);
+    }
+}
+
+fn ring_doorbell(bell: &Socket) {
+    let mut bell = bell;
+    // A full buffer has rung already, and a closed one has nobody listening.
+    let _nobody_to_tell = bell.write(b"!");
+}
+
+async fn run(setup: Setup) {
+    let core = Core::new(&setup);
+    let Setup { limits, listener, doorbell, .. } = setup;
+    let bell = doorbell.try_clone().expect("descriptors suffice at start");
+    let mut orders = into_glommio_stream(doorbell);
+
+    let workers: Vec<Task<()>> = (0..limits.workers)
+        .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
+        .collect();
+    let acceptor = glommio::spawn_local({
+        let core = core.clone();
+        async move {
+            accept_loop(core.clone(), listener).await;
+            core.accepting.set(false);
+        }
+    });
+    let sampler = glommio::spawn_local({
+        let core = core.clone();
+        async move {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                core.admission.sample(Instant::now());
+            }
+        }
+    });
+    core.cells.set_state(CoreState::Serving);
+    ring_doorbell(&bell);
+
+    // An error or the end means that control is gone; then stop as well.
+    let _order_or_end = orders.read(&mut [0]).await;
+    let hurry = Rc::new(Flag::default());
+    let listen = glommio::spawn_local({
+        let hurry = hurry.clone();
+        async move {
+            let _order_or_end = orders.read(&mut [0]).await;
+            hurry.set();
+        }
+    });
+    drain(&core, &limits, workers, &hurry).await;
+    drop((listen, sampler, acceptor));
+    core.cells.set_state(CoreState::Stopped);
+}
+
+/// The stop of one core, see [`crate::limits::StopSchedule`] for its times.
+async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: &Flag) {
+    let started = Instant::now();
+    core.cells.set_state(CoreState::Draining);
+    core.draining.set();
+    let quiet = || !core.accepting.get() && core.cells.connections.value() == 0;
+    wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
+
+    core.close();
+    let idle = || core.ring.is_empty() && core.cells.workers_busy.value() == 0;
+    wait_until(idle, started + limits.stop.upload_stop, hurry).await;
+    // Answers still on their way get the time a lingering connection has.
+    let answered = || core.cells.connections.value() == 0;
+    let linger = (Instant::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
+    wait_until(answered, linger, hurry).await;
+
+    for worker in workers {
+        worker.cancel().await;
+    }
+    core.cells.workers_busy.set(0);
+    bury_rest(core, started + limits.stop.exit);
+}
+
+/// How often a drain looks whether it can go on; nothing else is delayed by it.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
+    while !done() && !hurry.get() && Instant::now() < deadline {
+        sleep(DRAIN_LOOK).or(hurry.wait()).await;
+    }
+}
+
+/// The last step: what is unstored, puts in flight included, goes to the dead letter with one sync for all. Blocks the
+/// core, which has nothing else left to do.
+fn bury_rest(core: &Core, exit: Instant) {
+    // Left for the sync and for control's own last words.
+    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    let in_hand: Vec<Job> = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect();
+    let queued = std::iter::from_fn(|| core.ring.take());
+    let mut unsynced = Vec::new();
+    for job in in_hand.into_iter().chain(queued) {
+        let (stem, key) = (core.origin.stem(job.stamp), core.origin.key(job.stamp));
+        if Instant::now() > write_until {
+            lose(core.cells, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            continue;
+        }
+        let error = "Stopped: the server stopped before the store confirmed it".to_owned();
+        let letter = Letter::now(key.clone(), core.store_name.clone(), error, 0, &job.payload);
+        match core.dead_letters.write(&stem, &letter, &job.payload, Sync::Later) {
+            Ok(()) => unsynced.push(key),
+            Err(error) => lose(core.cells, &key, &error.to_string()),
+        }
+    }
+    core.cells.ring_depth.set(0);
+    if unsynced.is_empty() {
+        return;
+    }
+    match core.dead_letters.sync() {
+        Ok(()) => {
+            core.cells.payloads_dead_lettered.add(unsynced.len() as u64);
+            core.cells.dead_lettered_at_stop.add(unsynced.len() as u64);
+        }
+        Err(error) => {
+            let why = format!("its dead letter could not be synced: {error}");
+            unsynced.iter().for_each(|key| lose(core.cells, key, &why));
+        }
+    }
+}

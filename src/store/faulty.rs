@@ -1,0 +1,185 @@
+//! Seeded faults around any store, for tests and game days: the same seed gives the same sequence of faults.
+//!
+//! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`: each but
+//! `seed` and `delay` is the probability of one outcome per put. Two more hit beside the store: `conn_panic` per
+//! request, and `core_panic`, the number of puts after which a core's own task panics.
+
+use std::cell::{Cell, RefCell};
+use std::future::pending;
+use std::time::Duration;
+
+use glommio::timer::sleep;
+
+use super::{Class, PutError, Store};
+use crate::job::Payload;
+
+/// What goes wrong, and how often.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FaultPlan {
+    pub seed: u64,
+    /// Fails without touching the store; worth a retry.
+    pub transient: f64,
+    /// Stores the object, then reports a transient failure, as a cut connection does.
+    pub late: f64,
+    pub object: f64,
+    pub store_wide: f64,
+    /// Never answers: the worker's deadline ends it.
+    pub hang: f64,
+    /// Panics inside the put.
+    pub panic: f64,
+    /// Panics in the connection that brought the request.
+    pub conn_panic: f64,
+    /// After this many puts on a core, a task of that core panics; 0 never.
+    pub core_panic: u64,
+    /// Before every put.
+    pub delay: Duration,
+}
+
+impl FaultPlan {
+    /// Reads `name=value,…`.
+    ///
+    /// # Errors
+    /// Names the item that is not understood and what is allowed.
+    pub fn parse(text: &str) -> Result<FaultPlan, String> {
+        let mut plan = FaultPlan::default();
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let (name, value) =
+                item.split_once('=').ok_or(format!("`{item}` is not name=value"))?;
+            let share = || match value.parse::<f64>() {
+                Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+                _ => Err(format!("`{item}`: {name} is a probability from 0 to 1")),
+            };
+            let number =
+                || value.parse().map_err(|_| format!("`{item}`: {name} is a whole number"));
+            match name {
+                "seed" => plan.seed = number()?,
+                "transient" => plan.transient = share()?,
+                "late" => plan.late = share()?,
+                "object" => plan.object = share()?,
+                "store_wide" => plan.store_wide = share()?,
+                "hang" => plan.hang = share()?,
+                "panic" => plan.panic = share()?,
+                "conn_panic" => plan.conn_panic = share()?,
+                "core_panic" => plan.core_panic = number()?,
+                "delay" => {
+                    plan.delay = humantime::parse_duration(value)
+                        .map_err(|_| format!("`{item}`: delay is a time such as 5ms"))?;
+                }
+                _ => {
+                    return Err(format!(
+                        "`{name}` is not a fault; allowed: seed, transient, late, object, store_wide, hang, panic, \
+                         conn_panic, core_panic, delay"
+                    ));
+                }
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// A store that fails as planned.
+pub struct Faulty {
+    inner: Store,
+    plan: FaultPlan,
+    rng: RefCell<fastrand::Rng>,
+    puts: Cell<u64>,
+}
+
+impl Faulty {
+    /// `stream` separates the sequences of several cores with one seed.
+    pub fn new(inner: Store, plan: FaultPlan, stream: u64) -> Faulty {
+        let rng =
+            fastrand::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
+        Faulty { inner, plan, rng: RefCell::new(rng), puts: Cell::new(0) }
+    }
+
+    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+        self.puts.set(self.puts.get() + 1);
+        if self.puts.get() == self.plan.core_panic {
+            glommio::spawn_local(async { panic!("injected: a core's own task") }).detach();
+        }
+        if !self.plan.delay.is_zero() {
+            sleep(self.plan.delay).await;
+        }
+        let mut dice = self.rng.borrow_mut().f64();
+        let mut happens = |share: f64| {
+            let hit = (0.0..share).contains(&dice);
+            dice -= share;
+            hit
+        };
+        let failed =
+            |class| Err(PutError::new(class, "Injected", format!("a seeded {class} fault")));
+        if happens(self.plan.transient) {
+            return failed(Class::Transient);
+        }
+        if happens(self.plan.object) {
+            return failed(Class::Object);
+        }
+        if happens(self.plan.store_wide) {
+            return failed(Class::StoreWide);
+        }
+        if happens(self.plan.panic) {
+            panic!("injected: a put");
+        }
+        if happens(self.plan.hang) {
+            pending::<()>().await;
+        }
+        let late = happens(self.plan.late);
+        self.inner.put(key, payload).await?;
+        if late { failed(Class::Transient) } else { Ok(()) }
+    }
+}
+
+/// The faults that hit connections.
+pub struct ConnFaults {
+    share: f64,
+    rng: RefCell<fastrand::Rng>,
+}
+
+impl ConnFaults {
+    pub fn new(plan: Option<&FaultPlan>, stream: u64) -> ConnFaults {
+        let seed = plan.map_or(0, |plan| plan.seed).wrapping_add(stream);
+        let share = plan.map_or(0.0, |plan| plan.conn_panic);
+        ConnFaults { share, rng: RefCell::new(fastrand::Rng::with_seed(seed)) }
+    }
+
+    /// Panics as often as planned.
+    pub fn on_request(&self) {
+        if self.share > 0.0 && self.rng.borrow_mut().f64() < self.share {
+            panic!("injected: a connection");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_read_whole_or_refused_by_name() {
+        let plan = FaultPlan::parse("seed=7, transient=0.25,delay=5ms,core_panic=3").unwrap();
+        assert_eq!((plan.seed, plan.transient, plan.core_panic), (7, 0.25, 3));
+        assert_eq!(plan.delay, Duration::from_millis(5));
+        for (bad, name) in [("transient=2", "transient"), ("boom=1", "boom"), ("seed", "seed")] {
+            assert!(FaultPlan::parse(bad).unwrap_err().contains(name));
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_faults() {
+        let run = |seed, stream| {
+            let plan = FaultPlan { seed, transient: 0.3, object: 0.1, ..FaultPlan::default() };
+            let store = Faulty::new(Store::Null, plan, stream);
+            let payload = Payload::from(b"1".to_vec());
+            (0..200)
+                .map(|_| {
+                    let put = futures_lite::future::block_on(store.put("k", &payload));
+                    put.map_err(|e| e.class).err()
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(run(7, 0), run(7, 0));
+        assert_ne!(run(7, 0), run(7, 1));
+        assert!(run(7, 0).contains(&Some(Class::Object)) && run(7, 0).contains(&None));
+    }
+}

@@ -1,0 +1,270 @@
+//! `file:DIR`: one file per object, visible only when it is whole and on the disk.
+//!
+//! Each object is written to a temporary name, synced, renamed, and its directory synced; renames that finish together
+//! share one directory sync. Opening, writing and syncing go through io_uring; renames and directory creation run on
+//! the executor's blocking thread, so a slow disk never blocks the core.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use glommio::io::{BufferedFile, Directory};
+
+use super::{Class, PutError};
+use crate::job::Payload;
+
+/// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
+const TEMPORARY: &str = ".millrace-tmp";
+/// A temporary file older than this belongs to a process that died: no put lives this long.
+const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Directories whose handle is kept open for syncing; past it the cache starts anew.
+const DIRECTORIES_MAX: usize = 256;
+
+/// One core's writer into a directory shared with the other cores.
+pub struct FileStore {
+    root: PathBuf,
+    /// Unlike that of any other live process and core.
+    temporary_prefix: String,
+    next_temporary: Cell<u64>,
+    directories: RefCell<HashMap<PathBuf, Rc<DirSync>>>,
+}
+
+impl FileStore {
+    /// `origin` (`{node}-{core}`) keeps temporary names of different writers apart.
+    pub fn new(root: PathBuf, origin: &str) -> FileStore {
+        FileStore {
+            root,
+            temporary_prefix: format!("{origin}-{}", std::process::id()),
+            next_temporary: Cell::new(0),
+            directories: RefCell::default(),
+        }
+    }
+
+    /// Creates the directory and removes what dead processes left half written. Blocks: for the time before the cores
+    /// start.
+    ///
+    /// Returns the directory as an absolute path: glommio opens nothing else.
+    #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+    pub fn prepare(root: &Path) -> io::Result<PathBuf> {
+        let root = std::path::absolute(root)?;
+        let temporary = root.join(TEMPORARY);
+        std::fs::create_dir_all(&temporary)?;
+        for entry in std::fs::read_dir(&temporary)? {
+            let entry = entry?;
+            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+            if age.is_ok_and(|age| age > TEMPORARY_AGE_MAX) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(root)
+    }
+
+    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+        check_key(key)?;
+        let path = self.root.join(key);
+        let parent = path.parent().expect("a key has at least one component").to_owned();
+        let directory = self.directory(parent).await.map_err(classify)?;
+        let number = self.next_temporary.replace(self.next_temporary.get() + 1);
+        let temporary =
+            self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix));
+        let guard = RemoveOnDrop(Some(temporary));
+        let temporary = guard.0.as_deref().expect("set above");
+        let written = async {
+            write_synced(temporary, payload).await?;
+            Ok(glommio::io::rename(temporary, &path).await?)
+        };
+        if let Err(error) = written.await {
+            // Somebody removed a directory under us: the next try makes it again.
+            self.directories.borrow_mut().clear();
+            return Err(classify(error));
+        }
+        guard.disarm();
+        directory.sync().await.map_err(classify)
+    }
+
+    /// The open handle of `path`, which is created, and made durable in its own parents, if it does not exist.
+    async fn directory(&self, path: PathBuf) -> io::Result<Rc<DirSync>> {
+        if let Some(directory) = self.directories.borrow().get(&path) {
+            return Ok(directory.clone());
+        }
+        let (wanted, root) = (path.clone(), self.root.clone());
+        glommio::executor().spawn_blocking(move || create_synced(&wanted, &root)).await?;
+        let directory = Rc::new(DirSync::new(Directory::open(&path).await?));
+        let mut directories = self.directories.borrow_mut();
+        if directories.len() >= DIRECTORIES_MAX {
+            directories.clear();
+        }
+        directories.insert(path, directory.clone());
+        Ok(directory)
+    }
+}
+
+async fn write_synced(path: &Path, payload: &Payload) -> io::Result<()> {
+    let file = BufferedFile::create(path).await?;
+    let written = async {
+        let mut at = 0;
+        while at < payload.len() {
+            at += match file.write_at(payload[at..].to_vec(), at as u64).await? {
+                0 => return Err(io::Error::new(ErrorKind::StorageFull, "wrote nothing")),
+                n => n,
+            };
+        }
+        Ok(file.fdatasync().await?)
+    }
+    .await;
+    file.close().await?;
+    written
+}
+
+#[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
+fn create_synced(path: &Path, root: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(root.join(TEMPORARY))?;
+    std::fs::create_dir_all(path)?;
+    for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
+        std::fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Keys become paths, so what a path would read differently is refused.
+fn check_key(key: &str) -> Result<(), PutError> {
+    let refuse = |why: &str| Err(PutError::new(Class::Object, "InvalidKey", why));
+    if key.contains('\0') || key.starts_with(TEMPORARY) {
+        return refuse("a key must hold no NUL and not start with the store's temporary directory");
+    }
+    for component in key.split('/') {
+        if component.is_empty() || component == "." || component == ".." {
+            return refuse("a key's components must be neither empty nor `.` nor `..`");
+        }
+    }
+    Ok(())
+}
+
+fn classify(error: io::Error) -> PutError {
+    use ErrorKind::{
+        InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, QuotaExceeded,
+        ReadOnlyFilesystem, StorageFull,
+    };
+    let class = match error.kind() {
+        InvalidFilename | IsADirectory | NotADirectory => Class::Object,
+        StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied | NotFound => {
+            Class::StoreWide
+        }
+        _ => Class::Transient,
+    };
+    PutError::new(class, format!("{:?}", error.kind()), error.to_string())
+}
+
+/// Removes a temporary file on every way out but the rename.
+struct RemoveOnDrop(Option<PathBuf>);
+
+impl RemoveOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for RemoveOnDrop {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "one unlink on an error path; a drop cannot await"
+    )]
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // It may not exist yet; what is left behind is removed at a later start.
+            let _absent_is_fine = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// One directory whose syncs are shared: a caller joins the next sync that starts after it asked.
+struct DirSync {
+    directory: Directory,
+    /// Requests so far, and how many of them the last finished sync covers.
+    asked: Cell<u64>,
+    running: Cell<bool>,
+    finished: RefCell<VecDeque<(u64, Option<io::ErrorKind>)>>,
+    covered: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl DirSync {
+    /// Outcomes remembered for callers that have not looked yet; far more than workers can be waiting.
+    const FINISHED_MAX: usize = 64;
+
+    fn new(directory: Directory) -> DirSync {
+        DirSync {
+            directory,
+            asked: Cell::new(0),
+            running: Cell::new(false),
+            finished: RefCell::default(),
+            covered: Cell::new(0),
+            waiting: RefCell::default(),
+        }
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let ticket = self.asked.get() + 1;
+        self.asked.set(ticket);
+        while self.covered.get() < ticket {
+            if self.running.get() {
+                self.changed().await;
+                continue;
+            }
+            // A caller that is dropped while it leads the sync lets the next one lead.
+            let lead = Lead::new(self);
+            let upto = self.asked.get();
+            let outcome = self.directory.sync().await;
+            let error = outcome.err().map(|error| io::Error::from(error).kind());
+            let mut finished = self.finished.borrow_mut();
+            finished.push_back((upto, error));
+            if finished.len() > Self::FINISHED_MAX {
+                finished.pop_front();
+            }
+            self.covered.set(upto);
+            drop(lead);
+        }
+        let finished = self.finished.borrow();
+        let mine = finished.iter().find(|(upto, _)| *upto >= ticket);
+        match mine.and_then(|(_, error)| *error) {
+            Some(kind) => Err(io::Error::new(kind, "syncing the directory failed")),
+            None => Ok(()),
+        }
+    }
+
+    async fn changed(&self) {
+        let mut registered = false;
+        poll_fn(|cx| {
+            if registered {
+                return Poll::Ready(());
+            }
+            registered = true;
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+struct Lead<'a>(&'a DirSync);
+
+impl<'a> Lead<'a> {
+    fn new(sync: &'a DirSync) -> Lead<'a> {
+        sync.running.set(true);
+        Lead(sync)
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        self.0.running.set(false);
+        for waker in self.0.waiting.borrow_mut().drain(..) {
+            waker.wake();
+        }
+    }
+}

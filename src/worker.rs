@@ -1,0 +1,221 @@
+//! The upload workers of one core: pop, put, and again, until the ring is closed and empty.
+//!
+//! A worker is the one owner of retry. It never ends on a job's error, and never on a panic: what cannot be stored goes
+//! to the dead letter, and what cannot go there is logged with its key and counted as lost.
+
+use std::cell::{Cell, RefCell};
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_lite::FutureExt;
+use glommio::timer::{Timer, sleep};
+
+use crate::config::Config;
+use crate::deadletter::{Letter, Sync};
+use crate::job::Job;
+use crate::log::Throttle;
+use crate::metrics::CoreCells;
+use crate::shard::Core;
+use crate::store::{Class, PutError};
+
+/// Worker `number` of its core.
+pub async fn worker_loop(core: Rc<Core>, number: usize) {
+    while let Some(job) = core.ring.pop(number).await {
+        // Held where a drain that cancels this worker finds it.
+        core.in_hand.borrow_mut()[number] = Some(job.clone());
+        core.admission.popped();
+        core.cells.workers_busy.inc();
+        let delivery = AssertUnwindSafe(deliver(&core, &job)).catch_unwind().await;
+        match delivery {
+            Ok(Ok(())) => {
+                core.cells.payloads_stored.inc();
+                core.cells.bytes_stored.add(job.payload.len() as u64);
+            }
+            Ok(Err(GivenUp { error, attempts })) => {
+                bury(&core, &job, error.to_string(), attempts).await;
+            }
+            Err(_) => {
+                core.cells.worker_panics.inc();
+                bury(&core, &job, "Panic: the put panicked".to_owned(), 1).await;
+            }
+        }
+        core.in_hand.borrow_mut()[number] = None;
+        core.cells.workers_busy.sub(1);
+    }
+}
+
+/// A payload the store will not have.
+struct GivenUp {
+    error: PutError,
+    attempts: u32,
+}
+
+/// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
+async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
+    let key = core.origin.key(job.stamp);
+    let mut attempts = 0;
+    let mut first_failure = None;
+    loop {
+        attempts += 1;
+        let Err(error) = attempt(core, &key, job).await else { return Ok(()) };
+        core.health.failed(&error);
+        let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
+        let given_up = core.health.healthy_time() - healthy_at_first >= core.config.retry_for;
+        if error.class == Class::Object || given_up {
+            return Err(GivenUp { error, attempts });
+        }
+        core.cells.put_retries.inc();
+        sleep(backoff(&core.config, attempts, fastrand::f64())).await;
+    }
+}
+
+/// One put within `PUT_TIMEOUT`.
+async fn attempt(core: &Core, key: &str, job: &Job) -> Result<(), PutError> {
+    let started = Instant::now();
+    let deadline = core.config.put_timeout;
+    let timeout = async {
+        Timer::new(deadline).await;
+        let text =
+            format!("no answer within PUT_TIMEOUT ({})", humantime::format_duration(deadline));
+        Err(PutError::new(Class::Transient, "Timeout", text))
+    };
+    let outcome = core.store.put(key, &job.payload).or(timeout).await;
+    let now = Instant::now();
+    core.cells.put_latency.observe(now - started);
+    if outcome.is_ok() {
+        core.health.succeeded(now);
+    }
+    outcome
+}
+
+/// Full jitter: anything up to `RETRY_BASE` doubled per attempt, at most `RETRY_MAX`, and at least a millisecond.
+fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
+    let doubled = config.retry_base.saturating_mul(1 << (attempts - 1).min(20));
+    doubled.min(config.retry_max).mul_f64(dice).max(Duration::from_millis(1))
+}
+
+/// Writes the dead letter on the executor's blocking thread.
+async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
+    let stem = core.origin.stem(job.stamp);
+    let key = core.origin.key(job.stamp);
+    let payload = job.payload.to_vec();
+    let letter = Letter::now(key.clone(), core.store_name.clone(), error, attempts, &payload);
+    let dead = core.dead_letters.clone();
+    core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
+    let write = move || dead.write(&stem, &letter, &payload, Sync::Each);
+    match glommio::executor().spawn_blocking(write).await {
+        Ok(()) => core.cells.payloads_dead_lettered.inc(),
+        Err(error) => lose(&core.cells, &key, &error.to_string()),
+    }
+}
+
+/// The last resort: says which payload is gone, and counts it.
+pub fn lose(cells: &CoreCells, key: &str, why: &str) {
+    tracing::error!(key, why, "payload lost");
+    cells.payloads_lost.inc();
+}
+
+/// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.
+pub struct Health {
+    cells: &'static CoreCells,
+    /// Process start, which `store_failing_since` counts from.
+    epoch: Instant,
+    last_success: Cell<Option<Instant>>,
+    /// Grows only while puts succeed.
+    healthy: Cell<Duration>,
+    /// The code of a store-wide failure that is in force.
+    store_wide: RefCell<Option<String>>,
+    log: RefCell<HealthLog>,
+}
+
+#[derive(Default)]
+struct HealthLog {
+    transient: Throttle,
+    store_wide: Throttle,
+    recovered: Throttle,
+}
+
+impl Health {
+    /// Two successes further apart than this count as this much healthy time.
+    const GAP_MAX: Duration = Duration::from_secs(1);
+
+    pub fn new(cells: &'static CoreCells, epoch: Instant) -> Health {
+        Health {
+            cells,
+            epoch,
+            last_success: Cell::new(None),
+            healthy: Cell::new(Duration::ZERO),
+            store_wide: RefCell::new(None),
+            log: RefCell::default(),
+        }
+    }
+
+    fn healthy_time(&self) -> Duration {
+        self.healthy.get()
+    }
+
+    fn succeeded(&self, now: Instant) {
+        if let Some(last) = self.last_success.replace(Some(now)) {
+            self.healthy.set(self.healthy.get() + (now - last).min(Self::GAP_MAX));
+        }
+        if self.cells.store_failing_since.value() == 0 {
+            return;
+        }
+        self.cells.store_failing_since.set(0);
+        if let Some(code) = self.store_wide.take() {
+            self.log.borrow_mut().recovered.warn(|| format!("the store works again after {code}"));
+        }
+    }
+
+    fn failed(&self, error: &PutError) {
+        if error.class == Class::Object {
+            return;
+        }
+        if self.cells.store_failing_since.value() == 0 {
+            let since_start = self.epoch.elapsed().as_millis() as u64;
+            self.cells.store_failing_since.set(since_start + 1);
+        }
+        let mut log = self.log.borrow_mut();
+        if error.class == Class::Transient {
+            log.transient.warn(|| format!("a put failed and will be tried again: {error}"));
+        } else if self.store_wide.borrow().as_ref() != Some(&error.code) {
+            log.store_wide.error(|| format!("the store takes nothing, holding payloads: {error}"));
+            self.store_wide.replace(Some(error.code.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn healthy_time_grows_only_with_successes() {
+        let cells = &crate::metrics::cells(1)[0];
+        let start = Instant::now();
+        let health = Health::new(cells, start);
+        let at = |ms| start + Duration::from_millis(ms);
+        health.succeeded(at(0));
+        health.succeeded(at(300));
+        assert_eq!(health.healthy_time(), Duration::from_millis(300));
+        health.succeeded(at(60_300));
+        assert_eq!(health.healthy_time(), Duration::from_millis(1_300), "an outage counts little");
+    }
+
+    #[test]
+    fn failing_since_is_kept_until_a_success() {
+        let cells = &crate::metrics::cells(1)[0];
+        let health = Health::new(cells, Instant::now());
+        health.failed(&PutError::new(Class::Object, "InvalidArgument", ""));
+        assert_eq!(
+            cells.store_failing_since.value(),
+            0,
+            "one bad object says nothing of the store"
+        );
+        health.failed(&PutError::new(Class::StoreWide, "NoSuchBucket", ""));
+        assert_ne!(cells.store_failing_since.value(), 0);
+        health.succeeded(Instant::now());
+        assert_eq!(cells.store_failing_since.value(), 0);
+    }
+}

@@ -1,0 +1,410 @@
+//! The real binary as a child process on loopback ports of its own, in a directory of its own, and a client that
+//! speaks raw bytes to it.
+
+#[allow(dead_code, reason = "scenarios to come use the rest")]
+pub mod s3;
+
+pub mod child;
+pub mod imds;
+pub mod s3_client;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// No wait in a scenario is longer than this.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub ingest: SocketAddr,
+    pub admin: SocketAddr,
+    dir: Arc<tempfile::TempDir>,
+    settings: Vec<(String, String)>,
+    log: Arc<Mutex<Vec<Value>>>,
+    log_reader: Option<std::thread::JoinHandle<()>>,
+}
+
+/// How a server ended.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The exit status; -1 when a signal killed it.
+    pub status: i32,
+    pub accepted: u64,
+    pub stored: u64,
+    pub dead_lettered: u64,
+    pub lost: u64,
+    pub took: Duration,
+    /// Every log line, as JSON.
+    pub log: Vec<Value>,
+    /// What the server left behind.
+    pub dir: Arc<tempfile::TempDir>,
+}
+
+impl Stopped {
+    pub fn log_text(&self) -> String {
+        self.log.iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+/// The binary with a clean environment but for `settings`, run in `dir`.
+pub fn command(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command.current_dir(dir).args(args).env_clear().env("RUST_BACKTRACE", "0");
+    command.envs(settings.iter().copied()).stdin(Stdio::null());
+    command
+}
+
+/// Runs the binary to its end.
+pub fn run(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Output {
+    command(dir, args, settings).output().unwrap()
+}
+
+impl Server {
+    /// Starts with loopback ports and `settings`, by default on core 0, and waits until it serves.
+    pub fn start(settings: &[(&str, &str)]) -> Server {
+        Server::start_in(Arc::new(tempfile::tempdir().unwrap()), settings)
+    }
+
+    /// Starts in a directory that an earlier server may have left.
+    pub fn start_in(dir: Arc<tempfile::TempDir>, settings: &[(&str, &str)]) -> Server {
+        let mut all = vec![
+            ("LISTEN", "127.0.0.1:0"),
+            ("ADMIN_LISTEN", "127.0.0.1:0"),
+            ("LOG_FORMAT", "json"),
+            ("CORES", "0"),
+            ("DRAIN_TIMEOUT", "6s"),
+        ];
+        all.retain(|(name, _)| settings.iter().all(|(set, _)| set != name));
+        all.extend_from_slice(settings);
+        let mut child =
+            command(dir.path(), &[], &all).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let sink = log.clone();
+        let log_reader = std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                sink.lock().unwrap().push(value);
+            }
+        });
+        let mut server = Server {
+            child,
+            ingest: ([127, 0, 0, 1], 0).into(),
+            admin: ([127, 0, 0, 1], 0).into(),
+            dir,
+            settings: all.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            log,
+            log_reader: Some(log_reader),
+        };
+        server.read_addresses();
+        server
+    }
+
+    fn read_addresses(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let summary = self.log().into_iter().find(|line| line.get("listen").is_some());
+            if let Some(summary) = summary {
+                let address = |name: &str| {
+                    let url = summary[name].as_str().unwrap();
+                    url.strip_prefix("http://").unwrap().split('/').next().unwrap().parse().unwrap()
+                };
+                self.ingest = address("listen");
+                if summary["admin"] != "off" {
+                    self.admin = address("admin");
+                }
+                return;
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "did not start: {ended:?}\n{:#?}", self.log());
+            assert!(Instant::now() < deadline, "not serving in time\n{:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The log so far, a JSON value a line.
+    pub fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Whether a log line holds `text`.
+    pub fn logged(&self, text: &str) -> bool {
+        self.log().iter().any(|line| line.to_string().contains(text))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A fresh connection to the ingest listener, with timeouts.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.ingest)
+    }
+
+    /// One POST on a connection of its own.
+    pub fn post(&self, body: impl AsRef<[u8]>) -> Reply {
+        self.connect().post(body)
+    }
+
+    /// One POST of `payloads` JSON texts.
+    pub fn post_payloads(&self, payloads: &[&str]) -> Reply {
+        self.post(format!(r#"{{"data":[{}]}}"#, payloads.join(",")))
+    }
+
+    /// `GET path` on the admin listener.
+    pub fn admin(&self, path: &str) -> Reply {
+        let mut client = Client::connect(self.admin);
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
+        client.reply()
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.admin("/metrics").body)
+    }
+
+    /// Waits until `done` says so.
+    pub fn wait(&self, what: &str, done: impl Fn(&Metrics) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics();
+            if done(&metrics) {
+                return;
+            }
+            let text = &metrics.0;
+            assert!(Instant::now() < deadline, "not in time: {what}\n{text}\n{:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until every gauge of every stage is back at zero: invariant 4.
+    pub fn wait_idle(&self) {
+        self.wait("every gauge at zero", |metrics| GAUGES.iter().all(|g| metrics.sum(g) == 0));
+    }
+
+    /// Name and bytes of every object of the `file:` store in `data`, the default.
+    pub fn stored(&self) -> BTreeMap<String, Vec<u8>> {
+        files(&self.path("data"))
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn stop(self) -> Stopped {
+        self.signal("TERM");
+        self.wait_stopped()
+    }
+
+    /// Waits for the end of a server that was told to stop, or that stops by itself.
+    pub fn wait_stopped(mut self) -> Stopped {
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < 2 * PATIENCE, "did not stop\n{:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        self.log_reader.take().unwrap().join().unwrap();
+        let log = self.log();
+        let summary = log.iter().rev().find(|line| line["message"] == "stopped");
+        let figure = |name: &str| summary.and_then(|s| s[name].as_u64()).unwrap_or(0);
+        Stopped {
+            status: status.code().unwrap_or(-1),
+            accepted: figure("accepted"),
+            stored: figure("stored"),
+            dead_lettered: figure("dead_lettered"),
+            lost: figure("lost"),
+            took: started.elapsed(),
+            dir: self.dir.clone(),
+            log,
+        }
+    }
+
+    /// Runs another command of the binary with this server's settings, beside it.
+    pub fn run_beside(&self, args: &[&str]) -> Output {
+        let settings: Vec<(&str, &str)> =
+            self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        run(self.dir.path(), args, &settings)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _reaped_already = self.child.wait();
+    }
+}
+
+/// Every gauge a scrape knows.
+const GAUGES: [&str; 7] = [
+    "millrace_connections",
+    "millrace_body_bytes",
+    "millrace_ring_depth",
+    "millrace_ring_bytes",
+    "millrace_room_waiters",
+    "millrace_workers_busy",
+    "millrace_store_failing",
+];
+
+/// Regular files below `dir` by relative name, the store's temporary directory left out.
+pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn walk(root: &Path, dir: &Path, into: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                if name != ".millrace-tmp" {
+                    walk(root, &path, into);
+                }
+            } else {
+                into.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    if dir.exists() {
+        walk(dir, dir, &mut found);
+    }
+    found
+}
+
+/// One scrape.
+pub struct Metrics(pub String);
+
+impl Metrics {
+    /// The sum over all cores of every sample of `name` whose labels contain `labels`.
+    pub fn sum_where(&self, name: &str, labels: &str) -> u64 {
+        let samples = self.0.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, set) = series.split_once('{')?;
+            (found == name && set.contains(labels)).then(|| value.parse::<f64>().unwrap())
+        });
+        samples.sum::<f64>() as u64
+    }
+
+    pub fn sum(&self, name: &str) -> u64 {
+        assert!(self.0.contains(&format!("{name}{{")), "no metric {name}");
+        self.sum_where(name, "")
+    }
+
+    pub fn requests(&self, status: u16) -> u64 {
+        self.sum_where("millrace_requests_total", &format!("status=\"{status}\""))
+    }
+}
+
+/// One connection, raw bytes.
+pub struct Client {
+    pub stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+/// One HTTP/1.1 reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(given, _)| given.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The text of `{"error":"…"}`.
+    pub fn error(&self) -> String {
+        let value: Value = serde_json::from_str(&self.body).expect("an error is JSON");
+        value["error"].as_str().expect("an error is a string").to_owned()
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, unread: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// A POST to `/payloads` with a content length, and its reply.
+    pub fn post(&mut self, body: impl AsRef<[u8]>) -> Reply {
+        self.send(request(body.as_ref(), ""));
+        self.reply()
+    }
+
+    /// The next reply on this connection; panics when the server closes or stays silent.
+    pub fn reply(&mut self) -> Reply {
+        self.try_reply().expect("a reply, not the end of the connection")
+    }
+
+    /// The next reply, or `None` when the server closed before its first byte.
+    pub fn try_reply(&mut self) -> Option<Reply> {
+        let head_end = loop {
+            if let Some(at) = self.unread.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !self.fill() {
+                assert!(self.unread.is_empty(), "cut: {:?}", String::from_utf8_lossy(&self.unread));
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.unread.drain(..head_end).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let length = headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+            .map_or(0, |(_, value)| value.parse().unwrap());
+        while self.unread.len() < length {
+            assert!(self.fill(), "the body was cut");
+        }
+        let body = String::from_utf8(self.unread.drain(..length).collect()).unwrap();
+        Some(Reply { status, headers, body })
+    }
+
+    /// Whether the server has closed this connection and sent nothing more.
+    pub fn closed(&mut self) -> bool {
+        self.unread.is_empty() && !self.fill()
+    }
+
+    fn fill(&mut self) -> bool {
+        let mut buffer = [0; 64 * 1024];
+        let n = self.stream.read(&mut buffer).expect("bytes or the end in time");
+        self.unread.extend_from_slice(&buffer[..n]);
+        n > 0
+    }
+}
+
+/// A POST to `/payloads` with a content length and `headers` (each ended by CRLF).
+pub fn request(body: &[u8], headers: &str) -> Vec<u8> {
+    let head = format!(
+        "POST /payloads HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
