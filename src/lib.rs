@@ -35,6 +35,7 @@ pub mod config;
 pub mod limits;
 pub mod preflight;
 
+pub mod aws;
 pub mod control;
 pub mod shard;
 

@@ -9,3 +9,10 @@
 mod support;
 
 mod smoke;
+
+mod s3_credentials;
+mod s3_faults;
+mod s3_probe;
+mod s3_server;
+mod s3_wire;
+mod store_suite;
