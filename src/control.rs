@@ -1,6 +1,7 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -106,8 +107,8 @@ struct Server {
     limits: Limits,
     cells: Cells,
     bells: Vec<Socket>,
-    /// Shut down should their core die, lest the kernel go on giving it connections.
-    listeners: Vec<Socket>,
+    /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
+    listeners: RefCell<Vec<Option<Socket>>>,
     events: LocalReceiver<Event>,
 }
 
@@ -166,6 +167,7 @@ async fn start(config: Config) -> Result<Server, String> {
         shard::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
+    let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let server = Server { config, limits, cells, bells, listeners, events };
     server.until_serving().await?;
     server.announce(address, admin_address, epoch);
@@ -328,11 +330,15 @@ impl Server {
     fn shut_dead_cores(&self) -> bool {
         let mut any = false;
         for (at, cells) in self.cells.iter().enumerate() {
-            if cells.is(CoreState::Died) {
+            if !cells.is(CoreState::Died) {
+                continue;
+            }
+            any = true;
+            // Once per core: the bell also rings for others.
+            if let Some(listener) = self.listeners.borrow_mut()[at].take() {
                 let id = self.config.cores[at];
                 tracing::error!(core = id, "a core died; the others drain and the process exits 1");
-                let _shut_before = self.listeners[at].shutdown(std::net::Shutdown::Both);
-                any = true;
+                let _closed_by_its_own_core = listener.shutdown(std::net::Shutdown::Both);
             }
         }
         any

@@ -34,10 +34,13 @@ impl Throttle {
     /// Between two lines.
     const EVERY: Duration = Duration::from_secs(10);
 
-    pub fn error(&mut self, text: impl FnOnce() -> String) {
-        if let Some(held_back) = self.pass(Instant::now()) {
+    /// Returns whether the line went through.
+    pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
+        let passed = self.pass(Instant::now());
+        if let Some(held_back) = passed {
             tracing::error!(held_back, "{}", text());
         }
+        passed.is_some()
     }
 
     pub fn warn(&mut self, text: impl FnOnce() -> String) {

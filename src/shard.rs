@@ -197,11 +197,12 @@ impl Drop for Listed<'_> {
     }
 }
 
-/// Something that happens once; at most one task waits for it at a time.
+/// Something that happens once.
 #[derive(Default)]
 pub struct Flag {
     set: Cell<bool>,
-    waiter: RefCell<Option<Waker>>,
+    /// One per task that waits or has waited: acceptor and workers, so few, and waking one too many does no harm.
+    waiters: RefCell<Vec<Waker>>,
 }
 
 impl Flag {
@@ -211,7 +212,7 @@ impl Flag {
 
     pub fn set(&self) {
         self.set.set(true);
-        if let Some(waker) = self.waiter.take() {
+        for waker in self.waiters.take() {
             waker.wake();
         }
     }
@@ -221,7 +222,10 @@ impl Flag {
             if self.set.get() {
                 return Poll::Ready(());
             }
-            self.waiter.replace(Some(cx.waker().clone()));
+            let mut waiters = self.waiters.borrow_mut();
+            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiters.push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;

@@ -68,33 +68,35 @@ impl FileStore {
         check_key(key)?;
         let path = self.root.join(key);
         let parent = path.parent().expect("a key has at least one component").to_owned();
-        let directory = self.directory(parent).await.map_err(classify)?;
+        let directory = self.directory(parent).await?;
         let number = self.next_temporary.replace(self.next_temporary.get() + 1);
         let temporary =
             self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix));
         let guard = RemoveOnDrop(Some(temporary));
         let temporary = guard.0.as_deref().expect("set above");
         let written = async {
-            write_synced(temporary, payload).await?;
-            Ok(glommio::io::rename(temporary, &path).await?)
+            write_synced(temporary, payload).await.map_err(blame_store)?;
+            let renamed = glommio::io::rename(temporary, &path).await;
+            renamed.map_err(|error| blame_key(error.into()))
         };
         if let Err(error) = written.await {
             // Somebody removed a directory under us: the next try makes it again.
             self.directories.borrow_mut().clear();
-            return Err(classify(error));
+            return Err(error);
         }
         guard.disarm();
-        directory.sync().await.map_err(classify)
+        directory.sync().await.map_err(blame_store)
     }
 
     /// The open handle of `path`, which is created, and made durable in its own parents, if it does not exist.
-    async fn directory(&self, path: PathBuf) -> io::Result<Rc<DirSync>> {
+    async fn directory(&self, path: PathBuf) -> Result<Rc<DirSync>, PutError> {
         if let Some(directory) = self.directories.borrow().get(&path) {
             return Ok(directory.clone());
         }
         let (wanted, root) = (path.clone(), self.root.clone());
         glommio::executor().spawn_blocking(move || create_synced(&wanted, &root)).await?;
-        let directory = Rc::new(DirSync::new(Directory::open(&path).await?));
+        let opened = Directory::open(&path).await.map_err(|error| blame_store(error.into()))?;
+        let directory = Rc::new(DirSync::new(opened));
         let mut directories = self.directories.borrow_mut();
         if directories.len() >= DIRECTORIES_MAX {
             directories.clear();
@@ -122,11 +124,11 @@ async fn write_synced(path: &Path, payload: &Payload) -> io::Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
-fn create_synced(path: &Path, root: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(root.join(TEMPORARY))?;
-    std::fs::create_dir_all(path)?;
+fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
+    std::fs::create_dir_all(root.join(TEMPORARY)).map_err(blame_store)?;
+    std::fs::create_dir_all(path).map_err(blame_key)?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
-        std::fs::File::open(parent)?.sync_all()?;
+        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
     }
     Ok(())
 }
@@ -145,19 +147,32 @@ fn check_key(key: &str) -> Result<(), PutError> {
     Ok(())
 }
 
-fn classify(error: io::Error) -> PutError {
+/// A failure on a path that is the store's own: whatever stands in the way, it is not this payload's fault, and the
+/// next payload fares no better. Only its size can be.
+fn blame_store(error: io::Error) -> PutError {
     use ErrorKind::{
-        InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, QuotaExceeded,
-        ReadOnlyFilesystem, StorageFull,
+        AlreadyExists, FileTooLarge, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        QuotaExceeded, ReadOnlyFilesystem, StorageFull,
     };
     let class = match error.kind() {
-        InvalidFilename | IsADirectory | NotADirectory => Class::Object,
-        StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied | NotFound => {
-            Class::StoreWide
-        }
+        FileTooLarge => Class::Object,
+        StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied | NotFound
+        | AlreadyExists | IsADirectory | NotADirectory => Class::StoreWide,
         _ => Class::Transient,
     };
     PutError::new(class, format!("{:?}", error.kind()), error.to_string())
+}
+
+/// A failure on a path made from the key, in a store that works: the key may be one that no file can have, or lie
+/// above or below another object's.
+fn blame_key(error: io::Error) -> PutError {
+    use ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
+    match error.kind() {
+        InvalidFilename | IsADirectory | NotADirectory | AlreadyExists => {
+            PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
+        }
+        _ => blame_store(error),
+    }
 }
 
 /// Removes a temporary file on every way out but the rename.

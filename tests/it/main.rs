@@ -8,6 +8,8 @@
 
 mod support;
 
+mod backpressure;
+mod faults;
 mod smoke;
 
 mod s3_credentials;
