@@ -9,5 +9,7 @@
 mod support;
 
 mod contract;
+mod deadlines;
+mod early_answers;
 mod framing;
 mod smoke;
