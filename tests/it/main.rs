@@ -9,7 +9,11 @@
 mod support;
 
 mod backpressure;
+mod contract;
+mod deadlines;
+mod early_answers;
 mod faults;
+mod framing;
 mod smoke;
 
 mod s3_credentials;
