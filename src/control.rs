@@ -1,7 +1,7 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -109,6 +109,8 @@ struct Server {
     bells: Vec<Socket>,
     /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
     listeners: RefCell<Vec<Option<Socket>>>,
+    /// Read by `/readyz`.
+    stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
 }
 
@@ -132,6 +134,7 @@ async fn start(config: Config) -> Result<Server, String> {
     let listeners = accept::listeners(config.listen, config.cores.len())
         .map_err(|error| format!("LISTEN {}: {error}", config.listen))?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
+    let stopping = Rc::new(Cell::new(false));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
@@ -139,6 +142,7 @@ async fn start(config: Config) -> Result<Server, String> {
         dead_letters: dead_letters.clone(),
         store_grace: config.ready_store_grace,
         epoch,
+        stopping: stopping.clone(),
     };
     let admin_address = start_admin(&config, admin)?;
     let mut bells = Vec::new();
@@ -168,7 +172,7 @@ async fn start(config: Config) -> Result<Server, String> {
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
-    let server = Server { config, limits, cells, bells, listeners, events };
+    let server = Server { config, limits, cells, bells, listeners, stopping, events };
     server.until_serving().await?;
     server.announce(address, admin_address, epoch);
     Ok(server)
@@ -291,6 +295,7 @@ impl Server {
         }
         let deadline = Instant::now() + self.limits.stop.exit - LAST_WORDS;
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
+        self.stopping.set(true);
         self.order_all();
         while !self.all_ended() {
             match self.next_event(deadline).await {

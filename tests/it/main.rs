@@ -12,6 +12,8 @@ mod backpressure;
 mod contract;
 mod deadlines;
 mod early_answers;
+mod dead_letter;
+mod drain;
 mod faults;
 mod framing;
 mod smoke;
