@@ -229,6 +229,36 @@ mod tests {
     }
 
     #[test]
+    fn backoff_doubles_up_to_its_cap_and_never_spins() {
+        let config =
+            Config::from_settings(&[("RETRY_BASE", "100ms"), ("RETRY_MAX", "10s")]).unwrap();
+        let longest = |attempts| backoff(&config, attempts, 1.0).as_millis();
+        assert_eq!([1, 2, 3, 7, 8].map(longest), [100, 200, 400, 6_400, 10_000]);
+        assert_eq!(longest(u32::MAX), 10_000, "many attempts do not overflow");
+        assert_eq!(backoff(&config, 3, 0.5), Duration::from_millis(200), "full jitter");
+        assert_eq!(backoff(&config, 3, 0.0), Duration::from_millis(1));
+        let hour = Config::from_settings(&[("RETRY_BASE", "1h"), ("RETRY_MAX", "1h")]).unwrap();
+        assert_eq!(backoff(&hour, u32::MAX, 1.0), Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn a_line_that_the_throttle_held_back_is_not_taken_for_said() {
+        let cells = &crate::metrics::cells(1)[0];
+        let health = Health::new(cells, Instant::now());
+        let down = PutError::new(Class::StoreWide, "NoSuchBucket", "");
+        let said = || health.store_wide.borrow().is_some();
+        health.failed(&down);
+        assert!(said());
+        health.succeeded(Instant::now());
+        assert!(!said());
+        health.failed(&down);
+        assert!(!said(), "within the throttle's interval: to be said later");
+        assert_ne!(cells.store_failing_since.value(), 0);
+        health.nothing_held();
+        assert_eq!(cells.store_failing_since.value(), 0);
+    }
+
+    #[test]
     fn failing_since_is_kept_until_a_success() {
         let cells = &crate::metrics::cells(1)[0];
         let health = Health::new(cells, Instant::now());

@@ -8,10 +8,13 @@
 
 mod support;
 
+mod admin;
 mod backpressure;
 mod contract;
 mod deadlines;
 mod early_answers;
+mod bulk;
+mod command_line;
 mod dead_letter;
 mod drain;
 mod faults;
