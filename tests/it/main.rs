@@ -9,7 +9,10 @@
 mod support;
 
 mod contract;
+mod cores;
 mod deadlines;
 mod early_answers;
 mod framing;
+mod limits;
 mod smoke;
+mod tokens;
