@@ -10,14 +10,14 @@ mod support;
 
 mod admin;
 mod backpressure;
-mod contract;
-mod cores;
-mod deadlines;
-mod early_answers;
 mod bulk;
 mod command_line;
+mod contract;
+mod cores;
 mod dead_letter;
+mod deadlines;
 mod drain;
+mod early_answers;
 mod faults;
 mod framing;
 mod limits;
