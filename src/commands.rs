@@ -16,10 +16,8 @@ use crate::store::{Class, PutError, Store};
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
     findings.push(match prepare_store(config).await {
-        Ok(_) => Finding::ok("store", config.store.to_string()),
-        Err(error) => {
-            Finding::fail("store", error, "see the message; then run `millrace check` again")
-        }
+        Ok(_) => Finding::ok("probe", format!("{} can be used", config.store)),
+        Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
     print!("{}", table(&findings));
     if failed(&findings) { Exit::Refused } else { Exit::Clean }

@@ -131,6 +131,9 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
         loop {
             if let Poll::Ready(result) = hyper.as_mut().poll(cx) {
                 if let Err(error) = result {
+                    if let Some(status) = refused_by_hyper(&error) {
+                        core.cells.count_response(status);
+                    }
                     tracing::debug!(%error, "connection ended");
                 }
                 return Poll::Ready(End::Done);
@@ -155,6 +158,17 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
         }
     })
     .await
+}
+
+/// The status hyper has answered a head with that it could not take; the service never saw it. A 414 cannot happen: a
+/// head is over its limit before its URI is.
+fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
+    match () {
+        () if error.is_parse_too_large() => Some(431),
+        // The start of an HTTP/2 connection is closed without a word.
+        () if error.is_parse() && !error.is_parse_version_h2() => Some(400),
+        () => None,
+    }
 }
 
 /// How long until the timer must look again: never longer than the shortest deadline, because a phase that starts in

@@ -19,6 +19,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
+use crate::aws::{self, S3Target};
 use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
@@ -86,7 +87,12 @@ pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
             Ok(StoreSeed::File(root))
         }
-        StoreUrl::S3 { .. } => Err("S3 is not built yet".to_owned()),
+        StoreUrl::S3 { bucket, prefix } => {
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            let target = S3Target { bucket, prefix, options: config.s3.clone() };
+            let prepared = aws::prepare(target, config.max_workers).await;
+            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+        }
     }
 }
 

@@ -288,11 +288,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         dead.write("a", &letter("a.json", b"{}"), b"{}", Sync::Each).unwrap();
-        dead.write("b", &letter("b.json", b"[1]"), b"[1]", Sync::Later).unwrap();
+        let second = letter("b.json", b"[1]");
+        dead.write("b", &second, b"[1]", Sync::Later).unwrap();
         dead.sync().unwrap();
         let listed = dead.list().unwrap().letters;
         assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(listed[1].1, letter("b.json", b"[1]"));
+        assert_eq!(listed[1].1, second);
         assert_eq!(dead.payload("b").unwrap(), b"[1]");
         assert_eq!(DeadLetters::open(dir.path(), 10_000).unwrap().used(), dead.used());
         dead.remove("a").unwrap();

@@ -23,7 +23,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets one line through per [`Throttle::EVERY`] and says how many it held back.
+/// Lets one line through per `EVERY` and says how many it held back.
 #[derive(Debug, Default)]
 pub struct Throttle {
     last: Option<Instant>,
@@ -31,6 +31,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
+    /// Between two lines.
     const EVERY: Duration = Duration::from_secs(10);
 
     /// Returns whether the line went through.

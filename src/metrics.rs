@@ -39,7 +39,7 @@ impl Cell64 {
 }
 
 /// The statuses this server sends; anything else is counted as the last one, 0 (`other`).
-pub const STATUSES: [u16; 11] = [200, 400, 401, 404, 405, 408, 413, 415, 500, 503, 0];
+pub const STATUSES: [u16; 12] = [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 503, 0];
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [

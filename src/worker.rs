@@ -122,7 +122,7 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
     let write = move || dead.write(&stem, &letter, &payload, Sync::Each);
     match glommio::executor().spawn_blocking(write).await {
         Ok(()) => core.cells.payloads_dead_lettered.inc(),
-        Err(error) => lose(&core.cells, &key, &error.to_string()),
+        Err(error) => lose(core.cells, &key, &error.to_string()),
     }
 }
 

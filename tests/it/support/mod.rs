@@ -1,6 +1,13 @@
 //! The real binary as a child process on loopback ports of its own, in a directory of its own, and a client that
 //! speaks raw bytes to it.
 
+#[allow(dead_code, reason = "scenarios to come use the rest")]
+pub mod s3;
+
+pub mod child;
+pub mod imds;
+pub mod s3_client;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -497,4 +504,71 @@ pub fn sorted(texts: &[impl AsRef<str>]) -> Vec<String> {
     let mut texts: Vec<String> = texts.iter().map(|text| text.as_ref().to_owned()).collect();
     texts.sort();
     texts
+}
+
+// What the HTTP scenarios need on top.
+
+impl Client {
+    /// The reply to a HEAD request, whose `content-length` announces a body that never comes.
+    pub fn bodiless_reply(&mut self) -> Reply {
+        while !self.unread.windows(4).any(|w| w == b"\r\n\r\n") {
+            assert!(self.fill(), "cut: {:?}", String::from_utf8_lossy(&self.unread));
+        }
+        let head = String::from_utf8(std::mem::take(&mut self.unread)).unwrap();
+        assert!(head.ends_with("\r\n\r\n"), "a body came with it: {head}");
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = head.lines().filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        Reply { status, headers, body: String::new() }
+    }
+
+    /// The next reply, which must be the last: it says `connection: close`, and the server half-closes after it.
+    pub fn last_reply(&mut self) -> Reply {
+        let reply = self.reply();
+        assert_eq!(reply.header("connection"), Some("close"), "{reply:?}");
+        assert!(self.closed(), "open after {reply:?}");
+        reply
+    }
+
+    /// Tells the server that nothing more will be sent.
+    pub fn half_close(&self) {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// Sends what the server will take; whether it took all.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+}
+
+impl Server {
+    /// Resident memory of the process in bytes.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/statm", self.pid());
+        let text = std::fs::read_to_string(path).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    /// The stored payloads as text, sorted.
+    pub fn stored_texts(&self) -> Vec<String> {
+        let texts = self.stored().into_values().map(|bytes| String::from_utf8(bytes).unwrap());
+        let mut texts: Vec<String> = texts.collect();
+        texts.sort();
+        texts
+    }
+}
+
+/// A POST to `/payloads` with a chunked body of `pieces` and `headers` (each ended by CRLF).
+pub fn chunked_request(pieces: &[&[u8]], headers: &str) -> Vec<u8> {
+    let mut request = format!(
+        "POST /payloads HTTP/1.1\r\nhost: x\r\n{headers}transfer-encoding: chunked\r\n\r\n"
+    )
+    .into_bytes();
+    for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+        request.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        request.extend_from_slice(piece);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
 }

@@ -1,0 +1,156 @@
+//! Goal: every deadline ends what it is for, with the answer it has, and nothing else.
+//!
+//! Method: short settings and clients that stall or trickle. A deadline must not come early, and it must come; how
+//! late is bounded only by what a busy machine may need.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, PATIENCE, Server, request};
+
+const HEADER: Duration = Duration::from_millis(300);
+const BODY: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_millis(500);
+
+fn server() -> Server {
+    let settings =
+        [("HEADER_TIMEOUT", "300ms"), ("BODY_TIMEOUT", "400ms"), ("IDLE_TIMEOUT", "500ms")];
+    Server::start(&settings)
+}
+
+/// Sends `pieces` one after another until the server answers or closes: a client that is slow, not silent.
+fn trickle(client: &mut Client, piece: &str) {
+    let pause = Some(Duration::from_millis(40));
+    client.stream.set_read_timeout(pause).unwrap();
+    let started = Instant::now();
+    while client.stream.peek(&mut [0]).is_err() {
+        assert!(started.elapsed() < PATIENCE, "no deadline came");
+        client.try_send(piece);
+    }
+    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+}
+
+#[test]
+fn a_head_that_is_not_complete_in_time_gets_408() {
+    let server = server();
+    for starts in ["P", "POST /payloads HTTP/1.1\r\nhost: x\r\n", "\r\n"] {
+        let mut client = server.connect();
+        let started = Instant::now();
+        client.send(starts);
+        let reply = client.last_reply();
+        assert!(started.elapsed() >= HEADER, "{:?}", started.elapsed());
+        assert_eq!((reply.status, reply.header("content-type")), (408, Some("application/json")));
+        assert!(reply.error().contains("HEADER_TIMEOUT"));
+    }
+    // Also on a connection that was used before, and by a client that never stops sending.
+    let mut client = server.connect();
+    assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    client.send("POST /payloads HTTP/1.1\r\n");
+    trickle(&mut client, "x: y\r\n");
+    assert_eq!(client.last_reply().status, 408);
+    drop(client);
+    server.wait_idle();
+    let metrics = server.metrics();
+    assert_eq!((metrics.requests(408), metrics.requests(400)), (4, 0));
+}
+
+#[test]
+fn a_body_that_is_not_complete_in_time_gets_408() {
+    let server = server();
+    let plain = "POST /payloads HTTP/1.1\r\ncontent-length: 100000\r\n";
+    let chunked = "POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n";
+    for (head, piece, after_100) in [
+        (format!("{plain}\r\n"), "", false),
+        (format!("{plain}\r\n{{\"data\":[1,"), "1,", false),
+        (format!("{chunked}\r\n"), "", false),
+        (format!("{chunked}\r\n"), "1\r\n \r\n", false),
+        (format!("{plain}expect: 100-continue\r\n\r\n"), "", true),
+    ] {
+        let mut client = server.connect();
+        let started = Instant::now();
+        client.send(&head);
+        if after_100 {
+            assert_eq!(client.reply().status, 100);
+        }
+        trickle(&mut client, piece);
+        let reply = client.last_reply();
+        assert!(started.elapsed() >= BODY, "{:?}", started.elapsed());
+        assert_eq!((reply.status, reply.header("content-type")), (408, Some("application/json")));
+        assert!(reply.error().contains("BODY_TIMEOUT"));
+    }
+    server.wait_idle();
+    assert!(server.stored().is_empty());
+    assert_eq!(server.metrics().requests(408), 5);
+}
+
+#[test]
+fn idle_connections_are_closed_without_a_word() {
+    let server = server();
+    let mut silent = server.connect();
+    let mut used = server.connect();
+    let (mut started, mut answers) = (Instant::now(), 0);
+    assert!(silent.closed(), "not one byte");
+    assert!(started.elapsed() >= IDLE - Duration::from_millis(50), "{:?}", started.elapsed());
+    // The other may have been closed in the meantime; a fresh one certainly lives.
+    if used.closed() {
+        used = server.connect();
+    }
+    // Idleness counts from the last answer, not from the start: requests keep a connection open past the deadline.
+    let opened = Instant::now();
+    while opened.elapsed() < IDLE + IDLE / 2 {
+        assert_eq!(used.post(r#"{"data":[1]}"#).status, 200);
+        started = Instant::now();
+        answers += 1;
+    }
+    assert!(used.closed(), "not one byte");
+    assert!(started.elapsed() >= IDLE - Duration::from_millis(50), "{:?}", started.elapsed());
+    server.wait_idle();
+    let metrics = server.metrics();
+    assert_eq!((metrics.requests(200), metrics.requests(408)), (answers, 0));
+}
+
+#[test]
+fn slow_within_the_deadlines_is_fine() {
+    let settings = [("HEADER_TIMEOUT", "10s"), ("BODY_TIMEOUT", "10s"), ("IDLE_TIMEOUT", "300ms")];
+    let server = Server::start(&settings);
+    let mut client = server.connect();
+    // Both parts take longer than the shortest deadline, at which the connection's timer fires.
+    let whole = request(br#"{"data":[1]}"#, "");
+    for piece in whole.chunks(9) {
+        client.send(piece);
+        // What is tested is the time that passes.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(client.reply().status, 200);
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.metrics().requests(408), 0);
+}
+
+#[test]
+fn waiting_for_room_is_no_deadline_of_the_client() {
+    let settings = [
+        ("HEADER_TIMEOUT", "200ms"),
+        ("BODY_TIMEOUT", "200ms"),
+        ("IDLE_TIMEOUT", "5s"),
+        ("ENQUEUE_WAIT", "20s"),
+        ("MAX_WORKERS", "1"),
+        ("MAX_QUEUE", "1"),
+        ("FAULTS", "delay=700ms"),
+    ];
+    let server = Server::start(&settings);
+    let mut client = server.connect();
+    assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    server.wait("the worker has it", |m| m.sum("millrace_workers_busy") == 1);
+    assert_eq!(client.post(r#"{"data":[2]}"#).status, 200);
+    let started = Instant::now();
+    let waited = client.post(r#"{"data":[3]}"#);
+    assert_eq!(waited.status, 200, "{waited:?}");
+    assert!(started.elapsed() > Duration::from_millis(200), "it did not wait");
+    // The next request has deadlines of its own: a stall within them is fine, beyond them it is not.
+    let whole = request(br#"{"data":[4]}"#, "");
+    client.send(&whole[..whole.len() - 1]);
+    assert_eq!(client.last_reply().status, 408);
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.stored_texts(), ["1", "2", "3"]);
+}

@@ -1,0 +1,191 @@
+//! Goal: connections, body memory and ring memory each stop at their limit, say so, and recover.
+//!
+//! Method: clients that hold as much as they are let, a bystander who must notice no more than a 503, and the
+//! process's resident memory as the kernel counts it.
+
+use std::time::Duration;
+
+use crate::support::{Client, PATIENCE, Server, request};
+
+const MIB: usize = 1 << 20;
+
+/// A body of `length` bytes that holds one tiny payload.
+fn padded(length: usize) -> Vec<u8> {
+    let mut body = br#"{"data":[1]"#.to_vec();
+    body.resize(length - 1, b' ');
+    body.push(b'}');
+    body
+}
+
+/// Whether the server says anything to `client` within a short while.
+fn is_answered(client: &Client) -> bool {
+    client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let answered = client.stream.peek(&mut [0]).is_ok();
+    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    answered
+}
+
+#[test]
+fn at_max_connections_the_kernel_queues_the_rest() {
+    let server = Server::start(&[("MAX_CONNECTIONS", "2")]);
+    let mut first = server.connect();
+    let mut second = server.connect();
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.post(r#"{"data":["served"]}"#).status, 200);
+    }
+    // Established by the kernel, and its request is taken, but nobody serves it.
+    let mut third = server.connect();
+    third.send(request(br#"{"data":["queued"]}"#, ""));
+    let mut fourth = server.connect();
+    fourth.send(request(br#"{"data":["queued"]}"#, ""));
+    assert!(!is_answered(&third));
+    assert_eq!(server.metrics().sum("millrace_connections"), 2);
+    assert_eq!(second.post(r#"{"data":["served"]}"#).status, 200, "the others do not suffer");
+    drop(first);
+    assert_eq!(third.reply().status, 200, "the slot goes to the next");
+    assert!(!is_answered(&fourth));
+    drop(second);
+    assert_eq!(fourth.reply().status, 200);
+    assert_eq!(server.metrics().sum("millrace_connections"), 2);
+    drop((third, fourth));
+    server.wait_idle();
+    assert_eq!(server.stored().len(), 5);
+}
+
+#[test]
+fn body_memory_used_up_is_503_until_it_is_free_again() {
+    let server = Server::start(&[("MAX_BODY_BYTES", "2MiB")]);
+    let whole = request(&padded(MIB), "");
+    let mut hogs: Vec<Client> = (0..2)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(&whole[..whole.len() - 1]);
+            client
+        })
+        .collect();
+    server.wait("both are held", |m| m.sum("millrace_body_bytes") == 2 * MIB as u64);
+    let mut bystander = server.connect();
+    bystander.send(request(br#"{"data":["refused"]}"#, ""));
+    let reply = bystander.last_reply();
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
+    assert!(reply.error().contains("memory"), "{}", reply.error());
+    // Those that hold the memory are not the ones to suffer.
+    for hog in &mut hogs {
+        hog.send(b"}");
+        assert_eq!(hog.reply().status, 200);
+    }
+    assert_eq!(server.post(r#"{"data":["taken"]}"#).status, 200);
+    drop((hogs, bystander));
+    server.wait_idle();
+    assert_eq!(server.stored_texts(), ["\"taken\"", "1", "1"]);
+}
+
+#[test]
+fn a_body_pays_for_what_it_sent_not_for_what_it_announced() {
+    let server = Server::start(&[("MAX_BODY_BYTES", "2MiB")]);
+    let head = format!("POST /payloads HTTP/1.1\r\ncontent-length: {MIB}\r\n\r\n");
+    let chunked = "POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n100000\r\n";
+    let slow: Vec<Client> = (0..200)
+        .map(|n| {
+            let mut client = server.connect();
+            client.send(format!("{}{{", if n % 2 == 0 { &head } else { chunked }));
+            client
+        })
+        .collect();
+    server.wait("all are being read", |m| {
+        m.sum("millrace_connections") == 200 && m.sum("millrace_body_bytes") >= 200
+    });
+    let held = server.metrics().sum("millrace_body_bytes");
+    assert!(held <= 200 * 4096, "{held} bytes for 200 bodies of one byte");
+    assert_eq!(server.post(padded(200_000)).status, 200);
+    drop(slow);
+    server.wait_idle();
+    assert_eq!(server.metrics().requests(503), 0);
+}
+
+#[test]
+fn requests_waiting_for_room_hold_body_memory() {
+    let settings = [
+        ("MAX_BODY_BYTES", "2MiB"),
+        ("MAX_WORKERS", "1"),
+        ("MAX_QUEUE", "1"),
+        ("ENQUEUE_WAIT", "20s"),
+        ("FAULTS", "delay=700ms"),
+    ];
+    let server = Server::start(&settings);
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    server.wait("the worker has it", |m| m.sum("millrace_workers_busy") == 1);
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    let mut waiting: Vec<Client> = (0..2)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(request(&padded(MIB), ""));
+            client
+        })
+        .collect();
+    server.wait("both wait for room", |m| m.sum("millrace_room_waiters") == 2);
+    assert_eq!(server.post_payloads(&["1"]).status, 503);
+    for client in &mut waiting {
+        assert_eq!(client.reply().status, 200);
+    }
+    drop(waiting);
+    server.wait_idle();
+    assert_eq!(server.stored().len(), 4);
+}
+
+#[test]
+fn two_thousand_connections_are_all_served() {
+    let server = Server::start(&[("STORE", "null:")]);
+    let mut clients: Vec<Client> = (0..2000).map(|_| server.connect()).collect();
+    for round in 0..3 {
+        for client in &mut clients {
+            client.send(request(br#"{"data":[1,2]}"#, ""));
+        }
+        for client in &mut clients {
+            assert_eq!(client.reply().status, 200);
+        }
+        let metrics = server.metrics();
+        assert_eq!(metrics.sum("millrace_connections"), 2000);
+        assert_eq!(metrics.requests(200), 2000 * (round + 1));
+    }
+    drop(clients);
+    server.wait_idle();
+    assert_eq!(server.metrics().sum("millrace_payloads_stored_total"), 12_000);
+}
+
+#[test]
+fn resident_memory_stays_bounded_by_the_ring_whatever_a_payload_weighs() {
+    let settings = [
+        ("MAX_QUEUE_BYTES", "16MiB"),
+        ("MAX_BODY_BYTES", "4MiB"),
+        ("MAX_WORKERS", "16"),
+        ("PUT_TIMEOUT", "60s"),
+        ("FAULTS", "delay=4s"),
+    ];
+    let server = Server::start(&settings);
+    let body = padded(MIB);
+    let mut client = server.connect();
+    assert_eq!(client.post(r#"{"data":["warm"]}"#).status, 200);
+    let before = server.resident();
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..100 {
+        match client.post(&body).status {
+            200 => taken += 1,
+            503 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    let grown = (server.resident() - before) as usize;
+    let metrics = server.metrics();
+    let (held, busy) = (metrics.sum("millrace_ring_bytes"), metrics.sum("millrace_workers_busy"));
+    // Fifteen of 1 MiB and the cost of a job each; the sixteenth does not fit. Their jobs are in workers' hands, the
+    // ring's slots are free: it is the bytes that refuse.
+    assert_eq!((taken, refused, busy), (15, 85, 16), "the store was not stalled long enough?");
+    assert!((15 * MIB as u64..=16 * MIB as u64).contains(&held), "{held}");
+    // Beside both budgets: the parser's buffers (about twice a body), the allocator's own.
+    let bound = (16 + 4 + 16) * MIB;
+    assert!(grown < bound, "{grown} bytes more than before, for {taken} bodies");
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.stored().len(), 16);
+}
