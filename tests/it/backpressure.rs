@@ -105,7 +105,7 @@ fn waiting_requests_enter_in_order_of_arrival_whatever_their_size() {
     by_seq.sort_unstable();
     let admitted: Vec<&str> =
         by_seq.iter().map(|(_, bytes)| std::str::from_utf8(bytes).unwrap()).collect();
-    let arrived: Vec<String> = [0..5].into_iter().chain(queue).flat_map(numbered).collect();
+    let arrived: Vec<String> = std::iter::once(0..5).chain(queue).flat_map(numbered).collect();
     assert_eq!(admitted, arrived);
 }
 
