@@ -147,7 +147,7 @@ fn check_prints_a_table_and_says_whether_a_server_would_start() {
     let dir = tempfile::tempdir().unwrap();
     let (status, text) = say(dir.path(), &["check"], &[]);
     assert_eq!(status, 0, "{text}");
-    for row in ["kernel", "io_uring", "LISTEN", "STORE", "DEAD_LETTER_DIR", "store"] {
+    for row in ["kernel", "io_uring", "LISTEN", "STORE", "DEAD_LETTER_DIR", "probe"] {
         assert!(text.lines().any(|line| line.contains(row)), "{row} is not in\n{text}");
     }
     assert!(!text.contains("FAIL"), "{text}");

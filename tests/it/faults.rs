@@ -221,7 +221,8 @@ fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
     let dir = server.dir();
     let stopped = server.wait_stopped();
     assert_eq!(stopped.status, 1, "{}", stopped.log_text());
-    assert_eq!(stopped.accepted, 60 + served);
+    // On a busy host an answer may come after the test has stopped waiting for it.
+    assert!((60 + served..=60 + 16).contains(&stopped.accepted), "{served} {}", stopped.accepted);
     assert!(stopped.lost > 0);
     assert_eq!(stopped.lost, stopped.accepted - stopped.stored - stopped.dead_lettered);
     let died = stopped.log.iter().filter(|line| line.to_string().contains("a core died"));
