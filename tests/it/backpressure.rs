@@ -122,6 +122,7 @@ fn a_request_that_waited_in_vain_is_refused_and_lets_the_next_one_in() {
     std::thread::sleep(Duration::from_millis(750));
     let mut small = server.connect();
     small.send(request(collection(&numbered(20..21)).as_bytes(), ""));
+    server.wait("it stands behind", |m| m.sum("millrace_room_waiters") == 2);
     retry_after(&large.reply());
     assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
     assert_eq!(small.reply().status, 200);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::{Client, Server, dead_letters, files};
 
 /// Where the server puts objects, and how the test reads them back.
@@ -18,11 +19,50 @@ pub struct Target<'a> {
     pub settings: Vec<(&'a str, &'a str)>,
     /// Every object by its key relative to the store's prefix.
     pub read: &'a dyn Fn(&Server) -> BTreeMap<String, Vec<u8>>,
+    /// Ends the faults of the store's own, before the replay.
+    pub heal: &'a dyn Fn(),
 }
 
 #[test]
 fn every_accepted_payload_is_found_once_in_a_directory() {
-    run(&Target { settings: vec![], read: &Server::stored }, from_env("MILLRACE_TEST_PAYLOADS"));
+    let target = Target { settings: vec![], read: &Server::stored, heal: &|| {} };
+    run(&target, from_env("MILLRACE_TEST_PAYLOADS"));
+}
+
+/// The S3 server fails on its own as well, in the ways only a remote one can.
+#[test]
+fn every_accepted_payload_is_found_once_in_a_bucket() {
+    let s3 = S3Server::start();
+    let requests = AtomicUsize::new(0);
+    s3.fail_when(move |seen| {
+        let at = requests.fetch_add(1, Relaxed);
+        match at % 400 {
+            _ if seen.method != "PUT" => None,
+            50 => Some(Fault::Close),
+            100 => Some(Fault::ServeThenClose),
+            150 => Some(Fault::error(503, "SlowDown")),
+            200 => Some(Fault::CutAnswer),
+            250 => Some(Fault::AnswerThenClose),
+            300 if at < 4_000 => Some(Fault::Hang),
+            350 => Some(Fault::error(403, "AccessDenied")),
+            _ => None,
+        }
+    });
+    let (store, url) = (format!("s3://{BUCKET}/in/"), s3.url());
+    let settings = vec![
+        ("STORE", store.as_str()),
+        ("AWS_ENDPOINT_URL_S3", url.as_str()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("HOME", "/nonexistent"),
+    ];
+    let read = |_: &Server| {
+        let objects = s3.objects().into_iter();
+        objects.map(|(key, bytes)| (key.strip_prefix("in/").unwrap().to_owned(), bytes)).collect()
+    };
+    let target = Target { settings, read: &read, heal: &|| s3.heal() };
+    run(&target, from_env("MILLRACE_TEST_PAYLOADS"));
 }
 
 fn from_env(name: &str) -> Option<usize> {
@@ -80,6 +120,7 @@ pub fn run(target: &Target<'_>, payloads: Option<usize>) {
         letters.len(),
     );
     let dir = server.dir();
+    (target.heal)();
     let replay = server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "")]).output();
     let replayed = (target.read)(&server);
     let stopped = server.stop();
@@ -90,7 +131,8 @@ pub fn run(target: &Target<'_>, payloads: Option<usize>) {
 
     compare(&sent, &objects, &letters);
     // A replay leaves the store alone with everything, each once: no letter's key was anybody else's.
-    assert_eq!(replay.unwrap().status.code(), Some(0));
+    let replay = replay.unwrap();
+    assert_eq!(replay.status.code(), Some(0), "{}", String::from_utf8_lossy(&replay.stderr));
     assert_eq!(dead_letters(&dir.path().join("dead-letter")), []);
     assert_eq!(replayed.len(), sent.accepted.len());
     assert!(replayed.into_values().all(|bytes| sent.accepted.contains(&bytes)));
