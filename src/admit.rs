@@ -317,38 +317,41 @@ impl BodyBudget {
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     charged: usize,
+    max: usize,
     budget: Rc<BodyBudget>,
 }
 
 impl ChargedBytes {
-    /// The largest first allocation; beyond it a body pays for what it has sent, not for what it announced.
-    const FIRST_CAPACITY_MAX: usize = 64 * 1024;
-    const FIRST_CAPACITY_UNKNOWN: usize = 4 * 1024;
+    /// The first allocation; from there on capacity doubles, so a body pays for at most twice what it has sent,
+    /// whatever it announced. At the default limits, stalled clients on every connection of a core just use up its
+    /// budget: 16384 × 4 KiB = 64 MiB.
+    const FIRST_CAPACITY: usize = 4 * 1024;
 
-    /// Room for a body announced as `expected` bytes, or of unknown length.
-    pub fn new(
-        budget: &Rc<BodyBudget>,
-        expected: Option<usize>,
-    ) -> Result<ChargedBytes, BodyMemoryExhausted> {
-        let capacity =
-            expected.unwrap_or(Self::FIRST_CAPACITY_UNKNOWN).min(Self::FIRST_CAPACITY_MAX);
+    /// Room that will grow up to `max` bytes.
+    pub fn new(budget: &Rc<BodyBudget>, max: usize) -> Result<ChargedBytes, BodyMemoryExhausted> {
+        let capacity = max.min(Self::FIRST_CAPACITY);
         budget.change(0, capacity)?;
         let bytes = Vec::with_capacity(capacity);
-        Ok(ChargedBytes { bytes, charged: capacity, budget: budget.clone() })
+        Ok(ChargedBytes { bytes, charged: capacity, max, budget: budget.clone() })
     }
 
-    /// Appends `more`; never allocates beyond `max`, which the caller has checked the length against.
-    pub fn extend(&mut self, more: &[u8], max: usize) -> Result<(), BodyMemoryExhausted> {
+    /// Appends `more`, which the caller knows to fit in `max`.
+    pub fn extend(&mut self, more: &[u8]) -> Result<(), BodyMemoryExhausted> {
         let len = self.bytes.len() + more.len();
-        assert!(len <= max, "the caller checks the length first");
+        assert!(len <= self.max, "the caller checks the length first");
         if len > self.charged {
-            let capacity = len.max(self.charged * 2).min(max);
+            let capacity = len.max(self.charged * 2).min(self.max);
             self.budget.change(self.charged, capacity)?;
             self.charged = capacity;
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(more);
         Ok(())
+    }
+
+    /// How many bytes more may be appended.
+    pub fn room(&self) -> usize {
+        self.max - self.bytes.len()
     }
 
     pub fn len(&self) -> usize {

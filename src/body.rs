@@ -95,12 +95,11 @@ impl BodyReader {
         if announced.is_some_and(|length| length > max as u64) {
             return Err(BodyError::TooLarge { max });
         }
-        let mut bytes = ChargedBytes::new(&self.budget, announced.map(|length| length as usize))?;
+        // hyper hands out no more than what was announced.
+        let room = announced.map_or(max, |length| length as usize);
+        let mut bytes = ChargedBytes::new(&self.budget, room)?;
         while let Some(data) = next_data(&mut body).await? {
-            if data.len() > max - bytes.len() {
-                return Err(BodyError::TooLarge { max });
-            }
-            bytes.extend(&data, max)?;
+            append(&mut bytes, &data, max)?;
         }
         bytes.shrink();
         Ok(bytes)
@@ -149,7 +148,7 @@ impl Decoder {
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let _turn = self.turn.acquire_permit(1).await.expect("never closed");
-        let mut out = ChargedBytes::new(budget, None)?;
+        let mut out = ChargedBytes::new(budget, max)?;
         match encoding {
             Encoding::Gzip => gunzip(&raw, &mut out, max).await?,
             _ => self.unzstd(&raw, &mut out, max).await?,
@@ -222,8 +221,8 @@ async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Resul
 }
 
 fn append(out: &mut ChargedBytes, piece: &[u8], max: usize) -> Result<(), BodyError> {
-    if piece.len() > max - out.len() {
+    if piece.len() > out.room() {
         return Err(BodyError::TooLarge { max });
     }
-    Ok(out.extend(piece, max)?)
+    Ok(out.extend(piece)?)
 }

@@ -269,8 +269,7 @@ fn a_chunked_body_over_the_limit_is_refused_as_it_is_counted() {
 
 #[test]
 fn what_no_empty_ring_could_hold_is_413_naming_the_limit() {
-    let settings =
-        [("MAX_QUEUE", "4"), ("MAX_QUEUE_BYTES", "64KiB"), ("MAX_LENGTH", "64KiB")];
+    let settings = [("MAX_QUEUE", "4"), ("MAX_QUEUE_BYTES", "64KiB"), ("MAX_LENGTH", "64KiB")];
     let server = Server::start(&settings);
     let mut client = server.connect();
     assert_error(&client.post(r#"{"data":[1,2,3,4,5]}"#), 413, "MAX_QUEUE (4)");

@@ -110,8 +110,7 @@ fn idle_connections_are_closed_without_a_word() {
 
 #[test]
 fn slow_within_the_deadlines_is_fine() {
-    let settings =
-        [("HEADER_TIMEOUT", "10s"), ("BODY_TIMEOUT", "10s"), ("IDLE_TIMEOUT", "300ms")];
+    let settings = [("HEADER_TIMEOUT", "10s"), ("BODY_TIMEOUT", "10s"), ("IDLE_TIMEOUT", "300ms")];
     let server = Server::start(&settings);
     let mut client = server.connect();
     // Both parts take longer than the shortest deadline, at which the connection's timer fires.
