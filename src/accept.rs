@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use glommio::net::{TcpListener, TcpStream};
@@ -20,6 +20,8 @@ use crate::shard::Core;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
 const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);
+/// While draining, how long newcomers can keep the listener open by leaving it no such pause.
+const QUEUE_DRAIN_MAX: Duration = Duration::from_secs(1);
 /// After an accept error (usually: out of file descriptors), how long until the next try.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,7 +59,13 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
     let listener = into_glommio(socket);
     let mut errors = Throttle::default();
+    let mut drain_end = None;
     loop {
+        if core.draining.get()
+            && Instant::now() > *drain_end.get_or_insert_with(|| Instant::now() + QUEUE_DRAIN_MAX)
+        {
+            break;
+        }
         let Some(slot) = core.connection_slot().await else { break };
         let next = async { listener.accept().await.map(Some) };
         let stop = async {

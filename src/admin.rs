@@ -1,6 +1,7 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`, on the control executor, so that they answer also while a
 //! core is stuck.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -37,12 +38,17 @@ pub struct Admin {
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
     pub epoch: Instant,
+    /// Set by control when the stop begins: a stuck core does not say by itself that it is draining.
+    pub stopping: Rc<Cell<bool>>,
 }
 
 impl Admin {
     /// Why this server should get no traffic now; empty when it should.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
+        if self.stopping.get() {
+            reasons.push("the server is stopping".to_owned());
+        }
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let state = [
                 (CoreState::Starting, "is starting"),

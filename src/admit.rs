@@ -101,13 +101,14 @@ impl Admission {
             return Ok(self.take(need));
         }
         if wait.is_zero() {
-            return Err(self.full(need));
+            return Err(self.full(need, self.next_ticket.get()));
         }
         let place = Place { admission: self.clone(), ticket: self.next_ticket.get() };
         self.next_ticket.set(place.ticket + 1);
+        let ticket = place.ticket;
         let timeout = async {
             Timer::new(wait).await;
-            Err(self.full(need))
+            Err(self.full(need, ticket))
         };
         futures_lite::future::or(place.wait(need), timeout).await
     }
@@ -154,10 +155,11 @@ impl Admission {
         Permit { admission: self.clone(), bytes: need.bytes }
     }
 
-    /// The refusal of a request that would have to wait behind those already in line.
-    fn full(&self, need: Need) -> Refusal {
+    /// The refusal of a request that would have to wait behind those in line before `ticket`.
+    fn full(&self, need: Need, ticket: u64) -> Refusal {
         let line = self.line.borrow();
-        let ahead = line.iter().fold(need, |sum, waiting| Need {
+        let before = line.iter().take_while(|waiting| waiting.ticket < ticket);
+        let ahead = before.fold(need, |sum, waiting| Need {
             slots: sum.slots + waiting.need.slots,
             bytes: sum.bytes + waiting.need.bytes,
         });
@@ -389,5 +391,164 @@ impl ChargedBytes {
 impl Drop for ChargedBytes {
     fn drop(&mut self) {
         let _shrinking_never_fails = self.budget.change(self.charged, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Payload, Stamp};
+    use crate::parse::Span;
+    use futures_lite::future::{block_on, poll_once};
+
+    const NO_WAIT: Duration = Duration::ZERO;
+
+    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Ring<Job>>, &'static CoreCells) {
+        let cells = &crate::metrics::cells(1)[0];
+        let ring = Rc::new(Ring::new(slots));
+        (Admission::new(ring.clone(), bytes, cells), ring, cells)
+    }
+
+    fn need(slots: usize, bytes: usize) -> Need {
+        Need { slots, bytes }
+    }
+
+    fn push(admission: &Admission, permit: Permit, count: usize) {
+        let spans = vec![Span { start: 0, end: 1 }; count];
+        let payloads = Payload::split(b"1".to_vec(), permit, &spans);
+        let stamp = Stamp { unix_nanos: 0, seq: 0 };
+        Permit::push_all(admission, payloads.map(|payload| Job { payload, stamp }));
+    }
+
+    #[test]
+    fn bytes_return_with_the_last_job_and_slots_with_each_pop() {
+        let (admission, ring, cells) = gate(3, 100);
+        let permit = block_on(admission.admit(need(2, 60), NO_WAIT)).unwrap();
+        push(&admission, permit, 2);
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (2, 60));
+        for refused in [need(2, 10), need(1, 50)] {
+            let full = block_on(admission.admit(refused, NO_WAIT)).err();
+            assert_eq!(full, Some(Refusal::Full { retry_after_s: 1 }));
+        }
+        assert_eq!(cells.ring_bytes.value(), 60, "a refusal holds nothing");
+        let first = block_on(ring.pop(0)).unwrap();
+        admission.popped();
+        drop(first);
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (1, 60));
+        drop(block_on(ring.pop(0)).unwrap());
+        admission.popped();
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (0, 0));
+    }
+
+    #[test]
+    fn what_could_never_fit_is_told_so_at_once() {
+        let (admission, _, _) = gate(3, 100);
+        let refusal = |need| block_on(admission.admit(need, Duration::from_secs(60))).err();
+        let slots = Refusal::TooManyPayloads { given: 4, max: 3 };
+        assert_eq!(refusal(need(4, 1)), Some(slots));
+        assert_eq!(refusal(need(1, 101)), Some(Refusal::TooManyBytes { given: 101, max: 100 }));
+        admission.close();
+        assert_eq!(refusal(need(1, 1)), Some(Refusal::Closed));
+    }
+
+    #[test]
+    fn nobody_overtakes_the_head_of_the_line_and_close_turns_all_away() {
+        let executor = glommio::LocalExecutorBuilder::default()
+            .io_memory(crate::limits::IO_MEMORY_BYTES)
+            .make()
+            .unwrap();
+        executor.run(async {
+            let (admission, ring, cells) = gate(2, 100);
+            let wait = Duration::from_secs(60);
+            let permit = admission.admit(need(1, 1), wait).await.unwrap();
+            push(&admission, permit, 1);
+            let mut large = Box::pin(admission.admit(need(2, 1), wait));
+            assert!(poll_once(&mut large).await.is_none());
+            let mut small = Box::pin(admission.admit(need(1, 1), wait));
+            assert!(poll_once(&mut small).await.is_none(), "it fits, but stands behind");
+            assert_eq!(cells.room_waiters.value(), 2);
+            ring.take();
+            admission.popped();
+            let permit = large.await.unwrap();
+            push(&admission, permit, 2);
+            assert!(poll_once(&mut small).await.is_none());
+            drop(small);
+            assert_eq!(cells.room_waiters.value(), 0, "who goes away leaves the line");
+            let mut last = Box::pin(admission.admit(need(1, 1), wait));
+            assert!(poll_once(&mut last).await.is_none());
+            admission.close();
+            assert_eq!(last.await.err(), Some(Refusal::Closed));
+            assert_eq!(cells.room_waiters.value(), 0);
+        });
+    }
+
+    #[test]
+    fn retry_after_is_one_unknown_sixty_still_and_measured_in_between() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut rate = DrainRate::new(start);
+        assert_eq!(rate.seconds_for(need(5, 0), at(3)), 1, "no rate is known");
+        for s in 1..=5 {
+            rate.sample(at(s), true);
+        }
+        assert_eq!(rate.seconds_for(need(5, 0), at(5)), 1, "not yet busy for five seconds");
+        rate.sample(at(6), true);
+        assert_eq!(rate.seconds_for(need(5, 0), at(6)), 60, "standing still");
+        assert_eq!(rate.seconds_for(need(0, 0), at(6)), 1);
+        rate.slots = 50;
+        rate.bytes = 500;
+        rate.sample(at(7), true);
+        // 50 slots and 500 bytes were freed in the six seconds since the oldest sample.
+        assert_eq!(rate.seconds_for(need(100, 0), at(8)), 12);
+        assert_eq!(rate.seconds_for(need(100, 2_000), at(8)), 24, "the slower of the two decides");
+        assert_eq!(rate.seconds_for(need(100_000, 0), at(8)), 60);
+        for s in 8..=13 {
+            rate.sample(at(s), false);
+        }
+        assert_eq!(rate.seconds_for(need(5, 0), at(13)), 1, "idle is not standing still");
+    }
+
+    #[test]
+    fn who_waited_in_vain_is_told_of_those_ahead_but_not_of_itself() {
+        let (admission, _ring, _) = gate(10, 1_000);
+        let executor = glommio::LocalExecutorBuilder::default()
+            .io_memory(crate::limits::IO_MEMORY_BYTES)
+            .make()
+            .unwrap();
+        executor.run(async {
+            let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
+            push(&admission, permit, 10);
+            {
+                let mut rate = admission.rate.borrow_mut();
+                let past = Instant::now() - Duration::from_secs(1);
+                rate.samples[0].at = past;
+                rate.slots = 1;
+            }
+            // One slot a second: 8 missing are 8 s, not the 16 s of standing in line twice.
+            let refusal = admission.admit(need(8, 8), Duration::from_millis(20)).await.err();
+            let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
+            assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");
+        });
+    }
+
+    #[test]
+    fn charged_bytes_never_exceed_the_budget_and_always_return() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = BodyBudget::new(10_000, cells);
+        let mut body = ChargedBytes::new(&budget, None).unwrap();
+        assert_eq!(cells.body_bytes.value(), 4_096);
+        body.extend(&[1; 5_000], 9_000).unwrap();
+        assert_eq!(cells.body_bytes.value(), 8_192);
+        assert!(ChargedBytes::new(&budget, Some(2_000)).is_err());
+        assert_eq!(body.extend(&[1; 4_000], 20_000), Err(BodyMemoryExhausted));
+        assert_eq!(
+            (body.len(), cells.body_bytes.value()),
+            (5_000, 8_192),
+            "a refusal adds nothing"
+        );
+        body.shrink();
+        assert_eq!(cells.body_bytes.value(), 5_000);
+        drop(body.hand_over());
+        assert_eq!(cells.body_bytes.value(), 0);
     }
 }

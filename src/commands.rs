@@ -8,7 +8,7 @@ use glommio::timer::{Timer, sleep};
 
 use crate::config::Config;
 use crate::control::{Exit, prepare_store};
-use crate::deadletter::{DeadLetters, Letter};
+use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
 use crate::store::{Class, PutError, Store};
@@ -16,10 +16,8 @@ use crate::store::{Class, PutError, Store};
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
     findings.push(match prepare_store(config).await {
-        Ok(_) => Finding::ok("store", config.store.to_string()),
-        Err(error) => {
-            Finding::fail("store", error, "see the message; then run `millrace check` again")
-        }
+        Ok(_) => Finding::ok("probe", format!("{} can be used", config.store)),
+        Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
     print!("{}", table(&findings));
     if failed(&findings) { Exit::Refused } else { Exit::Clean }
@@ -36,7 +34,8 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
 /// # Errors
 /// The directory cannot be read.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
-    let letters = open_letters(config)?.list().map_err(|error| error.to_string())?;
+    let letters = open_letters(config)?;
+    let Listing { letters, broken } = letters.list().map_err(|error| error.to_string())?;
     for (_, letter) in &letters {
         let Letter { key, store, error, attempts, unix_seconds, bytes } = letter;
         let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
@@ -45,7 +44,14 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
     }
     let bytes: u64 = letters.iter().map(|(_, letter)| letter.bytes).sum();
     println!("{} dead letters, {bytes} bytes", letters.len());
+    report_broken(&broken);
     Ok(Exit::Clean)
+}
+
+fn report_broken(broken: &[(String, String)]) {
+    for (stem, why) in broken {
+        eprintln!("{stem}.json: not a letter, left where it is: {why}");
+    }
 }
 
 /// Puts in flight at a time while replaying.
@@ -64,11 +70,12 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
     let Some(_held) = lock else {
         return Err(format!("another replay of {} is under way", dead.directory().display()));
     };
-    let letters = dead.list().map_err(|error| error.to_string())?;
+    let Listing { letters, broken } = dead.list().map_err(|error| error.to_string())?;
+    report_broken(&broken);
     let origin = Origin { node: config.node_id.clone(), core: 0 };
     let seed = prepare_store(config).await?;
     let store = Rc::new(seed.build(&origin, config.faults.clone(), 0));
-    let total = letters.len();
+    let total = letters.len() + broken.len();
     let queue = Rc::new(std::cell::RefCell::new(letters.into_iter()));
     let workers: Vec<_> = (0..REPLAY_WORKERS)
         .map(|_| {

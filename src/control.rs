@@ -1,6 +1,7 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
+use crate::aws::{self, S3Target};
 use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
@@ -85,7 +87,12 @@ pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
             Ok(StoreSeed::File(root))
         }
-        StoreUrl::S3 { .. } => Err("S3 is not built yet".to_owned()),
+        StoreUrl::S3 { bucket, prefix } => {
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            let target = S3Target { bucket, prefix, options: config.s3.clone() };
+            let prepared = aws::prepare(target, config.max_workers).await;
+            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+        }
     }
 }
 
@@ -100,8 +107,10 @@ struct Server {
     limits: Limits,
     cells: Cells,
     bells: Vec<Socket>,
-    /// Shut down should their core die, lest the kernel go on giving it connections.
-    listeners: Vec<Socket>,
+    /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
+    listeners: RefCell<Vec<Option<Socket>>>,
+    /// Read by `/readyz`.
+    stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
 }
 
@@ -125,6 +134,7 @@ async fn start(config: Config) -> Result<Server, String> {
     let listeners = accept::listeners(config.listen, config.cores.len())
         .map_err(|error| format!("LISTEN {}: {error}", config.listen))?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
+    let stopping = Rc::new(Cell::new(false));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
@@ -132,6 +142,7 @@ async fn start(config: Config) -> Result<Server, String> {
         dead_letters: dead_letters.clone(),
         store_grace: config.ready_store_grace,
         epoch,
+        stopping: stopping.clone(),
     };
     let admin_address = start_admin(&config, admin)?;
     let mut bells = Vec::new();
@@ -160,7 +171,8 @@ async fn start(config: Config) -> Result<Server, String> {
         shard::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
-    let server = Server { config, limits, cells, bells, listeners, events };
+    let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
+    let server = Server { config, limits, cells, bells, listeners, stopping, events };
     server.until_serving().await?;
     server.announce(address, admin_address, epoch);
     Ok(server)
@@ -283,6 +295,7 @@ impl Server {
         }
         let deadline = Instant::now() + self.limits.stop.exit - LAST_WORDS;
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
+        self.stopping.set(true);
         self.order_all();
         while !self.all_ended() {
             match self.next_event(deadline).await {
@@ -322,11 +335,15 @@ impl Server {
     fn shut_dead_cores(&self) -> bool {
         let mut any = false;
         for (at, cells) in self.cells.iter().enumerate() {
-            if cells.is(CoreState::Died) {
+            if !cells.is(CoreState::Died) {
+                continue;
+            }
+            any = true;
+            // Once per core: the bell also rings for others.
+            if let Some(listener) = self.listeners.borrow_mut()[at].take() {
                 let id = self.config.cores[at];
                 tracing::error!(core = id, "a core died; the others drain and the process exits 1");
-                let _shut_before = self.listeners[at].shutdown(std::net::Shutdown::Both);
-                any = true;
+                let _closed_by_its_own_core = listener.shutdown(std::net::Shutdown::Both);
             }
         }
         any

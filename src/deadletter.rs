@@ -69,11 +69,24 @@ pub struct DeadLetters {
     next_unfinished: Arc<AtomicU64>,
     /// The last write failed and no later one, nor a probe, has succeeded.
     failing: Arc<AtomicBool>,
+    /// Size of the letter that failed last: what must fit before they are taken again.
+    failed_bytes: Arc<AtomicU64>,
 }
 
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
+/// Most that a probe writes to see whether the disk has room.
+const PROBE_BYTES_MAX: u64 = 1 << 20;
+
+/// What [`DeadLetters::list`] finds.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Whole letters with their stems, oldest name first.
+    pub letters: Vec<(String, Letter)>,
+    /// JSON files that are no letters, as after a power failure, with the reason.
+    pub broken: Vec<(String, String)>,
+}
 
 #[expect(
     clippy::disallowed_methods,
@@ -90,6 +103,7 @@ impl DeadLetters {
             used,
             next_unfinished: Arc::default(),
             failing: Arc::default(),
+            failed_bytes: Arc::default(),
         })
     }
 
@@ -123,12 +137,14 @@ impl DeadLetters {
         self.failing.load(Relaxed)
     }
 
-    /// While failing: tries whether a letter would be taken again. Blocks.
+    /// While failing: tries whether the letter that failed would be taken now, with a file that is no letter. Blocks.
     pub fn probe(&self) {
-        let name = format!("probe-{}", std::process::id());
-        let letter = Letter::now(String::new(), String::new(), String::new(), 0, b"");
-        if self.try_write(&name, &letter, b"", Sync::Each).is_ok() {
-            let _gone = self.remove(&name);
+        let size = self.failed_bytes.load(Relaxed);
+        let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
+        let file = self.directory.join(format!(".probe-{}.{UNFINISHED}", std::process::id()));
+        let zeros = vec![0; size.min(PROBE_BYTES_MAX) as usize];
+        let written = || fs::write(&file, zeros).and_then(|()| fs::remove_file(&file));
+        if fits.is_ok() && written().is_ok() {
             self.failing.store(false, Relaxed);
         }
     }
@@ -142,6 +158,7 @@ impl DeadLetters {
     ) -> Result<(), LetterError> {
         let meta = serde_json::to_vec(letter).expect("a letter is plain data");
         let size = (payload.len() + meta.len()) as u64;
+        self.failed_bytes.store(size, Relaxed);
         self.reserve(size)?;
         let written = self
             .write_file(stem, PAYLOAD, payload, sync)
@@ -160,25 +177,26 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Every whole letter, oldest name first, with its stem.
-    pub fn list(&self) -> io::Result<Vec<(String, Letter)>> {
-        let mut letters = Vec::new();
+    /// Every letter; one that cannot be read does not hide the others.
+    pub fn list(&self) -> io::Result<Listing> {
+        let mut listing = Listing::default();
         for entry in fs::read_dir(&*self.directory)? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != META) {
                 continue;
             }
             let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
-            let letter = match fs::read(&path) {
-                Ok(bytes) => serde_json::from_slice(&bytes)?,
+            let stem = stem.to_owned();
+            let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+            match read {
+                Ok(letter) => listing.letters.push((stem, letter)),
                 // Replayed by somebody else in the meantime.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            letters.push((stem.to_owned(), letter));
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => listing.broken.push((stem, error.to_string())),
+            }
         }
-        letters.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(letters)
+        listing.letters.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(listing)
     }
 
     pub fn payload(&self, stem: &str) -> io::Result<Vec<u8>> {
@@ -270,11 +288,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         dead.write("a", &letter("a.json", b"{}"), b"{}", Sync::Each).unwrap();
-        dead.write("b", &letter("b.json", b"[1]"), b"[1]", Sync::Later).unwrap();
+        let second = letter("b.json", b"[1]");
+        dead.write("b", &second, b"[1]", Sync::Later).unwrap();
         dead.sync().unwrap();
-        let listed = dead.list().unwrap();
+        let listed = dead.list().unwrap().letters;
         assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(listed[1].1, letter("b.json", b"[1]"));
+        assert_eq!(listed[1].1, second);
         assert_eq!(dead.payload("b").unwrap(), b"[1]");
         assert_eq!(DeadLetters::open(dir.path(), 10_000).unwrap().used(), dead.used());
         dead.remove("a").unwrap();
@@ -292,6 +311,37 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
         dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+    }
+
+    #[test]
+    fn a_probe_succeeds_only_when_the_letter_that_failed_would_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 800).unwrap();
+        let write = |name: &str, size: usize| {
+            let payload = vec![b'1'; size];
+            dead.write(name, &letter(name, &payload), &payload, Sync::Each)
+        };
+        write("a", 100).unwrap();
+        write("b", 500).unwrap_err();
+        assert!(dead.is_failing());
+        dead.probe();
+        assert!(dead.is_failing(), "a smaller letter would fit, but not this one");
+        dead.remove("a").unwrap();
+        dead.probe();
+        assert!(!dead.is_failing());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a probe leaves nothing");
+        assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn a_broken_letter_does_not_hide_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        fs::write(dir.path().join("a.json"), b"{\"key\":").unwrap();
+        dead.write("b", &letter("b", b"1"), b"1", Sync::Each).unwrap();
+        let Listing { letters, broken } = dead.list().unwrap();
+        assert_eq!((letters.len(), letters[0].0.as_str()), (1, "b"));
+        assert_eq!((broken.len(), broken[0].0.as_str()), (1, "a"));
     }
 
     #[test]

@@ -24,6 +24,10 @@
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "unit tests block: they are not on a core")
+)]
 
 pub mod cli;
 pub mod commands;
@@ -31,6 +35,7 @@ pub mod config;
 pub mod limits;
 pub mod preflight;
 
+pub mod aws;
 pub mod control;
 pub mod shard;
 

@@ -23,7 +23,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets one line through per [`Throttle::EVERY`] and says how many it held back.
+/// Lets one line through per `EVERY` and says how many it held back.
 #[derive(Debug, Default)]
 pub struct Throttle {
     last: Option<Instant>,
@@ -31,12 +31,16 @@ pub struct Throttle {
 }
 
 impl Throttle {
+    /// Between two lines.
     const EVERY: Duration = Duration::from_secs(10);
 
-    pub fn error(&mut self, text: impl FnOnce() -> String) {
-        if let Some(held_back) = self.pass(Instant::now()) {
+    /// Returns whether the line went through.
+    pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
+        let passed = self.pass(Instant::now());
+        if let Some(held_back) = passed {
             tracing::error!(held_back, "{}", text());
         }
+        passed.is_some()
     }
 
     pub fn warn(&mut self, text: impl FnOnce() -> String) {

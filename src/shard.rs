@@ -197,11 +197,12 @@ impl Drop for Listed<'_> {
     }
 }
 
-/// Something that happens once; at most one task waits for it at a time.
+/// Something that happens once.
 #[derive(Default)]
 pub struct Flag {
     set: Cell<bool>,
-    waiter: RefCell<Option<Waker>>,
+    /// One per task that waits or has waited: acceptor and workers, so few, and waking one too many does no harm.
+    waiters: RefCell<Vec<Waker>>,
 }
 
 impl Flag {
@@ -211,7 +212,7 @@ impl Flag {
 
     pub fn set(&self) {
         self.set.set(true);
-        if let Some(waker) = self.waiter.take() {
+        for waker in self.waiters.take() {
             waker.wake();
         }
     }
@@ -221,7 +222,10 @@ impl Flag {
             if self.set.get() {
                 return Poll::Ready(());
             }
-            self.waiter.replace(Some(cx.waker().clone()));
+            let mut waiters = self.waiters.borrow_mut();
+            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiters.push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -324,6 +328,10 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
 
     core.close();
+    // Whoever waits for room is told so, also when the steps below have no time left.
+    if core.cells.connections.value() > 0 {
+        sleep(REFUSALS_OUT).await;
+    }
     let idle = || core.ring.is_empty() && core.cells.workers_busy.value() == 0;
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
@@ -338,6 +346,8 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     bury_rest(core, started + limits.stop.exit);
 }
 
+/// How long requests that the closing ring turns away have to send their 503.
+const REFUSALS_OUT: Duration = Duration::from_millis(20);
 /// How often a drain looks whether it can go on; nothing else is delayed by it.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 

@@ -3,12 +3,22 @@
 //! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
 //! await; what it was writing then either appears whole under its key or not at all.
 
+pub mod classify;
+pub mod clock;
+pub(crate) mod connector;
+pub mod dial;
 pub mod faulty;
 pub mod file;
+pub(crate) mod keys;
+pub(crate) mod pool;
+pub mod s3;
+pub(crate) mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::aws::AwsShared;
 use crate::job::{Origin, Payload};
 use faulty::{FaultPlan, Faulty};
 
@@ -53,6 +63,7 @@ pub enum Store {
     File(file::FileStore),
     /// Confirms everything and keeps nothing: for benchmarks.
     Null,
+    S3(s3::S3Store),
     Faulty(Box<faulty::Faulty>),
 }
 
@@ -66,6 +77,7 @@ impl Store {
         match self {
             Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
+            Store::S3(store) => store.put(key, payload).await,
             Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
         }
     }
@@ -76,6 +88,11 @@ impl Store {
 pub enum StoreSeed {
     File(PathBuf),
     Null,
+    S3 {
+        shared: Arc<AwsShared>,
+        /// Idle connections kept per core; one per worker.
+        idle_max: usize,
+    },
 }
 
 impl StoreSeed {
@@ -86,6 +103,7 @@ impl StoreSeed {
                 Store::File(file::FileStore::new(root, &format!("{}-{}", origin.node, origin.core)))
             }
             StoreSeed::Null => Store::Null,
+            StoreSeed::S3 { shared, idle_max } => Store::S3(s3::S3Store::new(shared, idle_max)),
         };
         match plan {
             Some(plan) => Store::Faulty(Box::new(Faulty::new(store, plan, stream as u64))),

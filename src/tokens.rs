@@ -4,6 +4,8 @@
 //! for, never on how much of it is right: every digest is compared whole, also after one has matched.
 //! Neither tokens nor digests are ever printed.
 
+#![expect(clippy::disallowed_methods, reason = "read once, at start")]
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};

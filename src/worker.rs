@@ -27,6 +27,7 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         core.admission.popped();
         core.cells.workers_busy.inc();
         let delivery = AssertUnwindSafe(deliver(&core, &job)).catch_unwind().await;
+        let stored = matches!(delivery, Ok(Ok(())));
         match delivery {
             Ok(Ok(())) => {
                 core.cells.payloads_stored.inc();
@@ -42,6 +43,9 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         }
         core.in_hand.borrow_mut()[number] = None;
         core.cells.workers_busy.sub(1);
+        if !stored && core.ring.is_empty() && core.cells.workers_busy.value() == 0 {
+            core.health.nothing_held();
+        }
     }
 }
 
@@ -66,7 +70,19 @@ async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
             return Err(GivenUp { error, attempts });
         }
         core.cells.put_retries.inc();
-        sleep(backoff(&core.config, attempts, fastrand::f64())).await;
+        pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
+    }
+}
+
+/// Longest backoff while draining: an outage that ends in time must not find everybody asleep.
+const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// Sleeps for `backoff`, cut short when the stop begins.
+async fn pause(core: &Core, backoff: Duration) {
+    if core.draining.get() {
+        sleep(backoff.min(DRAIN_BACKOFF_MAX)).await;
+    } else {
+        sleep(backoff).or(core.draining.wait()).await;
     }
 }
 
@@ -106,7 +122,7 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
     let write = move || dead.write(&stem, &letter, &payload, Sync::Each);
     match glommio::executor().spawn_blocking(write).await {
         Ok(()) => core.cells.payloads_dead_lettered.inc(),
-        Err(error) => lose(&core.cells, &key, &error.to_string()),
+        Err(error) => lose(core.cells, &key, &error.to_string()),
     }
 }
 
@@ -124,7 +140,7 @@ pub struct Health {
     last_success: Cell<Option<Instant>>,
     /// Grows only while puts succeed.
     healthy: Cell<Duration>,
-    /// The code of a store-wide failure that is in force.
+    /// The code of the store-wide failure that the log has reported and not yet taken back.
     store_wide: RefCell<Option<String>>,
     log: RefCell<HealthLog>,
 }
@@ -133,7 +149,6 @@ pub struct Health {
 struct HealthLog {
     transient: Throttle,
     store_wide: Throttle,
-    recovered: Throttle,
 }
 
 impl Health {
@@ -159,13 +174,19 @@ impl Health {
         if let Some(last) = self.last_success.replace(Some(now)) {
             self.healthy.set(self.healthy.get() + (now - last).min(Self::GAP_MAX));
         }
-        if self.cells.store_failing_since.value() == 0 {
-            return;
-        }
         self.cells.store_failing_since.set(0);
-        if let Some(code) = self.store_wide.take() {
-            self.log.borrow_mut().recovered.warn(|| format!("the store works again after {code}"));
+        // As rare as the line it takes back, which has a throttle.
+        if self.store_wide.borrow().is_some()
+            && let Some(code) = self.store_wide.take()
+        {
+            tracing::warn!("the store works again after {code}");
         }
+    }
+
+    /// The last payload that was being tried has gone to the dead letter: nothing says any more that the store fails,
+    /// and without this a server that gets no traffic because it is not ready would never be ready again.
+    fn nothing_held(&self) {
+        self.cells.store_failing_since.set(0);
     }
 
     fn failed(&self, error: &PutError) {
@@ -179,8 +200,12 @@ impl Health {
         let mut log = self.log.borrow_mut();
         if error.class == Class::Transient {
             log.transient.warn(|| format!("a put failed and will be tried again: {error}"));
-        } else if self.store_wide.borrow().as_ref() != Some(&error.code) {
-            log.store_wide.error(|| format!("the store takes nothing, holding payloads: {error}"));
+        } else if self.store_wide.borrow().as_ref() != Some(&error.code)
+            && log
+                .store_wide
+                .error(|| format!("the store takes nothing, holding payloads: {error}"))
+        {
+            // Set only once it was said: a failure that the throttle held back is said later.
             self.store_wide.replace(Some(error.code.clone()));
         }
     }
@@ -201,6 +226,36 @@ mod tests {
         assert_eq!(health.healthy_time(), Duration::from_millis(300));
         health.succeeded(at(60_300));
         assert_eq!(health.healthy_time(), Duration::from_millis(1_300), "an outage counts little");
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_cap_and_never_spins() {
+        let config =
+            Config::from_settings(&[("RETRY_BASE", "100ms"), ("RETRY_MAX", "10s")]).unwrap();
+        let longest = |attempts| backoff(&config, attempts, 1.0).as_millis();
+        assert_eq!([1, 2, 3, 7, 8].map(longest), [100, 200, 400, 6_400, 10_000]);
+        assert_eq!(longest(u32::MAX), 10_000, "many attempts do not overflow");
+        assert_eq!(backoff(&config, 3, 0.5), Duration::from_millis(200), "full jitter");
+        assert_eq!(backoff(&config, 3, 0.0), Duration::from_millis(1));
+        let hour = Config::from_settings(&[("RETRY_BASE", "1h"), ("RETRY_MAX", "1h")]).unwrap();
+        assert_eq!(backoff(&hour, u32::MAX, 1.0), Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn a_line_that_the_throttle_held_back_is_not_taken_for_said() {
+        let cells = &crate::metrics::cells(1)[0];
+        let health = Health::new(cells, Instant::now());
+        let down = PutError::new(Class::StoreWide, "NoSuchBucket", "");
+        let said = || health.store_wide.borrow().is_some();
+        health.failed(&down);
+        assert!(said());
+        health.succeeded(Instant::now());
+        assert!(!said());
+        health.failed(&down);
+        assert!(!said(), "within the throttle's interval: to be said later");
+        assert_ne!(cells.store_failing_since.value(), 0);
+        health.nothing_held();
+        assert_eq!(cells.store_failing_since.value(), 0);
     }
 
     #[test]

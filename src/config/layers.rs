@@ -1,6 +1,8 @@
 //! Flag > environment > TOML file > default, merged as text with each text's source remembered, so that an
 //! error can say where the bad value came from. Nothing here knows what a value means.
 
+#![expect(clippy::disallowed_methods, reason = "runs before any executor")]
+
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;

@@ -171,6 +171,22 @@ mod tests {
         assert!(table.contains("| `MAX_WORKERS` | `32` | Upload workers per core"));
     }
 
+    /// `MILLRACE_WRITE_README=1 cargo test readme` writes the table where it belongs.
+    #[test]
+    fn the_readme_shows_this_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(path).unwrap();
+        let marker = "checked by a test -->\n";
+        let start = readme.find(marker).unwrap() + marker.len();
+        let end = start + readme[start..].find("<!-- /settings -->").unwrap();
+        if std::env::var_os("MILLRACE_WRITE_README").is_some() {
+            let written = [&readme[..start], &markdown_table(), &readme[end..]].concat();
+            std::fs::write(path, written).unwrap();
+        } else {
+            assert_eq!(&readme[start..end], markdown_table());
+        }
+    }
+
     #[test]
     fn every_help_text_is_one_or_two_sentences() {
         for s in SETTINGS {

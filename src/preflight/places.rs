@@ -1,5 +1,7 @@
 //! Addresses, directories and files that the configuration names.
 
+#![expect(clippy::disallowed_methods, reason = "runs before any executor")]
+
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;

@@ -1,8 +1,10 @@
 //! Seeded faults around any store, for tests and game days: the same seed gives the same sequence of faults.
 //!
 //! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`: each but
-//! `seed` and `delay` is the probability of one outcome per put. Two more hit beside the store: `conn_panic` per
-//! request, and `core_panic`, the number of puts after which a core's own task panics.
+//! `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or `object`, `store_wide`) fails
+//! exactly the payloads that contain the word `poison`, every time. Three more hit beside the store: `conn_panic` per
+//! request, and `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or blocks the
+//! core's thread for [`STUCK_FOR`].
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -12,6 +14,11 @@ use glommio::timer::sleep;
 
 use super::{Class, PutError, Store};
 use crate::job::Payload;
+
+/// How long `core_stuck` blocks a core: long enough to look at the server meanwhile.
+pub const STUCK_FOR: Duration = Duration::from_secs(3);
+/// What `poison` looks for in a payload.
+const POISON: &[u8] = b"poison";
 
 /// What goes wrong, and how often.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +38,10 @@ pub struct FaultPlan {
     pub conn_panic: f64,
     /// After this many puts on a core, a task of that core panics; 0 never.
     pub core_panic: u64,
+    /// After this many puts on a core, its thread blocks for [`STUCK_FOR`]; 0 never.
+    pub core_stuck: u64,
+    /// How puts of payloads that contain [`POISON`] fail; `None` when they do not.
+    pub poison: Option<Class>,
     /// Before every put.
     pub delay: Duration,
 }
@@ -61,6 +72,12 @@ impl FaultPlan {
                 "panic" => plan.panic = share()?,
                 "conn_panic" => plan.conn_panic = share()?,
                 "core_panic" => plan.core_panic = number()?,
+                "core_stuck" => plan.core_stuck = number()?,
+                "poison" => {
+                    plan.poison = Some(class(value).ok_or(format!(
+                        "`{item}`: poison is one of transient, object, store_wide"
+                    ))?)
+                }
                 "delay" => {
                     plan.delay = humantime::parse_duration(value)
                         .map_err(|_| format!("`{item}`: delay is a time such as 5ms"))?;
@@ -68,12 +85,21 @@ impl FaultPlan {
                 _ => {
                     return Err(format!(
                         "`{name}` is not a fault; allowed: seed, transient, late, object, store_wide, hang, panic, \
-                         conn_panic, core_panic, delay"
+                         conn_panic, core_panic, core_stuck, poison, delay"
                     ));
                 }
             }
         }
         Ok(plan)
+    }
+}
+
+fn class(text: &str) -> Option<Class> {
+    match text {
+        "transient" => Some(Class::Transient),
+        "object" => Some(Class::Object),
+        "store_wide" => Some(Class::StoreWide),
+        _ => None,
     }
 }
 
@@ -94,10 +120,7 @@ impl Faulty {
     }
 
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        self.puts.set(self.puts.get() + 1);
-        if self.puts.get() == self.plan.core_panic {
-            glommio::spawn_local(async { panic!("injected: a core's own task") }).detach();
-        }
+        self.hit_core();
         if !self.plan.delay.is_zero() {
             sleep(self.plan.delay).await;
         }
@@ -109,6 +132,11 @@ impl Faulty {
         };
         let failed =
             |class| Err(PutError::new(class, "Injected", format!("a seeded {class} fault")));
+        if let Some(class) = self.plan.poison
+            && payload.windows(POISON.len()).any(|window| window == POISON)
+        {
+            return failed(class);
+        }
         if happens(self.plan.transient) {
             return failed(Class::Transient);
         }
@@ -127,6 +155,27 @@ impl Faulty {
         let late = happens(self.plan.late);
         self.inner.put(key, payload).await?;
         if late { failed(Class::Transient) } else { Ok(()) }
+    }
+
+    /// The faults that hit the core itself, once each.
+    fn hit_core(&self) {
+        self.puts.set(self.puts.get() + 1);
+        if self.puts.get() == self.plan.core_panic {
+            let own_task = async {
+                // glommio polls a new task inside `spawn_local`: without this the panic would hit the worker instead.
+                sleep(Duration::from_millis(1)).await;
+                panic!("injected: a core's own task");
+            };
+            glommio::spawn_local(own_task).detach();
+        }
+        if self.puts.get() == self.plan.core_stuck {
+            tracing::warn!("injected: this core is stuck");
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "blocking the core is what is asked for"
+            )]
+            std::thread::sleep(STUCK_FOR);
+        }
     }
 }
 
@@ -160,7 +209,9 @@ mod tests {
         let plan = FaultPlan::parse("seed=7, transient=0.25,delay=5ms,core_panic=3").unwrap();
         assert_eq!((plan.seed, plan.transient, plan.core_panic), (7, 0.25, 3));
         assert_eq!(plan.delay, Duration::from_millis(5));
-        for (bad, name) in [("transient=2", "transient"), ("boom=1", "boom"), ("seed", "seed")] {
+        assert_eq!(FaultPlan::parse("poison=object").unwrap().poison, Some(Class::Object));
+        let bad = [("transient=2", "transient"), ("boom=1", "boom"), ("seed", "seed")];
+        for (bad, name) in bad.into_iter().chain([("poison=1", "poison")]) {
             assert!(FaultPlan::parse(bad).unwrap_err().contains(name));
         }
     }

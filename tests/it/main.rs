@@ -8,11 +8,25 @@
 
 mod support;
 
+mod admin;
+mod backpressure;
+mod bulk;
+mod command_line;
 mod contract;
 mod cores;
+mod dead_letter;
 mod deadlines;
+mod drain;
 mod early_answers;
+mod faults;
 mod framing;
 mod limits;
 mod smoke;
+
+mod s3_credentials;
+mod s3_faults;
+mod s3_probe;
+mod s3_server;
+mod s3_wire;
+mod store_suite;
 mod tokens;

@@ -1,6 +1,13 @@
 //! The real binary as a child process on loopback ports of its own, in a directory of its own, and a client that
 //! speaks raw bytes to it.
 
+#[allow(dead_code, reason = "scenarios to come use the rest")]
+pub mod s3;
+
+pub mod child;
+pub mod imds;
+pub mod s3_client;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -400,6 +407,103 @@ pub fn request(body: &[u8], headers: &str) -> Vec<u8> {
         body.len()
     );
     [head.as_bytes(), body].concat()
+}
+
+/// What the pipeline's scenarios need beyond requests and replies: stores that break and mend, dead letters, waits.
+impl Server {
+    /// Makes the `file:` store in `data` fail as a whole: a file stands where its directory was.
+    pub fn break_store(&self) {
+        std::fs::rename(self.path("data"), self.path("data-away")).unwrap();
+        std::fs::write(self.path("data"), "in the way").unwrap();
+    }
+
+    pub fn mend_store(&self) {
+        std::fs::remove_file(self.path("data")).unwrap();
+        std::fs::rename(self.path("data-away"), self.path("data")).unwrap();
+    }
+
+    /// Waits until `/readyz` answers `status`, and gives its text.
+    pub fn wait_ready(&self, status: u16) -> String {
+        let mut text = String::new();
+        wait_for(&format!("/readyz {status}"), || {
+            let reply = self.admin("/readyz");
+            text = reply.body;
+            reply.status == status
+        });
+        text
+    }
+
+    /// Every dead letter in `dead-letter`, the default: its JSON and its payload.
+    pub fn dead_letters(&self) -> Vec<(Value, Vec<u8>)> {
+        dead_letters(&self.path("dead-letter"))
+    }
+
+    /// A command of the binary with this server's settings, `changed` ones replaced (an empty text unsets).
+    pub fn command_beside(&self, args: &[&str], changed: &[(&str, &str)]) -> Command {
+        let mut settings: Vec<(&str, &str)> = self
+            .settings
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .filter(|(name, _)| changed.iter().all(|(other, _)| other != name))
+            .collect();
+        settings.extend_from_slice(changed);
+        command(self.dir.path(), args, &settings)
+    }
+
+    /// The server's directory, kept when it stops.
+    pub fn dir(&self) -> Arc<tempfile::TempDir> {
+        self.dir.clone()
+    }
+
+    /// How many log lines hold `text`.
+    pub fn count_logged(&self, text: &str) -> usize {
+        self.log().iter().filter(|line| line.to_string().contains(text)).count()
+    }
+}
+
+/// Waits until `done` says so.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Every whole dead letter in `dir`: its JSON and its payload.
+pub fn dead_letters(dir: &Path) -> Vec<(Value, Vec<u8>)> {
+    let found = files(dir);
+    let letters = found.iter().filter_map(|(name, meta)| {
+        let payload = &found[&format!("{}.payload", name.strip_suffix(".json")?)];
+        Some((serde_json::from_slice(meta).unwrap(), payload.clone()))
+    });
+    letters.collect()
+}
+
+/// `{"data":[…]}` of `payloads`, each a JSON text.
+pub fn collection(payloads: &[impl AsRef<str>]) -> String {
+    let payloads: Vec<&str> = payloads.iter().map(AsRef::as_ref).collect();
+    format!(r#"{{"data":[{}]}}"#, payloads.join(","))
+}
+
+/// The payloads `{"id":N}` for each number, as JSON texts.
+pub fn numbered(ids: impl IntoIterator<Item = usize>) -> Vec<String> {
+    ids.into_iter().map(|id| format!(r#"{{"id":{id}}}"#)).collect()
+}
+
+/// The contents of `objects`, sorted, as text.
+pub fn contents(objects: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+    let mut texts: Vec<String> =
+        objects.values().map(|bytes| String::from_utf8(bytes.clone()).unwrap()).collect();
+    texts.sort();
+    texts
+}
+
+/// `texts`, sorted, to compare with [`contents`].
+pub fn sorted(texts: &[impl AsRef<str>]) -> Vec<String> {
+    let mut texts: Vec<String> = texts.iter().map(|text| text.as_ref().to_owned()).collect();
+    texts.sort();
+    texts
 }
 
 // What the HTTP scenarios need on top.

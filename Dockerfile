@@ -1,0 +1,21 @@
+# Two stages: a locked build, then a small image that runs as nobody in particular (uid 65532).
+#
+# io_uring needs two things from `docker run`, see README.md:
+#   --security-opt seccomp=unconfined   Docker's default profile refuses the io_uring calls
+#   --ulimit memlock=-1                 the executors pin their I/O buffers
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
+COPY src ./src
+RUN cargo build --locked --release && mkdir /state
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /src/target/release/millrace /usr/local/bin/millrace
+COPY --from=build --chown=65532:65532 /state /var/lib/millrace
+WORKDIR /var/lib/millrace
+VOLUME /var/lib/millrace
+# Inside a container the loopback address reaches nobody.
+ENV ADMIN_LISTEN=0.0.0.0:9090
+EXPOSE 8080 9090
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/millrace"]

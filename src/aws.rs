@@ -1,0 +1,243 @@
+//! The AWS side of the control executor: where the bucket is, who we are, and what cores may know
+//! of it.
+//!
+//! One provider chain for the process, run by `aws-config` with our own connector and timers; no
+//! tokio runtime. Its file reads block, so it lives here and never on a core. Cores get an
+//! [`AwsShared`]: settings that never change, and snapshots (credentials, addresses) that only
+//! control writes.
+
+mod chain;
+pub mod names;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use aws_credential_types::Credentials;
+use futures_rustls::pki_types::CertificateDer;
+use futures_rustls::rustls::ClientConfig;
+use glommio::Task;
+
+use crate::config::{Checksum, S3Options};
+use crate::store::dial::Dialer;
+use crate::store::pool::Pool;
+use crate::store::{StoreSeed, s3, tls};
+use names::Names;
+
+/// Idle connections control keeps per credential service.
+const CONTROL_IDLE_MAX: usize = 2;
+
+/// Where payloads go, and what every PUT carries.
+#[derive(Clone, Debug)]
+pub struct S3Target {
+    pub bucket: String,
+    /// Prepended to every key as it is.
+    pub prefix: String,
+    pub options: S3Options,
+}
+
+/// What to use instead of the environment's answer; all empty in production, where the AWS names
+/// (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) say everything.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub credentials: Option<Credentials>,
+    pub region: Option<String>,
+    pub endpoint_url: Option<String>,
+    /// Hosts that are never resolved; a port other than 0 replaces the request's own.
+    pub hosts: Vec<(String, Vec<SocketAddr>)>,
+    /// Trusted beside the host's roots.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Why an `s3://` store cannot start. Each is one sentence that names the thing and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "no AWS region is set for bucket {bucket}: set AWS_REGION, or a region in the AWS profile"
+    )]
+    NoRegion { bucket: String },
+    #[error("endpoint {url:?} is not usable: give http://HOST[:PORT] or https://HOST[:PORT]")]
+    BadEndpoint { url: String },
+    #[error(
+        "no AWS credentials found{profile}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, \
+         or run where a role is attached (web identity, ECS, EC2)"
+    )]
+    NoCredentials { profile: String },
+    #[error(
+        "the AWS profile uses {what}, which millrace does not run: export its credentials as AWS_ACCESS_KEY_ID, \
+         AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or use a role"
+    )]
+    UnsupportedProfile { what: &'static str },
+    #[error("AWS credentials cannot be loaded: {why}")]
+    Credentials { why: String },
+    #[error("{0}")]
+    Tls(String),
+    #[error("AWS configuration took longer than {seconds} s to load")]
+    TimedOut { seconds: u64 },
+}
+
+/// The running control side; dropping it ends its tasks (the last snapshots stay readable).
+pub struct Aws {
+    shared: Arc<AwsShared>,
+    names: Task<()>,
+    credentials: Task<()>,
+}
+
+/// Resolves region, endpoint and the first credentials, then keeps names and credentials fresh.
+/// Runs on the control executor, and stays there.
+///
+/// # Errors
+/// See [`StartError`]; the store cannot work until an operator changes something.
+pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartError> {
+    let names = Names::new(overrides.hosts.clone());
+    let names_task = glommio::spawn_local(names.clone().keep());
+    let tls = tls::client_config(&overrides.roots).map_err(StartError::Tls)?;
+    let pool = Pool::new(Dialer::new(names.clone(), &tls), CONTROL_IDLE_MAX);
+    let chain = chain::Chain::new(pool, overrides);
+    let (place, provider, credentials) = chain.first(&target.bucket).await?;
+    let shared = Arc::new(AwsShared {
+        target,
+        place,
+        names,
+        tls,
+        keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
+        wanted: AtomicU64::new(0),
+    });
+    let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
+    Ok(Aws { shared, names: names_task, credentials: keeper })
+}
+
+impl Aws {
+    /// What each core builds its store from.
+    pub fn shared(&self) -> Arc<AwsShared> {
+        self.shared.clone()
+    }
+
+    /// The same, leaving the control side running for as long as this executor does.
+    pub fn detach(self) -> Arc<AwsShared> {
+        self.names.detach();
+        self.credentials.detach();
+        self.shared
+    }
+}
+
+/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket.
+///
+/// # Errors
+/// One sentence for the operator, of a [`StartError`] or a [`ProbeError`](s3::probe::ProbeError).
+pub async fn prepare(target: S3Target, idle_max: usize) -> Result<StoreSeed, String> {
+    let aws = start(target, Overrides::default()).await.map_err(|error| error.to_string())?;
+    let probed = s3::S3Store::new(aws.shared(), 1).probe().await;
+    match probed.map_err(|error| error.to_string())? {
+        s3::probe::Probe::Ok => {}
+        s3::probe::Probe::Warning(said) => {
+            tracing::warn!(said, "the bucket could not be listed; puts may work all the same");
+        }
+    }
+    Ok(StoreSeed::S3 { shared: aws.detach(), idle_max })
+}
+
+/// Where requests go; settled at start.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) region: String,
+    /// `None` on AWS.
+    pub(crate) endpoint: Option<String>,
+    pub(crate) fips: Option<bool>,
+    pub(crate) dual_stack: Option<bool>,
+}
+
+/// One published set of credentials.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    pub credentials: Credentials,
+    /// Counts publications, from 1.
+    pub generation: u64,
+    /// The store called these expired and the chain gave the same again: only an operator can help.
+    pub stuck: bool,
+}
+
+/// What every core may read: settled settings and the snapshots control publishes.
+pub struct AwsShared {
+    target: S3Target,
+    place: Place,
+    pub(crate) names: Arc<Names>,
+    pub(crate) tls: Arc<ClientConfig>,
+    /// Written by control only.
+    keys: Arc<ArcSwap<Keys>>,
+    /// The highest generation a core wants replaced.
+    wanted: AtomicU64,
+}
+
+impl AwsShared {
+    pub fn target(&self) -> &S3Target {
+        &self.target
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub fn region(&self) -> &str {
+        &self.place.region
+    }
+
+    /// The custom endpoint, as given; `None` on AWS.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.place.endpoint.as_deref()
+    }
+
+    /// Requests go over TLS.
+    pub fn https(&self) -> bool {
+        self.endpoint().is_none_or(|url| url.starts_with("https:"))
+    }
+
+    /// `https://host/bucket/key` rather than `https://bucket.host/key`.
+    pub fn path_style(&self) -> bool {
+        self.target.options.force_path_style.unwrap_or(self.place.endpoint.is_some())
+    }
+
+    /// The checksum every PUT carries, `Auto` decided: AWS wants one for buckets with Object Lock,
+    /// other stores may not know the header.
+    pub fn checksum(&self) -> Checksum {
+        match self.target.options.checksum {
+            Checksum::Auto if self.is_aws() => Checksum::Crc64Nvme,
+            Checksum::Auto => Checksum::None,
+            chosen => chosen,
+        }
+    }
+
+    /// Also true for an AWS endpoint given by name, such as a VPC's.
+    fn is_aws(&self) -> bool {
+        let Some(endpoint) = self.endpoint() else { return true };
+        let host = endpoint.parse::<http::Uri>().ok().and_then(|u| u.host().map(str::to_owned));
+        let host = host.unwrap_or_default();
+        host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
+    }
+
+    /// The current credentials. Cores on the data path read them through an `arc_swap` cache over
+    /// [`AwsShared::keys_source`] instead, which costs no atomic read-modify-write.
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keys.load_full()
+    }
+
+    pub fn keys_source(&self) -> Arc<ArcSwap<Keys>> {
+        self.keys.clone()
+    }
+
+    /// Asks control for credentials newer than `generation`. Only after a failure, never per
+    /// payload.
+    pub fn want_newer_keys(&self, generation: u64) {
+        self.wanted.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    fn newer_keys_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) >= self.keys.load().generation
+    }
+
+    fn publish(&self, credentials: Credentials, stuck: bool) {
+        let generation = self.keys.load().generation + 1;
+        self.keys.store(Arc::new(Keys { credentials, generation, stuck }));
+    }
+}

@@ -1,0 +1,261 @@
+//! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
+//!
+//! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
+//! are spaced by a bounded backoff, and a request from a core never makes them denser than
+//! [`ASKED_SPACING`].
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::region::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_types::service_config::ServiceConfigKey;
+use futures_lite::future;
+use glommio::timer::Timer;
+
+use super::{AwsShared, Overrides, Place, StartError};
+use crate::store::connector::{GlommioHttp, GlommioSleep, with_sources};
+use crate::store::dial::Origin;
+use crate::store::pool::Pool;
+
+/// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
+/// seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bound on one refresh: the services' own clients wait without limit for an answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long before expiry credentials are replaced, or half their life if that is shorter.
+const REFRESH_AHEAD: Duration = Duration::from_secs(300);
+/// Backoff between failed refreshes.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Cores' requests are served no more often than this.
+const ASKED_SPACING: Duration = Duration::from_secs(1);
+/// …and after the chain gave the same credentials again, no more often than this.
+const STUCK_SPACING: Duration = Duration::from_secs(10);
+/// How often control looks whether something is due.
+const POLL: Duration = Duration::from_millis(50);
+/// Where the metadata service, not the store, listens for `connect_timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What stores outside AWS sign for when nobody said otherwise.
+const CUSTOM_REGION: &str = "us-east-1";
+
+pub(super) struct Chain {
+    pool: Rc<Pool>,
+    overrides: Overrides,
+}
+
+impl Chain {
+    pub(super) fn new(pool: Rc<Pool>, overrides: Overrides) -> Chain {
+        Chain { pool, overrides }
+    }
+
+    /// Loads everything for the first time.
+    pub(super) async fn first(
+        &self,
+        bucket: &str,
+    ) -> Result<(Place, SharedCredentialsProvider, Credentials), StartError> {
+        let load = async {
+            let config = self.load(None).await;
+            let place = place(&config, bucket)?;
+            let provider = config
+                .credentials_provider()
+                .ok_or_else(|| StartError::NoCredentials { profile: String::new() })?;
+            let credentials = provider.provide_credentials().await.map_err(start_error)?;
+            Ok((place, provider, credentials))
+        };
+        let give_up = async {
+            Timer::new(START_TIMEOUT).await;
+            Err(StartError::TimedOut { seconds: START_TIMEOUT.as_secs() })
+        };
+        future::or(load, give_up).await
+    }
+
+    /// Keeps `shared`'s credentials fresh for as long as it runs.
+    pub(super) async fn keep(
+        self,
+        shared: Arc<AwsShared>,
+        mut provider: SharedCredentialsProvider,
+    ) {
+        let mut due = refresh_at(&shared.keys().credentials);
+        let mut not_before = Instant::now();
+        let mut failures = 0;
+        loop {
+            Timer::new(POLL).await;
+            let now = Instant::now();
+            let asked = shared.newer_keys_wanted();
+            if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
+                continue;
+            }
+            if asked {
+                // Providers remember the files they have read; what an operator replaced on
+                // disk since shows only to a new chain.
+                let region = Some(Region::new(shared.region().to_owned()));
+                if let Some(newer) = self.load(region).await.credentials_provider() {
+                    provider = newer;
+                }
+            }
+            match fetch(&provider).await {
+                Ok(credentials) => {
+                    failures = 0;
+                    let stuck = asked && same(&credentials, &shared.keys().credentials);
+                    due = refresh_at(&credentials);
+                    not_before = now + if stuck { STUCK_SPACING } else { ASKED_SPACING };
+                    shared.publish(credentials, stuck);
+                }
+                Err(why) => {
+                    failures += 1;
+                    let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
+                    not_before = now + jittered(wait.min(RETRY_MAX));
+                    due = Some(not_before);
+                    tracing::warn!(%why, failures, "AWS credentials could not be refreshed");
+                }
+            }
+        }
+    }
+
+    /// One run of `aws-config`. `region` is known after the first.
+    async fn load(&self, region: Option<Region>) -> SdkConfig {
+        let http = GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT);
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .sleep_impl(GlommioSleep);
+        let region = region.or_else(|| self.overrides.region.clone().map(Region::new));
+        loader = match region {
+            Some(region) => loader.region(region),
+            None => loader.region(self.region_chain()),
+        };
+        if let Some(credentials) = &self.overrides.credentials {
+            loader = loader.credentials_provider(credentials.clone());
+        }
+        if let Some(url) = &self.overrides.endpoint_url {
+            loader = loader.endpoint_url(url);
+        }
+        loader.load().await
+    }
+
+    /// Environment, profile, then EC2's metadata; the last is skipped where an endpoint says that
+    /// this is not AWS, for there it would only time out.
+    fn region_chain(&self) -> RegionProviderChain {
+        let told = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::builder().build());
+        let endpoint_named = self.overrides.endpoint_url.is_some()
+            || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+                .iter()
+                .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
+        if endpoint_named {
+            return told.or_else(Region::from_static(CUSTOM_REGION));
+        }
+        let config = ProviderConfig::without_region()
+            .with_http_client(GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT))
+            .with_sleep_impl(GlommioSleep);
+        told.or_else(ImdsRegionProvider::builder().configure(&config).build())
+    }
+}
+
+fn place(config: &SdkConfig, bucket: &str) -> Result<Place, StartError> {
+    let endpoint = s3_endpoint(config);
+    if let Some(url) = &endpoint {
+        // A password in it would end up in every message that names the endpoint.
+        if let Some((_, host)) = url.rsplit_once('@') {
+            return Err(StartError::BadEndpoint { url: format!("…@{host}") });
+        }
+        let usable = url.parse().is_ok_and(|uri| Origin::of(&uri).is_some());
+        if !usable {
+            return Err(StartError::BadEndpoint { url: url.clone() });
+        }
+    }
+    let region = match (config.region(), &endpoint) {
+        (Some(region), _) => region.to_string(),
+        (None, Some(_)) => CUSTOM_REGION.to_owned(),
+        (None, None) => return Err(StartError::NoRegion { bucket: bucket.to_owned() }),
+    };
+    Ok(Place { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
+}
+
+/// `AWS_ENDPOINT_URL_S3` and the profile's `services` section win over `AWS_ENDPOINT_URL`.
+fn s3_endpoint(config: &SdkConfig) -> Option<String> {
+    let general = || config.endpoint_url().map(str::to_owned);
+    if config.get_origin("endpoint_url").is_client_config() {
+        return general();
+    }
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .expect("all three parts are given");
+    config.service_config().and_then(|c| c.load_config(key)).or_else(general)
+}
+
+async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, String> {
+    let give_up = async {
+        Timer::new(FETCH_TIMEOUT).await;
+        Err(format!("no answer within {FETCH_TIMEOUT:?}"))
+    };
+    let ask = async { provider.provide_credentials().await.map_err(|e| with_sources(&e)) };
+    future::or(ask, give_up).await
+}
+
+fn same(a: &Credentials, b: &Credentials) -> bool {
+    a.access_key_id() == b.access_key_id() && a.session_token() == b.session_token()
+}
+
+/// When to replace `credentials`; `None` if they do not expire.
+fn refresh_at(credentials: &Credentials) -> Option<Instant> {
+    let life = credentials.expiry()?.duration_since(SystemTime::now()).unwrap_or_default();
+    let ahead = REFRESH_AHEAD.min(life / 2);
+    // Earlier by up to a tenth, so that a fleet started together does not ask together.
+    let early = ahead.mul_f64(fastrand::f64() / 10.0);
+    Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
+}
+
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn start_error(error: CredentialsError) -> StartError {
+    if let CredentialsError::CredentialsNotLoaded(_) = error {
+        let profile = std::env::var("AWS_PROFILE").map(|p| format!(" (AWS_PROFILE={p})"));
+        return StartError::NoCredentials { profile: profile.unwrap_or_default() };
+    }
+    let why = with_sources(&error);
+    // The chain was built without these and says so by the feature's name.
+    for (feature, what) in [
+        ("credentials-process", "credential_process"),
+        ("credentials-login", "login_session"),
+        ("sso", "SSO"),
+    ] {
+        if why.contains("cargo feature") && why.contains(feature) {
+            return StartError::UnsupportedProfile { what };
+        }
+    }
+    StartError::Credentials { why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expiring_in(life: Duration) -> Credentials {
+        Credentials::new("k", "s", None, Some(SystemTime::now() + life), "test")
+    }
+
+    #[test]
+    fn refresh_is_ahead_of_expiry_and_never_at_once() {
+        let cases = [(3600, 3270..3301), (100, 45..51), (0, 1..2)];
+        for (life, expected) in cases {
+            let at = refresh_at(&expiring_in(Duration::from_secs(life))).unwrap();
+            let wait = (at - Instant::now()).as_secs_f64().round() as u64;
+            assert!(expected.contains(&wait), "{life} s of life: refreshed after {wait} s");
+        }
+        assert!(refresh_at(&Credentials::new("k", "s", None, None, "test")).is_none());
+    }
+}

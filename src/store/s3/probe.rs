@@ -1,0 +1,186 @@
+//! The question asked of the bucket before the first payload: one `ListObjectsV2` for one key.
+//!
+//! A HEAD would do, but its errors have no body, and the body is what names the mistake. What an
+//! operator must mend is a [`ProbeError`] (exit 2); what may well not stop a PUT is a warning.
+
+use std::time::Duration;
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use futures_lite::future;
+use glommio::timer::Timer;
+
+use super::{S3Store, link_error};
+use crate::store::connector::with_sources;
+use crate::store::dial::LinkError;
+use crate::store::{Class, classify};
+
+/// Bound on the whole probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A store that can be started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    Ok,
+    /// What the store said, worth a line in the log.
+    Warning(String),
+}
+
+/// Why the store cannot work until an operator changes something: one sentence, with the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    #[error("bucket {bucket} is in region {actual}, not {configured}: set AWS_REGION={actual}")]
+    WrongRegion { bucket: String, configured: String, actual: String },
+    #[error("bucket {bucket} is not in region {configured}: set AWS_REGION to the bucket's region")]
+    OtherRegion { bucket: String, configured: String },
+    #[error("bucket {bucket} does not exist at {place}: create it, or correct STORE")]
+    NoSuchBucket { bucket: String, place: String },
+    #[error(
+        "access key {key} is not known at {place}: correct AWS_ACCESS_KEY_ID or the AWS profile"
+    )]
+    UnknownAccessKey { key: String, place: String },
+    #[error(
+        "the secret of access key {key} is wrong at {place}: correct AWS_SECRET_ACCESS_KEY or the AWS profile"
+    )]
+    WrongSecret { key: String, place: String },
+    #[error("the credentials of access key {key} have expired or are invalid ({code}): renew them")]
+    ExpiredCredentials { key: String, code: String },
+    #[error("the clock of this host is too far from that of {place}: set the time, or run NTP")]
+    ClockSkew { place: String },
+    #[error(
+        "{place} cannot be resolved ({why}): correct AWS_ENDPOINT_URL or AWS_REGION, or check DNS"
+    )]
+    Unresolved { place: String, why: String },
+    #[error("{place} cannot be reached ({why}): check the endpoint, the network and the firewall")]
+    Unreachable { place: String, why: String },
+    #[error(
+        "TLS with {place} fails ({why}): name its CA in AWS_CA_BUNDLE, or correct the endpoint"
+    )]
+    Tls { place: String, why: String },
+    #[error("{place} does not answer like S3 ({why}): correct AWS_ENDPOINT_URL")]
+    NotS3 { place: String, why: String },
+    #[error("bucket {bucket} refuses the probe: {code}: {message}")]
+    Refused { bucket: String, code: String, message: String },
+    #[error("{place} did not answer within {seconds} s: check the endpoint and the network")]
+    TimedOut { place: String, seconds: u64 },
+}
+
+type ListError = SdkError<ListObjectsV2Error, HttpResponse>;
+
+impl S3Store {
+    /// Asks the bucket whether it would take payloads; runs on the control executor, bounded by 15
+    /// s.
+    ///
+    /// # Errors
+    /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest
+    /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
+    pub async fn probe(&self) -> Result<Probe, ProbeError> {
+        let target = self.shared.target();
+        let list = async {
+            let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
+            if !target.prefix.is_empty() {
+                list = list.prefix(&target.prefix);
+            }
+            match list.send().await {
+                Ok(_) => Ok(Probe::Ok),
+                Err(error) => self.verdict(error),
+            }
+        };
+        let give_up = async {
+            Timer::new(PROBE_TIMEOUT).await;
+            Err(ProbeError::TimedOut { place: self.place(), seconds: PROBE_TIMEOUT.as_secs() })
+        };
+        future::or(list, give_up).await
+    }
+
+    fn verdict(&self, error: ListError) -> Result<Probe, ProbeError> {
+        if let Some(link) = link_error(&error) {
+            return Err(self.no_link(link));
+        }
+        let Some(answer) = error.raw_response() else {
+            // No request came out of these settings, such as a bucket name that is none.
+            let bucket = self.shared.target().bucket.clone();
+            let message = classify::bounded(&with_sources(&error));
+            return Err(ProbeError::Refused { bucket, code: "NotSent".into(), message });
+        };
+        let status = answer.status().as_u16();
+        let bucket = self.shared.target().bucket.clone();
+        let place = self.place();
+        let key = self.keys.current(|keys| keys.credentials.access_key_id().to_owned());
+        let code = error.code().unwrap_or_default().to_owned();
+        let message = classify::bounded(error.message().unwrap_or_default());
+        Err(match code.as_str() {
+            "PermanentRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException" => self.wrong_region(answer),
+            "NoSuchBucket" => ProbeError::NoSuchBucket { bucket, place },
+            "InvalidAccessKeyId" => ProbeError::UnknownAccessKey { key, place },
+            "SignatureDoesNotMatch" => ProbeError::WrongSecret { key, place },
+            "RequestTimeTooSkewed" => ProbeError::ClockSkew { place },
+            "InvalidToken" => ProbeError::ExpiredCredentials { key, code },
+            _ if classify::wants_new_credentials(&code) => {
+                ProbeError::ExpiredCredentials { key, code }
+            }
+            "AccessDenied" => return Ok(Probe::Warning(format!("{code}: {message}"))),
+            "" if status == 301 => self.wrong_region(answer),
+            // A bodiless refusal is still the store's; a bodiless "not found" is some other
+            // server's.
+            "" if status == 403 => {
+                return Ok(Probe::Warning(format!("the store answered {status}")));
+            }
+            _ if classify::reply(status, &code) == Class::Transient && status >= 300 => {
+                return Ok(Probe::Warning(format!(
+                    "the store answered {status} {code}: {message}"
+                )));
+            }
+            // Listing is not what payloads need.
+            "NotImplemented" | "MethodNotAllowed" => {
+                return Ok(Probe::Warning(format!("the store does not list: {code}: {message}")));
+            }
+            "" => ProbeError::NotS3 { place, why: format!("status {status}") },
+            _ => ProbeError::Refused { bucket, code, message },
+        })
+    }
+
+    fn wrong_region(&self, answer: &HttpResponse) -> ProbeError {
+        let bucket = self.shared.target().bucket.clone();
+        let configured = self.shared.region().to_owned();
+        let body = answer.body().bytes().map(String::from_utf8_lossy).unwrap_or_default();
+        let in_body = || {
+            let (_, rest) = body.split_once("<Region>")?;
+            rest.split_once("</Region>").map(|(region, _)| region)
+        };
+        match answer.headers().get("x-amz-bucket-region").or_else(in_body) {
+            Some(actual) if actual != configured => {
+                ProbeError::WrongRegion { bucket, configured, actual: classify::bounded(actual) }
+            }
+            _ => ProbeError::OtherRegion { bucket, configured },
+        }
+    }
+
+    fn no_link(&self, link: &LinkError) -> ProbeError {
+        let place = self.place();
+        match link {
+            LinkError::Unresolved { why, .. } => ProbeError::Unresolved { place, why: why.clone() },
+            LinkError::Unreachable { source, address, .. } => {
+                ProbeError::Unreachable { place, why: format!("{address}: {source}") }
+            }
+            LinkError::Tls { source, .. } => ProbeError::Tls { place, why: source.to_string() },
+            LinkError::BadAnswer { why, .. } => ProbeError::NotS3 { place, why: why.clone() },
+            LinkError::ConnectTimeout { .. }
+            | LinkError::ReadTimeout { .. }
+            | LinkError::Broken { .. } => {
+                ProbeError::Unreachable { place, why: with_sources(link) }
+            }
+        }
+    }
+
+    /// The store in the operator's words.
+    fn place(&self) -> String {
+        match self.shared.endpoint() {
+            Some(url) => url.to_owned(),
+            None => format!("S3 in {}", self.shared.region()),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The admin listener: goal, metrics that a strict OpenMetrics reader takes, and health checks that answer whatever the
+//! cores are doing.
+//!
+//! Method: a scrape is read line by line by the rules of the format; health checks are asked while a core is stuck,
+//! while the server drains, and while other admin clients hold connections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Metrics, Server, collection, numbered, request, wait_for};
+
+/// One sample line.
+struct Sample<'a> {
+    name: &'a str,
+    labels: BTreeMap<&'a str, &'a str>,
+    value: f64,
+}
+
+/// `name{label="value",…} number`; none of this server's label values holds a quote or a comma.
+fn sample(line: &str) -> Sample<'_> {
+    let (series, value) = line.rsplit_once(' ').expect(line);
+    let (name, labels) = series.strip_suffix('}').expect(line).split_once('{').expect(line);
+    let labels = labels.split(',').map(|label| {
+        let (name, value) = label.split_once('=').expect(line);
+        (name, value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).expect(line))
+    });
+    Sample { name, labels: labels.collect(), value: value.parse().expect(line) }
+}
+
+/// Checks `text` against OpenMetrics 1.0, as far as counters, gauges and histograms go, and gives the families' types.
+fn check_open_metrics(text: &str) -> BTreeMap<&str, &str> {
+    let text = text.strip_suffix("# EOF\n").expect("ends with # EOF");
+    let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    let (mut family, mut seen) = ("", BTreeSet::new());
+    let mut histograms: BTreeMap<(&str, &str), Vec<(f64, f64)>> = BTreeMap::new();
+    let mut counts = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(meta) = line.strip_prefix("# ") {
+            let mut words = meta.splitn(3, ' ');
+            let mut word = || words.next().unwrap_or_else(|| panic!("cut: {line}"));
+            let (kind, name, rest) = (word(), word(), word());
+            if name != family {
+                assert!(!types.contains_key(name), "families must not interleave: {line}");
+                family = name;
+            }
+            match kind {
+                "HELP" => assert!(rest.ends_with(|c: char| c.is_alphanumeric() || c == ')')),
+                "TYPE" => assert_eq!(types.insert(name, rest), None, "{line}"),
+                "UNIT" => assert!(name.ends_with(&format!("_{rest}")), "{line}"),
+                _ => panic!("unknown: {line}"),
+            }
+            continue;
+        }
+        let Sample { name, labels, value } = sample(line);
+        let kind = types[family];
+        let suffix = name.strip_prefix(family).unwrap_or_else(|| panic!("undeclared: {line}"));
+        assert!(seen.insert(line.rsplit_once(' ').unwrap().0), "twice: {line}");
+        assert!(name.starts_with("millrace_") && labels.contains_key("core"), "{line}");
+        match (kind, suffix) {
+            ("counter", "_total") => assert!(value >= 0.0 && value.fract() == 0.0, "{line}"),
+            ("gauge", "") | ("histogram", "_sum") => {}
+            ("histogram", "_bucket") => {
+                let bound = labels["le"].parse().expect(line);
+                histograms.entry((family, labels["core"])).or_default().push((bound, value));
+            }
+            ("histogram", "_count") => {
+                counts.insert((family, labels["core"]), value);
+            }
+            _ => panic!("a {kind} has no {suffix:?}: {line}"),
+        }
+    }
+    for (series, buckets) in &histograms {
+        let ascending = |(a, b): (&(f64, f64), &(f64, f64))| a.0 < b.0 && a.1 <= b.1;
+        assert!(buckets.iter().zip(&buckets[1..]).all(ascending), "{series:?} {buckets:?}");
+        let last = buckets.last().unwrap();
+        assert_eq!((last.0, Some(&last.1)), (f64::INFINITY, counts.get(series)), "{series:?}");
+    }
+    assert_eq!(histograms.len(), counts.len());
+    types
+}
+
+#[test]
+fn metrics_are_valid_open_metrics_with_every_stage_in_them() {
+    let two = std::thread::available_parallelism().unwrap().get() > 1;
+    let server = Server::start(&[
+        ("CORES", if two { "0,1" } else { "0" }),
+        ("FAULTS", "seed=9,transient=0.2,object=0.1"),
+        ("RETRY_BASE", "1ms"),
+    ]);
+    for ids in numbered(0..50).chunks(5) {
+        assert_eq!(server.post(collection(ids)).status, 200);
+    }
+    assert_eq!(server.post("no json").status, 400);
+    server.wait_idle();
+    let reply = server.admin("/metrics");
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)));
+    let types = check_open_metrics(&reply.body);
+    for (name, kind) in [
+        ("requests", "counter"),
+        ("payloads_accepted", "counter"),
+        ("bytes_accepted", "counter"),
+        ("payloads_stored", "counter"),
+        ("bytes_stored", "counter"),
+        ("put_retries", "counter"),
+        ("payloads_dead_lettered", "counter"),
+        ("payloads_lost", "counter"),
+        ("ring_depth", "gauge"),
+        ("ring_bytes", "gauge"),
+        ("connections", "gauge"),
+        ("workers_busy", "gauge"),
+        ("request_latency_seconds", "histogram"),
+        ("put_latency_seconds", "histogram"),
+    ] {
+        assert_eq!(types.get(format!("millrace_{name}").as_str()), Some(&kind), "{name}");
+    }
+    let metrics = Metrics(reply.body);
+    assert_eq!((metrics.requests(200), metrics.requests(400)), (10, 1));
+    let (accepted, stored, dead) = (
+        metrics.sum("millrace_payloads_accepted_total"),
+        metrics.sum("millrace_payloads_stored_total"),
+        metrics.sum("millrace_payloads_dead_lettered_total"),
+    );
+    assert_eq!((accepted, stored + dead), (50, 50));
+    // `{"id":0}` to `{"id":49}`.
+    assert_eq!(metrics.sum("millrace_bytes_accepted_total"), 10 * 8 + 40 * 9);
+    assert_eq!(metrics.sum("millrace_request_latency_seconds_count"), 11);
+    let puts = metrics.sum("millrace_put_latency_seconds_count");
+    assert_eq!(puts, 50 + metrics.sum("millrace_put_retries_total"));
+}
+
+#[test]
+fn paths_and_methods() {
+    let server = Server::start(&[]);
+    let health = server.admin("/healthz");
+    assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
+    assert_eq!(health.header("content-type"), Some("text/plain; charset=utf-8"));
+    let ready = server.admin("/readyz");
+    assert_eq!((ready.status, ready.body.as_str()), (200, "ready\n"));
+    assert_eq!(server.admin("/").status, 404);
+    assert_eq!(server.admin("/payloads").status, 404);
+    assert_eq!(server.admin("/healthz?verbose").status, 200);
+    for method in ["POST", "PUT", "DELETE"] {
+        let mut client = Client::connect(server.admin);
+        client.send(format!("{method} /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"));
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")));
+    }
+    // A HEAD has the headers of a GET and no body.
+    let mut client = Client::connect(server.admin);
+    client.send("HEAD /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut text = String::new();
+    client.stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n"), "{text}");
+    assert_eq!(Client::connect(server.ingest).post(r#"{"data":[]}"#).status, 200);
+}
+
+#[test]
+fn a_stuck_core_does_not_keep_the_admin_pages_from_answering() {
+    let server = Server::start(&[("FAULTS", "core_stuck=1"), ("DRAIN_TIMEOUT", "20s")]);
+    let mut client = server.connect();
+    client.send(request(br#"{"data":[1]}"#, ""));
+    wait_for("the core to be stuck", || server.logged("this core is stuck"));
+    let mut other = server.connect();
+    other.send("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n");
+    let asked = Instant::now();
+    assert_eq!(server.admin("/healthz").status, 200);
+    assert_eq!(server.admin("/readyz").status, 200);
+    check_open_metrics(&server.admin("/metrics").body);
+    server.signal("TERM");
+    server.wait_ready(503);
+    let answered = asked.elapsed();
+    // The core was stuck all the while: the other connection has no answer yet.
+    other.stream.set_nonblocking(true).unwrap();
+    let nothing = other.stream.peek(&mut [0]).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock, "asked for {answered:?}");
+    other.stream.set_nonblocking(false).unwrap();
+    assert_eq!((client.reply().status, other.reply().status), (200, 404));
+    drop((client, other));
+    assert_eq!(server.wait_stopped().status, 0);
+}
+
+#[test]
+fn ready_says_no_while_draining_and_health_says_yes() {
+    let server = Server::start(&[("DRAIN_TIMEOUT", "20s")]);
+    let held = server.connect();
+    server.wait("it is open", |m| m.sum("millrace_connections") == 1);
+    server.signal("TERM");
+    let reasons = server.wait_ready(503);
+    assert!(reasons.contains("stopping"), "{reasons}");
+    assert_eq!(server.admin("/healthz").status, 200);
+    check_open_metrics(&server.admin("/metrics").body);
+    drop(held);
+    assert_eq!(server.wait_stopped().status, 0);
+}
+
+#[test]
+fn off_means_no_listener() {
+    let server = Server::start(&[("ADMIN_LISTEN", "off")]);
+    let summary = server.log().into_iter().find(|line| line.get("listen").is_some()).unwrap();
+    assert_eq!(summary["admin"], "off");
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    // The one listening socket of this process is the ingest's.
+    let sockets = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let inodes: BTreeSet<String> = sockets
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| {
+            let link = link.to_str()?.to_owned();
+            Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let listening = table.lines().skip(1).filter(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        columns[3] == "0A" && inodes.contains(columns[9])
+    });
+    assert_eq!(listening.count(), 1);
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
+fn a_slow_client_blocks_nobody_and_connections_are_bounded() {
+    let server = Server::start(&[]);
+    let mut slow = Client::connect(server.admin);
+    slow.send("GET /metr");
+    assert_eq!(server.admin("/healthz").status, 200);
+    let mut held: Vec<TcpStream> =
+        (0..63).map(|_| TcpStream::connect(server.admin).unwrap()).collect();
+    let mut waiting = Client::connect(server.admin);
+    waiting.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+    waiting.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let silent = waiting.stream.peek(&mut [0]).unwrap_err();
+    assert!(matches!(silent.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silent}");
+    held.pop();
+    waiting.stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    assert_eq!(waiting.reply().status, 200);
+    // Payloads never depend on this listener.
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    slow.send("ics HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!(slow.reply().status, 200);
+}

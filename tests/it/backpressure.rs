@@ -1,0 +1,169 @@
+//! A full core: goal, a request is admitted whole or not at all, and whoever is turned away knows why and for how long.
+//!
+//! Method: one worker and a tiny ring in front of a store that is taken away and given back (`break_store`), so that
+//! "full" is a state and not a moment; the store's content at the end says which requests were admitted.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Reply, Server, collection, contents, numbered, request, sorted};
+
+/// One worker, four slots, and retries fast enough to notice at once that the store is back.
+fn small(more: &[(&'static str, &'static str)]) -> Server {
+    let mut settings = vec![
+        ("MAX_WORKERS", "1"),
+        ("MAX_QUEUE", "4"),
+        ("RETRY_BASE", "10ms"),
+        ("RETRY_MAX", "50ms"),
+    ];
+    settings.extend_from_slice(more);
+    Server::start(&settings)
+}
+
+/// Breaks the store and fills the one worker's hands with the payload 0.
+fn stall(server: &Server) {
+    server.break_store();
+    assert_eq!(server.post(collection(&numbered([0]))).status, 200);
+    server.wait("the worker holds a payload", |m| {
+        m.sum("millrace_workers_busy") == 1 && m.sum("millrace_ring_depth") == 0
+    });
+}
+
+fn retry_after(reply: &Reply) -> u64 {
+    assert_eq!(reply.status, 503, "{}", reply.body);
+    let seconds = reply.header("retry-after").expect("a 503 says when to come back");
+    seconds.parse().expect("retry-after is whole seconds")
+}
+
+#[test]
+fn a_ring_without_slots_refuses_whole_requests_and_recovers_with_the_store() {
+    let server = small(&[]);
+    stall(&server);
+    let post = |ids: std::ops::Range<usize>| server.post(collection(&numbered(ids)));
+    assert_eq!(post(1..4).status, 200);
+    // One slot is free and two are wanted: neither payload may enter.
+    let refused = post(100..102);
+    assert!((1..=60).contains(&retry_after(&refused)));
+    assert!(refused.error().contains("queue"), "{}", refused.error());
+    assert_eq!(post(4..5).status, 200, "what fits still enters");
+    retry_after(&post(102..103));
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("millrace_ring_depth"), 4);
+    assert_eq!(metrics.sum("millrace_payloads_accepted_total"), 5);
+    assert_eq!(metrics.requests(503), 2);
+    server.mend_store();
+    server.wait_idle();
+    assert_eq!(post(5..9).status, 200, "an empty ring takes as much as it has slots");
+    server.wait_idle();
+    assert_eq!(contents(&server.stored()), numbered(0..9));
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
+fn a_ring_without_bytes_refuses_whole_requests_and_recovers_with_the_store() {
+    let sizes = [("MAX_LENGTH", "64KiB"), ("MAX_QUEUE_BYTES", "128KiB"), ("MAX_QUEUE", "100")];
+    let server = small(&[sizes[0], sizes[1]]);
+    stall(&server);
+    let large = |tag: &str| format!(r#""{tag}{}""#, "x".repeat(60_000));
+    assert_eq!(server.post_payloads(&[&large("a")]).status, 200);
+    assert_eq!(server.post_payloads(&[&large("b")]).status, 200);
+    let refused = server.post_payloads(&["1", &large("c")]);
+    assert_eq!(retry_after(&refused), 1, "no bytes were ever freed, so no rate is known");
+    assert_eq!(server.post_payloads(&["2"]).status, 200, "what fits still enters");
+    assert!(server.metrics().sum("millrace_ring_bytes") <= 128 << 10);
+    server.mend_store();
+    server.wait_idle();
+    assert_eq!(server.post_payloads(&[&large("d")]).status, 200);
+    server.wait_idle();
+    let expected = [r#"{"id":0}"#.to_owned(), large("a"), large("b"), large("d"), "2".to_owned()];
+    assert_eq!(contents(&server.stored()), sorted(&expected));
+}
+
+#[test]
+fn waiting_requests_enter_in_order_of_arrival_whatever_their_size() {
+    let server = small(&[("ENQUEUE_WAIT", "1m")]);
+    stall(&server);
+    assert_eq!(server.post(collection(&numbered(1..5))).status, 200);
+    // A large request first, then small ones that would fit long before it does.
+    let queue = [10..14, 20..21, 30..32, 40..41];
+    let mut waiting: Vec<Client> = Vec::new();
+    for (at, ids) in queue.iter().enumerate() {
+        let mut client = server.connect();
+        client.send(request(collection(&numbered(ids.clone())).as_bytes(), ""));
+        waiting.push(client);
+        server.wait("one more waits", |m| m.sum("millrace_room_waiters") == at as u64 + 1);
+    }
+    server.mend_store();
+    for client in &mut waiting {
+        assert_eq!(client.reply().status, 200);
+    }
+    drop(waiting);
+    server.wait_idle();
+    // Keys end in `-{seq}.json`, drawn at admission.
+    let seq = |key: &str| key.rsplit_once('-').unwrap().1.replace(".json", "").parse().unwrap();
+    let stored = server.stored();
+    let mut by_seq: Vec<(u64, &[u8])> = stored.iter().map(|(key, b)| (seq(key), &b[..])).collect();
+    by_seq.sort_unstable();
+    let admitted: Vec<&str> =
+        by_seq.iter().map(|(_, bytes)| std::str::from_utf8(bytes).unwrap()).collect();
+    let arrived: Vec<String> = [0..5].into_iter().chain(queue).flat_map(numbered).collect();
+    assert_eq!(admitted, arrived);
+}
+
+#[test]
+fn a_request_that_waited_in_vain_is_refused_and_lets_the_next_one_in() {
+    let server = small(&[("ENQUEUE_WAIT", "1500ms")]);
+    stall(&server);
+    assert_eq!(server.post(collection(&numbered(1..4))).status, 200);
+    let started = Instant::now();
+    let mut large = server.connect();
+    large.send(request(collection(&numbered(10..12)).as_bytes(), ""));
+    server.wait("the large one waits", |m| m.sum("millrace_room_waiters") == 1);
+    // Half its wait later comes one that would fit, were nobody in front.
+    std::thread::sleep(Duration::from_millis(750));
+    let mut small = server.connect();
+    small.send(request(collection(&numbered(20..21)).as_bytes(), ""));
+    retry_after(&large.reply());
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert_eq!(small.reply().status, 200);
+    assert_eq!(server.metrics().sum("millrace_room_waiters"), 0);
+    server.mend_store();
+    drop((large, small));
+    server.wait_idle();
+    assert_eq!(contents(&server.stored()), sorted(&numbered([0, 1, 2, 3, 20])));
+}
+
+#[test]
+fn retry_after_grows_to_a_minute_while_nothing_moves() {
+    let server = Server::start(&[
+        ("MAX_WORKERS", "1"),
+        ("MAX_QUEUE", "1"),
+        ("FAULTS", "hang=1"),
+        ("PUT_TIMEOUT", "10m"),
+        ("DRAIN_TIMEOUT", "2s"),
+    ]);
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    server.wait("the worker holds it", |m| m.sum("millrace_workers_busy") == 1);
+    assert_eq!(server.post_payloads(&["2"]).status, 200);
+    let full_since = Instant::now();
+    crate::support::wait_for("retry-after of a minute", || {
+        let seconds = retry_after(&server.post_payloads(&["3"]));
+        std::thread::sleep(Duration::from_millis(100));
+        seconds == 60
+    });
+    assert!(full_since.elapsed() >= Duration::from_secs(4), "{:?}", full_since.elapsed());
+    let stopped = server.stop();
+    assert_eq!((stopped.status, stopped.accepted, stopped.dead_lettered), (1, 2, 2));
+}
+
+#[test]
+fn retry_after_follows_the_measured_rate() {
+    let server =
+        Server::start(&[("MAX_WORKERS", "1"), ("MAX_QUEUE", "60"), ("FAULTS", "delay=100ms")]);
+    assert_eq!(server.post(collection(&numbered(0..60))).status, 200);
+    server.wait("a rate is known", |m| m.sum("millrace_payloads_stored_total") >= 12);
+    // About 45 of the 60 slots are missing, freed at not quite 10 a second.
+    let seconds = retry_after(&server.post(collection(&numbered(100..160))));
+    assert!((2..=30).contains(&seconds), "{seconds}");
+    server.wait_idle();
+    assert_eq!(server.stored().len(), 60);
+}

@@ -1,0 +1,178 @@
+//! The dead letter: goal, what the store refuses is kept whole on disk, can be listed and put again under its own key,
+//! and what finds no room there is lost loudly.
+//!
+//! Method: payloads that the store refuses by name (`FAULTS=poison=object`), the binary's own `dead-letter` commands
+//! beside the running server, and directories that fill up or vanish.
+
+use std::process::{Output, Stdio};
+
+use crate::support::{Server, collection, contents, dead_letters, sorted};
+
+/// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
+fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
+    let server = Server::start(&[&[("FAULTS", "poison=object")], more].concat());
+    let payloads: Vec<String> = (0..count).map(poison).collect();
+    assert_eq!(server.post(collection(&payloads)).status, 200);
+    server.wait_idle();
+    server
+}
+
+fn poison(id: usize) -> String {
+    format!(r#"{{"poison":{id}}}"#)
+}
+
+/// `dead-letter replay` beside `server`, with other faults.
+fn replay(server: &Server, faults: &str) -> Output {
+    server.command_beside(&["dead-letter", "replay"], &[("FAULTS", faults)]).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(both).unwrap()
+}
+
+#[test]
+fn a_letter_holds_the_bytes_and_what_is_known_and_ls_shows_it() {
+    let server = with_letters(2, &[]);
+    let letters = server.dead_letters();
+    assert_eq!(letters.len(), 2);
+    for (meta, payload) in &letters {
+        let key = meta["key"].as_str().unwrap();
+        assert!(key.ends_with(".json") && key.split('-').count() == 4, "{key}");
+        assert_eq!(meta["bytes"], payload.len());
+        assert_eq!(meta["attempts"], 1);
+        assert_eq!(meta["store"], "file:./data");
+        assert_eq!(meta["error"], "Injected: a seeded object fault");
+        let age = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
+            - meta["unix_seconds"].as_u64().unwrap();
+        assert!(age < 60, "{meta}");
+    }
+    let mut dead: Vec<_> = letters.iter().map(|(_, payload)| payload.clone()).collect();
+    dead.sort();
+    assert_eq!(dead, [poison(0).into_bytes(), poison(1).into_bytes()]);
+    let output = server.run_beside(&["dead-letter", "ls"]);
+    assert_eq!(output.status.code(), Some(0));
+    let listed = text(&output);
+    for (meta, _) in &letters {
+        let line = listed.lines().find(|line| line.contains(meta["key"].as_str().unwrap()));
+        let line = line.unwrap_or_else(|| panic!("{listed}"));
+        assert!(line.contains("seeded object fault") && line.contains("1 tries"), "{line}");
+    }
+    assert!(listed.contains("2 dead letters, 24 bytes"), "{listed}");
+}
+
+#[test]
+fn a_replay_beside_the_server_stores_under_the_recorded_keys_and_removes() {
+    let server = with_letters(40, &[]);
+    let letters = server.dead_letters();
+    let output = replay(&server, "");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("40 of 40 dead letters stored in file:./data"));
+    let stored = server.stored();
+    assert_eq!(stored.len(), 40);
+    for (meta, payload) in &letters {
+        assert_eq!(stored.get(meta["key"].as_str().unwrap()), Some(payload));
+    }
+    assert_eq!(server.dead_letters(), []);
+    // The server has gone on meanwhile and writes the next letter as ever.
+    assert_eq!(server.post_payloads(&[&poison(99), "1"]).status, 200);
+    server.wait_idle();
+    assert_eq!((server.dead_letters().len(), server.stored().len()), (1, 41));
+    let empty = replay(&server, "");
+    assert!(text(&empty).contains("1 of 1 dead letters"), "{}", text(&empty));
+    assert!(text(&replay(&server, "")).contains("0 of 0 dead letters"));
+    assert_eq!(server.stop().status, 0, "dead letters from earlier do not change the status");
+}
+
+#[test]
+fn of_two_replays_at_once_one_refuses() {
+    let server = with_letters(3, &[]);
+    let children: Vec<_> = (0..2)
+        .map(|_| {
+            let mut command =
+                server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "delay=3s")]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut outputs: Vec<Output> =
+        children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    outputs.sort_by_key(|output| output.status.code());
+    assert_eq!(outputs[0].status.code(), Some(0), "{}", text(&outputs[0]));
+    assert_eq!(outputs[1].status.code(), Some(2), "{}", text(&outputs[1]));
+    assert!(text(&outputs[1]).contains("another replay"), "{}", text(&outputs[1]));
+    assert_eq!((server.stored().len(), server.dead_letters().len()), (3, 0));
+}
+
+#[test]
+fn a_replay_leaves_what_the_store_still_refuses() {
+    let server = with_letters(3, &[("RETRY_BASE", "1ms")]);
+    let before = server.dead_letters();
+    for faults in ["object=1", "transient=1", "store_wide=1"] {
+        let output = replay(&server, faults);
+        assert_eq!(output.status.code(), Some(1), "{faults}: {}", text(&output));
+        assert!(text(&output).contains("0 of 3 dead letters"), "{}", text(&output));
+        for (meta, _) in &before {
+            assert!(text(&output).contains(meta["key"].as_str().unwrap()), "{}", text(&output));
+        }
+        assert_eq!(server.dead_letters(), before);
+    }
+    assert_eq!(server.stored().len(), 0);
+}
+
+#[test]
+fn a_letter_that_cannot_be_read_is_named_and_does_not_hold_up_the_others() {
+    let server = with_letters(2, &[]);
+    std::fs::write(server.path("dead-letter/cut.json"), r#"{"key":"#).unwrap();
+    for command in ["ls", "replay"] {
+        let output = server.command_beside(&["dead-letter", command], &[("FAULTS", "")]);
+        let output = { output }.output().unwrap();
+        assert!(text(&output).contains("cut.json"), "{}", text(&output));
+        assert_eq!(output.status.code(), Some(i32::from(command == "replay")));
+    }
+    assert_eq!(contents(&server.stored()), sorted(&[poison(0), poison(1)]));
+}
+
+#[test]
+fn a_full_directory_loses_loudly_until_a_replay_makes_room() {
+    let server = with_letters(2, &[("DEAD_LETTER_MAX", "1100B")]);
+    let large = format!(r#""poison{}""#, "x".repeat(600));
+    assert_eq!(server.admin("/readyz").status, 200);
+    assert_eq!(server.post_payloads(&[&large]).status, 200);
+    server.wait("the loss", |m| m.sum("millrace_payloads_lost_total") == 1);
+    server.wait_idle();
+    let line = server.log().into_iter().find(|line| line["message"] == "payload lost").unwrap();
+    assert_eq!(line["level"], "ERROR");
+    assert!(line["key"].as_str().unwrap().ends_with("-2.json"), "{line}");
+    assert!(line["why"].as_str().unwrap().contains("DEAD_LETTER_MAX"), "{line}");
+    assert!(server.wait_ready(503).contains("dead-letter directory"));
+    assert_eq!(server.dead_letters().len(), 2);
+    assert_eq!(replay(&server, "").status.code(), Some(0));
+    server.wait_ready(200);
+    assert_eq!(server.post_payloads(&[&large]).status, 200);
+    server.wait_idle();
+    assert_eq!(server.dead_letters().len(), 1);
+    let stopped = server.stop();
+    let figures = (stopped.status, stopped.accepted, stopped.dead_lettered, stopped.lost);
+    assert_eq!(figures, (1, 4, 3, 1), "a loss at any time decides the status");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
+    let server = with_letters(1, &[]);
+    let (directory, away) = (server.path("dead-letter"), server.path("away"));
+    std::fs::rename(&directory, &away).unwrap();
+    std::fs::write(&directory, "in the way").unwrap();
+    assert_eq!(server.post_payloads(&[&poison(1), "1"]).status, 200);
+    server.wait("the loss", |m| m.sum("millrace_payloads_lost_total") == 1);
+    server.wait_idle();
+    assert!(server.logged("payload lost"));
+    assert!(server.wait_ready(503).contains("dead-letter directory"));
+    assert_eq!(contents(&server.stored()), ["1"], "others are stored all the same");
+    std::fs::remove_file(&directory).unwrap();
+    std::fs::rename(&away, &directory).unwrap();
+    server.wait_ready(200);
+    assert_eq!(server.post_payloads(&[&poison(2)]).status, 200);
+    server.wait_idle();
+    assert_eq!(dead_letters(&directory).len(), 2);
+    assert_eq!(server.stop().status, 1);
+}

@@ -1,0 +1,307 @@
+//! What goes wrong between a core and the store, and what the worker is told.
+//!
+//! A real client against a real server that misbehaves on demand; each test checks the class of the
+//! error and that no connection stays behind.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+use glommio::timer::Timer;
+use millrace::store::Class::{self, Object, StoreWide, Transient};
+use millrace::store::s3::S3Store;
+
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
+use crate::support::s3_client::{
+    UNRESOLVABLE, eventually, host, on_executor, options, overrides, payload, store_at, store_with,
+    target,
+};
+
+async fn put(store: &S3Store, key: &str) -> Result<(), (Class, String)> {
+    store.put(key, &payload("{}")).await.map_err(|e| (e.class, e.code))
+}
+
+fn failed(class: Class, code: &str) -> Result<(), (Class, String)> {
+    Err((class, code.to_owned()))
+}
+
+#[test]
+fn answers_have_their_class() {
+    let table = [
+        (503, "SlowDown", Transient),
+        (500, "InternalError", Transient),
+        (400, "RequestTimeout", Transient),
+        (409, "ConditionalRequestConflict", Transient),
+        (429, "TooManyRequests", Transient),
+        (403, "AccessDenied", StoreWide),
+        (404, "NoSuchBucket", StoreWide),
+        (301, "PermanentRedirect", StoreWide),
+        (400, "AuthorizationHeaderMalformed", StoreWide),
+        (403, "InvalidAccessKeyId", StoreWide),
+        (403, "SignatureDoesNotMatch", StoreWide),
+        (400, "KMS.DisabledException", StoreWide),
+        (400, "InvalidArgument", Object),
+        (400, "EntityTooLarge", Object),
+        (400, "KeyTooLongError", Object),
+    ];
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        for (status, code, class) in table {
+            server.fail_next(Fault::error(status, code));
+            assert_eq!(put(&store, "k").await, failed(class, code));
+        }
+        // Nothing S3 about it: a gateway's page.
+        let headers = vec![("content-type", "text/html".to_owned())];
+        let body = "<html>bad gateway</html>".to_owned();
+        server.fail_next(Fault::Reply { status: 502, headers, body });
+        assert_eq!(put(&store, "k").await, failed(Transient, "Http502"));
+        assert_eq!(put(&store, "k").await, Ok(()));
+    });
+    assert_eq!(server.accepted_connections(), 1, "an error answer costs no connection");
+}
+
+#[test]
+fn the_stores_own_message_is_kept() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        server.fail_next(Fault::error_with(403, "AccessDenied", "User x may not PutObject", &[]));
+        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        assert_eq!(error.message, "User x may not PutObject");
+    });
+}
+
+#[test]
+fn really_wrong_keys_are_store_wide() {
+    let server = S3Server::start();
+    on_executor(async {
+        let mut stranger = overrides(&server);
+        stranger.credentials = crate::support::s3_client::keys("AKIDNOBODY", "secret");
+        let (_aws, store) = store_at(target(options()), stranger).await;
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "InvalidAccessKeyId"));
+
+        let mut mistyped = overrides(&server);
+        mistyped.credentials = crate::support::s3_client::keys(ACCESS_KEY, "secret");
+        let (_aws, store) = store_at(target(options()), mistyped).await;
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "SignatureDoesNotMatch"));
+    });
+}
+
+#[test]
+fn closed_in_the_middle_of_a_first_request_is_transient() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        server.fail_next(Fault::Close);
+        assert_eq!(put(&store, "k").await, failed(Transient, "ConnectionBroken"));
+        assert_eq!(server.requests().len(), 1, "a new connection's failure is not retried here");
+
+        let (_aws, store) = store_with(&server, options()).await;
+        server.fail_next(Fault::Close);
+        let large = payload(vec![7; 10_000_000]);
+        let error = store.put("large", &large).await.unwrap_err();
+        assert_eq!((error.class, error.code.as_str()), (Transient, "ConnectionBroken"));
+        eventually("all closed", || server.open_connections() == 0).await;
+    });
+}
+
+#[test]
+fn a_kept_connection_that_turns_out_closed_is_retried_once() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        assert_eq!(put(&store, "a").await, Ok(()));
+        // The server closes just as the next request comes: the client could not have known.
+        server.fail_next(Fault::Close);
+        assert_eq!(put(&store, "b").await, Ok(()));
+        let seen: Vec<_> = server.requests().iter().map(|r| r.connection).collect();
+        assert_eq!(seen, [0, 0, 1]);
+        assert_eq!(server.object("b"), Some(b"{}".to_vec()));
+
+        // Once, not for ever.
+        server.fail_next(Fault::Close);
+        server.fail_next(Fault::Close);
+        assert_eq!(put(&store, "c").await, failed(Transient, "ConnectionBroken"));
+        assert_eq!(server.requests().len(), 5);
+    });
+}
+
+#[test]
+fn a_kept_connection_the_server_has_dropped_is_not_used() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        server.fail_next(Fault::AnswerThenClose);
+        assert_eq!(put(&store, "a").await, Ok(()));
+        eventually("dropped", || server.open_connections() == 0).await;
+        assert_eq!(put(&store, "b").await, Ok(()));
+        server.close_connections();
+        eventually("dropped", || server.open_connections() == 0).await;
+        assert_eq!(put(&store, "c").await, Ok(()));
+        assert_eq!(server.requests().len(), 3, "each was sent once");
+    });
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_not_sent_again() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        assert_eq!(put(&store, "a").await, Ok(()));
+        server.fail_next(Fault::CutAnswer);
+        assert_eq!(put(&store, "b").await, failed(Transient, "ConnectionBroken"));
+        assert_eq!(server.requests().len(), 2);
+        eventually("closed", || server.open_connections() == 0).await;
+    });
+}
+
+#[test]
+fn a_put_that_is_dropped_leaves_nothing_behind() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        // On a new connection, on a kept one, and with most of a large body unsent.
+        let stall = Fault::Stall(Duration::from_millis(200));
+        for (fault, bytes, kept) in
+            [(Fault::Hang, 2, false), (Fault::Hang, 2, true), (stall, 10_000_000, true)]
+        {
+            if kept {
+                assert_eq!(put(&store, "k").await, Ok(()));
+            }
+            server.fail_next(fault);
+            let put = async { store.put("k", &payload(vec![b' '; bytes])).await.is_ok() };
+            let give_up = async {
+                Timer::new(Duration::from_millis(100)).await;
+                false
+            };
+            assert!(!future::or(put, give_up).await);
+            eventually("its socket is closed", || server.open_connections() == 0).await;
+            assert_eq!(store.idle_connections(), 0);
+        }
+        assert_eq!(put(&store, "k").await, Ok(()));
+        assert_eq!(store.idle_connections(), 1);
+        drop(store);
+        eventually("the pool closed its own", || server.open_connections() == 0).await;
+    });
+}
+
+#[test]
+fn many_at_once_share_and_bound_the_pool() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        let store = std::rc::Rc::new(store);
+        let puts: Vec<_> = (0..32)
+            .map(|i| {
+                let store = store.clone();
+                glommio::spawn_local(async move { put(&store, &format!("k{i}")).await })
+            })
+            .collect();
+        for put in puts {
+            assert_eq!(put.await, Ok(()));
+        }
+        assert_eq!(server.objects().len(), 32);
+        assert_eq!(store.idle_connections(), crate::support::s3_client::IDLE_MAX);
+        eventually("the rest are closed", || {
+            server.open_connections() == crate::support::s3_client::IDLE_MAX
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_next_address_is_tried() {
+    let server = S3Server::start();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    on_executor(async {
+        let mut overrides = overrides(&server);
+        overrides.endpoint_url = Some("http://store.example".into());
+        overrides.hosts = vec![("store.example".into(), vec![closed, server.addr()])];
+        let (_aws, store) = store_at(target(options()), overrides).await;
+        assert_eq!(put(&store, "k").await, Ok(()));
+        assert_eq!(server.last_request().header("host"), Some("store.example"));
+    });
+}
+
+#[test]
+fn no_listener_no_name_no_answer_to_a_connect() {
+    let server = S3Server::start();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_full, deaf) = deaf_listener();
+    on_executor(async {
+        for (url, code) in [
+            (format!("http://{closed}"), "Unreachable"),
+            (format!("http://{UNRESOLVABLE}"), "Unresolved"),
+            (format!("http://{deaf}"), "ConnectTimeout"),
+        ] {
+            let mut overrides = overrides(&server);
+            overrides.endpoint_url = Some(url);
+            let mut options = options();
+            options.connect_timeout = Duration::from_millis(300);
+            let (_aws, store) = store_at(target(options), overrides).await;
+            let started = Instant::now();
+            assert_eq!(put(&store, "k").await, failed(Transient, code));
+            assert!(started.elapsed() < Duration::from_secs(2));
+        }
+    });
+}
+
+/// A listener whose queue is full, so that connects to it are not answered.
+fn deaf_listener() -> ((TcpListener, Vec<TcpStream>), SocketAddr) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener = TcpListener::from(socket);
+    let addr = listener.local_addr().unwrap();
+    let short = Duration::from_millis(100);
+    let queued = (0..4).map_while(|_| TcpStream::connect_timeout(&addr, short).ok()).collect();
+    ((listener, queued), addr)
+}
+
+#[test]
+fn a_temporary_redirect_is_followed_once() {
+    let (here, there) = (S3Server::start(), S3Server::start());
+    on_executor(async {
+        let mut overrides = overrides(&here);
+        overrides.hosts = vec![host("other.example", there.addr())];
+        let (_aws, store) = store_at(target(options()), overrides).await;
+        // s3s checks the signature, which covers the host.
+        let location = format!("http://other.example/{BUCKET}/a%20key");
+        here.fail_next(Fault::redirect(&location));
+        assert_eq!(put(&store, "a key").await, Ok(()));
+        assert_eq!(there.object("a key"), Some(b"{}".to_vec()));
+        assert_eq!(there.last_request().header("host"), Some("other.example"));
+
+        here.fail_next(Fault::redirect(&location));
+        there.fail_next(Fault::redirect(&location));
+        assert_eq!(put(&store, "a key").await, failed(Transient, "TemporaryRedirect"));
+        assert_eq!((here.requests().len(), there.requests().len()), (2, 2));
+
+        // Nowhere to go: the refusal itself is the answer.
+        here.fail_next(Fault::redirect("/relative"));
+        assert_eq!(put(&store, "a key").await, failed(Transient, "TemporaryRedirect"));
+        // The next put starts at the endpoint again.
+        assert_eq!(put(&store, "here").await, Ok(()));
+        assert_eq!(here.object("here"), Some(b"{}".to_vec()));
+    });
+}
+
+#[test]
+fn a_skewed_clock_takes_the_stores_time() {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        let date = [("date", "Fri, 01 Jan 2100 00:00:00 GMT")];
+        server.fail_next(Fault::error_with(403, "RequestTimeTooSkewed", "skewed", &date));
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        server.fail_next(Fault::error(503, "SlowDown"));
+        assert_eq!(put(&store, "k").await, failed(Transient, "SlowDown"));
+        let signed_at = server.last_request().header("x-amz-date").unwrap().to_owned();
+        assert!(signed_at.starts_with("21000101T0000"), "{signed_at}");
+        // The real server now finds the clock wrong, says its time, and all is well.
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        assert_eq!(put(&store, "k").await, Ok(()));
+    });
+}

@@ -1,0 +1,116 @@
+//! The start-up question to the bucket: each mistake has its own sentence.
+
+use std::net::TcpListener;
+
+use millrace::aws::Overrides;
+use millrace::store::s3::probe::{Probe, ProbeError};
+
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
+use crate::support::s3_client::{
+    UNRESOLVABLE, keys, on_executor, options, overrides, store_at, target,
+};
+
+async fn probe_with(overrides: Overrides, bucket: &str) -> Result<Probe, ProbeError> {
+    let mut target = target(options());
+    target.bucket = bucket.to_owned();
+    target.prefix = "some/prefix-".into();
+    let (_aws, store) = store_at(target, overrides).await;
+    store.probe().await
+}
+
+#[test]
+fn a_good_bucket_is_asked_for_one_key_under_the_prefix() {
+    let server = S3Server::start();
+    let got = on_executor(probe_with(overrides(&server), BUCKET));
+    assert_eq!(got, Ok(Probe::Ok));
+    let path = server.last_request().path;
+    assert!(path.contains("list-type=2") && path.contains("max-keys=1"), "{path}");
+    assert!(path.contains("prefix=some%2Fprefix-"), "{path}");
+}
+
+#[test]
+fn real_mistakes_are_named() {
+    let server = S3Server::start();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    on_executor(async {
+        let place = server.url();
+        let missing = probe_with(overrides(&server), "no-such-bucket").await;
+        let expected =
+            ProbeError::NoSuchBucket { bucket: "no-such-bucket".into(), place: place.clone() };
+        assert_eq!(missing, Err(expected));
+
+        let stranger = Overrides { credentials: keys("AKIDX", "s"), ..overrides(&server) };
+        let got = probe_with(stranger, BUCKET).await;
+        let expected = ProbeError::UnknownAccessKey { key: "AKIDX".into(), place: place.clone() };
+        assert_eq!(got, Err(expected));
+
+        let mistyped = Overrides { credentials: keys(ACCESS_KEY, "s"), ..overrides(&server) };
+        let got = probe_with(mistyped, BUCKET).await;
+        let expected = ProbeError::WrongSecret { key: ACCESS_KEY.into(), place };
+        assert_eq!(got, Err(expected));
+
+        let at = |url: String| Overrides { endpoint_url: Some(url), ..overrides(&server) };
+        let got = probe_with(at(format!("http://{closed}")), BUCKET).await.unwrap_err();
+        assert!(matches!(got, ProbeError::Unreachable { .. }), "{got}");
+        assert!(got.to_string().contains("refused"), "{got}");
+        let got = probe_with(at(format!("http://{UNRESOLVABLE}")), BUCKET).await;
+        assert!(matches!(got, Err(ProbeError::Unresolved { .. })), "{got:?}");
+        let got = probe_with(at(server.url().replace("http:", "https:")), BUCKET).await;
+        assert!(matches!(got, Err(ProbeError::Tls { .. })), "{got:?}");
+    });
+}
+
+#[test]
+fn a_wrong_region_names_the_right_one() {
+    let server = S3Server::start();
+    let told = [("x-amz-bucket-region", "eu-west-1")];
+    let body = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message>\
+                <Region>eu-west-1</Region></Error>";
+    let in_body = Fault::Reply { status: 400, headers: vec![], body: body.to_owned() };
+    on_executor(async {
+        for fault in [Fault::error_with(301, "PermanentRedirect", "m", &told), in_body] {
+            server.fail_next(fault);
+            let got = probe_with(overrides(&server), BUCKET).await.unwrap_err();
+            let expected =
+                "bucket payloads is in region eu-west-1, not us-east-1: set AWS_REGION=eu-west-1";
+            assert_eq!(got.to_string(), expected);
+        }
+        server.fail_next(Fault::error(301, "PermanentRedirect"));
+        let got = probe_with(overrides(&server), BUCKET).await.unwrap_err();
+        assert!(matches!(got, ProbeError::OtherRegion { .. }), "{got}");
+    });
+}
+
+#[test]
+fn what_need_not_stop_a_put_is_a_warning() {
+    let server = S3Server::start();
+    on_executor(async {
+        for fault in [
+            Fault::error_with(403, "AccessDenied", "no s3:ListBucket for you", &[]),
+            Fault::error_with(503, "SlowDown", "no s3:ListBucket for you", &[]),
+            Fault::error_with(501, "NotImplemented", "no s3:ListBucket for you", &[]),
+        ] {
+            server.fail_next(fault);
+            let got = probe_with(overrides(&server), BUCKET).await;
+            let Ok(Probe::Warning(text)) = got else { panic!("{got:?}") };
+            assert!(text.contains("no s3:ListBucket for you"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn other_servers_are_not_taken_for_s3() {
+    let server = S3Server::start();
+    on_executor(async {
+        for status in [200, 404] {
+            let body = "<html><body>It works!</body></html>".to_owned();
+            let headers = vec![("content-type", "text/html".to_owned())];
+            server.fail_next(Fault::Reply { status, headers, body });
+            let got = probe_with(overrides(&server), BUCKET).await;
+            assert!(matches!(got, Err(ProbeError::NotS3 { .. })), "{status}: {got:?}");
+        }
+        server.fail_next(Fault::error(400, "ExpiredToken"));
+        let got = probe_with(overrides(&server), BUCKET).await;
+        assert!(matches!(got, Err(ProbeError::ExpiredCredentials { .. })), "{got:?}");
+    });
+}

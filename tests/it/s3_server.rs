@@ -1,0 +1,76 @@
+//! The whole way: the real binary, collections over HTTP in, objects in a real S3 server out.
+//!
+//! Also what `serve` and `check` say when the bucket is not there to be written.
+
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
+use crate::support::{Server, run};
+
+/// Everything the binary needs to find `server` and nothing of this machine's.
+fn settings(server: &S3Server, bucket: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("STORE", format!("s3://{bucket}/in/")),
+        ("AWS_ENDPOINT_URL_S3", server.url()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
+        ("AWS_EC2_METADATA_DISABLED", "true".into()),
+        ("HOME", "/nonexistent".into()),
+        ("RETRY_BASE", "10ms".into()),
+        ("PUT_TIMEOUT", "300ms".into()),
+    ]
+}
+
+fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+#[test]
+fn payloads_arrive_once_whatever_the_store_does() {
+    let s3 = S3Server::start();
+    let server = Server::start(&borrowed(&settings(&s3, BUCKET)));
+    for fault in [
+        Fault::Close,
+        Fault::error(503, "SlowDown"),
+        Fault::ServeThenClose,
+        Fault::Hang,
+        Fault::CutAnswer,
+        Fault::error(403, "AccessDenied"),
+        Fault::error(400, "ExpiredToken"),
+    ] {
+        s3.fail_next(fault);
+    }
+    let payloads: Vec<String> = (0..200).map(|i| format!("{{\"n\":{i}}}")).collect();
+    for ten in payloads.chunks(10) {
+        let reply = server.post_payloads(&ten.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(reply.status, 200);
+    }
+    server.wait_idle();
+    let objects = s3.objects();
+    assert!(objects.keys().all(|key| key.starts_with("in/") && key.ends_with(".json")));
+    let mut stored: Vec<_> = objects.into_values().map(|b| String::from_utf8(b).unwrap()).collect();
+    let mut sent = payloads;
+    stored.sort();
+    sent.sort();
+    assert_eq!(stored, sent);
+    let stopped = server.stop();
+    assert_eq!((stopped.status, stopped.accepted, stopped.stored), (0, 200, 200));
+    assert_eq!((stopped.dead_lettered, stopped.lost), (0, 0));
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_exit_2_and_a_sentence() {
+    let s3 = S3Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&s3, "no-such-bucket");
+    let mut all = borrowed(&settings);
+    all.extend([("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0"), ("CORES", "0")]);
+    for command in ["serve", "check"] {
+        let output = run(folder.path(), &[command], &all);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        assert!(
+            text.contains("bucket no-such-bucket does not exist at http://127.0.0.1:"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! What a PUT looks like on the wire: options as headers, checksum as a header, addressing, TLS.
+
+use std::sync::Arc;
+
+use millrace::config::{Checksum, S3Options};
+use millrace::store::Class;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+
+use crate::support::child;
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY, Seen};
+use crate::support::s3_client::{
+    host, on_executor, options, overrides, payload, store_at, store_with, target,
+};
+
+/// Puts `{}` under `k` with `options` to a server that only looks, and returns the request.
+fn seen_with(options: S3Options) -> Seen {
+    let server = S3Server::start();
+    // s3s-fs takes neither every storage class nor every kind of encryption.
+    server.fail_when(|_| Some(Fault::Reply { status: 200, headers: vec![], body: String::new() }));
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options).await;
+        store.put("k", &payload("{}")).await.expect("a plain 200");
+    });
+    server.last_request()
+}
+
+#[test]
+fn nothing_is_sent_that_was_not_asked_for() {
+    let seen = seen_with(options());
+    assert_eq!(seen.header("content-type"), Some("application/octet-stream"));
+    assert_eq!(seen.header("content-length"), Some("2"));
+    let body_hash = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    assert_eq!(seen.header("x-amz-content-sha256"), Some(body_hash));
+    let unwanted = |name: &str| {
+        name.starts_with("x-amz-checksum")
+            || name.starts_with("x-amz-server-side")
+            || ["x-amz-acl", "x-amz-storage-class", "x-amz-trailer", "content-encoding"]
+                .contains(&name)
+            || ["transfer-encoding", "expect", "x-amz-sdk-checksum-algorithm"].contains(&name)
+    };
+    let sent: Vec<_> = seen.headers.keys().map(|n| n.as_str()).filter(|n| unwanted(n)).collect();
+    assert!(sent.is_empty(), "{sent:?}");
+}
+
+#[test]
+fn every_option_is_a_header() {
+    let seen = seen_with(S3Options {
+        acl: Some("bucket-owner-full-control".into()),
+        storage_class: Some("GLACIER_IR".into()),
+        sse: Some("aws:kms".into()),
+        kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2".into()),
+        content_type: "application/json".into(),
+        ..options()
+    });
+    for (name, value) in [
+        ("x-amz-acl", "bucket-owner-full-control"),
+        ("x-amz-storage-class", "GLACIER_IR"),
+        ("x-amz-server-side-encryption", "aws:kms"),
+        ("x-amz-server-side-encryption-aws-kms-key-id", "arn:aws:kms:eu-west-1:1:key/2"),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(seen.header(name), Some(value), "{name}");
+    }
+    let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options() });
+    assert_eq!(seen.header("x-amz-server-side-encryption"), Some("AES256"));
+}
+
+#[test]
+fn a_checksum_is_a_header_and_never_a_trailer() {
+    for (checksum, name, value) in [
+        (Checksum::Crc32c, "x-amz-checksum-crc32c", "KXvQqg=="),
+        (Checksum::Crc64Nvme, "x-amz-checksum-crc64nvme", "Sv1wpwepjTw="),
+        (Checksum::Sha256, "x-amz-checksum-sha256", "RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o="),
+    ] {
+        let seen = seen_with(S3Options { checksum, ..options() });
+        assert_eq!(seen.header(name), Some(value), "{name}");
+        assert_eq!(seen.header("x-amz-trailer"), None);
+        assert_eq!(seen.header("content-encoding"), None);
+        assert_eq!(seen.header("content-length"), Some("2"));
+        assert!(!seen.header("x-amz-content-sha256").unwrap().starts_with("STREAMING"));
+    }
+    // s3s checks the sums it is given.
+    let server = S3Server::start();
+    on_executor(async {
+        for checksum in [Checksum::Crc32c, Checksum::Crc64Nvme, Checksum::Sha256] {
+            let (_aws, store) = store_with(&server, S3Options { checksum, ..options() }).await;
+            store.put("k", &payload("some bytes")).await.expect("the right sum");
+        }
+    });
+}
+
+#[test]
+fn a_custom_endpoint_is_path_style_unless_told_otherwise() {
+    let domain = "store.example";
+    let start = Options { domain: Some(domain.into()), ..Options::default() };
+    let server = S3Server::start_with(start);
+    on_executor(async {
+        let bucket_host = format!("{BUCKET}.{domain}");
+        let mut overrides = overrides(&server);
+        overrides.endpoint_url = Some(format!("http://{domain}"));
+        overrides.hosts = vec![host(domain, server.addr()), host(&bucket_host, server.addr())];
+        for (force, path, host) in [
+            (None, format!("/{BUCKET}/a%20b"), domain),
+            (Some(true), format!("/{BUCKET}/a%20b"), domain),
+            (Some(false), "/a%20b".to_owned(), bucket_host.as_str()),
+        ] {
+            let options = S3Options { force_path_style: force, ..options() };
+            let (_aws, store) = store_at(target(options), overrides.clone()).await;
+            store.put("a b", &payload("{}")).await.expect("signed for its host");
+            let seen = server.last_request();
+            assert_eq!(seen.path.split('?').next(), Some(path.as_str()));
+            assert_eq!(seen.header("host"), Some(host));
+        }
+    });
+}
+
+/// An authority of its own and a server certificate for `names`.
+fn tls_for(names: &[&str]) -> (Arc<ServerConfig>, CertificateDer<'static>, String) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+    let cert = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![cert.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    (Arc::new(config), authority.der().clone(), authority.pem())
+}
+
+/// AWS itself, as far as a name, a certificate and a signature go.
+#[test]
+fn aws_is_https_virtual_host_and_crc64nvme() {
+    let domain = "s3.eu-west-1.amazonaws.com";
+    let name = format!("{BUCKET}.{domain}");
+    let (tls, root, _) = tls_for(&[&name]);
+    let server = S3Server::start_with(Options { tls: Some(tls), domain: Some(domain.to_owned()) });
+    on_executor(async {
+        let mut overrides = overrides(&server);
+        overrides.endpoint_url = None;
+        overrides.region = Some("eu-west-1".into());
+        overrides.hosts = vec![host(&name, server.addr())];
+        overrides.roots = vec![root];
+        let (_aws, store) = store_at(target(options()), overrides).await;
+        store.put("k", &payload("{}")).await.expect("a put over TLS");
+        store.put("large", &payload(vec![1; 3_000_000])).await.expect("a large one");
+    });
+    assert_eq!(server.object("k"), Some(b"{}".to_vec()));
+    assert_eq!(server.object("large").map(|b| b.len()), Some(3_000_000));
+    assert_eq!(server.accepted_connections(), 1);
+    let seen = server.last_request();
+    assert_eq!(seen.header("host"), Some(name.as_str()));
+    assert!(seen.header("x-amz-checksum-crc64nvme").is_some());
+    assert_eq!(seen.header("x-amz-trailer"), None);
+    assert_eq!(seen.header("content-encoding"), None);
+    assert!(seen.header("authorization").unwrap().contains("/eu-west-1/s3/aws4_request"));
+}
+
+#[test]
+fn an_unknown_authority_is_refused_and_https_is_not_left() {
+    let (tls, root, _) = tls_for(&["localhost", "127.0.0.1"]);
+    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let plain = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options()).await;
+        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        assert_eq!((error.class, error.code.as_str()), (Class::Transient, "TlsFailed"));
+        assert!(error.message.contains("UnknownIssuer"), "{}", error.message);
+
+        let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
+        let (_aws, store) = store_at(target(options()), trusting).await;
+        store.put("k", &payload("{}")).await.expect("a known authority");
+        server.fail_next(Fault::redirect(&format!("{}/{BUCKET}/k", plain.url())));
+        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        assert_eq!(error.code, "TemporaryRedirect");
+        assert!(plain.requests().is_empty());
+    });
+}
+
+#[test]
+fn authorities_come_from_the_environment() {
+    let (tls, _, pem) = tls_for(&["127.0.0.1"]);
+    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("ca.pem");
+    std::fs::write(&bundle, pem).unwrap();
+    let bundle = bundle.to_str().unwrap();
+    let url = server.url();
+    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        let env = [
+            (variable, bundle),
+            ("AWS_ENDPOINT_URL_S3", &url),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+            ("HOME", "/nonexistent"),
+        ];
+        child::run("s3_credentials::child_puts_once", &env);
+    }
+    assert_eq!(server.requests().len(), 2);
+}

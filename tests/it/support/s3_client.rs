@@ -1,0 +1,98 @@
+//! The store under test against the in-process server: one executor that is control and core at
+//! once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use futures_lite::future;
+use glommio::timer::Timer;
+use glommio::{LocalExecutorBuilder, Placement};
+use millrace::aws::{self, Aws, Overrides, S3Target};
+use millrace::config::S3Options;
+use millrace::job::Payload;
+use millrace::store::s3::S3Store;
+
+use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
+
+/// Idle connections the stores here keep.
+pub const IDLE_MAX: usize = 8;
+
+/// A host that the resolver refuses by itself, without asking the network: a label of 64
+/// characters.
+pub const UNRESOLVABLE: &str =
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example";
+
+/// Runs `test` on a glommio executor of this thread; a test that hangs fails after 30 s.
+pub fn on_executor<T>(test: impl Future<Output = T>) -> T {
+    let executor = LocalExecutorBuilder::new(Placement::Unbound)
+        // Tests run side by side and share the process's locked memory.
+        .io_memory(64 << 10)
+        .make()
+        .expect("io_uring is allowed here");
+    executor.run(async {
+        let give_up = async {
+            Timer::new(Duration::from_secs(30)).await;
+            panic!("the test hangs");
+        };
+        future::or(test, give_up).await
+    })
+}
+
+/// Waits up to 5 s for `condition`.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            return;
+        }
+        Timer::new(Duration::from_millis(10)).await;
+    }
+    panic!("not within 5 s: {what}");
+}
+
+/// The defaults of `config`.
+pub fn options() -> S3Options {
+    S3Options {
+        content_type: "application/octet-stream".into(),
+        connect_timeout: Duration::from_secs(2),
+        ..S3Options::default()
+    }
+}
+
+pub fn target(options: S3Options) -> S3Target {
+    S3Target { bucket: BUCKET.into(), prefix: String::new(), options }
+}
+
+pub fn keys(access_key: &str, secret_key: &str) -> Option<Credentials> {
+    Some(Credentials::new(access_key, secret_key, None, None, "test"))
+}
+
+/// The server's own keys and address instead of the environment's.
+pub fn overrides(server: &S3Server) -> Overrides {
+    Overrides {
+        credentials: keys(ACCESS_KEY, SECRET_KEY),
+        region: Some("us-east-1".into()),
+        endpoint_url: Some(server.url()),
+        ..Overrides::default()
+    }
+}
+
+/// A host that resolves to the server, port included.
+pub fn host(name: &str, addr: SocketAddr) -> (String, Vec<SocketAddr>) {
+    (name.to_owned(), vec![addr])
+}
+
+/// A store on `server` with `options`; keep the [`Aws`] as long as the store.
+pub async fn store_with(server: &S3Server, options: S3Options) -> (Aws, S3Store) {
+    store_at(target(options), overrides(server)).await
+}
+
+pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, S3Store) {
+    let aws = aws::start(target, overrides).await.expect("everything is given");
+    let store = S3Store::new(aws.shared(), IDLE_MAX);
+    (aws, store)
+}
+
+pub fn payload(bytes: impl Into<Vec<u8>>) -> Payload {
+    Payload::from(bytes.into())
+}
