@@ -127,8 +127,7 @@ struct Decoder {
     zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
 }
 
-/// Compressed bytes fed to the decoder between two chances for other tasks to run; about 0.1 ms of work at most
-/// compression ratios, because each piece of output yields as well.
+/// Compressed bytes fed to the decoder between two chances for other tasks to run; each piece of output is one as well.
 const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
