@@ -535,20 +535,38 @@ mod tests {
     fn charged_bytes_never_exceed_the_budget_and_always_return() {
         let cells = &crate::metrics::cells(1)[0];
         let budget = BodyBudget::new(10_000, cells);
-        let mut body = ChargedBytes::new(&budget, None).unwrap();
-        assert_eq!(cells.body_bytes.value(), 4_096);
-        body.extend(&[1; 5_000], 9_000).unwrap();
+        let mut body = ChargedBytes::new(&budget, 20_000).unwrap();
+        assert_eq!(cells.body_bytes.value(), 4_096, "whatever was announced");
+        body.extend(&[1; 5_000]).unwrap();
         assert_eq!(cells.body_bytes.value(), 8_192);
-        assert!(ChargedBytes::new(&budget, Some(2_000)).is_err());
-        assert_eq!(body.extend(&[1; 4_000], 20_000), Err(BodyMemoryExhausted));
-        assert_eq!(
-            (body.len(), cells.body_bytes.value()),
-            (5_000, 8_192),
-            "a refusal adds nothing"
-        );
+        assert!(ChargedBytes::new(&budget, 2_000).is_err());
+        assert_eq!(body.extend(&[1; 4_000]), Err(BodyMemoryExhausted));
+        let after = (body.len(), cells.body_bytes.value());
+        assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();
-        assert_eq!(cells.body_bytes.value(), 5_000);
+        assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
         drop(body.hand_over());
+        assert_eq!(cells.body_bytes.value(), 0);
+    }
+
+    #[test]
+    fn charged_bytes_double_up_to_what_was_announced() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = BodyBudget::new(1 << 20, cells);
+        let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
+        let mut charges = vec![body.retained()];
+        while body.room() > 0 {
+            body.extend(&[7; 1_000]).unwrap();
+            assert!(body.retained() <= (2 * body.len()).max(4_096), "at most twice what came");
+            assert_eq!(cells.body_bytes.value(), body.retained() as u64);
+            charges.push(body.retained());
+        }
+        charges.dedup();
+        assert_eq!(charges, [4_096, 8_192, 16_384, 32_768, 65_536, 100_000]);
+        assert_eq!(body.as_slice(), vec![7; 100_000]);
+        // A body announced small takes what it says and no more.
+        assert_eq!(ChargedBytes::new(&budget, 12).unwrap().retained(), 12);
+        drop(body);
         assert_eq!(cells.body_bytes.value(), 0);
     }
 }
