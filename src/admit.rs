@@ -84,9 +84,8 @@ impl Admission {
         })
     }
 
-    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
-    /// the next await: push at once.
-    pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
+    /// The room a request needs, or `None` if it is not there now or others stand in line for it.
+    pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
         if need.slots > self.ring.capacity() {
             let (given, max) = (need.slots, self.ring.capacity());
             return Err(Refusal::TooManyPayloads { given, max });
@@ -97,8 +96,15 @@ impl Admission {
         if self.ring.is_closed() {
             return Err(Refusal::Closed);
         }
-        if self.line.borrow().is_empty() && self.fits(need) {
-            return Ok(self.take(need));
+        let free = self.line.borrow().is_empty() && self.fits(need);
+        Ok(free.then(|| self.take(need)))
+    }
+
+    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
+    /// the next await: push at once.
+    pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
+        if let Some(permit) = self.admit_now(need)? {
+            return Ok(permit);
         }
         if wait.is_zero() {
             return Err(self.full(need, self.next_ticket.get()));
