@@ -84,9 +84,8 @@ impl Admission {
         })
     }
 
-    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
-    /// the next await: push at once.
-    pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
+    /// The room a request needs, or `None` if it is not there now or others stand in line for it.
+    pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
         if need.slots > self.ring.capacity() {
             let (given, max) = (need.slots, self.ring.capacity());
             return Err(Refusal::TooManyPayloads { given, max });
@@ -97,8 +96,15 @@ impl Admission {
         if self.ring.is_closed() {
             return Err(Refusal::Closed);
         }
-        if self.line.borrow().is_empty() && self.fits(need) {
-            return Ok(self.take(need));
+        let free = self.line.borrow().is_empty() && self.fits(need);
+        Ok(free.then(|| self.take(need)))
+    }
+
+    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
+    /// the next await: push at once.
+    pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
+        if let Some(permit) = self.admit_now(need)? {
+            return Ok(permit);
         }
         if wait.is_zero() {
             return Err(self.full(need, self.next_ticket.get()));
@@ -319,38 +325,41 @@ impl BodyBudget {
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     charged: usize,
+    max: usize,
     budget: Rc<BodyBudget>,
 }
 
 impl ChargedBytes {
-    /// The largest first allocation; beyond it a body pays for what it has sent, not for what it announced.
-    const FIRST_CAPACITY_MAX: usize = 64 * 1024;
-    const FIRST_CAPACITY_UNKNOWN: usize = 4 * 1024;
+    /// The first allocation; from there on capacity doubles, so a body pays for at most twice what it has sent,
+    /// whatever it announced. At the default limits, stalled clients on every connection of a core just use up its
+    /// budget: 16384 × 4 KiB = 64 MiB.
+    const FIRST_CAPACITY: usize = 4 * 1024;
 
-    /// Room for a body announced as `expected` bytes, or of unknown length.
-    pub fn new(
-        budget: &Rc<BodyBudget>,
-        expected: Option<usize>,
-    ) -> Result<ChargedBytes, BodyMemoryExhausted> {
-        let capacity =
-            expected.unwrap_or(Self::FIRST_CAPACITY_UNKNOWN).min(Self::FIRST_CAPACITY_MAX);
+    /// Room that will grow up to `max` bytes.
+    pub fn new(budget: &Rc<BodyBudget>, max: usize) -> Result<ChargedBytes, BodyMemoryExhausted> {
+        let capacity = max.min(Self::FIRST_CAPACITY);
         budget.change(0, capacity)?;
         let bytes = Vec::with_capacity(capacity);
-        Ok(ChargedBytes { bytes, charged: capacity, budget: budget.clone() })
+        Ok(ChargedBytes { bytes, charged: capacity, max, budget: budget.clone() })
     }
 
-    /// Appends `more`; never allocates beyond `max`, which the caller has checked the length against.
-    pub fn extend(&mut self, more: &[u8], max: usize) -> Result<(), BodyMemoryExhausted> {
+    /// Appends `more`, which the caller knows to fit in `max`.
+    pub fn extend(&mut self, more: &[u8]) -> Result<(), BodyMemoryExhausted> {
         let len = self.bytes.len() + more.len();
-        assert!(len <= max, "the caller checks the length first");
+        assert!(len <= self.max, "the caller checks the length first");
         if len > self.charged {
-            let capacity = len.max(self.charged * 2).min(max);
+            let capacity = len.max(self.charged * 2).min(self.max);
             self.budget.change(self.charged, capacity)?;
             self.charged = capacity;
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(more);
         Ok(())
+    }
+
+    /// How many bytes more may be appended.
+    pub fn room(&self) -> usize {
+        self.max - self.bytes.len()
     }
 
     pub fn len(&self) -> usize {
@@ -532,20 +541,38 @@ mod tests {
     fn charged_bytes_never_exceed_the_budget_and_always_return() {
         let cells = &crate::metrics::cells(1)[0];
         let budget = BodyBudget::new(10_000, cells);
-        let mut body = ChargedBytes::new(&budget, None).unwrap();
-        assert_eq!(cells.body_bytes.value(), 4_096);
-        body.extend(&[1; 5_000], 9_000).unwrap();
+        let mut body = ChargedBytes::new(&budget, 20_000).unwrap();
+        assert_eq!(cells.body_bytes.value(), 4_096, "whatever was announced");
+        body.extend(&[1; 5_000]).unwrap();
         assert_eq!(cells.body_bytes.value(), 8_192);
-        assert!(ChargedBytes::new(&budget, Some(2_000)).is_err());
-        assert_eq!(body.extend(&[1; 4_000], 20_000), Err(BodyMemoryExhausted));
-        assert_eq!(
-            (body.len(), cells.body_bytes.value()),
-            (5_000, 8_192),
-            "a refusal adds nothing"
-        );
+        assert!(ChargedBytes::new(&budget, 2_000).is_err());
+        assert_eq!(body.extend(&[1; 4_000]), Err(BodyMemoryExhausted));
+        let after = (body.len(), cells.body_bytes.value());
+        assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();
-        assert_eq!(cells.body_bytes.value(), 5_000);
+        assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
         drop(body.hand_over());
+        assert_eq!(cells.body_bytes.value(), 0);
+    }
+
+    #[test]
+    fn charged_bytes_double_up_to_what_was_announced() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = BodyBudget::new(1 << 20, cells);
+        let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
+        let mut charges = vec![body.retained()];
+        while body.room() > 0 {
+            body.extend(&[7; 1_000]).unwrap();
+            assert!(body.retained() <= (2 * body.len()).max(4_096), "at most twice what came");
+            assert_eq!(cells.body_bytes.value(), body.retained() as u64);
+            charges.push(body.retained());
+        }
+        charges.dedup();
+        assert_eq!(charges, [4_096, 8_192, 16_384, 32_768, 65_536, 100_000]);
+        assert_eq!(body.as_slice(), vec![7; 100_000]);
+        // A body announced small takes what it says and no more.
+        assert_eq!(ChargedBytes::new(&budget, 12).unwrap().retained(), 12);
+        drop(body);
         assert_eq!(cells.body_bytes.value(), 0);
     }
 }

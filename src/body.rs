@@ -95,12 +95,11 @@ impl BodyReader {
         if announced.is_some_and(|length| length > max as u64) {
             return Err(BodyError::TooLarge { max });
         }
-        let mut bytes = ChargedBytes::new(&self.budget, announced.map(|length| length as usize))?;
+        // hyper hands out no more than what was announced.
+        let room = announced.map_or(max, |length| length as usize);
+        let mut bytes = ChargedBytes::new(&self.budget, room)?;
         while let Some(data) = next_data(&mut body).await? {
-            if data.len() > max - bytes.len() {
-                return Err(BodyError::TooLarge { max });
-            }
-            bytes.extend(&data, max)?;
+            append(&mut bytes, &data, max)?;
         }
         bytes.shrink();
         Ok(bytes)
@@ -128,8 +127,7 @@ struct Decoder {
     zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
 }
 
-/// Compressed bytes fed to the decoder between two chances for other tasks to run; about 0.1 ms of work at most
-/// compression ratios, because each piece of output yields as well.
+/// Compressed bytes fed to the decoder between two chances for other tasks to run; each piece of output is one as well.
 const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
@@ -149,7 +147,7 @@ impl Decoder {
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let _turn = self.turn.acquire_permit(1).await.expect("never closed");
-        let mut out = ChargedBytes::new(budget, None)?;
+        let mut out = ChargedBytes::new(budget, max)?;
         match encoding {
             Encoding::Gzip => gunzip(&raw, &mut out, max).await?,
             _ => self.unzstd(&raw, &mut out, max).await?,
@@ -222,8 +220,104 @@ async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Resul
 }
 
 fn append(out: &mut ChargedBytes, piece: &[u8], max: usize) -> Result<(), BodyError> {
-    if piece.len() > max - out.len() {
+    if piece.len() > out.room() {
         return Err(BodyError::TooLarge { max });
     }
-    Ok(out.extend(piece, max)?)
+    Ok(out.extend(piece)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn of(values: &[&[u8]]) -> Result<Encoding, BodyError> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(CONTENT_ENCODING, HeaderValue::from_bytes(value).unwrap());
+        }
+        Encoding::of(&headers)
+    }
+
+    #[test]
+    fn one_known_encoding_or_none() {
+        for (values, encoding) in [
+            (&[][..], Encoding::Identity),
+            (&[&b""[..]], Encoding::Identity),
+            (&[b"Identity"], Encoding::Identity),
+            (&[b"gzip"], Encoding::Gzip),
+            (&[b" X-GZIP "], Encoding::Gzip),
+            (&[b"ZStd\t"], Encoding::Zstd),
+        ] {
+            assert_eq!(of(values), Ok(encoding), "{values:?}");
+        }
+        for values in [
+            &[&b"br"[..]][..],
+            &[b"gzip,"],
+            &[b"gzip, gzip"],
+            &[b"gzip", b"gzip"],
+            &[b"identity", b""],
+            &[b"\xff"],
+        ] {
+            assert_eq!(of(values), Err(BodyError::UnsupportedEncoding), "{values:?}");
+        }
+    }
+
+    /// A reader's decoder and budget, on an executor, because decoding yields.
+    fn decode(
+        encoding: Encoding,
+        bytes: &[u8],
+        max: usize,
+        budget: usize,
+    ) -> (Result<Vec<u8>, BodyError>, u64) {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = BodyBudget::new(budget, cells);
+        let mut raw = ChargedBytes::new(&budget, bytes.len()).unwrap();
+        raw.extend(bytes).unwrap();
+        let decoded = glommio::LocalExecutor::default().run(async {
+            let decoder = Decoder::new();
+            // Twice: what the first leaves in the decoder must not reach the second.
+            let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
+            first.extend(&bytes[..bytes.len() / 2]).unwrap();
+            let _cut = decoder.decode(&budget, first, encoding, max).await;
+            decoder.decode(&budget, raw, encoding, max).await
+        });
+        let decoded = decoded.map(|bytes| bytes.as_slice().to_vec());
+        (decoded, cells.body_bytes.value())
+    }
+
+    fn packed(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
+        match encoding {
+            Encoding::Identity => bytes.to_vec(),
+            Encoding::Zstd => zstd::stream::encode_all(bytes, 3).unwrap(),
+            Encoding::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_is_exact_capped_and_leaves_no_charge() {
+        let noise: Vec<u8> =
+            (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            for length in [0, 1, DECODE_OUTPUT - 1, DECODE_OUTPUT, DECODE_OUTPUT + 1, noise.len()] {
+                let (plain, bytes) = (&noise[..length], packed(encoding, &noise[..length]));
+                let (decoded, charged) = decode(encoding, &bytes, length, 1 << 20);
+                assert_eq!((decoded.as_deref(), charged), (Ok(plain), 0), "{encoding:?} {length}");
+                if length > 0 {
+                    let (decoded, charged) = decode(encoding, &bytes, length - 1, 1 << 20);
+                    assert_eq!(
+                        (decoded, charged),
+                        (Err(BodyError::TooLarge { max: length - 1 }), 0)
+                    );
+                }
+            }
+            let bytes = packed(encoding, &noise);
+            let (decoded, charged) = decode(encoding, &bytes, 1 << 20, 2 * bytes.len());
+            assert_eq!((decoded, charged), (Err(BodyError::MemoryExhausted), 0), "{encoding:?}");
+        }
+    }
 }

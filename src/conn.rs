@@ -29,10 +29,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use smol_hyper::rt::FuturesIo;
 
-use crate::admit::{Need, Permit};
+use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{BodyError, Encoding};
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::parse::{self, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
 
@@ -241,34 +242,56 @@ async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (
 }
 
 /// Splits the body and queues its payloads, all or none.
-async fn admit(core: &Core, body: crate::admit::ChargedBytes) -> Answer {
-    let spans = {
+async fn admit(core: &Core, body: ChargedBytes) -> Answer {
+    let need = {
         let mut scratch = core.scratch.borrow_mut();
-        let collection = match crate::parse::parse(body.as_slice(), &mut scratch) {
-            Ok(collection) => collection,
-            Err(error) => return Answer::BadRequest(error.to_string()),
+        let payloads = match split(core, &body, &mut scratch) {
+            Ok([]) => return Answer::Accepted(0),
+            Ok(payloads) => payloads,
+            Err(answer) => return answer,
         };
-        if let Some(tokens) = &core.tokens
-            && !tokens.contains(collection.token.as_deref())
-        {
-            return Answer::Unauthorized;
+        let need = Need::of(payloads.len(), body.retained());
+        match core.admission.admit_now(need) {
+            Ok(Some(permit)) => return enqueue(core, body, permit, payloads),
+            Ok(None) => need,
+            Err(refusal) => return refusal.into(),
         }
-        collection.payloads.to_vec()
     };
-    if spans.is_empty() {
-        return Answer::Accepted(0);
+    // In line a request holds its body and nothing else: its spans could weigh four times that. They are found anew.
+    match core.admission.admit(need, core.config.enqueue_wait).await {
+        Ok(permit) => {
+            let mut scratch = core.scratch.borrow_mut();
+            match split(core, &body, &mut scratch) {
+                Ok(payloads) => enqueue(core, body, permit, payloads),
+                Err(answer) => answer,
+            }
+        }
+        Err(refusal) => refusal.into(),
     }
-    let need = Need::of(spans.len(), body.retained());
-    let permit = match core.admission.admit(need, core.config.enqueue_wait).await {
-        Ok(permit) => permit,
-        Err(refusal) => return refusal.into(),
-    };
+}
+
+/// The spans of the body's payloads, if it is a collection from somebody who may send one.
+fn split<'scratch>(
+    core: &Core,
+    body: &ChargedBytes,
+    scratch: &'scratch mut Scratch,
+) -> Result<&'scratch [Span], Answer> {
+    let collection = parse::parse(body.as_slice(), scratch)
+        .map_err(|error| Answer::BadRequest(error.to_string()))?;
+    match &core.tokens {
+        Some(tokens) if !tokens.contains(collection.token.as_deref()) => Err(Answer::Unauthorized),
+        _ => Ok(collection.payloads),
+    }
+}
+
+/// Queues the payloads of a body that has its permit.
+fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> Answer {
     let count = spans.len() as u64;
     let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
     let unix_nanos = unix_nanos();
     let first = core.seq.get();
     core.seq.set(first + count);
-    let payloads = Payload::split(body.hand_over(), permit, &spans);
+    let payloads = Payload::split(body.hand_over(), permit, spans);
     let jobs = payloads
         .enumerate()
         .map(|(at, payload)| Job { payload, stamp: Stamp { unix_nanos, seq: first + at as u64 } });

@@ -92,10 +92,11 @@ fn core_threads_are_pinned_and_others_are_not() {
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
         allowed.entry(comm.trim().to_owned()).or_default().push(list.unwrap().to_owned());
     }
-    println!("{allowed:?}");
     for core in [0, 1] {
-        let pinned = &allowed[&format!("millrace-core-{core}")];
-        assert_eq!(pinned, &[core.to_string()], "{allowed:?}");
+        // The executor's blocking thread inherits the name and must not share the pin.
+        let named = &allowed[&format!("millrace-core-{core}")];
+        let pinned = named.iter().filter(|list| **list == core.to_string());
+        assert_eq!(pinned.count(), 1, "{allowed:?}");
     }
     let main = &allowed["millrace"][0];
     assert!(main.contains(['-', ',']), "the control executor is not pinned: {allowed:?}");

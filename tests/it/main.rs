@@ -12,6 +12,7 @@ mod admin;
 mod backpressure;
 mod bulk;
 mod command_line;
+mod compression;
 mod contract;
 mod cores;
 mod dead_letter;
