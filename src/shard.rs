@@ -334,10 +334,6 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
 
     core.close();
-    // Whoever waits for room is told so, also when the steps below have no time left.
-    if core.cells.connections.value() > 0 {
-        sleep(REFUSALS_OUT).await;
-    }
     let idle = || core.ring.is_empty() && core.cells.workers_busy.value() == 0;
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
@@ -352,8 +348,6 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     bury_rest(core, started + limits.stop.exit);
 }
 
-/// How long requests that the closing ring turns away have to send their 503.
-const REFUSALS_OUT: Duration = Duration::from_millis(20);
 /// How often a drain looks whether it can go on; nothing else is delayed by it.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
