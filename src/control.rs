@@ -65,10 +65,27 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
 pub async fn serve(config: Config) -> Exit {
     match start(config).await {
         Ok(server) => server.run().await,
-        Err(error) => {
+        Err(StartFailure::Refused(error)) => {
             tracing::error!("{error}");
             Exit::Refused
         }
+        Err(StartFailure::Stopped) => {
+            tracing::info!("stopped before it served");
+            Exit::Clean
+        }
+    }
+}
+
+/// Why a server does not serve; nothing was accepted then.
+enum StartFailure {
+    Refused(String),
+    /// A signal came first.
+    Stopped,
+}
+
+impl From<String> for StartFailure {
+    fn from(error: String) -> StartFailure {
+        StartFailure::Refused(error)
     }
 }
 
@@ -114,7 +131,7 @@ struct Server {
     events: LocalReceiver<Event>,
 }
 
-async fn start(config: Config) -> Result<Server, String> {
+async fn start(config: Config) -> Result<Server, StartFailure> {
     let epoch = Instant::now();
     let config = Arc::new(config);
     let limits = Limits::new(&config);
@@ -173,7 +190,9 @@ async fn start(config: Config) -> Result<Server, String> {
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let server = Server { config, limits, cells, bells, listeners, stopping, events };
-    server.until_serving().await?;
+    server.until_all(CoreState::Ready).await?;
+    // Only now do cores accept: up to here nothing can have been acknowledged.
+    server.order_all();
     server.announce(address, admin_address, epoch);
     Ok(server)
 }
@@ -240,21 +259,23 @@ fn start_admin(config: &Config, admin: Admin) -> Result<Option<SocketAddr>, Stri
 }
 
 impl Server {
-    async fn until_serving(&self) -> Result<(), String> {
+    async fn until_all(&self, state: CoreState) -> Result<(), StartFailure> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             for (cells, id) in self.cells.iter().zip(&self.config.cores) {
                 if cells.is(CoreState::Died) {
-                    return Err(format!("core {id} did not start; its error is logged above"));
+                    return Err(
+                        format!("core {id} did not start; its error is logged above").into()
+                    );
                 }
             }
-            if self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
+            if self.cells.iter().all(|cells| cells.is(state)) {
                 return Ok(());
             }
             match self.next_event(deadline).await {
-                Some(Event::Signal) => return Err("stopped while starting".to_owned()),
+                Some(Event::Signal) => return Err(StartFailure::Stopped),
                 Some(Event::Bell) => {}
-                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
+                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}").into()),
             }
         }
     }
@@ -319,7 +340,7 @@ impl Server {
         self.events.recv().or(time_up).await
     }
 
-    /// One byte to every core: the first means drain, the second hurry.
+    /// One byte to every core: the first means serve, the second drain, the third hurry.
     fn order_all(&self) {
         for bell in &self.bells {
             let mut bell = bell;
