@@ -19,7 +19,7 @@ use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::ClientConfig;
 use glommio::Task;
 
-use crate::config::{Checksum, S3Options};
+use crate::config::{Checksum, S3Options, SignPayload};
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
 use crate::store::{StoreSeed, s3, tls};
@@ -205,6 +205,16 @@ impl AwsShared {
             Checksum::Auto if self.is_aws() => Checksum::Crc64Nvme,
             Checksum::Auto => Checksum::None,
             chosen => chosen,
+        }
+    }
+
+    /// Whether signatures cover the payload, `Auto` decided: TLS protects it as well, and nothing else
+    /// does.
+    pub fn sign_payload(&self) -> bool {
+        match self.target.options.sign_payload {
+            SignPayload::Auto => !self.https(),
+            SignPayload::Always => true,
+            SignPayload::Never => false,
         }
     }
 

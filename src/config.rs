@@ -94,6 +94,28 @@ pub struct S3Options {
     /// `CONTENT_TYPE`, by default `application/octet-stream`.
     pub content_type: String,
     pub connect_timeout: Duration,
+    pub client: S3Client,
+    pub sign_payload: SignPayload,
+}
+
+/// `S3_CLIENT`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum S3Client {
+    /// The lean PUT of `store::direct`.
+    #[default]
+    Direct,
+    /// `aws-sdk-s3`, for comparison.
+    Sdk,
+}
+
+/// `S3_SIGN_PAYLOAD`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SignPayload {
+    /// Over plain http only: TLS protects the payload as well.
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// `S3_CHECKSUM`.
@@ -315,6 +337,8 @@ fn read_s3(r: &mut Reader<'_>) -> S3Options {
         checksum: r.take("S3_CHECKSUM", value::checksum),
         content_type: r.take("CONTENT_TYPE", value::content_type),
         connect_timeout: r.take("S3_CONNECT_TIMEOUT", value::time(MILLISECOND..=10 * MINUTE)),
+        client: r.take("S3_CLIENT", value::s3_client),
+        sign_payload: r.take("S3_SIGN_PAYLOAD", value::sign_payload),
     }
 }
 

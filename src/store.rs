@@ -3,6 +3,7 @@
 //! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
 //! await; what it was writing then either appears whole under its key or not at all.
 
+pub(crate) mod account;
 pub mod classify;
 pub mod clock;
 pub(crate) mod connector;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::aws::AwsShared;
+use crate::config::S3Client;
 use crate::job::{Origin, Payload};
 use faulty::{FaultPlan, Faulty};
 
@@ -64,6 +66,9 @@ pub enum Store {
     File(file::FileStore),
     /// Confirms everything and keeps nothing: for benchmarks.
     Null,
+    /// S3 by the lean client.
+    Direct(Box<direct::DirectStore>),
+    /// S3 by `aws-sdk-s3`.
     S3(s3::S3Store),
     Faulty(Box<faulty::Faulty>),
 }
@@ -78,6 +83,7 @@ impl Store {
         match self {
             Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
+            Store::Direct(store) => store.put(key, payload).await,
             Store::S3(store) => store.put(key, payload).await,
             Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
         }
@@ -104,11 +110,22 @@ impl StoreSeed {
                 Store::File(file::FileStore::new(root, &format!("{}-{}", origin.node, origin.core)))
             }
             StoreSeed::Null => Store::Null,
-            StoreSeed::S3 { shared, idle_max } => Store::S3(s3::S3Store::new(shared, idle_max)),
+            StoreSeed::S3 { shared, idle_max } => s3_store(shared, idle_max),
         };
         match plan {
             Some(plan) => Store::Faulty(Box::new(Faulty::new(store, plan, stream as u64))),
             None => store,
         }
     }
+}
+
+/// The client that was asked for, or the SDK for buckets that only it can write to.
+fn s3_store(shared: Arc<AwsShared>, idle_max: usize) -> Store {
+    if shared.target().options.client == S3Client::Direct {
+        match direct::DirectStore::new(shared.clone(), idle_max) {
+            Ok(store) => return Store::Direct(Box::new(store)),
+            Err(why) => tracing::warn!(%why, "S3_CLIENT=direct cannot write here, using sdk"),
+        }
+    }
+    Store::S3(s3::S3Store::new(shared, idle_max))
 }

@@ -135,6 +135,10 @@ pub const SETTINGS: &[Setting] = &[
         "Checksum header of every PUT: `auto`, `none`, `crc32c`, `crc64nvme` or `sha256`; `auto` is crc64nvme on AWS and none on a custom endpoint."),
     row(S3, "S3_CONNECT_TIMEOUT", "TIME", "3s",
         "Longest time to open a connection to the store, TLS included."),
+    row(S3, "S3_CLIENT", "KIND", "direct",
+        "What sends the PUTs: `direct`, millrace's own client, or `sdk`, aws-sdk-s3, which costs several times the CPU and is there for comparison."),
+    row(S3, "S3_SIGN_PAYLOAD", "WHEN", "auto",
+        "Whether signatures cover the payload: `always`, `never`, or `auto`, over plain http only, for TLS protects it as well."),
 
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
         "From SIGTERM or SIGINT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),

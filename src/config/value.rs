@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Checksum, LogFormat, StoreUrl};
+use super::{Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -260,6 +260,23 @@ pub(super) fn checksum(text: &str) -> Parsed<Checksum> {
         "crc64nvme" => Ok(Checksum::Crc64Nvme),
         "sha256" => Ok(Checksum::Sha256),
         _ => Err("give auto, none, crc32c, crc64nvme or sha256".into()),
+    }
+}
+
+pub(super) fn s3_client(text: &str) -> Parsed<S3Client> {
+    match text {
+        "direct" => Ok(S3Client::Direct),
+        "sdk" => Ok(S3Client::Sdk),
+        _ => Err("give direct or sdk".into()),
+    }
+}
+
+pub(super) fn sign_payload(text: &str) -> Parsed<SignPayload> {
+    match text {
+        "auto" => Ok(SignPayload::Auto),
+        "always" => Ok(SignPayload::Always),
+        "never" => Ok(SignPayload::Never),
+        _ => Err("give auto, always or never".into()),
     }
 }
 

@@ -20,7 +20,7 @@ use smol_hyper::rt::FuturesIo;
 use super::dial::{Dialer, LinkError, Origin};
 
 /// A connection idle for longer is closed, not reused: stores close theirs soon after.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection whose answer came before its request was fully sent may take to become
 /// reusable.

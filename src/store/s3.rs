@@ -84,11 +84,14 @@ impl S3Store {
     }
 
     async fn attempt(&self, key: &str, payload: &Payload, target: Option<String>) -> PutResult {
-        let put = self.request(key, payload);
+        let mut put = self.request(key, payload).customize();
+        if !self.shared.sign_payload() {
+            put = put.disable_payload_signing();
+        }
         let sent = match target {
             // Before signing, so that the signature names the new host.
             Some(url) => {
-                let redirected = put.customize().mutate_request(move |request| {
+                let redirected = put.mutate_request(move |request| {
                     // The address was checked when the redirect was taken.
                     let _ = request.set_uri(url.as_str());
                 });

@@ -25,6 +25,7 @@ mod limits;
 mod smoke;
 mod start;
 
+mod s3_answers;
 mod s3_credentials;
 mod s3_faults;
 mod s3_probe;

@@ -10,26 +10,46 @@ use std::time::Duration;
 use aws_smithy_types::date_time::Format;
 use glommio::timer::Timer;
 use millrace::aws::{self, Overrides, StartError};
+use millrace::config::S3Client;
 use millrace::store::Class;
-use millrace::store::s3::S3Store;
 
 use crate::support::child;
 use crate::support::imds::{Imds, RoleKeys};
 use crate::support::s3::{ACCESS_KEY, Fault, S3Server, SECRET_KEY};
 use crate::support::s3_client::{
-    eventually, on_executor, options, overrides, payload, store_at, target,
+    eventually, on_both_clients, on_executor, options, overrides, payload, store_at, store_of,
+    target,
 };
 
 /// Nothing of this machine's: no home, no metadata service.
 const BARE: [(&str, &str); 2] = [("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")];
 
-fn run(name: &str, env: &[(&str, &str)]) {
-    let env: Vec<_> = BARE.iter().chain(env).copied().collect();
+on_both_clients!(
+    environment_variables,
+    profile_files,
+    ecs_container_credentials,
+    web_identity,
+    keys_the_store_calls_expired_are_replaced,
+    short_lived_keys_are_replaced_ahead_of_expiry,
+    keys_that_cannot_be_renewed_become_store_wide,
+    keys_known_to_be_expired_are_not_sent,
+);
+
+fn run(client: S3Client, name: &str, env: &[(&str, &str)]) {
+    let client = match client {
+        S3Client::Direct => "direct",
+        S3Client::Sdk => "sdk",
+    };
+    let env: Vec<_> = BARE.iter().chain(env).copied().chain([("CLIENT", client)]).collect();
     child::run(&format!("s3_credentials::{name}"), &env);
 }
 
 async fn from_environment() -> Result<aws::Aws, StartError> {
-    aws::start(target(options()), Overrides::default()).await
+    let client = match std::env::var("CLIENT").as_deref() {
+        Ok("sdk") => S3Client::Sdk,
+        _ => S3Client::Direct,
+    };
+    aws::start(target(options(client)), Overrides::default()).await
 }
 
 async fn refused() -> String {
@@ -41,13 +61,12 @@ async fn refused() -> String {
 fn child_puts_once() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");
-        let store = S3Store::new(aws.shared(), 1);
+        let store = store_of(&aws, 1);
         store.put("k", &payload("{}")).await.expect("a put");
     });
 }
 
-#[test]
-fn environment_variables() {
+fn environment_variables(client: S3Client) {
     let server = S3Server::start();
     let url = server.url();
     let keys = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
@@ -58,7 +77,7 @@ fn environment_variables() {
         let mut env = keys.to_vec();
         env.push((endpoint, &url));
         env.extend(region.map(|r| ("AWS_REGION", r)));
-        run("child_puts_once", &env);
+        run(client, "child_puts_once", &env);
         let seen = server.last_request();
         let authorization = seen.header("authorization").unwrap();
         assert!(authorization.contains(&format!("/{signed_for}/s3/")), "{authorization}");
@@ -71,8 +90,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-#[test]
-fn profile_files() {
+fn profile_files(client: S3Client) {
     let server = S3Server::start();
     let config = file(&format!(
         "[profile ingest]\nregion = sa-east-1\nservices = mine\n\
@@ -83,6 +101,7 @@ fn profile_files() {
         "[ingest]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
     ));
     run(
+        client,
         "child_puts_once",
         &[
             ("AWS_PROFILE", "ingest"),
@@ -100,8 +119,7 @@ fn soon() -> String {
     later.fmt(Format::DateTime).unwrap()
 }
 
-#[test]
-fn ecs_container_credentials() {
+fn ecs_container_credentials(client: S3Client) {
     let server = S3Server::start();
     let agent = S3Server::start();
     agent.fail_when(|_| {
@@ -114,6 +132,7 @@ fn ecs_container_credentials() {
     });
     let full_uri = format!("{}/role", agent.url());
     run(
+        client,
         "child_puts_once",
         &[
             ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &full_uri),
@@ -123,8 +142,7 @@ fn ecs_container_credentials() {
     assert_eq!(server.last_request().header("x-amz-security-token"), Some("tok"));
 }
 
-#[test]
-fn web_identity() {
+fn web_identity(client: S3Client) {
     let server = S3Server::start();
     let sts = S3Server::start();
     sts.fail_when(|_| {
@@ -141,6 +159,7 @@ fn web_identity() {
     });
     let token = file("a-web-identity-token");
     run(
+        client,
         "child_puts_once",
         &[
             ("AWS_WEB_IDENTITY_TOKEN_FILE", token.path().to_str().unwrap()),
@@ -180,7 +199,7 @@ fn metadata_gives_region_and_keys() {
         ("AWS_EC2_METADATA_DISABLED", "false".to_owned()),
     ];
     let env: Vec<_> = env.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    run("child_finds_region_and_keys_in_metadata", &env);
+    run(S3Client::Direct, "child_finds_region_and_keys_in_metadata", &env);
 }
 
 #[test]
@@ -188,7 +207,7 @@ fn metadata_gives_region_and_keys() {
 fn child_outlives_its_first_keys() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");
-        let store = S3Store::new(aws.shared(), 1);
+        let store = store_of(&aws, 1);
         store.put("a", &payload("{}")).await.expect("the first keys");
         let error = store.put("b", &payload("{}")).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "ExpiredToken"));
@@ -198,8 +217,7 @@ fn child_outlives_its_first_keys() {
     });
 }
 
-#[test]
-fn keys_the_store_calls_expired_are_replaced() {
+fn keys_the_store_calls_expired_are_replaced(client: S3Client) {
     let server = S3Server::start();
     server.add_keys("AKIDSECOND", SECRET_KEY);
     server.fail_when(|seen| {
@@ -209,6 +227,7 @@ fn keys_the_store_calls_expired_are_replaced() {
     let imds = Imds::start(|n| role(if n == 0 { ACCESS_KEY } else { "AKIDSECOND" }, 3600));
     let (imds_url, s3_url) = (imds.url(), server.url());
     run(
+        client,
         "child_outlives_its_first_keys",
         &[
             ("AWS_EC2_METADATA_DISABLED", "false"),
@@ -225,7 +244,7 @@ fn keys_the_store_calls_expired_are_replaced() {
 fn child_keeps_putting_across_expiry() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");
-        let store = S3Store::new(aws.shared(), 1);
+        let store = store_of(&aws, 1);
         for i in 0..50 {
             store.put(&format!("k{i}"), &payload("{}")).await.expect("never expired");
             Timer::new(Duration::from_millis(100)).await;
@@ -234,12 +253,12 @@ fn child_keeps_putting_across_expiry() {
     });
 }
 
-#[test]
-fn short_lived_keys_are_replaced_ahead_of_expiry() {
+fn short_lived_keys_are_replaced_ahead_of_expiry(client: S3Client) {
     let server = S3Server::start();
     let imds = Imds::start(|_| role(ACCESS_KEY, 3));
     let (imds_url, s3_url) = (imds.url(), server.url());
     run(
+        client,
         "child_keeps_putting_across_expiry",
         &[
             ("AWS_EC2_METADATA_DISABLED", "false"),
@@ -250,12 +269,11 @@ fn short_lived_keys_are_replaced_ahead_of_expiry() {
     assert_eq!(server.objects().len(), 50);
 }
 
-#[test]
-fn keys_that_cannot_be_renewed_become_store_wide() {
+fn keys_that_cannot_be_renewed_become_store_wide(client: S3Client) {
     let server = S3Server::start();
     server.fail_when(|_| Some(Fault::error(400, "ExpiredToken")));
     on_executor(async {
-        let (aws, store) = store_at(target(options()), overrides(&server)).await;
+        let (aws, store) = store_at(target(options(client)), overrides(&server)).await;
         let put = async || store.put("k", &payload("{}")).await.unwrap_err().class;
         assert_eq!(put().await, Class::Transient);
         let shared = aws.shared();
@@ -264,8 +282,7 @@ fn keys_that_cannot_be_renewed_become_store_wide() {
     });
 }
 
-#[test]
-fn keys_known_to_be_expired_are_not_sent() {
+fn keys_known_to_be_expired_are_not_sent(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
         let past = std::time::SystemTime::now() - Duration::from_secs(60);
@@ -273,7 +290,7 @@ fn keys_known_to_be_expired_are_not_sent() {
         let keys =
             aws_credential_types::Credentials::new(ACCESS_KEY, SECRET_KEY, None, Some(past), "t");
         overrides.credentials = Some(keys);
-        let (_aws, store) = store_at(target(options()), overrides).await;
+        let (_aws, store) = store_at(target(options(client)), overrides).await;
         let error = store.put("k", &payload("{}")).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "ExpiredCredentials"));
         assert!(server.requests().is_empty());

@@ -8,16 +8,33 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use glommio::timer::Timer;
+use millrace::config::S3Client;
 use millrace::store::Class::{self, Object, StoreWide, Transient};
-use millrace::store::s3::S3Store;
+use millrace::store::Store;
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
 use crate::support::s3_client::{
-    UNRESOLVABLE, eventually, host, on_executor, options, overrides, payload, store_at, store_with,
-    target,
+    UNRESOLVABLE, eventually, host, idle_connections, on_both_clients, on_executor, options,
+    overrides, payload, store_at, store_with, target,
 };
 
-async fn put(store: &S3Store, key: &str) -> Result<(), (Class, String)> {
+on_both_clients!(
+    answers_have_their_class,
+    the_stores_own_message_is_kept,
+    really_wrong_keys_are_store_wide,
+    closed_in_the_middle_of_a_first_request_is_transient,
+    a_kept_connection_that_turns_out_closed_is_retried_once,
+    a_kept_connection_the_server_has_dropped_is_not_used,
+    an_answer_that_breaks_off_is_not_sent_again,
+    a_put_that_is_dropped_leaves_nothing_behind,
+    many_at_once_share_and_bound_the_pool,
+    the_next_address_is_tried,
+    no_listener_no_name_no_answer_to_a_connect,
+    a_temporary_redirect_is_followed_once,
+    a_skewed_clock_takes_the_stores_time,
+);
+
+async fn put(store: &Store, key: &str) -> Result<(), (Class, String)> {
     store.put(key, &payload("{}")).await.map_err(|e| (e.class, e.code))
 }
 
@@ -25,8 +42,7 @@ fn failed(class: Class, code: &str) -> Result<(), (Class, String)> {
     Err((class, code.to_owned()))
 }
 
-#[test]
-fn answers_have_their_class() {
+fn answers_have_their_class(client: S3Client) {
     let table = [
         (503, "SlowDown", Transient),
         (500, "InternalError", Transient),
@@ -46,7 +62,7 @@ fn answers_have_their_class() {
     ];
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         for (status, code, class) in table {
             server.fail_next(Fault::error(status, code));
             assert_eq!(put(&store, "k").await, failed(class, code));
@@ -61,43 +77,40 @@ fn answers_have_their_class() {
     assert_eq!(server.accepted_connections(), 1, "an error answer costs no connection");
 }
 
-#[test]
-fn the_stores_own_message_is_kept() {
+fn the_stores_own_message_is_kept(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::error_with(403, "AccessDenied", "User x may not PutObject", &[]));
         let error = store.put("k", &payload("{}")).await.unwrap_err();
         assert_eq!(error.message, "User x may not PutObject");
     });
 }
 
-#[test]
-fn really_wrong_keys_are_store_wide() {
+fn really_wrong_keys_are_store_wide(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
         let mut stranger = overrides(&server);
         stranger.credentials = crate::support::s3_client::keys("AKIDNOBODY", "secret");
-        let (_aws, store) = store_at(target(options()), stranger).await;
+        let (_aws, store) = store_at(target(options(client)), stranger).await;
         assert_eq!(put(&store, "k").await, failed(StoreWide, "InvalidAccessKeyId"));
 
         let mut mistyped = overrides(&server);
         mistyped.credentials = crate::support::s3_client::keys(ACCESS_KEY, "secret");
-        let (_aws, store) = store_at(target(options()), mistyped).await;
+        let (_aws, store) = store_at(target(options(client)), mistyped).await;
         assert_eq!(put(&store, "k").await, failed(StoreWide, "SignatureDoesNotMatch"));
     });
 }
 
-#[test]
-fn closed_in_the_middle_of_a_first_request_is_transient() {
+fn closed_in_the_middle_of_a_first_request_is_transient(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::Close);
         assert_eq!(put(&store, "k").await, failed(Transient, "ConnectionBroken"));
         assert_eq!(server.requests().len(), 1, "a new connection's failure is not retried here");
 
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::Close);
         let large = payload(vec![7; 10_000_000]);
         let error = store.put("large", &large).await.unwrap_err();
@@ -106,11 +119,10 @@ fn closed_in_the_middle_of_a_first_request_is_transient() {
     });
 }
 
-#[test]
-fn a_kept_connection_that_turns_out_closed_is_retried_once() {
+fn a_kept_connection_that_turns_out_closed_is_retried_once(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         assert_eq!(put(&store, "a").await, Ok(()));
         // The server closes just as the next request comes: the client could not have known.
         server.fail_next(Fault::Close);
@@ -127,11 +139,10 @@ fn a_kept_connection_that_turns_out_closed_is_retried_once() {
     });
 }
 
-#[test]
-fn a_kept_connection_the_server_has_dropped_is_not_used() {
+fn a_kept_connection_the_server_has_dropped_is_not_used(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::AnswerThenClose);
         assert_eq!(put(&store, "a").await, Ok(()));
         eventually("dropped", || server.open_connections() == 0).await;
@@ -143,11 +154,10 @@ fn a_kept_connection_the_server_has_dropped_is_not_used() {
     });
 }
 
-#[test]
-fn an_answer_that_breaks_off_is_not_sent_again() {
+fn an_answer_that_breaks_off_is_not_sent_again(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         assert_eq!(put(&store, "a").await, Ok(()));
         server.fail_next(Fault::CutAnswer);
         assert_eq!(put(&store, "b").await, failed(Transient, "ConnectionBroken"));
@@ -156,11 +166,10 @@ fn an_answer_that_breaks_off_is_not_sent_again() {
     });
 }
 
-#[test]
-fn a_put_that_is_dropped_leaves_nothing_behind() {
+fn a_put_that_is_dropped_leaves_nothing_behind(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         // On a new connection, on a kept one, and with most of a large body unsent.
         let stall = Fault::Stall(Duration::from_millis(200));
         for (fault, bytes, kept) in
@@ -177,20 +186,19 @@ fn a_put_that_is_dropped_leaves_nothing_behind() {
             };
             assert!(!future::or(put, give_up).await);
             eventually("its socket is closed", || server.open_connections() == 0).await;
-            assert_eq!(store.idle_connections(), 0);
+            assert_eq!(idle_connections(&store), 0);
         }
         assert_eq!(put(&store, "k").await, Ok(()));
-        assert_eq!(store.idle_connections(), 1);
+        assert_eq!(idle_connections(&store), 1);
         drop(store);
         eventually("the pool closed its own", || server.open_connections() == 0).await;
     });
 }
 
-#[test]
-fn many_at_once_share_and_bound_the_pool() {
+fn many_at_once_share_and_bound_the_pool(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         let store = std::rc::Rc::new(store);
         let puts: Vec<_> = (0..32)
             .map(|i| {
@@ -202,7 +210,7 @@ fn many_at_once_share_and_bound_the_pool() {
             assert_eq!(put.await, Ok(()));
         }
         assert_eq!(server.objects().len(), 32);
-        assert_eq!(store.idle_connections(), crate::support::s3_client::IDLE_MAX);
+        assert_eq!(idle_connections(&store), crate::support::s3_client::IDLE_MAX);
         eventually("the rest are closed", || {
             server.open_connections() == crate::support::s3_client::IDLE_MAX
         })
@@ -210,22 +218,20 @@ fn many_at_once_share_and_bound_the_pool() {
     });
 }
 
-#[test]
-fn the_next_address_is_tried() {
+fn the_next_address_is_tried(client: S3Client) {
     let server = S3Server::start();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     on_executor(async {
         let mut overrides = overrides(&server);
         overrides.endpoint_url = Some("http://store.example".into());
         overrides.hosts = vec![("store.example".into(), vec![closed, server.addr()])];
-        let (_aws, store) = store_at(target(options()), overrides).await;
+        let (_aws, store) = store_at(target(options(client)), overrides).await;
         assert_eq!(put(&store, "k").await, Ok(()));
         assert_eq!(server.last_request().header("host"), Some("store.example"));
     });
 }
 
-#[test]
-fn no_listener_no_name_no_answer_to_a_connect() {
+fn no_listener_no_name_no_answer_to_a_connect(client: S3Client) {
     let server = S3Server::start();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (_full, deaf) = deaf_listener();
@@ -237,7 +243,7 @@ fn no_listener_no_name_no_answer_to_a_connect() {
         ] {
             let mut overrides = overrides(&server);
             overrides.endpoint_url = Some(url);
-            let mut options = options();
+            let mut options = options(client);
             options.connect_timeout = Duration::from_millis(300);
             let (_aws, store) = store_at(target(options), overrides).await;
             let started = Instant::now();
@@ -260,13 +266,12 @@ fn deaf_listener() -> ((TcpListener, Vec<TcpStream>), SocketAddr) {
     ((listener, queued), addr)
 }
 
-#[test]
-fn a_temporary_redirect_is_followed_once() {
+fn a_temporary_redirect_is_followed_once(client: S3Client) {
     let (here, there) = (S3Server::start(), S3Server::start());
     on_executor(async {
         let mut overrides = overrides(&here);
         overrides.hosts = vec![host("other.example", there.addr())];
-        let (_aws, store) = store_at(target(options()), overrides).await;
+        let (_aws, store) = store_at(target(options(client)), overrides).await;
         // s3s checks the signature, which covers the host.
         let location = format!("http://other.example/{BUCKET}/a%20key");
         here.fail_next(Fault::redirect(&location));
@@ -288,11 +293,10 @@ fn a_temporary_redirect_is_followed_once() {
     });
 }
 
-#[test]
-fn a_skewed_clock_takes_the_stores_time() {
+fn a_skewed_clock_takes_the_stores_time(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         let date = [("date", "Fri, 01 Jan 2100 00:00:00 GMT")];
         server.fail_next(Fault::error_with(403, "RequestTimeTooSkewed", "skewed", &date));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));

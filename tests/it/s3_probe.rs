@@ -2,19 +2,20 @@
 
 use std::net::TcpListener;
 
-use millrace::aws::Overrides;
+use millrace::aws::{self, Overrides};
+use millrace::config::S3Client;
+use millrace::store::s3::S3Store;
 use millrace::store::s3::probe::{Probe, ProbeError};
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
-use crate::support::s3_client::{
-    UNRESOLVABLE, keys, on_executor, options, overrides, store_at, target,
-};
+use crate::support::s3_client::{UNRESOLVABLE, keys, on_executor, options, overrides, target};
 
 async fn probe_with(overrides: Overrides, bucket: &str) -> Result<Probe, ProbeError> {
-    let mut target = target(options());
+    let mut target = target(options(S3Client::default()));
     target.bucket = bucket.to_owned();
     target.prefix = "some/prefix-".into();
-    let (_aws, store) = store_at(target, overrides).await;
+    let aws = aws::start(target, overrides).await.expect("everything is given");
+    let store = S3Store::new(aws.shared(), 1);
     store.probe().await
 }
 

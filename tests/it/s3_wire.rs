@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace::config::{Checksum, S3Options};
+use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
 use millrace::store::Class;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio_rustls::rustls::ServerConfig;
@@ -12,8 +12,18 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use crate::support::child;
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY, Seen};
 use crate::support::s3_client::{
-    host, on_executor, options, overrides, payload, store_at, store_with, target,
+    host, on_both_clients, on_executor, options, overrides, payload, store_at, store_with, target,
 };
+
+on_both_clients!(
+    nothing_is_sent_that_was_not_asked_for,
+    every_option_is_a_header,
+    a_checksum_is_a_header_and_never_a_trailer,
+    a_custom_endpoint_is_path_style_unless_told_otherwise,
+    aws_is_https_virtual_host_and_crc64nvme,
+    an_unknown_authority_is_refused_and_https_is_not_left,
+    signatures_cover_the_payload_where_tls_does_not,
+);
 
 /// Puts `{}` under `k` with `options` to a server that only looks, and returns the request.
 fn seen_with(options: S3Options) -> Seen {
@@ -27,9 +37,8 @@ fn seen_with(options: S3Options) -> Seen {
     server.last_request()
 }
 
-#[test]
-fn nothing_is_sent_that_was_not_asked_for() {
-    let seen = seen_with(options());
+fn nothing_is_sent_that_was_not_asked_for(client: S3Client) {
+    let seen = seen_with(options(client));
     assert_eq!(seen.header("content-type"), Some("application/octet-stream"));
     assert_eq!(seen.header("content-length"), Some("2"));
     let body_hash = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
@@ -45,15 +54,14 @@ fn nothing_is_sent_that_was_not_asked_for() {
     assert!(sent.is_empty(), "{sent:?}");
 }
 
-#[test]
-fn every_option_is_a_header() {
+fn every_option_is_a_header(client: S3Client) {
     let seen = seen_with(S3Options {
         acl: Some("bucket-owner-full-control".into()),
         storage_class: Some("GLACIER_IR".into()),
         sse: Some("aws:kms".into()),
         kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2".into()),
         content_type: "application/json".into(),
-        ..options()
+        ..options(client)
     });
     for (name, value) in [
         ("x-amz-acl", "bucket-owner-full-control"),
@@ -64,18 +72,17 @@ fn every_option_is_a_header() {
     ] {
         assert_eq!(seen.header(name), Some(value), "{name}");
     }
-    let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options() });
+    let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options(client) });
     assert_eq!(seen.header("x-amz-server-side-encryption"), Some("AES256"));
 }
 
-#[test]
-fn a_checksum_is_a_header_and_never_a_trailer() {
+fn a_checksum_is_a_header_and_never_a_trailer(client: S3Client) {
     for (checksum, name, value) in [
         (Checksum::Crc32c, "x-amz-checksum-crc32c", "KXvQqg=="),
         (Checksum::Crc64Nvme, "x-amz-checksum-crc64nvme", "Sv1wpwepjTw="),
         (Checksum::Sha256, "x-amz-checksum-sha256", "RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o="),
     ] {
-        let seen = seen_with(S3Options { checksum, ..options() });
+        let seen = seen_with(S3Options { checksum, ..options(client) });
         assert_eq!(seen.header(name), Some(value), "{name}");
         assert_eq!(seen.header("x-amz-trailer"), None);
         assert_eq!(seen.header("content-encoding"), None);
@@ -86,14 +93,14 @@ fn a_checksum_is_a_header_and_never_a_trailer() {
     let server = S3Server::start();
     on_executor(async {
         for checksum in [Checksum::Crc32c, Checksum::Crc64Nvme, Checksum::Sha256] {
-            let (_aws, store) = store_with(&server, S3Options { checksum, ..options() }).await;
+            let (_aws, store) =
+                store_with(&server, S3Options { checksum, ..options(client) }).await;
             store.put("k", &payload("some bytes")).await.expect("the right sum");
         }
     });
 }
 
-#[test]
-fn a_custom_endpoint_is_path_style_unless_told_otherwise() {
+fn a_custom_endpoint_is_path_style_unless_told_otherwise(client: S3Client) {
     let domain = "store.example";
     let start = Options { domain: Some(domain.into()), ..Options::default() };
     let server = S3Server::start_with(start);
@@ -107,7 +114,7 @@ fn a_custom_endpoint_is_path_style_unless_told_otherwise() {
             (Some(true), format!("/{BUCKET}/a%20b"), domain),
             (Some(false), "/a%20b".to_owned(), bucket_host.as_str()),
         ] {
-            let options = S3Options { force_path_style: force, ..options() };
+            let options = S3Options { force_path_style: force, ..options(client) };
             let (_aws, store) = store_at(target(options), overrides.clone()).await;
             store.put("a b", &payload("{}")).await.expect("signed for its host");
             let seen = server.last_request();
@@ -139,8 +146,7 @@ fn tls_for(names: &[&str]) -> (Arc<ServerConfig>, CertificateDer<'static>, Strin
 }
 
 /// AWS itself, as far as a name, a certificate and a signature go.
-#[test]
-fn aws_is_https_virtual_host_and_crc64nvme() {
+fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
     let domain = "s3.eu-west-1.amazonaws.com";
     let name = format!("{BUCKET}.{domain}");
     let (tls, root, _) = tls_for(&[&name]);
@@ -151,7 +157,7 @@ fn aws_is_https_virtual_host_and_crc64nvme() {
         overrides.region = Some("eu-west-1".into());
         overrides.hosts = vec![host(&name, server.addr())];
         overrides.roots = vec![root];
-        let (_aws, store) = store_at(target(options()), overrides).await;
+        let (_aws, store) = store_at(target(options(client)), overrides).await;
         store.put("k", &payload("{}")).await.expect("a put over TLS");
         store.put("large", &payload(vec![1; 3_000_000])).await.expect("a large one");
     });
@@ -166,24 +172,98 @@ fn aws_is_https_virtual_host_and_crc64nvme() {
     assert!(seen.header("authorization").unwrap().contains("/eu-west-1/s3/aws4_request"));
 }
 
-#[test]
-fn an_unknown_authority_is_refused_and_https_is_not_left() {
+fn an_unknown_authority_is_refused_and_https_is_not_left(client: S3Client) {
     let (tls, root, _) = tls_for(&["localhost", "127.0.0.1"]);
     let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
     let plain = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
         let error = store.put("k", &payload("{}")).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "TlsFailed"));
         assert!(error.message.contains("UnknownIssuer"), "{}", error.message);
 
         let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
-        let (_aws, store) = store_at(target(options()), trusting).await;
+        let (_aws, store) = store_at(target(options(client)), trusting).await;
         store.put("k", &payload("{}")).await.expect("a known authority");
         server.fail_next(Fault::redirect(&format!("{}/{BUCKET}/k", plain.url())));
         let error = store.put("k", &payload("{}")).await.unwrap_err();
         assert_eq!(error.code, "TemporaryRedirect");
         assert!(plain.requests().is_empty());
+    });
+}
+
+fn signatures_cover_the_payload_where_tls_does_not(client: S3Client) {
+    let hash = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    for (sign_payload, expected) in [
+        (SignPayload::Auto, hash),
+        (SignPayload::Always, hash),
+        (SignPayload::Never, "UNSIGNED-PAYLOAD"),
+    ] {
+        let seen = seen_with(S3Options { sign_payload, ..options(client) });
+        assert_eq!(seen.header("x-amz-content-sha256"), Some(expected));
+    }
+    let (tls, root, _) = tls_for(&["127.0.0.1"]);
+    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    on_executor(async {
+        let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
+        for (sign_payload, expected) in [
+            (SignPayload::Auto, "UNSIGNED-PAYLOAD"),
+            (SignPayload::Always, hash),
+            (SignPayload::Never, "UNSIGNED-PAYLOAD"),
+        ] {
+            let options = S3Options { sign_payload, ..options(client) };
+            let (_aws, store) = store_at(target(options), trusting.clone()).await;
+            store.put("k", &payload("{}")).await.expect("a put over TLS");
+            let seen = server.last_request();
+            assert_eq!(seen.header("x-amz-content-sha256"), Some(expected));
+        }
+    });
+}
+
+/// Both clients' requests for the same objects, side by side.
+#[test]
+fn both_clients_send_the_same() {
+    let server = S3Server::start();
+    server.fail_when(|_| Some(Fault::Reply { status: 200, headers: vec![], body: String::new() }));
+    // All of ASCII, in a few keys, and characters of two, three and four bytes.
+    let ascii: Vec<char> = (0..=127u8).map(char::from).collect();
+    let mut keys: Vec<String> = ascii.chunks(40).map(|chars| chars.iter().collect()).collect();
+    keys.extend(["größe-ключ-鍵-🔑/./..//~", "/", "a%2Fb%", " a "].map(str::to_owned));
+    on_executor(async {
+        for key in &keys {
+            let mut sent = Vec::new();
+            for client in [S3Client::Direct, S3Client::Sdk] {
+                let options = S3Options {
+                    acl: Some("private".into()),
+                    storage_class: Some("STANDARD_IA".into()),
+                    sse: Some("aws:kms".into()),
+                    kms_key_id: Some("key id".into()),
+                    checksum: Checksum::Crc64Nvme,
+                    ..options(client)
+                };
+                let (_aws, store) = store_at(target(options), overrides(&server)).await;
+                store.put(key, &payload("{}")).await.expect("a plain 200");
+                sent.push(server.last_request());
+            }
+            let [direct, sdk] = &sent[..] else { panic!("two requests") };
+            // The SDK marks its operation in the query, which stores ignore.
+            let sdk_path = sdk.path.trim_end_matches("?x-id=PutObject");
+            assert_eq!(direct.path, sdk_path, "{key:?}");
+            // What names the client itself, its attempt, its time and its signature differs.
+            let differs = ["x-amz-date", "authorization", "user-agent"];
+            let own = ["x-amz-user-agent", "amz-sdk-invocation-id", "amz-sdk-request"];
+            for (name, value) in &sdk.headers {
+                let name = name.as_str();
+                if own.contains(&name) || name == "x-amz-sdk-checksum-algorithm" {
+                    continue;
+                }
+                let ours = direct.headers.get(name).unwrap_or_else(|| panic!("{name} is not sent"));
+                assert!(ours == value || differs.contains(&name), "{name}: {ours:?}, {value:?}");
+            }
+            for name in direct.headers.keys() {
+                assert!(sdk.headers.contains_key(name), "{name} is sent by us alone");
+            }
+        }
     });
 }
 

@@ -6,6 +6,7 @@
 
 use aws_credential_types::Credentials;
 use millrace::aws::{self, Overrides, S3Target};
+use millrace::config::S3Client;
 use millrace::job::Origin;
 use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
@@ -15,7 +16,7 @@ use millrace::store::{Class, Store, StoreSeed};
 use crate::support::child;
 use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::s3_client::{
-    on_executor, options, overrides, payload, store_at, store_with, target,
+    on_both_clients, on_executor, options, overrides, payload, store_at, store_with, target,
 };
 
 /// Keys that some layer could spoil: escaping, signing, splitting.
@@ -36,6 +37,8 @@ const AWKWARD_KEYS: &[&str] = &[
     "-leading-dash",
     "1700000000000000000-00ff00ff00ff00ff-0-1.json",
 ];
+
+on_both_clients!(s3_in_process_under_faults, s3_in_process, s3_in_process_under_a_prefix);
 
 /// Puts, overwrites and reads back; `read` gets a key below the store's own prefix.
 async fn conformance(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
@@ -94,37 +97,34 @@ fn file_plain_and_under_faults() {
     }
 }
 
-#[test]
-fn s3_in_process_under_faults() {
+fn s3_in_process_under_faults(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let aws = aws::start(target(options()), overrides(&server)).await.unwrap();
+        let aws = aws::start(target(options(client)), overrides(&server)).await.unwrap();
         let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: 1 };
         let store = seed.build(&origin(), faults(), 0);
         conformance(&store, async |key: &str| server.object(key)).await;
     });
 }
 
-#[test]
-fn s3_in_process() {
+fn s3_in_process(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let (_aws, store) = store_with(&server, options()).await;
-        conformance(&Store::S3(store), async |key: &str| server.object(key)).await;
+        let (_aws, store) = store_with(&server, options(client)).await;
+        conformance(&store, async |key: &str| server.object(key)).await;
     });
     // Every answer was read to its end and every connection used again.
     assert_eq!(server.accepted_connections(), 1);
 }
 
-#[test]
-fn s3_in_process_under_a_prefix() {
+fn s3_in_process_under_a_prefix(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let mut target = target(options());
+        let mut target = target(options(client));
         target.prefix = "a folder/and-".into();
         let (_aws, store) = store_at(target, overrides(&server)).await;
         let read = async |key: &str| server.object(&format!("a folder/and-{key}"));
-        conformance(&Store::S3(store), read).await;
+        conformance(&store, read).await;
     });
 }
 
@@ -136,20 +136,24 @@ fn s3_named_by_the_environment() {
         eprintln!("skipped: S3_TEST_ENDPOINT is not set");
         return;
     };
-    on_executor(async {
-        let mut target = target(options());
-        target.bucket = std::env::var("S3_TEST_BUCKET").unwrap_or_else(|_| BUCKET.into());
-        target.prefix = format!("millrace-suite-{}/", std::process::id());
-        let overrides = Overrides {
-            endpoint_url: (!endpoint.is_empty()).then_some(endpoint),
-            credentials: None::<Credentials>,
-            ..Overrides::default()
-        };
-        let (aws, store) = store_at(target.clone(), overrides).await;
-        let reader = S3Store::new(aws.shared(), 1);
-        let read = async |key: &str| read_back(&reader, &target, key).await;
-        conformance(&Store::S3(store), read).await;
-    });
+    for client in [S3Client::Direct, S3Client::Sdk] {
+        on_executor(named_by_the_environment(client, &endpoint));
+    }
+}
+
+async fn named_by_the_environment(client: S3Client, endpoint: &str) {
+    let mut target = target(options(client));
+    target.bucket = std::env::var("S3_TEST_BUCKET").unwrap_or_else(|_| BUCKET.into());
+    target.prefix = format!("millrace-suite-{}/", std::process::id());
+    let overrides = Overrides {
+        endpoint_url: (!endpoint.is_empty()).then(|| endpoint.to_owned()),
+        credentials: None::<Credentials>,
+        ..Overrides::default()
+    };
+    let (aws, store) = store_at(target.clone(), overrides).await;
+    let reader = S3Store::new(aws.shared(), 1);
+    let read = async |key: &str| read_back(&reader, &target, key).await;
+    conformance(&store, read).await;
 }
 
 #[test]

@@ -9,9 +9,9 @@ use futures_lite::future;
 use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement};
 use millrace::aws::{self, Aws, Overrides, S3Target};
-use millrace::config::S3Options;
-use millrace::job::Payload;
-use millrace::store::s3::S3Store;
+use millrace::config::{S3Client, S3Options};
+use millrace::job::{Origin, Payload};
+use millrace::store::{Store, StoreSeed};
 
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
@@ -50,9 +50,24 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     panic!("not within 5 s: {what}");
 }
 
-/// The defaults of `config`.
-pub fn options() -> S3Options {
+/// Runs each of these scenarios, functions of an [`S3Client`], on both clients: as `direct::NAME` and
+/// as `sdk::NAME`.
+macro_rules! on_both_clients {
+    ($($scenario:ident),+ $(,)?) => {
+        mod direct {
+            $(#[test] fn $scenario() { super::$scenario(millrace::config::S3Client::Direct); })+
+        }
+        mod sdk {
+            $(#[test] fn $scenario() { super::$scenario(millrace::config::S3Client::Sdk); })+
+        }
+    };
+}
+pub(crate) use on_both_clients;
+
+/// The defaults of `config`, but for the client.
+pub fn options(client: S3Client) -> S3Options {
     S3Options {
+        client,
         content_type: "application/octet-stream".into(),
         connect_timeout: Duration::from_secs(2),
         ..S3Options::default()
@@ -83,14 +98,35 @@ pub fn host(name: &str, addr: SocketAddr) -> (String, Vec<SocketAddr>) {
 }
 
 /// A store on `server` with `options`; keep the [`Aws`] as long as the store.
-pub async fn store_with(server: &S3Server, options: S3Options) -> (Aws, S3Store) {
+pub async fn store_with(server: &S3Server, options: S3Options) -> (Aws, Store) {
     store_at(target(options), overrides(server)).await
 }
 
-pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, S3Store) {
+pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, Store) {
     let aws = aws::start(target, overrides).await.expect("everything is given");
-    let store = S3Store::new(aws.shared(), IDLE_MAX);
+    let store = store_of(&aws, IDLE_MAX);
     (aws, store)
+}
+
+/// A store with the client that `aws`'s options name.
+pub fn store_of(aws: &Aws, idle_max: usize) -> Store {
+    let shared = aws.shared();
+    let client = shared.target().options.client;
+    let origin = Origin { node: "test".into(), core: 0 };
+    let store = StoreSeed::S3 { shared, idle_max }.build(&origin, None, 0);
+    match (&store, client) {
+        (Store::Direct(_), S3Client::Direct) | (Store::S3(_), S3Client::Sdk) => store,
+        _ => panic!("not the client that was asked for: {client:?}"),
+    }
+}
+
+/// Connections of `store` that wait for a request.
+pub fn idle_connections(store: &Store) -> usize {
+    match store {
+        Store::Direct(store) => store.idle_connections(),
+        Store::S3(store) => store.idle_connections(),
+        _ => panic!("no S3 store"),
+    }
 }
 
 pub fn payload(bytes: impl Into<Vec<u8>>) -> Payload {

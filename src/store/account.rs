@@ -1,0 +1,85 @@
+//! What both S3 clients do with credentials, the store's clock and its refusals, so that a payload
+//! fares the same on either.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_smithy_async::time::TimeSource;
+
+use super::clock::ClockOffset;
+use super::dial::{LinkError, Origin};
+use super::keys::SnapshotKeys;
+use super::{Class, PutError, classify, connector};
+use crate::aws::{AwsShared, Keys};
+
+/// One core's standing with the store.
+pub(crate) struct Account {
+    pub(crate) shared: Arc<AwsShared>,
+    pub(crate) keys: SnapshotKeys,
+    pub(crate) clock: ClockOffset,
+}
+
+/// An answer that is no success.
+pub(crate) struct Refusal<'a> {
+    pub(crate) status: u16,
+    pub(crate) code: Option<&'a str>,
+    pub(crate) message: Option<&'a str>,
+    pub(crate) date: Option<&'a str>,
+}
+
+impl Account {
+    pub(crate) fn new(shared: Arc<AwsShared>) -> Account {
+        let keys = SnapshotKeys::new(&shared);
+        Account { shared, keys, clock: ClockOffset::default() }
+    }
+
+    /// Reads the current credentials; those known to be expired are not worth a round trip.
+    pub(crate) fn fresh_keys<R>(&self, read: impl FnOnce(&Keys) -> R) -> Result<R, PutError> {
+        self.keys.current(|keys| {
+            if keys.credentials.expiry().is_none_or(|at| at > self.clock.now()) {
+                return Ok(read(keys));
+            }
+            self.shared.want_newer_keys(keys.generation);
+            Err(PutError::new(
+                Class::Transient,
+                "ExpiredCredentials",
+                "the credentials have expired and newer ones are not there yet",
+            ))
+        })
+    }
+
+    /// The store's time, as far as it is known.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    /// Where a 307 points, if it may be followed: an absolute address, and not from https to http.
+    pub(crate) fn redirect(&self, location: &str) -> Option<(Origin, http::Uri)> {
+        let uri = location.parse().ok()?;
+        let target = Origin::of(&uri)?;
+        (target.https || !self.shared.https()).then_some((target, uri))
+    }
+
+    /// The worker's view of `refusal`, the answer to a request signed with credentials of
+    /// `generation`.
+    pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> PutError {
+        let mut error = classify::reply_error(refusal.status, refusal.code, refusal.message);
+        let code = refusal.code.unwrap_or_default();
+        if code == "RequestTimeTooSkewed" {
+            self.clock.take(refusal.date);
+        }
+        if classify::wants_new_credentials(code) {
+            self.shared.want_newer_keys(generation);
+            if self.keys.current(|keys| keys.generation == generation && keys.stuck) {
+                error.class = Class::StoreWide;
+            }
+        }
+        error
+    }
+}
+
+/// The worker's view of a failure to get an answer.
+pub(crate) fn unanswered(error: &LinkError) -> PutError {
+    let (class, code) = classify::link(error);
+    PutError::new(class, code, classify::bounded(&connector::with_sources(error)))
+}

@@ -1,0 +1,157 @@
+//! One kept-alive connection and its buffers: a request out, an answer in.
+//!
+//! Head and body leave in one write up to [`COALESCED_BYTES`]; of a larger body its first part does,
+//! and the rest follows without being copied. The answer is read while the request is still on its
+//! way, for a store may refuse a body before it has come. Dropping a link closes it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use futures_lite::future;
+use futures_lite::io::{AsyncRead, AsyncWrite};
+
+use super::reply::{Reply, ReplyReader};
+use crate::store::dial::{LinkError, Wire};
+
+/// Up to here a copy costs less than a second write: 16 KiB copy in about 1 µs.
+const COALESCED_BYTES: usize = 16 << 10;
+
+pub(super) struct Link {
+    wire: Wire,
+    /// The head, and as much of the body as leaves with it.
+    out: Vec<u8>,
+    /// Bytes of the request written so far.
+    sent: usize,
+    sent_all: bool,
+    reader: ReplyReader,
+    pub(super) idle_since: Instant,
+}
+
+/// Why an exchange came to nothing.
+pub(super) enum Failure {
+    /// The connection ended before a whole answer had come.
+    Broken {
+        why: String,
+        /// Not a byte of an answer was seen: the same request may be sent again.
+        unanswered: bool,
+    },
+    BadAnswer(String),
+}
+
+impl Failure {
+    pub(super) fn at(self, host: &str) -> LinkError {
+        let host = host.to_owned();
+        match self {
+            Failure::Broken { why, .. } => LinkError::Broken { host, why },
+            Failure::BadAnswer(why) => LinkError::BadAnswer { host, why },
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(wire: Wire) -> Link {
+        Link {
+            wire,
+            out: Vec::new(),
+            sent: 0,
+            sent_all: false,
+            reader: ReplyReader::default(),
+            idle_since: Instant::now(),
+        }
+    }
+
+    /// Where the next request's head goes.
+    pub(super) fn head(&mut self) -> &mut Vec<u8> {
+        self.out.clear();
+        &mut self.out
+    }
+
+    /// True while the peer has neither closed the connection nor said anything unasked. Costs no
+    /// system call: the stream already waits for either.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        let said =
+            future::poll_fn(|cx| Pin::new(&mut self.wire).poll_read(cx, self.reader.space()));
+        future::poll_once(said).await.is_none()
+    }
+
+    /// Sends the head in [`Link::head`] with `body` and reads the whole answer.
+    pub(super) async fn exchange(&mut self, body: &[u8]) -> Result<(), Failure> {
+        (self.sent, self.sent_all) = (0, false);
+        self.reader.reset();
+        let with_head = body.len().min(COALESCED_BYTES.saturating_sub(self.out.len()));
+        let (first, rest) = body.split_at(with_head);
+        self.out.extend_from_slice(first);
+        let mut unsent = None;
+        future::poll_fn(|cx| {
+            if !self.sent_all && unsent.is_none() {
+                match self.poll_send(cx, rest) {
+                    Poll::Ready(Ok(())) => self.sent_all = true,
+                    // Not yet the end: what made the peer close may be there to be read.
+                    Poll::Ready(Err(error)) => unsent = Some(error),
+                    Poll::Pending => {}
+                }
+            }
+            self.poll_answer(cx, unsent.as_ref())
+        })
+        .await?;
+        if !self.sent_all && (200..300).contains(&self.reader.reply().status) {
+            let why = "it confirms an object that was not sent yet".to_owned();
+            return Err(Failure::BadAnswer(why));
+        }
+        Ok(())
+    }
+
+    /// The answer of the last exchange.
+    pub(super) fn reply(&self) -> Reply<'_> {
+        let reply = self.reader.reply();
+        Reply { keep_alive: reply.keep_alive && self.sent_all, ..reply }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, rest: &[u8]) -> Poll<io::Result<()>> {
+        let mut wire = Pin::new(&mut self.wire);
+        loop {
+            let next = match self.sent.checked_sub(self.out.len()) {
+                None => &self.out[self.sent..],
+                Some(of_rest) => &rest[of_rest..],
+            };
+            if next.is_empty() {
+                return wire.poll_flush(cx);
+            }
+            match ready!(wire.as_mut().poll_write(cx, next))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sent += n,
+            }
+        }
+    }
+
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        unsent: Option<&io::Error>,
+    ) -> Poll<Result<(), Failure>> {
+        let mut wire = Pin::new(&mut self.wire);
+        loop {
+            let n = match ready!(wire.as_mut().poll_read(cx, self.reader.space())) {
+                Ok(n) => n,
+                Err(error) => return Poll::Ready(Err(self.broken(unsent.unwrap_or(&error)))),
+            };
+            if n == 0 {
+                let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the peer");
+                let whole = self.reader.end();
+                let broken = || self.broken(unsent.unwrap_or(&closed));
+                return Poll::Ready(if whole { Ok(()) } else { Err(broken()) });
+            }
+            match self.reader.advance(n) {
+                Ok(true) => return Poll::Ready(Ok(())),
+                Ok(false) => {}
+                Err(why) => return Poll::Ready(Err(Failure::BadAnswer(why.to_string()))),
+            }
+        }
+    }
+
+    fn broken(&self, why: &io::Error) -> Failure {
+        Failure::Broken { why: why.to_string(), unanswered: self.reader.is_untouched() }
+    }
+}
