@@ -5,8 +5,7 @@
 #   --ulimit memlock=-1                 the executors pin their I/O buffers
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
-COPY src ./src
+COPY . .
 RUN cargo build --locked --release && mkdir /state
 
 FROM gcr.io/distroless/cc-debian12:nonroot
