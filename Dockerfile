@@ -6,7 +6,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --release && mkdir /state
+RUN cargo build --locked --release && strip --strip-debug target/release/millrace && mkdir /state
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/millrace /usr/local/bin/millrace
