@@ -47,7 +47,7 @@ impl FileStore {
         FileStore {
             folder: Rc::new(Folder {
                 root,
-                temporary_prefix: format!("{origin}-{}", std::process::id()),
+                temporary_prefix: format!("{origin}-{:016x}", random_bits()),
                 next_temporary: Cell::new(0),
                 directories: RefCell::default(),
             }),
@@ -89,10 +89,18 @@ impl FileStore {
     }
 }
 
+/// 64 bits from the kernel: processes in two containers may well share both node and pid.
+fn random_bits() -> u64 {
+    let mut bits = [0; 8];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut bits, flags).expect("getrandom gives 8 bytes");
+    u64::from_ne_bytes(bits)
+}
+
 /// What the puts of one core share.
 struct Folder {
     root: PathBuf,
-    /// Unlike that of any other live process and core.
+    /// Unlike that of any other process and core.
     temporary_prefix: String,
     next_temporary: Cell<u64>,
     directories: RefCell<HashMap<PathBuf, Rc<DirSync>>>,
@@ -495,6 +503,12 @@ mod tests {
             store.put("key", &payload("2")).await.unwrap();
             assert_eq!(fs::read(root.join("key")).unwrap(), b"2");
         });
+    }
+
+    #[test]
+    fn temporary_names_differ_though_node_core_and_process_are_the_same() {
+        let store = || FileStore::new(PathBuf::new(), "node-0", 1);
+        assert_ne!(store().folder.temporary(0), store().folder.temporary(0));
     }
 
     #[test]
