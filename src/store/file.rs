@@ -8,11 +8,15 @@
 //! a put is a task of its own, which runs to its end when nobody waits for it any more, and of which a core has at most
 //! as many as workers. One that ends late has stored the same bytes under the same key, or has removed its own
 //! temporary file. A process that stops meanwhile says so in time, but the kernel keeps its entry until the disk answers.
+//!
+//! Objects are readable as the umask says (0644 as a rule), for those who collect them are often other users: who wants
+//! them private starts the server with `umask 077`, or closes the store's directory to others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -63,7 +67,7 @@ impl FileStore {
     pub fn prepare(root: &Path) -> io::Result<PathBuf> {
         let root = std::path::absolute(root)?;
         let temporary = root.join(TEMPORARY);
-        std::fs::create_dir_all(&temporary)?;
+        create_root_synced(&root)?;
         for entry in std::fs::read_dir(&temporary)? {
             let entry = entry?;
             let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
@@ -167,12 +171,35 @@ async fn write_synced(path: &Path, payload: &Payload) -> io::Result<()> {
     written
 }
 
+/// A directory for objects; every directory between it and the store's is made durable, also those that another core
+/// has just made and not yet synced.
 #[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
 fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
-    std::fs::create_dir_all(root.join(TEMPORARY)).map_err(blame_store)?;
+    if !root.join(TEMPORARY).exists() {
+        create_root_synced(root).map_err(blame_store)?;
+    }
     std::fs::create_dir_all(path).map_err(blame_key)?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
         std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
+    }
+    Ok(())
+}
+
+/// The store's own directories. A new one could vanish in a power failure with all that was stored in it, so the
+/// directories above it are synced as well, whoever has made it: up to the mount point, which was there before, or to
+/// one that this process must not read and so will not have made.
+#[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
+fn create_root_synced(root: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(root.join(TEMPORARY))?;
+    let device = std::fs::metadata(root)?.dev();
+    for directory in root.ancestors() {
+        if std::fs::metadata(directory)?.dev() != device {
+            break;
+        }
+        match std::fs::File::open(directory) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => break,
+            opened => opened?.sync_all()?,
+        }
     }
     Ok(())
 }
@@ -309,7 +336,7 @@ mod tests {
         test: impl FnOnce(Rc<FileStore>, PathBuf) -> F,
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let root = FileStore::prepare(&dir.path().join("store")).unwrap();
+        let root = FileStore::prepare(&dir.path().join("made/on the way/store")).unwrap();
         let store = Rc::new(FileStore::new(root.clone(), "node-0", puts_max));
         let executor = glommio::LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();
         executor.unwrap().run(test(store, root));
