@@ -102,7 +102,7 @@ pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
             let root =
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok(StoreSeed::File(root))
+            Ok(StoreSeed::File { root, puts_max: config.max_workers })
         }
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());

@@ -329,6 +329,8 @@ async fn run(setup: Setup) {
     drain(&core, &limits, workers, &hurry).await;
     drop((listen, sampler, acceptor));
     core.cells.set_state(CoreState::Stopped);
+    // Before the executor and the thread end, which a disk that hangs may delay.
+    ring_doorbell(&bell);
 }
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times.
