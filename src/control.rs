@@ -126,6 +126,8 @@ struct Server {
     bells: Vec<Socket>,
     /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
     listeners: RefCell<Vec<Option<Socket>>>,
+    /// Shut down at the very end: a disk that hangs can keep the ended process, and with it its ports, for long.
+    admin: Option<Socket>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
@@ -161,7 +163,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         epoch,
         stopping: stopping.clone(),
     };
-    let admin_address = start_admin(&config, admin)?;
+    let admin = start_admin(&config, admin)?;
     let mut bells = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
@@ -189,11 +191,11 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
-    let server = Server { config, limits, cells, bells, listeners, stopping, events };
+    let server = Server { config, limits, cells, bells, listeners, admin, stopping, events };
     server.until_all(CoreState::Ready).await?;
     // Only now do cores accept: up to here nothing can have been acknowledged.
     server.order_all();
-    server.announce(address, admin_address, epoch);
+    server.announce(address, epoch);
     Ok(server)
 }
 
@@ -249,13 +251,13 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-fn start_admin(config: &Config, admin: Admin) -> Result<Option<SocketAddr>, String> {
+fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> {
     let Some(address) = config.admin_listen else { return Ok(None) };
     let socket =
         accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
-    let bound = socket.local_addr().ok().and_then(|address| address.as_socket());
+    let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     glommio::spawn_local(admin::serve(Rc::new(admin), accept::into_glommio(socket))).detach();
-    Ok(bound)
+    Ok(Some(handle))
 }
 
 impl Server {
@@ -281,8 +283,9 @@ impl Server {
     }
 
     /// The start-up summary: one line, whatever the format.
-    fn announce(&self, address: Option<SocketAddr>, admin: Option<SocketAddr>, epoch: Instant) {
+    fn announce(&self, address: Option<SocketAddr>, epoch: Instant) {
         let config = &self.config;
+        let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
         let listen = address.unwrap_or(config.listen);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -328,7 +331,11 @@ impl Server {
                 None => break,
             }
         }
-        self.sum_up(clean)
+        let exit = self.sum_up(clean);
+        if let Some(admin) = &self.admin {
+            let _not_listening = admin.shutdown(std::net::Shutdown::Both);
+        }
+        exit
     }
 
     /// The next event, or `None` at `deadline`.
