@@ -6,7 +6,7 @@
 
 use std::process::{Output, Stdio};
 
-use crate::support::{Server, collection, contents, dead_letters, sorted};
+use crate::support::{Server, collection, contents, dead_letters, numbered, sorted};
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
 fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
@@ -175,4 +175,17 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     server.wait_idle();
     assert_eq!(dead_letters(&directory).len(), 2);
     assert_eq!(server.stop().status, 1);
+}
+
+#[test]
+fn no_patience_at_all_still_holds_payloads_through_an_outage() {
+    let server = Server::start(&[("RETRY_FOR", "0s"), ("RETRY_MAX", "100ms")]);
+    server.break_store();
+    assert_eq!(server.post(collection(&numbered(0..5))).status, 200);
+    server.wait("all to have failed twice", |m| m.sum("millrace_put_retries_total") >= 10);
+    assert_eq!(server.dead_letters(), []);
+    server.mend_store();
+    server.wait_idle();
+    assert_eq!(contents(&server.stored()), sorted(&numbered(0..5)));
+    assert_eq!(server.stop().status, 0);
 }
