@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,9 @@ pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
+    opened: Instant,
+    /// Milliseconds after `opened` from which the directory may be measured again.
+    measure_after: Arc<AtomicU64>,
     /// Keeps the unfinished files of two writers apart, also when both write the same letter.
     next_unfinished: Arc<AtomicU64>,
     /// The last write failed and no later one, nor a probe, has succeeded.
@@ -76,6 +79,8 @@ pub struct DeadLetters {
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
+/// Between two measurements of a directory without room: with many files one takes long, and letters keep coming.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Most that a probe writes to see whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
@@ -101,6 +106,8 @@ impl DeadLetters {
             directory: Arc::new(directory.to_owned()),
             max,
             used,
+            opened: Instant::now(),
+            measure_after: Arc::default(),
             next_unfinished: Arc::default(),
             failing: Arc::default(),
             failed_bytes: Arc::default(),
@@ -219,17 +226,31 @@ impl DeadLetters {
         }
     }
 
-    /// Takes `size` bytes of the bound; at the bound it measures again, for a replay may have made room.
+    /// Takes `size` bytes of the bound. Without room it measures again, for a replay may have made some, but only one
+    /// writer in [`MEASURE_EVERY`] does.
     fn reserve(&self, size: u64) -> Result<(), LetterError> {
-        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
-        if self.used.fetch_update(Relaxed, Relaxed, take).is_ok() {
+        if self.take_room(size) {
             return Ok(());
         }
-        self.used.store(measure(&self.directory)?, Relaxed);
-        match self.used.fetch_update(Relaxed, Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(LetterError::Full { max: self.max }),
+        if self.may_measure() {
+            self.used.store(measure(&self.directory)?, Relaxed);
+            if self.take_room(size) {
+                return Ok(());
+            }
         }
+        Err(LetterError::Full { max: self.max })
+    }
+
+    fn take_room(&self, size: u64) -> bool {
+        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
+        self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    fn may_measure(&self) -> bool {
+        let now = self.opened.elapsed().as_millis() as u64;
+        let next = now + MEASURE_EVERY.as_millis() as u64;
+        let due = |after: u64| (after <= now).then_some(next);
+        self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
     }
 
     fn write_file(&self, stem: &str, extension: &str, bytes: &[u8], sync: Sync) -> io::Result<()> {
@@ -310,7 +331,15 @@ mod tests {
         assert!(matches!(full, Err(LetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
+        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        again.expect_err("measured a moment ago: a full directory is not read for every letter");
+        let_time_pass(&dead);
         dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+    }
+
+    /// As if [`MEASURE_EVERY`] had passed.
+    fn let_time_pass(dead: &DeadLetters) {
+        dead.measure_after.store(0, Relaxed);
     }
 
     #[test]
@@ -327,6 +356,7 @@ mod tests {
         dead.probe();
         assert!(dead.is_failing(), "a smaller letter would fit, but not this one");
         dead.remove("a").unwrap();
+        let_time_pass(&dead);
         dead.probe();
         assert!(!dead.is_failing());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a probe leaves nothing");
