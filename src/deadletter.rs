@@ -5,8 +5,9 @@
 //! finds no room is lost, which the caller logs and counts. Writes block: a core sends them to its blocking thread, but
 //! for the last step of a drain, when nothing else is left to run.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -81,6 +82,8 @@ const META: &str = "json";
 const UNFINISHED: &str = "tmp";
 /// Between two measurements of a directory without room: with many files one takes long, and letters keep coming.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// Unfinished files older than this belong to a process that died: no write takes as long.
+const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Most that a probe writes to see whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
@@ -98,9 +101,11 @@ pub struct Listing {
     reason = "called off the executors or on their blocking thread"
 )]
 impl DeadLetters {
-    /// Opens the directory, made if it does not exist, and measures what it holds.
+    /// Opens the directory, made if it does not exist, removes what dead processes left unfinished, and measures the
+    /// rest.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
-        fs::create_dir_all(directory)?;
+        create_dir(directory)?;
+        sweep(directory)?;
         let used = Arc::new(AtomicU64::new(measure(directory)?));
         Ok(DeadLetters {
             directory: Arc::new(directory.to_owned()),
@@ -126,7 +131,7 @@ impl DeadLetters {
     /// Writes one letter under `stem`, which must be unlike any other's.
     ///
     /// # Errors
-    /// Full or not writable; then no letter can be seen, at most a payload file without one.
+    /// Full or not writable; then nothing of it is left.
     pub fn write(
         &self,
         stem: &str,
@@ -150,7 +155,10 @@ impl DeadLetters {
         let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
         let file = self.directory.join(format!(".probe-{}.{UNFINISHED}", std::process::id()));
         let zeros = vec![0; size.min(PROBE_BYTES_MAX) as usize];
-        let written = || fs::write(&file, zeros).and_then(|()| fs::remove_file(&file));
+        let written = || {
+            create_private(&file)?.write_all(&zeros)?;
+            fs::remove_file(&file)
+        };
         if fits.is_ok() && written().is_ok() {
             self.failing.store(false, Relaxed);
         }
@@ -167,11 +175,19 @@ impl DeadLetters {
         let size = (payload.len() + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
         self.reserve(size)?;
-        let written = self
-            .write_file(stem, PAYLOAD, payload, sync)
-            .and_then(|()| self.write_file(stem, META, &meta, sync))
-            .and_then(|()| if sync == Sync::Each { self.sync_directory() } else { Ok(()) });
+        let mut made = Vec::new();
+        let written = (|| {
+            for (extension, bytes) in [(PAYLOAD, payload), (META, &meta[..])] {
+                self.write_file(stem, extension, bytes, sync)?;
+                made.push(self.path(stem, extension));
+            }
+            if sync == Sync::Each { self.sync_directory() } else { Ok(()) }
+        })();
         if let Err(error) = written {
+            // The JSON first: a letter that can be seen has its payload.
+            for path in made.iter().rev() {
+                let _left_for_the_sweep = fs::remove_file(path);
+            }
             self.used.fetch_sub(size, Relaxed);
             return Err(error.into());
         }
@@ -213,12 +229,16 @@ impl DeadLetters {
     /// Removes a letter that has been stored: the JSON first, so that a crash between leaves no letter without payload.
     pub fn remove(&self, stem: &str) -> io::Result<()> {
         fs::remove_file(self.path(stem, META))?;
-        fs::remove_file(self.path(stem, PAYLOAD))
+        match fs::remove_file(self.path(stem, PAYLOAD)) {
+            // The sweep of a server that starts meanwhile was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Held while replaying, so that two replays do not do the same work; `None` when another one holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let file = File::create(self.directory.join(".replay.lock"))?;
+        let file = create_private(&self.directory.join(".replay.lock"))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -257,7 +277,7 @@ impl DeadLetters {
         let number = self.next_unfinished.fetch_add(1, Relaxed);
         let unfinished = self.path(stem, &format!("{number}.{UNFINISHED}"));
         let written = (|| {
-            let mut file = File::create(&unfinished)?;
+            let mut file = create_private(&unfinished)?;
             file.write_all(bytes)?;
             if sync == Sync::Each {
                 file.sync_data()?;
@@ -277,6 +297,53 @@ impl DeadLetters {
     fn path(&self, stem: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{stem}.{extension}"))
     }
+}
+
+/// Makes the directory if there is none, for its owner only: payloads may be private.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+pub fn create_dir(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(_) if directory.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Removes old files that no letter goes with: a running server may be about to finish young ones.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+fn sweep(directory: &Path) -> io::Result<()> {
+    let mut swept = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        let unfinished = match path.extension().and_then(|extension| extension.to_str()) {
+            Some(UNFINISHED) => true,
+            Some(PAYLOAD) => !path.with_extension(META).exists(),
+            _ => false,
+        };
+        let modified = || entry.metadata()?.modified();
+        let old = |since| SystemTime::now().duration_since(since);
+        if unfinished
+            // Gone meanwhile, or from the future: not ours to remove.
+            && modified().is_ok_and(|since| old(since).is_ok_and(|age| age > UNFINISHED_AGE_MAX))
+            && fs::remove_file(&path).is_ok()
+        {
+            swept += 1;
+        }
+    }
+    if swept > 0 {
+        let directory = directory.display();
+        tracing::warn!(
+            "removed {swept} files from {directory} that an earlier process left unfinished"
+        );
+    }
+    Ok(())
 }
 
 #[expect(
@@ -382,6 +449,36 @@ mod tests {
         let written = dead.write("a", &letter("a", b"1"), b"1", Sync::Each);
         assert!(matches!(written, Err(LetterError::Io(_))));
         assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn a_letter_that_fails_half_way_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        fs::create_dir(dir.path().join("a.json")).unwrap();
+        dead.write("a", &letter("a", b"1"), b"1", Sync::Each).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only what was in the way");
+        assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn opening_removes_what_is_unfinished_and_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        dead.write("whole", &letter("whole", b"1"), b"1", Sync::Each).unwrap();
+        for name in ["old.payload", "old.0.tmp", "young.payload", "young.0.tmp"] {
+            fs::write(dir.path().join(name), "1").unwrap();
+        }
+        let old = SystemTime::now() - UNFINISHED_AGE_MAX - Duration::from_secs(1);
+        for name in ["old.payload", "old.0.tmp", "whole.payload", "whole.json"] {
+            let file = OpenOptions::new().write(true).open(dir.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        DeadLetters::open(dir.path(), 10_000).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["whole.json", "whole.payload", "young.0.tmp", "young.payload"]);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! Method: payloads that the store refuses by name (`FAULTS=poison=object`), the binary's own `dead-letter` commands
 //! beside the running server, and directories that fill up or vanish.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::support::{Server, collection, contents, dead_letters, numbered, sorted};
+use crate::support::{Server, collection, contents, dead_letters, files, numbered, sorted};
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
 fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
@@ -175,6 +177,16 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     server.wait_idle();
     assert_eq!(dead_letters(&directory).len(), 2);
     assert_eq!(server.stop().status, 1);
+}
+
+#[test]
+fn what_is_private_stays_private() {
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let server = with_letters(1, &[]);
+    assert_eq!(mode(&server.path("dead-letter")), 0o700);
+    for name in files(&server.path("dead-letter")).keys() {
+        assert_eq!(mode(&server.path("dead-letter").join(name)), 0o600, "{name}");
+    }
 }
 
 #[test]
