@@ -67,7 +67,8 @@ async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
         let Err(error) = attempt(core, &key, job).await else { return Ok(()) };
         core.health.failed(&error);
         let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
-        let given_up = core.health.healthy_time() - healthy_at_first >= core.config.retry_for;
+        // `>`: also with RETRY_FOR=0s others must have succeeded since.
+        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for;
         if error.class == Class::Object || given_up {
             return Err(GivenUp { error, attempts });
         }
