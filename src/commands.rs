@@ -1,5 +1,7 @@
 //! The commands beside `serve`: `check`, and what is done with dead letters.
 
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use glommio::timer::{Timer, sleep};
 
 use crate::config::Config;
 use crate::control::{Exit, prepare_store};
+use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
@@ -34,15 +37,26 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
 /// # Errors
 /// The directory cannot be read.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
-    let letters = open_letters(config)?;
-    let Listing { letters, broken } = letters.list().map_err(|error| error.to_string())?;
-    for (_, letter) in &letters {
+    let dead = open_letters(config)?;
+    let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
+    let mut letters: Vec<Letter> = letters.into_iter().map(|(_, letter)| letter).collect();
+    for stem in &bundles {
+        let Some(records) = open_bundle(&dead, stem) else { continue };
+        for record in records {
+            match record {
+                Ok(record) => letters.push(record.letter),
+                Err(damage) => report_damage(stem, &damage),
+            }
+        }
+    }
+    letters.sort_by(|a, b| a.key.cmp(&b.key));
+    for letter in &letters {
         let Letter { key, store, error, attempts, unix_seconds, bytes } = letter;
         let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
         let time = humantime::format_rfc3339_seconds(given_up);
         println!("{time}  {attempts:>4} tries  {bytes:>9} B  {store}  {key}  {error}");
     }
-    let bytes: u64 = letters.iter().map(|(_, letter)| letter.bytes).sum();
+    let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     println!("{} dead letters, {bytes} bytes", letters.len());
     report_broken(&broken);
     Ok(Exit::Clean)
@@ -52,6 +66,21 @@ fn report_broken(broken: &[(String, String)]) {
     for (stem, why) in broken {
         eprintln!("{stem}.json: not a letter, left where it is: {why}");
     }
+}
+
+fn report_damage(stem: &str, damage: &Damage) {
+    eprintln!("{stem}.letters: {damage}; from there on it is left as it is");
+}
+
+/// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
+fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
+    dead.read_bundle(stem)
+        .inspect_err(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                eprintln!("{stem}.letters: {error}");
+            }
+        })
+        .ok()
 }
 
 /// Puts in flight at a time while replaying.
@@ -70,64 +99,163 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
     let Some(_held) = lock else {
         return Err(format!("another replay of {} is under way", dead.directory().display()));
     };
-    let Listing { letters, broken } = dead.list().map_err(|error| error.to_string())?;
+    let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
     let origin = Origin { node: config.node_id.clone(), core: 0 };
     let seed = prepare_store(config).await?;
-    let store = Rc::new(seed.build(&origin, config.faults.clone(), 0));
-    let total = letters.len() + broken.len();
-    let queue = Rc::new(std::cell::RefCell::new(letters.into_iter()));
-    let workers: Vec<_> = (0..REPLAY_WORKERS)
-        .map(|_| {
-            let (queue, dead, store) = (queue.clone(), dead.clone(), store.clone());
-            let (deadline, pause) = (config.put_timeout, config.retry_base);
-            glommio::spawn_local(async move {
-                let mut stored = 0;
-                loop {
-                    let Some((stem, letter)) = queue.borrow_mut().next() else { break };
-                    match replay(&dead, &store, &stem, &letter, deadline, pause).await {
-                        Ok(()) => stored += 1,
-                        Err(error) => eprintln!("{}: left where it is: {error}", letter.key),
-                    }
-                }
-                stored
-            })
-        })
-        .collect();
-    let mut stored = 0;
-    for worker in workers {
-        stored += worker.await;
+    let replay = Rc::new(Replay {
+        store: seed.build(&origin, config.faults.clone(), 0),
+        dead,
+        deadline: config.put_timeout,
+        pause: config.retry_base,
+        stored: Cell::new(0),
+        left: Cell::new(broken.len()),
+    });
+    replay.put_pairs(letters).await;
+    for stem in &bundles {
+        replay.put_bundle(stem).await;
     }
-    println!("{stored} of {total} dead letters stored in {}", config.store);
-    Ok(if stored == total { Exit::Clean } else { Exit::Unstored })
+    let (stored, left) = (replay.stored.get(), replay.left.get());
+    println!("{stored} of {} dead letters stored in {}", stored + left, config.store);
+    Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
-async fn replay(
-    dead: &DeadLetters,
-    store: &Store,
-    stem: &str,
-    letter: &Letter,
+/// One replay and its figures.
+struct Replay {
+    dead: DeadLetters,
+    store: Store,
+    /// Of one put.
     deadline: Duration,
+    /// Before the second attempt.
     pause: Duration,
-) -> Result<(), String> {
-    let payload = Payload::from(dead.payload(stem).map_err(|error| error.to_string())?);
-    if payload.len() as u64 != letter.bytes {
-        let (found, recorded) = (payload.len(), letter.bytes);
-        return Err(format!("its payload file holds {found} bytes where {recorded} were recorded"));
+    stored: Cell<usize>,
+    /// Letters, and places where there may be some, that stay.
+    left: Cell<usize>,
+}
+
+/// A letter to be put; `P` says where it lies.
+struct Found<P> {
+    letter: Letter,
+    payload: io::Result<Vec<u8>>,
+    place: P,
+}
+
+impl Replay {
+    /// The letters that have files of their own.
+    async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, Letter)>) {
+        let dead = self.dead.clone();
+        let found = letters.into_iter().map(move |(stem, letter)| Found {
+            payload: dead.payload(&stem),
+            letter,
+            place: stem,
+        });
+        let dead = self.dead.clone();
+        self.put_all(found, move |stem, outcome| {
+            outcome?;
+            dead.remove(stem).map_err(|error| format!("stored, but not removed: {error}"))
+        })
+        .await;
     }
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let timeout = async {
-            Timer::new(deadline).await;
-            Err(PutError::new(Class::Transient, "Timeout", "no answer within PUT_TIMEOUT"))
+
+    /// The letters of one file, which is written anew with those that are left, and removed when there are none.
+    async fn put_bundle(self: &Rc<Self>, stem: &str) {
+        let Some(mut records) = open_bundle(&self.dead, stem) else {
+            self.left.set(self.left.get() + 1);
+            return;
         };
-        match store.put(&letter.key, &payload).or(timeout).await {
-            Ok(()) => return dead.remove(stem).map_err(|error| error.to_string()),
-            Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
-                sleep(pause * attempts).await;
+        let length = records.length();
+        let damage = Rc::new(RefCell::new(None));
+        let left = Rc::new(RefCell::new(Vec::new()));
+        let found = {
+            let damage = damage.clone();
+            std::iter::from_fn(move || match records.next()? {
+                Ok(record) => Some(Found {
+                    letter: record.letter,
+                    payload: Ok(record.payload),
+                    place: record.span,
+                }),
+                Err(found) => {
+                    damage.replace(Some(found));
+                    None
+                }
+            })
+        };
+        let before = self.stored.get();
+        let note = left.clone();
+        self.put_all(found, move |span, outcome| {
+            outcome.inspect_err(|_| note.borrow_mut().push(span.clone()))
+        })
+        .await;
+        let mut left = left.take();
+        left.sort_by_key(|span| span.start);
+        if let Some(damage) = damage.take() {
+            report_damage(stem, &damage);
+            self.left.set(self.left.get() + 1);
+            left.push(damage.at..length);
+        }
+        if self.stored.get() == before {
+            return;
+        }
+        if let Err(error) = self.dead.keep(stem, &left) {
+            eprintln!("{stem}.letters: what was stored could not be taken out of it: {error}");
+            self.left.set(self.left.get() + 1);
+        }
+    }
+
+    /// Puts all of `found`, [`REPLAY_WORKERS`] at a time; `settle` hears what became of each and has the last word.
+    async fn put_all<P: 'static>(
+        self: &Rc<Self>,
+        found: impl Iterator<Item = Found<P>> + 'static,
+        settle: impl Fn(&P, Result<(), String>) -> Result<(), String> + 'static,
+    ) {
+        let shared = Rc::new((RefCell::new(found), settle));
+        let workers: Vec<_> = (0..REPLAY_WORKERS)
+            .map(|_| {
+                let (replay, shared) = (self.clone(), shared.clone());
+                glommio::spawn_local(async move {
+                    let (found, settle) = &*shared;
+                    loop {
+                        let Some(next) = found.borrow_mut().next() else { break };
+                        let Found { letter, payload, place } = next;
+                        let outcome = replay.put(&letter, payload).await;
+                        match settle(&place, outcome) {
+                            Ok(()) => replay.stored.set(replay.stored.get() + 1),
+                            Err(error) => {
+                                eprintln!("{}: left where it is: {error}", letter.key);
+                                replay.left.set(replay.left.get() + 1);
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await;
+        }
+    }
+
+    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), String> {
+        let payload = Payload::from(payload.map_err(|error| error.to_string())?);
+        if payload.len() as u64 != letter.bytes {
+            let (found, recorded) = (payload.len(), letter.bytes);
+            return Err(format!(
+                "its payload file holds {found} bytes where {recorded} were recorded"
+            ));
+        }
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let timeout = async {
+                Timer::new(self.deadline).await;
+                Err(PutError::new(Class::Transient, "Timeout", "no answer within PUT_TIMEOUT"))
+            };
+            match self.store.put(&letter.key, &payload).or(timeout).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
+                    sleep(self.pause * attempts).await;
+                }
+                Err(error) => return Err(error.to_string()),
             }
-            Err(error) => return Err(error.to_string()),
         }
     }
 }

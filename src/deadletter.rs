@@ -1,10 +1,16 @@
 //! The dead-letter directory: payloads the store will not take, or that a stop left unstored.
 //!
-//! Each is two files, `{stem}.payload` with the payload's bytes and `{stem}.json` with a [`Letter`]; the JSON file is
-//! renamed into place last, so a letter that can be seen is whole. The directory is bounded by `DEAD_LETTER_MAX`; what
-//! finds no room is lost, which the caller logs and counts. Writes block: a core sends them to its blocking thread, but
-//! for the last step of a drain, when nothing else is left to run.
+//! One that is written while the server runs is two files, `{stem}.payload` with the payload's bytes and `{stem}.json`
+//! with a [`Letter`]; the JSON file is renamed into place last, so a letter that can be seen is whole. Those of a stop
+//! share one file per core, see [`bundle`]. The directory is bounded by `DEAD_LETTER_MAX`; what finds no room is lost,
+//! which the caller logs and counts. Writes block: a core sends them to its blocking thread, but for the last step of a
+//! drain, when nothing else is left to run.
+//!
+//! A letter that was being written when the stop cut in may be in both forms; a replay puts it twice under the one key.
 
+pub mod bundle;
+
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -14,6 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use bundle::{BUNDLE, BundleReader, BundleWriter};
 
 /// What is known of one dead payload; the JSON file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +36,7 @@ pub struct Letter {
     pub attempts: u32,
     /// When it was given up, seconds since 1970.
     pub unix_seconds: u64,
-    /// Size of the payload file.
+    /// Size of the payload.
     pub bytes: u64,
 }
 
@@ -49,15 +57,6 @@ pub enum LetterError {
     Full { max: u64 },
     #[error("the dead-letter directory cannot be written: {0}")]
     Io(#[from] io::Error),
-}
-
-/// How letters reach the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
-    /// Every letter is durable when its write returns.
-    Each,
-    /// The caller ends with one [`DeadLetters::sync`] for all of them.
-    Later,
 }
 
 /// The directory, shared by all cores: dead letters are rare, so one atomic sum bounds them.
@@ -90,8 +89,10 @@ const PROBE_BYTES_MAX: u64 = 1 << 20;
 /// What [`DeadLetters::list`] finds.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Whole letters with their stems, oldest name first.
+    /// Whole letters of their own with their stems, oldest name first.
     pub letters: Vec<(String, Letter)>,
+    /// Stems of the files with many letters, oldest name first.
+    pub bundles: Vec<String>,
     /// JSON files that are no letters, as after a power failure, with the reason.
     pub broken: Vec<(String, String)>,
 }
@@ -128,18 +129,12 @@ impl DeadLetters {
         &self.directory
     }
 
-    /// Writes one letter under `stem`, which must be unlike any other's.
+    /// Writes one letter under `stem`, which must be unlike any other's; it is durable on return.
     ///
     /// # Errors
     /// Full or not writable; then nothing of it is left.
-    pub fn write(
-        &self,
-        stem: &str,
-        letter: &Letter,
-        payload: &[u8],
-        sync: Sync,
-    ) -> Result<(), LetterError> {
-        let written = self.try_write(stem, letter, payload, sync);
+    pub fn write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
+        let written = self.try_write(stem, letter, payload);
         self.failing.store(written.is_err(), Relaxed);
         written
     }
@@ -164,13 +159,7 @@ impl DeadLetters {
         }
     }
 
-    fn try_write(
-        &self,
-        stem: &str,
-        letter: &Letter,
-        payload: &[u8],
-        sync: Sync,
-    ) -> Result<(), LetterError> {
+    fn try_write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
         let meta = serde_json::to_vec(letter).expect("a letter is plain data");
         let size = (payload.len() + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
@@ -178,10 +167,10 @@ impl DeadLetters {
         let mut made = Vec::new();
         let written = (|| {
             for (extension, bytes) in [(PAYLOAD, payload), (META, &meta[..])] {
-                self.write_file(stem, extension, bytes, sync)?;
+                self.write_file(stem, extension, bytes)?;
                 made.push(self.path(stem, extension));
             }
-            if sync == Sync::Each { self.sync_directory() } else { Ok(()) }
+            self.sync_directory()
         })();
         if let Err(error) = written {
             // The JSON first: a letter that can be seen has its payload.
@@ -194,22 +183,32 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Makes every letter written with [`Sync::Later`] durable.
-    pub fn sync(&self) -> io::Result<()> {
-        rustix::fs::syncfs(File::open(&*self.directory)?)?;
-        Ok(())
+    /// A file for all the letters of a stop; never measures the directory.
+    pub fn bundle(&self) -> BundleWriter {
+        BundleWriter::new(self.clone())
     }
 
-    /// Every letter; one that cannot be read does not hide the others.
+    /// The letters of one file of [`Listing::bundles`].
+    pub fn read_bundle(&self, stem: &str) -> io::Result<BundleReader> {
+        BundleReader::open(&self.path(stem, BUNDLE))
+    }
+
+    /// Every letter and every file of letters; one that cannot be read does not hide the others.
     pub fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&*self.directory)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != META) {
+            let name = |part: Option<&OsStr>| part.and_then(OsStr::to_str).map(str::to_owned);
+            let (Some(stem), Some(extension)) = (name(path.file_stem()), name(path.extension()))
+            else {
+                continue;
+            };
+            if extension == BUNDLE {
+                listing.bundles.push(stem);
+                continue;
+            } else if extension != META {
                 continue;
             }
-            let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
-            let stem = stem.to_owned();
             let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
             match read {
                 Ok(letter) => listing.letters.push((stem, letter)),
@@ -218,6 +217,7 @@ impl DeadLetters {
                 Err(error) => listing.broken.push((stem, error.to_string())),
             }
         }
+        listing.bundles.sort();
         listing.letters.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(listing)
     }
@@ -273,21 +273,23 @@ impl DeadLetters {
         self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
     }
 
-    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8], sync: Sync) -> io::Result<()> {
-        let number = self.next_unfinished.fetch_add(1, Relaxed);
-        let unfinished = self.path(stem, &format!("{number}.{UNFINISHED}"));
+    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8]) -> io::Result<()> {
+        let unfinished = self.unfinished_path(stem);
         let written = (|| {
             let mut file = create_private(&unfinished)?;
             file.write_all(bytes)?;
-            if sync == Sync::Each {
-                file.sync_data()?;
-            }
+            file.sync_data()?;
             fs::rename(&unfinished, self.path(stem, extension))
         })();
         if written.is_err() {
             let _may_be_absent = fs::remove_file(unfinished);
         }
         written
+    }
+
+    fn unfinished_path(&self, stem: &str) -> PathBuf {
+        let number = self.next_unfinished.fetch_add(1, Relaxed);
+        self.path(stem, &format!("{number}.{UNFINISHED}"))
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -375,10 +377,9 @@ mod tests {
     fn letters_come_back_whole_and_leave_no_trace_when_removed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
-        dead.write("a", &letter("a.json", b"{}"), b"{}", Sync::Each).unwrap();
+        dead.write("a", &letter("a.json", b"{}"), b"{}").unwrap();
         let second = letter("b.json", b"[1]");
-        dead.write("b", &second, b"[1]", Sync::Later).unwrap();
-        dead.sync().unwrap();
+        dead.write("b", &second, b"[1]").unwrap();
         let listed = dead.list().unwrap().letters;
         assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(listed[1].1, second);
@@ -393,15 +394,15 @@ mod tests {
     fn the_bound_holds_and_room_made_by_a_replay_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 400).unwrap();
-        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
-        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100]).unwrap();
+        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
         assert!(matches!(full, Err(LetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
-        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
         again.expect_err("measured a moment ago: a full directory is not read for every letter");
         let_time_pass(&dead);
-        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]).unwrap();
     }
 
     /// As if [`MEASURE_EVERY`] had passed.
@@ -415,7 +416,7 @@ mod tests {
         let dead = DeadLetters::open(dir.path(), 800).unwrap();
         let write = |name: &str, size: usize| {
             let payload = vec![b'1'; size];
-            dead.write(name, &letter(name, &payload), &payload, Sync::Each)
+            dead.write(name, &letter(name, &payload), &payload)
         };
         write("a", 100).unwrap();
         write("b", 500).unwrap_err();
@@ -435,8 +436,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         fs::write(dir.path().join("a.json"), b"{\"key\":").unwrap();
-        dead.write("b", &letter("b", b"1"), b"1", Sync::Each).unwrap();
-        let Listing { letters, broken } = dead.list().unwrap();
+        dead.write("b", &letter("b", b"1"), b"1").unwrap();
+        let Listing { letters, broken, .. } = dead.list().unwrap();
         assert_eq!((letters.len(), letters[0].0.as_str()), (1, "b"));
         assert_eq!((broken.len(), broken[0].0.as_str()), (1, "a"));
     }
@@ -446,7 +447,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(&dir.path().join("sub"), 10_000).unwrap();
         fs::remove_dir(dir.path().join("sub")).unwrap();
-        let written = dead.write("a", &letter("a", b"1"), b"1", Sync::Each);
+        let written = dead.write("a", &letter("a", b"1"), b"1");
         assert!(matches!(written, Err(LetterError::Io(_))));
         assert_eq!(dead.used(), 0);
     }
@@ -456,7 +457,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         fs::create_dir(dir.path().join("a.json")).unwrap();
-        dead.write("a", &letter("a", b"1"), b"1", Sync::Each).unwrap_err();
+        dead.write("a", &letter("a", b"1"), b"1").unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only what was in the way");
         assert_eq!(dead.used(), 0);
     }
@@ -465,7 +466,7 @@ mod tests {
     fn opening_removes_what_is_unfinished_and_old() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
-        dead.write("whole", &letter("whole", b"1"), b"1", Sync::Each).unwrap();
+        dead.write("whole", &letter("whole", b"1"), b"1").unwrap();
         for name in ["old.payload", "old.0.tmp", "young.payload", "young.0.tmp"] {
             fs::write(dir.path().join(name), "1").unwrap();
         }

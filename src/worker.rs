@@ -12,7 +12,7 @@ use futures_lite::FutureExt;
 use glommio::timer::{Timer, sleep};
 
 use crate::config::Config;
-use crate::deadletter::{Letter, Sync};
+use crate::deadletter::Letter;
 use crate::job::Job;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
@@ -122,7 +122,7 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
     let letter = Letter::now(key.clone(), core.store_name.clone(), error, attempts, &payload);
     let dead = core.dead_letters.clone();
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
-    let write = move || dead.write(&stem, &letter, &payload, Sync::Each);
+    let write = move || dead.write(&stem, &letter, &payload);
     match glommio::executor().spawn_blocking(write).await {
         Ok(()) => core.cells.payloads_dead_lettered.inc(),
         Err(error) => lose(core.cells, &key, &error.to_string()),

@@ -1,14 +1,17 @@
 //! The dead letter: goal, what the store refuses is kept whole on disk, can be listed and put again under its own key,
 //! and what finds no room there is lost loudly.
 //!
-//! Method: payloads that the store refuses by name (`FAULTS=poison=object`), the binary's own `dead-letter` commands
-//! beside the running server, and directories that fill up or vanish.
+//! Method: payloads that the store refuses by name (`FAULTS=poison=object`) or that a stop left unstored, the binary's
+//! own `dead-letter` commands beside the running server and after it, and directories that fill up or vanish.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::support::{Server, collection, contents, dead_letters, files, numbered, sorted};
+use crate::support::{
+    Server, Stopped, collection, command, contents, dead_letters, files, numbered, run, sorted,
+    wait_for,
+};
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
 fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
@@ -179,6 +182,101 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     assert_eq!(server.stop().status, 1);
 }
 
+/// A server stopped with the payloads `{"id":0}` to `{"id":count - 1}` unstored: one file holds them.
+fn stopped_with_letters(count: usize) -> Stopped {
+    let server = Server::start(&[
+        ("FAULTS", "hang=1"),
+        ("PUT_TIMEOUT", "10m"),
+        ("MAX_WORKERS", "4"),
+        ("DRAIN_TIMEOUT", "3s"),
+    ]);
+    assert_eq!(server.post(collection(&numbered(0..count))).status, 200);
+    let stopped = server.stop();
+    let figures = (stopped.status, stopped.dead_lettered, stopped.lost);
+    assert_eq!(figures, (1, count as u64, 0), "{}", stopped.log_text());
+    assert_eq!(letter_files(stopped.dir.path()).len(), 1);
+    stopped
+}
+
+/// Names and bytes of what is in `dead-letter` but for the lock.
+fn letter_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    files(&dir.join("dead-letter")).into_iter().filter(|(name, _)| !name.starts_with('.')).collect()
+}
+
+/// `dead-letter replay` after the server.
+fn replay_in(dir: &Path, faults: &str) -> Output {
+    run(dir, &["dead-letter", "replay"], &[("FAULTS", faults), ("RETRY_BASE", "1ms")])
+}
+
+#[test]
+fn a_replay_takes_what_it_stored_out_of_the_file_of_a_stop() {
+    let stopped = stopped_with_letters(60);
+    let dir = stopped.dir.path();
+    let keys = |letters: &[(serde_json::Value, Vec<u8>)]| -> Vec<String> {
+        letters.iter().map(|(meta, _)| meta["key"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = letter_files(dir);
+    let none = replay_in(dir, "store_wide=1");
+    assert_eq!(none.status.code(), Some(1), "{}", text(&none));
+    assert_eq!(letter_files(dir), before, "nothing was stored, so nothing is rewritten");
+
+    let some = replay_in(dir, "seed=4,object=0.3");
+    assert_eq!(some.status.code(), Some(1), "{}", text(&some));
+    let left = dead_letters(&dir.join("dead-letter"));
+    let stored = files(&dir.join("data"));
+    assert!(!left.is_empty() && !stored.is_empty(), "{}", text(&some));
+    assert!(text(&some).contains(&format!("{} of 60 dead letters", stored.len())));
+    assert_eq!(left.len() + stored.len(), 60);
+    assert!(keys(&left).iter().all(|key| !stored.contains_key(key)));
+    assert_eq!(letter_files(dir).len(), 1, "no temporary file is left");
+
+    let rest = replay_in(dir, "");
+    assert_eq!(rest.status.code(), Some(0), "{}", text(&rest));
+    assert_eq!(contents(&files(&dir.join("data"))), sorted(&numbered(0..60)));
+    assert_eq!(letter_files(dir), []);
+}
+
+#[test]
+fn a_replay_that_was_killed_is_repeated_under_the_same_keys() {
+    let stopped = stopped_with_letters(60);
+    let dir = stopped.dir.path();
+    let mut command = command(dir, &["dead-letter", "replay"], &[("FAULTS", "delay=200ms")]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    wait_for("some objects", || dir.join("data").exists() && !files(&dir.join("data")).is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(dead_letters(&dir.join("dead-letter")).len(), 60, "killed too late to tell");
+    let again = replay_in(dir, "");
+    assert!(text(&again).contains("60 of 60 dead letters"), "{}", text(&again));
+    assert_eq!(contents(&files(&dir.join("data"))), sorted(&numbered(0..60)));
+    assert_eq!(letter_files(dir), []);
+}
+
+#[test]
+fn of_a_damaged_file_what_is_before_the_damage_is_put_and_the_rest_kept() {
+    let stopped = stopped_with_letters(9);
+    let dir = stopped.dir.path();
+    let (name, mut bytes) = letter_files(dir).remove(0);
+    let text_of_it = String::from_utf8(bytes.clone()).unwrap();
+    let at = text_of_it.find(r#"{"id":5}"#).unwrap();
+    let start = text_of_it[..at].trim_end().rfind('\n').unwrap() + 1;
+    bytes[at + 6] = b'6';
+    let path = dir.join("dead-letter").join(&name);
+    std::fs::write(&path, &bytes).unwrap();
+    let before = bytes[..start].iter().filter(|byte| **byte == b'\n').count() / 2;
+    assert!(before > 0 && before < 9);
+    let where_ = format!("{name}: damaged at byte {start}");
+
+    let ls = run(dir, &["dead-letter", "ls"], &[]);
+    assert!(text(&ls).contains(&where_), "{}", text(&ls));
+    assert!(text(&ls).contains(&format!("{before} dead letters")), "{}", text(&ls));
+    let put = replay_in(dir, "");
+    assert_eq!(put.status.code(), Some(1));
+    assert!(text(&put).contains(&where_), "{}", text(&put));
+    assert_eq!(files(&dir.join("data")).len(), before);
+    assert!(std::fs::read(&path).unwrap() == bytes[start..], "the damaged rest is not touched");
+}
+
 #[test]
 fn what_is_private_stays_private() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
@@ -187,6 +285,9 @@ fn what_is_private_stays_private() {
     for name in files(&server.path("dead-letter")).keys() {
         assert_eq!(mode(&server.path("dead-letter").join(name)), 0o600, "{name}");
     }
+    let stopped = stopped_with_letters(1);
+    let directory = stopped.dir.path().join("dead-letter");
+    assert_eq!(mode(&directory.join(&letter_files(stopped.dir.path())[0].0)), 0o600);
 }
 
 #[test]

@@ -160,6 +160,46 @@ fn a_stalled_store_ends_in_dead_letters_in_time_and_a_replay_stores_each_once() 
 }
 
 #[test]
+fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
+    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { 2 } else { 1 };
+    let server = Server::start(&[
+        ("CORES", ["0", "0,1"][cores - 1]),
+        ("FAULTS", "store_wide=1"),
+        ("DRAIN_TIMEOUT", "4s"),
+        ("LOG", "warn,millrace::control=info"),
+    ]);
+    let mut accepted = Vec::new();
+    let mut next = 0;
+    // The kernel spreads connections over the cores, so each request comes on one of its own.
+    wait_for("every ring to be full", || {
+        for _ in 0..10 {
+            let payloads = numbered(next..next + 400);
+            if server.post(collection(&payloads)).status == 200 {
+                next += 400;
+                accepted.extend(payloads);
+            }
+        }
+        server.metrics().sum("millrace_ring_depth") > cores as u64 * 9_600
+    });
+    let [mut ls, mut replay] = ["ls", "replay"]
+        .map(|command| server.command_beside(&["dead-letter", command], &[("FAULTS", "")]));
+    let stopped = server.stop();
+    assert!(stopped.took < Duration::from_secs(4) + SOON / 2, "{:?}", stopped.took);
+    let figures = (stopped.status, stopped.accepted, stopped.dead_lettered, stopped.lost);
+    let all = accepted.len() as u64;
+    assert_eq!(figures, (1, all, all, 0));
+    let listed = String::from_utf8(ls.output().unwrap().stdout).unwrap();
+    assert!(listed.contains(&format!("{all} dead letters, ")), "{:?}", listed.lines().last());
+    let output = replay.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("{all} of {all} dead letters")), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+    let stored = files(&stopped.dir.path().join("data"));
+    assert!(contents(&stored) == sorted(&accepted), "each accepted payload exactly once");
+    assert_eq!(dead_letters(&stopped.dir.path().join("dead-letter")), []);
+}
+
+#[test]
 fn a_second_signal_jumps_to_the_last_step() {
     let server = Server::start(&[
         ("FAULTS", "hang=1"),
