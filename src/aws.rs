@@ -154,7 +154,7 @@ pub struct Keys {
     pub credentials: Credentials,
     /// Counts publications, from 1.
     pub generation: u64,
-    /// The store called these expired and the chain gave the same again: only an operator can help.
+    /// The store refused these and the chain gave the same again: only an operator can help.
     pub stuck: bool,
 }
 

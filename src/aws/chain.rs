@@ -205,7 +205,9 @@ async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, Stri
 }
 
 fn same(a: &Credentials, b: &Credentials) -> bool {
-    a.access_key_id() == b.access_key_id() && a.session_token() == b.session_token()
+    a.access_key_id() == b.access_key_id()
+        && a.secret_access_key() == b.secret_access_key()
+        && a.session_token() == b.session_token()
 }
 
 /// When to replace `credentials`; `None` if they do not expire.
