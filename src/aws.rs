@@ -20,6 +20,7 @@ use futures_rustls::rustls::ClientConfig;
 use glommio::Task;
 
 use crate::config::{Checksum, S3Options};
+use crate::store::clock::ClockOffset;
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
 use crate::store::{StoreSeed, s3, tls};
@@ -102,6 +103,7 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
         names,
         tls,
         keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
+        clock: ClockOffset::default(),
         wanted: AtomicU64::new(0),
     });
     let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
@@ -160,6 +162,8 @@ pub struct Keys {
 
 /// What every core may read: settled settings and the snapshots control publishes.
 pub struct AwsShared {
+    /// What the probe learnt of the store's clock: control's own, and where each core's starts.
+    pub(crate) clock: ClockOffset,
     target: S3Target,
     place: Place,
     pub(crate) names: Arc<Names>,

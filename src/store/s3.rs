@@ -51,7 +51,7 @@ impl S3Store {
         let dialer = Dialer::new(shared.names.clone(), &shared.tls);
         let pool = Pool::new(dialer, idle_max);
         let keys = SnapshotKeys::new(&shared);
-        let clock = ClockOffset::default();
+        let clock = shared.clock.detached();
         let client = client(&shared, &pool, &keys, &clock);
         S3Store { shared, client, keys, clock, pool }
     }
@@ -158,7 +158,7 @@ impl S3Store {
         let date = answer.headers().get("date");
         let code = error.code().unwrap_or_default();
         let mut put_error = classify::reply_error(status, error.code(), error.message());
-        if code == "RequestTimeTooSkewed" {
+        if code == "RequestTimeTooSkewed" || self.clock.is_shifted() {
             self.clock.take(date);
         }
         if classify::wants_new_credentials(code) {
