@@ -23,6 +23,7 @@ use crate::config::{Checksum, S3Options};
 use crate::store::clock::ClockOffset;
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
+use crate::store::s3::probe::Probe;
 use crate::store::{StoreSeed, s3, tls};
 use names::Names;
 
@@ -102,8 +103,8 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
         place,
         names,
         tls,
-        keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
         clock: ClockOffset::default(),
+        keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
         wanted: AtomicU64::new(0),
     });
     let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
@@ -124,20 +125,15 @@ impl Aws {
     }
 }
 
-/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket.
+/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket with its answer.
 ///
 /// # Errors
 /// One sentence for the operator, of a [`StartError`] or a [`ProbeError`](s3::probe::ProbeError).
-pub async fn prepare(target: S3Target, idle_max: usize) -> Result<StoreSeed, String> {
+pub async fn prepare(target: S3Target, idle_max: usize) -> Result<(StoreSeed, Probe), String> {
     let aws = start(target, Overrides::default()).await.map_err(|error| error.to_string())?;
     let probed = s3::S3Store::new(aws.shared(), 1).probe().await;
-    match probed.map_err(|error| error.to_string())? {
-        s3::probe::Probe::Ok => {}
-        s3::probe::Probe::Warning(said) => {
-            tracing::warn!(said, "the bucket could not be listed; puts may work all the same");
-        }
-    }
-    Ok(StoreSeed::S3 { shared: aws.detach(), idle_max })
+    let probe = probed.map_err(|error| error.to_string())?;
+    Ok((StoreSeed::S3 { shared: aws.detach(), idle_max }, probe))
 }
 
 /// Where requests go; settled at start.
@@ -162,12 +158,12 @@ pub struct Keys {
 
 /// What every core may read: settled settings and the snapshots control publishes.
 pub struct AwsShared {
-    /// What the probe learnt of the store's clock: control's own, and where each core's starts.
-    pub(crate) clock: ClockOffset,
     target: S3Target,
     place: Place,
     pub(crate) names: Arc<Names>,
     pub(crate) tls: Arc<ClientConfig>,
+    /// What the probe learnt of the store's clock: control's own, and where each core's starts.
+    pub(crate) clock: ClockOffset,
     /// Written by control only.
     keys: Arc<ArcSwap<Keys>>,
     /// The highest generation a core wants replaced.

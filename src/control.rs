@@ -24,9 +24,11 @@ use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
+use crate::preflight::Finding;
 use crate::shard::{self, Setup};
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
+use crate::store::s3::probe::Probe;
 use crate::tokens::TokenSet;
 
 /// How the process ends.
@@ -72,26 +74,33 @@ pub async fn serve(config: Config) -> Exit {
     }
 }
 
-/// Prepares what the configured store needs before any core uses it.
+/// Prepares what the configured store needs before any core uses it, and says what the store had to say.
 ///
 /// # Errors
 /// One sentence that names what is wrong.
-pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
+pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), String> {
+    let usable = Finding::ok("probe", format!("{} can be used", config.store));
     match &config.store {
-        StoreUrl::Null => Ok(StoreSeed::Null),
+        StoreUrl::Null => Ok((StoreSeed::Null, usable)),
         StoreUrl::File(root) => {
             let directory = root.clone();
             let prepared =
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
             let root =
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok(StoreSeed::File(root))
+            Ok((StoreSeed::File(root), usable))
         }
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             let target = S3Target { bucket, prefix, options: config.s3.clone() };
             let prepared = aws::prepare(target, config.max_workers).await;
-            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+            let (seed, probe) =
+                prepared.map_err(|error| format!("STORE {}: {error}", config.store))?;
+            let finding = match probe {
+                Probe::Ok => usable,
+                Probe::Warning { said, remedy } => Finding::warn("probe", said, remedy),
+            };
+            Ok((seed, finding))
         }
     }
 }
@@ -126,7 +135,8 @@ async fn start(config: Config) -> Result<Server, String> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let store = prepare_store(&config).await?;
+    let (store, probed) = prepare_store(&config).await?;
+    probed.log();
     let (send, events) = local_channel::new_unbounded();
     let send = Rc::new(send);
     watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
