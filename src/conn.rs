@@ -246,6 +246,7 @@ async fn admit(core: &Core, body: ChargedBytes) -> Answer {
     let need = {
         let mut scratch = core.scratch.borrow_mut();
         let payloads = match split(core, &body, &mut scratch) {
+            Ok([]) if core.ring.is_closed() => return Answer::Stopping,
             Ok([]) => return Answer::Accepted(0),
             Ok(payloads) => payloads,
             Err(answer) => return answer,
