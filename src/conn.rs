@@ -216,10 +216,10 @@ async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (
     if head.method != Method::POST {
         return (Answer::MethodNotAllowed, has_body);
     }
-    let read = async {
-        let encoding = Encoding::of(&head.headers)?;
-        core.bodies.read(body, encoding).await.map(Some)
-    };
+    let encoding = Encoding::of(&head.headers);
+    // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
+    drop(head);
+    let read = async { core.bodies.read(body, encoding?).await.map(Some) };
     let overdue = async {
         state.body_overdue().await;
         Ok(None)
