@@ -49,6 +49,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often a dead-letter directory that fails is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+/// How often one that holds letters is measured again.
+const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
 /// Runs `main` on an unpinned executor.
 ///
@@ -148,7 +150,7 @@ async fn start(config: Config) -> Result<Server, String> {
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(cells, config.cores.clone()),
+        registry: metrics::registry(cells, config.cores.clone(), dead_letters.clone()),
         dead_letters: dead_letters.clone(),
         store_grace: config.ready_store_grace,
         epoch,
@@ -226,11 +228,19 @@ fn forward(socket: Socket, send: Rc<LocalSender<Event>>, event: fn() -> Event) {
     .detach();
 }
 
-/// While letters are being lost, tries whether the directory takes them again.
+/// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
+/// replay beside this server takes letters away.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     glommio::spawn_local(async move {
+        let mut measured = Instant::now();
         loop {
             sleep(DEAD_LETTER_PROBE).await;
+            let measure = dead_letters.used() > 0 && measured.elapsed() >= DEAD_LETTER_MEASURE;
+            if measure {
+                measured = Instant::now();
+                let dead_letters = dead_letters.clone();
+                glommio::executor().spawn_blocking(move || dead_letters.remeasure()).await;
+            }
             if dead_letters.is_failing() {
                 let dead_letters = dead_letters.clone();
                 glommio::executor().spawn_blocking(move || dead_letters.probe()).await;

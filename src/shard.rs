@@ -368,14 +368,19 @@ fn bury_rest(core: &Core, exit: Instant) {
     for job in in_hand.into_iter().chain(queued) {
         let (stem, key) = (core.origin.stem(job.stamp), core.origin.key(job.stamp));
         if Instant::now() > write_until {
-            lose(core.cells, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            lose(
+                core.cells,
+                &key,
+                job.payload.len(),
+                "DRAIN_TIMEOUT left no time to write its dead letter",
+            );
             continue;
         }
         let error = "Stopped: the server stopped before the store confirmed it".to_owned();
         let letter = Letter::now(key.clone(), core.store_name.clone(), error, 0, &job.payload);
         match core.dead_letters.write(&stem, &letter, &job.payload, Sync::Later) {
-            Ok(()) => unsynced.push(key),
-            Err(error) => lose(core.cells, &key, &error.to_string()),
+            Ok(()) => unsynced.push((key, job.payload.len())),
+            Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
         }
     }
     core.cells.ring_depth.set(0);
@@ -388,11 +393,12 @@ fn bury_rest(core: &Core, exit: Instant) {
     match core.dead_letters.sync() {
         Ok(()) => {
             cells.payloads_dead_lettered.add(unsynced.len() as u64);
+            cells.bytes_dead_lettered.add(unsynced.iter().map(|(_, bytes)| *bytes as u64).sum());
             cells.dead_lettered_at_stop.add(unsynced.len() as u64);
         }
         Err(error) => {
             let why = format!("its dead letter could not be synced: {error}");
-            unsynced.iter().for_each(|key| lose(cells, key, &why));
+            unsynced.iter().for_each(|(key, bytes)| lose(cells, key, *bytes, &why));
         }
     }
     cells.unsynced_at_stop.set(0);
