@@ -54,6 +54,7 @@ impl Admin {
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let state = [
                 (CoreState::Starting, "is starting"),
+                (CoreState::Ready, "is starting"),
                 (CoreState::Draining, "is draining"),
                 (CoreState::Stopped, "has stopped"),
                 (CoreState::Died, "has died"),

@@ -69,10 +69,27 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
 pub async fn serve(config: Config) -> Exit {
     match start(config).await {
         Ok(server) => server.run().await,
-        Err(error) => {
+        Err(StartFailure::Refused(error)) => {
             tracing::error!("{error}");
             Exit::Refused
         }
+        Err(StartFailure::Stopped) => {
+            tracing::info!("stopped before it served");
+            Exit::Clean
+        }
+    }
+}
+
+/// Why a server does not serve; nothing was accepted then.
+enum StartFailure {
+    Refused(String),
+    /// A signal came first.
+    Stopped,
+}
+
+impl From<String> for StartFailure {
+    fn from(error: String) -> StartFailure {
+        StartFailure::Refused(error)
     }
 }
 
@@ -90,7 +107,7 @@ pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), Stri
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
             let root =
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok((StoreSeed::File(root), usable))
+            Ok((StoreSeed::File { root, puts_max: config.max_workers }, usable))
         }
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
@@ -120,12 +137,14 @@ struct Server {
     bells: Vec<Socket>,
     /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
     listeners: RefCell<Vec<Option<Socket>>>,
+    /// Shut down at the very end: a disk that hangs can keep the ended process, and with it its ports, for long.
+    admin: Option<Socket>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
 }
 
-async fn start(config: Config) -> Result<Server, String> {
+async fn start(config: Config) -> Result<Server, StartFailure> {
     let epoch = Instant::now();
     let config = Arc::new(config);
     let limits = Limits::new(&config);
@@ -156,7 +175,7 @@ async fn start(config: Config) -> Result<Server, String> {
         epoch,
         stopping: stopping.clone(),
     };
-    let admin_address = start_admin(&config, admin)?;
+    let admin = start_admin(&config, admin)?;
     let mut bells = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
@@ -184,9 +203,11 @@ async fn start(config: Config) -> Result<Server, String> {
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
-    let server = Server { config, limits, cells, bells, listeners, stopping, events };
-    server.until_serving().await?;
-    server.announce(address, admin_address, epoch);
+    let server = Server { config, limits, cells, bells, listeners, admin, stopping, events };
+    server.until_all(CoreState::Ready).await?;
+    // Only now do cores accept: up to here nothing can have been acknowledged.
+    server.order_all();
+    server.announce(address, epoch);
     Ok(server)
 }
 
@@ -250,38 +271,41 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-fn start_admin(config: &Config, admin: Admin) -> Result<Option<SocketAddr>, String> {
+fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> {
     let Some(address) = config.admin_listen else { return Ok(None) };
     let socket =
         accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
-    let bound = socket.local_addr().ok().and_then(|address| address.as_socket());
+    let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     glommio::spawn_local(admin::serve(Rc::new(admin), accept::into_glommio(socket))).detach();
-    Ok(bound)
+    Ok(Some(handle))
 }
 
 impl Server {
-    async fn until_serving(&self) -> Result<(), String> {
+    async fn until_all(&self, state: CoreState) -> Result<(), StartFailure> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             for (cells, id) in self.cells.iter().zip(&self.config.cores) {
                 if cells.is(CoreState::Died) {
-                    return Err(format!("core {id} did not start; its error is logged above"));
+                    return Err(
+                        format!("core {id} did not start; its error is logged above").into()
+                    );
                 }
             }
-            if self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
+            if self.cells.iter().all(|cells| cells.is(state)) {
                 return Ok(());
             }
             match self.next_event(deadline).await {
-                Some(Event::Signal) => return Err("stopped while starting".to_owned()),
+                Some(Event::Signal) => return Err(StartFailure::Stopped),
                 Some(Event::Bell) => {}
-                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
+                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}").into()),
             }
         }
     }
 
     /// The start-up summary: one line, whatever the format.
-    fn announce(&self, address: Option<SocketAddr>, admin: Option<SocketAddr>, epoch: Instant) {
+    fn announce(&self, address: Option<SocketAddr>, epoch: Instant) {
         let config = &self.config;
+        let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
         let listen = address.unwrap_or(config.listen);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -327,7 +351,11 @@ impl Server {
                 None => break,
             }
         }
-        self.sum_up(clean)
+        let exit = self.sum_up(clean);
+        if let Some(admin) = &self.admin {
+            let _not_listening = admin.shutdown(std::net::Shutdown::Both);
+        }
+        exit
     }
 
     /// The next event, or `None` at `deadline`.
@@ -339,7 +367,7 @@ impl Server {
         self.events.recv().or(time_up).await
     }
 
-    /// One byte to every core: the first means drain, the second hurry.
+    /// One byte to every core: the first means serve, the second drain, the third hurry.
     fn order_all(&self) {
         for bell in &self.bells {
             let mut bell = bell;

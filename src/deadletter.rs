@@ -5,12 +5,13 @@
 //! finds no room is lost, which the caller logs and counts. Writes block: a core sends them to its blocking thread, but
 //! for the last step of a drain, when nothing else is left to run.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,9 @@ pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
+    opened: Instant,
+    /// Milliseconds after `opened` from which the directory may be measured again.
+    measure_after: Arc<AtomicU64>,
     /// Keeps the unfinished files of two writers apart, also when both write the same letter.
     next_unfinished: Arc<AtomicU64>,
     /// The last write failed and no later one, nor a probe, has succeeded.
@@ -76,6 +80,10 @@ pub struct DeadLetters {
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
+/// Between two measurements of a directory without room: with many files one takes long, and letters keep coming.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// Unfinished files older than this belong to a process that died: no write takes as long.
+const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Most that a probe writes to see whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
@@ -93,14 +101,18 @@ pub struct Listing {
     reason = "called off the executors or on their blocking thread"
 )]
 impl DeadLetters {
-    /// Opens the directory, made if it does not exist, and measures what it holds.
+    /// Opens the directory, made if it does not exist, removes what dead processes left unfinished, and measures the
+    /// rest.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
-        fs::create_dir_all(directory)?;
+        create_dir(directory)?;
+        sweep(directory)?;
         let used = Arc::new(AtomicU64::new(measure(directory)?));
         Ok(DeadLetters {
             directory: Arc::new(directory.to_owned()),
             max,
             used,
+            opened: Instant::now(),
+            measure_after: Arc::default(),
             next_unfinished: Arc::default(),
             failing: Arc::default(),
             failed_bytes: Arc::default(),
@@ -127,7 +139,7 @@ impl DeadLetters {
     /// Writes one letter under `stem`, which must be unlike any other's.
     ///
     /// # Errors
-    /// Full or not writable; then no letter can be seen, at most a payload file without one.
+    /// Full or not writable; then nothing of it is left.
     pub fn write(
         &self,
         stem: &str,
@@ -151,7 +163,10 @@ impl DeadLetters {
         let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
         let file = self.directory.join(format!(".probe-{}.{UNFINISHED}", std::process::id()));
         let zeros = vec![0; size.min(PROBE_BYTES_MAX) as usize];
-        let written = || fs::write(&file, zeros).and_then(|()| fs::remove_file(&file));
+        let written = || {
+            create_private(&file)?.write_all(&zeros)?;
+            fs::remove_file(&file)
+        };
         if fits.is_ok() && written().is_ok() {
             self.failing.store(false, Relaxed);
         }
@@ -168,11 +183,19 @@ impl DeadLetters {
         let size = (payload.len() + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
         self.reserve(size)?;
-        let written = self
-            .write_file(stem, PAYLOAD, payload, sync)
-            .and_then(|()| self.write_file(stem, META, &meta, sync))
-            .and_then(|()| if sync == Sync::Each { self.sync_directory() } else { Ok(()) });
+        let mut made = Vec::new();
+        let written = (|| {
+            for (extension, bytes) in [(PAYLOAD, payload), (META, &meta[..])] {
+                self.write_file(stem, extension, bytes, sync)?;
+                made.push(self.path(stem, extension));
+            }
+            if sync == Sync::Each { self.sync_directory() } else { Ok(()) }
+        })();
         if let Err(error) = written {
+            // The JSON first: a letter that can be seen has its payload.
+            for path in made.iter().rev() {
+                let _left_for_the_sweep = fs::remove_file(path);
+            }
             self.used.fetch_sub(size, Relaxed);
             return Err(error.into());
         }
@@ -214,12 +237,16 @@ impl DeadLetters {
     /// Removes a letter that has been stored: the JSON first, so that a crash between leaves no letter without payload.
     pub fn remove(&self, stem: &str) -> io::Result<()> {
         fs::remove_file(self.path(stem, META))?;
-        fs::remove_file(self.path(stem, PAYLOAD))
+        match fs::remove_file(self.path(stem, PAYLOAD)) {
+            // The sweep of a server that starts meanwhile was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Held while replaying, so that two replays do not do the same work; `None` when another one holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let file = File::create(self.directory.join(".replay.lock"))?;
+        let file = create_private(&self.directory.join(".replay.lock"))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -227,24 +254,38 @@ impl DeadLetters {
         }
     }
 
-    /// Takes `size` bytes of the bound; at the bound it measures again, for a replay may have made room.
+    /// Takes `size` bytes of the bound. Without room it measures again, for a replay may have made some, but only one
+    /// writer in [`MEASURE_EVERY`] does.
     fn reserve(&self, size: u64) -> Result<(), LetterError> {
-        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
-        if self.used.fetch_update(Relaxed, Relaxed, take).is_ok() {
+        if self.take_room(size) {
             return Ok(());
         }
-        self.used.store(measure(&self.directory)?, Relaxed);
-        match self.used.fetch_update(Relaxed, Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(LetterError::Full { max: self.max }),
+        if self.may_measure() {
+            self.used.store(measure(&self.directory)?, Relaxed);
+            if self.take_room(size) {
+                return Ok(());
+            }
         }
+        Err(LetterError::Full { max: self.max })
+    }
+
+    fn take_room(&self, size: u64) -> bool {
+        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
+        self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    fn may_measure(&self) -> bool {
+        let now = self.opened.elapsed().as_millis() as u64;
+        let next = now + MEASURE_EVERY.as_millis() as u64;
+        let due = |after: u64| (after <= now).then_some(next);
+        self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
     }
 
     fn write_file(&self, stem: &str, extension: &str, bytes: &[u8], sync: Sync) -> io::Result<()> {
         let number = self.next_unfinished.fetch_add(1, Relaxed);
         let unfinished = self.path(stem, &format!("{number}.{UNFINISHED}"));
         let written = (|| {
-            let mut file = File::create(&unfinished)?;
+            let mut file = create_private(&unfinished)?;
             file.write_all(bytes)?;
             if sync == Sync::Each {
                 file.sync_data()?;
@@ -264,6 +305,53 @@ impl DeadLetters {
     fn path(&self, stem: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{stem}.{extension}"))
     }
+}
+
+/// Makes the directory if there is none, for its owner only: payloads may be private.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+pub fn create_dir(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(_) if directory.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Removes old files that no letter goes with: a running server may be about to finish young ones.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+fn sweep(directory: &Path) -> io::Result<()> {
+    let mut swept = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        let unfinished = match path.extension().and_then(|extension| extension.to_str()) {
+            Some(UNFINISHED) => true,
+            Some(PAYLOAD) => !path.with_extension(META).exists(),
+            _ => false,
+        };
+        let modified = || entry.metadata()?.modified();
+        let old = |since| SystemTime::now().duration_since(since);
+        if unfinished
+            // Gone meanwhile, or from the future: not ours to remove.
+            && modified().is_ok_and(|since| old(since).is_ok_and(|age| age > UNFINISHED_AGE_MAX))
+            && fs::remove_file(&path).is_ok()
+        {
+            swept += 1;
+        }
+    }
+    if swept > 0 {
+        let directory = directory.display();
+        tracing::warn!(
+            "removed {swept} files from {directory} that an earlier process left unfinished"
+        );
+    }
+    Ok(())
 }
 
 #[expect(
@@ -318,7 +406,15 @@ mod tests {
         assert!(matches!(full, Err(LetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
+        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        again.expect_err("measured a moment ago: a full directory is not read for every letter");
+        let_time_pass(&dead);
         dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+    }
+
+    /// As if [`MEASURE_EVERY`] had passed.
+    fn let_time_pass(dead: &DeadLetters) {
+        dead.measure_after.store(0, Relaxed);
     }
 
     #[test]
@@ -335,6 +431,7 @@ mod tests {
         dead.probe();
         assert!(dead.is_failing(), "a smaller letter would fit, but not this one");
         dead.remove("a").unwrap();
+        let_time_pass(&dead);
         dead.probe();
         assert!(!dead.is_failing());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a probe leaves nothing");
@@ -360,6 +457,36 @@ mod tests {
         let written = dead.write("a", &letter("a", b"1"), b"1", Sync::Each);
         assert!(matches!(written, Err(LetterError::Io(_))));
         assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn a_letter_that_fails_half_way_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        fs::create_dir(dir.path().join("a.json")).unwrap();
+        dead.write("a", &letter("a", b"1"), b"1", Sync::Each).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only what was in the way");
+        assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn opening_removes_what_is_unfinished_and_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        dead.write("whole", &letter("whole", b"1"), b"1", Sync::Each).unwrap();
+        for name in ["old.payload", "old.0.tmp", "young.payload", "young.0.tmp"] {
+            fs::write(dir.path().join(name), "1").unwrap();
+        }
+        let old = SystemTime::now() - UNFINISHED_AGE_MAX - Duration::from_secs(1);
+        for name in ["old.payload", "old.0.tmp", "whole.payload", "whole.json"] {
+            let file = OpenOptions::new().write(true).open(dir.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        DeadLetters::open(dir.path(), 10_000).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["whole.json", "whole.payload", "young.0.tmp", "young.payload"]);
     }
 
     #[test]

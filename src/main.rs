@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use millrace::cli::{self, Command};
-use millrace::config::Config;
+use millrace::config::{Config, Effective};
 use millrace::control::{self, Exit};
+use millrace::preflight::Finding;
 use millrace::{commands, preflight};
 
 #[global_allocator]
@@ -12,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let (config, _effective) = match Config::load(&invocation.flags) {
+    let (config, effective) = match Config::load(&invocation.flags) {
         Ok(loaded) => loaded,
         Err(errors) => {
             eprintln!("{errors}");
@@ -23,14 +24,14 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::from(Exit::Refused as u8);
     }
-    let exit = run(invocation.command, config).unwrap_or_else(|error| {
+    let exit = run(invocation.command, config, &effective).unwrap_or_else(|error| {
         tracing::error!("{error}");
         Exit::Refused
     });
     ExitCode::from(exit as u8)
 }
 
-fn run(command: Command, config: Config) -> Result<Exit, String> {
+fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
     match command {
         Command::Serve => {
             let findings = preflight::run(&config);
@@ -43,7 +44,8 @@ fn run(command: Command, config: Config) -> Result<Exit, String> {
             control::on_executor(control::serve(config))
         }
         Command::Check => {
-            let findings = preflight::run(&config);
+            let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
+            let findings: Vec<Finding> = set.chain(preflight::run(&config)).collect();
             if preflight::failed(&findings) {
                 print!("{}", preflight::table(&findings));
                 return Ok(Exit::Refused);

@@ -88,11 +88,13 @@ impl Latency {
 #[repr(u64)]
 pub enum CoreState {
     Starting = 0,
-    Serving = 1,
-    Draining = 2,
-    Stopped = 3,
+    /// Built, and accepting nothing until control says that all cores are.
+    Ready = 1,
+    Serving = 2,
+    Draining = 3,
+    Stopped = 4,
     /// The thread ended without stopping: a panic outside connections and workers.
-    Died = 4,
+    Died = 5,
 }
 
 /// One core's cells, on cache lines of their own.

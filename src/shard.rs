@@ -1,7 +1,7 @@
 //! One core: builds its ring, workers, store and listener on its own pinned executor, and stops them in order.
 //!
 //! A core talks to the control executor through its cells and a doorbell, a socket pair on which control sends one
-//! byte to drain and a second one to hurry, and the core one byte whenever its state has changed. Nothing else is
+//! byte to serve, one to drain and one to hurry, and the core one byte whenever its state has changed. Nothing else is
 //! shared, and nothing at all on the data path.
 
 use std::cell::{Cell, RefCell};
@@ -291,13 +291,6 @@ async fn run(setup: Setup) {
     let workers: Vec<Task<()>> = (0..limits.workers)
         .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
         .collect();
-    let acceptor = glommio::spawn_local({
-        let core = core.clone();
-        async move {
-            accept_loop(core.clone(), listener).await;
-            core.accepting.set(false);
-        }
-    });
     let sampler = glommio::spawn_local({
         let core = core.clone();
         async move {
@@ -305,6 +298,19 @@ async fn run(setup: Setup) {
                 sleep(Duration::from_secs(1)).await;
                 core.admission.sample(Instant::now());
             }
+        }
+    });
+    core.cells.set_state(CoreState::Ready);
+    ring_doorbell(&bell);
+    // The first order is to serve. Until then a start that fails has nothing to lose.
+    if !matches!(orders.read(&mut [0]).await, Ok(1)) {
+        return;
+    }
+    let acceptor = glommio::spawn_local({
+        let core = core.clone();
+        async move {
+            accept_loop(core.clone(), listener).await;
+            core.accepting.set(false);
         }
     });
     core.cells.set_state(CoreState::Serving);
@@ -323,6 +329,8 @@ async fn run(setup: Setup) {
     drain(&core, &limits, workers, &hurry).await;
     drop((listen, sampler, acceptor));
     core.cells.set_state(CoreState::Stopped);
+    // Before the executor and the thread end, which a disk that hangs may delay.
+    ring_doorbell(&bell);
 }
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times.

@@ -46,6 +46,8 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         if !stored && core.ring.is_empty() && core.cells.workers_busy.value() == 0 {
             core.health.nothing_held();
         }
+        // A store that answers at once would let one worker empty the ring while nobody else runs.
+        glommio::executor().yield_if_needed().await;
     }
 }
 
@@ -65,7 +67,8 @@ async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
         let Err(error) = attempt(core, &key, job).await else { return Ok(()) };
         core.health.failed(&error);
         let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
-        let given_up = core.health.healthy_time() - healthy_at_first >= core.config.retry_for;
+        // `>`: also with RETRY_FOR=0s others must have succeeded since.
+        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for;
         if error.class == Class::Object || given_up {
             return Err(GivenUp { error, attempts });
         }

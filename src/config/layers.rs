@@ -100,12 +100,7 @@ impl Effective {
         self.0.iter().find(|v| v.setting.name == name).unwrap_or_else(|| panic!("no {name}"))
     }
 
-    /// Every setting in table order.
-    pub fn iter(&self) -> impl Iterator<Item = &Value> {
-        self.0.iter()
-    }
-
-    /// The settings somebody set, for the start-up summary.
+    /// The settings somebody set, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &Value> {
         self.0.iter().filter(|v| v.source != Source::Default)
     }

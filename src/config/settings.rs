@@ -98,7 +98,7 @@ pub const SETTINGS: &[Setting] = &[
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a kept-alive connection may stay idle before it is closed."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
-        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Not set: every request is accepted."),
+        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Read at start; not set: every request is accepted."),
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),

@@ -49,7 +49,6 @@ fn every_default_parses_and_is_the_documented_one() {
     assert_eq!(config.dead_letter_max, 1 << 30);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));
     assert_eq!(effective.changed().count(), 0);
-    assert_eq!(effective.iter().count(), SETTINGS.len());
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! Method: payloads that the store refuses by name (`FAULTS=poison=object`), the binary's own `dead-letter` commands
 //! beside the running server, and directories that fill up or vanish.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::support::{Server, collection, contents, dead_letters, sorted};
+use crate::support::{Server, collection, contents, dead_letters, files, numbered, sorted};
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
 fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
@@ -175,4 +177,27 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     server.wait_idle();
     assert_eq!(dead_letters(&directory).len(), 2);
     assert_eq!(server.stop().status, 1);
+}
+
+#[test]
+fn what_is_private_stays_private() {
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let server = with_letters(1, &[]);
+    assert_eq!(mode(&server.path("dead-letter")), 0o700);
+    for name in files(&server.path("dead-letter")).keys() {
+        assert_eq!(mode(&server.path("dead-letter").join(name)), 0o600, "{name}");
+    }
+}
+
+#[test]
+fn no_patience_at_all_still_holds_payloads_through_an_outage() {
+    let server = Server::start(&[("RETRY_FOR", "0s"), ("RETRY_MAX", "100ms")]);
+    server.break_store();
+    assert_eq!(server.post(collection(&numbered(0..5))).status, 200);
+    server.wait("all to have failed twice", |m| m.sum("millrace_put_retries_total") >= 10);
+    assert_eq!(server.dead_letters(), []);
+    server.mend_store();
+    server.wait_idle();
+    assert_eq!(contents(&server.stored()), sorted(&numbered(0..5)));
+    assert_eq!(server.stop().status, 0);
 }

@@ -23,6 +23,7 @@ mod faults;
 mod framing;
 mod limits;
 mod smoke;
+mod start;
 
 mod s3_credentials;
 mod s3_faults;
