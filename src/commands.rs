@@ -19,7 +19,7 @@ use crate::store::{Class, PutError, Store};
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
     findings.push(match prepare_store(config).await {
-        Ok(_) => Finding::ok("probe", format!("{} can be used", config.store)),
+        Ok((_, probed)) => probed,
         Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
     print!("{}", table(&findings));
@@ -102,7 +102,8 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
     let origin = Origin { node: config.node_id.clone(), core: 0 };
-    let seed = prepare_store(config).await?;
+    let (seed, probed) = prepare_store(config).await?;
+    probed.log();
     let replay = Rc::new(Replay {
         store: seed.build(&origin, config.faults.clone(), 0),
         dead,

@@ -24,9 +24,11 @@ use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
+use crate::preflight::Finding;
 use crate::shard::{self, Setup};
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
+use crate::store::s3::probe::Probe;
 use crate::tokens::TokenSet;
 
 /// How the process ends.
@@ -47,6 +49,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often a dead-letter directory that fails is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+/// How often one that holds letters is measured again.
+const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
 /// Runs `main` on an unpinned executor.
 ///
@@ -89,26 +93,33 @@ impl From<String> for StartFailure {
     }
 }
 
-/// Prepares what the configured store needs before any core uses it.
+/// Prepares what the configured store needs before any core uses it, and says what the store had to say.
 ///
 /// # Errors
 /// One sentence that names what is wrong.
-pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
+pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), String> {
+    let usable = Finding::ok("probe", format!("{} can be used", config.store));
     match &config.store {
-        StoreUrl::Null => Ok(StoreSeed::Null),
+        StoreUrl::Null => Ok((StoreSeed::Null, usable)),
         StoreUrl::File(root) => {
             let directory = root.clone();
             let prepared =
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
             let root =
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok(StoreSeed::File { root, puts_max: config.max_workers })
+            Ok((StoreSeed::File { root, puts_max: config.max_workers }, usable))
         }
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             let target = S3Target { bucket, prefix, options: config.s3.clone() };
             let prepared = aws::prepare(target, config.max_workers).await;
-            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+            let (seed, probe) =
+                prepared.map_err(|error| format!("STORE {}: {error}", config.store))?;
+            let finding = match probe {
+                Probe::Ok => usable,
+                Probe::Warning { said, remedy } => Finding::warn("probe", said, remedy),
+            };
+            Ok((seed, finding))
         }
     }
 }
@@ -145,7 +156,8 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let store = prepare_store(&config).await?;
+    let (store, probed) = prepare_store(&config).await?;
+    probed.log();
     let (send, events) = local_channel::new_unbounded();
     let send = Rc::new(send);
     watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
@@ -157,7 +169,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(cells, config.cores.clone()),
+        registry: metrics::registry(cells, config.cores.clone(), dead_letters.clone()),
         dead_letters: dead_letters.clone(),
         store_grace: config.ready_store_grace,
         epoch,
@@ -237,11 +249,19 @@ fn forward(socket: Socket, send: Rc<LocalSender<Event>>, event: fn() -> Event) {
     .detach();
 }
 
-/// While letters are being lost, tries whether the directory takes them again.
+/// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
+/// replay beside this server takes letters away.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     glommio::spawn_local(async move {
+        let mut measured = Instant::now();
         loop {
             sleep(DEAD_LETTER_PROBE).await;
+            let measure = dead_letters.used() > 0 && measured.elapsed() >= DEAD_LETTER_MEASURE;
+            if measure {
+                measured = Instant::now();
+                let dead_letters = dead_letters.clone();
+                glommio::executor().spawn_blocking(move || dead_letters.remeasure()).await;
+            }
             if dead_letters.is_failing() {
                 let dead_letters = dead_letters.clone();
                 glommio::executor().spawn_blocking(move || dead_letters.probe()).await;

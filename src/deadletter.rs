@@ -125,6 +125,14 @@ impl DeadLetters {
         self.used.load(Relaxed)
     }
 
+    /// Measures the directory again, unless a letter is written meanwhile. Blocks.
+    pub fn remeasure(&self) {
+        let before = self.used();
+        if let Ok(used) = measure(&self.directory) {
+            let _changed_meanwhile = self.used.compare_exchange(before, used, Relaxed, Relaxed);
+        }
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }

@@ -373,24 +373,31 @@ fn bury_rest(core: &Core, exit: Instant) {
     let in_hand: Vec<Job> = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect();
     let queued = std::iter::from_fn(|| core.ring.take());
     let mut bundle = core.dead_letters.bundle();
-    let mut written: Vec<Stamp> = Vec::new();
+    let mut written: Vec<(Stamp, usize)> = Vec::new();
     for job in in_hand.into_iter().chain(queued) {
         let key = core.origin.key(job.stamp);
         if Instant::now() > write_until {
-            lose(core.cells, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            lose(
+                core.cells,
+                &key,
+                job.payload.len(),
+                "DRAIN_TIMEOUT left no time to write its dead letter",
+            );
             continue;
         }
         let error = "Stopped: the server stopped before the store confirmed it".to_owned();
         let letter = Letter::now(key, core.store_name.clone(), error, 0, &job.payload);
         match bundle.append(&core.origin.stem(job.stamp), &letter, &job.payload) {
-            Ok(()) => written.push(job.stamp),
-            Err(error) => lose(core.cells, &letter.key, &error.to_string()),
+            Ok(()) => written.push((job.stamp, job.payload.len())),
+            Err(error) => lose(core.cells, &letter.key, job.payload.len(), &error.to_string()),
         }
     }
     core.cells.ring_depth.set(0);
     let published = bundle.publish();
-    let lose_all = |stamps: &[Stamp], why: &str| {
-        stamps.iter().for_each(|stamp| lose(core.cells, &core.origin.key(*stamp), why));
+    let lose_all = |letters: &[(Stamp, usize)], why: &str| {
+        for (stamp, bytes) in letters {
+            lose(core.cells, &core.origin.key(*stamp), *bytes, why);
+        }
     };
     let (written, unwritten) = written.split_at(published.letters);
     if let Some(error) = &published.error {
@@ -405,6 +412,7 @@ fn bury_rest(core: &Core, exit: Instant) {
     match published.sync() {
         Ok(()) => {
             cells.payloads_dead_lettered.add(letters);
+            cells.bytes_dead_lettered.add(written.iter().map(|(_, bytes)| *bytes as u64).sum());
             cells.dead_lettered_at_stop.add(letters);
         }
         Err(error) => {

@@ -73,6 +73,10 @@ async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
             return Err(GivenUp { error, attempts });
         }
         core.cells.put_retries.inc();
+        if attempts == 1 {
+            core.cells.payloads_retried.inc();
+            core.cells.bytes_retried.add(job.payload.len() as u64);
+        }
         pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
     }
 }
@@ -124,15 +128,19 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
     let write = move || dead.write(&stem, &letter, &payload);
     match glommio::executor().spawn_blocking(write).await {
-        Ok(()) => core.cells.payloads_dead_lettered.inc(),
-        Err(error) => lose(core.cells, &key, &error.to_string()),
+        Ok(()) => {
+            core.cells.payloads_dead_lettered.inc();
+            core.cells.bytes_dead_lettered.add(job.payload.len() as u64);
+        }
+        Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
     }
 }
 
-/// The last resort: says which payload is gone, and counts it.
-pub fn lose(cells: &CoreCells, key: &str, why: &str) {
-    tracing::error!(key, why, "payload lost");
+/// The last resort: says which payload of how many bytes is gone, and counts it.
+pub fn lose(cells: &CoreCells, key: &str, bytes: usize, why: &str) {
+    tracing::error!(key, bytes, why, "payload lost");
     cells.payloads_lost.inc();
+    cells.bytes_lost.add(bytes as u64);
 }
 
 /// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.

@@ -8,6 +8,7 @@ pub mod probe;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -50,7 +51,7 @@ impl S3Store {
         let dialer = Dialer::new(shared.names.clone(), &shared.tls);
         let pool = Pool::new(dialer, idle_max);
         let keys = SnapshotKeys::new(&shared);
-        let clock = ClockOffset::default();
+        let clock = shared.clock.detached();
         let client = client(&shared, &pool, &keys, &clock);
         S3Store { shared, client, keys, clock, pool }
     }
@@ -61,7 +62,7 @@ impl S3Store {
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        self.refuse_expired_keys()?;
+        let generation = self.fresh_keys()?;
         let first = match self.attempt(key, payload, None).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -70,7 +71,7 @@ impl S3Store {
             Some(target) => self.attempt(key, payload, Some(target)).await,
             None => Err(first),
         };
-        outcome.map_err(|error| self.put_error(error))
+        outcome.map_err(|error| self.put_error(error, generation))
     }
 
     /// The SDK's client, for what is not on the data path.
@@ -121,12 +122,13 @@ impl S3Store {
             .set_checksum_algorithm(algorithm)
     }
 
-    /// Credentials known to be expired are not worth a round trip.
-    fn refuse_expired_keys(&self) -> Result<(), PutError> {
+    /// The generation of the current credentials; those known to be expired are not worth a round trip. Known means: by
+    /// this host's clock and by the store's, for either may be wrong, and only an answer says which.
+    fn fresh_keys(&self) -> Result<u64, PutError> {
         let (generation, expiry) =
             self.keys.current(|keys| (keys.generation, keys.credentials.expiry()));
-        if expiry.is_none_or(|at| at > self.clock.now()) {
-            return Ok(());
+        if expiry.is_none_or(|at| at > SystemTime::now().min(self.clock.now())) {
+            return Ok(generation);
         }
         self.shared.want_newer_keys(generation);
         Err(PutError {
@@ -145,19 +147,23 @@ impl S3Store {
         allowed.then(|| location.to_owned())
     }
 
-    fn put_error(&self, error: SdkError<PutObjectError, HttpResponse>) -> PutError {
+    /// The worker's view of `error`, the answer to a request signed with credentials of `generation`.
+    fn put_error(
+        &self,
+        error: SdkError<PutObjectError, HttpResponse>,
+        generation: u64,
+    ) -> PutError {
         let Some(answer) = error.raw_response() else { return unanswered(&error) };
         let status = answer.status().as_u16();
         let date = answer.headers().get("date");
         let code = error.code().unwrap_or_default();
         let mut put_error = classify::reply_error(status, error.code(), error.message());
-        if code == "RequestTimeTooSkewed" {
+        if code == "RequestTimeTooSkewed" || self.clock.is_shifted() {
             self.clock.take(date);
         }
         if classify::wants_new_credentials(code) {
-            let (generation, stuck) = self.keys.current(|keys| (keys.generation, keys.stuck));
             self.shared.want_newer_keys(generation);
-            if stuck {
+            if self.keys.current(|keys| keys.stuck) {
                 put_error.class = Class::StoreWide;
             }
         }

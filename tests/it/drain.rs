@@ -113,18 +113,26 @@ fn after_half_the_time_idle_connections_close_and_late_requests_get_503() {
     assert_eq!(idle.post(r#"{"data":[1]}"#).status, 200);
     let mut late = server.connect();
     late.send("POST /payloads HTTP/1.1\r\nhost: x\r\n");
-    server.wait("both are open", |m| m.sum("millrace_connections") == 2);
+    let mut empty = server.connect();
+    empty.send("POST /payloads HTTP/1.1\r\nhost: x\r\n");
+    server.wait("all are open", |m| m.sum("millrace_connections") == 3);
     let signalled = Instant::now();
     server.signal("TERM");
     assert!(idle.closed(), "closed silently");
     let half = signalled.elapsed();
     assert!(half >= Duration::from_millis(3_500), "served for half of DRAIN_TIMEOUT, not {half:?}");
-    late.send("content-length: 12\r\n\r\n{\"data\":[2]}");
-    let reply = late.reply();
-    assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
-    assert!(reply.error().contains("stopping"), "{}", reply.error());
-    assert!(late.closed());
-    drop((idle, late));
+    // Nothing to admit is no reason to say yes: a client is to go elsewhere.
+    for (client, rest) in [
+        (&mut late, "content-length: 12\r\n\r\n{\"data\":[2]}"),
+        (&mut empty, "content-length: 11\r\n\r\n{\"data\":[]}"),
+    ] {
+        client.send(rest);
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.header("connection")), (503, Some("close")), "{rest}");
+        assert!(reply.error().contains("stopping"), "{}", reply.error());
+        assert!(client.closed());
+    }
+    drop((idle, late, empty));
     let stopped = server.wait_stopped();
     assert!(signalled.elapsed() < Duration::from_secs(8) + SOON / 2, "{:?}", signalled.elapsed());
     assert_eq!((stopped.status, stopped.accepted, stopped.stored), (0, 1, 1));

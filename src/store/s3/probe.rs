@@ -23,9 +23,20 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     Ok,
-    /// What the store said, worth a line in the log.
-    Warning(String),
+    /// What the store said, and what to do about it.
+    Warning {
+        said: String,
+        remedy: &'static str,
+    },
 }
+
+/// Remedy of a refused listing.
+const MAY_PUT: &str = "nothing, if the role may put (s3:PutObject): millrace itself never lists";
+/// Remedy of what passes.
+const WAIT: &str = "nothing, if it passes; payloads are held until the store takes them";
+/// Remedy of a wrong clock.
+const SET_TIME: &str =
+    "set this host's time, or run NTP; until then requests are signed with the store's";
 
 /// Why the store cannot work until an operator changes something: one sentence, with the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +77,10 @@ pub enum ProbeError {
     TimedOut { place: String, seconds: u64 },
 }
 
+fn warning(said: String, remedy: &'static str) -> Result<Probe, ProbeError> {
+    Ok(Probe::Warning { said, remedy })
+}
+
 type ListError = SdkError<ListObjectsV2Error, HttpResponse>;
 
 impl S3Store {
@@ -77,21 +92,49 @@ impl S3Store {
     /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
     pub async fn probe(&self) -> Result<Probe, ProbeError> {
         let target = self.shared.target();
-        let list = async {
+        let list = async || {
             let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
             if !target.prefix.is_empty() {
                 list = list.prefix(&target.prefix);
             }
-            match list.send().await {
-                Ok(_) => Ok(Probe::Ok),
-                Err(error) => self.verdict(error),
+            list.send().await.map(|_| Probe::Ok)
+        };
+        let ask = async {
+            match list().await {
+                // Cores would do the same with their first put.
+                Err(error) if self.took_time(&error) => {
+                    let again = list().await.or_else(|error| self.verdict(error))?;
+                    Ok(self.with_clock(again))
+                }
+                outcome => outcome.or_else(|error| self.verdict(error)),
             }
         };
         let give_up = async {
             Timer::new(PROBE_TIMEOUT).await;
             Err(ProbeError::TimedOut { place: self.place(), seconds: PROBE_TIMEOUT.as_secs() })
         };
-        future::or(list, give_up).await
+        future::or(ask, give_up).await
+    }
+
+    /// Whether the store found the time wrong and said its own, which is then used from now on.
+    fn took_time(&self, error: &ListError) -> bool {
+        let skewed = error.code() == Some("RequestTimeTooSkewed");
+        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
+        skewed && self.clock.take(date) && self.shared.clock.take(date)
+    }
+
+    /// `probe`, but a clock that had to be corrected is worth a warning.
+    fn with_clock(&self, probe: Probe) -> Probe {
+        let offset_s = self.clock.offset_s();
+        let minutes = Duration::from_secs((offset_s.unsigned_abs() + 30) / 60 * 60);
+        let off = humantime::format_duration(minutes);
+        let way = if offset_s > 0 { "behind" } else { "ahead of" };
+        let clock = format!("this host's clock is {off} {way} that of {}", self.place());
+        let said = match probe {
+            Probe::Ok => clock,
+            Probe::Warning { said, .. } => format!("{clock}; {said}"),
+        };
+        Probe::Warning { said, remedy: SET_TIME }
     }
 
     fn verdict(&self, error: ListError) -> Result<Probe, ProbeError> {
@@ -122,21 +165,19 @@ impl S3Store {
             _ if classify::wants_new_credentials(&code) => {
                 ProbeError::ExpiredCredentials { key, code }
             }
-            "AccessDenied" => return Ok(Probe::Warning(format!("{code}: {message}"))),
+            "AccessDenied" => return warning(format!("{code}: {message}"), MAY_PUT),
             "" if status == 301 => self.wrong_region(answer),
             // A bodiless refusal is still the store's; a bodiless "not found" is some other
             // server's.
             "" if status == 403 => {
-                return Ok(Probe::Warning(format!("the store answered {status}")));
+                return warning(format!("the store answered {status}"), MAY_PUT);
             }
             _ if classify::reply(status, &code) == Class::Transient && status >= 300 => {
-                return Ok(Probe::Warning(format!(
-                    "the store answered {status} {code}: {message}"
-                )));
+                return warning(format!("the store answered {status} {code}: {message}"), WAIT);
             }
             // Listing is not what payloads need.
             "NotImplemented" | "MethodNotAllowed" => {
-                return Ok(Probe::Warning(format!("the store does not list: {code}: {message}")));
+                return warning(format!("the store does not list: {code}: {message}"), MAY_PUT);
             }
             "" => ProbeError::NotS3 { place, why: format!("status {status}") },
             _ => ProbeError::Refused { bucket, code, message },
