@@ -5,7 +5,7 @@
 //! after its last answer the connection lingers, so that an answer reaches a client that is still sending.
 //!
 //! One read may bring the end of a request and the start of the next head; what lies in hyper's buffer cannot be seen,
-//! so [`Arrived`] counts. Known gap: behind a chunked body, or behind a whole request that came in one read with its
+//! so `Arrived` counts. Known gap: behind a chunked body, or behind a whole request that came in one read with its
 //! forerunner, such a head runs under `IDLE_TIMEOUT` until its next byte arrives.
 
 use std::cell::{Cell, RefCell};

@@ -213,7 +213,8 @@ fn resident_memory_stays_bounded_by_bodies_while_dense_ones_wait_for_room() {
         })
         .collect();
     let grown = server.resident().saturating_sub(before) as usize;
-    assert!(grown < (16 + 16) * MIB, "{grown} bytes more than before, for 12 bodies of 1 MiB");
+    // Spans kept for each would be 58 MiB; the allocator may hold on to one round of the parser's scratch.
+    assert!(grown < (16 + 32) * MIB, "{grown} bytes more than before, for 12 bodies of 1 MiB");
     // Not stopped: half a million dead letters would be another scenario.
     drop(waiting);
 }
