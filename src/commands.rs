@@ -1,6 +1,7 @@
 //! The commands beside `serve`: `check`, and what is done with dead letters.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -89,11 +90,12 @@ const REPLAY_WORKERS: usize = 16;
 const REPLAY_ATTEMPTS: u32 = 3;
 
 /// Puts every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
-/// which only adds whole letters. Exit 1 when some are left.
+/// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
+/// mean something else in this one. Exit 1 when some are left.
 ///
 /// # Errors
 /// The directory or the store cannot be used at all, or another replay is under way.
-pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
+pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
     let dead = open_letters(config)?;
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
@@ -107,10 +109,12 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
     let replay = Rc::new(Replay {
         store: seed.build(&origin, config.faults.clone(), 0),
         dead,
+        only_for: (!any_store).then(|| config.store.to_string()),
         deadline: config.put_timeout,
         pause: config.retry_base,
         stored: Cell::new(0),
         left: Cell::new(broken.len()),
+        elsewhere: RefCell::default(),
     });
     replay.put_pairs(letters).await;
     for stem in &bundles {
@@ -118,6 +122,9 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
     }
     let (stored, left) = (replay.stored.get(), replay.left.get());
     println!("{stored} of {} dead letters stored in {}", stored + left, config.store);
+    for (store, letters) in &*replay.elsewhere.borrow() {
+        println!("{letters} are for {store} and were left; --any-store puts them as well");
+    }
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
@@ -125,6 +132,8 @@ pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
 struct Replay {
     dead: DeadLetters,
     store: Store,
+    /// The only store whose letters are put; `None`: any.
+    only_for: Option<String>,
     /// Of one put.
     deadline: Duration,
     /// Before the second attempt.
@@ -132,6 +141,8 @@ struct Replay {
     stored: Cell<usize>,
     /// Letters, and places where there may be some, that stay.
     left: Cell<usize>,
+    /// Letters among those left that are for other stores, by store.
+    elsewhere: RefCell<BTreeMap<String, usize>>,
 }
 
 /// A letter to be put; `P` says where it lies.
@@ -139,6 +150,13 @@ struct Found<P> {
     letter: Letter,
     payload: io::Result<Vec<u8>>,
     place: P,
+}
+
+/// Why a letter is left where it is.
+enum Stays {
+    /// It is for another store; counted and said once for all of them.
+    Elsewhere,
+    Because(String),
 }
 
 impl Replay {
@@ -153,7 +171,8 @@ impl Replay {
         let dead = self.dead.clone();
         self.put_all(found, move |stem, outcome| {
             outcome?;
-            dead.remove(stem).map_err(|error| format!("stored, but not removed: {error}"))
+            let removed = dead.remove(stem);
+            removed.map_err(|error| Stays::Because(format!("stored, but not removed: {error}")))
         })
         .await;
     }
@@ -207,7 +226,7 @@ impl Replay {
     async fn put_all<P: 'static>(
         self: &Rc<Self>,
         found: impl Iterator<Item = Found<P>> + 'static,
-        settle: impl Fn(&P, Result<(), String>) -> Result<(), String> + 'static,
+        settle: impl Fn(&P, Result<(), Stays>) -> Result<(), Stays> + 'static,
     ) {
         let shared = Rc::new((RefCell::new(found), settle));
         let workers: Vec<_> = (0..REPLAY_WORKERS)
@@ -219,13 +238,7 @@ impl Replay {
                         let Some(next) = found.borrow_mut().next() else { break };
                         let Found { letter, payload, place } = next;
                         let outcome = replay.put(&letter, payload).await;
-                        match settle(&place, outcome) {
-                            Ok(()) => replay.stored.set(replay.stored.get() + 1),
-                            Err(error) => {
-                                eprintln!("{}: left where it is: {error}", letter.key);
-                                replay.left.set(replay.left.get() + 1);
-                            }
-                        }
+                        replay.count(letter, settle(&place, outcome));
                     }
                 })
             })
@@ -235,13 +248,28 @@ impl Replay {
         }
     }
 
-    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), String> {
-        let payload = Payload::from(payload.map_err(|error| error.to_string())?);
+    fn count(&self, letter: Letter, outcome: Result<(), Stays>) {
+        match outcome {
+            Ok(()) => return self.stored.set(self.stored.get() + 1),
+            Err(Stays::Elsewhere) => {
+                *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
+            }
+            Err(Stays::Because(why)) => eprintln!("{}: left where it is: {why}", letter.key),
+        }
+        self.left.set(self.left.get() + 1);
+    }
+
+    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
+        if self.only_for.as_ref().is_some_and(|store| *store != letter.store) {
+            return Err(Stays::Elsewhere);
+        }
+        let payload = payload.map_err(|error| Stays::Because(error.to_string()))?;
+        let payload = Payload::from(payload);
         if payload.len() as u64 != letter.bytes {
             let (found, recorded) = (payload.len(), letter.bytes);
-            return Err(format!(
+            return Err(Stays::Because(format!(
                 "its payload file holds {found} bytes where {recorded} were recorded"
-            ));
+            )));
         }
         let mut attempts = 0;
         loop {
@@ -255,7 +283,7 @@ impl Replay {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(Stays::Because(error.to_string())),
             }
         }
     }

@@ -86,12 +86,8 @@ impl BundleWriter {
             self.dead.used.fetch_sub(size, Relaxed);
             return Err(error.into());
         }
-        self.ends.push(self.length() + size);
+        self.ends.push(end_of(&self.ends) + size);
         Ok(())
-    }
-
-    fn length(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
     }
 
     fn write(&mut self, stem: &str, pieces: [&[u8]; 3]) -> io::Result<()> {
@@ -109,7 +105,7 @@ impl BundleWriter {
     /// [`Published::sync`]: a sync that does not end in time must not keep them out of sight.
     #[expect(clippy::disallowed_methods, reason = "the last step of a stop may block")]
     pub fn publish(mut self) -> Published {
-        let length = self.length();
+        let length = end_of(&self.ends);
         let mut outcome =
             Published { letters: 0, error: None, dead: self.dead.clone(), file: None };
         let Some(Unfinished { mut out, path, stem }) = self.file.take() else { return outcome };

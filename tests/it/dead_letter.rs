@@ -4,6 +4,7 @@
 //! Method: payloads that the store refuses by name (`FAULTS=poison=object`) or that a stop left unstored, the binary's
 //! own `dead-letter` commands beside the running server and after it, and directories that fill up or vanish.
 
+use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -242,7 +243,13 @@ fn a_replay_that_was_killed_is_repeated_under_the_same_keys() {
     let dir = stopped.dir.path();
     let mut command = command(dir, &["dead-letter", "replay"], &[("FAULTS", "delay=200ms")]);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    wait_for("some objects", || dir.join("data").exists() && !files(&dir.join("data")).is_empty());
+    // Not by their contents: the preflight's own file comes and goes.
+    let is_object = |entry: std::io::Result<DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    wait_for("some objects", || {
+        std::fs::read_dir(dir.join("data")).is_ok_and(|mut entries| entries.any(is_object))
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(dead_letters(&dir.join("dead-letter")).len(), 60, "killed too late to tell");
@@ -275,6 +282,31 @@ fn of_a_damaged_file_what_is_before_the_damage_is_put_and_the_rest_kept() {
     assert!(text(&put).contains(&where_), "{}", text(&put));
     assert_eq!(files(&dir.join("data")).len(), before);
     assert!(std::fs::read(&path).unwrap() == bytes[start..], "the damaged rest is not touched");
+}
+
+#[test]
+fn letters_for_another_store_are_left_unless_any_store_is_said() {
+    let server = with_letters(3, &[]);
+    let before = server.dead_letters();
+    let other = [("FAULTS", ""), ("STORE", "file:./other")];
+    let left = server.command_beside(&["dead-letter", "replay"], &other).output().unwrap();
+    assert_eq!(left.status.code(), Some(1), "{}", text(&left));
+    assert!(text(&left).contains("0 of 3 dead letters stored in file:./other"), "{}", text(&left));
+    assert!(text(&left).contains("3 are for file:./data"), "{}", text(&left));
+    assert_eq!((server.dead_letters(), files(&server.path("other")).len()), (before, 0));
+    let args = ["dead-letter", "replay", "--any-store"];
+    let put = server.command_beside(&args, &other).output().unwrap();
+    assert_eq!(put.status.code(), Some(0), "{}", text(&put));
+    assert_eq!(contents(&files(&server.path("other"))), sorted(&[0, 1, 2].map(poison)));
+    assert_eq!(server.dead_letters(), []);
+
+    let stopped = stopped_with_letters(3);
+    let dir = stopped.dir.path();
+    let before = letter_files(dir);
+    let left = run(dir, &["dead-letter", "replay"], &[("STORE", "null:")]);
+    assert_eq!(left.status.code(), Some(1), "{}", text(&left));
+    assert!(text(&left).contains("3 are for file:./data"), "{}", text(&left));
+    assert_eq!(letter_files(dir), before);
 }
 
 #[test]
