@@ -5,9 +5,8 @@
 #   --ulimit memlock=-1                 the executors pin their I/O buffers
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
-COPY src ./src
-RUN cargo build --locked --release && mkdir /state
+COPY . .
+RUN cargo build --locked --release && strip --strip-debug target/release/millrace && mkdir /state
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/millrace /usr/local/bin/millrace

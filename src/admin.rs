@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
+use glommio::Task;
 use glommio::net::{TcpListener, TcpStream};
-use glommio::sync::Semaphore;
 use glommio::timer::{Timer, sleep};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -24,8 +24,10 @@ use crate::deadletter::DeadLetters;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use crate::metrics::{Cells, CoreState};
 
-/// An admin connection ends after this, idle or not; scrapers connect again.
-const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long an admin connection has for its first whole request.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
+/// …and from each request to the end of the next one's head; what scrapes less often connects again.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -108,19 +110,39 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Serves the admin pages until the process ends.
+/// One open connection, as the listener's loop sees it.
+struct Open {
+    /// Its last request, or its beginning.
+    since: Cell<Instant>,
+    patience: Cell<Duration>,
+    ended: Cell<bool>,
+}
+
+/// Serves the admin pages until the process ends. With every place taken, a newcomer gets that of the connection which
+/// has been silent for longest: no client can keep a health check waiting.
 pub async fn serve(admin: Rc<Admin>, listener: TcpListener) {
-    let slots = Rc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX as u64));
+    let mut open: Vec<(Rc<Open>, Task<()>)> = Vec::new();
     loop {
-        let slot = slots.acquire_static_permit(1).await.expect("never closed");
         match listener.accept().await {
             Ok(stream) => {
-                let admin = admin.clone();
-                glommio::spawn_local(async move {
-                    serve_connection(admin, stream).await;
-                    drop(slot);
-                })
-                .detach();
+                open.retain(|(state, _)| !state.ended.get());
+                if open.len() >= ADMIN_CONNECTIONS_MAX
+                    && let Some(at) = (0..open.len()).min_by_key(|at| open[*at].0.since.get())
+                {
+                    let (_, oldest) = open.swap_remove(at);
+                    oldest.cancel().await;
+                }
+                let state = Rc::new(Open {
+                    since: Cell::new(Instant::now()),
+                    patience: Cell::new(FIRST_REQUEST_MAX),
+                    ended: Cell::new(false),
+                });
+                let (admin, this) = (admin.clone(), state.clone());
+                let task = glommio::spawn_local(async move {
+                    serve_connection(admin, stream, &this).await;
+                    this.ended.set(true);
+                });
+                open.push((state, task));
             }
             Err(error) => {
                 tracing::debug!(%error, "admin accept failed");
@@ -130,8 +152,10 @@ pub async fn serve(admin: Rc<Admin>, listener: TcpListener) {
     }
 }
 
-async fn serve_connection(admin: Rc<Admin>, stream: TcpStream) {
+async fn serve_connection(admin: Rc<Admin>, stream: TcpStream, state: &Open) {
     let service = service_fn(|request| {
+        state.since.set(Instant::now());
+        state.patience.set(IDLE_MAX);
         let response = admin.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
@@ -145,7 +169,14 @@ async fn serve_connection(admin: Rc<Admin>, stream: TcpStream) {
         }
     };
     let time_up = async {
-        Timer::new(CONNECTION_TIME_MAX).await;
+        loop {
+            let left = state.patience.get().saturating_sub(state.since.get().elapsed());
+            if left.is_zero() {
+                break;
+            }
+            // No request makes the patience end sooner than it would have.
+            Timer::new(left).await;
+        }
     };
     served.or(time_up).await;
 }

@@ -20,8 +20,10 @@ use futures_rustls::rustls::ClientConfig;
 use glommio::Task;
 
 use crate::config::{Checksum, S3Options, SignPayload};
+use crate::store::clock::ClockOffset;
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
+use crate::store::s3::probe::Probe;
 use crate::store::{StoreSeed, s3, tls};
 use names::Names;
 
@@ -101,6 +103,7 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
         place,
         names,
         tls,
+        clock: ClockOffset::default(),
         keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
         wanted: AtomicU64::new(0),
     });
@@ -122,20 +125,15 @@ impl Aws {
     }
 }
 
-/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket.
+/// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket with its answer.
 ///
 /// # Errors
 /// One sentence for the operator, of a [`StartError`] or a [`ProbeError`](s3::probe::ProbeError).
-pub async fn prepare(target: S3Target, idle_max: usize) -> Result<StoreSeed, String> {
+pub async fn prepare(target: S3Target, idle_max: usize) -> Result<(StoreSeed, Probe), String> {
     let aws = start(target, Overrides::default()).await.map_err(|error| error.to_string())?;
     let probed = s3::S3Store::new(aws.shared(), 1).probe().await;
-    match probed.map_err(|error| error.to_string())? {
-        s3::probe::Probe::Ok => {}
-        s3::probe::Probe::Warning(said) => {
-            tracing::warn!(said, "the bucket could not be listed; puts may work all the same");
-        }
-    }
-    Ok(StoreSeed::S3 { shared: aws.detach(), idle_max })
+    let probe = probed.map_err(|error| error.to_string())?;
+    Ok((StoreSeed::S3 { shared: aws.detach(), idle_max }, probe))
 }
 
 /// Where requests go; settled at start.
@@ -154,7 +152,7 @@ pub struct Keys {
     pub credentials: Credentials,
     /// Counts publications, from 1.
     pub generation: u64,
-    /// The store called these expired and the chain gave the same again: only an operator can help.
+    /// The store refused these and the chain gave the same again: only an operator can help.
     pub stuck: bool,
 }
 
@@ -164,6 +162,8 @@ pub struct AwsShared {
     place: Place,
     pub(crate) names: Arc<Names>,
     pub(crate) tls: Arc<ClientConfig>,
+    /// What the probe learnt of the store's clock: control's own, and where each core's starts.
+    pub(crate) clock: ClockOffset,
     /// Written by control only.
     keys: Arc<ArcSwap<Keys>>,
     /// The highest generation a core wants replaced.

@@ -132,7 +132,7 @@ const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
 /// Largest zstd window accepted, as RFC 8878 recommends: 8 MiB, allocated once per core.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 impl Decoder {
     fn new() -> Decoder {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::ValueParser;
-use clap::{Arg, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches};
 
 use crate::config::{Flags, SETTINGS, Setting};
 
@@ -19,7 +19,10 @@ pub enum Command {
     /// List what the store would not take.
     DeadLetterLs,
     /// Put it again under its recorded keys.
-    DeadLetterReplay,
+    DeadLetterReplay {
+        /// Also letters that were meant for another store than the configured one.
+        any_store: bool,
+    },
 }
 
 /// The command line, taken apart.
@@ -43,7 +46,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
         Some(("check", matches)) => (Command::Check, matches),
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
             Some(("ls", matches)) => (Command::DeadLetterLs, matches),
-            Some(("replay", matches)) => (Command::DeadLetterReplay, matches),
+            Some(("replay", matches)) => {
+                (Command::DeadLetterReplay { any_store: matches.get_flag(ANY_STORE) }, matches)
+            }
             other => unreachable!("clap requires ls or replay, not {other:?}"),
         },
         Some(other) => unreachable!("clap refuses {other:?}"),
@@ -61,6 +66,8 @@ fn flags(matches: &ArgMatches) -> Flags {
 
 /// The id of `--config`; no setting has this name.
 const CONFIG: &str = "CONFIG";
+/// The id of `--any-store`, likewise.
+const ANY_STORE: &str = "ANY_STORE";
 
 fn command_line() -> clap::Command {
     clap::Command::new(env!("CARGO_PKG_NAME"))
@@ -93,7 +100,14 @@ fn command_line() -> clap::Command {
                 .disable_help_subcommand(true)
                 .subcommand(clap::Command::new("ls").about("List them"))
                 .subcommand(
-                    clap::Command::new("replay").about("Put them again under their recorded keys"),
+                    clap::Command::new("replay")
+                        .about("Put them again under their recorded keys")
+                        .arg(
+                            Arg::new(ANY_STORE)
+                                .long("any-store")
+                                .action(ArgAction::SetTrue)
+                                .help("Also those that were meant for another store than STORE"),
+                        ),
                 ),
         )
 }
@@ -129,7 +143,11 @@ mod tests {
             ("millrace serve", Command::Serve),
             ("millrace check", Command::Check),
             ("millrace dead-letter ls", Command::DeadLetterLs),
-            ("millrace dead-letter replay", Command::DeadLetterReplay),
+            ("millrace dead-letter replay", Command::DeadLetterReplay { any_store: false }),
+            (
+                "millrace dead-letter replay --any-store",
+                Command::DeadLetterReplay { any_store: true },
+            ),
         ] {
             assert_eq!(invoke(line).unwrap().command, command, "{line}");
         }

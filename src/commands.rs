@@ -1,5 +1,8 @@
 //! The commands beside `serve`: `check`, and what is done with dead letters.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,6 +11,7 @@ use glommio::timer::{Timer, sleep};
 
 use crate::config::Config;
 use crate::control::{Exit, prepare_store};
+use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
@@ -16,7 +20,7 @@ use crate::store::{Class, PutError, Store};
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
     findings.push(match prepare_store(config).await {
-        Ok(_) => Finding::ok("probe", format!("{} can be used", config.store)),
+        Ok((_, probed)) => probed,
         Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
     print!("{}", table(&findings));
@@ -34,15 +38,26 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
 /// # Errors
 /// The directory cannot be read.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
-    let letters = open_letters(config)?;
-    let Listing { letters, broken } = letters.list().map_err(|error| error.to_string())?;
-    for (_, letter) in &letters {
+    let dead = open_letters(config)?;
+    let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
+    let mut letters: Vec<Letter> = letters.into_iter().map(|(_, letter)| letter).collect();
+    for stem in &bundles {
+        let Some(records) = open_bundle(&dead, stem) else { continue };
+        for record in records {
+            match record {
+                Ok(record) => letters.push(record.letter),
+                Err(damage) => report_damage(stem, &damage),
+            }
+        }
+    }
+    letters.sort_by(|a, b| a.key.cmp(&b.key));
+    for letter in &letters {
         let Letter { key, store, error, attempts, unix_seconds, bytes } = letter;
         let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
         let time = humantime::format_rfc3339_seconds(given_up);
         println!("{time}  {attempts:>4} tries  {bytes:>9} B  {store}  {key}  {error}");
     }
-    let bytes: u64 = letters.iter().map(|(_, letter)| letter.bytes).sum();
+    let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     println!("{} dead letters, {bytes} bytes", letters.len());
     report_broken(&broken);
     Ok(Exit::Clean)
@@ -54,80 +69,222 @@ fn report_broken(broken: &[(String, String)]) {
     }
 }
 
+fn report_damage(stem: &str, damage: &Damage) {
+    eprintln!("{stem}.letters: {damage}; from there on it is left as it is");
+}
+
+/// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
+fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
+    dead.read_bundle(stem)
+        .inspect_err(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                eprintln!("{stem}.letters: {error}");
+            }
+        })
+        .ok()
+}
+
 /// Puts in flight at a time while replaying.
 const REPLAY_WORKERS: usize = 16;
 /// Tries per letter before it is left where it is.
 const REPLAY_ATTEMPTS: u32 = 3;
 
 /// Puts every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
-/// which only adds whole letters. Exit 1 when some are left.
+/// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
+/// mean something else in this one. Exit 1 when some are left.
 ///
 /// # Errors
 /// The directory or the store cannot be used at all, or another replay is under way.
-pub async fn replay_letters(config: &Config) -> Result<Exit, String> {
+pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
     let dead = open_letters(config)?;
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
         return Err(format!("another replay of {} is under way", dead.directory().display()));
     };
-    let Listing { letters, broken } = dead.list().map_err(|error| error.to_string())?;
+    let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
     let origin = Origin { node: config.node_id.clone(), core: 0 };
-    let seed = prepare_store(config).await?;
-    let store = Rc::new(seed.build(&origin, config.faults.clone(), 0));
-    let total = letters.len() + broken.len();
-    let queue = Rc::new(std::cell::RefCell::new(letters.into_iter()));
-    let workers: Vec<_> = (0..REPLAY_WORKERS)
-        .map(|_| {
-            let (queue, dead, store) = (queue.clone(), dead.clone(), store.clone());
-            let (deadline, pause) = (config.put_timeout, config.retry_base);
-            glommio::spawn_local(async move {
-                let mut stored = 0;
-                loop {
-                    let Some((stem, letter)) = queue.borrow_mut().next() else { break };
-                    match replay(&dead, &store, &stem, &letter, deadline, pause).await {
-                        Ok(()) => stored += 1,
-                        Err(error) => eprintln!("{}: left where it is: {error}", letter.key),
-                    }
-                }
-                stored
-            })
-        })
-        .collect();
-    let mut stored = 0;
-    for worker in workers {
-        stored += worker.await;
+    let (seed, probed) = prepare_store(config).await?;
+    probed.log();
+    let replay = Rc::new(Replay {
+        store: seed.build(&origin, config.faults.clone(), 0),
+        dead,
+        only_for: (!any_store).then(|| config.store.to_string()),
+        deadline: config.put_timeout,
+        pause: config.retry_base,
+        stored: Cell::new(0),
+        left: Cell::new(broken.len()),
+        elsewhere: RefCell::default(),
+    });
+    replay.put_pairs(letters).await;
+    for stem in &bundles {
+        replay.put_bundle(stem).await;
     }
-    println!("{stored} of {total} dead letters stored in {}", config.store);
-    Ok(if stored == total { Exit::Clean } else { Exit::Unstored })
+    let (stored, left) = (replay.stored.get(), replay.left.get());
+    println!("{stored} of {} dead letters stored in {}", stored + left, config.store);
+    for (store, letters) in &*replay.elsewhere.borrow() {
+        println!("{letters} are for {store} and were left; --any-store puts them as well");
+    }
+    Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
-async fn replay(
-    dead: &DeadLetters,
-    store: &Store,
-    stem: &str,
-    letter: &Letter,
+/// One replay and its figures.
+struct Replay {
+    dead: DeadLetters,
+    store: Store,
+    /// The only store whose letters are put; `None`: any.
+    only_for: Option<String>,
+    /// Of one put.
     deadline: Duration,
+    /// Before the second attempt.
     pause: Duration,
-) -> Result<(), String> {
-    let payload = Payload::from(dead.payload(stem).map_err(|error| error.to_string())?);
-    if payload.len() as u64 != letter.bytes {
-        let (found, recorded) = (payload.len(), letter.bytes);
-        return Err(format!("its payload file holds {found} bytes where {recorded} were recorded"));
+    stored: Cell<usize>,
+    /// Letters, and places where there may be some, that stay.
+    left: Cell<usize>,
+    /// Letters among those left that are for other stores, by store.
+    elsewhere: RefCell<BTreeMap<String, usize>>,
+}
+
+/// A letter to be put; `P` says where it lies.
+struct Found<P> {
+    letter: Letter,
+    payload: io::Result<Vec<u8>>,
+    place: P,
+}
+
+/// Why a letter is left where it is.
+enum Stays {
+    /// It is for another store; counted and said once for all of them.
+    Elsewhere,
+    Because(String),
+}
+
+impl Replay {
+    /// The letters that have files of their own.
+    async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, Letter)>) {
+        let dead = self.dead.clone();
+        let found = letters.into_iter().map(move |(stem, letter)| Found {
+            payload: dead.payload(&stem),
+            letter,
+            place: stem,
+        });
+        let dead = self.dead.clone();
+        self.put_all(found, move |stem, outcome| {
+            outcome?;
+            let removed = dead.remove(stem);
+            removed.map_err(|error| Stays::Because(format!("stored, but not removed: {error}")))
+        })
+        .await;
     }
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let timeout = async {
-            Timer::new(deadline).await;
-            Err(PutError::new(Class::Transient, "Timeout", "no answer within PUT_TIMEOUT"))
+
+    /// The letters of one file, which is written anew with those that are left, and removed when there are none.
+    async fn put_bundle(self: &Rc<Self>, stem: &str) {
+        let Some(mut records) = open_bundle(&self.dead, stem) else {
+            self.left.set(self.left.get() + 1);
+            return;
         };
-        match store.put(&letter.key, &payload).or(timeout).await {
-            Ok(()) => return dead.remove(stem).map_err(|error| error.to_string()),
-            Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
-                sleep(pause * attempts).await;
+        let length = records.length();
+        let damage = Rc::new(RefCell::new(None));
+        let left = Rc::new(RefCell::new(Vec::new()));
+        let found = {
+            let damage = damage.clone();
+            std::iter::from_fn(move || match records.next()? {
+                Ok(record) => Some(Found {
+                    letter: record.letter,
+                    payload: Ok(record.payload),
+                    place: record.span,
+                }),
+                Err(found) => {
+                    damage.replace(Some(found));
+                    None
+                }
+            })
+        };
+        let before = self.stored.get();
+        let note = left.clone();
+        self.put_all(found, move |span, outcome| {
+            outcome.inspect_err(|_| note.borrow_mut().push(span.clone()))
+        })
+        .await;
+        let mut left = left.take();
+        left.sort_by_key(|span| span.start);
+        if let Some(damage) = damage.take() {
+            report_damage(stem, &damage);
+            self.left.set(self.left.get() + 1);
+            left.push(damage.at..length);
+        }
+        if self.stored.get() == before {
+            return;
+        }
+        if let Err(error) = self.dead.keep(stem, &left) {
+            eprintln!("{stem}.letters: what was stored could not be taken out of it: {error}");
+            self.left.set(self.left.get() + 1);
+        }
+    }
+
+    /// Puts all of `found`, [`REPLAY_WORKERS`] at a time; `settle` hears what became of each and has the last word.
+    async fn put_all<P: 'static>(
+        self: &Rc<Self>,
+        found: impl Iterator<Item = Found<P>> + 'static,
+        settle: impl Fn(&P, Result<(), Stays>) -> Result<(), Stays> + 'static,
+    ) {
+        let shared = Rc::new((RefCell::new(found), settle));
+        let workers: Vec<_> = (0..REPLAY_WORKERS)
+            .map(|_| {
+                let (replay, shared) = (self.clone(), shared.clone());
+                glommio::spawn_local(async move {
+                    let (found, settle) = &*shared;
+                    loop {
+                        let Some(next) = found.borrow_mut().next() else { break };
+                        let Found { letter, payload, place } = next;
+                        let outcome = replay.put(&letter, payload).await;
+                        replay.count(letter, settle(&place, outcome));
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await;
+        }
+    }
+
+    fn count(&self, letter: Letter, outcome: Result<(), Stays>) {
+        match outcome {
+            Ok(()) => return self.stored.set(self.stored.get() + 1),
+            Err(Stays::Elsewhere) => {
+                *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
             }
-            Err(error) => return Err(error.to_string()),
+            Err(Stays::Because(why)) => eprintln!("{}: left where it is: {why}", letter.key),
+        }
+        self.left.set(self.left.get() + 1);
+    }
+
+    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
+        if self.only_for.as_ref().is_some_and(|store| *store != letter.store) {
+            return Err(Stays::Elsewhere);
+        }
+        let payload = payload.map_err(|error| Stays::Because(error.to_string()))?;
+        let payload = Payload::from(payload);
+        if payload.len() as u64 != letter.bytes {
+            let (found, recorded) = (payload.len(), letter.bytes);
+            return Err(Stays::Because(format!(
+                "its payload file holds {found} bytes where {recorded} were recorded"
+            )));
+        }
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let timeout = async {
+                Timer::new(self.deadline).await;
+                Err(PutError::new(Class::Transient, "Timeout", "no answer within PUT_TIMEOUT"))
+            };
+            match self.store.put(&letter.key, &payload).or(timeout).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
+                    sleep(self.pause * attempts).await;
+                }
+                Err(error) => return Err(Stays::Because(error.to_string())),
+            }
         }
     }
 }

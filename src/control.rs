@@ -24,9 +24,11 @@ use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
+use crate::preflight::Finding;
 use crate::shard::{self, Setup};
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
+use crate::store::s3::probe::Probe;
 use crate::tokens::TokenSet;
 
 /// How the process ends.
@@ -47,6 +49,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often a dead-letter directory that fails is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
+/// How often one that holds letters is measured again.
+const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
 /// Runs `main` on an unpinned executor.
 ///
@@ -89,26 +93,33 @@ impl From<String> for StartFailure {
     }
 }
 
-/// Prepares what the configured store needs before any core uses it.
+/// Prepares what the configured store needs before any core uses it, and says what the store had to say.
 ///
 /// # Errors
 /// One sentence that names what is wrong.
-pub async fn prepare_store(config: &Config) -> Result<StoreSeed, String> {
+pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), String> {
+    let usable = Finding::ok("probe", format!("{} can be used", config.store));
     match &config.store {
-        StoreUrl::Null => Ok(StoreSeed::Null),
+        StoreUrl::Null => Ok((StoreSeed::Null, usable)),
         StoreUrl::File(root) => {
             let directory = root.clone();
             let prepared =
                 glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
             let root =
                 prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok(StoreSeed::File(root))
+            Ok((StoreSeed::File { root, puts_max: config.max_workers }, usable))
         }
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             let target = S3Target { bucket, prefix, options: config.s3.clone() };
             let prepared = aws::prepare(target, config.max_workers).await;
-            prepared.map_err(|error| format!("STORE {}: {error}", config.store))
+            let (seed, probe) =
+                prepared.map_err(|error| format!("STORE {}: {error}", config.store))?;
+            let finding = match probe {
+                Probe::Ok => usable,
+                Probe::Warning { said, remedy } => Finding::warn("probe", said, remedy),
+            };
+            Ok((seed, finding))
         }
     }
 }
@@ -126,6 +137,8 @@ struct Server {
     bells: Vec<Socket>,
     /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
     listeners: RefCell<Vec<Option<Socket>>>,
+    /// Shut down at the very end: a disk that hangs can keep the ended process, and with it its ports, for long.
+    admin: Option<Socket>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
@@ -143,7 +156,8 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let store = prepare_store(&config).await?;
+    let (store, probed) = prepare_store(&config).await?;
+    probed.log();
     let (send, events) = local_channel::new_unbounded();
     let send = Rc::new(send);
     watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
@@ -155,13 +169,13 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(cells, config.cores.clone()),
+        registry: metrics::registry(cells, config.cores.clone(), dead_letters.clone()),
         dead_letters: dead_letters.clone(),
         store_grace: config.ready_store_grace,
         epoch,
         stopping: stopping.clone(),
     };
-    let admin_address = start_admin(&config, admin)?;
+    let admin = start_admin(&config, admin)?;
     let mut bells = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
@@ -189,11 +203,11 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
-    let server = Server { config, limits, cells, bells, listeners, stopping, events };
+    let server = Server { config, limits, cells, bells, listeners, admin, stopping, events };
     server.until_all(CoreState::Ready).await?;
     // Only now do cores accept: up to here nothing can have been acknowledged.
     server.order_all();
-    server.announce(address, admin_address, epoch);
+    server.announce(address, epoch);
     Ok(server)
 }
 
@@ -235,11 +249,19 @@ fn forward(socket: Socket, send: Rc<LocalSender<Event>>, event: fn() -> Event) {
     .detach();
 }
 
-/// While letters are being lost, tries whether the directory takes them again.
+/// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
+/// replay beside this server takes letters away.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     glommio::spawn_local(async move {
+        let mut measured = Instant::now();
         loop {
             sleep(DEAD_LETTER_PROBE).await;
+            let measure = dead_letters.used() > 0 && measured.elapsed() >= DEAD_LETTER_MEASURE;
+            if measure {
+                measured = Instant::now();
+                let dead_letters = dead_letters.clone();
+                glommio::executor().spawn_blocking(move || dead_letters.remeasure()).await;
+            }
             if dead_letters.is_failing() {
                 let dead_letters = dead_letters.clone();
                 glommio::executor().spawn_blocking(move || dead_letters.probe()).await;
@@ -249,13 +271,13 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-fn start_admin(config: &Config, admin: Admin) -> Result<Option<SocketAddr>, String> {
+fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> {
     let Some(address) = config.admin_listen else { return Ok(None) };
     let socket =
         accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
-    let bound = socket.local_addr().ok().and_then(|address| address.as_socket());
+    let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     glommio::spawn_local(admin::serve(Rc::new(admin), accept::into_glommio(socket))).detach();
-    Ok(bound)
+    Ok(Some(handle))
 }
 
 impl Server {
@@ -281,8 +303,9 @@ impl Server {
     }
 
     /// The start-up summary: one line, whatever the format.
-    fn announce(&self, address: Option<SocketAddr>, admin: Option<SocketAddr>, epoch: Instant) {
+    fn announce(&self, address: Option<SocketAddr>, epoch: Instant) {
         let config = &self.config;
+        let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
         let listen = address.unwrap_or(config.listen);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -328,7 +351,11 @@ impl Server {
                 None => break,
             }
         }
-        self.sum_up(clean)
+        let exit = self.sum_up(clean);
+        if let Some(admin) = &self.admin {
+            let _not_listening = admin.shutdown(std::net::Shutdown::Both);
+        }
+        exit
     }
 
     /// The next event, or `None` at `deadline`.

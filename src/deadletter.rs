@@ -1,18 +1,27 @@
 //! The dead-letter directory: payloads the store will not take, or that a stop left unstored.
 //!
-//! Each is two files, `{stem}.payload` with the payload's bytes and `{stem}.json` with a [`Letter`]; the JSON file is
-//! renamed into place last, so a letter that can be seen is whole. The directory is bounded by `DEAD_LETTER_MAX`; what
-//! finds no room is lost, which the caller logs and counts. Writes block: a core sends them to its blocking thread, but
-//! for the last step of a drain, when nothing else is left to run.
+//! One that is written while the server runs is two files, `{stem}.payload` with the payload's bytes and `{stem}.json`
+//! with a [`Letter`]; the JSON file is renamed into place last, so a letter that can be seen is whole. Those of a stop
+//! share one file per core, see [`bundle`]. The directory is bounded by `DEAD_LETTER_MAX`; what finds no room is lost,
+//! which the caller logs and counts. Writes block: a core sends them to its blocking thread, but for the last step of a
+//! drain, when nothing else is left to run.
+//!
+//! A letter that was being written when the stop cut in may be in both forms; a replay puts it twice under the one key.
 
-use std::fs::{self, File};
+pub mod bundle;
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use bundle::{BUNDLE, BundleReader, BundleWriter};
 
 /// What is known of one dead payload; the JSON file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +36,7 @@ pub struct Letter {
     pub attempts: u32,
     /// When it was given up, seconds since 1970.
     pub unix_seconds: u64,
-    /// Size of the payload file.
+    /// Size of the payload.
     pub bytes: u64,
 }
 
@@ -50,21 +59,15 @@ pub enum LetterError {
     Io(#[from] io::Error),
 }
 
-/// How letters reach the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
-    /// Every letter is durable when its write returns.
-    Each,
-    /// The caller ends with one [`DeadLetters::sync`] for all of them.
-    Later,
-}
-
 /// The directory, shared by all cores: dead letters are rare, so one atomic sum bounds them.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
+    opened: Instant,
+    /// Milliseconds after `opened` from which the directory may be measured again.
+    measure_after: Arc<AtomicU64>,
     /// Keeps the unfinished files of two writers apart, also when both write the same letter.
     next_unfinished: Arc<AtomicU64>,
     /// The last write failed and no later one, nor a probe, has succeeded.
@@ -76,14 +79,20 @@ pub struct DeadLetters {
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
+/// Between two measurements of a directory without room: with many files one takes long, and letters keep coming.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// Unfinished files older than this belong to a process that died: no write takes as long.
+const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Most that a probe writes to see whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
 /// What [`DeadLetters::list`] finds.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Whole letters with their stems, oldest name first.
+    /// Whole letters of their own with their stems, oldest name first.
     pub letters: Vec<(String, Letter)>,
+    /// Stems of the files with many letters, oldest name first.
+    pub bundles: Vec<String>,
     /// JSON files that are no letters, as after a power failure, with the reason.
     pub broken: Vec<(String, String)>,
 }
@@ -93,14 +102,18 @@ pub struct Listing {
     reason = "called off the executors or on their blocking thread"
 )]
 impl DeadLetters {
-    /// Opens the directory, made if it does not exist, and measures what it holds.
+    /// Opens the directory, made if it does not exist, removes what dead processes left unfinished, and measures the
+    /// rest.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
-        fs::create_dir_all(directory)?;
+        create_dir(directory)?;
+        sweep(directory)?;
         let used = Arc::new(AtomicU64::new(measure(directory)?));
         Ok(DeadLetters {
             directory: Arc::new(directory.to_owned()),
             max,
             used,
+            opened: Instant::now(),
+            measure_after: Arc::default(),
             next_unfinished: Arc::default(),
             failing: Arc::default(),
             failed_bytes: Arc::default(),
@@ -112,22 +125,24 @@ impl DeadLetters {
         self.used.load(Relaxed)
     }
 
+    /// Measures the directory again, unless a letter is written meanwhile. Blocks.
+    pub fn remeasure(&self) {
+        let before = self.used();
+        if let Ok(used) = measure(&self.directory) {
+            let _changed_meanwhile = self.used.compare_exchange(before, used, Relaxed, Relaxed);
+        }
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Writes one letter under `stem`, which must be unlike any other's.
+    /// Writes one letter under `stem`, which must be unlike any other's; it is durable on return.
     ///
     /// # Errors
-    /// Full or not writable; then no letter can be seen, at most a payload file without one.
-    pub fn write(
-        &self,
-        stem: &str,
-        letter: &Letter,
-        payload: &[u8],
-        sync: Sync,
-    ) -> Result<(), LetterError> {
-        let written = self.try_write(stem, letter, payload, sync);
+    /// Full or not writable; then nothing of it is left.
+    pub fn write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
+        let written = self.try_write(stem, letter, payload);
         self.failing.store(written.is_err(), Relaxed);
         written
     }
@@ -143,50 +158,65 @@ impl DeadLetters {
         let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
         let file = self.directory.join(format!(".probe-{}.{UNFINISHED}", std::process::id()));
         let zeros = vec![0; size.min(PROBE_BYTES_MAX) as usize];
-        let written = || fs::write(&file, zeros).and_then(|()| fs::remove_file(&file));
+        let written = || {
+            create_private(&file)?.write_all(&zeros)?;
+            fs::remove_file(&file)
+        };
         if fits.is_ok() && written().is_ok() {
             self.failing.store(false, Relaxed);
         }
     }
 
-    fn try_write(
-        &self,
-        stem: &str,
-        letter: &Letter,
-        payload: &[u8],
-        sync: Sync,
-    ) -> Result<(), LetterError> {
+    fn try_write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
         let meta = serde_json::to_vec(letter).expect("a letter is plain data");
         let size = (payload.len() + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
         self.reserve(size)?;
-        let written = self
-            .write_file(stem, PAYLOAD, payload, sync)
-            .and_then(|()| self.write_file(stem, META, &meta, sync))
-            .and_then(|()| if sync == Sync::Each { self.sync_directory() } else { Ok(()) });
+        let mut made = Vec::new();
+        let written = (|| {
+            for (extension, bytes) in [(PAYLOAD, payload), (META, &meta[..])] {
+                self.write_file(stem, extension, bytes)?;
+                made.push(self.path(stem, extension));
+            }
+            self.sync_directory()
+        })();
         if let Err(error) = written {
+            // The JSON first: a letter that can be seen has its payload.
+            for path in made.iter().rev() {
+                let _left_for_the_sweep = fs::remove_file(path);
+            }
             self.used.fetch_sub(size, Relaxed);
             return Err(error.into());
         }
         Ok(())
     }
 
-    /// Makes every letter written with [`Sync::Later`] durable.
-    pub fn sync(&self) -> io::Result<()> {
-        rustix::fs::syncfs(File::open(&*self.directory)?)?;
-        Ok(())
+    /// A file for all the letters of a stop; never measures the directory.
+    pub fn bundle(&self) -> BundleWriter {
+        BundleWriter::new(self.clone())
     }
 
-    /// Every letter; one that cannot be read does not hide the others.
+    /// The letters of one file of [`Listing::bundles`].
+    pub fn read_bundle(&self, stem: &str) -> io::Result<BundleReader> {
+        BundleReader::open(&self.path(stem, BUNDLE))
+    }
+
+    /// Every letter and every file of letters; one that cannot be read does not hide the others.
     pub fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&*self.directory)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != META) {
+            let name = |part: Option<&OsStr>| part.and_then(OsStr::to_str).map(str::to_owned);
+            let (Some(stem), Some(extension)) = (name(path.file_stem()), name(path.extension()))
+            else {
+                continue;
+            };
+            if extension == BUNDLE {
+                listing.bundles.push(stem);
+                continue;
+            } else if extension != META {
                 continue;
             }
-            let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
-            let stem = stem.to_owned();
             let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
             match read {
                 Ok(letter) => listing.letters.push((stem, letter)),
@@ -195,6 +225,7 @@ impl DeadLetters {
                 Err(error) => listing.broken.push((stem, error.to_string())),
             }
         }
+        listing.bundles.sort();
         listing.letters.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(listing)
     }
@@ -206,12 +237,16 @@ impl DeadLetters {
     /// Removes a letter that has been stored: the JSON first, so that a crash between leaves no letter without payload.
     pub fn remove(&self, stem: &str) -> io::Result<()> {
         fs::remove_file(self.path(stem, META))?;
-        fs::remove_file(self.path(stem, PAYLOAD))
+        match fs::remove_file(self.path(stem, PAYLOAD)) {
+            // The sweep of a server that starts meanwhile was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Held while replaying, so that two replays do not do the same work; `None` when another one holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
-        let file = File::create(self.directory.join(".replay.lock"))?;
+        let file = create_private(&self.directory.join(".replay.lock"))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -219,34 +254,50 @@ impl DeadLetters {
         }
     }
 
-    /// Takes `size` bytes of the bound; at the bound it measures again, for a replay may have made room.
+    /// Takes `size` bytes of the bound. Without room it measures again, for a replay may have made some, but only one
+    /// writer in [`MEASURE_EVERY`] does.
     fn reserve(&self, size: u64) -> Result<(), LetterError> {
-        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
-        if self.used.fetch_update(Relaxed, Relaxed, take).is_ok() {
+        if self.take_room(size) {
             return Ok(());
         }
-        self.used.store(measure(&self.directory)?, Relaxed);
-        match self.used.fetch_update(Relaxed, Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(LetterError::Full { max: self.max }),
+        if self.may_measure() {
+            self.used.store(measure(&self.directory)?, Relaxed);
+            if self.take_room(size) {
+                return Ok(());
+            }
         }
+        Err(LetterError::Full { max: self.max })
     }
 
-    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8], sync: Sync) -> io::Result<()> {
-        let number = self.next_unfinished.fetch_add(1, Relaxed);
-        let unfinished = self.path(stem, &format!("{number}.{UNFINISHED}"));
+    fn take_room(&self, size: u64) -> bool {
+        let take = |used: u64| Some(used + size).filter(|sum| *sum <= self.max);
+        self.used.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    fn may_measure(&self) -> bool {
+        let now = self.opened.elapsed().as_millis() as u64;
+        let next = now + MEASURE_EVERY.as_millis() as u64;
+        let due = |after: u64| (after <= now).then_some(next);
+        self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
+    }
+
+    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8]) -> io::Result<()> {
+        let unfinished = self.unfinished_path(stem);
         let written = (|| {
-            let mut file = File::create(&unfinished)?;
+            let mut file = create_private(&unfinished)?;
             file.write_all(bytes)?;
-            if sync == Sync::Each {
-                file.sync_data()?;
-            }
+            file.sync_data()?;
             fs::rename(&unfinished, self.path(stem, extension))
         })();
         if written.is_err() {
             let _may_be_absent = fs::remove_file(unfinished);
         }
         written
+    }
+
+    fn unfinished_path(&self, stem: &str) -> PathBuf {
+        let number = self.next_unfinished.fetch_add(1, Relaxed);
+        self.path(stem, &format!("{number}.{UNFINISHED}"))
     }
 
     fn sync_directory(&self) -> io::Result<()> {
@@ -256,6 +307,53 @@ impl DeadLetters {
     fn path(&self, stem: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{stem}.{extension}"))
     }
+}
+
+/// Makes the directory if there is none, for its owner only: payloads may be private.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+pub fn create_dir(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(_) if directory.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// Removes old files that no letter goes with: a running server may be about to finish young ones.
+#[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
+fn sweep(directory: &Path) -> io::Result<()> {
+    let mut swept = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        let unfinished = match path.extension().and_then(|extension| extension.to_str()) {
+            Some(UNFINISHED) => true,
+            Some(PAYLOAD) => !path.with_extension(META).exists(),
+            _ => false,
+        };
+        let modified = || entry.metadata()?.modified();
+        let old = |since| SystemTime::now().duration_since(since);
+        if unfinished
+            // Gone meanwhile, or from the future: not ours to remove.
+            && modified().is_ok_and(|since| old(since).is_ok_and(|age| age > UNFINISHED_AGE_MAX))
+            && fs::remove_file(&path).is_ok()
+        {
+            swept += 1;
+        }
+    }
+    if swept > 0 {
+        let directory = directory.display();
+        tracing::warn!(
+            "removed {swept} files from {directory} that an earlier process left unfinished"
+        );
+    }
+    Ok(())
 }
 
 #[expect(
@@ -287,10 +385,9 @@ mod tests {
     fn letters_come_back_whole_and_leave_no_trace_when_removed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
-        dead.write("a", &letter("a.json", b"{}"), b"{}", Sync::Each).unwrap();
+        dead.write("a", &letter("a.json", b"{}"), b"{}").unwrap();
         let second = letter("b.json", b"[1]");
-        dead.write("b", &second, b"[1]", Sync::Later).unwrap();
-        dead.sync().unwrap();
+        dead.write("b", &second, b"[1]").unwrap();
         let listed = dead.list().unwrap().letters;
         assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(listed[1].1, second);
@@ -305,12 +402,20 @@ mod tests {
     fn the_bound_holds_and_room_made_by_a_replay_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 400).unwrap();
-        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
-        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each);
+        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100]).unwrap();
+        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
         assert!(matches!(full, Err(LetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
-        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100], Sync::Each).unwrap();
+        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
+        again.expect_err("measured a moment ago: a full directory is not read for every letter");
+        let_time_pass(&dead);
+        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]).unwrap();
+    }
+
+    /// As if [`MEASURE_EVERY`] had passed.
+    fn let_time_pass(dead: &DeadLetters) {
+        dead.measure_after.store(0, Relaxed);
     }
 
     #[test]
@@ -319,7 +424,7 @@ mod tests {
         let dead = DeadLetters::open(dir.path(), 800).unwrap();
         let write = |name: &str, size: usize| {
             let payload = vec![b'1'; size];
-            dead.write(name, &letter(name, &payload), &payload, Sync::Each)
+            dead.write(name, &letter(name, &payload), &payload)
         };
         write("a", 100).unwrap();
         write("b", 500).unwrap_err();
@@ -327,6 +432,7 @@ mod tests {
         dead.probe();
         assert!(dead.is_failing(), "a smaller letter would fit, but not this one");
         dead.remove("a").unwrap();
+        let_time_pass(&dead);
         dead.probe();
         assert!(!dead.is_failing());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a probe leaves nothing");
@@ -338,8 +444,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         fs::write(dir.path().join("a.json"), b"{\"key\":").unwrap();
-        dead.write("b", &letter("b", b"1"), b"1", Sync::Each).unwrap();
-        let Listing { letters, broken } = dead.list().unwrap();
+        dead.write("b", &letter("b", b"1"), b"1").unwrap();
+        let Listing { letters, broken, .. } = dead.list().unwrap();
         assert_eq!((letters.len(), letters[0].0.as_str()), (1, "b"));
         assert_eq!((broken.len(), broken[0].0.as_str()), (1, "a"));
     }
@@ -349,9 +455,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(&dir.path().join("sub"), 10_000).unwrap();
         fs::remove_dir(dir.path().join("sub")).unwrap();
-        let written = dead.write("a", &letter("a", b"1"), b"1", Sync::Each);
+        let written = dead.write("a", &letter("a", b"1"), b"1");
         assert!(matches!(written, Err(LetterError::Io(_))));
         assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn a_letter_that_fails_half_way_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        fs::create_dir(dir.path().join("a.json")).unwrap();
+        dead.write("a", &letter("a", b"1"), b"1").unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only what was in the way");
+        assert_eq!(dead.used(), 0);
+    }
+
+    #[test]
+    fn opening_removes_what_is_unfinished_and_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        dead.write("whole", &letter("whole", b"1"), b"1").unwrap();
+        for name in ["old.payload", "old.0.tmp", "young.payload", "young.0.tmp"] {
+            fs::write(dir.path().join(name), "1").unwrap();
+        }
+        let old = SystemTime::now() - UNFINISHED_AGE_MAX - Duration::from_secs(1);
+        for name in ["old.payload", "old.0.tmp", "whole.payload", "whole.json"] {
+            let file = OpenOptions::new().write(true).open(dir.path().join(name)).unwrap();
+            file.set_modified(old).unwrap();
+        }
+        DeadLetters::open(dir.path(), 10_000).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["whole.json", "whole.payload", "young.0.tmp", "young.payload"]);
     }
 
     #[test]

@@ -53,12 +53,12 @@ fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, 
             control::on_executor(commands::check(&config, findings))
         }
         Command::DeadLetterLs => commands::list_letters(&config),
-        Command::DeadLetterReplay => {
+        Command::DeadLetterReplay { any_store } => {
             let findings = preflight::for_replay(&config);
             if preflight::failed(&findings) {
                 return Err(preflight::table(&findings));
             }
-            control::on_executor(commands::replay_letters(&config))?
+            control::on_executor(commands::replay_letters(&config, any_store))?
         }
     }
 }

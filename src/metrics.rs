@@ -15,6 +15,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::deadletter::DeadLetters;
+
 /// A number with one writer. Counters only grow; gauges also fall.
 #[derive(Debug, Default)]
 pub struct Cell64(AtomicU64);
@@ -106,12 +108,17 @@ pub struct CoreCells {
     pub payloads_stored: Cell64,
     pub bytes_stored: Cell64,
     pub put_retries: Cell64,
+    /// Payloads whose first put failed, however many followed.
+    pub payloads_retried: Cell64,
+    pub bytes_retried: Cell64,
     pub payloads_dead_lettered: Cell64,
+    pub bytes_dead_lettered: Cell64,
     /// Of those, the ones a stop left unstored; they decide the exit status.
     pub dead_lettered_at_stop: Cell64,
     /// Dead letters written by the stop whose sync is still running: they survive this process, but not yet the host.
     pub unsynced_at_stop: Cell64,
     pub payloads_lost: Cell64,
+    pub bytes_lost: Cell64,
     pub connections_accepted: Cell64,
     pub accept_errors: Cell64,
     pub conn_panics: Cell64,
@@ -161,11 +168,26 @@ pub fn cells(cores: usize) -> Cells {
     Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
 }
 
-/// A registry whose scrape reads `cells`; `core_ids` gives each its `core` label.
-pub fn registry(cells: Cells, core_ids: Vec<usize>) -> Registry {
+/// A registry whose scrape reads `cells`, `core_ids` giving each its `core` label, and the size of the process's
+/// `dead_letters`.
+pub fn registry(cells: Cells, core_ids: Vec<usize>, dead_letters: DeadLetters) -> Registry {
     let mut registry = Registry::with_prefix("millrace");
     registry.register_collector(Box::new(CellCollector { cells, core_ids }));
+    registry.register_collector(Box::new(DeadLetterCollector(dead_letters)));
     registry
+}
+
+#[derive(Debug)]
+struct DeadLetterCollector(DeadLetters);
+
+impl Collector for DeadLetterCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Bytes of all dead letters, as counted here or last measured";
+        let bytes = i64::try_from(self.0.used()).unwrap_or(i64::MAX);
+        let name = "dead_letter_directory_bytes";
+        let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(bytes).encode(gauge)
+    }
 }
 
 #[derive(Debug)]
@@ -176,18 +198,26 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 12] = [
+const COUNTERS: [(&str, &str, Read); 16] = [
     ("payloads_accepted", "Payloads acknowledged with a 200", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes acknowledged with a 200", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
     ("bytes_stored", "Payload bytes the store confirmed", |c| c.bytes_stored.value()),
     ("put_retries", "Puts tried again after a failure", |c| c.put_retries.value()),
+    ("payloads_retried", "Payloads that needed more than one put", |c| c.payloads_retried.value()),
+    ("bytes_retried", "Bytes of payloads that needed more than one put", |c| {
+        c.bytes_retried.value()
+    }),
     ("payloads_dead_lettered", "Payloads written to the dead-letter directory", |c| {
         c.payloads_dead_lettered.value()
+    }),
+    ("bytes_dead_lettered", "Payload bytes written to the dead-letter directory", |c| {
+        c.bytes_dead_lettered.value()
     }),
     ("payloads_lost", "Payloads acknowledged and lost, each logged with its key", |c| {
         c.payloads_lost.value()
     }),
+    ("bytes_lost", "Payload bytes acknowledged and lost", |c| c.bytes_lost.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
@@ -291,7 +321,10 @@ mod tests {
         cells[1].count_response(418);
         cells[0].put_latency.observe(Duration::from_millis(3));
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry(cells, vec![0, 5])).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dead_letters = DeadLetters::open(dir.path(), 1).unwrap();
+        let registry = registry(cells, vec![0, 5], dead_letters);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "millrace_payloads_stored_total{core=\"5\"} 7",
             "millrace_payloads_stored_total{core=\"0\"} 0",
@@ -301,6 +334,7 @@ mod tests {
             "millrace_put_latency_seconds_bucket{le=\"0.005\",core=\"0\"} 1",
             "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
+            "millrace_dead_letter_directory_bytes 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");

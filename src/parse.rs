@@ -153,7 +153,7 @@ pub fn parse<'body, 'scratch>(
 /// mark every 4 bytes, needs about 10 MiB; the densest, 1 MiB of `1,1,1,…`, has 2^20 marks and needs
 /// 34 MiB: copy 1, unescaping 1, index 4 (4 B a mark), tape 24 (room for a node a mark), spans 4
 /// (8 B each). What is over the line is given back before `parse` returns.
-const SCRATCH_KEPT_BYTES_MAX: usize = 12 << 20;
+pub const SCRATCH_KEPT_BYTES_MAX: usize = 12 << 20;
 
 /// Spans kept between two bodies. The caller still reads them after the parse, so what is over the
 /// line is given back at the start of the next one.

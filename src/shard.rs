@@ -27,8 +27,8 @@ use crate::admit::{Admission, BodyBudget};
 use crate::body::BodyReader;
 use crate::config::Config;
 use crate::conn::{self, ConnState};
-use crate::deadletter::{DeadLetters, Letter, Sync};
-use crate::job::{Job, Origin};
+use crate::deadletter::{DeadLetters, Letter};
+use crate::job::{Job, Origin, Stamp};
 use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
 use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
@@ -329,6 +329,8 @@ async fn run(setup: Setup) {
     drain(&core, &limits, workers, &hurry).await;
     drop((listen, sampler, acceptor));
     core.cells.set_state(CoreState::Stopped);
+    // Before the executor and the thread end, which a disk that hangs may delay.
+    ring_doorbell(&bell);
 }
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times.
@@ -363,42 +365,58 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
     }
 }
 
-/// The last step: what is unstored, puts in flight included, goes to the dead letter with one sync for all. Blocks the
-/// core, which has nothing else left to do.
+/// The last step: what is unstored, puts in flight included, goes to the dead letter, into one file with one sync. Blocks
+/// the core, which has nothing else left to do.
 fn bury_rest(core: &Core, exit: Instant) {
     // Left for the sync and for control's own last words.
     let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
     let in_hand: Vec<Job> = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect();
     let queued = std::iter::from_fn(|| core.ring.take());
-    let mut unsynced = Vec::new();
+    let mut bundle = core.dead_letters.bundle();
+    let mut written: Vec<(Stamp, usize)> = Vec::new();
     for job in in_hand.into_iter().chain(queued) {
-        let (stem, key) = (core.origin.stem(job.stamp), core.origin.key(job.stamp));
+        let key = core.origin.key(job.stamp);
         if Instant::now() > write_until {
-            lose(core.cells, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            lose(
+                core.cells,
+                &key,
+                job.payload.len(),
+                "DRAIN_TIMEOUT left no time to write its dead letter",
+            );
             continue;
         }
         let error = "Stopped: the server stopped before the store confirmed it".to_owned();
-        let letter = Letter::now(key.clone(), core.store_name.clone(), error, 0, &job.payload);
-        match core.dead_letters.write(&stem, &letter, &job.payload, Sync::Later) {
-            Ok(()) => unsynced.push(key),
-            Err(error) => lose(core.cells, &key, &error.to_string()),
+        let letter = Letter::now(key, core.store_name.clone(), error, 0, &job.payload);
+        match bundle.append(&core.origin.stem(job.stamp), &letter, &job.payload) {
+            Ok(()) => written.push((job.stamp, job.payload.len())),
+            Err(error) => lose(core.cells, &letter.key, job.payload.len(), &error.to_string()),
         }
     }
     core.cells.ring_depth.set(0);
-    if unsynced.is_empty() {
+    let published = bundle.publish();
+    let lose_all = |letters: &[(Stamp, usize)], why: &str| {
+        for (stamp, bytes) in letters {
+            lose(core.cells, &core.origin.key(*stamp), *bytes, why);
+        }
+    };
+    let (written, unwritten) = written.split_at(published.letters);
+    if let Some(error) = &published.error {
+        lose_all(unwritten, &format!("its dead letter could not be written: {error}"));
+    }
+    if written.is_empty() {
         return;
     }
-    // The sync waits for all else this disk is busy with; should it not end in time, control says what is at stake.
-    let cells = core.cells;
-    cells.unsynced_at_stop.set(unsynced.len() as u64);
-    match core.dead_letters.sync() {
+    // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
+    let (cells, letters) = (core.cells, written.len() as u64);
+    cells.unsynced_at_stop.set(letters);
+    match published.sync() {
         Ok(()) => {
-            cells.payloads_dead_lettered.add(unsynced.len() as u64);
-            cells.dead_lettered_at_stop.add(unsynced.len() as u64);
+            cells.payloads_dead_lettered.add(letters);
+            cells.bytes_dead_lettered.add(written.iter().map(|(_, bytes)| *bytes as u64).sum());
+            cells.dead_lettered_at_stop.add(letters);
         }
         Err(error) => {
-            let why = format!("its dead letter could not be synced: {error}");
-            unsynced.iter().for_each(|key| lose(cells, key, &why));
+            lose_all(written, &format!("its dead letter could not be synced: {error}"));
         }
     }
     cells.unsynced_at_stop.set(0);

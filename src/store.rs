@@ -1,7 +1,7 @@
 //! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3.
 //!
 //! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
-//! await; what it was writing then either appears whole under its key or not at all.
+//! await; what it was writing then either appears whole under its key, if need be later, or not at all.
 
 pub(crate) mod account;
 pub mod classify;
@@ -93,7 +93,11 @@ impl Store {
 /// What a core makes its own store from: prepared once on the control executor, sent to every core.
 #[derive(Clone)]
 pub enum StoreSeed {
-    File(PathBuf),
+    File {
+        root: PathBuf,
+        /// Puts under way per core, those that nobody waits for any more included; one per worker.
+        puts_max: usize,
+    },
     Null,
     S3 {
         shared: Arc<AwsShared>,
@@ -106,8 +110,9 @@ impl StoreSeed {
     /// The store of the core that `origin` names; call it on that core's executor. `plan` wraps it in faults.
     pub fn build(self, origin: &Origin, plan: Option<FaultPlan>, stream: usize) -> Store {
         let store = match self {
-            StoreSeed::File(root) => {
-                Store::File(file::FileStore::new(root, &format!("{}-{}", origin.node, origin.core)))
+            StoreSeed::File { root, puts_max } => {
+                let origin = format!("{}-{}", origin.node, origin.core);
+                Store::File(file::FileStore::new(root, &origin, puts_max))
             }
             StoreSeed::Null => Store::Null,
             StoreSeed::S3 { shared, idle_max } => s3_store(shared, idle_max),

@@ -12,7 +12,7 @@ use futures_lite::FutureExt;
 use glommio::timer::{Timer, sleep};
 
 use crate::config::Config;
-use crate::deadletter::{Letter, Sync};
+use crate::deadletter::Letter;
 use crate::job::Job;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
@@ -67,11 +67,16 @@ async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
         let Err(error) = attempt(core, &key, job).await else { return Ok(()) };
         core.health.failed(&error);
         let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
-        let given_up = core.health.healthy_time() - healthy_at_first >= core.config.retry_for;
+        // `>`: also with RETRY_FOR=0s others must have succeeded since.
+        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for;
         if error.class == Class::Object || given_up {
             return Err(GivenUp { error, attempts });
         }
         core.cells.put_retries.inc();
+        if attempts == 1 {
+            core.cells.payloads_retried.inc();
+            core.cells.bytes_retried.add(job.payload.len() as u64);
+        }
         pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
     }
 }
@@ -121,17 +126,21 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
     let letter = Letter::now(key.clone(), core.store_name.clone(), error, attempts, &payload);
     let dead = core.dead_letters.clone();
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
-    let write = move || dead.write(&stem, &letter, &payload, Sync::Each);
+    let write = move || dead.write(&stem, &letter, &payload);
     match glommio::executor().spawn_blocking(write).await {
-        Ok(()) => core.cells.payloads_dead_lettered.inc(),
-        Err(error) => lose(core.cells, &key, &error.to_string()),
+        Ok(()) => {
+            core.cells.payloads_dead_lettered.inc();
+            core.cells.bytes_dead_lettered.add(job.payload.len() as u64);
+        }
+        Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
     }
 }
 
-/// The last resort: says which payload is gone, and counts it.
-pub fn lose(cells: &CoreCells, key: &str, why: &str) {
-    tracing::error!(key, why, "payload lost");
+/// The last resort: says which payload of how many bytes is gone, and counts it.
+pub fn lose(cells: &CoreCells, key: &str, bytes: usize, why: &str) {
+    tracing::error!(key, bytes, why, "payload lost");
     cells.payloads_lost.inc();
+    cells.bytes_lost.add(bytes as u64);
 }
 
 /// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.

@@ -17,6 +17,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_smithy_async::time::TimeSource;
 use aws_types::service_config::ServiceConfigKey;
 use futures_lite::future;
 use glommio::timer::Timer;
@@ -84,6 +85,7 @@ impl Chain {
         shared: Arc<AwsShared>,
         mut provider: SharedCredentialsProvider,
     ) {
+        let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
         let mut due = refresh_at(&shared.keys().credentials);
         let mut not_before = Instant::now();
         let mut failures = 0;
@@ -205,12 +207,14 @@ async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, Stri
 }
 
 fn same(a: &Credentials, b: &Credentials) -> bool {
-    a.access_key_id() == b.access_key_id() && a.session_token() == b.session_token()
+    a.access_key_id() == b.access_key_id()
+        && a.secret_access_key() == b.secret_access_key()
+        && a.session_token() == b.session_token()
 }
 
-/// When to replace `credentials`; `None` if they do not expire.
-fn refresh_at(credentials: &Credentials) -> Option<Instant> {
-    let life = credentials.expiry()?.duration_since(SystemTime::now()).unwrap_or_default();
+/// When to replace `credentials`, now being `now` to those who made them; `None` if they do not expire.
+fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
+    let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
     let ahead = REFRESH_AHEAD.min(life / 2);
     // Earlier by up to a tenth, so that a fleet started together does not ask together.
     let early = ahead.mul_f64(fastrand::f64() / 10.0);
@@ -252,10 +256,12 @@ mod tests {
     fn refresh_is_ahead_of_expiry_and_never_at_once() {
         let cases = [(3600, 3270..3301), (100, 45..51), (0, 1..2)];
         for (life, expected) in cases {
-            let at = refresh_at(&expiring_in(Duration::from_secs(life))).unwrap();
+            let credentials = expiring_in(Duration::from_secs(life));
+            let at = refresh_at(&credentials, SystemTime::now()).unwrap();
             let wait = (at - Instant::now()).as_secs_f64().round() as u64;
             assert!(expected.contains(&wait), "{life} s of life: refreshed after {wait} s");
         }
-        assert!(refresh_at(&Credentials::new("k", "s", None, None, "test")).is_none());
+        let for_ever = Credentials::new("k", "s", None, None, "test");
+        assert!(refresh_at(&for_ever, SystemTime::now()).is_none());
     }
 }

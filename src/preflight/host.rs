@@ -197,7 +197,7 @@ fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     Finding::warn(
         "memory",
         detail,
-        "lower MAX_QUEUE_BYTES, MAX_BODY_BYTES, MAX_CONNECTIONS (16 KiB of head each) or CORES",
+        "lower MAX_QUEUE_BYTES, MAX_BODY_BYTES, MAX_CONNECTIONS (40 KiB each) or CORES",
     )
 }
 
@@ -303,7 +303,7 @@ mod tests {
         expect(judge_cores(&[0, 1], Some(2.0)), Level::Ok, &["0-1"]);
         expect(judge_cores(&[3], None), Level::Ok, &["3"]);
         let wanted = limits().core_memory_bytes * 2;
-        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["769"]);
+        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["1.5 GiB"]);
         expect(judge_memory(wanted - 1, &limits(), 2), Level::Warn, &["MAX_QUEUE_BYTES"]);
     }
 }

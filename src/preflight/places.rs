@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Finding;
 use crate::config::{Config, StoreUrl};
+use crate::deadletter::create_dir;
 use crate::tokens::TokenSet;
 
 /// `LISTEN` and `ADMIN_LISTEN`.
@@ -76,7 +77,7 @@ pub(super) fn directories(config: &Config) -> Vec<Finding> {
         StoreUrl::S3 { .. } => {}
     }
     let dir = &config.dead_letter_dir;
-    let finding = judge_dir("DEAD_LETTER_DIR", dir, try_dir(dir));
+    let finding = judge_dir("DEAD_LETTER_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
     let free = rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
     match free {
         Ok(free) if finding.remedy.is_none() && free < config.dead_letter_max => {

@@ -29,14 +29,19 @@ pub(crate) struct Refusal<'a> {
 
 impl Account {
     pub(crate) fn new(shared: Arc<AwsShared>) -> Account {
-        let keys = SnapshotKeys::new(&shared);
-        Account { shared, keys, clock: ClockOffset::default() }
+        let (keys, clock) = (SnapshotKeys::new(&shared), shared.clock.detached());
+        Account { shared, keys, clock }
     }
 
-    /// Reads the current credentials; those known to be expired are not worth a round trip.
+    /// Reads the current credentials; those known to be expired are not worth a round trip. Known means: by this host's
+    /// clock and by the store's, for either may be wrong, and only an answer says which.
     pub(crate) fn fresh_keys<R>(&self, read: impl FnOnce(&Keys) -> R) -> Result<R, PutError> {
         self.keys.current(|keys| {
-            if keys.credentials.expiry().is_none_or(|at| at > self.clock.now()) {
+            if keys
+                .credentials
+                .expiry()
+                .is_none_or(|at| at > SystemTime::now().min(self.clock.now()))
+            {
                 return Ok(read(keys));
             }
             self.shared.want_newer_keys(keys.generation);
@@ -65,12 +70,12 @@ impl Account {
     pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> PutError {
         let mut error = classify::reply_error(refusal.status, refusal.code, refusal.message);
         let code = refusal.code.unwrap_or_default();
-        if code == "RequestTimeTooSkewed" {
+        if code == "RequestTimeTooSkewed" || self.clock.is_shifted() {
             self.clock.take(refusal.date);
         }
         if classify::wants_new_credentials(code) {
             self.shared.want_newer_keys(generation);
-            if self.keys.current(|keys| keys.generation == generation && keys.stuck) {
+            if self.keys.current(|keys| keys.stuck) {
                 error.class = Class::StoreWide;
             }
         }

@@ -90,11 +90,18 @@ pub fn link(error: &LinkError) -> (Class, &'static str) {
     }
 }
 
-/// True for the answers that new credentials could mend.
+/// True for the answers that new credentials could mend: also a key or a secret that is simply wrong, for an operator
+/// rotates keys by correcting a file.
 pub fn wants_new_credentials(code: &str) -> bool {
     matches!(
         code,
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" | "TokenRefreshRequired"
+        "ExpiredToken"
+            | "ExpiredTokenException"
+            | "InvalidAccessKeyId"
+            | "InvalidToken"
+            | "RequestExpired"
+            | "SignatureDoesNotMatch"
+            | "TokenRefreshRequired"
     )
 }
 

@@ -1,7 +1,8 @@
 //! This core's idea of the store's time, for signing.
 //!
-//! Each core learns its own offset from the store's refusal; nothing is shared, and without a
-//! refusal it is zero.
+//! Control learns an offset from the probe, each core starts from that and learns its own from the store's refusals;
+//! nothing is shared, and without a refusal it is zero. One server with a wrong clock can give a wrong offset. It does
+//! not last: while there is one, every failed answer's time is taken, and what the offset is wrong for is refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,32 +11,93 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
 
-/// This core's distance from the store's clock, learnt from a refusal. Written and read by one
-/// core.
+/// Largest offset taken, either way. A day covers what happens to real clocks: local time set as UTC (at most 14 h), a
+/// wrong date line, drift. What is further off breaks certificates and the keys' time stamps as well, and no single
+/// answer can say which of the two clocks is the broken one: that is left to an operator.
+const OFFSET_MAX_S: i64 = 24 * 3600;
+
+/// Less than this is no offset: a date has whole seconds and was some time on its way.
+const OFFSET_MIN_S: i64 = 5;
+
+/// A distance from the store's clock, learnt from a refusal. Written and read by one executor.
 #[derive(Clone, Debug, Default)]
 pub struct ClockOffset {
-    /// Shared by this core's clones.
-    offset_ms: Arc<AtomicI64>,
+    /// Shared by this executor's clones.
+    offset_s: Arc<AtomicI64>,
 }
 
 impl ClockOffset {
-    /// Sets the offset from an HTTP date, if it is one.
-    pub fn take(&self, date: Option<&str>) {
+    /// One of its own that starts from the same offset.
+    pub fn detached(&self) -> ClockOffset {
+        ClockOffset { offset_s: Arc::new(AtomicI64::new(self.offset_s())) }
+    }
+
+    /// Takes the offset from an HTTP date, if it is one and at most a day away; otherwise it stays as it was. Returns
+    /// whether it was taken.
+    pub fn take(&self, date: Option<&str>) -> bool {
         let Some(server) = date.and_then(|d| DateTime::from_str(d, Format::HttpDate).ok()) else {
-            return;
+            return false;
         };
-        let local = DateTime::from(SystemTime::now());
-        let offset_ms = (server.secs() - local.secs()).saturating_mul(1000);
-        self.offset_ms.store(offset_ms, Ordering::Relaxed);
+        let offset_s = server.secs() - DateTime::from(SystemTime::now()).secs();
+        if offset_s.abs() > OFFSET_MAX_S {
+            return false;
+        }
+        let offset_s = if offset_s.abs() < OFFSET_MIN_S { 0 } else { offset_s };
+        self.offset_s.store(offset_s, Ordering::Relaxed);
+        true
+    }
+
+    /// How far the store's clock is ahead of this host's, in seconds.
+    pub fn offset_s(&self) -> i64 {
+        self.offset_s.load(Ordering::Relaxed)
+    }
+
+    pub fn is_shifted(&self) -> bool {
+        self.offset_s() != 0
     }
 }
 
 impl TimeSource for ClockOffset {
     fn now(&self) -> SystemTime {
-        let offset_ms = self.offset_ms.load(Ordering::Relaxed);
-        let offset = Duration::from_millis(offset_ms.unsigned_abs());
+        let offset_s = self.offset_s();
+        let offset = Duration::from_secs(offset_s.unsigned_abs());
         let now = SystemTime::now();
-        let shifted = if offset_ms < 0 { now.checked_sub(offset) } else { now.checked_add(offset) };
+        let shifted = if offset_s < 0 { now.checked_sub(offset) } else { now.checked_add(offset) };
         shifted.unwrap_or(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn date(ahead_s: i64) -> String {
+        let now = DateTime::from(SystemTime::now()).secs();
+        DateTime::from_secs(now + ahead_s).fmt(Format::HttpDate).unwrap()
+    }
+
+    #[test]
+    fn what_is_taken_is_bounded_and_corrected() {
+        let clock = ClockOffset::default();
+        let after =
+            |text: &str| (clock.take(Some(text)), (clock.offset_s() + 900).div_euclid(1800) * 1800);
+        assert_eq!(after(&date(-7200)), (true, -7200));
+        assert_eq!(after(&date(OFFSET_MAX_S + 60)), (false, -7200), "too far: as it was");
+        assert_eq!(after(&date(-OFFSET_MAX_S - 60)), (false, -7200));
+        assert_eq!(after("yesterday"), (false, -7200));
+        assert_eq!(after(&date(OFFSET_MAX_S - 60)), (true, OFFSET_MAX_S));
+        assert_eq!(after(&date(1)), (true, 0));
+        assert!(!clock.is_shifted(), "as good as none");
+        assert!(!clock.take(None));
+    }
+
+    #[test]
+    fn a_detached_clock_starts_alike_and_goes_its_own_way() {
+        let control = ClockOffset::default();
+        control.take(Some(&date(3600)));
+        let core = control.detached();
+        assert!(core.is_shifted());
+        core.take(Some(&date(0)));
+        assert!(control.is_shifted() && !core.is_shifted());
     }
 }

@@ -40,7 +40,7 @@ pub struct FaultPlan {
     pub core_panic: u64,
     /// After this many puts on a core, its thread blocks for [`STUCK_FOR`]; 0 never.
     pub core_stuck: u64,
-    /// How puts of payloads that contain [`POISON`] fail; `None` when they do not.
+    /// How puts of payloads that contain the word `poison` fail; `None` when they do not.
     pub poison: Option<Class>,
     /// Before every put.
     pub delay: Duration,

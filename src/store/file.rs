@@ -3,45 +3,59 @@
 //! Each object is written to a temporary name, synced, renamed, and its directory synced; renames that finish together
 //! share one directory sync. Opening, writing and syncing go through io_uring; renames and directory creation run on
 //! the executor's blocking thread, so a slow disk never blocks the core.
+//!
+//! What the kernel has begun on a disk that hangs cannot be taken back, and tidying up behind it would hang as well. So
+//! a put is a task of its own, which runs to its end when nobody waits for it any more, and of which a core has at most
+//! as many as workers. One that ends late has stored the same bytes under the same key, or has removed its own
+//! temporary file. A process that stops meanwhile says so in time, but the kernel keeps its entry until the disk answers.
+//!
+//! Objects are readable as the umask says (0644 as a rule), for those who collect them are often other users: who wants
+//! them private starts the server with `umask 077`, or closes the store's directory to others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
+use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory};
+use glommio::sync::Semaphore;
 
 use super::{Class, PutError};
 use crate::job::Payload;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
 const TEMPORARY: &str = ".millrace-tmp";
-/// A temporary file older than this belongs to a process that died: no put lives this long.
+/// A temporary file older than this belongs to a process that died, or to a put that a hung disk held up for as long
+/// and that fails without it, to be tried again.
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Directories whose handle is kept open for syncing; past it the cache starts anew.
 const DIRECTORIES_MAX: usize = 256;
 
 /// One core's writer into a directory shared with the other cores.
 pub struct FileStore {
-    root: PathBuf,
-    /// Unlike that of any other live process and core.
-    temporary_prefix: String,
-    next_temporary: Cell<u64>,
-    directories: RefCell<HashMap<PathBuf, Rc<DirSync>>>,
+    folder: Rc<Folder>,
+    /// One per put that has begun, whether or not anybody still waits for it.
+    turns: Rc<Semaphore>,
 }
 
 impl FileStore {
-    /// `origin` (`{node}-{core}`) keeps temporary names of different writers apart.
-    pub fn new(root: PathBuf, origin: &str) -> FileStore {
+    /// `origin` (`{node}-{core}`) says in temporary names whose they are; at most `puts_max` puts are under way at once.
+    pub fn new(root: PathBuf, origin: &str, puts_max: usize) -> FileStore {
         FileStore {
-            root,
-            temporary_prefix: format!("{origin}-{}", std::process::id()),
-            next_temporary: Cell::new(0),
-            directories: RefCell::default(),
+            folder: Rc::new(Folder {
+                root,
+                temporary_prefix: format!("{origin}-{:016x}", random_bits()),
+                next_temporary: Cell::new(0),
+                directories: RefCell::default(),
+            }),
+            turns: Rc::new(Semaphore::new(puts_max as u64)),
         }
     }
 
@@ -53,7 +67,7 @@ impl FileStore {
     pub fn prepare(root: &Path) -> io::Result<PathBuf> {
         let root = std::path::absolute(root)?;
         let temporary = root.join(TEMPORARY);
-        std::fs::create_dir_all(&temporary)?;
+        create_root_synced(&root)?;
         for entry in std::fs::read_dir(&temporary)? {
             let entry = entry?;
             let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
@@ -64,28 +78,62 @@ impl FileStore {
         Ok(root)
     }
 
+    /// Dropped while it waits for its turn, a put has done nothing and holds nothing; after that it goes on by itself.
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
         check_key(key)?;
+        let turn = self.turns.acquire_static_permit(1).await.expect("never closed");
+        let (folder, key, payload) = (self.folder.clone(), key.to_owned(), payload.clone());
+        let task = glommio::spawn_local(async move {
+            let _turn = turn;
+            // A panic belongs to the worker that waits; let through here, it would end the core.
+            AssertUnwindSafe(folder.store(&key, &payload)).catch_unwind().await
+        });
+        let stored = task.detach().await.expect("nobody cancels it");
+        stored.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// 64 bits from the kernel: processes in two containers may well share both node and pid.
+fn random_bits() -> u64 {
+    let mut bits = [0; 8];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut bits, flags).expect("getrandom gives 8 bytes");
+    u64::from_ne_bytes(bits)
+}
+
+/// What the puts of one core share.
+struct Folder {
+    root: PathBuf,
+    /// Unlike that of any other process and core.
+    temporary_prefix: String,
+    next_temporary: Cell<u64>,
+    directories: RefCell<HashMap<PathBuf, Rc<DirSync>>>,
+}
+
+impl Folder {
+    async fn store(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
         let path = self.root.join(key);
         let parent = path.parent().expect("a key has at least one component").to_owned();
         let directory = self.directory(parent).await?;
-        let number = self.next_temporary.replace(self.next_temporary.get() + 1);
-        let temporary =
-            self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix));
-        let guard = RemoveOnDrop(Some(temporary));
-        let temporary = guard.0.as_deref().expect("set above");
+        let temporary = self.temporary(self.next_temporary.get());
+        self.next_temporary.set(self.next_temporary.get() + 1);
         let written = async {
-            write_synced(temporary, payload).await.map_err(blame_store)?;
-            let renamed = glommio::io::rename(temporary, &path).await;
+            write_synced(&temporary, payload).await.map_err(blame_store)?;
+            let renamed = glommio::io::rename(&temporary, &path).await;
             renamed.map_err(|error| blame_key(error.into()))
         };
         if let Err(error) = written.await {
             // Somebody removed a directory under us: the next try makes it again.
             self.directories.borrow_mut().clear();
+            // Only this attempt ever had this name, so what another has stored under the key meanwhile stays.
+            let _absent_is_fine = glommio::io::remove(&temporary).await;
             return Err(error);
         }
-        guard.disarm();
         directory.sync().await.map_err(blame_store)
+    }
+
+    fn temporary(&self, number: u64) -> PathBuf {
+        self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix))
     }
 
     /// The open handle of `path`, which is created, and made durable in its own parents, if it does not exist.
@@ -123,12 +171,35 @@ async fn write_synced(path: &Path, payload: &Payload) -> io::Result<()> {
     written
 }
 
+/// A directory for objects; every directory between it and the store's is made durable, also those that another core
+/// has just made and not yet synced.
 #[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
 fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
-    std::fs::create_dir_all(root.join(TEMPORARY)).map_err(blame_store)?;
+    if !root.join(TEMPORARY).exists() {
+        create_root_synced(root).map_err(blame_store)?;
+    }
     std::fs::create_dir_all(path).map_err(blame_key)?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
         std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
+    }
+    Ok(())
+}
+
+/// The store's own directories. A new one could vanish in a power failure with all that was stored in it, so the
+/// directories above it are synced as well, whoever has made it: up to the mount point, which was there before, or to
+/// one that this process must not read and so will not have made.
+#[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
+fn create_root_synced(root: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(root.join(TEMPORARY))?;
+    let device = std::fs::metadata(root)?.dev();
+    for directory in root.ancestors() {
+        if std::fs::metadata(directory)?.dev() != device {
+            break;
+        }
+        match std::fs::File::open(directory) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => break,
+            opened => opened?.sync_all()?,
+        }
     }
     Ok(())
 }
@@ -175,29 +246,8 @@ fn blame_key(error: io::Error) -> PutError {
     }
 }
 
-/// Removes a temporary file on every way out but the rename.
-struct RemoveOnDrop(Option<PathBuf>);
-
-impl RemoveOnDrop {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for RemoveOnDrop {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "one unlink on an error path; a drop cannot await"
-    )]
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            // It may not exist yet; what is left behind is removed at a later start.
-            let _absent_is_fine = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// One directory whose syncs are shared: a caller joins the next sync that starts after it asked.
+/// One directory whose syncs are shared: a caller joins the next sync that starts after it asked. Callers wait to the
+/// end: one that was dropped while it leads would leave the others waiting.
 struct DirSync {
     directory: Directory,
     /// Requests so far, and how many of them the last finished sync covers.
@@ -231,10 +281,10 @@ impl DirSync {
                 self.changed().await;
                 continue;
             }
-            // A caller that is dropped while it leads the sync lets the next one lead.
-            let lead = Lead::new(self);
+            self.running.set(true);
             let upto = self.asked.get();
             let outcome = self.directory.sync().await;
+            self.running.set(false);
             let error = outcome.err().map(|error| io::Error::from(error).kind());
             let mut finished = self.finished.borrow_mut();
             finished.push_back((upto, error));
@@ -242,7 +292,7 @@ impl DirSync {
                 finished.pop_front();
             }
             self.covered.set(upto);
-            drop(lead);
+            self.waiting.take().into_iter().for_each(Waker::wake);
         }
         let finished = self.finished.borrow();
         let mine = finished.iter().find(|(upto, _)| *upto >= ticket);
@@ -266,39 +316,28 @@ impl DirSync {
     }
 }
 
-struct Lead<'a>(&'a DirSync);
-
-impl<'a> Lead<'a> {
-    fn new(sync: &'a DirSync) -> Lead<'a> {
-        sync.running.set(true);
-        Lead(sync)
-    }
-}
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        self.0.running.set(false);
-        for waker in self.0.waiting.borrow_mut().drain(..) {
-            waker.wake();
-        }
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests look at the directory from outside")]
 mod tests {
     use super::*;
     use crate::limits::IO_MEMORY_BYTES;
-    use futures_lite::FutureExt;
-    use futures_lite::future::poll_once;
     use glommio::timer::sleep;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use std::fs;
+    use std::pin::pin;
 
     /// Runs `test` with a store in a new directory on an executor of its own.
     fn with_store<F: Future<Output = ()>>(test: impl FnOnce(Rc<FileStore>, PathBuf) -> F) {
+        with_store_of(64, test);
+    }
+
+    fn with_store_of<F: Future<Output = ()>>(
+        puts_max: usize,
+        test: impl FnOnce(Rc<FileStore>, PathBuf) -> F,
+    ) {
         let dir = tempfile::tempdir().unwrap();
-        let root = FileStore::prepare(&dir.path().join("store")).unwrap();
-        let store = Rc::new(FileStore::new(root.clone(), "node-0"));
+        let root = FileStore::prepare(&dir.path().join("made/on the way/store")).unwrap();
+        let store = Rc::new(FileStore::new(root.clone(), "node-0", puts_max));
         let executor = glommio::LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();
         executor.unwrap().run(test(store, root));
     }
@@ -309,6 +348,41 @@ mod tests {
 
     fn temporaries(root: &Path) -> usize {
         fs::read_dir(root.join(TEMPORARY)).unwrap().count()
+    }
+
+    /// Makes one put hang in the kernel, as on a disk that does not answer: opening a pipe to write waits for a reader.
+    fn hang(store: &FileStore, number: u64) -> PathBuf {
+        let pipe = store.folder.temporary(number);
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        pipe
+    }
+
+    /// Lets it go on, to fail: a pipe cannot be synced.
+    fn answer(pipe: &Path) -> fs::File {
+        fs::File::options().read(true).write(true).open(pipe).unwrap()
+    }
+
+    /// Whether `put` ended within a worker's patience, here 20 ms.
+    async fn in_time(put: impl Future<Output = Result<(), PutError>>) -> bool {
+        let put = async {
+            put.await.unwrap();
+            true
+        };
+        let timeout = async {
+            sleep(Duration::from_millis(20)).await;
+            false
+        };
+        put.or(timeout).await
+    }
+
+    async fn until(done: impl Fn() -> bool) {
+        for _ in 0..10_000 {
+            if done() {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        panic!("not in 10 s");
     }
 
     #[test]
@@ -397,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_put_dropped_at_any_point_leaves_a_whole_object_or_none() {
+    fn a_put_dropped_at_any_point_goes_on_and_stores_a_whole_object() {
         with_store(|store, root| async move {
             let bytes = vec![b'x'; 300_000];
             let mut finished = 0;
@@ -413,18 +487,55 @@ mod tests {
                     finished += 1;
                 }
             }
-            // What the kernel still had in hand is done with.
-            sleep(Duration::from_millis(100)).await;
-            let mut whole = 0;
+            assert!(finished < 60, "none was dropped");
+            until(|| store.turns.available() == 64).await;
             for step in 0..60 {
-                if let Ok(found) = fs::read(root.join(format!("k{step}"))) {
-                    assert!(found == bytes, "k{step} has {} bytes", found.len());
-                    whole += 1;
-                }
+                assert!(fs::read(root.join(format!("k{step}"))).unwrap() == bytes, "k{step}");
             }
-            assert!(whole >= finished && whole < 60, "{finished} finished, {whole} whole of 60");
-            store.put("after", &payload("1")).await.unwrap();
+            assert_eq!(temporaries(&root), 0);
         });
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_as_many_puts_as_there_are_workers() {
+        with_store_of(2, |store, root| async move {
+            let pipes = [0, 1].map(|number| hang(&store, number));
+            for key in ["a", "b", "given up in line"] {
+                assert!(!in_time(store.put(key, &payload("1"))).await, "{key}");
+            }
+            assert_eq!(store.turns.available(), 0);
+            let bytes = payload("2");
+            let mut next = pin!(store.put("a", &bytes));
+            assert!(!in_time(&mut next).await);
+            let _readers = pipes.map(|pipe| answer(&pipe));
+            next.await.unwrap();
+            until(|| store.turns.available() == 2).await;
+            assert_eq!(fs::read(root.join("a")).unwrap(), b"2");
+            assert!(!root.join("b").exists() && !root.join("given up in line").exists());
+            assert_eq!(temporaries(&root), 0, "a late failure removes what it wrote");
+        });
+    }
+
+    #[test]
+    fn an_attempt_that_fails_late_leaves_alone_what_the_next_has_stored() {
+        with_store_of(2, |store, root| async move {
+            store.put("before", &payload("0")).await.unwrap();
+            let pipe = hang(&store, 1);
+            assert!(!in_time(store.put("key", &payload("1"))).await);
+            store.put("key", &payload("1")).await.unwrap();
+            let _reader = answer(&pipe);
+            until(|| store.turns.available() == 2).await;
+            assert!(!pipe.exists());
+            assert_eq!(fs::read(root.join("key")).unwrap(), b"1");
+            store.put("key", &payload("2")).await.unwrap();
+            assert_eq!(fs::read(root.join("key")).unwrap(), b"2");
+        });
+    }
+
+    #[test]
+    fn temporary_names_differ_though_node_core_and_process_are_the_same() {
+        let store = || FileStore::new(PathBuf::new(), "node-0", 1);
+        assert_ne!(store().folder.temporary(0), store().folder.temporary(0));
     }
 
     #[test]
@@ -448,9 +559,9 @@ mod tests {
                 );
             }
             assert_eq!(temporaries(&root), 0);
-            let asked = store.directories.borrow()[&root].asked.get();
+            let asked = store.folder.directories.borrow()[&root].asked.get();
             assert_eq!(asked, 64, "all asked the same handle");
-            let done = store.directories.borrow()[&root].finished.borrow().len();
+            let done = store.folder.directories.borrow()[&root].finished.borrow().len();
             assert!(done < 64, "{done} syncs for 64 puts");
         });
     }
@@ -475,20 +586,6 @@ mod tests {
             assert_eq!(covered(&sync), [1, 64]);
             sync.sync().await.unwrap();
             assert_eq!(covered(&sync), [1, 64, 65]);
-        });
-    }
-
-    #[test]
-    fn a_leader_that_goes_away_leaves_the_lead_to_the_next() {
-        with_store(|_, root| async move {
-            let sync = DirSync::new(Directory::open(&root).await.unwrap());
-            let mut leader = Box::pin(sync.sync());
-            let mut next = Box::pin(sync.sync());
-            assert!(poll_once(&mut leader).await.is_none());
-            assert!(poll_once(&mut next).await.is_none());
-            drop(leader);
-            next.await.unwrap();
-            assert_eq!(sync.covered.get(), 2);
         });
     }
 

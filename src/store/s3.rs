@@ -21,13 +21,11 @@ use aws_sdk_s3::operation::put_object::PutObjectError;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
-use aws_smithy_async::time::TimeSource;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::clock::ClockOffset;
+use super::account::{Account, Refusal, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep};
-use super::dial::{Dialer, LinkError, Origin};
-use super::keys::SnapshotKeys;
+use super::dial::{Dialer, LinkError};
 use super::pool::Pool;
 use super::{Class, PutError, classify};
 use crate::aws::AwsShared;
@@ -36,10 +34,8 @@ use crate::job::Payload;
 
 /// One core's S3 client.
 pub struct S3Store {
-    shared: Arc<AwsShared>,
+    account: Account,
     client: Client,
-    keys: SnapshotKeys,
-    clock: ClockOffset,
     pool: Rc<Pool>,
 }
 
@@ -49,10 +45,9 @@ impl S3Store {
     pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> S3Store {
         let dialer = Dialer::new(shared.names.clone(), &shared.tls);
         let pool = Pool::new(dialer, idle_max);
-        let keys = SnapshotKeys::new(&shared);
-        let clock = ClockOffset::default();
-        let client = client(&shared, &pool, &keys, &clock);
-        S3Store { shared, client, keys, clock, pool }
+        let account = Account::new(shared);
+        let client = client(&account, &pool);
+        S3Store { account, client, pool }
     }
 
     /// Stores `payload` under the prefix and `key`. One attempt; a temporary redirect is followed
@@ -61,7 +56,7 @@ impl S3Store {
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        self.refuse_expired_keys()?;
+        let generation = self.account.fresh_keys(|keys| keys.generation)?;
         let first = match self.attempt(key, payload, None).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -70,7 +65,7 @@ impl S3Store {
             Some(target) => self.attempt(key, payload, Some(target)).await,
             None => Err(first),
         };
-        outcome.map_err(|error| self.put_error(error))
+        outcome.map_err(|error| self.put_error(error, generation))
     }
 
     /// The SDK's client, for what is not on the data path.
@@ -85,7 +80,7 @@ impl S3Store {
 
     async fn attempt(&self, key: &str, payload: &Payload, target: Option<String>) -> PutResult {
         let mut put = self.request(key, payload).customize();
-        if !self.shared.sign_payload() {
+        if !self.account.shared.sign_payload() {
             put = put.disable_payload_signing();
         }
         let sent = match target {
@@ -103,9 +98,9 @@ impl S3Store {
     }
 
     fn request(&self, key: &str, payload: &Payload) -> PutObjectFluentBuilder {
-        let target = self.shared.target();
+        let target = self.account.shared.target();
         let options = &target.options;
-        let algorithm = match self.shared.checksum() {
+        let algorithm = match self.account.shared.checksum() {
             Checksum::Auto | Checksum::None => None,
             Checksum::Crc32c => Some(ChecksumAlgorithm::Crc32C),
             Checksum::Crc64Nvme => Some(ChecksumAlgorithm::Crc64Nvme),
@@ -124,53 +119,34 @@ impl S3Store {
             .set_checksum_algorithm(algorithm)
     }
 
-    /// Credentials known to be expired are not worth a round trip.
-    fn refuse_expired_keys(&self) -> Result<(), PutError> {
-        let (generation, expiry) =
-            self.keys.current(|keys| (keys.generation, keys.credentials.expiry()));
-        if expiry.is_none_or(|at| at > self.clock.now()) {
-            return Ok(());
-        }
-        self.shared.want_newer_keys(generation);
-        Err(PutError {
-            class: Class::Transient,
-            code: "ExpiredCredentials".into(),
-            message: "the credentials have expired and newer ones are not there yet".into(),
-        })
-    }
-
-    /// Where a 307 points, if it may be followed: an absolute address, and not from https to http.
+    /// Where a 307 points, if it may be followed.
     fn redirect_target(&self, error: &SdkError<PutObjectError, HttpResponse>) -> Option<String> {
         let answer = error.raw_response().filter(|a| a.status().as_u16() == 307)?;
         let location = answer.headers().get("location")?;
-        let target = Origin::of(&location.parse().ok()?)?;
-        let allowed = target.https || !self.shared.https();
-        allowed.then(|| location.to_owned())
+        self.account.redirect(location).map(|_| location.to_owned())
     }
 
-    fn put_error(&self, error: SdkError<PutObjectError, HttpResponse>) -> PutError {
-        let Some(answer) = error.raw_response() else { return unanswered(&error) };
-        let status = answer.status().as_u16();
-        let date = answer.headers().get("date");
-        let code = error.code().unwrap_or_default();
-        let mut put_error = classify::reply_error(status, error.code(), error.message());
-        if code == "RequestTimeTooSkewed" {
-            self.clock.take(date);
-        }
-        if classify::wants_new_credentials(code) {
-            let (generation, stuck) = self.keys.current(|keys| (keys.generation, keys.stuck));
-            self.shared.want_newer_keys(generation);
-            if stuck {
-                put_error.class = Class::StoreWide;
-            }
-        }
-        put_error
+    /// The worker's view of `error`, the answer to a request signed with credentials of `generation`.
+    fn put_error(
+        &self,
+        error: SdkError<PutObjectError, HttpResponse>,
+        generation: u64,
+    ) -> PutError {
+        let Some(answer) = error.raw_response() else { return not_answered(&error) };
+        let refusal = Refusal {
+            status: answer.status().as_u16(),
+            code: error.code(),
+            message: error.message(),
+            date: answer.headers().get("date"),
+        };
+        self.account.refused(&refusal, generation)
     }
 }
 
 type PutResult = Result<(), SdkError<PutObjectError, HttpResponse>>;
 
-fn client(shared: &AwsShared, pool: &Rc<Pool>, keys: &SnapshotKeys, clock: &ClockOffset) -> Client {
+fn client(account: &Account, pool: &Rc<Pool>) -> Client {
+    let Account { shared, keys, clock } = account;
     let place = shared.place();
     // An algorithm named on the request is ignored under `WhenRequired`; without one,
     // `WhenSupported` would choose one.
@@ -200,20 +176,16 @@ fn client(shared: &AwsShared, pool: &Rc<Pool>, keys: &SnapshotKeys, clock: &Cloc
 }
 
 /// A failure without an answer: the link's own error if there is one.
-fn unanswered<E>(error: &SdkError<E, HttpResponse>) -> PutError
+fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
 where
     E: std::error::Error + 'static,
 {
-    let (class, code) = match link_error(error) {
-        Some(link) => classify::link(link),
-        // The request could not be built or signed: a setting, for keys are never empty.
-        None => (Class::StoreWide, "NotSent"),
-    };
-    let message = match link_error(error) {
-        Some(link) => connector::with_sources(link),
-        None => connector::with_sources(error),
-    };
-    PutError { class, code: code.into(), message: classify::bounded(&message) }
+    if let Some(link) = link_error(error) {
+        return unanswered(link);
+    }
+    // The request could not be built or signed: a setting, for keys are never empty.
+    let message = classify::bounded(&connector::with_sources(error));
+    PutError::new(Class::StoreWide, "NotSent", message)
 }
 
 fn link_error<E>(error: &SdkError<E, HttpResponse>) -> Option<&LinkError>

@@ -274,14 +274,18 @@ fn what_no_empty_ring_could_hold_is_413_naming_the_limit() {
     let mut client = server.connect();
     assert_error(&client.post(r#"{"data":[1,2,3,4,5]}"#), 413, "MAX_QUEUE (4)");
     assert_eq!(client.post(r#"{"data":[1,2,3,4]}"#).status, 200, "kept alive, and exactly full");
-    // The body fits MAX_LENGTH but not with the fixed cost per payload.
-    let pad = " ".repeat(65536 - r#"{"data":[1]}"#.len());
-    let reply = client.post(format!(r#"{{"data":[1]{pad}}}"#));
-    assert_error(&reply, 413, "MAX_QUEUE_BYTES (65536)");
+    // The body fits MAX_LENGTH but not with the fixed cost of a second payload.
+    let pad = " ".repeat(65536 - r#"{"data":[1,2]}"#.len());
+    let reply = client.post(format!(r#"{{"data":[1,2]{pad}}}"#));
+    assert_error(&reply, 413, "MAX_QUEUE_BYTES");
+    server.wait("an empty ring", |m| m.sum("millrace_ring_bytes") == 0);
+    // One payload always fits, also in the smallest MAX_QUEUE_BYTES there may be.
+    assert_eq!(client.post(format!(r#"{{"data":["5"]{pad}}}"#)).status, 200);
+    server.wait("an empty ring", |m| m.sum("millrace_ring_bytes") == 0);
     assert_eq!(client.post(r#"{"data":[9]}"#).status, 200);
     drop(client);
     server.wait_idle();
-    assert_eq!(server.stored_texts(), ["1", "2", "3", "4", "9"]);
+    assert_eq!(server.stored_texts(), ["\"5\"", "1", "2", "3", "4", "9"]);
 }
 
 #[test]

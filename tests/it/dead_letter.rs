@@ -1,12 +1,18 @@
 //! The dead letter: goal, what the store refuses is kept whole on disk, can be listed and put again under its own key,
 //! and what finds no room there is lost loudly.
 //!
-//! Method: payloads that the store refuses by name (`FAULTS=poison=object`), the binary's own `dead-letter` commands
-//! beside the running server, and directories that fill up or vanish.
+//! Method: payloads that the store refuses by name (`FAULTS=poison=object`) or that a stop left unstored, the binary's
+//! own `dead-letter` commands beside the running server and after it, and directories that fill up or vanish.
 
+use std::fs::DirEntry;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
-use crate::support::{Server, collection, contents, dead_letters, sorted};
+use crate::support::{
+    Server, Stopped, collection, command, contents, dead_letters, files, numbered, run, sorted,
+    wait_for,
+};
 
 /// A server that refuses `count` payloads, each `{"poison":N}`, and has dead-lettered them.
 fn with_letters(count: usize, more: &[(&'static str, &'static str)]) -> Server {
@@ -175,4 +181,156 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     server.wait_idle();
     assert_eq!(dead_letters(&directory).len(), 2);
     assert_eq!(server.stop().status, 1);
+}
+
+/// A server stopped with the payloads `{"id":0}` to `{"id":count - 1}` unstored: one file holds them.
+fn stopped_with_letters(count: usize) -> Stopped {
+    let server = Server::start(&[
+        ("FAULTS", "hang=1"),
+        ("PUT_TIMEOUT", "10m"),
+        ("MAX_WORKERS", "4"),
+        ("DRAIN_TIMEOUT", "3s"),
+    ]);
+    assert_eq!(server.post(collection(&numbered(0..count))).status, 200);
+    let stopped = server.stop();
+    let figures = (stopped.status, stopped.dead_lettered, stopped.lost);
+    assert_eq!(figures, (1, count as u64, 0), "{}", stopped.log_text());
+    assert_eq!(letter_files(stopped.dir.path()).len(), 1);
+    stopped
+}
+
+/// Names and bytes of what is in `dead-letter` but for the lock.
+fn letter_files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    files(&dir.join("dead-letter")).into_iter().filter(|(name, _)| !name.starts_with('.')).collect()
+}
+
+/// `dead-letter replay` after the server.
+fn replay_in(dir: &Path, faults: &str) -> Output {
+    run(dir, &["dead-letter", "replay"], &[("FAULTS", faults), ("RETRY_BASE", "1ms")])
+}
+
+#[test]
+fn a_replay_takes_what_it_stored_out_of_the_file_of_a_stop() {
+    let stopped = stopped_with_letters(60);
+    let dir = stopped.dir.path();
+    let keys = |letters: &[(serde_json::Value, Vec<u8>)]| -> Vec<String> {
+        letters.iter().map(|(meta, _)| meta["key"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = letter_files(dir);
+    let none = replay_in(dir, "store_wide=1");
+    assert_eq!(none.status.code(), Some(1), "{}", text(&none));
+    assert_eq!(letter_files(dir), before, "nothing was stored, so nothing is rewritten");
+
+    let some = replay_in(dir, "seed=4,object=0.3");
+    assert_eq!(some.status.code(), Some(1), "{}", text(&some));
+    let left = dead_letters(&dir.join("dead-letter"));
+    let stored = files(&dir.join("data"));
+    assert!(!left.is_empty() && !stored.is_empty(), "{}", text(&some));
+    assert!(text(&some).contains(&format!("{} of 60 dead letters", stored.len())));
+    assert_eq!(left.len() + stored.len(), 60);
+    assert!(keys(&left).iter().all(|key| !stored.contains_key(key)));
+    assert_eq!(letter_files(dir).len(), 1, "no temporary file is left");
+
+    let rest = replay_in(dir, "");
+    assert_eq!(rest.status.code(), Some(0), "{}", text(&rest));
+    assert_eq!(contents(&files(&dir.join("data"))), sorted(&numbered(0..60)));
+    assert_eq!(letter_files(dir), []);
+}
+
+#[test]
+fn a_replay_that_was_killed_is_repeated_under_the_same_keys() {
+    let stopped = stopped_with_letters(60);
+    let dir = stopped.dir.path();
+    let mut command = command(dir, &["dead-letter", "replay"], &[("FAULTS", "delay=200ms")]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    // Not by their contents: the preflight's own file comes and goes.
+    let is_object = |entry: std::io::Result<DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    wait_for("some objects", || {
+        std::fs::read_dir(dir.join("data")).is_ok_and(|mut entries| entries.any(is_object))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(dead_letters(&dir.join("dead-letter")).len(), 60, "killed too late to tell");
+    let again = replay_in(dir, "");
+    assert!(text(&again).contains("60 of 60 dead letters"), "{}", text(&again));
+    assert_eq!(contents(&files(&dir.join("data"))), sorted(&numbered(0..60)));
+    assert_eq!(letter_files(dir), []);
+}
+
+#[test]
+fn of_a_damaged_file_what_is_before_the_damage_is_put_and_the_rest_kept() {
+    let stopped = stopped_with_letters(9);
+    let dir = stopped.dir.path();
+    let (name, mut bytes) = letter_files(dir).remove(0);
+    let text_of_it = String::from_utf8(bytes.clone()).unwrap();
+    let at = text_of_it.find(r#"{"id":5}"#).unwrap();
+    let start = text_of_it[..at].trim_end().rfind('\n').unwrap() + 1;
+    bytes[at + 6] = b'6';
+    let path = dir.join("dead-letter").join(&name);
+    std::fs::write(&path, &bytes).unwrap();
+    let before = bytes[..start].iter().filter(|byte| **byte == b'\n').count() / 2;
+    assert!(before > 0 && before < 9);
+    let where_ = format!("{name}: damaged at byte {start}");
+
+    let ls = run(dir, &["dead-letter", "ls"], &[]);
+    assert!(text(&ls).contains(&where_), "{}", text(&ls));
+    assert!(text(&ls).contains(&format!("{before} dead letters")), "{}", text(&ls));
+    let put = replay_in(dir, "");
+    assert_eq!(put.status.code(), Some(1));
+    assert!(text(&put).contains(&where_), "{}", text(&put));
+    assert_eq!(files(&dir.join("data")).len(), before);
+    assert!(std::fs::read(&path).unwrap() == bytes[start..], "the damaged rest is not touched");
+}
+
+#[test]
+fn letters_for_another_store_are_left_unless_any_store_is_said() {
+    let server = with_letters(3, &[]);
+    let before = server.dead_letters();
+    let other = [("FAULTS", ""), ("STORE", "file:./other")];
+    let left = server.command_beside(&["dead-letter", "replay"], &other).output().unwrap();
+    assert_eq!(left.status.code(), Some(1), "{}", text(&left));
+    assert!(text(&left).contains("0 of 3 dead letters stored in file:./other"), "{}", text(&left));
+    assert!(text(&left).contains("3 are for file:./data"), "{}", text(&left));
+    assert_eq!((server.dead_letters(), files(&server.path("other")).len()), (before, 0));
+    let args = ["dead-letter", "replay", "--any-store"];
+    let put = server.command_beside(&args, &other).output().unwrap();
+    assert_eq!(put.status.code(), Some(0), "{}", text(&put));
+    assert_eq!(contents(&files(&server.path("other"))), sorted(&[0, 1, 2].map(poison)));
+    assert_eq!(server.dead_letters(), []);
+
+    let stopped = stopped_with_letters(3);
+    let dir = stopped.dir.path();
+    let before = letter_files(dir);
+    let left = run(dir, &["dead-letter", "replay"], &[("STORE", "null:")]);
+    assert_eq!(left.status.code(), Some(1), "{}", text(&left));
+    assert!(text(&left).contains("3 are for file:./data"), "{}", text(&left));
+    assert_eq!(letter_files(dir), before);
+}
+
+#[test]
+fn what_is_private_stays_private() {
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let server = with_letters(1, &[]);
+    assert_eq!(mode(&server.path("dead-letter")), 0o700);
+    for name in files(&server.path("dead-letter")).keys() {
+        assert_eq!(mode(&server.path("dead-letter").join(name)), 0o600, "{name}");
+    }
+    let stopped = stopped_with_letters(1);
+    let directory = stopped.dir.path().join("dead-letter");
+    assert_eq!(mode(&directory.join(&letter_files(stopped.dir.path())[0].0)), 0o600);
+}
+
+#[test]
+fn no_patience_at_all_still_holds_payloads_through_an_outage() {
+    let server = Server::start(&[("RETRY_FOR", "0s"), ("RETRY_MAX", "100ms")]);
+    server.break_store();
+    assert_eq!(server.post(collection(&numbered(0..5))).status, 200);
+    server.wait("all to have failed twice", |m| m.sum("millrace_put_retries_total") >= 10);
+    assert_eq!(server.dead_letters(), []);
+    server.mend_store();
+    server.wait_idle();
+    assert_eq!(contents(&server.stored()), sorted(&numbered(0..5)));
+    assert_eq!(server.stop().status, 0);
 }

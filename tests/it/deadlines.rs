@@ -32,7 +32,7 @@ fn trickle(client: &mut Client, piece: &str) {
 #[test]
 fn a_head_that_is_not_complete_in_time_gets_408() {
     let server = server();
-    for starts in ["P", "POST /payloads HTTP/1.1\r\nhost: x\r\n", "\r\n"] {
+    for starts in ["P", "POST /payloads HTTP/1.1\r\nhost: x\r\n", "\r\nP"] {
         let mut client = server.connect();
         let started = Instant::now();
         client.send(starts);
@@ -51,6 +51,45 @@ fn a_head_that_is_not_complete_in_time_gets_408() {
     server.wait_idle();
     let metrics = server.metrics();
     assert_eq!((metrics.requests(408), metrics.requests(400)), (4, 0));
+}
+
+#[test]
+fn a_head_that_began_with_the_last_request_has_its_deadline_too() {
+    let settings = [("HEADER_TIMEOUT", "300ms"), ("IDLE_TIMEOUT", "1m")];
+    let server = Server::start(&settings);
+    let whole = request(br#"{"data":[1]}"#, "");
+    let (head, body) = whole.split_at(whole.len() - 12);
+    for pieces in [[b"", whole.as_slice()], [head, body], [&whole[..9], &whole[9..]]] {
+        let mut client = server.connect();
+        client.send(pieces[0]);
+        // Pieces that arrive apart, and the second one with the start of the next head.
+        std::thread::sleep(Duration::from_millis(50));
+        client.send([pieces[1], b"POST /payl"].concat());
+        assert_eq!(client.reply().status, 200);
+        assert_eq!(client.last_reply().status, 408);
+    }
+    // What follows in time is a request like any other, and the next one as well.
+    let mut client = server.connect();
+    for _ in 0..3 {
+        client.send([&whole, &whole[..20]].concat());
+        client.send(&whole[20..]);
+        assert_eq!((client.reply().status, client.reply().status), (200, 200));
+    }
+    // Empty lines between requests begin nothing, however they come.
+    client.send([&whole[..], b"\r\n"].concat());
+    assert_eq!(client.reply().status, 200);
+    client.send("\r\n");
+    std::thread::sleep(3 * HEADER);
+    client.send("\r\n");
+    assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    // Nor do two requests in one piece leave anything behind.
+    client.send([&whole[..], &whole].concat());
+    assert_eq!((client.reply().status, client.reply().status), (200, 200));
+    std::thread::sleep(3 * HEADER);
+    assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.metrics().requests(408), 3);
 }
 
 #[test]

@@ -113,18 +113,26 @@ fn after_half_the_time_idle_connections_close_and_late_requests_get_503() {
     assert_eq!(idle.post(r#"{"data":[1]}"#).status, 200);
     let mut late = server.connect();
     late.send("POST /payloads HTTP/1.1\r\nhost: x\r\n");
-    server.wait("both are open", |m| m.sum("millrace_connections") == 2);
+    let mut empty = server.connect();
+    empty.send("POST /payloads HTTP/1.1\r\nhost: x\r\n");
+    server.wait("all are open", |m| m.sum("millrace_connections") == 3);
     let signalled = Instant::now();
     server.signal("TERM");
     assert!(idle.closed(), "closed silently");
     let half = signalled.elapsed();
     assert!(half >= Duration::from_millis(3_500), "served for half of DRAIN_TIMEOUT, not {half:?}");
-    late.send("content-length: 12\r\n\r\n{\"data\":[2]}");
-    let reply = late.reply();
-    assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
-    assert!(reply.error().contains("stopping"), "{}", reply.error());
-    assert!(late.closed());
-    drop((idle, late));
+    // Nothing to admit is no reason to say yes: a client is to go elsewhere.
+    for (client, rest) in [
+        (&mut late, "content-length: 12\r\n\r\n{\"data\":[2]}"),
+        (&mut empty, "content-length: 11\r\n\r\n{\"data\":[]}"),
+    ] {
+        client.send(rest);
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.header("connection")), (503, Some("close")), "{rest}");
+        assert!(reply.error().contains("stopping"), "{}", reply.error());
+        assert!(client.closed());
+    }
+    drop((idle, late, empty));
     let stopped = server.wait_stopped();
     assert!(signalled.elapsed() < Duration::from_secs(8) + SOON / 2, "{:?}", signalled.elapsed());
     assert_eq!((stopped.status, stopped.accepted, stopped.stored), (0, 1, 1));
@@ -156,6 +164,46 @@ fn a_stalled_store_ends_in_dead_letters_in_time_and_a_replay_stores_each_once() 
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let stored = files(&stopped.dir.path().join("data"));
     assert_eq!(contents(&stored), sorted(&payloads), "each accepted payload exactly once");
+    assert_eq!(dead_letters(&stopped.dir.path().join("dead-letter")), []);
+}
+
+#[test]
+fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
+    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { 2 } else { 1 };
+    let server = Server::start(&[
+        ("CORES", ["0", "0,1"][cores - 1]),
+        ("FAULTS", "store_wide=1"),
+        ("DRAIN_TIMEOUT", "4s"),
+        ("LOG", "warn,millrace::control=info"),
+    ]);
+    let mut accepted = Vec::new();
+    let mut next = 0;
+    // The kernel spreads connections over the cores, so each request comes on one of its own.
+    wait_for("every ring to be full", || {
+        for _ in 0..10 {
+            let payloads = numbered(next..next + 400);
+            if server.post(collection(&payloads)).status == 200 {
+                next += 400;
+                accepted.extend(payloads);
+            }
+        }
+        server.metrics().sum("millrace_ring_depth") > cores as u64 * 9_600
+    });
+    let [mut ls, mut replay] = ["ls", "replay"]
+        .map(|command| server.command_beside(&["dead-letter", command], &[("FAULTS", "")]));
+    let stopped = server.stop();
+    assert!(stopped.took < Duration::from_secs(4) + SOON / 2, "{:?}", stopped.took);
+    let figures = (stopped.status, stopped.accepted, stopped.dead_lettered, stopped.lost);
+    let all = accepted.len() as u64;
+    assert_eq!(figures, (1, all, all, 0));
+    let listed = String::from_utf8(ls.output().unwrap().stdout).unwrap();
+    assert!(listed.contains(&format!("{all} dead letters, ")), "{:?}", listed.lines().last());
+    let output = replay.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("{all} of {all} dead letters")), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+    let stored = files(&stopped.dir.path().join("data"));
+    assert!(contents(&stored) == sorted(&accepted), "each accepted payload exactly once");
     assert_eq!(dead_letters(&stopped.dir.path().join("dead-letter")), []);
 }
 

@@ -30,6 +30,7 @@ on_both_clients!(
     ecs_container_credentials,
     web_identity,
     keys_the_store_calls_expired_are_replaced,
+    a_corrected_credentials_file_is_taken_without_a_restart,
     short_lived_keys_are_replaced_ahead_of_expiry,
     keys_that_cannot_be_renewed_become_store_wide,
     keys_known_to_be_expired_are_not_sent,
@@ -237,6 +238,53 @@ fn keys_the_store_calls_expired_are_replaced(client: S3Client) {
     );
     assert_eq!(imds.fetched(), 2);
     assert_eq!(server.objects().len(), 2);
+}
+
+#[test]
+#[ignore = "run in a child with an environment of its own"]
+fn child_takes_corrected_keys_from_its_file() {
+    on_executor(async {
+        let aws = from_environment().await.expect("a whole environment");
+        let store = store_of(&aws, 1);
+        let file = |name: &str| std::env::var(name).expect("given by the parent");
+        std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
+        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        assert_eq!(error.class, Class::StoreWide, "{error}");
+        let shared = aws.shared();
+        eventually("newer keys", || shared.keys().generation > 1).await;
+        assert!(!shared.keys().stuck, "they are not the same");
+        store.put("k", &payload("{}")).await.expect("the second keys");
+        Timer::new(Duration::from_millis(1_500)).await;
+        assert_eq!(shared.keys().generation, 2, "what works is not asked for again");
+    });
+}
+
+fn a_corrected_credentials_file_is_taken_without_a_restart(client: S3Client) {
+    let pair = |key: &str, secret: &str| {
+        file(&format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"))
+    };
+    let path = |f: &tempfile::NamedTempFile| f.path().to_str().unwrap().to_owned();
+    // A key that was taken away, a secret that is wrong, and what no test server says by itself.
+    for (key, secret, fault) in [
+        ("AKIDGONE", SECRET_KEY, None),
+        (ACCESS_KEY, "mistyped", None),
+        ("AKIDGONE", SECRET_KEY, Some(Fault::error(400, "InvalidToken"))),
+    ] {
+        let server = S3Server::start();
+        fault.into_iter().for_each(|fault| server.fail_next(fault));
+        let (wrong, corrected) = (pair(key, secret), pair(ACCESS_KEY, SECRET_KEY));
+        let (wrong, corrected, url) = (path(&wrong), path(&corrected), server.url());
+        run(
+            client,
+            "child_takes_corrected_keys_from_its_file",
+            &[
+                ("AWS_SHARED_CREDENTIALS_FILE", &wrong),
+                ("CORRECTED", &corrected),
+                ("AWS_ENDPOINT_URL_S3", &url),
+            ],
+        );
+        assert_eq!(server.objects().len(), 1);
+    }
 }
 
 #[test]

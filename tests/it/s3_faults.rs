@@ -4,15 +4,16 @@
 //! error and that no connection stays behind.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use aws_smithy_types::date_time::{DateTime, Format};
 use futures_lite::future;
 use glommio::timer::Timer;
 use millrace::config::S3Client;
 use millrace::store::Class::{self, Object, StoreWide, Transient};
 use millrace::store::Store;
 
-use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::s3_client::{
     UNRESOLVABLE, eventually, host, idle_connections, on_both_clients, on_executor, options,
     overrides, payload, store_at, store_with, target,
@@ -32,6 +33,7 @@ on_both_clients!(
     no_listener_no_name_no_answer_to_a_connect,
     a_temporary_redirect_is_followed_once,
     a_skewed_clock_takes_the_stores_time,
+    one_wrong_clock_among_the_servers_wedges_nothing,
 );
 
 async fn put(store: &Store, key: &str) -> Result<(), (Class, String)> {
@@ -297,15 +299,68 @@ fn a_skewed_clock_takes_the_stores_time(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
-        let date = [("date", "Fri, 01 Jan 2100 00:00:00 GMT")];
-        server.fail_next(Fault::error_with(403, "RequestTimeTooSkewed", "skewed", &date));
+        server.fail_next(skewed(3));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
-        server.fail_next(Fault::error(503, "SlowDown"));
+        server.fail_next(ahead(3, 503, "SlowDown"));
         assert_eq!(put(&store, "k").await, failed(Transient, "SlowDown"));
-        let signed_at = server.last_request().header("x-amz-date").unwrap().to_owned();
-        assert!(signed_at.starts_with("21000101T0000"), "{signed_at}");
+        let ahead = signed_ahead(&server);
+        assert!((10_790..=10_810).contains(&ahead), "{ahead} s");
         // The real server now finds the clock wrong, says its time, and all is well.
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        assert_eq!(put(&store, "k").await, Ok(()));
+    });
+}
+
+fn skewed(hours: i64) -> Fault {
+    ahead(hours, 403, "RequestTimeTooSkewed")
+}
+
+/// An answer by a server whose clock is so many hours ahead of this one's.
+fn ahead(hours: i64, status: u16, code: &str) -> Fault {
+    let now = DateTime::from(SystemTime::now());
+    let date = DateTime::from_secs(now.secs() + hours * 3600).fmt(Format::HttpDate).unwrap();
+    Fault::error_with(status, code, "injected", &[("date", &date)])
+}
+
+/// How many seconds ahead of this clock the last request was signed.
+fn signed_ahead(server: &S3Server) -> i64 {
+    let date = server.last_request().header("x-amz-date").unwrap().to_owned();
+    let dashed = format!(
+        "{}-{}-{}T{}:{}:{}Z",
+        &date[..4],
+        &date[4..6],
+        &date[6..8],
+        &date[9..11],
+        &date[11..13],
+        &date[13..15]
+    );
+    let signed = DateTime::from_str(&dashed, Format::DateTime).unwrap();
+    signed.secs() - DateTime::from(SystemTime::now()).secs()
+}
+
+fn one_wrong_clock_among_the_servers_wedges_nothing(client: S3Client) {
+    let server = S3Server::start();
+    on_executor(async {
+        let mut overrides = overrides(&server);
+        let soon = SystemTime::now() + Duration::from_secs(3600);
+        let keys =
+            aws_credential_types::Credentials::new(ACCESS_KEY, SECRET_KEY, None, Some(soon), "t");
+        overrides.credentials = Some(keys);
+        let (_aws, store) = store_at(target(options(client)), overrides).await;
+        // By that server's time the credentials have expired, by this host's they have not: they are sent.
+        server.fail_next(skewed(3));
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        assert_eq!(put(&store, "k").await, Ok(()));
+        // A time that no mistake with hours explains is not taken.
+        server.fail_next(skewed(24 * 365));
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        assert_eq!(put(&store, "k").await, Ok(()));
+        // Some stores refuse a wrong time in other words; any answer that agrees with this host ends the mistake.
+        server.fail_next(skewed(-3));
+        assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
+        server.fail_next(Fault::error(403, "AccessDenied"));
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "AccessDenied"));
         assert_eq!(put(&store, "k").await, Ok(()));
     });
 }

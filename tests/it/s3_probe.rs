@@ -93,7 +93,7 @@ fn what_need_not_stop_a_put_is_a_warning() {
         ] {
             server.fail_next(fault);
             let got = probe_with(overrides(&server), BUCKET).await;
-            let Ok(Probe::Warning(text)) = got else { panic!("{got:?}") };
+            let Ok(Probe::Warning { said: text, .. }) = got else { panic!("{got:?}") };
             assert!(text.contains("no s3:ListBucket for you"), "{text}");
         }
     });

@@ -56,6 +56,55 @@ fn payloads_arrive_once_whatever_the_store_does() {
     assert_eq!((stopped.dead_lettered, stopped.lost), (0, 0));
 }
 
+/// What the binary says, and its exit status, when `command` meets `faults` at the bucket.
+fn say(command: &str, faults: &[Fault]) -> (i32, String) {
+    let s3 = S3Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&s3, BUCKET);
+    let mut all = borrowed(&settings);
+    all.extend([("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0"), ("CORES", "0")]);
+    faults.iter().for_each(|fault| s3.fail_next(fault.clone()));
+    let output = run(folder.path(), &[command], &all);
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.code().unwrap(), text)
+}
+
+#[test]
+fn a_probe_that_only_warned_is_a_warning_of_check_in_the_stores_words() {
+    let denied = Fault::error_with(403, "AccessDenied", "User x may not ListBucket", &[]);
+    let (status, text) = say("check", &[denied]);
+    assert_eq!(status, 0, "{text}");
+    let row = text.lines().find(|line| line.contains("  probe  ")).expect(&text);
+    assert!(row.starts_with("warn") && row.contains("User x may not ListBucket"), "{row}");
+    assert!(!text.contains("can be used"), "{text}");
+    let (status, text) = say("check", &[]);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("can be used"), "{text}");
+}
+
+#[test]
+fn a_wrong_clock_is_a_warning_at_start_and_no_trouble_at_run_time() {
+    let date = "Fri, 01 Jan 2100 00:00:00 GMT";
+    let far = Fault::error_with(403, "RequestTimeTooSkewed", "skewed", &[("date", date)]);
+    let (status, text) = say("check", &[far.clone(), far]);
+    assert_eq!(status, 2, "{text}");
+    assert!(text.contains("the clock of this host is too far from"), "{text}");
+
+    let now = aws_smithy_types::DateTime::from(std::time::SystemTime::now());
+    let later = aws_smithy_types::DateTime::from_secs(now.secs() + 7200);
+    let date = later.fmt(aws_smithy_types::date_time::Format::HttpDate).unwrap();
+    let skewed = Fault::error_with(403, "RequestTimeTooSkewed", "skewed", &[("date", &date)]);
+    let listing = Fault::Reply {
+        status: 200,
+        headers: vec![("content-type", "application/xml".to_owned())],
+        body: "<ListBucketResult><Name>payloads</Name></ListBucketResult>".to_owned(),
+    };
+    let (status, text) = say("check", &[skewed, listing]);
+    assert_eq!(status, 0, "{text}");
+    let row = text.lines().find(|line| line.contains("  probe  ")).expect(&text);
+    assert!(row.starts_with("warn") && row.contains("behind") && row.contains("2h"), "{row}");
+}
+
 #[test]
 fn a_bucket_that_is_not_there_is_exit_2_and_a_sentence() {
     let s3 = S3Server::start();

@@ -91,7 +91,8 @@ fn file_plain_and_under_faults() {
         let folder = tempfile::tempdir().unwrap();
         let root = FileStore::prepare(folder.path()).unwrap();
         on_executor(async {
-            let store = StoreSeed::File(root.clone()).build(&origin(), plan, 0);
+            let seed = StoreSeed::File { root: root.clone(), puts_max: 1 };
+            let store = seed.build(&origin(), plan, 0);
             conformance(&store, async |key: &str| std::fs::read(root.join(key)).ok()).await;
         });
     }

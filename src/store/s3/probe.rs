@@ -23,9 +23,20 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
     Ok,
-    /// What the store said, worth a line in the log.
-    Warning(String),
+    /// What the store said, and what to do about it.
+    Warning {
+        said: String,
+        remedy: &'static str,
+    },
 }
+
+/// Remedy of a refused listing.
+const MAY_PUT: &str = "nothing, if the role may put (s3:PutObject): millrace itself never lists";
+/// Remedy of what passes.
+const WAIT: &str = "nothing, if it passes; payloads are held until the store takes them";
+/// Remedy of a wrong clock.
+const SET_TIME: &str =
+    "set this host's time, or run NTP; until then requests are signed with the store's";
 
 /// Why the store cannot work until an operator changes something: one sentence, with the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +77,10 @@ pub enum ProbeError {
     TimedOut { place: String, seconds: u64 },
 }
 
+fn warning(said: String, remedy: &'static str) -> Result<Probe, ProbeError> {
+    Ok(Probe::Warning { said, remedy })
+}
+
 type ListError = SdkError<ListObjectsV2Error, HttpResponse>;
 
 impl S3Store {
@@ -76,22 +91,50 @@ impl S3Store {
     /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest
     /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
     pub async fn probe(&self) -> Result<Probe, ProbeError> {
-        let target = self.shared.target();
-        let list = async {
+        let target = self.account.shared.target();
+        let list = async || {
             let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
             if !target.prefix.is_empty() {
                 list = list.prefix(&target.prefix);
             }
-            match list.send().await {
-                Ok(_) => Ok(Probe::Ok),
-                Err(error) => self.verdict(error),
+            list.send().await.map(|_| Probe::Ok)
+        };
+        let ask = async {
+            match list().await {
+                // Cores would do the same with their first put.
+                Err(error) if self.took_time(&error) => {
+                    let again = list().await.or_else(|error| self.verdict(error))?;
+                    Ok(self.with_clock(again))
+                }
+                outcome => outcome.or_else(|error| self.verdict(error)),
             }
         };
         let give_up = async {
             Timer::new(PROBE_TIMEOUT).await;
             Err(ProbeError::TimedOut { place: self.place(), seconds: PROBE_TIMEOUT.as_secs() })
         };
-        future::or(list, give_up).await
+        future::or(ask, give_up).await
+    }
+
+    /// Whether the store found the time wrong and said its own, which is then used from now on.
+    fn took_time(&self, error: &ListError) -> bool {
+        let skewed = error.code() == Some("RequestTimeTooSkewed");
+        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
+        skewed && self.account.clock.take(date) && self.account.shared.clock.take(date)
+    }
+
+    /// `probe`, but a clock that had to be corrected is worth a warning.
+    fn with_clock(&self, probe: Probe) -> Probe {
+        let offset_s = self.account.clock.offset_s();
+        let minutes = Duration::from_secs((offset_s.unsigned_abs() + 30) / 60 * 60);
+        let off = humantime::format_duration(minutes);
+        let way = if offset_s > 0 { "behind" } else { "ahead of" };
+        let clock = format!("this host's clock is {off} {way} that of {}", self.place());
+        let said = match probe {
+            Probe::Ok => clock,
+            Probe::Warning { said, .. } => format!("{clock}; {said}"),
+        };
+        Probe::Warning { said, remedy: SET_TIME }
     }
 
     fn verdict(&self, error: ListError) -> Result<Probe, ProbeError> {
@@ -100,14 +143,14 @@ impl S3Store {
         }
         let Some(answer) = error.raw_response() else {
             // No request came out of these settings, such as a bucket name that is none.
-            let bucket = self.shared.target().bucket.clone();
+            let bucket = self.account.shared.target().bucket.clone();
             let message = classify::bounded(&with_sources(&error));
             return Err(ProbeError::Refused { bucket, code: "NotSent".into(), message });
         };
         let status = answer.status().as_u16();
-        let bucket = self.shared.target().bucket.clone();
+        let bucket = self.account.shared.target().bucket.clone();
         let place = self.place();
-        let key = self.keys.current(|keys| keys.credentials.access_key_id().to_owned());
+        let key = self.account.keys.current(|keys| keys.credentials.access_key_id().to_owned());
         let code = error.code().unwrap_or_default().to_owned();
         let message = classify::bounded(error.message().unwrap_or_default());
         Err(match code.as_str() {
@@ -122,21 +165,19 @@ impl S3Store {
             _ if classify::wants_new_credentials(&code) => {
                 ProbeError::ExpiredCredentials { key, code }
             }
-            "AccessDenied" => return Ok(Probe::Warning(format!("{code}: {message}"))),
+            "AccessDenied" => return warning(format!("{code}: {message}"), MAY_PUT),
             "" if status == 301 => self.wrong_region(answer),
             // A bodiless refusal is still the store's; a bodiless "not found" is some other
             // server's.
             "" if status == 403 => {
-                return Ok(Probe::Warning(format!("the store answered {status}")));
+                return warning(format!("the store answered {status}"), MAY_PUT);
             }
             _ if classify::reply(status, &code) == Class::Transient && status >= 300 => {
-                return Ok(Probe::Warning(format!(
-                    "the store answered {status} {code}: {message}"
-                )));
+                return warning(format!("the store answered {status} {code}: {message}"), WAIT);
             }
             // Listing is not what payloads need.
             "NotImplemented" | "MethodNotAllowed" => {
-                return Ok(Probe::Warning(format!("the store does not list: {code}: {message}")));
+                return warning(format!("the store does not list: {code}: {message}"), MAY_PUT);
             }
             "" => ProbeError::NotS3 { place, why: format!("status {status}") },
             _ => ProbeError::Refused { bucket, code, message },
@@ -144,8 +185,8 @@ impl S3Store {
     }
 
     fn wrong_region(&self, answer: &HttpResponse) -> ProbeError {
-        let bucket = self.shared.target().bucket.clone();
-        let configured = self.shared.region().to_owned();
+        let bucket = self.account.shared.target().bucket.clone();
+        let configured = self.account.shared.region().to_owned();
         let body = answer.body().bytes().map(String::from_utf8_lossy).unwrap_or_default();
         let in_body = || {
             let (_, rest) = body.split_once("<Region>")?;
@@ -178,9 +219,9 @@ impl S3Store {
 
     /// The store in the operator's words.
     fn place(&self) -> String {
-        match self.shared.endpoint() {
+        match self.account.shared.endpoint() {
             Some(url) => url.to_owned(),
-            None => format!("S3 in {}", self.shared.region()),
+            None => format!("S3 in {}", self.account.shared.region()),
         }
     }
 }

@@ -470,14 +470,32 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Every whole dead letter in `dir`: its JSON and its payload.
+/// Every whole dead letter in `dir`, in whichever form: its JSON and its payload.
 pub fn dead_letters(dir: &Path) -> Vec<(Value, Vec<u8>)> {
     let found = files(dir);
-    let letters = found.iter().filter_map(|(name, meta)| {
-        let payload = &found[&format!("{}.payload", name.strip_suffix(".json")?)];
-        Some((serde_json::from_slice(meta).unwrap(), payload.clone()))
-    });
-    letters.collect()
+    let mut letters = Vec::new();
+    for (name, bytes) in &found {
+        if let Some(stem) = name.strip_suffix(".json") {
+            let payload = &found[&format!("{stem}.payload")];
+            letters.push((serde_json::from_slice(bytes).unwrap(), payload.clone()));
+        } else if name.ends_with(".letters") {
+            letters.extend(split_letters(bytes));
+        }
+    }
+    letters
+}
+
+/// The letters of a `.letters` file: a line of JSON, the payload, a line feed, and so on.
+fn split_letters(mut bytes: &[u8]) -> Vec<(Value, Vec<u8>)> {
+    let mut letters = Vec::new();
+    while !bytes.is_empty() {
+        let line = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let meta: Value = serde_json::from_slice(&bytes[..line]).unwrap();
+        let (payload, rest) = bytes[line + 1..].split_at(meta["bytes"].as_u64().unwrap() as usize);
+        letters.push((meta, payload.to_vec()));
+        bytes = rest.strip_prefix(b"\n").unwrap();
+    }
+    letters
 }
 
 /// `{"data":[…]}` of `payloads`, each a JSON text.
