@@ -7,6 +7,7 @@ pub mod classify;
 pub mod clock;
 pub(crate) mod connector;
 pub mod dial;
+pub mod direct;
 pub mod faulty;
 pub mod file;
 pub(crate) mod keys;

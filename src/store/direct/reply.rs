@@ -1,0 +1,423 @@
+//! An HTTP/1 answer, read strictly and within bounds: status, the few headers a PUT cares about, and
+//! a body by length, in chunks, or to the end of the connection.
+//!
+//! Pure: bytes are read into [`ReplyReader::space`] by whoever has a socket and announced with
+//! [`ReplyReader::advance`]. The buffer is kept from answer to answer. After a [`Malformed`] nothing
+//! on the connection can be trusted: drop it.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use aws_smithy_xml::decode::{Document, try_data};
+
+/// Longest head, interim answers before it and trailers after it included.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+/// Longest body, as the SDK's path takes it.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Most headers in a head.
+const HEADERS_MAX: usize = 100;
+/// Longest line before a chunk, extensions included.
+const CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
+/// What a reader keeps between answers; those of a PUT are below 1 KiB.
+const BUFFER_BYTES: usize = 4 << 10;
+
+/// Why bytes are no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("it is not HTTP: {0}")]
+    NotHttp(httparse::Error),
+    #[error("its head is longer than {HEAD_BYTES_MAX} bytes")]
+    HeadTooLong,
+    #[error("its body is longer than {BODY_BYTES_MAX} bytes")]
+    BodyTooLong,
+    #[error("it switches protocols")]
+    Upgrade,
+    #[error("its length is not clear")]
+    Framing,
+    #[error("a chunk of it is not well-formed")]
+    Chunk,
+}
+
+/// Where a reader is in its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Head,
+    /// The body ends here.
+    Length {
+        end: usize,
+    },
+    ChunkLine,
+    /// So many bytes of the chunk are to come, its line end not counted.
+    ChunkData {
+        left: usize,
+    },
+    Trailers,
+    ToTheEnd,
+    Done,
+}
+
+/// What ends an answer's body.
+enum Framing {
+    Length(usize),
+    Chunked,
+    ToTheEnd,
+}
+
+/// Reads one answer after another from one connection.
+#[derive(Debug)]
+pub struct ReplyReader {
+    buffer: Vec<u8>,
+    filled: usize,
+    /// All before this has been understood.
+    parsed: usize,
+    state: State,
+    status: u16,
+    keep_alive: bool,
+    date: Range<usize>,
+    location: Range<usize>,
+    /// Decoded, so without the lines of its chunks.
+    body: Range<usize>,
+}
+
+/// A whole answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    pub status: u16,
+    pub date: Option<&'a str>,
+    pub location: Option<&'a str>,
+    pub body: &'a [u8],
+    /// The connection can take another request.
+    pub keep_alive: bool,
+}
+
+impl Default for ReplyReader {
+    fn default() -> ReplyReader {
+        ReplyReader::on(vec![0; BUFFER_BYTES])
+    }
+}
+
+impl ReplyReader {
+    fn on(buffer: Vec<u8>) -> ReplyReader {
+        ReplyReader {
+            buffer,
+            filled: 0,
+            parsed: 0,
+            state: State::Head,
+            status: 0,
+            keep_alive: false,
+            date: 0..0,
+            location: 0..0,
+            body: 0..0,
+        }
+    }
+
+    /// Forgets the last answer.
+    pub fn reset(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() > BUFFER_BYTES {
+            buffer.truncate(BUFFER_BYTES);
+            buffer.shrink_to_fit();
+        }
+        *self = ReplyReader::on(buffer);
+    }
+
+    /// True until the first byte of an answer.
+    pub fn is_untouched(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Where to read to; never empty.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.filled == self.buffer.len() && self.in_chunks() {
+            // The lines between chunks are not kept, however many there are.
+            self.buffer.copy_within(self.parsed..self.filled, self.body.end);
+            self.filled -= self.parsed - self.body.end;
+            self.parsed = self.body.end;
+        }
+        if self.filled == self.buffer.len() {
+            // Doubling, so that what is cleared is in all no more than what is read.
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        &mut self.buffer[self.filled..]
+    }
+
+    /// Takes `n` more bytes, which are now in [`ReplyReader::space`]; true when the answer is whole.
+    ///
+    /// # Errors
+    /// What came is no answer, or too much of one.
+    pub fn advance(&mut self, n: usize) -> Result<bool, Malformed> {
+        let news = self.filled..self.filled + n;
+        self.filled = news.end;
+        // A head is looked at again only when a line of it has ended.
+        if self.state == State::Head && !self.buffer[news].contains(&b'\n') {
+            return bound_head(self.filled).map(|()| false);
+        }
+        while self.state != State::Done {
+            let before = (self.state, self.parsed);
+            self.step()?;
+            if before == (self.state, self.parsed) {
+                return Ok(false);
+            }
+        }
+        if self.parsed < self.filled {
+            // Bytes that no request asked for: the answer stands, the connection does not.
+            self.keep_alive = false;
+        }
+        Ok(true)
+    }
+
+    /// The connection has ended; true when that completes the answer.
+    pub fn end(&mut self) -> bool {
+        if self.state == State::ToTheEnd {
+            self.state = State::Done;
+        }
+        self.state == State::Done
+    }
+
+    /// The whole answer.
+    ///
+    /// # Panics
+    /// Before [`ReplyReader::advance`] or [`ReplyReader::end`] has said that it is whole.
+    pub fn reply(&self) -> Reply<'_> {
+        assert_eq!(self.state, State::Done, "the answer is whole");
+        let text = |range: &Range<usize>| {
+            let bytes = &self.buffer[range.clone()];
+            std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+        };
+        Reply {
+            status: self.status,
+            date: text(&self.date),
+            location: text(&self.location),
+            body: &self.buffer[self.body.clone()],
+            keep_alive: self.keep_alive,
+        }
+    }
+
+    /// Takes one piece of the answer, or changes nothing if it is not there yet.
+    fn step(&mut self) -> Result<(), Malformed> {
+        match self.state {
+            State::Head => self.head(),
+            State::Length { end } => {
+                if self.filled >= end {
+                    (self.body.end, self.parsed) = (end, end);
+                    self.state = State::Done;
+                }
+                Ok(())
+            }
+            State::ChunkLine => self.chunk_line(),
+            State::ChunkData { left } => self.chunk_data(left),
+            State::Trailers => self.trailers(),
+            State::ToTheEnd => {
+                (self.body.end, self.parsed) = (self.filled, self.filled);
+                self.bound_body(0)
+            }
+            State::Done => Ok(()),
+        }
+    }
+
+    fn head(&mut self) -> Result<(), Malformed> {
+        let bytes = &self.buffer[self.parsed..self.filled];
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut answer = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default()
+            .parse_response_with_uninit_headers(&mut answer, bytes, &mut headers)
+            .map_err(Malformed::NotHttp)?;
+        let httparse::Status::Complete(length) = parsed else { return bound_head(self.filled) };
+        let status = answer.code.expect("a whole head has a status");
+        let head = Head::of(&answer)?;
+        let start = bytes.as_ptr() as usize;
+        let place = |value: Option<&[u8]>| {
+            let at = |v: &[u8]| self.parsed + (v.as_ptr() as usize - start);
+            value.map_or(0..0, |v| at(v)..at(v) + v.len())
+        };
+        let (date, location) = (place(head.date), place(head.location));
+        let (framing, keep_alive) = (head.framing(status)?, head.keep_alive);
+        self.parsed += length;
+        bound_head(self.parsed)?;
+        match status {
+            101 => return Err(Malformed::Upgrade),
+            // Interim: the answer itself follows.
+            100..200 => return Ok(()),
+            _ => {}
+        }
+        (self.status, self.date, self.location) = (status, date, location);
+        self.body = self.parsed..self.parsed;
+        (self.keep_alive, self.state) = match framing {
+            Framing::Length(length) => (keep_alive, State::Length { end: self.parsed + length }),
+            Framing::Chunked => (keep_alive, State::ChunkLine),
+            Framing::ToTheEnd => (false, State::ToTheEnd),
+        };
+        Ok(())
+    }
+
+    fn chunk_line(&mut self) -> Result<(), Malformed> {
+        let bytes = &self.buffer[self.parsed..self.filled];
+        // The parser takes a line without digits for the last chunk.
+        if bytes.first().is_some_and(|b| !b.is_ascii_hexdigit()) {
+            return Err(Malformed::Chunk);
+        }
+        match httparse::parse_chunk_size(bytes).map_err(|_| Malformed::Chunk)? {
+            httparse::Status::Complete((line, 0)) => {
+                self.parsed += line;
+                self.state = State::Trailers;
+            }
+            httparse::Status::Complete((line, left)) => {
+                let left = usize::try_from(left).map_err(|_| Malformed::BodyTooLong)?;
+                self.bound_body(left)?;
+                self.parsed += line;
+                self.state = State::ChunkData { left };
+            }
+            httparse::Status::Partial if bytes.len() > CHUNK_LINE_BYTES_MAX => {
+                return Err(Malformed::Chunk);
+            }
+            httparse::Status::Partial => {}
+        }
+        Ok(())
+    }
+
+    /// Moves what is there of a chunk to the end of the body.
+    fn chunk_data(&mut self, left: usize) -> Result<(), Malformed> {
+        let taken = left.min(self.filled - self.parsed);
+        self.buffer.copy_within(self.parsed..self.parsed + taken, self.body.end);
+        self.body.end += taken;
+        self.parsed += taken;
+        self.state = State::ChunkData { left: left - taken };
+        if taken == left && self.filled - self.parsed >= 2 {
+            if self.buffer[self.parsed..self.parsed + 2] != *b"\r\n" {
+                return Err(Malformed::Chunk);
+            }
+            self.parsed += 2;
+            self.state = State::ChunkLine;
+        }
+        Ok(())
+    }
+
+    fn trailers(&mut self) -> Result<(), Malformed> {
+        let bytes = &self.buffer[self.parsed..self.filled];
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        match httparse::parse_headers(bytes, &mut headers).map_err(Malformed::NotHttp)? {
+            httparse::Status::Complete((length, _)) => {
+                self.parsed += length;
+                self.state = State::Done;
+            }
+            httparse::Status::Partial if bytes.len() > HEAD_BYTES_MAX => {
+                return Err(Malformed::HeadTooLong);
+            }
+            httparse::Status::Partial => {}
+        }
+        Ok(())
+    }
+
+    fn in_chunks(&self) -> bool {
+        matches!(self.state, State::ChunkLine | State::ChunkData { .. } | State::Trailers)
+    }
+
+    fn bound_body(&self, more: usize) -> Result<(), Malformed> {
+        if more > BODY_BYTES_MAX || self.body.len() + more > BODY_BYTES_MAX {
+            return Err(Malformed::BodyTooLong);
+        }
+        Ok(())
+    }
+}
+
+/// The headers of an answer that say anything to us.
+struct Head<'b> {
+    length: Option<usize>,
+    chunked: bool,
+    keep_alive: bool,
+    date: Option<&'b [u8]>,
+    location: Option<&'b [u8]>,
+}
+
+impl<'b> Head<'b> {
+    fn of(answer: &httparse::Response<'_, 'b>) -> Result<Head<'b>, Malformed> {
+        let mut head = Head {
+            length: None,
+            chunked: false,
+            keep_alive: answer.version == Some(1),
+            date: None,
+            location: None,
+        };
+        for header in answer.headers.iter() {
+            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            // By length first: most headers are none of these.
+            match header.name.len() {
+                4 if is("date") => head.date = Some(header.value),
+                8 if is("location") => head.location = Some(header.value),
+                10 if is("connection") => head.connection(header.value),
+                14 if is("content-length") => {
+                    let length = parse_length(header.value)?;
+                    if head.length.is_some_and(|earlier| earlier != length) {
+                        return Err(Malformed::Framing);
+                    }
+                    head.length = Some(length);
+                }
+                17 if is("transfer-encoding") => {
+                    if head.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(Malformed::Framing);
+                    }
+                    head.chunked = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(head)
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+            if option.eq_ignore_ascii_case(b"close") {
+                self.keep_alive = false;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            }
+        }
+    }
+
+    fn framing(&self, status: u16) -> Result<Framing, Malformed> {
+        match (self.chunked, self.length) {
+            // Two ends: what one reader takes for the body is another's next answer.
+            (true, Some(_)) => Err(Malformed::Framing),
+            // These have no body, whatever their headers say.
+            _ if status < 200 || status == 204 || status == 304 => Ok(Framing::Length(0)),
+            (true, None) => Ok(Framing::Chunked),
+            (false, Some(length)) if length > BODY_BYTES_MAX => Err(Malformed::BodyTooLong),
+            (false, Some(length)) => Ok(Framing::Length(length)),
+            (false, None) => Ok(Framing::ToTheEnd),
+        }
+    }
+}
+
+fn bound_head(bytes: usize) -> Result<(), Malformed> {
+    if bytes > HEAD_BYTES_MAX { Err(Malformed::HeadTooLong) } else { Ok(()) }
+}
+
+/// Digits and nothing else.
+fn parse_length(value: &[u8]) -> Result<usize, Malformed> {
+    let digits = value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).ok().filter(|_| digits);
+    text.and_then(|text| text.parse().ok()).ok_or(Malformed::Framing)
+}
+
+/// Code and message of an error document, read by the SDK's own XML parser; what is no such document
+/// has neither.
+pub fn error_document(body: &[u8]) -> (Option<String>, Option<String>) {
+    let read = || {
+        let mut document = Document::try_from(body).ok()?;
+        let mut root = document.root_element().ok()?;
+        let (mut code, mut message) = (None, None);
+        while let Some(mut tag) = root.next_tag() {
+            let part = match tag.start_el().local() {
+                "Code" => &mut code,
+                "Message" => &mut message,
+                _ => continue,
+            };
+            *part = Some(try_data(&mut tag).ok()?.into_owned());
+        }
+        Some((code, message))
+    };
+    read().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

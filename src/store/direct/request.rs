@@ -1,0 +1,315 @@
+//! The head of a PUT: a template per store, in which a request fills in its key, length, date, hash,
+//! checksum and signature.
+//!
+//! Order and set of headers are fixed, so that the list of signed names is a constant. Pure: bytes
+//! from values, no clock, no I/O; the template can be shared between threads, a [`Signer`] cannot.
+//! `content-length` is not signed: the body's hash or TLS says more than it could.
+
+use crc_fast::CrcAlgorithm;
+
+use super::encode::{base64, decimal, escape_path, escape_query, hex};
+use super::sign::{Signer, Unsendable, sendable, sha256};
+use crate::config::{Checksum, S3Options};
+use crate::store::dial::Origin;
+
+const USER_AGENT: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
+const UNSIGNED_PAYLOAD: &[u8] = b"UNSIGNED-PAYLOAD";
+
+/// Where the objects of one store go.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// Names the host of the request.
+    pub origin: &'a Origin,
+    /// What stands before every key in the path, escaped: `/` or `/bucket/`.
+    pub path: &'a str,
+    /// Prepended to every key, not escaped.
+    pub prefix: &'a str,
+}
+
+/// What a PUT says about its payload.
+#[derive(Clone, Copy, Debug)]
+pub struct Integrity {
+    /// `Auto` is none: it has to be decided before.
+    pub checksum: Checksum,
+    /// The signature covers the payload. Without TLS nothing else does.
+    pub sign_payload: bool,
+}
+
+/// One object.
+#[derive(Clone, Copy, Debug)]
+pub struct Put<'a> {
+    /// Relative to the store's prefix, not escaped.
+    pub key: &'a str,
+    pub body: &'a [u8],
+}
+
+/// What is the same in every PUT to one store, laid out.
+#[derive(Clone, Debug)]
+pub struct Template {
+    integrity: Integrity,
+    /// Every constant header but `host`, sorted by name.
+    headers: Vec<(&'static str, String)>,
+    /// Method and path up to the key.
+    wire_start: Vec<u8>,
+    /// From behind the key to the length.
+    wire_middle: Vec<u8>,
+    /// From behind the path to the first header that changes.
+    canonical_before: Vec<u8>,
+    /// Constant headers behind the date and the token, by name.
+    canonical_after: Vec<u8>,
+    /// The signed headers' names: without a session token, and with one.
+    signed: [String; 2],
+}
+
+impl Template {
+    /// # Errors
+    /// An option that no header can carry.
+    pub fn new(
+        place: &Place<'_>,
+        options: &S3Options,
+        integrity: Integrity,
+    ) -> Result<Template, Unsendable> {
+        let mut headers = vec![("content-type", options.content_type.clone())];
+        for (name, value) in [
+            ("x-amz-acl", &options.acl),
+            ("x-amz-server-side-encryption", &options.sse),
+            ("x-amz-server-side-encryption-aws-kms-key-id", &options.kms_key_id),
+            ("x-amz-storage-class", &options.storage_class),
+        ] {
+            headers.extend(value.clone().map(|value| (name, value)));
+        }
+        if let Some((what, _)) = headers.iter().find(|(_, value)| !sendable(value)) {
+            return Err(Unsendable { what });
+        }
+        let mut path = place.path.as_bytes().to_vec();
+        escape_path(place.prefix, &mut path);
+        Ok(Template::lay_out(&path, "", &host_header(place.origin), headers, integrity))
+    }
+
+    /// The same request for the whole address that a redirect named; the key is part of it, so
+    /// [`Put::key`] is empty. `path` and `query` are escaped as they came.
+    pub fn redirected(&self, origin: &Origin, path: &str, query: Option<&str>) -> Template {
+        let path = if path.is_empty() { "/" } else { path };
+        let query = query.unwrap_or_default();
+        let host = host_header(origin);
+        Template::lay_out(path.as_bytes(), query, &host, self.headers.clone(), self.integrity)
+    }
+
+    fn lay_out(
+        path: &[u8],
+        query: &str,
+        host: &str,
+        headers: Vec<(&'static str, String)>,
+        integrity: Integrity,
+    ) -> Template {
+        let mark = if query.is_empty() { "" } else { "?" };
+        let mut middle =
+            format!("{mark}{query} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\n");
+        let mut before = format!("\n{}\n", canonical_query(query));
+        let mut after = String::new();
+        let mut signed = [String::new(), String::new()];
+        let name = |signed: &mut [String; 2], name: &str| {
+            for list in signed {
+                list.push_str(if list.is_empty() { "" } else { ";" });
+                list.push_str(name);
+            }
+        };
+        let (early, late) =
+            headers.split_at(headers.partition_point(|(name, _)| *name < "x-amz-c"));
+        for (header, value) in early {
+            before.push_str(&format!("{header}:{}\n", canonical_value(value)));
+            name(&mut signed, header);
+            // All of `content-type`, `host`, `x-amz-acl` come before what changes.
+            if *header == "content-type" {
+                before.push_str(&format!("host:{host}\n"));
+                name(&mut signed, "host");
+            }
+        }
+        if let Some(checksum) = checksum_header(integrity.checksum) {
+            before.push_str(&format!("{checksum}:"));
+            name(&mut signed, checksum);
+        } else {
+            before.push_str("x-amz-content-sha256:");
+        }
+        name(&mut signed, "x-amz-content-sha256");
+        name(&mut signed, "x-amz-date");
+        signed[1].push_str(";x-amz-security-token");
+        for (header, value) in late {
+            after.push_str(&format!("{header}:{}\n", canonical_value(value)));
+            name(&mut signed, header);
+        }
+        for (header, value) in &headers {
+            middle.push_str(&format!("{header}: {value}\r\n"));
+        }
+        middle.push_str("content-length: ");
+        Template {
+            integrity,
+            headers,
+            wire_start: [b"PUT ", path].concat(),
+            wire_middle: middle.into(),
+            canonical_before: before.into(),
+            canonical_after: after.into(),
+            signed,
+        }
+    }
+
+    /// Appends the head of `put`, to be followed by its body, signed for the second `unix_s`.
+    ///
+    /// # Panics
+    /// When `signer` is not current, see [`Signer::is_current`].
+    pub fn write_head(&self, put: &Put<'_>, unix_s: u64, signer: &mut Signer, out: &mut Vec<u8>) {
+        let date = signer.date(unix_s);
+        let sums = Sums::of(put.body, self.integrity);
+        let signed = &self.signed[usize::from(signer.token().is_some())];
+
+        let path_at = out.len() + b"PUT ".len();
+        out.extend_from_slice(&self.wire_start);
+        escape_path(put.key, out);
+        let path = path_at..out.len();
+        let mut canonical = std::mem::take(&mut signer.scratch);
+        canonical.clear();
+        canonical.extend_from_slice(b"PUT\n");
+        canonical.extend_from_slice(&out[path]);
+        self.finish_canonical(&sums, &date, signed, signer.token(), &mut canonical);
+        let signature = signer.sign(&canonical);
+        signer.scratch = canonical;
+
+        out.extend_from_slice(&self.wire_middle);
+        decimal(put.body.len() as u64, out);
+        out.extend_from_slice(b"\r\nx-amz-date: ");
+        out.extend_from_slice(&date);
+        if let Some(name) = checksum_header(self.integrity.checksum) {
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b": ");
+            sums.write_checksum(out);
+        }
+        out.extend_from_slice(b"\r\nx-amz-content-sha256: ");
+        out.extend_from_slice(sums.payload());
+        if let Some(token) = signer.token() {
+            out.extend_from_slice(b"\r\nx-amz-security-token: ");
+            out.extend_from_slice(token.as_bytes());
+        }
+        out.extend_from_slice(b"\r\nauthorization: AWS4-HMAC-SHA256 Credential=");
+        out.extend_from_slice(signer.credential());
+        out.extend_from_slice(b", SignedHeaders=");
+        out.extend_from_slice(signed.as_bytes());
+        out.extend_from_slice(b", Signature=");
+        out.extend_from_slice(&signature);
+        out.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// Everything of the canonical request behind its path.
+    fn finish_canonical(
+        &self,
+        sums: &Sums,
+        date: &[u8; 16],
+        signed: &str,
+        token: Option<&str>,
+        canonical: &mut Vec<u8>,
+    ) {
+        canonical.extend_from_slice(&self.canonical_before);
+        if checksum_header(self.integrity.checksum).is_some() {
+            sums.write_checksum(canonical);
+            canonical.extend_from_slice(b"\nx-amz-content-sha256:");
+        }
+        canonical.extend_from_slice(sums.payload());
+        canonical.extend_from_slice(b"\nx-amz-date:");
+        canonical.extend_from_slice(date);
+        canonical.push(b'\n');
+        if let Some(token) = token {
+            canonical.extend_from_slice(b"x-amz-security-token:");
+            canonical.extend_from_slice(token.as_bytes());
+            canonical.push(b'\n');
+        }
+        canonical.extend_from_slice(&self.canonical_after);
+        canonical.push(b'\n');
+        canonical.extend_from_slice(signed.as_bytes());
+        canonical.push(b'\n');
+        canonical.extend_from_slice(sums.payload());
+    }
+}
+
+/// What was computed from a body.
+struct Sums {
+    payload_hash: Option<[u8; 64]>,
+    /// Big-endian, the first `checksum_len` bytes.
+    checksum: [u8; 32],
+    checksum_len: usize,
+}
+
+impl Sums {
+    fn of(body: &[u8], integrity: Integrity) -> Sums {
+        let hashed = integrity.sign_payload || integrity.checksum == Checksum::Sha256;
+        let sha256 = if hashed { sha256(body) } else { [0; 32] };
+        let mut sums = Sums { payload_hash: None, checksum: sha256, checksum_len: sha256.len() };
+        if integrity.sign_payload {
+            sums.payload_hash = Some(hex(&sha256));
+        }
+        match integrity.checksum {
+            Checksum::Auto | Checksum::None | Checksum::Sha256 => {}
+            Checksum::Crc32c => {
+                let sum = crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, body) as u32;
+                sums.set_checksum(&sum.to_be_bytes());
+            }
+            Checksum::Crc64Nvme => {
+                let sum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body);
+                sums.set_checksum(&sum.to_be_bytes());
+            }
+        }
+        sums
+    }
+
+    fn set_checksum(&mut self, sum: &[u8]) {
+        self.checksum[..sum.len()].copy_from_slice(sum);
+        self.checksum_len = sum.len();
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.payload_hash.as_ref().map_or(UNSIGNED_PAYLOAD, |hash| hash)
+    }
+
+    fn write_checksum(&self, out: &mut Vec<u8>) {
+        base64(&self.checksum[..self.checksum_len], out);
+    }
+}
+
+fn checksum_header(checksum: Checksum) -> Option<&'static str> {
+    match checksum {
+        Checksum::Auto | Checksum::None => None,
+        Checksum::Crc32c => Some("x-amz-checksum-crc32c"),
+        Checksum::Crc64Nvme => Some("x-amz-checksum-crc64nvme"),
+        Checksum::Sha256 => Some("x-amz-checksum-sha256"),
+    }
+}
+
+/// The `host` header, which names a port only where it is not the scheme's own.
+fn host_header(origin: &Origin) -> String {
+    let Origin { https, host, port } = origin;
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    if *port == if *https { 443 } else { 80 } { host } else { format!("{host}:{port}") }
+}
+
+/// A header's value as it is signed: no spaces around it, single ones within.
+fn canonical_value(value: &str) -> String {
+    value.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Names and values decoded, escaped, sorted.
+fn canonical_query(query: &str) -> String {
+    let mut pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+    pairs.sort();
+    let mut text = Vec::new();
+    for (name, value) in &pairs {
+        if !text.is_empty() {
+            text.push(b'&');
+        }
+        escape_query(name, &mut text);
+        text.push(b'=');
+        escape_query(value, &mut text);
+    }
+    String::from_utf8(text).expect("escapes are ASCII")
+}
+
+#[cfg(test)]
+mod tests;
