@@ -62,10 +62,10 @@ fn paint<'a>(svg: &'a mut String, height: i32, machine: &Machine, bars: &[Bar]) 
     let left = |size: i32| font(size).pos(Pos::new(HPos::Left, VPos::Center));
     let title =
         "millrace against the tokio variant: how many times better (bar: median; line: spread)";
-    root.draw(&Text::new(title, (16, 22), left(16)))?;
+    root.draw(&Text::new(title, (16, 22), left(19)))?;
     let Machine { date, cpu, cores, kernel, commit, .. } = machine;
     let source = format!("{date}, {cpu}, {cores} cores, kernel {kernel}, commit {commit}");
-    root.draw(&Text::new(source, (16, 46), left(12)))?;
+    root.draw(&Text::new(source, (16, 46), left(15)))?;
 
     let longest = bars.iter().map(|bar| bar.max).fold(1.0, f64::max) * 1.15;
     let x = |ratio: f64| LEFT + (ratio / longest * f64::from(WIDTH as i32 - LEFT - 70)) as i32;
@@ -76,15 +76,15 @@ fn paint<'a>(svg: &'a mut String, height: i32, machine: &Machine, bars: &[Bar]) 
             Variant::TokioLean => RGBColor(221, 132, 82),
             _ => RGBColor(76, 114, 176),
         };
-        root.draw(&Text::new(bar.label.clone(), (LEFT - 10, y), right(13)))?;
+        root.draw(&Text::new(bar.label.clone(), (LEFT - 10, y), right(16)))?;
         let corners = [(LEFT, y - BAR / 2 + 4), (x(bar.median), y + BAR / 2 - 4)];
         root.draw(&Rectangle::new(corners, color.filled()))?;
         root.draw(&PathElement::new([(x(bar.min), y), (x(bar.max), y)], BLACK.stroke_width(2)))?;
         let text = format!("{:.2} × {}", bar.median, bar.against);
-        root.draw(&Text::new(text, (x(bar.max.max(bar.median)) + 8, y), left(12)))?;
+        root.draw(&Text::new(text, (x(bar.max.max(bar.median)) + 8, y), left(15)))?;
     }
     root.draw(&PathElement::new([(x(1.0), TOP - 6), (x(1.0), bottom + 6)], BLACK.stroke_width(1)))?;
-    let centre = font(12).pos(Pos::new(HPos::Center, VPos::Center));
+    let centre = font(15).pos(Pos::new(HPos::Center, VPos::Center));
     root.draw(&Text::new("level (1.0)", (x(1.0), bottom + 20), centre))?;
     root.present()
 }

@@ -19,7 +19,7 @@ pub struct Job {
     pub payload: Bytes,
     pub stamp: Stamp,
     /// The bytes of the request, given back with its last payload.
-    pub permit: Arc<OwnedSemaphorePermit>,
+    pub _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// The gate in front of the one queue of all threads.

@@ -120,7 +120,7 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
     let jobs = spans.iter().zip(first..).map(|(span, seq)| Job {
         payload: body.slice(span.range()),
         stamp: Stamp { unix_nanos, seq },
-        permit: permit.clone(),
+        _permit: permit.clone(),
     });
     if !server.admission.push_all(room, jobs) {
         return Answer::Stopping;

@@ -13,6 +13,7 @@
 mod admin;
 mod admit;
 mod conn;
+mod lean;
 mod serve;
 mod store;
 mod worker;

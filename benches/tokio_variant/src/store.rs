@@ -1,10 +1,11 @@
-//! Where payloads go: `null:`, or `s3://` by the SDK.
+//! Where payloads go: `null:`, or `s3://` by the SDK or by millrace's own PUT.
 //!
 //! The SDK is set up so as to cost it the least that the contract allows. Off are what the worker does itself (retry,
 //! timeouts) and what millrace does without on a custom endpoint (a checksum of every payload, stalled-stream
 //! protection); the default HTTP client, its pool, credentials cache and signing are as they come.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -15,8 +16,11 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_types::SdkConfig;
 use bytes::Bytes;
 use millrace::config::{Checksum, Config, StoreUrl};
+
+use crate::lean::{LeanClient, LeanStore};
 
 /// Which client puts: `--put`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,22 @@ impl Put {
 /// One for all threads.
 pub enum Store {
     Null,
-    Sdk { client: Client, bucket: String, prefix: String, content_type: String },
+    Sdk(Arc<SdkStore>),
+    Lean(Arc<LeanStore>),
+}
+
+pub struct SdkStore {
+    client: Client,
+    bucket: String,
+    prefix: String,
+    content_type: String,
+}
+
+/// One worker's way to the store.
+pub enum Uploader {
+    Null,
+    Sdk(Arc<SdkStore>),
+    Lean(LeanClient),
 }
 
 impl Store {
@@ -61,45 +80,63 @@ impl Store {
             StoreUrl::File(_) => return Err("the tokio variant has no file: store".into()),
             StoreUrl::S3 { bucket, prefix } => (bucket.clone(), prefix.clone()),
         };
+        let shared = aws_config::load_defaults(BehaviorVersion::latest()).await;
         match put {
-            Put::Sdk => Ok(Store::Sdk {
-                client: client(config).await,
-                bucket,
-                prefix,
-                content_type: config.s3.content_type.clone(),
-            }),
-            Put::Lean => Err("the lean PUT is not built in yet".into()),
+            Put::Sdk => {
+                let (client, content_type) =
+                    (client(config, &shared), config.s3.content_type.clone());
+                Ok(Store::Sdk(Arc::new(SdkStore { client, bucket, prefix, content_type })))
+            }
+            Put::Lean => {
+                let store = LeanStore::open(config, &shared, &bucket, &prefix).await?;
+                Ok(Store::Lean(Arc::new(store)))
+            }
         }
     }
 
-    /// One attempt.
-    pub async fn put(&self, key: &str, payload: &Bytes) -> Result<(), String> {
+    pub fn uploader(&self) -> Uploader {
         match self {
-            Store::Null => Ok(()),
-            Store::Sdk { client, bucket, prefix, content_type } => {
-                let put = client
-                    .put_object()
-                    .bucket(bucket)
-                    .key(format!("{prefix}{key}"))
-                    .content_type(content_type)
-                    .body(ByteStream::from(payload.clone()));
-                match put.send().await {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(DisplayErrorContext(error).to_string()),
-                }
-            }
+            Store::Null => Uploader::Null,
+            Store::Sdk(store) => Uploader::Sdk(store.clone()),
+            Store::Lean(store) => Uploader::Lean(store.client()),
         }
     }
 }
 
-async fn client(config: &Config) -> Client {
-    let shared = aws_config::load_defaults(BehaviorVersion::latest()).await;
+impl Uploader {
+    /// One attempt.
+    pub async fn put(&mut self, key: &str, payload: &Bytes) -> Result<(), String> {
+        match self {
+            Uploader::Null => Ok(()),
+            Uploader::Sdk(store) => store.put(key, payload).await,
+            Uploader::Lean(client) => client.put(key, payload).await,
+        }
+    }
+}
+
+impl SdkStore {
+    async fn put(&self, key: &str, payload: &Bytes) -> Result<(), String> {
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(format!("{}{key}", self.prefix))
+            .content_type(&self.content_type)
+            .body(ByteStream::from(payload.clone()));
+        match put.send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(DisplayErrorContext(error).to_string()),
+        }
+    }
+}
+
+fn client(config: &Config, shared: &SdkConfig) -> Client {
     let custom_endpoint = shared.endpoint_url().is_some();
     let calculation = match config.s3.checksum {
         Checksum::Auto if !custom_endpoint => RequestChecksumCalculation::WhenSupported,
         _ => RequestChecksumCalculation::WhenRequired,
     };
-    let s3 = aws_sdk_s3::config::Builder::from(&shared)
+    let s3 = aws_sdk_s3::config::Builder::from(shared)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

@@ -8,11 +8,13 @@ use async_channel::Receiver;
 
 use crate::admit::Job;
 use crate::serve::Server;
+use crate::store::Uploader;
 
 pub async fn worker_loop(server: Arc<Server>, jobs: Receiver<Job>) {
+    let mut uploader = server.store.uploader();
     while let Ok(job) = jobs.recv().await {
         server.admission.popped();
-        match deliver(&server, &job).await {
+        match deliver(&server, &mut uploader, &job).await {
             Ok(()) => server.counts.stored.fetch_add(1, Relaxed),
             Err(error) => {
                 tracing::error!(%error, "payload lost");
@@ -26,13 +28,13 @@ pub async fn worker_loop(server: Arc<Server>, jobs: Receiver<Job>) {
 }
 
 /// Puts until the store confirms or `RETRY_FOR` is over.
-async fn deliver(server: &Server, job: &Job) -> Result<(), String> {
+async fn deliver(server: &Server, uploader: &mut Uploader, job: &Job) -> Result<(), String> {
     let key = server.origin.key(job.stamp);
     let config = &server.config;
     let started = Instant::now();
-    let mut attempts = 0;
+    let mut attempts = 0_u32;
     loop {
-        let put = server.store.put(&key, &job.payload);
+        let put = uploader.put(&key, &job.payload);
         let error = match tokio::time::timeout(config.put_timeout, put).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
