@@ -1,8 +1,8 @@
 //! What one PUT costs this core: the lean client against `aws-sdk-s3`, into a sink that reads and
 //! confirms.
 //!
-//! `cargo bench --bench put [-- PUTS [ROUNDS]]`: 32 puts in flight on one pinned executor, both
-//! clients in turn, round after round; CPU time of the executor's thread alone (kernel's side of its
+//! `cargo bench --bench put [-- [PUTS [ROUNDS]] [direct|sdk]]`: 32 puts in flight on one pinned
+//! executor, both clients in turn, or the one that is named, round after round; CPU time of the executor's thread alone (kernel's side of its
 //! sockets included) and allocations, per PUT. Figures of one run compare; across machines they do
 //! not. The sink runs on the other CPUs.
 
@@ -11,8 +11,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::hint::black_box;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +25,8 @@ use millrace::job::{Origin, Payload};
 use millrace::store::dial;
 use millrace::store::direct::{Identity, Integrity, Place, Put, Signer, Template};
 use millrace::store::{Store, StoreSeed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const IN_FLIGHT: usize = 32;
 const BODY_BYTES: usize = 512;
@@ -92,7 +93,10 @@ fn main() {
     signing(puts, rounds);
     let sink = start_sink();
     for checksum in [Checksum::None, Checksum::Crc64Nvme] {
-        let clients = [("direct", S3Client::Direct), ("sdk", S3Client::Sdk)];
+        let mut clients = vec![("direct", S3Client::Direct), ("sdk", S3Client::Sdk)];
+        if let Some(only) = clients.iter().find(|(name, _)| std::env::args().any(|a| a == *name)) {
+            clients = vec![*only];
+        }
         let executor = LocalExecutorBuilder::new(Placement::Fixed(0)).io_memory(64 << 10).make();
         executor.expect("io_uring is allowed here").run(async {
             let mut stores = Vec::new();
@@ -170,33 +174,40 @@ async fn store(sink: SocketAddr, client: S3Client, checksum: Checksum) -> (Aws, 
     (aws, Rc::new(store))
 }
 
-/// Reads requests, confirms each with as many headers as S3 sends.
+/// Reads requests, confirms each with as many headers as S3 sends. One thread for all connections:
+/// a thread for each would make every send pay for a wake-up.
 fn start_sink() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+    listener.set_nonblocking(true).expect("a socket");
     let addr = listener.local_addr().expect("a bound socket");
     std::thread::spawn(move || {
-        for socket in listener.incoming().flatten() {
-            std::thread::spawn(move || confirm_all(socket));
+        // The executor is pinned to the first CPU.
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        if let Some(other) = cores.last() {
+            core_affinity::set_for_current(*other);
         }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("inside the runtime");
+            loop {
+                let (socket, _) = listener.accept().await.expect("a connection");
+                tokio::spawn(confirm_all(socket));
+            }
+        });
     });
     addr
 }
 
-fn confirm_all(mut socket: TcpStream) {
+async fn confirm_all(mut socket: TcpStream) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 200 OK\r\nx-amz-id-2: WQbW6DIbPpZ0g1j6vC2a1vXcFJ0rPLm0eC1t\r\n\
         x-amz-request-id: 8C6S5CJ4YPRA0T7V\r\ndate: Fri, 01 Jan 2100 00:00:00 GMT\r\n\
         x-amz-server-side-encryption: AES256\r\netag: \"098f6bcd4621d373cade4e832627b4f6\"\r\n\
         content-length: 0\r\nserver: AmazonS3\r\n\r\n";
-    // The executor is pinned to the first CPU.
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    if let Some(other) = cores.last() {
-        core_affinity::set_for_current(*other);
-    }
     let _ = socket.set_nodelay(true);
     let (mut buffer, mut filled) = (vec![0; 64 << 10], 0);
     loop {
-        match socket.read(&mut buffer[filled..]) {
+        match socket.read(&mut buffer[filled..]).await {
             Ok(0) | Err(_) => return,
             Ok(n) => filled += n,
         }
@@ -205,7 +216,7 @@ fn confirm_all(mut socket: TcpStream) {
         };
         if filled == head + 4 + BODY_BYTES {
             filled = 0;
-            if socket.write_all(ANSWER).is_err() {
+            if socket.write_all(ANSWER).await.is_err() {
                 return;
             }
         }

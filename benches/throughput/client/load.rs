@@ -1,0 +1,323 @@
+//! The load generator of one client core.
+//!
+//! In an open loop a request is due at a time drawn beforehand. If no connection is free then, it waits here, and its
+//! latency counts from when it was due: a server that stalls is not spared the requests it keeps from being sent.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Interest, Registry};
+
+use super::traffic::Traffic;
+use super::{Phase, Share, empty_histogram, load_token};
+use crate::lanes::Kind;
+
+/// Connections on their way at a time: fewer than any server's accept queue takes.
+const CONNECTING_MAX: usize = 64;
+
+pub(super) struct Load {
+    kind: Kind,
+    traffic: Arc<Traffic>,
+    turn: usize,
+    conns: Vec<Conn>,
+    conns_wanted: usize,
+    connecting: usize,
+    arrivals: Option<Arrivals>,
+    /// Connections with nothing to do, the longest idle first.
+    free: VecDeque<usize>,
+    phase: Phase,
+    in_flight: u64,
+    latency: Histogram<u64>,
+    pub(super) answered: u64,
+    pub(super) accepted: u64,
+}
+
+struct Conn {
+    stream: TcpStream,
+    state: State,
+    due: Due,
+    /// The start of an answer that came in pieces.
+    stash: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    Connecting,
+    Free,
+    /// So many bytes of the request of this turn are written.
+    Sending {
+        turn: usize,
+        written: usize,
+    },
+    Waiting,
+}
+
+/// When a request was to be sent, and whether it counts.
+#[derive(Clone, Copy)]
+struct Due {
+    at: Instant,
+    measured: bool,
+}
+
+/// An open loop's timetable: independent clients, so the gaps are exponential.
+struct Arrivals {
+    mean: Duration,
+    rng: fastrand::Rng,
+    next: Option<Instant>,
+    /// Due, but no connection was free.
+    late: VecDeque<Due>,
+}
+
+impl Load {
+    pub(super) fn new(share: Share, traffic: Arc<Traffic>) -> Load {
+        let arrivals = match share.lane.kind {
+            Kind::Open { rate, .. } => {
+                let rate = rate.expect("decided before the round") / share.of as f64;
+                Some(Arrivals {
+                    mean: Duration::from_secs_f64(1.0 / rate),
+                    rng: fastrand::Rng::with_seed(share.seed ^ ((share.at as u64) << 32)),
+                    next: None,
+                    late: VecDeque::new(),
+                })
+            }
+            Kind::Closed | Kind::Idle => None,
+        };
+        Load {
+            kind: share.lane.kind,
+            traffic,
+            turn: share.at * 7,
+            conns: Vec::new(),
+            conns_wanted: share.connections(),
+            connecting: 0,
+            arrivals,
+            free: VecDeque::new(),
+            phase: Phase::Waiting,
+            in_flight: 0,
+            latency: empty_histogram(),
+            answered: 0,
+            accepted: 0,
+        }
+    }
+
+    /// Opens connections, and sends what is due.
+    pub(super) fn tick(
+        &mut self,
+        registry: &Registry,
+        target: SocketAddr,
+        phase: Phase,
+        now: Instant,
+    ) {
+        self.phase = phase;
+        if phase >= Phase::Closing {
+            self.conns.clear();
+            return;
+        }
+        while self.conns.len() < self.conns_wanted
+            && self.connecting < CONNECTING_MAX
+            && phase <= Phase::Measured
+        {
+            let Ok(mut stream) = TcpStream::connect(target) else { return };
+            let token = load_token(self.conns.len());
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if registry.register(&mut stream, token, interest).is_err() {
+                return;
+            }
+            let due = Due { at: now, measured: false };
+            self.conns.push(Conn { stream, state: State::Connecting, due, stash: Vec::new() });
+            self.connecting += 1;
+        }
+        self.send_what_is_due(now);
+    }
+
+    fn send_what_is_due(&mut self, now: Instant) {
+        let Some(arrivals) = &mut self.arrivals else { return };
+        let measured = self.phase == Phase::Measured;
+        if self.phase <= Phase::Measured {
+            let mut next = arrivals.next.unwrap_or(now);
+            while next <= now {
+                arrivals.late.push_back(Due { at: next, measured });
+                next += arrivals.mean.mul_f64(-(1.0 - arrivals.rng.f64()).ln());
+            }
+            arrivals.next = Some(next);
+        }
+        while let Some(due) = self.arrivals.as_ref().and_then(|a| a.late.front().copied())
+            && let Some(index) = self.free.pop_front()
+        {
+            self.arrivals.as_mut().expect("just seen").late.pop_front();
+            // What fails here fails again when the answer is read.
+            let _seen_by_the_reader = self.send(index, due);
+        }
+    }
+
+    /// How long the loop may wait before [`Load::tick`] has something to do. An open loop does not wait at all: to be
+    /// woken late would look like the server's latency.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        match &self.arrivals {
+            Some(arrivals) if self.phase <= Phase::Measured => match arrivals.next {
+                Some(next) => {
+                    let left = next.saturating_duration_since(now);
+                    if left < Duration::from_millis(2) { Duration::ZERO } else { left / 2 }
+                }
+                None => Duration::MAX,
+            },
+            _ => Duration::MAX,
+        }
+    }
+
+    /// Requests not answered, or due and not sent.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.in_flight + self.arrivals.as_ref().map_or(0, |a| a.late.len() as u64)
+    }
+
+    pub(super) fn open(&self) -> u64 {
+        self.conns.len() as u64
+    }
+
+    pub(super) fn into_latency(self) -> Histogram<u64> {
+        self.latency
+    }
+
+    pub(super) fn on_event(
+        &mut self,
+        index: usize,
+        event: &Event,
+        buffer: &mut [u8],
+    ) -> Result<(), String> {
+        let Some(conn) = self.conns.get_mut(index) else { return Ok(()) };
+        if event.is_writable() {
+            match conn.state {
+                State::Connecting => {
+                    if let Ok(Some(error)) | Err(error) = conn.stream.take_error() {
+                        return Err(format!("cannot connect: {error}"));
+                    }
+                    let _only_slower_without = conn.stream.set_nodelay(true);
+                    conn.state = State::Free;
+                    self.connecting -= 1;
+                    self.ready(index)?;
+                }
+                State::Sending { .. } => self.write(index)?,
+                State::Free | State::Waiting => {}
+            }
+        }
+        if event.is_readable() { self.read(index, buffer) } else { Ok(()) }
+    }
+
+    /// The connection has nothing to do: gives it the next request, if there is one now.
+    fn ready(&mut self, index: usize) -> Result<(), String> {
+        let now = Instant::now();
+        let measured = self.phase == Phase::Measured;
+        match self.kind {
+            Kind::Closed if self.phase <= Phase::Measured => {
+                self.send(index, Due { at: now, measured })
+            }
+            Kind::Idle if self.conns[index].stash.capacity() == 0 => {
+                // Marks that this one has had its turn.
+                self.conns[index].stash.reserve(1);
+                self.send(index, Due { at: now, measured })
+            }
+            Kind::Closed | Kind::Idle => Ok(()),
+            Kind::Open { .. } => {
+                self.free.push_back(index);
+                self.send_what_is_due(now);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, index: usize, due: Due) -> Result<(), String> {
+        let conn = &mut self.conns[index];
+        conn.due = due;
+        conn.state = State::Sending { turn: self.turn, written: 0 };
+        self.turn += 1;
+        self.in_flight += 1;
+        self.write(index)
+    }
+
+    fn write(&mut self, index: usize) -> Result<(), String> {
+        let conn = &mut self.conns[index];
+        let State::Sending { turn, mut written } = conn.state else { return Ok(()) };
+        let request = self.traffic.request(turn);
+        while written < request.len() {
+            match conn.stream.write(&request[written..]) {
+                Ok(n) => written += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    conn.state = State::Sending { turn, written };
+                    return Ok(());
+                }
+                Err(error) => return Err(format!("a request could not be sent: {error}")),
+            }
+        }
+        conn.state = State::Waiting;
+        Ok(())
+    }
+
+    fn read(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), String> {
+        let conn = &mut self.conns[index];
+        let read = match conn.stream.read(buffer) {
+            Ok(0) => return Err("the server closed a connection".into()),
+            Ok(n) => &buffer[..n],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(format!("a connection broke: {error}")),
+        };
+        let accepted = if conn.stash.is_empty() {
+            answer(read)
+        } else {
+            conn.stash.extend_from_slice(read);
+            answer(&conn.stash)
+        };
+        let Some(accepted) = accepted? else {
+            if conn.stash.is_empty() {
+                conn.stash.extend_from_slice(read);
+            }
+            return Ok(());
+        };
+        conn.stash.clear();
+        if !matches!(conn.state, State::Waiting) {
+            return Err("an answer to no request, or before all of it was sent".into());
+        }
+        if accepted != self.traffic.payloads as u64 {
+            return Err(format!("{accepted} payloads accepted of {}", self.traffic.payloads));
+        }
+        conn.state = State::Free;
+        if conn.due.measured {
+            self.latency.saturating_record(conn.due.at.elapsed().as_nanos() as u64);
+        }
+        self.in_flight -= 1;
+        self.answered += 1;
+        self.accepted += accepted;
+        self.ready(index)
+    }
+}
+
+/// How many payloads the answer in `bytes` accepts; none when it is not there as a whole yet.
+fn answer(bytes: &[u8]) -> Result<Option<u64>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut head = httparse::Response::new(&mut headers);
+    let text = || String::from_utf8_lossy(&bytes[..bytes.len().min(500)]).into_owned();
+    let Ok(status) = head.parse(bytes) else { return Err(format!("not HTTP: {}", text())) };
+    let httparse::Status::Complete(body_at) = status else { return Ok(None) };
+    if head.code != Some(200) {
+        return Err(format!("an answer that is no 200: {}", text()));
+    }
+    let length = head.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|h| std::str::from_utf8(h.value).ok()?.parse::<usize>().ok());
+    let Some(length) = length else { return Err(format!("no content-length: {}", text())) };
+    let body = &bytes[body_at..];
+    if body.len() < length {
+        return Ok(None);
+    }
+    if body.len() > length {
+        return Err(format!("more than one answer: {}", text()));
+    }
+    let accepted = body.strip_prefix(br#"{"accepted":"#).and_then(|rest| {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+    });
+    accepted.map(Some).ok_or_else(|| format!("not the answer of an ingest server: {}", text()))
+}

@@ -1,0 +1,57 @@
+//! The requests, made before anything is measured. Different ones of equal size, so that no branch predictor learns one.
+
+/// Whole requests, head and body, to be sent in turn.
+pub struct Traffic {
+    requests: Vec<Vec<u8>>,
+    /// Payloads in each.
+    pub payloads: usize,
+}
+
+/// All requests together: more than a cache of the client's, but no burden for its memory.
+const BYTES_MAX: usize = 4 << 20;
+
+impl Traffic {
+    pub fn new(payloads: usize, payload_bytes: usize) -> Traffic {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let requests = (BYTES_MAX / (payloads * payload_bytes).max(1)).clamp(4, 64);
+        let requests = (0..requests).map(|_| request(&mut rng, payloads, payload_bytes)).collect();
+        Traffic { requests, payloads }
+    }
+
+    /// The `turn`th request, over and over.
+    pub fn request(&self, turn: usize) -> &[u8] {
+        &self.requests[turn % self.requests.len()]
+    }
+}
+
+fn request(rng: &mut fastrand::Rng, payloads: usize, payload_bytes: usize) -> Vec<u8> {
+    let data: Vec<String> = (0..payloads).map(|_| payload(rng, payload_bytes)).collect();
+    let body =
+        format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{}]}}"#, data.join(","));
+    let head = format!(
+        "POST /payloads HTTP/1.1\r\nhost: ingest.example\r\nuser-agent: millrace-bench\r\naccept: */*\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    (head + &body).into_bytes()
+}
+
+/// A JSON object of `bytes` bytes (never fewer than 40) as a client might send it: a few members, then as many records
+/// as fit, then filling.
+fn payload(rng: &mut fastrand::Rng, bytes: usize) -> String {
+    const END: &str = r#"],"note":""}"#;
+    let mut text = format!(r#"{{"id":"{:08x}","ok":true,"items":["#, rng.u32(..));
+    loop {
+        let (x, y) = (rng.u32(..1_000_000), rng.u32(1_000_000..));
+        let comma = if text.ends_with('[') { "" } else { "," };
+        let item = format!(r#"{comma}{{"at":{y},"kind":"view","value":{}.25}}"#, x);
+        if text.len() + item.len() + END.len() > bytes {
+            break;
+        }
+        text += &item;
+    }
+    let filling = bytes.saturating_sub(text.len() + END.len());
+    text += r#"],"note":""#;
+    text.extend((0..filling).map(|_| rng.alphanumeric()));
+    text + r#""}"#
+}

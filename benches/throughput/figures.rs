@@ -1,0 +1,175 @@
+//! What was measured, its medians and ratios, and the table a reader sees.
+
+use std::fmt;
+
+use crate::lanes::{Kind, Lane, Measure};
+use crate::server::Variant;
+
+/// One round of one server.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub requests_per_s: f64,
+    /// Stored payloads where there is a store, else accepted ones.
+    pub payloads_per_s: f64,
+    pub megabytes_per_s: f64,
+    pub server_cpu_us_per_payload: f64,
+    pub server_cpu_us_per_request: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    /// Part of the server cores' time that the server used.
+    pub server_busy: f64,
+    /// The same of load generator and sink; an open loop does not sleep, so it shows 1 there.
+    pub client_busy: f64,
+    pub peak_rss_bytes: u64,
+    /// Only with idle connections.
+    pub rss_bytes_per_connection: Option<f64>,
+}
+
+/// A column of the CSV: its name, and how it is read.
+pub type Column = (&'static str, fn(&Sample) -> f64);
+
+pub const COLUMNS: &[Column] = &[
+    ("requests_per_s", |s| s.requests_per_s),
+    ("payloads_per_s", |s| s.payloads_per_s),
+    ("megabytes_per_s", |s| s.megabytes_per_s),
+    ("server_cpu_us_per_payload", |s| s.server_cpu_us_per_payload),
+    ("server_cpu_us_per_request", |s| s.server_cpu_us_per_request),
+    ("p50_us", |s| s.p50_us),
+    ("p99_us", |s| s.p99_us),
+    ("p999_us", |s| s.p999_us),
+    ("server_busy", |s| s.server_busy),
+    ("client_busy", |s| s.client_busy),
+    ("peak_rss_bytes", |s| s.peak_rss_bytes as f64),
+    ("rss_bytes_per_connection", |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN)),
+];
+
+/// Every round of one lane.
+pub struct LaneFigures {
+    pub lane: Lane,
+    pub variants: Vec<Variant>,
+    pub samples: Vec<(Variant, Sample)>,
+}
+
+/// millrace against another server, over the rounds in which both ran.
+#[derive(Clone, Copy, Debug)]
+pub struct Ratio {
+    pub against: Variant,
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl LaneFigures {
+    pub fn new(lane: Lane, variants: Vec<Variant>) -> LaneFigures {
+        LaneFigures { lane, variants, samples: Vec::new() }
+    }
+
+    pub fn add(&mut self, variant: Variant, sample: Sample) {
+        self.samples.push((variant, sample));
+    }
+
+    /// The rounds of one server, in order.
+    pub fn of(&self, variant: Variant) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(move |(of, _)| *of == variant).map(|(_, sample)| sample)
+    }
+
+    fn median_of(&self, variant: Variant, read: fn(&Sample) -> f64) -> f64 {
+        median(self.of(variant).map(read).collect())
+    }
+
+    /// millrace ÷ every other server that ran.
+    pub fn ratios(&self) -> Vec<Ratio> {
+        let value: fn(&Sample) -> f64 = match self.lane.measure {
+            Measure::RequestsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_request,
+            Measure::PayloadsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_payload,
+            Measure::LatencyP999 => |s| s.p999_us,
+            Measure::BytesPerConnection => |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN),
+        };
+        let others = self.variants.iter().copied().filter(|v| *v != Variant::Millrace);
+        let ratio = |against| {
+            let pairs = self.of(Variant::Millrace).zip(self.of(against));
+            let ratios: Vec<f64> =
+                pairs.map(|(ours, theirs)| value(ours) / value(theirs)).collect();
+            let (min, max) = ratios
+                .iter()
+                .fold((f64::INFINITY, 0.0_f64), |(min, max), r| (min.min(*r), max.max(*r)));
+            (!ratios.is_empty()).then(|| Ratio { against, median: median(ratios), min, max })
+        };
+        others.filter_map(ratio).collect()
+    }
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
+
+/// Medians of a server's rounds, one server a line, then the ratios.
+impl fmt::Display for LaneFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lane { name, what, connections, .. } = &self.lane;
+        writeln!(f, "\n{name}: {what}; {connections} connections")?;
+        if let Kind::Open { rate: Some(rate), .. } = self.lane.kind {
+            writeln!(f, "  at {rate:.0} requests/s")?;
+        }
+        let heads = [
+            "requests/s",
+            "payloads/s",
+            "MB/s",
+            "µs CPU/payload",
+            "µs CPU/request",
+            "p50 µs",
+            "p99 µs",
+            "p99.9 µs",
+            "peak MB",
+            "server %",
+            "client %",
+        ];
+        write!(f, "  {:<12}", "")?;
+        heads.iter().try_for_each(|head| write!(f, " {head:>w$}", w = width(head)))?;
+        writeln!(f)?;
+        for variant in &self.variants {
+            let row = |read: fn(&Sample) -> f64| self.median_of(*variant, read);
+            let cells = [
+                format!("{:.0}", row(|s| s.requests_per_s)),
+                format!("{:.0}", row(|s| s.payloads_per_s)),
+                format!("{:.1}", row(|s| s.megabytes_per_s)),
+                format!("{:.2}", row(|s| s.server_cpu_us_per_payload)),
+                format!("{:.2}", row(|s| s.server_cpu_us_per_request)),
+                format!("{:.0}", row(|s| s.p50_us)),
+                format!("{:.0}", row(|s| s.p99_us)),
+                format!("{:.0}", row(|s| s.p999_us)),
+                format!("{:.1}", row(|s| s.peak_rss_bytes as f64) / 1e6),
+                format!("{:.0}", row(|s| s.server_busy * 100.0)),
+                format!("{:.0}", row(|s| s.client_busy * 100.0)),
+            ];
+            write!(f, "  {variant:<12}")?;
+            for (head, cell) in heads.iter().zip(cells) {
+                // An idle lane has no rates.
+                let cell = if cell.contains("NaN") || cell == "inf" { "–".into() } else { cell };
+                write!(f, " {cell:>w$}", w = width(head))?;
+            }
+            writeln!(f)?;
+        }
+        if self.lane.kind == Kind::Idle {
+            for variant in &self.variants {
+                let bytes = self.median_of(*variant, |s| s.rss_bytes_per_connection.unwrap_or(0.0));
+                writeln!(f, "  {variant}: {:.1} kB per idle connection", bytes / 1e3)?;
+            }
+        }
+        for Ratio { against, median, min, max } in self.ratios() {
+            let measure = self.lane.measure.text();
+            writeln!(f, "  millrace ÷ {against}: {median:.2} ({min:.2} to {max:.2}) {measure}")?;
+        }
+        Ok(())
+    }
+}
+
+fn width(head: &str) -> usize {
+    head.chars().count().max(9)
+}

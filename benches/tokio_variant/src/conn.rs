@@ -1,0 +1,130 @@
+//! One request: read, parsed by the library, admitted, answered in the library's words.
+
+use std::convert::Infallible;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_ENCODING;
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use millrace::admit::Need;
+use millrace::job::Stamp;
+use millrace::parse::{self, Scratch};
+use millrace::reply::Answer;
+use std::cell::RefCell;
+
+use crate::admit::Job;
+use crate::serve::Server;
+
+thread_local! {
+    /// One parser's memory per runtime thread: no await lies between taking and leaving it.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Answers one request.
+pub async fn handle(
+    server: &Server,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (answer, body_left) = answer(server, request).await;
+    Ok(answer.render(body_left))
+}
+
+/// The outcome, and whether some of the body was left unread.
+async fn answer(server: &Server, request: Request<Incoming>) -> (Answer, bool) {
+    let (head, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
+    if head.uri.path() != "/payloads" {
+        return (Answer::NotFound, has_body);
+    }
+    if head.method != Method::POST {
+        return (Answer::MethodNotAllowed, has_body);
+    }
+    if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return (Answer::UnsupportedEncoding, has_body);
+    }
+    match tokio::time::timeout(server.config.body_timeout, read(server, body)).await {
+        Ok(Ok(body)) => (admit(server, body).await, false),
+        Ok(Err(answer)) => (answer, has_body),
+        Err(_) => (Answer::BodyTimeout, true),
+    }
+}
+
+/// The whole body within `MAX_LENGTH` and the body budget. What arrived in one piece stays where hyper has read it.
+async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
+    let max = server.config.max_length;
+    let too_large = || {
+        let text =
+            format!("the body is larger than MAX_LENGTH ({max} bytes); split the collection");
+        Answer::TooLarge(text)
+    };
+    let announced = body.size_hint().exact();
+    if announced.is_some_and(|length| length > max as u64) {
+        return Err(too_large());
+    }
+    let mut charge = server.bodies.charge();
+    let mut whole = Bytes::new();
+    let mut pieces = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Answer::BadRequest(format!("the body ended early: {e}")))?;
+        let Ok(piece) = frame.into_data() else { continue };
+        if whole.len() + pieces.len() + piece.len() > max {
+            return Err(too_large());
+        }
+        if !charge.grow(piece.len()) {
+            let error = "the memory for request bodies is used up; try again".to_owned();
+            return Err(Answer::Unavailable { error, retry_after_s: 1 });
+        }
+        if whole.is_empty() && pieces.is_empty() {
+            whole = piece;
+            continue;
+        }
+        if pieces.is_empty() {
+            pieces.reserve(announced.map_or(2 * whole.len(), |length| length as usize));
+            pieces.extend_from_slice(&std::mem::take(&mut whole));
+        }
+        pieces.extend_from_slice(&piece);
+    }
+    Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
+}
+
+/// Splits the body and queues its payloads, all or none.
+async fn admit(server: &Server, body: Bytes) -> Answer {
+    let split = SCRATCH.with_borrow_mut(|scratch| {
+        let collection =
+            parse::parse(&body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
+        match &server.tokens {
+            Some(tokens) if !tokens.contains(collection.token.as_deref()) => {
+                Err(Answer::Unauthorized)
+            }
+            _ => Ok(collection.payloads.to_vec()),
+        }
+    });
+    let spans = match split {
+        Ok(spans) if spans.is_empty() => return Answer::Accepted(0),
+        Ok(spans) => spans,
+        Err(answer) => return answer,
+    };
+    let room = match server.admission.admit(Need::of(spans.len(), body.len())).await {
+        Ok(room) => room,
+        Err(refusal) => return refusal.into(),
+    };
+    let count = spans.len() as u64;
+    let first = server.seq.fetch_add(count, Relaxed);
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let unix_nanos = since_epoch.as_nanos() as u64;
+    let permit = room.bytes.clone();
+    let jobs = spans.iter().zip(first..).map(|(span, seq)| Job {
+        payload: body.slice(span.range()),
+        stamp: Stamp { unix_nanos, seq },
+        _permit: permit.clone(),
+    });
+    if !server.admission.push_all(room, jobs) {
+        return Answer::Stopping;
+    }
+    server.counts.accepted.fetch_add(count, Relaxed);
+    Answer::Accepted(spans.len())
+}

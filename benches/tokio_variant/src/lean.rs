@@ -1,0 +1,165 @@
+//! `--put lean`: millrace's own PUT on tokio's sockets, so that the table can tell the upload path from the runtime.
+//!
+//! Head template, signature and answer are the library's; this is only the transport. Every worker keeps one connection
+//! of its own, so there is no pool to lock; a signer belongs to a thread, so each runtime thread has one. Not built,
+//! because no lane needs it: TLS, redirects, checksums, credentials that expire.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_sdk_s3::config::Credentials;
+use aws_sdk_s3::config::ProvideCredentials as _;
+use aws_types::SdkConfig;
+use bytes::Bytes;
+use millrace::config::{Checksum, Config};
+use millrace::store::dial::Origin;
+use millrace::store::direct::{
+    Identity, Integrity, Place, Put, ReplyReader, Signer, Template, error_document,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Up to here head and body leave in one write, as in millrace's own transport.
+const COALESCED_BYTES: usize = 16 << 10;
+
+thread_local! {
+    static SIGNER: RefCell<Option<Signer>> = const { RefCell::new(None) };
+}
+
+/// What all workers share.
+pub struct LeanStore {
+    template: Template,
+    origin: Origin,
+    region: String,
+    credentials: Credentials,
+}
+
+/// One worker's client.
+pub struct LeanClient {
+    store: Arc<LeanStore>,
+    link: Option<TcpStream>,
+    out: Vec<u8>,
+    reader: ReplyReader,
+}
+
+impl LeanStore {
+    pub async fn open(
+        config: &Config,
+        shared: &SdkConfig,
+        bucket: &str,
+        prefix: &str,
+    ) -> Result<LeanStore, String> {
+        let endpoint = shared.endpoint_url().ok_or("--put lean needs AWS_ENDPOINT_URL")?;
+        let uri: http::Uri = endpoint.parse().map_err(|_| format!("{endpoint} is no address"))?;
+        let origin = Origin::of(&uri).filter(|origin| !origin.https);
+        let origin = origin.ok_or_else(|| format!("{endpoint}: --put lean speaks only http"))?;
+        let region = shared.region().ok_or("AWS_REGION is not set")?.to_string();
+        let provider = shared.credentials_provider().ok_or("no credentials provider")?;
+        let credentials = provider.provide_credentials().await.map_err(|e| e.to_string())?;
+        let path = format!("/{bucket}/");
+        let place = Place { origin: &origin, path: &path, prefix };
+        let integrity = Integrity { checksum: Checksum::None, sign_payload: true };
+        let template =
+            Template::new(&place, &config.s3, integrity).map_err(|error| error.to_string())?;
+        Ok(LeanStore { template, origin, region, credentials })
+    }
+
+    pub fn client(self: &Arc<Self>) -> LeanClient {
+        LeanClient {
+            store: self.clone(),
+            link: None,
+            out: Vec::new(),
+            reader: ReplyReader::default(),
+        }
+    }
+
+    /// Lays out and signs the head; no await, so the thread's signer stays with its thread.
+    fn write_head(&self, put: &Put<'_>, out: &mut Vec<u8>) -> Result<(), String> {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let unix_s = since_1970.unwrap_or_default().as_secs();
+        SIGNER.with_borrow_mut(|signer| {
+            let signer = signer.get_or_insert_with(|| Signer::new(&self.region, "s3"));
+            if !signer.is_current(unix_s, 0) {
+                let who = Identity {
+                    access_key: self.credentials.access_key_id(),
+                    secret_key: self.credentials.secret_access_key(),
+                    session_token: self.credentials.session_token(),
+                };
+                signer.renew(unix_s, 0, &who).map_err(|error| error.to_string())?;
+            }
+            self.template.write_head(put, unix_s, signer, out);
+            Ok(())
+        })
+    }
+}
+
+impl LeanClient {
+    /// One attempt, with one more on a new connection if the kept one turns out to be closed.
+    pub async fn put(&mut self, key: &str, payload: &Bytes) -> Result<(), String> {
+        // Taken, so that an attempt that is dropped closes its connection.
+        let outcome = match self.link.take() {
+            Some(link) => match self.exchange(link, key, payload).await {
+                Err(_) if self.reader.is_untouched() => None,
+                outcome => Some(outcome),
+            },
+            None => None,
+        };
+        let outcome = match outcome {
+            Some(outcome) => outcome,
+            None => match self.connect().await {
+                Ok(link) => self.exchange(link, key, payload).await,
+                Err(error) => Err(error),
+            },
+        };
+        outcome.map_err(|error| error.to_string())?;
+        let reply = self.reader.reply();
+        if (200..300).contains(&reply.status) && reply.body.is_empty() {
+            return Ok(());
+        }
+        match error_document(reply.body) {
+            (None, _) if (200..300).contains(&reply.status) => Ok(()),
+            (code, message) => Err(format!("{}: {code:?} {message:?}", reply.status)),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let Origin { host, port, .. } = &self.store.origin;
+        let link = TcpStream::connect((host.as_str(), *port)).await?;
+        link.set_nodelay(true)?;
+        Ok(link)
+    }
+
+    async fn exchange(&mut self, mut link: TcpStream, key: &str, body: &Bytes) -> io::Result<()> {
+        self.out.clear();
+        self.reader.reset();
+        let put = Put { key, body };
+        self.store.write_head(&put, &mut self.out).map_err(io::Error::other)?;
+        if self.out.len() + body.len() <= COALESCED_BYTES {
+            self.out.extend_from_slice(body);
+            link.write_all(&self.out).await?;
+        } else {
+            let mut slices = [IoSlice::new(&self.out), IoSlice::new(body)];
+            let mut left = &mut slices[..];
+            while !left.is_empty() {
+                let written = link.write_vectored(left).await?;
+                IoSlice::advance_slices(&mut left, written);
+            }
+        }
+        loop {
+            let whole = match link.read(self.reader.space()).await? {
+                0 if self.reader.end() => true,
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => self.reader.advance(n).map_err(io::Error::other)?,
+            };
+            if whole {
+                break;
+            }
+        }
+        if self.reader.reply().keep_alive {
+            self.link = Some(link);
+        }
+        Ok(())
+    }
+}

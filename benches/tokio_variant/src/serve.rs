@@ -1,0 +1,130 @@
+//! The server: one listener and one queue for all threads; starts, accepts, and stops on a signal.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use millrace::config::Config;
+use millrace::job::Origin;
+use millrace::tokens::TokenSet;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::admit::{Admission, BodyBudget};
+use crate::store::{Put, Store};
+use crate::{admin, conn, worker};
+
+/// What all connections and workers share.
+pub struct Server {
+    pub config: Config,
+    pub admission: Admission,
+    pub bodies: BodyBudget,
+    pub tokens: Option<TokenSet>,
+    pub store: Store,
+    pub origin: Origin,
+    /// Payloads admitted so far: the last part of the next key.
+    pub seq: AtomicU64,
+    pub counts: Counts,
+}
+
+/// What a scrape shows.
+#[derive(Default)]
+pub struct Counts {
+    pub accepted: AtomicU64,
+    pub stored: AtomicU64,
+    pub lost: AtomicU64,
+}
+
+/// Serves until SIGTERM or SIGINT; whether everything accepted was stored.
+pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
+    let cores = config.cores.len();
+    let (admission, jobs) = Admission::new(&config);
+    let tokens = config.tokens_file.as_deref().map(TokenSet::load).transpose();
+    let server = Arc::new(Server {
+        admission,
+        bodies: BodyBudget::new(config.max_body_bytes * cores),
+        tokens: tokens.map_err(|error| format!("TOKENS_FILE {error}"))?,
+        store: Store::open(&config, put).await?,
+        // One queue, one counter: all threads count as one core.
+        origin: Origin { node: config.node_id.clone(), core: 0 },
+        seq: AtomicU64::new(0),
+        counts: Counts::default(),
+        config,
+    });
+    let mut workers = JoinSet::new();
+    for _ in 0..server.config.max_workers * cores {
+        workers.spawn(worker::worker_loop(server.clone(), jobs.clone()));
+    }
+    let listener = listen(server.config.listen).map_err(|error| format!("LISTEN: {error}"))?;
+    if let Some(address) = server.config.admin_listen {
+        let listener = listen(address).map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
+        tokio::spawn(admin::serve(server.clone(), listener));
+    }
+    let drain = server.config.drain_timeout;
+    let connections = accept_until_signal(&server, listener).await;
+    let _those_still_open_are_cut = tokio::time::timeout(drain / 2, connections.shutdown()).await;
+    server.admission.close();
+    let all = async { while workers.join_next().await.is_some() {} };
+    let _what_is_left_is_counted = tokio::time::timeout(drain / 2, all).await;
+    let count = |cell: &AtomicU64| cell.load(Relaxed);
+    let (accepted, stored) = (count(&server.counts.accepted), count(&server.counts.stored));
+    tracing::info!(accepted, stored, "stopped");
+    Ok(accepted == stored)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
+}
+
+async fn accept_until_signal(server: &Arc<Server>, listener: TcpListener) -> GracefulShutdown {
+    let connections = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(server.config.max_connections * server.config.cores.len()));
+    let mut builder = http1::Builder::new();
+    // hyper has one deadline for an idle connection and for a head: the longer one, lest it cuts idle clients off.
+    builder.timer(TokioTimer::new()).header_read_timeout(server.config.idle_timeout);
+    builder.half_close(true);
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be had");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be had");
+    loop {
+        let accept = async {
+            let slot = slots.clone().acquire_owned().await.expect("never closed");
+            (listener.accept().await, slot)
+        };
+        let (accepted, slot) = tokio::select! {
+            accepted = accept => accepted,
+            _ = terminate.recv() => return connections,
+            _ = interrupt.recv() => return connections,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let _only_slower_without = stream.set_nodelay(true);
+        let service = service_fn({
+            let server = server.clone();
+            move |request| {
+                let server = server.clone();
+                async move { conn::handle(&server, request).await }
+            }
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(slot);
+        });
+    }
+}
