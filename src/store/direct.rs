@@ -3,7 +3,7 @@
 //!
 //! What an SDK does per request is done here once: the head is laid out per store, the signing key
 //! per day, and buffers stay with their connection. Same options, same classification, same
-//! credentials as the SDK's path ([`account`](super::account)). [`Template`], [`Signer`] and
+//! credentials as the SDK's path (`account`). [`Template`], [`Signer`] and
 //! [`ReplyReader`] know neither sockets nor clocks, so that another runtime can use them as well.
 
 mod encode;
