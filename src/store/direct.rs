@@ -6,6 +6,7 @@
 //! credentials as the SDK's path (`account`). [`Template`], [`Signer`] and
 //! [`ReplyReader`] know neither sockets nor clocks, so that another runtime can use them as well.
 
+mod document;
 mod encode;
 mod endpoint;
 mod link;
@@ -18,9 +19,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+pub use document::error_document;
 pub use encode::escape_path;
 pub use endpoint::Unsupported;
-pub use reply::{Malformed, Reply, ReplyReader, error_document};
+pub use reply::{Malformed, Reply, ReplyReader};
 pub use request::{Integrity, Place, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 

@@ -8,8 +8,6 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use aws_smithy_xml::decode::{Document, try_data};
-
 /// Longest head, interim answers before it and trailers after it included.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Longest body, as the SDK's path takes it.
@@ -397,26 +395,6 @@ fn parse_length(value: &[u8]) -> Result<usize, Malformed> {
     let digits = value.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(value).ok().filter(|_| digits);
     text.and_then(|text| text.parse().ok()).ok_or(Malformed::Framing)
-}
-
-/// Code and message of an error document, read by the SDK's own XML parser; what is no such document
-/// has neither.
-pub fn error_document(body: &[u8]) -> (Option<String>, Option<String>) {
-    let read = || {
-        let mut document = Document::try_from(body).ok()?;
-        let mut root = document.root_element().ok()?;
-        let (mut code, mut message) = (None, None);
-        while let Some(mut tag) = root.next_tag() {
-            let part = match tag.start_el().local() {
-                "Code" => &mut code,
-                "Message" => &mut message,
-                _ => continue,
-            };
-            *part = Some(try_data(&mut tag).ok()?.into_owned());
-        }
-        Some((code, message))
-    };
-    read().unwrap_or_default()
 }
 
 #[cfg(test)]

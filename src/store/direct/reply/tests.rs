@@ -168,19 +168,6 @@ fn buffers_are_bounded_and_given_back() {
     assert!(reader.buffer.len() < 16 << 10, "{} bytes for 2000", reader.buffer.len());
 }
 
-#[test]
-fn error_documents() {
-    let s3 = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>AccessDenied</Code>\
-              <Message>x may not &lt;put&gt; &amp; more</Message><Resource><Code>no</Code>\
-              </Resource></Error>";
-    let both = |code: &str, message: &str| (Some(code.to_owned()), Some(message.to_owned()));
-    assert_eq!(error_document(s3.as_bytes()), both("AccessDenied", "x may not <put> & more"));
-    for nothing in ["", "<html>bad gateway</html>", "Service Unavailable", "<Error><Co", "\u{1}"] {
-        assert_eq!(error_document(nothing.as_bytes()), (None, None), "{nothing:?}");
-    }
-    assert_eq!(error_document(b"\xff\xfe"), (None, None));
-}
-
 proptest! {
     #[test]
     fn any_bytes_are_read_within_bounds(
@@ -190,7 +177,6 @@ proptest! {
         let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
         answer.extend(&bytes);
         let _ = read_in(&mut ReplyReader::default(), &answer, piece);
-        let _ = error_document(&bytes);
     }
 
     #[test]
