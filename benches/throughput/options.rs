@@ -78,10 +78,10 @@ impl Options {
         Ok(if trial { options.shortened() } else { options })
     }
 
-    /// For `cargo test --benches`: one short round of millrace alone, to see that all this works; figures do not matter.
+    /// For `cargo test --bench throughput`: one short round of millrace alone, to see that all this works; figures do not matter.
     fn shortened(self) -> Options {
         Options {
-            duration: Duration::from_millis(200),
+            duration: Duration::from_millis(500),
             warm_up: Duration::from_millis(100),
             rounds: 1,
             connections: self.connections.or(Some(8)),
@@ -114,13 +114,13 @@ impl Options {
 
     /// The servers to compare in `lane`: the upload path makes a difference only where something is uploaded.
     pub fn variants(&self, lane: &Lane) -> Vec<Variant> {
-        let makes_sense = |v: &Variant| *v != Variant::TokioLean || lane.store != Sink::Null;
+        let makes_sense = |v: &Variant| !v.differs_in_upload() || lane.store != Sink::Null;
         self.variants.iter().copied().filter(makes_sense).collect()
     }
 
-    /// Whether a server is needed at all.
+    /// Whether the tokio variant has to be built.
     pub fn wants_tokio(&self) -> bool {
-        self.variants.iter().any(|variant| *variant != Variant::Millrace)
+        self.variants.iter().any(|v| matches!(v, Variant::TokioSdk | Variant::TokioLean))
     }
 
     /// `benches/record/<date>-<host>`, or what `--record` says.
@@ -169,7 +169,7 @@ fn command() -> Command {
         .arg(option("tokio", "FILE", "Binary to measure as the tokio variant [default: built now]"))
         .arg(option("record", "DIR", "Where CSV and SVG go [default: benches/record/<date>-<host>]"))
         .arg(Arg::new("no-record").long("no-record").action(ArgAction::SetTrue).help("Write neither"))
-        // `cargo bench` passes this flag, `cargo test --benches` does not.
+        // `cargo bench` passes this flag, `cargo test --bench throughput` does not.
         .arg(Arg::new("bench").long("bench").action(ArgAction::SetTrue).hide(true))
 }
 

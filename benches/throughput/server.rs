@@ -21,6 +21,8 @@ pub const PREFIX: &str = "in/";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     Millrace,
+    /// millrace with the SDK's PUT, `S3_CLIENT=sdk`; not among those that run unless asked for.
+    MillraceSdk,
     /// The tokio variant as it is.
     TokioSdk,
     /// The tokio variant with millrace's own PUT.
@@ -28,14 +30,21 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 3] = [Variant::Millrace, Variant::TokioSdk, Variant::TokioLean];
+    pub const ALL: [Variant; 4] =
+        [Variant::Millrace, Variant::MillraceSdk, Variant::TokioSdk, Variant::TokioLean];
 
     pub fn name(self) -> &'static str {
         match self {
             Variant::Millrace => "millrace",
+            Variant::MillraceSdk => "millrace-sdk",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
         }
+    }
+
+    /// One that differs from another only in how it uploads.
+    pub fn differs_in_upload(self) -> bool {
+        matches!(self, Variant::MillraceSdk | Variant::TokioLean)
     }
 
     pub fn named(name: &str) -> Option<Variant> {
@@ -59,6 +68,11 @@ impl Binaries {
     fn command(&self, variant: Variant) -> Command {
         match variant {
             Variant::Millrace => Command::new(&self.millrace),
+            Variant::MillraceSdk => {
+                let mut command = Command::new(&self.millrace);
+                command.args(["--s3-client", "sdk"]);
+                command
+            }
             Variant::TokioSdk => Command::new(&self.tokio),
             Variant::TokioLean => {
                 let mut command = Command::new(&self.tokio);
