@@ -16,13 +16,13 @@ use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -37,6 +37,7 @@ use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::parse::{self, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
+use crate::tokens::TokenSet;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,11 +261,8 @@ async fn handle(
 async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (Answer, bool) {
     let (head, body) = request.into_parts();
     let has_body = !body.is_end_stream();
-    if head.uri.path() != "/payloads" {
-        return (Answer::NotFound, has_body);
-    }
-    if head.method != Method::POST {
-        return (Answer::MethodNotAllowed, has_body);
+    if let Some(answer) = misdirected(&head.method, &head.uri) {
+        return (answer, has_body);
     }
     let encoding = Encoding::of(&head.headers);
     // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
@@ -277,7 +275,8 @@ async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (
     // Corrupt compression is found after the body was read whole; the other errors leave some of it behind.
     match read.or(overdue).await {
         Ok(Some(body)) => {
-            state.enter(Phase::Working, Instant::now());
+            // Without a deadline of its own, so the time it began is not needed.
+            state.phase.set(Phase::Working);
             (admit(core, body).await, false)
         }
         Ok(None) => (Answer::BodyTimeout, true),
@@ -291,11 +290,21 @@ async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (
     }
 }
 
+/// The answer to a request for anything but `POST /payloads`.
+pub fn misdirected(method: &Method, uri: &Uri) -> Option<Answer> {
+    match uri.path() {
+        "/payloads" if method == Method::POST => None,
+        "/payloads" => Some(Answer::MethodNotAllowed),
+        _ => Some(Answer::NotFound),
+    }
+}
+
 /// Splits the body and queues its payloads, all or none.
 async fn admit(core: &Core, body: ChargedBytes) -> Answer {
+    let tokens = core.tokens.as_deref();
     let need = {
         let mut scratch = core.scratch.borrow_mut();
-        let payloads = match split(core, &body, &mut scratch) {
+        let payloads = match split(body.as_slice(), &mut scratch, tokens) {
             Ok([]) if core.ring.is_closed() => return Answer::Stopping,
             Ok([]) => return Answer::Accepted(0),
             Ok(payloads) => payloads,
@@ -312,7 +321,7 @@ async fn admit(core: &Core, body: ChargedBytes) -> Answer {
     match core.admission.admit(need, core.config.enqueue_wait).await {
         Ok(permit) => {
             let mut scratch = core.scratch.borrow_mut();
-            match split(core, &body, &mut scratch) {
+            match split(body.as_slice(), &mut scratch, tokens) {
                 Ok(payloads) => enqueue(core, body, permit, payloads),
                 Err(answer) => answer,
             }
@@ -322,14 +331,14 @@ async fn admit(core: &Core, body: ChargedBytes) -> Answer {
 }
 
 /// The spans of the body's payloads, if it is a collection from somebody who may send one.
-fn split<'scratch>(
-    core: &Core,
-    body: &ChargedBytes,
+pub fn split<'scratch>(
+    body: &[u8],
     scratch: &'scratch mut Scratch,
+    tokens: Option<&TokenSet>,
 ) -> Result<&'scratch [Span], Answer> {
-    let collection = parse::parse(body.as_slice(), scratch)
-        .map_err(|error| Answer::BadRequest(error.to_string()))?;
-    match &core.tokens {
+    let collection =
+        parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
+    match tokens {
         Some(tokens) if !tokens.contains(collection.token.as_deref()) => Err(Answer::Unauthorized),
         _ => Ok(collection.payloads),
     }
@@ -339,7 +348,7 @@ fn split<'scratch>(
 fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> Answer {
     let count = spans.len() as u64;
     let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
-    let unix_nanos = unix_nanos();
+    let unix_nanos = Stamp::unix_nanos_now();
     let first = core.seq.get();
     core.seq.set(first + count);
     let payloads = Payload::split(body.hand_over(), permit, spans);
@@ -350,11 +359,6 @@ fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> A
     core.cells.payloads_accepted.add(count);
     core.cells.bytes_accepted.add(payload_bytes);
     Answer::Accepted(spans.len())
-}
-
-fn unix_nanos() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Writes `last`, half-closes, then reads and discards what the client still sends: closing with unread bytes would

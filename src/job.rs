@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::admit::Permit;
 use crate::parse::Span;
@@ -25,6 +26,14 @@ pub struct Stamp {
     pub unix_nanos: u64,
     /// The core's counter, which never resets while the process lives.
     pub seq: u64,
+}
+
+impl Stamp {
+    /// The wall clock, for [`Stamp::unix_nanos`]; a clock set before 1970 counts as 1970.
+    pub fn unix_nanos_now() -> u64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// What is the same in every key of one core: `{node}-{core}`.

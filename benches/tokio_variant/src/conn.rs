@@ -2,17 +2,17 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_ENCODING;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use millrace::admit::Need;
+use millrace::conn::{misdirected, split};
 use millrace::job::Stamp;
-use millrace::parse::{self, Scratch};
+use millrace::parse::{Scratch, Span};
 use millrace::reply::Answer;
 use std::cell::RefCell;
 
@@ -37,11 +37,8 @@ pub async fn handle(
 async fn answer(server: &Server, request: Request<Incoming>) -> (Answer, bool) {
     let (head, body) = request.into_parts();
     let has_body = !body.is_end_stream();
-    if head.uri.path() != "/payloads" {
-        return (Answer::NotFound, has_body);
-    }
-    if head.method != Method::POST {
-        return (Answer::MethodNotAllowed, has_body);
+    if let Some(answer) = misdirected(&head.method, &head.uri) {
+        return (answer, has_body);
     }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return (Answer::UnsupportedEncoding, has_body);
@@ -93,17 +90,10 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
 
 /// Splits the body and queues its payloads, all or none.
 async fn admit(server: &Server, body: Bytes) -> Answer {
-    let split = SCRATCH.with_borrow_mut(|scratch| {
-        let collection =
-            parse::parse(&body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
-        match &server.tokens {
-            Some(tokens) if !tokens.contains(collection.token.as_deref()) => {
-                Err(Answer::Unauthorized)
-            }
-            _ => Ok(collection.payloads.to_vec()),
-        }
+    let spans = SCRATCH.with_borrow_mut(|scratch| {
+        split(&body, scratch, server.tokens.as_ref()).map(<[Span]>::to_vec)
     });
-    let spans = match split {
+    let spans = match spans {
         Ok(spans) if spans.is_empty() => return Answer::Accepted(0),
         Ok(spans) => spans,
         Err(answer) => return answer,
@@ -114,8 +104,7 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
     };
     let count = spans.len() as u64;
     let first = server.seq.fetch_add(count, Relaxed);
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let unix_nanos = since_epoch.as_nanos() as u64;
+    let unix_nanos = Stamp::unix_nanos_now();
     let permit = room.bytes.clone();
     let jobs = spans.iter().zip(first..).map(|(span, seq)| Job {
         payload: body.slice(span.range()),
