@@ -14,8 +14,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use glommio::timer::Timer;
-
+use crate::deadline::within;
 use crate::job::Job;
 use crate::limits::JOB_COST_BYTES;
 use crate::metrics::CoreCells;
@@ -112,11 +111,7 @@ impl Admission {
         let place = Place { admission: self.clone(), ticket: self.next_ticket.get() };
         self.next_ticket.set(place.ticket + 1);
         let ticket = place.ticket;
-        let timeout = async {
-            Timer::new(wait).await;
-            Err(self.full(need, ticket))
-        };
-        futures_lite::future::or(place.wait(need), timeout).await
+        within(wait, place.wait(need), || Err(self.full(need, ticket))).await
     }
 
     /// Room was made: a slot popped, bytes released, or the ring closed. Wakes the head of the line if it can move.

@@ -6,8 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::FutureExt;
-use glommio::timer::{Timer, sleep};
+use glommio::timer::sleep;
 
 use crate::config::Config;
 use crate::control::{Exit, prepare_store};
@@ -15,7 +14,7 @@ use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
-use crate::store::{Class, PutError, Store};
+use crate::store::{Class, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
@@ -274,11 +273,7 @@ impl Replay {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let timeout = async {
-                Timer::new(self.deadline).await;
-                Err(PutError::new(Class::Transient, "Timeout", "no answer within PUT_TIMEOUT"))
-            };
-            match self.store.put(&letter.key, &payload).or(timeout).await {
+            match self.store.put_within(self.deadline, &letter.key, &payload).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;

@@ -32,6 +32,7 @@ use smol_hyper::rt::FuturesIo;
 
 use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{BodyError, Encoding};
+use crate::deadline::within;
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::parse::{self, Scratch, Span};
@@ -377,11 +378,7 @@ async fn linger(mut stream: TcpStream, last: &[u8]) {
         }
         io::Result::Ok(())
     };
-    let time_up = async {
-        Timer::new(LINGER_TIME_MAX).await;
-        Ok(())
-    };
-    if let Err(error) = discard.or(time_up).await {
+    if let Err(error) = within(LINGER_TIME_MAX, discard, || Ok(())).await {
         tracing::debug!(%error, "lingering ended");
     }
 }

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncReadExt, FutureExt};
+use futures_lite::AsyncReadExt;
 use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
-use glommio::timer::{Timer, sleep};
+use glommio::timer::sleep;
 use glommio::{CpuSet, LocalExecutorBuilder, Placement, PoolPlacement};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use socket2::{Domain, Socket, Type};
@@ -22,6 +22,7 @@ use crate::admin::{self, Admin};
 use crate::aws::{self, S3Target};
 use crate::config::{Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
+use crate::deadline::within;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
 use crate::preflight::Finding;
@@ -360,11 +361,8 @@ impl Server {
 
     /// The next event, or `None` at `deadline`.
     async fn next_event(&self, deadline: Instant) -> Option<Event> {
-        let time_up = async {
-            Timer::new(deadline.saturating_duration_since(Instant::now())).await;
-            None
-        };
-        self.events.recv().or(time_up).await
+        let left = deadline.saturating_duration_since(Instant::now());
+        within(left, self.events.recv(), || None).await
     }
 
     /// One byte to every core: the first means serve, the second drain, the third hurry.

@@ -41,6 +41,7 @@ pub mod shard;
 
 pub mod accept;
 pub mod conn;
+pub mod deadline;
 
 pub mod body;
 pub mod parse;

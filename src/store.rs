@@ -19,9 +19,11 @@ pub(crate) mod tls;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::aws::AwsShared;
 use crate::config::S3Client;
+use crate::deadline::within;
 use crate::job::{Origin, Payload};
 use faulty::{FaultPlan, Faulty};
 
@@ -87,6 +89,24 @@ impl Store {
             Store::S3(store) => store.put(key, payload).await,
             Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
         }
+    }
+
+    /// [`Store::put`], given up after `limit` (`PUT_TIMEOUT`), which is worth another try.
+    ///
+    /// # Errors
+    /// As `put`'s.
+    pub async fn put_within(
+        &self,
+        limit: Duration,
+        key: &str,
+        payload: &Payload,
+    ) -> Result<(), PutError> {
+        within(limit, self.put(key, payload), || {
+            let limit = humantime::format_duration(limit);
+            let text = format!("no answer within PUT_TIMEOUT ({limit})");
+            Err(PutError::new(Class::Transient, "Timeout", text))
+        })
+        .await
     }
 }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::timer::{Timer, sleep};
+use glommio::timer::sleep;
 
 use crate::config::Config;
 use crate::deadletter::Letter;
@@ -96,14 +96,7 @@ async fn pause(core: &Core, backoff: Duration) {
 /// One put within `PUT_TIMEOUT`.
 async fn attempt(core: &Core, key: &str, job: &Job) -> Result<(), PutError> {
     let started = Instant::now();
-    let deadline = core.config.put_timeout;
-    let timeout = async {
-        Timer::new(deadline).await;
-        let text =
-            format!("no answer within PUT_TIMEOUT ({})", humantime::format_duration(deadline));
-        Err(PutError::new(Class::Transient, "Timeout", text))
-    };
-    let outcome = core.store.put(key, &job.payload).or(timeout).await;
+    let outcome = core.store.put_within(core.config.put_timeout, key, &job.payload).await;
     let now = Instant::now();
     core.cells.put_latency.observe(now - started);
     if outcome.is_ok() {

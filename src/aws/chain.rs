@@ -19,10 +19,10 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::TimeSource;
 use aws_types::service_config::ServiceConfigKey;
-use futures_lite::future;
 use glommio::timer::Timer;
 
 use super::{AwsShared, Overrides, Place, StartError};
+use crate::deadline::within;
 use crate::store::connector::{GlommioHttp, GlommioSleep, with_sources};
 use crate::store::dial::Origin;
 use crate::store::pool::Pool;
@@ -72,11 +72,8 @@ impl Chain {
             let credentials = provider.provide_credentials().await.map_err(start_error)?;
             Ok((place, provider, credentials))
         };
-        let give_up = async {
-            Timer::new(START_TIMEOUT).await;
-            Err(StartError::TimedOut { seconds: START_TIMEOUT.as_secs() })
-        };
-        future::or(load, give_up).await
+        let seconds = START_TIMEOUT.as_secs();
+        within(START_TIMEOUT, load, || Err(StartError::TimedOut { seconds })).await
     }
 
     /// Keeps `shared`'s credentials fresh for as long as it runs.
@@ -198,12 +195,8 @@ fn s3_endpoint(config: &SdkConfig) -> Option<String> {
 }
 
 async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, String> {
-    let give_up = async {
-        Timer::new(FETCH_TIMEOUT).await;
-        Err(format!("no answer within {FETCH_TIMEOUT:?}"))
-    };
     let ask = async { provider.provide_credentials().await.map_err(|e| with_sources(&e)) };
-    future::or(ask, give_up).await
+    within(FETCH_TIMEOUT, ask, || Err(format!("no answer within {FETCH_TIMEOUT:?}"))).await
 }
 
 fn same(a: &Credentials, b: &Credentials) -> bool {

@@ -24,7 +24,6 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use futures_lite::future;
 use glommio::timer::Timer;
 use http::header::{HOST, HeaderValue};
 use http_body_util::{BodyExt, Full, Limited};
@@ -32,6 +31,7 @@ use send_wrapper::SendWrapper;
 
 use super::dial::{LinkError, Origin};
 use super::pool::{Conn, Pool};
+use crate::deadline::within;
 use crate::job::Payload;
 
 /// Longest answer taken from a store or a credential service, bytes.
@@ -196,11 +196,9 @@ impl Exchange {
         let result = match self.read_timeout {
             None => self.answer(&mut conn, request).await,
             Some(after) => {
-                let give_up = async {
-                    Timer::new(after).await;
-                    Err(LinkError::ReadTimeout { host: self.origin.host.clone(), after })
-                };
-                future::or(self.answer(&mut conn, request), give_up).await
+                let host = self.origin.host.clone();
+                let late = || Err(LinkError::ReadTimeout { host, after });
+                within(after, self.answer(&mut conn, request), late).await
             }
         };
         match result {

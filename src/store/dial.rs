@@ -13,16 +13,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_lite::future;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use futures_rustls::client::TlsStream;
 use futures_rustls::pki_types::ServerName;
 use futures_rustls::rustls::ClientConfig;
 use futures_rustls::rustls::client::Resumption;
 use glommio::net::TcpStream;
-use glommio::timer::Timer;
 
 use crate::aws::names::Names;
+use crate::deadline::within;
 
 /// TLS sessions one core remembers for resumption.
 const TLS_SESSIONS_MAX: usize = 32;
@@ -96,11 +95,8 @@ impl Dialer {
             let Origin { host, port, .. } = origin.clone();
             LinkError::ConnectTimeout { host, port, after: timeout }
         };
-        let give_up = async {
-            Timer::new(timeout).await;
-            Err(late())
-        };
-        match future::or(self.dial_unbounded(origin, Instant::now() + timeout), give_up).await {
+        let dialled = self.dial_unbounded(origin, Instant::now() + timeout);
+        match within(timeout, dialled, || Err(late())).await {
             // The last address's share ran out just before the whole did.
             Err(LinkError::Unreachable { source, .. })
                 if source.kind() == io::ErrorKind::TimedOut =>

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_lite::future;
 use glommio::Task;
-use glommio::timer::Timer;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use smol_hyper::rt::FuturesIo;
 
 use super::dial::{Dialer, LinkError, Origin};
+use crate::deadline::within;
 
 /// A connection idle for longer is closed, not reused: stores close theirs soon after.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -99,11 +99,7 @@ impl Pool {
                 let (pool, origin) = (Rc::downgrade(pool), origin.clone());
                 glommio::spawn_local(async move {
                     let settled = async { conn.sender.ready().await.is_ok() };
-                    let give_up = async {
-                        Timer::new(SETTLE_TIMEOUT).await;
-                        false
-                    };
-                    if future::or(settled, give_up).await
+                    if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()
                     {
                         pool.keep(&origin, conn);

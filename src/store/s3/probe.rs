@@ -8,10 +8,9 @@ use std::time::Duration;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use futures_lite::future;
-use glommio::timer::Timer;
 
 use super::{S3Store, link_error};
+use crate::deadline::within;
 use crate::store::connector::with_sources;
 use crate::store::dial::LinkError;
 use crate::store::{Class, classify};
@@ -109,11 +108,9 @@ impl S3Store {
                 outcome => outcome.or_else(|error| self.verdict(error)),
             }
         };
-        let give_up = async {
-            Timer::new(PROBE_TIMEOUT).await;
-            Err(ProbeError::TimedOut { place: self.place(), seconds: PROBE_TIMEOUT.as_secs() })
-        };
-        future::or(ask, give_up).await
+        let seconds = PROBE_TIMEOUT.as_secs();
+        let late = || Err(ProbeError::TimedOut { place: self.place(), seconds });
+        within(PROBE_TIMEOUT, ask, late).await
     }
 
     /// Whether the store found the time wrong and said its own, which is then used from now on.
