@@ -11,11 +11,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::net::{TcpListener, TcpStream};
+use futures_lite::future::poll_once;
+use glommio::net::TcpStream;
+use glommio::sync::StaticPermit;
 use glommio::timer::sleep;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::log::Throttle;
+use crate::net::{Net, Stream};
 use crate::shard::Core;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
@@ -55,9 +58,9 @@ fn backlog() -> i32 {
 }
 
 /// Accepts until the core drains and the queue is empty, or the ring closes; then stops listening.
-pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
+pub async fn accept_loop(core: Rc<Core>, net: Rc<Net>, socket: Socket) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
-    let listener = into_glommio(socket);
+    let listener = net.listener(socket);
     let mut errors = Throttle::default();
     let mut drain_end = None;
     loop {
@@ -74,11 +77,14 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
             Ok(None)
         };
         match next.or(stop).await {
-            Ok(None) => break,
-            Ok(Some(stream)) => {
-                let _peer_may_be_gone = stream.set_nodelay(true);
-                core.spawn_connection(stream, slot);
+            Ok(None) => {
+                // It may have come just now.
+                if let Some(Ok(stream)) = poll_once(listener.accept()).await {
+                    serve(&core, stream, slot);
+                }
+                break;
             }
+            Ok(Some(stream)) => serve(&core, stream, slot),
             Err(error) => {
                 core.cells.accept_errors.inc();
                 errors.error(|| format!("accepting a connection failed, trying on: {error}"));
@@ -90,15 +96,14 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
     let _not_listening = handle.shutdown(std::net::Shutdown::Both);
 }
 
-#[expect(unsafe_code, reason = "glommio takes sockets of our own making only as raw descriptors")]
-pub fn into_glommio(socket: Socket) -> TcpListener {
-    // SAFETY: `into_raw_fd` gives up `socket`'s ownership of an open descriptor, so the listener is its only owner.
-    unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) }
+fn serve(core: &Rc<Core>, stream: Stream, slot: StaticPermit) {
+    let _peer_may_be_gone = stream.set_nodelay();
+    core.spawn_connection(stream, slot);
 }
 
 /// Any connected stream socket, also one end of a pair: what is TCP about glommio's stream is not used by readers.
 #[expect(unsafe_code, reason = "glommio takes sockets of our own making only as raw descriptors")]
 pub fn into_glommio_stream(socket: Socket) -> TcpStream {
-    // SAFETY: as above, the stream becomes the descriptor's only owner.
+    // SAFETY: `into_raw_fd` gives up `socket`'s ownership of an open descriptor, so the stream is its only owner.
     unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_lite::FutureExt;
 use glommio::Task;
-use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::{Timer, sleep};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -18,11 +17,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
-use smol_hyper::rt::FuturesIo;
 
 use crate::deadletter::DeadLetters;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use crate::metrics::{Cells, CoreState};
+use crate::net::{Listener, Stream};
 
 /// How long an admin connection has for its first whole request.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -120,7 +119,7 @@ struct Open {
 
 /// Serves the admin pages until the process ends. With every place taken, a newcomer gets that of the connection which
 /// has been silent for longest: no client can keep a health check waiting.
-pub async fn serve(admin: Rc<Admin>, listener: TcpListener) {
+pub async fn serve(admin: Rc<Admin>, listener: Listener) {
     let mut open: Vec<(Rc<Open>, Task<()>)> = Vec::new();
     loop {
         match listener.accept().await {
@@ -152,7 +151,7 @@ pub async fn serve(admin: Rc<Admin>, listener: TcpListener) {
     }
 }
 
-async fn serve_connection(admin: Rc<Admin>, stream: TcpStream, state: &Open) {
+async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
     let service = service_fn(|request| {
         state.since.set(Instant::now());
         state.patience.set(IDLE_MAX);
@@ -162,7 +161,7 @@ async fn serve_connection(admin: Rc<Admin>, stream: TcpStream, state: &Open) {
     let served = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(FuturesIo::new(stream), service);
+        .serve_connection(stream, service);
     let served = async {
         if let Err(error) = served.await {
             tracing::debug!(%error, "admin connection ended");

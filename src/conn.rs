@@ -12,29 +12,28 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt};
-use glommio::net::TcpStream;
+use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 use glommio::timer::Timer;
 use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use smol_hyper::rt::FuturesIo;
 
 use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{BodyError, Encoding};
 use crate::deadline::within;
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::net::Stream;
 use crate::parse::{self, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
@@ -148,12 +147,12 @@ enum End {
 }
 
 /// Serves `stream` until either side closes it.
-pub async fn serve(core: Rc<Core>, stream: TcpStream) {
+pub async fn serve(core: Rc<Core>, stream: Stream) {
     let state = ConnState::new();
     let listed = core.conns.enter(&state);
-    let stream = Rc::new(RefCell::new(stream));
+    let stream = Rc::new(stream);
     let end = drive(&core, &state, Socket { stream: stream.clone(), state: state.clone() }).await;
-    let stream = Rc::into_inner(stream).expect("hyper dropped its half").into_inner();
+    let stream = Rc::into_inner(stream).expect("hyper dropped its half");
     match end {
         End::IdleOverdue => {}
         End::Done if state.gone.get() => {}
@@ -171,7 +170,7 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
     let service = service_fn(|request| handle(core.clone(), state.clone(), request));
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
-    let mut hyper = pin!(builder.serve_connection(FuturesIo::new(socket), service));
+    let mut hyper = pin!(builder.serve_connection(socket, service));
     let mut timer = Timer::new(core.shortest_deadline());
     poll_fn(|cx| {
         let mut waker = state.waker.borrow_mut();
@@ -364,10 +363,10 @@ fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> A
 
 /// Writes `last`, half-closes, then reads and discards what the client still sends: closing with unread bytes would
 /// reset the connection and could destroy the answer before the client has read it.
-async fn linger(mut stream: TcpStream, last: &[u8]) {
+async fn linger(mut stream: Stream, last: &[u8]) {
     let discard = async {
         stream.write_all(last).await?;
-        stream.shutdown(Shutdown::Write).await?;
+        stream.close().await?;
         let mut left = LINGER_BYTES_MAX;
         let mut scrap = vec![0; 16 * 1024];
         while left > 0 {
@@ -385,59 +384,62 @@ async fn linger(mut stream: TcpStream, last: &[u8]) {
 
 /// The socket as hyper sees it: notices the first byte of a head and the peer's end, and leaves closing to [`linger`].
 struct Socket {
-    stream: Rc<RefCell<TcpStream>>,
+    stream: Rc<Stream>,
     state: Rc<ConnState>,
 }
 
-impl AsyncRead for Socket {
+impl rt::Read for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+        mut buf: rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let state = &self.state;
         // hyper asks for more only if what it has is no whole head.
         if state.phase.get() == Phase::Idle && state.arrived.next_head.take() {
             state.enter(Phase::Head, Instant::now());
         }
-        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, buf);
-        match (&result, state.phase.get()) {
-            (Poll::Pending, _) => {}
-            (Poll::Ready(Ok(0) | Err(_)), _) => state.gone.set(true),
-            (Poll::Ready(Ok(n)), Phase::Idle) => {
-                // hyper passes over empty lines before a head.
-                if let Some(first) = buf[..*n].iter().position(|b| !is_line_end(b)) {
-                    state.enter(Phase::Head, Instant::now());
-                    state.arrived.part_of_head(&buf[first..*n]);
+        let result = ready!(self.stream.poll_read_with(cx, |arrived| {
+            let bytes = &arrived[..arrived.len().min(buf.remaining())];
+            match state.phase.get() {
+                Phase::Idle => {
+                    // hyper passes over empty lines before a head.
+                    if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
+                        state.enter(Phase::Head, Instant::now());
+                        state.arrived.part_of_head(&bytes[first..]);
+                    }
                 }
+                Phase::Head => state.arrived.part_of_head(bytes),
+                Phase::Body | Phase::Working => state.arrived.after_head(bytes),
             }
-            (Poll::Ready(Ok(n)), Phase::Head) => state.arrived.part_of_head(&buf[..*n]),
-            (Poll::Ready(Ok(n)), Phase::Body | Phase::Working) => {
-                state.arrived.after_head(&buf[..*n]);
-            }
+            buf.put_slice(bytes);
+            bytes.len()
+        }));
+        if matches!(result, Ok(0) | Err(_)) {
+            state.gone.set(true);
         }
-        result
+        Poll::Ready(result.map(drop))
     }
 }
 
-impl AsyncWrite for Socket {
+impl rt::Write for Socket {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, buf);
+        let result = self.stream.poll_send(cx, buf);
         if let Poll::Ready(Err(_)) = &result {
             self.state.gone.set(true);
         }
         result
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_flush()
     }
 
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }

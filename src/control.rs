@@ -25,6 +25,7 @@ use crate::deadletter::DeadLetters;
 use crate::deadline::within;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
+use crate::net::Net;
 use crate::preflight::Finding;
 use crate::shard::{self, Setup};
 use crate::store::StoreSeed;
@@ -277,7 +278,8 @@ fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> 
     let socket =
         accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
-    glommio::spawn_local(admin::serve(Rc::new(admin), accept::into_glommio(socket))).detach();
+    let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
+    glommio::spawn_local(admin::serve(Rc::new(admin), net.listener(socket))).detach();
     Ok(Some(handle))
 }
 

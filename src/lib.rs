@@ -42,6 +42,7 @@ pub mod shard;
 pub mod accept;
 pub mod conn;
 pub mod deadline;
+pub mod net;
 
 pub mod body;
 pub mod parse;

@@ -16,7 +16,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncReadExt, FutureExt};
-use glommio::net::TcpStream;
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
@@ -32,6 +31,7 @@ use crate::job::{Job, Origin, Stamp};
 use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
 use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
+use crate::net::{Net, Stream};
 use crate::parse::Scratch;
 use crate::ring::Ring;
 use crate::store::faulty::ConnFaults;
@@ -139,7 +139,7 @@ impl Core {
     }
 
     /// Serves `stream` in a task of its own; a panic there ends that connection and nothing else.
-    pub fn spawn_connection(self: &Rc<Self>, stream: TcpStream, slot: StaticPermit) {
+    pub fn spawn_connection(self: &Rc<Self>, stream: Stream, slot: StaticPermit) {
         let core = self.clone();
         glommio::spawn_local(async move {
             core.cells.connections_accepted.inc();
@@ -283,6 +283,13 @@ fn ring_doorbell(bell: &Socket) {
 }
 
 async fn run(setup: Setup) {
+    let net = match Net::here() {
+        Ok(net) => net,
+        Err(error) => {
+            tracing::error!(core = setup.core_id, %error, "no sockets for this core");
+            return;
+        }
+    };
     let core = Core::new(&setup);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
@@ -309,7 +316,7 @@ async fn run(setup: Setup) {
     let acceptor = glommio::spawn_local({
         let core = core.clone();
         async move {
-            accept_loop(core.clone(), listener).await;
+            accept_loop(core.clone(), net, listener).await;
             core.accepting.set(false);
         }
     });

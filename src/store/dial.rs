@@ -18,10 +18,10 @@ use futures_rustls::client::TlsStream;
 use futures_rustls::pki_types::ServerName;
 use futures_rustls::rustls::ClientConfig;
 use futures_rustls::rustls::client::Resumption;
-use glommio::net::TcpStream;
 
 use crate::aws::names::Names;
 use crate::deadline::within;
+use crate::net::{self, Net};
 
 /// TLS sessions one core remembers for resumption.
 const TLS_SESSIONS_MAX: usize = 32;
@@ -112,7 +112,7 @@ impl Dialer {
         let addresses = self.names.addresses(&host, port, deadline).await?;
         let tcp = connect_first(origin, &addresses, deadline).await?;
         // Without it the last segment of a PUT waits for a delayed acknowledgement.
-        let _ = tcp.set_nodelay(true);
+        let _ = tcp.set_nodelay();
         let stream = if https {
             let tls_failed = |source| LinkError::Tls { host: host.clone(), port, source };
             let name = ServerName::try_from(host.clone())
@@ -132,14 +132,15 @@ async fn connect_first(
     origin: &Origin,
     addresses: &[SocketAddr],
     deadline: Instant,
-) -> Result<TcpStream, LinkError> {
+) -> Result<net::Stream, LinkError> {
     let mut last = None;
     for (tried, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = (left / (addresses.len() - tried) as u32).max(ADDRESS_TIMEOUT_MIN);
-        match TcpStream::connect_timeout(*address, share).await {
+        let connect = async { Net::here()?.connect(*address).await };
+        match within(share, connect, || Err(io::ErrorKind::TimedOut.into())).await {
             Ok(tcp) => return Ok(tcp),
-            Err(e) => last = Some((*address, io::Error::from(e))),
+            Err(e) => last = Some((*address, e)),
         }
     }
     let Origin { host, port, .. } = origin.clone();
@@ -157,8 +158,8 @@ pub struct Wire {
 }
 
 enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(net::Stream),
+    Tls(Box<TlsStream<net::Stream>>),
 }
 
 impl Wire {

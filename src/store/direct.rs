@@ -81,13 +81,13 @@ impl DirectStore {
         let put = Put { key, body: payload };
         let answered = self.exchange(&self.origin, &self.template, &put).await?;
         match self.redirect(&answered.link.reply()) {
-            None => self.conclude(&self.origin, answered),
+            None => self.conclude(&self.origin, answered).await,
             Some((origin, template)) => {
-                self.release(&self.origin, answered.link);
+                self.release(&self.origin, answered.link).await;
                 // The key is in the address that the store named.
                 let put = Put { key: "", ..put };
                 let answered = self.exchange(&origin, &template, &put).await?;
-                self.conclude(&origin, answered)
+                self.conclude(&origin, answered).await
             }
         }
     }
@@ -156,9 +156,9 @@ impl DirectStore {
     }
 
     /// Takes the answer for what it is and keeps its connection.
-    fn conclude(&self, origin: &Origin, answered: Answered) -> Result<(), PutError> {
+    async fn conclude(&self, origin: &Origin, answered: Answered) -> Result<(), PutError> {
         let outcome = self.outcome(&answered.link.reply(), answered.generation);
-        self.release(origin, answered.link);
+        self.release(origin, answered.link).await;
         outcome
     }
 
@@ -181,8 +181,9 @@ impl DirectStore {
         Err(self.account.refused(&refusal, generation))
     }
 
-    fn release(&self, origin: &Origin, link: Link) {
-        if link.reply().keep_alive {
+    async fn release(&self, origin: &Origin, mut link: Link) {
+        // From here on the end of the connection is seen when it comes.
+        if link.reply().keep_alive && link.is_quiet().await {
             self.links.keep(origin, link);
         }
     }

@@ -7,7 +7,7 @@ mod traffic;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -131,16 +131,18 @@ impl Crew {
     }
 
     pub fn enter(&self, phase: Phase) {
-        self.shared.phase.store(phase as u8, std::sync::atomic::Ordering::Release);
+        self.shared.phase.store(phase as u8, Release);
     }
 
     pub fn totals(&self) -> Totals {
         let sum = |read: fn(&Counts) -> &AtomicU64| {
             self.shared.counts.iter().map(|counts| read(counts).load(Relaxed)).sum()
         };
+        let outstanding =
+            self.shared.counts.iter().map(|counts| counts.outstanding.load(Acquire)).sum();
         Totals {
             answered: sum(|c| &c.answered),
-            outstanding: sum(|c| &c.outstanding),
+            outstanding,
             accepted: sum(|c| &c.accepted),
             puts: sum(|c| &c.puts),
             put_bytes: sum(|c| &c.put_bytes),
@@ -255,7 +257,7 @@ impl Station {
                 }
             }
             self.sink.tick(Instant::now());
-            self.publish();
+            self.publish(phase);
         }
         let distinct_keys = self.sink.distinct_keys();
         Ok(Report { latency: self.load.into_latency(), distinct_keys })
@@ -270,17 +272,20 @@ impl Station {
             Phase::Closing,
             Phase::Over,
         ];
-        phases[usize::from(self.shared.phase.load(std::sync::atomic::Ordering::Acquire))]
+        phases[usize::from(self.shared.phase.load(Acquire))]
     }
 
-    fn publish(&self) {
+    fn publish(&self, phase: Phase) {
         let counts = &self.shared.counts[self.at];
         counts.answered.store(self.load.answered, Relaxed);
-        counts.outstanding.store(self.load.outstanding(), Relaxed);
         counts.accepted.store(self.load.accepted, Relaxed);
         counts.puts.store(self.sink.puts, Relaxed);
         counts.put_bytes.store(self.sink.put_bytes, Relaxed);
         counts.open.store(self.load.open(), Relaxed);
+        // Last, so that whoever sees nothing outstanding sees the rest as it is then. While requests are still being
+        // made, the next one counts.
+        let next = u64::from(matches!(phase, Phase::WarmUp | Phase::Measured));
+        counts.outstanding.store(self.load.outstanding() + next, Release);
     }
 }
 

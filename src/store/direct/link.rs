@@ -73,8 +73,8 @@ impl Link {
         &mut self.out
     }
 
-    /// True while the peer has neither closed the connection nor said anything unasked. Costs no
-    /// system call: the stream already waits for either.
+    /// True while the peer has neither closed the connection nor said anything unasked, as far as
+    /// is known since the last call. Never waits.
     pub(super) async fn is_quiet(&mut self) -> bool {
         let said =
             future::poll_fn(|cx| Pin::new(&mut self.wire).poll_read(cx, self.reader.space()));

@@ -1,0 +1,410 @@
+//! An io_uring of our own with receive buffers that the kernel picks from; all raw memory of the transport is here.
+//!
+//! The interface is safe because whatever the kernel may still write to or read from is owned by [`Ring`] until the
+//! operation's completion has been seen: receive buffers by the pool, outgoing bytes and addresses by `lent`. A ring
+//! that ends with operations under way takes them back first, and leaks what it cannot take back.
+//!
+//! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register_buf_ring(3)`.
+#![expect(unsafe_code, reason = "submissions name memory by address")]
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use glommio::io::BufferedFile;
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use socket2::SockAddr;
+
+/// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
+const SUBMISSIONS: u32 = 1024;
+/// Completions the kernel keeps in shared memory; more wait in the kernel until these are read.
+const COMPLETIONS: u32 = 4096;
+/// Bytes of one receive buffer: as much as hyper reads at a time.
+pub const BUFFER_BYTES: usize = 16 << 10;
+/// Receive buffers, a power of two. One is held from a completion until its reader has run, so this bounds how many
+/// connections are served between two looks at the kernel, not how many there are.
+pub const BUFFERS: u16 = 256;
+/// The pool's number; a ring has one.
+const GROUP: u16 = 0;
+/// How long a ring that ends waits for the kernel to give back what it was lent.
+const TAKE_BACK_MAX: Duration = Duration::from_millis(100);
+
+/// `user_data` of operations whose outcome nobody waits for.
+const NOBODY: u64 = u64::MAX;
+
+/// What an operation was, in the low bits of its `user_data`; the rest is its owner's token.
+#[derive(Clone, Copy)]
+enum Kind {
+    Receive = 0,
+    Send = 1,
+    Accept = 2,
+    Connect = 3,
+}
+
+/// Something that ended.
+pub struct Completion {
+    pub token: usize,
+    pub what: Outcome,
+}
+
+pub enum Outcome {
+    /// What was received; without bytes at the peer's end.
+    Received(io::Result<Option<Buffer>>),
+    /// What was lent, and how much of it is now the kernel's.
+    Sent(Vec<u8>, io::Result<usize>),
+    Accepted(io::Result<OwnedFd>),
+    Connected(io::Result<()>),
+}
+
+/// One receive buffer with bytes in it; give it back with [`Ring::give_back`].
+pub struct Buffer {
+    id: u16,
+    length: u32,
+}
+
+impl Buffer {
+    pub fn len(&self) -> usize {
+        self.length as usize
+    }
+}
+
+/// What the kernel may read until the operation has ended.
+enum Lent {
+    Bytes(Vec<u8>),
+    Address(#[expect(dead_code, reason = "read by the kernel")] Box<SockAddr>),
+}
+
+pub struct Ring {
+    uring: ManuallyDrop<IoUring>,
+    pool: ManuallyDrop<Pool>,
+    /// By token: each has at most one such operation under way.
+    lent: ManuallyDrop<Vec<Option<Lent>>>,
+    event: OwnedFd,
+    /// Operations that have not ended.
+    under_way: usize,
+}
+
+impl Ring {
+    /// A ring of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel is older than 6.1, or forbids io_uring.
+    pub fn new() -> io::Result<Ring> {
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        uring.submitter().register_eventfd(event.as_raw_fd())?;
+        let pool = Pool::new()?;
+        // SAFETY: the pool's ring is mapped until the pool is dropped, which is after `uring`, see `drop`.
+        unsafe {
+            let entries = pool.entries.as_ptr() as u64;
+            uring.submitter().register_buf_ring_with_flags(entries, BUFFERS, GROUP, 0)?;
+        }
+        Ok(Ring {
+            uring: ManuallyDrop::new(uring),
+            pool: ManuallyDrop::new(pool),
+            lent: ManuallyDrop::default(),
+            event,
+            under_way: 0,
+        })
+    }
+
+    /// A file on which glommio can wait for [`Ring::announce`]d completions: a read of 8 bytes ends when there are some.
+    pub fn bell(&self) -> io::Result<BufferedFile> {
+        let event = self.event.try_clone()?;
+        // SAFETY: the duplicate belongs to nobody else.
+        Ok(unsafe { BufferedFile::from_raw_fd(event.into_raw_fd()) })
+    }
+
+    /// Whether completions ring the bell.
+    pub fn announce(&mut self, yes: bool) {
+        let completions = self.uring.completion();
+        if yes { completions.enable_eventfd() } else { completions.disable_eventfd() }
+    }
+
+    /// Receives once from `fd` into a buffer of the pool. `io::ErrorKind` of an exhausted pool: see [`is_exhausted`].
+    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
+        let entry = opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
+            .buf_group(GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        // SAFETY: names no memory; the kernel takes its buffer from the pool.
+        unsafe { self.push(entry, token, Kind::Receive) };
+    }
+
+    /// Sends `bytes[from..]`; they come back with the completion.
+    ///
+    /// # Panics
+    /// Another send or connect of `token` is under way.
+    pub fn send(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: Vec<u8>, from: usize) {
+        let rest = &bytes[from..];
+        let (start, length) = (rest.as_ptr(), u32::try_from(rest.len()).expect("a send is short"));
+        // The kernel goes on by itself after a short write.
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, length).flags(flags).build();
+        self.lend(token, Lent::Bytes(bytes));
+        // SAFETY: the bytes lie in the vector's own allocation, which `lent` keeps unchanged until the completion.
+        unsafe { self.push(entry, token, Kind::Send) };
+    }
+
+    pub fn accept(&mut self, fd: BorrowedFd<'_>, token: usize) {
+        let null = std::ptr::null_mut();
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), null, null.cast()).flags(flags).build();
+        // SAFETY: names no memory: the peer's address is not asked for.
+        unsafe { self.push(entry, token, Kind::Accept) };
+    }
+
+    /// # Panics
+    /// Another send or connect of `token` is under way.
+    pub fn connect(&mut self, fd: BorrowedFd<'_>, token: usize, address: SocketAddr) {
+        let address = Box::new(SockAddr::from(address));
+        let (start, length) = (address.as_ptr(), address.len());
+        let entry = opcode::Connect::new(Fd(fd.as_raw_fd()), start.cast(), length).build();
+        self.lend(token, Lent::Address(address));
+        // SAFETY: the boxed address stays where it is in `lent` until the completion.
+        unsafe { self.push(entry, token, Kind::Connect) };
+    }
+
+    /// Ends all operations on `fd` early; they still complete.
+    pub fn cancel(&mut self, fd: BorrowedFd<'_>) {
+        let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
+        let entry = opcode::AsyncCancel2::new(builder).build().user_data(NOBODY);
+        // SAFETY: names no memory.
+        unsafe { self.push_entry(&entry) };
+        self.under_way += 1;
+    }
+
+    /// Hands what was pushed to the kernel and lets it post completions; true if there are some. No system call when
+    /// there is neither.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring itself: nothing will work any more.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        let submissions = self.uring.submission();
+        let (pushed, work) =
+            (submissions.len(), submissions.taskrun() || submissions.cq_overflow());
+        drop(submissions);
+        if pushed > 0 || work {
+            self.enter(pushed, 0)?;
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
+    fn enter(&mut self, pushed: usize, wait_for: u32) -> io::Result<()> {
+        const GET_EVENTS: u32 = 1;
+        // SAFETY: no argument is given, so none is read.
+        let entered =
+            unsafe { self.uring.submitter().enter::<()>(pushed as u32, wait_for, GET_EVENTS, None) };
+        match entered {
+            Ok(_) => Ok(()),
+            // Not now: what was not taken stays in the queue.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The next completion that somebody waits for.
+    pub fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.uring.completion().next()?;
+            self.under_way -= 1;
+            if entry.user_data() == NOBODY {
+                continue;
+            }
+            let token = (entry.user_data() >> 2) as usize;
+            let result = match entry.result() {
+                code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+                value => Ok(value as u32),
+            };
+            let what = match entry.user_data() & 3 {
+                0 => Outcome::Received(result.map(|length| self.buffer(&entry, length))),
+                1 => match self.take_back(token) {
+                    Lent::Bytes(bytes) => Outcome::Sent(bytes, result.map(|n| n as usize)),
+                    Lent::Address(_) => unreachable!("one operation a token borrows at a time"),
+                },
+                2 => Outcome::Accepted(result.map(|fd| {
+                    // SAFETY: the kernel has just opened this descriptor for us.
+                    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+                })),
+                _ => {
+                    drop(self.take_back(token));
+                    Outcome::Connected(result.map(drop))
+                }
+            };
+            return Some(Completion { token, what });
+        }
+    }
+
+    /// The bytes received.
+    pub fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.pool.bytes(buffer)
+    }
+
+    /// Makes the buffer one that the kernel may pick.
+    pub fn give_back(&mut self, buffer: Buffer) {
+        self.pool.give_back(buffer.id);
+    }
+
+    fn buffer(&mut self, received: &cqueue::Entry, length: u32) -> Option<Buffer> {
+        let buffer = Buffer { id: cqueue::buffer_select(received.flags())?, length };
+        if length == 0 {
+            self.give_back(buffer);
+            return None;
+        }
+        Some(buffer)
+    }
+
+    fn lend(&mut self, token: usize, what: Lent) {
+        if self.lent.len() <= token {
+            self.lent.resize_with(token + 1, || None);
+        }
+        let before = self.lent[token].replace(what);
+        assert!(before.is_none(), "one operation a token borrows at a time");
+    }
+
+    fn take_back(&mut self, token: usize) -> Lent {
+        self.lent[token].take().expect("lent until its completion")
+    }
+
+    /// # Safety
+    /// Memory that `entry` names stays valid until its completion was seen.
+    unsafe fn push(&mut self, entry: squeue::Entry, token: usize, kind: Kind) {
+        let entry = entry.user_data(user_data(token, kind));
+        // SAFETY: as the caller's.
+        unsafe { self.push_entry(&entry) };
+        self.under_way += 1;
+    }
+
+    /// # Safety
+    /// As [`Ring::push`]'s.
+    unsafe fn push_entry(&mut self, entry: &squeue::Entry) {
+        // SAFETY: as the caller's.
+        while unsafe { self.uring.submission().push(entry) }.is_err() {
+            let submitted = self.uring.submit();
+            assert!(
+                submitted.is_ok() || !self.uring.submission().is_full(),
+                "io_uring takes no submissions: {submitted:?}"
+            );
+        }
+    }
+
+    /// Asks for everything back, and waits a little for it; true if nothing is under way any more.
+    fn take_everything_back(&mut self) -> bool {
+        let deadline = Instant::now() + TAKE_BACK_MAX;
+        while self.under_way > 0 && Instant::now() < deadline {
+            let _submitted = self.turn();
+            let timeout = io_uring::types::Timespec::from(Duration::from_millis(1));
+            let all = CancelBuilder::any();
+            let _none_found = self.uring.submitter().register_sync_cancel(Some(timeout), all);
+            while let Some(completion) = self.next() {
+                drop(completion);
+            }
+        }
+        self.under_way == 0
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let returned = self.take_everything_back();
+        // SAFETY: dropped once, here; the ring goes before the memory it was given.
+        unsafe {
+            ManuallyDrop::drop(&mut self.uring);
+            if returned {
+                ManuallyDrop::drop(&mut self.pool);
+                ManuallyDrop::drop(&mut self.lent);
+            }
+        }
+    }
+}
+
+/// True of the error of a receive for which the pool had no buffer left.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+fn user_data(token: usize, kind: Kind) -> u64 {
+    (token as u64) << 2 | kind as u64
+}
+
+/// The receive buffers and the ring in which the kernel finds them.
+struct Pool {
+    entries: NonNull<BufRingEntry>,
+    memory: NonNull<u8>,
+    tail: u16,
+}
+
+const ENTRIES_BYTES: usize = BUFFERS as usize * size_of::<BufRingEntry>();
+const MEMORY_BYTES: usize = BUFFERS as usize * BUFFER_BYTES;
+
+impl Pool {
+    fn new() -> io::Result<Pool> {
+        assert!(BUFFERS.is_power_of_two());
+        let map = |length| {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            // SAFETY: a new mapping at a place of the kernel's choice touches no other memory.
+            let start = unsafe { mmap_anonymous(std::ptr::null_mut(), length, access, flags) }?;
+            io::Result::Ok(NonNull::new(start).expect("never mapped at zero"))
+        };
+        let entries = map(ENTRIES_BYTES)?.cast();
+        let memory = map(MEMORY_BYTES)?.cast();
+        let mut pool = Pool { entries, memory, tail: 0 };
+        for id in 0..BUFFERS {
+            pool.give_back(id);
+        }
+        Ok(pool)
+    }
+
+    fn give_back(&mut self, id: u16) {
+        assert!(id < BUFFERS);
+        let at = usize::from(self.tail & (BUFFERS - 1));
+        // SAFETY: `at` and `id` are below BUFFERS, so entry, buffer and tail lie in the two mappings. The kernel reads an
+        // entry only once the tail has passed it, and it has used up the one that was here: there are no more buffers
+        // than entries.
+        unsafe {
+            let entry = self.entries.add(at).as_mut();
+            entry.set_addr(self.memory.add(usize::from(id) * BUFFER_BYTES).as_ptr() as u64);
+            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_bid(id);
+            self.tail = self.tail.wrapping_add(1);
+            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
+            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        assert!(buffer.id < BUFFERS && buffer.len() <= BUFFER_BYTES);
+        // SAFETY: inside the mapping, which began as zeroes; the kernel writes to it only while it holds the buffer,
+        // and there is no `Buffer` then.
+        unsafe {
+            let start = self.memory.add(usize::from(buffer.id) * BUFFER_BYTES);
+            std::slice::from_raw_parts(start.as_ptr(), buffer.len())
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`, and nothing refers to it any more.
+        let unmapped = unsafe {
+            munmap(self.entries.as_ptr().cast(), ENTRIES_BYTES)
+                .and(munmap(self.memory.as_ptr().cast(), MEMORY_BYTES))
+        };
+        debug_assert!(unmapped.is_ok());
+    }
+}
