@@ -18,7 +18,7 @@ use glommio::timer::sleep;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::log::Throttle;
-use crate::net::{Net, Stream};
+use crate::net::Stream;
 use crate::shard::Core;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
@@ -58,9 +58,9 @@ fn backlog() -> i32 {
 }
 
 /// Accepts until the core drains and the queue is empty, or the ring closes; then stops listening.
-pub async fn accept_loop(core: Rc<Core>, net: Rc<Net>, socket: Socket) {
+pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
-    let listener = net.listener(socket);
+    let listener = core.net.listener(socket);
     let mut errors = Throttle::default();
     let mut drain_end = None;
     loop {

@@ -149,6 +149,12 @@ impl Net {
         Ok(stream)
     }
 
+    /// Lets every task run that can, and gives the kernel what they have written.
+    pub async fn hand_over(&self) {
+        yield_now().await;
+        self.turn();
+    }
+
     fn enter(&self, fd: OwnedFd) -> usize {
         self.sockets.borrow_mut().insert(Entry {
             fd,

@@ -61,6 +61,7 @@ pub struct Setup {
 /// Everything one core's tasks share; never leaves its thread.
 pub struct Core {
     pub config: Arc<Config>,
+    pub net: Rc<Net>,
     pub cells: &'static CoreCells,
     pub origin: Origin,
     /// Payloads admitted so far: the last part of the next key.
@@ -94,13 +95,14 @@ pub struct CoreLogs {
 }
 
 impl Core {
-    fn new(setup: &Setup) -> Rc<Core> {
+    fn new(setup: &Setup, net: Rc<Net>) -> Rc<Core> {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         let ring = Rc::new(Ring::new(limits.ring_slots));
         let plan = config.faults.clone();
         let origin = Origin { node: config.node_id.clone(), core: setup.core_id };
         Rc::new(Core {
+            net,
             cells,
             seq: Cell::new(0),
             admission: Admission::new(ring.clone(), limits.ring_bytes, cells),
@@ -290,7 +292,7 @@ async fn run(setup: Setup) {
             return;
         }
     };
-    let core = Core::new(&setup);
+    let core = Core::new(&setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
     let mut orders = into_glommio_stream(doorbell);
@@ -316,7 +318,7 @@ async fn run(setup: Setup) {
     let acceptor = glommio::spawn_local({
         let core = core.clone();
         async move {
-            accept_loop(core.clone(), net, listener).await;
+            accept_loop(core.clone(), listener).await;
             core.accepting.set(false);
         }
     });
@@ -360,6 +362,8 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
         worker.cancel().await;
     }
     core.cells.workers_busy.set(0);
+    // A last answer to those whose request was turned away just now.
+    core.net.hand_over().await;
     bury_rest(core, started + limits.stop.exit);
 }
 
