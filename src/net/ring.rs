@@ -134,10 +134,15 @@ impl Ring {
         if yes { completions.enable_eventfd() } else { completions.disable_eventfd() }
     }
 
-    /// Receives once from `fd` into a buffer of the pool. `io::ErrorKind` of an exhausted pool: see [`is_exhausted`].
+    /// Receives once from `fd` into a buffer of the pool. Error of an exhausted pool: see [`is_exhausted`].
+    ///
+    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request; it goes on receiving what nobody reads.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
+        // The socket is not asked before it has said that there is something: mostly there is nothing yet.
+        const POLL_FIRST: u16 = 1;
         let entry = opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
             .buf_group(GROUP)
+            .ioprio(POLL_FIRST)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
