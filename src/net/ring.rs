@@ -140,11 +140,12 @@ impl Ring {
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
         // The socket is not asked before it has said that there is something: mostly there is nothing yet.
         const POLL_FIRST: u16 = 1;
-        let entry = opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
-            .buf_group(GROUP)
-            .ioprio(POLL_FIRST)
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
+        let entry =
+            opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
+                .buf_group(GROUP)
+                .ioprio(POLL_FIRST)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT);
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
         unsafe { self.push(entry, token, Kind::Receive) };
     }
@@ -211,12 +212,15 @@ impl Ring {
     fn enter(&mut self, pushed: usize, wait_for: u32) -> io::Result<()> {
         const GET_EVENTS: u32 = 1;
         // SAFETY: no argument is given, so none is read.
-        let entered =
-            unsafe { self.uring.submitter().enter::<()>(pushed as u32, wait_for, GET_EVENTS, None) };
+        let entered = unsafe {
+            self.uring.submitter().enter::<()>(pushed as u32, wait_for, GET_EVENTS, None)
+        };
         match entered {
             Ok(_) => Ok(()),
             // Not now: what was not taken stays in the queue.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) =>
+            {
                 Ok(())
             }
             Err(e) => Err(e),
