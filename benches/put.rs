@@ -170,7 +170,7 @@ async fn store(sink: SocketAddr, client: S3Client, checksum: Checksum) -> (Aws, 
     };
     let aws = aws::start(target, overrides).await.expect("everything is given");
     let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: IN_FLIGHT };
-    let store = seed.build(&Origin { node: "bench".into(), core: 0 }, None, 0);
+    let store = seed.build(&Origin::new("bench".into(), 0), None, 0);
     (aws, Rc::new(store))
 }
 

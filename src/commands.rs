@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
 
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::control::{Exit, prepare_store};
 use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
+use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
 use crate::store::{Class, Store};
@@ -102,7 +103,7 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
-    let origin = Origin { node: config.node_id.clone(), core: 0 };
+    let origin = Origin::new(config.node_id.clone(), 0);
     let (seed, probed) = prepare_store(config).await?;
     probed.log();
     let replay = Rc::new(Replay {
@@ -271,9 +272,14 @@ impl Replay {
             )));
         }
         let mut attempts = 0;
+        let mut alarm = Alarm::default();
         loop {
             attempts += 1;
-            match self.store.put_within(self.deadline, &letter.key, &payload).await {
+            let put = self
+                .store
+                .put_within(&mut alarm, Instant::now(), self.deadline, &letter.key, &payload)
+                .await;
+            match put {
                 Ok(()) => return Ok(()),
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;

@@ -1,7 +1,7 @@
 //! One connection: hyper reads requests from it, each is parsed, admitted and answered, and its deadlines are kept here.
 //!
-//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. One timer
-//! per connection is re-armed only when it fires, so a request costs no timer operation. hyper never closes the socket:
+//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. Each has one
+//! alarm, set anew only when it has gone off or would come too late, so a request costs no timer operation. hyper never closes the socket:
 //! after its last answer the connection lingers, so that an answer reaches a client that is still sending.
 //!
 //! One read may bring the end of a request and the start of the next head; what lies in hyper's buffer cannot be seen,
@@ -15,11 +15,10 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
-use glommio::timer::Timer;
 use http::{Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::Full;
@@ -30,7 +29,7 @@ use hyper::service::service_fn;
 
 use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{BodyError, Encoding};
-use crate::deadline::within;
+use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::Stream;
@@ -171,7 +170,7 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
     let mut hyper = pin!(builder.serve_connection(socket, service));
-    let mut timer = Timer::new(core.shortest_deadline());
+    let mut alarm = Alarm::default();
     poll_fn(|cx| {
         let mut waker = state.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -191,20 +190,22 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket) -> End {
             if core.ring.is_closed() && state.phase.get() == Phase::Idle {
                 return Poll::Ready(End::IdleOverdue);
             }
-            if Pin::new(&mut timer).poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let left = match time_left(core, state) {
-                Ok(left) => left,
-                Err(Phase::Idle) => return Poll::Ready(End::IdleOverdue),
-                Err(Phase::Head) => return Poll::Ready(End::HeadOverdue),
-                // The request answers this itself when hyper polls it, in the next round of this loop.
-                Err(Phase::Body | Phase::Working) => {
-                    state.body_overdue.set(true);
-                    core.shortest_deadline()
-                }
+            let (limit, phase) = match state.phase.get() {
+                phase @ Phase::Idle => (core.config.idle_timeout, phase),
+                phase @ Phase::Head => (core.config.header_timeout, phase),
+                phase @ Phase::Body => (core.config.body_timeout, phase),
+                Phase::Working => return Poll::Pending,
             };
-            timer = Timer::new(left);
+            ready!(alarm.poll(cx, state.since.get() + limit));
+            match phase {
+                Phase::Idle => return Poll::Ready(End::IdleOverdue),
+                Phase::Head => return Poll::Ready(End::HeadOverdue),
+                // The request answers this itself when hyper polls it, in the next round of this loop.
+                Phase::Body | Phase::Working => {
+                    state.body_overdue.set(true);
+                    state.phase.set(Phase::Working);
+                }
+            }
         }
     })
     .await
@@ -219,21 +220,6 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
         () if error.is_parse() && !error.is_parse_version_h2() => Some(400),
         () => None,
     }
-}
-
-/// How long until the timer must look again: never longer than the shortest deadline, because a phase that starts in
-/// the meantime may have that one. `Err` names the phase whose deadline has passed.
-fn time_left(core: &Core, state: &ConnState) -> Result<Duration, Phase> {
-    let phase = state.phase.get();
-    let config = &core.config;
-    let deadline = match phase {
-        Phase::Idle => config.idle_timeout,
-        Phase::Head => config.header_timeout,
-        Phase::Body => config.body_timeout,
-        Phase::Working => return Ok(core.shortest_deadline()),
-    };
-    let left = deadline.saturating_sub(state.since.get().elapsed());
-    if left.is_zero() { Err(phase) } else { Ok(left.min(core.shortest_deadline())) }
 }
 
 /// Answers one request.

@@ -1,6 +1,9 @@
 //! A wait with an end: every wait on somebody else goes through here, or says beside it why not.
 
-use std::time::Duration;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use glommio::timer::Timer;
@@ -17,4 +20,85 @@ pub async fn within<T>(
         late()
     };
     future::or(work, time_up).await
+}
+
+/// One task's wake-up call, kept from wait to wait: as long as an earlier call still stands and comes in time, the next
+/// wait costs a look at the clock and no timer operation.
+#[derive(Default)]
+pub struct Alarm {
+    set: Option<(Instant, Timer)>,
+}
+
+impl Alarm {
+    /// Ready once `deadline` has passed; until then the task is woken by then, perhaps earlier. Only ever polled by one
+    /// task.
+    pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let now = Instant::now();
+        if now >= deadline {
+            return Poll::Ready(());
+        }
+        let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
+        if !stands {
+            let mut timer = Timer::new(deadline - now);
+            let _registered = Pin::new(&mut timer).poll(cx);
+            self.set = Some((deadline, timer));
+        }
+        Poll::Pending
+    }
+
+    /// As [`within`], for a task that waits again and again.
+    pub async fn until<T>(
+        &mut self,
+        deadline: Instant,
+        work: impl Future<Output = T>,
+        late: impl FnOnce() -> T,
+    ) -> T {
+        let mut work = pin!(work);
+        let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => self.poll(cx, deadline).map(|()| None),
+        });
+        done.await.unwrap_or_else(late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{pending, ready};
+    use glommio::LocalExecutor;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_alarm_serves_one_wait_after_another() {
+        LocalExecutor::default().run(async {
+            let mut alarm = Alarm::default();
+            let started = Instant::now();
+            assert!(alarm.until(Instant::now() + LONG, ready(true), || false).await);
+            assert!(alarm.set.is_none(), "what is ready costs no timer");
+            // A later call is brought forward, and one that has come is set anew.
+            for _ in 0..2 {
+                assert!(!alarm.until(Instant::now() + SHORT, pending(), || false).await);
+            }
+            assert!((2 * SHORT..LONG).contains(&started.elapsed()));
+            // An earlier one stands.
+            let slow = async {
+                glommio::timer::sleep(SHORT / 2).await;
+                true
+            };
+            assert!(alarm.until(Instant::now() + SHORT, slow, || false).await);
+            let set = alarm.set.as_ref().map(|(at, _)| *at);
+            let slow = async {
+                glommio::timer::sleep(2 * SHORT).await;
+                true
+            };
+            assert!(
+                alarm.until(Instant::now() + LONG, slow, || false).await,
+                "woken early, and not late yet"
+            );
+            assert_ne!(alarm.set.as_ref().map(|(at, _)| *at), set, "set anew after it came");
+        });
+    }
 }

@@ -88,6 +88,17 @@ pub enum Member {
     Data,
 }
 
+impl Member {
+    fn named(name: &[u8]) -> Option<Member> {
+        match name {
+            b"version" => Some(Member::Version),
+            b"token" => Some(Member::Token),
+            b"data" => Some(Member::Data),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -352,13 +363,11 @@ impl<'body, 'index> Walk<'body, 'index> {
         if key.byte != b'"' || colon.byte != b':' {
             return Err(Flaw::NotJson);
         }
-        // A key with an unpaired surrogate cannot be one of ours.
-        let name = unescape(self.trimmed(key.at, colon.at));
-        Ok(match name.as_deref() {
-            Some("version") => Some(Member::Version),
-            Some("token") => Some(Member::Token),
-            Some("data") => Some(Member::Data),
-            _ => None,
+        let quoted = self.trimmed(key.at, colon.at);
+        Ok(match &quoted[1..quoted.len() - 1] {
+            plain if !plain.contains(&b'\\') => Member::named(plain),
+            // A key with an unpaired surrogate cannot be one of ours.
+            _ => unescape(quoted).and_then(|name| Member::named(name.as_bytes())),
         })
     }
 
@@ -437,7 +446,7 @@ impl<'body, 'index> Walk<'body, 'index> {
                     mark = if object { self.member(next)? } else { next };
                     continue;
                 }
-            } else {
+            } else if mark.byte != b'"' {
                 self.simple(mark, next)?;
             }
             // Here `next` is what follows a value, or closes an empty array or object.

@@ -100,7 +100,7 @@ impl Core {
         let cells = *cells;
         let ring = Rc::new(Ring::new(limits.ring_slots));
         let plan = config.faults.clone();
-        let origin = Origin { node: config.node_id.clone(), core: setup.core_id };
+        let origin = Origin::new(config.node_id.clone(), setup.core_id);
         Rc::new(Core {
             net,
             cells,
@@ -127,12 +127,6 @@ impl Core {
             accepting: Cell::new(true),
             config: config.clone(),
         })
-    }
-
-    /// The shortest of a connection's deadlines, at which its timer looks at all of them.
-    pub fn shortest_deadline(&self) -> Duration {
-        let config = &self.config;
-        config.header_timeout.min(config.body_timeout).min(config.idle_timeout)
     }
 
     /// A place for one more connection, waiting for one to end if there is none; `None` once the ring has closed.

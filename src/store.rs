@@ -18,12 +18,13 @@ pub(crate) mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::aws::AwsShared;
 use crate::config::S3Client;
-use crate::deadline::within;
+use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
 use faulty::{FaultPlan, Faulty};
 
@@ -86,27 +87,30 @@ impl Store {
             Store::File(store) => store.put(key, payload).await,
             Store::Null => Ok(()),
             Store::Direct(store) => store.put(key, payload).await,
-            Store::S3(store) => store.put(key, payload).await,
+            // Boxed where the future is large: every put's is moved, whichever store it is for.
+            Store::S3(store) => Box::pin(store.put(key, payload)).await,
             Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
         }
     }
 
-    /// [`Store::put`], given up after `limit` (`PUT_TIMEOUT`), which is worth another try.
+    /// [`Store::put`], begun at `since` and given up after `limit` (`PUT_TIMEOUT`), which is worth another try.
     ///
     /// # Errors
     /// As `put`'s.
     pub async fn put_within(
         &self,
+        alarm: &mut Alarm,
+        since: Instant,
         limit: Duration,
         key: &str,
         payload: &Payload,
     ) -> Result<(), PutError> {
-        within(limit, self.put(key, payload), || {
+        let late = || {
             let limit = humantime::format_duration(limit);
             let text = format!("no answer within PUT_TIMEOUT ({limit})");
             Err(PutError::new(Class::Transient, "Timeout", text))
-        })
-        .await
+        };
+        alarm.until(since + limit, pin!(self.put(key, payload)), late).await
     }
 }
 
@@ -131,8 +135,7 @@ impl StoreSeed {
     pub fn build(self, origin: &Origin, plan: Option<FaultPlan>, stream: usize) -> Store {
         let store = match self {
             StoreSeed::File { root, puts_max } => {
-                let origin = format!("{}-{}", origin.node, origin.core);
-                Store::File(file::FileStore::new(root, &origin, puts_max))
+                Store::File(file::FileStore::new(root, origin.name(), puts_max))
             }
             StoreSeed::Null => Store::Null,
             StoreSeed::S3 { shared, idle_max } => s3_store(shared, idle_max),

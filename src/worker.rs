@@ -13,6 +13,7 @@ use glommio::timer::sleep;
 
 use crate::config::Config;
 use crate::deadletter::Letter;
+use crate::deadline::Alarm;
 use crate::job::Job;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
@@ -21,12 +22,13 @@ use crate::store::{Class, PutError};
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
+    let mut kept = Kept::default();
     while let Some(job) = core.ring.pop(number).await {
         // Held where a drain that cancels this worker finds it.
         core.in_hand.borrow_mut()[number] = Some(job.clone());
         core.admission.popped();
         core.cells.workers_busy.inc();
-        let delivery = AssertUnwindSafe(deliver(&core, &job)).catch_unwind().await;
+        let delivery = AssertUnwindSafe(deliver(&core, &mut kept, &job)).catch_unwind().await;
         let stored = matches!(delivery, Ok(Ok(())));
         match delivery {
             Ok(Ok(())) => {
@@ -51,6 +53,14 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
     }
 }
 
+/// What a worker keeps from job to job.
+#[derive(Default)]
+struct Kept {
+    alarm: Alarm,
+    /// Room for the next key.
+    key: String,
+}
+
 /// A payload the store will not have.
 struct GivenUp {
     error: PutError,
@@ -58,13 +68,14 @@ struct GivenUp {
 }
 
 /// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
-async fn deliver(core: &Core, job: &Job) -> Result<(), GivenUp> {
-    let key = core.origin.key(job.stamp);
+async fn deliver(core: &Core, kept: &mut Kept, job: &Job) -> Result<(), GivenUp> {
+    let Kept { alarm, key } = kept;
+    core.origin.write_key(job.stamp, key);
     let mut attempts = 0;
     let mut first_failure = None;
     loop {
         attempts += 1;
-        let Err(error) = attempt(core, &key, job).await else { return Ok(()) };
+        let Err(error) = attempt(core, alarm, key, job).await else { return Ok(()) };
         core.health.failed(&error);
         let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
         // `>`: also with RETRY_FOR=0s others must have succeeded since.
@@ -94,9 +105,10 @@ async fn pause(core: &Core, backoff: Duration) {
 }
 
 /// One put within `PUT_TIMEOUT`.
-async fn attempt(core: &Core, key: &str, job: &Job) -> Result<(), PutError> {
+async fn attempt(core: &Core, alarm: &mut Alarm, key: &str, job: &Job) -> Result<(), PutError> {
     let started = Instant::now();
-    let outcome = core.store.put_within(core.config.put_timeout, key, &job.payload).await;
+    let outcome =
+        core.store.put_within(alarm, started, core.config.put_timeout, key, &job.payload).await;
     let now = Instant::now();
     core.cells.put_latency.observe(now - started);
     if outcome.is_ok() {

@@ -142,7 +142,7 @@ fn admit() -> Made {
 }
 
 fn key() -> Made {
-    let origin = Origin { node: "0123456789abcdef".into(), core: 3 };
+    let origin = Origin::new("0123456789abcdef".into(), 3);
     let mut seq = 0;
     let run = move || {
         seq += 1;

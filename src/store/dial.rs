@@ -163,6 +163,14 @@ enum Stream {
 }
 
 impl Wire {
+    /// Sends all of `bytes` at once and without a copy, if this wire can; it leaves an empty buffer in their place.
+    pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
+        match &self.stream {
+            Stream::Plain(s) => s.send_whole(bytes),
+            Stream::Tls(_) => false,
+        }
+    }
+
     /// The running count of bytes read, above TLS.
     pub fn bytes_read(&self) -> Rc<Cell<u64>> {
         self.bytes_read.clone()

@@ -114,7 +114,8 @@ impl DirectStore {
                 Err(failure) => return Err(failed(failure)),
             }
         }
-        let mut link = self.links.connect(origin).await.map_err(|error| unanswered(&error))?;
+        let connected = Box::pin(self.links.connect(origin)).await;
+        let mut link = connected.map_err(|error| unanswered(&error))?;
         let generation = self.write_head(template, put, &mut link)?;
         link.exchange(put.body).await.map_err(failed)?;
         Ok(Answered { link, generation })

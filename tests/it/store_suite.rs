@@ -77,7 +77,7 @@ async fn put(store: &Store, key: &str, bytes: &[u8]) {
 }
 
 fn origin() -> Origin {
-    Origin { node: "suite".into(), core: 0 }
+    Origin::new("suite".into(), 0)
 }
 
 /// Fails before the store sees a put, and after it has confirmed one.

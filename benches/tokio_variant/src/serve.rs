@@ -54,7 +54,7 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
         tokens: tokens.map_err(|error| format!("TOKENS_FILE {error}"))?,
         store: Store::open(&config, put).await?,
         // One queue, one counter: all threads count as one core.
-        origin: Origin { node: config.node_id.clone(), core: 0 },
+        origin: Origin::new(config.node_id.clone(), 0),
         seq: AtomicU64::new(0),
         counts: Counts::default(),
         config,

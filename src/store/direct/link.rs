@@ -88,6 +88,9 @@ impl Link {
         let copied = if body.len() <= COPIED_BYTES_MAX { body.len() } else { FIRST_BYTES };
         let (first, rest) = body.split_at(copied);
         self.out.extend_from_slice(first);
+        if self.wire.send_whole(&mut self.out) {
+            self.sent_all = rest.is_empty();
+        }
         let mut unsent = None;
         future::poll_fn(|cx| {
             if !self.sent_all && unsent.is_none() {

@@ -112,7 +112,7 @@ pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, Store) {
 pub fn store_of(aws: &Aws, idle_max: usize) -> Store {
     let shared = aws.shared();
     let client = shared.target().options.client;
-    let origin = Origin { node: "test".into(), core: 0 };
+    let origin = Origin::new("test".into(), 0);
     let store = StoreSeed::S3 { shared, idle_max }.build(&origin, None, 0);
     match (&store, client) {
         (Store::Direct(_), S3Client::Direct) | (Store::S3(_), S3Client::Sdk) => store,
