@@ -435,6 +435,25 @@ impl Stream {
         Poll::Ready(Ok(n))
     }
 
+    /// Waits until there is something to read, the peer's end and an error included.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut sockets = self.net.sockets.borrow_mut();
+        let entry = &mut sockets[self.token];
+        match entry.receive {
+            Receive::Held(..) | Receive::Moved(..) | Receive::End | Receive::Failed(_) => {
+                return Poll::Ready(());
+            }
+            Receive::UnderWay | Receive::Starved => store(&mut entry.reader, cx),
+            Receive::Quiet => {
+                store(&mut entry.reader, cx);
+                entry.ask(&mut self.net.ring.borrow_mut(), self.token);
+                drop(sockets);
+                self.net.pushed();
+            }
+        }
+        Poll::Pending
+    }
+
     /// Takes over up to [`SEND_BYTES_MAX`] of `bytes` and sends them, unless some are still on their way to the kernel.
     pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
