@@ -83,7 +83,8 @@ fn judge_io_uring(outcome: io::Result<()>, disabled: &str) -> Finding {
         ),
         _ if denied => (
             format!("refused ({error}), most likely by a seccomp profile such as Docker's default"),
-            "docker run --security-opt seccomp=unconfined, or a profile that allows io_uring_setup, io_uring_enter and io_uring_register",
+            "docker run --security-opt seccomp=tuning/seccomp.json (in millrace's source), or any profile that allows \
+             io_uring_setup, io_uring_enter and io_uring_register",
         ),
         (Some(Errno::NOSYS), _) => (
             "not in this kernel, or hidden by a sandbox such as gVisor".into(),
@@ -256,7 +257,7 @@ mod tests {
         let refused = |errno: Errno| Err(errno.into());
         expect(judge_io_uring(Ok(()), "0"), Level::Ok, &[]);
         let seccomp = judge_io_uring(refused(Errno::PERM), "0");
-        expect(seccomp, Level::Fail, &["seccomp", "--security-opt seccomp=unconfined"]);
+        expect(seccomp, Level::Fail, &["seccomp", "--security-opt seccomp=tuning/seccomp.json"]);
         let sysctl = judge_io_uring(refused(Errno::PERM), "2");
         expect(sysctl, Level::Fail, &["io_uring_disabled = 2", "sysctl -w"]);
         expect(judge_io_uring(refused(Errno::NOSYS), ""), Level::Fail, &["CONFIG_IO_URING"]);

@@ -33,3 +33,4 @@ mod s3_server;
 mod s3_wire;
 mod store_suite;
 mod tokens;
+mod tuning;
