@@ -163,7 +163,7 @@ enum End {
 
 /// A connection silent for this long gives hyper's buffers back until its next byte comes: 20 kB of 23. Clients that
 /// send more often never pay for making them anew.
-const QUIET_AFTER: Duration = Duration::from_secs(1);
+const QUIET_AFTER: Duration = Duration::from_millis(250);
 
 /// Serves `stream` until either side closes it.
 pub async fn serve(core: Rc<Core>, stream: Stream) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::body::ZSTD_WINDOW_LOG_MAX;
 use crate::config::Config;
+use crate::net;
 use crate::parse::SCRATCH_KEPT_BYTES_MAX;
 
 /// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
@@ -19,10 +20,11 @@ pub const HEAD_BYTES_MAX: usize = 16 << 10;
 pub const JOB_COST_BYTES: usize = 64;
 
 /// Memory of one open connection at most: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer, hyper's write buffer of
-/// 8 KiB, and about 14 KiB for the task with hyper's state, header fields being parsed, the socket and the allocator's
-/// rounding. Measured (resident memory by 2,000 connections): 22 KiB idle, 31 to 37 KiB with 15 KiB of head in 97
-/// fields, incomplete or with its body awaited. Kernel buffers come on top.
-pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10);
+/// 8 KiB, about 14 KiB for the task with hyper's state, header fields being parsed, the socket and the allocator's
+/// rounding, and what had arrived behind the head when the core's receive buffers ran out. Measured: 21 kB after a
+/// request, 6.5 kB once silent (by 10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields, incomplete or
+/// with its body awaited (by 2,000). Kernel buffers come on top.
+pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + net::BUFFER_BYTES;
 
 /// How much of a refused request is read and thrown away so that the early answer reaches a client that is
 /// still sending; closing earlier makes the kernel send RST, which destroys the answer in the client's buffer.
@@ -40,8 +42,15 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// `RLIMIT_MEMLOCK`; glommio's own default of 10 MiB would want 90.
 pub const IO_MEMORY_BYTES: usize = 512 << 10;
 
-/// Rings per executor (main, latency, poll), each of which pins the I/O memory anew.
+/// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory anew.
 pub const RINGS_PER_EXECUTOR: usize = 3;
+
+/// Queues of one executor's rings, the sockets' included, which the kernel counts as locked memory of a user without
+/// privileges. Measured on 6.18: three executors need 576 KiB.
+pub const QUEUES_BYTES: usize = 192 << 10;
+
+/// glommio refuses to start an executor under this soft limit, privileged or not.
+const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 
 /// File descriptors of one core beside connections and puts: 3 rings, eventfds, timers, the listener, open
 /// directories and the files of syncs that are shared (about 20 counted, rounded up).
@@ -75,8 +84,10 @@ pub struct Limits {
     pub files: u64,
     /// Fewest file descriptors with which it makes sense to start: all workers, sixteen clients per core.
     pub files_least: u64,
-    /// Locked memory that registering all I/O memory needs.
+    /// Locked memory for every ring, and for registering all I/O memory.
     pub memlock_bytes: u64,
+    /// Locked memory without which the executors do not start.
+    pub memlock_least: u64,
     pub stop: StopSchedule,
 }
 
@@ -103,7 +114,7 @@ impl Limits {
         let ring_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
-        let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX);
+        let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
         let core_files =
             |connections: usize| connections + c.max_workers * FILES_PER_WORKER + CORE_FILES;
         let process_files = ADMIN_CONNECTIONS_MAX + PROCESS_FILES;
@@ -120,7 +131,9 @@ impl Limits {
             core_memory_bytes: (ring_bytes + c.max_body_bytes + connections + slots + kept) as u64,
             files: files(c.max_connections),
             files_least: files(c.max_connections.min(16)),
-            memlock_bytes: (executors * RINGS_PER_EXECUTOR * IO_MEMORY_BYTES) as u64,
+            memlock_bytes: (executors * (RINGS_PER_EXECUTOR * IO_MEMORY_BYTES + QUEUES_BYTES))
+                as u64,
+            memlock_least: (executors * QUEUES_BYTES).max(GLOMMIO_MEMLOCK_LEAST) as u64,
             stop: StopSchedule::new(c.drain_timeout),
         }
     }
@@ -170,16 +183,17 @@ mod tests {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0];
         let limits = Limits::new(&config);
-        // 64 MiB ring + 64 MiB bodies + 16384 connections of 40 KiB + 10000 slots of 64 bytes + 12 MiB for parsing + 8
-        // MiB of zstd window.
-        let kept = (12 << 20) + (8 << 20);
+        // 64 MiB ring + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12 MiB for parsing + 8
+        // MiB of zstd window + 4 MiB of receive buffers.
+        let kept = (12 << 20) + (8 << 20) + (4 << 20);
         assert_eq!(
             limits.core_memory_bytes,
-            (64 << 20) + (64 << 20) + (640 << 20) + 640_000 + kept
+            (64 << 20) + (64 << 20) + (896 << 20) + 640_000 + kept
         );
         assert_eq!(limits.files, 16_384 + 2 * 32 + 64 + 64 + 64);
         assert_eq!(limits.files_least, 16 + 2 * 32 + 64 + 64 + 64);
-        assert_eq!(limits.memlock_bytes, 2 * 3 * (512 << 10));
+        assert_eq!(limits.memlock_bytes, 2 * (3 * (512 << 10) + (192 << 10)));
+        assert_eq!(limits.memlock_least, 512 << 10);
     }
 
     #[test]

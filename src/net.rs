@@ -27,6 +27,7 @@ use hyper::rt;
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 use ring::{Buffer, Completion, Outcome, Ring};
 
 /// Bytes that one write takes over at most; the next waits until they are the kernel's.

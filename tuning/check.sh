@@ -121,7 +121,7 @@ check_limit 'open files' "$(hard_limit 'Max open files')" "$files" \
     "LimitNOFILE=$files (unit), --ulimit nofile=$files (docker run); above fs.nr_open raise that first"
 
 # Three times 512 KiB per executor, control included, and as much as 256 KiB for its rings.
-memlock=$(((cores_count + 1) * (3 * 512 + 256) * 1024))
+memlock=$(((cores_count + 1) * (3 * 512 + 192) * 1024))
 check_limit 'locked memory' "$(hard_limit 'Max locked memory')" "$memlock" \
     'LimitMEMLOCK=infinity (unit), --ulimit memlock=-1 (docker run)'
 

@@ -78,6 +78,9 @@ fn with_log(server: &Server, error: String) -> String {
     }
 }
 
+/// How long connections have been silent when their memory is measured.
+const IDLE_FOR: Duration = Duration::from_secs(3);
+
 /// Warms up and measures: the two ends of the measured window.
 fn window(
     options: &Options,
@@ -92,8 +95,7 @@ fn window(
     sleep_checking(crew, options.warm_up)?;
     let before = Snapshot::take(crew, server);
     crew.enter(Phase::Measured);
-    let measured =
-        if lane.kind == Kind::Idle { Duration::from_millis(300) } else { options.duration };
+    let measured = if lane.kind == Kind::Idle { IDLE_FOR } else { options.duration };
     sleep_checking(crew, measured)?;
     let after = Snapshot::take(crew, server);
     let moved = after.totals.answered > before.totals.answered;

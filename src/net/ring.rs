@@ -359,7 +359,8 @@ struct Pool {
 }
 
 const ENTRIES_BYTES: usize = BUFFERS as usize * size_of::<BufRingEntry>();
-const MEMORY_BYTES: usize = BUFFERS as usize * BUFFER_BYTES;
+/// All receive buffers of one executor.
+pub const MEMORY_BYTES: usize = BUFFERS as usize * BUFFER_BYTES;
 
 impl Pool {
     fn new() -> io::Result<Pool> {

@@ -7,15 +7,12 @@ use std::io;
 use std::path::Path;
 
 use bytesize::ByteSize;
-use io_uring::{IoUring, Probe};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Finding;
 use crate::config::{Config, core_list};
 use crate::limits::Limits;
-
-/// glommio refuses to start an executor under this soft limit, privileged or not.
-const MEMLOCK_LEAST: u64 = 512 << 10;
+use crate::net;
 
 pub(super) fn findings(config: &Config, limits: &Limits) -> Vec<Finding> {
     let cores = config.cores.len();
@@ -28,16 +25,18 @@ pub(super) fn findings(config: &Config, limits: &Limits) -> Vec<Finding> {
     let memory_max = cgroup_least("memory.max", |text| text.trim().parse::<u64>().ok());
     vec![
         judge_kernel(&release),
-        judge_memlock(memlock, limits.memlock_bytes),
-        judge_io_uring(try_io_uring(), disabled.trim()),
+        judge_memlock(memlock, limits.memlock_bytes, limits.memlock_least),
+        // Only the kernel knows whether seccomp, a sysctl or a security module lets io_uring through. Not by way of glommio,
+        // which panics on a refusal and keeps the reason to itself.
+        judge_io_uring(net::probe(), disabled.trim()),
         judge_files(files, limits, cores),
         judge_cores(&config.cores, cgroup_least("cpu.max", parse_cpu_max)),
         judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
     ]
 }
 
-/// Oldest kernel glommio runs on.
-const KERNEL_LEAST: (u32, u32) = (5, 8);
+/// Oldest kernel with all that [`crate::net`] needs of io_uring; glommio alone would run on 5.8.
+const KERNEL_LEAST: (u32, u32) = (6, 1);
 
 fn judge_kernel(release: &str) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
@@ -51,7 +50,7 @@ fn judge_kernel(release: &str) -> Finding {
             format!(
                 "{release} is older than {least_major}.{least_minor}, which io_uring needs here"
             ),
-            "run on a newer kernel: Debian 11, Ubuntu 22.04, RHEL 9 or later have one",
+            "run on a newer kernel: Debian 12, Ubuntu 24.04, Amazon Linux 2023 or later have one",
         ),
         _ => Finding::warn(
             "kernel",
@@ -59,13 +58,6 @@ fn judge_kernel(release: &str) -> Finding {
             format!("make sure that it is {least_major}.{least_minor} or newer"),
         ),
     }
-}
-
-/// Makes and drops a tiny ring: only the kernel knows whether seccomp, a sysctl or a security module lets
-/// io_uring through. Not by way of glommio, which panics on a refusal and keeps the reason to itself.
-fn try_io_uring() -> io::Result<()> {
-    let ring = IoUring::new(8)?;
-    ring.submitter().register_probe(&mut Probe::new())
 }
 
 /// `disabled` is `/proc/sys/kernel/io_uring_disabled`, empty where the kernel has no such switch.
@@ -120,7 +112,7 @@ fn raise(resource: Resource, wanted: u64) -> Option<u64> {
     }
 }
 
-fn judge_memlock(limit: Option<u64>, wanted: u64) -> Finding {
+fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
     let name = "locked memory";
     let kib = wanted.div_ceil(1024);
     let remedy = format!(
@@ -131,9 +123,13 @@ fn judge_memlock(limit: Option<u64>, wanted: u64) -> Finding {
         None => return Finding::ok(name, "unlimited"),
         Some(limit) => (ByteSize(limit), ByteSize(wanted)),
     };
-    if limit.0 < MEMLOCK_LEAST {
-        let least = ByteSize(MEMLOCK_LEAST);
-        Finding::fail(name, format!("{limit} allowed, no executor starts under {least}"), remedy)
+    if limit.0 < least {
+        let least = ByteSize(least);
+        Finding::fail(
+            name,
+            format!("{limit} allowed, the executors do not start under {least}"),
+            remedy,
+        )
     } else if limit < wanted {
         let detail = format!(
             "{limit} allowed, {wanted} wanted to register every core's I/O buffers; without, I/O \
@@ -198,7 +194,7 @@ fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     Finding::warn(
         "memory",
         detail,
-        "lower MAX_QUEUE_BYTES, MAX_BODY_BYTES, MAX_CONNECTIONS (40 KiB each) or CORES",
+        "lower MAX_QUEUE_BYTES, MAX_BODY_BYTES, MAX_CONNECTIONS (56 KiB each) or CORES",
     )
 }
 
@@ -242,11 +238,11 @@ mod tests {
 
     #[test]
     fn kernels() {
-        for release in ["5.8.0", "5.10.0-28-amd64", "6.18.44-fc", "10.0-rc1", "5.15"] {
+        for release in ["6.1.0-28-amd64", "6.18.44-fc", "10.0-rc1", "6.8"] {
             expect(judge_kernel(release), Level::Ok, &[release]);
         }
-        for release in ["5.7.19", "4.19.0-26-cloud", "3.10.0-1160.el7"] {
-            expect(judge_kernel(release), Level::Fail, &[release, "older than 5.8"]);
+        for release in ["6.0.19", "5.15.0-131-generic", "4.19.0-26-cloud", "3.10.0-1160.el7"] {
+            expect(judge_kernel(release), Level::Fail, &[release, "older than 6.1"]);
         }
         expect(judge_kernel("mystery"), Level::Warn, &["mystery"]);
     }
@@ -271,7 +267,8 @@ mod tests {
 
     #[test]
     fn locked_memory() {
-        let wanted = 9 << 20;
+        let (wanted, least) = (9 << 20, 512 << 10);
+        let judge_memlock = |limit, wanted| judge_memlock(limit, wanted, least);
         expect(judge_memlock(None, wanted), Level::Ok, &["unlimited"]);
         expect(judge_memlock(Some(9 << 20), wanted), Level::Ok, &["9.0 MiB"]);
         expect(judge_memlock(Some(8 << 20), wanted), Level::Warn, &["8.0 MiB", "ulimit -l 9216"]);
@@ -304,7 +301,7 @@ mod tests {
         expect(judge_cores(&[0, 1], Some(2.0)), Level::Ok, &["0-1"]);
         expect(judge_cores(&[3], None), Level::Ok, &["3"]);
         let wanted = limits().core_memory_bytes * 2;
-        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["1.5 GiB"]);
+        expect(judge_memory(wanted, &limits(), 2), Level::Ok, &["2.0 GiB"]);
         expect(judge_memory(wanted - 1, &limits(), 2), Level::Warn, &["MAX_QUEUE_BYTES"]);
     }
 }
