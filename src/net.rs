@@ -28,7 +28,9 @@ use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
-use ring::{Buffer, Completion, Outcome, Ring};
+
+use crate::job::Payload;
+use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
 
 /// Bytes that one write takes over at most; the next waits until they are the kernel's.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
@@ -281,10 +283,10 @@ impl Entry {
         ring.receive(self.fd.as_fd(), token);
     }
 
-    fn begin_send(&mut self, ring: &mut Ring, token: usize, outgoing: Vec<u8>) {
-        self.send = Send::UnderWay { sent: 0 };
+    fn begin_send(&mut self, ring: &mut Ring, token: usize, outgoing: Outgoing, from: usize) {
+        self.send = Send::UnderWay { sent: from };
         self.under_way += 1;
-        ring.send(self.fd.as_fd(), token, outgoing, 0);
+        ring.send(self.fd.as_fd(), token, outgoing, from);
     }
 
     /// A send has ended; its rest goes on.
@@ -292,7 +294,7 @@ impl Entry {
         &mut self,
         ring: &mut Ring,
         token: usize,
-        mut bytes: Vec<u8>,
+        bytes: Outgoing,
         outcome: io::Result<usize>,
     ) -> &Option<Waker> {
         let Send::UnderWay { sent: before } = self.send else { unreachable!("it was under way") };
@@ -306,11 +308,14 @@ impl Entry {
                 self.send = Send::UnderWay { sent };
                 return &None;
             }
-            Ok(_) => {
-                bytes.clear();
-                bytes.shrink_to(SEND_BYTES_KEPT);
-                Send::Idle(bytes)
-            }
+            Ok(_) => match bytes {
+                Outgoing::Buffer(mut bytes) => {
+                    bytes.clear();
+                    bytes.shrink_to(SEND_BYTES_KEPT);
+                    Send::Idle(bytes)
+                }
+                Outgoing::Payload(_) => Send::Idle(Vec::new()),
+            },
         };
         &self.writer
     }
@@ -468,7 +473,8 @@ impl Stream {
         }
         let mut outgoing = std::mem::take(room);
         outgoing.extend_from_slice(&bytes[..taken]);
-        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing);
+        let outgoing = Outgoing::Buffer(outgoing);
+        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, 0);
         drop(sockets);
         self.net.pushed();
         Poll::Ready(Ok(taken))
@@ -483,11 +489,30 @@ impl Stream {
         if bytes.is_empty() {
             return false;
         }
-        let outgoing = std::mem::replace(bytes, std::mem::take(room));
-        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing);
+        let outgoing = Outgoing::Buffer(std::mem::replace(bytes, std::mem::take(room)));
+        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, 0);
         drop(sockets);
         self.net.pushed();
         true
+    }
+
+    /// Sends `payload` from `from` to its end, without copying it, unless other bytes are still on their way.
+    pub fn poll_send_payload(
+        &self,
+        cx: &mut Context<'_>,
+        payload: &Payload,
+        from: usize,
+    ) -> Poll<io::Result<usize>> {
+        let mut sockets = self.net.sockets.borrow_mut();
+        let entry = &mut sockets[self.token];
+        if !matches!(entry.send, Send::Idle(_)) || from == payload.len() {
+            return entry.poll_sent(cx).map_ok(|()| 0);
+        }
+        let outgoing = Outgoing::Payload(payload.clone());
+        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, from);
+        drop(sockets);
+        self.net.pushed();
+        Poll::Ready(Ok(payload.len() - from))
     }
 
     /// Whether all that was taken over is the kernel's.
@@ -650,3 +675,6 @@ impl Drop for Listener {
 pub fn probe() -> io::Result<()> {
     Ring::new().map(drop)
 }
+
+#[cfg(test)]
+mod tests;

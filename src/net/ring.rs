@@ -10,6 +10,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -21,6 +22,8 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use socket2::SockAddr;
+
+use crate::job::Payload;
 
 /// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
 const SUBMISSIONS: u32 = 1024;
@@ -57,8 +60,8 @@ pub struct Completion {
 pub enum Outcome {
     /// What was received; without bytes at the peer's end.
     Received(io::Result<Option<Buffer>>),
-    /// What was lent, and how much of it is now the kernel's.
-    Sent(Vec<u8>, io::Result<usize>),
+    /// What was lent, and how many bytes more of it are now the kernel's.
+    Sent(Outgoing, io::Result<usize>),
     Accepted(io::Result<OwnedFd>),
     Connected(io::Result<()>),
 }
@@ -75,9 +78,26 @@ impl Buffer {
     }
 }
 
+/// Bytes to be sent.
+pub enum Outgoing {
+    Buffer(Vec<u8>),
+    /// Shared with whoever else holds the payload's body, which never changes.
+    Payload(Payload),
+}
+
+impl Deref for Outgoing {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Outgoing::Buffer(bytes) => bytes,
+            Outgoing::Payload(payload) => payload,
+        }
+    }
+}
+
 /// What the kernel may read until the operation has ended.
 enum Lent {
-    Bytes(Vec<u8>),
+    Bytes(Outgoing),
     Address(#[expect(dead_code, reason = "read by the kernel")] Box<SockAddr>),
 }
 
@@ -154,14 +174,15 @@ impl Ring {
     ///
     /// # Panics
     /// Another send or connect of `token` is under way.
-    pub fn send(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: Vec<u8>, from: usize) {
+    pub fn send(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: Outgoing, from: usize) {
         let rest = &bytes[from..];
         let (start, length) = (rest.as_ptr(), u32::try_from(rest.len()).expect("a send is short"));
         // The kernel goes on by itself after a short write.
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, length).flags(flags).build();
         self.lend(token, Lent::Bytes(bytes));
-        // SAFETY: the bytes lie in the vector's own allocation, which `lent` keeps unchanged until the completion.
+        // SAFETY: the bytes lie in an allocation of their own, which does not move with `bytes` and which `lent` keeps
+        // unchanged until the completion.
         unsafe { self.push(entry, token, Kind::Send) };
     }
 

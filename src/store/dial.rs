@@ -21,6 +21,7 @@ use futures_rustls::rustls::client::Resumption;
 
 use crate::aws::names::Names;
 use crate::deadline::within;
+use crate::job::Payload;
 use crate::net::{self, Net};
 
 /// TLS sessions one core remembers for resumption.
@@ -168,6 +169,19 @@ impl Wire {
         match &self.stream {
             Stream::Plain(s) => s.send_whole(bytes),
             Stream::Tls(_) => false,
+        }
+    }
+
+    /// Sends `payload` from `from` on, or as much of it as is taken at once.
+    pub fn poll_send_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &Payload,
+        from: usize,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Plain(s) => s.poll_send_payload(cx, payload, from),
+            Stream::Tls(s) => Pin::new(s).poll_write(cx, &payload[from..]),
         }
     }
 

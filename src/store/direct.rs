@@ -78,15 +78,13 @@ impl DirectStore {
     /// # Errors
     /// Classified by [`classify`](super::classify), the code and message are the store's own.
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        let put = Put { key, body: payload };
-        let answered = self.exchange(&self.origin, &self.template, &put).await?;
+        let answered = self.exchange(&self.origin, &self.template, key, payload).await?;
         match self.redirect(&answered.link.reply()) {
             None => self.conclude(&self.origin, answered).await,
             Some((origin, template)) => {
                 self.release(&self.origin, answered.link).await;
                 // The key is in the address that the store named.
-                let put = Put { key: "", ..put };
-                let answered = self.exchange(&origin, &template, &put).await?;
+                let answered = self.exchange(&origin, &template, "", payload).await?;
                 self.conclude(&origin, answered).await
             }
         }
@@ -102,12 +100,14 @@ impl DirectStore {
         &self,
         origin: &Origin,
         template: &Template,
-        put: &Put<'_>,
+        key: &str,
+        payload: &Payload,
     ) -> Result<Answered, PutError> {
+        let put = &Put { key, body: payload };
         let failed = |failure: Failure| unanswered(&failure.at(&origin.host));
         if let Some(mut link) = self.links.take(origin).await {
             let generation = self.write_head(template, put, &mut link)?;
-            match link.exchange(put.body).await {
+            match link.exchange(payload).await {
                 Ok(()) => return Ok(Answered { link, generation }),
                 // The store closed it between two requests: that says nothing about this one.
                 Err(Failure::Broken { unanswered: true, .. }) => {}
@@ -117,7 +117,7 @@ impl DirectStore {
         let connected = Box::pin(self.links.connect(origin)).await;
         let mut link = connected.map_err(|error| unanswered(&error))?;
         let generation = self.write_head(template, put, &mut link)?;
-        link.exchange(put.body).await.map_err(failed)?;
+        link.exchange(payload).await.map_err(failed)?;
         Ok(Answered { link, generation })
     }
 

@@ -1,0 +1,207 @@
+use super::*;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+
+use futures_lite::future::{poll_once, zip};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use glommio::LocalExecutor;
+use glommio::timer::sleep;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `test` on an executor with its sockets, for no longer than is reasonable; afterwards no socket may be left.
+fn with_net<T>(test: impl AsyncFnOnce(&Rc<Net>) -> T) -> T {
+    LocalExecutor::default().run(async {
+        let net = Net::here().unwrap();
+        assert!(Rc::ptr_eq(&net, &Net::here().unwrap()), "one for the executor");
+        let late = async {
+            sleep(PATIENCE).await;
+            panic!("the test hangs")
+        };
+        let outcome = test(&net).or(late).await;
+        while !net.sockets.borrow().is_empty() {
+            sleep(Duration::from_millis(1)).or(late_again()).await;
+        }
+        outcome
+    })
+}
+
+async fn late_again() {
+    sleep(PATIENCE).await;
+    panic!("a socket was not closed");
+}
+
+fn listen(net: &Rc<Net>) -> (Listener, SocketAddr) {
+    let socket = crate::accept::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (net.listener(socket), address)
+}
+
+/// One of our streams and the other end of it.
+async fn pair(net: &Rc<Net>) -> (Stream, TcpStream) {
+    let (listener, address) = listen(net);
+    let theirs = TcpStream::connect(address).unwrap();
+    theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+    (listener.accept().await.unwrap(), theirs)
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(length as u64);
+    (0..length).map(|_| rng.u8(..)).collect()
+}
+
+#[test]
+fn bytes_arrive_whole_and_in_order_both_ways() {
+    with_net(async |net| {
+        let (listener, address) = listen(net);
+        let (ours, theirs) = zip(net.connect(address), listener.accept()).await;
+        let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
+        let bytes = noise(5 << 20);
+        let send = async {
+            ours.write_all(&bytes).await.unwrap();
+            ours.close().await.unwrap();
+            let mut back = Vec::new();
+            ours.read_to_end(&mut back).await.unwrap();
+            assert!(back == bytes);
+        };
+        let echo = async {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).await.unwrap();
+            // By reference, from somewhere in the middle, after a copied beginning.
+            let (payload, start) = (Payload::from(all), 100_000);
+            theirs.write_all(&payload[..start]).await.unwrap();
+            let taken = poll_fn(|cx| match theirs.poll_send_payload(cx, &payload, start) {
+                Poll::Ready(Ok(0)) => Poll::Pending,
+                taken => taken,
+            });
+            assert_eq!(taken.await.unwrap(), payload.len() - start);
+            theirs.close().await.unwrap();
+        };
+        zip(send, echo).await;
+    });
+}
+
+#[test]
+fn a_send_without_a_copy_waits_for_the_one_before() {
+    with_net(async |net| {
+        let (ours, mut theirs) = pair(net).await;
+        let (mut first, mut second) = (noise(4 << 20), b"second".to_vec());
+        let all = [first.as_slice(), &second].concat();
+        assert!(ours.send_whole(&mut first));
+        assert!(first.is_empty() && !ours.send_whole(&mut second), "the first is under way");
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; all.len()];
+            theirs.read_exact(&mut got).unwrap();
+            assert!(got == all);
+            theirs
+        });
+        poll_fn(|cx| ours.poll_sent(cx)).await.unwrap();
+        assert!(ours.send_whole(&mut second));
+        poll_fn(|cx| ours.poll_sent(cx)).await.unwrap();
+        let theirs = reader.join().unwrap();
+        drop(theirs);
+    });
+}
+
+/// More connections have something to read, and do not read it, than there are buffers.
+#[test]
+fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
+    with_net(async |net| {
+        let count = 2 * usize::from(ring::BUFFERS) + 10;
+        let (listener, address) = listen(net);
+        let mut pairs = Vec::new();
+        for n in 0..count {
+            let mut theirs = TcpStream::connect(address).unwrap();
+            theirs.write_all(&(n as u64).to_le_bytes()).unwrap();
+            pairs.push((listener.accept().await.unwrap(), theirs));
+        }
+        for (ours, _) in &pairs {
+            assert!(poll_once(poll_fn(|cx| ours.poll_readable(cx))).await.is_none());
+        }
+        for (ours, _) in &pairs {
+            poll_fn(|cx| ours.poll_readable(cx)).await;
+        }
+        for (n, (ours, theirs)) in pairs.iter_mut().enumerate() {
+            theirs.write_all(b"more").unwrap();
+            let mut bytes = [0; 12];
+            ours.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(bytes, *[&(n as u64).to_le_bytes()[..], b"more"].concat());
+        }
+    });
+}
+
+#[test]
+fn a_dropped_stream_is_closed_while_it_waits() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        assert!(poll_once(ours.read(&mut [0; 8])).await.is_none());
+        sleep(Duration::from_millis(5)).await;
+        assert_eq!(net.sockets.borrow().len(), 1);
+        drop(ours);
+        sleep(Duration::from_millis(5)).await;
+        assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0);
+    });
+}
+
+#[test]
+fn the_peers_end_and_failures_are_told() {
+    with_net(async |net| {
+        let (mut ours, theirs) = pair(net).await;
+        drop(theirs);
+        assert_eq!(ours.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(ours.read(&mut [0; 8]).await.unwrap(), 0, "and again");
+        // The first write is answered with a reset, which the next one learns.
+        let failure = loop {
+            if let Err(error) = ours.write_all(b"anybody?").await {
+                break error;
+            }
+            sleep(Duration::from_millis(1)).await;
+        };
+        let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        assert!(kinds.contains(&failure.kind()), "{failure}");
+        assert!(ours.flush().await.is_err());
+
+        let (listener, address) = listen(net);
+        drop(listener);
+        sleep(Duration::from_millis(5)).await;
+        let refused = net.connect(address).await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn an_accept_given_up_loses_no_connection() {
+    with_net(async |net| {
+        let (listener, address) = listen(net);
+        assert!(poll_once(listener.accept()).await.is_none());
+        let _theirs = TcpStream::connect(address).unwrap();
+        sleep(Duration::from_millis(5)).await;
+        assert!(poll_once(listener.accept()).await.is_some());
+    });
+}
+
+/// The driver sleeps on glommio between any two of these, and is woken by the kernel or by a submission.
+#[test]
+fn a_sleeping_driver_is_woken_by_either_side() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        let answer = thread::spawn(move || {
+            for _ in 0..50 {
+                let mut byte = [0];
+                theirs.read_exact(&mut byte).unwrap();
+                thread::sleep(Duration::from_millis(2));
+                theirs.write_all(&byte).unwrap();
+            }
+        });
+        for n in 0..50 {
+            ours.write_all(&[n]).await.unwrap();
+            let mut byte = [0];
+            ours.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, [n]);
+            sleep(Duration::from_millis(2)).await;
+        }
+        answer.join().unwrap();
+    });
+}
