@@ -28,6 +28,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
+    /// Before a core sleeps.
+    pub spin: Duration,
     pub max_workers: usize,
     pub max_queue: usize,
     pub max_queue_bytes: usize,
@@ -295,6 +297,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         listen: r.take("LISTEN", address),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
         cores: r.take("CORES", value::cores(cores_allowed)),
+        spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
         max_workers: r.take("MAX_WORKERS", count(1..=4096)),
         max_queue: r.take("MAX_QUEUE", count(1..=10_000_000)),
         max_queue_bytes: r.take("MAX_QUEUE_BYTES", memory(1..=MEMORY_MAX)),

@@ -286,6 +286,7 @@ async fn run(setup: Setup) {
             return;
         }
     };
+    net.set_spin(setup.config.spin);
     let core = Core::new(&setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");

@@ -76,6 +76,8 @@ pub const SETTINGS: &[Setting] = &[
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores to pin, one executor each: `all`, or a list such as `0-3,8`. Only cores this process may use are taken."),
+    row(LIMITS, "SPIN", "TIME", "0us",
+        "How long a core with nothing to do keeps looking before it sleeps, up to 10ms: trades CPU for latency."),
     row(LIMITS, "MAX_WORKERS", "N", "32",
         "Upload workers per core, 1 to 4096: how many PUTs a core has in flight."),
     row(LIMITS, "MAX_QUEUE", "N", "10000",
