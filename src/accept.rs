@@ -79,6 +79,7 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
         match next.or(stop).await {
             Ok(None) => {
                 // It may have come just now.
+                core.net.hand_over().await;
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await {
                     serve(&core, stream, slot);
                 }

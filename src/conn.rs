@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
-use http::{Method, Request, Response, Uri};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -77,10 +78,19 @@ struct Arrived {
     line_ends: Cell<usize>,
     /// Some of the next head has arrived.
     next_head: Cell<bool>,
+    /// The current head began behind its forerunner, at an unknown place: its end cannot be told.
+    uncounted: Cell<bool>,
 }
 
 impl Arrived {
     fn part_of_head(&self, bytes: &[u8]) {
+        if self.uncounted.get() {
+            return;
+        }
+        // hyper may read on for the body before it hands over the request.
+        if self.after_head.get().is_some() {
+            return self.after_head(bytes);
+        }
         let mut line = self.line.get();
         let mut start = 0;
         for end in memchr::memchr_iter(b'\n', bytes) {
@@ -103,8 +113,9 @@ impl Arrived {
     fn end_of_request(&self, length: Option<u64>) -> bool {
         let more = self.after_head.take().zip(length).map(|(sum, body)| sum as i64 - body as i64);
         self.next_head.set(more.is_some_and(|more| more > self.line_ends.get() as i64));
-        self.line.set(usize::from(self.next_head.get()));
-        more.is_some() && !self.next_head.get()
+        self.line.set(0);
+        self.uncounted.set(false);
+        more.is_some_and(|more| (0..=self.line_ends.get() as i64).contains(&more))
     }
 }
 
@@ -185,7 +196,11 @@ pub async fn serve(core: Rc<Core>, stream: Stream) {
     let stream = Rc::into_inner(stream).expect("hyper dropped its half");
     match end {
         End::IdleOverdue | End::Quiet => {}
-        End::Done if state.gone.get() => {}
+        // What was answered may still be on its way to a client that has only closed its half.
+        End::Done if state.gone.get() => {
+            let sent = poll_fn(|cx| stream.poll_sent(cx));
+            let _or_nobody_reads_it = within(LINGER_TIME_MAX, sent, || Ok(())).await;
+        }
         End::Done => linger(stream, b"").await,
         End::HeadOverdue => {
             core.cells.count_response(408);
@@ -234,11 +249,12 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket, alarm: &m
                 }
                 return Poll::Ready(End::Done);
             }
-            if core.ring.is_closed() && state.phase.get() == Phase::Idle {
+            let idle = state.phase.get() == Phase::Idle && !state.unsent.get();
+            if core.ring.is_closed() && idle {
                 return Poll::Ready(End::IdleOverdue);
             }
             let config = &core.config;
-            let quiet = state.clean.get() && !state.unsent.get();
+            let quiet = state.clean.get() && idle;
             let (limit, overdue) = match state.phase.get() {
                 Phase::Idle if quiet && QUIET_AFTER < config.idle_timeout => {
                     (QUIET_AFTER, Some(End::Quiet))
@@ -282,8 +298,12 @@ async fn handle(
     state.body_overdue.set(false);
     core.faults.on_request();
     let length = request.body().size_hint().exact();
-    let (answer, body_left) = answer(&core, &state, request).await;
-    let response = answer.render(body_left || core.draining.get());
+    let (head, body) = request.into_parts();
+    let wanted = Wanted::of(&head);
+    // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
+    let room = emptied(head);
+    let (answer, body_left) = answer(&core, &state, wanted, body).await;
+    let response = answer.render(body_left || core.draining.get(), room);
     core.cells.count_response(response.status().as_u16());
     let now = Instant::now();
     core.cells.request_latency.observe(now - started);
@@ -292,16 +312,38 @@ async fn handle(
     Ok(response)
 }
 
+/// Fields for which a connection keeps room between its requests, 150 bytes each.
+const FIELDS_KEPT: usize = 16;
+
+/// The head's map without its fields, for the reply.
+fn emptied(head: Parts) -> HeaderMap {
+    let mut headers = head.headers;
+    headers.clear();
+    if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
+}
+
+/// What a head asks for, as far as that matters here.
+struct Wanted {
+    misdirected: Option<Answer>,
+    encoding: Result<Encoding, BodyError>,
+}
+
+impl Wanted {
+    fn of(head: &Parts) -> Wanted {
+        Wanted {
+            misdirected: misdirected(&head.method, &head.uri),
+            encoding: Encoding::of(&head.headers),
+        }
+    }
+}
+
 /// The outcome, and whether some of the body was left unread (then the connection cannot be used again).
-async fn answer(core: &Core, state: &ConnState, request: Request<Incoming>) -> (Answer, bool) {
-    let (head, body) = request.into_parts();
+async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    if let Some(answer) = misdirected(&head.method, &head.uri) {
+    let Wanted { misdirected, encoding } = wanted;
+    if let Some(answer) = misdirected {
         return (answer, has_body);
     }
-    let encoding = Encoding::of(&head.headers);
-    // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
-    drop(head);
     let read = async { core.bodies.read(body, encoding?).await.map(Some) };
     let overdue = async {
         state.body_overdue().await;
@@ -432,6 +474,7 @@ impl rt::Read for Socket {
         let state = &self.state;
         // hyper asks for more only if what it has is no whole head.
         if state.phase.get() == Phase::Idle && state.arrived.next_head.take() {
+            state.arrived.uncounted.set(true);
             state.enter(Phase::Head, Instant::now());
         }
         let result = ready!(self.stream.poll_read_with(cx, |arrived| {

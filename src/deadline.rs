@@ -40,7 +40,10 @@ impl Alarm {
         let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
         if !stands {
             let mut timer = Timer::new(deadline - now);
-            let _registered = Pin::new(&mut timer).poll(cx);
+            // A timer that is due already has registered nobody.
+            if Pin::new(&mut timer).poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
             self.set = Some((deadline, timer));
         }
         Poll::Pending

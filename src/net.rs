@@ -156,6 +156,8 @@ impl Net {
     pub async fn hand_over(&self) {
         yield_now().await;
         self.turn();
+        // What that has made to do.
+        self.pushed();
     }
 
     fn enter(&self, fd: OwnedFd) -> usize {

@@ -1,8 +1,11 @@
 //! The only place where an outcome becomes a status, headers and a body.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -49,12 +52,15 @@ content-type: application/json\r\ncontent-length: 63\r\n\r\n\
 {\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
 
 impl Answer {
-    /// The reply; `close` asks the client to end the connection after it.
-    pub fn render(self, close: bool) -> Response<Full<Bytes>> {
+    /// The reply; `close` asks the client to end the connection after it. `room` is an empty map whose memory is used
+    /// again: hyper keeps a reply's map for the next request, so that in the long run there is one per connection.
+    pub fn render(self, close: bool, room: HeaderMap) -> Response<Full<Bytes>> {
         let mut close = close;
         let mut response = match self {
             Answer::Accepted(n) => {
-                json(StatusCode::OK, format!(r#"{{"accepted":{n},"ack":"queued"}}"#))
+                let mut response = Response::new(Full::new(accepted(n)));
+                *response.headers_mut() = room;
+                with(response, CONTENT_TYPE, "application/json")
             }
             Answer::NotFound => error(StatusCode::NOT_FOUND, "no such path; POST /payloads"),
             Answer::MethodNotAllowed => {
@@ -95,6 +101,26 @@ impl Answer {
     }
 }
 
+/// Payloads a request up to which each count's reply body is made only once.
+const ACCEPTED_KEPT: usize = 256;
+
+fn accepted(n: usize) -> Bytes {
+    thread_local! {
+        static KEPT: RefCell<[Bytes; ACCEPTED_KEPT]> =
+            const { RefCell::new([const { Bytes::new() }; ACCEPTED_KEPT]) };
+    }
+    let made = || Bytes::from(format!(r#"{{"accepted":{n},"ack":"queued"}}"#));
+    KEPT.with_borrow_mut(|kept| match kept.get_mut(n) {
+        None => made(),
+        Some(body) => {
+            if body.is_empty() {
+                *body = made();
+            }
+            body.clone()
+        }
+    })
+}
+
 fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
@@ -117,6 +143,17 @@ fn with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
+
+    #[test]
+    fn every_count_has_its_own_reply_also_the_second_time() {
+        for n in [0, 1, ACCEPTED_KEPT - 1, ACCEPTED_KEPT, 1_000_000].repeat(2) {
+            let reply = Answer::Accepted(n).render(false, HeaderMap::new());
+            assert_eq!(reply.headers().len(), 1);
+            let body = futures_lite::future::block_on(reply.into_body().collect()).unwrap();
+            assert_eq!(body.to_bytes(), format!(r#"{{"accepted":{n},"ack":"queued"}}"#));
+        }
+    }
 
     #[test]
     fn the_head_timeout_reply_has_the_length_it_says() {

@@ -214,8 +214,8 @@ impl Ring {
         self.under_way += 1;
     }
 
-    /// Hands what was pushed to the kernel and lets it post completions; true if there are some. No system call when
-    /// there is neither.
+    /// Hands what was pushed to the kernel and lets it post completions; true if there are some, or if the kernel has not
+    /// come to the end of its own work. No system call when there is nothing to do.
     ///
     /// # Errors
     /// The kernel refuses the ring itself: nothing will work any more.
@@ -227,7 +227,10 @@ impl Ring {
         if pushed > 0 || work {
             self.enter(pushed, 0)?;
         }
-        Ok(!self.uring.completion().is_empty())
+        let left = self.uring.submission();
+        let unfinished = !left.is_empty() || left.taskrun() || left.cq_overflow();
+        drop(left);
+        Ok(unfinished || !self.uring.completion().is_empty())
     }
 
     fn enter(&mut self, pushed: usize, wait_for: u32) -> io::Result<()> {
@@ -262,7 +265,11 @@ impl Ring {
                 value => Ok(value as u32),
             };
             let what = match entry.user_data() & 3 {
-                0 => Outcome::Received(result.map(|length| self.buffer(&entry, length))),
+                0 => {
+                    // Also of an error, which has no bytes.
+                    let buffer = self.buffer(&entry, *result.as_ref().unwrap_or(&0));
+                    Outcome::Received(result.map(|_| buffer))
+                }
                 1 => match self.take_back(token) {
                     Lent::Bytes(bytes) => Outcome::Sent(bytes, result.map(|n| n as usize)),
                     Lent::Address(_) => unreachable!("one operation a token borrows at a time"),
@@ -303,8 +310,8 @@ impl Ring {
         if self.lent.len() <= token {
             self.lent.resize_with(token + 1, || None);
         }
-        let before = self.lent[token].replace(what);
-        assert!(before.is_none(), "one operation a token borrows at a time");
+        assert!(self.lent[token].is_none(), "one operation a token borrows at a time");
+        self.lent[token] = Some(what);
     }
 
     fn take_back(&mut self, token: usize) -> Lent {

@@ -92,6 +92,47 @@ fn a_head_that_began_with_the_last_request_has_its_deadline_too() {
     assert_eq!(server.metrics().requests(408), 3);
 }
 
+/// Longer than a connection keeps its buffers for the next byte.
+const SILENCE: Duration = Duration::from_millis(600);
+
+#[test]
+fn a_silent_connection_goes_on_where_it_was() {
+    let server = Server::start(&[]);
+    let whole = request(br#"{"data":[1]}"#, "");
+    let mut client = server.connect();
+    std::thread::sleep(SILENCE);
+    for _ in 0..2 {
+        client.send(&whole);
+        assert_eq!(client.reply().status, 200);
+        std::thread::sleep(SILENCE);
+        // The first bytes of a head, and silence again.
+        client.send(&whole[..9]);
+        std::thread::sleep(SILENCE);
+        client.send(&whole[9..]);
+        assert_eq!(client.reply().status, 200);
+        client.send("\r\n");
+        std::thread::sleep(SILENCE);
+    }
+    drop(client);
+
+    // Heads that begin behind the request before, wherever they are cut, with empty lines in their bodies.
+    let lines = request(b"{\n\n\"data\":\r\n\r\n[1]}\n", "x-field: 1\r\n");
+    let head_ends = lines.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    for cut in (1..head_ends).rev().take(12).chain([9, 20]) {
+        let mut client = server.connect();
+        client.send([&lines[..], &lines[..cut]].concat());
+        assert_eq!(client.reply().status, 200, "cut at {cut}");
+        client.send([&lines[cut..], &lines[..cut]].concat());
+        assert_eq!(client.reply().status, 200, "cut at {cut}");
+        std::thread::sleep(SILENCE / 2);
+        client.send(&lines[cut..]);
+        assert_eq!(client.reply().status, 200, "cut at {cut}");
+    }
+    server.wait_idle();
+    let metrics = server.metrics();
+    assert_eq!((metrics.requests(408), metrics.requests(400)), (0, 0));
+}
+
 #[test]
 fn a_body_that_is_not_complete_in_time_gets_408() {
     let server = server();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_ENCODING;
+use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
@@ -29,13 +30,15 @@ pub async fn handle(
     server: &Server,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (answer, body_left) = answer(server, request).await;
-    Ok(answer.render(body_left))
+    let (head, body) = request.into_parts();
+    let (answer, body_left) = answer(server, &head, body).await;
+    let mut room = head.headers;
+    room.clear();
+    Ok(answer.render(body_left, room))
 }
 
 /// The outcome, and whether some of the body was left unread.
-async fn answer(server: &Server, request: Request<Incoming>) -> (Answer, bool) {
-    let (head, body) = request.into_parts();
+async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
     if let Some(answer) = misdirected(&head.method, &head.uri) {
         return (answer, has_body);
