@@ -522,6 +522,11 @@ impl Stream {
         self.net.sockets.borrow_mut()[self.token].poll_sent(cx)
     }
 
+    /// Whether all that was taken over is the kernel's, as far as is known.
+    pub fn has_sent(&self) -> bool {
+        matches!(self.net.sockets.borrow()[self.token].send, Send::Idle(_))
+    }
+
     /// Nothing waits here for a flush; tells of a send that has failed.
     pub fn poll_flush(&self) -> Poll<io::Result<()>> {
         match self.net.sockets.borrow()[self.token].send {

@@ -185,6 +185,14 @@ impl Wire {
         }
     }
 
+    /// Whether all that was written is the kernel's.
+    pub fn has_sent(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(s) => s.has_sent(),
+            Stream::Tls(s) => s.get_ref().0.has_sent(),
+        }
+    }
+
     /// The running count of bytes read, above TLS.
     pub fn bytes_read(&self) -> Rc<Cell<u64>> {
         self.bytes_read.clone()

@@ -103,6 +103,7 @@ impl Link {
             self.poll_answer(cx, unsent.as_ref())
         })
         .await?;
+        self.sent_all &= self.wire.has_sent();
         if !self.sent_all && (200..300).contains(&self.reader.reply().status) {
             let why = "it confirms an object that was not sent yet".to_owned();
             return Err(Failure::BadAnswer(why));
