@@ -162,8 +162,7 @@ fn paths_and_methods() {
     let health = server.admin("/healthz");
     assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
     assert_eq!(health.header("content-type"), Some("text/plain; charset=utf-8"));
-    let ready = server.admin("/readyz");
-    assert_eq!((ready.status, ready.body.as_str()), (200, "ready\n"));
+    assert_eq!(server.wait_ready(200), "ready\n");
     assert_eq!(server.admin("/").status, 404);
     assert_eq!(server.admin("/payloads").status, 404);
     assert_eq!(server.admin("/healthz?verbose").status, 200);
