@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
+use smol_hyper::rt::FuturesIo;
 
 use crate::deadletter::DeadLetters;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
@@ -161,7 +162,7 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
     let served = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(stream, service);
+        .serve_connection(FuturesIo::new(stream), service);
     let served = async {
         if let Err(error) = served.await {
             tracing::debug!(%error, "admin connection ended");

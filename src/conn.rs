@@ -1,8 +1,9 @@
 //! One connection: hyper reads requests from it, each is parsed, admitted and answered, and its deadlines are kept here.
 //!
 //! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. Each has one
-//! alarm, set anew only when it has gone off or would come too late, so a request costs no timer operation. hyper never closes the socket:
-//! after its last answer the connection lingers, so that an answer reaches a client that is still sending.
+//! alarm, set anew only when it has gone off or would come too late, so a request costs no timer operation. hyper never
+//! closes the socket: after its last answer the connection lingers, so that an answer reaches a client that is still
+//! sending.
 //!
 //! One read may bring the end of a request and the start of the next head; what lies in hyper's buffer cannot be seen,
 //! so `Arrived` counts. Known gap: behind a chunked body, or behind a whole request that came in one read with its
@@ -33,7 +34,7 @@ use crate::body::{BodyError, Encoding};
 use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
-use crate::net::Stream;
+use crate::net::{Stream, keep_waker};
 use crate::parse::{self, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
@@ -145,10 +146,7 @@ impl ConnState {
     }
 
     fn keep_waker(&self, cx: &Context<'_>) {
-        match &mut *self.waker.borrow_mut() {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        keep_waker(&mut self.waker.borrow_mut(), cx);
     }
 
     fn enter(&self, phase: Phase, now: Instant) {

@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
 use futures_lite::io::{AsyncRead, AsyncWrite};
-use hyper::rt;
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -425,13 +424,13 @@ impl Stream {
             }
             Receive::Quiet => {
                 entry.ask(&mut ring, self.token);
-                store(&mut entry.reader, cx);
+                keep_waker(&mut entry.reader, cx);
                 drop((ring, sockets));
                 self.net.pushed();
                 return Poll::Pending;
             }
             Receive::UnderWay | Receive::Starved => {
-                store(&mut entry.reader, cx);
+                keep_waker(&mut entry.reader, cx);
                 return Poll::Pending;
             }
         };
@@ -451,9 +450,9 @@ impl Stream {
             Receive::Held(..) | Receive::Moved(..) | Receive::End | Receive::Failed(_) => {
                 return Poll::Ready(());
             }
-            Receive::UnderWay | Receive::Starved => store(&mut entry.reader, cx),
+            Receive::UnderWay | Receive::Starved => keep_waker(&mut entry.reader, cx),
             Receive::Quiet => {
-                store(&mut entry.reader, cx);
+                keep_waker(&mut entry.reader, cx);
                 entry.ask(&mut self.net.ring.borrow_mut(), self.token);
                 drop(sockets);
                 self.net.pushed();
@@ -561,14 +560,15 @@ impl Entry {
             Send::Idle(_) => Poll::Ready(Ok(())),
             Send::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
             Send::UnderWay { .. } => {
-                store(&mut self.writer, cx);
+                keep_waker(&mut self.writer, cx);
                 Poll::Pending
             }
         }
     }
 }
 
-fn store(waker: &mut Option<Waker>, cx: &Context<'_>) {
+/// Keeps the polling task's waker in `waker`, without a new one if it is there already.
+pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     match waker {
         Some(waker) => waker.clone_from(cx.waker()),
         None => *waker = Some(cx.waker().clone()),
@@ -607,39 +607,6 @@ impl AsyncWrite for Stream {
     }
 }
 
-impl rt::Read for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.poll_read_with(cx, |bytes| {
-            let n = bytes.len().min(buf.remaining());
-            buf.put_slice(&bytes[..n]);
-            n
-        })
-        .map_ok(drop)
-    }
-}
-
-impl rt::Write for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Stream::poll_flush(&self)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Stream::poll_shutdown(&self, cx)
-    }
-}
-
 /// A listening socket.
 pub struct Listener {
     net: Rc<Net>,
@@ -655,7 +622,7 @@ impl Listener {
             if let Some(accepted) = entry.accepted.take() {
                 return Poll::Ready(accepted);
             }
-            store(&mut entry.reader, cx);
+            keep_waker(&mut entry.reader, cx);
             if entry.under_way == 0 {
                 entry.under_way += 1;
                 self.net.ring.borrow_mut().accept(entry.fd.as_fd(), self.token);
