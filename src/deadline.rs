@@ -72,7 +72,7 @@ mod tests {
     use glommio::LocalExecutor;
 
     const SHORT: Duration = Duration::from_millis(20);
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_secs(10);
 
     #[test]
     fn an_alarm_serves_one_wait_after_another() {
@@ -82,6 +82,12 @@ mod tests {
             assert!(alarm.until(Instant::now() + LONG, ready(true), || false).await);
             assert!(alarm.set.is_none(), "what is ready costs no timer");
             // A later call is brought forward, and one that has come is set anew.
+            let soon = async {
+                glommio::timer::sleep(SHORT / 2).await;
+                true
+            };
+            assert!(alarm.until(Instant::now() + LONG, soon, || false).await);
+            assert!(alarm.set.is_some());
             for _ in 0..2 {
                 assert!(!alarm.until(Instant::now() + SHORT, pending(), || false).await);
             }
