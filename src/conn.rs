@@ -187,7 +187,7 @@ pub async fn serve(core: Rc<Core>, stream: Stream) {
         let socket = Socket { stream: stream.clone(), state: state.clone() };
         // In a box of its own, which a silent connection does without.
         match Box::pin(drive(&core, &state, socket, &mut alarm)).await {
-            End::Quiet => {}
+            End::Quiet => core.conns.quieted.set(core.conns.quieted.get() + 1),
             end => break end,
         }
     };

@@ -22,7 +22,7 @@ pub const JOB_COST_BYTES: usize = 64;
 /// Memory of one open connection at most: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer, hyper's write buffer of
 /// 8 KiB, about 14 KiB for the task with hyper's state, header fields being parsed, the socket and the allocator's
 /// rounding, and what had arrived behind the head when the core's receive buffers ran out. Measured: 21 kB after a
-/// request, 6.5 kB once silent (by 10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields, incomplete or
+/// request, 2 kB once silent (by 10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields, incomplete or
 /// with its body awaited (by 2,000). Kernel buffers come on top.
 pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + net::BUFFER_BYTES;
 

@@ -66,6 +66,15 @@ fn run(options: &Options) -> Result<(), String> {
 fn run_lane(options: &Options, binaries: &Binaries, lane: &Lane) -> Result<LaneFigures, String> {
     let variants = options.variants(lane);
     let mut lane = lane.clone();
+    let connections_max = client::connections_max();
+    if lane.connections > connections_max {
+        let (name, wanted) = (lane.name, lane.connections);
+        println!(
+            "\n{name}: only {connections_max} connections instead of {wanted}: the limit of open files \
+             (ulimit -Hn) allows no more"
+        );
+        lane.connections = connections_max;
+    }
     if let Kind::Open { of_peak, rate: None } = lane.kind {
         let peak = lowest_peak(options, binaries, &lane, &variants)?;
         lane.kind = Kind::Open { of_peak, rate: Some(peak * of_peak) };

@@ -38,8 +38,6 @@ pub fn measure(
     variant: Variant,
     round: usize,
 ) -> Result<Sample, String> {
-    let lane =
-        &Lane { connections: lane.connections.min(client::connections_max()), ..lane.clone() };
     client::pin(&options.client_cores).map_err(|error| format!("client cores: {error}"))?;
     // Both servers of a round get the same arrivals.
     let crew = Crew::start(&options.client_cores, lane, round as u64)
