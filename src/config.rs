@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::spool::format::BLOCK;
 use crate::store::faulty::FaultPlan;
 
 mod layers;
@@ -43,6 +44,12 @@ pub struct Config {
     pub tokens_file: Option<PathBuf>,
     pub store: StoreUrl,
     pub s3: S3Options,
+    /// What a 200 promises unless the request says otherwise.
+    pub ack: Ack,
+    /// Of a wait for the store or for the disk.
+    pub ack_timeout: Duration,
+    /// `None` without `SPOOL_DIR`.
+    pub spool: Option<SpoolOptions>,
     pub put_timeout: Duration,
     pub retry_base: Duration,
     pub retry_max: Duration,
@@ -81,6 +88,46 @@ impl fmt::Display for StoreUrl {
     }
 }
 
+/// What the 200 of a request promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ack {
+    /// In this core's memory.
+    Queued,
+    /// On this host's disk, synced.
+    Spooled,
+    /// In the store.
+    Stored,
+}
+
+impl Ack {
+    pub const ALL: [Ack; 3] = [Ack::Queued, Ack::Spooled, Ack::Stored];
+
+    /// As `ACK`, the request header and the reply spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ack::Queued => "queued",
+            Ack::Spooled => "spooled",
+            Ack::Stored => "stored",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Ack> {
+        Ack::ALL.into_iter().find(|ack| ack.name() == name)
+    }
+}
+
+/// The spool of each core; sizes are bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolOptions {
+    pub dir: PathBuf,
+    pub max: u64,
+    pub segment: u64,
+    /// Of requests that wait for their sync.
+    pub pending: usize,
+    pub linger: Duration,
+    pub progress: Duration,
+}
+
 /// What every PUT to S3 carries besides the payload. `None` sends no header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct S3Options {
@@ -98,6 +145,7 @@ pub struct S3Options {
     pub connect_timeout: Duration,
     pub client: S3Client,
     pub sign_payload: SignPayload,
+    pub if_none_match: bool,
 }
 
 /// `S3_CLIENT`.
@@ -311,6 +359,9 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),
         s3: read_s3(r),
+        ack: r.take("ACK", value::ack),
+        ack_timeout: r.take("ACK_TIMEOUT", time(MILLISECOND..=HOUR)),
+        spool: read_spool(r),
         put_timeout: r.take("PUT_TIMEOUT", time(MILLISECOND..=HOUR)),
         retry_base: r.take("RETRY_BASE", time(MILLISECOND..=HOUR)),
         retry_max: r.take("RETRY_MAX", time(MILLISECOND..=HOUR)),
@@ -329,6 +380,22 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
     }
 }
 
+fn read_spool(r: &mut Reader<'_>) -> Option<SpoolOptions> {
+    use value::{memory, optional, path, size, time};
+    let dir = r.take("SPOOL_DIR", optional(path));
+    let (max, segment) = (r.take("SPOOL_MAX", size(2 << 20..=1 << 50)), segment_size(r));
+    let pending = r.take("SPOOL_PENDING", memory(1..=MEMORY_MAX));
+    let linger = r.take("SPOOL_LINGER", time(Duration::ZERO..=Duration::from_secs(1)));
+    let progress = r.take("SPOOL_PROGRESS", time(10 * MILLISECOND..=MINUTE));
+    dir.map(|dir| SpoolOptions { dir, max, segment, pending, linger, progress })
+}
+
+/// In whole blocks, as direct I/O wants them.
+fn segment_size(r: &mut Reader<'_>) -> u64 {
+    let size = r.take("SPOOL_SEGMENT", value::size(1 << 20..=16 << 30));
+    size - size % BLOCK
+}
+
 fn read_s3(r: &mut Reader<'_>) -> S3Options {
     use value::{header_token, optional};
     S3Options {
@@ -342,6 +409,7 @@ fn read_s3(r: &mut Reader<'_>) -> S3Options {
         connect_timeout: r.take("S3_CONNECT_TIMEOUT", value::time(MILLISECOND..=10 * MINUTE)),
         client: r.take("S3_CLIENT", value::s3_client),
         sign_payload: r.take("S3_SIGN_PAYLOAD", value::sign_payload),
+        if_none_match: r.take("S3_IF_NONE_MATCH", value::boolean),
     }
 }
 
@@ -368,12 +436,38 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
         format!("is taken by {listen}: give another port, or off")
     });
+    r.require(c.ack != Ack::Spooled || c.spool.is_some(), "ACK", "SPOOL_DIR", |_| {
+        "needs a spool: set SPOOL_DIR, or give queued or stored".into()
+    });
+    if let Some(spool) = &c.spool {
+        check_spool(r, c, spool);
+    }
     let own_dir = match &c.store {
         StoreUrl::File(dir) => !same_dir(dir, &c.dead_letter_dir),
         StoreUrl::S3 { .. } | StoreUrl::Null => true,
     };
     r.require(own_dir, "DEAD_LETTER_DIR", "STORE", |store| {
         format!("is also {store}: dead letters need a directory of their own")
+    });
+}
+
+fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
+    r.require(spool.max / 2 >= spool.segment, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
+        format!("is below 2 × {segment}: one file is filled while another is emptied; raise it")
+    });
+    let least = 4 * c.max_length as u64;
+    r.require(spool.segment >= least, "SPOOL_SEGMENT", "MAX_LENGTH", |length| {
+        format!("is below 4 × {length}: any request must fit; raise it or lower MAX_LENGTH")
+    });
+    r.require(spool.pending >= c.max_length, "SPOOL_PENDING", "MAX_LENGTH", |length| {
+        format!("is below {length}: one longest request must fit; raise it or lower MAX_LENGTH")
+    });
+    r.require(!same_dir(&spool.dir, &c.dead_letter_dir), "SPOOL_DIR", "DEAD_LETTER_DIR", |dir| {
+        format!("is also {dir}: the spool needs a directory of its own")
+    });
+    let is_store = matches!(&c.store, StoreUrl::File(dir) if same_dir(dir, &spool.dir));
+    r.require(!is_store, "SPOOL_DIR", "STORE", |store| {
+        format!("is also {store}: the spool needs a directory of its own")
     });
 }
 

@@ -52,6 +52,8 @@ pub mod admit;
 pub mod job;
 pub mod ring;
 
+pub mod spool;
+
 pub mod worker;
 
 pub mod deadletter;

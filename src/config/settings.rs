@@ -53,6 +53,7 @@ const LISTENING: &str = "Listening";
 const LIMITS: &str = "Cores and limits (each is per core unless it says otherwise)";
 const CLIENTS: &str = "Clients";
 const STORING: &str = "Storing";
+const ACKS: &str = "What a 200 means";
 const S3: &str = "S3 (region, endpoint and credentials come from the AWS_* names)";
 const RUNNING: &str = "Running and stopping";
 
@@ -123,6 +124,23 @@ pub const SETTINGS: &[Setting] = &[
     row(STORING, "NODE_ID", "NAME", "random",
         "This process's part of every object key, 1 to 64 of A-Z a-z 0-9 . _ -; `random` draws 64 bits at each start. A fixed name must be unique among running processes."),
 
+    row(ACKS, "ACK", "LEVEL", "queued",
+        "What a 200 promises unless the request's `millrace-ack` header says otherwise: `queued` (in memory), `spooled` (on this host's disk, synced; needs SPOOL_DIR) or `stored` (the store has confirmed it)."),
+    row(ACKS, "ACK_TIMEOUT", "TIME", "30s",
+        "Longest time a `stored` request waits for the store, or a `spooled` one for the disk; then 504, which leaves open whether its payloads will be stored."),
+    row(ACKS, "SPOOL_DIR", "DIR", "",
+        "Directory for payloads that must survive a crash; one that supports O_DIRECT, shared by any number of processes. Not set: no spool."),
+    row(ACKS, "SPOOL_MAX", "SIZE", "1GiB",
+        "Disk space of the spool per core, at least two segments; when it is used up, `spooled` requests get 503."),
+    row(ACKS, "SPOOL_SEGMENT", "SIZE", "64MiB",
+        "Size of one spool file, not below 4 × MAX_LENGTH; a file is used again when everything in it has been stored."),
+    row(ACKS, "SPOOL_PENDING", "SIZE", "64MiB",
+        "Memory of requests waiting for their sync per core, not below MAX_LENGTH; when it is used up, `spooled` requests get 503."),
+    row(ACKS, "SPOOL_LINGER", "TIME", "0ms",
+        "How long a sync waits for more requests to share it, up to 1s; those that arrive while one is under way share the next in any case."),
+    row(ACKS, "SPOOL_PROGRESS", "TIME", "1s",
+        "How often the spool notes what has been stored, 10ms to 1m; after a crash, what was stored since is put again under the same key."),
+
     row(S3, "S3_ACL", "ACL", "",
         "Canned ACL sent with every PUT. Not set: no ACL header, which is private; buckets made since April 2023 refuse any but `bucket-owner-full-control`."),
     row(S3, "S3_STORAGE_CLASS", "CLASS", "",
@@ -141,6 +159,8 @@ pub const SETTINGS: &[Setting] = &[
         "What sends the PUTs: `direct`, millrace's own client, or `sdk`, aws-sdk-s3, which costs several times the CPU and is there for comparison."),
     row(S3, "S3_SIGN_PAYLOAD", "WHEN", "auto",
         "Whether signatures cover the payload: `always`, `never`, or `auto`, over plain http only, for TLS protects it as well."),
+    row(S3, "S3_IF_NONE_MATCH", "BOOL", "false",
+        "Sends `If-None-Match: *` with every PUT, so that an object that is there already is kept and counts as stored; the store must know the header."),
 
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
         "From SIGTERM or SIGINT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),

@@ -194,3 +194,22 @@ fn a_pinned_thread_sees_one_core_only() {
     });
     assert_eq!(seen.join().unwrap(), 1);
 }
+
+#[test]
+fn the_spool_is_off_without_a_directory_and_its_sizes_must_go_together() {
+    let (config, _) = resolve(&[], &[], None).unwrap();
+    assert_eq!((config.ack, config.spool), (Ack::Queued, None));
+    let (config, _) = resolve(&[("SPOOL_DIR", "s"), ("ACK", "spooled")], &[], None).unwrap();
+    let spool = config.spool.unwrap();
+    assert_eq!((spool.max, spool.segment, spool.pending), (1 << 30, 64 << 20, 64 << 20));
+    assert_eq!((spool.linger, spool.progress), (Duration::ZERO, Duration::from_secs(1)));
+    let refused = |settings: &[(&str, &str)]| refusals(resolve(settings, &[], None));
+    assert!(refused(&[("ACK", "spooled")]).contains("set SPOOL_DIR"));
+    assert!(refused(&[("ACK", "synced")]).contains("give queued, spooled or stored"));
+    let with = |name, text| refused(&[("SPOOL_DIR", "s"), (name, text)]);
+    assert!(with("SPOOL_MAX", "100MiB").contains("is below 2 × SPOOL_SEGMENT"));
+    assert!(with("SPOOL_SEGMENT", "3MiB").contains("is below 4 × MAX_LENGTH"));
+    assert!(with("SPOOL_PENDING", "1MB").contains("is below MAX_LENGTH"));
+    assert!(with("DEAD_LETTER_DIR", "./s").contains("SPOOL_DIR"));
+    assert!(with("STORE", "file:s/").contains("SPOOL_DIR"));
+}

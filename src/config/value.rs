@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
+use super::{Ack, Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -250,6 +250,18 @@ pub(super) fn auto_or_bool(text: &str) -> Parsed<Option<bool>> {
         "false" => Ok(Some(false)),
         _ => Err("give true, false or auto".into()),
     }
+}
+
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("give true or false".into()),
+    }
+}
+
+pub(super) fn ack(text: &str) -> Parsed<Ack> {
+    Ack::named(text).ok_or_else(|| "give queued, spooled or stored".into())
 }
 
 pub(super) fn checksum(text: &str) -> Parsed<Checksum> {
