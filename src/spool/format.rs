@@ -1,4 +1,397 @@
-//! The layout of a spool segment.
+//! The layout of a spool segment, version 1; pure. Numbers are little-endian, checksums CRC-32C (RFC 3720, B.4).
+//!
+//! ```text
+//! 0        64 KiB    128 KiB
+//! progress progress  group 0 │ group 1 │ … │ zeros, or groups of an earlier use
+//!
+//! group    = head (128 bytes) · records · zeros up to a whole block
+//! record   = length u32 · kind u8 · 3 zeros · unix_nanos u64 · first seq u64 · count u32 · count × length u32 · payloads
+//! progress = head (48 bytes) · ranges of payloads that need nothing more
+//! ```
+//!
+//! A group is what one write and one sync put there. It starts on a block of its own, and the next is written only after
+//! its sync, so a group that is not whole was never acknowledged unless a later one is whole: the first is a torn tail,
+//! the second damage. A segment is used again under a higher id, from its first group on; groups of lower ids are nothing.
+//! Progress is written to the two places in turn, and the whole one with the higher serial counts.
+//!
+//! A record holds one request: all its payloads and what their keys are made of, besides the group's node and core.
+//! Payloads are numbered through a segment in the order they lie there.
 
-/// What direct I/O is aligned to, and what a disk writes whole.
+use std::fmt;
+use std::ops::Range;
+
+use crc_fast::{CrcAlgorithm, checksum};
+use thiserror::Error;
+
+use crate::job::Stamp;
+use crate::parse::Span;
+
+pub mod scan;
+
+/// What direct I/O is aligned to, and the unit in which a disk is assumed to write.
 pub const BLOCK: u64 = 4096;
+/// One of the two places for progress.
+pub const PROGRESS_BYTES: u64 = 64 << 10;
+/// Where the first group lies.
+pub const DATA_START: u64 = 2 * PROGRESS_BYTES;
+/// Of a group, before its records.
+pub const HEAD_BYTES: usize = 128;
+/// Of a record, before its lengths.
+const RECORD_HEAD_BYTES: usize = 28;
+/// Longest `NODE_ID`.
+const NODE_BYTES_MAX: usize = 64;
+
+const GROUP_MAGIC: [u8; 7] = *b"MRSPOOL";
+const PROGRESS_MAGIC: [u8; 7] = *b"MRSPROG";
+const VERSION: u8 = 1;
+/// The kind of a record that holds a request's payloads.
+const PAYLOADS: u8 = 1;
+
+/// What every group of one segment's use has in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Of the file.
+    pub segment_bytes: u64,
+    /// Unlike that of any other use of any file of this core's directory; higher for a later one.
+    pub id: u64,
+    /// The part of the keys that names the core.
+    pub core: u32,
+    /// The part of the keys that names the process, at most 64 bytes.
+    pub node: String,
+}
+
+/// A group's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub label: Label,
+    /// Counts the groups of a segment, from 0.
+    pub number: u32,
+    /// The number of its first payload in the segment.
+    pub first_ordinal: u32,
+    /// Of its records.
+    pub body_bytes: u32,
+    body_crc: u32,
+}
+
+impl Head {
+    /// Bytes in the file, up to the next group.
+    pub fn group_bytes(&self) -> u64 {
+        group_bytes(self.body_bytes as usize)
+    }
+}
+
+/// Bytes in the file of a group whose records take `body` bytes.
+pub fn group_bytes(body: usize) -> u64 {
+    ((HEAD_BYTES + body) as u64).next_multiple_of(BLOCK)
+}
+
+/// Bytes of a record with `count` payloads of `payload_bytes` in all.
+pub fn record_bytes(count: usize, payload_bytes: usize) -> usize {
+    RECORD_HEAD_BYTES + 4 * count + payload_bytes
+}
+
+/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the stamp of the first one,
+/// the others follow in sequence.
+pub fn write_record<'a>(
+    out: &mut [u8],
+    first: Stamp,
+    payloads: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+) -> usize {
+    let count = payloads.len();
+    let (head, rest) = out.split_at_mut(RECORD_HEAD_BYTES);
+    let (lengths, bytes) = rest.split_at_mut(4 * count);
+    let mut at = 0;
+    for (payload, length) in payloads.zip(lengths.chunks_exact_mut(4)) {
+        length.copy_from_slice(&u32_bytes(payload.len()));
+        bytes[at..at + payload.len()].copy_from_slice(payload);
+        at += payload.len();
+    }
+    let length = record_bytes(count, at);
+    head[..4].copy_from_slice(&u32_bytes(length));
+    head[4..8].copy_from_slice(&[PAYLOADS, 0, 0, 0]);
+    head[8..16].copy_from_slice(&first.unix_nanos.to_le_bytes());
+    head[16..24].copy_from_slice(&first.seq.to_le_bytes());
+    head[24..28].copy_from_slice(&u32_bytes(count));
+    length
+}
+
+fn u32_bytes(n: usize) -> [u8; 4] {
+    u32::try_from(n).expect("limits keep requests under 4 GiB").to_le_bytes()
+}
+
+/// The spans of a body as the payloads they are.
+pub fn slices<'a>(
+    body: &'a [u8],
+    spans: &'a [Span],
+) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+    spans.iter().map(|span| &body[span.range()])
+}
+
+/// Finishes a group whose records lie in `buffer` behind the head's place: writes head and padding. `buffer` is the whole
+/// of [`group_bytes`].
+pub fn finish_group(
+    buffer: &mut [u8],
+    label: &Label,
+    number: u32,
+    first_ordinal: u32,
+    body: usize,
+) {
+    assert_eq!(buffer.len() as u64, group_bytes(body));
+    let (head, rest) = buffer.split_at_mut(HEAD_BYTES);
+    rest[body..].fill(0);
+    let node = label.node.as_bytes();
+    assert!(node.len() <= NODE_BYTES_MAX, "the configuration limits NODE_ID");
+    head.fill(0);
+    head[..7].copy_from_slice(&GROUP_MAGIC);
+    head[7] = VERSION;
+    head[12..16].copy_from_slice(&crc(&rest[..body]).to_le_bytes());
+    head[16..20].copy_from_slice(&u32_bytes(body));
+    head[20..24].copy_from_slice(&number.to_le_bytes());
+    head[24..32].copy_from_slice(&label.id.to_le_bytes());
+    head[32..40].copy_from_slice(&label.segment_bytes.to_le_bytes());
+    head[40..44].copy_from_slice(&first_ordinal.to_le_bytes());
+    head[44..48].copy_from_slice(&label.core.to_le_bytes());
+    head[48] = node.len() as u8;
+    head[49..49 + node.len()].copy_from_slice(node);
+    let sum = crc(&head[12..]);
+    head[8..12].copy_from_slice(&sum.to_le_bytes());
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// What the start of a block may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    Head(Head),
+    /// A group's, of another version.
+    Version(u8),
+    Zeros,
+    Other,
+}
+
+/// Reads the start of a block, at least [`HEAD_BYTES`].
+pub fn read_start(block: &[u8]) -> Start {
+    let head = &block[..HEAD_BYTES];
+    if head[..7] != GROUP_MAGIC {
+        return if block.iter().all(|byte| *byte == 0) { Start::Zeros } else { Start::Other };
+    }
+    let whole = crc(&head[12..]) == u32_at(head, 8);
+    let node = str::from_utf8(&head[49..HEAD_BYTES]).unwrap_or_default();
+    match node.get(..usize::from(head[48])) {
+        _ if head[7] != VERSION => Start::Version(head[7]),
+        Some(node) if whole && node.len() <= NODE_BYTES_MAX => Start::Head(Head {
+            label: Label {
+                segment_bytes: u64_at(head, 32),
+                id: u64_at(head, 24),
+                core: u32_at(head, 44),
+                node: node.to_owned(),
+            },
+            number: u32_at(head, 20),
+            first_ordinal: u32_at(head, 40),
+            body_bytes: u32_at(head, 16),
+            body_crc: u32_at(head, 12),
+        }),
+        _ => Start::Other,
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Where and why a segment is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("damaged from byte {} to {}: {why}", .at.start, .at.end)]
+pub struct Damage {
+    pub at: Range<u64>,
+    pub why: &'static str,
+}
+
+/// A group whose checksums hold and whose records add up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub head: Head,
+    /// Payloads in all its records.
+    pub payloads: u32,
+}
+
+impl Group {
+    /// Checks `bytes`, which `head` was read from and which are all of the group.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn check(head: Head, bytes: &[u8]) -> Result<Group, &'static str> {
+        let body = bytes.get(HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize);
+        let body = body.ok_or("a group is cut short")?;
+        if crc(body) != head.body_crc {
+            return Err("a group is not what its checksum says");
+        }
+        let mut payloads = 0_u32;
+        let mut at = 0;
+        while at < body.len() {
+            let record = RecordRef::read(&body[at..]).ok_or("a record does not fit its group")?;
+            payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
+            at += record.bytes();
+        }
+        Ok(Group { head, payloads })
+    }
+}
+
+/// The records in the bytes of a group that [`Group::check`] has passed.
+pub fn records<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = RecordRef<'a>> {
+    let mut rest = &bytes[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
+    std::iter::from_fn(move || {
+        let record = RecordRef::read(rest)?;
+        rest = &rest[record.bytes()..];
+        Some(record)
+    })
+}
+
+/// One request as it lies in a segment.
+#[derive(Clone, Copy)]
+pub struct RecordRef<'a> {
+    /// Of its first payload.
+    pub first: Stamp,
+    lengths: &'a [u8],
+    /// All payloads, one behind the other.
+    pub payloads: &'a [u8],
+}
+
+impl<'a> RecordRef<'a> {
+    /// The record at the front of `bytes`, if there is a whole one that adds up.
+    fn read(bytes: &'a [u8]) -> Option<RecordRef<'a>> {
+        let head = bytes.get(..RECORD_HEAD_BYTES)?;
+        let (length, count) = (u32_at(head, 0) as usize, u32_at(head, 24) as usize);
+        let payloads_at = RECORD_HEAD_BYTES.checked_add(count.checked_mul(4)?)?;
+        let record = bytes.get(..length)?;
+        let (lengths, payloads) = record.split_at_checked(payloads_at)?;
+        let record = RecordRef {
+            first: Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) },
+            lengths: &lengths[RECORD_HEAD_BYTES..],
+            payloads,
+        };
+        let sum: u64 = record.lengths().map(u64::from).sum();
+        (head[4..8] == [PAYLOADS, 0, 0, 0] && sum == payloads.len() as u64).then_some(record)
+    }
+
+    fn lengths(self) -> impl ExactSizeIterator<Item = u32> + 'a {
+        self.lengths.chunks_exact(4).map(|length| u32_at(length, 0))
+    }
+
+    /// Where each payload lies in [`RecordRef::payloads`].
+    pub fn spans(self) -> impl ExactSizeIterator<Item = Span> + 'a {
+        let mut end = 0;
+        self.lengths().map(move |length| {
+            let start = end;
+            end += length;
+            Span { start, end }
+        })
+    }
+
+    pub fn count(self) -> u32 {
+        (self.lengths.len() / 4) as u32
+    }
+
+    fn bytes(self) -> usize {
+        RECORD_HEAD_BYTES + self.lengths.len() + self.payloads.len()
+    }
+}
+
+impl fmt::Debug for RecordRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} × {}", self.first, self.count())
+    }
+}
+
+/// What of a segment needs nothing more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Of the use of the segment that this is about.
+    pub id: u64,
+    /// Orders progress of one file, across its uses.
+    pub serial: u64,
+    /// Nothing in it, nor in any earlier use of the file, needs anything.
+    pub complete: bool,
+    /// Groups that were synced by then.
+    pub groups: u32,
+    /// Groups from this number on were never acknowledged, for their write or sync failed.
+    pub groups_end: Option<u32>,
+    /// Payloads that are stored or dead-lettered, by their numbers: ascending, not empty, not touching.
+    pub done: Vec<Range<u32>>,
+}
+
+const PROGRESS_HEAD_BYTES: usize = 48;
+const COMPLETE: u8 = 1;
+const CUT: u8 = 2;
+/// Ranges that fit. A core has one hole per worker, and adopted progress those of its writer; what does not fit is
+/// put again after a crash, under the same keys.
+const RANGES_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
+
+impl Progress {
+    /// Where in the file it is written.
+    pub fn place(&self) -> u64 {
+        self.serial % 2 * PROGRESS_BYTES
+    }
+
+    /// Bytes it takes, in whole blocks.
+    pub fn bytes(&self) -> usize {
+        let ranges = self.done.len().min(RANGES_MAX);
+        (PROGRESS_HEAD_BYTES + 8 * ranges).next_multiple_of(BLOCK as usize)
+    }
+
+    /// Writes it to the whole of `buffer`, which has [`Progress::bytes`].
+    pub fn write(&self, buffer: &mut [u8]) {
+        assert_eq!(buffer.len(), self.bytes());
+        let ranges = &self.done[..self.done.len().min(RANGES_MAX)];
+        let length = PROGRESS_HEAD_BYTES + 8 * ranges.len();
+        buffer.fill(0);
+        buffer[..7].copy_from_slice(&PROGRESS_MAGIC);
+        buffer[7] = VERSION;
+        buffer[12..16].copy_from_slice(&u32_bytes(ranges.len()));
+        buffer[16..24].copy_from_slice(&self.id.to_le_bytes());
+        buffer[24..32].copy_from_slice(&self.serial.to_le_bytes());
+        buffer[32] = u8::from(self.complete) * COMPLETE + u8::from(self.groups_end.is_some()) * CUT;
+        buffer[36..40].copy_from_slice(&self.groups_end.unwrap_or(0).to_le_bytes());
+        buffer[40..44].copy_from_slice(&self.groups.to_le_bytes());
+        for (range, at) in ranges.iter().zip(buffer[PROGRESS_HEAD_BYTES..].chunks_exact_mut(8)) {
+            at[..4].copy_from_slice(&range.start.to_le_bytes());
+            at[4..].copy_from_slice(&range.end.to_le_bytes());
+        }
+        let sum = crc(&buffer[12..length]);
+        buffer[8..12].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// From one place of a file; `None` when nothing whole is there.
+    fn read_one(bytes: &[u8]) -> Option<Progress> {
+        let head = bytes.get(..PROGRESS_HEAD_BYTES)?;
+        if head[..7] != PROGRESS_MAGIC || head[7] != VERSION {
+            return None;
+        }
+        let length = PROGRESS_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(RANGES_MAX);
+        let covered = bytes.get(12..length).filter(|covered| crc(covered) == u32_at(head, 8))?;
+        let ranges = covered[PROGRESS_HEAD_BYTES - 12..].chunks_exact(8);
+        Some(Progress {
+            id: u64_at(head, 16),
+            serial: u64_at(head, 24),
+            complete: head[32] & COMPLETE != 0,
+            groups_end: (head[32] & CUT != 0).then(|| u32_at(head, 36)),
+            groups: u32_at(head, 40),
+            done: ranges.map(|range| u32_at(range, 0)..u32_at(range, 4)).collect(),
+        })
+    }
+
+    /// The progress in the first [`DATA_START`] bytes of a file.
+    pub fn read(bytes: &[u8]) -> Option<Progress> {
+        let places = bytes.chunks(PROGRESS_BYTES as usize).take(2);
+        places.filter_map(Progress::read_one).max_by_key(|progress| progress.serial)
+    }
+}
+
+#[cfg(test)]
+mod tests;
