@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use crate::deadletter::DeadLetters;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
+use crate::spool::instances::Orphans;
 
 /// How long an admin connection has for its first whole request.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -37,6 +39,8 @@ pub struct Admin {
     pub core_ids: Vec<usize>,
     pub registry: Registry,
     pub dead_letters: DeadLetters,
+    /// What crashed processes have left in the spool directory, if there is one.
+    pub orphans: Option<Arc<Orphans>>,
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
     pub epoch: Instant,
@@ -69,11 +73,23 @@ impl Admin {
                 reasons.push(format!("core {id}: the store has been failing for {failing} s"));
             }
         }
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            if cells.spool_failing.value() != 0 {
+                reasons.push(format!("core {id}: the spool cannot be written"));
+            }
+        }
         if self.dead_letters.is_failing() {
             let directory = self.dead_letters.directory().display();
             reasons.push(format!("the dead-letter directory {directory} is full or not writable"));
         }
         reasons
+    }
+
+    /// What is still to be replayed, while it is; no reason against traffic.
+    fn replaying(&self) -> Option<String> {
+        let bytes = self.orphans.as_ref()?.bytes();
+        let files = "of spool files that earlier processes left are being replayed";
+        (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -85,7 +101,10 @@ impl Admin {
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
-                reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n".to_owned()),
+                reasons if reasons.is_empty() => {
+                    let replaying = self.replaying().unwrap_or_default();
+                    text(StatusCode::OK, format!("ready\n{replaying}"))
+                }
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
             "/metrics" => {

@@ -1,7 +1,7 @@
 //! Whether a request may enter: all its payloads or none, by ring slots and by bytes.
 //!
 //! Bytes are charged once per request, as the retained allocation plus a fixed cost per payload. While a body is read
-//! they belong to the [`BodyBudget`]; at admission they become a [`Permit`] that the jobs carry and that the last of
+//! they belong to the [`Budget`]; at admission they become a [`Permit`] that the jobs carry and that the last of
 //! them releases. Slots are positions in the ring and are released when a worker pops.
 //!
 //! A request that finds no room may wait, first come, first served: nobody overtakes the head of the line, so a large
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::deadline::within;
 use crate::job::Job;
 use crate::limits::JOB_COST_BYTES;
-use crate::metrics::CoreCells;
+use crate::metrics::{Cell64, CoreCells};
 use crate::ring::Ring;
 
 /// What one request asks for.
@@ -26,6 +26,8 @@ pub struct Need {
     pub slots: usize,
     pub bytes: usize,
 }
+
+const NOTHING: Need = Need { slots: 0, bytes: 0 };
 
 impl Need {
     /// `payloads` jobs on a body whose allocation holds `retained` bytes.
@@ -58,9 +60,27 @@ pub struct Admission {
     bytes_max: usize,
     bytes_used: Cell<usize>,
     line: RefCell<VecDeque<Waiting>>,
+    reader: RefCell<Option<Reader>>,
     next_ticket: Cell<u64>,
     rate: RefCell<DrainRate>,
     cells: &'static CoreCells,
+}
+
+/// The spool's reader, waiting for room beside the line.
+struct Reader {
+    need: Need,
+    /// What was freed since it waits; half of that is set aside for it.
+    freed: Need,
+    waker: Waker,
+}
+
+impl Reader {
+    fn set_aside(&self) -> Need {
+        Need {
+            slots: self.need.slots.min(self.freed.slots / 2),
+            bytes: self.need.bytes.min(self.freed.bytes / 2),
+        }
+    }
 }
 
 /// One request standing in line for room.
@@ -77,6 +97,7 @@ impl Admission {
             bytes_max,
             bytes_used: Cell::new(0),
             line: RefCell::default(),
+            reader: RefCell::default(),
             next_ticket: Cell::new(0),
             rate: RefCell::new(DrainRate::new(Instant::now())),
             cells,
@@ -85,13 +106,7 @@ impl Admission {
 
     /// The room a request needs, or `None` if it is not there now or others stand in line for it.
     pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
-        if need.slots > self.ring.capacity() {
-            let (given, max) = (need.slots, self.ring.capacity());
-            return Err(Refusal::TooManyPayloads { given, max });
-        }
-        if need.bytes > self.bytes_max {
-            return Err(Refusal::TooManyBytes { given: need.bytes, max: self.bytes_max });
-        }
+        self.could_fit(need)?;
         if self.ring.is_closed() {
             return Err(Refusal::Closed);
         }
@@ -114,8 +129,68 @@ impl Admission {
         within(wait, place.wait(need), || Err(self.full(need, ticket))).await
     }
 
+    /// Ring positions.
+    pub fn slots_max(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Whether an empty ring has room for `need`.
+    ///
+    /// # Errors
+    /// Which limit it exceeds.
+    pub fn could_fit(&self, need: Need) -> Result<(), Refusal> {
+        if need.slots > self.ring.capacity() {
+            let (given, max) = (need.slots, self.ring.capacity());
+            return Err(Refusal::TooManyPayloads { given, max });
+        }
+        if need.bytes > self.bytes_max {
+            return Err(Refusal::TooManyBytes { given: need.bytes, max: self.bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Waits for room for the spool's reader, the only one to call this, which stands in no line: half of what is freed
+    /// while it waits is set aside for it, and while half of the ring is free it need not wait for that. `need` is at most
+    /// half a ring, or one payload. `None` once the ring has closed.
+    pub async fn admit_reader(self: &Rc<Self>, need: Need) -> Option<Permit> {
+        let need = Need { bytes: need.bytes.min(self.bytes_max), ..need };
+        let _place = ReaderPlace(self);
+        poll_fn(|cx| {
+            if self.ring.is_closed() {
+                return Poll::Ready(None);
+            }
+            let mut reader = self.reader.borrow_mut();
+            let freed = reader.as_ref().map_or(NOTHING, |reader| reader.freed);
+            let waiting = Reader { need, freed, waker: cx.waker().clone() };
+            if self.fits_reader(&waiting) {
+                return Poll::Ready(Some(self.take(need)));
+            }
+            *reader = Some(waiting);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn fits_reader(&self, reader: &Reader) -> bool {
+        let Reader { need, .. } = reader;
+        let aside = reader.set_aside();
+        let (slots, bytes) = (self.ring.free(), self.bytes_max - self.bytes_used.get());
+        let slots_its = aside.slots >= need.slots || 2 * slots >= self.ring.capacity();
+        let bytes_its = aside.bytes >= need.bytes || 2 * bytes >= self.bytes_max;
+        need.slots <= slots && need.bytes <= bytes && slots_its && bytes_its
+    }
+
     /// Room was made: a slot popped, bytes released, or the ring closed. Wakes the head of the line if it can move.
     pub fn room_changed(&self) {
+        if let Some(reader) = &*self.reader.borrow()
+            && (self.fits_reader(reader) || self.ring.is_closed())
+        {
+            reader.waker.wake_by_ref();
+        }
         let line = self.line.borrow();
         if let Some(head) = line.front()
             && (self.fits(head.need) || self.ring.is_closed())
@@ -127,6 +202,7 @@ impl Admission {
     /// Closes the ring and turns everybody in line away.
     pub fn close(&self) {
         self.ring.close();
+        self.room_changed();
         for waiting in self.line.borrow().iter() {
             waiting.waker.wake_by_ref();
         }
@@ -136,7 +212,7 @@ impl Admission {
     pub fn popped(&self) {
         self.cells.ring_depth.set(self.ring.len() as u64);
         self.rate.borrow_mut().slots += 1;
-        self.room_changed();
+        self.freed(Need { slots: 1, bytes: 0 });
     }
 
     /// Once a second: what `retry-after` is measured from.
@@ -145,8 +221,18 @@ impl Admission {
         self.rate.borrow_mut().sample(now, stuck);
     }
 
+    fn freed(&self, room: Need) {
+        if let Some(reader) = &mut *self.reader.borrow_mut() {
+            reader.freed.slots += room.slots;
+            reader.freed.bytes += room.bytes;
+        }
+        self.room_changed();
+    }
+
     fn fits(&self, need: Need) -> bool {
-        need.slots <= self.ring.free() && need.bytes <= self.bytes_max - self.bytes_used.get()
+        let aside = self.reader.borrow().as_ref().map_or(NOTHING, Reader::set_aside);
+        need.slots + aside.slots <= self.ring.free()
+            && need.bytes + aside.bytes <= self.bytes_max - self.bytes_used.get()
     }
 
     fn take(self: &Rc<Self>, need: Need) -> Permit {
@@ -169,6 +255,16 @@ impl Admission {
             bytes: ahead.bytes.saturating_sub(self.bytes_max - self.bytes_used.get()),
         };
         Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, Instant::now()) }
+    }
+}
+
+/// The reader's, likewise.
+struct ReaderPlace<'a>(&'a Admission);
+
+impl Drop for ReaderPlace<'_> {
+    fn drop(&mut self) {
+        self.0.reader.take();
+        self.0.room_changed();
     }
 }
 
@@ -238,7 +334,7 @@ impl Drop for Permit {
         admission.bytes_used.set(admission.bytes_used.get() - self.bytes);
         admission.cells.ring_bytes.set(admission.bytes_used.get() as u64);
         admission.rate.borrow_mut().bytes += self.bytes as u64;
-        admission.room_changed();
+        admission.freed(Need { slots: 0, bytes: self.bytes });
     }
 }
 
@@ -289,39 +385,41 @@ impl DrainRate {
     }
 }
 
-/// The core's budget for bodies being read, decompressed or waiting for room.
-pub struct BodyBudget {
+/// A core's budget for bodies in one of their stages: being read, decompressed or waiting for room (`MAX_BODY_BYTES`), or
+/// waiting for the disk (`SPOOL_PENDING`).
+pub struct Budget {
     max: usize,
     used: Cell<usize>,
-    cells: &'static CoreCells,
+    /// Shows what is used.
+    gauge: &'static Cell64,
 }
 
-/// `MAX_BODY_BYTES` is used up.
+/// The budget is used up.
 #[derive(Debug, PartialEq, Eq)]
-pub struct BodyMemoryExhausted;
+pub struct BudgetExhausted;
 
-impl BodyBudget {
-    pub fn new(max: usize, cells: &'static CoreCells) -> Rc<BodyBudget> {
-        Rc::new(BodyBudget { max, used: Cell::new(0), cells })
+impl Budget {
+    pub fn new(max: usize, gauge: &'static Cell64) -> Rc<Budget> {
+        Rc::new(Budget { max, used: Cell::new(0), gauge })
     }
 
-    fn change(&self, from: usize, to: usize) -> Result<(), BodyMemoryExhausted> {
+    fn change(&self, from: usize, to: usize) -> Result<(), BudgetExhausted> {
         let used = self.used.get() - from + to;
         if to > from && used > self.max {
-            return Err(BodyMemoryExhausted);
+            return Err(BudgetExhausted);
         }
         self.used.set(used);
-        self.cells.body_bytes.set(used as u64);
+        self.gauge.set(used as u64);
         Ok(())
     }
 }
 
-/// Bytes that grow against the [`BodyBudget`]: charged by capacity, released on drop or when handed over.
+/// Bytes that grow against a [`Budget`]: charged by capacity, released on drop or when handed over.
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     charged: usize,
     max: usize,
-    budget: Rc<BodyBudget>,
+    budget: Rc<Budget>,
 }
 
 impl ChargedBytes {
@@ -331,7 +429,7 @@ impl ChargedBytes {
     const FIRST_CAPACITY: usize = 4 * 1024;
 
     /// Room that will grow up to `max` bytes.
-    pub fn new(budget: &Rc<BodyBudget>, max: usize) -> Result<ChargedBytes, BodyMemoryExhausted> {
+    pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
         let capacity = max.min(Self::FIRST_CAPACITY);
         budget.change(0, capacity)?;
         let bytes = Vec::with_capacity(capacity);
@@ -339,7 +437,7 @@ impl ChargedBytes {
     }
 
     /// Appends `more`, which the caller knows to fit in `max`.
-    pub fn extend(&mut self, more: &[u8]) -> Result<(), BodyMemoryExhausted> {
+    pub fn extend(&mut self, more: &[u8]) -> Result<(), BudgetExhausted> {
         let len = self.bytes.len() + more.len();
         assert!(len <= self.max, "the caller checks the length first");
         if len > self.charged {
@@ -383,6 +481,18 @@ impl ChargedBytes {
         }
     }
 
+    /// Charges them and `extra` to `budget` instead.
+    ///
+    /// # Errors
+    /// `budget` has no room; nothing has changed.
+    pub fn move_to(&mut self, budget: &Rc<Budget>, extra: usize) -> Result<(), BudgetExhausted> {
+        budget.change(0, self.charged + extra)?;
+        let _shrinking_never_fails = self.budget.change(self.charged, 0);
+        self.budget = budget.clone();
+        self.charged += extra;
+        Ok(())
+    }
+
     /// The bytes without their charge: the caller holds the permit that replaces it.
     pub fn hand_over(mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
@@ -418,7 +528,7 @@ mod tests {
         let spans = vec![Span { start: 0, end: 1 }; count];
         let payloads = Payload::split(b"1".to_vec(), permit, &spans);
         let stamp = Stamp { unix_nanos: 0, seq: 0 };
-        Permit::push_all(admission, payloads.map(|payload| Job { payload, stamp }));
+        Permit::push_all(admission, payloads.map(|payload| Job { payload, stamp, record: None }));
     }
 
     #[test]
@@ -535,13 +645,13 @@ mod tests {
     #[test]
     fn charged_bytes_never_exceed_the_budget_and_always_return() {
         let cells = &crate::metrics::cells(1)[0];
-        let budget = BodyBudget::new(10_000, cells);
+        let budget = Budget::new(10_000, &cells.body_bytes);
         let mut body = ChargedBytes::new(&budget, 20_000).unwrap();
         assert_eq!(cells.body_bytes.value(), 4_096, "whatever was announced");
         body.extend(&[1; 5_000]).unwrap();
         assert_eq!(cells.body_bytes.value(), 8_192);
         assert!(ChargedBytes::new(&budget, 2_000).is_err());
-        assert_eq!(body.extend(&[1; 4_000]), Err(BodyMemoryExhausted));
+        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted));
         let after = (body.len(), cells.body_bytes.value());
         assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();
@@ -553,7 +663,7 @@ mod tests {
     #[test]
     fn charged_bytes_double_up_to_what_was_announced() {
         let cells = &crate::metrics::cells(1)[0];
-        let budget = BodyBudget::new(1 << 20, cells);
+        let budget = Budget::new(1 << 20, &cells.body_bytes);
         let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
         let mut charges = vec![body.retained()];
         while body.room() > 0 {

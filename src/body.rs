@@ -15,7 +15,7 @@ use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
-use crate::admit::{BodyBudget, BodyMemoryExhausted, ChargedBytes};
+use crate::admit::{Budget, BudgetExhausted, ChargedBytes};
 
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,8 +32,8 @@ pub enum BodyError {
     Disconnected(String),
 }
 
-impl From<BodyMemoryExhausted> for BodyError {
-    fn from(_: BodyMemoryExhausted) -> BodyError {
+impl From<BudgetExhausted> for BodyError {
+    fn from(_: BudgetExhausted) -> BodyError {
         BodyError::MemoryExhausted
     }
 }
@@ -65,13 +65,13 @@ impl Encoding {
 
 /// Reads the bodies of one core.
 pub struct BodyReader {
-    budget: Rc<BodyBudget>,
+    budget: Rc<Budget>,
     length_max: usize,
     decoder: Decoder,
 }
 
 impl BodyReader {
-    pub fn new(budget: Rc<BodyBudget>, length_max: usize) -> BodyReader {
+    pub fn new(budget: Rc<Budget>, length_max: usize) -> BodyReader {
         BodyReader { budget, length_max, decoder: Decoder::new() }
     }
 
@@ -141,7 +141,7 @@ impl Decoder {
 
     async fn decode(
         &self,
-        budget: &Rc<BodyBudget>,
+        budget: &Rc<Budget>,
         raw: ChargedBytes,
         encoding: Encoding,
         max: usize,
@@ -271,7 +271,7 @@ mod tests {
         budget: usize,
     ) -> (Result<Vec<u8>, BodyError>, u64) {
         let cells = &crate::metrics::cells(1)[0];
-        let budget = BodyBudget::new(budget, cells);
+        let budget = Budget::new(budget, &cells.body_bytes);
         let mut raw = ChargedBytes::new(&budget, bytes.len()).unwrap();
         raw.extend(bytes).unwrap();
         let decoded = glommio::LocalExecutor::default().run(async {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::spool::format::BLOCK;
+use crate::spool::instances;
 use crate::store::faulty::FaultPlan;
 
 mod layers;
@@ -464,6 +465,10 @@ fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
     });
     r.require(!same_dir(&spool.dir, &c.dead_letter_dir), "SPOOL_DIR", "DEAD_LETTER_DIR", |dir| {
         format!("is also {dir}: the spool needs a directory of its own")
+    });
+    let name = c.node_id != instances::QUARANTINE && !c.node_id.starts_with('.');
+    r.require(name, "NODE_ID", "SPOOL_DIR", |dir| {
+        format!("cannot name a directory in {dir}: give another name")
     });
     let is_store = matches!(&c.store, StoreUrl::File(dir) if same_dir(dir, &spool.dir));
     r.require(!is_store, "SPOOL_DIR", "STORE", |store| {

@@ -427,9 +427,11 @@ fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> A
     let first = core.seq.get();
     core.seq.set(first + count);
     let payloads = Payload::split(body.hand_over(), permit, spans);
-    let jobs = payloads
-        .enumerate()
-        .map(|(at, payload)| Job { payload, stamp: Stamp { unix_nanos, seq: first + at as u64 } });
+    let jobs = payloads.enumerate().map(|(at, payload)| Job {
+        payload,
+        stamp: Stamp { unix_nanos, seq: first + at as u64 },
+        record: None,
+    });
     Permit::push_all(&core.admission, jobs);
     core.cells.payloads_accepted.add(count);
     core.cells.bytes_accepted.add(payload_bytes);

@@ -20,14 +20,17 @@ use socket2::{Domain, Socket, Type};
 use crate::accept;
 use crate::admin::{self, Admin};
 use crate::aws::{self, S3Target};
-use crate::config::{Config, StoreUrl, core_list};
+use crate::config::{Ack, Config, StoreUrl, core_list};
 use crate::deadletter::DeadLetters;
 use crate::deadline::within;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::log::Throttle;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight::Finding;
 use crate::shard::{self, Setup};
+use crate::spool::SpoolSetup;
+use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
 use crate::store::s3::probe::Probe;
@@ -141,6 +144,8 @@ struct Server {
     listeners: RefCell<Vec<Option<Socket>>>,
     /// Shut down at the very end: a disk that hangs can keep the ended process, and with it its ports, for long.
     admin: Option<Socket>,
+    /// Its lock is held until the process ends.
+    home: Option<Arc<Home>>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: LocalReceiver<Event>,
@@ -158,6 +163,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
+    let spools = open_spools(&config).await?;
     let (store, probed) = prepare_store(&config).await?;
     probed.log();
     let (send, events) = local_channel::new_unbounded();
@@ -173,6 +179,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         core_ids: config.cores.clone(),
         registry: metrics::registry(cells, config.cores.clone(), dead_letters.clone()),
         dead_letters: dead_letters.clone(),
+        orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,
         epoch,
         stopping: stopping.clone(),
@@ -198,6 +205,9 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
+            spool: spools
+                .as_ref()
+                .map(|(home, orphans)| spool_setup(&config, index, cells, home, orphans)),
             blocking: blocking_placement(&config.cores),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
@@ -205,12 +215,74 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
-    let server = Server { config, limits, cells, bells, listeners, admin, stopping, events };
+    let home = spools.map(|(home, _)| home);
+    let server = Server { config, limits, cells, bells, listeners, admin, home, stopping, events };
     server.until_all(CoreState::Ready).await?;
     // Only now do cores accept: up to here nothing can have been acknowledged.
     server.order_all();
     server.announce(address, epoch);
     Ok(server)
+}
+
+/// How often it is looked for spools of processes that are no more.
+const ADOPT_EVERY: Duration = Duration::from_secs(5);
+
+/// This process's spool directory, and what others have left, which is looked for again and again.
+async fn open_spools(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orphans>)>, String> {
+    let Some(options) = &config.spool else { return Ok(None) };
+    let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
+    let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
+    let open = move || Home::open(&dir, &node, &cores);
+    let home = Arc::new(glommio::executor().spawn_blocking(open).await.map_err(refused)?);
+    let orphans = Arc::<Orphans>::default();
+    let mut taken = Vec::new();
+    let mut adopt = {
+        let (home, orphans) = (home.clone(), orphans.clone());
+        async move |mut taken: Vec<Arc<Left>>| {
+            let (home, orphans) = (home.clone(), orphans.clone());
+            let adopt = move || {
+                let adopted = home.adopt(&mut taken, &orphans);
+                (taken, adopted)
+            };
+            glommio::executor().spawn_blocking(adopt).await
+        }
+    };
+    let adopted;
+    // The first time before any core starts: what is adopted counts in SPOOL_MAX.
+    (taken, adopted) = adopt(taken).await;
+    adopted.map_err(refused)?;
+    glommio::spawn_local(async move {
+        let mut log = Throttle::default();
+        loop {
+            sleep(ADOPT_EVERY).await;
+            let adopted;
+            (taken, adopted) = adopt(taken).await;
+            if let Err(error) = adopted {
+                log.warn(|| format!("spools of other processes cannot be adopted: {error}"));
+            }
+        }
+    })
+    .detach();
+    Ok(Some((home, orphans)))
+}
+
+fn spool_setup(
+    config: &Config,
+    index: usize,
+    cells: Cells,
+    home: &Home,
+    orphans: &Arc<Orphans>,
+) -> SpoolSetup {
+    let faults = config.faults.as_ref();
+    SpoolSetup {
+        options: config.spool.clone().expect("there is a home, so there is a spool"),
+        dir: home.core_dir(config.cores[index]),
+        orphans: orphans.clone(),
+        cores: config.cores.len(),
+        cells: &cells[index],
+        sync_fault: faults.map_or(0.0, |faults| faults.spool_sync),
+        seed: faults.map_or(0, |faults| faults.seed) + index as u64,
+    }
 }
 
 /// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
@@ -283,6 +355,21 @@ fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> 
     Ok(Some(handle))
 }
 
+/// What a 200 of this level means, for the log.
+fn promise(ack: Ack) -> &'static str {
+    match ack {
+        Ack::Queued => {
+            "in this host's memory, uploaded in the background, dead-lettered to disk if the store refuses it, lost if \
+             this host or process dies first"
+        }
+        Ack::Spooled => {
+            "on this host's disk, uploaded in the background, by a later process if this one dies; dead-lettered to disk \
+             if the store refuses it"
+        }
+        Ack::Stored => "the store has confirmed it",
+    }
+}
+
 impl Server {
     async fn until_all(&self, state: CoreState) -> Result<(), StartFailure> {
         let deadline = Instant::now() + START_TIMEOUT;
@@ -323,8 +410,9 @@ impl Server {
             body_bytes_per_core = config.max_body_bytes,
             connections_per_core = config.max_connections,
             started_in_ms = epoch.elapsed().as_millis() as u64,
-            "serving; a 200 means: in this host's memory, uploaded in the background, \
-             dead-lettered to disk if the store refuses it, lost if this host or process dies first"
+            ack = config.ack.name(),
+            spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
+            "serving; a 200 means: {}", promise(config.ack)
         );
     }
 
@@ -355,6 +443,9 @@ impl Server {
             }
         }
         let exit = self.sum_up(clean);
+        if let Some(home) = &self.home {
+            home.leave();
+        }
         if let Some(admin) = &self.admin {
             let _not_listening = admin.shutdown(std::net::Shutdown::Both);
         }
@@ -425,6 +516,7 @@ impl Server {
             stored = sum(|c| c.payloads_stored.value()),
             dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced,
             dead_lettered_at_stop = at_stop,
+            left_in_spool = sum(|c| c.spool_payloads.value()),
             lost,
             "stopped"
         );

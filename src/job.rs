@@ -10,12 +10,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::admit::Permit;
 use crate::parse::Span;
+use crate::spool::Record;
 
 /// One payload on its way to the store.
 #[derive(Clone)]
 pub struct Job {
     pub payload: Payload,
     pub stamp: Stamp,
+    /// Where its payload is in the spool, if it is.
+    pub record: Option<Rc<Record>>,
+}
+
+impl Job {
+    /// What its key is made of: `own`, the core's, unless another process had taken it in.
+    pub fn origin<'a>(&'a self, own: &'a Origin) -> &'a Origin {
+        self.record.as_ref().and_then(|record| record.origin()).unwrap_or(own)
+    }
+
+    /// It is stored or dead-lettered.
+    pub fn settle(&self) {
+        if let Some(record) = &self.record {
+            record.settle(self.stamp);
+        }
+    }
 }
 
 /// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
@@ -39,6 +56,8 @@ impl Stamp {
 /// What is the same in every key of one core: `{node}-{core}`.
 #[derive(Clone, Debug)]
 pub struct Origin {
+    node: String,
+    core: usize,
     name: String,
     /// The same between dashes, as it stands in a key.
     middle: String,
@@ -46,7 +65,13 @@ pub struct Origin {
 
 impl Origin {
     pub fn new(node: String, core: usize) -> Origin {
-        Origin { name: format!("{node}-{core}"), middle: format!("-{node}-{core}-") }
+        let name = format!("{node}-{core}");
+        Origin { middle: format!("-{name}-"), name, node, core }
+    }
+
+    /// Node and core.
+    pub fn parts(&self) -> (&str, u32) {
+        (&self.node, self.core as u32)
     }
 
     /// `{node}-{core}`.

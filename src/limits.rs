@@ -9,6 +9,7 @@ use crate::body::ZSTD_WINDOW_LOG_MAX;
 use crate::config::Config;
 use crate::net;
 use crate::parse::SCRATCH_KEPT_BYTES_MAX;
+use crate::spool;
 
 /// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
 /// is what nginx and the AWS load balancers allow.
@@ -114,9 +115,12 @@ impl Limits {
         let ring_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
+        let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
+        let spool_files = c.spool.as_ref().map_or(0, |spool| spool::files(spool));
         let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
-        let core_files =
-            |connections: usize| connections + c.max_workers * FILES_PER_WORKER + CORE_FILES;
+        let core_files = |connections: usize| {
+            connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + spool_files
+        };
         let process_files = ADMIN_CONNECTIONS_MAX + PROCESS_FILES;
         let files = |connections| (c.cores.len() * core_files(connections) + process_files) as u64;
         // The control executor registers I/O memory like the cores.
@@ -128,7 +132,8 @@ impl Limits {
             request_bytes: c.max_length,
             connections: c.max_connections,
             workers: c.max_workers,
-            core_memory_bytes: (ring_bytes + c.max_body_bytes + connections + slots + kept) as u64,
+            core_memory_bytes: (ring_bytes + c.max_body_bytes + connections + slots + kept + spool)
+                as u64,
             files: files(c.max_connections),
             files_least: files(c.max_connections.min(16)),
             memlock_bytes: (executors * (RINGS_PER_EXECUTOR * IO_MEMORY_BYTES + QUEUES_BYTES))

@@ -129,6 +129,20 @@ pub struct CoreCells {
     pub ring_bytes: Cell64,
     pub room_waiters: Cell64,
     pub workers_busy: Cell64,
+    /// Bytes of requests that wait for the spool's disk.
+    pub spool_pending_bytes: Cell64,
+    /// Payloads in the spool that are neither stored nor dead-lettered, in the ring or on disk only.
+    pub spool_payloads: Cell64,
+    /// Of this core's own segments.
+    pub spool_bytes: Cell64,
+    /// 1 while payloads are on disk only.
+    pub spool_overflowing: Cell64,
+    /// 1 while the spool cannot be written.
+    pub spool_failing: Cell64,
+    pub spool_syncs: Cell64,
+    /// Payloads that crashed processes had spooled.
+    pub payloads_adopted: Cell64,
+    pub spool_sync_latency: Latency,
     /// Milliseconds since process start at which the store began to fail without a success since, plus one; 0 when it works.
     pub store_failing_since: Cell64,
     pub request_latency: Latency,
@@ -149,14 +163,16 @@ impl CoreCells {
         self.requests[at].inc();
     }
 
-    /// Payloads whose fate is not decided, as far as the counters know, and those of a stop that are written to the dead
+    /// Payloads whose fate is not decided and that are not in the spool, as far as the counters know, and those of a stop that are written to the dead
     /// letter but not synced. A core that goes on meanwhile is read once per cell, so the first may be low, never high.
     pub fn undecided_and_unsynced(&self) -> (u64, u64) {
         let unsynced = self.unsynced_at_stop.value();
         let decided = self.payloads_stored.value()
             + self.payloads_dead_lettered.value()
             + self.payloads_lost.value();
-        (self.payloads_accepted.value().saturating_sub(decided + unsynced), unsynced)
+        let safe = decided + unsynced + self.spool_payloads.value();
+        let taken = self.payloads_accepted.value() + self.payloads_adopted.value();
+        (taken.saturating_sub(safe), unsynced)
     }
 }
 
@@ -198,7 +214,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 16] = [
+const COUNTERS: [(&str, &str, Read); 18] = [
     ("payloads_accepted", "Payloads acknowledged with a 200", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes acknowledged with a 200", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -218,6 +234,12 @@ const COUNTERS: [(&str, &str, Read); 16] = [
         c.payloads_lost.value()
     }),
     ("bytes_lost", "Payload bytes acknowledged and lost", |c| c.bytes_lost.value()),
+    (
+        "payloads_adopted",
+        "Payloads taken over from the spools of processes that are no more",
+        |c| c.payloads_adopted.value(),
+    ),
+    ("spool_syncs", "Syncs of the spool, each of one group of requests", |c| c.spool_syncs.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
@@ -229,13 +251,24 @@ const COUNTERS: [(&str, &str, Read); 16] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 7] = [
+const GAUGES: [(&str, &str, Read); 12] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
     ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
     ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
     ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
+    ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {
+        c.spool_payloads.value()
+    }),
+    ("spool_pending_bytes", "Bytes of requests that wait for the spool's disk", |c| {
+        c.spool_pending_bytes.value()
+    }),
+    ("spool_bytes", "Bytes of the spool's files, empty ones included", |c| c.spool_bytes.value()),
+    ("spool_overflowing", "1 while spooled payloads find the ring full and wait on disk", |c| {
+        c.spool_overflowing.value()
+    }),
+    ("spool_failing", "1 while the spool cannot be written", |c| c.spool_failing.value()),
     ("store_failing", "1 while the store fails without a success since", |c| {
         u64::from(c.store_failing_since.value() != 0)
     }),
@@ -279,7 +312,9 @@ impl Collector for CellCollector {
         )?;
         self.encode_latency(&mut encoder, "put_latency", "Each attempt to store a payload", |c| {
             &c.put_latency
-        })
+        })?;
+        let help = "Each write and sync of the spool";
+        self.encode_latency(&mut encoder, "spool_sync_latency", help, |c| &c.spool_sync_latency)
     }
 }
 

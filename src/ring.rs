@@ -80,6 +80,11 @@ impl<T> Ring<T> {
         self.slots.borrow_mut().pop_front()
     }
 
+    /// Whether `holds` of all that is queued.
+    pub fn all(&self, holds: impl Fn(&T) -> bool) -> bool {
+        self.slots.borrow().iter().all(holds)
+    }
+
     /// Takes nothing more; workers end once the ring is empty.
     pub fn close(&self) {
         self.closed.set(true);

@@ -22,11 +22,12 @@ use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
 use socket2::Socket;
 
 use crate::accept::{accept_loop, into_glommio_stream};
-use crate::admit::{Admission, BodyBudget};
+use crate::admit::{Admission, Budget};
 use crate::body::BodyReader;
 use crate::config::Config;
 use crate::conn::{self, ConnState};
 use crate::deadletter::{DeadLetters, Letter};
+use crate::deadline::within;
 use crate::job::{Job, Origin, Stamp};
 use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
 use crate::log::Throttle;
@@ -34,6 +35,7 @@ use crate::metrics::{CoreCells, CoreState};
 use crate::net::{Net, Stream};
 use crate::parse::Scratch;
 use crate::ring::Ring;
+use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
 use crate::tokens::TokenSet;
@@ -54,6 +56,7 @@ pub struct Setup {
     pub tokens: Option<Arc<TokenSet>>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
+    pub spool: Option<SpoolSetup>,
     /// CPUs for the executor's blocking thread: off the data cores where there are any.
     pub blocking: PoolPlacement,
 }
@@ -74,6 +77,7 @@ pub struct Core {
     pub faults: ConnFaults,
     pub conns: Conns,
     pub store: Store,
+    pub spool: Option<Rc<Spool>>,
     /// The store as configured, for dead letters.
     pub store_name: String,
     pub health: Health,
@@ -95,20 +99,26 @@ pub struct CoreLogs {
 }
 
 impl Core {
-    fn new(setup: &Setup, net: Rc<Net>) -> Rc<Core> {
+    async fn new(setup: &mut Setup, net: Rc<Net>) -> Rc<Core> {
+        let spool = setup.spool.take();
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         let ring = Rc::new(Ring::new(limits.ring_slots));
+        let admission = Admission::new(ring.clone(), limits.ring_bytes, cells);
         let plan = config.faults.clone();
         let origin = Origin::new(config.node_id.clone(), setup.core_id);
+        let spool = match spool {
+            Some(spool) => Some(Spool::open(spool, origin.clone(), admission.clone()).await),
+            None => None,
+        };
         Rc::new(Core {
             net,
             cells,
             seq: Cell::new(0),
-            admission: Admission::new(ring.clone(), limits.ring_bytes, cells),
+            admission,
             ring,
             bodies: BodyReader::new(
-                BodyBudget::new(limits.body_bytes, cells),
+                Budget::new(limits.body_bytes, &cells.body_bytes),
                 limits.request_bytes,
             ),
             scratch: RefCell::default(),
@@ -117,6 +127,7 @@ impl Core {
             conns: Conns::default(),
             store: setup.store.clone().build(&origin, plan, setup.index),
             origin,
+            spool,
             store_name: config.store.to_string(),
             health: Health::new(cells, setup.epoch),
             dead_letters: setup.dead_letters.clone(),
@@ -152,9 +163,18 @@ impl Core {
         .detach();
     }
 
+    /// All that workers and ring hold is in the spool as well.
+    fn holds_spooled_only(&self) -> bool {
+        let spooled = |job: &Job| job.record.is_some();
+        self.ring.all(spooled) && self.in_hand.borrow().iter().flatten().all(spooled)
+    }
+
     /// Ends admission: everybody waiting for room, every idle connection and the listener go.
     fn close(&self) {
         self.admission.close();
+        if let Some(spool) = &self.spool {
+            spool.close();
+        }
         self.slots.close();
         self.conns.wake_all();
     }
@@ -312,7 +332,7 @@ fn ring_doorbell(bell: &Socket) {
     let _nobody_to_tell = bell.write(b"!");
 }
 
-async fn run(setup: Setup) {
+async fn run(mut setup: Setup) {
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {
@@ -321,7 +341,7 @@ async fn run(setup: Setup) {
         }
     };
     net.set_spin(setup.config.spin);
-    let core = Core::new(&setup, net);
+    let core = Core::new(&mut setup, net).await;
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
     let mut orders = into_glommio_stream(doorbell);
@@ -378,11 +398,18 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     let started = Instant::now();
     core.cells.set_state(CoreState::Draining);
     core.draining.set();
+    if let Some(spool) = &core.spool {
+        spool.stop_reading();
+    }
     let quiet = || !core.accepting.get() && core.cells.connections.value() == 0;
     wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
 
     core.close();
-    let idle = || core.ring.is_empty() && core.cells.workers_busy.value() == 0;
+    let idle = || {
+        let empty = core.ring.is_empty() && core.cells.workers_busy.value() == 0;
+        // What is spooled does not wait for a store that fails.
+        empty || (core.cells.store_failing_since.value() != 0 && core.holds_spooled_only())
+    };
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
     let answered = || core.cells.connections.value() == 0;
@@ -395,7 +422,15 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
     core.cells.workers_busy.set(0);
     // A last answer to those whose request was turned away just now.
     core.net.hand_over().await;
-    bury_rest(core, started + limits.stop.exit);
+    let exit = started + limits.stop.exit;
+    // Left for dead letters, their sync, and control's own last words.
+    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    let mut rest = take_rest(core);
+    if let Some(spool) = &core.spool {
+        let left = write_until.saturating_duration_since(Instant::now()) / 2;
+        within(left, spool.stop(&mut rest), || ()).await;
+    }
+    bury(core, rest, write_until);
 }
 
 /// How often a drain looks whether it can go on; nothing else is delayed by it.
@@ -407,16 +442,21 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
     }
 }
 
-/// The last step: what is unstored, puts in flight included, goes to the dead letter, into one file with one sync. Blocks
-/// the core, which has nothing else left to do.
-fn bury_rest(core: &Core, exit: Instant) {
-    // Left for the sync and for control's own last words.
-    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+/// What is unstored and not in the spool, puts in flight included.
+fn take_rest(core: &Core) -> Vec<Job> {
     let in_hand: Vec<Job> = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect();
     let queued = std::iter::from_fn(|| core.ring.take());
+    let rest = in_hand.into_iter().chain(queued).filter(|job| job.record.is_none()).collect();
+    core.cells.ring_depth.set(0);
+    rest
+}
+
+/// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
+/// one sync. Blocks the core, which has nothing else left to do.
+fn bury(core: &Core, rest: Vec<Job>, write_until: Instant) {
     let mut bundle = core.dead_letters.bundle();
     let mut written: Vec<(Stamp, usize)> = Vec::new();
-    for job in in_hand.into_iter().chain(queued) {
+    for job in rest {
         let key = core.origin.key(job.stamp);
         if Instant::now() > write_until {
             lose(
@@ -434,7 +474,6 @@ fn bury_rest(core: &Core, exit: Instant) {
             Err(error) => lose(core.cells, &letter.key, job.payload.len(), &error.to_string()),
         }
     }
-    core.cells.ring_depth.set(0);
     let published = bundle.publish();
     let lose_all = |letters: &[(Stamp, usize)], why: &str| {
         for (stamp, bytes) in letters {

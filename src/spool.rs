@@ -1,3 +1,546 @@
-//! The spool.
+//! One core's spool: requests on this host's disk before their 200, and again in line for upload afterwards.
+//!
+//! ```text
+//!  conn → submit → waiting → group: write, sync ─┬─ room in the ring → jobs
+//!                  (SPOOL_PENDING)               └─ none → left on disk → reader → jobs
+//! ```
+//!
+//! Requests that arrive while a sync is under way share the next one. Payloads are in nobody's hands before their sync
+//! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
+//! one does, until the reader has caught up.
+//!
+//! Tasks of one core: the writer here, the [`reader`], and the [`keeper`], which notes progress and makes room.
+
+mod keeper;
+mod reader;
+mod segment;
 
 pub mod format;
+pub mod instances;
+#[cfg(test)]
+mod power;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use glommio::Task;
+use glommio::sync::Semaphore;
+use glommio::timer::sleep;
+
+use crate::admit::{Admission, Budget, BudgetExhausted, ChargedBytes, Need, Permit};
+use crate::config::SpoolOptions;
+use crate::job::{Job, Origin, Payload, Stamp};
+use crate::limits::JOB_COST_BYTES;
+use crate::log::Throttle;
+use crate::metrics::CoreCells;
+use crate::net::keep_waker;
+use crate::parse::Span;
+use format::HEAD_BYTES;
+use instances::Orphans;
+use keeper::NoSpare;
+use reader::Behind;
+use segment::Segment;
+
+/// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
+/// syncs, so a larger group would gain little and keep its first requests waiting.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Memory of one core's spool beside `SPOOL_PENDING`: a group being written and one being read, each at most a record of
+/// `request_bytes` in payloads and their lengths.
+pub fn memory(request_bytes: usize) -> usize {
+    2 * GROUP_BYTES_MAX.max(3 * request_bytes)
+}
+
+/// Files one core's spool may have open: its segments, and those of crashed processes in the ring.
+pub fn files(options: &SpoolOptions) -> usize {
+    (options.max / options.segment) as usize + 8
+}
+
+/// Why a request was not spooled; nothing of it will be uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpoolError {
+    #[error("the spool of this core is full (SPOOL_MAX); try again")]
+    Full,
+    #[error("the requests that wait for the disk use up SPOOL_PENDING; try again")]
+    PendingExhausted,
+    #[error("the spool cannot be written; try again, or send with `millrace-ack: queued`")]
+    Failed,
+    #[error("the server is stopping; send this to another one")]
+    Closed,
+}
+
+impl From<BudgetExhausted> for SpoolError {
+    fn from(_: BudgetExhausted) -> SpoolError {
+        SpoolError::PendingExhausted
+    }
+}
+
+/// What a core's spool is made of.
+pub struct SpoolSetup {
+    pub options: SpoolOptions,
+    /// Where this core's segments lie.
+    pub dir: PathBuf,
+    pub orphans: Arc<Orphans>,
+    /// Among which orphans are shared out.
+    pub cores: usize,
+    pub cells: &'static CoreCells,
+    /// Probability that a sync fails, for tests; and the seed.
+    pub sync_fault: f64,
+    pub seed: u64,
+}
+
+/// The spool of one core.
+pub struct Spool {
+    setup: SpoolSetup,
+    origin: Origin,
+    admission: Rc<Admission>,
+    pending: Rc<Budget>,
+    /// In line for the next group.
+    waiting: RefCell<VecDeque<Waiting>>,
+    arrived: Signal,
+    /// Of this core's own, oldest first; the last one takes groups if it is not closed.
+    segments: RefCell<VecDeque<Rc<Segment>>>,
+    /// Of crashed processes, being emptied.
+    adopted: RefCell<Vec<Rc<Segment>>>,
+    /// Empty, for later.
+    spares: RefCell<Vec<Rc<Segment>>>,
+    /// Held while a file is made.
+    making: Semaphore,
+    /// Names of files and ids of their uses, which never repeat while this process lives.
+    next_number: Cell<u64>,
+    /// The first payloads that lie on disk only; `None` while the reader has caught up.
+    behind: RefCell<Option<Behind>>,
+    overflowed: Signal,
+    keeper: Rc<Signal>,
+    failing: Cell<bool>,
+    closed: Cell<bool>,
+    /// What is on disk only stays there.
+    reading_stopped: Cell<bool>,
+    tasks: RefCell<Vec<Task<()>>>,
+    random: RefCell<fastrand::Rng>,
+    log: RefCell<Throttle>,
+}
+
+/// A request in line for the disk.
+struct Waiting {
+    first: Stamp,
+    body: ChargedBytes,
+    /// Its room in the ring, should there be some.
+    need: Need,
+    spans: Box<[Span]>,
+    payload_bytes: usize,
+    ticket: Rc<Ticket>,
+}
+
+impl Waiting {
+    fn record_bytes(&self) -> usize {
+        format::record_bytes(self.spans.len(), self.payload_bytes)
+    }
+}
+
+/// What a request that waits for the disk is told.
+#[derive(Default)]
+pub struct Ticket {
+    outcome: RefCell<Option<Result<(), SpoolError>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Ticket {
+    fn settle(&self, outcome: Result<(), SpoolError>) {
+        self.outcome.replace(Some(outcome));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Until its group is synced, or has failed.
+    pub async fn wait(&self) -> Result<(), SpoolError> {
+        poll_fn(|cx| match self.outcome.take() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                keep_waker(&mut self.waker.borrow_mut(), cx);
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// A spooled request whose payloads are jobs: where each is to be settled.
+pub struct Record {
+    segment: Rc<Segment>,
+    first_ordinal: u32,
+    first_seq: u64,
+    /// What its keys are made of, if not of this core's own.
+    origin: Option<Rc<Origin>>,
+    cells: &'static CoreCells,
+}
+
+impl Record {
+    /// The payload with this stamp is stored or dead-lettered.
+    pub fn settle(&self, stamp: Stamp) {
+        let index = u32::try_from(stamp.seq - self.first_seq).expect("within the record");
+        self.segment.settle(self.first_ordinal + index);
+        self.cells.spool_payloads.sub(1);
+    }
+
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_deref()
+    }
+}
+
+/// A group that was written and synced.
+struct Place {
+    segment: Rc<Segment>,
+    at: u64,
+    number: u32,
+    first_ordinal: u32,
+}
+
+impl Spool {
+    /// Makes the first segment and starts the tasks. A disk that takes nothing now may do so later.
+    pub async fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
+        let pending_max = setup.options.pending + JOB_COST_BYTES;
+        let spool = Rc::new(Spool {
+            pending: Budget::new(pending_max, &setup.cells.spool_pending_bytes),
+            random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
+            setup,
+            origin,
+            admission,
+            waiting: RefCell::default(),
+            arrived: Signal::default(),
+            segments: RefCell::default(),
+            adopted: RefCell::default(),
+            spares: RefCell::default(),
+            making: Semaphore::new(1),
+            next_number: Cell::new(1),
+            behind: RefCell::default(),
+            overflowed: Signal::default(),
+            keeper: Rc::default(),
+            failing: Cell::new(false),
+            closed: Cell::new(false),
+            reading_stopped: Cell::new(false),
+            tasks: RefCell::default(),
+            log: RefCell::default(),
+        });
+        if let Err(NoSpare::Io(error)) = spool.make_spare().await {
+            spool.fail(&error);
+        }
+        let tasks = [
+            glommio::spawn_local(spool.clone().write_groups()),
+            glommio::spawn_local(spool.clone().read_back()),
+            glommio::spawn_local(spool.clone().keep()),
+        ];
+        spool.tasks.borrow_mut().extend(tasks);
+        spool
+    }
+
+    /// Puts a request in line for the disk; its payloads lie in `body` at `spans`, and the first has the stamp `first`.
+    ///
+    /// # Errors
+    /// It is not in line, and nothing of it is kept.
+    pub fn submit(
+        &self,
+        first: Stamp,
+        mut body: ChargedBytes,
+        spans: &[Span],
+    ) -> Result<Rc<Ticket>, SpoolError> {
+        if self.closed.get() {
+            return Err(SpoolError::Closed);
+        }
+        if self.failing.get() {
+            return Err(SpoolError::Failed);
+        }
+        let need = Need::of(spans.len(), body.retained());
+        body.move_to(&self.pending, spans.len() * JOB_COST_BYTES)?;
+        let ticket = Rc::<Ticket>::default();
+        let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
+        self.waiting.borrow_mut().push_back(Waiting {
+            first,
+            body,
+            need,
+            spans: spans.into(),
+            payload_bytes,
+            ticket: ticket.clone(),
+        });
+        self.arrived.raise();
+        Ok(ticket)
+    }
+
+    /// One group after the other: what waits when one begins is in it.
+    async fn write_groups(self: Rc<Self>) {
+        loop {
+            if self.waiting.borrow().is_empty() {
+                if self.closed.get() {
+                    return;
+                }
+                self.arrived.wait().await;
+                continue;
+            }
+            if !self.setup.options.linger.is_zero() && !self.closed.get() {
+                sleep(self.setup.options.linger).await;
+            }
+            let group = self.next_group();
+            match self.put(&group).await {
+                Ok(place) => self.deliver(group, &place),
+                Err(error) => group.iter().for_each(|request| {
+                    request.ticket.settle(Err(error.clone()));
+                }),
+            }
+        }
+    }
+
+    /// The requests that share the next group, at least one.
+    fn next_group(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting.borrow_mut();
+        let mut bytes = HEAD_BYTES;
+        let too_many = |request: &Waiting| {
+            bytes += request.record_bytes();
+            bytes > GROUP_BYTES_MAX
+        };
+        let count = waiting.iter().position(too_many).unwrap_or(waiting.len());
+        waiting.drain(..count.max(1)).collect()
+    }
+
+    /// Writes and syncs one group.
+    async fn put(&self, group: &[Waiting]) -> Result<Place, SpoolError> {
+        let body = group.iter().map(Waiting::record_bytes).sum();
+        let payloads = group.iter().map(|request| request.spans.len() as u32).sum();
+        let write = |mut out: &mut [u8]| {
+            for Waiting { first, body, spans, .. } in group {
+                let payloads = format::slices(body.as_slice(), spans);
+                let written = format::write_record(out, *first, payloads);
+                out = &mut out[written..];
+            }
+        };
+        self.put_records(body, payloads, write).await
+    }
+
+    /// The same for records that `write` makes, `body` bytes with `payloads` payloads.
+    async fn put_records(
+        &self,
+        body: usize,
+        payloads: u32,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<Place, SpoolError> {
+        let bytes = format::group_bytes(body);
+        let segment = self.segment_for(bytes).await?;
+        let (at, number, first_ordinal, label) = {
+            let use_of = segment.use_of.borrow();
+            let label = segment.label(use_of.id, &self.origin);
+            (use_of.end, use_of.groups, use_of.payloads, label)
+        };
+        let mut buffer = segment.buffer(bytes as usize);
+        write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
+        format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
+        let started = Instant::now();
+        let synced = match segment.write(buffer, at).await {
+            Ok(_) => self.sync(&segment).await,
+            Err(error) => Err(error),
+        };
+        self.setup.cells.spool_syncs.inc();
+        self.setup.cells.spool_sync_latency.observe(started.elapsed());
+        if let Err(error) = synced {
+            // What the disk has of it is unknown, and no later sync would tell: nothing more is written there.
+            segment.close(true);
+            self.fail(&error);
+            return Err(SpoolError::Failed);
+        }
+        segment.extend(bytes, payloads);
+        self.setup.cells.spool_payloads.add(payloads.into());
+        Ok(Place { segment, at, number, first_ordinal })
+    }
+
+    async fn sync(&self, segment: &Segment) -> io::Result<()> {
+        segment.sync().await?;
+        if self.setup.sync_fault > 0.0 && self.random.borrow_mut().f64() < self.setup.sync_fault {
+            return Err(io::Error::other("FAULTS=spool_sync"));
+        }
+        Ok(())
+    }
+
+    /// The segment for the next group of `bytes`.
+    async fn segment_for(&self, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
+        let last = self.segments.borrow().back().cloned();
+        if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
+            if last.use_of.borrow().end + bytes <= last.bytes() {
+                return Ok(last);
+            }
+            last.close(false);
+        }
+        if self.spares.borrow().is_empty() {
+            self.make_spare().await.map_err(|error| match error {
+                NoSpare::Full => SpoolError::Full,
+                NoSpare::Io(error) => {
+                    self.fail(&error);
+                    SpoolError::Failed
+                }
+            })?;
+        }
+        let segment = self.spares.borrow_mut().pop().expect("made just now");
+        segment.begin(self.next_number.replace(self.next_number.get() + 1));
+        self.segments.borrow_mut().push_back(segment.clone());
+        // Makes the next one while this is being filled.
+        self.keeper.raise();
+        Ok(segment)
+    }
+
+    fn fail(&self, error: &io::Error) {
+        self.failing.set(true);
+        self.setup.cells.spool_failing.set(1);
+        self.log.borrow_mut().error(|| format!("the spool cannot be written: {error}"));
+        self.keeper.raise();
+    }
+
+    /// The payloads of a synced group: into the ring while there is room, else left to the reader.
+    fn deliver(&self, group: Vec<Waiting>, place: &Place) {
+        let mut ordinal = place.first_ordinal;
+        for request in group {
+            let Waiting { first, body, need, spans, payload_bytes, ticket } = request;
+            let count = spans.len() as u32;
+            let permit = match *self.behind.borrow() {
+                None => self.admission.admit_now(need).ok().flatten(),
+                Some(_) => None,
+            };
+            match permit {
+                Some(permit) => {
+                    let segment = place.segment.clone();
+                    let record = self.record(segment, ordinal, first.seq, None);
+                    let payloads = Payload::split(body.hand_over(), permit, &spans);
+                    self.push(payloads, first.seq.., first.unix_nanos, &record);
+                }
+                None if self.behind.borrow().is_none() => {
+                    self.behind.replace(Some(Behind::new(place, ordinal)));
+                    self.setup.cells.spool_overflowing.set(1);
+                    self.overflowed.raise();
+                }
+                None => {}
+            }
+            self.setup.cells.payloads_accepted.add(count.into());
+            self.setup.cells.bytes_accepted.add(payload_bytes as u64);
+            ticket.settle(Ok(()));
+            ordinal += count;
+        }
+    }
+
+    /// The stop has begun: what is on disk only stays there for the next process.
+    pub fn stop_reading(&self) {
+        self.reading_stopped.set(true);
+        self.overflowed.raise();
+    }
+
+    /// Takes no more requests; those in line still go to the disk.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.arrived.raise();
+    }
+
+    /// The last step of a stop: puts `rest` on the disk, which nobody works on any more, and notes what has been settled.
+    /// Of `rest`, what the spool has taken is taken out of it.
+    pub async fn stop(&self, rest: &mut Vec<Job>) {
+        let mut tasks = self.tasks.take();
+        let others = tasks.split_off(1);
+        for writer in tasks {
+            writer.await;
+        }
+        for task in others {
+            task.cancel().await;
+        }
+        while !rest.is_empty() {
+            if self.keep_jobs(rest).await.is_err() {
+                break;
+            }
+        }
+        self.put_away().await;
+    }
+
+    /// Spools the first of `rest`, as many as share a group.
+    async fn keep_jobs(&self, rest: &mut Vec<Job>) -> Result<(), SpoolError> {
+        let mut body = 0;
+        let follows = |a: &Job, b: &Job| {
+            a.stamp.unix_nanos == b.stamp.unix_nanos && a.stamp.seq + 1 == b.stamp.seq
+        };
+        let mut count = 0;
+        for run in rest.chunk_by(follows) {
+            let bytes = run.iter().map(|job| job.payload.len()).sum();
+            let record = format::record_bytes(run.len(), bytes);
+            if count > 0 && body + record > GROUP_BYTES_MAX {
+                break;
+            }
+            body += record;
+            count += run.len();
+        }
+        let write = |mut out: &mut [u8]| {
+            for run in rest[..count].chunk_by(follows) {
+                let payloads = run.iter().map(|job| &*job.payload);
+                let written = format::write_record(out, run[0].stamp, payloads);
+                out = &mut out[written..];
+            }
+        };
+        self.put_records(body, count as u32, write).await?;
+        rest.drain(..count);
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        segment: Rc<Segment>,
+        first_ordinal: u32,
+        first_seq: u64,
+        origin: Option<Rc<Origin>>,
+    ) -> Rc<Record> {
+        let cells = self.setup.cells;
+        Rc::new(Record { segment, first_ordinal, first_seq, origin, cells })
+    }
+
+    /// Queues payloads, which have their permit, with these sequence numbers.
+    fn push(
+        &self,
+        payloads: impl ExactSizeIterator<Item = Payload>,
+        seqs: impl IntoIterator<Item = u64>,
+        unix_nanos: u64,
+        record: &Rc<Record>,
+    ) {
+        let mut seqs = seqs.into_iter();
+        let jobs = payloads.map(|payload| {
+            let seq = seqs.next().expect("one for each payload");
+            Job { payload, stamp: Stamp { unix_nanos, seq }, record: Some(record.clone()) }
+        });
+        Permit::push_all(&self.admission, jobs);
+    }
+}
+
+/// Something that happens now and then; one task waits for it.
+#[derive(Default)]
+pub struct Signal {
+    raised: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    pub fn raise(&self) {
+        self.raised.set(true);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Ready once for all that was raised before.
+    async fn wait(&self) {
+        poll_fn(|cx: &mut Context<'_>| {
+            if self.raised.take() {
+                return Poll::Ready(());
+            }
+            keep_waker(&mut self.waker.borrow_mut(), cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}

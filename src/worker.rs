@@ -34,6 +34,7 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
             Ok(Ok(())) => {
                 core.cells.payloads_stored.inc();
                 core.cells.bytes_stored.add(job.payload.len() as u64);
+                job.settle();
             }
             Ok(Err(GivenUp { error, attempts })) => {
                 bury(&core, &job, error.to_string(), attempts).await;
@@ -70,7 +71,7 @@ struct GivenUp {
 /// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
 async fn deliver(core: &Core, kept: &mut Kept, job: &Job) -> Result<(), GivenUp> {
     let Kept { alarm, key } = kept;
-    core.origin.write_key(job.stamp, key);
+    job.origin(&core.origin).write_key(job.stamp, key);
     let mut attempts = 0;
     let mut first_failure = None;
     loop {
@@ -79,7 +80,9 @@ async fn deliver(core: &Core, kept: &mut Kept, job: &Job) -> Result<(), GivenUp>
         core.health.failed(&error);
         let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
         // `>`: also with RETRY_FOR=0s others must have succeeded since.
-        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for;
+        // What is spooled can wait for the store for ever.
+        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for
+            && job.record.is_none();
         if error.class == Class::Object || given_up {
             return Err(GivenUp { error, attempts });
         }
@@ -125,8 +128,8 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 
 /// Writes the dead letter on the executor's blocking thread.
 async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
-    let stem = core.origin.stem(job.stamp);
-    let key = core.origin.key(job.stamp);
+    let origin = job.origin(&core.origin);
+    let (stem, key) = (origin.stem(job.stamp), origin.key(job.stamp));
     let payload = job.payload.to_vec();
     let letter = Letter::now(key.clone(), core.store_name.clone(), error, attempts, &payload);
     let dead = core.dead_letters.clone();
@@ -136,6 +139,13 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
         Ok(()) => {
             core.cells.payloads_dead_lettered.inc();
             core.cells.bytes_dead_lettered.add(job.payload.len() as u64);
+            job.settle();
+        }
+        Err(error) if job.record.is_some() => {
+            tracing::error!(
+                key,
+                "no dead letter, stays in the spool until the next start: {error}"
+            );
         }
         Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
     }

@@ -2,8 +2,8 @@
 //!
 //! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`: each but
 //! `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or `object`, `store_wide`) fails
-//! exactly the payloads that contain the word `poison`, every time. Three more hit beside the store: `conn_panic` per
-//! request, and `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or blocks the
+//! exactly the payloads that contain the word `poison`, every time. Four more hit beside the store: `conn_panic` per
+//! request, `spool_sync` per sync of the spool, and `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or blocks the
 //! core's thread for [`STUCK_FOR`].
 
 use std::cell::{Cell, RefCell};
@@ -36,6 +36,8 @@ pub struct FaultPlan {
     pub panic: f64,
     /// Panics in the connection that brought the request.
     pub conn_panic: f64,
+    /// Fails a sync of the spool, after it was done.
+    pub spool_sync: f64,
     /// After this many puts on a core, a task of that core panics; 0 never.
     pub core_panic: u64,
     /// After this many puts on a core, its thread blocks for [`STUCK_FOR`]; 0 never.
@@ -71,6 +73,7 @@ impl FaultPlan {
                 "hang" => plan.hang = share()?,
                 "panic" => plan.panic = share()?,
                 "conn_panic" => plan.conn_panic = share()?,
+                "spool_sync" => plan.spool_sync = share()?,
                 "core_panic" => plan.core_panic = number()?,
                 "core_stuck" => plan.core_stuck = number()?,
                 "poison" => {
@@ -85,7 +88,7 @@ impl FaultPlan {
                 _ => {
                     return Err(format!(
                         "`{name}` is not a fault; allowed: seed, transient, late, object, store_wide, hang, panic, \
-                         conn_panic, core_panic, core_stuck, poison, delay"
+                         conn_panic, spool_sync, core_panic, core_stuck, poison, delay"
                     ));
                 }
             }

@@ -121,6 +121,10 @@ impl Scan {
         Scan { at, id: Some(id), number, ..Scan::new(file_bytes, None) }
     }
 
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
     /// The bytes to give next; empty at the file's end.
     pub fn wants(&self) -> Range<u64> {
         let (at, bytes) = match &self.state {

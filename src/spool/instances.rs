@@ -1,0 +1,324 @@
+//! The spool directory, shared by any number of processes: one locked directory per process, and what processes that are
+//! no more have left in theirs.
+//!
+//! ```text
+//! SPOOL_DIR/.lock              held for a moment while a process comes, goes, or takes over what another left
+//! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
+//! SPOOL_DIR/NODE/core-3/7.seg  a segment
+//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name
+//! SPOOL_DIR/quarantine/        files that were not as they were written
+//! ```
+//!
+//! Everything here blocks: it runs on the control executor's blocking thread, before the executors, or in a command.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::deadletter::create_dir;
+
+/// Extension of a segment.
+pub const SEGMENT: &str = "seg";
+const LOCK: &str = "lock";
+const DIRECTORY_LOCK: &str = ".lock";
+pub const QUARANTINE: &str = "quarantine";
+/// Longest wait for others that come or go just now.
+const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
+
+/// This process's part of the spool directory.
+pub struct Home {
+    spool_dir: PathBuf,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a process that is no more has left, held by its lock.
+pub struct Left {
+    path: PathBuf,
+    _lock: File,
+    /// Segments that are not finished.
+    segments: AtomicUsize,
+}
+
+/// One segment of those.
+pub struct Orphan {
+    pub path: PathBuf,
+    pub bytes: u64,
+    left: Arc<Left>,
+    shared: Arc<Orphans>,
+}
+
+/// The segments of crashed processes, for the cores to take one after the other.
+#[derive(Default)]
+pub struct Orphans {
+    offered: ArcSwap<Offer>,
+    /// Of all that are offered or being emptied.
+    bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Offer {
+    segments: Vec<(Arc<Left>, PathBuf, u64)>,
+    next: AtomicUsize,
+}
+
+impl Orphans {
+    /// The next segment nobody has taken; asked off the data path only.
+    pub fn take(self: &Arc<Self>) -> Option<Orphan> {
+        let offer = self.offered.load();
+        // Cores ask every second: the counter must not run around.
+        if offer.next.load(Relaxed) >= offer.segments.len() {
+            return None;
+        }
+        let (left, path, bytes) = offer.segments.get(offer.next.fetch_add(1, Relaxed))?;
+        let (left, path, bytes) = (left.clone(), path.clone(), *bytes);
+        Some(Orphan { path, bytes, left, shared: self.clone() })
+    }
+
+    /// Bytes of crashed processes' segments that are still there.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    fn is_used_up(&self) -> bool {
+        let offer = self.offered.load();
+        offer.next.load(Relaxed) >= offer.segments.len()
+    }
+}
+
+impl Orphan {
+    /// Everything in it is stored or dead-lettered, and its file is gone.
+    pub fn finished(self) {
+        self.shared.bytes.fetch_sub(self.bytes, Relaxed);
+        self.left.segments.fetch_sub(1, Relaxed);
+    }
+
+    /// Where its file goes should it not be as it was written.
+    pub fn quarantine(&self) -> PathBuf {
+        let instance = self.left.path.file_name().unwrap_or_default();
+        let core = self.path.parent().and_then(Path::file_name).unwrap_or_default();
+        let file = self.path.file_name().unwrap_or_default();
+        let name = [instance, core, file].map(|part| part.to_string_lossy()).join("_");
+        let spool_dir = self.left.path.parent().unwrap_or(Path::new("."));
+        spool_dir.join(QUARANTINE).join(name)
+    }
+}
+
+/// Why the spool directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolDirError {
+    #[error(
+        "the spool of {node} is in use by another process: give each process a NODE_ID of its own"
+    )]
+    InUse { node: String },
+    #[error("another process holds {} for longer than {DIRECTORY_LOCK_MAX:?}", .0.display())]
+    Locked(PathBuf),
+    #[error("{}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
+    let path = path.to_owned();
+    |source| SpoolDirError::Io { path, source }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
+impl Home {
+    /// Makes this process's directory, with one below for each of `cores`. One that an earlier process of the same name
+    /// has left gets another name, to be adopted like any other.
+    pub fn open(spool_dir: &Path, node: &str, cores: &[usize]) -> Result<Home, SpoolDirError> {
+        create_dir(spool_dir).map_err(at(spool_dir))?;
+        let _held = lock_directory(spool_dir)?;
+        let path = spool_dir.join(node);
+        if path.is_dir() {
+            if try_lock(&path).map_err(at(&path))?.is_none() {
+                return Err(SpoolDirError::InUse { node: node.to_owned() });
+            }
+            let aside = spool_dir.join(format!("{node}~{:016x}", fastrand::u64(..)));
+            fs::rename(&path, aside).map_err(at(&path))?;
+        }
+        let made = (|| {
+            create_dir(&path)?;
+            cores.iter().try_for_each(|core| create_dir(&core_dir(&path, *core)))?;
+            sync_dir(&path)?;
+            sync_dir(spool_dir)
+        })();
+        made.map_err(at(&path))?;
+        let lock = try_lock(&path).map_err(at(&path))?.expect("made just now, under the lock");
+        Ok(Home { spool_dir: spool_dir.to_owned(), path, _lock: lock })
+    }
+
+    pub fn core_dir(&self, core: usize) -> PathBuf {
+        core_dir(&self.path, core)
+    }
+
+    /// Removes the directory if nothing is left in it.
+    pub fn leave(&self) {
+        let Ok(_held) = lock_directory(&self.spool_dir) else { return };
+        remove_empty(&self.path);
+    }
+
+    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before; and
+    /// removes the directories of those whose segments are all finished, which `taken` lists.
+    pub fn adopt(
+        &self,
+        taken: &mut Vec<Arc<Left>>,
+        orphans: &Orphans,
+    ) -> Result<(), SpoolDirError> {
+        let unfinished = |left: &Arc<Left>| left.segments.load(Relaxed) > 0;
+        if taken.iter().any(|left| !unfinished(left)) {
+            let _held = lock_directory(&self.spool_dir)?;
+            taken.iter().filter(|left| !unfinished(left)).for_each(|left| remove_empty(&left.path));
+            taken.retain(unfinished);
+        }
+        if !orphans.is_used_up() {
+            return Ok(());
+        }
+        let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
+        let others = others.into_iter().filter(|path| *path != self.path);
+        let new: Vec<PathBuf> =
+            others.filter(|path| taken.iter().all(|left| left.path != *path)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let _held = lock_directory(&self.spool_dir)?;
+        let mut segments = Vec::new();
+        for path in new {
+            // Removed meanwhile, or its process lives.
+            let Some(lock) = try_lock(&path).ok().flatten() else { continue };
+            let found = segments_of(&path).map_err(at(&path))?;
+            if found.is_empty() {
+                remove_empty(&path);
+                continue;
+            }
+            let bytes: u64 = found.iter().map(|(_, bytes)| bytes).sum();
+            tracing::info!(
+                segments = found.len(),
+                bytes,
+                "adopted the spool of {}",
+                path.display()
+            );
+            orphans.bytes.fetch_add(bytes, Relaxed);
+            let left = Left { path, _lock: lock, segments: AtomicUsize::new(found.len()) };
+            let left = Arc::new(left);
+            segments.extend(found.into_iter().map(|(path, bytes)| (left.clone(), path, bytes)));
+            taken.push(left);
+        }
+        if !segments.is_empty() {
+            orphans.offered.store(Arc::new(Offer { segments, next: AtomicUsize::new(0) }));
+        }
+        Ok(())
+    }
+}
+
+fn core_dir(instance: &Path, core: usize) -> PathBuf {
+    instance.join(format!("core-{core}"))
+}
+
+/// The directories of all processes, dead or alive.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn instances(spool_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(spool_dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && entry.file_name() != QUARANTINE {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The segments of a process with their sizes, oldest first; other files there are named in the log and left.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(instance)? {
+        let core = entry?.path();
+        if !core.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(core)? {
+            let entry = entry?;
+            let path = entry.path();
+            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+            // Files of another kind, too: what they hold is found out when they are read.
+            found.push((number.unwrap_or(u64::MAX), path, entry.metadata()?.len()));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
+}
+
+/// The lock of one process's directory; `None` when that process lives.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
+    let file = open_lock(&instance.join(LOCK))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Alone in the spool directory while the result lives.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
+    let file = open_lock(&spool_dir.join(DIRECTORY_LOCK)).map_err(at(spool_dir))?;
+    let started = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < DIRECTORY_LOCK_MAX => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(SpoolDirError::Locked(spool_dir.to_owned()));
+            }
+            Err(error) => return Err(at(spool_dir)(error.into())),
+        }
+    }
+}
+
+/// Removes an instance's directory if only its lock is left in it.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+fn remove_empty(instance: &Path) {
+    let Ok(entries) = fs::read_dir(instance) else { return };
+    let mut empty = true;
+    for entry in entries.flatten() {
+        empty &= entry.file_name() == LOCK || fs::remove_dir(entry.path()).is_ok();
+    }
+    if empty {
+        let _a_stranger_made_something = fs::remove_file(instance.join(LOCK));
+        let _likewise = fs::remove_dir(instance);
+    }
+}
+
+/// Makes what was created or renamed in `directory` durable.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn sync_dir(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Moves a finished file that was not as it was written out of the way.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn move_to(path: &Path, to: &Path) -> io::Result<()> {
+    if let Some(directory) = to.parent() {
+        create_dir(directory)?;
+    }
+    fs::rename(path, to)
+}

@@ -1,0 +1,174 @@
+//! Keeps the spool's files: notes what has been settled, makes room ahead, and tries a disk that failed.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use futures_lite::FutureExt;
+use glommio::timer::sleep;
+
+use super::Spool;
+use super::instances::{QUARANTINE, SEGMENT, sync_dir};
+use super::segment::Segment;
+
+/// Empty files kept for later; more go back to the file system.
+const SPARES_MAX: usize = 2;
+
+/// Why there is no empty segment.
+pub(super) enum NoSpare {
+    /// `SPOOL_MAX` is used up.
+    Full,
+    Io(io::Error),
+}
+
+impl Spool {
+    /// The keeper's task.
+    pub(super) async fn keep(self: Rc<Self>) {
+        let every = self.setup.options.progress;
+        let mut noted = Instant::now();
+        loop {
+            let left = every.saturating_sub(noted.elapsed());
+            self.keeper.wait().or(sleep(left)).await;
+            self.finish_segments().await;
+            if noted.elapsed() >= every {
+                self.note_progress().await;
+                noted = Instant::now();
+                if self.failing.get() {
+                    self.try_again().await;
+                }
+            }
+            if self.spares.borrow().is_empty() && !self.failing.get() {
+                match self.make_spare().await {
+                    Ok(()) | Err(NoSpare::Full) => {}
+                    Err(NoSpare::Io(error)) => self.fail(&error),
+                }
+            }
+        }
+    }
+
+    /// Makes an empty segment, unless there is one.
+    pub(super) async fn make_spare(&self) -> Result<(), NoSpare> {
+        let _turn = self.making.acquire_permit(1).await.expect("never closed");
+        if !self.spares.borrow().is_empty() {
+            return Ok(());
+        }
+        let bytes = self.setup.options.segment;
+        let adopted = self.setup.orphans.bytes() / self.setup.cores as u64;
+        if self.own_bytes() + bytes + adopted > self.setup.options.max {
+            return Err(NoSpare::Full);
+        }
+        let number = self.next_number.replace(self.next_number.get() + 1);
+        let path = self.setup.dir.join(format!("{number}.{SEGMENT}"));
+        let made = async {
+            let segment = Segment::create(&path, bytes, self.keeper.clone()).await?;
+            let dir = self.setup.dir.clone();
+            glommio::executor().spawn_blocking(move || sync_dir(&dir)).await?;
+            io::Result::Ok(segment)
+        };
+        match made.await {
+            Ok(segment) => {
+                self.spares.borrow_mut().push(Rc::new(segment));
+                self.setup.cells.spool_bytes.set(self.own_bytes());
+                Ok(())
+            }
+            Err(error) => {
+                let remove = move || std::fs::remove_file(path);
+                let _may_be_absent = glommio::executor().spawn_blocking(remove).await;
+                Err(NoSpare::Io(error))
+            }
+        }
+    }
+
+    fn own_bytes(&self) -> u64 {
+        let files = self.segments.borrow().len() + self.spares.borrow().len();
+        files as u64 * self.setup.options.segment
+    }
+
+    /// Segments in which nothing is left to do are noted so, and then used again or removed.
+    async fn finish_segments(&self) {
+        loop {
+            let finished = |segment: &&Rc<Segment>| segment.use_of.borrow().is_finished();
+            let own = self.segments.borrow().iter().find(finished).cloned();
+            let adopted = self.adopted.borrow().iter().find(finished).cloned();
+            let Some(segment) = own.or(adopted) else { break };
+            // Synced, for groups of the next use must not be taken for this one's damage.
+            let noted = match segment.write_progress(true).await {
+                Ok(()) => segment.sync().await,
+                Err(error) => Err(error),
+            };
+            let reusable = noted.is_ok() && segment.is_reusable();
+            if let Err(error) = noted {
+                self.fail(&error);
+            }
+            self.segments.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
+            self.adopted.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
+            if reusable && self.spares.borrow().len() < SPARES_MAX {
+                self.spares.borrow_mut().push(segment);
+            } else {
+                self.discard(&segment).await;
+            }
+            self.setup.cells.spool_bytes.set(self.own_bytes());
+        }
+    }
+
+    async fn discard(&self, segment: &Segment) {
+        let file = segment.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("{}_{file}", self.origin.name());
+        let own = self.setup.options.dir.join(QUARANTINE).join(name);
+        if let Err(error) = segment.discard(own).await {
+            let path = segment.path().display();
+            tracing::warn!("{path} is finished, but could not be taken away: {error}");
+        }
+    }
+
+    /// Writes down what has been settled, for the process that comes after a crash. Without a sync: what is lost of it is
+    /// put again under the same key.
+    pub(super) async fn note_progress(&self) {
+        let dirty = |segment: &&Rc<Segment>| segment.is_dirty();
+        let own: Vec<_> = self.segments.borrow().iter().filter(dirty).cloned().collect();
+        let adopted: Vec<_> = self.adopted.borrow().iter().filter(dirty).cloned().collect();
+        for segment in own.into_iter().chain(adopted) {
+            if let Err(error) = segment.write_progress(false).await {
+                self.fail(&error);
+            }
+        }
+    }
+
+    /// Whether the disk takes something again, after it did not.
+    async fn try_again(&self) {
+        let spare = self.spares.borrow().last().cloned();
+        let works = match spare {
+            Some(spare) => match spare.write_progress(true).await {
+                Ok(()) => spare.sync().await.is_ok(),
+                Err(_) => false,
+            },
+            None => !matches!(self.make_spare().await, Err(NoSpare::Io(_))),
+        };
+        if works {
+            self.failing.set(false);
+            self.setup.cells.spool_failing.set(0);
+            tracing::warn!("the spool can be written again");
+        }
+    }
+
+    /// The end of the spool's own files at a stop: those with nothing left in them go, the others are noted and synced.
+    pub(super) async fn put_away(&self) {
+        self.finish_segments().await;
+        let last = self.segments.borrow().back().cloned();
+        if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
+            last.close(false);
+            self.finish_segments().await;
+        }
+        self.note_progress().await;
+        for segment in self.spares.take() {
+            self.discard(&segment).await;
+        }
+        let left: Vec<_> = self.segments.borrow().iter().cloned().collect();
+        for segment in left {
+            if let Err(error) = segment.sync().await {
+                tracing::warn!("{}: {error}", segment.path().display());
+            }
+        }
+        self.setup.cells.spool_bytes.set(self.own_bytes());
+    }
+}

@@ -1,0 +1,375 @@
+//! One file of the spool: what was put into it, and what of it needs nothing more.
+//!
+//! A segment of this core's own is filled group by group, emptied by the workers, and used again under a new id. One that
+//! a crashed process left is only emptied. Either way every payload is settled once, by its number in the segment, and
+//! what is settled is written to the file now and then.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
+
+use super::Signal;
+use super::format::{BLOCK, DATA_START, Label, Progress};
+use super::instances::{Orphan, move_to};
+use crate::job::Origin;
+
+/// Bytes written at a time when a new file is filled with zeros; the executor serves others in between.
+const ZEROS_BYTES: usize = 256 << 10;
+
+/// A file of the spool, open.
+pub struct Segment {
+    file: DmaFile,
+    path: PathBuf,
+    bytes: u64,
+    pub use_of: RefCell<Use>,
+    /// Set when there is progress to write, or nothing more to do in this segment.
+    keeper: Rc<Signal>,
+    /// Groups are missing in it: it is kept aside when it is finished.
+    damaged: Cell<bool>,
+    /// Held until this segment is finished; `None` for one of this core's own.
+    orphan: RefCell<Option<Orphan>>,
+}
+
+/// What is known of the current use of a segment.
+pub struct Use {
+    pub id: u64,
+    /// Up to where groups are synced, and where the next one goes.
+    pub end: u64,
+    pub groups: u32,
+    /// In those groups.
+    pub payloads: u32,
+    /// No more groups will come.
+    pub closed: bool,
+    /// Groups from here on failed.
+    groups_end: Option<u32>,
+    done: Done,
+    /// Of the progress written last.
+    serial: u64,
+    /// Something was settled since.
+    dirty: bool,
+}
+
+impl Use {
+    fn new(id: u64, serial: u64) -> Use {
+        Use {
+            id,
+            end: DATA_START,
+            groups: 0,
+            payloads: 0,
+            closed: false,
+            groups_end: None,
+            done: Done::default(),
+            serial,
+            dirty: false,
+        }
+    }
+
+    /// Nothing in it needs anything more, and nothing more will come.
+    pub fn is_finished(&self) -> bool {
+        self.closed && self.done.count == u64::from(self.payloads)
+    }
+
+    pub fn is_done(&self, ordinal: u32) -> bool {
+        self.done.contains(ordinal)
+    }
+
+    /// Payloads that are not settled.
+    pub fn unsettled(&self) -> u64 {
+        u64::from(self.payloads) - self.done.count
+    }
+
+    fn progress(&self, complete: bool) -> Progress {
+        Progress {
+            id: self.id,
+            serial: self.serial + 1,
+            complete,
+            groups: self.groups,
+            groups_end: self.groups_end,
+            done: if complete { Vec::new() } else { self.done.ranges().collect() },
+        }
+    }
+}
+
+impl Segment {
+    /// A new file of `bytes`, filled with zeros and synced: the first write after an allocation alone would cost each sync
+    /// a change of the file's metadata, nearly twice the time. Its name is not yet durable.
+    pub async fn create(path: &Path, bytes: u64, keeper: Rc<Signal>) -> io::Result<Segment> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .dma_open(path)
+            .await?;
+        let segment = Segment {
+            file,
+            path: path.to_owned(),
+            bytes,
+            use_of: RefCell::new(Use::new(0, 0)),
+            keeper,
+            damaged: Cell::new(false),
+            orphan: RefCell::new(None),
+        };
+        // First, so that a disk without room says so before anything is written.
+        segment.file.pre_allocate(bytes, false).await?;
+        let mut at = 0;
+        while at < bytes {
+            let mut zeros = segment.buffer(ZEROS_BYTES.min((bytes - at) as usize));
+            zeros.as_bytes_mut().fill(0);
+            at += segment.write(zeros, at).await?;
+        }
+        segment.sync().await?;
+        Ok(segment)
+    }
+
+    /// What a process left that is no more.
+    pub async fn adopt(orphan: Orphan, keeper: Rc<Signal>) -> io::Result<Segment> {
+        let path = orphan.path.clone();
+        let file = OpenOptions::new().read(true).write(true).dma_open(&path).await?;
+        let bytes = file.file_size().await?;
+        Ok(Segment {
+            file,
+            path,
+            bytes,
+            use_of: RefCell::new(Use::new(0, 0)),
+            keeper,
+            damaged: Cell::new(false),
+            orphan: RefCell::new(Some(orphan)),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn label(&self, id: u64, origin: &Origin) -> Label {
+        let (node, core) = origin.parts();
+        Label { segment_bytes: self.bytes, id, core, node: node.to_owned() }
+    }
+
+    /// Room for a write of `bytes`, whole blocks.
+    pub fn buffer(&self, bytes: usize) -> DmaBuffer {
+        self.file.alloc_dma_buffer(bytes)
+    }
+
+    /// Writes all of `buffer`.
+    pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
+        #[cfg(test)]
+        super::power::note_write(&self.path, at, buffer.as_bytes());
+        let length = buffer.len();
+        match self.file.write_at(buffer, at).await? {
+            written if written == length => Ok(written as u64),
+            _ => Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took part of a write")),
+        }
+    }
+
+    pub async fn sync(&self) -> io::Result<()> {
+        let synced = self.file.fdatasync().await.map_err(io::Error::from);
+        #[cfg(test)]
+        super::power::note_sync(&self.path);
+        synced
+    }
+
+    /// Reads what of `range`, whole blocks, is in the file.
+    pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
+        debug_assert!(range.start % BLOCK == 0);
+        let bytes = (range.end - range.start).next_multiple_of(BLOCK) as usize;
+        Ok(self.file.read_at_aligned(range.start, bytes).await?)
+    }
+
+    /// Begins a new use; what was in it before is complete.
+    pub fn begin(&self, id: u64) {
+        let serial = self.use_of.borrow().serial;
+        self.use_of.replace(Use::new(id, serial));
+    }
+
+    /// Takes over the progress that was found in an adopted file.
+    pub fn resume(&self, progress: Option<Progress>) {
+        let mut use_of = self.use_of.borrow_mut();
+        let Some(progress) = progress else { return };
+        use_of.serial = progress.serial;
+        if !progress.complete {
+            use_of.id = progress.id;
+            use_of.groups_end = progress.groups_end;
+            progress.done.into_iter().for_each(|range| use_of.done.insert(range));
+        }
+    }
+
+    /// A group is synced that takes `bytes` and holds `payloads`.
+    pub fn extend(&self, bytes: u64, payloads: u32) {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.end += bytes;
+        use_of.groups += 1;
+        use_of.payloads += payloads;
+    }
+
+    /// Nothing more will come; what failed last, if anything did, was never acknowledged.
+    pub fn close(&self, failed: bool) {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.closed = true;
+        if failed {
+            use_of.groups_end = Some(use_of.groups);
+            use_of.dirty = true;
+        }
+        if failed || use_of.is_finished() {
+            self.keeper.raise();
+        }
+    }
+
+    /// What is missing in it was reported; it must not be used again.
+    pub fn note_damage(&self) {
+        self.damaged.set(true);
+    }
+
+    /// It may be used again.
+    pub fn is_reusable(&self) -> bool {
+        let failed = self.use_of.borrow().groups_end.is_some();
+        !failed && !self.damaged.get() && self.orphan.borrow().is_none()
+    }
+
+    /// Takes the file of a finished segment that is not used again out of the way: it goes, or to the quarantine if it
+    /// was damaged.
+    pub async fn discard(&self, quarantine: PathBuf) -> io::Result<()> {
+        if self.damaged.get() {
+            let from = self.path.clone();
+            let moved = glommio::executor().spawn_blocking(move || move_to(&from, &quarantine));
+            moved.await?;
+        } else {
+            self.file.remove().await?;
+        }
+        if let Some(orphan) = self.orphan.take() {
+            orphan.finished();
+        }
+        Ok(())
+    }
+
+    /// Of a crashed process.
+    pub fn is_adopted(&self) -> bool {
+        self.orphan.borrow().is_some()
+    }
+
+    /// All of an adopted segment has been read: it has `payloads` payloads, as far as can be told.
+    pub fn close_adopted(&self, payloads: u32) {
+        let mut use_of = self.use_of.borrow_mut();
+        let done_end = use_of.done.ranges().last().map_or(0, |range| range.end);
+        use_of.payloads = payloads.max(done_end);
+        let missing = payloads..use_of.payloads;
+        use_of.done.fill(missing);
+        drop(use_of);
+        self.close(false);
+    }
+
+    /// Payloads that are gone need nothing more either; how many of them there are that were not settled.
+    pub fn settle_missing(&self, ordinals: Range<u32>) -> u64 {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.dirty = true;
+        let filled = use_of.done.fill(ordinals);
+        if use_of.is_finished() {
+            self.keeper.raise();
+        }
+        filled
+    }
+
+    /// The payload with this number is stored or dead-lettered.
+    pub fn settle(&self, ordinal: u32) {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.done.insert(ordinal..ordinal + 1);
+        use_of.dirty = true;
+        if use_of.is_finished() {
+            self.keeper.raise();
+        }
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.use_of.borrow().dirty
+    }
+
+    /// Writes what has been settled, or that everything has. The caller syncs.
+    pub async fn write_progress(&self, complete: bool) -> io::Result<()> {
+        let progress = {
+            let mut use_of = self.use_of.borrow_mut();
+            let progress = use_of.progress(complete);
+            use_of.serial = progress.serial;
+            use_of.dirty = false;
+            progress
+        };
+        let mut buffer = self.buffer(progress.bytes());
+        progress.write(buffer.as_bytes_mut());
+        let written = self.write(buffer, progress.place()).await;
+        if written.is_err() {
+            self.use_of.borrow_mut().dirty = true;
+        }
+        written.map(drop)
+    }
+}
+
+/// A set of payload numbers, as ranges: as many as there are payloads under way below the highest, so few.
+#[derive(Default)]
+struct Done {
+    /// Start to end; neither empty nor touching.
+    ranges: BTreeMap<u32, u32>,
+    count: u64,
+}
+
+impl Done {
+    /// Adds numbers that are not in it.
+    fn insert(&mut self, range: Range<u32>) {
+        debug_assert!(!self.contains(range.start), "settled twice");
+        self.count += u64::from(range.end - range.start);
+        let end = self.ranges.remove(&range.end).unwrap_or(range.end);
+        match self.ranges.range_mut(..range.start).next_back() {
+            Some((_, before)) if *before == range.start => *before = end,
+            _ => drop(self.ranges.insert(range.start, end)),
+        }
+    }
+
+    /// Adds those of `range` that are not in it, and returns how many that were.
+    fn fill(&mut self, range: Range<u32>) -> u64 {
+        let before = self.count;
+        range.for_each(|number| {
+            if !self.contains(number) {
+                self.insert(number..number + 1);
+            }
+        });
+        self.count - before
+    }
+
+    fn contains(&self, number: u32) -> bool {
+        self.ranges.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = Range<u32>> {
+        self.ranges.iter().map(|(start, end)| *start..*end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn done_numbers_merge_in_any_order() {
+        let mut numbers: Vec<u32> = (0..200).collect();
+        let mut random = fastrand::Rng::with_seed(4);
+        random.shuffle(&mut numbers);
+        let mut done = Done::default();
+        for (count, number) in numbers.iter().enumerate() {
+            assert!(!done.contains(*number));
+            done.insert(*number..number + 1);
+            assert_eq!(done.count, count as u64 + 1);
+            assert!(numbers[..=count].iter().all(|number| done.contains(*number)));
+            let ranges: Vec<_> = done.ranges().collect();
+            assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+        }
+        assert_eq!(done.ranges().collect::<Vec<_>>(), [0..200]);
+    }
+}
