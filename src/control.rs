@@ -236,7 +236,7 @@ async fn open_spools(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orphans>)
     let home = Arc::new(glommio::executor().spawn_blocking(open).await.map_err(refused)?);
     let orphans = Arc::<Orphans>::default();
     let mut taken = Vec::new();
-    let mut adopt = {
+    let adopt = {
         let (home, orphans) = (home.clone(), orphans.clone());
         async move |mut taken: Vec<Arc<Left>>| {
             let (home, orphans) = (home.clone(), orphans.clone());

@@ -440,18 +440,14 @@ impl Spool {
     pub fn close(&self) {
         self.closed.set(true);
         self.arrived.raise();
+        self.keeper.raise();
     }
 
-    /// The last step of a stop: puts `rest` on the disk, which nobody works on any more, and notes what has been settled.
+    /// The last step of a stop, once this spool and the ring are closed: puts `rest` on the disk, which nobody works on any more, and notes what has been settled.
     /// Of `rest`, what the spool has taken is taken out of it.
     pub async fn stop(&self, rest: &mut Vec<Job>) {
-        let mut tasks = self.tasks.take();
-        let others = tasks.split_off(1);
-        for writer in tasks {
-            writer.await;
-        }
-        for task in others {
-            task.cancel().await;
+        for task in self.tasks.take() {
+            task.await;
         }
         while !rest.is_empty() {
             if self.keep_jobs(rest).await.is_err() {
@@ -544,3 +540,6 @@ impl Signal {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

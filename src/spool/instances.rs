@@ -99,16 +99,6 @@ impl Orphan {
         self.shared.bytes.fetch_sub(self.bytes, Relaxed);
         self.left.segments.fetch_sub(1, Relaxed);
     }
-
-    /// Where its file goes should it not be as it was written.
-    pub fn quarantine(&self) -> PathBuf {
-        let instance = self.left.path.file_name().unwrap_or_default();
-        let core = self.path.parent().and_then(Path::file_name).unwrap_or_default();
-        let file = self.path.file_name().unwrap_or_default();
-        let name = [instance, core, file].map(|part| part.to_string_lossy()).join("_");
-        let spool_dir = self.left.path.parent().unwrap_or(Path::new("."));
-        spool_dir.join(QUARANTINE).join(name)
-    }
 }
 
 /// Why the spool directory cannot be used.
@@ -314,11 +304,27 @@ pub fn sync_dir(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Moves a finished file that was not as it was written out of the way.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-pub fn move_to(path: &Path, to: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
+}
+
+/// Where a segment goes that is not as it was written: to the quarantine, under a name that says where it was.
+fn quarantine(path: &Path) -> PathBuf {
+    let parts: Vec<_> = path.ancestors().take(3).filter_map(Path::file_name).collect();
+    let name: Vec<_> = parts.iter().rev().map(|part| part.to_string_lossy()).collect();
+    let spool_dir = path.ancestors().nth(3).unwrap_or(Path::new(""));
+    spool_dir.join(QUARANTINE).join(name.join("_"))
+}
+
+/// Moves a finished segment that was not as it was written out of the way.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn put_aside(path: &Path) -> io::Result<()> {
+    let to = quarantine(path);
     if let Some(directory) = to.parent() {
         create_dir(directory)?;
     }
-    fs::rename(path, to)
+    fs::rename(path, &to)?;
+    tracing::warn!("{} was put aside as {}", path.display(), to.display());
+    Ok(())
 }

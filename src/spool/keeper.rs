@@ -8,7 +8,7 @@ use futures_lite::FutureExt;
 use glommio::timer::sleep;
 
 use super::Spool;
-use super::instances::{QUARANTINE, SEGMENT, sync_dir};
+use super::instances::{SEGMENT, remove, sync_dir};
 use super::segment::Segment;
 
 /// Empty files kept for later; more go back to the file system.
@@ -26,7 +26,7 @@ impl Spool {
     pub(super) async fn keep(self: Rc<Self>) {
         let every = self.setup.options.progress;
         let mut noted = Instant::now();
-        loop {
+        while !self.closed.get() {
             let left = every.saturating_sub(noted.elapsed());
             self.keeper.wait().or(sleep(left)).await;
             self.finish_segments().await;
@@ -72,7 +72,7 @@ impl Spool {
                 Ok(())
             }
             Err(error) => {
-                let remove = move || std::fs::remove_file(path);
+                let remove = move || remove(&path);
                 let _may_be_absent = glommio::executor().spawn_blocking(remove).await;
                 Err(NoSpare::Io(error))
             }
@@ -112,10 +112,7 @@ impl Spool {
     }
 
     async fn discard(&self, segment: &Segment) {
-        let file = segment.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = format!("{}_{file}", self.origin.name());
-        let own = self.setup.options.dir.join(QUARANTINE).join(name);
-        if let Err(error) = segment.discard(own).await {
+        if let Err(error) = segment.discard().await {
             let path = segment.path().display();
             tracing::warn!("{path} is finished, but could not be taken away: {error}");
         }

@@ -1,6 +1,137 @@
-//! What the tests note of a disk's writes and syncs.
+//! A disk as it may be after a power cut: what the spool wrote and synced is noted, and played back up to any moment with
+//! any part of what was not synced.
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-pub(super) fn note_write(_path: &Path, _at: u64, _bytes: &[u8]) {}
-pub(super) fn note_sync(_path: &Path) {}
+use crate::job::Stamp;
+
+/// What a disk writes whole.
+pub(super) const SECTOR: usize = 512;
+
+/// Something that happened, in order.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    WriteBegins {
+        path: PathBuf,
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    WriteEnds {
+        write: usize,
+    },
+    SyncBegins {
+        path: PathBuf,
+    },
+    SyncEnds {
+        sync: usize,
+    },
+    /// The payloads from this stamp on were acknowledged.
+    Acknowledged {
+        first: Stamp,
+        count: u64,
+    },
+    /// This one was stored.
+    Stored {
+        stamp: Stamp,
+    },
+}
+
+thread_local! {
+    static LOG: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
+}
+
+/// From now on events of this thread are noted.
+pub(super) fn start() {
+    LOG.set(Some(Vec::new()));
+}
+
+pub(super) fn stop() -> Vec<Event> {
+    LOG.take().expect("started")
+}
+
+/// Notes an event; its number.
+pub(super) fn note(event: impl FnOnce() -> Event) -> usize {
+    LOG.with_borrow_mut(|log| match log {
+        Some(log) => {
+            log.push(event());
+            log.len() - 1
+        }
+        None => usize::MAX,
+    })
+}
+
+pub(super) fn write_begins(path: &Path, at: u64, bytes: &[u8]) -> usize {
+    note(|| Event::WriteBegins { path: path.to_owned(), at, bytes: bytes.to_vec() })
+}
+
+pub(super) fn write_ends(write: usize) {
+    note(|| Event::WriteEnds { write });
+}
+
+pub(super) fn sync_begins(path: &Path) -> usize {
+    note(|| Event::SyncBegins { path: path.to_owned() })
+}
+
+pub(super) fn sync_ends(sync: usize) {
+    note(|| Event::SyncEnds { sync });
+}
+
+/// The disk right after some events.
+#[derive(Default)]
+pub(super) struct Disk {
+    /// What is there for certain.
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
+    /// Sectors that may be there or not, in the order they were written.
+    pub unsynced: Vec<(PathBuf, usize, Vec<u8>)>,
+}
+
+impl Disk {
+    /// After the first `count` of `events`.
+    pub(super) fn after(events: &[Event], count: usize) -> Disk {
+        let events = &events[..count];
+        // A sync covers what had ended when it began; nothing says so of what was still under way.
+        let mut synced = vec![false; count];
+        for event in events {
+            let Event::SyncEnds { sync } = event else { continue };
+            let Event::SyncBegins { path: of } = &events[*sync] else { unreachable!() };
+            for ended in &events[..*sync] {
+                if let Event::WriteEnds { write } = ended
+                    && matches!(&events[*write], Event::WriteBegins { path, .. } if path == of)
+                {
+                    synced[*write] = true;
+                }
+            }
+        }
+        let mut disk = Disk::default();
+        for (number, event) in events.iter().enumerate() {
+            let Event::WriteBegins { path, at, bytes } = event else { continue };
+            let file = disk.files.entry(path.clone()).or_default();
+            let (at, end) = (*at as usize, *at as usize + bytes.len());
+            file.resize(file.len().max(end), 0);
+            if synced[number] {
+                file[at..end].copy_from_slice(bytes);
+                // What it overwrites cannot come back.
+                disk.unsynced
+                    .retain(|(other, sector, _)| other != path || !(at..end).contains(sector));
+            } else {
+                let sectors = bytes.chunks(SECTOR).zip((at..).step_by(SECTOR));
+                disk.unsynced.extend(sectors.map(|(bytes, at)| (path.clone(), at, bytes.to_vec())));
+            }
+        }
+        disk
+    }
+
+    /// With those of the unsynced sectors that `kept` names by their number.
+    pub(super) fn with(&self, kept: impl Fn(usize) -> bool) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = self.files.clone();
+        for (number, (path, at, bytes)) in self.unsynced.iter().enumerate() {
+            if kept(number) {
+                let file = files.get_mut(path).expect("made when it was written to");
+                file[*at..*at + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        files
+    }
+}

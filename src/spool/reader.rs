@@ -13,8 +13,8 @@ use glommio::io::ReadResult;
 use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
-use super::format::{DATA_START, Damage, Group, Progress, RecordRef, records};
-use super::instances::Orphan;
+use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, records};
+use super::instances::{self, Orphan};
 use super::segment::Segment;
 use super::{Place, Spool};
 use crate::admit::Need;
@@ -195,6 +195,14 @@ impl Spool {
 
     async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
         let path = orphan.path.clone();
+        if orphan.bytes < BLOCK {
+            // Its process was just about to make it.
+            let remove = path.clone();
+            let _stays_if_not =
+                glommio::executor().spawn_blocking(move || instances::remove(&remove)).await;
+            orphan.finished();
+            return None;
+        }
         let opened = async {
             let segment = Segment::adopt(orphan, self.keeper.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;

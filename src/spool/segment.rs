@@ -6,8 +6,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
+use std::fs;
+use std::io::{self, Write};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -15,7 +17,7 @@ use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
 use super::Signal;
 use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::instances::{Orphan, move_to};
+use super::instances::{Orphan, put_aside};
 use crate::job::Origin;
 
 /// Bytes written at a time when a new file is filled with zeros; the executor serves others in between.
@@ -78,11 +80,6 @@ impl Use {
         self.done.contains(ordinal)
     }
 
-    /// Payloads that are not settled.
-    pub fn unsettled(&self) -> u64 {
-        u64::from(self.payloads) - self.done.count
-    }
-
     fn progress(&self, complete: bool) -> Progress {
         Progress {
             id: self.id,
@@ -99,13 +96,9 @@ impl Segment {
     /// A new file of `bytes`, filled with zeros and synced: the first write after an allocation alone would cost each sync
     /// a change of the file's metadata, nearly twice the time. Its name is not yet durable.
     pub async fn create(path: &Path, bytes: u64, keeper: Rc<Signal>) -> io::Result<Segment> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .dma_open(path)
-            .await?;
+        let new = path.to_owned();
+        glommio::executor().spawn_blocking(move || create_file(&new, bytes)).await?;
+        let file = OpenOptions::new().read(true).write(true).dma_open(path).await?;
         let segment = Segment {
             file,
             path: path.to_owned(),
@@ -115,8 +108,6 @@ impl Segment {
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
         };
-        // First, so that a disk without room says so before anything is written.
-        segment.file.pre_allocate(bytes, false).await?;
         let mut at = 0;
         while at < bytes {
             let mut zeros = segment.buffer(ZEROS_BYTES.min((bytes - at) as usize));
@@ -164,19 +155,24 @@ impl Segment {
     /// Writes all of `buffer`.
     pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
         #[cfg(test)]
-        super::power::note_write(&self.path, at, buffer.as_bytes());
+        let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
         let length = buffer.len();
-        match self.file.write_at(buffer, at).await? {
-            written if written == length => Ok(written as u64),
-            _ => Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took part of a write")),
+        let written = self.file.write_at(buffer, at).await?;
+        #[cfg(test)]
+        super::power::write_ends(noted);
+        if written < length {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took part of a write"));
         }
+        Ok(written as u64)
     }
 
     pub async fn sync(&self) -> io::Result<()> {
-        let synced = self.file.fdatasync().await.map_err(io::Error::from);
         #[cfg(test)]
-        super::power::note_sync(&self.path);
-        synced
+        let noted = super::power::sync_begins(&self.path);
+        self.file.fdatasync().await?;
+        #[cfg(test)]
+        super::power::sync_ends(noted);
+        Ok(())
     }
 
     /// Reads what of `range`, whole blocks, is in the file.
@@ -238,11 +234,10 @@ impl Segment {
 
     /// Takes the file of a finished segment that is not used again out of the way: it goes, or to the quarantine if it
     /// was damaged.
-    pub async fn discard(&self, quarantine: PathBuf) -> io::Result<()> {
+    pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
-            let moved = glommio::executor().spawn_blocking(move || move_to(&from, &quarantine));
-            moved.await?;
+            glommio::executor().spawn_blocking(move || put_aside(&from)).await?;
         } else {
             self.file.remove().await?;
         }
@@ -310,6 +305,15 @@ impl Segment {
         }
         written.map(drop)
     }
+}
+
+/// A new file with all its room, so that a full disk says so now, and one block that is written: glommio finds out how to
+/// read from a device by reading the first file that it opens there, and takes the end of an empty one for an answer.
+fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    file.write_all(&[0; BLOCK as usize])?;
+    file.sync_all()
 }
 
 /// A set of payload numbers, as ranges: as many as there are payloads under way below the highest, so few.

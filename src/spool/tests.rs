@@ -1,0 +1,584 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_lite::future::poll_once;
+
+use super::format::scan::{Found, walk};
+use super::format::{DATA_START, Progress, records};
+use super::instances::{Home, Left};
+use super::power::{self, Disk, Event};
+use super::*;
+use crate::admit::Budget;
+use crate::ring::Ring;
+
+const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
+
+/// A spool on a disk of its own, with a ring and no workers.
+struct Rig {
+    spool: Rc<Spool>,
+    ring: Rc<Ring<Job>>,
+    admission: Rc<Admission>,
+    bodies: Rc<Budget>,
+    cells: &'static CoreCells,
+    seq: Cell<u64>,
+}
+
+#[derive(Clone)]
+struct Size {
+    slots: usize,
+    segments: u64,
+    sync_fault: f64,
+    progress: Duration,
+}
+
+const SMALL: Size =
+    Size { slots: 1_000, segments: 100, sync_fault: 0.0, progress: Duration::from_millis(10) };
+
+impl Rig {
+    async fn new(home: &Home, orphans: &Arc<Orphans>, node: &str, size: Size) -> Rig {
+        let cells = &crate::metrics::cells(1)[0];
+        let ring = Rc::new(Ring::new(size.slots));
+        let admission = Admission::new(ring.clone(), 1 << 20, cells);
+        let setup = SpoolSetup {
+            options: SpoolOptions {
+                dir: "unused".into(),
+                max: size.segments * SEGMENT_BYTES,
+                segment: SEGMENT_BYTES,
+                pending: 1 << 20,
+                linger: Duration::ZERO,
+                progress: size.progress,
+            },
+            dir: home.core_dir(0),
+            orphans: orphans.clone(),
+            cores: 1,
+            cells,
+            sync_fault: size.sync_fault,
+            seed: 1,
+        };
+        let origin = Origin::new(node.into(), 0);
+        let spool = Spool::open(setup, origin, admission.clone()).await;
+        let bodies = Budget::new(1 << 20, &cells.body_bytes);
+        Rig { spool, ring, admission, bodies, cells, seq: Cell::new(0) }
+    }
+
+    /// Submits one request.
+    fn submit(&self, payloads: &[&[u8]]) -> Result<(Stamp, Rc<Ticket>), SpoolError> {
+        let body = payloads.concat();
+        let mut charged = ChargedBytes::new(&self.bodies, body.len()).unwrap();
+        charged.extend(&body).unwrap();
+        let mut end = 0;
+        let mut span = |payload: &&[u8]| {
+            let start = end;
+            end += payload.len() as u32;
+            Span { start, end }
+        };
+        let spans: Vec<Span> = payloads.iter().map(&mut span).collect();
+        let seq = self.seq.replace(self.seq.get() + payloads.len() as u64);
+        let first = Stamp { unix_nanos: 1_000_000 + seq, seq };
+        Ok((first, self.spool.submit(first, charged, &spans)?))
+    }
+
+    async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
+        let (first, ticket) = self.submit(payloads)?;
+        ticket.wait().await?;
+        power::note(|| Event::Acknowledged { first, count: payloads.len() as u64 });
+        Ok(())
+    }
+
+    /// The next job, without settling it.
+    async fn pop(&self) -> Job {
+        let job = self.ring.pop(0).await.expect("open");
+        self.admission.popped();
+        job
+    }
+
+    /// Pops and settles `count` jobs; their keys and payloads.
+    async fn store(&self, count: usize) -> Vec<(String, Vec<u8>)> {
+        let mut stored = Vec::new();
+        for _ in 0..count {
+            let job = self.pop().await;
+            stored.push((job.origin(&self.spool.origin).key(job.stamp), job.payload.to_vec()));
+            power::note(|| Event::Stored { stamp: job.stamp });
+            job.settle();
+        }
+        stored
+    }
+
+    async fn stop(&self, rest: &mut Vec<Job>) {
+        self.spool.stop_reading();
+        self.admission.close();
+        self.spool.close();
+        self.spool.stop(rest).await;
+    }
+
+    /// Its tasks end as if the process had died; files stay as they are.
+    async fn crash(self) {
+        for task in self.spool.tasks.take() {
+            task.cancel().await;
+        }
+        // They hold the locks of what was adopted, and each other.
+        while self.ring.take().is_some() {}
+    }
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    glommio::LocalExecutorBuilder::default()
+        .io_memory(crate::limits::IO_MEMORY_BYTES)
+        .make()
+        .unwrap()
+        .run(test)
+}
+
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(home.core_dir(0)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// What `home` adopts now.
+fn adopt(home: &Home) -> (Vec<Arc<Left>>, Arc<Orphans>) {
+    let (mut taken, orphans) = (Vec::new(), Arc::<Orphans>::default());
+    home.adopt(&mut taken, &orphans).unwrap();
+    (taken, orphans)
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if done() {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    panic!("waited in vain until {what}");
+}
+
+#[test]
+fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        let (_, ticket) = rig.submit(&[b"1", b"[2]"]).unwrap();
+        assert!(poll_once(rig.ring.pop(0)).await.is_none(), "not before its sync");
+        ticket.wait().await.unwrap();
+        assert_eq!((rig.ring.len(), rig.cells.spool_payloads.value()), (2, 2));
+        let stored = rig.store(2).await;
+        assert_eq!(stored[0], ("1000000-n-0-0.json".into(), b"1".to_vec()));
+        assert_eq!(stored[1], ("1000000-n-0-1.json".into(), b"[2]".to_vec()));
+        assert_eq!(rig.cells.spool_payloads.value(), 0);
+        assert_eq!(rig.cells.spool_pending_bytes.value(), 0);
+        rig.stop(&mut Vec::new()).await;
+        assert_eq!(segments(&home), Vec::<PathBuf>::new());
+        home.leave();
+        assert!(!dir.path().join("n").exists());
+    });
+}
+
+#[test]
+fn segments_are_used_again_and_the_bound_holds() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { segments: 3, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        // 16 groups fill a segment.
+        for round in 0..200 {
+            rig.send(&[b"\"payload\""]).await.unwrap();
+            rig.store(1).await;
+            assert!(segments(&home).len() <= 3, "{round}");
+        }
+        for _ in 0..2 {
+            let mut sent = 0;
+            let full = loop {
+                match rig.send(&[b"\"held\""]).await {
+                    Ok(()) => sent += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(full, SpoolError::Full);
+            assert!((32..=48).contains(&sent), "{sent}");
+            assert_eq!(rig.cells.spool_failing.value(), 0, "full is not broken");
+            rig.store(sent).await;
+            until("there is room again", || !rig.spool.spares.borrow().is_empty()).await;
+        }
+    });
+}
+
+#[test]
+fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { slots: 5, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        let mut expected = Vec::new();
+        for request in 0..100 {
+            let payloads = [format!("[{request},1]"), format!("[{request},2]")];
+            rig.send(&[payloads[0].as_bytes(), payloads[1].as_bytes()]).await.unwrap();
+            expected.extend(payloads);
+        }
+        assert_eq!(rig.cells.spool_overflowing.value(), 1);
+        assert!(rig.ring.len() <= 5);
+        assert_eq!(rig.cells.payloads_accepted.value(), 200);
+        let stored = rig.store(200).await;
+        let payloads: Vec<_> =
+            stored.iter().map(|(_, p)| String::from_utf8(p.clone()).unwrap()).collect();
+        assert_eq!(payloads, expected);
+        let keys: BTreeSet<_> = stored.iter().map(|(key, _)| key).collect();
+        assert_eq!(keys.len(), 200);
+        until("the reader has caught up", || rig.cells.spool_overflowing.value() == 0).await;
+        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.ring_bytes.value()), (0, 0));
+        rig.send(&[b"7"]).await.unwrap();
+        assert_eq!(rig.store(1).await[0].1, b"7", "and the ring is used again");
+    });
+}
+
+#[test]
+fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { sync_fault: 0.3, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        let (mut acknowledged, mut failed) = (BTreeSet::new(), 0);
+        for n in 0..200 {
+            let payload = n.to_string().into_bytes();
+            match rig.send(&[&payload]).await {
+                Ok(()) => drop(acknowledged.insert(payload)),
+                Err(error) => {
+                    assert_eq!(error, SpoolError::Failed);
+                    failed += 1;
+                    until("it is tried again", || rig.cells.spool_failing.value() == 0).await;
+                }
+            }
+        }
+        assert!(failed > 20, "{failed}");
+        assert_eq!(rig.ring.len(), acknowledged.len());
+        until("progress is written", || {
+            rig.spool.segments.borrow().iter().all(|segment| !segment.is_dirty())
+        })
+        .await;
+        rig.crash().await;
+        drop(home);
+        let home = Home::open(dir.path(), "m", &[0]).unwrap();
+        let (_taken, orphans) = adopt(&home);
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let replayed: BTreeSet<_> =
+            rig.store(acknowledged.len()).await.into_iter().map(|(_, payload)| payload).collect();
+        assert!(replayed == acknowledged);
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert!(rig.ring.is_empty());
+    });
+}
+
+#[test]
+fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { slots: 20, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size.clone()).await;
+        for n in 0..100_u32 {
+            rig.send(&[n.to_string().as_bytes(), b"\"b\""]).await.unwrap();
+        }
+        let mut stored: BTreeMap<_, _> = rig.store(30).await.into_iter().collect();
+        let mut home = home;
+        let mut rig = rig;
+        for process in 0..3 {
+            let dirty = |rig: &Rig| {
+                let all = [
+                    rig.spool.segments.borrow().iter().cloned().collect(),
+                    rig.spool.adopted.borrow().clone(),
+                ];
+                all.concat().iter().any(|segment| segment.is_dirty())
+            };
+            until("progress is written", || !dirty(&rig)).await;
+            rig.crash().await;
+            drop(home);
+            // The same name, but for the last.
+            let node = if process == 2 { "m" } else { "n" };
+            home = Home::open(dir.path(), node, &[0]).unwrap();
+            let (_taken, orphans) = adopt(&home);
+            rig = Rig::new(&home, &orphans, node, size.clone()).await;
+            let count = if process == 2 { 200 - stored.len() } else { 40 };
+            for (key, payload) in rig.store(count).await {
+                assert!(key.contains("-n-0-"), "the key it was given first: {key}");
+                assert!(stored.insert(key, payload).is_none(), "once");
+            }
+            if process == 2 {
+                until("all is replayed", || orphans.bytes() == 0).await;
+                assert!(rig.ring.is_empty());
+                assert_eq!(rig.cells.payloads_adopted.value(), count as u64);
+            }
+        }
+        let expected = |n: u64| match n % 2 {
+            0 => (n / 2).to_string().into_bytes(),
+            _ => b"\"b\"".to_vec(),
+        };
+        for (key, payload) in &stored {
+            let seq = key.rsplit('-').next().unwrap().trim_end_matches(".json").parse().unwrap();
+            assert_eq!(*payload, expected(seq), "{key}");
+        }
+        let mut taken = Vec::new();
+        home.adopt(&mut taken, &Orphans::default()).unwrap();
+        let left: Vec<_> = instances::instances(dir.path()).unwrap();
+        assert_eq!(left, [dir.path().join("m")], "what was adopted is gone");
+    });
+}
+
+#[test]
+fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        for n in 0..5_u32 {
+            rig.send(&[n.to_string().as_bytes()]).await.unwrap();
+        }
+        rig.crash().await;
+        let file = segments(&home)[0].clone();
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[DATA_START as usize + 2 * 4096 + 130] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        fs::write(home.core_dir(0).join("stranger"), vec![b'x'; 200_000]).unwrap();
+        drop(home);
+        let home = Home::open(dir.path(), "m", &[0]).unwrap();
+        let (_taken, orphans) = adopt(&home);
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let payloads: BTreeSet<_> = rig.store(4).await.into_iter().map(|(_, p)| p).collect();
+        assert_eq!(payloads, [b"0", b"1", b"3", b"4"].map(|p| p.to_vec()).into());
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert_eq!((rig.cells.payloads_lost.value(), rig.cells.payloads_adopted.value()), (1, 5));
+        let mut aside: Vec<_> = fs::read_dir(dir.path().join("quarantine"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        aside.sort();
+        assert_eq!(aside.len(), 2, "{aside:?}");
+        assert!(aside[0].starts_with("n_core-0_") && aside[1] == "n_core-0_stranger", "{aside:?}");
+    });
+}
+
+#[test]
+fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.send(&[b"\"spooled\""]).await.unwrap();
+        let queued = |seq: u64| Job {
+            payload: Payload::from(seq.to_string().into_bytes()),
+            stamp: Stamp { unix_nanos: 5 + seq / 3, seq },
+            record: None,
+        };
+        let mut rest: Vec<Job> = [10, 11, 12, 20, 7].map(queued).into();
+        rig.stop(&mut rest).await;
+        assert!(rest.is_empty());
+        assert_eq!(rig.cells.spool_payloads.value(), 6);
+        assert_eq!(rig.submit(&[b"1"]).err(), Some(SpoolError::Closed));
+        drop(home);
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let (_taken, orphans) = adopt(&home);
+        let rig = Rig::new(&home, &orphans, "n", SMALL).await;
+        let mut keys: Vec<_> = rig.store(6).await.into_iter().map(|(key, _)| key).collect();
+        keys.sort();
+        let expected =
+            ["1000000-n-0-0", "11-n-0-20", "7-n-0-7", "8-n-0-10", "8-n-0-11", "9-n-0-12"];
+        assert_eq!(keys, expected.map(|stem| format!("{stem}.json")));
+    });
+}
+
+#[test]
+fn a_directory_in_use_is_refused_and_not_adopted() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(dir.path(), "n", &[0, 3]).unwrap();
+    fs::write(home.core_dir(3).join("1.seg"), "x").unwrap();
+    let refused = Home::open(dir.path(), "n", &[0]).err().unwrap().to_string();
+    assert!(refused.contains("n is in use") && refused.contains("NODE_ID"), "{refused}");
+    let other = Home::open(dir.path(), "m", &[0]).unwrap();
+    let (taken, orphans) = adopt(&other);
+    assert!(taken.is_empty() && orphans.take().is_none());
+    drop(home);
+    let (mut taken, orphans) = adopt(&other);
+    assert_eq!(orphans.bytes(), 1);
+    let orphan = orphans.take().unwrap();
+    assert!(orphans.take().is_none());
+    fs::remove_file(&orphan.path).unwrap();
+    orphan.finished();
+    other.adopt(&mut taken, &orphans).unwrap();
+    assert!(!dir.path().join("n").exists(), "emptied and gone");
+}
+
+/// Every payload that a process started on these files would take up, by its key's stamp.
+fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<(Stamp, Vec<u8>)> {
+    let mut found = Vec::new();
+    for file in files.values() {
+        let progress = Progress::read(&file[..DATA_START as usize]).unwrap_or_default();
+        walk(file, |what, bytes| {
+            let Found::Group(_, group) = what else { return };
+            let mut ordinal = group.head.first_ordinal;
+            for record in records(&group.head, bytes) {
+                for (span, index) in record.spans().zip(0..) {
+                    let done = progress.id == group.head.label.id
+                        && progress.done.iter().any(|range| range.contains(&ordinal));
+                    ordinal += 1;
+                    if !done {
+                        let stamp = Stamp { seq: record.first.seq + index, ..record.first };
+                        found.push((stamp, record.payloads[span.range()].to_vec()));
+                    }
+                }
+            }
+        });
+    }
+    found
+}
+
+/// What the payload with this number was.
+fn payload(seq: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seq);
+    let length = if random.u8(..) < 16 { random.usize(3_000..9_000) } else { random.usize(1..60) };
+    (0..length).map(|_| random.alphanumeric() as u8).collect()
+}
+
+/// Checks one state of the disk against what had been promised by then.
+fn check(files: &BTreeMap<PathBuf, Vec<u8>>, events: &[Event], what: &str) {
+    let mut owed: BTreeSet<u64> = BTreeSet::new();
+    for event in events {
+        match event {
+            Event::Acknowledged { first, count } => owed.extend(first.seq..first.seq + count),
+            Event::Stored { stamp } => drop(owed.remove(&stamp.seq)),
+            _ => {}
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (stamp, bytes) in recovered(files) {
+        assert_eq!(bytes, payload(stamp.seq), "{what}: another payload for {stamp:?}");
+        assert!(seen.insert(stamp.seq), "{what}: {stamp:?} twice");
+    }
+    let lost: Vec<_> = owed.difference(&seen).collect();
+    assert!(lost.is_empty(), "{what}: lost {lost:?}");
+}
+
+/// A run of a small spool, with requests, stores, progress and segments that are used again, as the disk saw it.
+fn recorded(seed: u64, requests: u64) -> Vec<Event> {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        power::start();
+        let mut random = fastrand::Rng::with_seed(seed);
+        let size = Size { slots: 12, segments: 4, progress: Duration::from_millis(2), ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        let mut held: Vec<Job> = Vec::new();
+        for _ in 0..requests {
+            let together: Vec<_> = (0..random.usize(1..4))
+                .map(|_| {
+                    let seq = rig.seq.get();
+                    let payloads: Vec<_> = (seq..seq + random.u64(1..4)).map(payload).collect();
+                    let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+                    (payloads.len() as u64, rig.submit(&slices).unwrap())
+                })
+                .collect();
+            for (count, (first, ticket)) in together {
+                match ticket.wait().await {
+                    Ok(()) => drop(power::note(|| Event::Acknowledged { first, count })),
+                    Err(error) => assert_eq!(error, SpoolError::Full),
+                }
+            }
+            while let Some(Some(job)) = poll_once(rig.ring.pop(0)).await {
+                rig.admission.popped();
+                held.push(job);
+            }
+            // In any order, and mostly soon.
+            while !held.is_empty() && random.u8(..) < 230 {
+                let job = held.swap_remove(random.usize(..held.len()));
+                power::note(|| Event::Stored { stamp: job.stamp });
+                job.settle();
+            }
+            if random.u8(..) < 80 {
+                sleep(Duration::from_millis(random.u64(1..5))).await;
+            }
+        }
+        rig.crash().await;
+        power::stop()
+    })
+}
+
+#[test]
+fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
+    let seed = std::env::var("MILLRACE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLRACE_TEST_SEED={seed}");
+    let many = std::env::var("MILLRACE_TEST_POWER_CUTS").ok().and_then(|text| text.parse().ok());
+    let samples = many.unwrap_or(4);
+    let events = recorded(seed, 120);
+    let used_again = events.iter().filter(|event| matches!(event, Event::SyncEnds { .. })).count();
+    assert!(used_again > 100, "{used_again} syncs");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut cuts = 0;
+    for count in 0..=events.len() {
+        // Between an event and its consequences nothing on the disk changes.
+        if count > 0
+            && matches!(events[count - 1], Event::SyncBegins { .. } | Event::WriteEnds { .. })
+        {
+            continue;
+        }
+        let disk = Disk::after(&events, count);
+        check(&disk.with(|_| false), &events[..count], "nothing more");
+        check(&disk.with(|_| true), &events[..count], "everything");
+        for _ in 0..samples {
+            let share = random.f64();
+            let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.f64() < share).collect();
+            check(&disk.with(|number| kept[number]), &events[..count], "some of it");
+            cuts += 1;
+        }
+    }
+    println!("{cuts} power cuts in {} events", events.len());
+}
+
+#[test]
+fn every_power_cut_of_a_short_run() {
+    let events = recorded(7, 12);
+    let mut states = 0_u64;
+    for count in 0..=events.len() {
+        let disk = Disk::after(&events, count);
+        // The zeros of new files change nothing.
+        let written = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
+        let loose: Vec<usize> =
+            (0..disk.unsynced.len()).filter(|n| written(&disk.unsynced[*n].2)).collect();
+        if loose.len() > 10 {
+            continue;
+        }
+        for subset in 0..1_u64 << loose.len() {
+            let kept = |number| {
+                loose.iter().position(|n| *n == number).is_some_and(|bit| subset >> bit & 1 == 1)
+            };
+            check(&disk.with(kept), &events[..count], "subset");
+            states += 1;
+        }
+    }
+    assert!(states > 1_000, "{states}");
+}
+
+/// `Path` is what the recorder knows files by.
+#[test]
+fn the_recorder_tells_synced_from_unsynced() {
+    power::start();
+    let (a, b) = (Path::new("a"), Path::new("b"));
+    let first = power::write_begins(a, 0, &[1; 1_024]);
+    power::write_ends(first);
+    let sync = power::sync_begins(a);
+    let second = power::write_begins(a, 512, &[2; 512]);
+    power::write_ends(second);
+    power::write_begins(b, 0, &[3; 512]);
+    power::sync_ends(sync);
+    let events = power::stop();
+    let disk = Disk::after(&events, events.len());
+    assert_eq!(disk.files[a], [1; 1_024]);
+    assert_eq!(disk.unsynced.len(), 2, "what began after the sync did, and the other file's");
+    assert_eq!(disk.with(|_| true)[a][512..], [2; 512]);
+    assert_eq!(disk.with(|_| false)[b], [0; 512]);
+    assert_eq!(Disk::after(&events, 3).unsynced.len(), 2, "before the sync has ended");
+}
