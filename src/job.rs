@@ -8,7 +8,9 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::ack::Tally;
 use crate::admit::Permit;
+use crate::limits::JOB_COST_BYTES;
 use crate::parse::Span;
 
 /// One payload on its way to the store.
@@ -16,7 +18,12 @@ use crate::parse::Span;
 pub struct Job {
     pub payload: Payload,
     pub stamp: Stamp,
+    /// Told what became of this payload; `None` when nobody waits for that.
+    pub tally: Option<Rc<Tally>>,
 }
+
+// A ring slot holds a job, and eight bytes are left for one more pointer.
+const _: () = assert!(size_of::<Job>() <= JOB_COST_BYTES - 8, "a job is charged what it takes");
 
 /// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
