@@ -528,7 +528,7 @@ mod tests {
         let spans = vec![Span { start: 0, end: 1 }; count];
         let payloads = Payload::split(b"1".to_vec(), permit, &spans);
         let stamp = Stamp { unix_nanos: 0, seq: 0 };
-        Permit::push_all(admission, payloads.map(|payload| Job { payload, stamp, record: None }));
+        Permit::push_all(admission, payloads.map(|payload| Job::queued(payload, stamp)));
     }
 
     #[test]

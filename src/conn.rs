@@ -29,8 +29,10 @@ use hyper::rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
+use crate::ack::{self, LevelError, Tally};
 use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{BodyError, Encoding};
+use crate::config::{Ack, Config};
 use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
@@ -38,6 +40,7 @@ use crate::net::{Stream, keep_waker};
 use crate::parse::{self, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
+use crate::spool::Ticket;
 use crate::tokens::TokenSet;
 
 /// What a connection is waiting for; each phase has its own deadline.
@@ -49,7 +52,8 @@ enum Phase {
     Head,
     /// A body is being read: 408 after `BODY_TIMEOUT`.
     Body,
-    /// The request waits for room or its answer is being made; bounded by `ENQUEUE_WAIT`.
+    /// The request waits for room or for the store, or its answer is being made; bounded by `ENQUEUE_WAIT` and
+    /// `ACK_TIMEOUT`.
     Working,
 }
 
@@ -297,7 +301,7 @@ async fn handle(
     core.faults.on_request();
     let length = request.body().size_hint().exact();
     let (head, body) = request.into_parts();
-    let wanted = Wanted::of(&head);
+    let wanted = Wanted::of(&head, &core.config);
     // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
     let room = emptied(head);
     let (answer, body_left) = answer(&core, &state, wanted, body).await;
@@ -323,13 +327,15 @@ fn emptied(head: Parts) -> HeaderMap {
 /// What a head asks for, as far as that matters here.
 struct Wanted {
     misdirected: Option<Answer>,
+    ack: Result<Ack, LevelError>,
     encoding: Result<Encoding, BodyError>,
 }
 
 impl Wanted {
-    fn of(head: &Parts) -> Wanted {
+    fn of(head: &Parts, config: &Config) -> Wanted {
         Wanted {
             misdirected: misdirected(&head.method, &head.uri),
+            ack: ack::level(&head.headers, config),
             encoding: Encoding::of(&head.headers),
         }
     }
@@ -338,10 +344,14 @@ impl Wanted {
 /// The outcome, and whether some of the body was left unread (then the connection cannot be used again).
 async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { misdirected, encoding } = wanted;
+    let Wanted { misdirected, ack, encoding } = wanted;
     if let Some(answer) = misdirected {
         return (answer, has_body);
     }
+    let ack = match ack {
+        Ok(ack) => ack,
+        Err(error) => return (Answer::BadRequest(error.to_string()), has_body),
+    };
     let read = async { core.bodies.read(body, encoding?).await.map(Some) };
     let overdue = async {
         state.body_overdue().await;
@@ -352,7 +362,7 @@ async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) 
         Ok(Some(body)) => {
             // Without a deadline of its own, so the time it began is not needed.
             state.phase.set(Phase::Working);
-            (admit(core, body).await, false)
+            (admit(core, body, ack).await, false)
         }
         Ok(None) => (Answer::BodyTimeout, true),
         Err(error @ BodyError::Corrupt { .. }) => (Answer::BadRequest(error.to_string()), false),
@@ -374,35 +384,67 @@ pub fn misdirected(method: &Method, uri: &Uri) -> Option<Answer> {
     }
 }
 
-/// Splits the body and queues its payloads, all or none.
-async fn admit(core: &Core, body: ChargedBytes) -> Answer {
+/// Admits the payloads of the body, all or none, and waits for what `ack` promises of them.
+async fn admit(core: &Core, body: ChargedBytes, ack: Ack) -> Answer {
+    match enter(core, body, ack).await {
+        Ok(Entered { count, until: Until::Now }) => Answer::Accepted { count, ack },
+        Ok(Entered { until: Until::Stored(tally), .. }) => ack::stored(core, &tally).await,
+        Ok(Entered { count, until: Until::Synced(ticket) }) => {
+            ack::spooled(core, &ticket, count).await
+        }
+        Err(answer) => answer,
+    }
+}
+
+/// A request that was taken.
+struct Entered {
+    count: usize,
+    until: Until,
+}
+
+/// How long a request waits that was taken.
+enum Until {
+    Now,
+    /// The store has decided on its payloads.
+    Stored(Rc<Tally>),
+    /// They are on the disk.
+    Synced(Rc<Ticket>),
+}
+
+/// Splits the body and takes its payloads, all or none, in the way that `ack` asks for.
+async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Answer> {
     let tokens = core.tokens.as_deref();
     let need = {
         let mut scratch = core.scratch.borrow_mut();
-        let payloads = match split(body.as_slice(), &mut scratch, tokens) {
-            Ok([]) if core.ring.is_closed() => return Answer::Stopping,
-            Ok([]) => return Answer::Accepted(0),
-            Ok(payloads) => payloads,
-            Err(answer) => return answer,
-        };
-        let need = Need::of(payloads.len(), body.retained());
-        match core.admission.admit_now(need) {
-            Ok(Some(permit)) => return enqueue(core, body, permit, payloads),
-            Ok(None) => need,
-            Err(refusal) => return refusal.into(),
+        let payloads = split(body.as_slice(), &mut scratch, tokens)?;
+        if payloads.is_empty() {
+            let nothing = Entered { count: 0, until: Until::Now };
+            return if core.ring.is_closed() { Err(Answer::Stopping) } else { Ok(nothing) };
+        }
+        match ack {
+            Ack::Queued | Ack::Stored => {
+                let need = Need::of(payloads.len(), body.retained());
+                match core.admission.admit_now(need)? {
+                    Some(permit) => return Ok(enqueue(core, body, permit, payloads, ack)),
+                    None => need,
+                }
+            }
+            Ack::Spooled => return spool(core, body, payloads),
         }
     };
     // In line a request holds its body and nothing else: its spans could weigh four times that. They are found anew.
-    match core.admission.admit(need, core.config.enqueue_wait).await {
-        Ok(permit) => {
-            let mut scratch = core.scratch.borrow_mut();
-            match split(body.as_slice(), &mut scratch, tokens) {
-                Ok(payloads) => enqueue(core, body, permit, payloads),
-                Err(answer) => answer,
-            }
-        }
-        Err(refusal) => refusal.into(),
-    }
+    let permit = core.admission.admit(need, core.config.enqueue_wait).await?;
+    let mut scratch = core.scratch.borrow_mut();
+    let payloads = split(body.as_slice(), &mut scratch, tokens)?;
+    Ok(enqueue(core, body, permit, payloads, ack))
+}
+
+/// Puts the payloads in line for the disk; they come to the ring when they are there.
+fn spool(core: &Core, body: ChargedBytes, spans: &[Span]) -> Result<Entered, Answer> {
+    let spool = core.spool.as_ref().expect("without a spool this level is refused");
+    core.admission.could_fit(Need::of(spans.len(), body.retained()))?;
+    let ticket = spool.submit(core.stamps(spans.len()), body, spans)?;
+    Ok(Entered { count: spans.len(), until: Until::Synced(ticket) })
 }
 
 /// The spans of the body's payloads, if it is a collection from somebody who may send one.
@@ -420,22 +462,21 @@ pub fn split<'scratch>(
 }
 
 /// Queues the payloads of a body that has its permit.
-fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span]) -> Answer {
-    let count = spans.len() as u64;
+fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span], ack: Ack) -> Entered {
+    let tally = (ack == Ack::Stored).then(|| Tally::of(spans.len()));
     let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
-    let unix_nanos = Stamp::unix_nanos_now();
-    let first = core.seq.get();
-    core.seq.set(first + count);
+    let Stamp { unix_nanos, seq: first } = core.stamps(spans.len());
     let payloads = Payload::split(body.hand_over(), permit, spans);
     let jobs = payloads.enumerate().map(|(at, payload)| Job {
         payload,
         stamp: Stamp { unix_nanos, seq: first + at as u64 },
         record: None,
+        tally: tally.clone(),
     });
     Permit::push_all(&core.admission, jobs);
-    core.cells.payloads_accepted.add(count);
+    core.cells.payloads_accepted.add(spans.len() as u64);
     core.cells.bytes_accepted.add(payload_bytes);
-    Answer::Accepted(spans.len())
+    Entered { count: spans.len(), until: tally.map_or(Until::Now, Until::Stored) }
 }
 
 /// Writes `last`, half-closes, then reads and discards what the client still sends: closing with unread bytes would

@@ -8,7 +8,9 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::ack::{Fate, Tally};
 use crate::admit::Permit;
+use crate::limits::JOB_COST_BYTES;
 use crate::parse::Span;
 use crate::spool::Record;
 
@@ -19,21 +21,35 @@ pub struct Job {
     pub stamp: Stamp,
     /// Where its payload is in the spool, if it is.
     pub record: Option<Rc<Record>>,
+    /// Told what became of this payload; `None` when nobody waits for that.
+    pub tally: Option<Rc<Tally>>,
 }
 
 impl Job {
+    /// A payload that is in memory only, and for which nobody waits.
+    pub fn queued(payload: Payload, stamp: Stamp) -> Job {
+        Job { payload, stamp, record: None, tally: None }
+    }
+
     /// What its key is made of: `own`, the core's, unless another process had taken it in.
     pub fn origin<'a>(&'a self, own: &'a Origin) -> &'a Origin {
         self.record.as_ref().and_then(|record| record.origin()).unwrap_or(own)
     }
 
-    /// It is stored or dead-lettered.
-    pub fn settle(&self) {
-        if let Some(record) = &self.record {
+    /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
+    pub fn settle(&self, fate: Fate) {
+        if let Some(tally) = &self.tally {
+            tally.tell(fate);
+        }
+        if let Some(record) = &self.record
+            && fate != Fate::Lost
+        {
             record.settle(self.stamp);
         }
     }
 }
+
+const _: () = assert!(size_of::<Job>() <= JOB_COST_BYTES, "a job is charged what it takes");
 
 /// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

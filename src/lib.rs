@@ -48,6 +48,7 @@ pub mod body;
 pub mod parse;
 pub mod tokens;
 
+pub mod ack;
 pub mod admit;
 pub mod job;
 pub mod ring;

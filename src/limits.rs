@@ -15,9 +15,9 @@ use crate::spool;
 /// is what nginx and the AWS load balancers allow.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Fixed charge per payload on top of its body's bytes: one ring slot and its bookkeeping (a `Payload` is 16
-/// bytes, its permit 8, the sequence number 8, rounded up to the cache line it dirties). Without it a body of
-/// a million `0,` would cost nothing but its text.
+/// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
+/// `Tally` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
+/// text.
 pub const JOB_COST_BYTES: usize = 64;
 
 /// Memory of one open connection at most: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer, hyper's write buffer of

@@ -41,7 +41,8 @@ impl Cell64 {
 }
 
 /// The statuses this server sends; anything else is counted as the last one, 0 (`other`).
-pub const STATUSES: [u16; 12] = [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 503, 0];
+pub const STATUSES: [u16; 14] =
+    [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 502, 503, 504, 0];
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [
@@ -128,6 +129,7 @@ pub struct CoreCells {
     pub ring_depth: Cell64,
     pub ring_bytes: Cell64,
     pub room_waiters: Cell64,
+    pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
     /// Bytes of requests that wait for the spool's disk.
     pub spool_pending_bytes: Cell64,
@@ -215,8 +217,8 @@ struct CellCollector {
 type Read = fn(&CoreCells) -> u64;
 
 const COUNTERS: [(&str, &str, Read); 18] = [
-    ("payloads_accepted", "Payloads acknowledged with a 200", |c| c.payloads_accepted.value()),
-    ("bytes_accepted", "Payload bytes acknowledged with a 200", |c| c.bytes_accepted.value()),
+    ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
+    ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
     ("bytes_stored", "Payload bytes the store confirmed", |c| c.bytes_stored.value()),
     ("put_retries", "Puts tried again after a failure", |c| c.put_retries.value()),
@@ -230,10 +232,10 @@ const COUNTERS: [(&str, &str, Read); 18] = [
     ("bytes_dead_lettered", "Payload bytes written to the dead-letter directory", |c| {
         c.bytes_dead_lettered.value()
     }),
-    ("payloads_lost", "Payloads acknowledged and lost, each logged with its key", |c| {
+    ("payloads_lost", "Payloads admitted and lost, each logged with its key", |c| {
         c.payloads_lost.value()
     }),
-    ("bytes_lost", "Payload bytes acknowledged and lost", |c| c.bytes_lost.value()),
+    ("bytes_lost", "Payload bytes admitted and lost", |c| c.bytes_lost.value()),
     (
         "payloads_adopted",
         "Payloads taken over from the spools of processes that are no more",
@@ -251,12 +253,15 @@ const COUNTERS: [(&str, &str, Read); 18] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 12] = [
+const GAUGES: [(&str, &str, Read); 13] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
     ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
     ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
+    ("ack_waiters", "Requests waiting for the store before their answer", |c| {
+        c.ack_waiters.value()
+    }),
     ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
     ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {
         c.spool_payloads.value()

@@ -87,6 +87,8 @@ pub struct Core {
     pub in_hand: RefCell<Vec<Option<Job>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
     pub draining: Flag,
+    /// Set once the stop has cancelled the workers: nobody is told any more what became of a payload.
+    pub uploads_ended: Cell<bool>,
     slots: Rc<Semaphore>,
     accepting: Cell<bool>,
 }
@@ -134,6 +136,7 @@ impl Core {
             logs: RefCell::default(),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
+            uploads_ended: Cell::new(false),
             slots: Rc::new(Semaphore::new(limits.connections as u64)),
             accepting: Cell::new(true),
             config: config.clone(),
@@ -163,6 +166,12 @@ impl Core {
         .detach();
     }
 
+    /// The stamp of the next payload, of `count` in a row.
+    pub fn stamps(&self, count: usize) -> Stamp {
+        let seq = self.seq.replace(self.seq.get() + count as u64);
+        Stamp { unix_nanos: Stamp::unix_nanos_now(), seq }
+    }
+
     /// All that workers and ring hold is in the spool as well.
     fn holds_spooled_only(&self) -> bool {
         let spooled = |job: &Job| job.record.is_some();
@@ -180,7 +189,7 @@ impl Core {
     }
 }
 
-/// The open connections of one core, to wake them when the ring closes.
+/// The open connections of one core, to wake them when the ring closes and when uploads have ended.
 #[derive(Default)]
 pub struct Conns {
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
@@ -420,7 +429,9 @@ async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: 
         worker.cancel().await;
     }
     core.cells.workers_busy.set(0);
-    // A last answer to those whose request was turned away just now.
+    core.uploads_ended.set(true);
+    core.conns.wake_all();
+    // A last answer to those who wait for the store, and to those whose request was turned away just now.
     core.net.hand_over().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.

@@ -160,10 +160,11 @@ impl Ticket {
         }
     }
 
-    /// Until its group is synced, or has failed.
-    pub async fn wait(&self) -> Result<(), SpoolError> {
+    /// Until its group is synced, or has failed; `None` when `ended` says that nobody will tell any more.
+    pub async fn wait(&self, ended: &Cell<bool>) -> Option<Result<(), SpoolError>> {
         poll_fn(|cx| match self.outcome.take() {
-            Some(outcome) => Poll::Ready(outcome),
+            Some(outcome) => Poll::Ready(Some(outcome)),
+            None if ended.get() => Poll::Ready(None),
             None => {
                 keep_waker(&mut self.waker.borrow_mut(), cx);
                 Poll::Pending
@@ -507,7 +508,12 @@ impl Spool {
         let mut seqs = seqs.into_iter();
         let jobs = payloads.map(|payload| {
             let seq = seqs.next().expect("one for each payload");
-            Job { payload, stamp: Stamp { unix_nanos, seq }, record: Some(record.clone()) }
+            Job {
+                payload,
+                stamp: Stamp { unix_nanos, seq },
+                record: Some(record.clone()),
+                tally: None,
+            }
         });
         Permit::push_all(&self.admission, jobs);
     }

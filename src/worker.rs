@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 use glommio::timer::sleep;
 
+use crate::ack::Fate;
 use crate::config::Config;
 use crate::deadletter::Letter;
 use crate::deadline::Alarm;
@@ -29,24 +30,24 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         core.admission.popped();
         core.cells.workers_busy.inc();
         let delivery = AssertUnwindSafe(deliver(&core, &mut kept, &job)).catch_unwind().await;
-        let stored = matches!(delivery, Ok(Ok(())));
-        match delivery {
+        let fate = match delivery {
             Ok(Ok(())) => {
                 core.cells.payloads_stored.inc();
                 core.cells.bytes_stored.add(job.payload.len() as u64);
-                job.settle();
+                Fate::Stored
             }
             Ok(Err(GivenUp { error, attempts })) => {
-                bury(&core, &job, error.to_string(), attempts).await;
+                bury(&core, &job, error.to_string(), attempts).await
             }
             Err(_) => {
                 core.cells.worker_panics.inc();
-                bury(&core, &job, "Panic: the put panicked".to_owned(), 1).await;
+                bury(&core, &job, "Panic: the put panicked".to_owned(), 1).await
             }
-        }
+        };
+        job.settle(fate);
         core.in_hand.borrow_mut()[number] = None;
         core.cells.workers_busy.sub(1);
-        if !stored && core.ring.is_empty() && core.cells.workers_busy.value() == 0 {
+        if fate != Fate::Stored && core.ring.is_empty() && core.cells.workers_busy.value() == 0 {
             core.health.nothing_held();
         }
         // A store that answers at once would let one worker empty the ring while nobody else runs.
@@ -127,7 +128,7 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 }
 
 /// Writes the dead letter on the executor's blocking thread.
-async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
+async fn bury(core: &Core, job: &Job, error: String, attempts: u32) -> Fate {
     let origin = job.origin(&core.origin);
     let (stem, key) = (origin.stem(job.stamp), origin.key(job.stamp));
     let payload = job.payload.to_vec();
@@ -139,15 +140,19 @@ async fn bury(core: &Core, job: &Job, error: String, attempts: u32) {
         Ok(()) => {
             core.cells.payloads_dead_lettered.inc();
             core.cells.bytes_dead_lettered.add(job.payload.len() as u64);
-            job.settle();
+            Fate::DeadLettered
         }
         Err(error) if job.record.is_some() => {
             tracing::error!(
                 key,
-                "no dead letter, stays in the spool until the next start: {error}"
+                "no dead letter, so it stays in the spool until the next start: {error}"
             );
+            Fate::Lost
         }
-        Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
+        Err(error) => {
+            lose(core.cells, &key, job.payload.len(), &error.to_string());
+            Fate::Lost
+        }
     }
 }
 

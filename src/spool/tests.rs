@@ -10,6 +10,7 @@ use super::format::{DATA_START, Progress, records};
 use super::instances::{Home, Left};
 use super::power::{self, Disk, Event};
 use super::*;
+use crate::ack::Fate;
 use crate::admit::Budget;
 use crate::ring::Ring;
 
@@ -82,7 +83,7 @@ impl Rig {
 
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
         let (first, ticket) = self.submit(payloads)?;
-        ticket.wait().await?;
+        ticket.wait(&Cell::new(false)).await.unwrap()?;
         power::note(|| Event::Acknowledged { first, count: payloads.len() as u64 });
         Ok(())
     }
@@ -101,7 +102,7 @@ impl Rig {
             let job = self.pop().await;
             stored.push((job.origin(&self.spool.origin).key(job.stamp), job.payload.to_vec()));
             power::note(|| Event::Stored { stamp: job.stamp });
-            job.settle();
+            job.settle(Fate::Stored);
         }
         stored
     }
@@ -163,7 +164,7 @@ fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         let (_, ticket) = rig.submit(&[b"1", b"[2]"]).unwrap();
         assert!(poll_once(rig.ring.pop(0)).await.is_none(), "not before its sync");
-        ticket.wait().await.unwrap();
+        ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
         assert_eq!((rig.ring.len(), rig.cells.spool_payloads.value()), (2, 2));
         let stored = rig.store(2).await;
         assert_eq!(stored[0], ("1000000-n-0-0.json".into(), b"1".to_vec()));
@@ -285,8 +286,8 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             rig.send(&[n.to_string().as_bytes(), b"\"b\""]).await.unwrap();
         }
         let mut stored: BTreeMap<_, _> = rig.store(30).await.into_iter().collect();
-        let mut home = home;
-        let mut rig = rig;
+        let (mut home, mut rig) = (home, rig);
+        let mut taken = Vec::new();
         for process in 0..3 {
             let dirty = |rig: &Rig| {
                 let all = [
@@ -301,7 +302,8 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             // The same name, but for the last.
             let node = if process == 2 { "m" } else { "n" };
             home = Home::open(dir.path(), node, &[0]).unwrap();
-            let (_taken, orphans) = adopt(&home);
+            let orphans;
+            (taken, orphans) = adopt(&home);
             rig = Rig::new(&home, &orphans, node, size.clone()).await;
             let count = if process == 2 { 200 - stored.len() } else { 40 };
             for (key, payload) in rig.store(count).await {
@@ -322,7 +324,6 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             let seq = key.rsplit('-').next().unwrap().trim_end_matches(".json").parse().unwrap();
             assert_eq!(*payload, expected(seq), "{key}");
         }
-        let mut taken = Vec::new();
         home.adopt(&mut taken, &Orphans::default()).unwrap();
         let left: Vec<_> = instances::instances(dir.path()).unwrap();
         assert_eq!(left, [dir.path().join("m")], "what was adopted is gone");
@@ -373,6 +374,7 @@ fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
             payload: Payload::from(seq.to_string().into_bytes()),
             stamp: Stamp { unix_nanos: 5 + seq / 3, seq },
             record: None,
+            tally: None,
         };
         let mut rest: Vec<Job> = [10, 11, 12, 20, 7].map(queued).into();
         rig.stop(&mut rest).await;
@@ -482,7 +484,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
                 })
                 .collect();
             for (count, (first, ticket)) in together {
-                match ticket.wait().await {
+                match ticket.wait(&Cell::new(false)).await.unwrap() {
                     Ok(()) => drop(power::note(|| Event::Acknowledged { first, count })),
                     Err(error) => assert_eq!(error, SpoolError::Full),
                 }
@@ -495,7 +497,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
             while !held.is_empty() && random.u8(..) < 230 {
                 let job = held.swap_remove(random.usize(..held.len()));
                 power::note(|| Event::Stored { stamp: job.stamp });
-                job.settle();
+                job.settle(Fate::Stored);
             }
             if random.u8(..) < 80 {
                 sleep(Duration::from_millis(random.u64(1..5))).await;

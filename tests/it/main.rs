@@ -8,6 +8,7 @@
 
 mod support;
 
+mod ack;
 mod admin;
 mod backpressure;
 mod bulk;

@@ -11,6 +11,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use millrace::admit::Need;
+use millrace::config::Ack;
 use millrace::conn::{misdirected, split};
 use millrace::job::Stamp;
 use millrace::parse::{Scratch, Span};
@@ -97,7 +98,7 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
         split(&body, scratch, server.tokens.as_ref()).map(<[Span]>::to_vec)
     });
     let spans = match spans {
-        Ok(spans) if spans.is_empty() => return Answer::Accepted(0),
+        Ok(spans) if spans.is_empty() => return Answer::Accepted { count: 0, ack: Ack::Queued },
         Ok(spans) => spans,
         Err(answer) => return answer,
     };
@@ -118,5 +119,5 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
         return Answer::Stopping;
     }
     server.counts.accepted.fetch_add(count, Relaxed);
-    Answer::Accepted(spans.len())
+    Answer::Accepted { count: spans.len(), ack: Ack::Queued }
 }

@@ -251,12 +251,13 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 7] = [
+const GAUGES: [&str; 8] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
     "millrace_ring_bytes",
     "millrace_room_waiters",
+    "millrace_ack_waiters",
     "millrace_workers_busy",
     "millrace_store_failing",
 ];
