@@ -49,6 +49,7 @@ fn nothing_is_sent_that_was_not_asked_for(client: S3Client) {
             || ["x-amz-acl", "x-amz-storage-class", "x-amz-trailer", "content-encoding"]
                 .contains(&name)
             || ["transfer-encoding", "expect", "x-amz-sdk-checksum-algorithm"].contains(&name)
+            || name.starts_with("if-")
     };
     let sent: Vec<_> = seen.headers.keys().map(|n| n.as_str()).filter(|n| unwanted(n)).collect();
     assert!(sent.is_empty(), "{sent:?}");
@@ -61,6 +62,7 @@ fn every_option_is_a_header(client: S3Client) {
         sse: Some("aws:kms".into()),
         kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2".into()),
         content_type: "application/json".into(),
+        if_none_match: true,
         ..options(client)
     });
     for (name, value) in [
@@ -69,9 +71,12 @@ fn every_option_is_a_header(client: S3Client) {
         ("x-amz-server-side-encryption", "aws:kms"),
         ("x-amz-server-side-encryption-aws-kms-key-id", "arn:aws:kms:eu-west-1:1:key/2"),
         ("content-type", "application/json"),
+        ("if-none-match", "*"),
     ] {
         assert_eq!(seen.header(name), Some(value), "{name}");
     }
+    let authorization = seen.header("authorization").unwrap();
+    assert!(authorization.contains(";if-none-match;"), "signed: {authorization}");
     let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options(client) });
     assert_eq!(seen.header("x-amz-server-side-encryption"), Some("AES256"));
 }
@@ -239,6 +244,7 @@ fn both_clients_send_the_same() {
                     sse: Some("aws:kms".into()),
                     kms_key_id: Some("key id".into()),
                     checksum: Checksum::Crc64Nvme,
+                    if_none_match: true,
                     ..options(client)
                 };
                 let (_aws, store) = store_at(target(options), overrides(&server)).await;

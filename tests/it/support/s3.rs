@@ -230,14 +230,19 @@ impl S3Server {
         self.state.close_all.notify_waiters();
     }
 
+    /// Where the objects of [`BUCKET`] lie as files.
+    pub fn bucket(&self) -> PathBuf {
+        self.root.path().join(BUCKET)
+    }
+
     /// The bytes stored under `key` in [`BUCKET`], read from the disk.
     pub fn object(&self, key: &str) -> Option<Vec<u8>> {
-        std::fs::read(self.root.path().join(BUCKET).join(key)).ok()
+        std::fs::read(self.bucket().join(key)).ok()
     }
 
     /// Every object of [`BUCKET`], by key.
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        let bucket = self.root.path().join(BUCKET);
+        let bucket = self.bucket();
         let mut objects = BTreeMap::new();
         let mut folders = vec![bucket.clone()];
         while let Some(folder) = folders.pop() {
