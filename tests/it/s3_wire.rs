@@ -155,7 +155,11 @@ fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
     let domain = "s3.eu-west-1.amazonaws.com";
     let name = format!("{BUCKET}.{domain}");
     let (tls, root, _) = tls_for(&[&name]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: Some(domain.to_owned()) });
+    let server = S3Server::start_with(Options {
+        tls: Some(tls),
+        domain: Some(domain.to_owned()),
+        ..Options::default()
+    });
     on_executor(async {
         let mut overrides = overrides(&server);
         overrides.endpoint_url = None;
@@ -179,7 +183,7 @@ fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
 
 fn an_unknown_authority_is_refused_and_https_is_not_left(client: S3Client) {
     let (tls, root, _) = tls_for(&["localhost", "127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     let plain = S3Server::start();
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
@@ -208,7 +212,7 @@ fn signatures_cover_the_payload_where_tls_does_not(client: S3Client) {
         assert_eq!(seen.header("x-amz-content-sha256"), Some(expected));
     }
     let (tls, root, _) = tls_for(&["127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     on_executor(async {
         let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
         for (sign_payload, expected) in [
@@ -276,7 +280,7 @@ fn both_clients_send_the_same() {
 #[test]
 fn authorities_come_from_the_environment() {
     let (tls, _, pem) = tls_for(&["127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("ca.pem");
     std::fs::write(&bundle, pem).unwrap();
