@@ -1,6 +1,8 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+mod reach;
+
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -19,19 +21,16 @@ use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
-use crate::aws::{self, S3Target};
-use crate::config::{Config, StoreUrl, core_list};
+use crate::config::{Config, core_list};
 use crate::deadletter::DeadLetters;
 use crate::deadline::within;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
-use crate::preflight::Finding;
 use crate::shard::{self, Setup};
-use crate::store::StoreSeed;
-use crate::store::file::FileStore;
-use crate::store::s3::probe::Probe;
 use crate::tokens::TokenSet;
+
+pub use reach::{Prepared, prepare_store};
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,37 +94,6 @@ impl From<String> for StartFailure {
     }
 }
 
-/// Prepares what the configured store needs before any core uses it, and says what the store had to say.
-///
-/// # Errors
-/// One sentence that names what is wrong.
-pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), String> {
-    let usable = Finding::ok("probe", format!("{} can be used", config.store));
-    match &config.store {
-        StoreUrl::Null => Ok((StoreSeed::Null, usable)),
-        StoreUrl::File(root) => {
-            let directory = root.clone();
-            let prepared =
-                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
-            let root =
-                prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok((StoreSeed::File { root, puts_max: config.max_workers }, usable))
-        }
-        StoreUrl::S3 { bucket, prefix } => {
-            let (bucket, prefix) = (bucket.clone(), prefix.clone());
-            let target = S3Target { bucket, prefix, options: config.s3.clone() };
-            let prepared = aws::prepare(target, config.max_workers).await;
-            let (seed, probe) =
-                prepared.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            let finding = match probe {
-                Probe::Ok => usable,
-                Probe::Warning { said, remedy } => Finding::warn("probe", said, remedy),
-            };
-            Ok((seed, finding))
-        }
-    }
-}
-
 enum Event {
     Signal,
     /// A core's state may have changed.
@@ -158,8 +126,9 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let (store, probed) = prepare_store(&config).await?;
-    probed.log();
+    let prepared = prepare_store(&config, config.spool.is_some()).await?;
+    prepared.finding.log();
+    let store = prepared.seed;
     let (send, events) = local_channel::new_unbounded();
     let send = Rc::new(send);
     watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
@@ -176,6 +145,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         store_grace: config.ready_store_grace,
         epoch,
         stopping: stopping.clone(),
+        store_trouble: reach::watch(prepared.unreached, cells),
     };
     let admin = start_admin(&config, admin)?;
     let mut bells = Vec::new();

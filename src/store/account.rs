@@ -45,12 +45,16 @@ impl Account {
                 return Ok(read(keys));
             }
             self.shared.want_newer_keys(keys.generation);
-            Err(PutError::new(
-                Class::Transient,
-                "ExpiredCredentials",
-                "the credentials have expired and newer ones are not there yet",
-            ))
+            Err(self.no_fresh_keys())
         })
+    }
+
+    fn no_fresh_keys(&self) -> PutError {
+        if let Some(why) = self.shared.no_keys() {
+            return PutError::new(Class::StoreWide, "NoCredentials", classify::bounded(&why));
+        }
+        let expired = "the credentials have expired and newer ones are not there yet";
+        PutError::new(Class::Transient, "ExpiredCredentials", expired)
     }
 
     /// The store's time, as far as it is known.

@@ -25,7 +25,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::account::{Account, Refusal, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep};
-use super::dial::{Dialer, LinkError};
+use super::dial::Dialer;
 use super::pool::Pool;
 use super::{Class, PutError, classify};
 use crate::aws::AwsShared;
@@ -181,25 +181,10 @@ fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
 where
     E: std::error::Error + 'static,
 {
-    if let Some(link) = link_error(error) {
+    if let Some(link) = connector::link_error(error) {
         return unanswered(link);
     }
     // The request could not be built or signed: a setting, for keys are never empty.
     let message = classify::bounded(&connector::with_sources(error));
     PutError::new(Class::StoreWide, "NotSent", message)
-}
-
-fn link_error<E>(error: &SdkError<E, HttpResponse>) -> Option<&LinkError>
-where
-    E: std::error::Error + 'static,
-{
-    let SdkError::DispatchFailure(failure) = error else { return None };
-    let mut source = std::error::Error::source(failure.as_connector_error()?);
-    while let Some(cause) = source {
-        if let Some(link) = cause.downcast_ref() {
-            return Some(link);
-        }
-        source = cause.source();
-    }
-    None
 }
