@@ -1,7 +1,7 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`, on the control executor, so that they answer also while a
 //! core is stuck.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub struct Admin {
     pub epoch: Instant,
     /// Set by control when the stop begins: a stuck core does not say by itself that it is draining.
     pub stopping: Rc<Cell<bool>>,
+    /// Why the store cannot be used yet: set where a start did not wait for it, and cleared once it answers.
+    pub store_trouble: Rc<RefCell<Option<String>>>,
 }
 
 impl Admin {
@@ -55,6 +57,7 @@ impl Admin {
         if self.stopping.get() {
             reasons.push("the server is stopping".to_owned());
         }
+        reasons.extend(self.store_trouble.borrow().clone());
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             let state = [
                 (CoreState::Starting, "is starting"),

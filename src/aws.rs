@@ -12,8 +12,9 @@ pub mod names;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_credential_types::Credentials;
 use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::ClientConfig;
@@ -23,8 +24,10 @@ use crate::config::{Checksum, S3Options, SignPayload};
 use crate::store::clock::ClockOffset;
 use crate::store::dial::Dialer;
 use crate::store::pool::Pool;
-use crate::store::s3::probe::Probe;
-use crate::store::{StoreSeed, s3, tls};
+use crate::store::s3::S3Store;
+use crate::store::s3::probe::Answer;
+use crate::store::{StoreSeed, tls};
+use chain::First;
 use names::Names;
 
 /// Idle connections control keeps per credential service.
@@ -65,18 +68,38 @@ pub enum StartError {
         "no AWS credentials found{profile}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, \
          or run where a role is attached (web identity, ECS, EC2)"
     )]
-    NoCredentials { profile: String },
+    NoCredentials {
+        profile: String,
+        /// EC2's metadata service was asked and not reached.
+        unreached: bool,
+    },
     #[error(
         "the AWS profile uses {what}, which millrace does not run: export its credentials as AWS_ACCESS_KEY_ID, \
          AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or use a role"
     )]
     UnsupportedProfile { what: &'static str },
     #[error("AWS credentials cannot be loaded: {why}")]
-    Credentials { why: String },
+    Credentials {
+        why: String,
+        /// The service that has them was not reached.
+        unreached: bool,
+    },
     #[error("{0}")]
     Tls(String),
     #[error("AWS configuration took longer than {seconds} s to load")]
     TimedOut { seconds: u64 },
+}
+
+impl StartError {
+    /// True where nobody was reached; everything else waits for an operator.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            StartError::NoCredentials { unreached: true, .. }
+                | StartError::Credentials { unreached: true, .. }
+                | StartError::TimedOut { .. }
+        )
+    }
 }
 
 /// The running control side; dropping it ends its tasks (the last snapshots stay readable).
@@ -89,6 +112,9 @@ pub struct Aws {
 /// Resolves region, endpoint and the first credentials, then keeps names and credentials fresh.
 /// Runs on the control executor, and stays there.
 ///
+/// A credential service that is not reached is asked again and again; until it answers there are no credentials, every
+/// put fails for the whole store, and [`AwsShared::no_keys`] says why.
+///
 /// # Errors
 /// See [`StartError`]; the store cannot work until an operator changes something.
 pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartError> {
@@ -97,14 +123,19 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
     let tls = tls::client_config(&overrides.roots).map_err(StartError::Tls)?;
     let pool = Pool::new(Dialer::new(names.clone(), &tls), CONTROL_IDLE_MAX);
     let chain = chain::Chain::new(pool, overrides);
-    let (place, provider, credentials) = chain.first(&target.bucket).await?;
+    let First { place, provider, credentials } = chain.first(&target.bucket).await?;
+    let (keys, no_keys) = match credentials {
+        Ok(credentials) => (Keys { credentials, generation: 1, stuck: false }, None),
+        Err(error) => (Keys::none(), Some(error.to_string())),
+    };
     let shared = Arc::new(AwsShared {
         target,
         place,
         names,
         tls,
         clock: ClockOffset::default(),
-        keys: Arc::new(ArcSwap::from_pointee(Keys { credentials, generation: 1, stuck: false })),
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        no_keys: ArcSwapOption::from_pointee(no_keys),
         wanted: AtomicU64::new(0),
     });
     let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
@@ -125,15 +156,23 @@ impl Aws {
     }
 }
 
+/// An `s3://` store that was asked whether it takes payloads.
+pub struct Asked {
+    pub seed: StoreSeed,
+    pub answer: Answer,
+    /// Asks again; stays on this executor.
+    pub prober: S3Store,
+}
+
 /// The whole of an `s3://` store's start: settings, credentials, and the question to the bucket with its answer.
 ///
 /// # Errors
-/// One sentence for the operator, of a [`StartError`] or a [`ProbeError`](s3::probe::ProbeError).
-pub async fn prepare(target: S3Target, idle_max: usize) -> Result<(StoreSeed, Probe), String> {
-    let aws = start(target, Overrides::default()).await.map_err(|error| error.to_string())?;
-    let probed = s3::S3Store::new(aws.shared(), 1).probe().await;
-    let probe = probed.map_err(|error| error.to_string())?;
-    Ok((StoreSeed::S3 { shared: aws.detach(), idle_max }, probe))
+/// See [`StartError`].
+pub async fn prepare(target: S3Target, idle_max: usize) -> Result<Asked, StartError> {
+    let shared = start(target, Overrides::default()).await?.detach();
+    let prober = S3Store::new(shared.clone(), 1);
+    let answer = prober.probe().await;
+    Ok(Asked { seed: StoreSeed::S3 { shared, idle_max }, answer, prober })
 }
 
 /// Where requests go; settled at start.
@@ -150,10 +189,18 @@ pub(crate) struct Place {
 #[derive(Clone, Debug)]
 pub struct Keys {
     pub credentials: Credentials,
-    /// Counts publications, from 1.
+    /// Counts publications, from 1; before the first it is 0.
     pub generation: u64,
     /// The store refused these and the chain gave the same again: only an operator can help.
     pub stuck: bool,
+}
+
+impl Keys {
+    /// What is there before the first publication: expired for as long as there have been clocks, so never sent.
+    fn none() -> Keys {
+        let credentials = Credentials::new("", "", None, Some(UNIX_EPOCH), "millrace");
+        Keys { credentials, generation: 0, stuck: false }
+    }
 }
 
 /// What every core may read: settled settings and the snapshots control publishes.
@@ -166,6 +213,8 @@ pub struct AwsShared {
     pub(crate) clock: ClockOffset,
     /// Written by control only.
     keys: Arc<ArcSwap<Keys>>,
+    /// Why nothing was published yet, as the chain said last; written by control only.
+    no_keys: ArcSwapOption<String>,
     /// The highest generation a core wants replaced.
     wanted: AtomicU64,
 }
@@ -236,6 +285,11 @@ impl AwsShared {
         self.keys.clone()
     }
 
+    /// Why there are no credentials yet; `None` once there have been any.
+    pub fn no_keys(&self) -> Option<Arc<String>> {
+        self.no_keys.load_full()
+    }
+
     /// Asks control for credentials newer than `generation`. Only after a failure, never per
     /// payload.
     pub fn want_newer_keys(&self, generation: u64) {
@@ -249,5 +303,13 @@ impl AwsShared {
     fn publish(&self, credentials: Credentials, stuck: bool) {
         let generation = self.keys.load().generation + 1;
         self.keys.store(Arc::new(Keys { credentials, generation, stuck }));
+        self.no_keys.store(None);
+    }
+
+    /// Takes `error` for the reason, if there have been no credentials yet.
+    fn still_no_keys(&self, error: &StartError) {
+        if self.no_keys.load().is_some() {
+            self.no_keys.store(Some(Arc::new(error.to_string())));
+        }
     }
 }

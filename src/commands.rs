@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use glommio::timer::sleep;
 
 use crate::config::Config;
-use crate::control::{Exit, prepare_store};
+use crate::control::{Exit, Prepared, prepare_store};
 use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
@@ -19,8 +19,8 @@ use crate::store::{Class, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
-    findings.push(match prepare_store(config).await {
-        Ok((_, probed)) => probed,
+    findings.push(match prepare_store(config, config.spool.is_some()).await {
+        Ok(prepared) => prepared.finding,
         Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
     print!("{}", table(&findings));
@@ -104,8 +104,8 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
     let origin = Origin::new(config.node_id.clone(), 0);
-    let (seed, probed) = prepare_store(config).await?;
-    probed.log();
+    let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
+    finding.log();
     let replay = Rc::new(Replay {
         store: seed.build(&origin, config.faults.clone(), 0),
         dead,

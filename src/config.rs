@@ -146,6 +146,7 @@ pub struct S3Options {
     pub connect_timeout: Duration,
     pub client: S3Client,
     pub sign_payload: SignPayload,
+    /// `If-None-Match: *`: an object that is there already is kept and counts as stored.
     pub if_none_match: bool,
 }
 

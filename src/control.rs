@@ -1,6 +1,9 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+mod reach;
+mod spools;
+
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -19,22 +22,17 @@ use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
-use crate::aws::{self, S3Target};
-use crate::config::{Ack, Config, StoreUrl, core_list};
+use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
 use crate::deadline::within;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
-use crate::log::Throttle;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
-use crate::preflight::Finding;
 use crate::shard::{self, Setup};
-use crate::spool::SpoolSetup;
-use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
-use crate::store::StoreSeed;
-use crate::store::file::FileStore;
-use crate::store::s3::probe::Probe;
+use crate::spool::instances::Home;
 use crate::tokens::TokenSet;
+
+pub use reach::{Prepared, prepare_store};
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,37 +96,6 @@ impl From<String> for StartFailure {
     }
 }
 
-/// Prepares what the configured store needs before any core uses it, and says what the store had to say.
-///
-/// # Errors
-/// One sentence that names what is wrong.
-pub async fn prepare_store(config: &Config) -> Result<(StoreSeed, Finding), String> {
-    let usable = Finding::ok("probe", format!("{} can be used", config.store));
-    match &config.store {
-        StoreUrl::Null => Ok((StoreSeed::Null, usable)),
-        StoreUrl::File(root) => {
-            let directory = root.clone();
-            let prepared =
-                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
-            let root =
-                prepared.await.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            Ok((StoreSeed::File { root, puts_max: config.max_workers }, usable))
-        }
-        StoreUrl::S3 { bucket, prefix } => {
-            let (bucket, prefix) = (bucket.clone(), prefix.clone());
-            let target = S3Target { bucket, prefix, options: config.s3.clone() };
-            let prepared = aws::prepare(target, config.max_workers).await;
-            let (seed, probe) =
-                prepared.map_err(|error| format!("STORE {}: {error}", config.store))?;
-            let finding = match probe {
-                Probe::Ok => usable,
-                Probe::Warning { said, remedy } => Finding::warn("probe", said, remedy),
-            };
-            Ok((seed, finding))
-        }
-    }
-}
-
 enum Event {
     Signal,
     /// A core's state may have changed.
@@ -163,9 +130,10 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
-    let spools = open_spools(&config).await?;
-    let (store, probed) = prepare_store(&config).await?;
-    probed.log();
+    let spools = spools::open(&config).await?;
+    let prepared = prepare_store(&config, config.spool.is_some()).await?;
+    prepared.finding.log();
+    let store = prepared.seed;
     let (send, events) = local_channel::new_unbounded();
     let send = Rc::new(send);
     watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
@@ -183,6 +151,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         store_grace: config.ready_store_grace,
         epoch,
         stopping: stopping.clone(),
+        store_trouble: reach::watch(prepared.unreached, cells),
     };
     let admin = start_admin(&config, admin)?;
     let mut bells = Vec::new();
@@ -207,7 +176,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
             store: store.clone(),
             spool: spools
                 .as_ref()
-                .map(|(home, orphans)| spool_setup(&config, index, cells, home, orphans)),
+                .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
             blocking: blocking_placement(&config.cores),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
@@ -222,67 +191,6 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     server.order_all();
     server.announce(address, epoch);
     Ok(server)
-}
-
-/// How often it is looked for spools of processes that are no more.
-const ADOPT_EVERY: Duration = Duration::from_secs(5);
-
-/// This process's spool directory, and what others have left, which is looked for again and again.
-async fn open_spools(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orphans>)>, String> {
-    let Some(options) = &config.spool else { return Ok(None) };
-    let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
-    let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
-    let open = move || Home::open(&dir, &node, &cores);
-    let home = Arc::new(glommio::executor().spawn_blocking(open).await.map_err(refused)?);
-    let orphans = Arc::<Orphans>::default();
-    let mut taken = Vec::new();
-    let adopt = {
-        let (home, orphans) = (home.clone(), orphans.clone());
-        async move |mut taken: Vec<Arc<Left>>| {
-            let (home, orphans) = (home.clone(), orphans.clone());
-            let adopt = move || {
-                let adopted = home.adopt(&mut taken, &orphans);
-                (taken, adopted)
-            };
-            glommio::executor().spawn_blocking(adopt).await
-        }
-    };
-    let adopted;
-    // The first time before any core starts: what is adopted counts in SPOOL_MAX.
-    (taken, adopted) = adopt(taken).await;
-    adopted.map_err(refused)?;
-    glommio::spawn_local(async move {
-        let mut log = Throttle::default();
-        loop {
-            sleep(ADOPT_EVERY).await;
-            let adopted;
-            (taken, adopted) = adopt(taken).await;
-            if let Err(error) = adopted {
-                log.warn(|| format!("spools of other processes cannot be adopted: {error}"));
-            }
-        }
-    })
-    .detach();
-    Ok(Some((home, orphans)))
-}
-
-fn spool_setup(
-    config: &Config,
-    index: usize,
-    cells: Cells,
-    home: &Home,
-    orphans: &Arc<Orphans>,
-) -> SpoolSetup {
-    let faults = config.faults.as_ref();
-    SpoolSetup {
-        options: config.spool.clone().expect("there is a home, so there is a spool"),
-        dir: home.core_dir(config.cores[index]),
-        orphans: orphans.clone(),
-        cores: config.cores.len(),
-        cells: &cells[index],
-        sync_fault: faults.map_or(0.0, |faults| faults.spool_sync),
-        seed: faults.map_or(0, |faults| faults.seed) + index as u64,
-    }
 }
 
 /// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.

@@ -78,7 +78,7 @@ pub enum Store {
 
 impl Store {
     /// Stores `payload` under `key`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same
-    /// key again replaces the object.
+    /// key again replaces the object, or with `S3_IF_NONE_MATCH` leaves it as it is.
     ///
     /// # Errors
     /// Classified for the worker, see [`Class`].

@@ -2,14 +2,16 @@
 //!
 //! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
 //! are spaced by a bounded backoff, and a request from a core never makes them denser than
-//! [`ASKED_SPACING`].
+//! [`ASKED_SPACING`]. A first load that reaches nobody is a failure like the later ones.
 
+use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::ProviderChainError;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -23,8 +25,8 @@ use glommio::timer::Timer;
 
 use super::{AwsShared, Overrides, Place, StartError};
 use crate::deadline::within;
-use crate::store::connector::{GlommioHttp, GlommioSleep, with_sources};
-use crate::store::dial::Origin;
+use crate::store::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
+use crate::store::dial::{LinkError, Origin};
 use crate::store::pool::Pool;
 
 /// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
@@ -48,6 +50,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// What stores outside AWS sign for when nobody said otherwise.
 const CUSTOM_REGION: &str = "us-east-1";
 
+/// What the first load found.
+pub(super) struct First {
+    pub(super) place: Place,
+    pub(super) provider: SharedCredentialsProvider,
+    /// Any error is one that may pass.
+    pub(super) credentials: Result<Credentials, StartError>,
+}
+
 pub(super) struct Chain {
     pool: Rc<Pool>,
     overrides: Overrides,
@@ -59,21 +69,23 @@ impl Chain {
     }
 
     /// Loads everything for the first time.
-    pub(super) async fn first(
-        &self,
-        bucket: &str,
-    ) -> Result<(Place, SharedCredentialsProvider, Credentials), StartError> {
-        let load = async {
-            let config = self.load(None).await;
-            let place = place(&config, bucket)?;
-            let provider = config
-                .credentials_provider()
-                .ok_or_else(|| StartError::NoCredentials { profile: String::new() })?;
-            let credentials = provider.provide_credentials().await.map_err(start_error)?;
-            Ok((place, provider, credentials))
-        };
-        let seconds = START_TIMEOUT.as_secs();
-        within(START_TIMEOUT, load, || Err(StartError::TimedOut { seconds })).await
+    pub(super) async fn first(&self, bucket: &str) -> Result<First, StartError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
+        let load = async { Ok(self.load(None).await) };
+        let config = within(START_TIMEOUT, load, || Err(late())).await?;
+        let place = place(&config, bucket)?;
+        let provider = config.credentials_provider().ok_or_else(|| StartError::NoCredentials {
+            profile: String::new(),
+            unreached: false,
+        })?;
+        let ask = async { provider.provide_credentials().await.map_err(start_error) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let credentials = within(left, ask, || Err(late())).await;
+        match credentials {
+            Err(error) if !error.may_pass() => Err(error),
+            credentials => Ok(First { place, provider, credentials }),
+        }
     }
 
     /// Keeps `shared`'s credentials fresh for as long as it runs.
@@ -85,6 +97,9 @@ impl Chain {
         let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
         let mut due = refresh_at(&shared.keys().credentials);
         let mut not_before = Instant::now();
+        if shared.no_keys().is_some() {
+            not_before += RETRY_MIN;
+        }
         let mut failures = 0;
         loop {
             Timer::new(POLL).await;
@@ -109,12 +124,14 @@ impl Chain {
                     not_before = now + if stuck { STUCK_SPACING } else { ASKED_SPACING };
                     shared.publish(credentials, stuck);
                 }
-                Err(why) => {
+                Err(error) => {
+                    let why = with_sources(&error);
                     failures += 1;
                     let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
                     not_before = now + jittered(wait.min(RETRY_MAX));
                     due = Some(not_before);
-                    tracing::warn!(%why, failures, "AWS credentials could not be refreshed");
+                    shared.still_no_keys(&start_error(error));
+                    tracing::warn!(%why, failures, "AWS credentials could not be loaded");
                 }
             }
         }
@@ -194,9 +211,9 @@ fn s3_endpoint(config: &SdkConfig) -> Option<String> {
     config.service_config().and_then(|c| c.load_config(key)).or_else(general)
 }
 
-async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, String> {
-    let ask = async { provider.provide_credentials().await.map_err(|e| with_sources(&e)) };
-    within(FETCH_TIMEOUT, ask, || Err(format!("no answer within {FETCH_TIMEOUT:?}"))).await
+async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, CredentialsError> {
+    let late = || Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT));
+    within(FETCH_TIMEOUT, provider.provide_credentials(), late).await
 }
 
 fn same(a: &Credentials, b: &Credentials) -> bool {
@@ -219,9 +236,10 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 fn start_error(error: CredentialsError) -> StartError {
+    let unreached = not_reached(&error);
     if let CredentialsError::CredentialsNotLoaded(_) = error {
         let profile = std::env::var("AWS_PROFILE").map(|p| format!(" (AWS_PROFILE={p})"));
-        return StartError::NoCredentials { profile: profile.unwrap_or_default() };
+        return StartError::NoCredentials { profile: profile.unwrap_or_default(), unreached };
     }
     let why = with_sources(&error);
     // The chain was built without these and says so by the feature's name.
@@ -234,15 +252,51 @@ fn start_error(error: CredentialsError) -> StartError {
             return StartError::UnsupportedProfile { what };
         }
     }
-    StartError::Credentials { why }
+    StartError::Credentials { why, unreached }
+}
+
+/// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata
+/// service that does not answer counts: a host that has none and one whose network is not up yet look alike.
+fn not_reached(error: &CredentialsError) -> bool {
+    let by_link = |error| link_error(error).is_some_and(LinkError::may_pass);
+    let chain =
+        error.source().and_then(|e| e.downcast_ref::<ProviderChainError<CredentialsError>>());
+    match (error, chain) {
+        (CredentialsError::ProviderTimedOut(_), _) => true,
+        (_, Some(chain)) => chain.attempts().iter().any(|attempt| by_link(attempt.error())),
+        (_, None) => by_link(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
 
     fn expiring_in(life: Duration) -> Credentials {
         Credentials::new("k", "s", None, Some(SystemTime::now() + life), "test")
+    }
+
+    #[test]
+    fn nobody_reached_is_told_from_a_refusal() {
+        let link = |source: ErrorKind| LinkError::Tls {
+            host: "sts".into(),
+            port: 443,
+            source: source.into(),
+        };
+        for (error, expected) in [
+            (CredentialsError::provider_error(link(ErrorKind::ConnectionReset)), true),
+            (CredentialsError::unhandled(link(ErrorKind::UnexpectedEof)), true),
+            (CredentialsError::provider_timed_out(FETCH_TIMEOUT), true),
+            (CredentialsError::provider_error(link(ErrorKind::InvalidData)), false),
+            (CredentialsError::provider_error("AccessDenied"), false),
+            (CredentialsError::not_loaded("the variable is not set"), false),
+            (CredentialsError::invalid_configuration("no such profile"), false),
+        ] {
+            let text = with_sources(&error);
+            assert_eq!(start_error(error).may_pass(), expected, "{text}");
+        }
     }
 
     #[test]

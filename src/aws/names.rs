@@ -216,6 +216,20 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_had_no_address_is_asked_for_again() {
+        let names = Names::new(vec![]);
+        names.publish("localhost".into(), Err("the network is not up".into()));
+        on_executor(async move {
+            let keeper = glommio::spawn_local(names.clone().keep());
+            let failed = names.addresses("localhost", 7, soon()).await.unwrap_err();
+            assert!(failed.to_string().contains("the network is not up"), "{failed}");
+            Timer::new(FAILURE_KEPT).await;
+            assert!(!names.addresses("localhost", 7, soon()).await.unwrap().is_empty());
+            keeper.cancel().await;
+        });
+    }
+
+    #[test]
     fn an_unknown_host_is_asked_for_and_waited_for() {
         let names = Names::new(vec![]);
         on_executor(async move {

@@ -45,12 +45,16 @@ impl Account {
                 return Ok(read(keys));
             }
             self.shared.want_newer_keys(keys.generation);
-            Err(PutError::new(
-                Class::Transient,
-                "ExpiredCredentials",
-                "the credentials have expired and newer ones are not there yet",
-            ))
+            Err(self.no_fresh_keys())
         })
+    }
+
+    fn no_fresh_keys(&self) -> PutError {
+        if let Some(why) = self.shared.no_keys() {
+            return PutError::new(Class::StoreWide, "NoCredentials", classify::bounded(&why));
+        }
+        let expired = "the credentials have expired and newer ones are not there yet";
+        PutError::new(Class::Transient, "ExpiredCredentials", expired)
     }
 
     /// The store's time, as far as it is known.
@@ -67,7 +71,10 @@ impl Account {
 
     /// The worker's view of `refusal`, the answer to a request signed with credentials of
     /// `generation`.
-    pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> PutError {
+    pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> Result<(), PutError> {
+        if self.is_there_already(refusal) {
+            return Ok(());
+        }
         let mut error = classify::reply_error(refusal.status, refusal.code, refusal.message);
         let code = refusal.code.unwrap_or_default();
         if code == "RequestTimeTooSkewed" || self.clock.is_shifted() {
@@ -79,7 +86,15 @@ impl Account {
                 error.class = Class::StoreWide;
             }
         }
-        error
+        Err(error)
+    }
+
+    /// Whether the store kept what an earlier attempt had stored: no two payloads share a key, so what is there already
+    /// is this one. Without `S3_IF_NONE_MATCH` no condition was sent, and such an answer says something else.
+    fn is_there_already(&self, refusal: &Refusal<'_>) -> bool {
+        self.shared.target().options.if_none_match
+            && refusal.status == 412
+            && refusal.code == Some("PreconditionFailed")
     }
 }
 

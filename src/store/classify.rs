@@ -147,6 +147,7 @@ mod tests {
             (400, "ExpiredToken", Transient),
             (403, "RequestTimeTooSkewed", Transient),
             (409, "ConditionalRequestConflict", Transient),
+            (412, "PreconditionFailed", StoreWide),
             (307, "TemporaryRedirect", Transient),
             (307, "", Transient),
             (408, "", Transient),

@@ -257,6 +257,20 @@ fn connector_error(error: LinkError) -> ConnectorError {
     }
 }
 
+/// The link's own error in or below `error`, where it was the link that failed.
+pub(crate) fn link_error<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a LinkError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(link) = error.downcast_ref() {
+            return Some(link);
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// An error and its sources in one line; hyper's own text leaves the cause out.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -76,6 +76,23 @@ pub enum LinkError {
     BadAnswer { host: String, why: String },
 }
 
+impl LinkError {
+    /// True where nobody was reached, which may pass by itself; what came and was not understood waits for an operator.
+    pub fn may_pass(&self) -> bool {
+        use io::ErrorKind::{InvalidData, InvalidInput};
+        match self {
+            LinkError::Unresolved { .. }
+            | LinkError::Unreachable { .. }
+            | LinkError::ConnectTimeout { .. }
+            | LinkError::Broken { .. }
+            | LinkError::ReadTimeout { .. } => true,
+            // A certificate or a protocol that does not fit, and not a connection that broke under it.
+            LinkError::Tls { source, .. } => !matches!(source.kind(), InvalidData | InvalidInput),
+            LinkError::BadAnswer { .. } => false,
+        }
+    }
+}
+
 /// What one core needs to connect; lives on its core.
 pub struct Dialer {
     names: Arc<Names>,

@@ -179,7 +179,7 @@ impl DirectStore {
             message: message.as_deref(),
             date: reply.date,
         };
-        Err(self.account.refused(&refusal, generation))
+        self.account.refused(&refusal, generation)
     }
 
     async fn release(&self, origin: &Origin, mut link: Link) {

@@ -25,7 +25,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::account::{Account, Refusal, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep};
-use super::dial::{Dialer, LinkError};
+use super::dial::Dialer;
 use super::pool::Pool;
 use super::{Class, PutError, classify};
 use crate::aws::AwsShared;
@@ -65,7 +65,7 @@ impl S3Store {
             Some(target) => self.attempt(key, payload, Some(target)).await,
             None => Err(first),
         };
-        outcome.map_err(|error| self.put_error(error, generation))
+        outcome.or_else(|error| self.refused(error, generation))
     }
 
     /// The SDK's client, for what is not on the data path.
@@ -117,6 +117,7 @@ impl S3Store {
             .set_server_side_encryption(options.sse.as_deref().map(ServerSideEncryption::from))
             .set_ssekms_key_id(options.kms_key_id.clone())
             .set_checksum_algorithm(algorithm)
+            .set_if_none_match(options.if_none_match.then(|| "*".to_owned()))
     }
 
     /// Where a 307 points, if it may be followed.
@@ -127,12 +128,12 @@ impl S3Store {
     }
 
     /// The worker's view of `error`, the answer to a request signed with credentials of `generation`.
-    fn put_error(
+    fn refused(
         &self,
         error: SdkError<PutObjectError, HttpResponse>,
         generation: u64,
-    ) -> PutError {
-        let Some(answer) = error.raw_response() else { return not_answered(&error) };
+    ) -> Result<(), PutError> {
+        let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
         let refusal = Refusal {
             status: answer.status().as_u16(),
             code: error.code(),
@@ -180,25 +181,10 @@ fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
 where
     E: std::error::Error + 'static,
 {
-    if let Some(link) = link_error(error) {
+    if let Some(link) = connector::link_error(error) {
         return unanswered(link);
     }
     // The request could not be built or signed: a setting, for keys are never empty.
     let message = classify::bounded(&connector::with_sources(error));
     PutError::new(Class::StoreWide, "NotSent", message)
-}
-
-fn link_error<E>(error: &SdkError<E, HttpResponse>) -> Option<&LinkError>
-where
-    E: std::error::Error + 'static,
-{
-    let SdkError::DispatchFailure(failure) = error else { return None };
-    let mut source = std::error::Error::source(failure.as_connector_error()?);
-    while let Some(cause) = source {
-        if let Some(link) = cause.downcast_ref() {
-            return Some(link);
-        }
-        source = cause.source();
-    }
-    None
 }

@@ -31,6 +31,7 @@ mod s3_credentials;
 mod s3_faults;
 mod s3_probe;
 mod s3_server;
+mod s3_unreached;
 mod s3_wire;
 mod store_suite;
 mod tokens;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_smithy_types::date_time::{DateTime, Format};
 use futures_lite::future;
 use glommio::timer::Timer;
-use millrace::config::S3Client;
+use millrace::config::{S3Client, S3Options};
 use millrace::store::Class::{self, Object, StoreWide, Transient};
 use millrace::store::Store;
 
@@ -21,6 +21,7 @@ use crate::support::s3_client::{
 
 on_both_clients!(
     answers_have_their_class,
+    an_object_that_is_there_is_stored_only_where_that_was_asked,
     the_stores_own_message_is_kept,
     really_wrong_keys_are_store_wide,
     closed_in_the_middle_of_a_first_request_is_transient,
@@ -77,6 +78,29 @@ fn answers_have_their_class(client: S3Client) {
         assert_eq!(put(&store, "k").await, Ok(()));
     });
     assert_eq!(server.accepted_connections(), 1, "an error answer costs no connection");
+}
+
+fn an_object_that_is_there_is_stored_only_where_that_was_asked(client: S3Client) {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options(client)).await;
+        server.fail_next(Fault::error(412, "PreconditionFailed"));
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "PreconditionFailed"));
+
+        let asking = S3Options { if_none_match: true, ..options(client) };
+        let (_aws, store) = store_with(&server, asking).await;
+        for _ in 0..2 {
+            assert_eq!(put(&store, "k").await, Ok(()), "the server's own 412 the second time");
+        }
+        server.fail_next(Fault::error(409, "ConditionalRequestConflict"));
+        assert_eq!(put(&store, "k").await, failed(Transient, "ConditionalRequestConflict"));
+        // Not the store's word on the condition.
+        server.fail_next(Fault::Reply { status: 412, headers: vec![], body: String::new() });
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "Http412"));
+        server.fail_next(Fault::error(412, "SomethingElse"));
+        assert_eq!(put(&store, "k").await, failed(StoreWide, "SomethingElse"));
+    });
+    assert_eq!(server.objects().len(), 1);
 }
 
 fn the_stores_own_message_is_kept(client: S3Client) {

@@ -86,15 +86,14 @@ fn a_wrong_region_names_the_right_one() {
 fn what_need_not_stop_a_put_is_a_warning() {
     let server = S3Server::start();
     on_executor(async {
-        for fault in [
-            Fault::error_with(403, "AccessDenied", "no s3:ListBucket for you", &[]),
-            Fault::error_with(503, "SlowDown", "no s3:ListBucket for you", &[]),
-            Fault::error_with(501, "NotImplemented", "no s3:ListBucket for you", &[]),
-        ] {
-            server.fail_next(fault);
+        for (status, code, is_down) in
+            [(403, "AccessDenied", false), (503, "SlowDown", true), (501, "NotImplemented", false)]
+        {
+            server.fail_next(Fault::error_with(status, code, "no s3:ListBucket for you", &[]));
             let got = probe_with(overrides(&server), BUCKET).await;
-            let Ok(Probe::Warning { said: text, .. }) = got else { panic!("{got:?}") };
+            let Ok(Probe::Warning { said: text, down, .. }) = got else { panic!("{got:?}") };
             assert!(text.contains("no s3:ListBucket for you"), "{text}");
+            assert_eq!(down, is_down, "{code}");
         }
     });
 }

@@ -56,6 +56,33 @@ fn payloads_arrive_once_whatever_the_store_does() {
     assert_eq!((stopped.dead_lettered, stopped.lost), (0, 0));
 }
 
+#[test]
+fn an_object_that_is_there_is_kept_and_counted_as_stored() {
+    for (client, asked) in [("direct", true), ("sdk", true), ("direct", false)] {
+        let s3 = S3Server::start();
+        std::fs::create_dir(s3.bucket().join("in")).unwrap();
+        // Before every PUT is served, its object is there, as after an attempt whose answer was lost.
+        let bucket = s3.bucket();
+        s3.fail_when(move |seen| {
+            let key = seen.path.split('?').next().unwrap().strip_prefix("/payloads/in/")?;
+            std::fs::write(bucket.join("in").join(key), "theirs").unwrap();
+            None
+        });
+        let mut settings = settings(&s3, BUCKET);
+        settings.extend([("S3_CLIENT", client.into()), ("S3_IF_NONE_MATCH", asked.to_string())]);
+        let server = Server::start(&borrowed(&settings));
+        assert_eq!(server.post_payloads(&["1", "2"]).status, 200);
+        server.wait("both stored", |metrics| metrics.sum("millrace_payloads_stored_total") == 2);
+        let mut stored: Vec<_> = s3.objects().into_values().collect();
+        stored.sort();
+        let expected =
+            if asked { [b"theirs".as_slice(), b"theirs"] } else { [b"1".as_slice(), b"2"] };
+        assert_eq!(stored, expected, "{client}");
+        let stopped = server.stop();
+        assert_eq!((stopped.status, stopped.stored, stopped.dead_lettered), (0, 2, 0));
+    }
+}
+
 /// What the binary says, and its exit status, when `command` meets `faults` at the bucket.
 fn say(command: &str, faults: &[Fault]) -> (i32, String) {
     let s3 = S3Server::start();

@@ -49,6 +49,7 @@ fn nothing_is_sent_that_was_not_asked_for(client: S3Client) {
             || ["x-amz-acl", "x-amz-storage-class", "x-amz-trailer", "content-encoding"]
                 .contains(&name)
             || ["transfer-encoding", "expect", "x-amz-sdk-checksum-algorithm"].contains(&name)
+            || name.starts_with("if-")
     };
     let sent: Vec<_> = seen.headers.keys().map(|n| n.as_str()).filter(|n| unwanted(n)).collect();
     assert!(sent.is_empty(), "{sent:?}");
@@ -61,6 +62,7 @@ fn every_option_is_a_header(client: S3Client) {
         sse: Some("aws:kms".into()),
         kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2".into()),
         content_type: "application/json".into(),
+        if_none_match: true,
         ..options(client)
     });
     for (name, value) in [
@@ -69,9 +71,12 @@ fn every_option_is_a_header(client: S3Client) {
         ("x-amz-server-side-encryption", "aws:kms"),
         ("x-amz-server-side-encryption-aws-kms-key-id", "arn:aws:kms:eu-west-1:1:key/2"),
         ("content-type", "application/json"),
+        ("if-none-match", "*"),
     ] {
         assert_eq!(seen.header(name), Some(value), "{name}");
     }
+    let authorization = seen.header("authorization").unwrap();
+    assert!(authorization.contains(";if-none-match;"), "signed: {authorization}");
     let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options(client) });
     assert_eq!(seen.header("x-amz-server-side-encryption"), Some("AES256"));
 }
@@ -150,7 +155,11 @@ fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
     let domain = "s3.eu-west-1.amazonaws.com";
     let name = format!("{BUCKET}.{domain}");
     let (tls, root, _) = tls_for(&[&name]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: Some(domain.to_owned()) });
+    let server = S3Server::start_with(Options {
+        tls: Some(tls),
+        domain: Some(domain.to_owned()),
+        ..Options::default()
+    });
     on_executor(async {
         let mut overrides = overrides(&server);
         overrides.endpoint_url = None;
@@ -174,7 +183,7 @@ fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
 
 fn an_unknown_authority_is_refused_and_https_is_not_left(client: S3Client) {
     let (tls, root, _) = tls_for(&["localhost", "127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     let plain = S3Server::start();
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
@@ -203,7 +212,7 @@ fn signatures_cover_the_payload_where_tls_does_not(client: S3Client) {
         assert_eq!(seen.header("x-amz-content-sha256"), Some(expected));
     }
     let (tls, root, _) = tls_for(&["127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     on_executor(async {
         let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
         for (sign_payload, expected) in [
@@ -239,6 +248,7 @@ fn both_clients_send_the_same() {
                     sse: Some("aws:kms".into()),
                     kms_key_id: Some("key id".into()),
                     checksum: Checksum::Crc64Nvme,
+                    if_none_match: true,
                     ..options(client)
                 };
                 let (_aws, store) = store_at(target(options), overrides(&server)).await;
@@ -270,7 +280,7 @@ fn both_clients_send_the_same() {
 #[test]
 fn authorities_come_from_the_environment() {
     let (tls, _, pem) = tls_for(&["127.0.0.1"]);
-    let server = S3Server::start_with(Options { tls: Some(tls), domain: None });
+    let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("ca.pem");
     std::fs::write(&bundle, pem).unwrap();

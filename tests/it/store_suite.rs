@@ -6,7 +6,7 @@
 
 use aws_credential_types::Credentials;
 use millrace::aws::{self, Overrides, S3Target};
-use millrace::config::S3Client;
+use millrace::config::{S3Client, S3Options};
 use millrace::job::Origin;
 use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
@@ -38,10 +38,30 @@ const AWKWARD_KEYS: &[&str] = &[
     "1700000000000000000-00ff00ff00ff00ff-0-1.json",
 ];
 
-on_both_clients!(s3_in_process_under_faults, s3_in_process, s3_in_process_under_a_prefix);
+on_both_clients!(
+    s3_in_process_under_faults,
+    s3_in_process,
+    s3_in_process_under_a_prefix,
+    s3_in_process_keeps_what_is_there,
+);
 
 /// Puts, overwrites and reads back; `read` gets a key below the store's own prefix.
 async fn conformance(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
+    bytes_come_back(store, &read).await;
+    put(store, "twice", b"first, and longer").await;
+    put(store, "twice", b"second").await;
+    assert_eq!(read("twice").await.as_deref(), Some(&b"second"[..]));
+}
+
+/// The same for a store with `S3_IF_NONE_MATCH`: what is there is kept, and that is no failure.
+async fn conformance_keeping(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
+    bytes_come_back(store, &read).await;
+    put(store, "twice", b"first").await;
+    put(store, "twice", b"second, and longer").await;
+    assert_eq!(read("twice").await.as_deref(), Some(&b"first"[..]));
+}
+
+async fn bytes_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<u8>>) {
     for key in AWKWARD_KEYS {
         let bytes = format!("{{\"key\":{key:?}}}").into_bytes();
         put(store, key, &bytes).await;
@@ -58,10 +78,6 @@ async fn conformance(store: &Store, read: impl AsyncFn(&str) -> Option<Vec<u8>>)
     let large: Vec<u8> = (0..10_000_000u32).map(|i| (i ^ (i >> 8)) as u8).collect();
     put(store, "large", &large).await;
     assert!(read("large").await == Some(large), "10 MB came back otherwise");
-
-    put(store, "twice", b"first, and longer").await;
-    put(store, "twice", b"second").await;
-    assert_eq!(read("twice").await.as_deref(), Some(&b"second"[..]));
 }
 
 /// As a worker does: what is worth another try gets one.
@@ -127,6 +143,21 @@ fn s3_in_process_under_a_prefix(client: S3Client) {
         let read = async |key: &str| server.object(&format!("a folder/and-{key}"));
         conformance(&store, read).await;
     });
+}
+
+fn s3_in_process_keeps_what_is_there(client: S3Client) {
+    for plan in [None, faults()] {
+        let server = S3Server::start();
+        on_executor(async {
+            let options = S3Options { if_none_match: true, ..options(client) };
+            let aws = aws::start(target(options), overrides(&server)).await.unwrap();
+            let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: 1 };
+            let store = seed.build(&origin(), plan, 0);
+            conformance_keeping(&store, async |key: &str| server.object(key)).await;
+        });
+        let puts = server.requests();
+        assert!(puts.iter().all(|put| put.header("if-none-match") == Some("*")));
+    }
 }
 
 /// Against any endpoint: `S3_TEST_ENDPOINT`, `S3_TEST_BUCKET` (default `payloads`) and the usual

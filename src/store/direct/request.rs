@@ -70,6 +70,7 @@ impl Template {
         integrity: Integrity,
     ) -> Result<Template, Unsendable> {
         let mut headers = vec![("content-type", options.content_type.clone())];
+        headers.extend(options.if_none_match.then(|| ("if-none-match", "*".to_owned())));
         for (name, value) in [
             ("x-amz-acl", &options.acl),
             ("x-amz-server-side-encryption", &options.sse),
@@ -119,7 +120,7 @@ impl Template {
         for (header, value) in early {
             before.push_str(&format!("{header}:{}\n", canonical_value(value)));
             name(&mut signed, header);
-            // All of `content-type`, `host`, `x-amz-acl` come before what changes.
+            // All of `content-type`, `host`, `if-none-match`, `x-amz-acl` come before what changes.
             if *header == "content-type" {
                 before.push_str(&format!("host:{host}\n"));
                 name(&mut signed, "host");

@@ -1,7 +1,8 @@
 //! The question asked of the bucket before the first payload: one `ListObjectsV2` for one key.
 //!
 //! A HEAD would do, but its errors have no body, and the body is what names the mistake. What an
-//! operator must mend is a [`ProbeError`] (exit 2); what may well not stop a PUT is a warning.
+//! operator must mend is a [`ProbeError`] (exit 2); what may well not stop a PUT is a warning. What
+//! may pass by itself is told apart, for a start that can wait.
 
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::{S3Store, link_error};
+use super::S3Store;
 use crate::deadline::within;
-use crate::store::connector::with_sources;
+use crate::store::connector::{link_error, with_sources};
 use crate::store::dial::LinkError;
 use crate::store::{Class, classify};
 
@@ -26,8 +27,13 @@ pub enum Probe {
     Warning {
         said: String,
         remedy: &'static str,
+        /// It was a 5xx: the store is there, but does not work.
+        down: bool,
     },
 }
+
+/// What a probe came to.
+pub type Answer = Result<Probe, ProbeError>;
 
 /// Remedy of a refused listing.
 const MAY_PUT: &str = "nothing, if the role may put (s3:PutObject): millrace itself never lists";
@@ -74,10 +80,26 @@ pub enum ProbeError {
     Refused { bucket: String, code: String, message: String },
     #[error("{place} did not answer within {seconds} s: check the endpoint and the network")]
     TimedOut { place: String, seconds: u64 },
+    /// There is nothing to sign the question with yet.
+    #[error("{why}")]
+    NoKeys { why: String },
 }
 
-fn warning(said: String, remedy: &'static str) -> Result<Probe, ProbeError> {
-    Ok(Probe::Warning { said, remedy })
+impl ProbeError {
+    /// True where nobody was reached; everything else waits for an operator.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            ProbeError::Unresolved { .. }
+                | ProbeError::Unreachable { .. }
+                | ProbeError::TimedOut { .. }
+                | ProbeError::NoKeys { .. }
+        )
+    }
+}
+
+fn warning(said: String, remedy: &'static str) -> Answer {
+    Ok(Probe::Warning { said, remedy, down: false })
 }
 
 type ListError = SdkError<ListObjectsV2Error, HttpResponse>;
@@ -89,7 +111,10 @@ impl S3Store {
     /// # Errors
     /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest
     /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
-    pub async fn probe(&self) -> Result<Probe, ProbeError> {
+    pub async fn probe(&self) -> Answer {
+        if let Some(why) = self.account.shared.no_keys() {
+            return Err(ProbeError::NoKeys { why: classify::bounded(&why) });
+        }
         let target = self.account.shared.target();
         let list = async || {
             let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
@@ -127,14 +152,14 @@ impl S3Store {
         let off = humantime::format_duration(minutes);
         let way = if offset_s > 0 { "behind" } else { "ahead of" };
         let clock = format!("this host's clock is {off} {way} that of {}", self.place());
-        let said = match probe {
-            Probe::Ok => clock,
-            Probe::Warning { said, .. } => format!("{clock}; {said}"),
+        let (said, down) = match probe {
+            Probe::Ok => (clock, false),
+            Probe::Warning { said, down, .. } => (format!("{clock}; {said}"), down),
         };
-        Probe::Warning { said, remedy: SET_TIME }
+        Probe::Warning { said, remedy: SET_TIME, down }
     }
 
-    fn verdict(&self, error: ListError) -> Result<Probe, ProbeError> {
+    fn verdict(&self, error: ListError) -> Answer {
         if let Some(link) = link_error(&error) {
             return Err(self.no_link(link));
         }
@@ -170,7 +195,8 @@ impl S3Store {
                 return warning(format!("the store answered {status}"), MAY_PUT);
             }
             _ if classify::reply(status, &code) == Class::Transient && status >= 300 => {
-                return warning(format!("the store answered {status} {code}: {message}"), WAIT);
+                let said = format!("the store answered {status} {code}: {message}");
+                return Ok(Probe::Warning { said, remedy: WAIT, down: status >= 500 });
             }
             // Listing is not what payloads need.
             "NotImplemented" | "MethodNotAllowed" => {
@@ -204,9 +230,12 @@ impl S3Store {
             LinkError::Unreachable { source, address, .. } => {
                 ProbeError::Unreachable { place, why: format!("{address}: {source}") }
             }
-            LinkError::Tls { source, .. } => ProbeError::Tls { place, why: source.to_string() },
+            LinkError::Tls { source, .. } if !link.may_pass() => {
+                ProbeError::Tls { place, why: source.to_string() }
+            }
             LinkError::BadAnswer { why, .. } => ProbeError::NotS3 { place, why: why.clone() },
-            LinkError::ConnectTimeout { .. }
+            LinkError::Tls { .. }
+            | LinkError::ConnectTimeout { .. }
             | LinkError::ReadTimeout { .. }
             | LinkError::Broken { .. } => {
                 ProbeError::Unreachable { place, why: with_sources(link) }

@@ -33,6 +33,7 @@ use hyper_util::rt::TokioIo;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -119,6 +120,17 @@ pub struct Options {
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     /// Take `bucket.DOMAIN` in the host header for virtual-host style.
     pub domain: Option<String>,
+    /// Listen on this, which is bound already, instead of a port of its own.
+    pub socket: Option<Socket>,
+}
+
+/// A port that is nobody else's and on which nobody listens yet: connections to it are refused.
+pub fn silent_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    socket.bind(&any.into()).expect("a loopback port");
+    let addr = socket.local_addr().expect("a bound socket");
+    (socket, addr.as_socket().expect("an IPv4 address"))
 }
 
 /// A running server; dropping it ends it and removes its objects.
@@ -155,7 +167,9 @@ impl S3Server {
         std::fs::create_dir(root.path().join(BUCKET)).expect("a fresh directory");
         let state = Arc::new(State::default());
         state.keys.set(ACCESS_KEY, SECRET_KEY);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+        let socket = options.socket.unwrap_or_else(|| silent_port().0);
+        socket.listen(1024).expect("a bound socket");
+        let listener = std::net::TcpListener::from(socket);
         listener.set_nonblocking(true).expect("a socket");
         let addr = listener.local_addr().expect("a bound socket");
         let scheme = if options.tls.is_some() { "https" } else { "http" };
@@ -230,14 +244,19 @@ impl S3Server {
         self.state.close_all.notify_waiters();
     }
 
+    /// Where the objects of [`BUCKET`] lie as files.
+    pub fn bucket(&self) -> PathBuf {
+        self.root.path().join(BUCKET)
+    }
+
     /// The bytes stored under `key` in [`BUCKET`], read from the disk.
     pub fn object(&self, key: &str) -> Option<Vec<u8>> {
-        std::fs::read(self.root.path().join(BUCKET).join(key)).ok()
+        std::fs::read(self.bucket().join(key)).ok()
     }
 
     /// Every object of [`BUCKET`], by key.
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        let bucket = self.root.path().join(BUCKET);
+        let bucket = self.bucket();
         let mut objects = BTreeMap::new();
         let mut folders = vec![bucket.clone()];
         while let Some(folder) = folders.pop() {

@@ -122,8 +122,10 @@ impl Case {
             .build()
             .unwrap()
             .into();
-        // Of what is sent, everything that S3 wants signed.
-        let signed = |name: &str| name == "content-type" || name.starts_with("x-amz-");
+        // Of what is sent, everything that S3 wants signed, and what says how the object is to be stored.
+        let signed = |name: &str| {
+            ["content-type", "if-none-match"].contains(&name) || name.starts_with("x-amz-")
+        };
         let headers = head.headers.iter().filter(|(name, _)| signed(name));
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
         let scheme = if self.origin.https { "https" } else { "http" };
@@ -186,6 +188,22 @@ fn the_head_in_full() {
     assert_eq!(head, expected.join("\r\n"));
     case.key = "a key".into();
     case.check();
+}
+
+#[test]
+fn what_keeps_an_object_from_being_replaced_is_signed() {
+    let mut case = case();
+    let plain = case.head();
+    assert!(plain.headers.iter().all(|(name, _)| name != "if-none-match"));
+    case.options.if_none_match = true;
+    case.options.acl = Some("private".into());
+    let head = case.head();
+    assert_eq!(head.header("if-none-match"), "*");
+    let signed = "SignedHeaders=content-type;host;if-none-match;x-amz-acl;x-amz-content-sha256;";
+    assert!(head.header("authorization").contains(signed), "{}", head.header("authorization"));
+    case.check();
+    let redirected = case.template().redirected(&case.origin, "/k", None);
+    assert_eq!(case.head_of(&redirected, "").header("if-none-match"), "*");
 }
 
 #[test]
@@ -296,14 +314,16 @@ prop_compose! {
         (path, prefix, key) in (prop_oneof!["/", "/[a-z0-9.-]{3,20}/"], any::<String>(), "\\PC{1,40}|.{1,40}"),
         (acl, storage_class) in (prop::option::of("[a-z-]{1,20}"), prop::option::of("[A-Z_]{1,12}")),
         (sse, kms_key_id) in (prop::option::of("aws:kms|AES256"), prop::option::of("[ -~]{1,60}")),
-        content_type in "[a-z]{1,10}/[ -~]{1,30}",
+        (content_type, if_none_match) in ("[a-z]{1,10}/[ -~]{1,30}", any::<bool>()),
         integrity in integrity(),
         body in prop::collection::vec(any::<u8>(), 0..600),
         unix_s in 0..253_402_300_800u64,
         (region, access_key, secret_key) in ("[a-z]{2}-[a-z]{4,9}-[0-9]", "[A-Z0-9]{16,20}", "[ -~]{1,80}"),
         token in prop::option::of("[A-Za-z0-9+/=]{1,1200}"),
     ) -> Case {
-        let options = S3Options { acl, storage_class, sse, kms_key_id, content_type, ..S3Options::default() };
+        let options = S3Options {
+            acl, storage_class, sse, kms_key_id, content_type, if_none_match, ..S3Options::default()
+        };
         let origin = Origin { https, host, port };
         Case { origin, path, prefix, options, integrity, key, body, unix_s, region, access_key, secret_key, token }
     }
