@@ -94,10 +94,15 @@ impl Orphans {
 }
 
 impl Orphan {
-    /// Everything in it is stored or dead-lettered, and its file is gone.
+    /// Everything in it is stored or dead-lettered, and its file is gone. With the last one the directory goes. Blocks.
     pub fn finished(self) {
         self.shared.bytes.fetch_sub(self.bytes, Relaxed);
-        self.left.segments.fetch_sub(1, Relaxed);
+        if self.left.segments.fetch_sub(1, Relaxed) == 1
+            && let Some(spool_dir) = self.left.path.parent()
+            && let Ok(_held) = lock_directory(spool_dir)
+        {
+            remove_empty(&self.left.path);
+        }
     }
 }
 
@@ -158,19 +163,14 @@ impl Home {
         remove_empty(&self.path);
     }
 
-    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before; and
-    /// removes the directories of those whose segments are all finished, which `taken` lists.
+    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before. `taken`
+    /// lists those whose segments are not all finished.
     pub fn adopt(
         &self,
         taken: &mut Vec<Arc<Left>>,
         orphans: &Orphans,
     ) -> Result<(), SpoolDirError> {
-        let unfinished = |left: &Arc<Left>| left.segments.load(Relaxed) > 0;
-        if taken.iter().any(|left| !unfinished(left)) {
-            let _held = lock_directory(&self.spool_dir)?;
-            taken.iter().filter(|left| !unfinished(left)).for_each(|left| remove_empty(&left.path));
-            taken.retain(unfinished);
-        }
+        taken.retain(|left| left.segments.load(Relaxed) > 0);
         if !orphans.is_used_up() {
             return Ok(());
         }

@@ -242,7 +242,7 @@ impl Segment {
             self.file.remove().await?;
         }
         if let Some(orphan) = self.orphan.take() {
-            orphan.finished();
+            glommio::executor().spawn_blocking(move || orphan.finished()).await;
         }
         Ok(())
     }
