@@ -198,9 +198,11 @@ impl Spool {
         if orphan.bytes < BLOCK {
             // Its process was just about to make it.
             let remove = path.clone();
-            let _stays_if_not =
-                glommio::executor().spawn_blocking(move || instances::remove(&remove)).await;
-            orphan.finished();
+            let finish = move || {
+                let _stays_if_not = instances::remove(&remove);
+                orphan.finished();
+            };
+            glommio::executor().spawn_blocking(finish).await;
             return None;
         }
         let opened = async {
