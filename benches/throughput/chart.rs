@@ -43,6 +43,8 @@ fn bar(figures: &LaneFigures, ratio: Ratio) -> Bar {
     let (what, turned) = match figures.lane.measure {
         Measure::RequestsPerCpuSecond => ("requests per CPU-second", false),
         Measure::PayloadsPerCpuSecond => ("payloads per CPU-second", false),
+        Measure::RequestsPerSecond => ("requests per second", false),
+        Measure::LatencyP99 => ("p99, inverse", true),
         Measure::LatencyP999 => ("p99.9, inverse", true),
         Measure::BytesPerConnection => ("memory, inverse", true),
     };
@@ -61,7 +63,7 @@ fn paint<'a>(svg: &'a mut String, height: i32, machine: &Machine, bars: &[Bar]) 
     let right = |size: i32| font(size).pos(Pos::new(HPos::Right, VPos::Center));
     let left = |size: i32| font(size).pos(Pos::new(HPos::Left, VPos::Center));
     let title =
-        "millrace against the tokio variant: how many times better (bar: median; line: spread)";
+        "millrace against what each bar names: how many times better (bar: median; line: spread)";
     root.draw(&Text::new(title, (16, 22), left(19)))?;
     let Machine { date, cpu, cores, kernel, commit, .. } = machine;
     let source = format!("{date}, {cpu}, {cores} cores, kernel {kernel}, commit {commit}");

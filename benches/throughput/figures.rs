@@ -22,6 +22,9 @@ pub struct Sample {
     /// The same of load generator and sink; an open loop does not sleep, so it shows 1 there.
     pub client_busy: f64,
     pub peak_rss_bytes: u64,
+    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the next.
+    pub sync_p99_us: Option<f64>,
+    pub syncs_per_request: Option<f64>,
     /// Only with idle connections.
     pub rss_bytes_per_connection: Option<f64>,
 }
@@ -41,6 +44,8 @@ pub const COLUMNS: &[Column] = &[
     ("server_busy", |s| s.server_busy),
     ("client_busy", |s| s.client_busy),
     ("peak_rss_bytes", |s| s.peak_rss_bytes as f64),
+    ("sync_p99_us", |s| s.sync_p99_us.unwrap_or(f64::NAN)),
+    ("syncs_per_request", |s| s.syncs_per_request.unwrap_or(f64::NAN)),
     ("rss_bytes_per_connection", |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN)),
 ];
 
@@ -83,6 +88,8 @@ impl LaneFigures {
         let value: fn(&Sample) -> f64 = match self.lane.measure {
             Measure::RequestsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_request,
             Measure::PayloadsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_payload,
+            Measure::RequestsPerSecond => |s| s.requests_per_s,
+            Measure::LatencyP99 => |s| s.p99_us,
             Measure::LatencyP999 => |s| s.p999_us,
             Measure::BytesPerConnection => |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN),
         };
@@ -161,6 +168,17 @@ impl fmt::Display for LaneFigures {
                 let bytes = self.median_of(*variant, |s| s.rss_bytes_per_connection.unwrap_or(0.0));
                 writeln!(f, "  {variant}: {:.1} kB per idle connection", bytes / 1e3)?;
             }
+        }
+        if self.lane.spool {
+            let sync = self.median_of(Variant::Millrace, |s| s.sync_p99_us.unwrap_or(f64::NAN));
+            let times = |s: &Sample| s.p99_us / s.sync_p99_us.unwrap_or(f64::NAN);
+            let times = median(self.of(Variant::Millrace).map(times).collect());
+            let syncs = |s: &Sample| s.syncs_per_request.unwrap_or(f64::NAN);
+            let syncs = median(self.of(Variant::Millrace).map(syncs).collect());
+            writeln!(
+                f,
+                "  millrace: {syncs:.3} syncs a request; p99 is {times:.1} times the p99 of a bare write and sync, {sync:.0} µs"
+            )?;
         }
         for Ratio { against, median, min, max } in self.ratios() {
             let measure = self.lane.measure.text();

@@ -12,6 +12,8 @@ pub struct Lane {
     pub payload_bytes: usize,
     pub connections: usize,
     pub kind: Kind,
+    /// It is about the spool: millrace with it against millrace without.
+    pub spool: bool,
     /// Settings of both servers beside the common ones.
     pub settings: &'static [(&'static str, &'static str)],
     /// What the ratio between two servers is made of.
@@ -44,6 +46,8 @@ pub enum Kind {
 pub enum Measure {
     RequestsPerCpuSecond,
     PayloadsPerCpuSecond,
+    RequestsPerSecond,
+    LatencyP99,
     LatencyP999,
     BytesPerConnection,
 }
@@ -53,6 +57,8 @@ impl Measure {
         match self {
             Measure::RequestsPerCpuSecond => "requests per server-CPU-second (more is better)",
             Measure::PayloadsPerCpuSecond => "payloads per server-CPU-second (more is better)",
+            Measure::RequestsPerSecond => "requests per second (more is better)",
+            Measure::LatencyP99 => "p99 latency (less is better)",
             Measure::LatencyP999 => "p99.9 latency (less is better)",
             Measure::BytesPerConnection => "memory per idle connection (less is better)",
         }
@@ -67,6 +73,9 @@ const AFTER_20_MS: Sink = Sink::S3 { latency: Duration::from_millis(20) };
 const WAIT: (&str, &str) = ("ENQUEUE_WAIT", "1m");
 const SHORT_QUEUE: (&str, &str) = ("MAX_QUEUE", "1000");
 
+/// In the server's own directory, which is where `TMPDIR` says: on a disk, if the figures are to mean anything.
+const SPOOLED: &[(&str, &str)] = &[WAIT, ("ACK", "spooled"), ("SPOOL_DIR", "spool")];
+
 /// Every lane, in the order they run.
 pub const LANES: &[Lane] = &[
     Lane {
@@ -77,6 +86,7 @@ pub const LANES: &[Lane] = &[
         payload_bytes: 150,
         connections: 64,
         kind: Kind::Closed,
+        spool: false,
         settings: &[WAIT],
         measure: Measure::RequestsPerCpuSecond,
     },
@@ -88,6 +98,7 @@ pub const LANES: &[Lane] = &[
         payload_bytes: 512,
         connections: 64,
         kind: Kind::Closed,
+        spool: false,
         settings: &[WAIT, SHORT_QUEUE],
         measure: Measure::PayloadsPerCpuSecond,
     },
@@ -100,6 +111,7 @@ pub const LANES: &[Lane] = &[
         connections: 256,
         kind: Kind::Closed,
         // 100,000 PUTs a second × 20 ms = 2,000 under way.
+        spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "2000"), ("MAX_WORKERS", "2000")],
         measure: Measure::PayloadsPerCpuSecond,
     },
@@ -111,6 +123,7 @@ pub const LANES: &[Lane] = &[
         payload_bytes: 256_000,
         connections: 32,
         kind: Kind::Closed,
+        spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "64")],
         measure: Measure::PayloadsPerCpuSecond,
     },
@@ -122,6 +135,7 @@ pub const LANES: &[Lane] = &[
         payload_bytes: 150,
         connections: 64,
         kind: Kind::Open { of_peak: 0.5, rate: None },
+        spool: false,
         settings: &[WAIT],
         measure: Measure::LatencyP999,
     },
@@ -133,7 +147,32 @@ pub const LANES: &[Lane] = &[
         payload_bytes: 150,
         connections: 10_000,
         kind: Kind::Idle,
+        spool: false,
         settings: &[WAIT],
         measure: Measure::BytesPerConnection,
+    },
+    Lane {
+        name: "durable",
+        what: "the ingest lane with every request synced to disk before its 200, against the same without",
+        store: Sink::Null,
+        payloads: 10,
+        payload_bytes: 150,
+        connections: 64,
+        kind: Kind::Closed,
+        spool: true,
+        settings: SPOOLED,
+        measure: Measure::RequestsPerSecond,
+    },
+    Lane {
+        name: "durable-latency",
+        what: "the same as an open loop at half the lower one's peak",
+        store: Sink::Null,
+        payloads: 10,
+        payload_bytes: 150,
+        connections: 64,
+        kind: Kind::Open { of_peak: 0.5, rate: None },
+        spool: true,
+        settings: SPOOLED,
+        measure: Measure::LatencyP99,
     },
 ];

@@ -15,6 +15,7 @@
 mod build;
 mod chart;
 mod client;
+mod disk;
 mod figures;
 mod lanes;
 mod options;

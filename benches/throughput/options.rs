@@ -112,10 +112,9 @@ impl Options {
         lane
     }
 
-    /// The servers to compare in `lane`: the upload path makes a difference only where something is uploaded.
+    /// The servers to compare in `lane`.
     pub fn variants(&self, lane: &Lane) -> Vec<Variant> {
-        let makes_sense = |v: &Variant| !v.differs_in_upload() || lane.store != Sink::Null;
-        self.variants.iter().copied().filter(makes_sense).collect()
+        self.variants.iter().copied().filter(|variant| variant.belongs_to(lane)).collect()
     }
 
     /// Whether the tokio variant has to be built.
@@ -161,7 +160,7 @@ fn command() -> Command {
         .arg(option("store-latency", "TIME", "How long the sink waits before it answers a PUT [default: the lane's]"))
         .arg(option("rate", "N", "Requests a second of the open-loop lanes [default: half the lower peak]"))
         .arg(list(option("lanes", "NAMES", "Which lanes, with commas [default: all]")))
-        .arg(list(option("variants", "NAMES", "Which servers, with commas").default_value("millrace,tokio-sdk,tokio-lean")
+        .arg(list(option("variants", "NAMES", "Which servers, with commas").default_value("millrace,millrace-queued,tokio-sdk,tokio-lean")
             .value_parser(Variant::ALL.map(Variant::name))))
         .arg(option("set", "NAME=VALUE", "A setting for all servers, e.g. MAX_WORKERS=64; may be repeated")
             .action(ArgAction::Append))

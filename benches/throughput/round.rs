@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::{self, Crew, Phase, Report, Totals};
+use crate::disk;
 use crate::figures::Sample;
 use crate::lanes::{Kind, Lane, Sink};
 use crate::options::Options;
@@ -17,11 +18,14 @@ struct Snapshot {
     totals: Totals,
     server_cpu: Duration,
     client_cpu: Duration,
+    syncs: u64,
 }
 
 impl Snapshot {
-    fn take(crew: &Crew, server: &Server) -> Snapshot {
+    fn take(crew: &Crew, server: &Server, lane: &Lane) -> Snapshot {
+        let syncs = || server.counter("millrace_spool_syncs_total").unwrap_or(0);
         Snapshot {
+            syncs: if lane.spool { syncs() } else { 0 },
             at: Instant::now(),
             totals: crew.totals(),
             server_cpu: server.cpu_time(),
@@ -42,6 +46,7 @@ pub fn measure(
     // Both servers of a round get the same arrivals.
     let crew = Crew::start(&options.client_cores, lane, round as u64)
         .map_err(|error| format!("the client does not start: {error}"))?;
+    let bare = if lane.spool { Some(disk::sync_p99_us()?) } else { None };
     let server = Server::start(options, binaries, variant, lane, crew.sink_address())?;
     let resident_before = server.resident_bytes();
     crew.go(server.ingest);
@@ -60,6 +65,7 @@ pub fn measure(
 
     let mut sample = sample(options, lane, &before, &after, &report);
     sample.peak_rss_bytes = resident_max;
+    sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
             Some(resident_after.saturating_sub(resident_before) as f64 / lane.connections as f64)
@@ -91,11 +97,11 @@ fn window(
         wait_for(crew, "every connection to be answered once", |totals| totals.answered == all)?;
     }
     sleep_checking(crew, options.warm_up)?;
-    let before = Snapshot::take(crew, server);
+    let before = Snapshot::take(crew, server, lane);
     crew.enter(Phase::Measured);
     let measured = if lane.kind == Kind::Idle { IDLE_FOR } else { options.duration };
     sleep_checking(crew, measured)?;
-    let after = Snapshot::take(crew, server);
+    let after = Snapshot::take(crew, server, lane);
     let moved = after.totals.answered > before.totals.answered;
     if lane.kind != Kind::Idle && !moved {
         return Err("not one request was answered in the measured window".into());
@@ -203,6 +209,8 @@ fn sample(
         server_busy: server_cpu_s / elapsed_s / options.server_cores.len() as f64,
         client_busy: client_cpu_s / elapsed_s / options.client_cores.len() as f64,
         peak_rss_bytes: 0,
+        sync_p99_us: None,
+        syncs_per_request: lane.spool.then(|| (after.syncs - before.syncs) as f64 / requests),
         rss_bytes_per_connection: None,
     }
 }

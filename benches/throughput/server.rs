@@ -23,6 +23,8 @@ pub enum Variant {
     Millrace,
     /// millrace with the SDK's PUT, `S3_CLIENT=sdk`; not among those that run unless asked for.
     MillraceSdk,
+    /// millrace with `ACK=queued`, in lanes that are about the spool.
+    MillraceQueued,
     /// The tokio variant as it is.
     TokioSdk,
     /// The tokio variant with millrace's own PUT.
@@ -30,21 +32,33 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 4] =
-        [Variant::Millrace, Variant::MillraceSdk, Variant::TokioSdk, Variant::TokioLean];
+    pub const ALL: [Variant; 5] = [
+        Variant::Millrace,
+        Variant::MillraceSdk,
+        Variant::MillraceQueued,
+        Variant::TokioSdk,
+        Variant::TokioLean,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Variant::Millrace => "millrace",
             Variant::MillraceSdk => "millrace-sdk",
+            Variant::MillraceQueued => "millrace-queued",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
         }
     }
 
-    /// One that differs from another only in how it uploads.
-    pub fn differs_in_upload(self) -> bool {
-        matches!(self, Variant::MillraceSdk | Variant::TokioLean)
+    /// Whether `lane` shows a difference between it and the others.
+    pub fn belongs_to(self, lane: &Lane) -> bool {
+        match self {
+            Variant::Millrace => true,
+            Variant::MillraceQueued => lane.spool,
+            Variant::TokioSdk => !lane.spool,
+            // They differ from another only in how they upload.
+            Variant::MillraceSdk | Variant::TokioLean => !lane.spool && lane.store != Sink::Null,
+        }
     }
 
     pub fn named(name: &str) -> Option<Variant> {
@@ -71,6 +85,11 @@ impl Binaries {
             Variant::MillraceSdk => {
                 let mut command = Command::new(&self.millrace);
                 command.args(["--s3-client", "sdk"]);
+                command
+            }
+            Variant::MillraceQueued => {
+                let mut command = Command::new(&self.millrace);
+                command.args(["--ack", "queued"]);
                 command
             }
             Variant::TokioSdk => Command::new(&self.tokio),
