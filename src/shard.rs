@@ -101,7 +101,7 @@ pub struct CoreLogs {
 }
 
 impl Core {
-    async fn new(setup: &mut Setup, net: Rc<Net>) -> Rc<Core> {
+    fn new(setup: &mut Setup, net: Rc<Net>) -> Rc<Core> {
         let spool = setup.spool.take();
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
@@ -109,10 +109,7 @@ impl Core {
         let admission = Admission::new(ring.clone(), limits.ring_bytes, cells);
         let plan = config.faults.clone();
         let origin = Origin::new(config.node_id.clone(), setup.core_id);
-        let spool = match spool {
-            Some(spool) => Some(Spool::open(spool, origin.clone(), admission.clone()).await),
-            None => None,
-        };
+        let spool = spool.map(|spool| Spool::open(spool, origin.clone(), admission.clone()));
         Rc::new(Core {
             net,
             cells,
@@ -350,7 +347,7 @@ async fn run(mut setup: Setup) {
         }
     };
     net.set_spin(setup.config.spin);
-    let core = Core::new(&mut setup, net).await;
+    let core = Core::new(&mut setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
     let mut orders = into_glommio_stream(doorbell);

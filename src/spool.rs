@@ -113,6 +113,8 @@ pub struct Spool {
     spares: RefCell<Vec<Rc<Segment>>>,
     /// Held while a file is made.
     making: Semaphore,
+    /// The writer waits for it.
+    wanted: Cell<bool>,
     /// Names of files and ids of their uses, which never repeat while this process lives.
     next_number: Cell<u64>,
     /// The first payloads that lie on disk only; `None` while the reader has caught up.
@@ -206,8 +208,8 @@ struct Place {
 }
 
 impl Spool {
-    /// Makes the first segment and starts the tasks. A disk that takes nothing now may do so later.
-    pub async fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
+    /// Starts the tasks, of which the keeper begins with the first segment.
+    pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
         let pending_max = setup.options.pending + JOB_COST_BYTES;
         let spool = Rc::new(Spool {
             pending: Budget::new(pending_max, &setup.cells.spool_pending_bytes),
@@ -221,6 +223,7 @@ impl Spool {
             adopted: RefCell::default(),
             spares: RefCell::default(),
             making: Semaphore::new(1),
+            wanted: Cell::new(false),
             next_number: Cell::new(1),
             behind: RefCell::default(),
             overflowed: Signal::default(),
@@ -231,15 +234,13 @@ impl Spool {
             tasks: RefCell::default(),
             log: RefCell::default(),
         });
-        if let Err(NoSpare::Io(error)) = spool.make_spare().await {
-            spool.fail(&error);
-        }
         let tasks = [
             glommio::spawn_local(spool.clone().write_groups()),
             glommio::spawn_local(spool.clone().read_back()),
             glommio::spawn_local(spool.clone().keep()),
         ];
         spool.tasks.borrow_mut().extend(tasks);
+        spool.keeper.raise();
         spool
     }
 
@@ -377,7 +378,10 @@ impl Spool {
             last.close(false);
         }
         if self.spares.borrow().is_empty() {
-            self.make_spare().await.map_err(|error| match error {
+            self.wanted.set(true);
+            let made = self.make_spare().await;
+            self.wanted.set(false);
+            made.map_err(|error| match error {
                 NoSpare::Full => SpoolError::Full,
                 NoSpare::Io(error) => {
                     self.fail(&error);

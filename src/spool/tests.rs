@@ -59,7 +59,7 @@ impl Rig {
             seed: 1,
         };
         let origin = Origin::new(node.into(), 0);
-        let spool = Spool::open(setup, origin, admission.clone()).await;
+        let spool = Spool::open(setup, origin, admission.clone());
         let bodies = Budget::new(1 << 20, &cells.body_bytes);
         Rig { spool, ring, admission, bodies, cells, seq: Cell::new(0) }
     }
