@@ -30,7 +30,8 @@ fn measure() -> io::Result<f64> {
     let file = OpenOptions::new().write(true).custom_flags(direct).open(&path)?;
     let bytes = vec![b'x'; 2 * BLOCK];
     let block = &bytes[bytes.as_ptr().align_offset(BLOCK)..][..BLOCK];
-    let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("bounds in order");
+    let mut times =
+        Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("bounds in order");
     let started = Instant::now();
     for number in 0..SYNCS {
         let began = Instant::now();

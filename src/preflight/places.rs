@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process;
 
@@ -12,7 +13,7 @@ use bytesize::ByteSize;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Finding;
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, SpoolOptions, StoreUrl};
 use crate::deadletter::create_dir;
 use crate::tokens::TokenSet;
 
@@ -76,16 +77,80 @@ pub(super) fn directories(config: &Config) -> Vec<Finding> {
         // The store's own probe speaks to the bucket.
         StoreUrl::S3 { .. } => {}
     }
+    if let Some(spool) = &config.spool {
+        findings.push(spool_dir(spool, config.cores.len() as u64));
+    }
     let dir = &config.dead_letter_dir;
     let finding = judge_dir("DEAD_LETTER_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
-    let free = rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
-    match free {
-        Ok(free) if finding.remedy.is_none() && free < config.dead_letter_max => {
+    match free(dir) {
+        Some(free) if finding.remedy.is_none() && free < config.dead_letter_max => {
             findings.push(judge_room(dir, free, config.dead_letter_max));
         }
         _ => findings.push(finding),
     }
     findings
+}
+
+/// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.
+fn spool_dir(spool: &SpoolOptions, cores: u64) -> Finding {
+    let dir = &spool.dir;
+    let shown = dir.display();
+    let finding = judge_dir("SPOOL_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
+    if finding.remedy.is_some() {
+        return finding;
+    }
+    match rustix::fs::statfs(dir) {
+        Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
+            "SPOOL_DIR",
+            format!(
+                "{shown} is in memory (tmpfs): what is spooled there does not survive the host"
+            ),
+            "set SPOOL_DIR to a directory on a disk",
+        ),
+        _ => match try_direct(dir) {
+            Err(error) => Finding::fail(
+                "SPOOL_DIR",
+                format!("{shown} takes no direct I/O (O_DIRECT): {error}"),
+                "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
+            ),
+            Ok(()) => judge_spool_room(dir, free(dir), spool.max.saturating_mul(cores)),
+        },
+    }
+}
+
+/// Opens a file for direct I/O, as the spool does.
+fn try_direct(dir: &Path) -> io::Result<()> {
+    let probe = dir.join(format!(".millrace-direct-{}", process::id()));
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(direct)
+        .open(&probe);
+    let removed = fs::remove_file(&probe);
+    opened.map(drop).and(removed)
+}
+
+fn free(dir: &Path) -> Option<u64> {
+    rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
+}
+
+fn judge_spool_room(dir: &Path, free: Option<u64>, wanted: u64) -> Finding {
+    let shown = dir.display();
+    match free {
+        Some(free) if free < wanted => {
+            let (free, wanted) = (ByteSize(free), ByteSize(wanted));
+            Finding::warn(
+                "SPOOL_DIR",
+                format!(
+                    "{shown} is writable, but {free} free is less than SPOOL_MAX on every core ({wanted})"
+                ),
+                format!("df -h {shown}: make room, or lower SPOOL_MAX"),
+            )
+        }
+        _ => Finding::ok("SPOOL_DIR", format!("{shown} is writable")),
+    }
 }
 
 /// Makes `dir` if need be, and writes, syncs and removes a file in it.
@@ -211,6 +276,26 @@ mod tests {
         assert!(judge(ErrorKind::StorageFull).contains("df -h /x"));
         let room = judge_room(Path::new("/x"), 5 << 20, 1 << 30);
         assert!(room.detail.contains("5.0 MiB") && room.level == Level::Warn, "{}", room.detail);
+    }
+
+    #[test]
+    fn a_spool_must_be_on_a_disk_with_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = judge_spool_room(dir.path(), Some(5 << 20), 1 << 30);
+        assert!(room.level == Level::Warn && room.detail.contains("5.0 MiB"), "{}", room.detail);
+        assert_eq!(judge_spool_room(dir.path(), Some(1 << 30), 1 << 30).level, Level::Ok);
+        let path = dir.path().join("spool").to_str().unwrap().to_owned();
+        let config =
+            Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
+        let finding = spool_dir(config.spool.as_ref().unwrap(), 1);
+        assert_ne!(finding.level, Level::Fail, "{}", finding.detail);
+        assert_eq!(fs::read_dir(dir.path().join("spool")).unwrap().count(), 0);
+        let shm = Path::new("/dev/shm");
+        if rustix::fs::statfs(shm).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC) {
+            let memory = tempfile::tempdir_in(shm).unwrap();
+            let spool = SpoolOptions { dir: memory.path().into(), ..config.spool.unwrap() };
+            assert!(spool_dir(&spool, 1).detail.contains("in memory"));
+        }
     }
 
     #[test]
