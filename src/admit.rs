@@ -594,6 +594,69 @@ mod tests {
     }
 
     #[test]
+    fn the_reader_gets_half_of_what_is_freed_and_others_the_rest() {
+        block_on(async {
+            let (admission, ring, _) = gate(10, 1_000);
+            for _ in 0..10 {
+                let permit = admission.admit(need(1, 10), NO_WAIT).await.unwrap();
+                push(&admission, permit, 1);
+            }
+            let mut reader = Box::pin(admission.admit_reader(need(2, 20)));
+            assert!(poll_once(&mut reader).await.is_none());
+            let free_one = || {
+                drop(ring.take().unwrap());
+                admission.popped();
+            };
+            let mut taken = 0;
+            for freed in 1..=3 {
+                free_one();
+                // Somebody always wants what is free.
+                while let Ok(Some(permit)) = admission.admit_now(need(1, 10)) {
+                    push(&admission, permit, 1);
+                    taken += 1;
+                }
+                assert!(poll_once(&mut reader).await.is_none(), "{freed} freed");
+            }
+            assert_eq!((taken, ring.free()), (2, 1), "one of three is set aside");
+            free_one();
+            assert!(admission.admit_now(need(1, 10)).unwrap().is_none(), "the second half is its");
+            let permit = poll_once(&mut reader).await.expect("its turn").expect("open");
+            push(&admission, permit, 2);
+            drop(reader);
+            free_one();
+            assert!(
+                admission.admit_now(need(1, 10)).unwrap().is_some(),
+                "nothing set aside any more"
+            );
+        });
+    }
+
+    #[test]
+    fn a_reader_with_half_the_ring_free_need_not_wait_and_one_that_asks_for_too_much_gets_it_all() {
+        block_on(async {
+            let (admission, ring, _) = gate(4, 100);
+            let first = admission.admit_reader(need(2, 10)).await.unwrap();
+            push(&admission, first, 2);
+            // More bytes than there are: as many as there are, once all are free.
+            let mut reader = Box::pin(admission.admit_reader(need(1, 1_000)));
+            assert!(poll_once(&mut reader).await.is_none());
+            while let Some(job) = ring.take() {
+                drop(job);
+                admission.popped();
+            }
+            assert!(poll_once(&mut reader).await.expect("all is free").is_some());
+            let mut reader = Box::pin(admission.admit_reader(need(3, 100)));
+            let _held = admission
+                .admit(need(2, 10), NO_WAIT)
+                .await
+                .map(|permit| push(&admission, permit, 2));
+            assert!(poll_once(&mut reader).await.is_none());
+            admission.close();
+            assert!(poll_once(&mut reader).await.expect("closed").is_none());
+        });
+    }
+
+    #[test]
     fn retry_after_is_one_unknown_sixty_still_and_measured_in_between() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);

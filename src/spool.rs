@@ -37,7 +37,6 @@ use glommio::timer::sleep;
 use crate::admit::{Admission, Budget, BudgetExhausted, ChargedBytes, Need, Permit};
 use crate::config::SpoolOptions;
 use crate::job::{Job, Origin, Payload, Stamp};
-use crate::limits::JOB_COST_BYTES;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::net::keep_waker;
@@ -210,9 +209,8 @@ struct Place {
 impl Spool {
     /// Starts the tasks, of which the keeper begins with the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
-        let pending_max = setup.options.pending + JOB_COST_BYTES;
         let spool = Rc::new(Spool {
-            pending: Budget::new(pending_max, &setup.cells.spool_pending_bytes),
+            pending: Budget::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
             setup,
             origin,
@@ -261,7 +259,9 @@ impl Spool {
             return Err(SpoolError::Failed);
         }
         let need = Need::of(spans.len(), body.retained());
-        body.move_to(&self.pending, spans.len() * JOB_COST_BYTES)?;
+        // The longest request must fit when nothing else waits.
+        let room = self.setup.options.pending - body.retained();
+        body.move_to(&self.pending, (spans.len() * size_of::<Span>()).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
         self.waiting.borrow_mut().push_back(Waiting {

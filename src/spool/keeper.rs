@@ -38,9 +38,10 @@ impl Spool {
                 }
             }
             if self.spares.borrow().is_empty() && !self.failing.get() {
-                match self.make_spare().await {
-                    Ok(()) | Err(NoSpare::Full) => {}
-                    Err(NoSpare::Io(error)) => self.fail(&error),
+                // Not yet a failure: the segment being filled has its room.
+                if let Err(NoSpare::Io(error)) = self.make_spare().await {
+                    let text = || format!("no room can be made ahead in the spool: {error}");
+                    self.log.borrow_mut().warn(text);
                 }
             }
         }

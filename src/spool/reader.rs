@@ -241,7 +241,11 @@ impl Spool {
                     self.lose(segment, *next_ordinal..head.first_ordinal, &damage);
                 }
                 *next_ordinal = head.first_ordinal + group.payloads;
-                segment.use_of.borrow_mut().id = head.label.id;
+                {
+                    let mut use_of = segment.use_of.borrow_mut();
+                    use_of.id = head.label.id;
+                    use_of.groups = use_of.groups.max(head.number + 1);
+                }
                 let origin = origin.get_or_insert_with(|| {
                     Rc::new(Origin::new(head.label.node.clone(), head.label.core as usize))
                 });

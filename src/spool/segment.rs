@@ -201,6 +201,7 @@ impl Segment {
         use_of.serial = progress.serial;
         if !progress.complete {
             use_of.id = progress.id;
+            use_of.groups = progress.groups;
             use_of.groups_end = progress.groups_end;
             progress.done.into_iter().for_each(|range| use_of.done.insert(range));
         }
