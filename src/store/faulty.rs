@@ -2,13 +2,14 @@
 //!
 //! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`: each but
 //! `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or `object`, `store_wide`) fails
-//! exactly the payloads that contain the word `poison`, every time. Four more hit beside the store: `conn_panic` per
+//! exactly the payloads that contain the word `poison`, every time. `outage=60s` fails every put store-wide for that long
+//! after a core's first one. Four more hit beside the store: `conn_panic` per
 //! request, `spool_sync` per sync of the spool, and `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or blocks the
 //! core's thread for [`STUCK_FOR`].
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
 
@@ -44,6 +45,8 @@ pub struct FaultPlan {
     pub core_stuck: u64,
     /// How puts of payloads that contain the word `poison` fail; `None` when they do not.
     pub poison: Option<Class>,
+    /// From a core's first put on, all of them fail.
+    pub outage: Duration,
     /// Before every put.
     pub delay: Duration,
 }
@@ -64,6 +67,10 @@ impl FaultPlan {
             };
             let number =
                 || value.parse().map_err(|_| format!("`{item}`: {name} is a whole number"));
+            let time = || {
+                humantime::parse_duration(value)
+                    .map_err(|_| format!("`{item}`: {name} is a time such as 5ms"))
+            };
             match name {
                 "seed" => plan.seed = number()?,
                 "transient" => plan.transient = share()?,
@@ -81,14 +88,12 @@ impl FaultPlan {
                         "`{item}`: poison is one of transient, object, store_wide"
                     ))?)
                 }
-                "delay" => {
-                    plan.delay = humantime::parse_duration(value)
-                        .map_err(|_| format!("`{item}`: delay is a time such as 5ms"))?;
-                }
+                "delay" => plan.delay = time()?,
+                "outage" => plan.outage = time()?,
                 _ => {
                     return Err(format!(
                         "`{name}` is not a fault; allowed: seed, transient, late, object, store_wide, hang, panic, \
-                         conn_panic, spool_sync, core_panic, core_stuck, poison, delay"
+                         conn_panic, spool_sync, core_panic, core_stuck, poison, outage, delay"
                     ));
                 }
             }
@@ -112,6 +117,7 @@ pub struct Faulty {
     plan: FaultPlan,
     rng: RefCell<fastrand::Rng>,
     puts: Cell<u64>,
+    first_put: Cell<Option<Instant>>,
 }
 
 impl Faulty {
@@ -119,7 +125,13 @@ impl Faulty {
     pub fn new(inner: Store, plan: FaultPlan, stream: u64) -> Faulty {
         let rng =
             fastrand::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
-        Faulty { inner, plan, rng: RefCell::new(rng), puts: Cell::new(0) }
+        Faulty {
+            inner,
+            plan,
+            rng: RefCell::new(rng),
+            puts: Cell::new(0),
+            first_put: Cell::new(None),
+        }
     }
 
     pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
@@ -139,6 +151,13 @@ impl Faulty {
             && payload.windows(POISON.len()).any(|window| window == POISON)
         {
             return failed(class);
+        }
+        if !self.plan.outage.is_zero() {
+            let first = self.first_put.get().unwrap_or_else(Instant::now);
+            self.first_put.set(Some(first));
+            if first.elapsed() < self.plan.outage {
+                return failed(Class::StoreWide);
+            }
         }
         if happens(self.plan.transient) {
             return failed(Class::Transient);

@@ -1,0 +1,85 @@
+//! A store that is away for a while: what is spooled fills the disk and not memory, every client gets its 200, and all of
+//! it is stored once the store is back. `MILLRACE_TEST_OUTAGE_S=60` makes it a minute.
+
+use std::time::{Duration, Instant};
+
+use crate::support::Server;
+
+/// Requests a second, from all clients together.
+const RATE: u32 = 500;
+const CLIENTS: u32 = 4;
+const PAYLOADS: usize = 10;
+
+#[test]
+fn an_outage_of_the_store_fills_the_disk_and_not_memory() {
+    let seconds: u64 = std::env::var("MILLRACE_TEST_OUTAGE_S")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(3);
+    // The ring holds half a second's worth.
+    let server = Server::start(&[
+        ("STORE", "null:"),
+        ("FAULTS", &format!("outage={}s", seconds + 1)),
+        ("SPOOL_DIR", "spool"),
+        ("ACK", "spooled"),
+        ("MAX_QUEUE", "2500"),
+        ("RETRY_MAX", "500ms"),
+        ("CORES", "0"),
+    ]);
+    let payload = format!("\"{}\"", "x".repeat(148));
+    let body = format!("{{\"data\":[{}]}}", vec![payload; PAYLOADS].join(","));
+    // Connections, buffers and the first segment are there.
+    assert_eq!(server.post(&body).status, 200);
+    let resident_before = server.resident();
+
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let answered: Vec<(u64, u64)> = std::thread::scope(|scope| {
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|_| scope.spawn(|| send(&server, &body, until))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let (ok, other) = answered.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let grown = server.resident().saturating_sub(resident_before);
+    let metrics = server.metrics();
+    let ring_bytes = metrics.sum("millrace_ring_bytes");
+    println!(
+        "{ok} requests in {seconds} s, {other} not 200; resident memory grew by {} KiB, the ring holds {} KiB, the spool {} MiB",
+        grown >> 10,
+        ring_bytes >> 10,
+        metrics.sum("millrace_spool_bytes") >> 20,
+    );
+    assert_eq!(other, 0);
+    assert!(ok > seconds * u64::from(RATE) / 4, "{ok} requests");
+    assert_eq!(metrics.sum("millrace_payloads_stored_total"), 0, "the store was away");
+    assert_eq!(metrics.sum("millrace_spool_overflowing"), 1);
+    assert!(grown <= ring_bytes + (32 << 20), "{grown} bytes beside {ring_bytes} in the ring");
+
+    let accepted = (ok + 1) * PAYLOADS as u64;
+    let back = Instant::now();
+    while server.metrics().sum("millrace_payloads_stored_total") < accepted {
+        assert!(back.elapsed() < Duration::from_secs(60), "it does not catch up");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    server.wait_idle();
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("millrace_payloads_accepted_total"), accepted);
+    assert_eq!(metrics.sum("millrace_payloads_stored_total"), accepted);
+    let stopped = server.stop();
+    assert_eq!(stopped.status, 0);
+}
+
+/// One client's share of the rate; answers that were 200, and others.
+fn send(server: &Server, body: &str, until: Instant) -> (u64, u64) {
+    let mut client = server.connect();
+    let (mut ok, mut other) = (0, 0);
+    let mut due = Instant::now();
+    while Instant::now() < until {
+        match client.post(body).status {
+            200 => ok += 1,
+            _ => other += 1,
+        }
+        due += Duration::from_secs(1) * CLIENTS / RATE;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    (ok, other)
+}
