@@ -24,7 +24,7 @@ use crate::accept;
 use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
-use crate::deadline::within;
+use crate::deadline::{tick, within};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
@@ -65,7 +65,10 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
         .io_memory(IO_MEMORY_BYTES)
         .make()
         .map_err(|error| format!("the control executor does not start: {error}"))?;
-    Ok(executor.run(main))
+    Ok(executor.run(async {
+        glommio::spawn_local(tick()).detach();
+        main.await
+    }))
 }
 
 /// Serves until a signal or a core's death, then stops.
