@@ -80,8 +80,15 @@ pub fn run(config: &Config) -> Vec<Finding> {
 
 /// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running.
 pub fn for_replay(config: &Config) -> Vec<Finding> {
+    let mut findings = for_spool_replay(config);
+    findings.push(places::dead_letters(config));
+    findings
+}
+
+/// What `spool replay` needs: the same without a place for dead letters.
+pub fn for_spool_replay(config: &Config) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
-    findings.extend(places::directories(config));
+    findings.extend(places::store(config));
     findings
 }
 

@@ -24,6 +24,7 @@ mod faults;
 mod framing;
 mod limits;
 mod smoke;
+mod spool_commands;
 mod start;
 
 mod s3_answers;
