@@ -6,6 +6,15 @@
 //! cargo +nightly fuzz run --dev --sanitizer none segment -- -max_total_time=60
 //! ```
 //!
+//! Without cargo-fuzz, in `fuzz/`:
+//!
+//! ```sh
+//! P=-Cllvm-args=-sanitizer-coverage
+//! export RUSTFLAGS="-Cpasses=sancov-module $P-level=4 $P-inline-8bit-counters $P-pc-table $P-trace-compares"
+//! cargo +nightly build --target x86_64-unknown-linux-gnu
+//! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
+//! ```
+//!
 //! The first byte of an input says what the rest is: a whole file, the groups of a file, or patches to a segment that is
 //! whole. Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and whoever can do
 //! that writes records. Without it, that a changed group passes is one chance in four billion.
