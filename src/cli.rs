@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 use crate::config::{Flags, SETTINGS, Setting};
 
 /// What the process is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Take requests until a signal; the default.
     Serve,
@@ -22,6 +22,28 @@ pub enum Command {
     DeadLetterReplay {
         /// Also letters that were meant for another store than the configured one.
         any_store: bool,
+    },
+    /// Do something with what lies in a spool.
+    Spool {
+        what: SpoolCommand,
+        /// A spool directory, or that of one process in it; `None`: the configured one.
+        dir: Option<PathBuf>,
+    },
+}
+
+/// What is done with a spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolCommand {
+    /// List the segments.
+    Ls,
+    /// Check every checksum.
+    Verify,
+    /// Put what is not stored, and remove what is.
+    Replay,
+    /// Write it to standard output.
+    Export {
+        /// Also what is stored.
+        all: bool,
     },
 }
 
@@ -51,6 +73,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
             }
             other => unreachable!("clap requires ls or replay, not {other:?}"),
         },
+        Some(("spool", spool)) => {
+            let (name, matches) = spool.subcommand().expect("clap requires one");
+            let what = match name {
+                "ls" => SpoolCommand::Ls,
+                "verify" => SpoolCommand::Verify,
+                "replay" => SpoolCommand::Replay,
+                "export" => SpoolCommand::Export { all: matches.get_flag(ALL) },
+                other => unreachable!("clap refuses {other}"),
+            };
+            (Command::Spool { what, dir: matches.get_one::<PathBuf>(DIR).cloned() }, matches)
+        }
         Some(other) => unreachable!("clap refuses {other:?}"),
     };
     Ok(Invocation { command, flags: flags(matches) })
@@ -68,6 +101,10 @@ fn flags(matches: &ArgMatches) -> Flags {
 const CONFIG: &str = "CONFIG";
 /// The id of `--any-store`, likewise.
 const ANY_STORE: &str = "ANY_STORE";
+/// The id of `--all`, likewise.
+const ALL: &str = "ALL";
+/// The id of a spool's directory, likewise.
+const DIR: &str = "DIR";
 
 fn command_line() -> clap::Command {
     clap::Command::new(env!("CARGO_PKG_NAME"))
@@ -110,6 +147,30 @@ fn command_line() -> clap::Command {
                         ),
                 ),
         )
+        .subcommand(spool_command())
+}
+
+fn spool_command() -> clap::Command {
+    let command = |name: &'static str, about: &'static str| {
+        let dir = Arg::new(DIR)
+            .value_name("DIR")
+            .value_parser(ValueParser::path_buf())
+            .help("A SPOOL_DIR, or one directory in it [default: SPOOL_DIR]");
+        clap::Command::new(name).about(about).arg(dir)
+    };
+    let all = Arg::new(ALL)
+        .long("all")
+        .action(ArgAction::SetTrue)
+        .help("Also those that are stored already");
+    clap::Command::new("spool")
+        .about("Payloads that stopped or crashed servers have left on this host's disk")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(command("ls", "List the files that hold them"))
+        .subcommand(command("verify", "Check every checksum; exit 1 when there is damage"))
+        .subcommand(command("replay", "Put them under their keys, and remove what is stored"))
+        .subcommand(command("export", "Write them to standard output, one payload a line").arg(all))
 }
 
 fn setting_arg(s: &'static Setting) -> Arg {
@@ -135,6 +196,10 @@ mod tests {
         parse(line.split(' ').map(OsString::from))
     }
 
+    fn spool(what: SpoolCommand, dir: Option<&str>) -> Command {
+        Command::Spool { what, dir: dir.map(PathBuf::from) }
+    }
+
     #[test]
     fn serve_is_the_default_and_each_command_has_its_type() {
         for (line, command) in [
@@ -148,6 +213,11 @@ mod tests {
                 "millrace dead-letter replay --any-store",
                 Command::DeadLetterReplay { any_store: true },
             ),
+            ("millrace spool ls", spool(SpoolCommand::Ls, None)),
+            ("millrace spool verify d", spool(SpoolCommand::Verify, Some("d"))),
+            ("millrace spool replay d/n --store null:", spool(SpoolCommand::Replay, Some("d/n"))),
+            ("millrace spool export", spool(SpoolCommand::Export { all: false }, None)),
+            ("millrace spool export --all d", spool(SpoolCommand::Export { all: true }, Some("d"))),
         ] {
             assert_eq!(invoke(line).unwrap().command, command, "{line}");
         }
@@ -176,6 +246,10 @@ mod tests {
             "millrace serv",
             "millrace dead-letter",
             "millrace dead-letter rm",
+            "millrace spool",
+            "millrace spool rm",
+            "millrace spool ls a b",
+            "millrace spool ls --all",
             "millrace --max-workers",
             "millrace --max-workers 1 --max-workers 2",
             "millrace serve extra",

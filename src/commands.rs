@@ -1,4 +1,6 @@
-//! The commands beside `serve`: `check`, and what is done with dead letters.
+//! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
+
+pub mod spool;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
-use crate::store::{Class, Store};
+use crate::store::{Class, PutError, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
@@ -86,8 +88,70 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
 
 /// Puts in flight at a time while replaying.
 const REPLAY_WORKERS: usize = 16;
-/// Tries per letter before it is left where it is.
+/// Tries per payload before it is left where it is.
 const REPLAY_ATTEMPTS: u32 = 3;
+
+/// Works on all of `items`, [`REPLAY_WORKERS`] at a time.
+async fn side_by_side<T: 'static>(
+    items: impl Iterator<Item = T> + 'static,
+    work: impl AsyncFn(T) + 'static,
+) {
+    let shared = Rc::new((RefCell::new(items), work));
+    let workers: Vec<_> = (0..REPLAY_WORKERS)
+        .map(|_| {
+            let shared = shared.clone();
+            glommio::spawn_local(async move {
+                let (items, work) = &*shared;
+                loop {
+                    let Some(next) = items.borrow_mut().next() else { break };
+                    work(next).await;
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await;
+    }
+}
+
+/// Puts payloads again.
+struct Puts {
+    store: Store,
+    /// Of one put.
+    deadline: Duration,
+    /// Before the second attempt.
+    pause: Duration,
+}
+
+impl Puts {
+    /// Into the configured store, which must be there.
+    async fn prepare(config: &Config) -> Result<Puts, String> {
+        let origin = Origin::new(config.node_id.clone(), 0);
+        let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
+        finding.log();
+        let store = seed.build(&origin, config.faults.clone(), 0);
+        Ok(Puts { store, deadline: config.put_timeout, pause: config.retry_base })
+    }
+
+    /// Tries a few times where that is worth it.
+    async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+        let mut attempts = 0;
+        let mut alarm = Alarm::default();
+        loop {
+            attempts += 1;
+            let put = self
+                .store
+                .put_within(&mut alarm, Instant::now(), self.deadline, key, payload)
+                .await;
+            match put {
+                Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
+                    sleep(self.pause * attempts).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+}
 
 /// Puts every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
 /// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
@@ -103,15 +167,10 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
-    let origin = Origin::new(config.node_id.clone(), 0);
-    let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
-    finding.log();
     let replay = Rc::new(Replay {
-        store: seed.build(&origin, config.faults.clone(), 0),
+        puts: Puts::prepare(config).await?,
         dead,
         only_for: (!any_store).then(|| config.store.to_string()),
-        deadline: config.put_timeout,
-        pause: config.retry_base,
         stored: Cell::new(0),
         left: Cell::new(broken.len()),
         elsewhere: RefCell::default(),
@@ -131,13 +190,9 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
 /// One replay and its figures.
 struct Replay {
     dead: DeadLetters,
-    store: Store,
+    puts: Puts,
     /// The only store whose letters are put; `None`: any.
     only_for: Option<String>,
-    /// Of one put.
-    deadline: Duration,
-    /// Before the second attempt.
-    pause: Duration,
     stored: Cell<usize>,
     /// Letters, and places where there may be some, that stay.
     left: Cell<usize>,
@@ -222,30 +277,18 @@ impl Replay {
         }
     }
 
-    /// Puts all of `found`, [`REPLAY_WORKERS`] at a time; `settle` hears what became of each and has the last word.
+    /// Puts all of `found`; `settle` hears what became of each and has the last word.
     async fn put_all<P: 'static>(
         self: &Rc<Self>,
         found: impl Iterator<Item = Found<P>> + 'static,
         settle: impl Fn(&P, Result<(), Stays>) -> Result<(), Stays> + 'static,
     ) {
-        let shared = Rc::new((RefCell::new(found), settle));
-        let workers: Vec<_> = (0..REPLAY_WORKERS)
-            .map(|_| {
-                let (replay, shared) = (self.clone(), shared.clone());
-                glommio::spawn_local(async move {
-                    let (found, settle) = &*shared;
-                    loop {
-                        let Some(next) = found.borrow_mut().next() else { break };
-                        let Found { letter, payload, place } = next;
-                        let outcome = replay.put(&letter, payload).await;
-                        replay.count(letter, settle(&place, outcome));
-                    }
-                })
-            })
-            .collect();
-        for worker in workers {
-            worker.await;
-        }
+        let replay = self.clone();
+        side_by_side(found, async move |Found { letter, payload, place }| {
+            let outcome = replay.put(&letter, payload).await;
+            replay.count(letter, settle(&place, outcome));
+        })
+        .await;
     }
 
     fn count(&self, letter: Letter, outcome: Result<(), Stays>) {
@@ -271,21 +314,7 @@ impl Replay {
                 "its payload file holds {found} bytes where {recorded} were recorded"
             )));
         }
-        let mut attempts = 0;
-        let mut alarm = Alarm::default();
-        loop {
-            attempts += 1;
-            let put = self
-                .store
-                .put_within(&mut alarm, Instant::now(), self.deadline, &letter.key, &payload)
-                .await;
-            match put {
-                Ok(()) => return Ok(()),
-                Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
-                    sleep(self.pause * attempts).await;
-                }
-                Err(error) => return Err(Stays::Because(error.to_string())),
-            }
-        }
+        let put = self.puts.put(&letter.key, &payload).await;
+        put.map_err(|error| Stays::Because(error.to_string()))
     }
 }

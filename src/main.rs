@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use millrace::cli::{self, Command};
+use millrace::cli::{self, Command, SpoolCommand};
 use millrace::config::{Config, Effective};
 use millrace::control::{self, Exit};
 use millrace::preflight::Finding;
@@ -59,6 +59,21 @@ fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, 
                 return Err(preflight::table(&findings));
             }
             control::on_executor(commands::replay_letters(&config, any_store))?
+        }
+        Command::Spool { what, dir } => {
+            let spool = commands::spool::open(&config, dir)?;
+            match what {
+                SpoolCommand::Ls => spool.list(),
+                SpoolCommand::Verify => spool.verify(),
+                SpoolCommand::Export { all } => spool.export(all),
+                SpoolCommand::Replay => {
+                    let findings = preflight::for_spool_replay(&config);
+                    if preflight::failed(&findings) {
+                        return Err(preflight::table(&findings));
+                    }
+                    control::on_executor(spool.replay(&config))?
+                }
+            }
         }
     }
 }

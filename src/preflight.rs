@@ -72,6 +72,7 @@ impl Finding {
 /// Everything `serve` and `check` need. Blocks: call it before any executor runs.
 pub fn run(config: &Config) -> Vec<Finding> {
     let mut findings = for_replay(config);
+    findings.extend(places::spool(config));
     findings.extend(places::addresses(config));
     findings.extend(places::tokens(config));
     findings.extend(gamble(config));
@@ -80,8 +81,15 @@ pub fn run(config: &Config) -> Vec<Finding> {
 
 /// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running.
 pub fn for_replay(config: &Config) -> Vec<Finding> {
+    let mut findings = for_spool_replay(config);
+    findings.push(places::dead_letters(config));
+    findings
+}
+
+/// What `spool replay` needs: the same without a place for dead letters.
+pub fn for_spool_replay(config: &Config) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
-    findings.extend(places::directories(config));
+    findings.extend(places::store(config));
     findings
 }
 

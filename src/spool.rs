@@ -15,6 +15,7 @@ mod keeper;
 mod reader;
 mod segment;
 
+pub mod file;
 pub mod format;
 pub mod instances;
 #[cfg(test)]

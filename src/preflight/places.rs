@@ -64,31 +64,35 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
     Finding::fail(name, why, remedy)
 }
 
-/// The store's directory, when it is one, and the dead letter's.
-pub(super) fn directories(config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// The store's directory, when it is one.
+pub(super) fn store(config: &Config) -> Option<Finding> {
     match &config.store {
-        StoreUrl::File(dir) => findings.push(judge_dir("STORE", dir, try_dir(dir))),
-        StoreUrl::Null => findings.push(Finding::warn(
+        StoreUrl::File(dir) => Some(judge_dir("STORE", dir, try_dir(dir))),
+        StoreUrl::Null => Some(Finding::warn(
             "STORE",
             "null: confirms every payload and keeps none",
             "set STORE to file:DIR or s3://BUCKET/PREFIX outside benchmarks",
         )),
         // The store's own probe speaks to the bucket.
-        StoreUrl::S3 { .. } => {}
+        StoreUrl::S3 { .. } => None,
     }
-    if let Some(spool) = &config.spool {
-        findings.push(spool_dir(spool, config.cores.len() as u64));
-    }
+}
+
+/// The dead letter's directory.
+pub(super) fn dead_letters(config: &Config) -> Finding {
     let dir = &config.dead_letter_dir;
     let finding = judge_dir("DEAD_LETTER_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
     match free(dir) {
         Some(free) if finding.remedy.is_none() && free < config.dead_letter_max => {
-            findings.push(judge_room(dir, free, config.dead_letter_max));
+            judge_room(dir, free, config.dead_letter_max)
         }
-        _ => findings.push(finding),
+        _ => finding,
     }
-    findings
+}
+
+/// `SPOOL_DIR`, when one is set.
+pub(super) fn spool(config: &Config) -> Option<Finding> {
+    Some(spool_dir(config.spool.as_ref()?, config.cores.len() as u64))
 }
 
 /// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.

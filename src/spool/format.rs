@@ -386,6 +386,12 @@ impl Progress {
         })
     }
 
+    /// Whether something was written to this place of a file and is not whole, which is no harm while the other is.
+    pub fn is_torn(place: &[u8]) -> bool {
+        let begun = place.iter().take(PROGRESS_HEAD_BYTES).any(|byte| *byte != 0);
+        begun && Progress::read_one(place).is_none()
+    }
+
     /// The progress in the first [`DATA_START`] bytes of a file.
     pub fn read(bytes: &[u8]) -> Option<Progress> {
         let places = bytes.chunks(PROGRESS_BYTES as usize).take(2);

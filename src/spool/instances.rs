@@ -26,6 +26,8 @@ use crate::deadletter::create_dir;
 
 /// Extension of a segment.
 pub const SEGMENT: &str = "seg";
+/// What the directory of a core's segments is called, before its number.
+const CORE: &str = "core-";
 const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
 pub const QUARANTINE: &str = "quarantine";
@@ -45,6 +47,12 @@ pub struct Left {
     _lock: File,
     /// Segments that are not finished.
     segments: AtomicUsize,
+}
+
+/// The same, held by a command.
+pub struct Held {
+    path: PathBuf,
+    _lock: File,
 }
 
 /// One segment of those.
@@ -212,7 +220,55 @@ impl Home {
 }
 
 fn core_dir(instance: &Path, core: usize) -> PathBuf {
-    instance.join(format!("core-{core}"))
+    instance.join(format!("{CORE}{core}"))
+}
+
+impl Held {
+    /// What a process has left; `None` while it lives, or while another has taken over what it left.
+    pub fn take(instance: &Path) -> Result<Option<Held>, SpoolDirError> {
+        // A process of that name that comes just now must not take this one for another of its name.
+        let _held = lock_directory(instance.parent().unwrap_or(Path::new("/")))?;
+        let lock = try_lock(instance).map_err(at(instance))?;
+        Ok(lock.map(|lock| Held { path: instance.to_owned(), _lock: lock }))
+    }
+
+    /// Removes the directory if nothing is left in it.
+    pub fn leave(self) {
+        let Some(spool_dir) = self.path.parent() else { return };
+        let Ok(_held) = lock_directory(spool_dir) else { return };
+        remove_empty(&self.path);
+    }
+}
+
+/// Whether `path` is the directory of a process, dead or alive: an operator may name any directory.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn is_instance(path: &Path) -> bool {
+    let is_core = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(CORE));
+            number.is_some_and(|number| number.parse::<usize>().is_ok()) && entry.path().is_dir()
+        })
+    };
+    path.join(LOCK).is_file() || fs::read_dir(path).is_ok_and(|mut found| found.any(is_core))
+}
+
+/// The directories of processes that an operator means by `dir`, absolute: all in a spool directory, or `dir` itself.
+/// `None`: it is neither.
+pub fn instances_in(dir: &Path) -> io::Result<Option<Vec<PathBuf>>> {
+    let dir = dir.canonicalize()?;
+    if is_instance(&dir) {
+        return Ok(Some(vec![dir]));
+    }
+    let mut found = instances(&dir)?;
+    found.retain(|path| is_instance(path));
+    Ok((!found.is_empty() || dir.join(DIRECTORY_LOCK).is_file()).then_some(found))
+}
+
+/// Files in the quarantine of a spool directory.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn quarantined(spool_dir: &Path) -> usize {
+    fs::read_dir(spool_dir.join(QUARANTINE)).map_or(0, Iterator::count)
 }
 
 /// The directories of all processes, dead or alive.
@@ -251,7 +307,6 @@ pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
 }
 
 /// The lock of one process's directory; `None` when that process lives.
-#[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
     let file = open_lock(&instance.join(LOCK))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -261,8 +316,14 @@ pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "see the module")]
 fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    match options.write(true).create(true).truncate(false).mode(0o600).open(path) {
+        // What is there can still be read: a disk that failed may have been mounted so.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
+    }
 }
 
 /// Alone in the spool directory while the result lives.
@@ -304,6 +365,7 @@ pub fn sync_dir(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Removes a file.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)

@@ -24,6 +24,7 @@ mod faults;
 mod framing;
 mod limits;
 mod smoke;
+mod spool_commands;
 mod spool_outage;
 mod start;
 

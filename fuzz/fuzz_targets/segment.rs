@@ -1,0 +1,190 @@
+//! The spool's segment reader on files that are not as they were written: it ends, does not panic, and yields no record
+//! that nobody wrote.
+//!
+//! ```sh
+//! cargo install cargo-fuzz
+//! cargo +nightly fuzz run --dev --sanitizer none segment -- -max_total_time=60
+//! ```
+//!
+//! Without cargo-fuzz, in `fuzz/`:
+//!
+//! ```sh
+//! P=-Cllvm-args=-sanitizer-coverage
+//! export RUSTFLAGS="-Cpasses=sancov-module $P-level=4 $P-inline-8bit-counters $P-pc-table $P-trace-compares"
+//! cargo +nightly build --target x86_64-unknown-linux-gnu
+//! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
+//! ```
+//!
+//! The first byte of an input says what the rest is: a whole file, the groups of a file, or patches to a segment that is
+//! whole. Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and whoever can do
+//! that writes records. Without it, that a changed group passes is one chance in four billion.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use millrace::job::Stamp;
+use millrace::spool::format::scan::{Found, walk};
+use millrace::spool::format::{
+    DATA_START, HEAD_BYTES, Label, PROGRESS_BYTES, Progress, finish_group, group_bytes,
+    record_bytes, records, write_record,
+};
+
+/// Bytes of one patch at most, and patches of one input.
+const PATCH_BYTES: usize = 4;
+const PATCHES_MAX: usize = 8;
+/// The id of the use before, and of the current one.
+const BEFORE: u64 = 1;
+const NOW: u64 = 2;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((kind, rest)) = input.split_first() else { return };
+    match kind % 4 {
+        0 => drop(read(rest)),
+        1 => drop(read(&[&vec![0; DATA_START as usize], rest].concat())),
+        // Most of the time where there is something to be found.
+        _ => patched(*kind, rest),
+    }
+});
+
+/// A record as it was written or read: the use of the segment, the number of its first payload, its first stamp, its
+/// payloads.
+type Record = (u64, u32, Stamp, Vec<Vec<u8>>);
+
+struct Segment {
+    file: Vec<u8>,
+    records: Vec<Record>,
+    /// Where checksums are.
+    checksums: Vec<usize>,
+}
+
+/// The second use of a file, shorter than the first, whose last groups still lie behind it.
+static WHOLE: LazyLock<Segment> = LazyLock::new(|| {
+    let mut segment =
+        Segment { file: vec![0; DATA_START as usize], records: Vec::new(), checksums: Vec::new() };
+    segment.write_groups(BEFORE, &[3, 1, 1, 4, 2, 3, 2]);
+    let completed = Progress { id: BEFORE, serial: 6, complete: true, ..Progress::default() };
+    segment.note(&completed);
+    let end = segment.file.len();
+    let before = segment.file.split_off(DATA_START as usize);
+    segment.write_groups(NOW, &[2, 1, 3, 1]);
+    let written = segment.file.len();
+    assert!(written < end, "groups of the first use are left");
+    segment.file.extend_from_slice(&before[written - DATA_START as usize..]);
+    segment.file.resize(end + (64 << 10), 0);
+    segment
+});
+
+impl Segment {
+    /// One group for each of `sizes`: so many requests of growing payloads.
+    fn write_groups(&mut self, id: u64, sizes: &[usize]) {
+        let (mut ordinal, mut seq) = (0, 100 * id);
+        for (number, requests) in sizes.iter().enumerate() {
+            let requests: Vec<(Stamp, Vec<Vec<u8>>)> = (0..*requests)
+                .map(|request| {
+                    let stamp = Stamp { unix_nanos: 1_700_000_000_000_000_000 + seq, seq };
+                    let size = (number + 1) * (request + 1) * 300;
+                    let payloads = (0..=request).map(|_| vec![b'0' + id as u8; size]);
+                    let payloads: Vec<_> = payloads.collect();
+                    seq += payloads.len() as u64;
+                    (stamp, payloads)
+                })
+                .collect();
+            self.write_group(id, number as u32, ordinal, &requests);
+            for (stamp, payloads) in requests {
+                let count = payloads.len() as u32;
+                self.records.push((id, ordinal, stamp, payloads));
+                ordinal += count;
+            }
+        }
+    }
+
+    fn write_group(
+        &mut self,
+        id: u64,
+        number: u32,
+        ordinal: u32,
+        requests: &[(Stamp, Vec<Vec<u8>>)],
+    ) {
+        let bytes = |(_, payloads): &(Stamp, Vec<Vec<u8>>)| {
+            record_bytes(payloads.len(), payloads.iter().map(Vec::len).sum())
+        };
+        let body = requests.iter().map(bytes).sum();
+        let mut group = vec![0; group_bytes(body) as usize];
+        let mut at = HEAD_BYTES;
+        for (stamp, payloads) in requests {
+            at += write_record(&mut group[at..], *stamp, payloads.iter().map(Vec::as_slice));
+        }
+        let label = Label { segment_bytes: 0, id, core: 3, node: "fuzz".into() };
+        finish_group(&mut group, &label, number, ordinal, body);
+        self.checksums.extend(self.file.len() + 8..self.file.len() + 16);
+        self.file.extend(group);
+    }
+
+    fn note(&mut self, progress: &Progress) {
+        let at = progress.place() as usize;
+        progress.write(&mut self.file[at..at + progress.bytes()]);
+        self.checksums.extend(at + 8..at + 12);
+    }
+}
+
+/// Walks through the whole segment with patches: per patch three bytes of place, one of length, and what is put there.
+/// Some inputs first note progress, or cut the file.
+fn patched(kind: u8, mut rest: &[u8]) {
+    let whole = &*WHOLE;
+    let mut file = whole.file.clone();
+    if kind & 4 != 0 {
+        let done = vec![0..1, 3..5];
+        let progress =
+            Progress { id: NOW, serial: 7, groups: u32::from(kind >> 5), done, ..<_>::default() };
+        let at = progress.place() as usize;
+        progress.write(&mut file[at..at + progress.bytes()]);
+    }
+    let mut use_is_known = true;
+    for _ in 0..PATCHES_MAX {
+        let Some((head, more)) = rest.split_first_chunk::<4>() else { break };
+        let at = u32::from_le_bytes([head[0], head[1], head[2], 0]) as usize % file.len();
+        let bytes = (usize::from(head[3]) % PATCH_BYTES + 1).min(more.len()).min(file.len() - at);
+        let (patch, more) = more.split_at(bytes);
+        for (at, byte) in (at..).zip(patch) {
+            if !whole.checksums.contains(&at) && file[at] != *byte {
+                file[at] = *byte;
+                use_is_known &= at >= 2 * PROGRESS_BYTES as usize;
+            }
+        }
+        rest = more;
+    }
+    if kind & 8 != 0 {
+        file.truncate(file.len() - usize::from(kind >> 4) * 3_001);
+    }
+    for record in read(&file) {
+        assert!(whole.records.contains(&record), "nobody wrote {record:?}");
+        assert!(!use_is_known || record.0 == NOW, "of an earlier use: {record:?}");
+    }
+}
+
+/// All records that a walk yields, in a file that may be anything.
+fn read(file: &[u8]) -> Vec<Record> {
+    let (mut found, mut behind, mut ends) = (Vec::new(), 0, 0);
+    walk(file, |what, bytes| match what {
+        Found::Group(at, group) => {
+            assert!(at >= behind, "a walk goes forward");
+            behind = at + group.head.group_bytes();
+            let mut ordinal = group.head.first_ordinal;
+            for record in records(&group.head, bytes) {
+                let payloads = record.spans().map(|span| record.payloads[span.range()].to_vec());
+                found.push((group.head.label.id, ordinal, record.first, payloads.collect()));
+                ordinal = ordinal.wrapping_add(record.count());
+            }
+        }
+        Found::Damage(damage) => {
+            assert!(behind <= damage.at.start && damage.at.start < damage.at.end);
+            assert!(damage.at.end <= file.len() as u64);
+        }
+        Found::End(_) => ends += 1,
+        Found::Nothing => unreachable!("walk keeps it to itself"),
+    });
+    assert_eq!(ends, 1, "a walk ends once");
+    found
+}

@@ -1,0 +1,385 @@
+//! `millrace spool …`: what servers that are no more have left on this host's disk, listed, checked, put into the store or
+//! written out.
+//!
+//! Everything blocks, for nothing else runs in this process. A directory whose process lives is only listed: its payloads
+//! are in good hands, and a running server takes over by itself what others have left.
+
+mod replay;
+
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::control::Exit;
+use crate::job::Stamp;
+use crate::spool::file::{SegmentFile, Spooled};
+use crate::spool::format::scan::{End, Found};
+use crate::spool::instances::{Held, instances_in, is_instance, quarantined, segments_of};
+
+/// What an operator has named.
+pub struct Places {
+    dir: PathBuf,
+    /// Directories of processes.
+    instances: Vec<PathBuf>,
+    /// The one of those that was named itself, so that to skip it would be to do nothing.
+    is_one: bool,
+}
+
+/// Why a command cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum SpoolCommandError {
+    /// Standard output's.
+    #[error("cannot write: {0}")]
+    Out(#[from] io::Error),
+    #[error("{0}")]
+    Place(String),
+}
+
+/// As an error of the directory or file at `path`.
+fn of<E: fmt::Display>(path: &Path) -> impl FnOnce(E) -> SpoolCommandError {
+    let path = path.display().to_string();
+    move |error| SpoolCommandError::Place(format!("{path}: {error}"))
+}
+
+/// Finds the directories that `dir` means, or the configured spool's.
+///
+/// # Errors
+/// One sentence: neither is given, or it is no spool.
+pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<Places, String> {
+    let dir = dir.or_else(|| config.spool.as_ref().map(|spool| spool.dir.clone()));
+    let dir = dir.ok_or("which spool? Give its directory, or set SPOOL_DIR")?;
+    let shown = dir.display();
+    let found = instances_in(&dir).map_err(|error| format!("{shown}: {error}"))?;
+    let instances = found.ok_or_else(|| {
+        format!("{shown} is no spool: it holds neither servers' directories nor core-N")
+    })?;
+    let is_one = is_instance(&dir);
+    Ok(Places { dir, instances, is_one })
+}
+
+impl Places {
+    /// One line per segment, and a sum.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub fn list(&self) -> Result<Exit, String> {
+        said(self.list_to(&mut stdout()))
+    }
+
+    fn list_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
+        let now = Stamp::unix_nanos_now();
+        let mut sum = Survey::default();
+        let mut segments = 0;
+        for instance in &self.instances {
+            // Let go at once: a server that comes meanwhile must not be turned away by a look.
+            let in_use = Held::take(instance).map_err(of(instance))?.is_none();
+            for (path, _) in segments_of(instance).map_err(of(instance))? {
+                let Some(survey) = look(&path, |_| Ok(()))? else { continue };
+                let state = if in_use { "in use".to_owned() } else { survey.state() };
+                let Survey { groups, payloads, unstored, bytes, .. } = survey;
+                let place = Place(&path);
+                let age = survey.age(now);
+                writeln!(
+                    out,
+                    "{place}  {groups:>5} groups  {payloads:>7} payloads  {unstored:>7} unstored  \
+                     {bytes:>10} B  oldest {age:<10}  {state}"
+                )?;
+                segments += 1;
+                sum.add(&survey);
+            }
+        }
+        let Survey { payloads, unstored, bytes, .. } = sum;
+        writeln!(
+            out,
+            "{segments} segments, {payloads} payloads, {unstored} unstored, {bytes} bytes"
+        )?;
+        let aside = quarantined(&self.dir);
+        if aside > 0 {
+            writeln!(out, "{aside} files in quarantine, with payloads that could not be read")?;
+        }
+        out.flush()?;
+        Ok(Exit::Clean)
+    }
+
+    /// Checks every checksum; exit 1 when there is damage.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub fn verify(&self) -> Result<Exit, String> {
+        said(self.verify_to(&mut stdout()))
+    }
+
+    fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
+        let (mut segments, mut damaged, mut groups) = (0, 0, 0);
+        for instance in &self.instances {
+            // Not held: what a server might do meanwhile changes no checksum.
+            if Held::take(instance).map_err(of(instance))?.is_none() {
+                writeln!(out, "{}", skipped(instance))?;
+                continue;
+            }
+            for (path, _) in segments_of(instance).map_err(of(instance))? {
+                let Some(survey) = look(&path, |_| Ok(()))? else { continue };
+                for text in survey.problems.iter().chain(&survey.notes) {
+                    writeln!(out, "{}: {text}", path.display())?;
+                }
+                segments += 1;
+                groups += survey.groups;
+                damaged += u32::from(!survey.problems.is_empty());
+            }
+        }
+        writeln!(out, "{segments} segments with {groups} whole groups, {damaged} damaged")?;
+        out.flush()?;
+        Ok(if damaged == 0 { Exit::Clean } else { Exit::Unstored })
+    }
+
+    /// Writes payloads to standard output, one a line; exit 1 when some could not be read.
+    ///
+    /// # Errors
+    /// A directory cannot be read, or standard output takes no more.
+    pub fn export(&self, all: bool) -> Result<Exit, String> {
+        said(self.export_to(&mut stdout(), all))
+    }
+
+    fn export_to(&self, out: &mut impl Write, all: bool) -> Result<Exit, SpoolCommandError> {
+        let (mut exported, mut bytes, mut exit) = (0_u64, 0, Exit::Clean);
+        for instance in &self.instances {
+            let Some(_held) = self.hold(instance)? else { continue };
+            for (path, _) in segments_of(instance).map_err(of(instance))? {
+                let survey = look(&path, |payload| {
+                    if payload.is_stored && !all {
+                        return Ok(());
+                    }
+                    exported += 1;
+                    bytes += payload.bytes.len();
+                    write_line(out, payload.bytes)
+                })?;
+                for text in survey.iter().flat_map(|survey| &survey.problems) {
+                    eprintln!("{}: {text}", path.display());
+                    exit = Exit::Unstored;
+                }
+            }
+        }
+        out.flush()?;
+        eprintln!("{exported} payloads exported, {bytes} bytes");
+        Ok(exit)
+    }
+
+    /// What a process has left, for as long as the result is kept; `None` when that process lives, which is said.
+    fn hold(&self, instance: &Path) -> Result<Option<Held>, SpoolCommandError> {
+        let held = Held::take(instance).map_err(of(instance))?;
+        if held.is_none() {
+            if self.is_one {
+                return Err(of(instance)("in use by a running server"));
+            }
+            eprintln!("{}", skipped(instance));
+        }
+        Ok(held)
+    }
+}
+
+fn stdout() -> impl Write {
+    BufWriter::with_capacity(256 << 10, io::stdout().lock())
+}
+
+/// A reader that has seen enough is nobody's mistake, but not all was said either.
+fn said(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
+    match outcome {
+        Err(SpoolCommandError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(Exit::Unstored)
+        }
+        outcome => outcome.map_err(|error| error.to_string()),
+    }
+}
+
+fn skipped(instance: &Path) -> String {
+    format!("{}: in use by a running server, skipped", instance.display())
+}
+
+/// A payload on a line of its own: line feeds and carriage returns go, which stand between its tokens only.
+fn write_line(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
+    for part in payload.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.write_all(part)?;
+    }
+    out.write_all(b"\n")
+}
+
+/// A segment's path as `ls` shows it: process, core, file.
+struct Place<'a>(&'a Path);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names = self.0.iter().rev().map(|name| name.to_string_lossy());
+        let mut next = || names.next().unwrap_or_default();
+        let (file, core, instance) = (next(), next(), next());
+        write!(f, "{instance}  {core}  {file}")
+    }
+}
+
+/// What is in one file.
+#[derive(Debug, Default)]
+struct Survey {
+    groups: u32,
+    payloads: u64,
+    /// Of those, and not dead-lettered either.
+    unstored: u64,
+    /// In payloads.
+    bytes: u64,
+    /// When the oldest unstored payload came, nanoseconds since 1970.
+    oldest: Option<u64>,
+    was_used: bool,
+    /// What is not as it was written.
+    problems: Vec<String>,
+    /// What may be like that after a crash.
+    notes: Vec<String>,
+}
+
+/// Reads a whole file; `visit` hears of every payload. `None` when it is gone: a running server was faster.
+fn look(
+    path: &Path,
+    mut visit: impl FnMut(&Spooled<'_>) -> io::Result<()>,
+) -> Result<Option<Survey>, SpoolCommandError> {
+    let mut survey = Survey::default();
+    let mut file = match SegmentFile::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            survey.problems.push(unreadable(&error));
+            return Ok(Some(survey));
+        }
+    };
+    loop {
+        match file.find_next() {
+            Ok(Found::Group(_, group)) => {
+                survey.groups += 1;
+                for payload in file.payloads(&group) {
+                    survey.count(&payload);
+                    visit(&payload)?;
+                }
+            }
+            Ok(Found::Damage(damage)) => survey.problems.push(damage.to_string()),
+            Ok(Found::End(end)) => {
+                survey.end(&file, end);
+                return Ok(Some(survey));
+            }
+            Ok(Found::Nothing) => unreachable!("a file's walk goes on until something is found"),
+            Err(error) => {
+                survey.problems.push(unreadable(&error));
+                return Ok(Some(survey));
+            }
+        }
+    }
+}
+
+fn unreadable(error: &io::Error) -> String {
+    format!("cannot be read: {error}")
+}
+
+/// Why a file that ends like this is not what was written.
+fn problem(end: End) -> Option<String> {
+    match end {
+        End::Clean | End::Torn { .. } => None,
+        End::Lost { at, why } => Some(format!("damaged from byte {at} on: {why}")),
+        End::Foreign => Some("damaged from the first group on, or no spool segment".to_owned()),
+        End::Version(version) => {
+            Some(format!("written by another version, which must read it (format {version})"))
+        }
+        End::Truncated { bytes, of } => Some(format!("cut short: {bytes} bytes of {of}")),
+    }
+}
+
+/// What to say of payloads that damage has taken.
+fn lost(file: &SegmentFile) -> Option<String> {
+    let missing = file.missing();
+    (missing > 0).then(|| format!("{missing} payloads in it are lost"))
+}
+
+impl Survey {
+    fn count(&mut self, payload: &Spooled<'_>) {
+        self.payloads += 1;
+        self.bytes += payload.bytes.len() as u64;
+        if !payload.is_stored {
+            self.unstored += 1;
+            let came = payload.stamp.unix_nanos;
+            self.oldest = Some(self.oldest.map_or(came, |oldest| oldest.min(came)));
+        }
+    }
+
+    fn end(&mut self, file: &SegmentFile, end: End) {
+        self.was_used = file.was_used();
+        self.problems.extend(lost(file));
+        self.problems.extend(problem(end));
+        if file.progress_is_lost() {
+            self.notes.push("what was stored is not known: it would be put again".to_owned());
+        }
+        if let End::Torn { at, why } = end {
+            self.notes.push(format!("torn at byte {at}, which was never acknowledged: {why}"));
+        }
+    }
+
+    fn add(&mut self, other: &Survey) {
+        self.payloads += other.payloads;
+        self.unstored += other.unstored;
+        self.bytes += other.bytes;
+    }
+
+    fn age(&self, now: u64) -> String {
+        let Some(oldest) = self.oldest else { return "-".to_owned() };
+        let age = Duration::from_nanos(now.saturating_sub(oldest));
+        humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
+    }
+
+    fn state(&self) -> String {
+        let first = self.problems.first().or(self.notes.last());
+        match (first, self.groups, self.unstored) {
+            (Some(text), ..) => text.clone(),
+            (None, 0, _) if !self.was_used => "unused".to_owned(),
+            (None, _, 0) => "complete".to_owned(),
+            (None, ..) => "whole".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_one_line_whatever_it_looked_like() {
+        let mut out = Vec::new();
+        for payload in [&b"{\"a\":\r\n  [1,\n2]}\n"[..], b"7", b"", b"\"\\n\""] {
+            write_line(&mut out, payload).unwrap();
+        }
+        assert_eq!(out, b"{\"a\":  [1,2]}\n7\n\n\"\\n\"\n");
+    }
+
+    #[test]
+    fn a_pipe_that_closes_is_no_error_and_a_full_disk_is() {
+        let closed = said(Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
+        assert_eq!(closed, Ok(Exit::Unstored));
+        let full = said(Err(io::Error::from(io::ErrorKind::StorageFull).into()));
+        assert!(full.is_err_and(|text| text.contains("no storage space")));
+    }
+
+    #[test]
+    fn a_state_is_the_worst_that_is_known() {
+        let used = || Survey { groups: 1, unstored: 1, was_used: true, ..Survey::default() };
+        assert_eq!(Survey::default().state(), "unused");
+        assert_eq!(Survey { was_used: true, ..Survey::default() }.state(), "complete");
+        assert_eq!(Survey { unstored: 0, ..used() }.state(), "complete");
+        assert_eq!(used().state(), "whole");
+        let torn = Survey { notes: vec!["torn".into()], ..used() };
+        assert_eq!(torn.state(), "torn");
+        let damaged = Survey { problems: vec!["damaged".into()], ..torn };
+        assert_eq!(damaged.state(), "damaged");
+    }
+
+    #[test]
+    fn an_age_is_in_words_and_the_future_is_now() {
+        let survey = Survey { oldest: Some(5_000_000_000), ..Survey::default() };
+        assert_eq!(survey.age(70_500_000_000), "1m 5s");
+        assert_eq!(survey.age(0), "0s");
+        assert_eq!(Survey::default().age(0), "-");
+    }
+}

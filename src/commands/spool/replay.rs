@@ -1,0 +1,207 @@
+//! `millrace spool replay`: what is not stored is put under its own keys; files with nothing left in them go.
+//!
+//! What is left is noted in its file, so that what was stored is not put again. Should that note be lost, with this
+//! process for one, it is: under the same keys, which changes nothing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::{Places, SpoolCommandError, lost, of, problem, said, unreadable};
+use crate::commands::{Puts, side_by_side};
+use crate::config::Config;
+use crate::control::Exit;
+use crate::job::{Origin, Payload};
+use crate::spool::file::SegmentFile;
+use crate::spool::format::Group;
+use crate::spool::format::scan::{End, Found};
+use crate::spool::instances::{put_aside, remove, segments_of, sync_dir};
+use crate::store::Class;
+
+impl Places {
+    /// Puts every unstored payload into the configured store, whichever it is; exit 1 when some are left or lost.
+    ///
+    /// # Errors
+    /// A directory cannot be read, or the store cannot be used at all.
+    pub async fn replay(&self, config: &Config) -> Result<Exit, String> {
+        let puts = Puts::prepare(config).await?;
+        let replay = Rc::new(Replay {
+            puts,
+            stored: Cell::new(0),
+            left: Cell::new(0),
+            troubled: Cell::new(false),
+            given_up: Cell::new(false),
+        });
+        let outcome = self.replay_with(&replay).await;
+        let (stored, left) = (replay.stored.get(), replay.left.get());
+        println!("{stored} of {} spooled payloads stored in {}", stored + left, config.store);
+        said(outcome)
+    }
+
+    async fn replay_with(&self, replay: &Rc<Replay>) -> Result<Exit, SpoolCommandError> {
+        for instance in &self.instances {
+            let Some(held) = self.hold(instance)? else { continue };
+            for (path, _) in segments_of(instance).map_err(of(instance))? {
+                replay.put_segment(&path).await;
+            }
+            held.leave();
+        }
+        let clean = replay.left.get() == 0 && !replay.troubled.get();
+        Ok(if clean { Exit::Clean } else { Exit::Unstored })
+    }
+}
+
+/// One replay and its figures.
+struct Replay {
+    puts: Puts,
+    stored: Cell<u64>,
+    /// Payloads that stay.
+    left: Cell<u64>,
+    /// Some file stays for another reason, or was damaged.
+    troubled: Cell<bool>,
+    /// The store takes nothing until somebody changes something: no more is tried.
+    given_up: Cell<bool>,
+}
+
+/// A payload to be put.
+struct Unstored {
+    ordinal: u32,
+    key: String,
+    payload: Payload,
+}
+
+/// One file while its payloads are put.
+struct Reading {
+    file: SegmentFile,
+    /// Of the group that was read last.
+    group: VecDeque<Unstored>,
+    /// Why the file must not just be removed.
+    problems: Vec<String>,
+    /// It cannot be read to its end, here or now.
+    stays: bool,
+    ended: bool,
+    stored: u64,
+    left: u64,
+}
+
+impl Replay {
+    async fn put_segment(self: &Rc<Self>, path: &Path) {
+        let reading = match SegmentFile::open(path) {
+            Ok(file) => Rc::new(RefCell::new(Reading::new(file))),
+            Err(error) => return self.leave(path, &unreadable(&error)),
+        };
+        let source = {
+            let reading = reading.clone();
+            std::iter::from_fn(move || reading.borrow_mut().next())
+        };
+        let (replay, note) = (self.clone(), reading.clone());
+        side_by_side(source, async move |found| {
+            let stored = replay.put(&found).await;
+            note.borrow_mut().settle(found.ordinal, stored);
+        })
+        .await;
+        let mut reading = reading.borrow_mut();
+        self.stored.set(self.stored.get() + reading.stored);
+        self.left.set(self.left.get() + reading.left);
+        if let Err(error) = self.finish(&mut reading) {
+            self.leave(path, &format!("what was stored could not be noted: {error}"));
+        }
+    }
+
+    fn leave(&self, path: &Path, why: &str) {
+        eprintln!("{}: left where it is: {why}", path.display());
+        self.troubled.set(true);
+    }
+
+    /// Whether the store has it now.
+    async fn put(&self, found: &Unstored) -> bool {
+        if self.given_up.get() {
+            return false;
+        }
+        let Err(error) = self.puts.put(&found.key, &found.payload).await else { return true };
+        if error.class == Class::StoreWide && !self.given_up.replace(true) {
+            eprintln!("nothing more is tried until this is mended: {error}");
+        } else if !self.given_up.get() {
+            eprintln!("{}: left in the spool: {error}", found.key);
+        }
+        false
+    }
+
+    /// Takes a file away in which nothing is left, or notes what is.
+    fn finish(&self, reading: &mut Reading) -> io::Result<()> {
+        let path = reading.file.path().to_owned();
+        for text in &reading.problems {
+            eprintln!("{}: {text}", path.display());
+            self.troubled.set(true);
+        }
+        if reading.stays || reading.left > 0 {
+            return if reading.stored > 0 { reading.file.note_progress() } else { Ok(()) };
+        }
+        if reading.problems.is_empty() {
+            remove(&path)?
+        } else {
+            put_aside(&path)?
+        }
+        path.parent().map_or(Ok(()), sync_dir)
+    }
+}
+
+impl Reading {
+    fn new(file: SegmentFile) -> Reading {
+        Reading {
+            file,
+            group: VecDeque::new(),
+            problems: Vec::new(),
+            stays: false,
+            ended: false,
+            stored: 0,
+            left: 0,
+        }
+    }
+
+    /// The next payload that is not stored, in the order in which they lie there.
+    fn next(&mut self) -> Option<Unstored> {
+        while self.group.is_empty() && !self.ended {
+            match self.file.find_next() {
+                Ok(Found::Group(_, group)) => self.take(&group),
+                Ok(Found::Damage(damage)) => self.problems.push(damage.to_string()),
+                Ok(Found::End(end)) => {
+                    self.ended = true;
+                    self.stays = matches!(end, End::Version(_));
+                    self.problems.extend(lost(&self.file));
+                    self.problems.extend(problem(end));
+                }
+                Ok(Found::Nothing) => unreachable!("a file's walk goes on"),
+                Err(error) => {
+                    (self.ended, self.stays) = (true, true);
+                    self.problems.push(unreadable(&error));
+                }
+            }
+        }
+        self.group.pop_front()
+    }
+
+    fn take(&mut self, group: &Group) {
+        let label = &group.head.label;
+        let origin = Origin::new(label.node.clone(), label.core as usize);
+        let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
+        self.group = unstored
+            .map(|payload| Unstored {
+                ordinal: payload.ordinal,
+                key: origin.key(payload.stamp),
+                payload: Payload::from(payload.bytes.to_vec()),
+            })
+            .collect();
+    }
+
+    fn settle(&mut self, ordinal: u32, stored: bool) {
+        if stored {
+            self.file.settle(ordinal);
+            self.stored += 1;
+        } else {
+            self.left += 1;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One segment as a command reads it: with plain reads that block, in the memory of one group. Of a process that is no
+//! more, or of one that lives, which is only looked at.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::format::scan::{Found, Scan};
+use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, records};
+use super::segment::Done;
+use crate::job::Stamp;
+
+/// A walk through a file.
+pub struct SegmentFile {
+    path: PathBuf,
+    file: File,
+    scan: Scan,
+    /// What was read last: the whole of a group that was found.
+    bytes: Vec<u8>,
+    /// What was noted, and what was settled since.
+    progress: Progress,
+    done: Done,
+    /// No progress is whole, and some was written.
+    progress_lost: bool,
+    /// The number of the next payload, if nothing is missing.
+    next_ordinal: u32,
+    /// Payloads in front of it that are neither there nor done.
+    missing: u64,
+}
+
+/// One payload in a group.
+pub struct Spooled<'a> {
+    /// Its number in the segment.
+    pub ordinal: u32,
+    pub stamp: Stamp,
+    pub bytes: &'a [u8],
+    /// Or dead-lettered: it needs nothing more.
+    pub is_stored: bool,
+}
+
+impl SegmentFile {
+    #[expect(clippy::disallowed_methods, reason = "called by the commands only")]
+    pub fn open(path: &Path) -> io::Result<SegmentFile> {
+        let file = File::open(path)?;
+        let file_bytes = file.metadata()?.len();
+        let mut bytes = vec![0; DATA_START.min(file_bytes) as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let noted = Progress::read(&bytes);
+        let torn = bytes.chunks(PROGRESS_BYTES as usize).any(Progress::is_torn);
+        let scan = Scan::new(file_bytes, noted.as_ref());
+        let progress_lost = noted.is_none() && torn;
+        let mut progress = noted.unwrap_or_default();
+        let mut done = Done::default();
+        if !progress.complete {
+            progress.done.drain(..).for_each(|range| done.insert(range));
+        }
+        Ok(SegmentFile {
+            path: path.to_owned(),
+            file,
+            scan,
+            bytes,
+            progress,
+            done,
+            progress_lost,
+            next_ordinal: 0,
+            missing: 0,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What comes next; after the end nothing does.
+    pub fn find_next(&mut self) -> io::Result<Found> {
+        loop {
+            let wanted = self.scan.wants();
+            self.bytes.resize((wanted.end - wanted.start) as usize, 0);
+            self.file.read_exact_at(&mut self.bytes, wanted.start)?;
+            match self.scan.feed(&self.bytes) {
+                Found::Nothing => {}
+                Found::Group(at, group) => {
+                    self.pass(&group);
+                    return Ok(Found::Group(at, group));
+                }
+                found => return Ok(found),
+            }
+        }
+    }
+
+    fn pass(&mut self, group: &Group) {
+        let head = &group.head;
+        let before = self.next_ordinal..head.first_ordinal;
+        self.missing += before.filter(|ordinal| !self.done.contains(*ordinal)).count() as u64;
+        self.next_ordinal = head.first_ordinal.saturating_add(group.payloads);
+        if self.progress.complete {
+            // A new use has begun, of which nothing was noted yet.
+            let serial = self.progress.serial;
+            self.progress = Progress { serial, ..Progress::default() };
+        }
+        self.progress.id = head.label.id;
+        self.progress.groups = self.progress.groups.max(head.number + 1);
+    }
+
+    /// The payloads of `group`, which was found last.
+    pub fn payloads(&self, group: &Group) -> impl Iterator<Item = Spooled<'_>> {
+        let mut next = group.head.first_ordinal;
+        records(&group.head, &self.bytes).flat_map(move |record| {
+            let ordinals = next..;
+            next += record.count();
+            let Stamp { unix_nanos, seq } = record.first;
+            record.spans().zip(ordinals.zip(seq..)).map(move |(span, (ordinal, seq))| Spooled {
+                ordinal,
+                stamp: Stamp { unix_nanos, seq },
+                bytes: &record.payloads[span.range()],
+                is_stored: self.done.contains(ordinal),
+            })
+        })
+    }
+
+    /// Payloads that were synced and are not there any more, as far as has been read.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Whether what had been stored is not known.
+    pub fn progress_is_lost(&self) -> bool {
+        self.progress_lost
+    }
+
+    /// Whether anything was ever put into it.
+    pub fn was_used(&self) -> bool {
+        self.progress.id > 0
+    }
+
+    /// The payload with this number is stored.
+    pub fn settle(&mut self, ordinal: u32) {
+        self.done.fill(ordinal..ordinal + 1);
+    }
+
+    /// Writes what has been settled, durably, for whoever reads the file next.
+    pub fn note_progress(&mut self) -> io::Result<()> {
+        self.progress.serial += 1;
+        self.progress.done = self.done.ranges().collect();
+        let mut buffer = vec![0; self.progress.bytes()];
+        self.progress.write(&mut buffer);
+        let file = OpenOptions::new().write(true).open(&self.path)?;
+        file.write_all_at(&buffer, self.progress.place())?;
+        file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests;
