@@ -195,6 +195,7 @@ impl Segment {
         use_of.serial = progress.serial;
         if !progress.complete {
             use_of.id = progress.id;
+            use_of.groups = progress.groups;
             use_of.groups_end = progress.groups_end;
             progress.done.into_iter().for_each(|range| use_of.done.insert(range));
         }
@@ -224,6 +225,11 @@ impl Segment {
     /// What is missing in it was reported; it must not be used again.
     pub fn note_damage(&self) {
         self.damaged.set(true);
+    }
+
+    /// It holds nothing of ours, or nothing that this version reads: it stays as it is, for whom it belongs to.
+    pub fn is_strange(&self) -> bool {
+        self.damaged.get() && self.use_of.borrow().payloads == 0
     }
 
     /// It may be used again.
