@@ -24,6 +24,9 @@ mod faults;
 mod framing;
 mod limits;
 mod smoke;
+mod spool;
+mod spool_crash;
+mod spool_disk;
 mod start;
 
 mod s3_answers;
