@@ -19,7 +19,7 @@ use futures_lite::{AsyncReadExt, FutureExt};
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 
 use crate::accept::{accept_loop, into_glommio_stream};
 use crate::admit::{Admission, Budget};
@@ -303,6 +303,7 @@ const SLICE: Duration = Duration::from_millis(2);
 pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let name = format!("millrace-core-{}", setup.core_id);
     let bell = setup.doorbell.try_clone()?;
+    let tick = ticker(setup.core_id)?;
     std::thread::Builder::new().name(name).spawn(move || {
         let _farewell = Farewell { cells: setup.cells, bell };
         let executor = LocalExecutorBuilder::new(Placement::Fixed(setup.core_id))
@@ -312,12 +313,38 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
             .blocking_thread_pool_placement(setup.blocking.clone())
             .make();
         match executor {
-            Ok(executor) => executor.run(run(setup)),
+            Ok(executor) => executor.run(async {
+                glommio::spawn_local(hear(tick)).detach();
+                run(setup).await;
+            }),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
         }
     })
+}
+
+/// How often a core hears from outside. An executor whose [`SLICE`] ends between its looks at the rings and at its tasks
+/// (glommio 0.9, `run_task_queues`) takes that for having no tasks and sleeps, with tasks that are ready and timers that
+/// nobody has set, until the kernel has news for it. On a busy host one start in fifty did, for ever.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A thread that sends a byte every [`TICK`], until nobody is there to hear it.
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, which is not on a core")]
+fn ticker(core_id: usize) -> std::io::Result<Socket> {
+    let (mut ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+    let tick = move || {
+        while ours.write(b".").is_ok() {
+            std::thread::sleep(TICK);
+        }
+    };
+    std::thread::Builder::new().name(format!("millrace-tick-{core_id}")).spawn(tick)?;
+    Ok(theirs)
+}
+
+async fn hear(tick: Socket) {
+    let mut ticks = into_glommio_stream(tick);
+    while matches!(ticks.read(&mut [0; 64]).await, Ok(1..)) {}
 }
 
 /// Tells control that the thread has ended, however it did.
