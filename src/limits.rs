@@ -116,7 +116,7 @@ impl Limits {
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
-        let spool_files = c.spool.as_ref().map_or(0, |spool| spool::files(spool));
+        let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
         let core_files = |connections: usize| {
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + spool_files

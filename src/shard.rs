@@ -327,6 +327,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
 /// How often a core hears from outside. An executor whose [`SLICE`] ends between its looks at the rings and at its tasks
 /// (glommio 0.9, `run_task_queues`) takes that for having no tasks and sleeps, with tasks that are ready and timers that
 /// nobody has set, until the kernel has news for it. On a busy host one start in fifty did, for ever.
+/// Known gap: an executor that does so before its first task has run does not listen yet.
 const TICK: Duration = Duration::from_millis(100);
 
 /// A thread that sends a byte every [`TICK`], until nobody is there to hear it.

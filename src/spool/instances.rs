@@ -124,10 +124,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
     |source| SpoolDirError::Io { path, source }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "called off the executors or on their blocking thread"
-)]
 impl Home {
     /// Makes this process's directory, with one below for each of `cores`. One that an earlier process of the same name
     /// has left gets another name, to be adopted like any other.
@@ -264,7 +260,6 @@ pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
 }
 
 /// The lock of one process's directory; `None` when that process lives.
-#[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
     let file = open_lock(&instance.join(LOCK))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
