@@ -24,7 +24,7 @@ use crate::accept;
 use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
-use crate::deadline::{tick, within};
+use crate::deadline::{stay_awake, within};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
@@ -66,7 +66,7 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
         .make()
         .map_err(|error| format!("the control executor does not start: {error}"))?;
     Ok(executor.run(async {
-        glommio::spawn_local(tick()).detach();
+        glommio::spawn_local(stay_awake()).detach();
         main.await
     }))
 }

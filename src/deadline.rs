@@ -65,16 +65,25 @@ impl Alarm {
     }
 }
 
-/// How often an executor wakes up with nothing to do, see [`tick`].
-const TICK: Duration = Duration::from_millis(50);
+/// How often an executor is woken that may have nothing to do.
+const WAKE_EVERY: Duration = Duration::from_millis(50);
 
-/// Runs on every executor for as long as it lives. glommio 0.9 has been seen to sleep on after a file operation had
-/// completed, in about one of 10,000 while the machine was busy starting things: without a timer, for ever. This one
-/// bounds such a sleep, at 20 short wake-ups a second.
-pub async fn tick() {
-    loop {
-        glommio::timer::sleep(TICK).await;
+/// Runs on every executor. An executor of glommio 0.9 whose time slice ends between its look at the rings and its look at
+/// its tasks (`run_task_queues`) takes that for having no tasks, and sleeps although some are ready, with timers that are
+/// still to be set; on a busy host one start in fifty slept for ever. So a thread of its own wakes each executor, by a
+/// task of no use: 20 short wake-ups a second, and no such sleep lasts longer.
+pub async fn stay_awake() {
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which is not on a core")]
+    let wake = move || loop {
+        std::thread::sleep(WAKE_EVERY);
+        waker.wake_by_ref();
+    };
+    let thread = std::thread::Builder::new().name("millrace-wake".to_owned());
+    if let Err(error) = thread.spawn(wake) {
+        tracing::warn!("no thread to wake this executor: {error}");
     }
+    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::body::BodyReader;
 use crate::config::Config;
 use crate::conn::{self, ConnState};
 use crate::deadletter::{DeadLetters, Letter};
-use crate::deadline::{tick, within};
+use crate::deadline::{stay_awake, within};
 use crate::job::{Job, Origin, Stamp};
 use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
 use crate::log::Throttle;
@@ -347,7 +347,7 @@ async fn run(mut setup: Setup) {
         }
     };
     net.set_spin(setup.config.spin);
-    glommio::spawn_local(tick()).detach();
+    glommio::spawn_local(stay_awake()).detach();
     let core = Core::new(&mut setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");

@@ -48,7 +48,7 @@ impl SegmentFile {
         file.read_exact_at(&mut bytes, 0)?;
         let noted = Progress::read(&bytes);
         let torn = bytes.chunks(PROGRESS_BYTES as usize).any(Progress::is_torn);
-        let scan = Scan::new(file_bytes, noted.as_ref());
+        let scan = Scan::new(file_bytes, &bytes);
         let progress_lost = noted.is_none() && torn;
         let mut progress = noted.unwrap_or_default();
         let mut done = Done::default();

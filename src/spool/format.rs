@@ -397,6 +397,14 @@ impl Progress {
         let places = bytes.chunks(PROGRESS_BYTES as usize).take(2);
         places.filter_map(Progress::read_one).max_by_key(|progress| progress.serial)
     }
+
+    /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a file, if perhaps not
+    /// whole.
+    fn may_be_torn(bytes: &[u8]) -> bool {
+        bytes
+            .chunks(PROGRESS_BYTES as usize)
+            .all(|place| place.starts_with(&PROGRESS_MAGIC) || place.iter().all(|byte| *byte == 0))
+    }
 }
 
 #[cfg(test)]

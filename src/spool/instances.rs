@@ -5,7 +5,7 @@
 //! SPOOL_DIR/.lock              held for a moment while a process comes, goes, or takes over what another left
 //! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
 //! SPOOL_DIR/NODE/core-3/7.seg  a segment
-//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name
+//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it holds its lock
 //! SPOOL_DIR/quarantine/        files that were not as they were written
 //! ```
 //!
@@ -132,10 +132,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
     |source| SpoolDirError::Io { path, source }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "called off the executors or on their blocking thread"
-)]
 impl Home {
     /// Makes this process's directory, with one below for each of `cores`. One that an earlier process of the same name
     /// has left gets another name, to be adopted like any other.
@@ -147,8 +143,7 @@ impl Home {
             if try_lock(&path).map_err(at(&path))?.is_none() {
                 return Err(SpoolDirError::InUse { node: node.to_owned() });
             }
-            let aside = spool_dir.join(format!("{node}~{:016x}", fastrand::u64(..)));
-            fs::rename(&path, aside).map_err(at(&path))?;
+            set_aside(&path).map_err(at(&path))?;
         }
         let made = (|| {
             create_dir(&path)?;
@@ -194,11 +189,13 @@ impl Home {
         for path in new {
             // Removed meanwhile, or its process lives.
             let Some(lock) = try_lock(&path).ok().flatten() else { continue };
-            let found = segments_of(&path).map_err(at(&path))?;
-            if found.is_empty() {
+            if segments_of(&path).map_err(at(&path))?.is_empty() {
                 remove_empty(&path);
                 continue;
             }
+            // The name is for its owner to come back under, however long this takes.
+            let path = set_aside(&path).map_err(at(&path))?;
+            let found = segments_of(&path).map_err(at(&path))?;
             let bytes: u64 = found.iter().map(|(_, bytes)| bytes).sum();
             tracing::info!(
                 segments = found.len(),
@@ -217,6 +214,18 @@ impl Home {
         }
         Ok(())
     }
+}
+
+/// Gives the directory of a process that is no more a name that no process has; returns it.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+fn set_aside(instance: &Path) -> io::Result<PathBuf> {
+    let name = instance.file_name().expect("below the spool directory").to_string_lossy();
+    if name.contains('~') {
+        return Ok(instance.to_owned());
+    }
+    let aside = instance.with_file_name(format!("{name}~{:016x}", fastrand::u64(..)));
+    fs::rename(instance, &aside)?;
+    Ok(aside)
 }
 
 fn core_dir(instance: &Path, core: usize) -> PathBuf {

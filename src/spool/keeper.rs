@@ -93,9 +93,12 @@ impl Spool {
             let adopted = self.adopted.borrow().iter().find(finished).cloned();
             let Some(segment) = own.or(adopted) else { break };
             // Synced, for groups of the next use must not be taken for this one's damage.
-            let noted = match segment.write_progress(true).await {
-                Ok(()) => segment.sync().await,
-                Err(error) => Err(error),
+            let noted = match () {
+                () if segment.is_strange() => Ok(()),
+                () => match segment.write_progress(true).await {
+                    Ok(()) => segment.sync().await,
+                    Err(error) => Err(error),
+                },
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {

@@ -14,7 +14,7 @@ use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, records};
-use super::instances::{self, Orphan};
+use super::instances::{self, Orphan, put_aside};
 use super::segment::Segment;
 use super::{Place, Spool};
 use crate::admit::Need;
@@ -196,10 +196,16 @@ impl Spool {
     async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
-            // Its process was just about to make it.
-            let remove = path.clone();
+            // Empty: its process was just about to make it.
+            let empty = orphan.bytes == 0;
+            if !empty {
+                tracing::error!("{} is no spool segment", path.display());
+            }
             let finish = move || {
-                let _stays_if_not = instances::remove(&remove);
+                let gone = if empty { instances::remove(&path) } else { put_aside(&path) };
+                if let Err(error) = gone {
+                    tracing::warn!("{} could not be taken away: {error}", path.display());
+                }
                 orphan.finished();
             };
             glommio::executor().spawn_blocking(finish).await;
@@ -208,8 +214,8 @@ impl Spool {
         let opened = async {
             let segment = Segment::adopt(orphan, self.keeper.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
+            let scan = Scan::new(segment.bytes(), &head);
             let progress = Progress::read(&head);
-            let scan = Scan::new(segment.bytes(), progress.as_ref());
             segment.resume(progress);
             io::Result::Ok((Rc::new(segment), scan))
         };

@@ -233,6 +233,11 @@ impl Segment {
         self.damaged.set(true);
     }
 
+    /// It holds nothing of ours, or nothing that this version reads: it stays as it is, for whom it belongs to.
+    pub fn is_strange(&self) -> bool {
+        self.damaged.get() && self.use_of.borrow().payloads == 0
+    }
+
     /// It may be used again.
     pub fn is_reusable(&self) -> bool {
         let failed = self.use_of.borrow().groups_end.is_some();

@@ -120,7 +120,7 @@ impl Folder {
         let written = async {
             write_synced(&temporary, payload).await.map_err(blame_store)?;
             let renamed = glommio::io::rename(&temporary, &path).await;
-            renamed.map_err(|error| blame_key(error.into()))
+            renamed.map_err(|error| blame_key(error.into(), self.is_nested(&path)))
         };
         if let Err(error) = written.await {
             // Somebody removed a directory under us: the next try makes it again.
@@ -130,6 +130,11 @@ impl Folder {
             return Err(error);
         }
         directory.sync().await.map_err(blame_store)
+    }
+
+    /// Whether `path`'s key names directories below the store's own.
+    fn is_nested(&self, path: &Path) -> bool {
+        path.parent() != Some(&self.root)
     }
 
     fn temporary(&self, number: u64) -> PathBuf {
@@ -178,7 +183,7 @@ fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
     if !root.join(TEMPORARY).exists() {
         create_root_synced(root).map_err(blame_store)?;
     }
-    std::fs::create_dir_all(path).map_err(blame_key)?;
+    std::fs::create_dir_all(path).map_err(|error| blame_key(error, path != root))?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
         std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
     }
@@ -235,15 +240,19 @@ fn blame_store(error: io::Error) -> PutError {
 }
 
 /// A failure on a path made from the key, in a store that works: the key may be one that no file can have, or lie
-/// above or below another object's.
-fn blame_key(error: io::Error) -> PutError {
+/// above or below another object's. Only if it is `nested` can what stands in a directory's place be another object:
+/// else that is the store's own, which may be replaced between two steps of a put.
+fn blame_key(error: io::Error, nested: bool) -> PutError {
     use ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
-    match error.kind() {
-        InvalidFilename | IsADirectory | NotADirectory | AlreadyExists => {
-            PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
-        }
-        _ => blame_store(error),
+    let at_fault = match error.kind() {
+        InvalidFilename | IsADirectory => true,
+        NotADirectory | AlreadyExists => nested,
+        _ => false,
+    };
+    if !at_fault {
+        return blame_store(error);
     }
+    PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
 }
 
 /// One directory whose syncs are shared: a caller joins the next sync that starts after it asked. Callers wait to the
@@ -628,13 +637,18 @@ mod tests {
     #[test]
     fn failures_are_classified_by_whose_path_it_was() {
         use ErrorKind::*;
-        let both = |kind: ErrorKind| (blame_store(kind.into()).class, blame_key(kind.into()).class);
+        let key = |kind: ErrorKind, nested| blame_key(kind.into(), nested).class;
+        let both = |kind: ErrorKind| (blame_store(kind.into()).class, key(kind, true));
         for kind in [StorageFull, QuotaExceeded, ReadOnlyFilesystem, PermissionDenied, NotFound] {
             assert_eq!(both(kind), (Class::StoreWide, Class::StoreWide), "{kind:?}");
         }
         for kind in [NotADirectory, IsADirectory, AlreadyExists] {
             assert_eq!(both(kind), (Class::StoreWide, Class::Object), "{kind:?}");
         }
+        let flat = [InvalidFilename, IsADirectory, NotADirectory, AlreadyExists];
+        let [name, directory, parent, made] = flat.map(|kind| key(kind, false));
+        assert_eq!([name, directory], [Class::Object; 2]);
+        assert_eq!([parent, made], [Class::StoreWide; 2], "the store's directory was replaced");
         assert_eq!(both(FileTooLarge), (Class::Object, Class::Object));
         for kind in [Interrupted, TimedOut, Other, ResourceBusy] {
             assert_eq!(both(kind), (Class::Transient, Class::Transient), "{kind:?}");

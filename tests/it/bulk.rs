@@ -66,7 +66,7 @@ fn every_accepted_payload_is_found_once_in_a_bucket() {
     run(&target, from_env("MILLRACE_TEST_PAYLOADS").unwrap_or(4_000));
 }
 
-fn from_env(name: &str) -> Option<usize> {
+pub fn from_env(name: &str) -> Option<usize> {
     std::env::var(name).ok().map(|text| text.parse().expect("a whole number"))
 }
 
@@ -230,7 +230,7 @@ fn post_some(
 }
 
 /// A JSON value of any kind that holds `id`, in a form that re-encoding would change.
-fn payload(id: usize, rng: &mut fastrand::Rng) -> String {
+pub fn payload(id: usize, rng: &mut fastrand::Rng) -> String {
     let filler = rng.usize(..400);
     let filler: String = (0..filler).map(|_| ['a', 'é', '☃', ' ', '7'][rng.usize(..5)]).collect();
     match rng.u8(..5) {

@@ -24,7 +24,10 @@ mod faults;
 mod framing;
 mod limits;
 mod smoke;
+mod spool;
 mod spool_commands;
+mod spool_crash;
+mod spool_disk;
 mod spool_outage;
 mod start;
 

@@ -24,6 +24,8 @@ pub struct Scan {
     groups_end: u32,
     /// Groups that were synced, as progress says.
     groups_synced: u32,
+    /// Where progress belongs there is something else.
+    foreign: bool,
     state: State,
 }
 
@@ -99,8 +101,11 @@ pub enum End {
 }
 
 impl Scan {
-    /// A walk through a whole file of `file_bytes`, in whose first [`DATA_START`] bytes `progress` was found.
-    pub fn new(file_bytes: u64, progress: Option<&Progress>) -> Scan {
+    /// A walk through a whole file of `file_bytes`, of which `head` are the first [`DATA_START`].
+    pub fn new(file_bytes: u64, head: &[u8]) -> Scan {
+        let progress = Progress::read(head);
+        let foreign = progress.is_none() && !Progress::may_be_torn(head);
+        let progress = progress.as_ref();
         let open = progress.filter(|progress| !progress.complete);
         let completed = progress.filter(|progress| progress.complete);
         Scan {
@@ -112,13 +117,14 @@ impl Scan {
             completed: completed.map(|progress| progress.id),
             groups_end: open.and_then(|progress| progress.groups_end).unwrap_or(u32::MAX),
             groups_synced: open.map_or(0, |progress| progress.groups),
+            foreign,
             state: State::Start,
         }
     }
 
     /// A walk from group `number` of segment `id` on, which lies `at` there.
     pub fn from(file_bytes: u64, id: u64, at: u64, number: u32) -> Scan {
-        Scan { at, id: Some(id), number, ..Scan::new(file_bytes, None) }
+        Scan { at, id: Some(id), number, ..Scan::new(file_bytes, &[]) }
     }
 
     pub fn file_bytes(&self) -> u64 {
@@ -226,6 +232,7 @@ impl Scan {
             (Bad::Torn(why), _) => End::Torn { at: self.at, why },
             (Bad::Version(version), _) if unknown => End::Version(version),
             (Bad::Garbage, _) if unknown => End::Foreign,
+            _ if unknown && self.foreign => End::Foreign,
             _ => End::Clean,
         })
     }
@@ -233,8 +240,7 @@ impl Scan {
 
 /// Walks through a file that is whole in memory; `visit` hears everything that is found, with a group's own bytes.
 pub fn walk(file: &[u8], mut visit: impl FnMut(Found, &[u8])) {
-    let progress = Progress::read(&file[..file.len().min(DATA_START as usize)]);
-    let mut scan = Scan::new(file.len() as u64, progress.as_ref());
+    let mut scan = Scan::new(file.len() as u64, &file[..file.len().min(DATA_START as usize)]);
     loop {
         let wanted = scan.wants();
         let bytes = &file[wanted.start as usize..wanted.end as usize];

@@ -75,6 +75,15 @@ impl Server {
 
     /// Starts in a directory that an earlier server may have left.
     pub fn start_in(dir: Arc<tempfile::TempDir>, settings: &[(&str, &str)]) -> Server {
+        Server::start_by(dir, settings, |_| {})
+    }
+
+    /// The same with the command changed, which must still become the binary.
+    pub fn start_by(
+        dir: Arc<tempfile::TempDir>,
+        settings: &[(&str, &str)],
+        change: impl FnOnce(&mut Command),
+    ) -> Server {
         let mut all = vec![
             ("LISTEN", "127.0.0.1:0"),
             ("ADMIN_LISTEN", "127.0.0.1:0"),
@@ -84,8 +93,9 @@ impl Server {
         ];
         all.retain(|(name, _)| settings.iter().all(|(set, _)| set != name));
         all.extend_from_slice(settings);
-        let mut child =
-            command(dir.path(), &[], &all).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let mut command = command(dir.path(), &[], &all);
+        change(&mut command);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let sink = log.clone();
@@ -251,7 +261,7 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 8] = [
+const GAUGES: [&str; 12] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
@@ -259,6 +269,10 @@ const GAUGES: [&str; 8] = [
     "millrace_room_waiters",
     "millrace_ack_waiters",
     "millrace_workers_busy",
+    "millrace_spool_payloads",
+    "millrace_spool_pending_bytes",
+    "millrace_spool_overflowing",
+    "millrace_spool_failing",
     "millrace_store_failing",
 ];
 
@@ -337,11 +351,16 @@ impl Reply {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).unwrap();
+        Client::try_connect(address).unwrap()
+    }
+
+    /// The same, unless nobody listens.
+    pub fn try_connect(address: SocketAddr) -> Option<Client> {
+        let stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Client { stream, unread: Vec::new() }
+        Some(Client { stream, unread: Vec::new() })
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -414,13 +433,12 @@ pub fn request(body: &[u8], headers: &str) -> Vec<u8> {
 impl Server {
     /// Makes the `file:` store in `data` fail as a whole: a file stands where its directory was.
     pub fn break_store(&self) {
-        std::fs::rename(self.path("data"), self.path("data-away")).unwrap();
-        std::fs::write(self.path("data"), "in the way").unwrap();
+        std::fs::write(self.path("data-away"), "in the way").unwrap();
+        exchange_data(self.dir.path());
     }
 
     pub fn mend_store(&self) {
-        std::fs::remove_file(self.path("data")).unwrap();
-        std::fs::rename(self.path("data-away"), self.path("data")).unwrap();
+        mend_store(self.dir.path());
     }
 
     /// Waits until `/readyz` answers `status`, and gives its text.
@@ -460,6 +478,19 @@ impl Server {
     pub fn count_logged(&self, text: &str) -> usize {
         self.log().iter().filter(|line| line.to_string().contains(text)).count()
     }
+}
+
+/// Ends what [`Server::break_store`] did, also when the server is no more.
+pub fn mend_store(dir: &Path) {
+    exchange_data(dir);
+    std::fs::remove_file(dir.join("data-away")).unwrap();
+}
+
+/// In one step: with nothing in its place for a moment, the store would make its directory anew.
+fn exchange_data(dir: &Path) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let [data, away] = ["data", "data-away"].map(|name| dir.join(name));
+    renameat_with(CWD, data, CWD, away, RenameFlags::EXCHANGE).unwrap();
 }
 
 /// Waits until `done` says so.
@@ -590,4 +621,68 @@ pub fn chunked_request(pieces: &[&[u8]], headers: &str) -> Vec<u8> {
     }
     request.extend_from_slice(b"0\r\n\r\n");
     request
+}
+
+// What the spool's scenarios need on top.
+
+/// The header of a request that is to be on the disk before its 200.
+pub const SPOOLED: &str = "millrace-ack: spooled\r\n";
+
+impl Server {
+    /// One POST of `payloads`, JSON texts, to the spool, on a connection of its own.
+    pub fn spool(&self, payloads: &[impl AsRef<str>]) -> Reply {
+        self.connect().spool(payloads)
+    }
+
+    /// SIGKILL, and what is left.
+    pub fn kill(self) -> Stopped {
+        self.signal("KILL");
+        self.wait_stopped()
+    }
+
+    /// Waits until every gauge is back at zero, and nothing of an earlier process is left to be brought back.
+    pub fn wait_spool_empty(&self) {
+        wait_for("all spools of earlier processes to be empty", || {
+            !self.admin("/readyz").body.contains("being replayed")
+        });
+        self.wait_idle();
+    }
+}
+
+impl Stopped {
+    /// The objects of the `file:` store in `data`, the default.
+    pub fn stored(&self) -> BTreeMap<String, Vec<u8>> {
+        files(&self.dir.path().join("data"))
+    }
+
+    /// Log lines of level ERROR.
+    pub fn errors(&self) -> Vec<&Value> {
+        self.log.iter().filter(|line| line["level"] == "ERROR").collect()
+    }
+}
+
+impl Client {
+    /// A POST of `payloads`, JSON texts, to the spool, and its reply.
+    pub fn spool(&mut self, payloads: &[impl AsRef<str>]) -> Reply {
+        self.send(request(collection(payloads).as_bytes(), SPOOLED));
+        self.reply()
+    }
+
+    /// Sends one request to a server that may die meanwhile; `None` when there was no whole reply, which is JSON.
+    pub fn try_request(&mut self, request: &[u8]) -> Option<Reply> {
+        if !self.try_send(request) {
+            return None;
+        }
+        let mut buffer = [0; 4096];
+        loop {
+            let head_end = self.unread.windows(4).position(|window| window == b"\r\n\r\n");
+            if head_end.is_some() && self.unread.ends_with(b"}") {
+                return Some(self.reply());
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(n) if n > 0 => self.unread.extend_from_slice(&buffer[..n]),
+                _ => return None,
+            }
+        }
+    }
 }
