@@ -9,17 +9,20 @@
 //!           listener i                            nothing slots  number   → stored | dead letter
 //! ```
 //!
+//! A request that asks for more than `queued` waits in `ack`: for the store, or for the `spool`, which puts it on the disk
+//! before the ring, holds what the ring has no room for, and takes up what crashed processes have left.
+//!
 //! `shard` builds one such core and stops it; `control` is the unpinned executor beside the cores, which owns
 //! signals, the admin listener, names and credentials. `main` reads the configuration, looks at the host
 //! (`preflight`) and hands over to `control`.
 //!
 //! Invariants, each kept where it is named:
 //!
-//! 1. Nothing acknowledged is silently lost: stored, dead-lettered, or counted and reported (`worker`, `shard`).
+//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`worker`, `shard`).
 //! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `admit`, `body`).
 //! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`ring`, `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`admit::Permit`, `metrics`).
-//! 5. No two objects share a key; a retry writes the same key again (`job::Stamp`).
+//! 5. No two objects share a key; a retry or replay writes the same key again (`job::Stamp`).
 //! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`worker`, `control`).
 
 #![deny(unsafe_code)]
