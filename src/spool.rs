@@ -113,8 +113,6 @@ pub struct Spool {
     spares: RefCell<Vec<Rc<Segment>>>,
     /// Held while a file is made.
     making: Semaphore,
-    /// The writer waits for it.
-    wanted: Cell<bool>,
     /// Names of files and ids of their uses, which never repeat while this process lives.
     next_number: Cell<u64>,
     /// The first payloads that lie on disk only; `None` while the reader has caught up.
@@ -222,7 +220,6 @@ impl Spool {
             adopted: RefCell::default(),
             spares: RefCell::default(),
             making: Semaphore::new(1),
-            wanted: Cell::new(false),
             next_number: Cell::new(1),
             behind: RefCell::default(),
             overflowed: Signal::default(),
@@ -375,10 +372,7 @@ impl Spool {
             last.close(false);
         }
         if self.spares.borrow().is_empty() {
-            self.wanted.set(true);
-            let made = self.make_spare().await;
-            self.wanted.set(false);
-            made.map_err(|error| match error {
+            self.make_spare().await.map_err(|error| match error {
                 NoSpare::Full => SpoolError::Full,
                 NoSpare::Io(error) => {
                     self.fail(&error);

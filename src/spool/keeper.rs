@@ -61,7 +61,7 @@ impl Spool {
         let number = self.next_number.replace(self.next_number.get() + 1);
         let path = self.setup.dir.join(format!("{number}.{SEGMENT}"));
         let made = async {
-            let segment = Segment::create(&path, bytes, self.keeper.clone(), &self.wanted).await?;
+            let segment = Segment::create(&path, bytes, self.keeper.clone()).await?;
             let dir = self.setup.dir.clone();
             glommio::executor().spawn_blocking(move || sync_dir(&dir)).await?;
             io::Result::Ok(segment)
