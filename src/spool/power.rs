@@ -21,10 +21,6 @@ pub(super) enum Event {
     WriteEnds {
         write: usize,
     },
-    /// Likewise, and this one is on the disk for certain.
-    WriteEndsSynced {
-        write: usize,
-    },
     SyncBegins {
         path: PathBuf,
     },
@@ -74,10 +70,6 @@ pub(super) fn write_ends(write: usize) {
     note(|| Event::WriteEnds { write });
 }
 
-pub(super) fn write_ends_synced(write: usize) {
-    note(|| Event::WriteEndsSynced { write });
-}
-
 pub(super) fn sync_begins(path: &Path) -> usize {
     note(|| Event::SyncBegins { path: path.to_owned() })
 }
@@ -102,9 +94,6 @@ impl Disk {
         // A sync covers what had ended when it began; nothing says so of what was still under way.
         let mut synced = vec![false; count];
         for event in events {
-            if let Event::WriteEndsSynced { write } = event {
-                synced[*write] = true;
-            }
             let Event::SyncEnds { sync } = event else { continue };
             let Event::SyncBegins { path: of } = &events[*sync] else { unreachable!() };
             for ended in &events[..*sync] {

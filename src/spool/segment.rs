@@ -26,8 +26,6 @@ const ZEROS_BYTES: usize = 256 << 10;
 /// A file of the spool, open.
 pub struct Segment {
     file: DmaFile,
-    /// The same, with every write synced by itself (`O_DSYNC`); none for an adopted one, which gets no groups.
-    synced: Option<DmaFile>,
     path: PathBuf,
     bytes: u64,
     pub use_of: RefCell<Use>,
@@ -101,11 +99,8 @@ impl Segment {
         let new = path.to_owned();
         glommio::executor().spawn_blocking(move || create_file(&new, bytes)).await?;
         let file = OpenOptions::new().read(true).write(true).dma_open(path).await?;
-        let dsync = rustix::fs::OFlags::DSYNC.bits() as i32;
-        let synced = OpenOptions::new().write(true).custom_flags(dsync).dma_open(path).await?;
         let segment = Segment {
             file,
-            synced: Some(synced),
             path: path.to_owned(),
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
@@ -130,7 +125,6 @@ impl Segment {
         let bytes = file.file_size().await?;
         Ok(Segment {
             file,
-            synced: None,
             path,
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
@@ -156,22 +150,6 @@ impl Segment {
     /// Room for a write of `bytes`, whole blocks.
     pub fn buffer(&self, bytes: usize) -> DmaBuffer {
         self.file.alloc_dma_buffer(bytes)
-    }
-
-    /// Writes all of `buffer`, and returns when it is on the disk. As good as a write and an `fdatasync` after it, in one
-    /// operation: on a busy core each has to wait until it is seen to have ended, half a millisecond or so.
-    pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
-        let file = self.synced.as_ref().expect("an adopted segment gets no groups");
-        #[cfg(test)]
-        let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
-        let length = buffer.len();
-        let written = file.write_at(buffer, at).await?;
-        if written < length {
-            return Err(io::Error::new(io::ErrorKind::WriteZero, "the disk took part of a write"));
-        }
-        #[cfg(test)]
-        super::power::write_ends_synced(noted);
-        Ok(())
     }
 
     /// Writes all of `buffer`.

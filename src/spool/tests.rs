@@ -518,8 +518,7 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     let many = std::env::var("MILLRACE_TEST_POWER_CUTS").ok().and_then(|text| text.parse().ok());
     let samples = many.unwrap_or(4);
     let events = recorded(seed, 120);
-    let used_again =
-        events.iter().filter(|event| matches!(event, Event::WriteEndsSynced { .. })).count();
+    let used_again = events.iter().filter(|event| matches!(event, Event::SyncEnds { .. })).count();
     assert!(used_again > 100, "{used_again} syncs");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut cuts = 0;
