@@ -94,7 +94,7 @@ impl Use {
 
 impl Segment {
     /// A new file of `bytes`, filled with zeros and synced: where room is only allocated, each sync has to change the file's
-    /// metadata as well, which was seen to take 4 ms instead of 0.2. Its name is not yet durable.
+    /// metadata as well, nearly twice the time. Its name is not yet durable.
     pub async fn create(path: &Path, bytes: u64, keeper: Rc<Signal>) -> io::Result<Segment> {
         let new = path.to_owned();
         glommio::executor().spawn_blocking(move || create_file(&new, bytes)).await?;
@@ -152,7 +152,8 @@ impl Segment {
         self.file.alloc_dma_buffer(bytes)
     }
 
-    /// Writes all of `buffer`.
+    /// Writes all of `buffer`. Not with `O_DSYNC`, which would save the sync: such a write ends on a kernel thread of whatever
+    /// core the disk's interrupt came to, and behind a busy process there each took a scheduler's tick, 4 ms.
     pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
