@@ -259,7 +259,7 @@ impl Spool {
         let need = Need::of(spans.len(), body.retained());
         // The longest request must fit when nothing else waits.
         let room = self.setup.options.pending - body.retained();
-        body.move_to(&self.pending, (spans.len() * size_of::<Span>()).min(room))?;
+        body.move_to(&self.pending, size_of_val(spans).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
         self.waiting.borrow_mut().push_back(Waiting {
