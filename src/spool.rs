@@ -9,7 +9,7 @@
 //! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
 //! one does, until the reader has caught up.
 //!
-//! Tasks of one core: the writer here, the [`reader`], and the [`keeper`], which notes progress and makes room.
+//! Tasks of one core: the writer here, the `reader`, and the `keeper`, which notes progress and makes room.
 
 mod keeper;
 mod reader;

@@ -151,7 +151,7 @@ fn command() -> Command {
             --server-cores 0-7 --client-cores 8-15 --duration 30s --connections 512"))
         .arg(option("server-cores", "LIST", "Cores of the server, e.g. 0-7 [default: the first half]"))
         .arg(option("client-cores", "LIST", "Cores of load generator and sink [default: the second half]"))
-        .arg(option("duration", "TIME", "Measured part of a round").default_value("2s"))
+        .arg(option("duration", "TIME", "Measured part of a round").default_value("1500ms"))
         .arg(option("warm-up", "TIME", "Load before it").default_value("700ms"))
         .arg(option("rounds", "N", "Rounds of each server and lane").default_value("5"))
         .arg(option("connections", "N", "Client connections, in all [default: the lane's]"))
