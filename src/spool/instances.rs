@@ -178,7 +178,8 @@ impl Home {
             return Ok(());
         }
         let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
-        let others = others.into_iter().filter(|path| *path != self.path);
+        // Not what else there may be, such as a mount point's `lost+found`.
+        let others = others.into_iter().filter(|path| *path != self.path && is_instance(path));
         let new: Vec<PathBuf> =
             others.filter(|path| taken.iter().all(|left| left.path != *path)).collect();
         if new.is_empty() {
