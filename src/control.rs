@@ -157,6 +157,7 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         store_trouble: reach::watch(prepared.unreached, cells),
     };
     let admin = start_admin(&config, admin)?;
+    let spare = spare_cpus(&config.cores);
     let mut bells = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
@@ -180,7 +181,8 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
             spool: spools
                 .as_ref()
                 .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
-            blocking: blocking_placement(&config.cores),
+            blocking: blocking_placement(&spare),
+            spare_cpus: spare.clone(),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
         shard::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
@@ -196,11 +198,14 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     Ok(server)
 }
 
-/// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
-fn blocking_placement(cores: &[usize]) -> PoolPlacement {
+/// CPUs that the process may use and that are no data core's.
+fn spare_cpus(cores: &[usize]) -> Vec<usize> {
     let allowed = core_affinity::get_core_ids().unwrap_or_default();
-    let spare: Vec<usize> =
-        allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect();
+    allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect()
+}
+
+/// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
+fn blocking_placement(spare: &[usize]) -> PoolPlacement {
     match CpuSet::online() {
         Ok(online) if !spare.is_empty() => {
             PoolPlacement::Fenced(1, online.filter(|cpu| spare.contains(&cpu.cpu)))

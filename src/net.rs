@@ -1,13 +1,16 @@
-//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes costs no system call.
+//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes costs no system call; and
+//! the durable writes of its spool ([`File`]).
 //!
 //! Every operation is a submission; one task, the driver, hands all that were made since its last turn to the kernel in
 //! one call, takes what has completed and wakes who waits for it. It goes on as long as something completes, each turn
-//! after all other tasks have run, and then sleeps on glommio until the ring's bell rings. What is received arrives in
+//! after all other tasks have run. Then it naps in this ring for as long as `set_nap` says, which takes one call, and after that
+//! sleeps on glommio until the ring's bell rings. What is received arrives in
 //! buffers of a common pool, so a silent connection holds none; a receive is under way only while somebody waits for
 //! it, so what a reader leaves alone stays in the kernel and the peer is slowed down.
 //!
 //! glommio's streams poll, then receive: three system calls where this has a share of one.
 
+mod file;
 mod ring;
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +29,7 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+pub use file::File;
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 
 use crate::job::Payload;
@@ -45,11 +49,24 @@ thread_local! {
 pub struct Net {
     ring: RefCell<Ring>,
     sockets: RefCell<Slab<Entry>>,
+    files: RefCell<Slab<file::Entry>>,
     /// Sockets whose receive found no buffer.
     starved: RefCell<VecDeque<usize>>,
     /// The driver, while it sleeps.
     sleeper: RefCell<Option<Waker>>,
     spin: Cell<Duration>,
+    nap: Cell<Duration>,
+    /// Waits under way for what glommio sees and this ring does not.
+    elsewhere: Rc<Cell<usize>>,
+}
+
+/// While it lives, glommio is not kept from seeing what has ended on its rings; see [`elsewhere`].
+pub struct Elsewhere(Rc<Cell<usize>>);
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// One socket as the driver knows it; outlives its [`Stream`] until its operations have ended.
@@ -111,9 +128,12 @@ impl Net {
         let net = Rc::new(Net {
             ring: RefCell::new(ring),
             sockets: RefCell::default(),
+            files: RefCell::default(),
             starved: RefCell::default(),
             sleeper: RefCell::default(),
             spin: Cell::default(),
+            nap: Cell::default(),
+            elsewhere: Rc::default(),
         });
         glommio::spawn_local(drive(net.clone(), bell)).detach();
         Ok(net)
@@ -122,6 +142,17 @@ impl Net {
     /// How long the driver goes on looking when nothing completes, before it sleeps: trades CPU for latency.
     pub fn set_spin(&self, spin: Duration) {
         self.spin.set(spin);
+    }
+
+    /// How long the driver may sleep in its own ring before it lets glommio sleep. Meanwhile timers and whatever else glommio
+    /// waits for come late by as much, but for what is announced by [`elsewhere`].
+    pub fn set_nap(&self, nap: Duration) {
+        self.nap.set(nap);
+    }
+
+    /// Where the kernel may do what it cannot do at once: syncs, above all.
+    pub fn place_kernel_workers(&self, cpus: &[usize]) -> io::Result<()> {
+        self.ring.borrow().place_workers(cpus)
     }
 
     /// A connected stream socket.
@@ -198,8 +229,13 @@ impl Net {
 
     /// Hands over and takes in; true if anything had completed.
     fn turn(&self) -> bool {
+        self.take_in(Ring::turn)
+    }
+
+    /// The same after what the kernel says in `look`.
+    fn take_in(&self, look: impl FnOnce(&mut Ring) -> io::Result<bool>) -> bool {
         let mut ring = self.ring.borrow_mut();
-        if !ring.turn().expect("the kernel goes on with a ring that it made") {
+        if !look(&mut ring).expect("the kernel goes on with a ring that it made") {
             return false;
         }
         let mut sockets = self.sockets.borrow_mut();
@@ -214,6 +250,12 @@ impl Net {
 
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<Entry>, completion: Completion) {
         let Completion { token, what } = completion;
+        let what = match what {
+            Outcome::Synced(outcome) => {
+                return file::synced(&mut self.files.borrow_mut(), token, outcome);
+            }
+            of_socket => of_socket,
+        };
         let entry = &mut sockets[token];
         entry.under_way -= 1;
         let waker = match what {
@@ -246,6 +288,7 @@ impl Net {
                 };
                 &entry.writer
             }
+            Outcome::Synced(_) => unreachable!("of a file"),
         };
         if let Some(waker) = waker {
             waker.wake_by_ref();
@@ -335,7 +378,7 @@ async fn drive(net: Rc<Net>, bell: glommio::io::BufferedFile) {
         while net.turn() {
             yield_now().await;
         }
-        if spin(&net).await {
+        if spin(&net).await || nap(&net).await {
             continue;
         }
         net.ring.borrow_mut().announce(true);
@@ -366,6 +409,24 @@ async fn spin(net: &Net) -> bool {
         }
     }
     false
+}
+
+/// Waits in the ring itself if this executor has nothing else to do: one system call, where glommio's sleep and what
+/// wakes from it take ten. True if there is something to do now.
+async fn nap(net: &Net) -> bool {
+    let limit = net.nap.get();
+    if limit.is_zero() || net.elsewhere.get() > 0 {
+        return false;
+    }
+    // Counted from one yield to the next: a lone task is this one.
+    let executor = glommio::executor();
+    executor.yield_task_queue_now().await;
+    let _before = executor.executor_stats();
+    executor.yield_task_queue_now().await;
+    if executor.executor_stats().tasks_executed() > 1 {
+        return true;
+    }
+    net.take_in(|ring| ring.nap(limit))
 }
 
 async fn wait_for(bell: Rc<glommio::io::BufferedFile>) {
@@ -640,6 +701,17 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.net.abandon(self.token);
     }
+}
+
+/// The caller is about to wait for glommio's files or blocking thread, and not for as long as a nap. Nothing where there
+/// are no sockets.
+pub fn elsewhere() -> Option<Elsewhere> {
+    let executor = glommio::executor().id();
+    HERE.with_borrow(|(of, net)| {
+        let net = net.upgrade().filter(|_| *of == executor)?;
+        net.elsewhere.set(net.elsewhere.get() + 1);
+        Some(Elsewhere(net.elsewhere.clone()))
+    })
 }
 
 /// Whether this host gives us such a ring.

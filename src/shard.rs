@@ -57,6 +57,8 @@ pub struct Setup {
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
+    /// CPUs this process may use that are no data core's.
+    pub spare_cpus: Vec<usize>,
     /// CPUs for the executor's blocking thread: off the data cores where there are any.
     pub blocking: PoolPlacement,
 }
@@ -288,6 +290,36 @@ impl Flag {
     }
 }
 
+/// How long a core may sleep in the ring of its sockets before it goes to sleep on glommio's, which takes ten system calls:
+/// long enough for the gaps of a thousand requests a second, and not much for a timer to be late.
+const NAP: Duration = Duration::from_millis(1);
+
+/// How long this thread, and each that it makes, may run on before another that has become ready gets its CPU. The kernel's
+/// workers inherit it: with the scheduler's own slice of a millisecond or more, one that has seen a sync end waits on a busy
+/// core for the next tick, up to 4 ms. Whoever has that CPU for itself, as a core should, pays nothing.
+const TURN: Duration = Duration::from_micros(100);
+
+/// Sets [`TURN`]; Linux 6.12 or newer (`sched_setattr(2)`, `sched_runtime`), older ones ignore it.
+#[expect(unsafe_code, reason = "no library has these calls")]
+fn take_short_turns() -> std::io::Result<()> {
+    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
+    let done = |outcome| match outcome {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: plain numbers, for which all zeros is a value.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes up to SIZE bytes, which are there; 0 is the calling thread.
+    done(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) })?;
+    // A real-time policy that an operator has given has no slices.
+    if attributes.sched_policy != libc::SCHED_OTHER as u32 {
+        return Ok(());
+    }
+    attributes.sched_runtime = TURN.as_nanos() as u64;
+    // SAFETY: the kernel reads `size` bytes, which it has filled in itself.
+    done(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })
+}
+
 /// How long one task may go on while sockets have news, if it asks: what `yield_if_needed` goes by. glommio's own
 /// 100 ms would let one compressed body hold up every other client for as long. The timer is set in every round of the
 /// executor's loop whatever it says, so a short one costs nothing.
@@ -347,6 +379,11 @@ async fn run(mut setup: Setup) {
         }
     };
     net.set_spin(setup.config.spin);
+    net.set_nap(NAP);
+    let workers = [&[setup.core_id], &*setup.spare_cpus].concat();
+    if let Err(error) = net.place_kernel_workers(&workers).and_then(|()| take_short_turns()) {
+        tracing::debug!(%error, "the kernel's workers run as it likes");
+    }
     glommio::spawn_local(stay_awake()).detach();
     let core = Core::new(&mut setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;

@@ -341,10 +341,7 @@ impl Spool {
         write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
         format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
         let started = Instant::now();
-        let synced = match segment.write(buffer, at).await {
-            Ok(_) => self.sync(&segment).await,
-            Err(error) => Err(error),
-        };
+        let synced = segment.write_synced(buffer, at).await.and_then(|()| self.sync_fault());
         self.setup.cells.spool_syncs.inc();
         self.setup.cells.spool_sync_latency.observe(started.elapsed());
         if let Err(error) = synced {
@@ -358,8 +355,7 @@ impl Spool {
         Ok(Place { segment, at, number, first_ordinal })
     }
 
-    async fn sync(&self, segment: &Segment) -> io::Result<()> {
-        segment.sync().await?;
+    fn sync_fault(&self) -> io::Result<()> {
         if self.setup.sync_fault > 0.0 && self.random.borrow_mut().f64() < self.setup.sync_fault {
             return Err(io::Error::other("FAULTS=spool_sync"));
         }

@@ -16,8 +16,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use glommio::io::BufferedFile;
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd};
+use glommio::io::{BufferedFile, DmaBuffer};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -49,7 +49,15 @@ enum Kind {
     Send = 1,
     Accept = 2,
     Connect = 3,
+    /// Of a file, whose tokens are numbers of their own.
+    Write = 4,
+    /// Of the same file, linked behind the write: begun only once that has ended whole.
+    Sync = 5,
 }
+
+/// Bits of `user_data` that say the kind.
+const KIND_BITS: u32 = 3;
+const KIND_MASK: u64 = (1 << KIND_BITS) - 1;
 
 /// Something that ended.
 pub struct Completion {
@@ -64,6 +72,8 @@ pub enum Outcome {
     Sent(Outgoing, io::Result<usize>),
     Accepted(io::Result<OwnedFd>),
     Connected(io::Result<()>),
+    /// A write to a file and the sync behind it have ended.
+    Synced(io::Result<()>),
 }
 
 /// One receive buffer with bytes in it; give it back with [`Ring::give_back`].
@@ -106,6 +116,8 @@ pub struct Ring {
     pool: ManuallyDrop<Pool>,
     /// By token: each has at most one such operation under way.
     lent: ManuallyDrop<Vec<Option<Lent>>>,
+    /// By a file's token: what is being written to it.
+    written: ManuallyDrop<Vec<Option<DmaBuffer>>>,
     event: OwnedFd,
     /// Operations that have not ended.
     under_way: usize,
@@ -136,9 +148,22 @@ impl Ring {
             uring: ManuallyDrop::new(uring),
             pool: ManuallyDrop::new(pool),
             lent: ManuallyDrop::default(),
+            written: ManuallyDrop::default(),
             event,
             under_way: 0,
         })
+    }
+
+    /// Which CPUs the kernel may use for what this thread's rings cannot do at once, such as syncs. By default it takes any that
+    /// the cgroup has, whatever this thread is pinned to.
+    pub fn place_workers(&self, cpus: &[usize]) -> io::Result<()> {
+        // SAFETY: a set of CPUs is a plain bit field, and all zeros is the empty one.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as usize) {
+            // SAFETY: within the set, as has just been looked at.
+            unsafe { libc::CPU_SET(*cpu, &mut set) };
+        }
+        self.uring.submitter().register_iowq_aff(&set)
     }
 
     /// A file on which glommio can wait for [`Ring::announce`]d completions: a read of 8 bytes ends when there are some.
@@ -205,6 +230,31 @@ impl Ring {
         unsafe { self.push(entry, token, Kind::Connect) };
     }
 
+    /// Writes all of `bytes` to the file `fd` from byte `at` on, and behind that syncs its data. Both are `token`'s, a number
+    /// of files. There is one completion: the sync's, or the write's if that fails, and then nothing is said of the sync
+    /// (`IOSQE_CQE_SKIP_SUCCESS`), so nobody has to run in between.
+    ///
+    /// # Panics
+    /// Another write of `token` is under way.
+    pub fn write_synced(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: DmaBuffer, at: u64) {
+        if self.written.len() <= token {
+            self.written.resize_with(token + 1, || None);
+        }
+        assert!(self.written[token].is_none(), "one write of a file at a time");
+        let fd = Fd(fd.as_raw_fd());
+        let length = u32::try_from(bytes.len()).expect("a group is short");
+        let write = opcode::Write::new(fd, bytes.as_ptr(), length).offset(at).build();
+        let write = write.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS);
+        let write = write.user_data(user_data(token, Kind::Write));
+        let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
+        let sync = sync.user_data(user_data(token, Kind::Sync));
+        self.written[token] = Some(bytes);
+        // SAFETY: the buffer lies in an allocation of its own, which does not move with `bytes` and which `written` keeps
+        // until the completion, which comes when the write has ended; the sync names no memory.
+        unsafe { self.push_linked(&[write, sync]) };
+        self.under_way += 1;
+    }
+
     /// Ends all operations on `fd` early; they still complete.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>) {
         let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
@@ -233,6 +283,23 @@ impl Ring {
         Ok(unfinished || !self.uring.completion().is_empty())
     }
 
+    /// [`Ring::turn`], waiting up to `limit` for something to complete.
+    pub fn nap(&mut self, limit: Duration) -> io::Result<bool> {
+        let limit = Timespec::from(limit);
+        let until = SubmitArgs::new().timespec(&limit);
+        match self.uring.submitter().submit_with_args(1, &until) {
+            Ok(_) => {}
+            // The time is over, or not now, see `enter`.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
     fn enter(&mut self, pushed: usize, wait_for: u32) -> io::Result<()> {
         const GET_EVENTS: u32 = 1;
         // SAFETY: no argument is given, so none is read.
@@ -259,12 +326,12 @@ impl Ring {
             if entry.user_data() == NOBODY {
                 continue;
             }
-            let token = (entry.user_data() >> 2) as usize;
+            let token = (entry.user_data() >> KIND_BITS) as usize;
             let result = match entry.result() {
                 code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
                 value => Ok(value as u32),
             };
-            let what = match entry.user_data() & 3 {
+            let what = match entry.user_data() & KIND_MASK {
                 0 => {
                     // Also of an error, which has no bytes.
                     let buffer = self.buffer(&entry, *result.as_ref().unwrap_or(&0));
@@ -278,9 +345,15 @@ impl Ring {
                     // SAFETY: the kernel has just opened this descriptor for us.
                     unsafe { OwnedFd::from_raw_fd(fd as i32) }
                 })),
-                _ => {
+                3 => {
                     drop(self.take_back(token));
                     Outcome::Connected(result.map(drop))
+                }
+                kind => {
+                    drop(self.written[token].take());
+                    let partly = kind == Kind::Write as u64 && result.is_ok();
+                    let partly = partly.then(|| io::Error::from(io::ErrorKind::WriteZero));
+                    Outcome::Synced(result.and(partly.map_or(Ok(()), Err)))
                 }
             };
             return Some(Completion { token, what });
@@ -331,10 +404,21 @@ impl Ring {
     /// As [`Ring::push`]'s.
     unsafe fn push_entry(&mut self, entry: &squeue::Entry) {
         // SAFETY: as the caller's.
-        while unsafe { self.uring.submission().push(entry) }.is_err() {
+        unsafe { self.push_linked(std::slice::from_ref(entry)) }
+    }
+
+    /// All of `entries` or none: a chain must not be torn apart by a full queue.
+    ///
+    /// # Safety
+    /// As [`Ring::push`]'s.
+    unsafe fn push_linked(&mut self, entries: &[squeue::Entry]) {
+        // SAFETY: as the caller's.
+        while unsafe { self.uring.submission().push_multiple(entries) }.is_err() {
             let submitted = self.uring.submit();
+            let queue = self.uring.submission();
+            let room = queue.capacity() - queue.len();
             assert!(
-                submitted.is_ok() || !self.uring.submission().is_full(),
+                submitted.is_ok() || room >= entries.len(),
                 "io_uring takes no submissions: {submitted:?}"
             );
         }
@@ -345,7 +429,7 @@ impl Ring {
         let deadline = Instant::now() + TAKE_BACK_MAX;
         while self.under_way > 0 && Instant::now() < deadline {
             let _submitted = self.turn();
-            let timeout = io_uring::types::Timespec::from(Duration::from_millis(1));
+            let timeout = Timespec::from(Duration::from_millis(1));
             let all = CancelBuilder::any();
             let _none_found = self.uring.submitter().register_sync_cancel(Some(timeout), all);
             while let Some(completion) = self.next() {
@@ -365,6 +449,7 @@ impl Drop for Ring {
             if returned {
                 ManuallyDrop::drop(&mut self.pool);
                 ManuallyDrop::drop(&mut self.lent);
+                ManuallyDrop::drop(&mut self.written);
             }
         }
     }
@@ -376,7 +461,7 @@ pub fn is_exhausted(error: &io::Error) -> bool {
 }
 
 fn user_data(token: usize, kind: Kind) -> u64 {
-    (token as u64) << 2 | kind as u64
+    (token as u64) << KIND_BITS | kind as u64
 }
 
 /// The receive buffers and the ring in which the kernel finds them.

@@ -205,3 +205,116 @@ fn a_sleeping_driver_is_woken_by_either_side() {
         answer.join().unwrap();
     });
 }
+
+/// Room for direct I/O, filled with `byte`.
+async fn blocks(near: &glommio::io::DmaFile, count: usize, byte: u8) -> glommio::io::DmaBuffer {
+    let mut buffer = near.alloc_dma_buffer(count * 4096);
+    buffer.as_bytes_mut().fill(byte);
+    buffer
+}
+
+/// A file of zeros, open for direct writes, and its path.
+async fn direct_file(
+    dir: &tempfile::TempDir,
+) -> (std::path::PathBuf, OwnedFd, glommio::io::DmaFile) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![0; 16 * 4096]).unwrap();
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let file = std::fs::OpenOptions::new().write(true).custom_flags(direct).open(&path).unwrap();
+    let near = glommio::io::DmaFile::open(&path).await.unwrap();
+    (path, file.into(), near)
+}
+
+#[test]
+fn a_synced_write_is_in_the_file_when_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    with_net(async |net| {
+        let (path, fd, near) = direct_file(&dir).await;
+        let file = net.file(fd);
+        for turn in 0..20_u8 {
+            let at = u64::from(turn % 8) * 2 * 4096;
+            file.write_synced(blocks(&near, 2, turn + 1).await, at).await.unwrap();
+            let written = std::fs::read(&path).unwrap();
+            let place = at as usize..at as usize + 2 * 4096;
+            assert!(written[place].iter().all(|byte| *byte == turn + 1));
+            assert_eq!(written.len(), 16 * 4096);
+        }
+        near.close().await.unwrap();
+        drop(file);
+        assert!(net.files.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_write_that_fails_says_why_and_the_file_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    with_net(async |net| {
+        let (_, fd, near) = direct_file(&dir).await;
+        let file = net.file(fd);
+        // Direct I/O must be aligned.
+        let error = file.write_synced(blocks(&near, 1, 1).await, 7).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}");
+        file.write_synced(blocks(&near, 1, 1).await, 4096).await.unwrap();
+        let read_only = std::fs::File::open(dir.path().join("file")).unwrap();
+        let read_only = net.file(read_only.into());
+        let error = read_only.write_synced(blocks(&near, 1, 1).await, 0).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
+        near.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_file_dropped_while_it_is_written_is_closed_when_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    with_net(async |net| {
+        let (path, fd, near) = direct_file(&dir).await;
+        let file = net.file(fd);
+        assert!(poll_once(file.write_synced(blocks(&near, 1, 9).await, 0)).await.is_none());
+        drop(file);
+        while !net.files.borrow().is_empty() {
+            sleep(Duration::from_millis(1)).or(late_again()).await;
+        }
+        assert!(std::fs::read(&path).unwrap()[..4096].iter().all(|byte| *byte == 9));
+        near.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
+    with_net(async |net| {
+        net.set_nap(Duration::from_secs(5));
+        let (mut ours, mut theirs) = pair(net).await;
+        let started = Instant::now();
+        // A task that is always ready: no nap while there is one.
+        let busy = glommio::spawn_local(async move {
+            let mut turns = 0;
+            while started.elapsed() < Duration::from_millis(50) {
+                yield_now().await;
+                turns += 1;
+            }
+            turns
+        });
+        assert!(busy.await > 100);
+        let writer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            theirs.write_all(b"x").unwrap();
+            theirs
+        });
+        let mut byte = [0];
+        ours.read_exact(&mut byte).await.unwrap();
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(3), "slept through it: {took:?}");
+        // What only glommio sees is waited for in glommio.
+        net.set_nap(Duration::from_secs(5));
+        let guard = elsewhere();
+        assert!(guard.is_some());
+        let before = Instant::now();
+        sleep(Duration::from_millis(20)).await;
+        assert!(before.elapsed() < Duration::from_secs(3));
+        drop(guard);
+        assert_eq!(net.elsewhere.get(), 0);
+        net.set_nap(Duration::ZERO);
+        writer.join().unwrap();
+    });
+}

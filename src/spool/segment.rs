@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use super::Signal;
 use super::format::{BLOCK, DATA_START, Label, Progress};
 use super::instances::{Orphan, put_aside};
 use crate::job::Origin;
+use crate::net::{self, File, Net};
 
 /// Bytes written at a time when a new file is filled with zeros; the executor serves others in between.
 const ZEROS_BYTES: usize = 256 << 10;
@@ -26,6 +28,8 @@ const ZEROS_BYTES: usize = 256 << 10;
 /// A file of the spool, open.
 pub struct Segment {
     file: DmaFile,
+    /// The same file on the core's own ring, for groups.
+    durable: File,
     path: PathBuf,
     bytes: u64,
     pub use_of: RefCell<Use>,
@@ -96,11 +100,17 @@ impl Segment {
     /// A new file of `bytes`, filled with zeros and synced: where room is only allocated, each sync has to change the file's
     /// metadata as well, nearly twice the time. Its name is not yet durable.
     pub async fn create(path: &Path, bytes: u64, keeper: Rc<Signal>) -> io::Result<Segment> {
+        let _elsewhere = net::elsewhere();
         let new = path.to_owned();
-        glommio::executor().spawn_blocking(move || create_file(&new, bytes)).await?;
+        let durable = glommio::executor().spawn_blocking(move || {
+            create_file(&new, bytes)?;
+            open_direct(&new)
+        });
+        let durable = Net::here()?.file(durable.await?);
         let file = OpenOptions::new().read(true).write(true).dma_open(path).await?;
         let segment = Segment {
             file,
+            durable,
             path: path.to_owned(),
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
@@ -120,11 +130,15 @@ impl Segment {
 
     /// What a process left that is no more.
     pub async fn adopt(orphan: Orphan, keeper: Rc<Signal>) -> io::Result<Segment> {
+        let _elsewhere = net::elsewhere();
         let path = orphan.path.clone();
         let file = OpenOptions::new().read(true).write(true).dma_open(&path).await?;
         let bytes = file.file_size().await?;
+        let again = path.clone();
+        let durable = glommio::executor().spawn_blocking(move || open_direct(&again)).await?;
         Ok(Segment {
             file,
+            durable: Net::here()?.file(durable),
             path,
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
@@ -152,12 +166,12 @@ impl Segment {
         self.file.alloc_dma_buffer(bytes)
     }
 
-    /// Writes all of `buffer`. Not with `O_DSYNC`, which would save the sync: such a write ends on a kernel thread of whatever
-    /// core the disk's interrupt came to, and behind a busy process there each took a scheduler's tick, 4 ms.
+    /// Writes all of `buffer`; not yet durable.
     pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
         let length = buffer.len();
+        let _elsewhere = net::elsewhere();
         let written = self.file.write_at(buffer, at).await?;
         #[cfg(test)]
         super::power::write_ends(noted);
@@ -167,9 +181,25 @@ impl Segment {
         Ok(written as u64)
     }
 
+    /// Writes all of `buffer` and syncs, one such write at a time. Not one write with `O_DSYNC`: where the disk cannot do that
+    /// by itself, it ends on a kernel thread of whatever core the interrupt came to, and behind a busy process there each
+    /// took a scheduler's tick, 4 ms.
+    pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
+        self.durable.write_synced(buffer, at).await?;
+        #[cfg(test)]
+        {
+            super::power::write_ends(noted);
+            super::power::sync_ends(super::power::sync_begins(&self.path));
+        }
+        Ok(())
+    }
+
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);
+        let _elsewhere = net::elsewhere();
         self.file.fdatasync().await?;
         #[cfg(test)]
         super::power::sync_ends(noted);
@@ -179,6 +209,7 @@ impl Segment {
     /// Reads what of `range`, whole blocks, is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
+        let _elsewhere = net::elsewhere();
         let bytes = (range.end - range.start).next_multiple_of(BLOCK) as usize;
         Ok(self.file.read_at_aligned(range.start, bytes).await?)
     }
@@ -321,6 +352,12 @@ fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
     file.write_all(&[0; BLOCK as usize])?;
     file.sync_all()
+}
+
+/// For groups; their writes go past the page cache like all others.
+fn open_direct(path: &Path) -> io::Result<OwnedFd> {
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    Ok(fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?.into())
 }
 
 /// A set of payload numbers, as ranges: as many as there are payloads under way below the highest, so few.

@@ -29,6 +29,7 @@ use glommio::sync::Semaphore;
 
 use super::{Class, PutError};
 use crate::job::Payload;
+use crate::net;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
 const TEMPORARY: &str = ".millrace-tmp";
@@ -85,6 +86,7 @@ impl FileStore {
         let (folder, key, payload) = (self.folder.clone(), key.to_owned(), payload.clone());
         let task = glommio::spawn_local(async move {
             let _turn = turn;
+            let _elsewhere = net::elsewhere();
             // A panic belongs to the worker that waits; let through here, it would end the core.
             AssertUnwindSafe(folder.store(&key, &payload)).catch_unwind().await
         });
