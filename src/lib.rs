@@ -54,6 +54,7 @@ pub mod tokens;
 pub mod ack;
 pub mod admit;
 pub mod job;
+pub mod key;
 pub mod ring;
 
 pub mod spool;
