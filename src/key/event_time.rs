@@ -2,15 +2,16 @@
 //!
 //! A number, or a string holding one, is a time since 1970, in the unit that its size before the point tells:
 //!
-//! | below | unit | from 1973-03-03 until |
+//! | below | unit | reads |
 //! |---|---|---|
-//! | 10¹¹ | seconds | 2554 (from 1970) |
-//! | 10¹⁴ | milliseconds | 2554 |
-//! | 10¹⁷ | microseconds | 2554 |
-//! | 10²⁰ | nanoseconds | 2554 |
+//! | 10¹¹ | seconds, with any fraction | 1970 to 2554 |
+//! | 10¹⁴ | milliseconds | March 1973 to 2554 |
+//! | 10¹⁷ | microseconds | the same |
+//! | 10²⁰ | nanoseconds | the same |
 //!
-//! Milliseconds and less of before March 1973 would be taken for a coarser unit; events are not that old. Any other string
-//! is RFC 3339 with any offset. What is before 1970, after 2554 (2⁶⁴ nanoseconds) or none of these is no time.
+//! A smaller number of milliseconds or less is taken for a coarser unit; events are not that old. Any other string is
+//! RFC 3339, with any offset, and any character between date and time. What is before 1970, after 2554 (2⁶⁴
+//! nanoseconds) or none of these is no time.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -275,11 +276,15 @@ mod tests {
         }
     }
 
+    const DAY: u64 = 86_400_000_000_000;
+
     proptest! {
         #[test]
         fn a_calendar_that_was_used_before_writes_the_same(times: [u64; 4]) {
             let mut used = Calendar::default();
-            for time in times.iter().flat_map(|&t| [t, t.saturating_add(1 << 36), t]) {
+            // Also the days before and after, for what is kept is a day.
+            let around = |&t: &u64| [t, t.saturating_add(DAY), t, t.saturating_sub(DAY), t];
+            for time in times.iter().flat_map(around) {
                 prop_assert_eq!(written(&mut used, time), written(&mut Calendar::default(), time));
             }
         }
