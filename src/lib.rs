@@ -56,6 +56,8 @@ pub mod admit;
 pub mod job;
 pub mod ring;
 
+pub mod batch;
+
 pub mod spool;
 
 pub mod worker;
