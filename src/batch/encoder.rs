@@ -49,7 +49,6 @@ pub struct EncoderShared {
 }
 
 impl EncoderShared {
-    #[expect(clippy::new_without_default, reason = "shared means in an Rc")]
     pub fn new() -> Rc<EncoderShared> {
         Rc::new(EncoderShared {
             chunks: Rc::default(),
