@@ -152,6 +152,12 @@ impl Payload {
             end: span.end,
         })
     }
+
+    /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
+    /// that came with it is released.
+    pub fn into_bytes(self) -> Option<Vec<u8>> {
+        Rc::into_inner(self.body).map(|body| body.bytes)
+    }
 }
 
 impl From<Vec<u8>> for Payload {

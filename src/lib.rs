@@ -22,7 +22,7 @@
 //! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `admit`, `body`).
 //! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`ring`, `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`admit::Permit`, `metrics`).
-//! 5. No two objects share a key; a retry or replay writes the same key again (`job::Stamp`).
+//! 5. No two objects share a key; a retry or replay writes the same key again (`job::Stamp`, `key`).
 //! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`worker`, `control`).
 
 #![deny(unsafe_code)]
@@ -54,7 +54,10 @@ pub mod tokens;
 pub mod ack;
 pub mod admit;
 pub mod job;
+pub mod key;
 pub mod ring;
+
+pub mod batch;
 
 pub mod spool;
 

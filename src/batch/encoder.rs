@@ -1,0 +1,334 @@
+//! One object's bytes while its payloads come in: lines in, compressed chunks out.
+//!
+//! Nothing here waits, yields or does I/O. `push` only copies; `work` compresses and reports at most one slice a call, so that
+//! the caller can let requests through in between. The contract that bounds what is staged: the caller calls `work` until
+//! it returns false before it has pushed more than [`SLICE_BYTES_MAX`] again; then less than two slices and one payload
+//! are staged. More is correct, but its memory is the caller's to pay.
+//!
+//! The size of a slice is learnt: levels differ by a factor of 100 in speed, and so do ways to hash what comes out. Below
+//! [`SLICE_BYTES_LEAST`] blocks would compress badly, so from about 20 MB/s down (zstd from level 10 or so) a call
+//! takes longer than [`SLICE_TIME`].
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::chunks::{ChunkPool, Chunks};
+pub use super::compressor::Compression;
+use super::compressor::{Compressor, Then, decompress};
+use super::lines::{Splitter, compact, needs_compacting};
+use crate::job::Payload;
+
+/// What one call of [`Encoder::work`] aims at. The limit is 200 µs without yielding: this leaves as much again for data that
+/// compresses more slowly than what came before it.
+const SLICE_TIME: Duration = Duration::from_micros(80);
+
+/// Bytes compressed or reported at once, at most. Larger blocks compress no better to speak of.
+pub const SLICE_BYTES_MAX: usize = 64 << 10;
+
+/// The same, at least, unless it is the end: smaller blocks pay more for their headers than they gain.
+pub const SLICE_BYTES_LEAST: usize = 2 << 10;
+
+/// The slice before anything has been learnt.
+const SLICE_BYTES_FIRST: usize = 4 << 10;
+
+/// Staging room beyond this is given back once a slice at most is staged: what the contract allows for payloads of ordinary size.
+const STAGED_KEPT_BYTES_MAX: usize = 2 * SLICE_BYTES_MAX;
+
+/// Compressor states kept for reuse: objects that close and open about the same time.
+const COMPRESSORS_POOLED_MAX: usize = 4;
+
+/// What the encoders of one core share. Meant for one [`Compression`]: with several the slices fit none of them.
+pub struct EncoderShared {
+    chunks: Rc<ChunkPool>,
+    compressors: RefCell<Vec<Compressor>>,
+    /// The slice that took about [`SLICE_TIME`] last.
+    slice_bytes: Cell<usize>,
+    /// Stored bytes per raw byte of the object finished last, for those that have compressed nothing yet.
+    ratio: Cell<f64>,
+}
+
+impl EncoderShared {
+    pub fn new() -> Rc<EncoderShared> {
+        Rc::new(EncoderShared {
+            chunks: Rc::default(),
+            compressors: RefCell::default(),
+            slice_bytes: Cell::new(SLICE_BYTES_FIRST),
+            ratio: Cell::new(1.0),
+        })
+    }
+
+    /// Takes back what [`Encoder::into_parts`] returned, for other objects. Parts that are still in use elsewhere are
+    /// only dropped.
+    pub fn give_back(&self, parts: Vec<Payload>) {
+        for bytes in parts.into_iter().filter_map(Payload::into_bytes) {
+            self.chunks.give(bytes);
+        }
+    }
+
+    /// Bytes that are kept for reuse and belong to no object: at most 8 MiB of chunks and four states.
+    pub fn memory(&self) -> usize {
+        let states = self.compressors.borrow();
+        self.chunks.memory() + states.iter().map(Compressor::memory).sum::<usize>()
+    }
+
+    fn take_compressor(&self, compression: Compression) -> Compressor {
+        let mut states = self.compressors.borrow_mut();
+        match states.iter().position(|state| state.compression() == compression) {
+            Some(found) => states.swap_remove(found),
+            None => Compressor::new(compression),
+        }
+    }
+
+    fn give_compressor(&self, mut state: Compressor) {
+        let mut states = self.compressors.borrow_mut();
+        if states.len() < COMPRESSORS_POOLED_MAX {
+            state.reset();
+            states.push(state);
+        }
+    }
+
+    /// Halves or doubles the slice at most, so that one call the kernel interrupted does not decide.
+    fn learn(&self, slice_bytes: usize, took: Duration) {
+        let aim = slice_bytes as u128 * SLICE_TIME.as_nanos() / took.as_nanos().max(1);
+        let aim = (aim as usize).clamp(slice_bytes / 2, slice_bytes * 2);
+        self.slice_bytes.set(aim.clamp(SLICE_BYTES_LEAST, SLICE_BYTES_MAX));
+    }
+}
+
+/// One object's bytes while payloads come in.
+pub struct Encoder {
+    shared: Rc<EncoderShared>,
+    compression: Compression,
+    /// The object as far as it exists.
+    chunks: Chunks,
+    /// Lines that are not compressed yet, from `staged_from` on.
+    staged: Vec<u8>,
+    staged_from: usize,
+    /// Made when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is open; given back at the end.
+    compressor: Option<Compressor>,
+    raw_bytes: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Finishing,
+    /// The object is whole.
+    Ended,
+}
+
+impl Encoder {
+    /// An object without lines. Allocates nothing.
+    pub fn new(compression: Compression, shared: &Rc<EncoderShared>) -> Encoder {
+        Encoder {
+            shared: shared.clone(),
+            compression,
+            chunks: Chunks::new(shared.chunks.clone()),
+            staged: Vec::new(),
+            staged_from: 0,
+            compressor: None,
+            raw_bytes: 0,
+            state: State::Open,
+        }
+    }
+
+    /// Appends one payload, any JSON value, as one line. One with raw line feeds or carriage returns between its tokens is
+    /// compacted (white space outside strings removed); nothing else changes a byte.
+    pub fn push(&mut self, payload: &[u8]) {
+        assert_eq!(self.state, State::Open, "no lines after the end");
+        let compacts = needs_compacting(payload);
+        if self.compression == Compression::None {
+            let before = self.chunks.bytes();
+            line(payload, compacts, |bytes| self.chunks.write(bytes));
+            self.raw_bytes += self.chunks.bytes() - before;
+        } else {
+            self.make_staging_room(payload.len() + 1);
+            let before = self.staged.len();
+            line(payload, compacts, |bytes| self.staged.extend_from_slice(bytes));
+            self.raw_bytes += (self.staged.len() - before) as u64;
+        }
+    }
+
+    /// Moves what is staged to the front rather than grow, if that frees half: each byte is moved once at most on average.
+    fn make_staging_room(&mut self, bytes: usize) {
+        let full = self.staged.capacity() - self.staged.len() < bytes;
+        if full && self.staged_from >= self.staged.len() / 2 {
+            self.drop_compressed();
+        }
+        if bytes > SLICE_BYTES_MAX {
+            self.staged.reserve_exact(bytes);
+        }
+    }
+
+    fn drop_compressed(&mut self) {
+        self.staged.drain(..self.staged_from);
+        self.staged_from = 0;
+    }
+
+    /// Compresses and reports at most one slice, aiming at 100 µs; true if there is more to do now. `out` is shown every
+    /// byte of the object exactly once, in order; its time is part of the call's.
+    pub fn work(&mut self, out: &mut dyn FnMut(&[u8])) -> bool {
+        let slice_bytes = self.shared.slice_bytes.get();
+        match self.compression {
+            Compression::None => self.report(slice_bytes, out),
+            _ if self.is_due(slice_bytes) => {
+                let started = Instant::now();
+                let whole = self.compress(slice_bytes);
+                self.chunks.show(usize::MAX, out);
+                if whole {
+                    self.shared.learn(slice_bytes, started.elapsed());
+                }
+            }
+            _ => {}
+        }
+        self.is_due(self.shared.slice_bytes.get())
+    }
+
+    fn report(&mut self, slice_bytes: usize, out: &mut dyn FnMut(&[u8])) {
+        if self.chunks.unseen_bytes() < slice_bytes {
+            // The clock would cost more than a small payload's copy.
+            self.chunks.show(slice_bytes, out);
+        } else {
+            let started = Instant::now();
+            self.chunks.show(slice_bytes, out);
+            self.shared.learn(slice_bytes, started.elapsed());
+        }
+        if self.state == State::Finishing && self.chunks.unseen_bytes() == 0 {
+            self.state = State::Ended;
+        }
+    }
+
+    fn is_due(&self, slice_bytes: usize) -> bool {
+        let least = match self.compressor {
+            _ if self.compression == Compression::None => return self.chunks.unseen_bytes() > 0,
+            Some(_) => slice_bytes,
+            None => SLICE_BYTES_MAX,
+        };
+        match self.state {
+            State::Open => self.staged_bytes() >= least,
+            State::Finishing => true,
+            State::Ended => false,
+        }
+    }
+
+    /// One step: a state, a slice, or the end. True if it was a slice of full size, whose time says something.
+    fn compress(&mut self, slice_bytes: usize) -> bool {
+        let bytes = self.staged_bytes().min(slice_bytes);
+        let is_last = self.state == State::Finishing && bytes == self.staged_bytes();
+        let Some(compressor) = &mut self.compressor else {
+            let mut compressor = self.shared.take_compressor(self.compression);
+            // A small object is compressed at once, by a state that is made to its measure.
+            if !is_last {
+                compressor.begin(&mut self.chunks);
+            }
+            self.compressor = Some(compressor);
+            return if is_last { self.compress(slice_bytes) } else { false };
+        };
+        let slice = &self.staged[self.staged_from..self.staged_from + bytes];
+        let then = if is_last { Then::End } else { Then::Flush };
+        compressor.feed(slice, then, &mut self.chunks);
+        self.staged_from += bytes;
+        let is_oversized = self.staged.capacity() > STAGED_KEPT_BYTES_MAX;
+        if self.staged_bytes() == 0 || is_oversized && self.staged_bytes() <= SLICE_BYTES_MAX {
+            self.drop_compressed();
+            self.staged.shrink_to(STAGED_KEPT_BYTES_MAX);
+        }
+        if is_last {
+            self.end();
+        }
+        bytes == slice_bytes
+    }
+
+    fn end(&mut self) {
+        self.state = State::Ended;
+        self.staged = Vec::new();
+        if let Some(compressor) = self.compressor.take() {
+            self.shared.give_compressor(compressor);
+        }
+        if self.raw_bytes >= SLICE_BYTES_MAX as u64 {
+            self.shared.ratio.set(self.chunks.bytes() as f64 / self.raw_bytes as f64);
+        }
+    }
+
+    fn staged_bytes(&self) -> usize {
+        self.staged.len() - self.staged_from
+    }
+
+    /// The object's size if it were finished now: exact for what has been compressed, estimated for what is staged, by the
+    /// object's own ratio or, before it has one, by that of the last object.
+    pub fn stored_bytes(&self) -> u64 {
+        let (stored, staged) = (self.chunks.bytes(), self.staged_bytes());
+        if self.state == State::Ended || self.compression == Compression::None {
+            return stored;
+        }
+        let compressed = self.raw_bytes - staged as u64;
+        let ratio = match compressed {
+            few if few < SLICE_BYTES_LEAST as u64 => self.shared.ratio.get(),
+            _ => stored as f64 / compressed as f64,
+        };
+        stored + (staged as f64 * ratio).ceil() as u64 + self.compression.epilogue_bytes()
+    }
+
+    /// Bytes of all lines, line feeds included.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    /// What it holds in memory, by capacity: chunks, staged lines, compressor state. Changes with `push` and `work` only.
+    pub fn memory(&self) -> usize {
+        let state = self.compressor.as_ref().map_or(0, Compressor::memory);
+        self.chunks.memory() + self.staged.capacity() + state
+    }
+
+    /// No more lines. `work` goes on until it returns false; then [`Encoder::into_parts`].
+    pub fn finish(&mut self) {
+        if self.state == State::Open {
+            let is_empty = self.raw_bytes == 0;
+            let is_seen = self.compression == Compression::None && self.chunks.unseen_bytes() == 0;
+            self.state = if is_empty || is_seen { State::Ended } else { State::Finishing };
+        }
+    }
+
+    /// The whole object, to be sent as it lies; then to be given back with [`EncoderShared::give_back`]. Of no lines
+    /// there are no parts.
+    pub fn into_parts(self) -> Vec<Payload> {
+        assert_eq!(self.state, State::Ended, "work returns false after finish");
+        self.chunks.into_parts()
+    }
+
+    /// Shows `each` all lines pushed so far, without their line feeds, wherever the object stands; for a stop, which must
+    /// put the payloads elsewhere. Takes no more memory than a decoder and the longest line.
+    pub fn lines(mut self, each: impl FnMut(&[u8])) {
+        if let Some(compressor) = self.compressor.take() {
+            // All it was fed has been flushed.
+            self.shared.give_compressor(compressor);
+        }
+        let mut splitter = Splitter::new(each);
+        decompress(self.compression, self.chunks.as_slices(), |bytes| splitter.feed(bytes));
+        splitter.feed(&self.staged[self.staged_from..]);
+        splitter.finish();
+        self.chunks.give_back();
+    }
+}
+
+/// Shows `each` the lines of a finished object, without their line feeds.
+pub fn lines(compression: Compression, parts: &[Payload], each: impl FnMut(&[u8])) {
+    let mut splitter = Splitter::new(each);
+    let parts = parts.iter().map(|part| &**part);
+    decompress(compression, parts, |bytes| splitter.feed(bytes));
+    splitter.finish();
+}
+
+fn line(payload: &[u8], compacts: bool, mut write: impl FnMut(&[u8])) {
+    if compacts {
+        compact(payload, &mut write);
+    } else {
+        write(payload);
+    }
+    write(b"\n");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! Finds in a payload's raw bytes what JSON pointers (RFC 6901) point at: one pass for all of them, no tree of values, no
+//! allocation, and no recursion deeper than the pointers.
+//!
+//! Of several members of one name the last one counts, as for most parsers. A payload has been found valid at admission;
+//! what is not JSON ends the search, and what was found before stays found.
+
+use memchr::memchr2;
+
+use super::value::Unescaped;
+
+/// Pointers at most, `EVENT_TIME`'s included: what is found is kept on the stack.
+pub(super) const POINTERS_MAX: usize = 16;
+
+/// A payload nests no deeper: see `parse`.
+pub(super) const DEPTH_MAX: usize = 127;
+
+/// Pointers, as a tree of the names they have in common.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fields {
+    root: Node,
+    pointers: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Node {
+    /// Of the pointer that ends here.
+    slot: Option<usize>,
+    members: Vec<Member>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    name: String,
+    /// The name as an array's index, if it is one.
+    index: Option<usize>,
+    node: Node,
+}
+
+/// Why a pointer was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Does not start with `/`.
+    Start,
+    /// `~` without 0 or 1.
+    Escape,
+    TooDeep,
+    TooMany,
+}
+
+impl Fields {
+    /// Where [`Found`] will have what `pointer` points at.
+    pub(super) fn add(&mut self, pointer: &str) -> Result<usize, Refused> {
+        let names = pointer.strip_prefix('/').ok_or(Refused::Start)?;
+        if names.split('/').count() > DEPTH_MAX {
+            return Err(Refused::TooDeep);
+        }
+        // With the sound escapes gone, any other is left.
+        if pointer.replace("~0", "").replace("~1", "").contains('~') {
+            return Err(Refused::Escape);
+        }
+        let mut node = &mut self.root;
+        for name in names.split('/') {
+            // In this order: ~01 is ~1, not a slash.
+            node = node.member_or_new(name.replace("~1", "/").replace("~0", "~"));
+        }
+        if let Some(slot) = node.slot {
+            return Ok(slot);
+        }
+        if self.pointers == POINTERS_MAX {
+            return Err(Refused::TooMany);
+        }
+        node.slot = Some(self.pointers);
+        self.pointers += 1;
+        Ok(self.pointers - 1)
+    }
+
+    /// What the pointers point at in `payload`.
+    pub(super) fn find<'p>(&self, payload: &'p [u8]) -> Found<'p> {
+        let mut found = Found([&[]; POINTERS_MAX]);
+        if self.pointers > 0 {
+            // What is not JSON ends the search.
+            let _ = Scan { bytes: payload, at: 0 }.value(&self.root, &mut found);
+        }
+        found
+    }
+}
+
+/// The raw text of each value that was found.
+pub(super) struct Found<'p>([&'p [u8]; POINTERS_MAX]);
+
+impl<'p> Found<'p> {
+    /// Empty if nothing was there.
+    pub(super) fn raw(&self, slot: usize) -> &'p [u8] {
+        self.0[slot]
+    }
+}
+
+impl Node {
+    fn member_or_new(&mut self, name: String) -> &mut Node {
+        let at = self.members.iter().position(|member| member.name == name).unwrap_or_else(|| {
+            let is_index = name == "0" || !name.starts_with(['0', '+']);
+            let index = is_index.then(|| name.parse().ok()).flatten();
+            self.members.push(Member { name, index, node: Node::default() });
+            self.members.len() - 1
+        });
+        &mut self.members[at].node
+    }
+
+    fn member(&self, name: Name<'_>) -> Option<&Node> {
+        let is_it = |member: &&Member| {
+            if name.is_escaped {
+                Unescaped::new(name.raw).eq(member.name.chars())
+            } else {
+                name.raw == member.name.as_bytes()
+            }
+        };
+        self.members.iter().find(is_it).map(|member| &member.node)
+    }
+
+    fn item(&self, index: usize) -> Option<&Node> {
+        self.members.iter().find(|member| member.index == Some(index)).map(|member| &member.node)
+    }
+
+    fn forget(&self, found: &mut Found<'_>) {
+        if let Some(slot) = self.slot {
+            found.0[slot] = &[];
+        }
+        for member in &self.members {
+            member.node.forget(found);
+        }
+    }
+}
+
+/// What is between the quotes of a member's name.
+#[derive(Clone, Copy)]
+struct Name<'p> {
+    raw: &'p [u8],
+    is_escaped: bool,
+}
+
+/// A place in a payload. Every step is `None` where the bytes end or are not JSON.
+struct Scan<'p> {
+    bytes: &'p [u8],
+    at: usize,
+}
+
+impl<'p> Scan<'p> {
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    /// Takes the value here, which `node` asks for.
+    fn value(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+        // A member of this name that came before does not count any more.
+        node.forget(found);
+        self.space();
+        let start = self.at;
+        match self.peek()? {
+            b'{' if !node.members.is_empty() => self.object(node, found)?,
+            b'[' if !node.members.is_empty() => self.array(node, found)?,
+            _ => self.skip()?,
+        }
+        if let Some(slot) = node.slot {
+            found.0[slot] = &self.bytes[start..self.at];
+        }
+        Some(())
+    }
+
+    fn object(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+        self.at += 1;
+        loop {
+            self.space();
+            match self.peek()? {
+                b'"' => {}
+                b',' => {
+                    self.at += 1;
+                    continue;
+                }
+                b'}' => {
+                    self.at += 1;
+                    return Some(());
+                }
+                _ => return None,
+            }
+            let name = self.string()?;
+            self.space();
+            if self.peek()? != b':' {
+                return None;
+            }
+            self.at += 1;
+            match node.member(name) {
+                Some(member) => self.value(member, found)?,
+                None => self.skip()?,
+            }
+        }
+    }
+
+    fn array(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+        self.at += 1;
+        let mut index = 0;
+        loop {
+            self.space();
+            match self.peek()? {
+                b',' => {
+                    self.at += 1;
+                    index += 1;
+                }
+                b']' => {
+                    self.at += 1;
+                    return Some(());
+                }
+                _ => match node.item(index) {
+                    Some(item) => self.value(item, found)?,
+                    None => self.skip()?,
+                },
+            }
+        }
+    }
+
+    /// Passes over the value here, whatever is in it.
+    fn skip(&mut self) -> Option<()> {
+        self.space();
+        let mut depth = 0_usize;
+        loop {
+            match self.peek()? {
+                b'"' => {
+                    self.string()?;
+                }
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b'}' | b']' => {
+                    depth = depth.checked_sub(1)?;
+                    self.at += 1;
+                }
+                // Numbers, words, and what is between values: none holds any of the above.
+                _ if depth > 0 => self.at += 1,
+                _ => self.scalar(),
+            }
+            if depth == 0 {
+                return Some(());
+            }
+        }
+    }
+
+    fn scalar(&mut self) {
+        let ends = |byte: &u8| b",]} \n\r\t".contains(byte);
+        let rest = &self.bytes[self.at..];
+        self.at += rest.iter().position(ends).unwrap_or(rest.len());
+    }
+
+    /// Passes over the string that begins here.
+    fn string(&mut self) -> Option<Name<'p>> {
+        let start = self.at + 1;
+        let mut at = start;
+        let mut is_escaped = false;
+        loop {
+            at += memchr2(b'"', b'\\', self.bytes.get(at..)?)?;
+            if self.bytes[at] == b'"' {
+                break;
+            }
+            is_escaped = true;
+            // The escaped character is no end of it.
+            at += 2;
+        }
+        self.at = at + 1;
+        Some(Name { raw: &self.bytes[start..at], is_escaped })
+    }
+}

@@ -1,0 +1,584 @@
+use std::collections::{BTreeSet, HashMap};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::Value;
+
+use super::*;
+use crate::job::{Origin, Stamp};
+
+/// 2025-11-21T20:00:00Z
+const EVENING: u64 = 1_763_755_200_000_000_000;
+const HOUR: u64 = 3_600_000_000_000;
+
+fn parse(key: &str) -> KeyTemplate {
+    KeyTemplate::parse(key, None).unwrap()
+}
+
+fn of(partition: &str) -> KeyOf<'_> {
+    KeyOf {
+        partition,
+        unix_nanos: EVENING,
+        node: "host-1",
+        core: 3,
+        seq: 42,
+        count: 1000,
+        ext: "ndjson.gz",
+    }
+}
+
+/// Partition and key of one payload.
+fn render(template: &KeyTemplate, payload: &str, version: Option<&str>) -> (String, String) {
+    let mut partition = Partition::default();
+    let _ = template.write_partition(payload.as_bytes(), version, EVENING, &mut partition);
+    let mut key = "what was there before".into();
+    template.write_key(&of(partition.text()), &mut key);
+    (partition.text, key)
+}
+
+fn key(template: &str, payload: &str) -> String {
+    render(&parse(template), payload, None).1
+}
+
+#[test]
+fn every_placeholder_renders() {
+    for (template, expected) in [
+        (DEFAULT_PAYLOAD, "1763755200000000000-host-1-3-42.json"),
+        (DEFAULT_BATCH, "1763755200000000000-host-1-3-42.ndjson.gz"),
+        ("{unix_ms}/{count}", "1763755200000/1000"),
+        ("dt={date:%Y-%m-%d}/hour={hour}/{seq}", "dt=2025-11-21/hour=20/42"),
+        ("{date:%Y/%m/%d/%H%M%S-%j%%}", "2025/11/21/200000-325%"),
+        ("{date:day}", "day"),
+        ("{{{node}}}{{}}", "{host-1}{}"),
+        ("{version}", "unknown"),
+        ("{field:/tenant}/{field:/n/1}", "acme/1.50"),
+        ("{field:/none}-{field:/none|other}", "unknown-other"),
+        ("{field:/a~1b~0}-{field:/|x}", "slash-empty"),
+        ("Zoë/{seq}", "Zoë/42"),
+    ] {
+        let payload = r#"{"tenant":"acme","n":[0,1.50],"a/b~":"slash","":"empty"}"#;
+        assert_eq!(key(template, payload), expected, "{template}");
+    }
+}
+
+#[test]
+fn the_default_is_the_key_of_a_payload_byte_for_byte() {
+    let template = parse(DEFAULT_PAYLOAD);
+    let mut key = String::new();
+    for (node, core, unix_nanos, seq) in
+        [("host-1", 0, 0, 0), ("0123456789abcdef", 1023, u64::MAX, u64::MAX), ("a", 7, EVENING, 9)]
+    {
+        template.write_key(&KeyOf { unix_nanos, node, core, seq, ..of("") }, &mut key);
+        assert_eq!(key, Origin::new(node.into(), core).key(Stamp { unix_nanos, seq }));
+    }
+    assert!(!template.is_partitioned() && !template.needs_version());
+    assert_eq!(template.texts(), (DEFAULT_PAYLOAD, None));
+}
+
+const ALL: &str = "{unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {core}, {seq}, {count}, \
+                   {ext}, {hash:2}, {version}, {field:/member} or {field:/member|default}";
+
+#[test]
+fn bad_templates_are_refused_by_name() {
+    let long = "x".repeat(1025);
+    let wide = format!("{{field:/a|{}}}", "x".repeat(129));
+    let wide_error = format!(
+        "the default \"{0}x\" in KEY would not stay as it is: write \"{0}\"",
+        "x".repeat(128)
+    );
+    for (key, expected) in [
+        ("", format!("KEY is empty: write a template such as {DEFAULT_BATCH}, out of {ALL}")),
+        (&long, "KEY is 1025 bytes long: write at most 1024".into()),
+        ("a{node", format!("KEY has {{node without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
+        ("{a{node}", format!("KEY has {{a without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
+        ("{", format!("KEY has {{ without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
+        ("a}b", "KEY has a } without its { before \"b\": write }} for a brace".into()),
+        ("{nodes}", format!("{{nodes}} in KEY is no placeholder: did you mean {{node}}? there are {ALL}")),
+        ("{unixnano}", format!("{{unixnano}} in KEY is no placeholder: did you mean {{unix_nanos}}? there are {ALL}")),
+        ("{zzz:9}", format!("{{zzz:9}} in KEY is no placeholder: there are {ALL}")),
+        ("{}", format!("{{}} in KEY is no placeholder: there are {ALL}")),
+        ("{date}", "{date} in KEY is not how it is written: write {date:%Y/%m/%d}".into()),
+        ("{date:}", "{date:} in KEY is not how it is written: write {date:%Y/%m/%d}".into()),
+        ("{node:1}", "{node:1} in KEY is not how it is written: write {node}".into()),
+        ("{hash}", "{hash} in KEY is not how it is written: write {hash:2}".into()),
+        ("{field}", "{field} in KEY is not how it is written: write {field:/member} or {field:/member|default}".into()),
+        ("{hash:0}", "{hash:0} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
+        ("{hash:9}", "{hash:9} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
+        ("{hash:+1}", "{hash:+1} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
+        ("{hash:1}{hash:2}", "KEY has {hash} twice: write it once, for both would be the same digits".into()),
+        ("{date:%Y-%b}", "{date:%Y-%b} in KEY has %b: write %Y %m %d %H %M %S %j, and %% for a %".into()),
+        ("{date:%}", "{date:%} in KEY has a lone %: write %Y %m %d %H %M %S %j, and %% for a %".into()),
+        ("{field:tenant}", "\"tenant\" in KEY is no JSON pointer: write /tenant".into()),
+        ("{field:|x}", "\"\" in KEY is no JSON pointer: write /".into()),
+        ("{field:/a~2}", "\"/a~2\" in KEY is no JSON pointer: write ~0 for a ~ in a name, and ~1 for a /".into()),
+        ("{field:/a|}", "the default \"\" in KEY would not stay as it is: write \"unknown\"".into()),
+        ("{field:/a|b/c}", "the default \"b/c\" in KEY would not stay as it is: write \"b_c\"".into()),
+        ("{field:/a|..}", "the default \"..\" in KEY would not stay as it is: write \"__\"".into()),
+        (&wide, wide_error),
+        ("/{seq}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
+        ("{seq}/", "KEY has an empty part: write single slashes, and none at its start or end".into()),
+        ("a//{seq}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
+        ("{date:%Y//%m}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
+        ("a/../{seq}", "KEY has a part .., which clients resolve: write the path out".into()),
+        ("./{seq}", "KEY has a part ., which clients resolve: write the path out".into()),
+        ("a\0{seq}", "KEY holds '\\0', which stores or their clients do not leave as it is: leave it out".into()),
+        ("a\n{seq}", "KEY holds '\\n', which stores or their clients do not leave as it is: leave it out".into()),
+        ("a\\{seq}", "KEY holds '\\\\', which stores or their clients do not leave as it is: leave it out".into()),
+    ] {
+        let error = KeyTemplate::parse(key, None).unwrap_err();
+        assert_eq!(error.to_string(), expected, "{key}");
+        assert_eq!(error.setting(), "KEY");
+    }
+}
+
+#[test]
+fn bad_event_times_are_refused_by_name() {
+    let deep = "/a".repeat(128);
+    for (key, event_time, expected) in [
+        ("{hour}", "ts", "\"ts\" in EVENT_TIME is no JSON pointer: write /ts".into()),
+        ("{hour}", "", "\"\" in EVENT_TIME is no JSON pointer: write /".into()),
+        (
+            "{seq}",
+            "/ts",
+            "EVENT_TIME is \"/ts\", but KEY has no time of its own: add {date:…} or {hour}".into(),
+        ),
+        (
+            "{hour}",
+            &deep,
+            format!(
+                "{deep:?} in EVENT_TIME is no JSON pointer: write at most 127 names, for payloads nest no deeper"
+            ),
+        ),
+        ("{hour}", &"/".repeat(1025), "EVENT_TIME is 1025 bytes long: write at most 1024".into()),
+    ] {
+        let error = KeyTemplate::parse(key, Some(event_time)).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.setting(), "EVENT_TIME");
+    }
+    assert!(KeyTemplate::parse("{hour}", Some(&"/a".repeat(127))).is_ok());
+    let sixteen: String = (0..16).map(|i| format!("{{field:/{i}}}")).collect();
+    assert!(KeyTemplate::parse(&format!("{sixteen}{{hour}}{{field:/3}}"), Some("/7")).is_ok());
+    let error = KeyTemplate::parse(&format!("{sixteen}{{hour}}"), Some("/ts")).unwrap_err();
+    let expected = "EVENT_TIME asks for field \"/ts\", one more than the 16: leave some out";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn what_could_name_two_objects_alike_is_refused_by_name() {
+    let why =
+        ", for with a fixed NODE_ID only the clock tells one start of the process from another";
+    let missing = |ids: &str, why: &str| {
+        Some(format!("KEY has no {ids}, so two objects could share a key: add {ids}{why}"))
+    };
+    let blurred = |a: &str, b: &str| {
+        Some(format!(
+            "nothing tells {{{a}}} from {{{b}}} in KEY, so two objects could share a key: write a / \
+             between them"
+        ))
+    };
+    for (template, random, fixed) in [
+        (DEFAULT_PAYLOAD, None, None),
+        (DEFAULT_BATCH, None, None),
+        ("{hash:2}/{node}/{core}/{seq}", None, missing("{unix_nanos}", why)),
+        ("{node}-{core}-{seq}-{unix_ms}.{ext}", None, None),
+        ("tenant={field:/t}/{date:%Y%m%d}/{unix_ms}-{node}-{core}-{seq}.json.gz", None, None),
+        ("{seq}-{core}", missing("{node}", ""), missing("{node} and {unix_nanos}", why)),
+        (
+            "{ext}",
+            missing("{node} and {core} and {seq}", ""),
+            missing("{node} and {core} and {seq} and {unix_nanos}", why),
+        ),
+        ("{node}-{core}{seq}/{unix_ms}", blurred("core", "seq"), blurred("node", "core")),
+        ("{node}-{core}0{seq}/{unix_ms}", blurred("core", "seq"), blurred("node", "core")),
+        ("{node}{core}-{seq}/{unix_ms}", None, blurred("node", "core")),
+        ("{seq}{hash:2}-{unix_ms}{hour}-{core}/{node}", None, None),
+        ("{field:/t}-{node}/{core}/{seq}/{unix_ms}", None, blurred("node", "field:/t")),
+        ("{node}-{core}-{field:/t}-{seq}/{unix_ms}", None, blurred("node", "core")),
+        ("{node}/{core}-{field:/t}-{seq}/{unix_ms}", None, None),
+        (
+            "{version}{seq}/{node}/{core}/{unix_ms}",
+            blurred("seq", "version"),
+            blurred("seq", "version"),
+        ),
+        ("{version}{seq}/{node}/{core}/{seq}/{unix_ms}", None, None),
+        ("{version}-{unix_ms}{count}/{node}/{core}/{seq}", None, blurred("unix_ms", "count")),
+        ("{field:/a}-{unix_ms}{field:/b}/{unix_nanos}/{node}/{core}/{seq}", None, None),
+        ("{unix_ms}-{node}/{core}/{seq}{ext}", blurred("seq", "ext"), blurred("seq", "ext")),
+    ] {
+        let template = parse(template);
+        let error = |random| template.check_unique(random).err().map(|why| why.to_string());
+        assert_eq!(error(true), random, "{}", template.key);
+        assert_eq!(error(false), fixed, "{}", template.key);
+    }
+}
+
+#[test]
+fn the_longest_key_is_as_long_as_said() {
+    let key = "{unix_nanos}{unix_ms}{date:%Y%m%d%j%H%M%S}/{hour}{node}{core}{seq}{count}.{ext}{hash:8}\
+               {version}{field:/a}";
+    let template = parse(key);
+    let wide = "x".repeat(300);
+    let mut partition = Partition::default();
+    let payload = format!("{{\"a\":{wide:?}}}");
+    let _ = template.write_partition(payload.as_bytes(), Some(&wide), 0, &mut partition);
+    let last = u64::MAX;
+    let mut key = String::new();
+    let widest =
+        KeyOf { unix_nanos: last, seq: last, count: last, core: 1023, ..of(partition.text()) };
+    template.write_key(&widest, &mut key);
+    assert_eq!(key.len(), template.longest("host-1".len(), "ndjson.gz".len()));
+}
+
+#[test]
+fn what_depends_on_the_payload_partitions() {
+    let event = |key| KeyTemplate::parse(key, Some("/ts")).unwrap();
+    assert!(!parse("{hash:4}{date:%Y}{hour}{node}{core}{seq}{count}{ext}").is_partitioned());
+    assert!(parse("{version}").is_partitioned() && parse("{version}").needs_version());
+    assert!(parse("{field:/a}").is_partitioned() && !parse("{field:/a}").needs_version());
+    assert!(event("{hour}").is_partitioned() && event("{date:%Y}").is_partitioned());
+    assert_eq!(event("{hour}").texts(), ("{hour}", Some("/ts")));
+}
+
+#[test]
+fn event_time_dates_the_key_and_the_opening_stamps_it() {
+    let template = "dt={date:%Y-%m-%d}/hour={hour}/{unix_nanos}-{node}-{core}-{seq}.{ext}";
+    let template = KeyTemplate::parse(template, Some("/at/ts")).unwrap();
+    let mut partition = Partition::default();
+    let mut key = String::new();
+    let rest = "/1763755200000000000-host-1-3-42.ndjson.gz";
+    for (payload, day, source) in [
+        (r#"{"at":{"ts":1763751600}}"#, "dt=2025-11-21/hour=19", EventTime::Read),
+        (r#"{"at":{"ts":"2024-02-29T23:59:59-01:00"}}"#, "dt=2024-03-01/hour=00", EventTime::Read),
+        (r#"{"at":{"ts":"2024-03-01T00:59:59Z"}}"#, "dt=2024-03-01/hour=00", EventTime::Read),
+        (r#"{"at":{"ts":null}}"#, "dt=2025-11-21/hour=22", EventTime::Unreadable),
+        (r#"{"at":{"ts":-5}}"#, "dt=2025-11-21/hour=22", EventTime::Unreadable),
+        ("7", "dt=2025-11-21/hour=22", EventTime::Unreadable),
+    ] {
+        let came = EVENING + 2 * HOUR;
+        let from = template.write_partition(payload.as_bytes(), None, came, &mut partition);
+        assert_eq!(from, source, "{payload}");
+        template.write_key(&of(partition.text()), &mut key);
+        assert_eq!(key, format!("{day}{rest}"), "{payload}");
+    }
+    let from = parse("{field:/a}").write_partition(b"{}", None, 0, &mut partition);
+    assert_eq!(from, EventTime::NotAsked);
+}
+
+#[test]
+fn the_last_of_equal_names_counts_and_no_object_has_no_fields() {
+    for (payload, expected) in [
+        (r#"{"a":1,"a":2}"#, "2-none-none"),
+        (r#"{"a":1,"\u0061":2}"#, "2-none-none"),
+        (r#"{"b":{"c":1},"b":{"d":2}}"#, "none-none-none"),
+        (r#"{"b":{"c":1},"b":3}"#, "none-none-none"),
+        (r#"{"b":{"c":1,"c":2}}"#, "none-2-none"),
+        (r#"{ "x":[{"a":"}"}, "]\"", {}], "b" : [0, {"e":true}] , "a":1e400 }"#, "1e400-none-true"),
+        ("7", "none-none-none"),
+        ("\"a\"", "none-none-none"),
+        ("[{\"a\":1}]", "none-none-none"),
+        ("{\"a\":1,\"b\":", "1-none-none"),
+        ("", "none-none-none"),
+    ] {
+        let template = "{field:/a|none}-{field:/b/c|none}-{field:/b/1/e|none}";
+        assert_eq!(key(template, payload), expected, "{payload}");
+    }
+}
+
+#[test]
+fn nesting_that_is_not_asked_for_costs_no_stack() {
+    let (open, close) = ("[{\"a\":".repeat(1_000_000), "}]".repeat(1_000_000));
+    assert_eq!(key("{field:/a}", &format!("{{\"x\":{open}0{close},\"a\":1}}")), "1");
+}
+
+const HASHES: [(&str, &str); 3] =
+    [("x", "06a4f950"), ("a/b.json", "795e07aa"), ("Zoë", "3f8a1b87")];
+
+#[test]
+fn the_hash_is_fnv_1a_stirred_by_fmix64() {
+    // Worked out apart from this program.
+    for (rest, hash) in HASHES {
+        assert_eq!(key(&format!("{{hash:8}}{rest}"), "{}"), format!("{hash}{rest}"));
+        assert_eq!(key(&format!("{rest}{{hash:3}}"), "{}"), format!("{rest}{}", &hash[..3]));
+    }
+    let (rest, hash) = (
+        "a/1763755200000000000-host-1-3-42",
+        &key("{hash:8}a/{unix_nanos}-{node}-{core}-{seq}", "7"),
+    );
+    assert_eq!(hash[8..], *rest);
+    assert_eq!(key(&format!("{{hash:8}}{rest}"), "7"), *hash);
+}
+
+#[test]
+fn hashes_of_consecutive_objects_spread_evenly() {
+    for template in
+        ["{hash:2}/{node}-{core}-{seq}", "{hash:2}/{seq}-{node}-{core}.json", "{hash:2}{seq}"]
+    {
+        let template = parse(template);
+        let mut key = String::new();
+        let mut objects = HashMap::<String, usize>::new();
+        for seq in 0..25_600 {
+            template.write_key(&KeyOf { seq, ..of("") }, &mut key);
+            *objects.entry(key[..2].into()).or_default() += 1;
+        }
+        assert_eq!(objects.len(), 256);
+        // 100 each, give or take five standard deviations.
+        let uneven = objects.iter().find(|(_, n)| !(50..=150).contains(*n));
+        assert_eq!(uneven, None, "{}", template.key);
+    }
+}
+
+/// JSON as text, which may name a member twice.
+#[derive(Clone, Debug)]
+enum Json {
+    Plain(&'static str),
+    Text(String),
+    Array(Vec<Json>),
+    Object(Vec<(String, Json)>),
+}
+
+const NAMES: [&str; 11] = ["a", "b", "0", "1", "01", "-", "", "a/b", "m~n", "ä\u{1F600}", "\"\\\n"];
+
+const PLAIN: [&str; 7] = ["null", "true", "false", "0", "-0.5", "1E3", "12345678901234567890123"];
+
+fn json() -> impl Strategy<Value = Json> {
+    let leaf =
+        prop_oneof![select(&PLAIN[..]).prop_map(Json::Plain), any::<String>().prop_map(Json::Text)];
+    leaf.prop_recursive(5, 60, 5, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Json::Array),
+            vec((select(&NAMES[..]).prop_map(String::from), inner), 0..6).prop_map(Json::Object),
+        ]
+    })
+}
+
+/// `style` is a run of small choices: space, and which characters are escaped.
+fn write_json(json: &Json, style: &mut impl Iterator<Item = u8>, out: &mut String) {
+    let mut space = |out: &mut String| {
+        out.push_str(["", "", " ", "\n\t\r "][style.next().unwrap() as usize % 4])
+    };
+    space(out);
+    match json {
+        Json::Plain(text) => out.push_str(text),
+        Json::Text(text) => write_string(text, style, out),
+        Json::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                out.push_str(if i == 0 { "" } else { "," });
+                write_json(item, style, out);
+            }
+            out.push(']');
+        }
+        Json::Object(members) => {
+            out.push('{');
+            for (i, (name, member)) in members.iter().enumerate() {
+                out.push_str(if i == 0 { " " } else { " ,\n" });
+                write_string(name, style, out);
+                out.push_str(" :");
+                write_json(member, style, out);
+            }
+            out.push('}');
+        }
+    }
+    out.push(' ');
+}
+
+fn write_string(text: &str, style: &mut impl Iterator<Item = u8>, out: &mut String) {
+    let every = style.next().unwrap();
+    out.push('"');
+    for (i, char) in text.chars().enumerate() {
+        if every < 85 && i % 2 == 0 {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04X}"));
+            }
+        } else {
+            let quoted = serde_json::to_string(&char).unwrap();
+            out.push_str(&quoted[1..quoted.len() - 1]);
+        }
+    }
+    out.push('"');
+}
+
+fn pointer() -> impl Strategy<Value = String> {
+    vec(select(&NAMES[..]), 1..5).prop_map(|names| {
+        let escaped = |name: &&str| format!("/{}", name.replace('~', "~0").replace('/', "~1"));
+        names.iter().map(escaped).collect()
+    })
+}
+
+/// Every pointer there is into it, so that not only misses are tried; into members that do not count, too.
+fn pointers_into(json: &Json, at: &str, into: &mut Vec<String>) {
+    let mut step = |name: &str, json: &Json| {
+        let at = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+        into.push(at.clone());
+        pointers_into(json, &at, into);
+    };
+    match json {
+        Json::Object(members) => members.iter().for_each(|(name, json)| step(name, json)),
+        Json::Array(items) => {
+            items.iter().enumerate().for_each(|(i, json)| step(&i.to_string(), json));
+        }
+        _ => {}
+    }
+}
+
+/// What may stand between ids: marks that keep them apart, and parts that they run together with.
+const BETWEEN: [&str; 14] = [
+    "-",
+    "-",
+    "/",
+    "/",
+    ".",
+    "",
+    "1",
+    "-{count}-",
+    "-{field:/a}-",
+    "/{field:/a}{version}-",
+    "{hour}-",
+    "{hash:1}",
+    "{ext}-",
+    ".{ext}/",
+];
+
+fn template() -> impl Strategy<Value = String> {
+    let ids = Just(["{node}", "{core}", "{seq}", "{unix_ms}"].to_vec()).prop_shuffle();
+    (ids, vec(select(&BETWEEN[..]), 3), select(vec!["", "{ext}", ".{ext}", "{count}"])).prop_map(
+        |(ids, between, end)| {
+            let pairs = ids.iter().zip(between.iter().chain([&end]));
+            pairs.map(|(id, between)| format!("{id}{between}")).collect()
+        },
+    )
+}
+
+/// Every key of a few cores and restarts, as hostile as names and values may be, by what it is the key of.
+fn assert_no_two_alike(template: &KeyTemplate, nodes: &[&str]) {
+    let mut seen = HashMap::new();
+    let (mut key, mut partition) = (String::new(), Partition::default());
+    for value in ["1", "-1", "1-1", "x.ndjson", "json"] {
+        let payload = format!("{{\"a\":{value:?}}}");
+        let _ = template.write_partition(payload.as_bytes(), Some(value), 0, &mut partition);
+        for node in nodes {
+            for (core, seq) in [(1, 1), (1, 11), (11, 1), (11, 11), (1, 111), (111, 1)] {
+                for unix_nanos in [1_000_000, 11_000_000, 111_000_000] {
+                    for (count, ext) in [(1, "json"), (11, "json"), (1, "ndjson"), (11, "ndjson")] {
+                        let partition = partition.text();
+                        let of = KeyOf { partition, unix_nanos, node, core, seq, count, ext };
+                        template.write_key(&of, &mut key);
+                        // With a random node a restart is another node, and the clock need not tell.
+                        let start = if nodes.len() > 3 { unix_nanos } else { 0 };
+                        let id = (*node, core, seq, start);
+                        let before = *seen.entry(key.clone()).or_insert(id);
+                        assert_eq!(before, id, "{} renders {key} for both", template.key);
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn fields_are_what_serde_jsons_pointer_finds(
+        json in json(),
+        style in vec(any::<u8>(), 1..20),
+        mut pointers in vec(pointer(), 1..6),
+        hits in vec(any::<prop::sample::Index>(), 0..10),
+    ) {
+        let mut text = String::new();
+        write_json(&json, &mut style.iter().copied().cycle(), &mut text);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let mut into = Vec::new();
+        pointers_into(&json, "", &mut into);
+        if !into.is_empty() {
+            pointers.extend(hits.iter().map(|hit| hit.get(&into).clone()));
+        }
+        let mut fields = Fields::default();
+        let slots: Vec<usize> = pointers.iter().map(|pointer| fields.add(pointer).unwrap()).collect();
+        let found = fields.find(text.as_bytes());
+        for (pointer, slot) in pointers.iter().zip(slots) {
+            let raw = found.raw(slot);
+            let read = (!raw.is_empty()).then(|| serde_json::from_slice::<Value>(raw).unwrap());
+            prop_assert_eq!(read.as_ref(), value.pointer(pointer), "{} in {}", pointer, &text);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_a_search_panic_or_hang(
+        bytes in vec(select(&b"{}[]\":,\\ua0 \xff"[..]), 0..40),
+        pointers in vec(pointer(), 1..6),
+    ) {
+        let mut fields = Fields::default();
+        pointers.iter().for_each(|pointer| { fields.add(pointer).unwrap(); });
+        fields.find(&bytes);
+    }
+
+    #[test]
+    fn values_neither_add_nor_remove_components(a: String, b: String, version: String) {
+        let template = parse("tenant={field:/a}/{version}/.{field:/b}{field:/a}/x{node}-{core}-{seq}");
+        let payload = serde_json::json!({ "a": a, "b": b }).to_string();
+        let (_, key) = render(&template, &payload, Some(&version));
+        let parts: Vec<&str> = key.split('/').collect();
+        prop_assert_eq!(parts.len(), 4);
+        prop_assert!(parts.iter().all(|part| !part.is_empty() && *part != "." && *part != ".."));
+        prop_assert!(!key.contains(|c: char| c.is_control() || c == '\\'));
+        prop_assert!(key.len() <= template.longest(6, 0));
+        let again = render(&template, &payload, Some(&version)).1;
+        prop_assert_eq!(again, key);
+    }
+
+    #[test]
+    fn equal_partitions_are_equal_parts_of_the_key(
+        values in vec((select(vec!["", "a", "b", "a/b", "a_b", "ab", "\u{1f}", "_"]), 0..3_u64), 6..7),
+    ) {
+        let template = "{field:/a}/{field:/b}/{version}/{hour}/{seq}";
+        let template = KeyTemplate::parse(template, Some("/ts")).unwrap();
+        let rendered = |values: &[(&str, u64)]| {
+            let payload = serde_json::json!({ "a": values[0].0, "b": values[1].0, "ts": values[0].1 * 3600 });
+            render(&template, &payload.to_string(), Some(values[2].0))
+        };
+        let ((partition, key), (other_partition, other_key)) = (rendered(&values[..3]), rendered(&values[3..]));
+        prop_assert_eq!(partition == other_partition, key == other_key);
+    }
+
+    #[test]
+    fn templates_that_pass_name_no_two_objects_alike(text in template()) {
+        // Refused are those with two hashes.
+        let template = KeyTemplate::parse(&text, None);
+        prop_assume!(template.is_ok());
+        let template = template.unwrap();
+        if template.check_unique(false).is_ok() {
+            assert_no_two_alike(&template, &["1", "a", "a-1", "1-1", "11", "1.ndjson", "x", "xnd"]);
+        }
+        if template.check_unique(true).is_ok() {
+            assert_no_two_alike(&template, &["0123456789abcdef", "1111111111111111", "1111111111111110"]);
+        }
+    }
+}
+
+#[test]
+fn enough_templates_pass_for_that_to_mean_something() {
+    let ids = ["{node}", "{core}", "{seq}", "{unix_ms}"];
+    let marks = ["", "-", "/", "1", "-{field:/a}-", "{hash:1}", "-{count}", "{ext}/"];
+    let mut passed = BTreeSet::new();
+    let mut tried = 0;
+    for order in 0..256 {
+        let at = |i: usize| order >> (2 * i) & 3;
+        if (0..4).map(at).collect::<BTreeSet<_>>().len() < 4 {
+            continue;
+        }
+        for between in 0..marks.len().pow(3) {
+            let mark = |i: u32| marks[between / marks.len().pow(i) % marks.len()];
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| ids[at(i)]);
+            let text = format!("{a}{}{b}{}{c}{}{d}", mark(0), mark(1), mark(2));
+            let Ok(template) = KeyTemplate::parse(&text, None) else { continue };
+            tried += 1;
+            if template.check_unique(false).is_ok() && passed.insert(text) {
+                assert_no_two_alike(
+                    &template,
+                    &["1", "a", "a-1", "1-1", "a-1-1", "11", "x", "xnd"],
+                );
+            }
+        }
+    }
+    assert!(passed.len() > 200 && passed.len() < tried / 2, "{} of {tried}", passed.len());
+}
