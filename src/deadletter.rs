@@ -9,6 +9,7 @@
 //! A letter that was being written when the stop cut in may be in both forms; a replay puts it twice under the one key.
 
 pub mod bundle;
+mod letter;
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,68 +18,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
+pub use letter::Letter;
 
-use crate::coding::Coding;
 use crate::job::Payload;
-use crate::store::Object;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
-
-/// What is known of one dead object; the JSON file's content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
-    /// The object key, relative to the store's prefix: replay writes it again.
-    pub key: String,
-    /// The store it was meant for, as configured.
-    pub store: String,
-    /// The last failure, `code: message`.
-    pub error: String,
-    /// Puts tried.
-    pub attempts: u32,
-    /// When it was given up, seconds since 1970.
-    pub unix_seconds: u64,
-    /// Size of the object.
-    pub bytes: u64,
-    /// How many payloads it is made of; not said of a payload by itself.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub payloads: u64,
-    /// How it is compressed, if the store was to say so: replay puts it with the same header.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub content_encoding: Option<Coding>,
-}
-
-impl Letter {
-    /// Of `object`, made of so many `payloads`, given up now.
-    pub fn now(
-        object: &Object<'_>,
-        payloads: u64,
-        store: String,
-        error: String,
-        attempts: u32,
-    ) -> Letter {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Letter {
-            key: object.key.to_owned(),
-            store,
-            error,
-            attempts,
-            unix_seconds: since_epoch.as_secs(),
-            bytes: object.bytes(),
-            payloads,
-            content_encoding: object.coding,
-        }
-    }
-}
-
-fn one() -> u64 {
-    1
-}
-
-fn is_one(payloads: &u64) -> bool {
-    *payloads == 1
-}
 
 /// Why a letter was not written.
 #[derive(Debug, thiserror::Error)]
@@ -442,24 +387,20 @@ fn measure(directory: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coding::Coding;
+    use crate::store::Object;
 
     fn letter(key: &str, payload: &[u8]) -> Letter {
         let payload = Payload::from(payload.to_vec());
         Letter::now(&Object::of(key, &payload), 1, "null:".into(), "Code: message".into(), 3)
     }
 
-    /// As they were before there were objects of more than one payload.
-    const OLD: &str = r#"{"key":"a.json","store":"null:","error":"Code: message","attempts":3,"unix_seconds":1700000000,"bytes":2}"#;
-
     #[test]
-    fn a_letter_of_one_plain_payload_reads_and_writes_as_ever() {
-        let read: Letter = serde_json::from_str(OLD).unwrap();
-        let expected = Letter { unix_seconds: 1_700_000_000, ..letter("a.json", b"{}") };
-        assert_eq!((&read, read.payloads, read.content_encoding), (&expected, 1, None));
-        assert_eq!(serde_json::to_string(&read).unwrap(), OLD);
+    fn a_letter_from_before_there_were_many_payloads_is_listed() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a.json"), OLD).unwrap();
+        fs::write(dir.path().join("a.json"), letter::OLD).unwrap();
         fs::write(dir.path().join("a.payload"), "{}").unwrap();
+        let expected = serde_json::from_str(letter::OLD).unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         assert_eq!(dead.list().unwrap().letters, [("a".to_owned(), expected)]);
     }
