@@ -87,12 +87,22 @@ impl DirectStore {
             None => self.conclude(&self.origin, answered).await,
             Some((origin, template)) => {
                 self.release(&self.origin, answered.link).await;
-                // The key is in the address that the store named.
-                let object = Object { key: "", ..*object };
-                let answered = self.exchange(&origin, &template, &object).await?;
-                self.conclude(&origin, answered).await
+                // Boxed, as it is rare: every put's future would be larger by a template.
+                Box::pin(self.put_there(origin, template, object)).await
             }
         }
+    }
+
+    /// The same at the address that the store named, which the key is part of.
+    async fn put_there(
+        &self,
+        origin: Origin,
+        template: Template,
+        object: &Object<'_>,
+    ) -> Result<(), PutError> {
+        let object = Object { key: "", ..*object };
+        let answered = self.exchange(&origin, &template, &object).await?;
+        self.conclude(&origin, answered).await
     }
 
     /// Connections waiting for a request.

@@ -9,7 +9,8 @@ use crate::job::Payload;
 pub struct Object<'a> {
     /// Relative to the store's prefix; may hold `/`.
     pub key: &'a str,
-    /// Its bytes, in order.
+    /// Its bytes, in order. Each part is written or sent by itself, so a large object has few: 256 KiB is a good part, as
+    /// what one send may copy into a socket before other tasks of the core run.
     pub body: &'a [Payload],
     /// How they are compressed, where the store is to say so: `content-encoding`.
     pub coding: Option<Coding>,
