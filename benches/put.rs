@@ -23,8 +23,8 @@ use millrace::aws::{self, Aws, Overrides, S3Target};
 use millrace::config::{Checksum, S3Client, S3Options};
 use millrace::job::{Origin, Payload};
 use millrace::store::dial;
-use millrace::store::direct::{Identity, Integrity, Place, Put, Signer, Template};
-use millrace::store::{Store, StoreSeed};
+use millrace::store::direct::{Identity, Place, Put, Signer, Template};
+use millrace::store::{Integrity, Object, Store, StoreSeed, Sums};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -141,8 +141,9 @@ async fn run(store: &Rc<Store>, puts: usize) -> (f64, f64) {
             glommio::spawn_local(async move {
                 // Of a key's usual length; making it is not the client's business.
                 let key = format!("1700000000000000000-00ff00ff00ff00ff-0-{lane}.json");
+                let object = Object::of(&key, &payload);
                 for _ in 0..puts / IN_FLIGHT {
-                    store.put(&key, &payload).await.expect("the sink takes everything");
+                    store.put(&object).await.expect("the sink takes everything");
                 }
             })
         })
@@ -245,7 +246,8 @@ fn signing(heads: usize, rounds: usize) {
         let used = Used::now();
         for i in 0..heads {
             out.clear();
-            let put = Put { key: KEY, body: &body };
+            let sums = Sums::of(&body, integrity);
+            let put = Put { key: KEY, bytes: body.len() as u64, coding: None, sums: &sums };
             template.write_head(&put, start_s + i as u64 / 1000, &mut signer, &mut out);
             black_box(&out);
         }

@@ -16,6 +16,7 @@ use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
 use crate::admit::{Budget, BudgetExhausted, ChargedBytes};
+use crate::coding::Coding;
 
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,28 +39,18 @@ impl From<BudgetExhausted> for BodyError {
     }
 }
 
-/// How a body is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    Identity,
-    Gzip,
-    Zstd,
-}
-
-impl Encoding {
-    /// From `content-encoding`: none or one of the three; a list is refused.
-    pub fn of(headers: &HeaderMap) -> Result<Encoding, BodyError> {
-        let mut values = headers.get_all(CONTENT_ENCODING).iter();
-        let Some(value) = values.next() else { return Ok(Encoding::Identity) };
-        let value = value.as_bytes().trim_ascii();
-        let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
-        match () {
-            () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
-            () if is("identity") || value.is_empty() => Ok(Encoding::Identity),
-            () if is("gzip") || is("x-gzip") => Ok(Encoding::Gzip),
-            () if is("zstd") => Ok(Encoding::Zstd),
-            () => Err(BodyError::UnsupportedEncoding),
-        }
+/// From `content-encoding`: none, or one of the two; a list is refused.
+pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
+    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let value = value.as_bytes().trim_ascii();
+    let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
+    match () {
+        () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
+        () if is("identity") || value.is_empty() => Ok(None),
+        () if is("gzip") || is("x-gzip") => Ok(Some(Coding::Gzip)),
+        () if is("zstd") => Ok(Some(Coding::Zstd)),
+        () => Err(BodyError::UnsupportedEncoding),
     }
 }
 
@@ -80,12 +71,12 @@ impl BodyReader {
     pub async fn read(
         &self,
         body: Incoming,
-        encoding: Encoding,
+        coding: Option<Coding>,
     ) -> Result<ChargedBytes, BodyError> {
         let raw = self.read_raw(body).await?;
-        match encoding {
-            Encoding::Identity => Ok(raw),
-            _ => self.decoder.decode(&self.budget, raw, encoding, self.length_max).await,
+        match coding {
+            None => Ok(raw),
+            Some(coding) => self.decoder.decode(&self.budget, raw, coding, self.length_max).await,
         }
     }
 
@@ -143,14 +134,14 @@ impl Decoder {
         &self,
         budget: &Rc<Budget>,
         raw: ChargedBytes,
-        encoding: Encoding,
+        coding: Coding,
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let _turn = self.turn.acquire_permit(1).await.expect("never closed");
         let mut out = ChargedBytes::new(budget, max)?;
-        match encoding {
-            Encoding::Gzip => gunzip(&raw, &mut out, max).await?,
-            _ => self.unzstd(&raw, &mut out, max).await?,
+        match coding {
+            Coding::Gzip => gunzip(&raw, &mut out, max).await?,
+            Coding::Zstd => self.unzstd(&raw, &mut out, max).await?,
         }
         out.shrink();
         Ok(out)
@@ -231,25 +222,25 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn of(values: &[&[u8]]) -> Result<Encoding, BodyError> {
+    fn of(values: &[&[u8]]) -> Result<Option<Coding>, BodyError> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(CONTENT_ENCODING, HeaderValue::from_bytes(value).unwrap());
         }
-        Encoding::of(&headers)
+        coding_of(&headers)
     }
 
     #[test]
     fn one_known_encoding_or_none() {
-        for (values, encoding) in [
-            (&[][..], Encoding::Identity),
-            (&[&b""[..]], Encoding::Identity),
-            (&[b"Identity"], Encoding::Identity),
-            (&[b"gzip"], Encoding::Gzip),
-            (&[b" X-GZIP "], Encoding::Gzip),
-            (&[b"ZStd\t"], Encoding::Zstd),
+        for (values, coding) in [
+            (&[][..], None),
+            (&[&b""[..]], None),
+            (&[b"Identity"], None),
+            (&[b"gzip"], Some(Coding::Gzip)),
+            (&[b" X-GZIP "], Some(Coding::Gzip)),
+            (&[b"ZStd\t"], Some(Coding::Zstd)),
         ] {
-            assert_eq!(of(values), Ok(encoding), "{values:?}");
+            assert_eq!(of(values), Ok(coding), "{values:?}");
         }
         for values in [
             &[&b"br"[..]][..],
@@ -265,7 +256,7 @@ mod tests {
 
     /// A reader's decoder and budget, on an executor, because decoding yields.
     fn decode(
-        encoding: Encoding,
+        coding: Coding,
         bytes: &[u8],
         max: usize,
         budget: usize,
@@ -279,18 +270,17 @@ mod tests {
             // Twice: what the first leaves in the decoder must not reach the second.
             let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
-            let _cut = decoder.decode(&budget, first, encoding, max).await;
-            decoder.decode(&budget, raw, encoding, max).await
+            let _cut = decoder.decode(&budget, first, coding, max).await;
+            decoder.decode(&budget, raw, coding, max).await
         });
         let decoded = decoded.map(|bytes| bytes.as_slice().to_vec());
         (decoded, cells.body_bytes.value())
     }
 
-    fn packed(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
-        match encoding {
-            Encoding::Identity => bytes.to_vec(),
-            Encoding::Zstd => zstd::stream::encode_all(bytes, 3).unwrap(),
-            Encoding::Gzip => {
+    fn packed(coding: Coding, bytes: &[u8]) -> Vec<u8> {
+        match coding {
+            Coding::Zstd => zstd::stream::encode_all(bytes, 3).unwrap(),
+            Coding::Gzip => {
                 let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
                 encoder.write_all(bytes).unwrap();
                 encoder.finish().unwrap()
@@ -302,22 +292,22 @@ mod tests {
     fn decoding_is_exact_capped_and_leaves_no_charge() {
         let noise: Vec<u8> =
             (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+        for coding in [Coding::Gzip, Coding::Zstd] {
             for length in [0, 1, DECODE_OUTPUT - 1, DECODE_OUTPUT, DECODE_OUTPUT + 1, noise.len()] {
-                let (plain, bytes) = (&noise[..length], packed(encoding, &noise[..length]));
-                let (decoded, charged) = decode(encoding, &bytes, length, 1 << 20);
-                assert_eq!((decoded.as_deref(), charged), (Ok(plain), 0), "{encoding:?} {length}");
+                let (plain, bytes) = (&noise[..length], packed(coding, &noise[..length]));
+                let (decoded, charged) = decode(coding, &bytes, length, 1 << 20);
+                assert_eq!((decoded.as_deref(), charged), (Ok(plain), 0), "{coding:?} {length}");
                 if length > 0 {
-                    let (decoded, charged) = decode(encoding, &bytes, length - 1, 1 << 20);
+                    let (decoded, charged) = decode(coding, &bytes, length - 1, 1 << 20);
                     assert_eq!(
                         (decoded, charged),
                         (Err(BodyError::TooLarge { max: length - 1 }), 0)
                     );
                 }
             }
-            let bytes = packed(encoding, &noise);
-            let (decoded, charged) = decode(encoding, &bytes, 1 << 20, 2 * bytes.len());
-            assert_eq!((decoded, charged), (Err(BodyError::MemoryExhausted), 0), "{encoding:?}");
+            let bytes = packed(coding, &noise);
+            let (decoded, charged) = decode(coding, &bytes, 1 << 20, 2 * bytes.len());
+            assert_eq!((decoded, charged), (Err(BodyError::MemoryExhausted), 0), "{coding:?}");
         }
     }
 }

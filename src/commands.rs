@@ -17,7 +17,7 @@ use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
-use crate::store::{Class, PutError, Store};
+use crate::store::{Class, Object, PutError, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
@@ -35,7 +35,7 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))
 }
 
-/// One line per letter, oldest first: time, attempts, size, store, key, error.
+/// One line per letter, oldest first: time, attempts, size, how many payloads if it is not one, store, key, error.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -54,15 +54,20 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
     }
     letters.sort_by(|a, b| a.key.cmp(&b.key));
     for letter in &letters {
-        let Letter { key, store, error, attempts, unix_seconds, bytes } = letter;
-        let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
-        let time = humantime::format_rfc3339_seconds(given_up);
-        println!("{time}  {attempts:>4} tries  {bytes:>9} B  {store}  {key}  {error}");
+        println!("{}", line(letter));
     }
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     println!("{} dead letters, {bytes} bytes", letters.len());
     report_broken(&broken);
     Ok(Exit::Clean)
+}
+
+fn line(letter: &Letter) -> String {
+    let Letter { key, store, error, attempts, unix_seconds, bytes, payloads, .. } = letter;
+    let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
+    let time = humantime::format_rfc3339_seconds(given_up);
+    let many = if *payloads == 1 { String::new() } else { format!("{payloads} payloads  ") };
+    format!("{time}  {attempts:>4} tries  {bytes:>9} B  {many}{store}  {key}  {error}")
 }
 
 fn report_broken(broken: &[(String, String)]) {
@@ -134,15 +139,13 @@ impl Puts {
     }
 
     /// Tries a few times where that is worth it.
-    async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+    async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         let mut attempts = 0;
         let mut alarm = Alarm::default();
         loop {
             attempts += 1;
-            let put = self
-                .store
-                .put_within(&mut alarm, Instant::now(), self.deadline, key, payload)
-                .await;
+            let put =
+                self.store.put_within(&mut alarm, Instant::now(), self.deadline, object).await;
             match put {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;
@@ -314,7 +317,26 @@ impl Replay {
                 "its payload file holds {found} bytes where {recorded} were recorded"
             )));
         }
-        let put = self.puts.put(&letter.key, &payload).await;
+        let coding = letter.content_encoding;
+        let put = self.puts.put(&Object { coding, ..Object::of(&letter.key, &payload) }).await;
         put.map_err(|error| Stays::Because(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coding::Coding;
+
+    #[test]
+    fn a_letter_is_one_line_that_counts_payloads_where_there_is_not_one() {
+        let payload = Payload::from(b"{}".to_vec());
+        let object = Object { coding: Some(Coding::Gzip), ..Object::of("k", &payload) };
+        let (store, error) = ("null:".to_owned(), "Code: message".to_owned());
+        let one = Letter { unix_seconds: 0, ..Letter::now(&object, 1, store, error, 3) };
+        let start = "1970-01-01T00:00:00Z     3 tries          2 B  ";
+        assert_eq!(line(&one), format!("{start}null:  k  Code: message"));
+        let many = Letter { payloads: 500, ..one };
+        assert_eq!(line(&many), format!("{start}500 payloads  null:  k  Code: message"));
     }
 }

@@ -31,7 +31,8 @@ use hyper::service::service_fn;
 
 use crate::ack::{self, LevelError, Tally};
 use crate::admit::{ChargedBytes, Need, Permit};
-use crate::body::{BodyError, Encoding};
+use crate::body::{self, BodyError};
+use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
@@ -328,7 +329,7 @@ fn emptied(head: Parts) -> HeaderMap {
 struct Wanted {
     misdirected: Option<Answer>,
     ack: Result<Ack, LevelError>,
-    encoding: Result<Encoding, BodyError>,
+    coding: Result<Option<Coding>, BodyError>,
 }
 
 impl Wanted {
@@ -336,7 +337,7 @@ impl Wanted {
         Wanted {
             misdirected: misdirected(&head.method, &head.uri),
             ack: ack::level(&head.headers, config),
-            encoding: Encoding::of(&head.headers),
+            coding: body::coding_of(&head.headers),
         }
     }
 }
@@ -344,7 +345,7 @@ impl Wanted {
 /// The outcome, and whether some of the body was left unread (then the connection cannot be used again).
 async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { misdirected, ack, encoding } = wanted;
+    let Wanted { misdirected, ack, coding } = wanted;
     if let Some(answer) = misdirected {
         return (answer, has_body);
     }
@@ -352,7 +353,7 @@ async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) 
         Ok(ack) => ack,
         Err(error) => return (Answer::BadRequest(error.to_string()), has_body),
     };
-    let read = async { core.bodies.read(body, encoding?).await.map(Some) };
+    let read = async { core.bodies.read(body, coding?).await.map(Some) };
     let overdue = async {
         state.body_overdue().await;
         Ok(None)

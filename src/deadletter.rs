@@ -1,6 +1,6 @@
-//! The dead-letter directory: payloads the store will not take, or that a stop left unstored.
+//! The dead-letter directory: objects the store will not take, or that a stop left unstored; mostly one payload each.
 //!
-//! One that is written while the server runs is two files, `{stem}.payload` with the payload's bytes and `{stem}.json`
+//! One that is written while the server runs is two files, `{stem}.payload` with the object's bytes and `{stem}.json`
 //! with a [`Letter`]; the JSON file is renamed into place last, so a letter that can be seen is whole. Those of a stop
 //! share one file per core, see [`bundle`]. The directory is bounded by `DEAD_LETTER_MAX`; what finds no room is lost,
 //! which the caller logs and counts. Writes block: a core sends them to its blocking thread, but for the last step of a
@@ -9,6 +9,7 @@
 //! A letter that was being written when the stop cut in may be in both forms; a replay puts it twice under the one key.
 
 pub mod bundle;
+mod letter;
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,36 +18,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
+pub use letter::Letter;
 
+use crate::job::Payload;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
-
-/// What is known of one dead payload; the JSON file's content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
-    /// The object key, relative to the store's prefix: replay writes it again.
-    pub key: String,
-    /// The store it was meant for, as configured.
-    pub store: String,
-    /// The last failure, `code: message`.
-    pub error: String,
-    /// Puts tried.
-    pub attempts: u32,
-    /// When it was given up, seconds since 1970.
-    pub unix_seconds: u64,
-    /// Size of the payload.
-    pub bytes: u64,
-}
-
-impl Letter {
-    pub fn now(key: String, store: String, error: String, attempts: u32, payload: &[u8]) -> Letter {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let bytes = payload.len() as u64;
-        Letter { key, store, error, attempts, unix_seconds: since_epoch.as_secs(), bytes }
-    }
-}
 
 /// Why a letter was not written.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +60,8 @@ const UNFINISHED: &str = "tmp";
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Unfinished files older than this belong to a process that died: no write takes as long.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Bytes copied on a core between two chances for its other tasks to run.
+const COPY_BYTES: usize = 256 << 10;
 /// Most that a probe writes to see whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
@@ -137,12 +116,43 @@ impl DeadLetters {
         &self.directory
     }
 
-    /// Writes one letter under `stem`, which must be unlike any other's; it is durable on return.
+    /// [`DeadLetters::write`] for a core: on its executor's blocking thread, which gets a copy, for the body's parts
+    /// belong to the core. Bounded by who calls, and waits for it: one letter per worker.
+    ///
+    /// # Errors
+    /// As `write`'s.
+    pub async fn write_off_core(
+        &self,
+        stem: String,
+        letter: Letter,
+        body: &[Payload],
+    ) -> Result<(), LetterError> {
+        let mut copy = Vec::with_capacity(body.len());
+        for part in body {
+            let mut bytes = Vec::with_capacity(part.len());
+            for piece in part.chunks(COPY_BYTES) {
+                bytes.extend_from_slice(piece);
+                glommio::executor().yield_if_needed().await;
+            }
+            copy.push(bytes);
+        }
+        let dead = self.clone();
+        let write = move || dead.write(&stem, &letter, &copy);
+        glommio::executor().spawn_blocking(write).await
+    }
+
+    /// Writes one letter under `stem`, which must be unlike any other's; it is durable on return. Blocks.
     ///
     /// # Errors
     /// Full or not writable; then nothing of it is left.
-    pub fn write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
-        let written = self.try_write(stem, letter, payload);
+    pub fn write(
+        &self,
+        stem: &str,
+        letter: &Letter,
+        body: &[impl AsRef<[u8]>],
+    ) -> Result<(), LetterError> {
+        let body: Vec<&[u8]> = body.iter().map(AsRef::as_ref).collect();
+        let written = self.try_write(stem, letter, &body);
         self.failing.store(written.is_err(), Relaxed);
         written
     }
@@ -167,15 +177,16 @@ impl DeadLetters {
         }
     }
 
-    fn try_write(&self, stem: &str, letter: &Letter, payload: &[u8]) -> Result<(), LetterError> {
+    fn try_write(&self, stem: &str, letter: &Letter, body: &[&[u8]]) -> Result<(), LetterError> {
         let meta = serde_json::to_vec(letter).expect("a letter is plain data");
-        let size = (payload.len() + meta.len()) as u64;
+        let bytes: usize = body.iter().map(|part| part.len()).sum();
+        let size = (bytes + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
         self.reserve(size)?;
         let mut made = Vec::new();
         let written = (|| {
-            for (extension, bytes) in [(PAYLOAD, payload), (META, &meta[..])] {
-                self.write_file(stem, extension, bytes)?;
+            for (extension, parts) in [(PAYLOAD, body), (META, &[&meta[..]])] {
+                self.write_file(stem, extension, parts)?;
                 made.push(self.path(stem, extension));
             }
             self.sync_directory()
@@ -281,11 +292,11 @@ impl DeadLetters {
         self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
     }
 
-    fn write_file(&self, stem: &str, extension: &str, bytes: &[u8]) -> io::Result<()> {
+    fn write_file(&self, stem: &str, extension: &str, parts: &[&[u8]]) -> io::Result<()> {
         let unfinished = self.unfinished_path(stem);
         let written = (|| {
             let mut file = create_private(&unfinished)?;
-            file.write_all(bytes)?;
+            parts.iter().try_for_each(|part| file.write_all(part))?;
             file.sync_data()?;
             fs::rename(&unfinished, self.path(stem, extension))
         })();
@@ -376,18 +387,57 @@ fn measure(directory: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coding::Coding;
+    use crate::store::Object;
 
     fn letter(key: &str, payload: &[u8]) -> Letter {
-        Letter::now(key.into(), "null:".into(), "Code: message".into(), 3, payload)
+        let payload = Payload::from(payload.to_vec());
+        Letter::now(&Object::of(key, &payload), 1, "null:".into(), "Code: message".into(), 3)
+    }
+
+    #[test]
+    fn a_letter_from_before_there_were_many_payloads_is_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.json"), letter::OLD).unwrap();
+        fs::write(dir.path().join("a.payload"), "{}").unwrap();
+        let expected = serde_json::from_str(letter::OLD).unwrap();
+        let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
+        assert_eq!(dead.list().unwrap().letters, [("a".to_owned(), expected)]);
+    }
+
+    #[test]
+    fn a_letter_of_many_payloads_says_so_and_its_parts_become_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::open(dir.path(), 10 << 20).unwrap();
+        // More than one copy's worth, and a part without bytes.
+        let large: Vec<u8> = (0..COPY_BYTES + 1).map(|n| (n % 251) as u8).collect();
+        let parts = [b"[1]\n".to_vec(), large, Vec::new(), b"end".to_vec()];
+        let body: Vec<Payload> = parts.iter().cloned().map(Payload::from).collect();
+        let coding = Some(Coding::Zstd);
+        let object = Object { key: "dt=1/a.zst", body: &body, coding, sums: None };
+        let letter = Letter::now(&object, 500, "null:".into(), "Code: message".into(), 3);
+        let written = glommio::LocalExecutor::default().run(dead.write_off_core(
+            "a".into(),
+            letter.clone(),
+            &body,
+        ));
+        written.unwrap();
+        assert_eq!(dead.payload("a").unwrap(), parts.concat());
+        assert_eq!(dead.used(), measure(dir.path()).unwrap());
+        let listed = dead.list().unwrap().letters;
+        assert_eq!(listed, [("a".to_owned(), letter.clone())]);
+        assert_eq!((letter.bytes, letter.payloads), (parts.concat().len() as u64, 500));
+        let json = fs::read_to_string(dir.path().join("a.json")).unwrap();
+        assert!(json.ends_with(r#""payloads":500,"content_encoding":"zstd"}"#), "{json}");
     }
 
     #[test]
     fn letters_come_back_whole_and_leave_no_trace_when_removed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
-        dead.write("a", &letter("a.json", b"{}"), b"{}").unwrap();
+        dead.write("a", &letter("a.json", b"{}"), &[b"{}"]).unwrap();
         let second = letter("b.json", b"[1]");
-        dead.write("b", &second, b"[1]").unwrap();
+        dead.write("b", &second, &[b"[1]"]).unwrap();
         let listed = dead.list().unwrap().letters;
         assert_eq!(listed.iter().map(|(stem, _)| stem.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(listed[1].1, second);
@@ -402,15 +452,15 @@ mod tests {
     fn the_bound_holds_and_room_made_by_a_replay_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 400).unwrap();
-        dead.write("a", &letter("a", &[b'1'; 100]), &[b'1'; 100]).unwrap();
-        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
+        dead.write("a", &letter("a", &[b'1'; 100]), &[[b'1'; 100]]).unwrap();
+        let full = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
         assert!(matches!(full, Err(LetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
-        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]);
+        let again = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
         again.expect_err("measured a moment ago: a full directory is not read for every letter");
         let_time_pass(&dead);
-        dead.write("b", &letter("b", &[b'1'; 100]), &[b'1'; 100]).unwrap();
+        dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]).unwrap();
     }
 
     /// As if [`MEASURE_EVERY`] had passed.
@@ -424,7 +474,7 @@ mod tests {
         let dead = DeadLetters::open(dir.path(), 800).unwrap();
         let write = |name: &str, size: usize| {
             let payload = vec![b'1'; size];
-            dead.write(name, &letter(name, &payload), &payload)
+            dead.write(name, &letter(name, &payload), &[payload])
         };
         write("a", 100).unwrap();
         write("b", 500).unwrap_err();
@@ -444,7 +494,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         fs::write(dir.path().join("a.json"), b"{\"key\":").unwrap();
-        dead.write("b", &letter("b", b"1"), b"1").unwrap();
+        dead.write("b", &letter("b", b"1"), &[b"1"]).unwrap();
         let Listing { letters, broken, .. } = dead.list().unwrap();
         assert_eq!((letters.len(), letters[0].0.as_str()), (1, "b"));
         assert_eq!((broken.len(), broken[0].0.as_str()), (1, "a"));
@@ -455,7 +505,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(&dir.path().join("sub"), 10_000).unwrap();
         fs::remove_dir(dir.path().join("sub")).unwrap();
-        let written = dead.write("a", &letter("a", b"1"), b"1");
+        let written = dead.write("a", &letter("a", b"1"), &[b"1"]);
         assert!(matches!(written, Err(LetterError::Io(_))));
         assert_eq!(dead.used(), 0);
     }
@@ -465,7 +515,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
         fs::create_dir(dir.path().join("a.json")).unwrap();
-        dead.write("a", &letter("a", b"1"), b"1").unwrap_err();
+        dead.write("a", &letter("a", b"1"), &[b"1"]).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only what was in the way");
         assert_eq!(dead.used(), 0);
     }
@@ -474,7 +524,7 @@ mod tests {
     fn opening_removes_what_is_unfinished_and_old() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::open(dir.path(), 10_000).unwrap();
-        dead.write("whole", &letter("whole", b"1"), b"1").unwrap();
+        dead.write("whole", &letter("whole", b"1"), &[b"1"]).unwrap();
         for name in ["old.payload", "old.0.tmp", "young.payload", "young.0.tmp"] {
             fs::write(dir.path().join(name), "1").unwrap();
         }

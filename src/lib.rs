@@ -48,6 +48,7 @@ pub mod deadline;
 pub mod net;
 
 pub mod body;
+pub mod coding;
 pub mod parse;
 pub mod tokens;
 

@@ -37,7 +37,7 @@ use crate::parse::Scratch;
 use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
-use crate::store::{Store, StoreSeed};
+use crate::store::{Object, Store, StoreSeed};
 use crate::tokens::TokenSet;
 use crate::worker::{Health, lose, worker_loop};
 
@@ -514,10 +514,11 @@ fn bury(core: &Core, rest: Vec<Job>, write_until: Instant) {
             continue;
         }
         let error = "Stopped: the server stopped before the store confirmed it".to_owned();
-        let letter = Letter::now(key, core.store_name.clone(), error, 0, &job.payload);
-        match bundle.append(&core.origin.stem(job.stamp), &letter, &job.payload) {
+        let object = Object::of(&key, &job.payload);
+        let letter = Letter::now(&object, 1, core.store_name.clone(), error, 0);
+        match bundle.append(&core.origin.stem(job.stamp), &letter, object.body) {
             Ok(()) => written.push((job.stamp, job.payload.len())),
-            Err(error) => lose(core.cells, &letter.key, job.payload.len(), &error.to_string()),
+            Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
         }
     }
     let published = bundle.publish();

@@ -1,4 +1,5 @@
-//! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3.
+//! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3, and stores
+//! nothing of what an object is made of.
 //!
 //! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
 //! await; what it was writing then either appears whole under its key, if need be later, or not at all.
@@ -12,8 +13,10 @@ pub mod direct;
 pub mod faulty;
 pub mod file;
 pub(crate) mod keys;
+mod object;
 pub(crate) mod pool;
 pub mod s3;
+mod sums;
 pub(crate) mod tls;
 
 use std::fmt;
@@ -22,10 +25,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use object::Object;
+pub use sums::{Integrity, Summing, Sums};
+
 use crate::aws::AwsShared;
 use crate::config::S3Client;
 use crate::deadline::Alarm;
-use crate::job::{Origin, Payload};
+use crate::job::Origin;
 use faulty::{FaultPlan, Faulty};
 
 /// What a failed put means for the payload, and for everything behind it.
@@ -77,19 +83,28 @@ pub enum Store {
 }
 
 impl Store {
-    /// Stores `payload` under `key`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same
-    /// key again replaces the object, or with `S3_IF_NONE_MATCH` leaves it as it is.
+    /// Stores `object`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same key again
+    /// replaces what is there, or with `S3_IF_NONE_MATCH` leaves it as it is.
     ///
     /// # Errors
     /// Classified for the worker, see [`Class`].
-    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         match self {
-            Store::File(store) => store.put(key, payload).await,
+            Store::File(store) => store.put(object).await,
             Store::Null => Ok(()),
-            Store::Direct(store) => store.put(key, payload).await,
+            Store::Direct(store) => store.put(object).await,
             // Boxed where the future is large: every put's is moved, whichever store it is for.
-            Store::S3(store) => Box::pin(store.put(key, payload)).await,
-            Store::Faulty(store) => Box::pin(store.put(key, payload)).await,
+            Store::S3(store) => Box::pin(store.put(object)).await,
+            Store::Faulty(store) => Box::pin(store.put(object)).await,
+        }
+    }
+
+    /// Begins the sums that this store wants of an object's body, for [`Object::sums`]: nothing, where it wants none.
+    pub fn summing(&self) -> Summing {
+        match self {
+            Store::Direct(store) => store.summing(),
+            Store::Faulty(store) => store.summing(),
+            Store::File(_) | Store::Null | Store::S3(_) => Summing::new(Integrity::NONE),
         }
     }
 
@@ -102,15 +117,14 @@ impl Store {
         alarm: &mut Alarm,
         since: Instant,
         limit: Duration,
-        key: &str,
-        payload: &Payload,
+        object: &Object<'_>,
     ) -> Result<(), PutError> {
         let late = || {
             let limit = humantime::format_duration(limit);
             let text = format!("no answer within PUT_TIMEOUT ({limit})");
             Err(PutError::new(Class::Transient, "Timeout", text))
         };
-        alarm.until(since + limit, pin!(self.put(key, payload)), late).await
+        alarm.until(since + limit, pin!(self.put(object)), late).await
     }
 }
 

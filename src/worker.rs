@@ -19,7 +19,7 @@ use crate::job::Job;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::shard::Core;
-use crate::store::{Class, PutError};
+use crate::store::{Class, Object, PutError};
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
@@ -111,8 +111,8 @@ async fn pause(core: &Core, backoff: Duration) {
 /// One put within `PUT_TIMEOUT`.
 async fn attempt(core: &Core, alarm: &mut Alarm, key: &str, job: &Job) -> Result<(), PutError> {
     let started = Instant::now();
-    let outcome =
-        core.store.put_within(alarm, started, core.config.put_timeout, key, &job.payload).await;
+    let object = Object::of(key, &job.payload);
+    let outcome = core.store.put_within(alarm, started, core.config.put_timeout, &object).await;
     let now = Instant::now();
     core.cells.put_latency.observe(now - started);
     if outcome.is_ok() {
@@ -131,12 +131,10 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 async fn bury(core: &Core, job: &Job, error: String, attempts: u32) -> Fate {
     let origin = job.origin(&core.origin);
     let (stem, key) = (origin.stem(job.stamp), origin.key(job.stamp));
-    let payload = job.payload.to_vec();
-    let letter = Letter::now(key.clone(), core.store_name.clone(), error, attempts, &payload);
-    let dead = core.dead_letters.clone();
+    let object = Object::of(&key, &job.payload);
+    let letter = Letter::now(&object, 1, core.store_name.clone(), error, attempts);
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
-    let write = move || dead.write(&stem, &letter, &payload);
-    match glommio::executor().spawn_blocking(write).await {
+    match core.dead_letters.write_off_core(stem, letter, object.body).await {
         Ok(()) => {
             core.cells.payloads_dead_lettered.inc();
             core.cells.bytes_dead_lettered.add(job.payload.len() as u64);

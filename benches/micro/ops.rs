@@ -8,8 +8,8 @@ use millrace::config::{Checksum, Config};
 use millrace::job::{Job, Origin, Payload, Stamp};
 use millrace::parse::{Scratch, Span, parse};
 use millrace::ring::Ring;
-use millrace::store::dial;
-use millrace::store::direct::{Identity, Integrity, Place, Put, Signer, Template};
+use millrace::store::direct::{Identity, Place, Put, Signer, Template};
+use millrace::store::{Integrity, Sums, dial};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -154,6 +154,7 @@ fn key() -> Made {
 
 /// The whole head of a PUT, its body's hash and the signature included.
 fn sign(body_bytes: usize) -> Made {
+    const KEY: &str = "1780000000000000000-0123456789abcdef-3-42.json";
     let config = Config::from_settings(&[]).expect("the defaults are valid");
     let origin = dial::Origin { https: false, host: "127.0.0.1".into(), port: 9000 };
     let place = Place { origin: &origin, path: "/bucket/", prefix: "in/" };
@@ -170,7 +171,8 @@ fn sign(body_bytes: usize) -> Made {
     let mut head = Vec::new();
     let run = move || {
         head.clear();
-        let put = Put { key: "1780000000000000000-0123456789abcdef-3-42.json", body: &body };
+        let sums = Sums::of(&body, integrity);
+        let put = Put { key: KEY, bytes: body.len() as u64, coding: None, sums: &sums };
         template.write_head(&put, now_s, &mut signer, &mut head);
         assert!(head.starts_with(b"PUT /bucket/in/1780") && head.ends_with(b"\r\n\r\n"));
     };

@@ -7,9 +7,9 @@
 //! [1,2]
 //! ```
 //!
-//! one line of JSON, the [`Letter`] and a checksum, then the payload's bytes, then a line feed. `bytes` says where the
-//! payload ends, for it may hold line feeds itself. The checksum is the CRC-32 of the line up to `,"crc32"` and of the
-//! payload. A file gets its name only when it is written to its end; should the disk lose or change some of it all the
+//! one line of JSON, the [`Letter`] and a checksum, then the object's bytes, then a line feed. `bytes` says where they
+//! end, for there may be line feeds among them. The checksum is the CRC-32 of the line up to `,"crc32"` and of those
+//! bytes. A file gets its name only when it is written to its end; should the disk lose or change some of it all the
 //! same, a reader goes by lengths and checksums and ends at the first letter that is not as it was written.
 
 use std::fs::{self, File};
@@ -72,17 +72,19 @@ impl BundleWriter {
         &mut self,
         stem: &str,
         letter: &Letter,
-        payload: &[u8],
+        body: &[impl AsRef<[u8]>],
     ) -> Result<(), LetterError> {
+        let body: Vec<&[u8]> = body.iter().map(AsRef::as_ref).collect();
         if let Some(why) = &self.failed {
             return Err(io::Error::other(why.clone()).into());
         }
-        let line = line(letter, payload);
-        let size = (line.len() + payload.len() + 1) as u64;
+        let line = line(letter, &body);
+        let bytes: usize = body.iter().map(|part| part.len()).sum();
+        let size = (line.len() + bytes + 1) as u64;
         if !self.dead.take_room(size) {
             return Err(LetterError::Full { max: self.dead.max });
         }
-        if let Err(error) = self.write(stem, [line.as_bytes(), payload, b"\n"]) {
+        if let Err(error) = self.write(stem, line.as_bytes(), &body) {
             self.dead.used.fetch_sub(size, Relaxed);
             return Err(error.into());
         }
@@ -90,14 +92,15 @@ impl BundleWriter {
         Ok(())
     }
 
-    fn write(&mut self, stem: &str, pieces: [&[u8]; 3]) -> io::Result<()> {
+    fn write(&mut self, stem: &str, line: &[u8], body: &[&[u8]]) -> io::Result<()> {
         if self.file.is_none() {
             let path = self.dead.unfinished_path(stem);
             let out = BufWriter::with_capacity(BUFFER_BYTES, create_private(&path)?);
             self.file = Some(Unfinished { out, path, stem: stem.to_owned() });
         }
         let out = &mut self.file.as_mut().expect("made above").out;
-        let written = pieces.iter().try_for_each(|piece| out.write_all(piece));
+        let mut pieces = [line].into_iter().chain(body.iter().copied()).chain([&b"\n"[..]]);
+        let written = pieces.try_for_each(|piece| out.write_all(piece));
         written.inspect_err(|error| self.failed = Some(error.to_string()))
     }
 
@@ -152,19 +155,19 @@ impl Published {
     }
 }
 
-/// The line before a payload, line feed included.
-fn line(letter: &Letter, payload: &[u8]) -> String {
+/// The line before a letter's body, line feed included.
+fn line(letter: &Letter, body: &[&[u8]]) -> String {
     let mut line = serde_json::to_string(letter).expect("a letter is plain data");
     assert_eq!(line.pop(), Some('}'), "a letter is a JSON object");
-    let crc = crc(line.as_bytes(), payload);
+    let crc = crc(line.as_bytes(), body);
     line.push_str(&format!("{CRC_START}{crc:08x}{CRC_END}\n"));
     line
 }
 
-fn crc(line: &[u8], payload: &[u8]) -> u32 {
+fn crc(line: &[u8], body: &[&[u8]]) -> u32 {
     let mut crc = Crc::new();
     crc.update(line);
-    crc.update(payload);
+    body.iter().for_each(|part| crc.update(part));
     crc.sum()
 }
 
@@ -172,6 +175,7 @@ fn crc(line: &[u8], payload: &[u8]) -> u32 {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record {
     pub letter: Letter,
+    /// Its object's bytes.
     pub payload: Vec<u8>,
     /// Its bytes in the file.
     pub span: Range<u64>,
@@ -233,7 +237,7 @@ impl<R: Read> BundleReader<R> {
         let mut end = [0];
         self.input.read_exact(&mut payload).map_err(unreadable)?;
         self.input.read_exact(&mut end).map_err(unreadable)?;
-        if end != *b"\n" || crc(covered, &payload) != recorded {
+        if end != *b"\n" || crc(covered, &[&payload]) != recorded {
             return Err("a letter is not what its checksum says".to_owned());
         }
         let span = self.at..payload_at + letter.bytes + 1;
@@ -299,12 +303,16 @@ impl DeadLetters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coding::Coding;
+    use crate::job::Payload;
+    use crate::store::Object;
 
     const PAYLOADS: [&[u8]; 5] =
         [b"{}", b"", b"[1,\n2]\n\n{\"key\":\"x\",\"bytes\":0}\n", b"\"\xe2\x98\x83\"", b"\n"];
 
     fn letter(key: &str, payload: &[u8]) -> Letter {
-        Letter::now(key.into(), "null:".into(), "Stopped: \"so\"\n".into(), 0, payload)
+        let payload = Payload::from(payload.to_vec());
+        Letter::now(&Object::of(key, &payload), 1, "null:".into(), "Stopped: \"so\"\n".into(), 0)
     }
 
     fn open(max: u64) -> (tempfile::TempDir, DeadLetters) {
@@ -318,7 +326,7 @@ mod tests {
         let mut bundle = dead.bundle();
         for (i, payload) in payloads.iter().enumerate() {
             let stem = i.to_string();
-            bundle.append(&stem, &letter(&stem, payload), payload).unwrap();
+            bundle.append(&stem, &letter(&stem, payload), &[payload]).unwrap();
         }
         bundle
     }
@@ -341,7 +349,7 @@ mod tests {
         let mut bundle = append_all(&dead, &PAYLOADS);
         assert!(dead.list().unwrap().bundles.is_empty(), "not to be seen before it is whole");
         let last = letter("last", b"1");
-        bundle.append("last", &last, b"1").unwrap();
+        bundle.append("last", &last, &[b"1"]).unwrap();
         assert_eq!(bundle.publish().letters, 6);
         assert_eq!(names(&dir), ["0.letters"]);
         assert_eq!(dead.list().unwrap().bundles, ["0"]);
@@ -356,6 +364,30 @@ mod tests {
     }
 
     #[test]
+    fn an_object_of_many_parts_is_one_letter_and_old_letters_stand_beside_it() {
+        let (dir, dead) = open(10_000);
+        // Written before letters said how many payloads they hold.
+        let line = r#"{"key":"1.json","store":"null:","error":"e","attempts":0,"unix_seconds":7,"bytes":3"#;
+        let crc = crc(line.as_bytes(), &[b"[1]"]);
+        fs::write(dir.path().join("0.letters"), format!("{line},\"crc32\":\"{crc:08x}\"}}\n[1]\n"))
+            .unwrap();
+        let old: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        assert_eq!((old[0].letter.payloads, old[0].letter.content_encoding), (1, None));
+        assert_eq!((&old[0].letter.key[..], &old[0].payload[..]), ("1.json", &b"[1]"[..]));
+
+        let parts: Vec<Payload> = PAYLOADS.iter().map(|part| part.to_vec().into()).collect();
+        let coding = Some(Coding::Gzip);
+        let object = Object { key: "dt=1/x.gz", body: &parts, coding, sums: None };
+        let letter = Letter::now(&object, 5, "null:".into(), "Stopped: so".into(), 0);
+        let mut bundle = append_all(&dead, &[b"{}"]);
+        bundle.append("many", &letter, &parts).unwrap();
+        assert_eq!(bundle.publish().letters, 2);
+        let records: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        assert_eq!((&records[1].letter, &records[1].payload), (&letter, &PAYLOADS.concat()));
+        assert_eq!(letter.bytes, PAYLOADS.concat().len() as u64);
+    }
+
+    #[test]
     fn no_letters_are_no_file() {
         let (dir, dead) = open(10_000);
         assert_eq!(dead.bundle().publish().letters, 0);
@@ -366,9 +398,9 @@ mod tests {
     fn the_bound_holds_letter_by_letter_and_nothing_is_measured() {
         let (dir, dead) = open(500);
         let mut bundle = append_all(&dead, &[&[b'1'; 100]]);
-        let large = bundle.append("1", &letter("1", &[b'1'; 300]), &[b'1'; 300]);
+        let large = bundle.append("1", &letter("1", &[b'1'; 300]), &[&[b'1'; 300]]);
         assert!(matches!(large, Err(LetterError::Full { max: 500 })));
-        bundle.append("2", &letter("2", b"2"), b"2").unwrap();
+        bundle.append("2", &letter("2", b"2"), &[b"2"]).unwrap();
         assert!(dead.may_measure(), "nobody did");
         assert_eq!(bundle.publish().letters, 2);
         assert_eq!(dead.used(), fs::metadata(dir.path().join("0.letters")).unwrap().len());
@@ -393,8 +425,10 @@ mod tests {
         file.out.get_mut().sync_all().unwrap();
         let read_only = File::open(&file.path).unwrap();
         let out = std::mem::replace(file.out.get_mut(), read_only);
-        bundle.append("2", &letter("2", &[b'1'; BUFFER_BYTES]), &[b'1'; BUFFER_BYTES]).unwrap_err();
-        bundle.append("3", &letter("3", b"3"), b"3").expect_err("torn");
+        bundle
+            .append("2", &letter("2", &[b'1'; BUFFER_BYTES]), &[&[b'1'; BUFFER_BYTES]])
+            .unwrap_err();
+        bundle.append("3", &letter("3", b"3"), &[b"3"]).expect_err("torn");
         *bundle.file.as_mut().unwrap().out.get_mut() = out;
         let published = bundle.publish();
         assert_eq!(published.letters, 2, "the buffer reached the disk in the end");
@@ -455,7 +489,7 @@ mod tests {
     fn a_size_beyond_the_file_allocates_nothing() {
         let (dir, dead) = open(10_000);
         let huge = Letter { bytes: u64::MAX - 3, ..letter("0", b"") };
-        fs::write(dir.path().join("0.letters"), line(&huge, b"") + "\n").unwrap();
+        fs::write(dir.path().join("0.letters"), line(&huge, &[]) + "\n").unwrap();
         let found: Vec<_> = dead.read_bundle("0").unwrap().collect();
         assert_eq!(found, [Err(Damage { at: 0, why: "a payload is cut short".into() })]);
     }

@@ -65,10 +65,13 @@ impl AsRef<[u8]> for CoreLocal<Payload> {
     }
 }
 
-/// The payload's bytes for the SDK, without a copy; the payload lives until the last clone is
-/// dropped.
-pub(crate) fn payload_body(payload: &Payload) -> SdkBody {
-    SdkBody::from(Bytes::from_owner(CoreLocal::new(payload.clone())))
+/// A body's bytes for the SDK: one part without a copy, and it lives until the last clone is dropped. Several are copied
+/// into one, because the connector sends one chunk: this client is what the lean one is compared with.
+pub(crate) fn body_of(parts: &[Payload]) -> SdkBody {
+    SdkBody::from(match parts {
+        [whole] => Bytes::from_owner(CoreLocal::new(whole.clone())),
+        _ => Bytes::from(parts.iter().map(|part| &part[..]).collect::<Vec<_>>().concat()),
+    })
 }
 
 /// glommio's timer as the SDK's sleep.

@@ -181,6 +181,11 @@ enum Stream {
 }
 
 impl Wire {
+    #[cfg(test)]
+    pub(super) fn plain(stream: net::Stream) -> Wire {
+        Wire { stream: Stream::Plain(stream), bytes_read: Rc::default() }
+    }
+
     /// Sends all of `bytes` at once and without a copy, if this wire can; it leaves an empty buffer in their place.
     pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         match &self.stream {

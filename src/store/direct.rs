@@ -23,14 +23,13 @@ pub use document::error_document;
 pub use encode::escape_path;
 pub use endpoint::Unsupported;
 pub use reply::{Malformed, Reply, ReplyReader};
-pub use request::{Integrity, Place, Put, Template};
+pub use request::{Place, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 
 use super::account::{Account, Refusal, unanswered};
 use super::dial::{Dialer, Origin};
-use super::{Class, PutError};
+use super::{Class, Integrity, Object, PutError, Summing, Sums};
 use crate::aws::AwsShared;
-use crate::job::Payload;
 use link::{Failure, Link};
 use links::Links;
 
@@ -72,22 +71,38 @@ impl DirectStore {
         Ok(DirectStore { account, origin: endpoint.origin, template, signer, links })
     }
 
-    /// Stores `payload` under the prefix and `key`. One attempt; a temporary redirect is followed
+    /// Begins the sums of a body that is yet to come, for [`Object::sums`].
+    pub fn summing(&self) -> Summing {
+        Summing::new(self.template.integrity())
+    }
+
+    /// Stores `object` under the prefix and its key. One attempt; a temporary redirect is followed
     /// once. Dropping the future closes its connection.
     ///
     /// # Errors
     /// Classified by [`classify`](super::classify), the code and message are the store's own.
-    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        let answered = self.exchange(&self.origin, &self.template, key, payload).await?;
+    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+        let answered = self.exchange(&self.origin, &self.template, object).await?;
         match self.redirect(&answered.link.reply()) {
             None => self.conclude(&self.origin, answered).await,
             Some((origin, template)) => {
                 self.release(&self.origin, answered.link).await;
-                // The key is in the address that the store named.
-                let answered = self.exchange(&origin, &template, "", payload).await?;
-                self.conclude(&origin, answered).await
+                // Boxed, as it is rare: every put's future would be larger by a template.
+                Box::pin(self.put_there(origin, template, object)).await
             }
         }
+    }
+
+    /// The same at the address that the store named, which the key is part of.
+    async fn put_there(
+        &self,
+        origin: Origin,
+        template: Template,
+        object: &Object<'_>,
+    ) -> Result<(), PutError> {
+        let object = Object { key: "", ..*object };
+        let answered = self.exchange(&origin, &template, &object).await?;
+        self.conclude(&origin, answered).await
     }
 
     /// Connections waiting for a request.
@@ -100,14 +115,12 @@ impl DirectStore {
         &self,
         origin: &Origin,
         template: &Template,
-        key: &str,
-        payload: &Payload,
+        object: &Object<'_>,
     ) -> Result<Answered, PutError> {
-        let put = &Put { key, body: payload };
         let failed = |failure: Failure| unanswered(&failure.at(&origin.host));
         if let Some(mut link) = self.links.take(origin).await {
-            let generation = self.write_head(template, put, &mut link)?;
-            match link.exchange(payload).await {
+            let generation = self.write_head(template, object, &mut link)?;
+            match link.exchange(object.body).await {
                 Ok(()) => return Ok(Answered { link, generation }),
                 // The store closed it between two requests: that says nothing about this one.
                 Err(Failure::Broken { unanswered: true, .. }) => {}
@@ -116,8 +129,8 @@ impl DirectStore {
         }
         let connected = Box::pin(self.links.connect(origin)).await;
         let mut link = connected.map_err(|error| unanswered(&error))?;
-        let generation = self.write_head(template, put, &mut link)?;
-        link.exchange(payload).await.map_err(failed)?;
+        let generation = self.write_head(template, object, &mut link)?;
+        link.exchange(object.body).await.map_err(failed)?;
         Ok(Answered { link, generation })
     }
 
@@ -125,7 +138,7 @@ impl DirectStore {
     fn write_head(
         &self,
         template: &Template,
-        put: &Put<'_>,
+        object: &Object<'_>,
         link: &mut Link,
     ) -> Result<u64, PutError> {
         let since_1970 = self.account.now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -144,7 +157,17 @@ impl DirectStore {
         let unsendable =
             |error: Unsendable| PutError::new(Class::StoreWide, "NotSent", error.to_string());
         let generation = generation.map_err(unsendable)?;
-        template.write_head(put, unix_s, &mut signer, link.head());
+        let own;
+        let sums = match object.sums {
+            Some(sums) => sums,
+            None => {
+                own = Sums::of_parts(object.body, template.integrity());
+                &own
+            }
+        };
+        let Object { key, coding, .. } = *object;
+        let put = Put { key, bytes: object.bytes(), coding, sums };
+        template.write_head(&put, unix_s, &mut signer, link.head());
         Ok(generation)
     }
 

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
 
-use super::{Class, PutError, Store};
-use crate::job::Payload;
+use super::{Class, Object, PutError, Store, Summing};
 
 /// How long `core_stuck` blocks a core: long enough to look at the server meanwhile.
 pub const STUCK_FOR: Duration = Duration::from_secs(3);
@@ -134,7 +133,11 @@ impl Faulty {
         }
     }
 
-    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+    pub(super) fn summing(&self) -> Summing {
+        self.inner.summing()
+    }
+
+    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         self.hit_core();
         if !self.plan.delay.is_zero() {
             sleep(self.plan.delay).await;
@@ -148,7 +151,7 @@ impl Faulty {
         let failed =
             |class| Err(PutError::new(class, "Injected", format!("a seeded {class} fault")));
         if let Some(class) = self.plan.poison
-            && payload.windows(POISON.len()).any(|window| window == POISON)
+            && object.body.iter().any(|part| part.windows(POISON.len()).any(|w| w == POISON))
         {
             return failed(class);
         }
@@ -175,7 +178,7 @@ impl Faulty {
             pending::<()>().await;
         }
         let late = happens(self.plan.late);
-        self.inner.put(key, payload).await?;
+        self.inner.put(object).await?;
         if late { failed(Class::Transient) } else { Ok(()) }
     }
 
@@ -225,6 +228,7 @@ impl ConnFaults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Payload;
 
     #[test]
     fn a_plan_is_read_whole_or_refused_by_name() {
@@ -246,7 +250,7 @@ mod tests {
             let payload = Payload::from(b"1".to_vec());
             (0..200)
                 .map(|_| {
-                    let put = futures_lite::future::block_on(store.put("k", &payload));
+                    let put = futures_lite::future::block_on(store.put(&Object::of("k", &payload)));
                     put.map_err(|e| e.class).err()
                 })
                 .collect::<Vec<_>>()

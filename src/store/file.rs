@@ -27,7 +27,7 @@ use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory};
 use glommio::sync::Semaphore;
 
-use super::{Class, PutError};
+use super::{Class, Object, PutError};
 use crate::job::Payload;
 use crate::net;
 
@@ -80,15 +80,16 @@ impl FileStore {
     }
 
     /// Dropped while it waits for its turn, a put has done nothing and holds nothing; after that it goes on by itself.
-    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
-        check_key(key)?;
+    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+        check_key(object.key)?;
         let turn = self.turns.acquire_static_permit(1).await.expect("never closed");
-        let (folder, key, payload) = (self.folder.clone(), key.to_owned(), payload.clone());
+        let (folder, key, body) =
+            (self.folder.clone(), object.key.to_owned(), object.body.to_vec());
         let task = glommio::spawn_local(async move {
             let _turn = turn;
             let _elsewhere = net::elsewhere();
             // A panic belongs to the worker that waits; let through here, it would end the core.
-            AssertUnwindSafe(folder.store(&key, &payload)).catch_unwind().await
+            AssertUnwindSafe(folder.store(&key, &body)).catch_unwind().await
         });
         let stored = task.detach().await.expect("nobody cancels it");
         stored.unwrap_or_else(|panic| resume_unwind(panic))
@@ -113,14 +114,14 @@ struct Folder {
 }
 
 impl Folder {
-    async fn store(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+    async fn store(&self, key: &str, body: &[Payload]) -> Result<(), PutError> {
         let path = self.root.join(key);
         let parent = path.parent().expect("a key has at least one component").to_owned();
         let directory = self.directory(parent).await?;
         let temporary = self.temporary(self.next_temporary.get());
         self.next_temporary.set(self.next_temporary.get() + 1);
         let written = async {
-            write_synced(&temporary, payload).await.map_err(blame_store)?;
+            write_synced(&temporary, body).await.map_err(blame_store)?;
             let renamed = glommio::io::rename(&temporary, &path).await;
             renamed.map_err(|error| blame_key(error.into(), self.is_nested(&path)))
         };
@@ -161,15 +162,20 @@ impl Folder {
     }
 }
 
-async fn write_synced(path: &Path, payload: &Payload) -> io::Result<()> {
+async fn write_synced(path: &Path, body: &[Payload]) -> io::Result<()> {
     let file = BufferedFile::create(path).await?;
     let written = async {
         let mut at = 0;
-        while at < payload.len() {
-            at += match file.write_at(payload[at..].to_vec(), at as u64).await? {
-                0 => return Err(io::Error::new(ErrorKind::StorageFull, "wrote nothing")),
-                n => n,
-            };
+        for part in body {
+            let mut written = 0;
+            while written < part.len() {
+                let n = file.write_at(part[written..].to_vec(), at).await?;
+                if n == 0 {
+                    return Err(io::Error::new(ErrorKind::StorageFull, "wrote nothing"));
+                }
+                written += n;
+                at += n as u64;
+            }
         }
         Ok(file.fdatasync().await?)
     }
@@ -357,6 +363,11 @@ mod tests {
         Payload::from(bytes.into())
     }
 
+    /// Puts one payload by itself.
+    async fn put(store: &FileStore, key: &str, bytes: impl Into<Vec<u8>>) -> Result<(), PutError> {
+        store.put(&Object::of(key, &payload(bytes))).await
+    }
+
     fn temporaries(root: &Path) -> usize {
         fs::read_dir(root.join(TEMPORARY)).unwrap().count()
     }
@@ -409,20 +420,33 @@ mod tests {
                 ("..dots..", b"4"),
                 ("large", &large),
             ] {
-                store.put(key, &payload(bytes)).await.unwrap();
+                put(&store, key, bytes).await.unwrap();
                 assert!(fs::read(root.join(key)).unwrap() == bytes, "{key}");
             }
-            store.put("plain.json", &payload("overwritten")).await.unwrap();
+            put(&store, "plain.json", "overwritten").await.unwrap();
             assert_eq!(fs::read(root.join("plain.json")).unwrap(), b"overwritten");
             assert_eq!(temporaries(&root), 0);
         });
     }
 
     #[test]
+    fn the_parts_of_an_object_lie_one_after_the_other() {
+        with_store(|store, root| async move {
+            let parts = [b"[1]\n".to_vec(), Vec::new(), vec![b'x'; 300_000], b"\n[2]\n".to_vec()];
+            let body: Vec<Payload> = parts.iter().cloned().map(Payload::from).collect();
+            let object = Object { key: "dt=1/hour=2/a", body: &body, coding: None, sums: None };
+            store.put(&object).await.unwrap();
+            assert!(fs::read(root.join("dt=1/hour=2/a")).unwrap() == parts.concat());
+            store.put(&Object { body: &[], ..object }).await.unwrap();
+            assert_eq!(fs::read(root.join("dt=1/hour=2/a")).unwrap(), b"");
+        });
+    }
+
+    #[test]
     fn keys_that_no_file_can_have_are_refused_as_this_objects_fault() {
         with_store(|store, root| async move {
-            store.put("object", &payload("1")).await.unwrap();
-            store.put("directory/object", &payload("1")).await.unwrap();
+            put(&store, "object", "1").await.unwrap();
+            put(&store, "directory/object", "1").await.unwrap();
             let long = "x".repeat(300);
             for key in [
                 "",
@@ -440,7 +464,7 @@ mod tests {
                 "object/below",
                 "object/below/twice",
             ] {
-                let error = store.put(key, &payload("2")).await.unwrap_err();
+                let error = put(&store, key, "2").await.unwrap_err();
                 assert_eq!(error.class, Class::Object, "{key:?}: {error}");
             }
             assert_eq!(fs::read(root.join("object")).unwrap(), b"1");
@@ -456,7 +480,7 @@ mod tests {
             for _ in 0..3 {
                 let put = glommio::spawn_local({
                     let (store, bytes) = (store.clone(), bytes.clone());
-                    async move { store.put("key", &payload(bytes)).await }
+                    async move { put(&store, "key", bytes).await }
                 });
                 let done = Rc::new(Cell::new(false));
                 let watch = glommio::spawn_local({
@@ -492,7 +516,7 @@ mod tests {
                     sleep(Duration::from_micros(step * 50)).await;
                     None
                 };
-                let put = async { Some(store.put(&key, &payload(bytes.clone())).await) };
+                let put = async { Some(put(&store, &key, bytes.clone()).await) };
                 if let Some(outcome) = put.or(cut).await {
                     outcome.unwrap();
                     finished += 1;
@@ -512,11 +536,12 @@ mod tests {
         with_store_of(2, |store, root| async move {
             let pipes = [0, 1].map(|number| hang(&store, number));
             for key in ["a", "b", "given up in line"] {
-                assert!(!in_time(store.put(key, &payload("1"))).await, "{key}");
+                assert!(!in_time(put(&store, key, "1")).await, "{key}");
             }
             assert_eq!(store.turns.available(), 0);
             let bytes = payload("2");
-            let mut next = pin!(store.put("a", &bytes));
+            let object = Object::of("a", &bytes);
+            let mut next = pin!(store.put(&object));
             assert!(!in_time(&mut next).await);
             let _readers = pipes.map(|pipe| answer(&pipe));
             next.await.unwrap();
@@ -530,15 +555,15 @@ mod tests {
     #[test]
     fn an_attempt_that_fails_late_leaves_alone_what_the_next_has_stored() {
         with_store_of(2, |store, root| async move {
-            store.put("before", &payload("0")).await.unwrap();
+            put(&store, "before", "0").await.unwrap();
             let pipe = hang(&store, 1);
-            assert!(!in_time(store.put("key", &payload("1"))).await);
-            store.put("key", &payload("1")).await.unwrap();
+            assert!(!in_time(put(&store, "key", "1")).await);
+            put(&store, "key", "1").await.unwrap();
             let _reader = answer(&pipe);
             until(|| store.turns.available() == 2).await;
             assert!(!pipe.exists());
             assert_eq!(fs::read(root.join("key")).unwrap(), b"1");
-            store.put("key", &payload("2")).await.unwrap();
+            put(&store, "key", "2").await.unwrap();
             assert_eq!(fs::read(root.join("key")).unwrap(), b"2");
         });
     }
@@ -556,7 +581,7 @@ mod tests {
                 .map(|n| {
                     let store = store.clone();
                     glommio::spawn_local(async move {
-                        store.put(&format!("k{n}"), &payload(format!("{n}"))).await
+                        put(&store, &format!("k{n}"), format!("{n}")).await
                     })
                 })
                 .collect();
@@ -603,19 +628,19 @@ mod tests {
     #[test]
     fn a_store_that_is_gone_is_nobodys_fault_and_a_removed_one_is_made_again() {
         with_store(|store, root| async move {
-            store.put("a", &payload("1")).await.unwrap();
+            put(&store, "a", "1").await.unwrap();
             fs::remove_dir_all(&root).unwrap();
             fs::write(&root, "in the way").unwrap();
             for _ in 0..3 {
-                let error = store.put("b", &payload("2")).await.unwrap_err();
+                let error = put(&store, "b", "2").await.unwrap_err();
                 assert_eq!(error.class, Class::StoreWide, "{error}");
             }
             fs::remove_file(&root).unwrap();
-            store.put("b", &payload("2")).await.unwrap();
+            put(&store, "b", "2").await.unwrap();
             fs::remove_dir_all(&root).unwrap();
-            let error = store.put("c/d", &payload("3")).await.err();
+            let error = put(&store, "c/d", "3").await.err();
             assert!(error.is_none_or(|error| error.class == Class::StoreWide));
-            store.put("c/d", &payload("3")).await.unwrap();
+            put(&store, "c/d", "3").await.unwrap();
             assert_eq!(fs::read(root.join("c/d")).unwrap(), b"3");
         });
     }

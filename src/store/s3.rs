@@ -27,10 +27,9 @@ use super::account::{Account, Refusal, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep};
 use super::dial::Dialer;
 use super::pool::Pool;
-use super::{Class, PutError, classify};
+use super::{Class, Object, PutError, classify};
 use crate::aws::AwsShared;
 use crate::config::Checksum;
-use crate::job::Payload;
 
 /// One core's S3 client.
 pub struct S3Store {
@@ -50,19 +49,19 @@ impl S3Store {
         S3Store { account, client, pool }
     }
 
-    /// Stores `payload` under the prefix and `key`. One attempt; a temporary redirect is followed
+    /// Stores `object` under the prefix and its key. One attempt; a temporary redirect is followed
     /// once. Dropping the future closes its connection.
     ///
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
-    pub async fn put(&self, key: &str, payload: &Payload) -> Result<(), PutError> {
+    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         let generation = self.account.fresh_keys(|keys| keys.generation)?;
-        let first = match self.attempt(key, payload, None).await {
+        let first = match self.attempt(object, None).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         let outcome = match self.redirect_target(&first) {
-            Some(target) => self.attempt(key, payload, Some(target)).await,
+            Some(target) => self.attempt(object, Some(target)).await,
             None => Err(first),
         };
         outcome.or_else(|error| self.refused(error, generation))
@@ -78,8 +77,8 @@ impl S3Store {
         self.pool.idle_count()
     }
 
-    async fn attempt(&self, key: &str, payload: &Payload, target: Option<String>) -> PutResult {
-        let mut put = self.request(key, payload).customize();
+    async fn attempt(&self, object: &Object<'_>, target: Option<String>) -> PutResult {
+        let mut put = self.request(object).customize();
         if !self.account.shared.sign_payload() {
             put = put.disable_payload_signing();
         }
@@ -97,7 +96,7 @@ impl S3Store {
         sent.map(|_| ())
     }
 
-    fn request(&self, key: &str, payload: &Payload) -> PutObjectFluentBuilder {
+    fn request(&self, object: &Object<'_>) -> PutObjectFluentBuilder {
         let target = self.account.shared.target();
         let options = &target.options;
         let algorithm = match self.account.shared.checksum() {
@@ -109,8 +108,9 @@ impl S3Store {
         self.client
             .put_object()
             .bucket(&target.bucket)
-            .key(format!("{}{key}", target.prefix))
-            .body(ByteStream::new(connector::payload_body(payload)))
+            .key(format!("{}{}", target.prefix, object.key))
+            .body(ByteStream::new(connector::body_of(object.body)))
+            .set_content_encoding(object.coding.map(|coding| coding.name().to_owned()))
             .content_type(&options.content_type)
             .set_acl(options.acl.as_deref().map(ObjectCannedAcl::from))
             .set_storage_class(options.storage_class.as_deref().map(StorageClass::from))

@@ -9,7 +9,7 @@ use std::time::Duration;
 use millrace::aws::{Aws, Overrides};
 use millrace::config::S3Client;
 use millrace::store::Class::{self, StoreWide, Transient};
-use millrace::store::Store;
+use millrace::store::{Object, Store};
 
 use crate::support::s3::{ACCESS_KEY, SECRET_KEY};
 use crate::support::s3_client::{
@@ -91,7 +91,7 @@ async fn store_on(addr: SocketAddr) -> (Aws, Store) {
 
 async fn put(store: &Store, bytes: usize) -> Result<(), (Class, String)> {
     let payload = payload(vec![b'1'; bytes]);
-    store.put("k", &payload).await.map_err(|error| (error.class, error.code))
+    store.put(&Object::of("k", &payload)).await.map_err(|error| (error.class, error.code))
 }
 
 fn failed(class: Class, code: &str) -> Result<(), (Class, String)> {

@@ -11,7 +11,7 @@ use aws_smithy_types::date_time::Format;
 use glommio::timer::Timer;
 use millrace::aws::{self, Overrides, StartError};
 use millrace::config::S3Client;
-use millrace::store::Class;
+use millrace::store::{Class, Object};
 
 use crate::support::child;
 use crate::support::imds::{Imds, RoleKeys};
@@ -63,7 +63,7 @@ fn child_puts_once() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");
         let store = store_of(&aws, 1);
-        store.put("k", &payload("{}")).await.expect("a put");
+        store.put(&Object::of("k", &payload("{}"))).await.expect("a put");
     });
 }
 
@@ -209,12 +209,12 @@ fn child_outlives_its_first_keys() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");
         let store = store_of(&aws, 1);
-        store.put("a", &payload("{}")).await.expect("the first keys");
-        let error = store.put("b", &payload("{}")).await.unwrap_err();
+        store.put(&Object::of("a", &payload("{}"))).await.expect("the first keys");
+        let error = store.put(&Object::of("b", &payload("{}"))).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "ExpiredToken"));
         let shared = aws.shared();
         eventually("newer keys", || shared.keys().generation > 1).await;
-        store.put("b", &payload("{}")).await.expect("the second keys");
+        store.put(&Object::of("b", &payload("{}"))).await.expect("the second keys");
     });
 }
 
@@ -248,12 +248,12 @@ fn child_takes_corrected_keys_from_its_file() {
         let store = store_of(&aws, 1);
         let file = |name: &str| std::env::var(name).expect("given by the parent");
         std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
-        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!(error.class, Class::StoreWide, "{error}");
         let shared = aws.shared();
         eventually("newer keys", || shared.keys().generation > 1).await;
         assert!(!shared.keys().stuck, "they are not the same");
-        store.put("k", &payload("{}")).await.expect("the second keys");
+        store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
         Timer::new(Duration::from_millis(1_500)).await;
         assert_eq!(shared.keys().generation, 2, "what works is not asked for again");
     });
@@ -294,7 +294,7 @@ fn child_keeps_putting_across_expiry() {
         let aws = from_environment().await.expect("a whole environment");
         let store = store_of(&aws, 1);
         for i in 0..50 {
-            store.put(&format!("k{i}"), &payload("{}")).await.expect("never expired");
+            store.put(&Object::of(&format!("k{i}"), &payload("{}"))).await.expect("never expired");
             Timer::new(Duration::from_millis(100)).await;
         }
         assert!(aws.shared().keys().generation >= 3);
@@ -322,7 +322,7 @@ fn keys_that_cannot_be_renewed_become_store_wide(client: S3Client) {
     server.fail_when(|_| Some(Fault::error(400, "ExpiredToken")));
     on_executor(async {
         let (aws, store) = store_at(target(options(client)), overrides(&server)).await;
-        let put = async || store.put("k", &payload("{}")).await.unwrap_err().class;
+        let put = async || store.put(&Object::of("k", &payload("{}"))).await.unwrap_err().class;
         assert_eq!(put().await, Class::Transient);
         let shared = aws.shared();
         eventually("asked again", || shared.keys().stuck).await;
@@ -339,7 +339,7 @@ fn keys_known_to_be_expired_are_not_sent(client: S3Client) {
             aws_credential_types::Credentials::new(ACCESS_KEY, SECRET_KEY, None, Some(past), "t");
         overrides.credentials = Some(keys);
         let (_aws, store) = store_at(target(options(client)), overrides).await;
-        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "ExpiredCredentials"));
         assert!(server.requests().is_empty());
     });

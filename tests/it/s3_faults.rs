@@ -11,7 +11,7 @@ use futures_lite::future;
 use glommio::timer::Timer;
 use millrace::config::{S3Client, S3Options};
 use millrace::store::Class::{self, Object, StoreWide, Transient};
-use millrace::store::Store;
+use millrace::store::{self, Store};
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::s3_client::{
@@ -38,7 +38,7 @@ on_both_clients!(
 );
 
 async fn put(store: &Store, key: &str) -> Result<(), (Class, String)> {
-    store.put(key, &payload("{}")).await.map_err(|e| (e.class, e.code))
+    store.put(&store::Object::of(key, &payload("{}"))).await.map_err(|e| (e.class, e.code))
 }
 
 fn failed(class: Class, code: &str) -> Result<(), (Class, String)> {
@@ -108,7 +108,7 @@ fn the_stores_own_message_is_kept(client: S3Client) {
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::error_with(403, "AccessDenied", "User x may not PutObject", &[]));
-        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!(error.message, "User x may not PutObject");
     });
 }
@@ -139,7 +139,7 @@ fn closed_in_the_middle_of_a_first_request_is_transient(client: S3Client) {
         let (_aws, store) = store_with(&server, options(client)).await;
         server.fail_next(Fault::Close);
         let large = payload(vec![7; 10_000_000]);
-        let error = store.put("large", &large).await.unwrap_err();
+        let error = store.put(&store::Object::of("large", &large)).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Transient, "ConnectionBroken"));
         eventually("all closed", || server.open_connections() == 0).await;
     });
@@ -205,7 +205,9 @@ fn a_put_that_is_dropped_leaves_nothing_behind(client: S3Client) {
                 assert_eq!(put(&store, "k").await, Ok(()));
             }
             server.fail_next(fault);
-            let put = async { store.put("k", &payload(vec![b' '; bytes])).await.is_ok() };
+            let put = async {
+                store.put(&store::Object::of("k", &payload(vec![b' '; bytes]))).await.is_ok()
+            };
             let give_up = async {
                 Timer::new(Duration::from_millis(100)).await;
                 false

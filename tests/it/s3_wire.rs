@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
-use millrace::store::Class;
+use millrace::store::{Class, Object};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -32,7 +32,7 @@ fn seen_with(options: S3Options) -> Seen {
     server.fail_when(|_| Some(Fault::Reply { status: 200, headers: vec![], body: String::new() }));
     on_executor(async {
         let (_aws, store) = store_with(&server, options).await;
-        store.put("k", &payload("{}")).await.expect("a plain 200");
+        store.put(&Object::of("k", &payload("{}"))).await.expect("a plain 200");
     });
     server.last_request()
 }
@@ -100,7 +100,7 @@ fn a_checksum_is_a_header_and_never_a_trailer(client: S3Client) {
         for checksum in [Checksum::Crc32c, Checksum::Crc64Nvme, Checksum::Sha256] {
             let (_aws, store) =
                 store_with(&server, S3Options { checksum, ..options(client) }).await;
-            store.put("k", &payload("some bytes")).await.expect("the right sum");
+            store.put(&Object::of("k", &payload("some bytes"))).await.expect("the right sum");
         }
     });
 }
@@ -121,7 +121,7 @@ fn a_custom_endpoint_is_path_style_unless_told_otherwise(client: S3Client) {
         ] {
             let options = S3Options { force_path_style: force, ..options(client) };
             let (_aws, store) = store_at(target(options), overrides.clone()).await;
-            store.put("a b", &payload("{}")).await.expect("signed for its host");
+            store.put(&Object::of("a b", &payload("{}"))).await.expect("signed for its host");
             let seen = server.last_request();
             assert_eq!(seen.path.split('?').next(), Some(path.as_str()));
             assert_eq!(seen.header("host"), Some(host));
@@ -167,9 +167,14 @@ fn aws_is_https_virtual_host_and_crc64nvme(client: S3Client) {
         overrides.hosts = vec![host(&name, server.addr())];
         overrides.roots = vec![root];
         let (_aws, store) = store_at(target(options(client)), overrides).await;
-        store.put("k", &payload("{}")).await.expect("a put over TLS");
-        store.put("large", &payload(vec![1; 3_000_000])).await.expect("a large one");
+        store.put(&Object::of("k", &payload("{}"))).await.expect("a put over TLS");
+        store.put(&Object::of("large", &payload(vec![1; 3_000_000]))).await.expect("a large one");
+        let body = [payload(vec![1; 40_000]), payload(vec![2; 300_000]), payload(vec![3; 5])];
+        let object = Object { key: "parts", body: &body, coding: None, sums: None };
+        store.put(&object).await.expect("one of several parts");
     });
+    let parts = [vec![1; 40_000], vec![2; 300_000], vec![3; 5]].concat();
+    assert!(server.object("parts") == Some(parts));
     assert_eq!(server.object("k"), Some(b"{}".to_vec()));
     assert_eq!(server.object("large").map(|b| b.len()), Some(3_000_000));
     assert_eq!(server.accepted_connections(), 1);
@@ -187,15 +192,15 @@ fn an_unknown_authority_is_refused_and_https_is_not_left(client: S3Client) {
     let plain = S3Server::start();
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
-        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "TlsFailed"));
         assert!(error.message.contains("UnknownIssuer"), "{}", error.message);
 
         let trusting = millrace::aws::Overrides { roots: vec![root], ..overrides(&server) };
         let (_aws, store) = store_at(target(options(client)), trusting).await;
-        store.put("k", &payload("{}")).await.expect("a known authority");
+        store.put(&Object::of("k", &payload("{}"))).await.expect("a known authority");
         server.fail_next(Fault::redirect(&format!("{}/{BUCKET}/k", plain.url())));
-        let error = store.put("k", &payload("{}")).await.unwrap_err();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!(error.code, "TemporaryRedirect");
         assert!(plain.requests().is_empty());
     });
@@ -222,7 +227,7 @@ fn signatures_cover_the_payload_where_tls_does_not(client: S3Client) {
         ] {
             let options = S3Options { sign_payload, ..options(client) };
             let (_aws, store) = store_at(target(options), trusting.clone()).await;
-            store.put("k", &payload("{}")).await.expect("a put over TLS");
+            store.put(&Object::of("k", &payload("{}"))).await.expect("a put over TLS");
             let seen = server.last_request();
             assert_eq!(seen.header("x-amz-content-sha256"), Some(expected));
         }
@@ -252,7 +257,7 @@ fn both_clients_send_the_same() {
                     ..options(client)
                 };
                 let (_aws, store) = store_at(target(options), overrides(&server)).await;
-                store.put(key, &payload("{}")).await.expect("a plain 200");
+                store.put(&Object::of(key, &payload("{}"))).await.expect("a plain 200");
                 sent.push(server.last_request());
             }
             let [direct, sdk] = &sent[..] else { panic!("two requests") };

@@ -6,15 +6,16 @@
 
 use aws_credential_types::Credentials;
 use millrace::aws::{self, Overrides, S3Target};
-use millrace::config::{S3Client, S3Options};
-use millrace::job::Origin;
+use millrace::coding::Coding;
+use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
+use millrace::job::{Origin, Payload};
 use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
 use millrace::store::s3::S3Store;
-use millrace::store::{Class, Store, StoreSeed};
+use millrace::store::{Class, Object, Store, StoreSeed};
 
 use crate::support::child;
-use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::s3_client::{
     on_both_clients, on_executor, options, overrides, payload, store_at, store_with, target,
 };
@@ -43,6 +44,8 @@ on_both_clients!(
     s3_in_process,
     s3_in_process_under_a_prefix,
     s3_in_process_keeps_what_is_there,
+    s3_in_process_with_every_checksum,
+    s3_in_process_says_how_an_object_is_compressed,
 );
 
 /// Puts, overwrites and reads back; `read` gets a key below the store's own prefix.
@@ -78,18 +81,48 @@ async fn bytes_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<
     let large: Vec<u8> = (0..10_000_000u32).map(|i| (i ^ (i >> 8)) as u8).collect();
     put(store, "large", &large).await;
     assert!(read("large").await == Some(large), "10 MB came back otherwise");
+    parts_come_back(store, read).await;
+}
+
+/// Objects of many parts: one that is sent part by part, and one that leaves in one write; with the sums that the store
+/// wants made beforehand, and without.
+async fn parts_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<u8>>) {
+    let part = |n: usize, length: usize| (0..length).map(|i| (i ^ (i >> 8) ^ n) as u8).collect();
+    let large: Vec<Vec<u8>> =
+        (0..9).map(|n| part(n, if n == 8 { 60_000 } else { 256 << 10 })).collect();
+    let small: Vec<Vec<u8>> = (0..9).map(|n| part(n, n * 100)).collect();
+    for (name, parts) in [("large", large), ("small", small)] {
+        let body: Vec<Payload> = parts.iter().cloned().map(payload).collect();
+        let mut summing = store.summing();
+        body.iter().for_each(|part| summing.update(part));
+        let made = summing.finish();
+        for (how, sums) in [("summed", Some(&made)), ("unsummed", None)] {
+            let key = &format!("dt=2026-11-21/hour=20/{name}-{how}");
+            put_object(store, &Object { key, body: &body, coding: None, sums }).await;
+            assert!(read(key).await == Some(parts.concat()), "{key} came back otherwise");
+        }
+    }
+    // Whether the store notes the coding is for its own test to see; the bytes are as they were given.
+    let bytes = payload(&b"\x1f\x8b, as far as a store knows"[..]);
+    let object = Object { coding: Some(Coding::Gzip), ..Object::of("coded.gz", &bytes) };
+    put_object(store, &object).await;
+    assert_eq!(read("coded.gz").await.as_deref(), Some(&bytes[..]));
+}
+
+async fn put(store: &Store, key: &str, bytes: &[u8]) {
+    put_object(store, &Object::of(key, &payload(bytes))).await;
 }
 
 /// As a worker does: what is worth another try gets one.
-async fn put(store: &Store, key: &str, bytes: &[u8]) {
+async fn put_object(store: &Store, object: &Object<'_>) {
     for _ in 0..100 {
-        match store.put(key, &payload(bytes)).await {
+        match store.put(object).await {
             Ok(()) => return,
             Err(error) if error.class == Class::Transient => {}
-            Err(error) => panic!("{key}: {error}"),
+            Err(error) => panic!("{}: {error}", object.key),
         }
     }
-    panic!("{key}: never stored");
+    panic!("{}: never stored", object.key);
 }
 
 fn origin() -> Origin {
@@ -158,6 +191,43 @@ fn s3_in_process_keeps_what_is_there(client: S3Client) {
         let puts = server.requests();
         assert!(puts.iter().all(|put| put.header("if-none-match") == Some("*")));
     }
+}
+
+/// The server checks each sum against the body it has read.
+fn s3_in_process_with_every_checksum(client: S3Client) {
+    for checksum in [Checksum::Crc32c, Checksum::Crc64Nvme, Checksum::Sha256] {
+        for sign_payload in [SignPayload::Always, SignPayload::Never] {
+            let server = S3Server::start();
+            on_executor(async {
+                let options = S3Options { checksum, sign_payload, ..options(client) };
+                let (_aws, store) = store_with(&server, options).await;
+                parts_come_back(&store, &async |key: &str| server.object(key)).await;
+            });
+        }
+    }
+}
+
+fn s3_in_process_says_how_an_object_is_compressed(client: S3Client) {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options(client)).await;
+        let body = [payload("a"), payload("b")];
+        for coding in [Some(Coding::Gzip), None, Some(Coding::Zstd)] {
+            let object = Object { key: "dt=1/a key", body: &body, coding, sums: None };
+            put_object(&store, &object).await;
+            let seen = server.last_request();
+            assert_eq!(seen.header("content-encoding"), coding.map(Coding::name));
+            let names = seen.header("authorization").unwrap();
+            assert_eq!(names.contains("content-encoding;"), coding.is_some(), "{names}");
+        }
+        // A redirect's second request says it as well.
+        let elsewhere = format!("{}/{BUCKET}/elsewhere", server.url());
+        server.fail_next(Fault::redirect(&elsewhere));
+        let coding = Some(Coding::Zstd);
+        put_object(&store, &Object { key: "k", body: &body, coding, sums: None }).await;
+        assert_eq!(server.last_request().header("content-encoding"), Some("zstd"));
+        assert_eq!(server.object("elsewhere").as_deref(), Some(&b"ab"[..]));
+    });
 }
 
 /// Against any endpoint: `S3_TEST_ENDPOINT`, `S3_TEST_BUCKET` (default `payloads`) and the usual

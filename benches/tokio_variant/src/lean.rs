@@ -16,8 +16,9 @@ use bytes::Bytes;
 use millrace::config::{Checksum, Config};
 use millrace::store::dial::Origin;
 use millrace::store::direct::{
-    Identity, Integrity, Place, Put, ReplyReader, Signer, Template, error_document,
+    Identity, Place, Put, ReplyReader, Signer, Template, error_document,
 };
+use millrace::store::{Integrity, Sums};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -134,7 +135,8 @@ impl LeanClient {
     async fn exchange(&mut self, mut link: TcpStream, key: &str, body: &Bytes) -> io::Result<()> {
         self.out.clear();
         self.reader.reset();
-        let put = Put { key, body };
+        let sums = Sums::of(body, self.store.template.integrity());
+        let put = Put { key, bytes: body.len() as u64, coding: None, sums: &sums };
         self.store.write_head(&put, &mut self.out).map_err(io::Error::other)?;
         if self.out.len() + body.len() <= COALESCED_BYTES {
             self.out.extend_from_slice(body);

@@ -18,7 +18,7 @@ use crate::spool::file::SegmentFile;
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
 use crate::spool::instances::{put_aside, remove, segments_of, sync_dir};
-use crate::store::Class;
+use crate::store::{Class, Object};
 
 impl Places {
     /// Puts every unstored payload into the configured store, whichever it is; exit 1 when some are left or lost.
@@ -120,7 +120,8 @@ impl Replay {
         if self.given_up.get() {
             return false;
         }
-        let Err(error) = self.puts.put(&found.key, &found.payload).await else { return true };
+        let object = Object::of(&found.key, &found.payload);
+        let Err(error) = self.puts.put(&object).await else { return true };
         if error.class == Class::StoreWide && !self.given_up.replace(true) {
             eprintln!("nothing more is tried until this is mended: {error}");
         } else if !self.given_up.get() {

@@ -1,7 +1,8 @@
 //! One kept-alive connection and its buffers: a request out, an answer in.
 //!
-//! Head and body leave in one write up to [`COPIED_BYTES_MAX`]; of a larger body the first part does,
-//! and the rest follows without being copied. The answer is read while the request is still on its
+//! Head and body leave in one write up to [`COPIED_BYTES_MAX`]; of a larger body its beginning does,
+//! and the rest follows part by part without being copied. A send ends when the kernel has all of it, so
+//! the next one finds a socket that still has as much to send as its buffer holds. The answer is read while the request is still on its
 //! way, for a store may refuse a body before it has come. Dropping a link closes it.
 
 use std::io;
@@ -82,18 +83,17 @@ impl Link {
     }
 
     /// Sends the head in [`Link::head`] with `body` and reads the whole answer.
-    pub(super) async fn exchange(&mut self, body: &Payload) -> Result<(), Failure> {
+    pub(super) async fn exchange(&mut self, body: &[Payload]) -> Result<(), Failure> {
         (self.sent, self.sent_all) = (0, false);
         self.reader.reset();
-        let copied = if body.len() <= COPIED_BYTES_MAX { body.len() } else { FIRST_BYTES };
-        self.out.extend_from_slice(&body[..copied]);
+        let mut rest = Rest::behind(&mut self.out, body);
         if self.wire.send_whole(&mut self.out) {
-            self.sent_all = copied == body.len();
+            self.sent_all = rest.parts.is_empty();
         }
         let mut unsent = None;
         future::poll_fn(|cx| {
             if !self.sent_all && unsent.is_none() {
-                match self.poll_send(cx, body, copied) {
+                match self.poll_send(cx, &mut rest) {
                     Poll::Ready(Ok(())) => self.sent_all = true,
                     // Not yet the end: what made the peer close may be there to be read.
                     Poll::Ready(Err(error)) => unsent = Some(error),
@@ -117,25 +117,17 @@ impl Link {
         Reply { keep_alive: reply.keep_alive && self.sent_all, ..reply }
     }
 
-    /// Sends the head with the `copied` bytes behind it, then the rest of `body`.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &Payload,
-        copied: usize,
-    ) -> Poll<io::Result<()>> {
+    /// Sends the head with what is behind it, then the `rest`.
+    fn poll_send(&mut self, cx: &mut Context<'_>, rest: &mut Rest<'_>) -> Poll<io::Result<()>> {
         let wire = &mut self.wire;
         loop {
-            let taken = match self.sent.checked_sub(self.out.len()) {
-                None => Pin::new(&mut *wire).poll_write(cx, &self.out[self.sent..]),
-                Some(of_rest) if copied + of_rest == body.len() => {
-                    return Pin::new(wire).poll_flush(cx);
-                }
-                Some(of_rest) => wire.poll_send_payload(cx, body, copied + of_rest),
-            };
-            match ready!(taken)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.sent += n,
+            if self.sent < self.out.len() {
+                self.sent +=
+                    taken(ready!(Pin::new(&mut *wire).poll_write(cx, &self.out[self.sent..]))?)?;
+            } else if let Some(part) = rest.parts.first() {
+                rest.skip(taken(ready!(wire.poll_send_payload(cx, part, rest.from))?)?);
+            } else {
+                return Pin::new(wire).poll_flush(cx);
             }
         }
     }
@@ -169,3 +161,46 @@ impl Link {
         Failure::Broken { why: why.to_string(), unanswered: self.reader.is_untouched() }
     }
 }
+
+/// A write takes some of what it is given, or will never take any.
+fn taken(bytes: usize) -> io::Result<usize> {
+    if bytes == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(bytes) }
+}
+
+/// What of a body is still to be sent: its first part here from `from` on, which is before that part's end, then the
+/// others.
+struct Rest<'a> {
+    parts: &'a [Payload],
+    from: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// Copies what leaves with the head behind it; the rest is what remains.
+    fn behind(head: &mut Vec<u8>, body: &'a [Payload]) -> Rest<'a> {
+        let bytes: usize = body.iter().map(|part| part.len()).sum();
+        let mut to_copy = if bytes <= COPIED_BYTES_MAX { bytes } else { FIRST_BYTES };
+        let mut rest = Rest { parts: body, from: 0 };
+        rest.skip(0);
+        while to_copy > 0 {
+            let part = &rest.parts[0];
+            let copied = part.len().min(to_copy);
+            head.extend_from_slice(&part[..copied]);
+            rest.skip(copied);
+            to_copy -= copied;
+        }
+        rest
+    }
+
+    /// Goes on by `bytes`, which lie in the first part, and past parts without any.
+    fn skip(&mut self, bytes: usize) {
+        self.from += bytes;
+        while let [first, others @ ..] = self.parts
+            && self.from == first.len()
+        {
+            (self.parts, self.from) = (others, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,17 @@
-//! The head of a PUT: a template per store, in which a request fills in its key, length, date, hash,
+//! The head of a PUT: a template per store, in which a request fills in its key, length, coding, date, hash,
 //! checksum and signature.
 //!
-//! Order and set of headers are fixed, so that the list of signed names is a constant. Pure: bytes
+//! Order and set of headers are fixed but for `content-encoding` and the session token, so that the lists of signed names
+//! are constants. Pure: bytes
 //! from values, no clock, no I/O; the template can be shared between threads, a [`Signer`] cannot.
 //! `content-length` is not signed: the body's hash or TLS says more than it could.
 
-use crc_fast::CrcAlgorithm;
-
 use super::encode::{base64, decimal, escape_path, escape_query, hex};
-use super::sign::{Signer, Unsendable, sendable, sha256};
+use super::sign::{Signer, Unsendable, sendable};
+use crate::coding::Coding;
 use crate::config::{Checksum, S3Options};
 use crate::store::dial::Origin;
+use crate::store::{Integrity, Sums};
 
 const USER_AGENT: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
 const UNSIGNED_PAYLOAD: &[u8] = b"UNSIGNED-PAYLOAD";
@@ -26,21 +27,16 @@ pub struct Place<'a> {
     pub prefix: &'a str,
 }
 
-/// What a PUT says about its payload.
-#[derive(Clone, Copy, Debug)]
-pub struct Integrity {
-    /// `Auto` is none: it has to be decided before.
-    pub checksum: Checksum,
-    /// The signature covers the payload. Without TLS nothing else does.
-    pub sign_payload: bool,
-}
-
-/// One object.
+/// One object, as far as its head says something of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Put<'a> {
     /// Relative to the store's prefix, not escaped.
     pub key: &'a str,
-    pub body: &'a [u8],
+    /// Length of the body.
+    pub bytes: u64,
+    pub coding: Option<Coding>,
+    /// Of the body, made for the template's [`Integrity`].
+    pub sums: &'a Sums,
 }
 
 /// What is the same in every PUT to one store, laid out.
@@ -53,12 +49,14 @@ pub struct Template {
     wire_start: Vec<u8>,
     /// From behind the key to the length.
     wire_middle: Vec<u8>,
-    /// From behind the path to the first header that changes.
+    /// From behind the path to the first header that changes, but for `content-encoding`.
     canonical_before: Vec<u8>,
+    /// Where in that `content-encoding` stands, if there is one: it comes first.
+    coding_at: usize,
     /// Constant headers behind the date and the token, by name.
     canonical_after: Vec<u8>,
-    /// The signed headers' names: without a session token, and with one.
-    signed: [String; 2],
+    /// The signed headers' names: by whether there is a coding, then by whether there is a session token.
+    signed: [[String; 2]; 2],
 }
 
 impl Template {
@@ -107,6 +105,7 @@ impl Template {
         let mut middle =
             format!("{mark}{query} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\n");
         let mut before = format!("\n{}\n", canonical_query(query));
+        let coding_at = before.len();
         let mut after = String::new();
         let mut signed = [String::new(), String::new()];
         let name = |signed: &mut [String; 2], name: &str| {
@@ -143,25 +142,35 @@ impl Template {
             middle.push_str(&format!("{header}: {value}\r\n"));
         }
         middle.push_str("content-length: ");
+        let coded = signed.each_ref().map(|list| format!("content-encoding;{list}"));
         Template {
             integrity,
             headers,
             wire_start: [b"PUT ", path].concat(),
             wire_middle: middle.into(),
             canonical_before: before.into(),
+            coding_at,
             canonical_after: after.into(),
-            signed,
+            signed: [signed, coded],
         }
+    }
+
+    /// What its requests say about their bodies.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
     }
 
     /// Appends the head of `put`, to be followed by its body, signed for the second `unix_s`.
     ///
     /// # Panics
-    /// When `signer` is not current, see [`Signer::is_current`].
+    /// When `signer` is not current, see [`Signer::is_current`]; when the sums were made for something else.
     pub fn write_head(&self, put: &Put<'_>, unix_s: u64, signer: &mut Signer, out: &mut Vec<u8>) {
+        assert_eq!(put.sums.integrity(), self.integrity, "summed as this template wants it");
         let date = signer.date(unix_s);
-        let sums = Sums::of(put.body, self.integrity);
-        let signed = &self.signed[usize::from(signer.token().is_some())];
+        let hash = put.sums.signed().map(hex);
+        let payload = hash.as_ref().map_or(UNSIGNED_PAYLOAD, |hash| hash);
+        let with_token = usize::from(signer.token().is_some());
+        let signed = &self.signed[usize::from(put.coding.is_some())][with_token];
 
         let path_at = out.len() + b"PUT ".len();
         out.extend_from_slice(&self.wire_start);
@@ -171,22 +180,27 @@ impl Template {
         canonical.clear();
         canonical.extend_from_slice(b"PUT\n");
         canonical.extend_from_slice(&out[path]);
-        self.finish_canonical(&sums, &date, signed, signer.token(), &mut canonical);
+        let said = Said { put, payload, date: &date, signed, token: signer.token() };
+        self.finish_canonical(&said, &mut canonical);
         let signature = signer.sign(&canonical);
         signer.scratch = canonical;
 
         out.extend_from_slice(&self.wire_middle);
-        decimal(put.body.len() as u64, out);
+        decimal(put.bytes, out);
+        if let Some(coding) = put.coding {
+            out.extend_from_slice(b"\r\ncontent-encoding: ");
+            out.extend_from_slice(coding.name().as_bytes());
+        }
         out.extend_from_slice(b"\r\nx-amz-date: ");
         out.extend_from_slice(&date);
         if let Some(name) = checksum_header(self.integrity.checksum) {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(b": ");
-            sums.write_checksum(out);
+            base64(put.sums.checksum(), out);
         }
         out.extend_from_slice(b"\r\nx-amz-content-sha256: ");
-        out.extend_from_slice(sums.payload());
+        out.extend_from_slice(payload);
         if let Some(token) = signer.token() {
             out.extend_from_slice(b"\r\nx-amz-security-token: ");
             out.extend_from_slice(token.as_bytes());
@@ -201,78 +215,46 @@ impl Template {
     }
 
     /// Everything of the canonical request behind its path.
-    fn finish_canonical(
-        &self,
-        sums: &Sums,
-        date: &[u8; 16],
-        signed: &str,
-        token: Option<&str>,
-        canonical: &mut Vec<u8>,
-    ) {
-        canonical.extend_from_slice(&self.canonical_before);
+    fn finish_canonical(&self, said: &Said<'_>, canonical: &mut Vec<u8>) {
+        let mut before = &self.canonical_before[..];
+        if let Some(coding) = said.put.coding {
+            canonical.extend_from_slice(&before[..self.coding_at]);
+            canonical.extend_from_slice(b"content-encoding:");
+            canonical.extend_from_slice(coding.name().as_bytes());
+            canonical.push(b'\n');
+            before = &before[self.coding_at..];
+        }
+        canonical.extend_from_slice(before);
         if checksum_header(self.integrity.checksum).is_some() {
-            sums.write_checksum(canonical);
+            base64(said.put.sums.checksum(), canonical);
             canonical.extend_from_slice(b"\nx-amz-content-sha256:");
         }
-        canonical.extend_from_slice(sums.payload());
+        canonical.extend_from_slice(said.payload);
         canonical.extend_from_slice(b"\nx-amz-date:");
-        canonical.extend_from_slice(date);
+        canonical.extend_from_slice(said.date);
         canonical.push(b'\n');
-        if let Some(token) = token {
+        if let Some(token) = said.token {
             canonical.extend_from_slice(b"x-amz-security-token:");
             canonical.extend_from_slice(token.as_bytes());
             canonical.push(b'\n');
         }
         canonical.extend_from_slice(&self.canonical_after);
         canonical.push(b'\n');
-        canonical.extend_from_slice(signed.as_bytes());
+        canonical.extend_from_slice(said.signed.as_bytes());
         canonical.push(b'\n');
-        canonical.extend_from_slice(sums.payload());
+        canonical.extend_from_slice(said.payload);
     }
 }
 
-/// What was computed from a body.
-struct Sums {
-    payload_hash: Option<[u8; 64]>,
-    /// Big-endian, the first `checksum_len` bytes.
-    checksum: [u8; 32],
-    checksum_len: usize,
-}
-
-impl Sums {
-    fn of(body: &[u8], integrity: Integrity) -> Sums {
-        let hashed = integrity.sign_payload || integrity.checksum == Checksum::Sha256;
-        let sha256 = if hashed { sha256(body) } else { [0; 32] };
-        let mut sums = Sums { payload_hash: None, checksum: sha256, checksum_len: sha256.len() };
-        if integrity.sign_payload {
-            sums.payload_hash = Some(hex(&sha256));
-        }
-        match integrity.checksum {
-            Checksum::Auto | Checksum::None | Checksum::Sha256 => {}
-            Checksum::Crc32c => {
-                let sum = crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, body) as u32;
-                sums.set_checksum(&sum.to_be_bytes());
-            }
-            Checksum::Crc64Nvme => {
-                let sum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body);
-                sums.set_checksum(&sum.to_be_bytes());
-            }
-        }
-        sums
-    }
-
-    fn set_checksum(&mut self, sum: &[u8]) {
-        self.checksum[..sum.len()].copy_from_slice(sum);
-        self.checksum_len = sum.len();
-    }
-
-    fn payload(&self) -> &[u8] {
-        self.payload_hash.as_ref().map_or(UNSIGNED_PAYLOAD, |hash| hash)
-    }
-
-    fn write_checksum(&self, out: &mut Vec<u8>) {
-        base64(&self.checksum[..self.checksum_len], out);
-    }
+/// What one request says that its template does not.
+struct Said<'a> {
+    put: &'a Put<'a>,
+    /// The body's hash, or that it is left out.
+    payload: &'a [u8],
+    date: &'a [u8; 16],
+    /// Names of the signed headers.
+    signed: &'a str,
+    token: Option<&'a str>,
 }
 
 fn checksum_header(checksum: Checksum) -> Option<&'static str> {

@@ -23,6 +23,7 @@ struct Case {
     integrity: Integrity,
     key: String,
     body: Vec<u8>,
+    coding: Option<Coding>,
     unix_s: u64,
     region: String,
     access_key: String,
@@ -42,6 +43,7 @@ fn case() -> Case {
         integrity: Integrity { checksum: Checksum::None, sign_payload: true },
         key: "1700000000000000000-00ff-0-1.json".into(),
         body: b"{}".to_vec(),
+        coding: None,
         unix_s: 1_700_000_000,
         region: "us-east-1".into(),
         access_key: "AKIDEXAMPLE".into(),
@@ -99,9 +101,15 @@ impl Case {
 
     fn head_of(&self, template: &Template, key: &str) -> Head {
         let mut out = Vec::new();
-        let put = Put { key, body: &self.body };
-        template.write_head(&put, self.unix_s, &mut self.signer(), &mut out);
+        self.write(template, key, &mut self.signer(), &mut out);
         Head::read(&out)
+    }
+
+    fn write(&self, template: &Template, key: &str, signer: &mut Signer, out: &mut Vec<u8>) {
+        let sums = Sums::of(&self.body, self.integrity);
+        let bytes = self.body.len() as u64;
+        let put = Put { key, bytes, coding: self.coding, sums: &sums };
+        template.write_head(&put, self.unix_s, signer, out);
     }
 
     /// What `aws-sigv4` makes of the request that `head` is.
@@ -124,7 +132,8 @@ impl Case {
             .into();
         // Of what is sent, everything that S3 wants signed, and what says how the object is to be stored.
         let signed = |name: &str| {
-            ["content-type", "if-none-match"].contains(&name) || name.starts_with("x-amz-")
+            ["content-encoding", "content-type", "if-none-match"].contains(&name)
+                || name.starts_with("x-amz-")
         };
         let headers = head.headers.iter().filter(|(name, _)| signed(name));
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
@@ -152,6 +161,10 @@ impl Case {
     fn check(&self) {
         let head = self.head();
         assert_eq!(head.header("content-length"), self.body.len().to_string());
+        match self.coding {
+            Some(coding) => assert_eq!(head.header("content-encoding"), coding.name()),
+            None => assert!(head.headers.iter().all(|(name, _)| name != "content-encoding")),
+        }
         assert_eq!(head.header("authorization"), self.expected_authorization(&head));
     }
 }
@@ -163,8 +176,7 @@ fn the_head_in_full() {
     case.integrity = Integrity { checksum: Checksum::Crc32c, sign_payload: false };
     case.token = Some("a token".into());
     let mut out = b"kept".to_vec();
-    let put = Put { key: "a key", body: b"{}" };
-    case.template().write_head(&put, case.unix_s, &mut case.signer(), &mut out);
+    case.write(&case.template(), "a key", &mut case.signer(), &mut out);
     let text = String::from_utf8(out).unwrap();
     let (head, signature) = text.split_once("Signature=").unwrap();
     assert_eq!(signature.len(), 64 + 4);
@@ -204,6 +216,45 @@ fn what_keeps_an_object_from_being_replaced_is_signed() {
     case.check();
     let redirected = case.template().redirected(&case.origin, "/k", None);
     assert_eq!(case.head_of(&redirected, "").header("if-none-match"), "*");
+}
+
+#[test]
+fn a_coding_is_sent_and_signed_before_all_other_names() {
+    let mut case = case();
+    let plain = case.head();
+    for (coding, token) in [(Coding::Gzip, None), (Coding::Zstd, Some("a token".to_owned()))] {
+        (case.coding, case.token) = (Some(coding), token);
+        let head = case.head();
+        assert_eq!(head.headers.len(), plain.headers.len() + 1 + usize::from(case.token.is_some()));
+        let signed = "SignedHeaders=content-encoding;content-type;host;x-amz-content-sha256;";
+        assert!(head.header("authorization").contains(signed), "{}", head.header("authorization"));
+        case.check();
+        // A redirect sends the same object, so it says the same of it.
+        let mut redirected = case.clone();
+        redirected.origin.host = "elsewhere.example".into();
+        let query = Some("rk=e2c69a31");
+        let head = case.head_of(&case.template().redirected(&redirected.origin, "/k", query), "");
+        assert_eq!(head.header("content-encoding"), coding.name());
+        assert_eq!(head.header("authorization"), redirected.expected_authorization(&head));
+    }
+    // The same template and signer go back and forth.
+    let (template, mut signer, mut out) = (case.template(), case.signer(), Vec::new());
+    for coding in [None, Some(Coding::Gzip), None] {
+        case.coding = coding;
+        out.clear();
+        case.write(&template, &case.key, &mut signer, &mut out);
+        let head = Head::read(&out);
+        assert_eq!(head.header("authorization"), case.expected_authorization(&head));
+    }
+}
+
+#[test]
+#[should_panic(expected = "summed as this template wants it")]
+fn sums_made_for_another_store_are_not_sent() {
+    let case = case();
+    let sums = Sums::of(&case.body, Integrity::NONE);
+    let put = Put { key: "k", bytes: 2, coding: None, sums: &sums };
+    case.template().write_head(&put, case.unix_s, &mut case.signer(), &mut Vec::new());
 }
 
 #[test]
@@ -281,8 +332,7 @@ fn one_signer_goes_through_seconds_days_and_credentials() {
             signer.renew(case.unix_s, step, &renewed).unwrap();
         }
         out.clear();
-        let put = Put { key: &case.key, body: &case.body };
-        template.write_head(&put, case.unix_s, &mut signer, &mut out);
+        case.write(&template, &case.key, &mut signer, &mut out);
         let head = Head::read(&out);
         assert_eq!(head.header("authorization"), case.expected_authorization(&head));
     }
@@ -317,6 +367,7 @@ prop_compose! {
         (content_type, if_none_match) in ("[a-z]{1,10}/[ -~]{1,30}", any::<bool>()),
         integrity in integrity(),
         body in prop::collection::vec(any::<u8>(), 0..600),
+        coding in prop::sample::select(vec![None, Some(Coding::Gzip), Some(Coding::Zstd)]),
         unix_s in 0..253_402_300_800u64,
         (region, access_key, secret_key) in ("[a-z]{2}-[a-z]{4,9}-[0-9]", "[A-Z0-9]{16,20}", "[ -~]{1,80}"),
         token in prop::option::of("[A-Za-z0-9+/=]{1,1200}"),
@@ -325,7 +376,7 @@ prop_compose! {
             acl, storage_class, sse, kms_key_id, content_type, if_none_match, ..S3Options::default()
         };
         let origin = Origin { https, host, port };
-        Case { origin, path, prefix, options, integrity, key, body, unix_s, region, access_key, secret_key, token }
+        Case { origin, path, prefix, options, integrity, key, body, coding, unix_s, region, access_key, secret_key, token }
     }
 }
 

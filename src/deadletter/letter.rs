@@ -1,0 +1,98 @@
+//! What a dead letter says of its object. Members added since the first version are left out where they would say what
+//! was meant before there were any, so a letter of one plain payload reads and writes as ever.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::coding::Coding;
+use crate::store::Object;
+
+/// What is known of one dead object; the JSON file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Letter {
+    /// The object key, relative to the store's prefix: replay writes it again.
+    pub key: String,
+    /// The store it was meant for, as configured.
+    pub store: String,
+    /// The last failure, `code: message`.
+    pub error: String,
+    /// Puts tried.
+    pub attempts: u32,
+    /// When it was given up, seconds since 1970.
+    pub unix_seconds: u64,
+    /// Size of the object.
+    pub bytes: u64,
+    /// How many payloads it is made of; not said of a payload by itself.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub payloads: u64,
+    /// How it is compressed, if the store was to say so: replay puts it with the same header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<Coding>,
+}
+
+impl Letter {
+    /// Of `object`, made of so many `payloads`, given up now.
+    pub fn now(
+        object: &Object<'_>,
+        payloads: u64,
+        store: String,
+        error: String,
+        attempts: u32,
+    ) -> Letter {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Letter {
+            key: object.key.to_owned(),
+            store,
+            error,
+            attempts,
+            unix_seconds: since_epoch.as_secs(),
+            bytes: object.bytes(),
+            payloads,
+            content_encoding: object.coding,
+        }
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn is_one(payloads: &u64) -> bool {
+    *payloads == 1
+}
+
+/// As they were before there were objects of more than one payload.
+#[cfg(test)]
+pub(super) const OLD: &str = r#"{"key":"a.json","store":"null:","error":"Code: message","attempts":3,"unix_seconds":1700000000,"bytes":2}"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Payload;
+
+    #[test]
+    fn a_letter_of_one_plain_payload_reads_and_writes_as_ever() {
+        let read: Letter = serde_json::from_str(OLD).unwrap();
+        assert_eq!((read.payloads, read.content_encoding), (1, None));
+        assert_eq!(serde_json::to_string(&read).unwrap(), OLD);
+        let payload = Payload::from(b"{}".to_vec());
+        let object = Object::of("a.json", &payload);
+        let now = Letter::now(&object, 1, "null:".into(), "Code: message".into(), 3);
+        assert_eq!(Letter { unix_seconds: 1_700_000_000, ..now }, read);
+    }
+
+    #[test]
+    fn many_payloads_and_a_coding_come_back() {
+        let body = [b"12".to_vec(), b"345".to_vec()].map(Payload::from);
+        let coding = Some(Coding::Gzip);
+        let object = Object { key: "k", body: &body, coding, sums: None };
+        let letter = Letter::now(&object, 0, "null:".into(), "e".into(), 3);
+        assert_eq!((letter.bytes, letter.content_encoding), (5, coding));
+        for payloads in [0, 2] {
+            let letter = Letter { payloads, ..letter.clone() };
+            let json = serde_json::to_string(&letter).unwrap();
+            assert_eq!(serde_json::from_str::<Letter>(&json).unwrap(), letter, "{json}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Exchanges with a server that does what a test says.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use glommio::LocalExecutor;
+use proptest::prelude::*;
+
+use super::*;
+use crate::net::Net;
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+const HEAD: &[u8] = b"PUT / HTTP/1.1\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno";
+
+/// Serves one connection on a thread of its own, and gives what `serve` gave.
+fn serve<T: Send + 'static>(
+    serve: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> (SocketAddr, thread::JoinHandle<T>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        serve(socket)
+    });
+    (address, thread)
+}
+
+fn with_link<T>(address: SocketAddr, test: impl AsyncFnOnce(&mut Link) -> T) -> T {
+    LocalExecutor::default().run(async {
+        let stream = Net::here().unwrap().connect(address).await.unwrap();
+        test(&mut Link::new(Wire::plain(stream))).await
+    })
+}
+
+/// One exchange as the store begins it.
+async fn exchange(link: &mut Link, body: &[Payload]) -> Result<(), Failure> {
+    link.head().extend_from_slice(HEAD);
+    link.exchange(body).await
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(length as u64);
+    (0..length).map(|_| rng.u8(..)).collect()
+}
+
+fn body_of(parts: &[usize]) -> Vec<Payload> {
+    parts.iter().map(|length| Payload::from(noise(*length))).collect()
+}
+
+fn whole(body: &[Payload]) -> Vec<u8> {
+    body.iter().flat_map(|part| part.iter().copied()).collect()
+}
+
+/// Bodies about the bounds of what is copied, of no bytes, and of parts without any.
+fn bodies() -> Vec<Vec<Payload>> {
+    const PART: usize = 256 << 10;
+    [
+        &[][..],
+        &[0],
+        &[1],
+        &[COPIED_BYTES_MAX],
+        &[COPIED_BYTES_MAX + 1],
+        &[COPIED_BYTES_MAX - 1, 1],
+        &[COPIED_BYTES_MAX, 1],
+        &[FIRST_BYTES, COPIED_BYTES_MAX],
+        &[FIRST_BYTES - 1, COPIED_BYTES_MAX],
+        &[FIRST_BYTES - 1, 0, 1, COPIED_BYTES_MAX],
+        &[0, 7, 0, 0, 70_000, 0],
+        &[1; 50],
+        &[PART, PART, PART, PART, PART, PART, PART, PART, 40_000],
+        &[3_000_000],
+        &[3_000_000, 1, 0, 2_000_000],
+    ]
+    .map(body_of)
+    .into()
+}
+
+#[test]
+fn bodies_of_any_parts_arrive_in_order_on_one_connection() {
+    let bodies = bodies();
+    let lengths: Vec<usize> = bodies.iter().map(|body| whole(body).len()).collect();
+    let (address, server) = serve(move |mut socket| {
+        let got = lengths.into_iter().map(|length| {
+            let mut request = vec![0; HEAD.len() + length];
+            socket.read_exact(&mut request).unwrap();
+            socket.write_all(OK).unwrap();
+            request
+        });
+        got.collect::<Vec<_>>()
+    });
+    with_link(address, async |link| {
+        for body in &bodies {
+            assert!(exchange(link, body).await.is_ok());
+            assert!(link.reply().keep_alive && link.is_quiet().await);
+        }
+    });
+    for (got, body) in server.join().unwrap().iter().zip(&bodies) {
+        let lengths: Vec<usize> = body.iter().map(|part| part.len()).collect();
+        assert!(*got == [HEAD, &whole(body)].concat(), "{lengths:?}");
+    }
+}
+
+#[test]
+fn a_large_body_is_not_copied() {
+    let body = body_of(&[FIRST_BYTES + 100, 200_000]);
+    let mut head = HEAD.to_vec();
+    let rest = Rest::behind(&mut head, &body);
+    assert_eq!(head.len(), HEAD.len() + FIRST_BYTES);
+    assert_eq!((rest.parts.len(), rest.from), (2, FIRST_BYTES));
+}
+
+#[test]
+fn a_refusal_is_read_before_all_parts_have_gone_and_ends_the_connection() {
+    let (address, server) = serve(|mut socket| {
+        let mut head = [0; HEAD.len()];
+        socket.read_exact(&mut head).unwrap();
+        socket.write_all(REFUSED).unwrap();
+        // Held open and not read any more: what is unsent can only wait.
+        let mut all = Vec::new();
+        thread::sleep(Duration::from_millis(100));
+        socket.read_to_end(&mut all).map(|_| all.len()).unwrap_or(0)
+    });
+    let body = body_of(&[256 << 10; 64]);
+    with_link(address, async |link| {
+        assert!(exchange(link, &body).await.is_ok());
+        let reply = link.reply();
+        assert_eq!((reply.status, reply.body), (400, &b"no"[..]));
+        assert!(!reply.keep_alive, "the rest of the body would be taken for a request");
+    });
+    assert!(server.join().unwrap() < whole(&body).len());
+}
+
+#[test]
+fn what_is_confirmed_before_its_last_part_is_no_confirmation() {
+    let (address, server) = serve(|mut socket| {
+        let mut head = [0; HEAD.len()];
+        socket.read_exact(&mut head).unwrap();
+        socket.write_all(OK).unwrap();
+        socket
+    });
+    let body = body_of(&[256 << 10; 64]);
+    with_link(address, async |link| {
+        let Err(Failure::BadAnswer(why)) = exchange(link, &body).await else {
+            panic!("taken for stored");
+        };
+        assert!(why.contains("not sent yet"), "{why}");
+    });
+    server.join().unwrap();
+}
+
+#[test]
+fn a_connection_that_ends_between_two_parts_says_that_nothing_was_answered() {
+    let (address, server) = serve(|mut socket| {
+        let mut some = vec![0; 300 << 10];
+        socket.read_exact(&mut some).unwrap();
+    });
+    let body = body_of(&[256 << 10; 64]);
+    with_link(address, async |link| {
+        let outcome = exchange(link, &body).await;
+        assert!(matches!(outcome, Err(Failure::Broken { unanswered: true, .. })));
+    });
+    server.join().unwrap();
+}
+
+proptest! {
+    /// What is copied and what is left are the body, wherever it is cut.
+    #[test]
+    fn the_copied_beginning_and_the_rest_are_the_body(
+        parts in prop::collection::vec(prop_oneof![Just(0), 1..40usize, 15_000..70_000usize], 0..8),
+        steps in prop::collection::vec(1..90_000usize, 1..20),
+    ) {
+        let body = body_of(&parts);
+        let mut sent = Vec::new();
+        let mut rest = Rest::behind(&mut sent, &body);
+        let copied = sent.len();
+        let mut steps = steps.into_iter().cycle();
+        while let Some(part) = rest.parts.first() {
+            prop_assert!(rest.from < part.len(), "a send of nothing would never end");
+            let taken = steps.next().unwrap_or(1).min(part.len() - rest.from);
+            sent.extend_from_slice(&part[rest.from..][..taken]);
+            rest.skip(taken);
+        }
+        let whole = whole(&body);
+        let expected = if whole.len() <= COPIED_BYTES_MAX { whole.len() } else { FIRST_BYTES };
+        prop_assert_eq!(copied, expected);
+        prop_assert!(sent == whole);
+    }
+}
