@@ -55,6 +55,7 @@ impl Rig {
             orphans: orphans.clone(),
             cores: 1,
             cells,
+            keys: None,
             sync_fault: size.sync_fault,
             seed: 1,
         };
@@ -78,7 +79,7 @@ impl Rig {
         let spans: Vec<Span> = payloads.iter().map(&mut span).collect();
         let seq = self.seq.replace(self.seq.get() + payloads.len() as u64);
         let first = Stamp { unix_nanos: 1_000_000 + seq, seq };
-        Ok((first, self.spool.submit(first, charged, &spans)?))
+        Ok((first, self.spool.submit(first, charged, &spans, None)?))
     }
 
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
