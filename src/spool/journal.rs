@@ -214,6 +214,16 @@ impl CoreDir {
         self.journal.batches.borrow().values().all(|batch| batch.state.get() == State::Done)
     }
 
+    #[cfg(test)]
+    pub(super) fn has_finished(&self) -> bool {
+        self.journal.has_finished()
+    }
+
+    #[cfg(test)]
+    pub(super) fn batches(&self) -> usize {
+        self.journal.batches.borrow().len()
+    }
+
     /// Its journal is not needed any more by this process: the file tells the next one what it has to know.
     pub(super) fn leave(&self) {
         // They hold this directory in their turn.

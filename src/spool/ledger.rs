@@ -3,12 +3,13 @@
 //!
 //! A batch is known by its key, which no two share, so it does not matter in how many journals it stands: its writer copies
 //! it to a new file before the old one goes, and whoever finishes it after a crash writes so into a journal of its own.
-//! Several journals, or one that is damaged, become one whole one first, so that their number does not grow with crashes.
+//! Whoever takes a directory over writes all of it to one new journal first, so that their number does not grow with
+//! crashes. Of what damage took in a journal, batches come back as single payloads: perhaps stored twice, never lost.
 //!
 //! Everything here blocks, like `instances`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -148,8 +149,7 @@ impl Ledger {
         self.done.insert(key.to_owned());
     }
 
-    /// Makes what was read durable, in one whole file: damaged ones are reported and put aside, what they said of batches
-    /// is lost with them.
+    /// Makes what was read durable, in one whole new file; damaged ones are reported and put aside.
     pub fn settle(&mut self, core_dir: &Path) -> io::Result<()> {
         for key in std::mem::take(&mut self.disputed) {
             tracing::error!(
@@ -159,13 +159,9 @@ impl Ledger {
             self.batches.remove(&key);
             self.done.remove(&key);
         }
-        match &self.files[..] {
-            [] => Ok(()),
-            [one] if one.problems.is_empty() => {
-                OpenOptions::new().write(true).open(&one.path)?.sync_data()
-            }
-            _ => self.rewrite(core_dir),
-        }
+        // Also a single whole one: what its process had under way when it died may still get to the disk, and is to land
+        // in a file that is gone.
+        if self.files.is_empty() { Ok(()) } else { self.rewrite(core_dir) }
     }
 
     /// Writes it all to a new journal, which takes the place of those it was read from.

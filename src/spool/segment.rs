@@ -221,8 +221,9 @@ impl Segment {
         let mut use_of = self.use_of.borrow_mut();
         let Some(progress) = progress else { return };
         use_of.serial = progress.serial;
+        // Of a complete one as well: what is noted for a lower id would bring its groups back.
+        use_of.id = progress.id;
         if !progress.complete {
-            use_of.id = progress.id;
             use_of.groups = progress.groups;
             use_of.groups_end = progress.groups_end;
             progress.done.into_iter().for_each(|range| use_of.done.insert(range));
