@@ -526,7 +526,7 @@ mod tests {
 
     fn push(admission: &Admission, permit: Permit, count: usize) {
         let spans = vec![Span { start: 0, end: 1 }; count];
-        let payloads = Payload::split(b"1".to_vec(), permit, &spans);
+        let payloads = Payload::split(b"1".to_vec(), permit, &spans, None);
         let stamp = Stamp { unix_nanos: 0, seq: 0 };
         Permit::push_all(admission, payloads.map(|payload| Job::queued(payload, stamp)));
     }

@@ -444,7 +444,7 @@ async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Ans
 fn spool(core: &Core, body: ChargedBytes, spans: &[Span]) -> Result<Entered, Answer> {
     let spool = core.spool.as_ref().expect("without a spool this level is refused");
     core.admission.could_fit(Need::of(spans.len(), body.retained()))?;
-    let ticket = spool.submit(core.stamps(spans.len()), body, spans)?;
+    let ticket = spool.submit(core.stamps(spans.len()), body, spans, None)?;
     Ok(Entered { count: spans.len(), until: Until::Synced(ticket) })
 }
 
@@ -467,7 +467,7 @@ fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span], ack:
     let tally = (ack == Ack::Stored).then(|| Tally::of(spans.len()));
     let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
     let Stamp { unix_nanos, seq: first } = core.stamps(spans.len());
-    let payloads = Payload::split(body.hand_over(), permit, spans);
+    let payloads = Payload::split(body.hand_over(), permit, spans, None);
     let jobs = payloads.enumerate().map(|(at, payload)| Job {
         payload,
         stamp: Stamp { unix_nanos, seq: first + at as u64 },

@@ -77,12 +77,24 @@ pub struct Origin {
     name: String,
     /// The same between dashes, as it stands in a key.
     middle: String,
+    /// The template that keys are made from; `None`: the default.
+    keys: Option<String>,
 }
 
 impl Origin {
     pub fn new(node: String, core: usize) -> Origin {
         let name = format!("{node}-{core}");
-        Origin { middle: format!("-{name}-"), name, node, core }
+        Origin { middle: format!("-{name}-"), name, node, core, keys: None }
+    }
+
+    /// With keys that are made from the template `keys`.
+    pub fn with_keys(self, keys: Option<String>) -> Origin {
+        Origin { keys, ..self }
+    }
+
+    /// The text of the template that keys are made from; `None`: the default key.
+    pub fn keys(&self) -> Option<&str> {
+        self.keys.as_deref()
     }
 
     /// Node and core.
@@ -134,18 +146,21 @@ pub struct Payload {
 
 struct Body {
     bytes: Vec<u8>,
+    /// Of the request it came in.
+    version: Option<Box<str>>,
     /// Released with the last slice; `None` for bytes that no budget was charged for.
     _permit: Option<Permit>,
 }
 
 impl Payload {
-    /// Cuts an admitted body into its payloads, which share `permit`.
+    /// Cuts an admitted body into its payloads, which share `permit` and the request's `version`.
     pub fn split(
         bytes: Vec<u8>,
         permit: Permit,
         spans: &[Span],
+        version: Option<Box<str>>,
     ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = Rc::new(Body { bytes, _permit: Some(permit) });
+        let body = Rc::new(Body { bytes, version, _permit: Some(permit) });
         spans.iter().map(move |span| Payload {
             body: body.clone(),
             start: span.start,
@@ -158,13 +173,18 @@ impl Payload {
     pub fn into_bytes(self) -> Option<Vec<u8>> {
         Rc::into_inner(self.body).map(|body| body.bytes)
     }
+
+    /// The `version` of the request it came in.
+    pub fn version(&self) -> Option<&str> {
+        self.body.version.as_deref()
+    }
 }
 
 impl From<Vec<u8>> for Payload {
     /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        Payload { body: Rc::new(Body { bytes, _permit: None }), start: 0, end }
+        Payload { body: Rc::new(Body { bytes, version: None, _permit: None }), start: 0, end }
     }
 }
 

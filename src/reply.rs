@@ -69,6 +69,7 @@ impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
         let retry_after_s = match error {
             SpoolError::Closed => return Answer::Stopping,
+            SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
             SpoolError::PendingExhausted => 1,
             SpoolError::Full | SpoolError::Failed => SPOOL_RETRY_AFTER_S,
         };

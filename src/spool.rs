@@ -9,15 +9,24 @@
 //! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
 //! one does, until the reader has caught up.
 //!
-//! Tasks of one core: the writer here, the `reader`, and the `keeper`, which notes progress and makes room.
+//! Tasks of one core: the writer here, the `reader`, and the `keeper`, which notes progress and makes room. Payloads that
+//! are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
+//! has cut short are `begun`.
 
+mod begun;
+mod done;
+mod journal;
 mod keeper;
 mod reader;
 mod segment;
 
+mod adopt;
+mod orphans;
+
 pub mod file;
 pub mod format;
 pub mod instances;
+pub mod ledger;
 #[cfg(test)]
 mod power;
 
@@ -42,11 +51,15 @@ use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::net::keep_waker;
 use crate::parse::Span;
-use format::HEAD_BYTES;
+use crate::shard::Flag;
+use format::{HEAD_BYTES, VERSION_BYTES_MAX};
 use instances::Orphans;
 use keeper::NoSpare;
 use reader::Behind;
 use segment::Segment;
+
+pub use begun::Begun;
+pub use journal::{CoreDir, Intent, Members};
 
 /// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
 /// syncs, so a larger group would gain little and keep its first requests waiting.
@@ -58,9 +71,9 @@ pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
-/// Files one core's spool may have open: its segments, and those of crashed processes in the ring.
+/// Files one core's spool may have open: its segments, its journal's two, and those of crashed processes in the ring.
 pub fn files(options: &SpoolOptions) -> usize {
-    (options.max / options.segment) as usize + 8
+    (options.max / options.segment) as usize + 12
 }
 
 /// Why a request was not spooled; nothing of it will be uploaded.
@@ -74,6 +87,8 @@ pub enum SpoolError {
     Failed,
     #[error("the server is stopping; send this to another one")]
     Closed,
+    #[error("the request's version is longer than {VERSION_BYTES_MAX} bytes; shorten it")]
+    VersionTooLong,
 }
 
 impl From<BudgetExhausted> for SpoolError {
@@ -91,6 +106,8 @@ pub struct SpoolSetup {
     /// Among which orphans are shared out.
     pub cores: usize,
     pub cells: &'static CoreCells,
+    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the default.
+    pub keys: Option<String>,
     /// Probability that a sync fails, for tests; and the seed.
     pub sync_fault: f64,
     pub seed: u64,
@@ -109,6 +126,8 @@ pub struct Spool {
     segments: RefCell<VecDeque<Rc<Segment>>>,
     /// Of crashed processes, being emptied.
     adopted: RefCell<Vec<Rc<Segment>>>,
+    /// Where all of those lie, this core's own directory first.
+    dirs: RefCell<Vec<Rc<CoreDir>>>,
     /// Empty, for later.
     spares: RefCell<Vec<Rc<Segment>>>,
     /// Held while a file is made.
@@ -120,9 +139,11 @@ pub struct Spool {
     overflowed: Signal,
     keeper: Rc<Signal>,
     failing: Cell<bool>,
+    /// There was no room for a segment in `SPOOL_MAX`.
+    short: Cell<bool>,
     closed: Cell<bool>,
     /// What is on disk only stays there.
-    reading_stopped: Cell<bool>,
+    reading_stopped: Flag,
     tasks: RefCell<Vec<Task<()>>>,
     random: RefCell<fastrand::Rng>,
     log: RefCell<Throttle>,
@@ -136,12 +157,13 @@ struct Waiting {
     need: Need,
     spans: Box<[Span]>,
     payload_bytes: usize,
+    version: Option<Box<str>>,
     ticket: Rc<Ticket>,
 }
 
 impl Waiting {
     fn record_bytes(&self) -> usize {
-        format::record_bytes(self.spans.len(), self.payload_bytes)
+        format::record_bytes(self.spans.len(), self.payload_bytes, self.version.as_deref())
     }
 }
 
@@ -176,6 +198,7 @@ impl Ticket {
 
 /// A spooled request whose payloads are jobs: where each is to be settled.
 pub struct Record {
+    dir: Rc<CoreDir>,
     segment: Rc<Segment>,
     first_ordinal: u32,
     first_seq: u64,
@@ -187,9 +210,25 @@ pub struct Record {
 impl Record {
     /// The payload with this stamp is stored or dead-lettered.
     pub fn settle(&self, stamp: Stamp) {
-        let index = u32::try_from(stamp.seq - self.first_seq).expect("within the record");
-        self.segment.settle(self.first_ordinal + index);
+        self.segment.settle(self.ordinal(stamp.seq));
         self.cells.spool_payloads.sub(1);
+    }
+
+    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered.
+    pub fn settle_run(&self, first_seq: u64, count: u32) {
+        let first = self.ordinal(first_seq);
+        self.segment.settle_run(first..first + count);
+        self.cells.spool_payloads.sub(count.into());
+    }
+
+    /// The number in its segment of the payload with this one in the core's sequence.
+    fn ordinal(&self, seq: u64) -> u32 {
+        self.first_ordinal + u32::try_from(seq - self.first_seq).expect("within the record")
+    }
+
+    /// The core directory it lies in; that of all members of a batch.
+    pub fn home(&self) -> &Rc<CoreDir> {
+        &self.dir
     }
 
     pub fn origin(&self) -> Option<&Origin> {
@@ -211,6 +250,7 @@ impl Spool {
         let spool = Rc::new(Spool {
             pending: Budget::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
+            dirs: RefCell::new(vec![CoreDir::new(setup.dir.clone(), None)]),
             setup,
             origin,
             admission,
@@ -225,8 +265,9 @@ impl Spool {
             overflowed: Signal::default(),
             keeper: Rc::default(),
             failing: Cell::new(false),
+            short: Cell::new(false),
             closed: Cell::new(false),
-            reading_stopped: Cell::new(false),
+            reading_stopped: Flag::default(),
             tasks: RefCell::default(),
             log: RefCell::default(),
         });
@@ -241,6 +282,7 @@ impl Spool {
     }
 
     /// Puts a request in line for the disk; its payloads lie in `body` at `spans`, and the first has the stamp `first`.
+    /// The jobs that come of it have its `version`.
     ///
     /// # Errors
     /// It is not in line, and nothing of it is kept.
@@ -249,17 +291,22 @@ impl Spool {
         first: Stamp,
         mut body: ChargedBytes,
         spans: &[Span],
+        version: Option<&str>,
     ) -> Result<Rc<Ticket>, SpoolError> {
+        let version_bytes = version.map_or(0, str::len);
+        if version_bytes > VERSION_BYTES_MAX {
+            return Err(SpoolError::VersionTooLong);
+        }
         if self.closed.get() {
             return Err(SpoolError::Closed);
         }
         if self.failing.get() {
             return Err(SpoolError::Failed);
         }
-        let need = Need::of(spans.len(), body.retained());
+        let need = Need::of(spans.len(), body.retained() + version_bytes);
         // The longest request must fit when nothing else waits.
         let room = self.setup.options.pending - body.retained();
-        body.move_to(&self.pending, size_of_val(spans).min(room))?;
+        body.move_to(&self.pending, (size_of_val(spans) + version_bytes).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
         self.waiting.borrow_mut().push_back(Waiting {
@@ -268,6 +315,7 @@ impl Spool {
             need,
             spans: spans.into(),
             payload_bytes,
+            version: version.map(Box::from),
             ticket: ticket.clone(),
         });
         self.arrived.raise();
@@ -314,9 +362,9 @@ impl Spool {
         let body = group.iter().map(Waiting::record_bytes).sum();
         let payloads = group.iter().map(|request| request.spans.len() as u32).sum();
         let write = |mut out: &mut [u8]| {
-            for Waiting { first, body, spans, .. } in group {
+            for Waiting { first, body, spans, version, .. } in group {
                 let payloads = format::slices(body.as_slice(), spans);
-                let written = format::write_record(out, *first, payloads);
+                let written = format::write_record(out, *first, version.as_deref(), payloads);
                 out = &mut out[written..];
             }
         };
@@ -330,8 +378,28 @@ impl Spool {
         payloads: u32,
         write: impl FnOnce(&mut [u8]),
     ) -> Result<Place, SpoolError> {
+        let keys = self.setup.keys.as_deref();
+        let body = format::keys_bytes(keys) + body;
+        let segment = self.segment_for(format::group_bytes(body)).await?;
+        let write = |out: &mut [u8]| {
+            let written = format::write_keys(out, keys);
+            write(&mut out[written..]);
+        };
+        let (at, number, first_ordinal) = self.append(&segment, body, payloads, write).await?;
+        self.setup.cells.spool_payloads.add(payloads.into());
+        Ok(Place { segment, at, number, first_ordinal })
+    }
+
+    /// Writes and syncs one group of records at the end of `segment`: where it lies, its number, and that of its first
+    /// payload.
+    async fn append(
+        &self,
+        segment: &Segment,
+        body: usize,
+        payloads: u32,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(u64, u32, u32), SpoolError> {
         let bytes = format::group_bytes(body);
-        let segment = self.segment_for(bytes).await?;
         let (at, number, first_ordinal, label) = {
             let use_of = segment.use_of.borrow();
             let label = segment.label(use_of.id, &self.origin);
@@ -351,8 +419,7 @@ impl Spool {
             return Err(SpoolError::Failed);
         }
         segment.extend(bytes, payloads);
-        self.setup.cells.spool_payloads.add(payloads.into());
-        Ok(Place { segment, at, number, first_ordinal })
+        Ok((at, number, first_ordinal))
     }
 
     fn sync_fault(&self) -> io::Result<()> {
@@ -381,11 +448,24 @@ impl Spool {
             })?;
         }
         let segment = self.spares.borrow_mut().pop().expect("made just now");
-        segment.begin(self.next_number.replace(self.next_number.get() + 1));
+        segment.begin(self.take_number());
         self.segments.borrow_mut().push_back(segment.clone());
         // Makes the next one while this is being filled.
         self.keeper.raise();
         Ok(segment)
+    }
+
+    fn take_number(&self) -> u64 {
+        self.next_number.replace(self.next_number.get() + 1)
+    }
+
+    /// Where payloads lie that this core takes.
+    fn dirs(&self) -> Vec<Rc<CoreDir>> {
+        self.dirs.borrow().clone()
+    }
+
+    fn own_dir(&self) -> Rc<CoreDir> {
+        self.dirs.borrow()[0].clone()
     }
 
     fn fail(&self, error: &io::Error) {
@@ -399,7 +479,7 @@ impl Spool {
     fn deliver(&self, group: Vec<Waiting>, place: &Place) {
         let mut ordinal = place.first_ordinal;
         for request in group {
-            let Waiting { first, body, need, spans, payload_bytes, ticket } = request;
+            let Waiting { first, body, need, spans, payload_bytes, version, ticket } = request;
             let count = spans.len() as u32;
             let permit = match *self.behind.borrow() {
                 None => self.admission.admit_now(need).ok().flatten(),
@@ -407,9 +487,9 @@ impl Spool {
             };
             match permit {
                 Some(permit) => {
-                    let segment = place.segment.clone();
-                    let record = self.record(segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.hand_over(), permit, &spans);
+                    let (segment, dir) = (place.segment.clone(), self.own_dir());
+                    let record = self.record(dir, segment, ordinal, first.seq, None);
+                    let payloads = Payload::split(body.hand_over(), permit, &spans, version);
                     self.push(payloads, first.seq.., first.unix_nanos, &record);
                 }
                 None if self.behind.borrow().is_none() => {
@@ -428,7 +508,7 @@ impl Spool {
 
     /// The stop has begun: what is on disk only stays there for the next process.
     pub fn stop_reading(&self) {
-        self.reading_stopped.set(true);
+        self.reading_stopped.set();
         self.overflowed.raise();
     }
 
@@ -457,12 +537,14 @@ impl Spool {
     async fn keep_jobs(&self, rest: &mut Vec<Job>) -> Result<(), SpoolError> {
         let mut body = 0;
         let follows = |a: &Job, b: &Job| {
-            a.stamp.unix_nanos == b.stamp.unix_nanos && a.stamp.seq + 1 == b.stamp.seq
+            a.stamp.unix_nanos == b.stamp.unix_nanos
+                && a.stamp.seq + 1 == b.stamp.seq
+                && a.payload.version() == b.payload.version()
         };
         let mut count = 0;
         for run in rest.chunk_by(follows) {
             let bytes = run.iter().map(|job| job.payload.len()).sum();
-            let record = format::record_bytes(run.len(), bytes);
+            let record = format::record_bytes(run.len(), bytes, run[0].payload.version());
             if count > 0 && body + record > GROUP_BYTES_MAX {
                 break;
             }
@@ -472,7 +554,8 @@ impl Spool {
         let write = |mut out: &mut [u8]| {
             for run in rest[..count].chunk_by(follows) {
                 let payloads = run.iter().map(|job| &*job.payload);
-                let written = format::write_record(out, run[0].stamp, payloads);
+                let version = run[0].payload.version();
+                let written = format::write_record(out, run[0].stamp, version, payloads);
                 out = &mut out[written..];
             }
         };
@@ -483,13 +566,14 @@ impl Spool {
 
     fn record(
         &self,
+        dir: Rc<CoreDir>,
         segment: Rc<Segment>,
         first_ordinal: u32,
         first_seq: u64,
         origin: Option<Rc<Origin>>,
     ) -> Rc<Record> {
         let cells = self.setup.cells;
-        Rc::new(Record { segment, first_ordinal, first_seq, origin, cells })
+        Rc::new(Record { dir, segment, first_ordinal, first_seq, origin, cells })
     }
 
     /// Queues payloads, which have their permit, with these sequence numbers.

@@ -128,7 +128,7 @@ fn admit() -> Made {
     let run = move || {
         let need = Need::of(spans.len(), 1_700);
         let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
-        let payloads = Payload::split(Vec::new(), permit, &spans);
+        let payloads = Payload::split(Vec::new(), permit, &spans, None);
         let stamp = Stamp { unix_nanos: 1, seq: 2 };
         Permit::push_all(&admission, payloads.map(|payload| Job::queued(payload, stamp)));
         assert_eq!((ring.len(), cells.ring_bytes.value()), (10, need.bytes as u64));

@@ -276,19 +276,6 @@ fn unreadable(error: &io::Error) -> String {
     format!("cannot be read: {error}")
 }
 
-/// Why a file that ends like this is not what was written.
-fn problem(end: End) -> Option<String> {
-    match end {
-        End::Clean | End::Torn { .. } => None,
-        End::Lost { at, why } => Some(format!("damaged from byte {at} on: {why}")),
-        End::Foreign => Some("damaged from the first group on, or no spool segment".to_owned()),
-        End::Version(version) => {
-            Some(format!("written by another version, which must read it (format {version})"))
-        }
-        End::Truncated { bytes, of } => Some(format!("cut short: {bytes} bytes of {of}")),
-    }
-}
-
 /// What to say of payloads that damage has taken.
 fn lost(file: &SegmentFile) -> Option<String> {
     let missing = file.missing();
@@ -309,7 +296,7 @@ impl Survey {
     fn end(&mut self, file: &SegmentFile, end: End) {
         self.was_used = file.was_used();
         self.problems.extend(lost(file));
-        self.problems.extend(problem(end));
+        self.problems.extend(end.problem());
         if file.progress_is_lost() {
             self.notes.push("what was stored is not known: it would be put again".to_owned());
         }

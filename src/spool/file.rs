@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::done::Done;
+use super::format::record::Entry;
 use super::format::scan::{Found, Scan};
-use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, records};
-use super::segment::Done;
+use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
 use crate::job::Stamp;
 
 /// A walk through a file.
@@ -34,6 +35,8 @@ pub struct Spooled<'a> {
     /// Its number in the segment.
     pub ordinal: u32,
     pub stamp: Stamp,
+    /// Of its request.
+    pub version: Option<&'a str>,
     pub bytes: &'a [u8],
     /// Or dead-lettered: it needs nothing more.
     pub is_stored: bool,
@@ -113,10 +116,21 @@ impl SegmentFile {
             record.spans().zip(ordinals.zip(seq..)).map(move |(span, (ordinal, seq))| Spooled {
                 ordinal,
                 stamp: Stamp { unix_nanos, seq },
+                version: record.version,
                 bytes: &record.payloads[span.range()],
                 is_stored: self.done.contains(ordinal),
             })
         })
+    }
+
+    /// All records of `group`, which was found last.
+    pub fn entries(&self, group: &Group) -> impl Iterator<Item = Entry<'_>> {
+        entries(&group.head, &self.bytes)
+    }
+
+    /// The template of the keys of `group`, which was found last; `None`: the default.
+    pub fn keys(&self, group: &Group) -> Option<&str> {
+        keys_of(&group.head, &self.bytes)
     }
 
     /// Payloads that were synced and are not there any more, as far as has been read.
@@ -139,6 +153,11 @@ impl SegmentFile {
         self.done.fill(ordinal..ordinal + 1);
     }
 
+    /// The id of its use, as far as has been read; 0 when it was never used.
+    pub fn id(&self) -> u64 {
+        if self.progress.complete { 0 } else { self.progress.id }
+    }
+
     /// Writes what has been settled, durably, for whoever reads the file next.
     pub fn note_progress(&mut self) -> io::Result<()> {
         self.progress.serial += 1;
@@ -146,6 +165,8 @@ impl SegmentFile {
         let mut buffer = vec![0; self.progress.bytes()];
         self.progress.write(&mut buffer);
         let file = OpenOptions::new().write(true).open(&self.path)?;
+        // What was there last may not be synced, and what is written over now would be missed.
+        file.sync_data()?;
         file.write_all_at(&buffer, self.progress.place())?;
         file.sync_data()
     }

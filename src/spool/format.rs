@@ -1,32 +1,37 @@
-//! The layout of a spool segment, version 1; pure. Numbers are little-endian, checksums CRC-32C (RFC 3720, B.4).
+//! The layout of the spool's files, version 1; pure. Numbers are little-endian, checksums CRC-32C (RFC 3720, B.4).
 //!
 //! ```text
 //! 0        64 KiB    128 KiB
 //! progress progress  group 0 │ group 1 │ … │ zeros, or groups of an earlier use
 //!
 //! group    = head (128 bytes) · records · zeros up to a whole block
-//! record   = length u32 · kind u8 · 3 zeros · unix_nanos u64 · first seq u64 · count u32 · count × length u32 · payloads
+//! record   = length u32 · kind u8 · 3 zeros · as `record` says: a request, a template of keys, a batch begun or done
 //! progress = head (48 bytes) · ranges of payloads that need nothing more
 //! ```
 //!
 //! A group is what one write and one sync put there. It starts on a block of its own, and the next is written only after
 //! its sync, so a group that is not whole was never acknowledged unless a later one is whole: the first is a torn tail,
 //! the second damage. A segment is used again under a higher id, from its first group on; groups of lower ids are nothing.
-//! Progress is written to the two places in turn, and the whole one with the higher serial counts.
+//! Progress is written to the two places in turn, and the whole one with the higher serial counts. One that is not synced
+//! is written over by the next, which takes a serial two higher: so the last synced one stays whole.
 //!
-//! A record holds one request: all its payloads and what their keys are made of, besides the group's node and core.
-//! Payloads are numbered through a segment in the order they lie there.
+//! Payloads are numbered through a segment in the order they lie there. A journal of batches is such a file as well, with
+//! groups that hold no payloads.
 
-use std::fmt;
 use std::ops::Range;
 
 use crc_fast::{CrcAlgorithm, checksum};
 use thiserror::Error;
 
-use crate::job::Stamp;
-use crate::parse::Span;
-
+pub mod record;
+pub mod runs;
 pub mod scan;
+
+use record::{Entry, read_entry};
+pub use record::{
+    KEYS_BYTES_MAX, RecordRef, VERSION_BYTES_MAX, entries, keys_bytes, keys_of, record_bytes,
+    records, slices, write_keys, write_record,
+};
 
 /// What direct I/O is aligned to, and the unit in which a disk is assumed to write.
 pub const BLOCK: u64 = 4096;
@@ -36,16 +41,12 @@ pub const PROGRESS_BYTES: u64 = 64 << 10;
 pub const DATA_START: u64 = 2 * PROGRESS_BYTES;
 /// Of a group, before its records.
 pub const HEAD_BYTES: usize = 128;
-/// Of a record, before its lengths.
-const RECORD_HEAD_BYTES: usize = 28;
 /// Longest `NODE_ID`.
 const NODE_BYTES_MAX: usize = 64;
 
 const GROUP_MAGIC: [u8; 7] = *b"MRSPOOL";
 const PROGRESS_MAGIC: [u8; 7] = *b"MRSPROG";
 const VERSION: u8 = 1;
-/// The kind of a record that holds a request's payloads.
-const PAYLOADS: u8 = 1;
 
 /// What every group of one segment's use has in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,46 +86,8 @@ pub fn group_bytes(body: usize) -> u64 {
     ((HEAD_BYTES + body) as u64).next_multiple_of(BLOCK)
 }
 
-/// Bytes of a record with `count` payloads of `payload_bytes` in all.
-pub fn record_bytes(count: usize, payload_bytes: usize) -> usize {
-    RECORD_HEAD_BYTES + 4 * count + payload_bytes
-}
-
-/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the stamp of the first one,
-/// the others follow in sequence.
-pub fn write_record<'a>(
-    out: &mut [u8],
-    first: Stamp,
-    payloads: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
-) -> usize {
-    let count = payloads.len();
-    let (head, rest) = out.split_at_mut(RECORD_HEAD_BYTES);
-    let (lengths, bytes) = rest.split_at_mut(4 * count);
-    let mut at = 0;
-    for (payload, length) in payloads.zip(lengths.chunks_exact_mut(4)) {
-        length.copy_from_slice(&u32_bytes(payload.len()));
-        bytes[at..at + payload.len()].copy_from_slice(payload);
-        at += payload.len();
-    }
-    let length = record_bytes(count, at);
-    head[..4].copy_from_slice(&u32_bytes(length));
-    head[4..8].copy_from_slice(&[PAYLOADS, 0, 0, 0]);
-    head[8..16].copy_from_slice(&first.unix_nanos.to_le_bytes());
-    head[16..24].copy_from_slice(&first.seq.to_le_bytes());
-    head[24..28].copy_from_slice(&u32_bytes(count));
-    length
-}
-
 fn u32_bytes(n: usize) -> [u8; 4] {
     u32::try_from(n).expect("limits keep requests under 4 GiB").to_le_bytes()
-}
-
-/// The spans of a body as the payloads they are.
-pub fn slices<'a>(
-    body: &'a [u8],
-    spans: &'a [Span],
-) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
-    spans.iter().map(|span| &body[span.range()])
 }
 
 /// Finishes a group whose records lie in `buffer` behind the head's place: writes head and padding. `buffer` is the whole
@@ -235,77 +198,18 @@ impl Group {
         let mut payloads = 0_u32;
         let mut at = 0;
         while at < body.len() {
-            let record = RecordRef::read(&body[at..]).ok_or("a record does not fit its group")?;
-            payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
-            at += record.bytes();
+            let (entry, bytes) =
+                read_entry(&body[at..]).ok_or("a record does not fit its group")?;
+            match entry {
+                Entry::Payloads(record) => {
+                    payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
+                }
+                Entry::Keys(_) if at > 0 => return Err("a template of keys behind other records"),
+                Entry::Keys(_) | Entry::Intent(_) | Entry::Done(_) => {}
+            }
+            at += bytes;
         }
         Ok(Group { head, payloads })
-    }
-}
-
-/// The records in the bytes of a group that [`Group::check`] has passed.
-pub fn records<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = RecordRef<'a>> {
-    let mut rest = &bytes[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
-    std::iter::from_fn(move || {
-        let record = RecordRef::read(rest)?;
-        rest = &rest[record.bytes()..];
-        Some(record)
-    })
-}
-
-/// One request as it lies in a segment.
-#[derive(Clone, Copy)]
-pub struct RecordRef<'a> {
-    /// Of its first payload.
-    pub first: Stamp,
-    lengths: &'a [u8],
-    /// All payloads, one behind the other.
-    pub payloads: &'a [u8],
-}
-
-impl<'a> RecordRef<'a> {
-    /// The record at the front of `bytes`, if there is a whole one that adds up.
-    fn read(bytes: &'a [u8]) -> Option<RecordRef<'a>> {
-        let head = bytes.get(..RECORD_HEAD_BYTES)?;
-        let (length, count) = (u32_at(head, 0) as usize, u32_at(head, 24) as usize);
-        let payloads_at = RECORD_HEAD_BYTES.checked_add(count.checked_mul(4)?)?;
-        let record = bytes.get(..length)?;
-        let (lengths, payloads) = record.split_at_checked(payloads_at)?;
-        let record = RecordRef {
-            first: Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) },
-            lengths: &lengths[RECORD_HEAD_BYTES..],
-            payloads,
-        };
-        let sum: u64 = record.lengths().map(u64::from).sum();
-        (head[4..8] == [PAYLOADS, 0, 0, 0] && sum == payloads.len() as u64).then_some(record)
-    }
-
-    fn lengths(self) -> impl ExactSizeIterator<Item = u32> + 'a {
-        self.lengths.chunks_exact(4).map(|length| u32_at(length, 0))
-    }
-
-    /// Where each payload lies in [`RecordRef::payloads`].
-    pub fn spans(self) -> impl ExactSizeIterator<Item = Span> + 'a {
-        let mut end = 0;
-        self.lengths().map(move |length| {
-            let start = end;
-            end += length;
-            Span { start, end }
-        })
-    }
-
-    pub fn count(self) -> u32 {
-        (self.lengths.len() / 4) as u32
-    }
-
-    fn bytes(self) -> usize {
-        RECORD_HEAD_BYTES + self.lengths.len() + self.payloads.len()
-    }
-}
-
-impl fmt::Debug for RecordRef<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} × {}", self.first, self.count())
     }
 }
 
@@ -334,6 +238,11 @@ const CUT: u8 = 2;
 const RANGES_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
 
 impl Progress {
+    /// Payloads with numbers from this on may be done and not in it when it is written.
+    pub fn covers(&self) -> u32 {
+        self.done.get(RANGES_MAX).map_or(u32::MAX, |range| range.start)
+    }
+
     /// Where in the file it is written.
     pub fn place(&self) -> u64 {
         self.serial % 2 * PROGRESS_BYTES

@@ -5,6 +5,8 @@
 //! SPOOL_DIR/.lock              held for a moment while a process comes, goes, or takes over what another left
 //! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
 //! SPOOL_DIR/NODE/core-3/7.seg  a segment
+//! SPOOL_DIR/NODE/core-3/8.batches
+//!                              a journal of batches, see `journal`; it goes with the directory's last segment
 //! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it holds its lock
 //! SPOOL_DIR/quarantine/        files that were not as they were written
 //! ```
@@ -15,13 +17,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
+use super::ledger::{is_journal, journals_of};
+pub use super::orphans::{Left, Orphan, Orphans};
 use crate::deadletter::create_dir;
 
 /// Extension of a segment.
@@ -36,82 +37,15 @@ const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
 
 /// This process's part of the spool directory.
 pub struct Home {
-    spool_dir: PathBuf,
-    path: PathBuf,
+    pub(super) spool_dir: PathBuf,
+    pub(super) path: PathBuf,
     _lock: File,
 }
 
-/// What a process that is no more has left, held by its lock.
-pub struct Left {
-    path: PathBuf,
-    _lock: File,
-    /// Segments that are not finished.
-    segments: AtomicUsize,
-}
-
-/// The same, held by a command.
+/// What a process has left that is no more, held by a command.
 pub struct Held {
     path: PathBuf,
     _lock: File,
-}
-
-/// One segment of those.
-pub struct Orphan {
-    pub path: PathBuf,
-    pub bytes: u64,
-    left: Arc<Left>,
-    shared: Arc<Orphans>,
-}
-
-/// The segments of crashed processes, for the cores to take one after the other.
-#[derive(Default)]
-pub struct Orphans {
-    offered: ArcSwap<Offer>,
-    /// Of all that are offered or being emptied.
-    bytes: AtomicU64,
-}
-
-#[derive(Default)]
-struct Offer {
-    segments: Vec<(Arc<Left>, PathBuf, u64)>,
-    next: AtomicUsize,
-}
-
-impl Orphans {
-    /// The next segment nobody has taken; asked off the data path only.
-    pub fn take(self: &Arc<Self>) -> Option<Orphan> {
-        let offer = self.offered.load();
-        // Cores ask every second: the counter must not run around.
-        if offer.next.load(Relaxed) >= offer.segments.len() {
-            return None;
-        }
-        let (left, path, bytes) = offer.segments.get(offer.next.fetch_add(1, Relaxed))?;
-        let (left, path, bytes) = (left.clone(), path.clone(), *bytes);
-        Some(Orphan { path, bytes, left, shared: self.clone() })
-    }
-
-    /// Bytes of crashed processes' segments that are still there.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
-    }
-
-    fn is_used_up(&self) -> bool {
-        let offer = self.offered.load();
-        offer.next.load(Relaxed) >= offer.segments.len()
-    }
-}
-
-impl Orphan {
-    /// Everything in it is stored or dead-lettered, and its file is gone. With the last one the directory goes. Blocks.
-    pub fn finished(self) {
-        self.shared.bytes.fetch_sub(self.bytes, Relaxed);
-        if self.left.segments.fetch_sub(1, Relaxed) == 1
-            && let Some(spool_dir) = self.left.path.parent()
-            && let Ok(_held) = lock_directory(spool_dir)
-        {
-            remove_empty(&self.left.path);
-        }
-    }
 }
 
 /// Why the spool directory cannot be used.
@@ -127,7 +61,7 @@ pub enum SpoolDirError {
     Io { path: PathBuf, source: io::Error },
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
     let path = path.to_owned();
     |source| SpoolDirError::Io { path, source }
 }
@@ -165,61 +99,11 @@ impl Home {
         let Ok(_held) = lock_directory(&self.spool_dir) else { return };
         remove_empty(&self.path);
     }
-
-    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before. `taken`
-    /// lists those whose segments are not all finished.
-    pub fn adopt(
-        &self,
-        taken: &mut Vec<Arc<Left>>,
-        orphans: &Orphans,
-    ) -> Result<(), SpoolDirError> {
-        taken.retain(|left| left.segments.load(Relaxed) > 0);
-        if !orphans.is_used_up() {
-            return Ok(());
-        }
-        let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
-        // Not what else there may be, such as a mount point's `lost+found`.
-        let others = others.into_iter().filter(|path| *path != self.path && is_instance(path));
-        let new: Vec<PathBuf> =
-            others.filter(|path| taken.iter().all(|left| left.path != *path)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let _held = lock_directory(&self.spool_dir)?;
-        let mut segments = Vec::new();
-        for path in new {
-            // Removed meanwhile, or its process lives.
-            let Some(lock) = try_lock(&path).ok().flatten() else { continue };
-            if segments_of(&path).map_err(at(&path))?.is_empty() {
-                remove_empty(&path);
-                continue;
-            }
-            // The name is for its owner to come back under, however long this takes.
-            let path = set_aside(&path).map_err(at(&path))?;
-            let found = segments_of(&path).map_err(at(&path))?;
-            let bytes: u64 = found.iter().map(|(_, bytes)| bytes).sum();
-            tracing::info!(
-                segments = found.len(),
-                bytes,
-                "adopted the spool of {}",
-                path.display()
-            );
-            orphans.bytes.fetch_add(bytes, Relaxed);
-            let left = Left { path, _lock: lock, segments: AtomicUsize::new(found.len()) };
-            let left = Arc::new(left);
-            segments.extend(found.into_iter().map(|(path, bytes)| (left.clone(), path, bytes)));
-            taken.push(left);
-        }
-        if !segments.is_empty() {
-            orphans.offered.store(Arc::new(Offer { segments, next: AtomicUsize::new(0) }));
-        }
-        Ok(())
-    }
 }
 
 /// Gives the directory of a process that is no more a name that no process has; returns it.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-fn set_aside(instance: &Path) -> io::Result<PathBuf> {
+pub(super) fn set_aside(instance: &Path) -> io::Result<PathBuf> {
     let name = instance.file_name().expect("below the spool directory").to_string_lossy();
     if name.contains('~') {
         return Ok(instance.to_owned());
@@ -295,22 +179,42 @@ pub fn instances(spool_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The segments of a process with their sizes, oldest first; other files there are named in the log and left.
-#[expect(clippy::disallowed_methods, reason = "see the module")]
+/// The segments of a process with their sizes, core by core, oldest first; other files there are taken for segments.
 pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for core_dir in core_dirs(instance)? {
+        found.append(&mut files_of(&core_dir)?);
+    }
+    Ok(found)
+}
+
+/// The directories of a process's cores.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn core_dirs(instance: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(instance)? {
         let core = entry?.path();
-        if !core.is_dir() {
+        if core.is_dir() {
+            found.push(core);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The files of one core but its journals, with their sizes, oldest first. Also those of another kind: what they hold is
+/// found out when they are read.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(core_dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if is_journal(&path) {
             continue;
         }
-        for entry in fs::read_dir(core)? {
-            let entry = entry?;
-            let path = entry.path();
-            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
-            // Files of another kind, too: what they hold is found out when they are read.
-            found.push((number.unwrap_or(u64::MAX), path, entry.metadata()?.len()));
-        }
+        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        found.push((number.unwrap_or(u64::MAX), path, entry.metadata()?.len()));
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
@@ -338,7 +242,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
 
 /// Alone in the spool directory while the result lives.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
+pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     let file = open_lock(&spool_dir.join(DIRECTORY_LOCK)).map_err(at(spool_dir))?;
     let started = Instant::now();
     loop {
@@ -355,18 +259,32 @@ fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     }
 }
 
-/// Removes an instance's directory if only its lock is left in it.
+/// Removes an instance's directory if only its lock is left in it, and journals: without segments, they are about nothing.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-fn remove_empty(instance: &Path) {
+pub(super) fn remove_empty(instance: &Path) {
     let Ok(entries) = fs::read_dir(instance) else { return };
     let mut empty = true;
     for entry in entries.flatten() {
-        empty &= entry.file_name() == LOCK || fs::remove_dir(entry.path()).is_ok();
+        empty &= entry.file_name() == LOCK || remove_empty_core(&entry.path());
     }
     if empty {
         let _a_stranger_made_something = fs::remove_file(instance.join(LOCK));
         let _likewise = fs::remove_dir(instance);
     }
+}
+
+fn remove_empty_core(core_dir: &Path) -> bool {
+    if files_of(core_dir).is_ok_and(|files| files.is_empty()) {
+        for journal in journals_of(core_dir).unwrap_or_default() {
+            let _is_found_not_empty_then = remove(&journal);
+        }
+    }
+    fs::remove_dir(core_dir).is_ok()
+}
+
+/// A new file for nobody else's eyes.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Makes what was created or renamed in `directory` durable.

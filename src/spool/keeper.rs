@@ -1,6 +1,7 @@
 //! Keeps the spool's files: notes what has been settled, makes room ahead, and tries a disk that failed.
 
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use glommio::timer::sleep;
 
 use super::Spool;
 use super::instances::{SEGMENT, remove, sync_dir};
-use super::segment::Segment;
+use super::segment::{Note, Segment};
 
 /// Empty files kept for later; more go back to the file system.
 const SPARES_MAX: usize = 2;
@@ -29,9 +30,16 @@ impl Spool {
         while !self.closed.get() {
             let left = every.saturating_sub(noted.elapsed());
             self.keeper.wait().or(sleep(left)).await;
+            let due = noted.elapsed() >= every;
+            if due || self.short.get() {
+                for dir in self.dirs() {
+                    let _was_reported = self.flush(&dir).await;
+                }
+            }
             self.finish_segments().await;
-            if noted.elapsed() >= every {
+            if due {
                 self.note_progress().await;
+                self.leave_dirs();
                 noted = Instant::now();
                 if self.failing.get() {
                     self.try_again().await;
@@ -55,34 +63,60 @@ impl Spool {
         }
         let bytes = self.setup.options.segment;
         let adopted = self.setup.orphans.bytes() / self.setup.cores as u64;
-        if self.own_bytes() + bytes + adopted > self.setup.options.max {
+        let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
+        self.short.set(is_short);
+        if is_short {
             return Err(NoSpare::Full);
         }
-        let number = self.next_number.replace(self.next_number.get() + 1);
-        let path = self.setup.dir.join(format!("{number}.{SEGMENT}"));
+        let path = self.setup.dir.join(format!("{}.{SEGMENT}", self.take_number()));
+        let segment = self.create_file(&path, bytes).await.map_err(NoSpare::Io)?;
+        self.spares.borrow_mut().push(Rc::new(segment));
+        self.count_bytes();
+        Ok(())
+    }
+
+    /// A new file of zeros, under a name that is durable.
+    pub(super) async fn create_file(&self, path: &Path, bytes: u64) -> io::Result<Segment> {
         let made = async {
-            let segment = Segment::create(&path, bytes, self.keeper.clone()).await?;
-            let dir = self.setup.dir.clone();
+            let segment = Segment::create(path, bytes, self.keeper.clone()).await?;
+            let dir = path.parent().expect("in a core directory").to_owned();
             glommio::executor().spawn_blocking(move || sync_dir(&dir)).await?;
-            io::Result::Ok(segment)
+            Ok(segment)
         };
-        match made.await {
-            Ok(segment) => {
-                self.spares.borrow_mut().push(Rc::new(segment));
-                self.setup.cells.spool_bytes.set(self.own_bytes());
-                Ok(())
-            }
-            Err(error) => {
-                let remove = move || remove(&path);
-                let _may_be_absent = glommio::executor().spawn_blocking(remove).await;
-                Err(NoSpare::Io(error))
-            }
+        let made = made.await;
+        if made.is_err() {
+            let path = path.to_owned();
+            let remove = move || remove(&path);
+            let _may_be_absent = glommio::executor().spawn_blocking(remove).await;
         }
+        made
     }
 
     fn own_bytes(&self) -> u64 {
         let files = self.segments.borrow().len() + self.spares.borrow().len();
-        files as u64 * self.setup.options.segment
+        let journals: u64 = self.dirs.borrow().iter().map(|dir| dir.journal_bytes()).sum();
+        files as u64 * self.setup.options.segment + journals
+    }
+
+    pub(super) fn count_bytes(&self) {
+        self.setup.cells.spool_bytes.set(self.own_bytes());
+    }
+
+    /// Directories of crashed processes from which nothing is or can be taken up any more.
+    fn leave_dirs(&self) {
+        if !self.setup.orphans.is_used_up() {
+            return;
+        }
+        let adopted = self.adopted.borrow();
+        self.dirs.borrow_mut().retain(|dir| {
+            let in_use = dir.is_own()
+                || !dir.is_idle()
+                || adopted.iter().any(|segment| segment.is_adopted_from(dir));
+            if !in_use {
+                dir.leave();
+            }
+            in_use
+        });
     }
 
     /// Segments in which nothing is left to do are noted so, and then used again or removed.
@@ -95,10 +129,7 @@ impl Spool {
             // Synced, for groups of the next use must not be taken for this one's damage.
             let noted = match () {
                 () if segment.is_strange() => Ok(()),
-                () => match segment.write_progress(true).await {
-                    Ok(()) => segment.sync().await,
-                    Err(error) => Err(error),
-                },
+                () => segment.note(Note::Complete).await.map(drop),
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {
@@ -111,11 +142,11 @@ impl Spool {
             } else {
                 self.discard(&segment).await;
             }
-            self.setup.cells.spool_bytes.set(self.own_bytes());
+            self.count_bytes();
         }
     }
 
-    async fn discard(&self, segment: &Segment) {
+    pub(super) async fn discard(&self, segment: &Segment) {
         if let Err(error) = segment.discard().await {
             let path = segment.path().display();
             tracing::warn!("{path} is finished, but could not be taken away: {error}");
@@ -129,7 +160,7 @@ impl Spool {
         let own: Vec<_> = self.segments.borrow().iter().filter(dirty).cloned().collect();
         let adopted: Vec<_> = self.adopted.borrow().iter().filter(dirty).cloned().collect();
         for segment in own.into_iter().chain(adopted) {
-            if let Err(error) = segment.write_progress(false).await {
+            if let Err(error) = segment.note(Note::Lazily).await {
                 self.fail(&error);
             }
         }
@@ -139,10 +170,7 @@ impl Spool {
     async fn try_again(&self) {
         let spare = self.spares.borrow().last().cloned();
         let works = match spare {
-            Some(spare) => match spare.write_progress(true).await {
-                Ok(()) => spare.sync().await.is_ok(),
-                Err(_) => false,
-            },
+            Some(spare) => spare.note(Note::Complete).await.is_ok(),
             None => !matches!(self.make_spare().await, Err(NoSpare::Io(_))),
         };
         if works {
@@ -154,6 +182,7 @@ impl Spool {
 
     /// The end of the spool's own files at a stop: those with nothing left in them go, the others are noted and synced.
     pub(super) async fn put_away(&self) {
+        self.end_journals().await;
         self.finish_segments().await;
         let last = self.segments.borrow().back().cloned();
         if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
@@ -170,6 +199,6 @@ impl Spool {
                 tracing::warn!("{}: {error}", segment.path().display());
             }
         }
-        self.setup.cells.spool_bytes.set(self.own_bytes());
+        self.count_bytes();
     }
 }

@@ -36,6 +36,11 @@ pub(super) enum Event {
     Stored {
         stamp: Stamp,
     },
+    /// A batch was put under this key, with the payloads of these numbers.
+    Put {
+        key: String,
+        seqs: Vec<u64>,
+    },
 }
 
 thread_local! {
@@ -79,7 +84,6 @@ pub(super) fn sync_ends(sync: usize) {
 }
 
 /// The disk right after some events.
-#[derive(Default)]
 pub(super) struct Disk {
     /// What is there for certain.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
@@ -88,8 +92,12 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// After the first `count` of `events`.
-    pub(super) fn after(events: &[Event], count: usize) -> Disk {
+    /// On which were `files`, after the first `count` of `events`.
+    pub(super) fn after(
+        files: &BTreeMap<PathBuf, Vec<u8>>,
+        events: &[Event],
+        count: usize,
+    ) -> Disk {
         let events = &events[..count];
         // A sync covers what had ended when it began; nothing says so of what was still under way.
         let mut synced = vec![false; count];
@@ -104,7 +112,7 @@ impl Disk {
                 }
             }
         }
-        let mut disk = Disk::default();
+        let mut disk = Disk { files: files.clone(), unsynced: Vec::new() };
         for (number, event) in events.iter().enumerate() {
             let Event::WriteBegins { path, at, bytes } = event else { continue };
             let file = disk.files.entry(path.clone()).or_default();

@@ -6,6 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::FutureExt;
@@ -13,10 +14,11 @@ use glommio::io::ReadResult;
 use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
-use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, records};
+use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
 use super::instances::{self, Orphan, put_aside};
+use super::orphans::LeftCore;
 use super::segment::Segment;
-use super::{Place, Spool};
+use super::{CoreDir, Place, Spool};
 use crate::admit::Need;
 use crate::job::{Origin, Payload};
 use crate::parse::Span;
@@ -24,7 +26,7 @@ use crate::parse::Span;
 /// Bytes read at a time, if no group is longer.
 const READ_BYTES: u64 = 512 << 10;
 /// How often an idle reader looks for segments of crashed processes.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Payloads of one record that ask for room together; fewer if the ring is smaller.
 const CHUNK_PAYLOADS_MAX: usize = 1_000;
 
@@ -48,14 +50,14 @@ impl Behind {
 
 /// The bytes of a file that were read last.
 #[derive(Default)]
-struct Window {
+pub(super) struct Window {
     start: u64,
     read: Option<ReadResult>,
 }
 
 impl Window {
     /// What the walk `scan` finds next in `segment`, and where its bytes are.
-    async fn next(
+    pub(super) async fn next(
         &mut self,
         segment: &Segment,
         scan: &mut Scan,
@@ -76,7 +78,7 @@ impl Window {
     }
 
     /// What of `range` was read.
-    fn bytes(&self, range: &Range<u64>) -> &[u8] {
+    pub(super) fn bytes(&self, range: &Range<u64>) -> &[u8] {
         let Some(read) = &self.read else { return &[] };
         let Some(from) = range.start.checked_sub(self.start) else { return &[] };
         let to = (range.end - self.start).min(read.len() as u64);
@@ -86,6 +88,8 @@ impl Window {
 
 /// A crashed process's segment that is being brought back.
 struct Replay {
+    dir: Rc<CoreDir>,
+    core: Arc<LeftCore>,
     segment: Rc<Segment>,
     scan: Scan,
     window: Window,
@@ -144,7 +148,8 @@ impl Spool {
                         self.lose(&segment, ordinal..group.head.first_ordinal, &damage);
                     }
                     let bytes = window.bytes(&range);
-                    if !self.bring(&segment, &group, bytes, None, |n| n < ordinal).await {
+                    let from = (&self.own_dir(), &segment);
+                    if !self.bring(from, &group, bytes, None, |n| n < ordinal).await {
                         return false;
                     }
                     self.behind.replace(Some(Behind {
@@ -211,6 +216,7 @@ impl Spool {
             glommio::executor().spawn_blocking(finish).await;
             return None;
         }
+        let core = orphan.core.clone();
         let opened = async {
             let segment = Segment::adopt(orphan, self.keeper.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
@@ -223,7 +229,8 @@ impl Spool {
             Ok((segment, scan)) => {
                 self.adopted.borrow_mut().push(segment.clone());
                 let window = Window::default();
-                Some(Replay { segment, scan, window, origin: None, next_ordinal: 0 })
+                let dir = self.dir_of(&core);
+                Some(Replay { dir, core, segment, scan, window, origin: None, next_ordinal: 0 })
             }
             Err(error) => {
                 let path = path.display();
@@ -235,13 +242,28 @@ impl Spool {
         }
     }
 
+    /// This core's view of a crashed process's directory.
+    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+        let mut dirs = self.dirs.borrow_mut();
+        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
+            return known.clone();
+        }
+        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
+        dirs.push(dir.clone());
+        dir
+    }
+
     /// Brings one group of a crashed process back; whether there may be more.
     async fn step_replay(&self, replay: &mut Replay) -> bool {
-        let Replay { segment, scan, window, origin, next_ordinal } = replay;
+        let Replay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
         let file = segment.path().display().to_string();
         match window.next(segment, scan).await {
             Ok((Found::Group(_, group), range)) => {
                 let head = &group.head;
+                if origin.is_none() {
+                    // Members of batches that are done, by now.
+                    core.members.of_segment(head.label.id).for_each(|run| segment.settle_run(run));
+                }
                 if head.first_ordinal > *next_ordinal {
                     let damage = Damage { at: range.clone(), why: "missing before here" };
                     self.lose(segment, *next_ordinal..head.first_ordinal, &damage);
@@ -252,12 +274,13 @@ impl Spool {
                     use_of.id = head.label.id;
                     use_of.groups = use_of.groups.max(head.number + 1);
                 }
+                let bytes = window.bytes(&range);
                 let origin = origin.get_or_insert_with(|| {
-                    Rc::new(Origin::new(head.label.node.clone(), head.label.core as usize))
+                    let of = Origin::new(head.label.node.clone(), head.label.core as usize);
+                    Rc::new(of.with_keys(keys_of(head, bytes).map(str::to_owned)))
                 });
                 let done = |ordinal| segment.use_of.borrow().is_done(ordinal);
-                let bytes = window.bytes(&range);
-                self.bring(segment, &group, bytes, Some(origin), done).await
+                self.bring((dir, segment), &group, bytes, Some(origin), done).await
             }
             Ok((Found::Damage(damage), _)) => {
                 tracing::error!("{file} is {damage}; the rest of it is read");
@@ -306,7 +329,7 @@ impl Spool {
     /// closed.
     async fn bring(
         &self,
-        segment: &Rc<Segment>,
+        (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),
         group: &Group,
         bytes: &[u8],
         origin: Option<&Rc<Origin>>,
@@ -317,7 +340,8 @@ impl Spool {
         let mut ordinal = group.head.first_ordinal;
         for record in records(&group.head, bytes) {
             let first_seq = record.first.seq;
-            let handle = self.record(segment.clone(), ordinal, first_seq, origin.cloned());
+            let (dir, segment) = (dir.clone(), segment.clone());
+            let handle = self.record(dir, segment, ordinal, first_seq, origin.cloned());
             let mut chunk = Chunk::default();
             for (span, at) in record.spans().zip(0..) {
                 if skip(ordinal + at) {
@@ -349,13 +373,14 @@ impl Spool {
         handle: &Rc<super::Record>,
     ) -> bool {
         let Chunk { bytes, spans, seqs } = std::mem::take(chunk);
-        let need = Need::of(spans.len(), bytes.len());
+        let version = record.version;
+        let need = Need::of(spans.len(), bytes.len() + version.map_or(0, str::len));
         let Some(permit) = self.admission.admit_reader(need).await else { return false };
         if handle.origin().is_some() {
             self.setup.cells.payloads_adopted.add(spans.len() as u64);
             self.setup.cells.spool_payloads.add(spans.len() as u64);
         }
-        let payloads = Payload::split(bytes, permit, &spans);
+        let payloads = Payload::split(bytes, permit, &spans, version.map(Box::from));
         self.push(payloads, seqs, record.first.unix_nanos, handle);
         true
     }

@@ -5,7 +5,6 @@
 //! what is settled is written to the file now and then.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -15,10 +14,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
+use glommio::sync::Semaphore;
 
 use super::Signal;
+use super::done::Done;
 use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::instances::{Orphan, put_aside};
+use super::instances::put_aside;
+use super::journal::CoreDir;
+use super::orphans::Orphan;
 use crate::job::Origin;
 use crate::net::{self, File, Net};
 
@@ -33,6 +36,8 @@ pub struct Segment {
     path: PathBuf,
     bytes: u64,
     pub use_of: RefCell<Use>,
+    /// Held while progress is written: two at a time would write over each other.
+    noting: Semaphore,
     /// Set when there is progress to write, or nothing more to do in this segment.
     keeper: Rc<Signal>,
     /// Groups are missing in it: it is kept aside when it is finished.
@@ -56,8 +61,22 @@ pub struct Use {
     done: Done,
     /// Of the progress written last.
     serial: u64,
+    /// That one is synced.
+    is_synced: bool,
+    /// It is noted durably that nothing in it needs anything.
+    is_complete: bool,
     /// Something was settled since.
     dirty: bool,
+}
+
+/// How progress is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Without a sync: what is lost of it is put again under the same key.
+    Lazily,
+    Durably,
+    /// Durably, and that everything is settled.
+    Complete,
 }
 
 impl Use {
@@ -71,6 +90,8 @@ impl Use {
             groups_end: None,
             done: Done::default(),
             serial,
+            is_synced: true,
+            is_complete: false,
             dirty: false,
         }
     }
@@ -87,7 +108,8 @@ impl Use {
     fn progress(&self, complete: bool) -> Progress {
         Progress {
             id: self.id,
-            serial: self.serial + 1,
+            // In the other place, or over the one that is not synced.
+            serial: self.serial + if self.is_synced { 1 } else { 2 },
             complete,
             groups: self.groups,
             groups_end: self.groups_end,
@@ -108,16 +130,7 @@ impl Segment {
         });
         let durable = Net::here()?.file(durable.await?);
         let file = OpenOptions::new().read(true).write(true).dma_open(path).await?;
-        let segment = Segment {
-            file,
-            durable,
-            path: path.to_owned(),
-            bytes,
-            use_of: RefCell::new(Use::new(0, 0)),
-            keeper,
-            damaged: Cell::new(false),
-            orphan: RefCell::new(None),
-        };
+        let segment = Segment::new(file, durable, path.to_owned(), bytes, keeper);
         let mut at = 0;
         while at < bytes {
             let mut zeros = segment.buffer(ZEROS_BYTES.min((bytes - at) as usize));
@@ -128,24 +141,37 @@ impl Segment {
         Ok(segment)
     }
 
-    /// What a process left that is no more.
-    pub async fn adopt(orphan: Orphan, keeper: Rc<Signal>) -> io::Result<Segment> {
+    /// What a process left that is no more; the file at `path`.
+    pub async fn open(path: PathBuf, keeper: Rc<Signal>) -> io::Result<Segment> {
         let _elsewhere = net::elsewhere();
-        let path = orphan.path.clone();
         let file = OpenOptions::new().read(true).write(true).dma_open(&path).await?;
         let bytes = file.file_size().await?;
         let again = path.clone();
         let durable = glommio::executor().spawn_blocking(move || open_direct(&again)).await?;
-        Ok(Segment {
+        Ok(Segment::new(file, Net::here()?.file(durable), path, bytes, keeper))
+    }
+
+    /// The same, to be emptied and taken away.
+    pub async fn adopt(orphan: Orphan, keeper: Rc<Signal>) -> io::Result<Segment> {
+        let segment = Segment::open(orphan.path.clone(), keeper).await?;
+        segment.orphan.replace(Some(orphan));
+        // What its process did not come to sync, a power cut must not take back once it is relied on.
+        segment.sync().await?;
+        Ok(segment)
+    }
+
+    fn new(file: DmaFile, durable: File, path: PathBuf, bytes: u64, keeper: Rc<Signal>) -> Segment {
+        Segment {
             file,
-            durable: Net::here()?.file(durable),
+            durable,
             path,
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
+            noting: Semaphore::new(1),
             keeper,
             damaged: Cell::new(false),
-            orphan: RefCell::new(Some(orphan)),
-        })
+            orphan: RefCell::new(None),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -225,12 +251,19 @@ impl Segment {
         let mut use_of = self.use_of.borrow_mut();
         let Some(progress) = progress else { return };
         use_of.serial = progress.serial;
+        // Of a complete one as well: what is noted for a lower id would bring its groups back.
+        use_of.id = progress.id;
         if !progress.complete {
-            use_of.id = progress.id;
             use_of.groups = progress.groups;
             use_of.groups_end = progress.groups_end;
             progress.done.into_iter().for_each(|range| use_of.done.insert(range));
         }
+    }
+
+    /// A group of `bytes` may go into it.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let use_of = self.use_of.borrow();
+        !use_of.closed && use_of.end + bytes <= self.bytes
     }
 
     /// A group is synced that takes `bytes` and holds `payloads`.
@@ -290,6 +323,11 @@ impl Segment {
         self.orphan.borrow().is_some()
     }
 
+    /// It lies in this directory of a crashed process.
+    pub fn is_adopted_from(&self, dir: &CoreDir) -> bool {
+        self.orphan.borrow().as_ref().is_some_and(|orphan| dir.is_of(&orphan.core))
+    }
+
     /// All of an adopted segment has been read: it has `payloads` payloads, as far as can be told.
     pub fn close_adopted(&self, payloads: u32) {
         let mut use_of = self.use_of.borrow_mut();
@@ -303,45 +341,60 @@ impl Segment {
 
     /// Payloads that are gone need nothing more either; how many of them there are that were not settled.
     pub fn settle_missing(&self, ordinals: Range<u32>) -> u64 {
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.dirty = true;
-        let filled = use_of.done.fill(ordinals);
-        if use_of.is_finished() {
-            self.keeper.raise();
-        }
-        filled
+        self.settle_with(|done| done.fill(ordinals))
     }
 
     /// The payload with this number is stored or dead-lettered.
     pub fn settle(&self, ordinal: u32) {
+        self.settle_with(|done| done.insert(ordinal..ordinal + 1));
+    }
+
+    /// Those of `ordinals` that were not yet are.
+    pub fn settle_run(&self, ordinals: Range<u32>) {
+        self.settle_with(|done| done.fill(ordinals));
+    }
+
+    fn settle_with<T>(&self, settle: impl FnOnce(&mut Done) -> T) -> T {
         let mut use_of = self.use_of.borrow_mut();
-        use_of.done.insert(ordinal..ordinal + 1);
         use_of.dirty = true;
+        let settled = settle(&mut use_of.done);
         if use_of.is_finished() {
             self.keeper.raise();
         }
+        settled
     }
 
     pub fn is_dirty(&self) -> bool {
         self.use_of.borrow().dirty
     }
 
-    /// Writes what has been settled, or that everything has. The caller syncs.
-    pub async fn write_progress(&self, complete: bool) -> io::Result<()> {
+    /// Writes what has been settled up to now. Payloads with numbers from the result on may not be in it: it has room for
+    /// so many ranges.
+    pub async fn note(&self, how: Note) -> io::Result<u32> {
+        let _turn = self.noting.acquire_permit(1).await.expect("never closed");
         let progress = {
             let mut use_of = self.use_of.borrow_mut();
-            let progress = use_of.progress(complete);
+            if use_of.is_complete && how != Note::Complete {
+                return Ok(u32::MAX);
+            }
+            let progress = use_of.progress(how == Note::Complete);
             use_of.serial = progress.serial;
+            use_of.is_synced = false;
             use_of.dirty = false;
             progress
         };
         let mut buffer = self.buffer(progress.bytes());
         progress.write(buffer.as_bytes_mut());
-        let written = self.write(buffer, progress.place()).await;
-        if written.is_err() {
-            self.use_of.borrow_mut().dirty = true;
-        }
-        written.map(drop)
+        let noted = match self.write(buffer, progress.place()).await {
+            Ok(_) if how == Note::Lazily => return Ok(progress.covers()),
+            Ok(_) => self.sync().await,
+            Err(error) => Err(error),
+        };
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.dirty |= noted.is_err();
+        use_of.is_synced = noted.is_ok();
+        use_of.is_complete |= noted.is_ok() && progress.complete;
+        noted.map(|()| progress.covers())
     }
 }
 
@@ -358,92 +411,4 @@ fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
 fn open_direct(path: &Path) -> io::Result<OwnedFd> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     Ok(fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?.into())
-}
-
-/// A set of payload numbers, as ranges: as many as there are payloads under way below the highest, so few.
-#[derive(Default)]
-pub(super) struct Done {
-    /// Start to end; neither empty nor touching.
-    ranges: BTreeMap<u32, u32>,
-    count: u64,
-}
-
-impl Done {
-    /// Adds numbers that are not in it.
-    pub(super) fn insert(&mut self, range: Range<u32>) {
-        debug_assert!(!self.contains(range.start), "settled twice");
-        self.count += u64::from(range.end - range.start);
-        let end = self.ranges.remove(&range.end).unwrap_or(range.end);
-        match self.ranges.range_mut(..range.start).next_back() {
-            Some((_, before)) if *before == range.start => *before = end,
-            _ => drop(self.ranges.insert(range.start, end)),
-        }
-    }
-
-    /// Adds those of `range` that are not in it, and returns how many that were.
-    pub(super) fn fill(&mut self, range: Range<u32>) -> u64 {
-        let before = self.count;
-        let mut at = range.start;
-        // Gap by gap: a damaged segment may miss a million, and this runs on a core.
-        while at < range.end {
-            at = match self.ranges.range(..=at).next_back() {
-                Some((_, end)) if at < *end => *end,
-                _ => {
-                    let next =
-                        self.ranges.range(at..).next().map_or(range.end, |(start, _)| *start);
-                    let end = next.min(range.end);
-                    self.insert(at..end);
-                    end
-                }
-            };
-        }
-        self.count - before
-    }
-
-    pub(super) fn contains(&self, number: u32) -> bool {
-        self.ranges.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
-    }
-
-    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u32>> {
-        self.ranges.iter().map(|(start, end)| *start..*end)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn done_numbers_merge_in_any_order() {
-        let mut numbers: Vec<u32> = (0..200).collect();
-        let mut random = fastrand::Rng::with_seed(4);
-        random.shuffle(&mut numbers);
-        let mut done = Done::default();
-        for (count, number) in numbers.iter().enumerate() {
-            assert!(!done.contains(*number));
-            done.insert(*number..number + 1);
-            assert_eq!(done.count, count as u64 + 1);
-            assert!(numbers[..=count].iter().all(|number| done.contains(*number)));
-            let ranges: Vec<_> = done.ranges().collect();
-            assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
-        }
-        assert!(done.ranges().eq(std::iter::once(0..200)));
-    }
-
-    #[test]
-    fn filling_adds_what_is_missing_and_nothing_twice() {
-        for seed in 0..200 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut done = Done::default();
-            let mut expected = std::collections::BTreeSet::new();
-            for _ in 0..20 {
-                let start = random.u32(..60);
-                let range = start..start + random.u32(..20);
-                let new = range.clone().filter(|number| expected.insert(*number)).count();
-                assert_eq!(done.fill(range), new as u64);
-                assert_eq!(done.count, expected.len() as u64);
-                assert!(done.ranges().flatten().eq(expected.iter().copied()));
-            }
-        }
-    }
 }

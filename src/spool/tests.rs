@@ -1,18 +1,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_lite::future::poll_once;
 
+use super::format::record::{Entry, IntentRef};
+use super::format::runs::Run;
 use super::format::scan::{Found, walk};
-use super::format::{DATA_START, Progress, records};
+use super::format::{DATA_START, Progress, entries, records};
 use super::instances::{Home, Left};
+use super::ledger::{Ledger, is_journal, journals_of};
 use super::power::{self, Disk, Event};
+use super::reader::LOOK_EVERY;
 use super::*;
 use crate::ack::Fate;
 use crate::admit::Budget;
 use crate::ring::Ring;
+
+mod batches;
 
 const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 
@@ -39,6 +46,18 @@ const SMALL: Size =
 
 impl Rig {
     async fn new(home: &Home, orphans: &Arc<Orphans>, node: &str, size: Size) -> Rig {
+        Rig::with(home, orphans, node, size, 0, None)
+    }
+
+    /// One of two cores.
+    fn with(
+        home: &Home,
+        orphans: &Arc<Orphans>,
+        node: &str,
+        size: Size,
+        core: usize,
+        keys: Option<&str>,
+    ) -> Rig {
         let cells = &crate::metrics::cells(1)[0];
         let ring = Rc::new(Ring::new(size.slots));
         let admission = Admission::new(ring.clone(), 1 << 20, cells);
@@ -51,14 +70,15 @@ impl Rig {
                 linger: Duration::ZERO,
                 progress: size.progress,
             },
-            dir: home.core_dir(0),
+            dir: home.core_dir(core),
             orphans: orphans.clone(),
             cores: 1,
             cells,
+            keys: keys.map(str::to_owned),
             sync_fault: size.sync_fault,
             seed: 1,
         };
-        let origin = Origin::new(node.into(), 0);
+        let origin = Origin::new(node.into(), core);
         let spool = Spool::open(setup, origin, admission.clone());
         let bodies = Budget::new(1 << 20, &cells.body_bytes);
         Rig { spool, ring, admission, bodies, cells, seq: Cell::new(0) }
@@ -66,6 +86,14 @@ impl Rig {
 
     /// Submits one request.
     fn submit(&self, payloads: &[&[u8]]) -> Result<(Stamp, Rc<Ticket>), SpoolError> {
+        self.submit_with(payloads, None)
+    }
+
+    fn submit_with(
+        &self,
+        payloads: &[&[u8]],
+        version: Option<&str>,
+    ) -> Result<(Stamp, Rc<Ticket>), SpoolError> {
         let body = payloads.concat();
         let mut charged = ChargedBytes::new(&self.bodies, body.len()).unwrap();
         charged.extend(&body).unwrap();
@@ -78,7 +106,7 @@ impl Rig {
         let spans: Vec<Span> = payloads.iter().map(&mut span).collect();
         let seq = self.seq.replace(self.seq.get() + payloads.len() as u64);
         let first = Stamp { unix_nanos: 1_000_000 + seq, seq };
-        Ok((first, self.spool.submit(first, charged, &spans)?))
+        Ok((first, self.spool.submit(first, charged, &spans, version)?))
     }
 
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
@@ -93,6 +121,71 @@ impl Rig {
         let job = self.ring.pop(0).await.expect("open");
         self.admission.popped();
         job
+    }
+
+    /// Pops what there is.
+    async fn hold(&self, held: &mut Vec<Job>) {
+        while let Some(Some(job)) = poll_once(self.ring.pop(0)).await {
+            self.admission.popped();
+            held.push(job);
+        }
+    }
+
+    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also after a crash, for one that
+    /// was stored alone and not noted would be stored twice in a batch; the others many together.
+    async fn work(
+        &self,
+        random: &mut fastrand::Rng,
+        held: &mut Vec<Job>,
+        batches: &mut Vec<Task<()>>,
+    ) {
+        while !held.is_empty() && random.u8(..) < 200 {
+            random.shuffle(held);
+            if held[0].stamp.seq % 3 > 0 {
+                batches.push(self.store_batch(random, held));
+            } else {
+                let job = held.swap_remove(0);
+                power::note(|| Event::Stored { stamp: job.stamp });
+                job.settle(Fate::Stored);
+            }
+        }
+        if random.u8(..) < 80 {
+            sleep(Duration::from_millis(random.u64(1..5))).await;
+        }
+    }
+
+    /// Takes some of what is held, of one directory, and stores it as one object.
+    fn store_batch(&self, random: &mut fastrand::Rng, held: &mut Vec<Job>) -> Task<()> {
+        let home = held[0].record.as_ref().unwrap().home().clone();
+        let (mut members, mut seqs) = (Members::of(&home), Vec::new());
+        let size = random.usize(1..8);
+        held.retain(|job| {
+            let record = job.record.as_ref().unwrap();
+            let takes =
+                Rc::ptr_eq(record.home(), &home) && job.stamp.seq % 3 > 0 && seqs.len() < size;
+            if takes {
+                assert!(members.push(record, job.stamp));
+                seqs.push(job.stamp.seq);
+            }
+            !takes
+        });
+        let (spool, members) = (self.spool.clone(), Rc::new(members));
+        let key = format!("batch-{:016x}", random.u64(..));
+        BATCHES.with_borrow_mut(|batches| batches.insert(key.clone(), seqs.clone()));
+        let (before, after) = (random.u64(..2), random.u64(..3));
+        glommio::spawn_local(async move {
+            let intent = loop {
+                match spool.intend(&key, "form", &members).await {
+                    Ok(intent) => break intent,
+                    Err(error) => assert_eq!(error, SpoolError::Failed),
+                }
+                sleep(Duration::from_millis(1)).await;
+            };
+            sleep(Duration::from_millis(before)).await;
+            power::note(|| Event::Put { key, seqs });
+            sleep(Duration::from_millis(after)).await;
+            spool.finished(intent);
+        })
     }
 
     /// Pops and settles `count` jobs; their keys and payloads.
@@ -121,6 +214,7 @@ impl Rig {
         }
         // They hold the locks of what was adopted, and each other.
         while self.ring.take().is_some() {}
+        self.spool.dirs().iter().for_each(|dir| dir.leave());
     }
 }
 
@@ -416,26 +510,58 @@ fn a_directory_in_use_is_refused_and_not_adopted() {
     assert!(!dir.path().join("n").exists(), "emptied and gone");
 }
 
-/// Every payload that a process started on these files would take up, by its key's stamp.
-fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<(Stamp, Vec<u8>)> {
-    let mut found = Vec::new();
-    for file in files.values() {
-        let progress = Progress::read(&file[..DATA_START as usize]).unwrap_or_default();
-        walk(file, |what, bytes| {
-            let Found::Group(_, group) = what else { return };
-            let mut ordinal = group.head.first_ordinal;
-            for record in records(&group.head, bytes) {
-                for (span, index) in record.spans().zip(0..) {
-                    let done = progress.id == group.head.label.id
-                        && progress.done.iter().any(|range| range.contains(&ordinal));
-                    ordinal += 1;
-                    if !done {
+/// What a process started on some files would take up.
+#[derive(Default)]
+struct Recovered {
+    /// Payloads on their own.
+    alone: Vec<Stamp>,
+    /// Batches under their keys: the numbers of their members.
+    begun: Vec<(String, Vec<u64>)>,
+}
+
+fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
+    let dirs: BTreeSet<&Path> = files.keys().filter_map(|path| path.parent()).collect();
+    let mut found = Recovered::default();
+    for dir in dirs {
+        let here = || files.iter().filter(|(path, _)| path.parent() == Some(dir));
+        let (mut ledger, mut members) = (Ledger::default(), BTreeMap::new());
+        for (_, file) in here().filter(|(path, _)| is_journal(path)) {
+            walk(file, |what, bytes| match what {
+                Found::Group(_, group) => {
+                    entries(&group.head, bytes).for_each(|entry| ledger.add(entry));
+                }
+                Found::End(end) => assert_eq!(end.problem(), None),
+                what => panic!("a power cut damages no journal: {what:?}"),
+            });
+        }
+        let settled = ledger.members();
+        for (_, file) in here().filter(|(path, _)| !is_journal(path)) {
+            let progress = Progress::read(&file[..DATA_START as usize]).unwrap_or_default();
+            walk(file, |what, bytes| {
+                let Found::Group(_, group) = what else { return };
+                let id = group.head.label.id;
+                let mut ordinal = group.head.first_ordinal;
+                for record in records(&group.head, bytes) {
+                    for (span, index) in record.spans().zip(0..) {
                         let stamp = Stamp { seq: record.first.seq + index, ..record.first };
-                        found.push((stamp, record.payloads[span.range()].to_vec()));
+                        let here = &record.payloads[span.range()];
+                        assert_eq!(here, payload(stamp.seq), "another payload for {stamp:?}");
+                        let done = progress.id == id
+                            && progress.done.iter().any(|range| range.contains(&ordinal));
+                        members.insert((id, ordinal), stamp.seq);
+                        if !done && !settled.contains(id, ordinal) {
+                            found.alone.push(stamp);
+                        }
+                        ordinal += 1;
                     }
                 }
-            }
-        });
+            });
+        }
+        found.begun.extend(ledger.begun().map(|(key, batch)| {
+            let ordinals = |run: Run| (run.first..run.end()).map(move |n| (run.segment, n));
+            let seqs = batch.runs().iter().flat_map(ordinals).map(|place| members[&place]);
+            (key.to_owned(), seqs.collect())
+        }));
     }
     found
 }
@@ -447,23 +573,65 @@ fn payload(seq: u64) -> Vec<u8> {
     (0..length).map(|_| random.alphanumeric() as u8).collect()
 }
 
-/// Checks one state of the disk against what had been promised by then.
-fn check(files: &BTreeMap<PathBuf, Vec<u8>>, events: &[Event], what: &str) {
-    let mut owed: BTreeSet<u64> = BTreeSet::new();
-    for event in events {
-        match event {
-            Event::Acknowledged { first, count } => owed.extend(first.seq..first.seq + count),
-            Event::Stored { stamp } => drop(owed.remove(&stamp.seq)),
-            _ => {}
+thread_local! {
+    /// The numbers of the payloads of every batch, by its key.
+    static BATCHES: RefCell<BTreeMap<String, Vec<u64>>> = RefCell::default();
+}
+
+/// What clients were promised, and what is in the store, as far as some events tell.
+#[derive(Clone, Default)]
+struct World {
+    owed: BTreeSet<u64>,
+    /// The numbers of the payloads in each object.
+    objects: BTreeMap<String, Vec<u64>>,
+}
+
+impl World {
+    fn after(mut self, events: &[Event]) -> World {
+        for event in events {
+            match event {
+                Event::Acknowledged { first, count } => {
+                    self.owed.extend(first.seq..first.seq + count)
+                }
+                Event::Stored { stamp } => self.put(stamp.seq.to_string(), vec![stamp.seq]),
+                Event::Put { key, seqs } => self.put(key.clone(), seqs.clone()),
+                _ => {}
+            }
+        }
+        self
+    }
+
+    fn put(&mut self, key: String, seqs: Vec<u64>) {
+        if let Some(before) = self.objects.insert(key.clone(), seqs) {
+            assert_eq!(before, self.objects[&key], "another object under {key}");
         }
     }
-    let mut seen = BTreeSet::new();
-    for (stamp, bytes) in recovered(files) {
-        assert_eq!(bytes, payload(stamp.seq), "{what}: another payload for {stamp:?}");
-        assert!(seen.insert(stamp.seq), "{what}: {stamp:?} twice");
+
+    /// Every payload that was acknowledged is in one object, and none is in two.
+    fn check(&self, what: &str) {
+        let mut seen = BTreeMap::new();
+        for (key, seqs) in &self.objects {
+            for seq in seqs {
+                let other = seen.insert(*seq, key);
+                assert_eq!(other, None, "{what}: {seq} is in {key} as well");
+            }
+        }
+        let lost: Vec<_> = self.owed.iter().filter(|seq| !seen.contains_key(seq)).collect();
+        assert!(lost.is_empty(), "{what}: lost {lost:?}");
     }
-    let lost: Vec<_> = owed.difference(&seen).collect();
-    assert!(lost.is_empty(), "{what}: lost {lost:?}");
+
+    /// Lets a process take up what is in `files` and store it all, and checks what is in the store then.
+    fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
+        let mut world = self.clone();
+        let Recovered { alone, begun } = recovered(files);
+        for (key, seqs) in begun {
+            world.put(key, seqs);
+        }
+        for stamp in alone {
+            world.put(stamp.seq.to_string(), vec![stamp.seq]);
+        }
+        world.check(what);
+    }
 }
 
 /// A run of a small spool, with requests, stores, progress and segments that are used again, as the disk saw it.
@@ -473,9 +641,9 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         power::start();
         let mut random = fastrand::Rng::with_seed(seed);
-        let size = Size { slots: 12, segments: 4, progress: Duration::from_millis(2), ..SMALL };
+        let size = Size { slots: 12, segments: 6, progress: Duration::from_millis(2), ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size).await;
-        let mut held: Vec<Job> = Vec::new();
+        let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..requests {
             let together: Vec<_> = (0..random.usize(1..4))
                 .map(|_| {
@@ -491,20 +659,10 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
                     Err(error) => assert_eq!(error, SpoolError::Full),
                 }
             }
-            while let Some(Some(job)) = poll_once(rig.ring.pop(0)).await {
-                rig.admission.popped();
-                held.push(job);
-            }
-            // In any order, and mostly soon.
-            while !held.is_empty() && random.u8(..) < 230 {
-                let job = held.swap_remove(random.usize(..held.len()));
-                power::note(|| Event::Stored { stamp: job.stamp });
-                job.settle(Fate::Stored);
-            }
-            if random.u8(..) < 80 {
-                sleep(Duration::from_millis(random.u64(1..5))).await;
-            }
+            rig.hold(&mut held).await;
+            rig.work(&mut random, &mut held, &mut batches).await;
         }
+        drop(batches);
         rig.crash().await;
         power::stop()
     })
@@ -520,34 +678,51 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     let events = recorded(seed, 120);
     let used_again = events.iter().filter(|event| matches!(event, Event::SyncEnds { .. })).count();
     assert!(used_again > 100, "{used_again} syncs");
+    let renewed = |event: &&Event| matches!(event, Event::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
+    let renewed = events.iter().filter(renewed).count();
+    assert!(renewed > 5, "{renewed} times a journal began anew");
     let mut random = fastrand::Rng::with_seed(seed);
+    let cuts = cut(&BTreeMap::new(), &events, &World::default(), &mut random, samples, |_| true);
+    println!("{cuts} power cuts in {} events", events.len());
+}
+
+/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two extremes.
+fn cut(
+    files: &BTreeMap<PathBuf, Vec<u8>>,
+    events: &[Event],
+    world: &World,
+    random: &mut fastrand::Rng,
+    samples: usize,
+    here: impl Fn(usize) -> bool,
+) -> usize {
     let mut cuts = 0;
     for count in 0..=events.len() {
         // Between an event and its consequences nothing on the disk changes.
-        if count > 0
-            && matches!(events[count - 1], Event::SyncBegins { .. } | Event::WriteEnds { .. })
-        {
+        let same = |event| matches!(event, &Event::SyncBegins { .. } | &Event::WriteEnds { .. });
+        if (count > 0 && same(&events[count - 1])) || !here(count) {
             continue;
         }
-        let disk = Disk::after(&events, count);
-        check(&disk.with(|_| false), &events[..count], "nothing more");
-        check(&disk.with(|_| true), &events[..count], "everything");
+        let disk = Disk::after(files, events, count);
+        let world = world.clone().after(&events[..count]);
+        world.check_after(&disk.with(|_| false), "nothing more");
+        world.check_after(&disk.with(|_| true), "everything");
         for _ in 0..samples {
             let share = random.f64();
             let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.f64() < share).collect();
-            check(&disk.with(|number| kept[number]), &events[..count], "some of it");
+            world.check_after(&disk.with(|number| kept[number]), "some of it");
             cuts += 1;
         }
     }
-    println!("{cuts} power cuts in {} events", events.len());
+    cuts
 }
 
 #[test]
 fn every_power_cut_of_a_short_run() {
-    let events = recorded(7, 12);
+    let events = recorded(7, 40);
     let mut states = 0_u64;
     for count in 0..=events.len() {
-        let disk = Disk::after(&events, count);
+        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let world = World::default().after(&events[..count]);
         // The zeros of new files change nothing.
         let written = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
         let loose: Vec<usize> =
@@ -559,7 +734,7 @@ fn every_power_cut_of_a_short_run() {
             let kept = |number| {
                 loose.iter().position(|n| *n == number).is_some_and(|bit| subset >> bit & 1 == 1)
             };
-            check(&disk.with(kept), &events[..count], "subset");
+            world.check_after(&disk.with(kept), "subset");
             states += 1;
         }
     }
@@ -579,10 +754,14 @@ fn the_recorder_tells_synced_from_unsynced() {
     power::write_begins(b, 0, &[3; 512]);
     power::sync_ends(sync);
     let events = power::stop();
-    let disk = Disk::after(&events, events.len());
+    let disk = Disk::after(&BTreeMap::new(), &events, events.len());
     assert_eq!(disk.files[a], [1; 1_024]);
     assert_eq!(disk.unsynced.len(), 2, "what began after the sync did, and the other file's");
     assert_eq!(disk.with(|_| true)[a][512..], [2; 512]);
     assert_eq!(disk.with(|_| false)[b], [0; 512]);
-    assert_eq!(Disk::after(&events, 3).unsynced.len(), 2, "before the sync has ended");
+    assert_eq!(
+        Disk::after(&BTreeMap::new(), &events, 3).unsynced.len(),
+        2,
+        "before the sync has ended"
+    );
 }

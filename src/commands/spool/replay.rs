@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Places, SpoolCommandError, lost, of, problem, said, unreadable};
+use super::{Places, SpoolCommandError, lost, of, said, unreadable};
 use crate::commands::{Puts, side_by_side};
 use crate::config::Config;
 use crate::control::Exit;
@@ -172,7 +172,7 @@ impl Reading {
                     self.ended = true;
                     self.stays = matches!(end, End::Version(_));
                     self.problems.extend(lost(&self.file));
-                    self.problems.extend(problem(end));
+                    self.problems.extend(end.problem());
                 }
                 Ok(Found::Nothing) => unreachable!("a file's walk goes on"),
                 Err(error) => {

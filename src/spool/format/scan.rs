@@ -100,6 +100,21 @@ pub enum End {
     Truncated { bytes: u64, of: u64 },
 }
 
+impl End {
+    /// Why a file that ends like this is not what was written.
+    pub fn problem(self) -> Option<String> {
+        match self {
+            End::Clean | End::Torn { .. } => None,
+            End::Lost { at, why } => Some(format!("damaged from byte {at} on: {why}")),
+            End::Foreign => Some("damaged from the first group on, or no spool file".to_owned()),
+            End::Version(version) => {
+                Some(format!("written by another version, which must read it (format {version})"))
+            }
+            End::Truncated { bytes, of } => Some(format!("cut short: {bytes} bytes of {of}")),
+        }
+    }
+}
+
 impl Scan {
     /// A walk through a whole file of `file_bytes`, of which `head` are the first [`DATA_START`].
     pub fn new(file_bytes: u64, head: &[u8]) -> Scan {

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::scan::{End, Found, Scan, walk};
 use super::*;
+use crate::job::Stamp;
 
 fn label(id: u64) -> Label {
     Label { segment_bytes: 1 << 20, id, core: 3, node: "node-1".into() }
@@ -16,15 +17,27 @@ fn request(seq: u64, payloads: &[&[u8]]) -> Request {
     (stamp, payloads.iter().map(|payload| payload.to_vec()).collect())
 }
 
+/// What the request with this stamp says, if anything: every third none, and some an empty one.
+fn version(first: Stamp) -> Option<String> {
+    (first.seq % 3 > 0).then(|| "é".repeat(first.seq as usize % 7))
+}
+
 /// The bytes of one group.
 fn group(label: &Label, number: u32, first_ordinal: u32, requests: &[Request]) -> Vec<u8> {
-    let size =
-        |(_, payloads): &Request| record_bytes(payloads.len(), payloads.iter().map(Vec::len).sum());
+    let size = |(stamp, payloads): &Request| {
+        record_bytes(
+            payloads.len(),
+            payloads.iter().map(Vec::len).sum(),
+            version(*stamp).as_deref(),
+        )
+    };
     let body = requests.iter().map(size).sum();
     let mut bytes = vec![0xEE; group_bytes(body) as usize];
     let mut at = HEAD_BYTES;
     for (stamp, payloads) in requests {
-        at += write_record(&mut bytes[at..], *stamp, payloads.iter().map(Vec::as_slice));
+        let version = version(*stamp);
+        let payloads = payloads.iter().map(Vec::as_slice);
+        at += write_record(&mut bytes[at..], *stamp, version.as_deref(), payloads);
     }
     assert_eq!(at, HEAD_BYTES + body);
     finish_group(&mut bytes, label, number, first_ordinal, body);
@@ -55,6 +68,7 @@ fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<Damage>, End) {
         Found::Group(_, Group { head, payloads }) => {
             let mut ordinal = head.first_ordinal;
             for record in records(&head, bytes) {
+                assert_eq!(record.version, version(record.first).as_deref());
                 let payloads = record.spans().map(|span| record.payloads[span.range()].to_vec());
                 requests.push((ordinal, (record.first, payloads.collect())));
                 ordinal += record.count();

@@ -1,0 +1,143 @@
+//! Takes over what processes have left that are no more, on the control executor's blocking thread: every decision that
+//! needs a look into their journals is made here, and the cores are told what is to be done.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use super::file::SegmentFile;
+use super::format::scan::Found;
+use super::instances::{
+    Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, lock_directory,
+    remove_empty, segments_of, set_aside, try_lock,
+};
+use super::ledger::Ledger;
+use super::orphans::{Left, LeftCore, Offer, Offered, Orphans};
+
+impl Home {
+    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before. `taken`
+    /// lists those whose segments are not all finished.
+    ///
+    /// # Errors
+    /// What cannot be taken over stays as it is for the next time.
+    pub fn adopt(
+        &self,
+        taken: &mut Vec<Arc<Left>>,
+        orphans: &Orphans,
+    ) -> Result<(), SpoolDirError> {
+        taken.retain(|left| !left.is_finished());
+        if !orphans.is_used_up() {
+            return Ok(());
+        }
+        let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
+        // Not what else there may be, such as a mount point's `lost+found`.
+        let others = others.into_iter().filter(|path| *path != self.path && is_instance(path));
+        let new: Vec<PathBuf> =
+            others.filter(|path| taken.iter().all(|left| left.path != *path)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let _held = lock_directory(&self.spool_dir)?;
+        let (mut segments, mut cores, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
+        for path in new {
+            match take_over(&path) {
+                Ok(None) => {}
+                Ok(Some(mut found)) => {
+                    orphans.add_bytes(found.bytes);
+                    taken.push(found.left);
+                    segments.append(&mut found.segments);
+                    cores.append(&mut found.cores);
+                }
+                Err(error) => outcome = Err(at(&path)(error)),
+            }
+        }
+        if !segments.is_empty() {
+            orphans.offer(Offer::new(segments, &cores));
+        }
+        outcome
+    }
+}
+
+/// What was found in the directory of a process that is no more.
+struct TakenOver {
+    left: Arc<Left>,
+    cores: Vec<Arc<LeftCore>>,
+    segments: Vec<Offered>,
+    bytes: u64,
+}
+
+/// `None`: it was removed meanwhile, its process lives, or nothing is left in it.
+fn take_over(path: &Path) -> io::Result<Option<TakenOver>> {
+    let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
+    if segments_of(path)?.is_empty() {
+        remove_empty(path);
+        return Ok(None);
+    }
+    // The name is for its owner to come back under, however long this takes.
+    let path = set_aside(path)?;
+    let mut found = Vec::new();
+    let (mut journal_bytes, mut begun) = (0, 0);
+    for core_dir in core_dirs(&path)? {
+        let core = left_core(&core_dir, &mut journal_bytes)?;
+        begun += core.begun.len();
+        for (path, bytes) in files_of(&core_dir)? {
+            found.push((core.clone(), path, bytes));
+        }
+    }
+    let bytes = journal_bytes + found.iter().map(|(.., bytes)| bytes).sum::<u64>();
+    tracing::info!(
+        segments = found.len(),
+        begun_batches = begun,
+        bytes,
+        "adopted the spool of {}",
+        path.display()
+    );
+    let segments = AtomicUsize::new(found.len());
+    let left = Arc::new(Left { path, _lock: lock, segments, journal_bytes });
+    let mut cores: Vec<Arc<LeftCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
+    cores.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    let offered = found.into_iter().map(|(core, path, bytes)| Offered {
+        left: left.clone(),
+        core,
+        path,
+        bytes,
+        taken: AtomicBool::new(false),
+    });
+    let segments = offered.collect();
+    Ok(Some(TakenOver { left, cores, segments, bytes }))
+}
+
+/// What the journals in `core_dir` say, made durable.
+fn left_core(core_dir: &Path, journal_bytes: &mut u64) -> io::Result<Arc<LeftCore>> {
+    let mut ledger = Ledger::read(core_dir)?;
+    ledger.settle(core_dir)?;
+    *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
+    let begun: Vec<_> =
+        ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+    let segments = if begun.is_empty() { HashMap::new() } else { uses_in(core_dir)? };
+    Ok(Arc::new(LeftCore {
+        path: core_dir.to_owned(),
+        open: AtomicUsize::new(begun.len()),
+        begun,
+        members: ledger.members(),
+        segments,
+    }))
+}
+
+/// The segments in a core directory by the ids of their uses.
+pub fn uses_in(core_dir: &Path) -> io::Result<HashMap<u64, PathBuf>> {
+    let mut found = HashMap::new();
+    for (path, _) in files_of(core_dir)?.into_iter().filter(|(path, _)| path.is_file()) {
+        let mut file = SegmentFile::open(&path)?;
+        // The first whole group says it, unless progress did.
+        while file.id() == 0 {
+            if let Found::Group(..) | Found::End(_) = file.find_next()? {
+                break;
+            }
+        }
+        found.insert(file.id(), path);
+    }
+    Ok(found)
+}

@@ -1,0 +1,268 @@
+//! Batches that a crashed process had begun and not finished, put again: the same members under the same key.
+//!
+//! They come before everything else that their core directory holds: its segments are offered when none is open any more.
+//! Members are read in the order of the object's lines, wherever they lie, in the memory of one group and of an index with
+//! 24 bytes for each group of their segments.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_lite::FutureExt;
+use glommio::io::ReadResult;
+use glommio::timer::sleep;
+
+use super::format::runs::{Place, Run};
+use super::format::scan::{Found, Scan};
+use super::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use super::ledger::Batch;
+use super::orphans::LeftCore;
+use super::reader::{LOOK_EVERY, Window};
+use super::segment::Segment;
+use super::{CoreDir, Spool, SpoolError};
+
+/// A batch to be put again. Dropped before it is finished, it is left to the next process, and so are the segments of its
+/// directory.
+pub struct Begun {
+    spool: Rc<Spool>,
+    dir: Rc<CoreDir>,
+    core: Arc<LeftCore>,
+    /// Which of the begun ones there.
+    number: usize,
+    payloads: u64,
+    /// Among its runs, the one to be read next.
+    place: Place,
+    /// What is left of the run before.
+    run: Option<Run>,
+    files: HashMap<u64, MemberFile>,
+    loaded: Option<Loaded>,
+    lost: u64,
+}
+
+/// A segment with members.
+struct MemberFile {
+    segment: Segment,
+    /// The whole groups in it.
+    groups: Vec<GroupAt>,
+}
+
+struct GroupAt {
+    at: u64,
+    bytes: u64,
+    first_ordinal: u32,
+    payloads: u32,
+}
+
+impl GroupAt {
+    fn ordinals(&self) -> Range<u32> {
+        self.first_ordinal..self.first_ordinal + self.payloads
+    }
+}
+
+/// The group that was read last.
+struct Loaded {
+    segment: u64,
+    first_ordinal: u32,
+    bytes: ReadResult,
+    /// Where each payload lies in it.
+    spans: Vec<Range<usize>>,
+}
+
+/// Where the next member is.
+enum Next {
+    /// Which payload of the loaded group.
+    Loaded(usize),
+    /// So many of them, from the next on, are not there any more.
+    Lost(u32),
+}
+
+impl Spool {
+    /// The next batch that a crashed process had begun and not finished; waits until there is one. `None` once the stop
+    /// has begun.
+    pub async fn next_begun(self: &Rc<Self>) -> Option<Begun> {
+        loop {
+            if self.reading_stopped.get() {
+                return None;
+            }
+            if let Some((core, number)) = self.setup.orphans.take_begun() {
+                return Some(self.begun(core, number));
+            }
+            self.reading_stopped.wait().or(sleep(LOOK_EVERY)).await;
+        }
+    }
+
+    fn begun(self: &Rc<Self>, core: Arc<LeftCore>, number: usize) -> Begun {
+        let payloads = core.begun[number].1.runs().payloads();
+        self.setup.cells.payloads_adopted.add(payloads);
+        self.setup.cells.spool_payloads.add(payloads);
+        Begun {
+            spool: self.clone(),
+            dir: self.dir_of(&core),
+            core,
+            number,
+            payloads,
+            place: Place::default(),
+            run: None,
+            files: HashMap::new(),
+            loaded: None,
+            lost: 0,
+        }
+    }
+}
+
+impl Begun {
+    /// Of the object, as it was intended.
+    pub fn key(&self) -> &str {
+        &self.core.begun[self.number].0
+    }
+
+    /// How the object is made, as it was intended.
+    pub fn form(&self) -> &str {
+        &self.batch().form
+    }
+
+    fn batch(&self) -> &Batch {
+        &self.core.begun[self.number].1
+    }
+
+    /// Payloads of the object, lost ones included.
+    pub fn payloads(&self) -> u64 {
+        self.payloads
+    }
+
+    /// The next payload in the order of the object's lines; `None` behind the last.
+    ///
+    /// # Errors
+    /// `InvalidData`: members are gone, which is logged and counted as a loss; the call after this goes on behind them. Any
+    /// other: the disk does not give them now; the next call tries the same again.
+    pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        if self.run.is_none() {
+            let (runs, mut place) = (self.batch().runs(), self.place);
+            self.run = place.next(runs.bytes());
+            self.place = place;
+        }
+        let Some(run) = self.run else { return Ok(None) };
+        let next = self.find(run).await?;
+        let passed = match next {
+            Next::Loaded(_) => 1,
+            Next::Lost(count) => count,
+        };
+        let left = Run { first: run.first + passed, count: run.count - passed, ..run };
+        self.run = (left.count > 0).then_some(left);
+        match next {
+            Next::Loaded(index) => {
+                let loaded = self.loaded.as_ref().expect("found there");
+                Ok(Some(&loaded.bytes[loaded.spans[index].clone()]))
+            }
+            Next::Lost(count) => Err(self.lose(run, count)),
+        }
+    }
+
+    fn lose(&mut self, run: Run, count: u32) -> io::Error {
+        let Run { segment, first, .. } = run;
+        let (key, dir, count) = (self.key(), self.core.path.display(), u64::from(count));
+        let text =
+            format!("{count} payloads of {key}, from number {first} in segment {segment} of {dir}");
+        tracing::error!(lost = count, "payloads lost: damage took {text}");
+        self.lost += count;
+        self.spool.setup.cells.payloads_lost.add(count);
+        self.spool.setup.cells.spool_payloads.sub(count);
+        io::Error::new(io::ErrorKind::InvalidData, format!("damage took {text}"))
+    }
+
+    /// Loads the group that the first of `run` is in, if it is not.
+    async fn find(&mut self, run: Run) -> io::Result<Next> {
+        if let Some(loaded) = self.loaded.as_ref().filter(|loaded| loaded.segment == run.segment)
+            && let Some(index) = run.first.checked_sub(loaded.first_ordinal)
+            && (index as usize) < loaded.spans.len()
+        {
+            return Ok(Next::Loaded(index as usize));
+        }
+        if !self.files.contains_key(&run.segment) {
+            let Some(path) = self.core.segments.get(&run.segment).cloned() else {
+                return Ok(Next::Lost(run.count));
+            };
+            let file = self.open(&path, run.segment).await?;
+            self.files.insert(run.segment, file);
+        }
+        let file = &self.files[&run.segment];
+        let after = file.groups.partition_point(|group| group.first_ordinal <= run.first);
+        let before = after.checked_sub(1).map(|at| &file.groups[at]);
+        let Some(group) = before.filter(|group| group.ordinals().contains(&run.first)) else {
+            let next = file.groups.get(after).map_or(u32::MAX, |group| group.first_ordinal);
+            return Ok(Next::Lost(run.count.min(next - run.first)));
+        };
+        let (first_ordinal, payloads) = (group.first_ordinal, group.payloads);
+        self.loaded = None;
+        let loaded = file.load(group, run.segment).await?;
+        match loaded {
+            Some(loaded) => {
+                self.loaded = Some(loaded);
+                Ok(Next::Loaded((run.first - first_ordinal) as usize))
+            }
+            // It was whole a moment ago.
+            None => Ok(Next::Lost(run.count.min(first_ordinal + payloads - run.first))),
+        }
+    }
+
+    /// Opens a segment and notes where its groups are.
+    async fn open(&self, path: &Path, id: u64) -> io::Result<MemberFile> {
+        let segment = Segment::open(path.to_owned(), self.spool.keeper.clone()).await?;
+        let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
+        let mut scan = Scan::new(segment.bytes(), &head);
+        let (mut window, mut groups) = (Window::default(), Vec::new());
+        loop {
+            match window.next(&segment, &mut scan).await?.0 {
+                Found::Group(at, Group { head, payloads }) if head.label.id == id => {
+                    let (bytes, first_ordinal) = (head.group_bytes(), head.first_ordinal);
+                    groups.push(GroupAt { at, bytes, first_ordinal, payloads });
+                }
+                Found::End(_) => return Ok(MemberFile { segment, groups }),
+                // Damage shows as members that are not there.
+                _ => {}
+            }
+            glommio::executor().yield_if_needed().await;
+        }
+    }
+
+    /// The object is stored or dead-lettered: durable when this returns, and not asked for again. When no other batch of
+    /// its directory is open, the segments there are released.
+    ///
+    /// # Errors
+    /// It could not be noted; to be tried again.
+    ///
+    /// # Panics
+    /// It was finished before.
+    pub async fn finished(&mut self) -> Result<(), SpoolError> {
+        self.spool.finish_left(&self.dir, self.key()).await?;
+        self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
+        self.core.finish_one();
+        Ok(())
+    }
+}
+
+impl MemberFile {
+    /// `None`: it is not whole.
+    async fn load(&self, group: &GroupAt, segment: u64) -> io::Result<Option<Loaded>> {
+        debug_assert!(group.bytes.is_multiple_of(BLOCK));
+        let bytes = self.segment.read(group.at..group.at + group.bytes).await?;
+        let whole = bytes.len() as u64 >= group.bytes && bytes.len() >= HEAD_BYTES;
+        let Some(Start::Head(head)) = whole.then(|| read_start(&bytes)) else { return Ok(None) };
+        let Ok(checked) = Group::check(head, &bytes) else { return Ok(None) };
+        let mut spans = Vec::with_capacity(checked.payloads as usize);
+        for record in records(&checked.head, &bytes) {
+            let start = record.payloads.as_ptr().addr() - bytes.as_ptr().addr();
+            spans.extend(record.spans().map(|span| {
+                let Range { start: from, end: to } = span.range();
+                start + from..start + to
+            }));
+        }
+        if spans.len() != group.payloads as usize {
+            return Ok(None);
+        }
+        Ok(Some(Loaded { segment, first_ordinal: group.first_ordinal, bytes, spans }))
+    }
+}

@@ -1,0 +1,269 @@
+//! Records, of which a group is made. Behind length, kind and zeros:
+//!
+//! ```text
+//! request  unix_nanos u64 · first seq u64 · count u32 · version u32 · count × length u32 · version · payloads
+//! keys     the template of the keys of the group's requests, in front of them; none for the default
+//! begun    key length u16 · form length u16 · key · form · runs of members
+//! done     key
+//! ```
+//!
+//! A request's record holds all its payloads and what their keys are made of, besides the group's node, core and template.
+//! Its `version u32` is one more than the version's bytes, and 0 without a version. Journals hold batches: one that was
+//! `begun` may be in the store under its key, one that is `done` needs nothing more.
+
+use std::fmt;
+
+use super::runs::Runs;
+use super::{HEAD_BYTES, Head, u32_at, u32_bytes, u64_at};
+use crate::job::Stamp;
+use crate::parse::Span;
+
+/// Longest template of keys.
+pub const KEYS_BYTES_MAX: usize = 4 << 10;
+/// Longest `version` of a request.
+pub const VERSION_BYTES_MAX: usize = 1 << 20;
+/// Longest key of a batch: S3 takes no longer one.
+pub const KEY_BYTES_MAX: usize = 1_024;
+/// Longest text that says how a batch's object is made.
+pub const FORM_BYTES_MAX: usize = 256;
+
+/// What every record begins with.
+const START_BYTES: usize = 8;
+/// Of a request's record, before its lengths.
+const REQUEST_HEAD_BYTES: usize = 32;
+/// Of a begun batch's, before its key.
+const BEGUN_HEAD_BYTES: usize = 12;
+
+const REQUEST: u8 = 1;
+const KEYS: u8 = 2;
+const BEGUN: u8 = 3;
+const DONE: u8 = 4;
+
+/// A record as it lies in a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    Payloads(RecordRef<'a>),
+    Keys(&'a str),
+    Intent(IntentRef<'a>),
+    /// The batch with this key is stored or dead-lettered.
+    Done(&'a str),
+}
+
+/// The record at the front of `bytes`, and its length, if there is a whole one that adds up.
+pub(super) fn read_entry(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
+    let start = bytes.get(..START_BYTES)?;
+    let length = u32_at(start, 0) as usize;
+    let record = bytes.get(..length)?;
+    let body = record.get(START_BYTES..)?;
+    let [kind, 0, 0, 0] = start[4..] else { return None };
+    let entry = match kind {
+        REQUEST => Entry::Payloads(RecordRef::read(record)?),
+        KEYS => Entry::Keys(text(body, KEYS_BYTES_MAX)?),
+        BEGUN => Entry::Intent(IntentRef::read(record)?),
+        DONE => Entry::Done(text(body, KEY_BYTES_MAX)?),
+        _ => return None,
+    };
+    Some((entry, length))
+}
+
+fn text(bytes: &[u8], bytes_max: usize) -> Option<&str> {
+    str::from_utf8(bytes).ok().filter(|text| text.len() <= bytes_max)
+}
+
+/// All records in the bytes of a group that [`Group::check`](super::Group::check) has passed.
+pub fn entries<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = Entry<'a>> {
+    let mut rest = &bytes[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
+    std::iter::from_fn(move || {
+        let (entry, length) = read_entry(rest)?;
+        rest = &rest[length..];
+        Some(entry)
+    })
+}
+
+/// The requests among them.
+pub fn records<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = RecordRef<'a>> {
+    entries(head, bytes).filter_map(|entry| match entry {
+        Entry::Payloads(record) => Some(record),
+        Entry::Keys(_) | Entry::Intent(_) | Entry::Done(_) => None,
+    })
+}
+
+/// The template that the keys of its requests are made from; `None`: the default.
+pub fn keys_of<'a>(head: &Head, bytes: &'a [u8]) -> Option<&'a str> {
+    match entries(head, bytes).next() {
+        Some(Entry::Keys(keys)) => Some(keys),
+        _ => None,
+    }
+}
+
+/// One request as it lies in a segment.
+#[derive(Clone, Copy)]
+pub struct RecordRef<'a> {
+    /// Of its first payload.
+    pub first: Stamp,
+    pub version: Option<&'a str>,
+    lengths: &'a [u8],
+    /// All payloads, one behind the other.
+    pub payloads: &'a [u8],
+}
+
+impl<'a> RecordRef<'a> {
+    /// From the whole of a record.
+    fn read(record: &'a [u8]) -> Option<RecordRef<'a>> {
+        let (head, rest) = record.split_at_checked(REQUEST_HEAD_BYTES)?;
+        let (count, version) = (u32_at(head, 24) as usize, u32_at(head, 28) as usize);
+        let (lengths, rest) = rest.split_at_checked(count.checked_mul(4)?)?;
+        let (version, payloads) = match version.checked_sub(1) {
+            None => (None, rest),
+            Some(length) => {
+                let (version, payloads) = rest.split_at_checked(length)?;
+                (Some(text(version, VERSION_BYTES_MAX)?), payloads)
+            }
+        };
+        let first = Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) };
+        let record = RecordRef { first, version, lengths, payloads };
+        let sum: u64 = record.lengths().map(u64::from).sum();
+        (sum == payloads.len() as u64).then_some(record)
+    }
+
+    fn lengths(self) -> impl ExactSizeIterator<Item = u32> + 'a {
+        self.lengths.chunks_exact(4).map(|length| u32_at(length, 0))
+    }
+
+    /// Where each payload lies in [`RecordRef::payloads`].
+    pub fn spans(self) -> impl ExactSizeIterator<Item = Span> + 'a {
+        let mut end = 0;
+        self.lengths().map(move |length| {
+            let start = end;
+            end += length;
+            Span { start, end }
+        })
+    }
+
+    pub fn count(self) -> u32 {
+        (self.lengths.len() / 4) as u32
+    }
+}
+
+impl fmt::Debug for RecordRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} × {}", self.first, self.count())
+    }
+}
+
+/// Bytes of a request's record with `count` payloads of `payload_bytes` in all.
+pub fn record_bytes(count: usize, payload_bytes: usize, version: Option<&str>) -> usize {
+    REQUEST_HEAD_BYTES + 4 * count + version.map_or(0, str::len) + payload_bytes
+}
+
+/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the stamp of the first one,
+/// the others follow in sequence.
+pub fn write_record<'a>(
+    out: &mut [u8],
+    first: Stamp,
+    version: Option<&str>,
+    payloads: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+) -> usize {
+    let count = payloads.len();
+    let (head, rest) = out.split_at_mut(REQUEST_HEAD_BYTES);
+    let (lengths, rest) = rest.split_at_mut(4 * count);
+    let text = version.unwrap_or_default().as_bytes();
+    assert!(text.len() <= VERSION_BYTES_MAX, "longer versions are refused");
+    let (room, bytes) = rest.split_at_mut(text.len());
+    room.copy_from_slice(text);
+    let mut at = 0;
+    for (payload, length) in payloads.zip(lengths.chunks_exact_mut(4)) {
+        length.copy_from_slice(&u32_bytes(payload.len()));
+        bytes[at..at + payload.len()].copy_from_slice(payload);
+        at += payload.len();
+    }
+    let length = record_bytes(count, at, version);
+    write_start(head, REQUEST, length);
+    head[8..16].copy_from_slice(&first.unix_nanos.to_le_bytes());
+    head[16..24].copy_from_slice(&first.seq.to_le_bytes());
+    head[24..28].copy_from_slice(&u32_bytes(count));
+    head[28..32].copy_from_slice(&u32_bytes(version.map_or(0, |version| version.len() + 1)));
+    length
+}
+
+fn write_start(out: &mut [u8], kind: u8, length: usize) {
+    out[..4].copy_from_slice(&u32_bytes(length));
+    out[4..8].copy_from_slice(&[kind, 0, 0, 0]);
+}
+
+/// The spans of a body as the payloads they are.
+pub fn slices<'a>(
+    body: &'a [u8],
+    spans: &'a [Span],
+) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+    spans.iter().map(|span| &body[span.range()])
+}
+
+/// Bytes of the record of a template; none for the default.
+pub fn keys_bytes(keys: Option<&str>) -> usize {
+    keys.map_or(0, |keys| START_BYTES + keys.len())
+}
+
+/// Writes the record of a template to the front of `out` and returns its length.
+pub fn write_keys(out: &mut [u8], keys: Option<&str>) -> usize {
+    keys.map_or(0, |keys| {
+        assert!(keys.len() <= KEYS_BYTES_MAX, "longer templates are refused");
+        write_text(out, KEYS, keys)
+    })
+}
+
+fn write_text(out: &mut [u8], kind: u8, text: &str) -> usize {
+    let length = START_BYTES + text.len();
+    write_start(out, kind, length);
+    out[START_BYTES..length].copy_from_slice(text.as_bytes());
+    length
+}
+
+/// One batch that was begun, as it lies in a journal.
+#[derive(Clone, Copy, Debug)]
+pub struct IntentRef<'a> {
+    pub key: &'a str,
+    /// How its object is made, in the words of who made it.
+    pub form: &'a str,
+    /// Its members in the order of their lines.
+    pub runs: Runs<'a>,
+}
+
+impl<'a> IntentRef<'a> {
+    fn read(record: &'a [u8]) -> Option<IntentRef<'a>> {
+        let (head, rest) = record.split_at_checked(BEGUN_HEAD_BYTES)?;
+        let length = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
+        let (key, rest) = rest.split_at_checked(length(8))?;
+        let (form, runs) = rest.split_at_checked(length(10))?;
+        Some(IntentRef {
+            key: text(key, KEY_BYTES_MAX)?,
+            form: text(form, FORM_BYTES_MAX)?,
+            runs: Runs::check(runs)?,
+        })
+    }
+}
+
+/// The record of a batch that is begun with these members.
+///
+/// # Panics
+/// Key or form is too long, which their makers exclude.
+pub fn intent_record(key: &str, form: &str, runs: &[u8]) -> Box<[u8]> {
+    assert!(key.len() <= KEY_BYTES_MAX, "the key of a batch is too long: {key}");
+    assert!(form.len() <= FORM_BYTES_MAX, "the form of a batch is too long: {form}");
+    let mut head = [0; BEGUN_HEAD_BYTES];
+    let length = head.len() + key.len() + form.len() + runs.len();
+    write_start(&mut head, BEGUN, length);
+    head[8..10].copy_from_slice(&(key.len() as u16).to_le_bytes());
+    head[10..12].copy_from_slice(&(form.len() as u16).to_le_bytes());
+    [&head, key.as_bytes(), form.as_bytes(), runs].concat().into()
+}
+
+/// Bytes of the record that the batch with this key is done.
+pub fn done_bytes(key: &str) -> usize {
+    START_BYTES + key.len()
+}
+
+/// Writes that record to the front of `out` and returns its length.
+pub fn write_done(out: &mut [u8], key: &str) -> usize {
+    write_text(out, DONE, key)
+}

@@ -1,0 +1,266 @@
+//! The members of a batch, compactly: payloads of segments, as runs in the order of the object's lines.
+//!
+//! ```text
+//! run      = count × 2 + new · (new: segment id · first, else zigzag of first − end of the run before)
+//! ```
+//!
+//! `new` is 1 where the segment is not that of the run before. All numbers are varints, seven bits a byte, the lowest first.
+//! A run among others of its segment takes three bytes, so partitions may interleave as they like.
+
+/// Of the runs of one batch, encoded: room for 349,000 of three bytes.
+pub const RUNS_BYTES_MAX: usize = 1 << 20;
+/// Of one run: a head of 33 bits, an id of 64, a first of 32.
+const RUN_BYTES_MAX: usize = 5 + 10 + 5;
+
+/// Payloads that follow one another in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The id of the segment's use.
+    pub segment: u64,
+    /// The number of the first payload in it.
+    pub first: u32,
+    /// At least one.
+    pub count: u32,
+}
+
+impl Run {
+    pub fn end(&self) -> u32 {
+        self.first + self.count
+    }
+}
+
+/// Runs being gathered.
+#[derive(Clone, Debug, Default)]
+pub struct Encoder {
+    /// All but the last.
+    bytes: Vec<u8>,
+    /// Of the run before the last.
+    before: Option<Run>,
+    last: Option<Run>,
+}
+
+impl Encoder {
+    /// Adds the payload with this number; false, and nothing is changed, when it needs a run of its own and there is no
+    /// room for one more.
+    pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
+        if let Some(last) = &mut self.last
+            && last.segment == segment
+            && last.end() == ordinal
+            && last.count < u32::MAX / 2
+        {
+            last.count += 1;
+            return true;
+        }
+        if self.bytes.len() + 2 * RUN_BYTES_MAX > RUNS_BYTES_MAX {
+            return false;
+        }
+        let next = Run { segment, first: ordinal, count: 1 };
+        if let Some(last) = self.last.replace(next) {
+            encode(&mut self.bytes, self.before.replace(last), last);
+        }
+        true
+    }
+
+    pub fn finish(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes.len() + RUN_BYTES_MAX);
+        bytes.extend_from_slice(&self.bytes);
+        if let Some(last) = self.last {
+            encode(&mut bytes, self.before, last);
+        }
+        bytes
+    }
+
+    /// Bytes of memory it takes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+fn encode(out: &mut Vec<u8>, before: Option<Run>, run: Run) {
+    let before = before.filter(|before| before.segment == run.segment);
+    put(out, u64::from(run.count) << 1 | u64::from(before.is_none()));
+    match before {
+        None => {
+            put(out, run.segment);
+            put(out, run.first.into());
+        }
+        Some(before) => {
+            let step = i64::from(run.first) - i64::from(before.end());
+            put(out, (step << 1 ^ step >> 63) as u64);
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Runs that were checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runs<'a>(&'a [u8]);
+
+impl<'a> Runs<'a> {
+    /// `None` when these bytes are no runs.
+    pub fn check(bytes: &'a [u8]) -> Option<Runs<'a>> {
+        let mut place = Place::default();
+        while place.at < bytes.len() {
+            place.next(bytes)?;
+        }
+        Some(Runs(bytes))
+    }
+
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Run> + 'a {
+        let mut place = Place::default();
+        std::iter::from_fn(move || place.next(self.0))
+    }
+
+    /// Payloads in all runs.
+    pub fn payloads(self) -> u64 {
+        self.iter().map(|run| u64::from(run.count)).sum()
+    }
+}
+
+/// A place among encoded runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    at: usize,
+    before: Option<Run>,
+}
+
+impl Place {
+    /// The run here in `bytes`, and on to the next; `None` at the end, or where there is no run.
+    pub fn next(&mut self, bytes: &[u8]) -> Option<Run> {
+        let mut at = self.at;
+        let head = take(bytes, &mut at)?;
+        let count = u32::try_from(head >> 1).ok().filter(|count| *count > 0)?;
+        let (segment, first) = if head & 1 == 1 {
+            (take(bytes, &mut at)?, take(bytes, &mut at)?)
+        } else {
+            let before = self.before?;
+            let zigzag = take(bytes, &mut at)?;
+            let step = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
+            (before.segment, u64::try_from(i64::from(before.end()).checked_add(step)?).ok()?)
+        };
+        let first = u32::try_from(first).ok()?;
+        first.checked_add(count)?;
+        let run = Run { segment, first, count };
+        *self = Place { at, before: Some(run) };
+        Some(run)
+    }
+}
+
+/// The number `at` this place, and on behind it; `None` when it is not whole or has more than 64 bits.
+fn take(bytes: &[u8], at: &mut usize) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        let byte = *bytes.get(*at)?;
+        *at += 1;
+        let bits = u64::from(byte & 0x7F);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        number |= bits << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn gathered(payloads: &[(u64, u32)]) -> Vec<u8> {
+        let mut encoder = Encoder::default();
+        assert!(payloads.iter().all(|(segment, ordinal)| encoder.push(*segment, *ordinal)));
+        encoder.finish()
+    }
+
+    fn single(bytes: &[u8]) -> Vec<(u64, u32)> {
+        let runs = Runs::check(bytes).expect("runs");
+        runs.iter().flat_map(|run| (run.first..run.end()).map(move |n| (run.segment, n))).collect()
+    }
+
+    #[test]
+    fn runs_are_joined_and_take_three_bytes_among_others() {
+        let run: Vec<_> = (5..1_000).map(|n| (3, n)).collect();
+        let bytes = gathered(&run);
+        assert_eq!(bytes.len(), 2 + 1 + 1);
+        assert_eq!(Runs::check(&bytes).unwrap().payloads(), 995);
+        let every: Vec<_> = (0..100_000).map(|n| (3, 256 * n)).collect();
+        assert_eq!(gathered(&every).len(), 3 + 3 * 99_999);
+        assert_eq!(single(&gathered(&every)), every);
+        assert_eq!(gathered(&[]), b"");
+    }
+
+    #[test]
+    fn a_run_too_many_is_refused_and_the_others_stay() {
+        let mut encoder = Encoder::default();
+        let fitted = (0..).take_while(|n| encoder.push(1 + n % 2, 3_000_000_000)).count();
+        assert!((100_000..350_000).contains(&fitted), "{fitted}");
+        let bytes = encoder.finish();
+        assert!(bytes.len() <= RUNS_BYTES_MAX, "{}", bytes.len());
+        assert_eq!(single(&bytes).len(), fitted);
+        // What continues the last run needs no room.
+        let (segment, last) = *single(&bytes).last().unwrap();
+        assert!(encoder.push(segment, last + 1) && !encoder.push(9, 9));
+        assert_eq!(single(&encoder.finish()).len(), fitted + 1);
+    }
+
+    #[test]
+    fn what_is_no_run_is_refused() {
+        let largest = gathered(&[(u64::MAX, u32::MAX - 1)]);
+        assert_eq!(single(&largest), [(u64::MAX, u32::MAX - 1)]);
+        let nothing = [1, 5, 5];
+        let no_run_before = [2, 0];
+        let before_zero = [3, 5, 0, 2, 3];
+        let cut = [3, 5, 0x80];
+        let too_long = [3, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02, 0];
+        let past_the_end = [5, 1, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F];
+        for bytes in [&nothing[..], &no_run_before, &before_zero, &cut, &too_long, &past_the_end] {
+            assert_eq!(Runs::check(bytes), None, "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_payloads_come_back_in_their_order(
+            runs in vec((any::<u64>(), 0..u32::MAX - 9, 1_u32..9), 0..60),
+            few in vec((0_u64..3, 0_u32..40, 1_u32..9), 0..60),
+        ) {
+            for runs in [runs, few] {
+                let payloads: Vec<_> = runs
+                    .iter()
+                    .flat_map(|(segment, first, count)| (*first..first + count).map(|n| (*segment, n)))
+                    .collect();
+                let bytes = gathered(&payloads);
+                prop_assert_eq!(single(&bytes), payloads);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..80)) {
+            if let Some(runs) = Runs::check(&bytes) {
+                prop_assert!(runs.iter().all(|run| run.count > 0 && run.end() > run.first));
+                let mut again = Vec::new();
+                let mut before = None;
+                for run in runs.iter() {
+                    encode(&mut again, before.replace(run), run);
+                }
+                prop_assert!(Runs::check(&again).unwrap().iter().eq(runs.iter()));
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What the journals of one core directory say together, read when its process is no more: which batches were begun, and
+//! which of those are done.
+//!
+//! A batch is known by its key, which no two share, so it does not matter in how many journals it stands: its writer copies
+//! it to a new file before the old one goes, and whoever finishes it after a crash writes so into a journal of its own.
+//! Whoever takes a directory over writes all of it to one new journal first, so that their number does not grow with
+//! crashes. Of what damage took in a journal, batches come back as single payloads: perhaps stored twice, never lost.
+//!
+//! Everything here blocks, like `instances`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::done::Done;
+use super::file::SegmentFile;
+use super::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
+use super::format::runs::Runs;
+use super::format::scan::{End, Found};
+use super::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
+use super::instances::{create_private, put_aside, remove, sync_dir};
+
+/// Extension of a journal of batches.
+pub const JOURNAL: &str = "batches";
+/// Records share a group up to this size.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// A batch that was begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub form: String,
+    /// Its members, encoded.
+    runs: Box<[u8]>,
+}
+
+impl Batch {
+    pub fn runs(&self) -> Runs<'_> {
+        Runs::check(&self.runs).expect("checked when it was read")
+    }
+}
+
+/// The batches of one core directory.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    batches: BTreeMap<String, Batch>,
+    done: BTreeSet<String>,
+    /// Keys of batches of which journals say different things, so that none of it can be relied on.
+    disputed: BTreeSet<String>,
+    files: Vec<JournalFile>,
+}
+
+/// One journal that was read.
+#[derive(Debug)]
+pub struct JournalFile {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub groups: u32,
+    /// What is not as it was written.
+    pub problems: Vec<String>,
+    /// What may be like that after a crash.
+    pub notes: Vec<String>,
+}
+
+impl Ledger {
+    /// Reads all journals in `core_dir`.
+    ///
+    /// # Errors
+    /// One cannot be read, which says nothing about what is in it.
+    pub fn read(core_dir: &Path) -> io::Result<Ledger> {
+        let mut ledger = Ledger::default();
+        for path in journals_of(core_dir)? {
+            let read = ledger.read_file(&path)?;
+            ledger.files.push(read);
+        }
+        Ok(ledger)
+    }
+
+    fn read_file(&mut self, path: &Path) -> io::Result<JournalFile> {
+        let mut file = SegmentFile::open(path)?;
+        let (path, bytes) = (path.to_owned(), fs::metadata(path)?.len());
+        let mut read =
+            JournalFile { path, bytes, groups: 0, problems: Vec::new(), notes: Vec::new() };
+        loop {
+            match file.find_next()? {
+                Found::Group(_, group) => {
+                    read.groups += 1;
+                    file.entries(&group).for_each(|entry| self.add(entry));
+                }
+                Found::Damage(damage) => read.problems.push(damage.to_string()),
+                Found::Nothing => unreachable!("a file's walk goes on until something is found"),
+                Found::End(End::Torn { at, why }) => {
+                    let text = format!("torn at byte {at}, which no batch waited for: {why}");
+                    read.notes.push(text);
+                    return Ok(read);
+                }
+                Found::End(end) => {
+                    read.problems.extend(end.problem());
+                    return Ok(read);
+                }
+            }
+        }
+    }
+
+    /// Takes up what a journal says, in any order.
+    pub fn add(&mut self, entry: Entry<'_>) {
+        match entry {
+            Entry::Intent(IntentRef { key, form, runs }) => {
+                let batch = Batch { form: form.to_owned(), runs: runs.bytes().into() };
+                match self.batches.get(key) {
+                    Some(known) if *known != batch => drop(self.disputed.insert(key.to_owned())),
+                    Some(_) => {}
+                    None => drop(self.batches.insert(key.to_owned(), batch)),
+                }
+            }
+            Entry::Done(key) => drop(self.done.insert(key.to_owned())),
+            Entry::Payloads(_) | Entry::Keys(_) => {}
+        }
+    }
+
+    pub fn files(&self) -> &[JournalFile] {
+        &self.files
+    }
+
+    /// Batches that can be relied on, by their keys.
+    fn sound(&self) -> impl Iterator<Item = (&str, &Batch)> {
+        let sound = self.batches.iter().filter(|(key, _)| !self.disputed.contains(*key));
+        sound.map(|(key, batch)| (key.as_str(), batch))
+    }
+
+    /// Batches that were begun and are not done, by their keys.
+    pub fn begun(&self) -> impl Iterator<Item = (&str, &Batch)> {
+        self.sound().filter(|(key, _)| !self.done.contains(*key))
+    }
+
+    /// Batches that are done, by their keys.
+    pub fn done(&self) -> impl Iterator<Item = (&str, &Batch)> {
+        self.sound().filter(|(key, _)| self.done.contains(*key))
+    }
+
+    /// The payloads that need nothing more once the begun batches are done as well.
+    pub fn members(&self) -> Settled {
+        Settled::of(self.sound().map(|(_, batch)| batch))
+    }
+
+    /// The batch with this key is done.
+    pub fn finish(&mut self, key: &str) {
+        self.done.insert(key.to_owned());
+    }
+
+    /// Makes what was read durable, in one whole new file; damaged ones are reported and put aside.
+    pub fn settle(&mut self, core_dir: &Path) -> io::Result<()> {
+        for key in std::mem::take(&mut self.disputed) {
+            tracing::error!(
+                "{}: two batches with the key {key} were begun; their payloads are put again",
+                core_dir.display()
+            );
+            self.batches.remove(&key);
+            self.done.remove(&key);
+        }
+        // Also a single whole one: what its process had under way when it died may still get to the disk, and is to land
+        // in a file that is gone.
+        if self.files.is_empty() { Ok(()) } else { self.rewrite(core_dir) }
+    }
+
+    /// Writes it all to a new journal, which takes the place of those it was read from.
+    pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
+        let path = core_dir.join(format!("{}.{JOURNAL}", fastrand::u64(..)));
+        let bytes = self.write(&path)?;
+        sync_dir(core_dir)?;
+        let new = JournalFile { path, bytes, groups: 0, problems: vec![], notes: vec![] };
+        for old in std::mem::replace(&mut self.files, vec![new]) {
+            if old.problems.is_empty() {
+                remove(&old.path)?;
+                continue;
+            }
+            let (path, problems) = (old.path.display(), old.problems.join("; "));
+            tracing::error!(
+                "{path} is damaged: {problems}; members of batches it told of may be stored twice"
+            );
+            put_aside(&old.path)?;
+        }
+        sync_dir(core_dir)
+    }
+
+    fn write(&self, path: &Path) -> io::Result<u64> {
+        let records: Vec<Vec<u8>> =
+            self.sound().map(|(key, batch)| self.record(key, batch)).collect();
+        let mut groups: Vec<Vec<u8>> = Vec::new();
+        for record in records {
+            match groups.last_mut() {
+                Some(last) if last.len() + record.len() <= GROUP_BYTES_MAX => last.extend(record),
+                _ => groups.push(record),
+            }
+        }
+        let bytes = DATA_START + groups.iter().map(|group| group_bytes(group.len())).sum::<u64>();
+        let label = Label { segment_bytes: bytes, id: 1, core: 0, node: String::new() };
+        let mut file = create_private(path)?;
+        file.write_all(&[0; DATA_START as usize])?;
+        for (number, body) in (0..).zip(groups) {
+            let mut buffer = vec![0; group_bytes(body.len()) as usize];
+            buffer[HEAD_BYTES..HEAD_BYTES + body.len()].copy_from_slice(&body);
+            finish_group(&mut buffer, &label, number, 0, body.len());
+            file.write_all(&buffer)?;
+        }
+        file.sync_all()?;
+        Ok(bytes)
+    }
+
+    fn record(&self, key: &str, batch: &Batch) -> Vec<u8> {
+        let mut record = intent_record(key, &batch.form, &batch.runs).into_vec();
+        if self.done.contains(key) {
+            let at = record.len();
+            record.resize(at + done_bytes(key), 0);
+            write_done(&mut record[at..], key);
+        }
+        record
+    }
+}
+
+/// The members of batches, by the ids of their segments.
+#[derive(Debug, Default)]
+pub struct Settled(HashMap<u64, Done>);
+
+impl Settled {
+    fn of<'a>(batches: impl Iterator<Item = &'a Batch>) -> Settled {
+        let mut members = HashMap::<u64, Done>::new();
+        for run in batches.flat_map(|batch| batch.runs().iter()) {
+            members.entry(run.segment).or_default().fill(run.first..run.end());
+        }
+        Settled(members)
+    }
+
+    pub fn contains(&self, segment: u64, ordinal: u32) -> bool {
+        self.0.get(&segment).is_some_and(|done| done.contains(ordinal))
+    }
+
+    /// Those in one segment.
+    pub fn of_segment(&self, segment: u64) -> impl Iterator<Item = Range<u32>> {
+        self.0.get(&segment).into_iter().flat_map(Done::ranges)
+    }
+}
+
+/// The journals in a core directory, oldest first where their names say so.
+#[expect(clippy::disallowed_methods, reason = "see the module")]
+pub fn journals_of(core_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(core_dir)? {
+        let path = entry?.path();
+        if is_journal(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// By its name.
+pub fn is_journal(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == JOURNAL)
+}

@@ -1,0 +1,640 @@
+//! Batches: what a crash between any two steps leaves is stored once.
+
+use super::super::format::runs::{Encoder, Runs};
+use super::*;
+
+/// A batch of these jobs, in this order.
+fn members(jobs: &[Job]) -> Rc<Members> {
+    let record = |job: &Job| job.record.clone().expect("spooled");
+    let mut members = Members::of(record(&jobs[0]).home());
+    for job in jobs {
+        assert!(members.push(&record(job), job.stamp));
+    }
+    Rc::new(members)
+}
+
+/// The payloads of a begun batch, in order; none is damaged.
+async fn read(begun: &mut Begun) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    while let Some(payload) = begun.next().await.unwrap() {
+        found.push(payload.to_vec());
+    }
+    assert_eq!(found.len() as u64, begun.payloads());
+    found
+}
+
+impl Rig {
+    async fn pops(&self, count: usize) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            jobs.push(self.pop().await);
+        }
+        jobs
+    }
+
+    async fn intend(&self, key: &str, jobs: &[Job]) -> Intent {
+        self.spool.intend(key, "ndjson+zstd", &members(jobs)).await.unwrap()
+    }
+
+    /// Sends requests of one payload each: their numbers.
+    async fn numbers(&self, numbers: Range<u32>) {
+        for number in numbers {
+            self.send(&[number.to_string().as_bytes()]).await.unwrap();
+        }
+    }
+}
+
+/// The process at `home` is dead; `node` takes over what it left.
+fn successor(dir: &Path, home: Home, node: &str) -> (Home, Vec<Arc<Left>>, Arc<Orphans>) {
+    drop(home);
+    let home = Home::open(dir, node, &[0, 1]).unwrap();
+    let (taken, orphans) = adopt(&home);
+    (home, taken, orphans)
+}
+
+fn journals_at(core_dir: &Path) -> Vec<PathBuf> {
+    journals_of(core_dir).unwrap()
+}
+
+fn text(number: u32) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+#[test]
+fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..40).await;
+        let jobs = rig.pops(40).await;
+        // In another order than they lie in, and across segments.
+        let mut begun_jobs = [&jobs[2..5], &jobs[20..30], &jobs[0..1]].concat();
+        begun_jobs.swap(0, 9);
+        let begun = rig.intend("begun", &begun_jobs).await;
+        let finished = rig.intend("finished", &jobs[5..20]).await;
+        rig.spool.finished(finished);
+        assert_eq!(rig.cells.spool_payloads.value(), 25);
+        let home_dir = jobs[0].record.as_ref().unwrap().home().clone();
+        until("it is noted", || !home_dir.has_finished()).await;
+        assert!(rig.cells.spool_bytes.value() > 3 * SEGMENT_BYTES, "the journal counts");
+        drop((begun, jobs.clone(), home_dir));
+        rig.crash().await;
+        drop(jobs);
+        let (home, mut taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        sleep(LOOK_EVERY + Duration::from_millis(200)).await;
+        assert!(rig.ring.is_empty(), "a begun batch goes first");
+        let mut begun = rig.spool.next_begun().await.unwrap();
+        assert_eq!((begun.key(), begun.form()), ("begun", "ndjson+zstd"));
+        let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
+        assert_eq!(read(&mut begun).await, expected);
+        assert_eq!(
+            (rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()),
+            (14, 14)
+        );
+        assert!(poll_once(rig.spool.next_begun()).await.is_none(), "only one");
+        assert!(rig.ring.is_empty());
+        begun.finished().await.unwrap();
+        drop(begun);
+        let rest: BTreeSet<_> = rig.store(11).await.into_iter().map(|(_, p)| p).collect();
+        let alone = (0..40).filter(|n| *n == 1 || *n >= 30);
+        assert_eq!(rest, alone.map(text).collect());
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert_eq!((rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()), (25, 0));
+        home.adopt(&mut taken, &orphans).unwrap();
+        assert_eq!(instances::instances(dir.path()).unwrap(), [dir.path().join("m")]);
+        rig.spool.stop_reading();
+        assert!(rig.spool.next_begun().await.is_none());
+    });
+}
+
+#[test]
+fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..10).await;
+        let jobs = rig.pops(10).await;
+        drop((rig.intend("a", &jobs[..3]).await, rig.intend("b", &jobs[3..6]).await, jobs));
+        rig.crash().await;
+        // One batch is finished, one only read.
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let mut a = rig.spool.next_begun().await.unwrap();
+        let mut b = rig.spool.next_begun().await.unwrap();
+        read(&mut a).await;
+        read(&mut b).await;
+        a.finished().await.unwrap();
+        drop((a, b));
+        rig.crash().await;
+        drop((_taken, orphans));
+        // Now the other one, and of what is left some is batched, some is not.
+        let (home, _taken, orphans) = successor(dir.path(), home, "o");
+        let rig = Rig::new(&home, &orphans, "o", SMALL).await;
+        let mut b = rig.spool.next_begun().await.unwrap();
+        assert_eq!(b.key(), "b");
+        assert_eq!(read(&mut b).await, [text(3), text(4), text(5)]);
+        b.finished().await.unwrap();
+        let jobs = rig.pops(4).await;
+        let c = rig.intend("c", &jobs[..1]).await;
+        let d = rig.intend("d", &jobs[1..2]).await;
+        rig.spool.finished(c);
+        rig.spool.flush(jobs[0].record.as_ref().unwrap().home()).await.unwrap();
+        drop((b, d, jobs));
+        rig.crash().await;
+        drop((_taken, orphans));
+        let (home, _taken, orphans) = successor(dir.path(), home, "p");
+        let rig = Rig::new(&home, &orphans, "p", SMALL).await;
+        let mut d = rig.spool.next_begun().await.unwrap();
+        assert_eq!(d.key(), "d");
+        assert_eq!(read(&mut d).await, [text(7)]);
+        d.finished().await.unwrap();
+        let rest: Vec<_> = rig.store(2).await.into_iter().map(|(_, p)| p).collect();
+        assert_eq!(rest, [text(8), text(9)]);
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert!(rig.ring.is_empty());
+    });
+}
+
+#[test]
+fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..2).await;
+        let jobs = rig.pops(2).await;
+        let open = [rig.intend("open-0", &jobs[..1]).await, rig.intend("open-1", &jobs[1..]).await];
+        for round in 0..300 {
+            rig.numbers(round..round + 1).await;
+            let jobs = rig.pops(1).await;
+            let intent = rig.intend(&format!("round-{round}"), &jobs).await;
+            rig.spool.finished(intent);
+            assert!(journals_at(&home.core_dir(0)).len() <= 2);
+        }
+        let own = rig.spool.own_dir();
+        // 16 groups fill it, so much is kept at most.
+        assert!(own.batches() <= 2 + 17, "{} batches are kept", own.batches());
+        rig.spool.flush(&own).await.unwrap();
+        drop((open, jobs, own));
+        rig.crash().await;
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        for number in 0..2 {
+            let mut begun = rig.spool.next_begun().await.unwrap();
+            assert_eq!(begun.key(), format!("open-{number}"));
+            assert_eq!(read(&mut begun).await, [text(number)]);
+            begun.finished().await.unwrap();
+        }
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert!(rig.ring.is_empty(), "nothing else was open");
+    });
+}
+
+#[test]
+fn intents_that_wait_share_a_sync_and_one_too_long_for_others_has_its_own() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..30).await;
+        let jobs = rig.pops(30).await;
+        drop(rig.intend("first", &jobs[..1]).await);
+        let before = rig.cells.spool_syncs.value();
+        let intents: Vec<_> = (1..30)
+            .map(|n| {
+                let (spool, members) = (rig.spool.clone(), members(&jobs[n..n + 1]));
+                let intend = async move { spool.intend(&format!("{n}"), "", &members).await };
+                glommio::spawn_local(intend)
+            })
+            .collect();
+        for intent in intents {
+            rig.spool.finished(intent.await.unwrap());
+        }
+        let syncs = rig.cells.spool_syncs.value() - before;
+        assert!((1..=3).contains(&syncs), "{syncs} syncs for 29 intents");
+    });
+}
+
+#[test]
+fn a_journal_that_cannot_be_synced_lets_no_batch_go_and_yields_none_twice() {
+    for seed in 0..6 {
+        let dir = tempfile::tempdir().unwrap();
+        run(async {
+            let home = Home::open(dir.path(), "n", &[0]).unwrap();
+            let mut random = fastrand::Rng::with_seed(seed);
+            power::start();
+            let size = Size { sync_fault: 0.2, progress: Duration::from_millis(2), ..SMALL };
+            let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+            let (mut held, mut batches) = (Vec::new(), Vec::new());
+            let mut failed = 0;
+            while rig.seq.get() < 150 {
+                let (seq, count) = (rig.seq.get(), random.u64(1..4));
+                let payloads: Vec<_> = (seq..seq + count).map(payload).collect();
+                let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+                if rig.send(&slices).await.is_err() {
+                    failed += 1;
+                    until("it is tried again", || rig.cells.spool_failing.value() == 0).await;
+                }
+                rig.hold(&mut held).await;
+                rig.work(&mut random, &mut held, &mut batches).await;
+            }
+            assert!(failed > 3, "{failed}");
+            drop((held, batches));
+            let world = World::default().after(&power::stop());
+            rig.crash().await;
+            world.check_after(&contents(dir.path()), &format!("seed {seed}"));
+        });
+    }
+}
+
+/// All files of the cores below.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for instance in instances::instances(dir).unwrap() {
+        for core in instances::core_dirs(&instance).unwrap() {
+            for entry in fs::read_dir(core).unwrap() {
+                let path = entry.unwrap().path();
+                found.insert(path.clone(), fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// The cuts of a process that takes over what a cut has left.
+#[test]
+fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_never() {
+    let seed = std::env::var("MILLRACE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLRACE_TEST_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut cuts, mut begun_again, mut batched_again) = (0, 0, 0);
+    for _ in 0..8 {
+        let events = recorded(random.u64(..), 30);
+        let count = random.usize(events.len() / 3..events.len());
+        let share = random.f64();
+        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.f64() < share).collect();
+        let world = World::default().after(&events[..count]);
+        let files = disk.with(|number| kept[number]);
+        let (files, events) = replayed(&files, &mut random);
+        let puts = events.iter().filter_map(|event| match event {
+            Event::Put { key, .. } => Some(world.objects.contains_key(key)),
+            _ => None,
+        });
+        let (again, new): (Vec<bool>, Vec<bool>) = puts.partition(|again| *again);
+        begun_again += again.len();
+        batched_again += new.len();
+        let sampled: Vec<bool> = (0..=events.len()).map(|_| random.u8(..) < 60).collect();
+        cuts += cut(&files, &events, &world, &mut random, 4, |count| sampled[count]);
+    }
+    println!("{cuts} power cuts");
+    assert!(cuts > 1_000 && batched_again > 20, "{cuts} {batched_again} {begun_again}");
+}
+
+/// What is on the disk once a process has adopted `files`, and what happens there from then on until it dies as well.
+fn replayed(
+    files: &BTreeMap<PathBuf, Vec<u8>>,
+    random: &mut fastrand::Rng,
+) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<Event>) {
+    let dir = tempfile::tempdir().unwrap();
+    let core_dir = dir.path().join("n/core-0");
+    fs::create_dir_all(&core_dir).unwrap();
+    for (path, bytes) in files {
+        fs::write(core_dir.join(path.file_name().unwrap()), bytes).unwrap();
+    }
+    run(async {
+        let home = Home::open(dir.path(), "m", &[0]).unwrap();
+        let (_taken, orphans) = adopt(&home);
+        let files = contents(dir.path());
+        power::start();
+        let size = Size { slots: 12, segments: 6, progress: Duration::from_millis(2), ..SMALL };
+        let rig = Rig::new(&home, &orphans, "m", size).await;
+        rig.seq.set(1_000_000);
+        let (mut held, mut batches) = (Vec::new(), Vec::new());
+        for _ in 0..random.u64(20..60) {
+            if let Some(Some(begun)) = poll_once(rig.spool.next_begun()).await {
+                batches.push(put_again(begun, random.u64(..3)));
+            }
+            let seq = rig.seq.get();
+            if rig.send(&[&payload(seq)]).await.is_err() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            rig.hold(&mut held).await;
+            rig.work(random, &mut held, &mut batches).await;
+        }
+        drop((held, batches));
+        rig.crash().await;
+        (files, power::stop())
+    })
+}
+
+/// Puts a begun batch, with the payloads it was begun with in their order.
+fn put_again(mut begun: Begun, pause: u64) -> Task<()> {
+    glommio::spawn_local(async move {
+        let payloads = read(&mut begun).await;
+        let key = begun.key().to_owned();
+        let seqs = BATCHES.with_borrow(|batches| batches[&key].clone());
+        assert!(payloads.iter().eq(&seqs.iter().map(|seq| payload(*seq)).collect::<Vec<_>>()));
+        power::note(|| Event::Put { key, seqs });
+        sleep(Duration::from_millis(pause)).await;
+        begun.finished().await.unwrap();
+    })
+}
+
+/// Several processes of two cores die one after the other, each at any moment of its work.
+#[test]
+fn crashes_in_a_row_store_everything_once() {
+    let seed = std::env::var("MILLRACE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("MILLRACE_TEST_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut begun_again = 0;
+    for _ in 0..6 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = World::default();
+        for process in 0..5 {
+            let events = one_life(dir.path(), process, &mut random);
+            let known = |event: &&Event| matches!(event, Event::Put { key, .. } if world.objects.contains_key(key));
+            begun_again += events.iter().filter(known).count();
+            world = world.after(&events);
+        }
+        world.check("after the last");
+        assert!(world.owed.len() > 100, "{}", world.owed.len());
+        let left = instances::instances(dir.path()).unwrap();
+        assert_eq!(left.len(), 1, "only the last one's: {left:?}");
+    }
+    println!("{begun_again} batches put again");
+}
+
+/// The life of the process with this number; the first three take requests, the last one stores all that is there.
+fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<Event> {
+    run(async {
+        let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
+        let (mut taken, orphans) = adopt(&home);
+        power::start();
+        let size = Size { slots: 20, segments: 20, progress: Duration::from_millis(2), ..SMALL };
+        let node = format!("n{process}");
+        let rigs = [0, 1].map(|core| Rig::with(&home, &orphans, &node, size.clone(), core, None));
+        let mut work = [const { (Vec::new(), Vec::new()) }; 2];
+        // Numbers that no other core and process gives.
+        rigs.iter().zip(0..).for_each(|(rig, core)| rig.seq.set(process * 500 + core * 250));
+        let is_last = process == 4;
+        let mut rounds = 0..if is_last { 10_000 } else { random.u64(20..60) };
+        while rounds.next().is_some() {
+            for (rig, (held, batches)) in rigs.iter().zip(&mut work) {
+                let at = rig.seq.get();
+                if process < 3 && at % 250 < 240 {
+                    let payloads: Vec<_> = (at..at + random.u64(1..4)).map(payload).collect();
+                    let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+                    rig.send(&slices).await.unwrap();
+                }
+                if let Some(Some(begun)) = poll_once(rig.spool.next_begun()).await {
+                    batches.push(put_again(begun, random.u64(..5)));
+                }
+                rig.hold(held).await;
+                rig.work(random, held, batches).await;
+            }
+            if is_last && orphans.bytes() == 0 {
+                home.adopt(&mut taken, &orphans).unwrap();
+                if orphans.bytes() == 0 {
+                    break;
+                }
+            }
+        }
+        drop(work);
+        for rig in rigs {
+            rig.crash().await;
+        }
+        assert!(rounds.next().is_some() || !is_last, "the last one came to an end");
+        drop(taken);
+        power::stop()
+    })
+}
+
+#[test]
+fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
+    for damaged in [false, true] {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let home = Home::open(dir.path(), "n", &[0]).unwrap();
+            let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+            rig.numbers(0..6).await;
+            let jobs = rig.pops(6).await;
+            for (number, job) in jobs.iter().enumerate() {
+                drop(rig.intend(&format!("batch-{number}"), std::slice::from_ref(job)).await);
+            }
+            drop(jobs);
+            rig.crash().await;
+            let journal = &journals_at(&home.core_dir(0))[0];
+            let mut bytes = fs::read(journal).unwrap();
+            // The third of six groups, or the last, which looks as if it had not been written to its end.
+            let group = if damaged { 2 } else { 5 };
+            bytes[(DATA_START + group * 4096 + 140) as usize] ^= 1;
+            fs::write(journal, bytes).unwrap();
+            let (home, _taken, orphans) = successor(dir.path(), home, "m");
+            let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+            for number in (0..6_u32).filter(|number| u64::from(*number) != group) {
+                let mut begun = rig.spool.next_begun().await.unwrap();
+                assert_eq!(begun.key(), format!("batch-{number}"));
+                assert_eq!(read(&mut begun).await, [text(number)]);
+                begun.finished().await.unwrap();
+            }
+            assert_eq!(rig.store(1).await[0].1, text(group as u32), "comes back alone");
+            until("all is replayed", || orphans.bytes() == 0).await;
+            assert_eq!(instances::quarantined(dir.path()), usize::from(damaged));
+            assert_eq!(rig.cells.payloads_lost.value(), 0);
+        });
+    }
+}
+
+#[test]
+fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = Ledger::default();
+    let mut runs = Encoder::default();
+    assert!((0..9).all(|n| runs.push(1, 2 * n)));
+    let runs = runs.finish();
+    let runs = Runs::check(&runs).unwrap();
+    for key in ["a", "b", "c"] {
+        let intent = IntentRef { key, form: "f", runs };
+        whole.add(Entry::Intent(intent));
+    }
+    whole.finish("b");
+    whole.rewrite(dir.path()).unwrap();
+    let path = &journals_at(dir.path())[0];
+    let bytes = fs::read(path).unwrap();
+    let keys = |ledger: &Ledger| {
+        let begun: Vec<_> = ledger.begun().map(|(key, _)| key.to_owned()).collect();
+        let done: Vec<_> = ledger.done().map(|(key, _)| key.to_owned()).collect();
+        (begun, done)
+    };
+    let read = Ledger::read(dir.path()).unwrap();
+    assert_eq!(keys(&read), (vec!["a".into(), "c".into()], vec!["b".into()]));
+    for at in DATA_START as usize..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        fs::write(path, flipped).unwrap();
+        let found = Ledger::read(dir.path()).unwrap();
+        let file = &found.files()[0];
+        let told = !file.problems.is_empty() || !file.notes.is_empty();
+        assert!(told || keys(&found) == keys(&read), "byte {at}");
+        assert!(!told || keys(&found) == (vec![], vec![]), "byte {at}");
+    }
+}
+
+#[test]
+fn batches_with_one_key_and_other_members_are_not_relied_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::default();
+    let mut encoder = Encoder::default();
+    for (key, ordinal) in [("twice", 1), ("once", 2), ("twice", 3)] {
+        assert!(encoder.push(1, ordinal));
+        let runs = encoder.finish();
+        let runs = Runs::check(&runs).unwrap();
+        ledger.add(Entry::Intent(IntentRef { key, form: "", runs }));
+    }
+    ledger.settle(dir.path()).unwrap();
+    let begun: Vec<_> = ledger.begun().map(|(key, _)| key).collect();
+    assert_eq!(begun, ["once"]);
+    let members = ledger.members();
+    assert!(members.contains(1, 2) && !members.contains(1, 3));
+}
+
+#[test]
+fn a_member_that_damage_took_is_said_and_the_others_come() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..8).await;
+        let jobs = rig.pops(8).await;
+        drop((rig.intend("batch", &jobs[..7]).await, jobs));
+        rig.crash().await;
+        let segment = segments(&home).into_iter().find(|path| !is_journal(path)).unwrap();
+        let mut bytes = fs::read(&segment).unwrap();
+        for group in [2, 3, 5] {
+            bytes[(DATA_START + group * 4096 + 130) as usize] ^= 1;
+        }
+        fs::write(&segment, bytes).unwrap();
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let mut begun = rig.spool.next_begun().await.unwrap();
+        let (mut found, mut errors) = (Vec::new(), Vec::new());
+        loop {
+            match begun.next().await {
+                Ok(Some(payload)) => found.push(payload.to_vec()),
+                Ok(None) => break,
+                Err(error) => errors.push(error),
+            }
+        }
+        assert_eq!(found, [0, 1, 4, 6].map(text));
+        assert!(errors.iter().all(|error| error.kind() == io::ErrorKind::InvalidData));
+        assert!(errors[0].to_string().contains("2 payloads of batch"), "{errors:?}");
+        assert_eq!((errors.len(), rig.cells.payloads_lost.value()), (2, 3));
+        assert_eq!(rig.cells.spool_payloads.value(), 4);
+        begun.finished().await.unwrap();
+        drop(begun);
+        assert_eq!(rig.cells.spool_payloads.value(), 0);
+        assert_eq!(rig.store(1).await[0].1, text(7));
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert_eq!(rig.cells.payloads_lost.value(), 3, "once");
+        assert_eq!(
+            rig.cells.undecided_and_unsynced(),
+            (8 - 3 - 0, 0),
+            "stored, which nobody counts here"
+        );
+    });
+}
+
+#[test]
+fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..50).await;
+        let mut jobs = rig.pops(50).await;
+        let mut dropped = Vec::new();
+        for round in 0..25_u32 {
+            // Dropped at any of its first steps; what it may have got to the disk is not used for anything else.
+            let intended = members(&jobs[..1]);
+            dropped.push(jobs.remove(0));
+            let mut intend = Box::pin(rig.spool.intend("dropped", "", &intended));
+            for _ in 0..round {
+                if poll_once(&mut intend).await.is_some() {
+                    break;
+                }
+                glommio::executor().yield_now().await;
+            }
+            drop(intend);
+            let kept = jobs.remove(0);
+            let intent = rig.intend(&format!("kept-{round}"), &[kept]).await;
+            rig.spool.finished(intent);
+        }
+        let own = rig.spool.own_dir();
+        rig.spool.flush(&own).await.unwrap();
+        drop((own, dropped, jobs));
+        rig.crash().await;
+        let ledger = Ledger::read(&home.core_dir(0)).unwrap();
+        assert_eq!(ledger.begun().filter(|(key, _)| *key != "dropped").count(), 0);
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        while let Some(Some(mut begun)) = poll_once(rig.spool.next_begun()).await {
+            begun.finished().await.unwrap();
+        }
+        until("all is replayed", || {
+            while let Some(job) = rig.ring.take() {
+                rig.admission.popped();
+                let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
+                assert!(number % 2 == 0, "{number} was stored with a batch");
+                job.settle(Fate::Stored);
+            }
+            orphans.bytes() == 0
+        })
+        .await;
+    });
+}
+
+#[test]
+fn versions_and_the_template_of_keys_come_back() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { slots: 2, ..SMALL };
+        let keys = Some("{date:%Y}/{version}/{seq}");
+        let rig = Rig::with(&home, &Arc::default(), "n", size, 0, keys);
+        let versions = [None, Some(""), Some("1.2"), Some("größer")];
+        for version in versions {
+            let (_, ticket) = rig.submit_with(&[b"1", b"2"], version).unwrap();
+            ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
+        }
+        let long = "v".repeat(VERSION_BYTES_MAX + 1);
+        assert_eq!(rig.submit_with(&[b"1"], Some(&long)).err(), Some(SpoolError::VersionTooLong));
+        // The first two straight from memory, the others read back.
+        let check = async |rig: &Rig| {
+            for version in versions.iter().flat_map(|version| [version; 2]) {
+                let job = rig.pop().await;
+                assert_eq!(job.payload.version(), *version);
+                let read = job.record.as_ref().unwrap().origin().map(|origin| {
+                    assert_eq!(origin.keys(), keys);
+                });
+                assert_eq!(read.is_some(), rig.seq.get() == 0);
+            }
+        };
+        check(&rig).await;
+        let queued = Job::queued(Payload::from(b"7".to_vec()), Stamp { unix_nanos: 7, seq: 99 });
+        rig.stop(&mut vec![queued]).await;
+        while rig.ring.take().is_some() {}
+        drop(rig);
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        check(&rig).await;
+        let stopped = rig.pop().await;
+        assert_eq!((&*stopped.payload, stopped.payload.version()), (&b"7"[..], None));
+        assert_eq!(stopped.record.unwrap().origin().unwrap().keys(), keys);
+    });
+}
