@@ -1,9 +1,355 @@
-//! Batches: many payloads in one NDJSON object, one payload per line.
+//! Batches of one core: many payloads in one NDJSON object, one payload per line.
+//!
+//! ```text
+//!  ring → gather → open batches, one per partition → closed → workers → store
+//!                  BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT
+//! ```
+//!
+//! One task (`gather`) empties the ring. In entering a batch a payload is copied or compressed, and gives up its ring slot and
+//! its share of its request's body; from then on the batch is charged to `BATCH_MEMORY`, open, closed and travelling. When that
+//! is used up the ring is not emptied any more, so admission answers 503. The bound may be exceeded by one payload,
+//! one chunk and one compressor state.
+//!
+//! Payloads share a batch if `KEY` makes the same text of them (`key::Partition`) and they are equally safe: those of one
+//! core directory of the spool, or those that are in memory only, are together. So what a crash leaves of a batch is known
+//! from one journal, and what a stop leaves is either in the spool already or not at all.
 //!
 //! `encoder` turns payloads into the bytes of one object: it puts them on lines (`lines`), compresses them in bounded
-//! slices (`compressor`) and keeps the outcome in chunks (`chunks`) that are sent as they lie.
+//! slices (`compressor`) and keeps the outcome in chunks (`chunks`) that are sent as they lie. `restore` puts batches again
+//! that a crashed process had begun.
 
 mod chunks;
 mod compressor;
 pub mod encoder;
+mod gather;
 mod lines;
+mod open;
+pub mod restore;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::Instant;
+
+pub use gather::gather;
+
+use crate::ack::{Fate, Tally};
+use crate::coding::Coding;
+use crate::config::{BatchOptions, Config, Form};
+use crate::job::{Job, Origin, Payload, Stamp};
+use crate::key::{KeyTemplate, Partition};
+use crate::metrics::{Cell64, CoreCells};
+use crate::ring::Ring;
+use crate::spool::{Members, Signal};
+use crate::store::{Object, Sums};
+use encoder::EncoderShared;
+use open::Open;
+
+/// What a batch is charged beside its bytes and the lists of its members: its own fields, its key, the partition's text.
+const BATCH_COST_BYTES: usize = 4 << 10;
+
+/// Room that is made before a payload enters: a chunk may be begun for it.
+const ROOM_BYTES: usize = 256 << 10;
+
+/// What a core's batches may take beyond `BATCH_MEMORY`: a compressor state and a chunk, and what the encoders keep for
+/// reuse (32 chunks of 256 KiB and four states of up to 3 MiB).
+pub const MEMORY_BESIDE_BYTES: usize = (4 + 8 + 12) << 20;
+
+/// Why a batch was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Reason {
+    Size,
+    RawSize,
+    Age,
+    Count,
+    Memory,
+    Partitions,
+    Drain,
+}
+
+impl Reason {
+    /// As the metric's label says them, in the order of their numbers.
+    pub const NAMES: [&str; 7] =
+        ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
+}
+
+/// The batches of one core.
+pub struct Batches {
+    options: BatchOptions,
+    keys: KeyTemplate,
+    /// Whether all payloads of one kind share a batch.
+    is_partitioned: bool,
+    shared: Rc<EncoderShared>,
+    memory: Rc<Memory>,
+    open: RefCell<OpenBatches>,
+    /// In line for a worker.
+    closed: Ring<Rc<Batch>>,
+    /// Being finished: no longer open and not yet closed.
+    closing: RefCell<Option<Rc<RefCell<Open>>>>,
+    /// A payload that waits for room.
+    in_hand: RefCell<Option<Job>>,
+    /// Room for what the next payload's place is made of, and for the place.
+    partition: RefCell<Partition>,
+    place: RefCell<Vec<u8>>,
+    cells: &'static CoreCells,
+}
+
+/// The open batches, by what their members have in common, and by age.
+#[derive(Default)]
+struct OpenBatches {
+    by_place: HashMap<Rc<[u8]>, Rc<RefCell<Open>>>,
+    /// By number, so the oldest first.
+    by_age: BTreeMap<u64, (Instant, Rc<[u8]>)>,
+    next_number: u64,
+}
+
+impl Batches {
+    pub fn new(config: &Config, cells: &'static CoreCells) -> Option<Batches> {
+        let options = config.batch.clone()?;
+        let memory = Rc::new(Memory {
+            max: options.memory,
+            used: Cell::new(0),
+            freed: Signal::default(),
+            gauge: &cells.batch_bytes,
+        });
+        Some(Batches {
+            is_partitioned: config.keys.is_partitioned(),
+            keys: config.keys.clone(),
+            shared: EncoderShared::new(),
+            memory,
+            open: RefCell::default(),
+            // Each is charged at least its cost, and nothing enters beyond the bound.
+            closed: Ring::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
+            closing: RefCell::default(),
+            in_hand: RefCell::default(),
+            partition: RefCell::default(),
+            place: RefCell::default(),
+            cells,
+            options,
+        })
+    }
+
+    /// The next closed batch, for worker `number`; `None` once nothing more will come.
+    pub async fn pop(&self, number: usize) -> Option<Rc<Batch>> {
+        self.closed.pop(number).await
+    }
+
+    /// Nothing is open, being closed or in line.
+    pub fn is_empty(&self) -> bool {
+        self.closed.is_empty()
+            && self.open.borrow().by_place.is_empty()
+            && self.closing.borrow().is_none()
+            && self.in_hand.borrow().is_none()
+    }
+
+    /// All that is open, being closed or in line is in the spool as well.
+    pub fn holds_spooled_only(&self) -> bool {
+        let is_spooled = |open: &Rc<RefCell<Open>>| open.borrow().is_spooled();
+        self.closed.all(|batch| batch.is_spooled())
+            && self.open.borrow().by_place.values().all(is_spooled)
+            && self.closing.borrow().iter().all(is_spooled)
+            && self.in_hand.borrow().iter().all(|job| job.record.is_some())
+    }
+
+    /// For the last step of a stop, when the gathering task and the workers are no more: what is not in the spool. Batches
+    /// that were open are closed, in one go.
+    pub fn take_rest(&self, origin: &Origin) -> (Vec<Job>, Vec<Rc<Batch>>) {
+        let job = self.in_hand.take().filter(|job| job.record.is_none());
+        let open = std::mem::take(&mut *self.open.borrow_mut()).by_place.into_values();
+        let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
+        for open in open.chain(self.closing.take()) {
+            let Some(open) = Rc::into_inner(open) else { continue };
+            let mut open = open.into_inner();
+            open.encoder.finish();
+            while open.work() {}
+            batches.push(Rc::new(open.into_batch(self, origin)));
+            self.cells.batches_closed[Reason::Drain as usize].inc();
+        }
+        self.cells.batches_open.set(0);
+        batches.retain(|batch| !batch.is_spooled());
+        (job.into_iter().collect(), batches)
+    }
+}
+
+/// Memory of a core's batches.
+struct Memory {
+    max: usize,
+    used: Cell<usize>,
+    /// Some has been given back.
+    freed: Signal,
+    gauge: &'static Cell64,
+}
+
+impl Memory {
+    fn fits(&self, bytes: usize) -> bool {
+        self.used.get() + bytes <= self.max
+    }
+}
+
+/// What one batch holds of it, released when dropped.
+struct Charge {
+    memory: Rc<Memory>,
+    bytes: usize,
+}
+
+impl Charge {
+    fn new(memory: &Rc<Memory>) -> Charge {
+        Charge { memory: memory.clone(), bytes: 0 }
+    }
+
+    fn set(&mut self, bytes: usize) {
+        let used = self.memory.used.get() - self.bytes + bytes;
+        self.bytes = bytes;
+        self.memory.used.set(used);
+        self.memory.gauge.set(used as u64);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+        self.memory.freed.raise();
+    }
+}
+
+/// Payloads in a row whose stamps follow each other.
+#[derive(Clone, Copy)]
+struct StampRun {
+    first: Stamp,
+    count: u32,
+}
+
+/// Whom an object's fate concerns beside the spool.
+#[derive(Default)]
+struct Roster {
+    /// What each payload would be called by itself, in the order of the lines; of payloads that are in memory only.
+    stamps: Vec<StampRun>,
+    /// Requests that wait for the store, with how many payloads each has here.
+    tallies: Vec<(Rc<Tally>, u32)>,
+}
+
+impl Roster {
+    fn note_stamp(&mut self, stamp: Stamp) {
+        match self.stamps.last_mut() {
+            Some(run)
+                if run.first.unix_nanos == stamp.unix_nanos
+                    && run.first.seq + u64::from(run.count) == stamp.seq
+                    && run.count < u32::MAX =>
+            {
+                run.count += 1;
+            }
+            _ => self.stamps.push(StampRun { first: stamp, count: 1 }),
+        }
+    }
+
+    fn note_tally(&mut self, tally: Rc<Tally>) {
+        match self.tallies.last_mut() {
+            Some((last, count)) if Rc::ptr_eq(last, &tally) => *count += 1,
+            _ => self.tallies.push((tally, 1)),
+        }
+    }
+
+    fn memory(&self) -> usize {
+        self.stamps.capacity() * size_of::<StampRun>()
+            + self.tallies.capacity() * size_of::<(Rc<Tally>, u32)>()
+    }
+
+    fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.stamps.iter().flat_map(|run| {
+            let Stamp { unix_nanos, seq } = run.first;
+            (seq..seq + u64::from(run.count)).map(move |seq| Stamp { unix_nanos, seq })
+        })
+    }
+}
+
+/// A batch that takes no more payloads: one object, and whom its fate concerns.
+pub struct Batch {
+    key: String,
+    /// What a dead letter of it is called.
+    stem: String,
+    form: Form,
+    parts: Vec<Payload>,
+    sums: Sums,
+    payloads: u64,
+    /// Of the payloads as they came, without line feeds.
+    payload_bytes: u64,
+    /// Where its members lie in the spool, if they do.
+    members: Option<Rc<Members>>,
+    /// Begun by a process that is no more: its members are in that one's spool.
+    is_restored: bool,
+    roster: Roster,
+    /// Of its payloads' requests, as far as keys tell them apart.
+    version: Option<Box<str>>,
+    shared: Rc<EncoderShared>,
+    _charge: Option<Charge>,
+}
+
+impl Batch {
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Unlike that of any other batch or payload of this process.
+    pub fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    pub fn object(&self) -> Object<'_> {
+        let Batch { key, parts, form, sums, .. } = self;
+        Object { key, body: parts, coding: form.coding(), sums: Some(sums) }
+    }
+
+    /// How it is made, for the spool.
+    pub fn form(&self) -> String {
+        self.form.to_string()
+    }
+
+    pub fn coding(&self) -> Option<Coding> {
+        self.form.coding()
+    }
+
+    pub fn payloads(&self) -> u64 {
+        self.payloads
+    }
+
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    pub fn members(&self) -> Option<&Rc<Members>> {
+        self.members.as_ref()
+    }
+
+    /// Its payloads survive this process.
+    pub fn is_spooled(&self) -> bool {
+        self.members.is_some() || self.is_restored
+    }
+
+    /// Tells the requests that wait for the store.
+    pub fn tell(&self, fate: Fate) {
+        for (tally, count) in &self.roster.tallies {
+            (0..*count).for_each(|_| tally.tell(fate));
+        }
+    }
+
+    /// Its payloads by themselves again, as they lie in it; of a batch that is in memory only.
+    pub fn jobs(&self) -> Vec<Job> {
+        let mut jobs = Vec::with_capacity(self.payloads as usize);
+        let mut stamps = self.roster.stamps();
+        encoder::lines(self.form.compression, &self.parts, |line| {
+            let stamp = stamps.next().expect("one for each line");
+            let payload = Payload::alone(line.to_vec(), self.version.as_deref());
+            jobs.push(Job::queued(payload, stamp));
+        });
+        jobs
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.give_back(std::mem::take(&mut self.parts));
+    }
+}

@@ -9,6 +9,7 @@
 //! so `Arrived` counts. Known gap: behind a chunked body, or behind a whole request that came in one read with its
 //! forerunner, such a head runs under `IDLE_TIMEOUT` until its next byte arrives.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -38,7 +39,7 @@ use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::{Stream, keep_waker};
-use crate::parse::{self, Scratch, Span};
+use crate::parse::{self, Collection, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
 use crate::spool::Ticket;
@@ -417,7 +418,8 @@ async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Ans
     let tokens = core.tokens.as_deref();
     let need = {
         let mut scratch = core.scratch.borrow_mut();
-        let payloads = split(body.as_slice(), &mut scratch, tokens)?;
+        let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
+        let version = version_for_keys(core, version);
         if payloads.is_empty() {
             let nothing = Entered { count: 0, until: Until::Now };
             return if core.ring.is_closed() { Err(Answer::Stopping) } else { Ok(nothing) };
@@ -426,48 +428,68 @@ async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Ans
             Ack::Queued | Ack::Stored => {
                 let need = Need::of(payloads.len(), body.retained());
                 match core.admission.admit_now(need)? {
-                    Some(permit) => return Ok(enqueue(core, body, permit, payloads, ack)),
+                    Some(permit) => {
+                        return Ok(enqueue(core, body, permit, payloads, version, ack));
+                    }
                     None => need,
                 }
             }
-            Ack::Spooled => return spool(core, body, payloads),
+            Ack::Spooled => return spool(core, body, payloads, version.as_deref()),
         }
     };
     // In line a request holds its body and nothing else: its spans could weigh four times that. They are found anew.
     let permit = core.admission.admit(need, core.config.enqueue_wait).await?;
     let mut scratch = core.scratch.borrow_mut();
-    let payloads = split(body.as_slice(), &mut scratch, tokens)?;
-    Ok(enqueue(core, body, permit, payloads, ack))
+    let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
+    let version = version_for_keys(core, version);
+    Ok(enqueue(core, body, permit, payloads, version, ack))
+}
+
+/// A request's `version`, if keys are made of it.
+fn version_for_keys(core: &Core, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
+    version.filter(|_| core.needs_version).map(|version| version.into())
 }
 
 /// Puts the payloads in line for the disk; they come to the ring when they are there.
-fn spool(core: &Core, body: ChargedBytes, spans: &[Span]) -> Result<Entered, Answer> {
+fn spool(
+    core: &Core,
+    body: ChargedBytes,
+    spans: &[Span],
+    version: Option<&str>,
+) -> Result<Entered, Answer> {
     let spool = core.spool.as_ref().expect("without a spool this level is refused");
     core.admission.could_fit(Need::of(spans.len(), body.retained()))?;
-    let ticket = spool.submit(core.stamps(spans.len()), body, spans, None)?;
+    let ticket = spool.submit(core.stamps(spans.len()), body, spans, version)?;
     Ok(Entered { count: spans.len(), until: Until::Synced(ticket) })
 }
 
-/// The spans of the body's payloads, if it is a collection from somebody who may send one.
-pub fn split<'scratch>(
-    body: &[u8],
+/// What the body is, if it is a collection from somebody who may send one.
+pub fn split<'body, 'scratch>(
+    body: &'body [u8],
     scratch: &'scratch mut Scratch,
     tokens: Option<&TokenSet>,
-) -> Result<&'scratch [Span], Answer> {
+) -> Result<Collection<'body, 'scratch>, Answer> {
     let collection =
         parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
     match tokens {
         Some(tokens) if !tokens.contains(collection.token.as_deref()) => Err(Answer::Unauthorized),
-        _ => Ok(collection.payloads),
+        _ => Ok(collection),
     }
 }
 
 /// Queues the payloads of a body that has its permit.
-fn enqueue(core: &Core, body: ChargedBytes, permit: Permit, spans: &[Span], ack: Ack) -> Entered {
+fn enqueue(
+    core: &Core,
+    body: ChargedBytes,
+    permit: Permit,
+    spans: &[Span],
+    version: Option<Box<str>>,
+    ack: Ack,
+) -> Entered {
     let tally = (ack == Ack::Stored).then(|| Tally::of(spans.len()));
     let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
     let Stamp { unix_nanos, seq: first } = core.stamps(spans.len());
-    let payloads = Payload::split(body.hand_over(), permit, spans, None);
+    let payloads = Payload::split(body.hand_over(), permit, spans, version);
     let jobs = payloads.enumerate().map(|(at, payload)| Job {
         payload,
         stamp: Stamp { unix_nanos, seq: first + at as u64 },

@@ -148,7 +148,12 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(cells, config.cores.clone(), dead_letters.clone()),
+        registry: metrics::registry(
+            cells,
+            config.cores.clone(),
+            config.put_price,
+            dead_letters.clone(),
+        ),
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,

@@ -3,6 +3,7 @@
 //! A slice keeps the whole body alive, so the body carries the permit that was charged for it: when the last slice is
 //! dropped, the bytes return to the core's budget. Nothing here crosses cores.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -10,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::ack::{Fate, Tally};
 use crate::admit::Permit;
+use crate::key::{KeyOf, KeyTemplate, Partition};
 use crate::limits::JOB_COST_BYTES;
 use crate::parse::Span;
 use crate::spool::Record;
@@ -77,8 +79,15 @@ pub struct Origin {
     name: String,
     /// The same between dashes, as it stands in a key.
     middle: String,
-    /// The template that keys are made from; `None`: the default.
-    keys: Option<String>,
+    /// `None`: the default key, which costs nothing to lay out.
+    keys: Option<Rc<Keys>>,
+}
+
+/// A template, and room for what it makes of a payload.
+#[derive(Debug)]
+struct Keys {
+    template: KeyTemplate,
+    partition: RefCell<Partition>,
 }
 
 impl Origin {
@@ -87,14 +96,20 @@ impl Origin {
         Origin { middle: format!("-{name}-"), name, node, core, keys: None }
     }
 
-    /// With keys that are made from the template `keys`.
-    pub fn with_keys(self, keys: Option<String>) -> Origin {
+    /// With keys that are made from the template with the text `keys`, if it is not the default.
+    pub fn with_keys(self, keys: Option<&str>) -> Origin {
+        let template = keys.map(KeyTemplate::of_text).transpose().unwrap_or_else(|error| {
+            tracing::error!("{}: payloads were spooled for keys that this version does not make, so they get the default key: {error}", self.name);
+            None
+        });
+        let keys =
+            template.map(|template| Rc::new(Keys { template, partition: RefCell::default() }));
         Origin { keys, ..self }
     }
 
     /// The text of the template that keys are made from; `None`: the default key.
-    pub fn keys(&self) -> Option<&str> {
-        self.keys.as_deref()
+    pub fn keys(&self) -> Option<String> {
+        self.keys.as_ref().map(|keys| keys.template.text())
     }
 
     /// Node and core.
@@ -114,18 +129,28 @@ impl Origin {
         stem
     }
 
-    /// The default object key, relative to the store's prefix.
-    pub fn key(&self, stamp: Stamp) -> String {
+    /// The key of `payload` as an object of its own, relative to the store's prefix.
+    pub fn key(&self, stamp: Stamp, payload: &Payload) -> String {
         let mut key = String::new();
-        self.write_key(stamp, &mut key);
+        self.write_key(stamp, payload, &mut key);
         key
     }
 
     /// The same, in place of what is in `key`: a format string and a new allocation would cost 0.2 µs a payload.
-    pub fn write_key(&self, stamp: Stamp, key: &mut String) {
+    pub fn write_key(&self, stamp: Stamp, payload: &Payload, key: &mut String) {
         key.clear();
-        self.write_stem(stamp, key);
-        key.push_str(".json");
+        let Some(keys) = &self.keys else {
+            self.write_stem(stamp, key);
+            return key.push_str(".json");
+        };
+        let Stamp { unix_nanos, seq } = stamp;
+        let (mut partition, version) = (keys.partition.borrow_mut(), payload.version());
+        // An event time that cannot be read gives way to when the payload came, in every try alike.
+        let _read_or_not =
+            keys.template.write_partition(payload, version, unix_nanos, &mut partition);
+        let (node, core, partition) = (&*self.node, self.core, partition.text());
+        let of = KeyOf { partition, unix_nanos, node, core, seq, count: 1, ext: "json" };
+        keys.template.write_key(&of, key);
     }
 
     fn write_stem(&self, stamp: Stamp, text: &mut String) {
@@ -168,6 +193,13 @@ impl Payload {
         })
     }
 
+    /// Bytes by themselves, of a request with this `version`, charged to no budget.
+    pub fn alone(bytes: Vec<u8>, version: Option<&str>) -> Payload {
+        let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
+        let version = version.map(Box::from);
+        Payload { body: Rc::new(Body { bytes, version, _permit: None }), start: 0, end }
+    }
+
     /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
     /// that came with it is released.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
@@ -183,8 +215,7 @@ impl Payload {
 impl From<Vec<u8>> for Payload {
     /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
-        let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        Payload { body: Rc::new(Body { bytes, version: None, _permit: None }), start: 0, end }
+        Payload::alone(bytes, None)
     }
 }
 

@@ -118,6 +118,19 @@ impl KeyTemplate {
         parse::template(key, event_time)
     }
 
+    /// Both texts as one, which [`KeyTemplate::of_text`] reads again: kept in the spool, so that a later process renders the
+    /// same keys.
+    pub fn text(&self) -> String {
+        let (key, event_time) = self.texts();
+        format!("{key}\n{}", event_time.unwrap_or_default())
+    }
+
+    /// A template from its [`KeyTemplate::text`].
+    pub fn of_text(text: &str) -> Result<KeyTemplate, KeyError> {
+        let (key, event_time) = text.split_once('\n').unwrap_or((text, ""));
+        KeyTemplate::parse(key, Some(event_time).filter(|pointer| !pointer.is_empty()))
+    }
+
     /// The texts it was parsed from: written into the spool, so that a later process renders the same keys.
     pub fn texts(&self) -> (&str, Option<&str>) {
         (&self.key, self.event_time.as_deref())

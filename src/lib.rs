@@ -40,6 +40,7 @@ pub mod preflight;
 
 pub mod aws;
 pub mod control;
+pub mod drain;
 pub mod shard;
 
 pub mod accept;
@@ -62,6 +63,7 @@ pub mod batch;
 
 pub mod spool;
 
+pub mod parcel;
 pub mod worker;
 
 pub mod deadletter;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::batch;
 use crate::body::ZSTD_WINDOW_LOG_MAX;
 use crate::config::Config;
 use crate::net;
@@ -116,6 +117,7 @@ impl Limits {
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
+        let batches = c.batch.as_ref().map_or(0, |batch| batch.memory + batch::MEMORY_BESIDE_BYTES);
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
         let core_files = |connections: usize| {
@@ -132,8 +134,13 @@ impl Limits {
             request_bytes: c.max_length,
             connections: c.max_connections,
             workers: c.max_workers,
-            core_memory_bytes: (ring_bytes + c.max_body_bytes + connections + slots + kept + spool)
-                as u64,
+            core_memory_bytes: (ring_bytes
+                + c.max_body_bytes
+                + connections
+                + slots
+                + kept
+                + spool
+                + batches) as u64,
             files: files(c.max_connections),
             files_least: files(c.max_connections.min(16)),
             memlock_bytes: (executors * (RINGS_PER_EXECUTOR * IO_MEMORY_BYTES + QUEUES_BYTES))

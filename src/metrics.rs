@@ -15,6 +15,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::batch::Reason;
 use crate::deadletter::DeadLetters;
 
 /// A number with one writer. Counters only grow; gauges also fall.
@@ -84,6 +85,55 @@ impl Latency {
     }
 }
 
+/// Upper bounds in bytes of every size bucket but the last (`+Inf`).
+pub const SIZE_BOUNDS: [u64; 15] = [
+    1 << 10,
+    4 << 10,
+    16 << 10,
+    64 << 10,
+    256 << 10,
+    1 << 20,
+    2 << 20,
+    4 << 20,
+    8 << 20,
+    16 << 20,
+    32 << 20,
+    64 << 20,
+    128 << 20,
+    256 << 20,
+    1 << 30,
+];
+
+/// A histogram of sizes with fixed buckets.
+#[derive(Debug, Default)]
+pub struct Sizes {
+    buckets: [Cell64; SIZE_BOUNDS.len() + 1],
+    sum: Cell64,
+}
+
+impl Sizes {
+    pub fn observe(&self, bytes: u64) {
+        self.buckets[SIZE_BOUNDS.partition_point(|bound| *bound < bytes)].inc();
+        self.sum.add(bytes);
+    }
+
+    /// Of all sizes.
+    pub fn sum(&self) -> u64 {
+        self.sum.value()
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Cell64::value).sum()
+    }
+}
+
+impl Latency {
+    /// How many were observed.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Cell64::value).sum()
+    }
+}
+
 /// Where a core is in its life; stored in [`CoreCells::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -108,6 +158,10 @@ pub struct CoreCells {
     pub bytes_accepted: Cell64,
     pub payloads_stored: Cell64,
     pub bytes_stored: Cell64,
+    /// Objects that the store confirmed: payloads by themselves, or batches.
+    pub objects_stored: Cell64,
+    /// As stored.
+    pub object_bytes_stored: Cell64,
     pub put_retries: Cell64,
     /// Payloads whose first put failed, however many followed.
     pub payloads_retried: Cell64,
@@ -131,6 +185,17 @@ pub struct CoreCells {
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
+    pub batches_open: Cell64,
+    /// Memory of open, closed and travelling batches.
+    pub batch_bytes: Cell64,
+    /// By reason, see [`Reason`].
+    pub batches_closed: [Cell64; Reason::NAMES.len()],
+    /// Of closed batches, before compression.
+    pub batch_raw_bytes: Sizes,
+    /// The same, as stored.
+    pub batch_stored_bytes: Sizes,
+    /// Payloads whose event time was missing or no time.
+    pub event_times_unreadable: Cell64,
     /// Bytes of requests that wait for the spool's disk.
     pub spool_pending_bytes: Cell64,
     /// Payloads in the spool that are neither stored nor dead-lettered, in the ring or on disk only.
@@ -187,10 +252,15 @@ pub fn cells(cores: usize) -> Cells {
 }
 
 /// A registry whose scrape reads `cells`, `core_ids` giving each its `core` label, and the size of the process's
-/// `dead_letters`.
-pub fn registry(cells: Cells, core_ids: Vec<usize>, dead_letters: DeadLetters) -> Registry {
+/// `dead_letters`; `put_price` is that of 1,000 PUTs, in dollars.
+pub fn registry(
+    cells: Cells,
+    core_ids: Vec<usize>,
+    put_price: f64,
+    dead_letters: DeadLetters,
+) -> Registry {
     let mut registry = Registry::with_prefix("millrace");
-    registry.register_collector(Box::new(CellCollector { cells, core_ids }));
+    registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
     registry.register_collector(Box::new(DeadLetterCollector(dead_letters)));
     registry
 }
@@ -212,15 +282,25 @@ impl Collector for DeadLetterCollector {
 struct CellCollector {
     cells: Cells,
     core_ids: Vec<usize>,
+    put_price: f64,
 }
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 18] = [
+const COUNTERS: [(&str, &str, Read); 21] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
     ("bytes_stored", "Payload bytes the store confirmed", |c| c.bytes_stored.value()),
+    ("objects_stored", "Objects the store confirmed, payloads by themselves or batches", |c| {
+        c.objects_stored.value()
+    }),
+    ("object_bytes_stored", "Bytes of objects the store confirmed, as stored", |c| {
+        c.object_bytes_stored.value()
+    }),
+    ("event_times_unreadable", "Payloads without a time where EVENT_TIME points", |c| {
+        c.event_times_unreadable.value()
+    }),
     ("put_retries", "Puts tried again after a failure", |c| c.put_retries.value()),
     ("payloads_retried", "Payloads that needed more than one put", |c| c.payloads_retried.value()),
     ("bytes_retried", "Bytes of payloads that needed more than one put", |c| {
@@ -253,7 +333,7 @@ const COUNTERS: [(&str, &str, Read); 18] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 13] = [
+const GAUGES: [(&str, &str, Read); 15] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
@@ -263,6 +343,8 @@ const GAUGES: [(&str, &str, Read); 13] = [
         c.ack_waiters.value()
     }),
     ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
+    ("batches_open", "Batches that take payloads", |c| c.batches_open.value()),
+    ("batch_bytes", "Memory of open, closed and travelling batches", |c| c.batch_bytes.value()),
     ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {
         c.spool_payloads.value()
     }),
@@ -319,11 +401,89 @@ impl Collector for CellCollector {
             &c.put_latency
         })?;
         let help = "Each write and sync of the spool";
-        self.encode_latency(&mut encoder, "spool_sync_latency", help, |c| &c.spool_sync_latency)
+        self.encode_latency(&mut encoder, "spool_sync_latency", help, |c| &c.spool_sync_latency)?;
+        self.encode_closed(&mut encoder)?;
+        let (stored, raw) = ("batch_stored_size", "batch_raw_size");
+        let help = "Closed batches as stored";
+        self.encode_sizes(&mut encoder, stored, help, |c| &c.batch_stored_bytes)?;
+        let help = "Closed batches before compression";
+        self.encode_sizes(&mut encoder, raw, help, |c| &c.batch_raw_bytes)?;
+        self.encode_costs(&mut encoder)
     }
 }
 
+/// What is computed from sums over all cores.
+type Total = fn(&dyn Fn(Read) -> f64, f64) -> f64;
+
+/// Each PUT is paid for, also one that is tried again; what has not been is 0.
+const TOTALS: [(&str, &str, Total); 3] = [
+    (
+        "batch_compression_ratio",
+        "Bytes of closed batches before compression, for each as stored",
+        |sum, _| ratio(sum(|c| c.batch_raw_bytes.sum()), sum(|c| c.batch_stored_bytes.sum())),
+    ),
+    ("puts_per_million_payloads", "PUTs sent for each million payloads stored", |sum, _| {
+        1e6 * ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))
+    }),
+    ("put_dollars_per_million_payloads", "What those PUTs cost at PUT_PRICE", |sum, price| {
+        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()));
+        1e6 * puts * price / 1e3
+    }),
+];
+
+fn ratio(of: f64, to: f64) -> f64 {
+    if to == 0.0 { 0.0 } else { of / to }
+}
+
 impl CellCollector {
+    fn encode_closed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Batches that were closed, by reason";
+        let mut family =
+            encoder.encode_descriptor("batches_closed", help, None, MetricType::Counter)?;
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            for (cell, reason) in cells.batches_closed.iter().zip(Reason::NAMES) {
+                let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
+                ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_costs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let sum = |read: Read| self.cells.iter().map(read).sum::<u64>() as f64;
+        for (name, help, total) in TOTALS {
+            let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(total(&sum, self.put_price)).encode(gauge)?;
+        }
+        let help = "What all PUTs since the start cost at PUT_PRICE";
+        let cost = sum(|c| c.put_latency.count()) * self.put_price / 1e3;
+        let counter = encoder.encode_descriptor("put_dollars", help, None, MetricType::Counter)?;
+        ConstCounter::new(cost).encode(counter)
+    }
+
+    fn encode_sizes(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        pick: fn(&CoreCells) -> &Sizes,
+    ) -> fmt::Result {
+        let unit = Some(&Unit::Bytes);
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            let sizes = pick(cells);
+            let bounds = SIZE_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> =
+                bounds.zip(sizes.buckets.iter().map(Cell64::value)).collect();
+            let labels = [("core", id.to_string())];
+            let (sum, count) = (sizes.sum() as f64, sizes.count());
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
     fn encode_latency(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -363,7 +523,7 @@ mod tests {
         let mut text = String::new();
         let dir = tempfile::tempdir().unwrap();
         let dead_letters = DeadLetters::open(dir.path(), 1).unwrap();
-        let registry = registry(cells, vec![0, 5], dead_letters);
+        let registry = registry(cells, vec![0, 5], 0.005, dead_letters);
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "millrace_payloads_stored_total{core=\"5\"} 7",

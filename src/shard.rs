@@ -23,23 +23,27 @@ use socket2::Socket;
 
 use crate::accept::{accept_loop, into_glommio_stream};
 use crate::admit::{Admission, Budget};
+use crate::batch::restore::restore;
+use crate::batch::{Batches, gather};
 use crate::body::BodyReader;
 use crate::config::Config;
 use crate::conn::{self, ConnState};
-use crate::deadletter::{DeadLetters, Letter};
-use crate::deadline::{stay_awake, within};
+use crate::deadletter::DeadLetters;
+use crate::deadline::stay_awake;
+use crate::drain::drain;
 use crate::job::{Job, Origin, Stamp};
-use crate::limits::{IO_MEMORY_BYTES, LINGER_TIME_MAX, Limits};
+use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::{Net, Stream};
+use crate::parcel::Parcel;
 use crate::parse::Scratch;
 use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Object, Store, StoreSeed};
 use crate::tokens::TokenSet;
-use crate::worker::{Health, lose, worker_loop};
+use crate::worker::{Health, worker_loop};
 
 /// What control hands to a core's thread.
 pub struct Setup {
@@ -85,8 +89,12 @@ pub struct Core {
     pub health: Health,
     pub dead_letters: DeadLetters,
     pub logs: RefCell<CoreLogs>,
-    /// The job each worker is busy with.
-    pub in_hand: RefCell<Vec<Option<Job>>>,
+    /// `None`: one object per payload.
+    pub batches: Option<Batches>,
+    /// Whether anything asks for the `version` of a payload's request.
+    pub needs_version: bool,
+    /// What each worker is busy with.
+    pub in_hand: RefCell<Vec<Option<Parcel>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
     pub draining: Flag,
     /// Set once the stop has cancelled the workers: nobody is told any more what became of a payload.
@@ -99,6 +107,7 @@ pub struct Core {
 #[derive(Default)]
 pub struct CoreLogs {
     pub dead: Throttle,
+    pub journal: Throttle,
     conn_panic: Throttle,
 }
 
@@ -111,6 +120,7 @@ impl Core {
         let admission = Admission::new(ring.clone(), limits.ring_bytes, cells);
         let plan = config.faults.clone();
         let origin = Origin::new(config.node_id.clone(), setup.core_id);
+        let origin = origin.with_keys(config.payload_keys().as_deref());
         let spool = spool.map(|spool| Spool::open(spool, origin.clone(), admission.clone()));
         Rc::new(Core {
             net,
@@ -133,6 +143,8 @@ impl Core {
             health: Health::new(cells, setup.epoch),
             dead_letters: setup.dead_letters.clone(),
             logs: RefCell::default(),
+            batches: Batches::new(config, cells),
+            needs_version: config.keys.needs_version(),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
             uploads_ended: Cell::new(false),
@@ -171,14 +183,26 @@ impl Core {
         Stamp { unix_nanos: Stamp::unix_nanos_now(), seq }
     }
 
-    /// All that workers and ring hold is in the spool as well.
-    fn holds_spooled_only(&self) -> bool {
-        let spooled = |job: &Job| job.record.is_some();
-        self.ring.all(spooled) && self.in_hand.borrow().iter().flatten().all(spooled)
+    /// Nothing waits to be stored.
+    pub fn holds_nothing(&self) -> bool {
+        self.ring.is_empty()
+            && self.cells.workers_busy.value() == 0
+            && self.batches.as_ref().is_none_or(Batches::is_empty)
+    }
+
+    /// All that waits to be stored is in the spool as well.
+    pub fn holds_spooled_only(&self) -> bool {
+        self.ring.all(|job| job.record.is_some())
+            && self.in_hand.borrow().iter().flatten().all(Parcel::is_spooled)
+            && self.batches.as_ref().is_none_or(Batches::holds_spooled_only)
+    }
+
+    pub fn is_accepting(&self) -> bool {
+        self.accepting.get()
     }
 
     /// Ends admission: everybody waiting for room, every idle connection and the listener go.
-    fn close(&self) {
+    pub fn close(&self) {
         self.admission.close();
         if let Some(spool) = &self.spool {
             spool.close();
@@ -210,7 +234,7 @@ impl Conns {
         Listed { conns: self, number }
     }
 
-    fn wake_all(&self) {
+    pub fn wake_all(&self) {
         for state in self.open.borrow().values() {
             state.wake();
         }
@@ -390,9 +414,11 @@ async fn run(mut setup: Setup) {
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
     let mut orders = into_glommio_stream(doorbell);
 
-    let workers: Vec<Task<()>> = (0..limits.workers)
+    let mut tasks: Vec<Task<()>> = (0..limits.workers)
         .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
         .collect();
+    tasks.push(glommio::spawn_local(gather(core.clone())));
+    tasks.push(glommio::spawn_local(restore(core.clone())));
     let sampler = glommio::spawn_local({
         let core = core.clone();
         async move {
@@ -430,122 +456,9 @@ async fn run(mut setup: Setup) {
             hurry.set();
         }
     });
-    drain(&core, &limits, workers, &hurry).await;
+    drain(&core, &limits, tasks, &hurry).await;
     drop((listen, sampler, acceptor));
     core.cells.set_state(CoreState::Stopped);
     // Before the executor and the thread end, which a disk that hangs may delay.
     ring_doorbell(&bell);
-}
-
-/// The stop of one core, see [`crate::limits::StopSchedule`] for its times.
-async fn drain(core: &Rc<Core>, limits: &Limits, workers: Vec<Task<()>>, hurry: &Flag) {
-    let started = Instant::now();
-    core.cells.set_state(CoreState::Draining);
-    core.draining.set();
-    if let Some(spool) = &core.spool {
-        spool.stop_reading();
-    }
-    let quiet = || !core.accepting.get() && core.cells.connections.value() == 0;
-    wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
-
-    core.close();
-    let idle = || {
-        let empty = core.ring.is_empty() && core.cells.workers_busy.value() == 0;
-        // What is spooled does not wait for a store that fails.
-        empty || (core.cells.store_failing_since.value() != 0 && core.holds_spooled_only())
-    };
-    wait_until(idle, started + limits.stop.upload_stop, hurry).await;
-    // Answers still on their way get the time a lingering connection has.
-    let answered = || core.cells.connections.value() == 0;
-    let linger = (Instant::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
-    wait_until(answered, linger, hurry).await;
-
-    for worker in workers {
-        worker.cancel().await;
-    }
-    core.cells.workers_busy.set(0);
-    core.uploads_ended.set(true);
-    core.conns.wake_all();
-    // A last answer to those who wait for the store, and to those whose request was turned away just now.
-    core.net.hand_over().await;
-    let exit = started + limits.stop.exit;
-    // Left for dead letters, their sync, and control's own last words.
-    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
-    let mut rest = take_rest(core);
-    if let Some(spool) = &core.spool {
-        let left = write_until.saturating_duration_since(Instant::now()) / 2;
-        within(left, spool.stop(&mut rest), || ()).await;
-    }
-    bury(core, rest, write_until);
-}
-
-/// How often a drain looks whether it can go on; nothing else is delayed by it.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);
-
-async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
-    while !done() && !hurry.get() && Instant::now() < deadline {
-        sleep(DRAIN_LOOK).or(hurry.wait()).await;
-    }
-}
-
-/// What is unstored and not in the spool, puts in flight included.
-fn take_rest(core: &Core) -> Vec<Job> {
-    let in_hand: Vec<Job> = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect();
-    let queued = std::iter::from_fn(|| core.ring.take());
-    let rest = in_hand.into_iter().chain(queued).filter(|job| job.record.is_none()).collect();
-    core.cells.ring_depth.set(0);
-    rest
-}
-
-/// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
-/// one sync. Blocks the core, which has nothing else left to do.
-fn bury(core: &Core, rest: Vec<Job>, write_until: Instant) {
-    let mut bundle = core.dead_letters.bundle();
-    let mut written: Vec<(Stamp, usize)> = Vec::new();
-    for job in rest {
-        let key = core.origin.key(job.stamp);
-        if Instant::now() > write_until {
-            lose(
-                core.cells,
-                &key,
-                job.payload.len(),
-                "DRAIN_TIMEOUT left no time to write its dead letter",
-            );
-            continue;
-        }
-        let error = "Stopped: the server stopped before the store confirmed it".to_owned();
-        let object = Object::of(&key, &job.payload);
-        let letter = Letter::now(&object, 1, core.store_name.clone(), error, 0);
-        match bundle.append(&core.origin.stem(job.stamp), &letter, object.body) {
-            Ok(()) => written.push((job.stamp, job.payload.len())),
-            Err(error) => lose(core.cells, &key, job.payload.len(), &error.to_string()),
-        }
-    }
-    let published = bundle.publish();
-    let lose_all = |letters: &[(Stamp, usize)], why: &str| {
-        for (stamp, bytes) in letters {
-            lose(core.cells, &core.origin.key(*stamp), *bytes, why);
-        }
-    };
-    let (written, unwritten) = written.split_at(published.letters);
-    if let Some(error) = &published.error {
-        lose_all(unwritten, &format!("its dead letter could not be written: {error}"));
-    }
-    if written.is_empty() {
-        return;
-    }
-    // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
-    let (cells, letters) = (core.cells, written.len() as u64);
-    cells.unsynced_at_stop.set(letters);
-    match published.sync() {
-        Ok(()) => {
-            cells.payloads_dead_lettered.add(letters);
-            cells.bytes_dead_lettered.add(written.iter().map(|(_, bytes)| *bytes as u64).sum());
-            cells.dead_lettered_at_stop.add(letters);
-        }
-        Err(error) => {
-            lose_all(written, &format!("its dead letter could not be synced: {error}"));
-        }
-    }
-    cells.unsynced_at_stop.set(0);
 }

@@ -45,6 +45,7 @@ use glommio::sync::Semaphore;
 use glommio::timer::sleep;
 
 use crate::admit::{Admission, Budget, BudgetExhausted, ChargedBytes, Need, Permit};
+use crate::batch::Batch;
 use crate::config::SpoolOptions;
 use crate::job::{Job, Origin, Payload, Stamp};
 use crate::log::Throttle;
@@ -519,14 +520,18 @@ impl Spool {
         self.keeper.raise();
     }
 
-    /// The last step of a stop, once this spool and the ring are closed: puts `rest` on the disk, which nobody works on any more, and notes what has been settled.
-    /// Of `rest`, what the spool has taken is taken out of it.
-    pub async fn stop(&self, rest: &mut Vec<Job>) {
+    /// The last step of a stop, once this spool and the ring are closed: puts `rest` and the payloads of `batches`, which
+    /// nobody works on any more, on the disk, and notes what has been settled. What the spool has taken is taken out.
+    pub async fn stop(&self, rest: &mut Vec<Job>, batches: &mut Vec<Rc<Batch>>) {
         for task in self.tasks.take() {
             task.await;
         }
-        while !rest.is_empty() {
-            if self.keep_jobs(rest).await.is_err() {
+        loop {
+            if rest.is_empty() {
+                // One at a time: taken apart it needs several times its memory.
+                let Some(batch) = batches.pop() else { break };
+                *rest = batch.jobs();
+            } else if self.keep_jobs(rest).await.is_err() {
                 break;
             }
         }
@@ -614,7 +619,7 @@ impl Signal {
     }
 
     /// Ready once for all that was raised before.
-    async fn wait(&self) {
+    pub async fn wait(&self) {
         poll_fn(|cx: &mut Context<'_>| {
             if self.raised.take() {
                 return Poll::Ready(());

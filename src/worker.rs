@@ -1,6 +1,6 @@
 //! The upload workers of one core: pop, put, and again, until the ring is closed and empty.
 //!
-//! A worker is the one owner of retry. It never ends on a job's error, and never on a panic: what cannot be stored goes
+//! What it puts is a payload by itself or a batch. A worker is the one owner of retry. It never ends on an object's error, and never on a panic: what cannot be stored goes
 //! to the dead letter, and what cannot go there is logged with its key and counted as lost.
 
 use std::cell::{Cell, RefCell};
@@ -12,42 +12,28 @@ use futures_lite::FutureExt;
 use glommio::timer::sleep;
 
 use crate::ack::Fate;
+use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadletter::Letter;
 use crate::deadline::Alarm;
-use crate::job::Job;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
+use crate::parcel::Parcel;
 use crate::shard::Core;
-use crate::store::{Class, Object, PutError};
+use crate::spool::{Intent, Spool};
+use crate::store::{Class, PutError};
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
-    let mut kept = Kept::default();
-    while let Some(job) = core.ring.pop(number).await {
+    let mut worker = Worker::new(core.clone());
+    while let Some(parcel) = next(&core, number).await {
         // Held where a drain that cancels this worker finds it.
-        core.in_hand.borrow_mut()[number] = Some(job.clone());
-        core.admission.popped();
+        core.in_hand.borrow_mut()[number] = Some(parcel.clone());
         core.cells.workers_busy.inc();
-        let delivery = AssertUnwindSafe(deliver(&core, &mut kept, &job)).catch_unwind().await;
-        let fate = match delivery {
-            Ok(Ok(())) => {
-                core.cells.payloads_stored.inc();
-                core.cells.bytes_stored.add(job.payload.len() as u64);
-                Fate::Stored
-            }
-            Ok(Err(GivenUp { error, attempts })) => {
-                bury(&core, &job, error.to_string(), attempts).await
-            }
-            Err(_) => {
-                core.cells.worker_panics.inc();
-                bury(&core, &job, "Panic: the put panicked".to_owned(), 1).await
-            }
-        };
-        job.settle(fate);
+        let fate = worker.put(&parcel).await;
         core.in_hand.borrow_mut()[number] = None;
         core.cells.workers_busy.sub(1);
-        if fate != Fate::Stored && core.ring.is_empty() && core.cells.workers_busy.value() == 0 {
+        if fate != Fate::Stored && core.holds_nothing() {
             core.health.nothing_held();
         }
         // A store that answers at once would let one worker empty the ring while nobody else runs.
@@ -55,44 +41,129 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
     }
 }
 
-/// What a worker keeps from job to job.
-#[derive(Default)]
-struct Kept {
+/// A closed batch where there are batches, else the oldest payload in the ring.
+async fn next(core: &Core, number: usize) -> Option<Parcel> {
+    if let Some(batches) = &core.batches {
+        return batches.pop(number).await.map(Parcel::Batch);
+    }
+    let job = core.ring.pop(number).await?;
+    core.admission.popped();
+    Some(Parcel::Payload(job))
+}
+
+/// Puts one object after the other, and says what became of each.
+pub struct Worker {
+    core: Rc<Core>,
     alarm: Alarm,
     /// Room for the next key.
     key: String,
 }
 
-/// A payload the store will not have.
+/// An object the store will not have.
 struct GivenUp {
     error: PutError,
     attempts: u32,
 }
 
-/// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
-async fn deliver(core: &Core, kept: &mut Kept, job: &Job) -> Result<(), GivenUp> {
-    let Kept { alarm, key } = kept;
-    job.origin(&core.origin).write_key(job.stamp, key);
+impl Worker {
+    pub fn new(core: Rc<Core>) -> Worker {
+        Worker { core, alarm: Alarm::default(), key: String::new() }
+    }
+
+    /// Puts `parcel` until it is stored or given up, then to the dead letter; counts it and tells whom it concerns.
+    pub async fn put(&mut self, parcel: &Parcel) -> Fate {
+        let core = self.core.clone();
+        parcel.write_key(&core.origin, &mut self.key);
+        let intent = match parcel {
+            Parcel::Payload(_) => None,
+            // Boxed, for few puts need it and each has room for it.
+            Parcel::Batch(batch) => Box::pin(intend(&core, batch)).await,
+        };
+        let delivery = AssertUnwindSafe(self.deliver(parcel)).catch_unwind().await;
+        let fate = match delivery {
+            Ok(Ok(())) => {
+                core.cells.objects_stored.inc();
+                core.cells.object_bytes_stored.add(parcel.object(&self.key).bytes());
+                core.cells.payloads_stored.add(parcel.payloads());
+                core.cells.bytes_stored.add(parcel.payload_bytes());
+                Fate::Stored
+            }
+            Ok(Err(GivenUp { error, attempts })) => {
+                bury(&core, parcel, &self.key, error.to_string(), attempts).await
+            }
+            Err(_) => {
+                core.cells.worker_panics.inc();
+                let error = "Panic: the put panicked".to_owned();
+                bury(&core, parcel, &self.key, error, 1).await
+            }
+        };
+        parcel.settle(fate);
+        if let Some((spool, intent)) = intent
+            && fate != Fate::Lost
+        {
+            spool.finished(intent);
+        }
+        fate
+    }
+
+    /// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
+    async fn deliver(&mut self, parcel: &Parcel) -> Result<(), GivenUp> {
+        let core = self.core.clone();
+        let mut attempts = 0;
+        let mut first_failure = None;
+        loop {
+            attempts += 1;
+            let Err(error) = self.attempt(parcel).await else { return Ok(()) };
+            core.health.failed(&error);
+            let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
+            // `>`: also with RETRY_FOR=0s others must have succeeded since.
+            // What is spooled can wait for the store for ever.
+            let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for
+                && !parcel.is_spooled();
+            if error.class == Class::Object || given_up {
+                return Err(GivenUp { error, attempts });
+            }
+            core.cells.put_retries.inc();
+            if attempts == 1 {
+                core.cells.payloads_retried.add(parcel.payloads());
+                core.cells.bytes_retried.add(parcel.payload_bytes());
+            }
+            pause(&core, backoff(&core.config, attempts, fastrand::f64())).await;
+        }
+    }
+
+    /// One put within `PUT_TIMEOUT`.
+    async fn attempt(&mut self, parcel: &Parcel) -> Result<(), PutError> {
+        let core = &*self.core;
+        let started = Instant::now();
+        let object = parcel.object(&self.key);
+        let limit = core.config.put_timeout;
+        let outcome = core.store.put_within(&mut self.alarm, started, limit, &object).await;
+        let now = Instant::now();
+        core.cells.put_latency.observe(now - started);
+        if outcome.is_ok() {
+            core.health.succeeded(now);
+        }
+        outcome
+    }
+}
+
+/// Notes in the spool that a batch is about to be put, if its payloads are there: tried until the disk has it.
+async fn intend(core: &Core, batch: &Batch) -> Option<(Rc<Spool>, Intent)> {
+    let spool = core.spool.clone()?;
+    let members = batch.members()?;
+    let form = batch.form();
     let mut attempts = 0;
-    let mut first_failure = None;
     loop {
-        attempts += 1;
-        let Err(error) = attempt(core, alarm, key, job).await else { return Ok(()) };
-        core.health.failed(&error);
-        let healthy_at_first = *first_failure.get_or_insert(core.health.healthy_time());
-        // `>`: also with RETRY_FOR=0s others must have succeeded since.
-        // What is spooled can wait for the store for ever.
-        let given_up = core.health.healthy_time() - healthy_at_first > core.config.retry_for
-            && job.record.is_none();
-        if error.class == Class::Object || given_up {
-            return Err(GivenUp { error, attempts });
+        match spool.intend(batch.key(), &form, members).await {
+            Ok(intent) => return Some((spool, intent)),
+            Err(error) => {
+                attempts += 1;
+                let text = || format!("{} waits for the spool's journal: {error}", batch.key());
+                core.logs.borrow_mut().journal.warn(text);
+                pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
+            }
         }
-        core.cells.put_retries.inc();
-        if attempts == 1 {
-            core.cells.payloads_retried.inc();
-            core.cells.bytes_retried.add(job.payload.len() as u64);
-        }
-        pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
     }
 }
 
@@ -108,19 +179,6 @@ async fn pause(core: &Core, backoff: Duration) {
     }
 }
 
-/// One put within `PUT_TIMEOUT`.
-async fn attempt(core: &Core, alarm: &mut Alarm, key: &str, job: &Job) -> Result<(), PutError> {
-    let started = Instant::now();
-    let object = Object::of(key, &job.payload);
-    let outcome = core.store.put_within(alarm, started, core.config.put_timeout, &object).await;
-    let now = Instant::now();
-    core.cells.put_latency.observe(now - started);
-    if outcome.is_ok() {
-        core.health.succeeded(now);
-    }
-    outcome
-}
-
 /// Full jitter: anything up to `RETRY_BASE` doubled per attempt, at most `RETRY_MAX`, and at least a millisecond.
 fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
     let doubled = config.retry_base.saturating_mul(1 << (attempts - 1).min(20));
@@ -128,37 +186,38 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 }
 
 /// Writes the dead letter on the executor's blocking thread.
-async fn bury(core: &Core, job: &Job, error: String, attempts: u32) -> Fate {
-    let origin = job.origin(&core.origin);
-    let (stem, key) = (origin.stem(job.stamp), origin.key(job.stamp));
-    let object = Object::of(&key, &job.payload);
-    let letter = Letter::now(&object, 1, core.store_name.clone(), error, attempts);
+async fn bury(core: &Core, parcel: &Parcel, key: &str, error: String, attempts: u32) -> Fate {
+    let (payloads, bytes) = (parcel.payloads(), parcel.payload_bytes());
+    let object = parcel.object(key);
+    let letter = Letter::now(&object, payloads, core.store_name.clone(), error, attempts);
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
+    let stem = parcel.stem(&core.origin);
     match core.dead_letters.write_off_core(stem, letter, object.body).await {
         Ok(()) => {
-            core.cells.payloads_dead_lettered.inc();
-            core.cells.bytes_dead_lettered.add(job.payload.len() as u64);
+            core.cells.payloads_dead_lettered.add(payloads);
+            core.cells.bytes_dead_lettered.add(bytes);
             Fate::DeadLettered
         }
-        Err(error) if job.record.is_some() => {
+        Err(error) if parcel.is_spooled() => {
             tracing::error!(
                 key,
+                payloads,
                 "no dead letter, so it stays in the spool until the next start: {error}"
             );
             Fate::Lost
         }
         Err(error) => {
-            lose(core.cells, &key, job.payload.len(), &error.to_string());
+            lose(core.cells, key, payloads, bytes, &error.to_string());
             Fate::Lost
         }
     }
 }
 
-/// The last resort: says which payload of how many bytes is gone, and counts it.
-pub fn lose(cells: &CoreCells, key: &str, bytes: usize, why: &str) {
-    tracing::error!(key, bytes, why, "payload lost");
-    cells.payloads_lost.inc();
-    cells.bytes_lost.add(bytes as u64);
+/// The last resort: says which object with how many payloads, of how many bytes, is gone, and counts it.
+pub fn lose(cells: &CoreCells, key: &str, payloads: u64, bytes: u64, why: &str) {
+    tracing::error!(key, payloads, bytes, why, "payload lost");
+    cells.payloads_lost.add(payloads);
+    cells.bytes_lost.add(bytes);
 }
 
 /// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.

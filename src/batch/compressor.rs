@@ -10,6 +10,7 @@ use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer, ResetDirective, SafeResult};
 
 use super::chunks::Chunks;
+use crate::coding::Coding;
 
 /// `COMPRESSION` with its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,15 @@ const ZSTD_EPILOGUE_BYTES: u64 = 3 + 4;
 const DECODE_BYTES: usize = 64 << 10;
 
 impl Compression {
+    /// What others call it; `None`: nothing is compressed.
+    pub fn coding(self) -> Option<Coding> {
+        match self {
+            Compression::None => None,
+            Compression::Gzip(_) => Some(Coding::Gzip),
+            Compression::Zstd(_) => Some(Coding::Zstd),
+        }
+    }
+
     /// Bytes that follow what has been flushed once the object is finished.
     pub(super) fn epilogue_bytes(self) -> u64 {
         match self {

@@ -53,6 +53,7 @@ const LISTENING: &str = "Listening";
 const LIMITS: &str = "Cores and limits (each is per core unless it says otherwise)";
 const CLIENTS: &str = "Clients";
 const STORING: &str = "Storing";
+const BATCHES: &str = "Objects (one per payload, or batches)";
 const ACKS: &str = "What a 200 means";
 const S3: &str = "S3 (region, endpoint and credentials come from the AWS_* names)";
 const RUNNING: &str = "Running and stopping";
@@ -105,8 +106,8 @@ pub const SETTINGS: &[Setting] = &[
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),
-    row(STORING, "CONTENT_TYPE", "TYPE", "application/octet-stream",
-        "Content type of stored objects."),
+    row(STORING, "CONTENT_TYPE", "TYPE", "auto",
+        "Content type of stored objects; `auto` is application/octet-stream for payloads, application/x-ndjson for batches, and application/gzip or application/zstd for those whose name ends so."),
     row(STORING, "PUT_TIMEOUT", "TIME", "10s",
         "Longest time one attempt to store one object may take; then it is tried again."),
     row(STORING, "RETRY_BASE", "TIME", "100ms",
@@ -123,6 +124,33 @@ pub const SETTINGS: &[Setting] = &[
         "How long the store may fail before `/readyz` answers 503."),
     row(STORING, "NODE_ID", "NAME", "random",
         "This process's part of every object key, 1 to 64 of A-Z a-z 0-9 . _ -; `random` draws 64 bits at each start. A fixed name must be unique among running processes."),
+
+    row(BATCHES, "OBJECT", "KIND", "payload",
+        "What one object holds: `payload`, one payload byte for byte, or `batch`, many of them as NDJSON, one per line."),
+    row(BATCHES, "KEY", "TEMPLATE", "",
+        "Object keys, from {unix_nanos} {unix_ms} {date:%Y/%m/%d} {hour} {node} {core} {seq} {count} {ext} {hash:2} {version} {field:/pointer|default}; must be unique. Not set: `{unix_nanos}-{node}-{core}-{seq}.json`, for batches `.{ext}`."),
+    row(BATCHES, "EVENT_TIME", "POINTER", "",
+        "JSON pointer to a payload's own time (epoch s, ms, µs or ns, or RFC 3339) for {date} and {hour}. Not set: the time its batch was opened, or the payload came."),
+    row(BATCHES, "BATCH_BYTES", "SIZE", "8MiB",
+        "Size of a batch as stored, after compression, at which it is closed, 64KiB to 1GiB."),
+    row(BATCHES, "BATCH_RAW_BYTES", "SIZE", "256MiB",
+        "Size of a batch before compression at which it is closed, 64KiB to 16GiB."),
+    row(BATCHES, "BATCH_AGE", "TIME", "5s",
+        "How long a batch is open at most, 10ms to 1h; with PUT_TIMEOUT below ACK_TIMEOUT."),
+    row(BATCHES, "BATCH_COUNT", "N", "",
+        "Payloads at which a batch is closed. Not set: any number."),
+    row(BATCHES, "BATCH_MEMORY", "SIZE", "128MiB",
+        "Memory of open, closed and travelling batches per core, at least 2 × BATCH_BYTES + MAX_LENGTH + 4MiB. When it is used up, the ring is not emptied and requests get 503."),
+    row(BATCHES, "MAX_PARTITIONS", "N", "256",
+        "Open batches per core, 1 to 100000: one for each different text that KEY makes of payloads. Beyond it the largest is closed early."),
+    row(BATCHES, "COMPRESSION", "KIND", "none",
+        "Compression of batches: `none`, `gzip` or `zstd`, one member or frame per object."),
+    row(BATCHES, "COMPRESSION_LEVEL", "N", "",
+        "1 to 9 for gzip, -7 to 9 for zstd; higher ones would hold up requests. Not set: 6 for gzip, 1 for zstd."),
+    row(BATCHES, "COMPRESSION_MARK", "HOW", "suffix",
+        "How compressed batches are told: `suffix`, {ext} ends in .gz or .zst, or `header`, content-encoding (with file: it is not kept)."),
+    row(BATCHES, "PUT_PRICE", "DOLLARS", "0.005",
+        "Price of 1,000 PUTs, for the cost metrics."),
 
     row(ACKS, "ACK", "LEVEL", "queued",
         "What a 200 promises unless the request's `millrace-ack` header says otherwise: `queued` (in memory), `spooled` (on this host's disk, synced; needs SPOOL_DIR) or `stored` (the store has confirmed it)."),

@@ -10,6 +10,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
+use crate::batch::encoder::Compression;
+use crate::coding::Coding;
+
 use super::{Ack, Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
@@ -224,14 +227,71 @@ pub(super) fn header_token(text: &str) -> Parsed<String> {
     }
 }
 
-pub(super) fn content_type(text: &str) -> Parsed<String> {
+/// `auto` is `None`.
+pub(super) fn content_type(text: &str) -> Parsed<Option<String>> {
+    if text == "auto" {
+        return Ok(None);
+    }
     let fits_header = text.len() <= 255 && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
     let kind = text.split(';').next().unwrap_or("").trim();
     match kind.split_once('/') {
         Some((a, b)) if fits_header && !a.is_empty() && !b.is_empty() && !kind.contains(' ') => {
-            Ok(text.into())
+            Ok(Some(text.into()))
         }
-        _ => Err("give a media type such as application/json, up to 255 ASCII characters".into()),
+        _ => Err("give a media type such as application/json, up to 255 ASCII characters, or auto"
+            .into()),
+    }
+}
+
+/// `OBJECT`.
+pub(super) fn object_is_batch(text: &str) -> Parsed<bool> {
+    match text {
+        "payload" => Ok(false),
+        "batch" => Ok(true),
+        _ => Err("give payload or batch".into()),
+    }
+}
+
+/// `COMPRESSION`; `None`: none.
+pub(super) fn compression(text: &str) -> Parsed<Option<Coding>> {
+    match text {
+        "none" => Ok(None),
+        "gzip" => Ok(Some(Coding::Gzip)),
+        "zstd" => Ok(Some(Coding::Zstd)),
+        _ => Err("give none, gzip or zstd".into()),
+    }
+}
+
+/// `COMPRESSION_MARK`.
+pub(super) fn compression_mark_is_header(text: &str) -> Parsed<bool> {
+    match text {
+        "suffix" => Ok(false),
+        "header" => Ok(true),
+        _ => Err("give suffix or header".into()),
+    }
+}
+
+/// `COMPRESSION_LEVEL` of this kind, with it. Beyond zstd's 9 a block of 2 KiB takes longer than a core may go on for.
+pub(super) fn compression_level(kind: Option<Coding>) -> impl Fn(&str) -> Parsed<Compression> {
+    let level = |text: &str, default: i32, range: RangeInclusive<i32>| match text {
+        "" => Ok(default),
+        _ => text.parse().ok().filter(|level| range.contains(level)).ok_or_else(|| {
+            format!("give a whole number from {} to {}", range.start(), range.end())
+        }),
+    };
+    move |text| match kind {
+        None if text.is_empty() => Ok(Compression::None),
+        None => Err("needs COMPRESSION=gzip or zstd: set that or drop the level".into()),
+        Some(Coding::Gzip) => Ok(Compression::Gzip(level(text, 6, 1..=9)?.unsigned_abs())),
+        Some(Coding::Zstd) => Ok(Compression::Zstd(level(text, 1, -7..=9)?)),
+    }
+}
+
+/// An amount of money.
+pub(super) fn dollars(text: &str) -> Parsed<f64> {
+    match text.parse::<f64>() {
+        Ok(dollars) if (0.0..=1e6).contains(&dollars) => Ok(dollars),
+        _ => Err("give dollars from 0 to 1000000, such as 0.005".into()),
     }
 }
 
@@ -322,6 +382,8 @@ pub(super) fn log_filter(text: &str) -> Parsed<String> {
 pub(super) fn node_id(text: &str) -> Parsed<String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     match text.len() {
+        // In a key that would be a path's own sign.
+        _ if matches!(text, "." | "..") => Err("names no node: give it a letter or digit".into()),
         1..=64 if text.bytes().all(plain) => Ok(text.into()),
         _ => Err("give 1 to 64 of A-Z a-z 0-9 . _ -, or random".into()),
     }

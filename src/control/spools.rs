@@ -67,7 +67,7 @@ pub(super) fn setup(
         orphans: orphans.clone(),
         cores: config.cores.len(),
         cells: &cells[index],
-        keys: None,
+        keys: config.payload_keys(),
         sync_fault: faults.map_or(0.0, |faults| faults.spool_sync),
         seed: faults.map_or(0, |faults| faults.seed) + index as u64,
     }

@@ -1,0 +1,234 @@
+//! The task that empties the ring into batches.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use futures_lite::future::yield_now;
+
+use super::open::Open;
+use super::{Batches, ROOM_BYTES, Reason};
+use crate::deadline::Alarm;
+use crate::job::Job;
+use crate::key::EventTime;
+use crate::shard::Core;
+
+/// Payloads taken in before other tasks of the core run: some ten microseconds.
+const TURN_PAYLOADS: usize = 64;
+
+/// Takes payloads out of the ring until that is closed and empty; then closes every batch.
+pub async fn gather(core: Rc<Core>) {
+    let Some(batches) = &core.batches else { return };
+    let mut alarm = Alarm::default();
+    let mut taken = 0;
+    loop {
+        let popped = match batches.next_expiry() {
+            None => Some(core.ring.pop(0).await),
+            Some(at) => {
+                let pop = async { Some(core.ring.pop(0).await) };
+                alarm.until(at, pop, || None).await
+            }
+        };
+        match popped {
+            Some(Some(job)) => {
+                // Where a stop that cancels this task finds it.
+                batches.in_hand.replace(Some(job));
+                core.admission.popped();
+                batches.add(&core, &mut alarm).await;
+            }
+            Some(None) => break,
+            None => {}
+        }
+        taken += 1;
+        if taken % TURN_PAYLOADS == 0 || batches.is_overdue() {
+            batches.close_overdue(&core).await;
+            yield_now().await;
+        }
+    }
+    while let Some(oldest) = batches.oldest() {
+        batches.close(&core, oldest, Reason::Drain).await;
+    }
+    batches.closed.close();
+}
+
+/// What keeps a payload from entering.
+enum Hindrance {
+    Memory,
+    Partitions,
+    /// The spool can note no more of that batch.
+    Members(Rc<RefCell<Open>>),
+}
+
+impl Batches {
+    fn next_expiry(&self) -> Option<Instant> {
+        let open = self.open.borrow();
+        open.by_age.first_key_value().map(|(_, (opened, _))| *opened + self.options.age)
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.next_expiry().is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Puts the payload in hand into its batch, once there is room, and closes that if it is full then.
+    async fn add(&self, core: &Core, alarm: &mut Alarm) {
+        let entered = loop {
+            let entered = {
+                let job = self.in_hand.borrow();
+                self.try_add(core, job.as_ref().expect("put there by the caller"))
+            };
+            match entered {
+                Ok(open) => break open,
+                Err(Hindrance::Memory) => self.make_room(core, alarm).await,
+                Err(Hindrance::Partitions) => {
+                    let oldest = self.oldest().expect("there are as many as allowed");
+                    self.close(core, oldest, Reason::Partitions).await;
+                }
+                Err(Hindrance::Members(full)) => self.close(core, full, Reason::Count).await,
+            }
+        };
+        // Its slot went when it was popped; with this goes its share of the body.
+        self.in_hand.take();
+        if entered.borrow().wants_work() {
+            self.work(&entered).await;
+        }
+        let full = entered.borrow().full(self);
+        if let Some(reason) = full {
+            self.close(core, entered, reason).await;
+        }
+    }
+
+    fn try_add(&self, core: &Core, job: &Job) -> Result<Rc<RefCell<Open>>, Hindrance> {
+        if !self.memory.fits(job.payload.len() + ROOM_BYTES) {
+            return Err(Hindrance::Memory);
+        }
+        let mut place = self.place.borrow_mut();
+        self.write_place(job, &mut place);
+        let found = self.open.borrow().by_place.get(place.as_slice()).cloned();
+        let open = match found {
+            Some(open) => open,
+            None => self.begin(core, job, place.as_slice().into())?,
+        };
+        let mut batch = open.borrow_mut();
+        if !batch.push(job) {
+            drop(batch);
+            return Err(Hindrance::Members(open));
+        }
+        batch.recharge();
+        drop(batch);
+        Ok(open)
+    }
+
+    /// What those payloads have in common that share a batch.
+    fn write_place(&self, job: &Job, place: &mut Vec<u8>) {
+        // No other directory has this address while one of its payloads is here.
+        let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.home()) as usize);
+        place.clear();
+        place.extend_from_slice(&home.to_ne_bytes());
+        if self.is_partitioned {
+            let mut partition = self.partition.borrow_mut();
+            let (payload, version) = (&job.payload, job.payload.version());
+            let came = job.stamp.unix_nanos;
+            let time = self.keys.write_partition(payload, version, came, &mut partition);
+            if time == EventTime::Unreadable {
+                self.cells.event_times_unreadable.inc();
+            }
+            place.extend_from_slice(partition.text().as_bytes());
+        }
+    }
+
+    fn begin(
+        &self,
+        core: &Core,
+        job: &Job,
+        place: Rc<[u8]>,
+    ) -> Result<Rc<RefCell<Open>>, Hindrance> {
+        let mut open = self.open.borrow_mut();
+        if open.by_place.len() >= self.options.partitions {
+            return Err(Hindrance::Partitions);
+        }
+        let (number, stamp) = (open.next_number, core.stamps(1));
+        open.next_number += 1;
+        let partition = self.partition.borrow();
+        let partition = if self.is_partitioned { partition.text() } else { "" };
+        let batch = Open::new(self, number, stamp, partition, job, core.store.summing());
+        let batch = Rc::new(RefCell::new(batch));
+        open.by_place.insert(place.clone(), batch.clone());
+        open.by_age.insert(number, (Instant::now(), place));
+        self.cells.batches_open.set(open.by_place.len() as u64);
+        Ok(batch)
+    }
+
+    fn oldest(&self) -> Option<Rc<RefCell<Open>>> {
+        let open = self.open.borrow();
+        let (_, place) = open.by_age.first_key_value()?.1;
+        open.by_place.get(place).cloned()
+    }
+
+    fn largest(&self) -> Option<Rc<RefCell<Open>>> {
+        let open = self.open.borrow();
+        open.by_place.values().max_by_key(|batch| batch.borrow().charged()).cloned()
+    }
+
+    async fn close_overdue(&self, core: &Core) {
+        while self.is_overdue()
+            && let Some(oldest) = self.oldest()
+        {
+            self.close(core, oldest, Reason::Age).await;
+        }
+    }
+
+    /// Once, when there is no memory: closes the largest batch unless half of the memory travels already, or waits until
+    /// one that travels is stored.
+    async fn make_room(&self, core: &Core, alarm: &mut Alarm) {
+        let in_open: usize = {
+            let open = self.open.borrow();
+            open.by_place.values().map(|batch| batch.borrow().charged()).sum()
+        };
+        let travelling = self.memory.used.get() - in_open;
+        if 2 * travelling < self.memory.max
+            && let Some(largest) = self.largest()
+        {
+            return self.close(core, largest, Reason::Memory).await;
+        }
+        match self.next_expiry() {
+            Some(at) if at > Instant::now() => {
+                alarm.until(at, self.memory.freed.wait(), || ()).await;
+            }
+            Some(_) => self.close_overdue(core).await,
+            None => self.memory.freed.wait().await,
+        }
+    }
+
+    /// Compresses and sums what has come, slice by slice.
+    async fn work(&self, open: &RefCell<Open>) {
+        loop {
+            let more = open.borrow_mut().work();
+            open.borrow_mut().recharge();
+            if !more {
+                return;
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Finishes an open batch and puts it in line for a worker.
+    async fn close(&self, core: &Core, open: Rc<RefCell<Open>>, reason: Reason) {
+        {
+            let mut batches = self.open.borrow_mut();
+            let number = open.borrow().number;
+            if let Some((_, place)) = batches.by_age.remove(&number) {
+                batches.by_place.remove(&place);
+            }
+            self.cells.batches_open.set(batches.by_place.len() as u64);
+        }
+        self.closing.replace(Some(open.clone()));
+        open.borrow_mut().encoder.finish();
+        self.work(&open).await;
+        self.closing.take();
+        self.cells.batches_closed[reason as usize].inc();
+        let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
+        let batch = open.into_inner().into_batch(self, &core.origin);
+        let queued = self.closed.push(Rc::new(batch));
+        assert!(queued.is_ok(), "there are as many places as batches can be charged for");
+    }
+}

@@ -1,0 +1,158 @@
+//! One open batch: what is in it, and when it is full.
+
+use std::rc::Rc;
+
+use super::encoder::Encoder;
+use super::{BATCH_COST_BYTES, Batch, Batches, Charge, Reason, Roster};
+use crate::job::{Job, Origin, Stamp};
+use crate::key::KeyOf;
+use crate::spool::Members;
+use crate::store::Summing;
+
+/// Bytes that enter a batch before they are looked at again: for less, the look would cost more than the copy.
+const LOOK_BYTES: usize = 4 << 10;
+
+pub(super) struct Open {
+    /// Orders the open batches of a core.
+    pub(super) number: u64,
+    pub(super) encoder: Encoder,
+    summing: Summing,
+    /// When it was opened, and the number its key has.
+    stamp: Stamp,
+    partition: Box<str>,
+    /// Where its payloads lie in the spool, if they do.
+    members: Option<Members>,
+    roster: Roster,
+    /// Of the first payload's request: what a key makes of it is the same for all.
+    version: Option<Box<str>>,
+    payloads: u64,
+    payload_bytes: u64,
+    /// Entered since the last look.
+    unseen_bytes: usize,
+    charge: Charge,
+}
+
+impl Open {
+    /// An empty one for what `job` has in common with others.
+    pub(super) fn new(
+        batches: &Batches,
+        number: u64,
+        stamp: Stamp,
+        partition: &str,
+        job: &Job,
+        summing: Summing,
+    ) -> Open {
+        Open {
+            number,
+            encoder: Encoder::new(batches.options.form.compression, &batches.shared),
+            summing,
+            stamp,
+            partition: partition.into(),
+            members: job.record.as_ref().map(|record| Members::of(record.home())),
+            roster: Roster::default(),
+            version: job.payload.version().map(Box::from),
+            payloads: 0,
+            payload_bytes: 0,
+            unseen_bytes: 0,
+            charge: Charge::new(&batches.memory),
+        }
+    }
+
+    pub(super) fn is_spooled(&self) -> bool {
+        self.members.is_some()
+    }
+
+    /// Takes the payload in; false when what the spool may note of a batch is full: then it is to be closed first.
+    pub(super) fn push(&mut self, job: &Job) -> bool {
+        match (&mut self.members, &job.record) {
+            (Some(members), Some(record)) => {
+                if !members.push(record, job.stamp) {
+                    return false;
+                }
+            }
+            (None, None) => self.roster.note_stamp(job.stamp),
+            _ => unreachable!("what is in memory only is kept apart"),
+        }
+        if let Some(tally) = &job.tally {
+            self.roster.note_tally(tally.clone());
+        }
+        self.encoder.push(&job.payload);
+        self.payloads += 1;
+        self.payload_bytes += job.payload.len() as u64;
+        self.unseen_bytes += job.payload.len();
+        true
+    }
+
+    /// Whether there is enough to be compressed or summed that it is worth a look.
+    pub(super) fn wants_work(&self) -> bool {
+        self.unseen_bytes >= LOOK_BYTES
+    }
+
+    /// Compresses and sums a slice; true if there is more to do now.
+    pub(super) fn work(&mut self) -> bool {
+        self.unseen_bytes = 0;
+        let summing = &mut self.summing;
+        self.encoder.work(&mut |bytes| summing.update(bytes))
+    }
+
+    /// Charges what it holds now.
+    pub(super) fn recharge(&mut self) {
+        // Of what the spool notes there is a second copy once the batch travels.
+        let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
+        let lists = members + self.roster.memory() + self.partition.len();
+        self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
+    }
+
+    pub(super) fn charged(&self) -> usize {
+        self.charge.bytes
+    }
+
+    /// Why it takes no more, if so.
+    pub(super) fn full(&self, batches: &Batches) -> Option<Reason> {
+        let options = &batches.options;
+        match () {
+            () if self.encoder.stored_bytes() >= options.bytes => Some(Reason::Size),
+            () if self.encoder.raw_bytes() >= options.raw_bytes => Some(Reason::RawSize),
+            () if options.count.is_some_and(|count| self.payloads >= count) => Some(Reason::Count),
+            () => None,
+        }
+    }
+
+    /// The batch, whose encoder has come to its end.
+    pub(super) fn into_batch(mut self, batches: &Batches, origin: &Origin) -> Batch {
+        self.recharge();
+        let form = batches.options.form;
+        let (node, core) = origin.parts();
+        let Stamp { unix_nanos, seq } = self.stamp;
+        let mut key = String::new();
+        let of = KeyOf {
+            partition: &self.partition,
+            unix_nanos,
+            node,
+            core: core as usize,
+            seq,
+            count: self.payloads,
+            ext: form.ext(),
+        };
+        batches.keys.write_key(&of, &mut key);
+        let cells = batches.cells;
+        cells.batch_raw_bytes.observe(self.encoder.raw_bytes());
+        let parts = self.encoder.into_parts();
+        cells.batch_stored_bytes.observe(parts.iter().map(|part| part.len() as u64).sum());
+        Batch {
+            key,
+            stem: origin.stem(self.stamp),
+            form,
+            parts,
+            sums: self.summing.finish(),
+            payloads: self.payloads,
+            payload_bytes: self.payload_bytes,
+            members: self.members.map(Rc::new),
+            is_restored: false,
+            roster: self.roster,
+            version: self.version,
+            shared: batches.shared.clone(),
+            _charge: Some(self.charge),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Batches that a crashed process had begun and not finished: the same payloads, made into an object in the same way, are put
+//! again under the same key. What the store may have of it is replaced by the same, or with `S3_IF_NONE_MATCH` kept.
+//!
+//! One at a time per core, beside the workers. Its memory is that of one object of the process that began it, and is not
+//! charged to `BATCH_MEMORY`: it can neither be split nor wait behind what waits for it.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future::yield_now;
+use glommio::timer::sleep;
+
+use super::encoder::{Encoder, EncoderShared};
+use super::{Batch, Roster};
+use crate::ack::Fate;
+use crate::config::Form;
+use crate::job::{Origin, Stamp};
+use crate::parcel::Parcel;
+use crate::shard::Core;
+use crate::spool::Begun;
+use crate::store::Summing;
+use crate::worker::Worker;
+
+/// Before what a disk did not do is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The task: puts one after the other, until the stop begins.
+pub async fn restore(core: Rc<Core>) {
+    let Some(spool) = core.spool.clone() else { return };
+    let mut worker = Worker::new(core.clone());
+    while let Some(begun) = spool.next_begun().await {
+        let key = begun.key().to_owned();
+        match restored(begun, &core.origin, core.stamps(1), core.store.summing()).await {
+            Ok((begun, batch)) => {
+                let is_empty = batch.payloads() == 0;
+                // What is neither stored nor dead-lettered is left to the next process.
+                if is_empty || worker.put(&Parcel::Batch(Rc::new(batch))).await != Fate::Lost {
+                    finish(begun).await;
+                }
+            }
+            Err(why) => tracing::error!(
+                "{key} was begun by another version and is left in the spool: {why}"
+            ),
+        }
+    }
+}
+
+/// It is done with; tried until the disk has it, for before that nothing else of its directory is touched.
+async fn finish(mut begun: Begun) {
+    while let Err(error) = begun.finished().await {
+        tracing::warn!("{} is stored, but that could not be noted: {error}", begun.key());
+        sleep(PAUSE).await;
+    }
+}
+
+/// The object again.
+///
+/// # Errors
+/// How it was made is not known here.
+pub async fn restored(
+    mut begun: Begun,
+    origin: &Origin,
+    stamp: Stamp,
+    mut summing: Summing,
+) -> Result<(Begun, Batch), String> {
+    let form: Form = begun.form().parse()?;
+    let shared = EncoderShared::new();
+    let mut encoder = Encoder::new(form.compression, &shared);
+    let (mut payloads, mut payload_bytes) = (0, 0);
+    loop {
+        match begun.next().await {
+            Ok(Some(payload)) => {
+                encoder.push(payload);
+                payloads += 1;
+                payload_bytes += payload.len() as u64;
+            }
+            Ok(None) => break,
+            // Counted and logged; the rest still comes.
+            Err(error) if error.kind() == ErrorKind::InvalidData => {}
+            Err(error) => {
+                tracing::warn!("{} cannot be read now: {error}", begun.key());
+                sleep(PAUSE).await;
+            }
+        }
+        while encoder.work(&mut |bytes| summing.update(bytes)) {
+            yield_now().await;
+        }
+    }
+    encoder.finish();
+    while encoder.work(&mut |bytes| summing.update(bytes)) {
+        yield_now().await;
+    }
+    let batch = Batch {
+        key: begun.key().to_owned(),
+        stem: origin.stem(stamp),
+        form,
+        parts: encoder.into_parts(),
+        sums: summing.finish(),
+        payloads,
+        payload_bytes,
+        members: None,
+        is_restored: true,
+        roster: Roster::default(),
+        version: None,
+        shared,
+        _charge: None,
+    };
+    Ok((begun, batch))
+}
