@@ -71,7 +71,7 @@ fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, 
                     if preflight::failed(&findings) {
                         return Err(preflight::table(&findings));
                     }
-                    control::on_executor(spool.replay(&config))?
+                    control::on_executor(spool.replay(&config, commands::spool::ndjson))?
                 }
             }
         }

@@ -141,7 +141,7 @@ impl Rig {
     ) {
         while !held.is_empty() && random.u8(..) < 200 {
             random.shuffle(held);
-            if held[0].stamp.seq % 3 > 0 {
+            if !held[0].stamp.seq.is_multiple_of(3) {
                 batches.push(self.store_batch(random, held));
             } else {
                 let job = held.swap_remove(0);
@@ -161,8 +161,9 @@ impl Rig {
         let size = random.usize(1..8);
         held.retain(|job| {
             let record = job.record.as_ref().unwrap();
-            let takes =
-                Rc::ptr_eq(record.home(), &home) && job.stamp.seq % 3 > 0 && seqs.len() < size;
+            let takes = Rc::ptr_eq(record.home(), &home)
+                && !job.stamp.seq.is_multiple_of(3)
+                && seqs.len() < size;
             if takes {
                 assert!(members.push(record, job.stamp));
                 seqs.push(job.stamp.seq);

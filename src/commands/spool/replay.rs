@@ -1,4 +1,5 @@
-//! `millrace spool replay`: what is not stored is put under its own keys; files with nothing left in them go.
+//! `millrace spool replay`: batches that were begun and not finished are put again, then what is not stored is put under
+//! its own keys; files with nothing left in them go.
 //!
 //! What is left is noted in its file, so that what was stored is not put again. Should that note be lost, with this
 //! process for one, it is: under the same keys, which changes nothing.
@@ -9,7 +10,8 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Places, SpoolCommandError, lost, of, said, unreadable};
+use super::batches::MemberFiles;
+use super::{Places, Remake, SpoolCommandError, look, lost, of, said, unreadable};
 use crate::commands::{Puts, side_by_side};
 use crate::config::Config;
 use crate::control::Exit;
@@ -17,18 +19,21 @@ use crate::job::{Origin, Payload};
 use crate::spool::file::SegmentFile;
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{put_aside, remove, segments_of, sync_dir};
+use crate::spool::instances::{core_dirs, files_of, put_aside, remove, sync_dir};
+use crate::spool::ledger::{Batch, Ledger, Settled};
 use crate::store::Class;
 
 impl Places {
-    /// Puts every unstored payload into the configured store, whichever it is; exit 1 when some are left or lost.
+    /// Puts every unstored payload into the configured store, whichever it is; exit 1 when some are left or lost. Objects
+    /// of batches are made by `remake`.
     ///
     /// # Errors
     /// A directory cannot be read, or the store cannot be used at all.
-    pub async fn replay(&self, config: &Config) -> Result<Exit, String> {
+    pub async fn replay(&self, config: &Config, remake: Remake) -> Result<Exit, String> {
         let puts = Puts::prepare(config).await?;
         let replay = Rc::new(Replay {
             puts,
+            remake,
             stored: Cell::new(0),
             left: Cell::new(0),
             troubled: Cell::new(false),
@@ -43,8 +48,16 @@ impl Places {
     async fn replay_with(&self, replay: &Rc<Replay>) -> Result<Exit, SpoolCommandError> {
         for instance in &self.instances {
             let Some(held) = self.hold(instance)? else { continue };
-            for (path, _) in segments_of(instance).map_err(of(instance))? {
-                replay.put_segment(&path).await;
+            for core_dir in core_dirs(instance).map_err(of(instance))? {
+                let files = files_of(&core_dir).map_err(of(&core_dir))?;
+                let (batched, all) = replay.put_batches(&core_dir).await.map_err(of(&core_dir))?;
+                for (path, _) in files {
+                    if all {
+                        replay.put_segment(&path, &batched).await;
+                    } else if let Some(survey) = look(&path, &batched, |_| Ok(()))? {
+                        replay.left.set(replay.left.get() + survey.unstored);
+                    }
+                }
             }
             held.leave();
         }
@@ -56,6 +69,7 @@ impl Places {
 /// One replay and its figures.
 struct Replay {
     puts: Puts,
+    remake: Remake,
     stored: Cell<u64>,
     /// Payloads that stay.
     left: Cell<u64>,
@@ -87,8 +101,53 @@ struct Reading {
 }
 
 impl Replay {
-    async fn put_segment(self: &Rc<Self>, path: &Path) {
-        let reading = match SegmentFile::open(path) {
+    /// Puts the begun batches of a core again and notes that they are finished: what of its segments needs nothing more
+    /// then, and whether that is all of them. If not, all the rest has to wait, for some of it may be in those batches.
+    async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<Settled>, bool)> {
+        let mut ledger = Ledger::read(core_dir)?;
+        ledger.settle(core_dir)?;
+        let begun: Vec<(String, Batch)> =
+            ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+        if begun.is_empty() {
+            return Ok((Rc::new(ledger.done_members()), true));
+        }
+        let mut files = MemberFiles::of(core_dir)?;
+        let mut all = true;
+        for (key, batch) in begun {
+            match self.put_batch(&mut files, &key, &batch).await {
+                Ok(()) => ledger.finish(&key),
+                Err(why) => {
+                    all = false;
+                    self.leave(core_dir, &format!("the batch {key} could not be put: {why}"));
+                }
+            }
+        }
+        ledger.rewrite(core_dir)?;
+        Ok((Rc::new(ledger.done_members()), all))
+    }
+
+    async fn put_batch(
+        &self,
+        files: &mut MemberFiles,
+        key: &str,
+        batch: &Batch,
+    ) -> Result<(), String> {
+        let mut lost = 0;
+        let remade = (self.remake)(&batch.form, &mut files.payloads(batch, &mut lost));
+        let object = remade.map_err(|error| error.to_string())?;
+        if !self.put(key, &Payload::from(object)).await {
+            return Err("the store did not take it".to_owned());
+        }
+        if lost > 0 {
+            eprintln!("{key}: {lost} payloads of this batch are lost");
+            self.troubled.set(true);
+        }
+        self.stored.set(self.stored.get() + batch.runs().payloads() - lost);
+        Ok(())
+    }
+
+    async fn put_segment(self: &Rc<Self>, path: &Path, batched: &Rc<Settled>) {
+        let reading = match SegmentFile::open_with(path, batched) {
             Ok(file) => Rc::new(RefCell::new(Reading::new(file))),
             Err(error) => return self.leave(path, &unreadable(&error)),
         };
@@ -98,7 +157,7 @@ impl Replay {
         };
         let (replay, note) = (self.clone(), reading.clone());
         side_by_side(source, async move |found| {
-            let stored = replay.put(&found).await;
+            let stored = replay.put(&found.key, &found.payload).await;
             note.borrow_mut().settle(found.ordinal, stored);
         })
         .await;
@@ -116,15 +175,15 @@ impl Replay {
     }
 
     /// Whether the store has it now.
-    async fn put(&self, found: &Unstored) -> bool {
+    async fn put(&self, key: &str, payload: &Payload) -> bool {
         if self.given_up.get() {
             return false;
         }
-        let Err(error) = self.puts.put(&found.key, &found.payload).await else { return true };
+        let Err(error) = self.puts.put(key, payload).await else { return true };
         if error.class == Class::StoreWide && !self.given_up.replace(true) {
             eprintln!("nothing more is tried until this is mended: {error}");
         } else if !self.given_up.get() {
-            eprintln!("{}: left in the spool: {error}", found.key);
+            eprintln!("{key}: left in the spool: {error}");
         }
         false
     }
@@ -185,7 +244,8 @@ impl Reading {
 
     fn take(&mut self, group: &Group) {
         let label = &group.head.label;
-        let origin = Origin::new(label.node.clone(), label.core as usize);
+        let origin = Origin::new(label.node.clone(), label.core as usize)
+            .with_keys(self.file.keys(group).map(str::to_owned));
         let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
         self.group = unstored
             .map(|payload| Unstored {
