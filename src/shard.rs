@@ -41,7 +41,7 @@ use crate::parse::Scratch;
 use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
-use crate::store::{Object, Store, StoreSeed};
+use crate::store::{Store, StoreSeed};
 use crate::tokens::TokenSet;
 use crate::worker::{Health, worker_loop};
 

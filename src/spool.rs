@@ -20,9 +20,9 @@ mod keeper;
 mod reader;
 mod segment;
 
-mod adopt;
 mod orphans;
 
+pub mod adopt;
 pub mod file;
 pub mod format;
 pub mod instances;

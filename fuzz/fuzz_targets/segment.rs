@@ -1,5 +1,5 @@
-//! The spool's segment reader on files that are not as they were written: it ends, does not panic, and yields no record
-//! that nobody wrote.
+//! The reader of the spool's files, segments and journals, on some that are not as they were written: it ends, does not
+//! panic, and yields no record that nobody wrote.
 //!
 //! ```sh
 //! cargo install cargo-fuzz
@@ -15,8 +15,8 @@
 //! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
 //! ```
 //!
-//! The first byte of an input says what the rest is: a whole file, the groups of a file, or patches to a segment that is
-//! whole. Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and whoever can do
+//! The first byte of an input says what the rest is: a whole file, the groups of a file, the runs of a batch, or patches to
+//! a file that is whole. Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and whoever can do
 //! that writes records. Without it, that a changed group passes is one chance in four billion.
 
 #![no_main]
@@ -25,10 +25,12 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use millrace::job::Stamp;
+use millrace::spool::format::record::{Entry, done_bytes, intent_record, write_done};
+use millrace::spool::format::runs::{Encoder, Runs};
 use millrace::spool::format::scan::{Found, walk};
 use millrace::spool::format::{
-    DATA_START, HEAD_BYTES, Label, PROGRESS_BYTES, Progress, finish_group, group_bytes,
-    record_bytes, records, write_record,
+    DATA_START, HEAD_BYTES, Label, PROGRESS_BYTES, Progress, entries, finish_group, group_bytes,
+    keys_bytes, record_bytes, write_keys, write_record,
 };
 
 /// Bytes of one patch at most, and patches of one input.
@@ -41,6 +43,7 @@ const NOW: u64 = 2;
 fuzz_target!(|input: &[u8]| {
     let Some((kind, rest)) = input.split_first() else { return };
     match kind % 4 {
+        0 if kind & 4 != 0 => runs(rest),
         0 => drop(read(rest)),
         1 => drop(read(&[&vec![0; DATA_START as usize], rest].concat())),
         // Most of the time where there is something to be found.
@@ -48,9 +51,20 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// A record as it was written or read: the use of the segment, the number of its first payload, its first stamp, its
-/// payloads.
-type Record = (u64, u32, Stamp, Vec<Vec<u8>>);
+/// A record as it was written or read: the use of the file, the number of its first payload or of the next, and what it says.
+type Record = (u64, u32, Said);
+
+#[derive(Debug, PartialEq)]
+enum Said {
+    Request(Stamp, Option<String>, Vec<Vec<u8>>),
+    Keys(String),
+    /// Key, form, and the runs of members.
+    Begun(String, String, Vec<u8>),
+    Done(String),
+}
+
+/// Before the requests of every group.
+const KEYS: &str = "{version}/{seq}";
 
 struct Segment {
     file: Vec<u8>,
@@ -92,12 +106,46 @@ impl Segment {
                 })
                 .collect();
             self.write_group(id, number as u32, ordinal, &requests);
+            self.records.push((id, ordinal, Said::Keys(KEYS.into())));
             for (stamp, payloads) in requests {
                 let count = payloads.len() as u32;
-                self.records.push((id, ordinal, stamp, payloads));
+                self.records.push((id, ordinal, Said::Request(stamp, version(stamp), payloads)));
                 ordinal += count;
             }
+            self.write_batches(id, number as u32, ordinal);
         }
+    }
+
+    /// The records of batches with a group's: as in a journal, but that has no requests.
+    fn write_batches(&mut self, id: u64, number: u32, ordinal: u32) {
+        let mut encoder = Encoder::default();
+        for member in 0..20 * (number + 1) {
+            assert!(encoder.push(id + u64::from(member % 3), member * member));
+        }
+        let (key, runs) = (format!("{id}/{number}"), encoder.finish());
+        let mut body = intent_record(&key, "zstd", &runs).into_vec();
+        let at = body.len();
+        body.resize(at + done_bytes(&key), 0);
+        write_done(&mut body[at..], &key);
+        let mut group = vec![0; group_bytes(body.len()) as usize];
+        group[HEAD_BYTES..HEAD_BYTES + body.len()].copy_from_slice(&body);
+        self.finish_group(group, id, 2 * number + 1, ordinal, body.len());
+        self.records.push((id, ordinal, Said::Begun(key.clone(), "zstd".into(), runs)));
+        self.records.push((id, ordinal, Said::Done(key)));
+    }
+
+    fn finish_group(
+        &mut self,
+        mut group: Vec<u8>,
+        id: u64,
+        number: u32,
+        ordinal: u32,
+        body: usize,
+    ) {
+        let label = Label { segment_bytes: 0, id, core: 3, node: "fuzz".into() };
+        finish_group(&mut group, &label, number, ordinal, body);
+        self.checksums.extend(self.file.len() + 8..self.file.len() + 16);
+        self.file.extend(group);
     }
 
     fn write_group(
@@ -107,19 +155,19 @@ impl Segment {
         ordinal: u32,
         requests: &[(Stamp, Vec<Vec<u8>>)],
     ) {
-        let bytes = |(_, payloads): &(Stamp, Vec<Vec<u8>>)| {
-            record_bytes(payloads.len(), payloads.iter().map(Vec::len).sum())
+        let bytes = |(stamp, payloads): &(Stamp, Vec<Vec<u8>>)| {
+            let payload_bytes = payloads.iter().map(Vec::len).sum();
+            record_bytes(payloads.len(), payload_bytes, version(*stamp).as_deref())
         };
-        let body = requests.iter().map(bytes).sum();
+        let body = keys_bytes(Some(KEYS)) + requests.iter().map(bytes).sum::<usize>();
         let mut group = vec![0; group_bytes(body) as usize];
-        let mut at = HEAD_BYTES;
+        let mut at = HEAD_BYTES + write_keys(&mut group[HEAD_BYTES..], Some(KEYS));
         for (stamp, payloads) in requests {
-            at += write_record(&mut group[at..], *stamp, payloads.iter().map(Vec::as_slice));
+            let version = version(*stamp);
+            let payloads = payloads.iter().map(Vec::as_slice);
+            at += write_record(&mut group[at..], *stamp, version.as_deref(), payloads);
         }
-        let label = Label { segment_bytes: 0, id, core: 3, node: "fuzz".into() };
-        finish_group(&mut group, &label, number, ordinal, body);
-        self.checksums.extend(self.file.len() + 8..self.file.len() + 16);
-        self.file.extend(group);
+        self.finish_group(group, id, 2 * number, ordinal, body);
     }
 
     fn note(&mut self, progress: &Progress) {
@@ -127,6 +175,30 @@ impl Segment {
         progress.write(&mut self.file[at..at + progress.bytes()]);
         self.checksums.extend(at + 8..at + 12);
     }
+}
+
+/// What a request says, if anything.
+fn version(first: Stamp) -> Option<String> {
+    (first.seq % 3 > 0).then(|| "v".repeat(first.seq as usize % 5))
+}
+
+/// Runs that pass the check are runs, and are what they are encoded to again.
+fn runs(bytes: &[u8]) {
+    let Some(runs) = Runs::check(bytes) else { return };
+    assert_eq!(runs.bytes(), bytes);
+    if runs.payloads() > 10_000 {
+        return;
+    }
+    let mut encoder = Encoder::default();
+    for run in runs.iter() {
+        assert!(run.count > 0 && run.first < run.end());
+        assert!((run.first..run.end()).all(|ordinal| encoder.push(run.segment, ordinal)));
+    }
+    let again = encoder.finish();
+    let members = |runs: Runs<'_>| -> Vec<_> {
+        runs.iter().flat_map(|run| (run.first..run.end()).map(move |n| (run.segment, n))).collect()
+    };
+    assert_eq!(members(Runs::check(&again).expect("runs")), members(runs));
 }
 
 /// Walks through the whole segment with patches: per patch three bytes of place, one of length, and what is put there.
@@ -171,11 +243,25 @@ fn read(file: &[u8]) -> Vec<Record> {
         Found::Group(at, group) => {
             assert!(at >= behind, "a walk goes forward");
             behind = at + group.head.group_bytes();
-            let mut ordinal = group.head.first_ordinal;
-            for record in records(&group.head, bytes) {
-                let payloads = record.spans().map(|span| record.payloads[span.range()].to_vec());
-                found.push((group.head.label.id, ordinal, record.first, payloads.collect()));
-                ordinal = ordinal.wrapping_add(record.count());
+            let (id, mut ordinal) = (group.head.label.id, group.head.first_ordinal);
+            for entry in entries(&group.head, bytes) {
+                let first = ordinal;
+                let said = match entry {
+                    Entry::Payloads(record) => {
+                        ordinal = ordinal.wrapping_add(record.count());
+                        let version = record.version.map(str::to_owned);
+                        let bytes =
+                            record.spans().map(|span| record.payloads[span.range()].to_vec());
+                        Said::Request(record.first, version, bytes.collect())
+                    }
+                    Entry::Keys(keys) => Said::Keys(keys.into()),
+                    Entry::Intent(intent) => {
+                        let runs = intent.runs.bytes().to_vec();
+                        Said::Begun(intent.key.into(), intent.form.into(), runs)
+                    }
+                    Entry::Done(key) => Said::Done(key.into()),
+                };
+                found.push((id, first, said));
             }
         }
         Found::Damage(damage) => {

@@ -10,6 +10,7 @@
 //! takes longer than [`SLICE_TIME`].
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::chunks::{ChunkPool, Chunks};
 pub use super::compressor::Compression;
 use super::compressor::{Compressor, Then, decompress};
 use super::lines::{Splitter, compact, needs_compacting};
+use crate::config::Form;
 use crate::job::Payload;
 
 /// What one call of [`Encoder::work`] aims at. The limit is 200 µs without yielding: this leaves as much again for data that
@@ -311,6 +313,24 @@ impl Encoder {
         splitter.finish();
         self.chunks.give_back();
     }
+}
+
+/// The whole object of `payloads`, in one go: for a command, which has no requests to let through.
+///
+/// # Errors
+/// The first of `payloads`.
+pub fn encode(
+    form: Form,
+    payloads: impl Iterator<Item = io::Result<Vec<u8>>>,
+) -> io::Result<Vec<Payload>> {
+    let mut encoder = Encoder::new(form.compression, &EncoderShared::new());
+    for payload in payloads {
+        encoder.push(&payload?);
+        while encoder.work(&mut |_| {}) {}
+    }
+    encoder.finish();
+    while encoder.work(&mut |_| {}) {}
+    Ok(encoder.into_parts())
 }
 
 /// Shows `each` the lines of a finished object, without their line feeds.

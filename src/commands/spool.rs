@@ -4,11 +4,13 @@
 //! Everything blocks, for nothing else runs in this process. A directory whose process lives is only listed: its payloads
 //! are in good hands, and a running server takes over by itself what others have left.
 
+mod batches;
 mod replay;
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -16,7 +18,8 @@ use crate::control::Exit;
 use crate::job::Stamp;
 use crate::spool::file::{SegmentFile, Spooled};
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{Held, instances_in, is_instance, quarantined, segments_of};
+use crate::spool::instances::{Held, core_dirs, files_of, instances_in, is_instance, quarantined};
+use crate::spool::ledger::{JournalFile, Ledger, Settled};
 
 /// What an operator has named.
 pub struct Places {
@@ -75,8 +78,8 @@ impl Places {
         for instance in &self.instances {
             // Let go at once: a server that comes meanwhile must not be turned away by a look.
             let in_use = Held::take(instance).map_err(of(instance))?.is_none();
-            for (path, _) in segments_of(instance).map_err(of(instance))? {
-                let Some(survey) = look(&path, |_| Ok(()))? else { continue };
+            for (path, batched) in files_with(instance, |ledger| list_journals(out, ledger))? {
+                let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
                 let state = if in_use { "in use".to_owned() } else { survey.state() };
                 let Survey { groups, payloads, unstored, bytes, .. } = survey;
                 let place = Place(&path);
@@ -113,14 +116,19 @@ impl Places {
 
     fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
         let (mut segments, mut damaged, mut groups) = (0, 0, 0);
+        let mut journals = Vec::new();
         for instance in &self.instances {
             // Not held: what a server might do meanwhile changes no checksum.
             if Held::take(instance).map_err(of(instance))?.is_none() {
                 writeln!(out, "{}", skipped(instance))?;
                 continue;
             }
-            for (path, _) in segments_of(instance).map_err(of(instance))? {
-                let Some(survey) = look(&path, |_| Ok(()))? else { continue };
+            let read = |ledger: &Ledger| {
+                journals.extend_from_slice(ledger.files());
+                Ok(())
+            };
+            for (path, batched) in files_with(instance, read)? {
+                let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
                 for text in survey.problems.iter().chain(&survey.notes) {
                     writeln!(out, "{}: {text}", path.display())?;
                 }
@@ -129,7 +137,20 @@ impl Places {
                 damaged += u32::from(!survey.problems.is_empty());
             }
         }
-        writeln!(out, "{segments} segments with {groups} whole groups, {damaged} damaged")?;
+        for JournalFile { path, problems, notes, .. } in &journals {
+            for text in problems.iter().chain(notes) {
+                writeln!(out, "{}: {text}", path.display())?;
+            }
+            damaged += u32::from(!problems.is_empty());
+        }
+        let journals = match journals.len() {
+            0 => String::new(),
+            count => format!(", {count} journals of batches"),
+        };
+        writeln!(
+            out,
+            "{segments} segments with {groups} whole groups{journals}, {damaged} damaged"
+        )?;
         out.flush()?;
         Ok(if damaged == 0 { Exit::Clean } else { Exit::Unstored })
     }
@@ -146,8 +167,8 @@ impl Places {
         let (mut exported, mut bytes, mut exit) = (0_u64, 0, Exit::Clean);
         for instance in &self.instances {
             let Some(_held) = self.hold(instance)? else { continue };
-            for (path, _) in segments_of(instance).map_err(of(instance))? {
-                let survey = look(&path, |payload| {
+            for (path, batched) in files_with(instance, |_| Ok(()))? {
+                let survey = look(&path, &batched, |payload| {
                     if payload.is_stored && !all {
                         return Ok(());
                     }
@@ -235,13 +256,44 @@ struct Survey {
     notes: Vec<String>,
 }
 
+/// The segments of a process with what is stored of them in batches; `visit` hears of every core's journals.
+fn files_with(
+    instance: &Path,
+    mut visit: impl FnMut(&Ledger) -> io::Result<()>,
+) -> Result<Vec<(PathBuf, Rc<Settled>)>, SpoolCommandError> {
+    let mut found = Vec::new();
+    for core_dir in core_dirs(instance).map_err(of(instance))? {
+        let ledger = Ledger::read(&core_dir).map_err(of(&core_dir))?;
+        visit(&ledger)?;
+        let batched = Rc::new(ledger.done_members());
+        let files = files_of(&core_dir).map_err(of(&core_dir))?;
+        found.extend(files.into_iter().map(|(path, _)| (path, batched.clone())));
+    }
+    Ok(found)
+}
+
+/// One line for the journals of a core, if there are any.
+fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
+    let files = ledger.files();
+    let Some(first) = files.first() else { return Ok(()) };
+    let (place, bytes) = (Place(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
+    let problem = files.iter().flat_map(|file| &file.problems).next();
+    let state = problem.map_or("whole", String::as_str);
+    let (begun, done) = (ledger.begun().count(), ledger.done().count());
+    writeln!(
+        out,
+        "{place}  {begun} batches begun and not finished, {done} finished  {bytes} B  {state}"
+    )
+}
+
 /// Reads a whole file; `visit` hears of every payload. `None` when it is gone: a running server was faster.
 fn look(
     path: &Path,
+    batched: &Rc<Settled>,
     mut visit: impl FnMut(&Spooled<'_>) -> io::Result<()>,
 ) -> Result<Option<Survey>, SpoolCommandError> {
     let mut survey = Survey::default();
-    let mut file = match SegmentFile::open(path) {
+    let mut file = match SegmentFile::open_with(path, batched) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {

@@ -70,7 +70,10 @@ fn the_default_is_the_key_of_a_payload_byte_for_byte() {
         [("host-1", 0, 0, 0), ("0123456789abcdef", 1023, u64::MAX, u64::MAX), ("a", 7, EVENING, 9)]
     {
         template.write_key(&KeyOf { unix_nanos, node, core, seq, ..of("") }, &mut key);
-        assert_eq!(key, Origin::new(node.into(), core).key(Stamp { unix_nanos, seq }));
+        assert_eq!(
+            key,
+            Origin::new(node.into(), core).key(Stamp { unix_nanos, seq }, &b"0".to_vec().into())
+        );
     }
     assert!(!template.is_partitioned() && !template.needs_version());
     assert_eq!(template.texts(), (DEFAULT_PAYLOAD, None));

@@ -5,11 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::done::Done;
 use super::format::record::Entry;
 use super::format::scan::{Found, Scan};
 use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
+use super::ledger::Settled;
 use crate::job::Stamp;
 
 /// A walk through a file.
@@ -28,6 +30,8 @@ pub struct SegmentFile {
     next_ordinal: u32,
     /// Payloads in front of it that are neither there nor done.
     missing: u64,
+    /// What journals say is done, until the id is known for which it counts.
+    batched: Option<Rc<Settled>>,
 }
 
 /// One payload in a group.
@@ -68,7 +72,13 @@ impl SegmentFile {
             progress_lost,
             next_ordinal: 0,
             missing: 0,
+            batched: None,
         })
+    }
+
+    /// The same, where members of batches are stored as the directory's journals say.
+    pub fn open_with(path: &Path, batched: &Rc<Settled>) -> io::Result<SegmentFile> {
+        Ok(SegmentFile { batched: Some(batched.clone()), ..SegmentFile::open(path)? })
     }
 
     pub fn path(&self) -> &Path {
@@ -94,6 +104,11 @@ impl SegmentFile {
 
     fn pass(&mut self, group: &Group) {
         let head = &group.head;
+        if let Some(batched) = self.batched.take() {
+            batched.of_segment(head.label.id).for_each(|run| {
+                self.done.fill(run);
+            });
+        }
         let before = self.next_ordinal..head.first_ordinal;
         self.missing += before.filter(|ordinal| !self.done.contains(*ordinal)).count() as u64;
         self.next_ordinal = head.first_ordinal.saturating_add(group.payloads);
@@ -104,6 +119,17 @@ impl SegmentFile {
         }
         self.progress.id = head.label.id;
         self.progress.groups = self.progress.groups.max(head.number + 1);
+    }
+
+    /// Reads `group` again, which was found at this place.
+    ///
+    /// # Errors
+    /// `InvalidData`: it is not there any more.
+    pub fn read_again(&mut self, at: u64, group: &Group) -> io::Result<()> {
+        self.bytes.resize(group.head.group_bytes() as usize, 0);
+        self.file.read_exact_at(&mut self.bytes, at)?;
+        let again = Group::check(group.head.clone(), &self.bytes);
+        again.map(drop).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
     /// The payloads of `group`, which was found last.

@@ -52,7 +52,7 @@ pub struct Ledger {
 }
 
 /// One journal that was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct JournalFile {
     pub path: PathBuf,
     pub bytes: u64,
@@ -71,8 +71,12 @@ impl Ledger {
     pub fn read(core_dir: &Path) -> io::Result<Ledger> {
         let mut ledger = Ledger::default();
         for path in journals_of(core_dir)? {
-            let read = ledger.read_file(&path)?;
-            ledger.files.push(read);
+            match ledger.read_file(&path) {
+                Ok(read) => ledger.files.push(read),
+                // Of a running server, which has just replaced it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(ledger)
     }
@@ -142,6 +146,11 @@ impl Ledger {
     /// The payloads that need nothing more once the begun batches are done as well.
     pub fn members(&self) -> Settled {
         Settled::of(self.sound().map(|(_, batch)| batch))
+    }
+
+    /// The payloads that need nothing more.
+    pub fn done_members(&self) -> Settled {
+        Settled::of(self.done().map(|(_, batch)| batch))
     }
 
     /// The batch with this key is done.

@@ -141,7 +141,7 @@ impl Rig {
     ) {
         while !held.is_empty() && random.u8(..) < 200 {
             random.shuffle(held);
-            if held[0].stamp.seq % 3 > 0 {
+            if !held[0].stamp.seq.is_multiple_of(3) {
                 batches.push(self.store_batch(random, held));
             } else {
                 let job = held.swap_remove(0);
@@ -161,8 +161,9 @@ impl Rig {
         let size = random.usize(1..8);
         held.retain(|job| {
             let record = job.record.as_ref().unwrap();
-            let takes =
-                Rc::ptr_eq(record.home(), &home) && job.stamp.seq % 3 > 0 && seqs.len() < size;
+            let takes = Rc::ptr_eq(record.home(), &home)
+                && !job.stamp.seq.is_multiple_of(3)
+                && seqs.len() < size;
             if takes {
                 assert!(members.push(record, job.stamp));
                 seqs.push(job.stamp.seq);
@@ -193,7 +194,10 @@ impl Rig {
         let mut stored = Vec::new();
         for _ in 0..count {
             let job = self.pop().await;
-            stored.push((job.origin(&self.spool.origin).key(job.stamp), job.payload.to_vec()));
+            stored.push((
+                job.origin(&self.spool.origin).key(job.stamp, &job.payload),
+                job.payload.to_vec(),
+            ));
             power::note(|| Event::Stored { stamp: job.stamp });
             job.settle(Fate::Stored);
         }
@@ -204,7 +208,7 @@ impl Rig {
         self.spool.stop_reading();
         self.admission.close();
         self.spool.close();
-        self.spool.stop(rest).await;
+        self.spool.stop(rest, &mut Vec::new()).await;
     }
 
     /// Its tasks end as if the process had died; files stay as they are.

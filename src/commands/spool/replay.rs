@@ -1,4 +1,5 @@
-//! `millrace spool replay`: what is not stored is put under its own keys; files with nothing left in them go.
+//! `millrace spool replay`: batches that were begun and not finished are put again, then what is not stored is put under
+//! its own keys; files with nothing left in them go.
 //!
 //! What is left is noted in its file, so that what was stored is not put again. Should that note be lost, with this
 //! process for one, it is: under the same keys, which changes nothing.
@@ -9,15 +10,18 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Places, SpoolCommandError, lost, of, said, unreadable};
+use super::batches::MemberFiles;
+use super::{Places, SpoolCommandError, look, lost, of, said, unreadable};
+use crate::batch::encoder::encode;
 use crate::commands::{Puts, side_by_side};
-use crate::config::Config;
+use crate::config::{Config, Form};
 use crate::control::Exit;
 use crate::job::{Origin, Payload};
 use crate::spool::file::SegmentFile;
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{put_aside, remove, segments_of, sync_dir};
+use crate::spool::instances::{core_dirs, files_of, put_aside, remove, sync_dir};
+use crate::spool::ledger::{Batch, Ledger, Settled};
 use crate::store::{Class, Object};
 
 impl Places {
@@ -43,8 +47,16 @@ impl Places {
     async fn replay_with(&self, replay: &Rc<Replay>) -> Result<Exit, SpoolCommandError> {
         for instance in &self.instances {
             let Some(held) = self.hold(instance)? else { continue };
-            for (path, _) in segments_of(instance).map_err(of(instance))? {
-                replay.put_segment(&path).await;
+            for core_dir in core_dirs(instance).map_err(of(instance))? {
+                let files = files_of(&core_dir).map_err(of(&core_dir))?;
+                let (batched, all) = replay.put_batches(&core_dir).await.map_err(of(&core_dir))?;
+                for (path, _) in files {
+                    if all {
+                        replay.put_segment(&path, &batched).await;
+                    } else if let Some(survey) = look(&path, &batched, |_| Ok(()))? {
+                        replay.left.set(replay.left.get() + survey.unstored);
+                    }
+                }
             }
             held.leave();
         }
@@ -87,8 +99,54 @@ struct Reading {
 }
 
 impl Replay {
-    async fn put_segment(self: &Rc<Self>, path: &Path) {
-        let reading = match SegmentFile::open(path) {
+    /// Puts the begun batches of a core again and notes that they are finished: what of its segments needs nothing more
+    /// then, and whether that is all of them. If not, all the rest has to wait, for some of it may be in those batches.
+    async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<Settled>, bool)> {
+        let mut ledger = Ledger::read(core_dir)?;
+        ledger.settle(core_dir)?;
+        let begun: Vec<(String, Batch)> =
+            ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+        if begun.is_empty() {
+            return Ok((Rc::new(ledger.done_members()), true));
+        }
+        let mut files = MemberFiles::of(core_dir)?;
+        let mut all = true;
+        for (key, batch) in begun {
+            match self.put_batch(&mut files, &key, &batch).await {
+                Ok(()) => ledger.finish(&key),
+                Err(why) => {
+                    all = false;
+                    self.leave(core_dir, &format!("the batch {key} could not be put: {why}"));
+                }
+            }
+        }
+        ledger.rewrite(core_dir)?;
+        Ok((Rc::new(ledger.done_members()), all))
+    }
+
+    async fn put_batch(
+        &self,
+        files: &mut MemberFiles,
+        key: &str,
+        batch: &Batch,
+    ) -> Result<(), String> {
+        let (form, mut lost) = (batch.form.parse::<Form>()?, 0);
+        let parts = encode(form, files.payloads(batch, &mut lost));
+        let parts = parts.map_err(|error| error.to_string())?;
+        let object = Object { key, body: &parts, coding: form.coding(), sums: None };
+        if !self.put(&object).await {
+            return Err("the store did not take it".to_owned());
+        }
+        if lost > 0 {
+            eprintln!("{key}: {lost} payloads of this batch are lost");
+            self.troubled.set(true);
+        }
+        self.stored.set(self.stored.get() + batch.runs().payloads() - lost);
+        Ok(())
+    }
+
+    async fn put_segment(self: &Rc<Self>, path: &Path, batched: &Rc<Settled>) {
+        let reading = match SegmentFile::open_with(path, batched) {
             Ok(file) => Rc::new(RefCell::new(Reading::new(file))),
             Err(error) => return self.leave(path, &unreadable(&error)),
         };
@@ -98,7 +156,7 @@ impl Replay {
         };
         let (replay, note) = (self.clone(), reading.clone());
         side_by_side(source, async move |found| {
-            let stored = replay.put(&found).await;
+            let stored = replay.put(&Object::of(&found.key, &found.payload)).await;
             note.borrow_mut().settle(found.ordinal, stored);
         })
         .await;
@@ -116,16 +174,15 @@ impl Replay {
     }
 
     /// Whether the store has it now.
-    async fn put(&self, found: &Unstored) -> bool {
+    async fn put(&self, object: &Object<'_>) -> bool {
         if self.given_up.get() {
             return false;
         }
-        let object = Object::of(&found.key, &found.payload);
-        let Err(error) = self.puts.put(&object).await else { return true };
+        let Err(error) = self.puts.put(object).await else { return true };
         if error.class == Class::StoreWide && !self.given_up.replace(true) {
             eprintln!("nothing more is tried until this is mended: {error}");
         } else if !self.given_up.get() {
-            eprintln!("{}: left in the spool: {error}", found.key);
+            eprintln!("{}: left in the spool: {error}", object.key);
         }
         false
     }
@@ -186,13 +243,14 @@ impl Reading {
 
     fn take(&mut self, group: &Group) {
         let label = &group.head.label;
-        let origin = Origin::new(label.node.clone(), label.core as usize);
+        let origin =
+            Origin::new(label.node.clone(), label.core as usize).with_keys(self.file.keys(group));
         let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
         self.group = unstored
-            .map(|payload| Unstored {
-                ordinal: payload.ordinal,
-                key: origin.key(payload.stamp),
-                payload: Payload::from(payload.bytes.to_vec()),
+            .map(|spooled| {
+                let payload = Payload::alone(spooled.bytes.to_vec(), spooled.version);
+                let key = origin.key(spooled.stamp, &payload);
+                Unstored { ordinal: spooled.ordinal, key, payload }
             })
             .collect();
     }

@@ -19,7 +19,7 @@ fn request(seq: u64, payloads: &[&[u8]]) -> Request {
 
 /// What the request with this stamp says, if anything: every third none, and some an empty one.
 fn version(first: Stamp) -> Option<String> {
-    (first.seq % 3 > 0).then(|| "é".repeat(first.seq as usize % 7))
+    (!first.seq.is_multiple_of(3)).then(|| "é".repeat(first.seq as usize % 7))
 }
 
 /// The bytes of one group.

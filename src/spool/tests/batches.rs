@@ -542,11 +542,8 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         assert_eq!(rig.store(1).await[0].1, text(7));
         until("all is replayed", || orphans.bytes() == 0).await;
         assert_eq!(rig.cells.payloads_lost.value(), 3, "once");
-        assert_eq!(
-            rig.cells.undecided_and_unsynced(),
-            (8 - 3 - 0, 0),
-            "stored, which nobody counts here"
-        );
+        // Five are stored, which the workers count.
+        assert_eq!(rig.cells.undecided_and_unsynced(), (5, 0));
     });
 }
 
@@ -590,7 +587,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
             while let Some(job) = rig.ring.take() {
                 rig.admission.popped();
                 let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
-                assert!(number % 2 == 0, "{number} was stored with a batch");
+                assert!(number.is_multiple_of(2), "{number} was stored with a batch");
                 job.settle(Fate::Stored);
             }
             orphans.bytes() == 0
@@ -605,7 +602,7 @@ fn versions_and_the_template_of_keys_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let size = Size { slots: 2, ..SMALL };
-        let keys = Some("{date:%Y}/{version}/{seq}");
+        let keys = Some("{date:%Y}/{version}/{seq}\n");
         let rig = Rig::with(&home, &Arc::default(), "n", size, 0, keys);
         let versions = [None, Some(""), Some("1.2"), Some("größer")];
         for version in versions {
@@ -620,7 +617,7 @@ fn versions_and_the_template_of_keys_come_back() {
                 let job = rig.pop().await;
                 assert_eq!(job.payload.version(), *version);
                 let read = job.record.as_ref().unwrap().origin().map(|origin| {
-                    assert_eq!(origin.keys(), keys);
+                    assert_eq!(origin.keys().as_deref(), keys);
                 });
                 assert_eq!(read.is_some(), rig.seq.get() == 0);
             }
@@ -635,6 +632,6 @@ fn versions_and_the_template_of_keys_come_back() {
         check(&rig).await;
         let stopped = rig.pop().await;
         assert_eq!((&*stopped.payload, stopped.payload.version()), (&b"7"[..], None));
-        assert_eq!(stopped.record.unwrap().origin().unwrap().keys(), keys);
+        assert_eq!(stopped.record.unwrap().origin().unwrap().keys().as_deref(), keys);
     });
 }
