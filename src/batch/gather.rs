@@ -13,36 +13,37 @@ use crate::job::Job;
 use crate::key::EventTime;
 use crate::shard::Core;
 
-/// Payloads taken in before other tasks of the core run: some ten microseconds.
+/// Payloads taken in before other tasks of the core run: ten microseconds of small ones.
 const TURN_PAYLOADS: usize = 64;
 
 /// Takes payloads out of the ring until that is closed and empty; then closes every batch.
 pub async fn gather(core: Rc<Core>) {
     let Some(batches) = &core.batches else { return };
     let mut alarm = Alarm::default();
-    let mut taken = 0;
     loop {
+        let mut taken = 0;
+        while taken < TURN_PAYLOADS
+            && let Some(job) = core.ring.take()
+        {
+            taken += 1;
+            batches.take_in(&core, &mut alarm, job).await;
+        }
+        batches.close_overdue(&core).await;
+        if taken > 0 {
+            yield_now().await;
+            continue;
+        }
+        let next = async { Some(core.ring.pop(0).await) };
         let popped = match batches.next_expiry() {
-            None => Some(core.ring.pop(0).await),
-            Some(at) => {
-                let pop = async { Some(core.ring.pop(0).await) };
-                alarm.until(at, pop, || None).await
-            }
+            None => next.await,
+            Some(at) => alarm.until(at, next, || None).await,
         };
         match popped {
-            Some(Some(job)) => {
-                // Where a stop that cancels this task finds it.
-                batches.in_hand.replace(Some(job));
-                core.admission.popped();
-                batches.add(&core, &mut alarm).await;
-            }
+            Some(Some(job)) => batches.take_in(&core, &mut alarm, job).await,
+            // Closed and empty.
             Some(None) => break,
+            // A batch is due.
             None => {}
-        }
-        taken += 1;
-        if taken % TURN_PAYLOADS == 0 || batches.is_overdue() {
-            batches.close_overdue(&core).await;
-            yield_now().await;
         }
     }
     while let Some(oldest) = batches.oldest() {
@@ -69,31 +70,54 @@ impl Batches {
         self.next_expiry().is_some_and(|at| at <= Instant::now())
     }
 
-    /// Puts the payload in hand into its batch, once there is room, and closes that if it is full then.
-    async fn add(&self, core: &Core, alarm: &mut Alarm) {
-        let entered = loop {
-            let entered = {
-                let job = self.in_hand.borrow();
-                self.try_add(core, job.as_ref().expect("put there by the caller"))
-            };
-            match entered {
-                Ok(open) => break open,
-                Err(Hindrance::Memory) => self.make_room(core, alarm).await,
-                Err(Hindrance::Partitions) => {
-                    let oldest = self.oldest().expect("there are as many as allowed");
-                    self.close(core, oldest, Reason::Partitions).await;
-                }
-                Err(Hindrance::Members(full)) => self.close(core, full, Reason::Count).await,
+    /// Puts a payload that has left the ring into its batch, once there is room, and closes that if it is full then.
+    async fn take_in(&self, core: &Core, alarm: &mut Alarm, job: Job) {
+        core.admission.popped();
+        let entered = match self.try_add(core, &job) {
+            // Mostly so: its slot went when it left the ring, and with this goes its share of the request's body.
+            Ok(open) => open,
+            Err(hindrance) => {
+                // Where a stop that cancels this task finds it.
+                self.in_hand.replace(Some(job));
+                self.add(core, alarm, hindrance).await
             }
         };
-        // Its slot went when it was popped; with this goes its share of the body.
-        self.in_hand.take();
         if entered.borrow().wants_work() {
             self.work(&entered).await;
         }
         let full = entered.borrow().full(self);
         if let Some(reason) = full {
             self.close(core, entered, reason).await;
+        }
+    }
+
+    /// Overcomes what keeps the payload in hand from entering.
+    async fn add(
+        &self,
+        core: &Core,
+        alarm: &mut Alarm,
+        mut hindrance: Hindrance,
+    ) -> Rc<RefCell<Open>> {
+        loop {
+            match hindrance {
+                Hindrance::Memory => self.make_room(core, alarm).await,
+                Hindrance::Partitions => {
+                    let oldest = self.oldest().expect("there are as many as allowed");
+                    self.close(core, oldest, Reason::Partitions).await;
+                }
+                Hindrance::Members(full) => self.close(core, full, Reason::Count).await,
+            }
+            let entered = {
+                let job = self.in_hand.borrow();
+                self.try_add(core, job.as_ref().expect("put there before"))
+            };
+            match entered {
+                Ok(open) => {
+                    self.in_hand.take();
+                    return open;
+                }
+                Err(next) => hindrance = next,
+            }
         }
     }
 
@@ -113,7 +137,9 @@ impl Batches {
             drop(batch);
             return Err(Hindrance::Members(open));
         }
-        batch.recharge();
+        if batch.is_new() || batch.wants_work() {
+            batch.recharge();
+        }
         drop(batch);
         Ok(open)
     }

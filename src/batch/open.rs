@@ -83,6 +83,11 @@ impl Open {
         true
     }
 
+    /// It has its first payload, or none.
+    pub(super) fn is_new(&self) -> bool {
+        self.payloads <= 1
+    }
+
     /// Whether there is enough to be compressed or summed that it is worth a look.
     pub(super) fn wants_work(&self) -> bool {
         self.unseen_bytes >= LOOK_BYTES
