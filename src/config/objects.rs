@@ -153,6 +153,10 @@ pub(super) fn check_batch(r: &mut Reader<'_>, c: &Config, batch: &BatchOptions) 
              filled; raise it"
         )
     });
+    let told = batch.form.coding().is_none() || !matches!(c.store, StoreUrl::File(_));
+    r.require(told, "COMPRESSION_MARK", "STORE", |store| {
+        format!("needs a store that keeps headers, and here is {store}: give suffix")
+    });
     let waits = batch.age + c.put_timeout;
     r.require(waits < c.ack_timeout, "BATCH_AGE", "ACK_TIMEOUT", |ack| {
         format!(
