@@ -235,6 +235,7 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
     put_progress(&mut file, &many);
     let read = Progress::read(&file).unwrap();
     assert_eq!(read.done, many.done[..RANGES_MAX], "what fits");
+    assert_eq!((many.covers(), at(6).covers()), (2 * RANGES_MAX as u32, u32::MAX));
 }
 
 #[test]

@@ -194,6 +194,71 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
 }
 
 #[test]
+fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.numbers(0..60).await;
+        let jobs = rig.pops(60).await;
+        drop((rig.intend("begun", &jobs[..1]).await, jobs));
+        rig.crash().await;
+        let (home, _taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let mut begun = rig.spool.next_begun().await.unwrap();
+        begun.finished().await.unwrap();
+        drop(begun);
+        let jobs = rig.pops(59).await;
+        for (number, job) in jobs[..40].iter().enumerate() {
+            let intent = rig.intend(&format!("{number}"), std::slice::from_ref(job)).await;
+            rig.spool.finished(intent);
+        }
+        let left = jobs[0].record.as_ref().unwrap().home().clone();
+        rig.spool.flush(&left).await.unwrap();
+        assert!(left.batches() < 1 + 18, "{} batches are kept", left.batches());
+        drop((jobs, left));
+        rig.crash().await;
+        drop((_taken, orphans));
+        let (home, _taken, orphans) = successor(dir.path(), home, "o");
+        let rig = Rig::new(&home, &orphans, "o", SMALL).await;
+        assert!(poll_once(rig.spool.next_begun()).await.is_none(), "it was finished");
+        let rest: BTreeSet<_> = rig.store(19).await.into_iter().map(|(_, p)| p).collect();
+        assert_eq!(rest, (41..60).map(text).collect());
+        until("all is replayed", || orphans.bytes() == 0).await;
+        assert!(rig.ring.is_empty());
+    });
+}
+
+#[test]
+fn a_power_cut_does_not_take_back_progress_that_was_synced() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        power::start();
+        let path = dir.path().join("1.seg");
+        let segment = Segment::create(&path, SEGMENT_BYTES, Rc::default()).await.unwrap();
+        segment.begin(1);
+        segment.extend(0, 1_000);
+        // So many ranges that they take several sectors.
+        (0..200).for_each(|number| segment.settle(4 * number));
+        assert_eq!(segment.note(Note::Durably).await.unwrap(), u32::MAX);
+        for more in 1..4 {
+            (0..100).for_each(|number| segment.settle(4 * number + more));
+            segment.note(Note::Lazily).await.unwrap();
+        }
+        let events = power::stop();
+        let disk = Disk::after(&BTreeMap::new(), &events, events.len());
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..2_000 {
+            let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.bool()).collect();
+            let file = &disk.with(|number| kept[number])[&path];
+            let progress = Progress::read(&file[..DATA_START as usize]).expect("one is whole");
+            let has = |ordinal| progress.done.iter().any(|range| range.contains(&ordinal));
+            assert!((0..200).all(|number| has(4 * number)));
+        }
+    });
+}
+
+#[test]
 fn intents_that_wait_share_a_sync_and_one_too_long_for_others_has_its_own() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
