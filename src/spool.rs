@@ -17,6 +17,7 @@ mod begun;
 mod done;
 mod journal;
 mod keeper;
+mod members;
 mod reader;
 mod segment;
 
@@ -59,7 +60,8 @@ use reader::Behind;
 use segment::Segment;
 
 pub use begun::Begun;
-pub use journal::{CoreDir, Intent, Members};
+pub use journal::{CoreDir, Intent};
+pub use members::Members;
 
 /// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
 /// syncs, so a larger group would gain little and keep its first requests waiting.
