@@ -21,8 +21,6 @@ pub struct Members {
 pub(super) struct MemberSegment {
     pub(super) id: u64,
     pub(super) segment: Rc<Segment>,
-    /// Behind the highest member.
-    pub(super) end: u32,
 }
 
 impl Members {
@@ -45,12 +43,8 @@ impl Members {
         if !self.runs.push(id, ordinal) {
             return false;
         }
-        match self.segments.iter_mut().rev().find(|known| known.id == id) {
-            Some(known) => known.end = known.end.max(ordinal + 1),
-            None => {
-                let segment = record.segment.clone();
-                self.segments.push(MemberSegment { id, segment, end: ordinal + 1 });
-            }
+        if !self.segments.iter().rev().any(|known| known.id == id) {
+            self.segments.push(MemberSegment { id, segment: record.segment.clone() });
         }
         self.payloads += 1;
         true

@@ -69,27 +69,27 @@ impl Spool {
             let done = batches.iter().filter(|(_, batch)| batch.state.get() == State::Done);
             done.map(|(number, batch)| (*number, batch.clone())).collect()
         };
-        // By segment and use: numbers up to which what was settled is on the disk.
-        let mut noted: BTreeMap<u64, u32> = BTreeMap::new();
+        // By use of a segment: whether what was settled in it is on the disk.
+        let mut noted: BTreeMap<u64, bool> = BTreeMap::new();
         for (number, batch) in done {
             // The DONE of a batch of another journal stays as long as that journal.
             let Some(members) = &batch.members else { continue };
             let mut durable = true;
-            for MemberSegment { id, segment, end } in &members.segments {
-                let covered = match noted.get(id) {
-                    Some(covered) => *covered,
+            for MemberSegment { id, segment } in &members.segments {
+                let is_noted = match noted.get(id) {
+                    Some(is_noted) => *is_noted,
                     // Used again, so it was complete.
-                    None if segment.use_of.borrow().id != *id => u32::MAX,
+                    None if segment.use_of.borrow().id != *id => true,
                     None => match segment.note(Note::Durably).await {
-                        Ok(covered) => covered,
+                        Ok(written) => written,
                         Err(error) => {
                             self.fail(&error);
-                            0
+                            false
                         }
                     },
                 };
-                noted.insert(*id, covered);
-                durable &= *end <= covered;
+                noted.insert(*id, is_noted);
+                durable &= is_noted;
             }
             if durable {
                 dir.journal.batches.borrow_mut().remove(&number);

@@ -240,7 +240,7 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         segment.extend(0, 1_000);
         // So many ranges that they take several sectors.
         (0..200).for_each(|number| segment.settle(4 * number));
-        assert_eq!(segment.note(Note::Durably).await.unwrap(), u32::MAX);
+        assert!(segment.note(Note::Durably).await.unwrap());
         for more in 1..4 {
             (0..100).for_each(|number| segment.settle(4 * number + more));
             segment.note(Note::Lazily).await.unwrap();
@@ -255,6 +255,28 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
             let has = |ordinal| progress.done.iter().any(|range| range.contains(&ordinal));
             assert!((0..200).all(|number| has(4 * number)));
         }
+    });
+}
+
+/// A batch that the journal has forgotten is told of by progress only.
+#[test]
+fn progress_that_does_not_fit_leaves_the_one_before() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.seg");
+        let segment = Segment::create(&path, SEGMENT_BYTES, Rc::default()).await.unwrap();
+        segment.begin(1);
+        segment.extend(0, 2_000_000);
+        let before = 1_500_000..1_500_010;
+        segment.settle_run(before.clone());
+        assert!(segment.note(Note::Durably).await.unwrap());
+        (0..10_000).for_each(|number| segment.settle(2 * number));
+        for how in [Note::Lazily, Note::Durably, Note::Lazily] {
+            assert!(!segment.note(how).await.unwrap(), "10,001 ranges up to 1.5 million");
+        }
+        let progress = Progress::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
+        assert_eq!(progress.unwrap().done, std::slice::from_ref(&before));
+        segment.settle_run(0..20_000);
     });
 }
 
