@@ -73,6 +73,10 @@ pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
+/// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
+/// tells of, members and intent, and a group being written.
+pub const JOURNAL_MEMORY: usize = 2 * journal::FILE_BYTES as usize + GROUP_BYTES_MAX;
+
 /// Files one core's spool may have open: its segments, its journal's two, and those of crashed processes in the ring.
 pub fn files(options: &SpoolOptions) -> usize {
     (options.max / options.segment) as usize + 12
@@ -216,7 +220,8 @@ impl Record {
         self.cells.spool_payloads.sub(1);
     }
 
-    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered.
+    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered, each on its
+    /// own: members of a batch are settled by [`Spool::finished`], and only by that.
     pub fn settle_run(&self, first_seq: u64, count: u32) {
         let first = self.ordinal(first_seq);
         self.segment.settle_run(first..first + count);

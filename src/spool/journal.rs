@@ -29,6 +29,8 @@
 
 mod file;
 
+pub(super) use file::FILE_BYTES;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

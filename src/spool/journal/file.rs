@@ -15,7 +15,7 @@ use super::{Batch, CoreDir, State};
 
 /// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
 /// have a group of their own.
-const FILE_BYTES: u64 = 4 << 20;
+pub(in super::super) const FILE_BYTES: u64 = 4 << 20;
 
 impl Spool {
     /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.
