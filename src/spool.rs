@@ -17,6 +17,7 @@ mod begun;
 mod done;
 mod journal;
 mod keeper;
+mod members;
 mod reader;
 mod segment;
 
@@ -60,7 +61,8 @@ use reader::Behind;
 use segment::Segment;
 
 pub use begun::Begun;
-pub use journal::{CoreDir, Intent, Members};
+pub use journal::{CoreDir, Intent};
+pub use members::Members;
 
 /// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
 /// syncs, so a larger group would gain little and keep its first requests waiting.
@@ -71,6 +73,10 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
+
+/// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
+/// tells of, members and intent, and a group being written.
+pub const JOURNAL_MEMORY: usize = 2 * journal::FILE_BYTES as usize + GROUP_BYTES_MAX;
 
 /// Files one core's spool may have open: its segments, its journal's two, and those of crashed processes in the ring.
 pub fn files(options: &SpoolOptions) -> usize {
@@ -215,7 +221,8 @@ impl Record {
         self.cells.spool_payloads.sub(1);
     }
 
-    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered.
+    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered, each on its
+    /// own: members of a batch are settled by [`Spool::finished`], and only by that.
     pub fn settle_run(&self, first_seq: u64, count: u32) {
         let first = self.ordinal(first_seq);
         self.segment.settle_run(first..first + count);

@@ -242,17 +242,6 @@ impl Spool {
         }
     }
 
-    /// This core's view of a crashed process's directory.
-    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
-        let mut dirs = self.dirs.borrow_mut();
-        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
-            return known.clone();
-        }
-        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
-        dirs.push(dir.clone());
-        dir
-    }
-
     /// Brings one group of a crashed process back; whether there may be more.
     async fn step_replay(&self, replay: &mut Replay) -> bool {
         let Replay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
