@@ -493,6 +493,13 @@ fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
     r.require(spool.max / 2 >= spool.segment, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
         format!("is below 2 × {segment}: one file is filled while another is emptied; raise it")
     });
+    if c.batch.is_some() {
+        let journals = 2 * crate::spool::JOURNAL_BYTES;
+        let fits = spool.max >= 2 * spool.segment + journals;
+        r.require(fits, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
+            format!("is below 2 × {segment} + {journals} for the journals of batches; raise it")
+        });
+    }
     let least = 4 * c.max_length as u64;
     r.require(spool.segment >= least, "SPOOL_SEGMENT", "MAX_LENGTH", |length| {
         format!("is below 4 × {length}: any request must fit; raise it or lower MAX_LENGTH")

@@ -30,6 +30,7 @@ pub async fn gather(core: Rc<Core>) {
         }
         batches.close_overdue(&core).await;
         if taken > 0 {
+            batches.worked.set(0);
             yield_now().await;
             continue;
         }
@@ -74,8 +75,11 @@ impl Batches {
     async fn take_in(&self, core: &Core, alarm: &mut Alarm, job: Job) {
         core.admission.popped();
         let entered = match self.try_add(core, &job) {
-            // Mostly so: its slot went when it left the ring, and with this goes its share of the request's body.
-            Ok(open) => open,
+            // Mostly so: its slot went when it left the ring, and here goes its share of the request's body.
+            Ok(open) => {
+                drop(job);
+                open
+            }
             Err(hindrance) => {
                 // Where a stop that cancels this task finds it.
                 self.in_hand.replace(Some(job));
@@ -122,11 +126,12 @@ impl Batches {
     }
 
     fn try_add(&self, core: &Core, job: &Job) -> Result<Rc<RefCell<Open>>, Hindrance> {
-        if !self.memory.fits(job.payload.len() + ROOM_BYTES) {
+        // Alone it may be larger than all: one that an earlier process of other limits has spooled.
+        if self.memory.used.get() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
         let mut place = self.place.borrow_mut();
-        self.write_place(job, &mut place);
+        let time = self.write_place(job, &mut place);
         let found = self.open.borrow().by_place.get(place.as_slice()).cloned();
         let open = match found {
             Some(open) => open,
@@ -137,29 +142,29 @@ impl Batches {
             drop(batch);
             return Err(Hindrance::Members(open));
         }
-        if batch.is_new() || batch.wants_work() {
-            batch.recharge();
-        }
+        batch.recharge();
         drop(batch);
+        if time == EventTime::Unreadable {
+            self.cells.event_times_unreadable.inc();
+        }
         Ok(open)
     }
 
     /// What those payloads have in common that share a batch.
-    fn write_place(&self, job: &Job, place: &mut Vec<u8>) {
+    fn write_place(&self, job: &Job, place: &mut Vec<u8>) -> EventTime {
         // No other directory has this address while one of its payloads is here.
         let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.home()) as usize);
         place.clear();
         place.extend_from_slice(&home.to_ne_bytes());
-        if self.is_partitioned {
-            let mut partition = self.partition.borrow_mut();
-            let (payload, version) = (&job.payload, job.payload.version());
-            let came = job.stamp.unix_nanos;
-            let time = self.keys.write_partition(payload, version, came, &mut partition);
-            if time == EventTime::Unreadable {
-                self.cells.event_times_unreadable.inc();
-            }
-            place.extend_from_slice(partition.text().as_bytes());
+        if !self.is_partitioned {
+            return EventTime::NotAsked;
         }
+        let mut partition = self.partition.borrow_mut();
+        let (payload, version) = (&job.payload, job.payload.version());
+        let came = job.stamp.unix_nanos;
+        let time = self.keys.write_partition(payload, version, came, &mut partition);
+        place.extend_from_slice(partition.text().as_bytes());
+        time
     }
 
     fn begin(
@@ -225,15 +230,24 @@ impl Batches {
         }
     }
 
-    /// Compresses and sums what has come, slice by slice.
+    /// Compresses and sums what has come. Whatever adds up to a slice since other tasks of the core ran, also of several
+    /// batches, lets them run.
     async fn work(&self, open: &RefCell<Open>) {
         loop {
-            let more = open.borrow_mut().work();
-            open.borrow_mut().recharge();
+            let (worked, more) = {
+                let mut open = open.borrow_mut();
+                let worked = open.work();
+                open.recharge();
+                worked
+            };
+            self.worked.set(self.worked.get() + worked);
+            if self.worked.get() >= self.shared.slice_bytes() {
+                self.worked.set(0);
+                yield_now().await;
+            }
             if !more {
                 return;
             }
-            yield_now().await;
         }
     }
 

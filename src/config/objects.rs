@@ -157,6 +157,13 @@ pub(super) fn check_batch(r: &mut Reader<'_>, c: &Config, batch: &BatchOptions) 
     r.require(told, "COMPRESSION_MARK", "STORE", |store| {
         format!("needs a store that keeps headers, and here is {store}: give suffix")
     });
+    let told = batch.form.compression.coding().is_none() || batch.form.header || c.keys.has_ext();
+    r.require(told, "KEY", "COMPRESSION", |compression| {
+        format!(
+            "has no {{ext}}, so nothing would tell readers of {compression}: add it, or set \
+             COMPRESSION_MARK=header"
+        )
+    });
     let waits = batch.age + c.put_timeout;
     r.require(waits < c.ack_timeout, "BATCH_AGE", "ACK_TIMEOUT", |ack| {
         format!(

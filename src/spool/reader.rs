@@ -110,6 +110,11 @@ impl Spool {
             {
                 replay = self.begin_replay(orphan).await;
             }
+            if self.failing.get() {
+                // What it brought back could not leave the spool, and would take the room of what is in memory only.
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
             let caught_up = !self.step_own(&mut window).await;
             if let Some(replaying) = &mut replay {
                 if !self.step_replay(replaying).await {

@@ -222,6 +222,11 @@ impl Segment {
         Ok(())
     }
 
+    /// No group is on its way, also none that nobody waits for any more.
+    pub fn is_idle(&self) -> bool {
+        self.durable.is_idle()
+    }
+
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);

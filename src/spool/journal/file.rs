@@ -118,7 +118,12 @@ impl Spool {
             let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
             let noted = file.note(Note::Complete).await;
             let gone = match &noted {
-                Ok(_) if file.is_reusable() && dir.journal.spare.borrow().is_none() => {
+                // A group of a caller that was dropped may still be on its way: it must not land in the next use.
+                Ok(_)
+                    if file.is_idle()
+                        && file.is_reusable()
+                        && dir.journal.spare.borrow().is_none() =>
+                {
                     dir.journal.spare.replace(Some(file.clone()));
                     Ok(())
                 }
