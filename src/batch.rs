@@ -45,7 +45,7 @@ use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
 use crate::ring::Ring;
 use crate::spool::{Members, Signal};
-use crate::store::{Object, Sums};
+use crate::store::{Integrity, Object, Sums};
 use encoder::EncoderShared;
 use open::Open;
 
@@ -310,6 +310,9 @@ pub struct Batch {
     payload_bytes: u64,
     /// Where its members lie in the spool, if they do.
     members: Option<Rc<Members>>,
+    /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
+    /// parts.
+    alone: Option<Job>,
     /// Begun by a process that is no more: its members are in that one's spool.
     is_restored: bool,
     roster: Roster,
@@ -320,6 +323,29 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// `job` as an object of its own.
+    fn alone(job: Job, batches: &Batches, own: &Origin) -> Batch {
+        let mut charge = Charge::new(&batches.memory);
+        charge.set(BATCH_COST_BYTES + job.payload.len());
+        let origin = job.origin(own);
+        Batch {
+            key: origin.key(job.stamp, &job.payload),
+            stem: origin.stem(job.stamp),
+            form: Form { compression: encoder::Compression::None, header: false },
+            parts: Vec::new(),
+            sums: Sums::of(&[], Integrity::NONE),
+            payloads: 1,
+            payload_bytes: job.payload.len() as u64,
+            members: None,
+            alone: Some(job),
+            is_restored: false,
+            roster: Roster::default(),
+            version: None,
+            shared: batches.shared.clone(),
+            _charge: Some(charge),
+        }
+    }
+
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -330,6 +356,9 @@ impl Batch {
     }
 
     pub fn object(&self) -> Object<'_> {
+        if let Some(job) = &self.alone {
+            return Object::of(&self.key, &job.payload);
+        }
         let Batch { key, parts, form, sums, .. } = self;
         Object { key, body: parts, coding: form.coding(), sums: Some(sums) }
     }
@@ -357,11 +386,14 @@ impl Batch {
 
     /// Its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
-        self.members.is_some() || self.is_restored
+        self.members.is_some() || self.alone.is_some() || self.is_restored
     }
 
-    /// Tells the requests that wait for the store.
+    /// Tells whom its fate concerns, but for what the spool notes of a batch.
     pub fn tell(&self, fate: Fate) {
+        if let Some(job) = &self.alone {
+            job.settle(fate);
+        }
         for (tally, count) in &self.roster.tallies {
             (0..*count).for_each(|_| tally.tell(fate));
         }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::key::{self, KeyTemplate};
+use crate::key::KeyTemplate;
 use crate::spool::format::BLOCK;
 use crate::spool::instances;
 use crate::store::faulty::FaultPlan;
@@ -257,11 +257,10 @@ impl Config {
         Config::resolve(flags, &Host { env: &|name| std::env::var_os(name), ..Host::bare() })
     }
 
-    /// The template of keys of payloads by themselves, as the spool keeps it; `None`: the default, which in batches is what
-    /// a payload gets that is by itself after all.
+    /// The template of keys of payloads by themselves, as the spool keeps it; `None`: payloads are for batches, and one that
+    /// is by itself after all gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
-        let is_default = self.keys.texts() == (key::DEFAULT_PAYLOAD, None);
-        (self.batch.is_none() && !is_default).then(|| self.keys.text())
+        self.batch.is_none().then(|| self.keys.text())
     }
 
     /// The configuration in which `settings` (name, text) are said and everything else is default; the

@@ -7,9 +7,9 @@ use std::time::Instant;
 use futures_lite::future::yield_now;
 
 use super::open::Open;
-use super::{Batches, ROOM_BYTES, Reason};
+use super::{Batch, Batches, ROOM_BYTES, Reason};
 use crate::deadline::Alarm;
-use crate::job::Job;
+use crate::job::{Job, Origin};
 use crate::key::EventTime;
 use crate::shard::Core;
 
@@ -76,9 +76,9 @@ impl Batches {
         core.admission.popped();
         let entered = match self.try_add(core, &job) {
             // Mostly so: its slot went when it left the ring, and here goes its share of the request's body.
-            Ok(open) => {
+            Ok(entered) => {
                 drop(job);
-                open
+                entered
             }
             Err(hindrance) => {
                 // Where a stop that cancels this task finds it.
@@ -86,6 +86,7 @@ impl Batches {
                 self.add(core, alarm, hindrance).await
             }
         };
+        let Some(entered) = entered else { return };
         if entered.borrow().wants_work() {
             self.work(&entered).await;
         }
@@ -101,7 +102,7 @@ impl Batches {
         core: &Core,
         alarm: &mut Alarm,
         mut hindrance: Hindrance,
-    ) -> Rc<RefCell<Open>> {
+    ) -> Option<Rc<RefCell<Open>>> {
         loop {
             match hindrance {
                 Hindrance::Memory => self.make_room(core, alarm).await,
@@ -125,10 +126,15 @@ impl Batches {
         }
     }
 
-    fn try_add(&self, core: &Core, job: &Job) -> Result<Rc<RefCell<Open>>, Hindrance> {
+    /// `None`: it is an object of its own, and in line.
+    fn try_add(&self, core: &Core, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
         // Alone it may be larger than all: one that an earlier process of other limits has spooled.
         if self.memory.used.get() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
+        }
+        if job.record.as_ref().and_then(|record| record.origin()).is_some_and(Origin::is_fixed) {
+            self.queue(Batch::alone(job.clone(), self, &core.origin));
+            return Ok(None);
         }
         let mut place = self.place.borrow_mut();
         let time = self.write_place(job, &mut place);
@@ -147,7 +153,7 @@ impl Batches {
         if time == EventTime::Unreadable {
             self.cells.event_times_unreadable.inc();
         }
-        Ok(open)
+        Ok(Some(open))
     }
 
     /// What those payloads have in common that share a batch.
@@ -267,7 +273,10 @@ impl Batches {
         self.closing.take();
         self.cells.batches_closed[reason as usize].inc();
         let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
-        let batch = open.into_inner().into_batch(self, &core.origin);
+        self.queue(open.into_inner().into_batch(self, &core.origin));
+    }
+
+    fn queue(&self, batch: Batch) {
         let queued = self.closed.push(Rc::new(batch));
         assert!(queued.is_ok(), "there are as many places as batches can be charged for");
     }

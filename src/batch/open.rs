@@ -150,6 +150,7 @@ impl Open {
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
             members: self.members.map(Rc::new),
+            alone: None,
             is_restored: false,
             roster: self.roster,
             version: self.version,

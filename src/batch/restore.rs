@@ -118,6 +118,7 @@ pub async fn restored(
         payloads,
         payload_bytes,
         members: None,
+        alone: None,
         is_restored: true,
         roster: Roster::default(),
         version: None,
