@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::{self, Crew, Phase, Report, Totals};
 use crate::disk;
-use crate::figures::Sample;
+use crate::figures::{Batches, Sample};
 use crate::lanes::{Kind, Lane, Sink};
 use crate::options::Options;
 use crate::server::{Binaries, Server, Variant, cpu_time};
@@ -63,8 +63,10 @@ pub fn measure(
     let report = crew.finish()?;
     check(lane, totals, &report)?;
 
-    let mut sample = sample(options, lane, &before, &after, &report);
+    let payloads = payloads(lane, &before, &after, totals);
+    let mut sample = sample(options, lane, &before, &after, payloads, &report);
     sample.peak_rss_bytes = resident_max;
+    sample.batches = lane.batches.then(|| Batches::of(lane, totals, report.undecoded));
     sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
@@ -141,7 +143,9 @@ fn settle(crew: &Crew, server: &Server, lane: &Lane) -> Result<Totals, String> {
     let totals = wait_for(crew, "the last answers", |totals| totals.outstanding == 0)?;
     let accepted = totals.accepted;
     let stored = match lane.store {
-        Sink::S3 { .. } => wait_for(crew, "the last PUTs", |totals| totals.puts >= accepted)?,
+        Sink::S3 { .. } => {
+            wait_for(crew, "the last PUTs", |totals| totals.put_payloads >= accepted)?
+        }
         Sink::Null => totals,
     };
     let started = Instant::now();
@@ -162,22 +166,50 @@ fn settle(crew: &Crew, server: &Server, lane: &Lane) -> Result<Totals, String> {
     }
 }
 
-/// Every acknowledged payload has its own object, and nothing else was put.
+/// Every acknowledged payload has come to the sink once, and nothing else has. That a batch holds as many as its key says,
+/// in as many bytes, the sink has seen itself.
 fn check(lane: &Lane, totals: Totals, report: &Report) -> Result<(), String> {
     let accepted = match lane.store {
         Sink::S3 { .. } => totals.accepted,
         Sink::Null => 0,
     };
-    if report.distinct_keys != accepted || totals.puts != accepted {
+    let Totals { puts, put_payloads, put_bytes, .. } = totals;
+    if report.distinct_keys != puts || put_payloads != accepted {
         return Err(format!(
-            "{accepted} payloads were acknowledged, {} PUTs came under {} keys",
-            totals.puts, report.distinct_keys
+            "{accepted} payloads were acknowledged, {put_payloads} came in {puts} PUTs under {} keys",
+            report.distinct_keys
         ));
     }
-    if totals.put_bytes != accepted * lane.payload_bytes as u64 {
-        return Err(format!("{accepted} payloads were stored in {} bytes", totals.put_bytes));
+    if !lane.batches && put_bytes != accepted * lane.payload_bytes as u64 {
+        return Err(format!("{accepted} payloads were stored in {put_bytes} bytes"));
     }
     Ok(())
+}
+
+impl Batches {
+    fn of(lane: &Lane, totals: Totals, undecoded: u64) -> Batches {
+        let line_bytes = lane.payload_bytes as f64 + 1.0;
+        let Totals { puts, put_payloads, put_bytes, .. } = totals;
+        Batches {
+            object_bytes: put_bytes as f64 / puts as f64,
+            compression: put_payloads as f64 * line_bytes / put_bytes as f64,
+            undecoded: undecoded as f64 / put_payloads as f64,
+        }
+    }
+}
+
+/// Payloads that went through in the window; `totals` is what it was in the end.
+fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot, totals: Totals) -> f64 {
+    let grown = |read: fn(&Totals) -> u64| (read(&after.totals) - read(&before.totals)) as f64;
+    match lane.store {
+        Sink::Null => grown(|t| t.accepted),
+        // Of batches too few end in a window: their bytes are counted as they come.
+        Sink::S3 { .. } if lane.batches => {
+            grown(|t| t.put_bytes) * totals.put_payloads as f64 / totals.put_bytes as f64
+        }
+        // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
+        Sink::S3 { .. } => grown(|t| t.puts),
+    }
 }
 
 fn sample(
@@ -185,15 +217,11 @@ fn sample(
     lane: &Lane,
     before: &Snapshot,
     after: &Snapshot,
+    payloads: f64,
     report: &Report,
 ) -> Sample {
     let elapsed_s = (after.at - before.at).as_secs_f64();
     let requests = (after.totals.answered - before.totals.answered) as f64;
-    // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
-    let payloads = match lane.store {
-        Sink::S3 { .. } => after.totals.puts - before.totals.puts,
-        Sink::Null => after.totals.accepted - before.totals.accepted,
-    } as f64;
     let server_cpu_s = (after.server_cpu - before.server_cpu).as_secs_f64();
     let client_cpu_s = (after.client_cpu - before.client_cpu).as_secs_f64();
     let quantile_us = |q| report.latency.value_at_quantile(q) as f64 / 1e3;
@@ -209,6 +237,7 @@ fn sample(
         server_busy: server_cpu_s / elapsed_s / options.server_cores.len() as f64,
         client_busy: client_cpu_s / elapsed_s / options.client_cores.len() as f64,
         peak_rss_bytes: 0,
+        batches: None,
         sync_p99_us: None,
         syncs_per_request: lane.spool.then(|| (after.syncs - before.syncs) as f64 / requests),
         rss_bytes_per_connection: None,

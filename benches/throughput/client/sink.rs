@@ -1,7 +1,7 @@
 //! The S3 sink of one client core: takes every PUT that looks as S3 would want it, keeps nothing but counts.
 //!
 //! It reads each head as strictly as it can afford and checks what a signed PUT must carry. Whether a signature is right
-//! is tested elsewhere, against a server that computes it.
+//! is tested elsewhere, against a server that computes it. What is in a batch is looked at by `batches`.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -13,6 +13,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::batches::{Batch, Batches};
 use super::sink_token;
 use crate::lanes::{self, Lane};
 use crate::server::{BUCKET, PREFIX};
@@ -36,7 +37,12 @@ pub(super) struct Sink {
     answers: VecDeque<(Instant, usize)>,
     /// A hash of every key put.
     keys: Vec<u64>,
+    /// In lanes whose objects are batches.
+    batches: Option<Batches>,
     pub(super) puts: u64,
+    /// Payloads in those.
+    pub(super) payloads: u64,
+    /// Of bodies, as they come.
     pub(super) put_bytes: u64,
 }
 
@@ -48,10 +54,10 @@ struct Conn {
     body: Option<Body>,
 }
 
-#[derive(Clone, Copy)]
 struct Body {
     left: usize,
     put: bool,
+    batch: Option<Batch>,
 }
 
 /// A listener that shares its port with the other client cores'.
@@ -77,7 +83,9 @@ impl Sink {
             latency,
             answers: VecDeque::new(),
             keys: Vec::with_capacity(1 << 20),
+            batches: lane.batches.then(|| Batches::new(lane)),
             puts: 0,
+            payloads: 0,
             put_bytes: 0,
         }
     }
@@ -138,13 +146,18 @@ impl Sink {
                 bytes = self.take_head(index, bytes)?;
                 continue;
             };
-            let part = body.left.min(bytes.len());
-            body.left -= part;
-            bytes = &bytes[part..];
+            let (part, rest) = bytes.split_at(body.left.min(bytes.len()));
+            body.left -= part.len();
+            bytes = rest;
+            if body.put {
+                self.put_bytes += part.len() as u64;
+            }
+            if let Some(batch) = &mut body.batch {
+                batch.take(part);
+            }
             if body.left == 0 {
-                let put = body.put;
-                conn.body = None;
-                self.received(index, put)?;
+                let body = conn.body.take().expect("just read to its end");
+                self.received(index, body)?;
             }
         }
         Ok(())
@@ -155,10 +168,10 @@ impl Sink {
         let conn = self.conns[index].as_mut().expect("the caller has it");
         let had = conn.stash.len();
         let parsed = if had == 0 {
-            Head::parse(bytes)?
+            Head::parse(bytes, &mut self.batches)?
         } else {
             conn.stash.extend_from_slice(bytes);
-            Head::parse(&conn.stash)?
+            Head::parse(&conn.stash, &mut self.batches)?
         };
         let Some(head) = parsed else {
             if had == 0 {
@@ -169,25 +182,30 @@ impl Sink {
         conn.stash.clear();
         if head.put {
             self.keys.push(head.key);
-            self.put_bytes += head.length as u64;
         }
         if head.expects_continue {
             let _the_body_will_not_come = conn.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        if head.length == 0 {
-            self.received(index, head.put)?;
+        let rest = &bytes[head.bytes - had..];
+        let body = Body { left: head.length, put: head.put, batch: head.batch };
+        if body.left == 0 {
+            self.received(index, body)?;
         } else {
-            conn.body = Some(Body { left: head.length, put: head.put });
+            conn.body = Some(body);
         }
-        Ok(&bytes[head.bytes - had..])
+        Ok(rest)
     }
 
     /// A request is there as a whole.
-    fn received(&mut self, index: usize, put: bool) -> Result<(), String> {
-        if !put {
+    fn received(&mut self, index: usize, body: Body) -> Result<(), String> {
+        if !body.put {
             return self.answer(index, LISTED);
         }
         self.puts += 1;
+        self.payloads += match (&mut self.batches, body.batch) {
+            (Some(batches), Some(batch)) => batches.received(batch)?,
+            _ => 1,
+        };
         if self.latency.is_zero() {
             return self.answer(index, STORED);
         }
@@ -219,6 +237,11 @@ impl Sink {
         due.unwrap_or(Duration::MAX)
     }
 
+    /// Looks into the batches that it could not look into as they came; how many payloads it has not looked at.
+    pub(super) fn decode(&mut self) -> Result<u64, String> {
+        self.batches.take().map_or(Ok(0), Batches::decode)
+    }
+
     pub(super) fn distinct_keys(&self) -> u64 {
         self.keys.iter().collect::<HashSet<_>>().len() as u64
     }
@@ -230,12 +253,13 @@ struct Head {
     length: usize,
     put: bool,
     key: u64,
+    batch: Option<Batch>,
     expects_continue: bool,
 }
 
 impl Head {
     /// None when it is not there as a whole yet.
-    fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
+    fn parse(bytes: &[u8], batches: &mut Option<Batches>) -> Result<Option<Head>, String> {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut request = httparse::Request::new(&mut headers);
         let wrong = |what: &str| {
@@ -270,11 +294,17 @@ impl Head {
         }
         let mut hash = DefaultHasher::new();
         hash.write(key.as_bytes());
+        let length = seen.length.unwrap_or(0);
+        let batch = match batches {
+            Some(batches) if put => Some(batches.begin(key, length)?),
+            _ => None,
+        };
         Ok(Some(Head {
             bytes: end,
-            length: seen.length.unwrap_or(0),
+            length,
             put,
             key: hash.finish(),
+            batch,
             expects_continue: seen.expects_continue,
         }))
     }
