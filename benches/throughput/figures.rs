@@ -38,6 +38,8 @@ pub struct Batches {
     pub object_bytes: f64,
     /// Bytes of all lines, for each as stored.
     pub compression: f64,
+    /// Payloads that were accepted and not yet stored at the end of the window.
+    pub on_their_way_bytes: f64,
     /// Part of the payloads that the sink knows only from the keys of their batches.
     pub undecoded: f64,
 }
@@ -221,6 +223,8 @@ impl LaneFigures {
             f,
             "  {variant}: objects of {megabytes:.2} MB, {times:.2} times smaller than their lines"
         )?;
+        let on_their_way = median_of(|b| b.on_their_way_bytes) / 1e6;
+        write!(f, "; {on_their_way:.1} MB of payloads were on their way at the end")?;
         let undecoded = median_of(|b| b.undecoded) * 100.0;
         if undecoded > 0.0 {
             write!(f, "; {undecoded:.0} % of the payloads not decoded")?;

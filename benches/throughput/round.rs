@@ -63,10 +63,10 @@ pub fn measure(
     let report = crew.finish()?;
     check(lane, totals, &report)?;
 
-    let payloads = payloads(lane, &before, &after, totals);
-    let mut sample = sample(options, lane, &before, &after, payloads, &report);
+    let mut sample = sample(options, lane, &before, &after, &report);
     sample.peak_rss_bytes = resident_max;
-    sample.batches = lane.batches.then(|| Batches::of(lane, totals, report.undecoded));
+    sample.batches =
+        lane.batches.then(|| Batches::of(lane, after.totals, totals, report.undecoded));
     sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
@@ -187,10 +187,13 @@ fn check(lane: &Lane, totals: Totals, report: &Report) -> Result<(), String> {
 }
 
 impl Batches {
-    fn of(lane: &Lane, totals: Totals, undecoded: u64) -> Batches {
+    /// `after` the window, and in the end.
+    fn of(lane: &Lane, after: Totals, totals: Totals, undecoded: u64) -> Batches {
         let line_bytes = lane.payload_bytes as f64 + 1.0;
         let Totals { puts, put_payloads, put_bytes, .. } = totals;
+        let on_their_way = after.accepted.saturating_sub(after.put_payloads);
         Batches {
+            on_their_way_bytes: on_their_way as f64 * lane.payload_bytes as f64,
             object_bytes: put_bytes as f64 / puts as f64,
             compression: put_payloads as f64 * line_bytes / put_bytes as f64,
             undecoded: undecoded as f64 / put_payloads as f64,
@@ -198,18 +201,16 @@ impl Batches {
     }
 }
 
-/// Payloads that went through in the window; `totals` is what it was in the end.
-fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot, totals: Totals) -> f64 {
-    let grown = |read: fn(&Totals) -> u64| (read(&after.totals) - read(&before.totals)) as f64;
-    match lane.store {
-        Sink::Null => grown(|t| t.accepted),
-        // Of batches too few end in a window: their bytes are counted as they come.
-        Sink::S3 { .. } if lane.batches => {
-            grown(|t| t.put_bytes) * totals.put_payloads as f64 / totals.put_bytes as f64
-        }
+/// Payloads that went through in the window.
+fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot) -> f64 {
+    let (before, after) = (before.totals, after.totals);
+    let payloads = match lane.store {
         // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
-        Sink::S3 { .. } => grown(|t| t.puts),
-    }
+        Sink::S3 { .. } if !lane.batches => after.puts - before.puts,
+        // Of batches too few end in a window, but what is on its way is bounded, and shown.
+        Sink::S3 { .. } | Sink::Null => after.accepted - before.accepted,
+    };
+    payloads as f64
 }
 
 fn sample(
@@ -217,11 +218,11 @@ fn sample(
     lane: &Lane,
     before: &Snapshot,
     after: &Snapshot,
-    payloads: f64,
     report: &Report,
 ) -> Sample {
     let elapsed_s = (after.at - before.at).as_secs_f64();
     let requests = (after.totals.answered - before.totals.answered) as f64;
+    let payloads = payloads(lane, before, after);
     let server_cpu_s = (after.server_cpu - before.server_cpu).as_secs_f64();
     let client_cpu_s = (after.client_cpu - before.client_cpu).as_secs_f64();
     let quantile_us = |q| report.latency.value_at_quantile(q) as f64 / 1e3;

@@ -274,6 +274,9 @@ impl Station {
                     self.shared.report(problem);
                 }
             }
+            if let Err(problem) = self.sink.go_on(&mut buffer) {
+                self.shared.report(problem);
+            }
             self.sink.tick(Instant::now());
             self.publish(phase);
         }

@@ -32,6 +32,8 @@ pub(super) struct Sink {
     listener: TcpListener,
     conns: Vec<Option<Conn>>,
     vacant: Vec<usize>,
+    /// Where a read filled the buffer.
+    unread: Vec<usize>,
     latency: Duration,
     /// Answers that are not due yet, in order: all wait equally long.
     answers: VecDeque<(Instant, usize)>,
@@ -80,6 +82,7 @@ impl Sink {
             listener,
             conns: Vec::new(),
             vacant: Vec::new(),
+            unread: Vec::new(),
             latency,
             answers: VecDeque::new(),
             keys: Vec::with_capacity(1 << 20),
@@ -109,24 +112,30 @@ impl Sink {
         }
     }
 
+    /// Reads once, for the load generator waits meanwhile: a large object comes for as long as it is read.
     pub(super) fn on_event(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), String> {
-        loop {
-            let Some(conn) = self.conns.get_mut(index).and_then(Option::as_mut) else {
-                return Ok(());
-            };
-            let read = match conn.stream.read(buffer) {
-                // A server that is done with a connection, or has stopped.
-                Ok(0) => return self.forget(index),
-                Ok(n) => n,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return self.forget(index),
-            };
-            self.take(index, &buffer[..read])?;
-            // A short read has emptied the socket.
-            if read < buffer.len() {
-                return Ok(());
-            }
+        let Some(conn) = self.conns.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        let read = match conn.stream.read(buffer) {
+            // A server that is done with a connection, or has stopped.
+            Ok(0) => return self.forget(index),
+            Ok(n) => n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(_) => return self.forget(index),
+        };
+        // A short read has emptied the socket.
+        if read == buffer.len() {
+            self.unread.push(index);
         }
+        self.take(index, &buffer[..read])
+    }
+
+    /// Reads again where there was more; no event would come for it.
+    pub(super) fn go_on(&mut self, buffer: &mut [u8]) -> Result<(), String> {
+        std::mem::take(&mut self.unread)
+            .into_iter()
+            .try_for_each(|index| self.on_event(index, buffer))
     }
 
     fn forget(&mut self, index: usize) -> Result<(), String> {
@@ -233,6 +242,9 @@ impl Sink {
     }
 
     pub(super) fn wait(&self, now: Instant) -> Duration {
+        if !self.unread.is_empty() {
+            return Duration::ZERO;
+        }
         let due = self.answers.front().map(|(due, _)| due.saturating_duration_since(now));
         due.unwrap_or(Duration::MAX)
     }
