@@ -2,6 +2,7 @@
 //! needs a thread to wake. It must cost much less than the servers; how busy it was is part of every result.
 
 mod batches;
+mod event;
 mod load;
 mod sink;
 mod traffic;
