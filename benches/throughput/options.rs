@@ -157,7 +157,7 @@ fn command() -> Command {
         .arg(option("client-cores", "LIST", "Cores of load generator and sink [default: the second half]"))
         .arg(option("duration", "TIME", "Measured part of a round").default_value("1500ms"))
         .arg(option("warm-up", "TIME", "Load before it").default_value("700ms"))
-        .arg(option("rounds", "N", "Rounds of each server and lane").default_value("5"))
+        .arg(option("rounds", "N", "Rounds of each server and lane").default_value("3"))
         .arg(option("connections", "N", "Client connections, in all [default: the lane's]"))
         .arg(option("payloads", "N", "Payloads a request [default: the lane's]"))
         .arg(option("payload-bytes", "SIZE", "Bytes of a payload [default: the lane's]"))
