@@ -5,7 +5,9 @@
 //! them releases. Slots are positions in the ring and are released when a worker pops.
 //!
 //! A request that finds no room may wait, first come, first served: nobody overtakes the head of the line, so a large
-//! request is not starved by small ones. Taking the permit and pushing the jobs has no await in between.
+//! request is not starved by small ones. All that fit are woken together, in their order: woken one by one, each by the one
+//! before it, a full line would let one request through in each round of the executor, however much room there is.
+//! Taking the permit and pushing the jobs has no await in between.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -21,7 +23,7 @@ use crate::metrics::{Cell64, CoreCells};
 use crate::ring::Ring;
 
 /// What one request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     pub slots: usize,
     pub bytes: usize,
@@ -59,7 +61,7 @@ pub struct Admission {
     ring: Rc<Ring<Job>>,
     bytes_max: usize,
     bytes_used: Cell<usize>,
-    line: RefCell<VecDeque<Waiting>>,
+    line: RefCell<Line>,
     reader: RefCell<Option<Reader>>,
     next_ticket: Cell<u64>,
     rate: RefCell<DrainRate>,
@@ -79,6 +81,52 @@ impl Reader {
         Need {
             slots: self.need.slots.min(self.freed.slots / 2),
             bytes: self.need.bytes.min(self.freed.bytes / 2),
+        }
+    }
+}
+
+/// Requests that stand in line for room.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    /// How many of the first were woken, for what they need in all is free, and have not yet taken it.
+    woken: usize,
+    woken_need: Need,
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Wakes those of the first that fit one after the other and were not woken yet.
+    fn wake_fitting(&mut self, fits: impl Fn(Need) -> bool) {
+        while let Some(next) = self.waiting.get(self.woken) {
+            let Need { slots, bytes } = self.woken_need;
+            let all = Need { slots: slots + next.need.slots, bytes: bytes + next.need.bytes };
+            if !fits(all) {
+                return;
+            }
+            next.waker.wake_by_ref();
+            self.woken += 1;
+            self.woken_need = all;
+        }
+    }
+
+    /// One that was woken found no room after all: everybody is to be woken anew.
+    fn forget_woken(&mut self) {
+        (self.woken, self.woken_need) = (0, NOTHING);
+    }
+
+    fn leave(&mut self, ticket: u64) {
+        let Some(at) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
+            return;
+        };
+        let gone = self.waiting.remove(at).expect("found there");
+        if at < self.woken {
+            self.woken -= 1;
+            self.woken_need.slots -= gone.need.slots;
+            self.woken_need.bytes -= gone.need.bytes;
         }
     }
 }
@@ -184,26 +232,26 @@ impl Admission {
         need.slots <= slots && need.bytes <= bytes && slots_its && bytes_its
     }
 
-    /// Room was made: a slot popped, bytes released, or the ring closed. Wakes the head of the line if it can move.
+    /// Room was made: a slot popped, bytes released, or the ring closed. Wakes those in line who can move.
     pub fn room_changed(&self) {
         if let Some(reader) = &*self.reader.borrow()
             && (self.fits_reader(reader) || self.ring.is_closed())
         {
             reader.waker.wake_by_ref();
         }
-        let line = self.line.borrow();
-        if let Some(head) = line.front()
-            && (self.fits(head.need) || self.ring.is_closed())
-        {
-            head.waker.wake_by_ref();
+        let mut line = self.line.borrow_mut();
+        if line.is_empty() {
+            return;
         }
+        let closed = self.ring.is_closed();
+        line.wake_fitting(|need| closed || self.fits(need));
     }
 
     /// Closes the ring and turns everybody in line away.
     pub fn close(&self) {
         self.ring.close();
         self.room_changed();
-        for waiting in self.line.borrow().iter() {
+        for waiting in &self.line.borrow().waiting {
             waiting.waker.wake_by_ref();
         }
     }
@@ -245,7 +293,7 @@ impl Admission {
     /// The refusal of a request that would have to wait behind those in line before `ticket`.
     fn full(&self, need: Need, ticket: u64) -> Refusal {
         let line = self.line.borrow();
-        let before = line.iter().take_while(|waiting| waiting.ticket < ticket);
+        let before = line.waiting.iter().take_while(|waiting| waiting.ticket < ticket);
         let ahead = before.fold(need, |sum, waiting| Need {
             slots: sum.slots + waiting.need.slots,
             bytes: sum.bytes + waiting.need.bytes,
@@ -282,17 +330,23 @@ impl Place {
                 return Poll::Ready(Err(Refusal::Closed));
             }
             let mut line = admission.line.borrow_mut();
-            match line.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
+            let waiting = &mut line.waiting;
+            match waiting.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
                 Some(waiting) => waiting.waker.clone_from(cx.waker()),
                 None => {
-                    line.push_back(Waiting { ticket: self.ticket, need, waker: cx.waker().clone() })
+                    let waker = cx.waker().clone();
+                    waiting.push_back(Waiting { ticket: self.ticket, need, waker });
                 }
             }
-            admission.cells.room_waiters.set(line.len() as u64);
-            let head = line.front().expect("this request stands in line").ticket;
-            drop(line);
+            admission.cells.room_waiters.set(waiting.len() as u64);
+            let head = waiting.front().expect("this request stands in line").ticket;
             if head == self.ticket && admission.fits(need) {
+                drop(line);
                 return Poll::Ready(Ok(admission.take(need)));
+            }
+            // Room that it was woken for is gone: the spool's reader has it.
+            if line.waiting.iter().take(line.woken).any(|waiting| waiting.ticket == self.ticket) {
+                line.forget_woken();
             }
             Poll::Pending
         })
@@ -303,8 +357,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut line = self.admission.line.borrow_mut();
-        line.retain(|waiting| waiting.ticket != self.ticket);
-        self.admission.cells.room_waiters.set(line.len() as u64);
+        line.leave(self.ticket);
+        self.admission.cells.room_waiters.set(line.waiting.len() as u64);
         drop(line);
         // The next in line may fit where this one did not, or beside it.
         self.admission.room_changed();
@@ -653,6 +707,52 @@ mod tests {
             assert!(poll_once(&mut reader).await.is_none());
             admission.close();
             assert!(poll_once(&mut reader).await.expect("closed").is_none());
+        });
+    }
+
+    #[test]
+    fn all_who_fit_are_woken_at_once_and_in_order() {
+        let (admission, ring, cells) = gate(10, 1_000);
+        let executor = glommio::LocalExecutorBuilder::default()
+            .io_memory(crate::limits::IO_MEMORY_BYTES)
+            .make()
+            .unwrap();
+        executor.run(async {
+            let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
+            push(&admission, permit, 10);
+            let order = Rc::new(RefCell::new(Vec::<usize>::new()));
+            let waits: Vec<_> = [3, 3, 3, 3]
+                .into_iter()
+                .enumerate()
+                .map(|(number, slots)| {
+                    let (admission, order) = (admission.clone(), order.clone());
+                    glommio::spawn_local(async move {
+                        let permit = admission.admit(need(slots, 1), Duration::from_secs(60)).await;
+                        let permit = permit.unwrap_or_else(|why| panic!("{why}"));
+                        push(&admission, permit, slots);
+                        order.borrow_mut().push(number);
+                    })
+                })
+                .collect();
+            glommio::timer::sleep(Duration::from_millis(5)).await;
+            assert_eq!(cells.room_waiters.value(), 4);
+            for _ in 0..10 {
+                ring.take();
+                admission.popped();
+            }
+            // Three of them have room, and one round of the executor is enough for all three.
+            futures_lite::future::yield_now().await;
+            assert_eq!((*order.borrow()).as_slice(), [0, 1, 2]);
+            assert_eq!(cells.room_waiters.value(), 1);
+            for _ in 0..9 {
+                ring.take();
+                admission.popped();
+            }
+            for wait in waits {
+                wait.await;
+            }
+            assert_eq!(order.borrow().len(), 4);
+            assert_eq!((cells.room_waiters.value(), admission.line.borrow().woken), (0, 0));
         });
     }
 

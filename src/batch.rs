@@ -99,12 +99,17 @@ pub struct Batches {
     /// Room for what the next payload's place is made of, and for the place.
     partition: RefCell<Partition>,
     place: RefCell<Vec<u8>>,
-    /// Bytes compressed and summed since other tasks of the core ran.
-    worked: Cell<usize>,
+    /// Where the payload before went.
+    last: RefCell<Option<Place>>,
+    /// When the gathering task last let others run.
+    turn_began: Cell<Instant>,
     /// Waiting for the spool's journal, which failed.
     parked: RefCell<Vec<Rc<Batch>>>,
     cells: &'static CoreCells,
 }
+
+/// What payloads of one batch have in common, and that batch.
+type Place = (Rc<[u8]>, Rc<RefCell<Open>>);
 
 /// The open batches, by what their members have in common, and by age.
 #[derive(Default)]
@@ -136,7 +141,8 @@ impl Batches {
             in_hand: RefCell::default(),
             partition: RefCell::default(),
             place: RefCell::default(),
-            worked: Cell::new(0),
+            last: RefCell::default(),
+            turn_began: Cell::new(Instant::now()),
             parked: RefCell::default(),
             cells,
             options,
@@ -188,6 +194,7 @@ impl Batches {
     pub fn take_rest(&self, origin: &Origin) -> (Vec<Job>, Vec<Rc<Batch>>) {
         let job = self.in_hand.take().filter(|job| job.record.is_none());
         self.parked.take();
+        self.last.take();
         let open = std::mem::take(&mut *self.open.borrow_mut()).by_place.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
         for open in open.chain(self.closing.take()) {
@@ -196,7 +203,7 @@ impl Batches {
                 continue;
             }
             open.encoder.finish();
-            while open.work().1 {}
+            while open.work() {}
             batches.push(Rc::new(open.into_batch(self, origin)));
             self.cells.batches_closed[Reason::Drain as usize].inc();
         }

@@ -60,11 +60,6 @@ impl EncoderShared {
         })
     }
 
-    /// Bytes that take about a tenth of a millisecond to compress or report.
-    pub fn slice_bytes(&self) -> usize {
-        self.slice_bytes.get()
-    }
-
     /// Takes back what [`Encoder::into_parts`] returned, for other objects. Parts that are still in use elsewhere are
     /// only dropped.
     pub fn give_back(&self, parts: Vec<Payload>) {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
 
@@ -13,8 +13,13 @@ use crate::job::{Job, Origin};
 use crate::key::EventTime;
 use crate::shard::Core;
 
-/// Payloads taken in before other tasks of the core run: ten microseconds of small ones.
-const TURN_PAYLOADS: usize = 64;
+/// Payloads taken in before other tasks of the core run: less than [`TURN`] of small ones. Shorter turns cost more of what
+/// comes once a turn, the kernel's share included, and fall behind admission: with 64 a request took 40 % more CPU.
+const TURN_PAYLOADS: usize = 512;
+
+/// How long the task goes on before others of the core run, looked at after each slice that was compressed or summed; one
+/// more may begin just before.
+const TURN: Duration = Duration::from_micros(100);
 
 /// Takes payloads out of the ring until that is closed and empty; then closes every batch.
 pub async fn gather(core: Rc<Core>) {
@@ -22,15 +27,17 @@ pub async fn gather(core: Rc<Core>) {
     let mut alarm = Alarm::default();
     loop {
         let mut taken = 0;
+        batches.turn_began.set(Instant::now());
         while taken < TURN_PAYLOADS
             && let Some(job) = core.ring.take()
         {
             taken += 1;
-            batches.take_in(&core, &mut alarm, job).await;
+            if let Err(left) = batches.enter(&core, job) {
+                batches.go_on(&core, &mut alarm, left).await;
+            }
         }
         batches.close_overdue(&core).await;
         if taken > 0 {
-            batches.worked.set(0);
             yield_now().await;
             continue;
         }
@@ -40,7 +47,11 @@ pub async fn gather(core: Rc<Core>) {
             Some(at) => alarm.until(at, next, || None).await,
         };
         match popped {
-            Some(Some(job)) => batches.take_in(&core, &mut alarm, job).await,
+            Some(Some(job)) => {
+                if let Err(left) = batches.enter(&core, job) {
+                    batches.go_on(&core, &mut alarm, left).await;
+                }
+            }
             // Closed and empty.
             Some(None) => break,
             // A batch is due.
@@ -51,6 +62,13 @@ pub async fn gather(core: Rc<Core>) {
         batches.close(&core, oldest, Reason::Drain).await;
     }
     batches.closed.close();
+}
+
+/// What is left to do of a payload, and takes its time.
+enum Left {
+    Hindered(Job, Hindrance),
+    /// It is in this batch.
+    Entered(Rc<RefCell<Open>>),
 }
 
 /// What keeps a payload from entering.
@@ -71,16 +89,28 @@ impl Batches {
         self.next_expiry().is_some_and(|at| at <= Instant::now())
     }
 
-    /// Puts a payload that has left the ring into its batch, once there is room, and closes that if it is full then.
-    async fn take_in(&self, core: &Core, alarm: &mut Alarm, job: Job) {
+    /// Puts a payload that has left the ring into its batch, which mostly is all.
+    fn enter(&self, core: &Core, job: Job) -> Result<(), Left> {
         core.admission.popped();
-        let entered = match self.try_add(core, &job) {
-            // Mostly so: its slot went when it left the ring, and here goes its share of the request's body.
-            Ok(entered) => {
-                drop(job);
-                entered
+        match self.try_add(core, &job) {
+            Err(hindrance) => Err(Left::Hindered(job, hindrance)),
+            // Its slot went when it left the ring, and here goes its share of the request's body.
+            Ok(None) => Ok(()),
+            Ok(Some(open)) => {
+                let done = {
+                    let open = open.borrow();
+                    !open.wants_work() && open.full(self).is_none()
+                };
+                if done { Ok(()) } else { Err(Left::Entered(open)) }
             }
-            Err(hindrance) => {
+        }
+    }
+
+    /// Does the rest: once there is room the payload enters, and its batch is closed if it is full then.
+    async fn go_on(&self, core: &Core, alarm: &mut Alarm, left: Left) {
+        let entered = match left {
+            Left::Entered(open) => Some(open),
+            Left::Hindered(job, hindrance) => {
                 // Where a stop that cancels this task finds it.
                 self.in_hand.replace(Some(job));
                 self.add(core, alarm, hindrance).await
@@ -138,11 +168,7 @@ impl Batches {
         }
         let mut place = self.place.borrow_mut();
         let time = self.write_place(job, &mut place);
-        let found = self.open.borrow().by_place.get(place.as_slice()).cloned();
-        let open = match found {
-            Some(open) => open,
-            None => self.begin(core, job, place.as_slice().into())?,
-        };
+        let open = self.open_at(core, job, &place)?;
         let mut batch = open.borrow_mut();
         if !batch.push(job) {
             drop(batch);
@@ -171,6 +197,31 @@ impl Batches {
         let time = self.keys.write_partition(payload, version, came, &mut partition);
         place.extend_from_slice(partition.text().as_bytes());
         time
+    }
+
+    /// The batch of that place; that of the payload before is found without a look at the map.
+    fn open_at(
+        &self,
+        core: &Core,
+        job: &Job,
+        place: &[u8],
+    ) -> Result<Rc<RefCell<Open>>, Hindrance> {
+        if let Some((last, open)) = &*self.last.borrow()
+            && **last == *place
+        {
+            return Ok(open.clone());
+        }
+        let found =
+            self.open.borrow().by_place.get_key_value(place).map(|(p, o)| (p.clone(), o.clone()));
+        let (place, open) = match found {
+            Some(found) => found,
+            None => {
+                let place: Rc<[u8]> = place.into();
+                (place.clone(), self.begin(core, job, place)?)
+            }
+        };
+        self.last.replace(Some((place, open.clone())));
+        Ok(open)
     }
 
     fn begin(
@@ -236,20 +287,18 @@ impl Batches {
         }
     }
 
-    /// Compresses and sums what has come. Whatever adds up to a slice since other tasks of the core ran, also of several
-    /// batches, lets them run.
+    /// Compresses and sums what has come; other tasks of the core run when that has taken its time.
     async fn work(&self, open: &RefCell<Open>) {
         loop {
-            let (worked, more) = {
+            let more = {
                 let mut open = open.borrow_mut();
-                let worked = open.work();
+                let more = open.work();
                 open.recharge();
-                worked
+                more
             };
-            self.worked.set(self.worked.get() + worked);
-            if self.worked.get() >= self.shared.slice_bytes() {
-                self.worked.set(0);
+            if self.turn_began.get().elapsed() >= TURN {
                 yield_now().await;
+                self.turn_began.set(Instant::now());
             }
             if !more {
                 return;
@@ -267,6 +316,7 @@ impl Batches {
             }
             self.cells.batches_open.set(batches.by_place.len() as u64);
         }
+        self.last.take();
         self.closing.replace(Some(open.clone()));
         open.borrow_mut().encoder.finish();
         self.work(&open).await;

@@ -88,12 +88,11 @@ impl Open {
         self.unseen_bytes >= LOOK_BYTES
     }
 
-    /// Compresses and sums a slice; how many bytes that were, and whether there is more to do now.
-    pub(super) fn work(&mut self) -> (usize, bool) {
+    /// Compresses and sums a slice; true if there is more to do now.
+    pub(super) fn work(&mut self) -> bool {
         self.unseen_bytes = 0;
         let summing = &mut self.summing;
-        let due = self.encoder.due_bytes();
-        (due, self.encoder.work(&mut |bytes| summing.update(bytes)))
+        self.encoder.work(&mut |bytes| summing.update(bytes))
     }
 
     /// Charges what it holds now.
