@@ -86,6 +86,10 @@ impl Batches {
 
     /// Puts the payload in hand into its batch, once there is room, and closes that if it is full then.
     async fn add(&self, core: &Core, alarm: &mut Alarm) {
+        {
+            let (job, mut place) = (self.in_hand.borrow(), self.place.borrow_mut());
+            self.write_place(job.as_ref().expect("put there by the caller"), &mut place);
+        }
         let entered = loop {
             let entered = {
                 let job = self.in_hand.borrow();
@@ -112,12 +116,12 @@ impl Batches {
         }
     }
 
+    /// Tries to put `job` into the batch of its place, which has been written.
     fn try_add(&self, core: &Core, job: &Job) -> Result<Rc<RefCell<Open>>, Hindrance> {
         if !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
-        let mut place = self.place.borrow_mut();
-        self.write_place(job, &mut place);
+        let place = self.place.borrow();
         let found = self.open.borrow().by_place.get(place.as_slice()).cloned();
         let open = match found {
             Some(open) => open,
