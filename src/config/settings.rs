@@ -142,7 +142,7 @@ pub const SETTINGS: &[Setting] = &[
     row(BATCHES, "BATCH_MEMORY", "SIZE", "128MiB",
         "Memory of open, closed and travelling batches per core, at least 2 × BATCH_BYTES + MAX_LENGTH + 4MiB. When it is used up, the ring is not emptied and requests get 503."),
     row(BATCHES, "MAX_PARTITIONS", "N", "256",
-        "Open batches per core, 1 to 100000: one for each different text that KEY makes of payloads. Beyond it the largest is closed early."),
+        "Open batches per core, 1 to 100000: one for each different text that KEY makes of payloads. Beyond it the oldest is closed early."),
     row(BATCHES, "COMPRESSION", "KIND", "none",
         "Compression of batches: `none`, `gzip` or `zstd`, one member or frame per object."),
     row(BATCHES, "COMPRESSION_LEVEL", "N", "",
