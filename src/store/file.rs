@@ -265,8 +265,7 @@ fn blame_key(error: io::Error, is_blocked: bool) -> PutError {
     PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
 }
 
-/// Whether another object stands where `directory`, or one above it and below `root`, has to be.
-#[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
+/// Whether another object stands where `directory`, or one above it and below `root`, has to be. Blocks.
 fn is_blocked(directory: &Path, root: &Path) -> bool {
     let below = directory.ancestors().take_while(|path| *path != root);
     below.map(std::fs::metadata).any(|found| found.is_ok_and(|found| !found.is_dir()))
