@@ -31,7 +31,9 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use glommio::timer::sleep;
 
 pub use gather::gather;
 
@@ -43,12 +45,15 @@ use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
 use crate::ring::Ring;
 use crate::spool::{Members, Signal};
-use crate::store::{Object, Sums};
+use crate::store::{Integrity, Object, Sums};
 use encoder::EncoderShared;
 use open::Open;
 
 /// What a batch is charged beside its bytes and the lists of its members: its own fields, its key, the partition's text.
 const BATCH_COST_BYTES: usize = 4 << 10;
+
+/// How long a batch is set aside that waits for the spool's disk: as long as a failed disk goes untried.
+const PARKED_FOR: Duration = Duration::from_secs(1);
 
 /// Room that is made before a payload enters: a chunk may be begun for it.
 const ROOM_BYTES: usize = 256 << 10;
@@ -94,6 +99,10 @@ pub struct Batches {
     /// Room for what the next payload's place is made of, and for the place.
     partition: RefCell<Partition>,
     place: RefCell<Vec<u8>>,
+    /// Bytes compressed and summed since other tasks of the core ran.
+    worked: Cell<usize>,
+    /// Waiting for the spool's journal, which failed.
+    parked: RefCell<Vec<Rc<Batch>>>,
     cells: &'static CoreCells,
 }
 
@@ -107,7 +116,7 @@ struct OpenBatches {
 }
 
 impl Batches {
-    pub fn new(config: &Config, cells: &'static CoreCells) -> Option<Batches> {
+    pub fn new(config: &Config, cells: &'static CoreCells) -> Option<Rc<Batches>> {
         let options = config.batch.clone()?;
         let memory = Rc::new(Memory {
             max: options.memory,
@@ -115,7 +124,7 @@ impl Batches {
             freed: Signal::default(),
             gauge: &cells.batch_bytes,
         });
-        Some(Batches {
+        Some(Rc::new(Batches {
             is_partitioned: config.keys.is_partitioned(),
             keys: config.keys.clone(),
             shared: EncoderShared::new(),
@@ -127,9 +136,11 @@ impl Batches {
             in_hand: RefCell::default(),
             partition: RefCell::default(),
             place: RefCell::default(),
+            worked: Cell::new(0),
+            parked: RefCell::default(),
             cells,
             options,
-        })
+        }))
     }
 
     /// The next closed batch, for worker `number`; `None` once nothing more will come.
@@ -140,6 +151,7 @@ impl Batches {
     /// Nothing is open, being closed or in line.
     pub fn is_empty(&self) -> bool {
         self.closed.is_empty()
+            && self.parked.borrow().is_empty()
             && self.open.borrow().by_place.is_empty()
             && self.closing.borrow().is_none()
             && self.in_hand.borrow().is_none()
@@ -154,17 +166,37 @@ impl Batches {
             && self.in_hand.borrow().iter().all(|job| job.record.is_some())
     }
 
+    /// Sets a batch aside that cannot be put before the spool's disk works again, so that no worker waits with it; it is in
+    /// line again after a while.
+    pub fn park(self: &Rc<Self>, batch: Rc<Batch>) {
+        self.parked.borrow_mut().push(batch);
+        if self.parked.borrow().len() == 1 {
+            let batches = self.clone();
+            glommio::spawn_local(async move {
+                sleep(PARKED_FOR).await;
+                for batch in batches.parked.take() {
+                    // Else the stop has come to its end: what is spooled stays there.
+                    let _in_line = batches.closed.push(batch);
+                }
+            })
+            .detach();
+        }
+    }
+
     /// For the last step of a stop, when the gathering task and the workers are no more: what is not in the spool. Batches
     /// that were open are closed, in one go.
     pub fn take_rest(&self, origin: &Origin) -> (Vec<Job>, Vec<Rc<Batch>>) {
         let job = self.in_hand.take().filter(|job| job.record.is_none());
+        self.parked.take();
         let open = std::mem::take(&mut *self.open.borrow_mut()).by_place.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
         for open in open.chain(self.closing.take()) {
-            let Some(open) = Rc::into_inner(open) else { continue };
-            let mut open = open.into_inner();
+            let mut open = Rc::into_inner(open).expect("its task is no more").into_inner();
+            if open.is_spooled() {
+                continue;
+            }
             open.encoder.finish();
-            while open.work() {}
+            while open.work().1 {}
             batches.push(Rc::new(open.into_batch(self, origin)));
             self.cells.batches_closed[Reason::Drain as usize].inc();
         }
@@ -278,6 +310,9 @@ pub struct Batch {
     payload_bytes: u64,
     /// Where its members lie in the spool, if they do.
     members: Option<Rc<Members>>,
+    /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
+    /// parts.
+    alone: Option<Job>,
     /// Begun by a process that is no more: its members are in that one's spool.
     is_restored: bool,
     roster: Roster,
@@ -288,6 +323,29 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// `job` as an object of its own.
+    fn alone(job: Job, batches: &Batches, own: &Origin) -> Batch {
+        let mut charge = Charge::new(&batches.memory);
+        charge.set(BATCH_COST_BYTES + job.payload.len());
+        let origin = job.origin(own);
+        Batch {
+            key: origin.key(job.stamp, &job.payload),
+            stem: origin.stem(job.stamp),
+            form: Form { compression: encoder::Compression::None, header: false },
+            parts: Vec::new(),
+            sums: Sums::of(&[], Integrity::NONE),
+            payloads: 1,
+            payload_bytes: job.payload.len() as u64,
+            members: None,
+            alone: Some(job),
+            is_restored: false,
+            roster: Roster::default(),
+            version: None,
+            shared: batches.shared.clone(),
+            _charge: Some(charge),
+        }
+    }
+
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -298,6 +356,9 @@ impl Batch {
     }
 
     pub fn object(&self) -> Object<'_> {
+        if let Some(job) = &self.alone {
+            return Object::of(&self.key, &job.payload);
+        }
         let Batch { key, parts, form, sums, .. } = self;
         Object { key, body: parts, coding: form.coding(), sums: Some(sums) }
     }
@@ -325,11 +386,14 @@ impl Batch {
 
     /// Its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
-        self.members.is_some() || self.is_restored
+        self.members.is_some() || self.alone.is_some() || self.is_restored
     }
 
-    /// Tells the requests that wait for the store.
+    /// Tells whom its fate concerns, but for what the spool notes of a batch.
     pub fn tell(&self, fate: Fate) {
+        if let Some(job) = &self.alone {
+            job.settle(fate);
+        }
         for (tally, count) in &self.roster.tallies {
             (0..*count).for_each(|_| tally.tell(fate));
         }

@@ -10,18 +10,18 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::batch::encoder::Compression;
-use crate::coding::Coding;
-use crate::key::{self, KeyTemplate};
+use crate::key::KeyTemplate;
 use crate::spool::format::BLOCK;
 use crate::spool::instances;
 use crate::store::faulty::FaultPlan;
 
 mod layers;
+mod objects;
 mod settings;
 mod value;
 
 pub use layers::{Effective, Flags, Host, Source, Value};
+pub use objects::{BatchOptions, Form};
 pub use settings::{SETTINGS, Setting, markdown_table, setting};
 pub use value::core_list;
 
@@ -136,83 +136,6 @@ pub struct SpoolOptions {
     pub pending: usize,
     pub linger: Duration,
     pub progress: Duration,
-}
-
-/// `OBJECT=batch`; sizes are bytes, and all but the last two are per core.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BatchOptions {
-    /// As stored.
-    pub bytes: u64,
-    /// Before compression.
-    pub raw_bytes: u64,
-    pub age: Duration,
-    pub count: Option<u64>,
-    pub memory: usize,
-    pub partitions: usize,
-    pub form: Form,
-}
-
-/// How a batch's object is made, which has to be known again after a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Form {
-    pub compression: Compression,
-    /// The store is told of the compression, and the name is not.
-    pub header: bool,
-}
-
-impl Form {
-    /// What `content-encoding` says of it.
-    pub fn coding(self) -> Option<Coding> {
-        self.compression.coding().filter(|_| self.header)
-    }
-
-    /// `{ext}` of its key.
-    pub fn ext(self) -> &'static str {
-        match self.compression.coding() {
-            Some(Coding::Gzip) if !self.header => "ndjson.gz",
-            Some(Coding::Zstd) if !self.header => "ndjson.zst",
-            _ => "ndjson",
-        }
-    }
-
-    /// What `CONTENT_TYPE=auto` makes of it.
-    fn content_type(self) -> &'static str {
-        match self.compression.coding() {
-            Some(Coding::Gzip) if !self.header => "application/gzip",
-            Some(Coding::Zstd) if !self.header => "application/zstd",
-            _ => "application/x-ndjson",
-        }
-    }
-}
-
-/// `zstd:1 header`; the spool keeps it beside a batch that has been begun.
-impl fmt::Display for Form {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.compression {
-            Compression::None => f.write_str("none")?,
-            Compression::Gzip(level) => write!(f, "gzip:{level}")?,
-            Compression::Zstd(level) => write!(f, "zstd:{level}")?,
-        }
-        f.write_str(if self.header { " header" } else { "" })
-    }
-}
-
-impl std::str::FromStr for Form {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Form, String> {
-        let (how, header) = match text.strip_suffix(" header") {
-            Some(how) => (how, true),
-            None => (text, false),
-        };
-        let level = |level: &str| level.parse::<i32>().map_err(|_| format!("no form: {text}"));
-        let compression = match how.split_once(':') {
-            None if how == "none" => Compression::None,
-            Some(("gzip", number)) => Compression::Gzip(level(number)?.clamp(0, 9) as u32),
-            Some(("zstd", number)) => Compression::Zstd(level(number)?),
-            _ => return Err(format!("no form: {text}")),
-        };
-        Ok(Form { compression, header })
-    }
 }
 
 /// What every PUT to S3 carries besides the payload. `None` sends no header.
@@ -334,11 +257,10 @@ impl Config {
         Config::resolve(flags, &Host { env: &|name| std::env::var_os(name), ..Host::bare() })
     }
 
-    /// The template of keys of payloads by themselves, as the spool keeps it; `None`: the default, which in batches is what
-    /// a payload gets that is by itself after all.
+    /// The template of keys of payloads by themselves, as the spool keeps it; `None`: payloads are for batches, and one that
+    /// is by itself after all gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
-        let is_default = self.keys.texts() == (key::DEFAULT_PAYLOAD, None);
-        (self.batch.is_none() && !is_default).then(|| self.keys.text())
+        self.batch.is_none().then(|| self.keys.text())
     }
 
     /// The configuration in which `settings` (name, text) are said and everything else is default; the
@@ -436,8 +358,9 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
     use value::{address, address_or_off, count, memory, optional, path, size, time};
-    let batch = read_batch(r);
-    let content_type = batch.as_ref().map_or(OCTET_STREAM, |batch| batch.form.content_type());
+    let batch = objects::read_batch(r);
+    let content_type =
+        batch.as_ref().map_or(objects::OCTET_STREAM, |batch| batch.form.content_type());
     Config {
         listen: r.take("LISTEN", address),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
@@ -456,7 +379,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),
         s3: read_s3(r, content_type),
-        keys: read_keys(r, batch.is_some()),
+        keys: objects::read_keys(r, batch.is_some()),
         batch,
         put_price: r.take("PUT_PRICE", value::dollars),
         ack: r.take("ACK", value::ack),
@@ -494,39 +417,6 @@ fn read_spool(r: &mut Reader<'_>) -> Option<SpoolOptions> {
 fn segment_size(r: &mut Reader<'_>) -> u64 {
     let size = r.take("SPOOL_SEGMENT", value::size(1 << 20..=16 << 30));
     size - size % BLOCK
-}
-
-const OCTET_STREAM: &str = "application/octet-stream";
-
-fn read_batch(r: &mut Reader<'_>) -> Option<BatchOptions> {
-    use value::{count, memory, optional, size, time};
-    let is_batch = r.take("OBJECT", value::object_is_batch);
-    let kind = r.take("COMPRESSION", value::compression);
-    let header = r.take("COMPRESSION_MARK", value::compression_mark_is_header);
-    let compression = r.take("COMPRESSION_LEVEL", value::compression_level(kind));
-    let options = BatchOptions {
-        bytes: r.take("BATCH_BYTES", size(64 << 10..=1 << 30)),
-        raw_bytes: r.take("BATCH_RAW_BYTES", size(64 << 10..=16 << 30)),
-        age: r.take("BATCH_AGE", time(10 * MILLISECOND..=HOUR)),
-        count: r.take("BATCH_COUNT", optional(count(1..=1_000_000_000))).map(|n| n as u64),
-        memory: r.take("BATCH_MEMORY", memory(1 << 20..=MEMORY_MAX)),
-        partitions: r.take("MAX_PARTITIONS", count(1..=100_000)),
-        form: Form { compression, header },
-    };
-    is_batch.then_some(options)
-}
-
-/// A template that is refused for itself, and not for what goes with it, is noted here.
-fn read_keys(r: &mut Reader<'_>, is_batch: bool) -> KeyTemplate {
-    let default = if is_batch { key::DEFAULT_BATCH } else { key::DEFAULT_PAYLOAD };
-    let text = r.take("KEY", value::optional(|text| Ok(text.to_owned())));
-    let event_time = r.take("EVENT_TIME", value::optional(|text| Ok(text.to_owned())));
-    let text = text.as_deref().unwrap_or(default);
-    KeyTemplate::parse(text, event_time.as_deref()).unwrap_or_else(|error| {
-        let given = r.effective.get(error.setting());
-        r.errors.push(ConfigError::refuse(given, error.to_string()));
-        KeyTemplate::parse(default, None).expect("the default is one")
-    })
 }
 
 fn read_s3(r: &mut Reader<'_>, content_type: &str) -> S3Options {
@@ -577,9 +467,9 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
     if let Some(spool) = &c.spool {
         check_spool(r, c, spool);
     }
-    check_keys(r, c);
+    objects::check_keys(r, c);
     match &c.batch {
-        Some(batch) => check_batch(r, c, batch),
+        Some(batch) => objects::check_batch(r, c, batch),
         None => {
             let compression = r.effective.get("COMPRESSION").text == "none";
             r.require(compression, "COMPRESSION", "OBJECT", |object| {
@@ -598,52 +488,17 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
     });
 }
 
-/// S3's limit.
-const KEY_BYTES_MAX: usize = 1024;
-
-fn check_keys(r: &mut Reader<'_>, c: &Config) {
-    let random = r.effective.get("NODE_ID").text == "random";
-    if let Err(error) = c.keys.check_unique(random) {
-        r.require(false, "KEY", "NODE_ID", |_| error.to_string());
-    }
-    let ext = c.batch.as_ref().map_or("json", |batch| batch.form.ext());
-    let prefix = match &c.store {
-        StoreUrl::S3 { prefix, .. } => prefix.len(),
-        StoreUrl::File(_) | StoreUrl::Null => 0,
-    };
-    let longest = prefix + c.keys.longest(c.node_id.len(), ext.len());
-    r.require(longest <= KEY_BYTES_MAX, "KEY", "STORE", |store| {
-        format!(
-            "makes keys of up to {longest} bytes with {store}, and S3 takes {KEY_BYTES_MAX}: use fewer \
-             fields or a shorter prefix"
-        )
-    });
-}
-
-/// Of `BATCH_MEMORY` beside two batches and a payload: two compressor states, and chunks that are only begun.
-const BATCH_MEMORY_BESIDE: u64 = 4 << 20;
-
-fn check_batch(r: &mut Reader<'_>, c: &Config, batch: &BatchOptions) {
-    let least = 2 * batch.bytes + c.max_length as u64 + BATCH_MEMORY_BESIDE;
-    r.require(batch.memory as u64 >= least, "BATCH_MEMORY", "BATCH_BYTES", |bytes| {
-        format!(
-            "is below 2 × {bytes} + MAX_LENGTH + 4 MiB ({least}): one batch travels while another is \
-             filled; raise it"
-        )
-    });
-    let waits = batch.age + c.put_timeout;
-    r.require(waits < c.ack_timeout, "BATCH_AGE", "ACK_TIMEOUT", |ack| {
-        format!(
-            "and PUT_TIMEOUT are together not below {ack}: `millrace-ack: stored` would always be \
-             answered with 504; lower one or raise that"
-        )
-    });
-}
-
 fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
     r.require(spool.max / 2 >= spool.segment, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
         format!("is below 2 × {segment}: one file is filled while another is emptied; raise it")
     });
+    if c.batch.is_some() {
+        let journals = 2 * crate::spool::JOURNAL_BYTES;
+        let fits = spool.max >= 2 * spool.segment + journals;
+        r.require(fits, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
+            format!("is below 2 × {segment} + {journals} for the journals of batches; raise it")
+        });
+    }
     let least = 4 * c.max_length as u64;
     r.require(spool.segment >= least, "SPOOL_SEGMENT", "MAX_LENGTH", |length| {
         format!("is below 4 × {length}: any request must fit; raise it or lower MAX_LENGTH")

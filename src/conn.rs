@@ -37,6 +37,7 @@ use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::deadline::{Alarm, within};
 use crate::job::{Job, Payload, Stamp};
+use crate::key;
 use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::{Stream, keep_waker};
 use crate::parse::{self, Collection, Scratch, Span};
@@ -426,7 +427,7 @@ async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Ans
         }
         match ack {
             Ack::Queued | Ack::Stored => {
-                let need = Need::of(payloads.len(), body.retained());
+                let need = need(payloads, &body, version.as_deref());
                 match core.admission.admit_now(need)? {
                     Some(permit) => {
                         return Ok(enqueue(core, body, permit, payloads, version, ack));
@@ -445,9 +446,14 @@ async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Ans
     Ok(enqueue(core, body, permit, payloads, version, ack))
 }
 
-/// A request's `version`, if keys are made of it.
+/// What keys are made of in a request's `version`, if they are.
 fn version_for_keys(core: &Core, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
-    version.filter(|_| core.needs_version).map(|version| version.into())
+    version.filter(|_| core.needs_version).map(|version| key::version(&version))
+}
+
+/// What a request with these payloads asks for.
+fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
+    Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
 }
 
 /// Puts the payloads in line for the disk; they come to the ring when they are there.
@@ -458,7 +464,7 @@ fn spool(
     version: Option<&str>,
 ) -> Result<Entered, Answer> {
     let spool = core.spool.as_ref().expect("without a spool this level is refused");
-    core.admission.could_fit(Need::of(spans.len(), body.retained()))?;
+    core.admission.could_fit(need(spans, &body, version))?;
     let ticket = spool.submit(core.stamps(spans.len()), body, spans, version)?;
     Ok(Entered { count: spans.len(), until: Until::Synced(ticket) })
 }

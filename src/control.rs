@@ -324,6 +324,7 @@ impl Server {
             admin = admin.map_or("off".to_owned(), |admin| format!("http://{admin}")),
             cores = %core_list(&config.cores),
             store = %config.store,
+            object = config.batch.as_ref().map_or("payload", |_| "batch"),
             node = %config.node_id,
             workers_per_core = config.max_workers,
             queue_per_core = config.max_queue,

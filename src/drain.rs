@@ -32,7 +32,9 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let idle = || {
         // What is spooled does not wait for a store that fails.
         core.holds_nothing()
-            || (core.cells.store_failing_since.value() != 0 && core.holds_spooled_only())
+            || (core.cells.store_failing_since.value() != 0
+                || core.cells.spool_failing.value() != 0)
+                && core.holds_spooled_only()
     };
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.

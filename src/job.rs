@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::ack::{Fate, Tally};
 use crate::admit::Permit;
-use crate::key::{KeyOf, KeyTemplate, Partition};
+use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
 use crate::limits::JOB_COST_BYTES;
 use crate::parse::Span;
 use crate::spool::Record;
@@ -81,6 +81,8 @@ pub struct Origin {
     middle: String,
     /// `None`: the default key, which costs nothing to lay out.
     keys: Option<Rc<Keys>>,
+    /// Payloads are objects of their own under these keys, whatever this process makes of others.
+    is_fixed: bool,
 }
 
 /// A template, and room for what it makes of a payload.
@@ -93,18 +95,23 @@ struct Keys {
 impl Origin {
     pub fn new(node: String, core: usize) -> Origin {
         let name = format!("{node}-{core}");
-        Origin { middle: format!("-{name}-"), name, node, core, keys: None }
+        Origin { middle: format!("-{name}-"), name, node, core, keys: None, is_fixed: false }
     }
 
-    /// With keys that are made from the template with the text `keys`, if it is not the default.
+    /// With keys of payloads by themselves, made from the template with this text; `None`: they are for batches.
     pub fn with_keys(self, keys: Option<&str>) -> Origin {
         let template = keys.map(KeyTemplate::of_text).transpose().unwrap_or_else(|error| {
             tracing::error!("{}: payloads were spooled for keys that this version does not make, so they get the default key: {error}", self.name);
             None
         });
-        let keys =
-            template.map(|template| Rc::new(Keys { template, partition: RefCell::default() }));
-        Origin { keys, ..self }
+        let template = template.filter(|t| t.texts() != (DEFAULT_PAYLOAD, None));
+        let with_room = |template| Rc::new(Keys { template, partition: RefCell::default() });
+        Origin { is_fixed: keys.is_some(), keys: template.map(with_room), ..self }
+    }
+
+    /// Whether its payloads have keys already: they were spooled to be objects of their own, and perhaps are.
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
     }
 
     /// The text of the template that keys are made from; `None`: the default key.

@@ -83,6 +83,13 @@ pub struct KeyOf<'a> {
     pub ext: &'a str,
 }
 
+/// As much of a request's `version` as keys are made of, at most [`VALUE_BYTES_MAX`] bytes: a template makes the same of it.
+pub fn version(text: &str) -> Box<str> {
+    let mut kept = String::new();
+    value::write(text.chars(), UNKNOWN, &mut kept);
+    kept.into()
+}
+
 /// Which batch a payload belongs to; keep one per core, for it also keeps what the next payload can reuse.
 #[derive(Clone, Debug, Default)]
 pub struct Partition {
@@ -116,6 +123,11 @@ impl KeyTemplate {
     /// One sentence: what is wrong, what was given, the remedy.
     pub fn parse(key: &str, event_time: Option<&str>) -> Result<KeyTemplate, KeyError> {
         parse::template(key, event_time)
+    }
+
+    /// Whether keys end in, or hold, what an object is.
+    pub fn has_ext(&self) -> bool {
+        self.parts.contains(&Part::Ext)
     }
 
     /// Both texts as one, which [`KeyTemplate::of_text`] reads again: kept in the spool, so that a later process renders the

@@ -9,6 +9,9 @@
 //!           listener i                            nothing slots  number   → stored | dead letter
 //! ```
 //!
+//! With `OBJECT=batch` one task (`batch`) stands between ring and workers and gathers payloads into larger objects, which
+//! `key` names.
+//!
 //! A request that asks for more than `queued` waits in `ack`: for the store, or for the `spool`, which puts it on the disk
 //! before the ring, holds what the ring has no room for, and takes up what crashed processes have left.
 //!
@@ -40,8 +43,9 @@ pub mod preflight;
 
 pub mod aws;
 pub mod control;
-pub mod drain;
 pub mod shard;
+
+pub mod drain;
 
 pub mod accept;
 pub mod conn;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::batch;
 use crate::body::ZSTD_WINDOW_LOG_MAX;
-use crate::config::Config;
+use crate::config::{Config, S3Client};
 use crate::net;
 use crate::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::spool;
@@ -117,7 +117,15 @@ impl Limits {
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
-        let batches = c.batch.as_ref().map_or(0, |batch| batch.memory + batch::MEMORY_BESIDE_BYTES);
+        let batches = c.batch.as_ref().map_or(0, |batch| {
+            let journal = c.spool.as_ref().map_or(0, |_| spool::JOURNAL_MEMORY);
+            // One that is put again after a crash, one dead letter being written; the SDK's client copies what it puts.
+            let copies = match c.s3.client {
+                S3Client::Direct => 2,
+                S3Client::Sdk => 2 + c.max_workers,
+            };
+            batch.memory + batch::MEMORY_BESIDE_BYTES + journal + copies * batch.bytes as usize
+        });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
         let core_files = |connections: usize| {

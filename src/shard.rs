@@ -90,9 +90,11 @@ pub struct Core {
     pub dead_letters: DeadLetters,
     pub logs: RefCell<CoreLogs>,
     /// `None`: one object per payload.
-    pub batches: Option<Batches>,
+    pub batches: Option<Rc<Batches>>,
     /// Whether anything asks for the `version` of a payload's request.
     pub needs_version: bool,
+    /// Of a batch's dead letter, which takes a copy of the object: one at a time.
+    pub letter_turn: Semaphore,
     /// What each worker is busy with.
     pub in_hand: RefCell<Vec<Option<Parcel>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
@@ -144,6 +146,7 @@ impl Core {
             dead_letters: setup.dead_letters.clone(),
             logs: RefCell::default(),
             batches: Batches::new(config, cells),
+            letter_turn: Semaphore::new(1),
             needs_version: config.keys.needs_version(),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
@@ -187,14 +190,14 @@ impl Core {
     pub fn holds_nothing(&self) -> bool {
         self.ring.is_empty()
             && self.cells.workers_busy.value() == 0
-            && self.batches.as_ref().is_none_or(Batches::is_empty)
+            && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
     }
 
     /// All that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
         self.ring.all(|job| job.record.is_some())
             && self.in_hand.borrow().iter().flatten().all(Parcel::is_spooled)
-            && self.batches.as_ref().is_none_or(Batches::holds_spooled_only)
+            && self.batches.as_ref().is_none_or(|batches| batches.holds_spooled_only())
     }
 
     pub fn is_accepting(&self) -> bool {
@@ -405,8 +408,10 @@ async fn run(mut setup: Setup) {
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
     let workers = [&[setup.core_id], &*setup.spare_cpus].concat();
-    if let Err(error) = net.place_kernel_workers(&workers).and_then(|()| take_short_turns()) {
-        tracing::debug!(%error, "the kernel's workers run as it likes");
+    for placed in [net.place_kernel_workers(&workers), take_short_turns()] {
+        if let Err(error) = placed {
+            tracing::debug!(%error, "the kernel's workers run as it likes");
+        }
     }
     glommio::spawn_local(stay_awake()).detach();
     let core = Core::new(&mut setup, net);

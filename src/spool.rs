@@ -17,6 +17,7 @@ mod begun;
 mod done;
 mod journal;
 mod keeper;
+mod members;
 mod reader;
 mod segment;
 
@@ -60,7 +61,8 @@ use reader::Behind;
 use segment::Segment;
 
 pub use begun::Begun;
-pub use journal::{CoreDir, Intent, Members};
+pub use journal::{CoreDir, Intent};
+pub use members::Members;
 
 /// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
 /// syncs, so a larger group would gain little and keep its first requests waiting.
@@ -72,9 +74,17 @@ pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
-/// Files one core's spool may have open: its segments, its journal's two, and those of crashed processes in the ring.
+/// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
+/// tells of, members and intent, and a group being written.
+pub const JOURNAL_MEMORY: usize = 2 * journal::FILE_BYTES as usize + GROUP_BYTES_MAX;
+
+/// Size of one journal of batches, of which a core has two at most.
+pub const JOURNAL_BYTES: u64 = journal::FILE_BYTES;
+
+/// Files one core's spool may have open, each of them twice (for reading, and on the core's own ring for groups): its segments
+/// and spares, its journals, and those of crashed processes in hand.
 pub fn files(options: &SpoolOptions) -> usize {
-    (options.max / options.segment) as usize + 12
+    2 * ((options.max / options.segment) as usize + 12)
 }
 
 /// Why a request was not spooled; nothing of it will be uploaded.
@@ -213,13 +223,6 @@ impl Record {
     pub fn settle(&self, stamp: Stamp) {
         self.segment.settle(self.ordinal(stamp.seq));
         self.cells.spool_payloads.sub(1);
-    }
-
-    /// The `count` payloads from the one with this number in the core's sequence on are stored or dead-lettered.
-    pub fn settle_run(&self, first_seq: u64, count: u32) {
-        let first = self.ordinal(first_seq);
-        self.segment.settle_run(first..first + count);
-        self.cells.spool_payloads.sub(count.into());
     }
 
     /// The number in its segment of the payload with this one in the core's sequence.
@@ -526,20 +529,44 @@ impl Spool {
         for task in self.tasks.take() {
             task.await;
         }
-        loop {
-            if rest.is_empty() {
-                // One at a time: taken apart it needs several times its memory.
-                let Some(batch) = batches.pop() else { break };
-                *rest = batch.jobs();
-            } else if self.keep_jobs(rest).await.is_err() {
+        while !rest.is_empty() {
+            if self.keep_jobs(rest, None).await.is_err() {
+                break;
+            }
+        }
+        // One at a time: taken apart it needs several times its memory.
+        while rest.is_empty()
+            && let Some(batch) = batches.pop()
+        {
+            if self.keep_batch(&batch, rest).await.is_err() {
                 break;
             }
         }
         self.put_away().await;
     }
 
-    /// Spools the first of `rest`, as many as share a group.
-    async fn keep_jobs(&self, rest: &mut Vec<Job>) -> Result<(), SpoolError> {
+    /// Spools the payloads of a batch, and notes that they were to be one object: it may be on its way to the store, so the
+    /// next process must put it under the same key. What finds no place is left in `rest`.
+    async fn keep_batch(&self, batch: &Batch, rest: &mut Vec<Job>) -> Result<(), SpoolError> {
+        *rest = batch.jobs();
+        let mut members = Members::of(&self.own_dir());
+        while !rest.is_empty() {
+            self.keep_jobs(rest, Some(&mut members)).await?;
+        }
+        // More than an intent has room for, or none: then they are by themselves.
+        if members.len() == batch.payloads() && !members.is_empty() {
+            // Dropped, it is left to the next process.
+            let _intent = self.intend(batch.key(), &batch.form(), &Rc::new(members)).await?;
+        }
+        Ok(())
+    }
+
+    /// Spools the first of `rest`, as many as share a group, and adds them to `members`.
+    async fn keep_jobs(
+        &self,
+        rest: &mut Vec<Job>,
+        members: Option<&mut Members>,
+    ) -> Result<(), SpoolError> {
         let mut body = 0;
         let follows = |a: &Job, b: &Job| {
             a.stamp.unix_nanos == b.stamp.unix_nanos
@@ -564,7 +591,20 @@ impl Spool {
                 out = &mut out[written..];
             }
         };
-        self.put_records(body, count as u32, write).await?;
+        let place = self.put_records(body, count as u32, write).await?;
+        if let Some(members) = members {
+            let (dir, segment) = (self.own_dir(), place.segment.clone());
+            let mut ordinal = place.first_ordinal;
+            for run in rest[..count].chunk_by(follows) {
+                let (dir, segment) = (dir.clone(), segment.clone());
+                let record = self.record(dir, segment, ordinal, run[0].stamp.seq, None);
+                let all = run.iter().all(|job| members.push(&record, job.stamp));
+                ordinal += run.len() as u32;
+                if !all {
+                    break;
+                }
+            }
+        }
         rest.drain(..count);
         Ok(())
     }

@@ -20,7 +20,6 @@ use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::parcel::Parcel;
 use crate::shard::Core;
-use crate::spool::{Intent, Spool};
 use crate::store::{Class, PutError};
 
 /// Worker `number` of its core.
@@ -30,14 +29,46 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         // Held where a drain that cancels this worker finds it.
         core.in_hand.borrow_mut()[number] = Some(parcel.clone());
         core.cells.workers_busy.inc();
-        let fate = worker.put(&parcel).await;
+        let fate = match &parcel {
+            Parcel::Payload(_) => Some(worker.put(&parcel).await),
+            // Boxed, for each put has room for it.
+            Parcel::Batch(batch) => Box::pin(put_noted(&mut worker, batch)).await,
+        };
         core.in_hand.borrow_mut()[number] = None;
         core.cells.workers_busy.sub(1);
-        if fate != Fate::Stored && core.holds_nothing() {
+        if fate != Some(Fate::Stored) && core.holds_nothing() {
             core.health.nothing_held();
         }
         // A store that answers at once would let one worker empty the ring while nobody else runs.
         glommio::executor().yield_if_needed().await;
+    }
+}
+
+/// Puts a batch between the spool's notes of it, if its payloads are there; `None`: the spool's disk fails, and the batch
+/// was set aside.
+async fn put_noted(worker: &mut Worker, batch: &Rc<Batch>) -> Option<Fate> {
+    let core = worker.core.clone();
+    let parcel = Parcel::Batch(batch.clone());
+    let (Some(spool), Some(members)) = (&core.spool, batch.members()) else {
+        return Some(worker.put(&parcel).await);
+    };
+    match spool.intend(batch.key(), &batch.form(), members).await {
+        Ok(intent) => {
+            let fate = worker.put(&parcel).await;
+            // What is neither stored nor dead-lettered is left to the next process.
+            if fate != Fate::Lost {
+                spool.finished(intent);
+            }
+            Some(fate)
+        }
+        Err(error) => {
+            let text = || format!("{} waits for the spool's journal: {error}", batch.key());
+            core.logs.borrow_mut().journal.warn(text);
+            if let Some(batches) = &core.batches {
+                batches.park(batch.clone());
+            }
+            None
+        }
     }
 }
 
@@ -74,11 +105,6 @@ impl Worker {
     pub async fn put(&mut self, parcel: &Parcel) -> Fate {
         let core = self.core.clone();
         parcel.write_key(&core.origin, &mut self.key);
-        let intent = match parcel {
-            Parcel::Payload(_) => None,
-            // Boxed, for few puts need it and each has room for it.
-            Parcel::Batch(batch) => Box::pin(intend(&core, batch)).await,
-        };
         let delivery = AssertUnwindSafe(self.deliver(parcel)).catch_unwind().await;
         let fate = match delivery {
             Ok(Ok(())) => {
@@ -98,11 +124,6 @@ impl Worker {
             }
         };
         parcel.settle(fate);
-        if let Some((spool, intent)) = intent
-            && fate != Fate::Lost
-        {
-            spool.finished(intent);
-        }
         fate
     }
 
@@ -148,25 +169,6 @@ impl Worker {
     }
 }
 
-/// Notes in the spool that a batch is about to be put, if its payloads are there: tried until the disk has it.
-async fn intend(core: &Core, batch: &Batch) -> Option<(Rc<Spool>, Intent)> {
-    let spool = core.spool.clone()?;
-    let members = batch.members()?;
-    let form = batch.form();
-    let mut attempts = 0;
-    loop {
-        match spool.intend(batch.key(), &form, members).await {
-            Ok(intent) => return Some((spool, intent)),
-            Err(error) => {
-                attempts += 1;
-                let text = || format!("{} waits for the spool's journal: {error}", batch.key());
-                core.logs.borrow_mut().journal.warn(text);
-                pause(core, backoff(&core.config, attempts, fastrand::f64())).await;
-            }
-        }
-    }
-}
-
 /// Longest backoff while draining: an outage that ends in time must not find everybody asleep.
 const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
 
@@ -192,6 +194,10 @@ async fn bury(core: &Core, parcel: &Parcel, key: &str, error: String, attempts: 
     let letter = Letter::now(&object, payloads, core.store_name.clone(), error, attempts);
     core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
     let stem = parcel.stem(&core.origin);
+    let _turn = match parcel {
+        Parcel::Payload(_) => None,
+        Parcel::Batch(_) => core.letter_turn.acquire_permit(1).await.ok(),
+    };
     match core.dead_letters.write_off_core(stem, letter, object.body).await {
         Ok(()) => {
             core.cells.payloads_dead_lettered.add(payloads);
@@ -273,7 +279,7 @@ impl Health {
 
     /// The last payload that was being tried has gone to the dead letter: nothing says any more that the store fails,
     /// and without this a server that gets no traffic because it is not ready would never be ready again.
-    fn nothing_held(&self) {
+    pub fn nothing_held(&self) {
         self.cells.store_failing_since.set(0);
     }
 

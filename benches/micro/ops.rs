@@ -4,14 +4,18 @@ use std::rc::Rc;
 
 use futures_lite::future::block_on;
 use millrace::admit::{Admission, Need, Permit};
+use millrace::batch::encoder::{Compression, Encoder, EncoderShared, lines};
 use millrace::config::{Checksum, Config};
 use millrace::job::{Job, Origin, Payload, Stamp};
+use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};
 use millrace::parse::{Scratch, Span, parse};
 use millrace::ring::Ring;
 use millrace::store::direct::{Identity, Place, Put, Signer, Template};
 use millrace::store::{Integrity, Sums, dial};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::event::event;
 
 /// One operation: `group/name`, and how to make it ready to run.
 pub struct Op {
@@ -46,26 +50,31 @@ pub const OPS: &[Op] = &[
     Op { name: "ring/push-and-pop-64", make: ring },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
+    Op { name: "key/one-field-of-1kB", make: key_of_field },
+    Op { name: "batch/plain-64x1kB", make: || batch(Compression::None) },
+    Op { name: "batch/zstd1-64x1kB", make: || batch(Compression::Zstd(1)) },
     Op { name: "sign/head-of-512B", make: || sign(512) },
     Op { name: "sign/head-of-256kB", make: || sign(256_000) },
 ];
 
-/// A collection of `payloads` objects of `payload_bytes` bytes each: members, then records, as clients send them.
+/// A collection of `payloads` objects of `payload_bytes` bytes each.
 fn body(payloads: usize, payload_bytes: usize) -> Vec<u8> {
-    let payload = |seed: usize| {
-        let mut text = format!(r#"{{"id":"{seed:08x}","ok":true,"items":["#);
-        let mut at = seed;
-        while text.len() + 60 < payload_bytes {
-            at += 7_919;
-            let comma = if text.ends_with('[') { "" } else { "," };
-            text += &format!(r#"{comma}{{"at":{at},"kind":"view","value":{}.25}}"#, at % 1_000);
-        }
-        text += r#"],"note":""#;
-        text += &"x".repeat(payload_bytes.saturating_sub(text.len() + 2));
-        text + r#""}"#
-    };
-    let data: Vec<String> = (0..payloads).map(|n| payload(n * 104_729)).collect();
+    let data: Vec<String> = (0..payloads).map(|n| payload(n * 104_729, payload_bytes)).collect();
     format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{}]}}"#, data.join(",")).into()
+}
+
+/// Members, then records, as clients send them.
+fn payload(seed: usize, payload_bytes: usize) -> String {
+    let mut text = format!(r#"{{"id":"{seed:08x}","ok":true,"items":["#);
+    let mut at = seed;
+    while text.len() + 60 < payload_bytes {
+        at += 7_919;
+        let comma = if text.ends_with('[') { "" } else { "," };
+        text += &format!(r#"{comma}{{"at":{at},"kind":"view","value":{}.25}}"#, at % 1_000);
+    }
+    text += r#"],"note":""#;
+    text += &"x".repeat(payload_bytes.saturating_sub(text.len() + 2));
+    text + r#""}"#
 }
 
 #[derive(Deserialize)]
@@ -143,13 +152,72 @@ fn admit() -> Made {
 
 fn key() -> Made {
     let origin = Origin::new("0123456789abcdef".into(), 3);
+    let payload = Payload::from(b"{}".to_vec());
     let mut seq = 0;
     let run = move || {
         seq += 1;
-        let key = origin.key(Stamp { unix_nanos: 1_780_000_000_000_000_000, seq });
+        let key = origin.key(Stamp { unix_nanos: 1_780_000_000_000_000_000, seq }, &payload);
         assert!(key.len() > 40);
     };
     Made { run: Box::new(run), throughput: Amount::Elements(1) }
+}
+
+/// Which batch a payload belongs to, and a key with that; the field is the payload's last.
+fn key_of_field() -> Made {
+    let template = KeyTemplate::parse("{field:/tenant}/{seq}-{node}-{core}.{ext}", None);
+    let template = template.expect("a template");
+    let payloads: Vec<String> = (0..64)
+        .map(|n| {
+            payload(n * 104_729, 1_000).replace(r#""note""#, &format!(r#""tenant":"t {n}","note""#))
+        })
+        .collect();
+    let (mut partition, mut key, mut turn) = (Partition::default(), String::new(), 0);
+    let run = move || {
+        turn = (turn + 1) % payloads.len();
+        let time = template.write_partition(payloads[turn].as_bytes(), None, 1, &mut partition);
+        assert_eq!(time, EventTime::NotAsked);
+        let (partition, node) = (partition.text(), "0123456789abcdef");
+        let of =
+            KeyOf { partition, unix_nanos: 1, node, core: 3, seq: 42, count: 1, ext: "ndjson" };
+        template.write_key(&of, &mut key);
+        let tenant = key.strip_suffix("/42-0123456789abcdef-3.ndjson");
+        let tenant = tenant.and_then(|text| text.strip_prefix("t ")?.parse().ok());
+        assert_eq!(tenant, Some(turn), "{key}");
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
+}
+
+/// An object of 64 payloads from its first line to its end.
+fn batch(compression: Compression) -> Made {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let payloads: Vec<String> = (0..64).map(|_| event(&mut rng, 1_000)).collect();
+    let raw_bytes: usize = payloads.iter().map(|payload| payload.len() + 1).sum();
+    let shared = EncoderShared::new();
+    let encode = move |payloads: &[String]| {
+        let mut encoder = Encoder::new(compression, &shared);
+        let mut shown = 0;
+        for payload in payloads {
+            encoder.push(payload.as_bytes());
+            while encoder.work(&mut |bytes| shown += bytes.len()) {}
+        }
+        encoder.finish();
+        while encoder.work(&mut |bytes| shown += bytes.len()) {}
+        let parts = encoder.into_parts();
+        assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), shown);
+        (parts, shown, shared.clone())
+    };
+    let mut found = Vec::new();
+    let (parts, stored_bytes, _) = encode(&payloads);
+    lines(compression, &parts, |line| found.push(String::from_utf8(line.to_vec()).expect("UTF-8")));
+    assert_eq!(found, payloads);
+    // Where a block ends depends on how fast the last ones went.
+    let likely_bytes = stored_bytes - stored_bytes / 10..=stored_bytes + stored_bytes / 10;
+    let run = move || {
+        let (parts, stored_bytes, shared) = encode(&payloads);
+        assert!(likely_bytes.contains(&stored_bytes));
+        shared.give_back(parts);
+    };
+    Made { run: Box::new(run), throughput: Amount::Bytes(raw_bytes) }
 }
 
 /// The whole head of a PUT, its body's hash and the signature included.

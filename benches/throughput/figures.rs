@@ -22,11 +22,26 @@ pub struct Sample {
     /// The same of load generator and sink; an open loop does not sleep, so it shows 1 there.
     pub client_busy: f64,
     pub peak_rss_bytes: u64,
+    /// In lanes whose objects are batches.
+    pub batches: Option<Batches>,
     /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the next.
     pub sync_p99_us: Option<f64>,
     pub syncs_per_request: Option<f64>,
     /// Only with idle connections.
     pub rss_bytes_per_connection: Option<f64>,
+}
+
+/// The batches of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Batches {
+    /// Mean size as stored; the last one, closed by its age, counts.
+    pub object_bytes: f64,
+    /// Bytes of all lines, for each as stored.
+    pub compression: f64,
+    /// Payloads that were accepted and not yet stored at the end of the window.
+    pub on_their_way_bytes: f64,
+    /// Part of the payloads that the sink knows only from the keys of their batches.
+    pub undecoded: f64,
 }
 
 /// A column of the CSV: its name, and how it is read.
@@ -44,6 +59,8 @@ pub const COLUMNS: &[Column] = &[
     ("server_busy", |s| s.server_busy),
     ("client_busy", |s| s.client_busy),
     ("peak_rss_bytes", |s| s.peak_rss_bytes as f64),
+    ("object_bytes", |s| s.batches.map_or(f64::NAN, |batches| batches.object_bytes)),
+    ("compression", |s| s.batches.map_or(f64::NAN, |batches| batches.compression)),
     ("sync_p99_us", |s| s.sync_p99_us.unwrap_or(f64::NAN)),
     ("syncs_per_request", |s| s.syncs_per_request.unwrap_or(f64::NAN)),
     ("rss_bytes_per_connection", |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN)),
@@ -137,7 +154,7 @@ impl fmt::Display for LaneFigures {
             "server %",
             "client %",
         ];
-        write!(f, "  {:<12}", "")?;
+        write!(f, "  {:<NAME_WIDTH$}", "")?;
         heads.iter().try_for_each(|head| write!(f, " {head:>w$}", w = width(head)))?;
         writeln!(f)?;
         for variant in &self.variants {
@@ -155,7 +172,7 @@ impl fmt::Display for LaneFigures {
                 format!("{:.0}", row(|s| s.server_busy * 100.0)),
                 format!("{:.0}", row(|s| s.client_busy * 100.0)),
             ];
-            write!(f, "  {variant:<12}")?;
+            write!(f, "  {variant:<NAME_WIDTH$}")?;
             for (head, cell) in heads.iter().zip(cells) {
                 // An idle lane has no rates.
                 let cell = if cell.contains("NaN") || cell == "inf" { "–".into() } else { cell };
@@ -168,6 +185,9 @@ impl fmt::Display for LaneFigures {
                 let bytes = self.median_of(*variant, |s| s.rss_bytes_per_connection.unwrap_or(0.0));
                 writeln!(f, "  {variant}: {:.1} kB per idle connection", bytes / 1e3)?;
             }
+        }
+        for variant in &self.variants {
+            self.write_batches(f, *variant)?;
         }
         if self.lane.spool {
             let sync = self.median_of(Variant::Millrace, |s| s.sync_p99_us.unwrap_or(f64::NAN));
@@ -187,6 +207,34 @@ impl fmt::Display for LaneFigures {
         Ok(())
     }
 }
+
+impl LaneFigures {
+    /// What the objects were like, where they were batches.
+    fn write_batches(&self, f: &mut fmt::Formatter<'_>, variant: Variant) -> fmt::Result {
+        let median_of = |read: fn(&Batches) -> f64| {
+            median(self.of(variant).filter_map(|s| s.batches.as_ref()).map(read).collect())
+        };
+        let megabytes = median_of(|b| b.object_bytes) / 1e6;
+        if megabytes.is_nan() {
+            return Ok(());
+        }
+        let times = median_of(|b| b.compression);
+        write!(
+            f,
+            "  {variant}: objects of {megabytes:.2} MB, {times:.2} times smaller than their lines"
+        )?;
+        let on_their_way = median_of(|b| b.on_their_way_bytes) / 1e6;
+        write!(f, "; {on_their_way:.1} MB of payloads were on their way at the end")?;
+        let undecoded = median_of(|b| b.undecoded) * 100.0;
+        if undecoded > 0.0 {
+            write!(f, "; {undecoded:.0} % of the payloads not decoded")?;
+        }
+        writeln!(f)
+    }
+}
+
+/// Room for the longest name of a variant.
+const NAME_WIDTH: usize = 17;
 
 fn width(head: &str) -> usize {
     head.chars().count().max(9)

@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
+use crate::server::Variant;
+
 /// One kind of load on one kind of store.
 #[derive(Clone, Debug)]
 pub struct Lane {
     pub name: &'static str,
     pub what: &'static str,
     pub store: Sink,
+    /// What is put there: batches, or each payload by itself.
+    pub batches: bool,
     pub payloads: usize,
     pub payload_bytes: usize,
+    pub shape: Shape,
     pub connections: usize,
     pub kind: Kind,
-    /// It is about the spool: millrace with it against millrace without.
+    /// Whom millrace is compared with, as far as the command line asks for them.
+    pub rivals: &'static [Variant],
+    /// It is about the spool, whose syncs are counted.
     pub spool: bool,
     /// Settings of both servers beside the common ones.
     pub settings: &'static [(&'static str, &'static str)],
@@ -27,6 +34,16 @@ pub enum Sink {
     Null,
     /// The S3 sink on the client cores, which answers a PUT after this long.
     S3 { latency: Duration },
+}
+
+/// What payloads look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A few members, then as many equal records as fit.
+    Records,
+    /// One event each, most of whose members differ from those of the next: so that a compressor has the work it would
+    /// have with a client's.
+    Events,
 }
 
 /// When a request is sent.
@@ -76,16 +93,32 @@ const SHORT_QUEUE: (&str, &str) = ("MAX_QUEUE", "1000");
 /// In the server's own directory, which is where `TMPDIR` says: on a disk, if the figures are to mean anything.
 const SPOOLED: &[(&str, &str)] = &[WAIT, ("ACK", "spooled"), ("SPOOL_DIR", "spool")];
 
+/// Batches of `BATCH_BYTES` as it is by default. Of age none is closed at these rates but the last one of a round, which must
+/// not be waited for long. A key tells how many payloads there are, so that the sink can count them.
+const BATCH_AGE: (&str, &str) = ("BATCH_AGE", "500ms");
+const COUNTED: (&str, &str) = ("KEY", "{unix_nanos}-{node}-{core}-{seq}-{count}.{ext}");
+const BATCHES: &[(&str, &str)] = &[WAIT, ("OBJECT", "batch"), BATCH_AGE, COUNTED];
+/// At level 1, which is the default.
+const BATCHES_ZSTD: &[(&str, &str)] =
+    &[WAIT, ("OBJECT", "batch"), BATCH_AGE, COUNTED, ("COMPRESSION", "zstd")];
+
+const TOKIO: &[Variant] = &[Variant::TokioSdk];
+/// Variants that differ from another only in how they upload.
+const UPLOADERS: &[Variant] = &[Variant::MillraceSdk, Variant::TokioSdk, Variant::TokioLean];
+
 /// Every lane, in the order they run.
 pub const LANES: &[Lane] = &[
     Lane {
         name: "ingest",
         what: "null store, 10 payloads of 150 B a request",
         store: Sink::Null,
+        batches: false,
         payloads: 10,
         payload_bytes: 150,
+        shape: Shape::Records,
         connections: 64,
         kind: Kind::Closed,
+        rivals: TOKIO,
         spool: false,
         settings: &[WAIT],
         measure: Measure::RequestsPerCpuSecond,
@@ -94,10 +127,13 @@ pub const LANES: &[Lane] = &[
         name: "object",
         what: "one PUT per payload, 10 payloads of 512 B a request",
         store: AT_ONCE,
+        batches: false,
         payloads: 10,
         payload_bytes: 512,
+        shape: Shape::Records,
         connections: 64,
         kind: Kind::Closed,
+        rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, SHORT_QUEUE],
         measure: Measure::PayloadsPerCpuSecond,
@@ -106,11 +142,14 @@ pub const LANES: &[Lane] = &[
         name: "object-slow-store",
         what: "the same, each PUT answered after 20 ms, with workers enough for a full core",
         store: AFTER_20_MS,
+        batches: false,
         payloads: 10,
         payload_bytes: 512,
+        shape: Shape::Records,
         connections: 256,
         kind: Kind::Closed,
         // 100,000 PUTs a second × 20 ms = 2,000 under way.
+        rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "2000"), ("MAX_WORKERS", "2000")],
         measure: Measure::PayloadsPerCpuSecond,
@@ -119,10 +158,13 @@ pub const LANES: &[Lane] = &[
         name: "large",
         what: "one PUT per payload, 1 payload of 256 kB a request",
         store: AT_ONCE,
+        batches: false,
         payloads: 1,
         payload_bytes: 256_000,
+        shape: Shape::Records,
         connections: 32,
         kind: Kind::Closed,
+        rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "64")],
         measure: Measure::PayloadsPerCpuSecond,
@@ -131,10 +173,13 @@ pub const LANES: &[Lane] = &[
         name: "latency",
         what: "null store, open loop at half the lower server's peak, 10 payloads of 150 B a request",
         store: Sink::Null,
+        batches: false,
         payloads: 10,
         payload_bytes: 150,
+        shape: Shape::Records,
         connections: 64,
         kind: Kind::Open { of_peak: 0.5, rate: None },
+        rivals: TOKIO,
         spool: false,
         settings: &[WAIT],
         measure: Measure::LatencyP999,
@@ -143,10 +188,13 @@ pub const LANES: &[Lane] = &[
         name: "idle-connections",
         what: "kept-alive connections that have sent one request each",
         store: Sink::Null,
+        batches: false,
         payloads: 10,
         payload_bytes: 150,
+        shape: Shape::Records,
         connections: 10_000,
         kind: Kind::Idle,
+        rivals: TOKIO,
         spool: false,
         settings: &[WAIT],
         measure: Measure::BytesPerConnection,
@@ -155,10 +203,13 @@ pub const LANES: &[Lane] = &[
         name: "durable",
         what: "the ingest lane with every request synced to disk before its 200, against the same without",
         store: Sink::Null,
+        batches: false,
         payloads: 10,
         payload_bytes: 150,
+        shape: Shape::Records,
         connections: 64,
         kind: Kind::Closed,
+        rivals: &[Variant::MillraceQueued],
         spool: true,
         settings: SPOOLED,
         measure: Measure::RequestsPerSecond,
@@ -167,12 +218,80 @@ pub const LANES: &[Lane] = &[
         name: "durable-latency",
         what: "the same as an open loop at half the lower one's peak",
         store: Sink::Null,
+        batches: false,
         payloads: 10,
         payload_bytes: 150,
+        shape: Shape::Records,
         connections: 64,
         kind: Kind::Open { of_peak: 0.5, rate: None },
+        rivals: &[Variant::MillraceQueued],
         spool: true,
         settings: SPOOLED,
+        measure: Measure::LatencyP99,
+    },
+    Lane {
+        name: "batch",
+        what: "NDJSON batches to the S3 sink, 10 payloads of 150 B a request",
+        store: AT_ONCE,
+        batches: true,
+        payloads: 10,
+        payload_bytes: 150,
+        shape: Shape::Records,
+        connections: 64,
+        kind: Kind::Closed,
+        rivals: &[
+            Variant::MillraceNull,
+            Variant::MillraceSdk,
+            Variant::TokioSdk,
+            Variant::TokioLean,
+        ],
+        spool: false,
+        settings: BATCHES,
+        measure: Measure::PayloadsPerCpuSecond,
+    },
+    Lane {
+        name: "batch-large",
+        what: "the same with 10 payloads of 1 kB a request",
+        store: AT_ONCE,
+        batches: true,
+        payloads: 10,
+        payload_bytes: 1_000,
+        shape: Shape::Events,
+        connections: 64,
+        kind: Kind::Closed,
+        rivals: &[Variant::MillraceUnsigned],
+        spool: false,
+        settings: BATCHES,
+        measure: Measure::PayloadsPerCpuSecond,
+    },
+    Lane {
+        name: "batch-zstd",
+        what: "the same compressed by zstd at level 1",
+        store: AT_ONCE,
+        batches: true,
+        payloads: 10,
+        payload_bytes: 1_000,
+        shape: Shape::Events,
+        connections: 64,
+        kind: Kind::Closed,
+        rivals: &[],
+        spool: false,
+        settings: BATCHES_ZSTD,
+        measure: Measure::PayloadsPerCpuSecond,
+    },
+    Lane {
+        name: "batch-latency",
+        what: "the same as an open loop at half the lower one's peak, against the same without compression",
+        store: AT_ONCE,
+        batches: true,
+        payloads: 10,
+        payload_bytes: 1_000,
+        shape: Shape::Events,
+        connections: 64,
+        kind: Kind::Open { of_peak: 0.5, rate: None },
+        rivals: &[Variant::MillracePlain],
+        spool: false,
+        settings: BATCHES_ZSTD,
         measure: Measure::LatencyP99,
     },
 ];

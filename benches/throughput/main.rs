@@ -113,6 +113,6 @@ fn one(
     variant: Variant,
     round: usize,
 ) -> Result<Sample, String> {
-    round::measure(options, binaries, lane, variant, round)
+    round::measure(options, binaries, &variant.lane(lane), variant, round)
         .map_err(|error| format!("lane {}, {variant}, round {round}: {error}", lane.name))
 }

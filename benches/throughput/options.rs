@@ -9,6 +9,10 @@ use crate::lanes::{Kind, LANES, Lane, Sink};
 use crate::record::Machine;
 use crate::server::Variant;
 
+/// The servers that run unless the command line names others.
+const USUAL: &str =
+    "millrace,millrace-queued,millrace-null,millrace-unsigned,millrace-plain,tokio-sdk,tokio-lean";
+
 /// What to run, and where.
 #[derive(Debug)]
 pub struct Options {
@@ -119,7 +123,7 @@ impl Options {
 
     /// Whether the tokio variant has to be built.
     pub fn wants_tokio(&self) -> bool {
-        self.variants.iter().any(|v| matches!(v, Variant::TokioSdk | Variant::TokioLean))
+        self.variants.iter().any(|variant| variant.is_tokio())
     }
 
     /// `benches/record/<date>-<host>`, or what `--record` says.
@@ -160,7 +164,7 @@ fn command() -> Command {
         .arg(option("store-latency", "TIME", "How long the sink waits before it answers a PUT [default: the lane's]"))
         .arg(option("rate", "N", "Requests a second of the open-loop lanes [default: half the lower peak]"))
         .arg(list(option("lanes", "NAMES", "Which lanes, with commas [default: all]")))
-        .arg(list(option("variants", "NAMES", "Which servers, with commas").default_value("millrace,millrace-queued,tokio-sdk,tokio-lean")
+        .arg(list(option("variants", "NAMES", "Which servers, with commas").default_value(USUAL)
             .value_parser(Variant::ALL.map(Variant::name))))
         .arg(option("set", "NAME=VALUE", "A setting for all servers, e.g. MAX_WORKERS=64; may be repeated")
             .action(ArgAction::Append))

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::{self, Crew, Phase, Report, Totals};
 use crate::disk;
-use crate::figures::Sample;
+use crate::figures::{Batches, Sample};
 use crate::lanes::{Kind, Lane, Sink};
 use crate::options::Options;
 use crate::server::{Binaries, Server, Variant, cpu_time};
@@ -65,6 +65,8 @@ pub fn measure(
 
     let mut sample = sample(options, lane, &before, &after, &report);
     sample.peak_rss_bytes = resident_max;
+    sample.batches =
+        lane.batches.then(|| Batches::of(lane, after.totals, totals, report.undecoded));
     sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
@@ -141,7 +143,9 @@ fn settle(crew: &Crew, server: &Server, lane: &Lane) -> Result<Totals, String> {
     let totals = wait_for(crew, "the last answers", |totals| totals.outstanding == 0)?;
     let accepted = totals.accepted;
     let stored = match lane.store {
-        Sink::S3 { .. } => wait_for(crew, "the last PUTs", |totals| totals.puts >= accepted)?,
+        Sink::S3 { .. } => {
+            wait_for(crew, "the last PUTs", |totals| totals.put_payloads >= accepted)?
+        }
         Sink::Null => totals,
     };
     let started = Instant::now();
@@ -162,22 +166,51 @@ fn settle(crew: &Crew, server: &Server, lane: &Lane) -> Result<Totals, String> {
     }
 }
 
-/// Every acknowledged payload has its own object, and nothing else was put.
+/// Every acknowledged payload has come to the sink once, and nothing else has. That a batch holds as many as its key says,
+/// in as many bytes, the sink has seen itself.
 fn check(lane: &Lane, totals: Totals, report: &Report) -> Result<(), String> {
     let accepted = match lane.store {
         Sink::S3 { .. } => totals.accepted,
         Sink::Null => 0,
     };
-    if report.distinct_keys != accepted || totals.puts != accepted {
+    let Totals { puts, put_payloads, put_bytes, .. } = totals;
+    if report.distinct_keys != puts || put_payloads != accepted {
         return Err(format!(
-            "{accepted} payloads were acknowledged, {} PUTs came under {} keys",
-            totals.puts, report.distinct_keys
+            "{accepted} payloads were acknowledged, {put_payloads} came in {puts} PUTs under {} keys",
+            report.distinct_keys
         ));
     }
-    if totals.put_bytes != accepted * lane.payload_bytes as u64 {
-        return Err(format!("{accepted} payloads were stored in {} bytes", totals.put_bytes));
+    if !lane.batches && put_bytes != accepted * lane.payload_bytes as u64 {
+        return Err(format!("{accepted} payloads were stored in {put_bytes} bytes"));
     }
     Ok(())
+}
+
+impl Batches {
+    /// `after` the window, and in the end.
+    fn of(lane: &Lane, after: Totals, totals: Totals, undecoded: u64) -> Batches {
+        let line_bytes = lane.payload_bytes as f64 + 1.0;
+        let Totals { puts, put_payloads, put_bytes, .. } = totals;
+        let on_their_way = after.accepted.saturating_sub(after.put_payloads);
+        Batches {
+            on_their_way_bytes: on_their_way as f64 * lane.payload_bytes as f64,
+            object_bytes: put_bytes as f64 / puts as f64,
+            compression: put_payloads as f64 * line_bytes / put_bytes as f64,
+            undecoded: undecoded as f64 / put_payloads as f64,
+        }
+    }
+}
+
+/// Payloads that went through in the window.
+fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot) -> f64 {
+    let (before, after) = (before.totals, after.totals);
+    let payloads = match lane.store {
+        // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
+        Sink::S3 { .. } if !lane.batches => after.puts - before.puts,
+        // Of batches too few end in a window, but what is on its way is bounded, and shown.
+        Sink::S3 { .. } | Sink::Null => after.accepted - before.accepted,
+    };
+    payloads as f64
 }
 
 fn sample(
@@ -189,11 +222,7 @@ fn sample(
 ) -> Sample {
     let elapsed_s = (after.at - before.at).as_secs_f64();
     let requests = (after.totals.answered - before.totals.answered) as f64;
-    // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
-    let payloads = match lane.store {
-        Sink::S3 { .. } => after.totals.puts - before.totals.puts,
-        Sink::Null => after.totals.accepted - before.totals.accepted,
-    } as f64;
+    let payloads = payloads(lane, before, after);
     let server_cpu_s = (after.server_cpu - before.server_cpu).as_secs_f64();
     let client_cpu_s = (after.client_cpu - before.client_cpu).as_secs_f64();
     let quantile_us = |q| report.latency.value_at_quantile(q) as f64 / 1e3;
@@ -209,6 +238,7 @@ fn sample(
         server_busy: server_cpu_s / elapsed_s / options.server_cores.len() as f64,
         client_busy: client_cpu_s / elapsed_s / options.client_cores.len() as f64,
         peak_rss_bytes: 0,
+        batches: None,
         sync_p99_us: None,
         syncs_per_request: lane.spool.then(|| (after.syncs - before.syncs) as f64 / requests),
         rss_bytes_per_connection: None,

@@ -25,6 +25,12 @@ pub enum Variant {
     MillraceSdk,
     /// millrace with `ACK=queued`, in lanes that are about the spool.
     MillraceQueued,
+    /// millrace with `STORE=null:` and no batches: what the ingest lane measures.
+    MillraceNull,
+    /// millrace with `S3_SIGN_PAYLOAD=never`.
+    MillraceUnsigned,
+    /// millrace with `COMPRESSION=none`.
+    MillracePlain,
     /// The tokio variant as it is.
     TokioSdk,
     /// The tokio variant with millrace's own PUT.
@@ -32,10 +38,13 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 5] = [
+    pub const ALL: [Variant; 8] = [
         Variant::Millrace,
         Variant::MillraceSdk,
         Variant::MillraceQueued,
+        Variant::MillraceNull,
+        Variant::MillraceUnsigned,
+        Variant::MillracePlain,
         Variant::TokioSdk,
         Variant::TokioLean,
     ];
@@ -45,6 +54,9 @@ impl Variant {
             Variant::Millrace => "millrace",
             Variant::MillraceSdk => "millrace-sdk",
             Variant::MillraceQueued => "millrace-queued",
+            Variant::MillraceNull => "millrace-null",
+            Variant::MillraceUnsigned => "millrace-unsigned",
+            Variant::MillracePlain => "millrace-plain",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
         }
@@ -52,13 +64,32 @@ impl Variant {
 
     /// Whether `lane` shows a difference between it and the others.
     pub fn belongs_to(self, lane: &Lane) -> bool {
+        self == Variant::Millrace || lane.rivals.contains(&self)
+    }
+
+    /// `lane` as it is for this one.
+    pub fn lane(self, lane: &Lane) -> Lane {
         match self {
-            Variant::Millrace => true,
-            Variant::MillraceQueued => lane.spool,
-            Variant::TokioSdk => !lane.spool,
-            // They differ from another only in how they upload.
-            Variant::MillraceSdk | Variant::TokioLean => !lane.spool && lane.store != Sink::Null,
+            Variant::MillraceNull => Lane { store: Sink::Null, batches: false, ..lane.clone() },
+            _ => lane.clone(),
         }
+    }
+
+    /// Flags that make it what it is: stronger than a lane's settings.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Variant::Millrace | Variant::TokioSdk => &[],
+            Variant::MillraceSdk => &["--s3-client", "sdk"],
+            Variant::MillraceQueued => &["--ack", "queued"],
+            Variant::MillraceNull => &["--store", "null:", "--object", "payload"],
+            Variant::MillraceUnsigned => &["--s3-sign-payload", "never"],
+            Variant::MillracePlain => &["--compression", "none"],
+            Variant::TokioLean => &["--put", "lean"],
+        }
+    }
+
+    pub fn is_tokio(self) -> bool {
+        matches!(self, Variant::TokioSdk | Variant::TokioLean)
     }
 
     pub fn named(name: &str) -> Option<Variant> {
@@ -80,25 +111,10 @@ pub struct Binaries {
 
 impl Binaries {
     fn command(&self, variant: Variant) -> Command {
-        match variant {
-            Variant::Millrace => Command::new(&self.millrace),
-            Variant::MillraceSdk => {
-                let mut command = Command::new(&self.millrace);
-                command.args(["--s3-client", "sdk"]);
-                command
-            }
-            Variant::MillraceQueued => {
-                let mut command = Command::new(&self.millrace);
-                command.args(["--ack", "queued"]);
-                command
-            }
-            Variant::TokioSdk => Command::new(&self.tokio),
-            Variant::TokioLean => {
-                let mut command = Command::new(&self.tokio);
-                command.args(["--put", "lean"]);
-                command
-            }
-        }
+        let binary = if variant.is_tokio() { &self.tokio } else { &self.millrace };
+        let mut command = Command::new(binary);
+        command.args(variant.flags());
+        command
     }
 }
 

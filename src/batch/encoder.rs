@@ -60,6 +60,11 @@ impl EncoderShared {
         })
     }
 
+    /// Bytes that take about a tenth of a millisecond to compress or report.
+    pub fn slice_bytes(&self) -> usize {
+        self.slice_bytes.get()
+    }
+
     /// Takes back what [`Encoder::into_parts`] returned, for other objects. Parts that are still in use elsewhere are
     /// only dropped.
     pub fn give_back(&self, parts: Vec<Payload>) {
@@ -186,6 +191,16 @@ impl Encoder {
             _ => {}
         }
         self.is_due(self.shared.slice_bytes.get())
+    }
+
+    /// How many bytes the next call of [`Encoder::work`] compresses or reports; 0: it has nothing to do.
+    pub fn due_bytes(&self) -> usize {
+        let slice_bytes = self.shared.slice_bytes.get();
+        match self.compression {
+            Compression::None => self.chunks.unseen_bytes().min(slice_bytes),
+            _ if self.is_due(slice_bytes) => self.staged_bytes().min(slice_bytes).max(1),
+            _ => 0,
+        }
     }
 
     fn report(&mut self, slice_bytes: usize, out: &mut dyn FnMut(&[u8])) {

@@ -8,13 +8,13 @@ use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
 
 use super::open::Open;
-use super::{Batches, ROOM_BYTES, Reason};
+use super::{Batch, Batches, ROOM_BYTES, Reason};
 use crate::deadline::Alarm;
-use crate::job::Job;
+use crate::job::{Job, Origin};
 use crate::key::EventTime;
 use crate::shard::Core;
 
-/// Payloads taken in before other tasks of the core run: some ten microseconds.
+/// Payloads taken in before other tasks of the core run: ten microseconds of small ones.
 const TURN_PAYLOADS: usize = 64;
 
 /// Longest a batch is open once the stop has begun: it waits for connections to end, and those of `stored` requests wait for
@@ -25,22 +25,26 @@ const DRAIN_AGE_MAX: Duration = Duration::from_millis(250);
 pub async fn gather(core: Rc<Core>) {
     let Some(batches) = &core.batches else { return };
     let mut alarm = Alarm::default();
-    let mut taken = 0;
     loop {
-        match pop(&core, batches, &mut alarm).await {
-            Some(Some(job)) => {
-                // Where a stop that cancels this task finds it.
-                batches.in_hand.replace(Some(job));
-                core.admission.popped();
-                batches.add(&core, &mut alarm).await;
-            }
-            Some(None) => break,
-            None => {}
+        let mut taken = 0;
+        while taken < TURN_PAYLOADS
+            && let Some(job) = core.ring.take()
+        {
+            taken += 1;
+            batches.take_in(&core, &mut alarm, job).await;
         }
-        taken += 1;
-        if taken % TURN_PAYLOADS == 0 || batches.is_overdue(&core) {
-            batches.close_overdue(&core).await;
+        batches.close_overdue(&core).await;
+        if taken > 0 {
+            batches.worked.set(0);
             yield_now().await;
+            continue;
+        }
+        match pop(&core, batches, &mut alarm).await {
+            Some(Some(job)) => batches.take_in(&core, &mut alarm, job).await,
+            // Closed and empty.
+            Some(None) => break,
+            // A batch is due.
+            None => {}
         }
     }
     while let Some(oldest) = batches.oldest() {
@@ -84,29 +88,22 @@ impl Batches {
         self.next_expiry(core).is_some_and(|at| at <= Instant::now())
     }
 
-    /// Puts the payload in hand into its batch, once there is room, and closes that if it is full then.
-    async fn add(&self, core: &Core, alarm: &mut Alarm) {
-        {
-            let (job, mut place) = (self.in_hand.borrow(), self.place.borrow_mut());
-            self.write_place(job.as_ref().expect("put there by the caller"), &mut place);
-        }
-        let entered = loop {
-            let entered = {
-                let job = self.in_hand.borrow();
-                self.try_add(core, job.as_ref().expect("put there by the caller"))
-            };
-            match entered {
-                Ok(open) => break open,
-                Err(Hindrance::Memory) => self.make_room(core, alarm).await,
-                Err(Hindrance::Partitions) => {
-                    let oldest = self.oldest().expect("there are as many as allowed");
-                    self.close(core, oldest, Reason::Partitions).await;
-                }
-                Err(Hindrance::Members(full)) => self.close(core, full, Reason::Count).await,
+    /// Puts a payload that has left the ring into its batch, once there is room, and closes that if it is full then.
+    async fn take_in(&self, core: &Core, alarm: &mut Alarm, job: Job) {
+        core.admission.popped();
+        let entered = match self.try_add(core, &job) {
+            // Mostly so: its slot went when it left the ring, and here goes its share of the request's body.
+            Ok(entered) => {
+                drop(job);
+                entered
+            }
+            Err(hindrance) => {
+                // Where a stop that cancels this task finds it.
+                self.in_hand.replace(Some(job));
+                self.add(core, alarm, hindrance).await
             }
         };
-        // Its slot went when it was popped; with this goes its share of the body.
-        self.in_hand.take();
+        let Some(entered) = entered else { return };
         if entered.borrow().wants_work() {
             self.work(&entered).await;
         }
@@ -116,12 +113,48 @@ impl Batches {
         }
     }
 
-    /// Tries to put `job` into the batch of its place, which has been written.
-    fn try_add(&self, core: &Core, job: &Job) -> Result<Rc<RefCell<Open>>, Hindrance> {
-        if !self.memory.fits(job.payload.len() + ROOM_BYTES) {
+    /// Overcomes what keeps the payload in hand from entering.
+    async fn add(
+        &self,
+        core: &Core,
+        alarm: &mut Alarm,
+        mut hindrance: Hindrance,
+    ) -> Option<Rc<RefCell<Open>>> {
+        loop {
+            match hindrance {
+                Hindrance::Memory => self.make_room(core, alarm).await,
+                Hindrance::Partitions => {
+                    let oldest = self.oldest().expect("there are as many as allowed");
+                    self.close(core, oldest, Reason::Partitions).await;
+                }
+                Hindrance::Members(full) => self.close(core, full, Reason::Count).await,
+            }
+            let entered = {
+                let job = self.in_hand.borrow();
+                self.try_add(core, job.as_ref().expect("put there before"))
+            };
+            match entered {
+                Ok(open) => {
+                    self.in_hand.take();
+                    return open;
+                }
+                Err(next) => hindrance = next,
+            }
+        }
+    }
+
+    /// `None`: it is an object of its own, and in line.
+    fn try_add(&self, core: &Core, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
+        // Alone it may be larger than all: one that an earlier process of other limits has spooled.
+        if self.memory.used.get() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
-        let place = self.place.borrow();
+        if job.record.as_ref().and_then(|record| record.origin()).is_some_and(Origin::is_fixed) {
+            self.queue(Batch::alone(job.clone(), self, &core.origin));
+            return Ok(None);
+        }
+        let mut place = self.place.borrow_mut();
+        let time = self.write_place(job, &mut place);
         let found = self.open.borrow().by_place.get(place.as_slice()).cloned();
         let open = match found {
             Some(open) => open,
@@ -134,25 +167,27 @@ impl Batches {
         }
         batch.recharge();
         drop(batch);
-        Ok(open)
+        if time == EventTime::Unreadable {
+            self.cells.event_times_unreadable.inc();
+        }
+        Ok(Some(open))
     }
 
     /// What those payloads have in common that share a batch.
-    fn write_place(&self, job: &Job, place: &mut Vec<u8>) {
+    fn write_place(&self, job: &Job, place: &mut Vec<u8>) -> EventTime {
         // No other directory has this address while one of its payloads is here.
         let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.home()) as usize);
         place.clear();
         place.extend_from_slice(&home.to_ne_bytes());
-        if self.is_partitioned {
-            let mut partition = self.partition.borrow_mut();
-            let (payload, version) = (&job.payload, job.payload.version());
-            let came = job.stamp.unix_nanos;
-            let time = self.keys.write_partition(payload, version, came, &mut partition);
-            if time == EventTime::Unreadable {
-                self.cells.event_times_unreadable.inc();
-            }
-            place.extend_from_slice(partition.text().as_bytes());
+        if !self.is_partitioned {
+            return EventTime::NotAsked;
         }
+        let mut partition = self.partition.borrow_mut();
+        let (payload, version) = (&job.payload, job.payload.version());
+        let came = job.stamp.unix_nanos;
+        let time = self.keys.write_partition(payload, version, came, &mut partition);
+        place.extend_from_slice(partition.text().as_bytes());
+        time
     }
 
     fn begin(
@@ -219,15 +254,24 @@ impl Batches {
         }
     }
 
-    /// Compresses and sums what has come, slice by slice.
+    /// Compresses and sums what has come. Whatever adds up to a slice since other tasks of the core ran, also of several
+    /// batches, lets them run.
     async fn work(&self, open: &RefCell<Open>) {
         loop {
-            let more = open.borrow_mut().work();
-            open.borrow_mut().recharge();
+            let (worked, more) = {
+                let mut open = open.borrow_mut();
+                let worked = open.work();
+                open.recharge();
+                worked
+            };
+            self.worked.set(self.worked.get() + worked);
+            if self.worked.get() >= self.shared.slice_bytes() {
+                self.worked.set(0);
+                yield_now().await;
+            }
             if !more {
                 return;
             }
-            yield_now().await;
         }
     }
 
@@ -247,7 +291,10 @@ impl Batches {
         self.closing.take();
         self.cells.batches_closed[reason as usize].inc();
         let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
-        let batch = open.into_inner().into_batch(self, &core.origin);
+        self.queue(open.into_inner().into_batch(self, &core.origin));
+    }
+
+    fn queue(&self, batch: Batch) {
         let queued = self.closed.push(Rc::new(batch));
         assert!(queued.is_ok(), "there are as many places as batches can be charged for");
     }

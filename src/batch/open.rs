@@ -9,7 +9,7 @@ use crate::key::KeyOf;
 use crate::spool::Members;
 use crate::store::Summing;
 
-/// Bytes that enter a batch before they are looked at again: for less, the look would cost more than the copy.
+/// Bytes that enter a batch before they are summed or compressed: for less, that would cost more than the copy.
 const LOOK_BYTES: usize = 4 << 10;
 
 pub(super) struct Open {
@@ -88,18 +88,20 @@ impl Open {
         self.unseen_bytes >= LOOK_BYTES
     }
 
-    /// Compresses and sums a slice; true if there is more to do now.
-    pub(super) fn work(&mut self) -> bool {
+    /// Compresses and sums a slice; how many bytes that were, and whether there is more to do now.
+    pub(super) fn work(&mut self) -> (usize, bool) {
         self.unseen_bytes = 0;
         let summing = &mut self.summing;
-        self.encoder.work(&mut |bytes| summing.update(bytes))
+        let due = self.encoder.due_bytes();
+        (due, self.encoder.work(&mut |bytes| summing.update(bytes)))
     }
 
     /// Charges what it holds now.
     pub(super) fn recharge(&mut self) {
         // Of what the spool notes there is a second copy once the batch travels.
         let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
-        let lists = members + self.roster.memory() + self.partition.len();
+        let texts = self.partition.len() + self.version.as_ref().map_or(0, |version| version.len());
+        let lists = members + self.roster.memory() + texts;
         self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
     }
 
@@ -148,6 +150,7 @@ impl Open {
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
             members: self.members.map(Rc::new),
+            alone: None,
             is_restored: false,
             roster: self.roster,
             version: self.version,

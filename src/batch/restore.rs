@@ -24,6 +24,10 @@ use crate::worker::Worker;
 
 /// Before what a disk did not do is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Before what found no room in the dead letter is put again.
+const LETTER_PAUSE: Duration = Duration::from_secs(10);
+/// Reads of one member, before the batch is left to the next start.
+const READS_MAX: u32 = 5;
 
 /// The task: puts one after the other, until the stop begins.
 pub async fn restore(core: Rc<Core>) {
@@ -34,13 +38,19 @@ pub async fn restore(core: Rc<Core>) {
         match restored(begun, &core.origin, core.stamps(1), core.store.summing()).await {
             Ok((begun, batch)) => {
                 let is_empty = batch.payloads() == 0;
-                // What is neither stored nor dead-lettered is left to the next process.
-                if is_empty || worker.put(&Parcel::Batch(Rc::new(batch))).await != Fate::Lost {
-                    finish(begun).await;
+                let batch = Parcel::Batch(Rc::new(batch));
+                // Refused, and no dead letter could be written: all else of its directory waits for it.
+                while !is_empty && worker.put(&batch).await == Fate::Lost {
+                    sleep(LETTER_PAUSE).await;
+                }
+                finish(begun).await;
+                if core.holds_nothing() {
+                    core.health.nothing_held();
                 }
             }
             Err(why) => tracing::error!(
-                "{key} was begun by another version and is left in the spool: {why}"
+                "{key} was begun by a process that is no more, and stays in the spool with all of its \
+                 core's directory until the next start: {why}"
             ),
         }
     }
@@ -54,10 +64,18 @@ async fn finish(mut begun: Begun) {
     }
 }
 
+/// What is to be done, a slice at a time.
+async fn work(encoder: &mut Encoder, summing: &mut Summing) {
+    while encoder.due_bytes() > 0 {
+        encoder.work(&mut |bytes| summing.update(bytes));
+        yield_now().await;
+    }
+}
+
 /// The object again.
 ///
 /// # Errors
-/// How it was made is not known here.
+/// How it was made is not known here, or it cannot be read.
 pub async fn restored(
     mut begun: Begun,
     origin: &Origin,
@@ -67,7 +85,7 @@ pub async fn restored(
     let form: Form = begun.form().parse()?;
     let shared = EncoderShared::new();
     let mut encoder = Encoder::new(form.compression, &shared);
-    let (mut payloads, mut payload_bytes) = (0, 0);
+    let (mut payloads, mut payload_bytes, mut failed_reads) = (0, 0, 0);
     loop {
         match begun.next().await {
             Ok(Some(payload)) => {
@@ -80,17 +98,17 @@ pub async fn restored(
             Err(error) if error.kind() == ErrorKind::InvalidData => {}
             Err(error) => {
                 tracing::warn!("{} cannot be read now: {error}", begun.key());
+                failed_reads += 1;
+                if failed_reads == READS_MAX {
+                    return Err(format!("a member cannot be read: {error}"));
+                }
                 sleep(PAUSE).await;
             }
         }
-        while encoder.work(&mut |bytes| summing.update(bytes)) {
-            yield_now().await;
-        }
+        work(&mut encoder, &mut summing).await;
     }
     encoder.finish();
-    while encoder.work(&mut |bytes| summing.update(bytes)) {
-        yield_now().await;
-    }
+    work(&mut encoder, &mut summing).await;
     let batch = Batch {
         key: begun.key().to_owned(),
         stem: origin.stem(stamp),
@@ -100,6 +118,7 @@ pub async fn restored(
         payloads,
         payload_bytes,
         members: None,
+        alone: None,
         is_restored: true,
         roster: Roster::default(),
         version: None,

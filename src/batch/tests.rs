@@ -1,1 +1,79 @@
+use super::encoder::Compression;
+use super::*;
 
+fn stamp(unix_nanos: u64, seq: u64) -> Stamp {
+    Stamp { unix_nanos, seq }
+}
+
+#[test]
+fn a_roster_gives_back_every_stamp_in_order() {
+    let stamps =
+        [(5, 1), (5, 2), (5, 3), (6, 4), (6, 5), (6, 9), (5, 10)].map(|(t, n)| stamp(t, n));
+    let mut roster = Roster::default();
+    stamps.into_iter().for_each(|stamp| roster.note_stamp(stamp));
+    assert!(roster.stamps().eq(stamps));
+    assert_eq!(roster.stamps.len(), 4, "one for each row");
+}
+
+#[test]
+fn a_roster_counts_the_payloads_of_each_request() {
+    let tallies = [Tally::of(3), Tally::of(1)];
+    let mut roster = Roster::default();
+    for at in [0, 0, 1, 0] {
+        roster.note_tally(tallies[at].clone());
+    }
+    let counts: Vec<u32> = roster.tallies.iter().map(|(_, count)| *count).collect();
+    assert_eq!(counts, [2, 1, 1]);
+}
+
+#[test]
+fn a_form_is_read_as_it_is_written() {
+    let compressions = [
+        (Compression::None, "none"),
+        (Compression::Gzip(6), "gzip:6"),
+        (Compression::Zstd(-5), "zstd:-5"),
+    ];
+    for (compression, text) in compressions {
+        for header in [false, true] {
+            let form = Form { compression, header };
+            let text = format!("{text}{}", if header { " header" } else { "" });
+            assert_eq!(form.to_string(), text);
+            assert_eq!(text.parse(), Ok(form));
+        }
+    }
+    for bad in ["", "zip", "zstd", "zstd:", "zstd:x", "none:1", "none  header", "gzip:1 head"] {
+        assert!(bad.parse::<Form>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn an_object_says_how_it_is_compressed_in_one_place() {
+    let of = |compression, header| {
+        let form = Form { compression, header };
+        (form.ext(), form.coding())
+    };
+    assert_eq!(of(Compression::Zstd(1), false), ("ndjson.zst", None));
+    assert_eq!(of(Compression::Zstd(1), true), ("ndjson", Some(Coding::Zstd)));
+    assert_eq!(of(Compression::Gzip(1), false), ("ndjson.gz", None));
+    assert_eq!(of(Compression::None, true), ("ndjson", None));
+}
+
+#[test]
+fn memory_is_charged_as_it_grows_and_released_once() {
+    let cells = &crate::metrics::cells(1)[0];
+    let memory = Rc::new(Memory {
+        max: 100,
+        used: Cell::new(0),
+        freed: Signal::default(),
+        gauge: &cells.batch_bytes,
+    });
+    let (mut one, mut other) = (Charge::new(&memory), Charge::new(&memory));
+    one.set(60);
+    other.set(30);
+    one.set(50);
+    assert_eq!((memory.used.get(), cells.batch_bytes.value()), (80, 80));
+    assert!(memory.fits(20) && !memory.fits(21));
+    drop(one);
+    drop(other);
+    assert_eq!((memory.used.get(), cells.batch_bytes.value()), (0, 0));
+}

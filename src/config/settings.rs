@@ -148,7 +148,7 @@ pub const SETTINGS: &[Setting] = &[
     row(BATCHES, "COMPRESSION_LEVEL", "N", "",
         "1 to 9 for gzip, -7 to 9 for zstd; higher ones would hold up requests. Not set: 6 for gzip, 1 for zstd."),
     row(BATCHES, "COMPRESSION_MARK", "HOW", "suffix",
-        "How compressed batches are told: `suffix`, {ext} ends in .gz or .zst, or `header`, content-encoding (with file: it is not kept)."),
+        "How compressed batches are told: `suffix`, {ext} ends in .gz or .zst, or `header`, content-encoding (not with `file:`)."),
     row(BATCHES, "PUT_PRICE", "DOLLARS", "0.005",
         "Price of 1,000 PUTs, for the cost metrics."),
 

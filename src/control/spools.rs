@@ -1,5 +1,6 @@
 //! This process's spool directory, and what processes that are no more have left beside it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,13 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
     let adopted;
     // The first time before any core starts: what is adopted counts in SPOOL_MAX.
     (taken, adopted) = adopt(taken).await;
-    adopted.map_err(refused)?;
+    match adopted {
+        // Nothing is lost by waiting for room.
+        Err(SpoolDirError::Io { path, source }) if source.kind() == ErrorKind::StorageFull => {
+            tracing::error!("{} cannot be adopted now, tried again: {source}", path.display());
+        }
+        adopted => adopted.map_err(refused)?,
+    }
     glommio::spawn_local(async move {
         let mut log = Throttle::default();
         loop {

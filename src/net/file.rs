@@ -44,6 +44,11 @@ impl Net {
 }
 
 impl File {
+    /// Nothing is being written.
+    pub fn is_idle(&self) -> bool {
+        !self.net.files.borrow()[self.token].is_busy()
+    }
+
     /// Writes all of `bytes` from byte `at` on and syncs the file's data. Dropped early, it goes on by itself.
     ///
     /// # Errors

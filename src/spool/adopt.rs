@@ -14,10 +14,10 @@ use super::instances::{
     remove_empty, segments_of, set_aside, try_lock,
 };
 use super::ledger::Ledger;
-use super::orphans::{Left, LeftCore, Offer, Offered, Orphans};
+use super::orphans::{Left, LeftCore, Offered, Orphans};
 
 impl Home {
-    /// Takes over what processes have left that are no more, if the cores have taken all that was offered before. `taken`
+    /// Takes over what processes have left that are no more, if the cores have nothing to take from before. `taken`
     /// lists those whose segments are not all finished.
     ///
     /// # Errors
@@ -28,7 +28,8 @@ impl Home {
         orphans: &Orphans,
     ) -> Result<(), SpoolDirError> {
         taken.retain(|left| !left.is_finished());
-        if !orphans.is_used_up() {
+        // Others may be idle. Those that wait for a begun batch are no reason to wait with them.
+        if orphans.has_ready() {
             return Ok(());
         }
         let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
@@ -40,21 +41,16 @@ impl Home {
             return Ok(());
         }
         let _held = lock_directory(&self.spool_dir)?;
-        let (mut segments, mut cores, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
+        let mut outcome = Ok(());
         for path in new {
             match take_over(&path) {
                 Ok(None) => {}
-                Ok(Some(mut found)) => {
-                    orphans.add_bytes(found.bytes);
-                    taken.push(found.left);
-                    segments.append(&mut found.segments);
-                    cores.append(&mut found.cores);
+                Ok(Some(TakenOver { left, cores, segments, bytes })) => {
+                    taken.push(left);
+                    orphans.offer(segments, &cores, bytes);
                 }
                 Err(error) => outcome = Err(at(&path)(error)),
             }
-        }
-        if !segments.is_empty() {
-            orphans.offer(Offer::new(segments, &cores));
         }
         outcome
     }

@@ -188,6 +188,10 @@ impl SegmentFile {
     pub fn note_progress(&mut self) -> io::Result<()> {
         self.progress.serial += 1;
         self.progress.done = self.done.ranges().collect();
+        if !self.progress.fits() {
+            // As a server does: what was stored is put again under the same keys.
+            return Ok(());
+        }
         let mut buffer = vec![0; self.progress.bytes()];
         self.progress.write(&mut buffer);
         let file = OpenOptions::new().write(true).open(&self.path)?;

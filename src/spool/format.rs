@@ -6,7 +6,7 @@
 //!
 //! group    = head (128 bytes) · records · zeros up to a whole block
 //! record   = length u32 · kind u8 · 3 zeros · as `record` says: a request, a template of keys, a batch begun or done
-//! progress = head (48 bytes) · ranges of payloads that need nothing more
+//! progress = head (48 bytes) · payloads that need nothing more: ranges, or if there are too many, a bit for each payload
 //! ```
 //!
 //! A group is what one write and one sync put there. It starts on a block of its own, and the next is written only after
@@ -233,14 +233,30 @@ pub struct Progress {
 const PROGRESS_HEAD_BYTES: usize = 48;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
-/// Ranges that fit. A core has one hole per worker, and adopted progress those of its writer; what does not fit is
-/// put again after a crash, under the same keys.
-const RANGES_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
+const MAP: u8 = 4;
+/// Ranges that fit, of eight bytes each; in their place as many words of a bit for every payload, when those are fewer.
+const WORDS_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
 
 impl Progress {
-    /// Payloads with numbers from this on may be done and not in it when it is written.
-    pub fn covers(&self) -> u32 {
-        self.done.get(RANGES_MAX).map_or(u32::MAX, |range| range.start)
+    /// Whether it can be written. A core that puts payloads one by one leaves a hole per worker; batches of interleaved
+    /// partitions may leave one per payload, and then the first 523,904 payloads of a segment have room. What does not
+    /// fit is not written in part: a synced progress may be all that still tells of a batch, so none may say less than
+    /// the one before.
+    pub fn fits(&self) -> bool {
+        self.done.len().min(self.map_words()) <= WORDS_MAX
+    }
+
+    /// Words of a bit for every payload up to the last that is done.
+    fn map_words(&self) -> usize {
+        self.done.last().map_or(0, |range| range.end.div_ceil(64) as usize)
+    }
+
+    fn is_map(&self) -> bool {
+        self.done.len() > WORDS_MAX
+    }
+
+    fn words(&self) -> usize {
+        if self.is_map() { self.map_words() } else { self.done.len() }
     }
 
     /// Where in the file it is written.
@@ -250,27 +266,37 @@ impl Progress {
 
     /// Bytes it takes, in whole blocks.
     pub fn bytes(&self) -> usize {
-        let ranges = self.done.len().min(RANGES_MAX);
-        (PROGRESS_HEAD_BYTES + 8 * ranges).next_multiple_of(BLOCK as usize)
+        (PROGRESS_HEAD_BYTES + 8 * self.words()).next_multiple_of(BLOCK as usize)
     }
 
     /// Writes it to the whole of `buffer`, which has [`Progress::bytes`].
+    ///
+    /// # Panics
+    /// It does not [fit](Progress::fits).
     pub fn write(&self, buffer: &mut [u8]) {
-        assert_eq!(buffer.len(), self.bytes());
-        let ranges = &self.done[..self.done.len().min(RANGES_MAX)];
-        let length = PROGRESS_HEAD_BYTES + 8 * ranges.len();
+        assert!(self.fits() && buffer.len() == self.bytes());
+        let length = PROGRESS_HEAD_BYTES + 8 * self.words();
         buffer.fill(0);
         buffer[..7].copy_from_slice(&PROGRESS_MAGIC);
         buffer[7] = VERSION;
-        buffer[12..16].copy_from_slice(&u32_bytes(ranges.len()));
+        buffer[12..16].copy_from_slice(&u32_bytes(self.words()));
         buffer[16..24].copy_from_slice(&self.id.to_le_bytes());
         buffer[24..32].copy_from_slice(&self.serial.to_le_bytes());
-        buffer[32] = u8::from(self.complete) * COMPLETE + u8::from(self.groups_end.is_some()) * CUT;
+        buffer[32] = u8::from(self.complete) * COMPLETE
+            + u8::from(self.groups_end.is_some()) * CUT
+            + u8::from(self.is_map()) * MAP;
         buffer[36..40].copy_from_slice(&self.groups_end.unwrap_or(0).to_le_bytes());
         buffer[40..44].copy_from_slice(&self.groups.to_le_bytes());
-        for (range, at) in ranges.iter().zip(buffer[PROGRESS_HEAD_BYTES..].chunks_exact_mut(8)) {
-            at[..4].copy_from_slice(&range.start.to_le_bytes());
-            at[4..].copy_from_slice(&range.end.to_le_bytes());
+        let body = &mut buffer[PROGRESS_HEAD_BYTES..length];
+        if self.is_map() {
+            for ordinal in self.done.iter().cloned().flatten() {
+                body[ordinal as usize / 8] |= 1 << (ordinal % 8);
+            }
+        } else {
+            for (range, at) in self.done.iter().zip(body.chunks_exact_mut(8)) {
+                at[..4].copy_from_slice(&range.start.to_le_bytes());
+                at[4..].copy_from_slice(&range.end.to_le_bytes());
+            }
         }
         let sum = crc(&buffer[12..length]);
         buffer[8..12].copy_from_slice(&sum.to_le_bytes());
@@ -282,16 +308,17 @@ impl Progress {
         if head[..7] != PROGRESS_MAGIC || head[7] != VERSION {
             return None;
         }
-        let length = PROGRESS_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(RANGES_MAX);
+        let length = PROGRESS_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(WORDS_MAX);
         let covered = bytes.get(12..length).filter(|covered| crc(covered) == u32_at(head, 8))?;
-        let ranges = covered[PROGRESS_HEAD_BYTES - 12..].chunks_exact(8);
+        let body = &covered[PROGRESS_HEAD_BYTES - 12..];
+        let ranges = body.chunks_exact(8).map(|range| u32_at(range, 0)..u32_at(range, 4));
         Some(Progress {
             id: u64_at(head, 16),
             serial: u64_at(head, 24),
             complete: head[32] & COMPLETE != 0,
             groups_end: (head[32] & CUT != 0).then(|| u32_at(head, 36)),
             groups: u32_at(head, 40),
-            done: ranges.map(|range| u32_at(range, 0)..u32_at(range, 4)).collect(),
+            done: if head[32] & MAP == 0 { ranges.collect() } else { ranges_of_map(body) },
         })
     }
 
@@ -314,6 +341,18 @@ impl Progress {
             .chunks(PROGRESS_BYTES as usize)
             .all(|place| place.starts_with(&PROGRESS_MAGIC) || place.iter().all(|byte| *byte == 0))
     }
+}
+
+/// The ranges of ones in a map of bits.
+fn ranges_of_map(map: &[u8]) -> Vec<Range<u32>> {
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    for ordinal in (0..8 * map.len() as u32).filter(|n| map[*n as usize / 8] >> (n % 8) & 1 == 1) {
+        match ranges.last_mut() {
+            Some(last) if last.end == ordinal => last.end += 1,
+            _ => ranges.push(ordinal..ordinal + 1),
+        }
+    }
+    ranges
 }
 
 #[cfg(test)]

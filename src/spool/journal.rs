@@ -13,7 +13,7 @@
 //!    same object under the same key; with DONE its members need nothing more, whatever progress says of them.
 //! 3. An intent leaves the journals only after every member is settled durably: the progress of its segment was written
 //!    and synced after that, with room for it, or the segment was noted as complete, which is synced before its file is
-//!    used again or removed. Only [`Spool::renew`] drops intents, and it does so in this order. Progress once synced is
+//!    used again or removed. Only `renew` drops intents, and it does so in this order. Progress once synced is
 //!    not written over by progress that is not (`segment`).
 //!
 //! From these: a synced payload is a member of one batch without DONE (2: it is there to be put), or of one with DONE (it
@@ -24,34 +24,27 @@
 //! more is written, so an intent that was refused cannot come up beside the one that is tried in its stead.
 //!
 //! The file is a segment without payloads, replaced by a second one in turn when it is full: as large as a segment but at
-//! most [`FILE_BYTES`], or twice what its open batches need. It counts in `SPOOL_MAX`, but is never refused for it: without
+//! most 4 MiB, or twice what its open batches need. It counts in `SPOOL_MAX`, but is never refused for it: without
 //! a journal nothing would leave the spool.
+
+mod file;
+
+pub(super) use file::FILE_BYTES;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use glommio::sync::Semaphore;
 
+use super::format::group_bytes;
 use super::format::record::{done_bytes, intent_record, write_done};
-use super::format::runs::{Encoder, Runs};
-use super::format::{BLOCK, DATA_START, group_bytes};
-use super::instances::{remove, sync_dir};
-use super::ledger::JOURNAL;
+use super::members::Members;
 use super::orphans::LeftCore;
-use super::segment::{Note, Segment};
-use super::{GROUP_BYTES_MAX, Record, Spool, SpoolError};
-use crate::job::Stamp;
-
-/// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
-/// have a group of their own.
-const FILE_BYTES: u64 = 4 << 20;
-
-/// Runs settled before others get a turn.
-const SETTLE_SLICE: usize = 1_000;
+use super::segment::Segment;
+use super::{GROUP_BYTES_MAX, Spool, SpoolError};
 
 /// One core directory whose payloads this core takes: its own, or that of a crashed process's core.
 pub struct CoreDir {
@@ -97,81 +90,6 @@ enum State {
     Finished,
     /// DONE is synced, and its members are settled.
     Done,
-}
-
-/// Payloads of one core directory that are to be one object, in the order of its lines.
-pub struct Members {
-    dir: Rc<CoreDir>,
-    segments: Vec<MemberSegment>,
-    runs: Encoder,
-    payloads: u64,
-}
-
-struct MemberSegment {
-    id: u64,
-    segment: Rc<Segment>,
-    /// Behind the highest member.
-    end: u32,
-}
-
-impl Members {
-    /// None yet, of the directory [`Record::home`] names.
-    pub fn of(dir: &Rc<CoreDir>) -> Members {
-        Members { dir: dir.clone(), segments: Vec::new(), runs: Encoder::default(), payloads: 0 }
-    }
-
-    /// Adds the payload of `record` that has this stamp, behind the others. False, and nothing is changed, when its place
-    /// would need more room than an intent has: then the batch is to be closed without it.
-    ///
-    /// # Panics
-    /// It lies in another directory.
-    #[must_use]
-    pub fn push(&mut self, record: &Record, stamp: Stamp) -> bool {
-        assert!(Rc::ptr_eq(&self.dir, record.home()), "a batch is of one directory");
-        let ordinal = record.ordinal(stamp.seq);
-        // A segment is not used again while one of its payloads is unsettled, so the id stays.
-        let id = record.segment.use_of.borrow().id;
-        if !self.runs.push(id, ordinal) {
-            return false;
-        }
-        match self.segments.iter_mut().rev().find(|known| known.id == id) {
-            Some(known) => known.end = known.end.max(ordinal + 1),
-            None => {
-                let segment = record.segment.clone();
-                self.segments.push(MemberSegment { id, segment, end: ordinal + 1 });
-            }
-        }
-        self.payloads += 1;
-        true
-    }
-
-    /// Payloads.
-    pub fn len(&self) -> u64 {
-        self.payloads
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.payloads == 0
-    }
-
-    /// Bytes of memory it takes; once it is intended, twice as many.
-    pub fn memory(&self) -> usize {
-        self.runs.memory() + self.segments.capacity() * size_of::<MemberSegment>()
-    }
-
-    /// Where they are settled, run by run.
-    async fn settle(&self) {
-        let runs = self.runs.finish();
-        let runs = Runs::check(&runs).expect("encoded just now");
-        for (number, run) in (1..).zip(runs.iter()) {
-            let place = self.segments.iter().find(|known| known.id == run.segment);
-            let MemberSegment { segment, .. } = place.expect("noted when it was pushed");
-            segment.settle_run(run.first..run.end());
-            if number % SETTLE_SLICE == 0 {
-                glommio::executor().yield_if_needed().await;
-            }
-        }
-    }
 }
 
 /// A batch whose intent is on the disk. Dropped, it is left to the next process, its members included.
@@ -303,6 +221,17 @@ impl Drop for InLine<'_> {
 }
 
 impl Spool {
+    /// This core's view of a crashed process's directory.
+    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+        let mut dirs = self.dirs.borrow_mut();
+        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
+            return known.clone();
+        }
+        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
+        dirs.push(dir.clone());
+        dir
+    }
+
     /// Notes that `members` are about to be put as one object under `key`, made as `form` says: durable when this returns.
     /// Should it be dropped before, nothing may be done with the members: they are left to the next process.
     ///
@@ -419,129 +348,6 @@ impl Spool {
         };
         self.append(&file, body, 0, write).await?;
         Ok(group)
-    }
-
-    /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.
-    async fn journal_file(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
-        self.drop_stale(dir).await?;
-        let file = dir.journal.file.borrow().clone();
-        match file.filter(|file| file.has_room(bytes)) {
-            Some(file) => Ok(file),
-            None => self.renew(dir, bytes).await,
-        }
-    }
-
-    /// A new file in the place of the one there is: without the batches that may be forgotten, and with room for a group
-    /// of `bytes`.
-    async fn renew(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
-        let journal = &dir.journal;
-        self.forget_settled(dir).await;
-        let carried = journal.carried();
-        // Groups of one block more or less each, of which two in a row have over a megabyte.
-        let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
-        let least = self.setup.options.segment.min(FILE_BYTES);
-        let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
-        let file = self.journal_spare(dir, wanted).await.inspect_err(|error| self.fail(error));
-        let file = file.map_err(|_| SpoolError::Failed)?;
-        file.begin(self.take_number());
-        // Until it is whole: what is half of it must not outlive the batches it tells of.
-        journal.stale.borrow_mut().push(file.clone());
-        for group in carried {
-            let write = |out: &mut [u8]| out[..group.len()].copy_from_slice(&group);
-            self.append(&file, group.len(), 0, write).await?;
-        }
-        journal.stale.borrow_mut().clear();
-        if let Some(old) = journal.file.replace(Some(file.clone())) {
-            old.close(false);
-            journal.stale.borrow_mut().push(old);
-        }
-        self.drop_stale(dir).await?;
-        self.count_bytes();
-        Ok(file)
-    }
-
-    /// Settles the members of batches that are done durably, and drops those batches; a batch stays of which that cannot
-    /// be said.
-    async fn forget_settled(&self, dir: &CoreDir) {
-        let done: Vec<(u64, Rc<Batch>)> = {
-            let batches = dir.journal.batches.borrow();
-            let done = batches.iter().filter(|(_, batch)| batch.state.get() == State::Done);
-            done.map(|(number, batch)| (*number, batch.clone())).collect()
-        };
-        // By segment and use: numbers up to which what was settled is on the disk.
-        let mut noted: BTreeMap<u64, u32> = BTreeMap::new();
-        for (number, batch) in done {
-            // The DONE of a batch of another journal stays as long as that journal.
-            let Some(members) = &batch.members else { continue };
-            let mut durable = true;
-            for MemberSegment { id, segment, end } in &members.segments {
-                let covered = match noted.get(id) {
-                    Some(covered) => *covered,
-                    // Used again, so it was complete.
-                    None if segment.use_of.borrow().id != *id => u32::MAX,
-                    None => match segment.note(Note::Durably).await {
-                        Ok(covered) => covered,
-                        Err(error) => {
-                            self.fail(&error);
-                            0
-                        }
-                    },
-                };
-                noted.insert(*id, covered);
-                durable &= *end <= covered;
-            }
-            if durable {
-                dir.journal.batches.borrow_mut().remove(&number);
-            }
-        }
-    }
-
-    /// An empty file of at least `bytes`.
-    async fn journal_spare(&self, dir: &CoreDir, bytes: u64) -> io::Result<Rc<Segment>> {
-        let spare = dir.journal.spare.take();
-        match spare {
-            Some(spare) if spare.bytes() >= bytes => return Ok(spare),
-            Some(small) => self.discard(&small).await,
-            None => {}
-        }
-        // In a directory of another process its numbers mean nothing here.
-        let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
-        let path = dir.path.join(format!("{number}.{JOURNAL}"));
-        let made = self.create_file(&path, bytes).await?;
-        Ok(Rc::new(made))
-    }
-
-    /// Makes sure that files which were replaced tell of nothing any more, also after a power cut.
-    async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
-        loop {
-            let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
-            let noted = file.note(Note::Complete).await;
-            let gone = match &noted {
-                Ok(_) if file.is_reusable() && dir.journal.spare.borrow().is_none() => {
-                    dir.journal.spare.replace(Some(file.clone()));
-                    Ok(())
-                }
-                Ok(_) => {
-                    self.discard(&file).await;
-                    Ok(())
-                }
-                Err(_) => self.remove_durably(&file, &dir.path).await,
-            };
-            if let Err(error) = gone {
-                self.fail(&error);
-                return Err(SpoolError::Failed);
-            }
-            dir.journal.stale.borrow_mut().pop();
-        }
-    }
-
-    async fn remove_durably(&self, file: &Segment, dir: &Path) -> io::Result<()> {
-        let (file, dir) = (file.path().to_owned(), dir.to_owned());
-        let removed = move || match remove(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => sync_dir(&dir),
-        };
-        glommio::executor().spawn_blocking(removed).await
     }
 
     /// The end of the journals' work at a stop. What cannot be noted is found out by the next process: it puts the same

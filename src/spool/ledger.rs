@@ -176,8 +176,15 @@ impl Ledger {
     /// Writes it all to a new journal, which takes the place of those it was read from.
     pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
         let path = core_dir.join(format!("{}.{JOURNAL}", fastrand::u64(..)));
-        let bytes = self.write(&path)?;
-        sync_dir(core_dir)?;
+        let written = self.write(&path).and_then(|bytes| sync_dir(core_dir).map(|()| bytes));
+        let bytes = match written {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // Part of a journal would be damage to the next reader.
+                let _may_be_absent = remove(&path);
+                return Err(error);
+            }
+        };
         let new = JournalFile { path, bytes, groups: 0, problems: vec![], notes: vec![] };
         for old in std::mem::replace(&mut self.files, vec![new]) {
             if old.problems.is_empty() {

@@ -66,17 +66,17 @@ pub struct Orphan {
 #[derive(Default)]
 pub struct Orphans {
     offered: ArcSwap<Offer>,
+    /// Segments that nobody has taken.
+    untaken: AtomicUsize,
     /// Of all that are offered or being emptied.
     bytes: AtomicU64,
 }
 
+/// What was found and not all taken.
 #[derive(Default)]
-pub(super) struct Offer {
-    pub(super) segments: Vec<Offered>,
-    /// Segments that nobody has taken.
-    untaken: AtomicUsize,
-    begun: Vec<(Arc<LeftCore>, usize)>,
-    next_begun: AtomicUsize,
+struct Offer {
+    segments: Vec<Arc<Offered>>,
+    begun: Vec<Arc<OfferedBatch>>,
 }
 
 pub(super) struct Offered {
@@ -87,37 +87,31 @@ pub(super) struct Offered {
     pub(super) taken: AtomicBool,
 }
 
-impl Offer {
-    pub(super) fn new(segments: Vec<Offered>, cores: &[Arc<LeftCore>]) -> Offer {
-        let of_core = |core: &Arc<LeftCore>| {
-            (0..core.begun.len()).map({
-                let core = core.clone();
-                move |number| (core.clone(), number)
-            })
-        };
-        Offer {
-            untaken: AtomicUsize::new(segments.len()),
-            segments,
-            begun: cores.iter().flat_map(of_core).collect(),
-            next_begun: AtomicUsize::new(0),
-        }
+impl Offered {
+    /// Nobody has taken it, and no begun batch of its directory is open.
+    fn is_ready(&self) -> bool {
+        !self.taken.load(Ordering::Relaxed) && self.core.open.load(Ordering::Acquire) == 0
     }
+}
+
+struct OfferedBatch {
+    core: Arc<LeftCore>,
+    /// Which of the begun ones there.
+    number: usize,
+    taken: AtomicBool,
 }
 
 impl Orphans {
     /// The next segment nobody has taken, of a directory in which no begun batch is open.
     pub fn take(self: &Arc<Self>) -> Option<Orphan> {
-        let offer = self.offered.load();
-        if offer.untaken.load(Ordering::Relaxed) == 0 {
+        if self.is_used_up() {
             return None;
         }
-        let offered = offer.segments.iter().find(|offered| {
-            !offered.taken.load(Ordering::Relaxed)
-                && offered.core.open.load(Ordering::Acquire) == 0
-                && !offered.taken.swap(true, Ordering::Relaxed)
-        })?;
-        offer.untaken.fetch_sub(1, Ordering::Relaxed);
-        let Offered { left, core, path, bytes, .. } = offered;
+        let offer = self.offered.load();
+        let mut ready = offer.segments.iter().filter(|offered| offered.is_ready());
+        let offered = ready.find(|offered| !offered.taken.swap(true, Ordering::Relaxed))?;
+        self.untaken.fetch_sub(1, Ordering::Relaxed);
+        let Offered { left, core, path, bytes, .. } = &**offered;
         let (left, core, shared) = (left.clone(), core.clone(), self.clone());
         Some(Orphan { path: path.clone(), bytes: *bytes, core, left, shared })
     }
@@ -125,11 +119,9 @@ impl Orphans {
     /// The next begun batch nobody has taken: of which directory, and its number there.
     pub(super) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
         let offer = self.offered.load();
-        // Asked again and again: the counter must not run around.
-        if offer.next_begun.load(Ordering::Relaxed) >= offer.begun.len() {
-            return None;
-        }
-        offer.begun.get(offer.next_begun.fetch_add(1, Ordering::Relaxed)).cloned()
+        let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
+        let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
+        Some((batch.core.clone(), batch.number))
     }
 
     /// Bytes of crashed processes' files that are still there.
@@ -137,17 +129,35 @@ impl Orphans {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// All segments are taken.
     pub(super) fn is_used_up(&self) -> bool {
-        self.offered.load().untaken.load(Ordering::Relaxed) == 0
+        self.untaken.load(Ordering::Relaxed) == 0
     }
 
-    /// Offers what was found, once what was offered before is used up.
-    pub(super) fn offer(&self, offer: Offer) {
-        self.offered.store(Arc::new(offer));
+    /// Some segment could be taken now.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.is_used_up() && self.offered.load().segments.iter().any(|offered| offered.is_ready())
     }
 
-    pub(super) fn add_bytes(&self, bytes: u64) {
+    /// Offers what was found, of `bytes` in all, beside what is still offered. One thread calls this.
+    pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<LeftCore>], bytes: u64) {
+        let before = self.offered.load();
+        let untaken = |offered: &&Arc<Offered>| !offered.taken.load(Ordering::Relaxed);
+        let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
+        let mut offer = Offer {
+            segments: before.segments.iter().filter(untaken).cloned().collect(),
+            begun: before.begun.iter().filter(open).cloned().collect(),
+        };
+        for core in cores {
+            offer.begun.extend((0..core.begun.len()).map(|number| {
+                let (core, taken) = (core.clone(), AtomicBool::new(false));
+                Arc::new(OfferedBatch { core, number, taken })
+            }));
+        }
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.untaken.fetch_add(segments.len(), Ordering::Relaxed);
+        offer.segments.extend(segments.into_iter().map(Arc::new));
+        self.offered.store(Arc::new(offer));
     }
 }
 

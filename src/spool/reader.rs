@@ -110,6 +110,11 @@ impl Spool {
             {
                 replay = self.begin_replay(orphan).await;
             }
+            if self.failing.get() {
+                // What it brought back could not leave the spool, and would take the room of what is in memory only.
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
             let caught_up = !self.step_own(&mut window).await;
             if let Some(replaying) = &mut replay {
                 if !self.step_replay(replaying).await {
@@ -240,17 +245,6 @@ impl Spool {
                 None
             }
         }
-    }
-
-    /// This core's view of a crashed process's directory.
-    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
-        let mut dirs = self.dirs.borrow_mut();
-        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
-            return known.clone();
-        }
-        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
-        dirs.push(dir.clone());
-        dir
     }
 
     /// Brings one group of a crashed process back; whether there may be more.

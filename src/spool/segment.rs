@@ -222,6 +222,11 @@ impl Segment {
         Ok(())
     }
 
+    /// No group is on its way, also none that nobody waits for any more.
+    pub fn is_idle(&self) -> bool {
+        self.durable.is_idle()
+    }
+
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);
@@ -368,25 +373,27 @@ impl Segment {
         self.use_of.borrow().dirty
     }
 
-    /// Writes what has been settled up to now. Payloads with numbers from the result on may not be in it: it has room for
-    /// so many ranges.
-    pub async fn note(&self, how: Note) -> io::Result<u32> {
+    /// Writes what has been settled up to now, unless there is too much of it; whether it was written.
+    pub async fn note(&self, how: Note) -> io::Result<bool> {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
         let progress = {
             let mut use_of = self.use_of.borrow_mut();
             if use_of.is_complete && how != Note::Complete {
-                return Ok(u32::MAX);
+                return Ok(true);
             }
+            use_of.dirty = false;
             let progress = use_of.progress(how == Note::Complete);
+            if !progress.fits() {
+                return Ok(false);
+            }
             use_of.serial = progress.serial;
             use_of.is_synced = false;
-            use_of.dirty = false;
             progress
         };
         let mut buffer = self.buffer(progress.bytes());
         progress.write(buffer.as_bytes_mut());
         let noted = match self.write(buffer, progress.place()).await {
-            Ok(_) if how == Note::Lazily => return Ok(progress.covers()),
+            Ok(_) if how == Note::Lazily => return Ok(true),
             Ok(_) => self.sync().await,
             Err(error) => Err(error),
         };
@@ -394,7 +401,7 @@ impl Segment {
         use_of.dirty |= noted.is_err();
         use_of.is_synced = noted.is_ok();
         use_of.is_complete |= noted.is_ok() && progress.complete;
-        noted.map(|()| progress.covers())
+        noted.map(|()| true)
     }
 }
 

@@ -14,6 +14,7 @@ use super::instances::{Home, Left};
 use super::ledger::{Ledger, is_journal, journals_of};
 use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
+use super::segment::Note;
 use super::*;
 use crate::ack::Fate;
 use crate::admit::Budget;

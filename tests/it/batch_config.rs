@@ -80,6 +80,15 @@ fn settings_that_do_not_go_together_are_refused_with_both() {
             "is below 2 × BATCH_BYTES=\"8MiB\" (default) + MAX_LENGTH + 4 MiB (22020096): one batch \
              travels while another is filled; raise it",
         ),
+        (
+            &[("COMPRESSION_MARK", "header"), BATCH, ZSTD],
+            "needs a store that keeps headers, and here is STORE=\"file:./data\" (default): give suffix",
+        ),
+        (
+            &[("KEY", "{unix_nanos}-{node}-{core}-{seq}"), BATCH, GZIP],
+            "has no {ext}, so nothing would tell readers of COMPRESSION=\"gzip\" (environment variable \
+             COMPRESSION): add it, or set COMPRESSION_MARK=header",
+        ),
         (&[("BATCH_AGE", "20s"), BATCH], NEVER),
         (&[("BATCH_AGE", "1s"), BATCH, ("PUT_TIMEOUT", "29s")], NEVER),
     ]);

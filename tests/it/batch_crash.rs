@@ -107,8 +107,7 @@ fn compare(plan: &Plan, sent: &Sent, objects: &BTreeMap<String, Vec<u8>>) {
         let lines = if is_alone(key) {
             vec![bytes.clone()]
         } else {
-            // With COMPRESSION_MARK=header a directory keeps no word of it.
-            let lines = Packing::of_bytes(bytes).lines(bytes);
+            let lines = Packing::of_key(key).lines(bytes);
             batched += lines.len();
             lines.into_iter().map(String::into_bytes).collect()
         };
@@ -161,7 +160,6 @@ fn settings(plan: &Plan, rng: &mut fastrand::Rng) -> Vec<(&'static str, String)>
     settings.extend([
         ("KEY", format!("{partition}{stamp}.{{ext}}")),
         ("COMPRESSION", one(&["none", "gzip", "zstd", "zstd"]).into()),
-        ("COMPRESSION_MARK", one(&["suffix", "header"]).into()),
         ("BATCH_AGE", one(&["10ms", "50ms", "300ms"]).into()),
         ("BATCH_BYTES", "64KiB".into()),
         ("BATCH_MEMORY", one(&["5MiB", "128MiB"]).into()),

@@ -22,16 +22,13 @@ fn seeds() -> Vec<u64> {
     }
 }
 
-const WAYS: [[(&str, &str); 2]; 3] = [
-    [("COMPRESSION", "zstd"), ("COMPRESSION_MARK", "suffix")],
-    [("COMPRESSION", "none"), ("COMPRESSION_MARK", "suffix")],
-    [("COMPRESSION", "gzip"), ("COMPRESSION_MARK", "header")],
-];
+const WAYS: [(&str, &str); 3] =
+    [("COMPRESSION", "zstd"), ("COMPRESSION", "none"), ("COMPRESSION", "gzip")];
 
 #[test]
 fn batches_with_faults_are_found_once_in_a_directory() {
     for (seed, way) in seeds().into_iter().zip(WAYS) {
-        run(&way, seed, 6_000, &Server::stored, &|| {});
+        run(&[way], seed, 6_000, &Server::stored, &|| {});
     }
 }
 
@@ -52,7 +49,9 @@ fn batches_with_faults_are_found_once_in_a_bucket() {
             _ => None,
         });
         let url = s3.url();
-        let settings = [&s3_settings(&url)[..], &way, &[("S3_CLIENT", client)]].concat();
+        let settings =
+            [&s3_settings(&url)[..], &[way, ("COMPRESSION_MARK", "header"), ("S3_CLIENT", client)]]
+                .concat();
         run(&settings, seed, 4_000, &|_| in_bucket(&s3), &|| s3.heal());
     }
 }

@@ -1,6 +1,8 @@
 //! The client cores: on each one loop that is both load generator and S3 sink, so that one wait serves both and neither
 //! needs a thread to wake. It must cost much less than the servers; how busy it was is part of every result.
 
+mod batches;
+mod event;
 mod load;
 mod sink;
 mod traffic;
@@ -50,6 +52,13 @@ struct Shared {
     counts: Vec<Counts>,
 }
 
+impl Shared {
+    fn report(&self, problem: String) {
+        // Only the first is kept.
+        let _kept = self.problem.set(problem);
+    }
+}
+
 /// One loop's counters, written by it alone.
 #[derive(Default)]
 #[repr(align(128))]
@@ -58,6 +67,7 @@ struct Counts {
     outstanding: AtomicU64,
     accepted: AtomicU64,
     puts: AtomicU64,
+    put_payloads: AtomicU64,
     put_bytes: AtomicU64,
     open: AtomicU64,
 }
@@ -72,6 +82,9 @@ pub struct Totals {
     /// Payloads that those 200s acknowledged.
     pub accepted: u64,
     pub puts: u64,
+    /// Payloads in them: as many in a batch as its key says.
+    pub put_payloads: u64,
+    /// Of their bodies, as far as they have come.
     pub put_bytes: u64,
     /// Client connections.
     pub open: u64,
@@ -83,6 +96,8 @@ pub struct Report {
     pub latency: Histogram<u64>,
     /// Keys under which something was put, each once.
     pub distinct_keys: u64,
+    /// Payloads in compressed batches that were not decoded, for there was no room to keep them.
+    pub undecoded: u64,
 }
 
 /// The loops of one round, one per client core.
@@ -101,7 +116,7 @@ impl Crew {
             problem: OnceLock::new(),
             counts: cores.iter().map(|_| Counts::default()).collect(),
         });
-        let traffic = Arc::new(Traffic::new(lane.payloads, lane.payload_bytes));
+        let traffic = Arc::new(Traffic::new(lane));
         let first = sink::listen(None)?;
         let sink_address = first.local_addr()?;
         let mut first = Some(first);
@@ -148,6 +163,7 @@ impl Crew {
             outstanding,
             accepted: sum(|c| &c.accepted),
             puts: sum(|c| &c.puts),
+            put_payloads: sum(|c| &c.put_payloads),
             put_bytes: sum(|c| &c.put_bytes),
             open: sum(|c| &c.open),
         }
@@ -160,7 +176,7 @@ impl Crew {
 
     /// Ends the loops.
     pub fn finish(mut self) -> Result<Report, String> {
-        let mut all = Report { latency: empty_histogram(), distinct_keys: 0 };
+        let mut all = Report { latency: empty_histogram(), distinct_keys: 0, undecoded: 0 };
         self.enter(Phase::Over);
         for thread in self.threads.drain(..) {
             let report = thread.join().map_err(|_| "a client loop panicked")?;
@@ -168,6 +184,7 @@ impl Crew {
             all.latency.add(report.latency).expect("all have the same bounds");
             // A key in two loops' sinks would be counted twice; the server's own counters would show it.
             all.distinct_keys += report.distinct_keys;
+            all.undecoded += report.undecoded;
         }
         self.check()?;
         Ok(all)
@@ -255,15 +272,21 @@ impl Station {
                     Token(token) => self.sink.on_event(token / 2, &mut buffer),
                 };
                 if let Err(problem) = outcome {
-                    // Only the first is kept.
-                    let _kept = self.shared.problem.set(problem);
+                    self.shared.report(problem);
                 }
+            }
+            if let Err(problem) = self.sink.go_on(&mut buffer) {
+                self.shared.report(problem);
             }
             self.sink.tick(Instant::now());
             self.publish(phase);
         }
         let distinct_keys = self.sink.distinct_keys();
-        Ok(Report { latency: self.load.into_latency(), distinct_keys })
+        let undecoded = self.sink.decode().unwrap_or_else(|problem| {
+            self.shared.report(problem);
+            0
+        });
+        Ok(Report { latency: self.load.into_latency(), distinct_keys, undecoded })
     }
 
     fn phase(&self) -> Phase {
@@ -283,6 +306,7 @@ impl Station {
         counts.answered.store(self.load.answered, Relaxed);
         counts.accepted.store(self.load.accepted, Relaxed);
         counts.puts.store(self.sink.puts, Relaxed);
+        counts.put_payloads.store(self.sink.payloads, Relaxed);
         counts.put_bytes.store(self.sink.put_bytes, Relaxed);
         counts.open.store(self.load.open(), Relaxed);
         // Last, so that whoever sees nothing outstanding sees the rest as it is then. While requests are still being

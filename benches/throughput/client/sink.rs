@@ -1,7 +1,7 @@
 //! The S3 sink of one client core: takes every PUT that looks as S3 would want it, keeps nothing but counts.
 //!
 //! It reads each head as strictly as it can afford and checks what a signed PUT must carry. Whether a signature is right
-//! is tested elsewhere, against a server that computes it.
+//! is tested elsewhere, against a server that computes it. What is in a batch is looked at by `batches`.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -13,6 +13,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::batches::{Batch, Batches};
 use super::sink_token;
 use crate::lanes::{self, Lane};
 use crate::server::{BUCKET, PREFIX};
@@ -31,12 +32,19 @@ pub(super) struct Sink {
     listener: TcpListener,
     conns: Vec<Option<Conn>>,
     vacant: Vec<usize>,
+    /// Where a read filled the buffer.
+    unread: Vec<usize>,
     latency: Duration,
     /// Answers that are not due yet, in order: all wait equally long.
     answers: VecDeque<(Instant, usize)>,
     /// A hash of every key put.
     keys: Vec<u64>,
+    /// In lanes whose objects are batches.
+    batches: Option<Batches>,
     pub(super) puts: u64,
+    /// Payloads in those.
+    pub(super) payloads: u64,
+    /// Of bodies, as they come.
     pub(super) put_bytes: u64,
 }
 
@@ -48,10 +56,10 @@ struct Conn {
     body: Option<Body>,
 }
 
-#[derive(Clone, Copy)]
 struct Body {
     left: usize,
     put: bool,
+    batch: Option<Batch>,
 }
 
 /// A listener that shares its port with the other client cores'.
@@ -74,10 +82,13 @@ impl Sink {
             listener,
             conns: Vec::new(),
             vacant: Vec::new(),
+            unread: Vec::new(),
             latency,
             answers: VecDeque::new(),
             keys: Vec::with_capacity(1 << 20),
+            batches: lane.batches.then(|| Batches::new(lane)),
             puts: 0,
+            payloads: 0,
             put_bytes: 0,
         }
     }
@@ -101,24 +112,30 @@ impl Sink {
         }
     }
 
+    /// Reads once, for the load generator waits meanwhile: a large object comes for as long as it is read.
     pub(super) fn on_event(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), String> {
-        loop {
-            let Some(conn) = self.conns.get_mut(index).and_then(Option::as_mut) else {
-                return Ok(());
-            };
-            let read = match conn.stream.read(buffer) {
-                // A server that is done with a connection, or has stopped.
-                Ok(0) => return self.forget(index),
-                Ok(n) => n,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return self.forget(index),
-            };
-            self.take(index, &buffer[..read])?;
-            // A short read has emptied the socket.
-            if read < buffer.len() {
-                return Ok(());
-            }
+        let Some(conn) = self.conns.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        let read = match conn.stream.read(buffer) {
+            // A server that is done with a connection, or has stopped.
+            Ok(0) => return self.forget(index),
+            Ok(n) => n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(_) => return self.forget(index),
+        };
+        // A short read has emptied the socket.
+        if read == buffer.len() {
+            self.unread.push(index);
         }
+        self.take(index, &buffer[..read])
+    }
+
+    /// Reads again where there was more; no event would come for it.
+    pub(super) fn go_on(&mut self, buffer: &mut [u8]) -> Result<(), String> {
+        std::mem::take(&mut self.unread)
+            .into_iter()
+            .try_for_each(|index| self.on_event(index, buffer))
     }
 
     fn forget(&mut self, index: usize) -> Result<(), String> {
@@ -138,13 +155,18 @@ impl Sink {
                 bytes = self.take_head(index, bytes)?;
                 continue;
             };
-            let part = body.left.min(bytes.len());
-            body.left -= part;
-            bytes = &bytes[part..];
+            let (part, rest) = bytes.split_at(body.left.min(bytes.len()));
+            body.left -= part.len();
+            bytes = rest;
+            if body.put {
+                self.put_bytes += part.len() as u64;
+            }
+            if let Some(batch) = &mut body.batch {
+                batch.take(part);
+            }
             if body.left == 0 {
-                let put = body.put;
-                conn.body = None;
-                self.received(index, put)?;
+                let body = conn.body.take().expect("just read to its end");
+                self.received(index, body)?;
             }
         }
         Ok(())
@@ -155,10 +177,10 @@ impl Sink {
         let conn = self.conns[index].as_mut().expect("the caller has it");
         let had = conn.stash.len();
         let parsed = if had == 0 {
-            Head::parse(bytes)?
+            Head::parse(bytes, &mut self.batches)?
         } else {
             conn.stash.extend_from_slice(bytes);
-            Head::parse(&conn.stash)?
+            Head::parse(&conn.stash, &mut self.batches)?
         };
         let Some(head) = parsed else {
             if had == 0 {
@@ -169,25 +191,30 @@ impl Sink {
         conn.stash.clear();
         if head.put {
             self.keys.push(head.key);
-            self.put_bytes += head.length as u64;
         }
         if head.expects_continue {
             let _the_body_will_not_come = conn.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        if head.length == 0 {
-            self.received(index, head.put)?;
+        let rest = &bytes[head.bytes - had..];
+        let body = Body { left: head.length, put: head.put, batch: head.batch };
+        if body.left == 0 {
+            self.received(index, body)?;
         } else {
-            conn.body = Some(Body { left: head.length, put: head.put });
+            conn.body = Some(body);
         }
-        Ok(&bytes[head.bytes - had..])
+        Ok(rest)
     }
 
     /// A request is there as a whole.
-    fn received(&mut self, index: usize, put: bool) -> Result<(), String> {
-        if !put {
+    fn received(&mut self, index: usize, body: Body) -> Result<(), String> {
+        if !body.put {
             return self.answer(index, LISTED);
         }
         self.puts += 1;
+        self.payloads += match (&mut self.batches, body.batch) {
+            (Some(batches), Some(batch)) => batches.received(batch)?,
+            _ => 1,
+        };
         if self.latency.is_zero() {
             return self.answer(index, STORED);
         }
@@ -215,8 +242,16 @@ impl Sink {
     }
 
     pub(super) fn wait(&self, now: Instant) -> Duration {
+        if !self.unread.is_empty() {
+            return Duration::ZERO;
+        }
         let due = self.answers.front().map(|(due, _)| due.saturating_duration_since(now));
         due.unwrap_or(Duration::MAX)
+    }
+
+    /// Looks into the batches that it could not look into as they came; how many payloads it has not looked at.
+    pub(super) fn decode(&mut self) -> Result<u64, String> {
+        self.batches.take().map_or(Ok(0), Batches::decode)
     }
 
     pub(super) fn distinct_keys(&self) -> u64 {
@@ -230,12 +265,13 @@ struct Head {
     length: usize,
     put: bool,
     key: u64,
+    batch: Option<Batch>,
     expects_continue: bool,
 }
 
 impl Head {
     /// None when it is not there as a whole yet.
-    fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
+    fn parse(bytes: &[u8], batches: &mut Option<Batches>) -> Result<Option<Head>, String> {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut request = httparse::Request::new(&mut headers);
         let wrong = |what: &str| {
@@ -270,11 +306,17 @@ impl Head {
         }
         let mut hash = DefaultHasher::new();
         hash.write(key.as_bytes());
+        let length = seen.length.unwrap_or(0);
+        let batch = match batches {
+            Some(batches) if put => Some(batches.begin(key, length)?),
+            _ => None,
+        };
         Ok(Some(Head {
             bytes: end,
-            length: seen.length.unwrap_or(0),
+            length,
             put,
             key: hash.finish(),
+            batch,
             expects_continue: seen.expects_continue,
         }))
     }

@@ -1,5 +1,8 @@
 //! The requests, made before anything is measured. Different ones of equal size, so that no branch predictor learns one.
 
+use super::event::event;
+use crate::lanes::{Lane, Shape};
+
 /// Whole requests, head and body, to be sent in turn.
 pub struct Traffic {
     requests: Vec<Vec<u8>>,
@@ -7,14 +10,16 @@ pub struct Traffic {
     pub payloads: usize,
 }
 
-/// All requests together: more than a cache of the client's, but no burden for its memory.
+/// All requests together: more than a cache of the client's, but no burden for its memory. Of payloads of 1 kB there are
+/// then 640 before one comes again, five times as far apart as a batch's zstd window is long.
 const BYTES_MAX: usize = 4 << 20;
 
 impl Traffic {
-    pub fn new(payloads: usize, payload_bytes: usize) -> Traffic {
+    pub fn new(lane: &Lane) -> Traffic {
         let mut rng = fastrand::Rng::with_seed(1);
+        let Lane { payloads, payload_bytes, .. } = *lane;
         let requests = (BYTES_MAX / (payloads * payload_bytes).max(1)).clamp(4, 64);
-        let requests = (0..requests).map(|_| request(&mut rng, payloads, payload_bytes)).collect();
+        let requests = (0..requests).map(|_| request(&mut rng, lane)).collect();
         Traffic { requests, payloads }
     }
 
@@ -24,8 +29,12 @@ impl Traffic {
     }
 }
 
-fn request(rng: &mut fastrand::Rng, payloads: usize, payload_bytes: usize) -> Vec<u8> {
-    let data: Vec<String> = (0..payloads).map(|_| payload(rng, payload_bytes)).collect();
+fn request(rng: &mut fastrand::Rng, lane: &Lane) -> Vec<u8> {
+    let payload = |rng: &mut fastrand::Rng| match lane.shape {
+        Shape::Records => records(rng, lane.payload_bytes),
+        Shape::Events => event(rng, lane.payload_bytes),
+    };
+    let data: Vec<String> = (0..lane.payloads).map(|_| payload(rng)).collect();
     let body =
         format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{}]}}"#, data.join(","));
     let head = format!(
@@ -38,7 +47,7 @@ fn request(rng: &mut fastrand::Rng, payloads: usize, payload_bytes: usize) -> Ve
 
 /// A JSON object of `bytes` bytes (never fewer than 40) as a client might send it: a few members, then as many records
 /// as fit, then filling.
-fn payload(rng: &mut fastrand::Rng, bytes: usize) -> String {
+fn records(rng: &mut fastrand::Rng, bytes: usize) -> String {
     const END: &str = r#"],"note":""}"#;
     let mut text = format!(r#"{{"id":"{:08x}","ok":true,"items":["#, rng.u32(..));
     loop {

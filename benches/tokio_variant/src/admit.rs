@@ -19,7 +19,7 @@ pub struct Job {
     pub payload: Bytes,
     pub stamp: Stamp,
     /// The bytes of the request, given back with its last payload.
-    pub _permit: Arc<OwnedSemaphorePermit>,
+    pub permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// The gate in front of the one queue of all threads.
@@ -99,9 +99,9 @@ impl Admission {
         true
     }
 
-    /// A worker has taken a job out of the queue.
-    pub fn popped(&self) {
-        self.slots.add_permits(1);
+    /// So many jobs were taken out of the queue.
+    pub fn popped(&self, jobs: usize) {
+        self.slots.add_permits(jobs);
     }
 
     /// Takes nothing more; workers end once the queue is empty.

@@ -14,7 +14,7 @@ use millrace::admit::Need;
 use millrace::config::Ack;
 use millrace::conn::{misdirected, split};
 use millrace::job::Stamp;
-use millrace::parse::{Scratch, Span};
+use millrace::parse::Scratch;
 use millrace::reply::Answer;
 use std::cell::RefCell;
 
@@ -95,7 +95,7 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
 /// Splits the body and queues its payloads, all or none.
 async fn admit(server: &Server, body: Bytes) -> Answer {
     let spans = SCRATCH.with_borrow_mut(|scratch| {
-        split(&body, scratch, server.tokens.as_ref()).map(<[Span]>::to_vec)
+        split(&body, scratch, server.tokens.as_ref()).map(|found| found.payloads.to_vec())
     });
     let spans = match spans {
         Ok(spans) if spans.is_empty() => return Answer::Accepted { count: 0, ack: Ack::Queued },
@@ -113,7 +113,7 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
     let jobs = spans.iter().zip(first..).map(|(span, seq)| Job {
         payload: body.slice(span.range()),
         stamp: Stamp { unix_nanos, seq },
-        _permit: permit.clone(),
+        permit: permit.clone(),
     });
     if !server.admission.push_all(room, jobs) {
         return Answer::Stopping;

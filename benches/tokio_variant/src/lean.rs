@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::config::ProvideCredentials as _;
 use aws_types::SdkConfig;
-use bytes::Bytes;
 use millrace::config::{Checksum, Config};
 use millrace::store::dial::Origin;
 use millrace::store::direct::{
@@ -21,6 +20,8 @@ use millrace::store::direct::{
 use millrace::store::{Integrity, Sums};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+use crate::store::{Body, Object};
 
 /// Up to here head and body leave in one write, as in millrace's own transport.
 const COALESCED_BYTES: usize = 16 << 10;
@@ -67,6 +68,10 @@ impl LeanStore {
         Ok(LeanStore { template, origin, region, credentials })
     }
 
+    pub fn integrity(&self) -> Integrity {
+        self.template.integrity()
+    }
+
     pub fn client(self: &Arc<Self>) -> LeanClient {
         LeanClient {
             store: self.clone(),
@@ -98,10 +103,10 @@ impl LeanStore {
 
 impl LeanClient {
     /// One attempt, with one more on a new connection if the kept one turns out to be closed.
-    pub async fn put(&mut self, key: &str, payload: &Bytes) -> Result<(), String> {
+    pub async fn put(&mut self, object: &Object) -> Result<(), String> {
         // Taken, so that an attempt that is dropped closes its connection.
         let outcome = match self.link.take() {
-            Some(link) => match self.exchange(link, key, payload).await {
+            Some(link) => match self.exchange(link, object).await {
                 Err(_) if self.reader.is_untouched() => None,
                 outcome => Some(outcome),
             },
@@ -110,7 +115,7 @@ impl LeanClient {
         let outcome = match outcome {
             Some(outcome) => outcome,
             None => match self.connect().await {
-                Ok(link) => self.exchange(link, key, payload).await,
+                Ok(link) => self.exchange(link, object).await,
                 Err(error) => Err(error),
             },
         };
@@ -132,21 +137,35 @@ impl LeanClient {
         Ok(link)
     }
 
-    async fn exchange(&mut self, mut link: TcpStream, key: &str, body: &Bytes) -> io::Result<()> {
+    async fn exchange(&mut self, mut link: TcpStream, object: &Object) -> io::Result<()> {
         self.out.clear();
         self.reader.reset();
-        let sums = Sums::of(body, self.store.template.integrity());
-        let put = Put { key, bytes: body.len() as u64, coding: None, sums: &sums };
+        let Object { key, body, .. } = object;
+        let made;
+        let sums = match (&object.sums, body) {
+            (Some(sums), _) => sums,
+            (None, Body::Whole(whole)) => {
+                made = Sums::of(whole, self.store.integrity());
+                &made
+            }
+            (None, Body::Chunks { .. }) => unreachable!("a batch has its sums"),
+        };
+        let put = Put { key, bytes: body.len() as u64, coding: None, sums };
         self.store.write_head(&put, &mut self.out).map_err(io::Error::other)?;
-        if self.out.len() + body.len() <= COALESCED_BYTES {
-            self.out.extend_from_slice(body);
-            link.write_all(&self.out).await?;
-        } else {
-            let mut slices = [IoSlice::new(&self.out), IoSlice::new(body)];
-            let mut left = &mut slices[..];
-            while !left.is_empty() {
-                let written = link.write_vectored(left).await?;
-                IoSlice::advance_slices(&mut left, written);
+        match body {
+            Body::Whole(whole) if self.out.len() + whole.len() <= COALESCED_BYTES => {
+                self.out.extend_from_slice(whole);
+                link.write_all(&self.out).await?;
+            }
+            _ => {
+                let head = std::iter::once(self.out.as_slice());
+                let mut slices: Vec<IoSlice<'_>> =
+                    head.chain(body.parts()).map(IoSlice::new).collect();
+                let mut left = &mut slices[..];
+                while !left.is_empty() {
+                    let written = link.write_vectored(left).await?;
+                    IoSlice::advance_slices(&mut left, written);
+                }
             }
         }
         loop {

@@ -1,7 +1,7 @@
 //! millrace's product as a good engineer builds it on tokio, to compare with: multi-thread runtime, hyper 1, one shared
 //! bounded queue, `MAX_WORKERS` × cores worker tasks, `aws-sdk-s3` with its default HTTP client, mimalloc.
 //!
-//! From the library come configuration, parsing, keys and the text of every answer, so the two differ in the runtime,
+//! From the library come configuration, parsing, keys, what makes a batch and the text of every answer, so the two differ in the runtime,
 //! in the queue and in the upload. Where tokio code can be cheaper than ours it is: a body that arrived in one piece is
 //! not copied, hyper's read buffer may grow to its default size, nothing is timed for a histogram.
 //!
@@ -12,6 +12,7 @@
 
 mod admin;
 mod admit;
+mod batch;
 mod conn;
 mod lean;
 mod serve;

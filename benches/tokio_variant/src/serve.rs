@@ -11,7 +11,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use millrace::config::Config;
-use millrace::job::Origin;
+use millrace::job::Stamp;
+use millrace::key::KeyOf;
 use millrace::tokens::TokenSet;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::admit::{Admission, BodyBudget};
 use crate::store::{Put, Store};
-use crate::{admin, conn, worker};
+use crate::{admin, batch, conn, worker};
 
 /// What all connections and workers share.
 pub struct Server {
@@ -29,10 +30,21 @@ pub struct Server {
     pub bodies: BodyBudget,
     pub tokens: Option<TokenSet>,
     pub store: Store,
-    pub origin: Origin,
-    /// Payloads admitted so far: the last part of the next key.
+    /// Payloads admitted and batches opened so far: what makes the next key another.
     pub seq: AtomicU64,
     pub counts: Counts,
+}
+
+impl Server {
+    /// The key of an object of `count` payloads. One queue, one counter: all threads count as one core.
+    pub fn key(&self, stamp: Stamp, count: u64, ext: &str) -> String {
+        let Stamp { unix_nanos, seq } = stamp;
+        let node = &self.config.node_id;
+        let of = KeyOf { partition: "", unix_nanos, node, core: 0, seq, count, ext };
+        let mut key = String::new();
+        self.config.keys.write_key(&of, &mut key);
+        key
+    }
 }
 
 /// What a scrape shows.
@@ -45,6 +57,7 @@ pub struct Counts {
 
 /// Serves until SIGTERM or SIGINT; whether everything accepted was stored.
 pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
+    batch::check(&config)?;
     let cores = config.cores.len();
     let (admission, jobs) = Admission::new(&config);
     let tokens = config.tokens_file.as_deref().map(TokenSet::load).transpose();
@@ -53,16 +66,19 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
         bodies: BodyBudget::new(config.max_body_bytes * cores),
         tokens: tokens.map_err(|error| format!("TOKENS_FILE {error}"))?,
         store: Store::open(&config, put).await?,
-        // One queue, one counter: all threads count as one core.
-        origin: Origin::new(config.node_id.clone(), 0),
         seq: AtomicU64::new(0),
         counts: Counts::default(),
         config,
     });
     let mut workers = JoinSet::new();
+    let batches = batch::start(&server, &jobs);
     for _ in 0..server.config.max_workers * cores {
-        workers.spawn(worker::worker_loop(server.clone(), jobs.clone()));
+        match &batches {
+            Some(batches) => workers.spawn(worker::batch_loop(server.clone(), batches.clone())),
+            None => workers.spawn(worker::payload_loop(server.clone(), jobs.clone())),
+        };
     }
+    drop(batches);
     let listener = listen(server.config.listen).map_err(|error| format!("LISTEN: {error}"))?;
     if let Some(address) = server.config.admin_listen {
         let listener = listen(address).map_err(|error| format!("ADMIN_LISTEN: {error}"))?;

@@ -5,7 +5,7 @@
 //! protection); the default HTTP client, its pool, credentials cache and signing are as they come.
 
 use std::ffi::OsString;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -19,6 +19,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_types::SdkConfig;
 use bytes::Bytes;
 use millrace::config::{Checksum, Config, StoreUrl};
+use millrace::store::{Integrity, Summing, Sums};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::lean::{LeanClient, LeanStore};
 
@@ -49,6 +51,56 @@ impl Put {
             };
         }
         Ok((put, rest))
+    }
+}
+
+/// A payload by itself, or a batch.
+pub struct Object {
+    pub key: String,
+    pub body: Body,
+    /// What the store's [`Store::summing`] made of the body while it was gathered.
+    pub sums: Option<Sums>,
+    /// How many it holds.
+    pub payloads: u64,
+    pub _held: Held,
+}
+
+pub enum Body {
+    Whole(Bytes),
+    /// In order; they go back where they come from.
+    Chunks {
+        chunks: Vec<Vec<u8>>,
+        spent: mpsc::Sender<Vec<Vec<u8>>>,
+    },
+}
+
+/// What is given back with the object.
+#[expect(dead_code, reason = "to be dropped is all they are for")]
+pub enum Held {
+    /// The bytes of the request, with its last payload.
+    Request(Arc<OwnedSemaphorePermit>),
+    Batch(OwnedSemaphorePermit),
+}
+
+impl Body {
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let (whole, chunks) = match self {
+            Body::Whole(whole) => (Some(&whole[..]), &[][..]),
+            Body::Chunks { chunks, .. } => (None, &chunks[..]),
+        };
+        whole.into_iter().chain(chunks.iter().map(Vec::as_slice))
+    }
+
+    pub fn len(&self) -> usize {
+        self.parts().map(<[u8]>::len).sum()
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Body::Chunks { chunks, spent } = self {
+            let _its_thread_has_ended = spent.send(std::mem::take(chunks));
+        }
     }
 }
 
@@ -94,6 +146,20 @@ impl Store {
         }
     }
 
+    /// Begins the sums of an object that is gathered. The SDK computes its own.
+    pub fn summing(&self) -> Summing {
+        match self {
+            Store::Lean(store) => Summing::new(store.integrity()),
+            Store::Null | Store::Sdk(_) => Summing::new(Integrity::NONE),
+        }
+    }
+
+    /// The SDK signs a body that is in memory in one piece; what comes in several it sends unsigned, which would be
+    /// another request than the others send.
+    pub fn wants_one_piece(&self) -> bool {
+        matches!(self, Store::Sdk(_))
+    }
+
     pub fn uploader(&self) -> Uploader {
         match self {
             Store::Null => Uploader::Null,
@@ -105,24 +171,26 @@ impl Store {
 
 impl Uploader {
     /// One attempt.
-    pub async fn put(&mut self, key: &str, payload: &Bytes) -> Result<(), String> {
+    pub async fn put(&mut self, object: &Object) -> Result<(), String> {
         match self {
             Uploader::Null => Ok(()),
-            Uploader::Sdk(store) => store.put(key, payload).await,
-            Uploader::Lean(client) => client.put(key, payload).await,
+            Uploader::Sdk(store) => store.put(object).await,
+            Uploader::Lean(client) => client.put(object).await,
         }
     }
 }
 
 impl SdkStore {
-    async fn put(&self, key: &str, payload: &Bytes) -> Result<(), String> {
+    async fn put(&self, object: &Object) -> Result<(), String> {
+        let Body::Whole(body) = &object.body else { unreachable!("it wants one piece") };
+        let key = &object.key;
         let put = self
             .client
             .put_object()
             .bucket(&self.bucket)
             .key(format!("{}{key}", self.prefix))
             .content_type(&self.content_type)
-            .body(ByteStream::from(payload.clone()));
+            .body(ByteStream::from(body.clone()));
         match put.send().await {
             Ok(_) => Ok(()),
             Err(error) => Err(DisplayErrorContext(error).to_string()),

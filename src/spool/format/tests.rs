@@ -231,10 +231,16 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
     }
     file[at(4).place() as usize + 50] ^= 1;
     assert_eq!(Progress::read(&file), Some(at(3)), "a torn one does not take the other along");
-    let many = Progress { done: (0..10_000).map(|n| 2 * n..2 * n + 1).collect(), ..at(6) };
-    put_progress(&mut file, &many);
-    let read = Progress::read(&file).unwrap();
-    assert_eq!(read.done, many.done[..RANGES_MAX], "what fits");
+    for count in [WORDS_MAX as u32, WORDS_MAX as u32 + 1, 100_000, 261_951] {
+        let many = Progress { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };
+        assert!(many.fits() && many.bytes() <= PROGRESS_BYTES as usize, "{count}");
+        put_progress(&mut file, &many);
+        assert_eq!(Progress::read(&file), Some(many), "{count}");
+    }
+    let with_room = Progress { done: vec![0..3, 400_000..u32::MAX], ..at(6) };
+    put_progress(&mut file, &with_room);
+    assert_eq!(Progress::read(&file), Some(with_room));
+    assert!(!Progress { done: (0..261_953).map(|n| 2 * n..2 * n + 1).collect(), ..at(6) }.fits());
 }
 
 #[test]

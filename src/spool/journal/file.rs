@@ -1,0 +1,152 @@
+//! The files of a journal: one that is written, replaced when it is full or failed, and one that was, for the next turn.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::super::format::{BLOCK, DATA_START, group_bytes};
+use super::super::instances::{remove, sync_dir};
+use super::super::ledger::JOURNAL;
+use super::super::members::MemberSegment;
+use super::super::segment::{Note, Segment};
+use super::super::{Spool, SpoolError};
+use super::{Batch, CoreDir, State};
+
+/// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
+/// have a group of their own.
+pub(in super::super) const FILE_BYTES: u64 = 4 << 20;
+
+impl Spool {
+    /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.
+    pub(super) async fn journal_file(
+        &self,
+        dir: &CoreDir,
+        bytes: u64,
+    ) -> Result<Rc<Segment>, SpoolError> {
+        self.drop_stale(dir).await?;
+        let file = dir.journal.file.borrow().clone();
+        match file.filter(|file| file.has_room(bytes)) {
+            Some(file) => Ok(file),
+            None => self.renew(dir, bytes).await,
+        }
+    }
+
+    /// A new file in the place of the one there is: without the batches that may be forgotten, and with room for a group
+    /// of `bytes`.
+    async fn renew(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
+        let journal = &dir.journal;
+        self.forget_settled(dir).await;
+        let carried = journal.carried();
+        // Groups of one block more or less each, of which two in a row have over a megabyte.
+        let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
+        let least = self.setup.options.segment.min(FILE_BYTES);
+        let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
+        let file = self.journal_spare(dir, wanted).await.inspect_err(|error| self.fail(error));
+        let file = file.map_err(|_| SpoolError::Failed)?;
+        file.begin(self.take_number());
+        // Until it is whole: what is half of it must not outlive the batches it tells of.
+        journal.stale.borrow_mut().push(file.clone());
+        for group in carried {
+            let write = |out: &mut [u8]| out[..group.len()].copy_from_slice(&group);
+            self.append(&file, group.len(), 0, write).await?;
+        }
+        journal.stale.borrow_mut().clear();
+        if let Some(old) = journal.file.replace(Some(file.clone())) {
+            old.close(false);
+            journal.stale.borrow_mut().push(old);
+        }
+        self.drop_stale(dir).await?;
+        self.count_bytes();
+        Ok(file)
+    }
+
+    /// Settles the members of batches that are done durably, and drops those batches; a batch stays of which that cannot
+    /// be said.
+    async fn forget_settled(&self, dir: &CoreDir) {
+        let done: Vec<(u64, Rc<Batch>)> = {
+            let batches = dir.journal.batches.borrow();
+            let done = batches.iter().filter(|(_, batch)| batch.state.get() == State::Done);
+            done.map(|(number, batch)| (*number, batch.clone())).collect()
+        };
+        // By use of a segment: whether what was settled in it is on the disk.
+        let mut noted: BTreeMap<u64, bool> = BTreeMap::new();
+        for (number, batch) in done {
+            // The DONE of a batch of another journal stays as long as that journal.
+            let Some(members) = &batch.members else { continue };
+            let mut durable = true;
+            for MemberSegment { id, segment } in &members.segments {
+                let is_noted = match noted.get(id) {
+                    Some(is_noted) => *is_noted,
+                    // Used again, so it was complete.
+                    None if segment.use_of.borrow().id != *id => true,
+                    None => match segment.note(Note::Durably).await {
+                        Ok(written) => written,
+                        Err(error) => {
+                            self.fail(&error);
+                            false
+                        }
+                    },
+                };
+                noted.insert(*id, is_noted);
+                durable &= is_noted;
+            }
+            if durable {
+                dir.journal.batches.borrow_mut().remove(&number);
+            }
+        }
+    }
+
+    /// An empty file of at least `bytes`.
+    async fn journal_spare(&self, dir: &CoreDir, bytes: u64) -> io::Result<Rc<Segment>> {
+        let spare = dir.journal.spare.take();
+        match spare {
+            Some(spare) if spare.bytes() >= bytes => return Ok(spare),
+            Some(small) => self.discard(&small).await,
+            None => {}
+        }
+        // In a directory of another process its numbers mean nothing here.
+        let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
+        let path = dir.path.join(format!("{number}.{JOURNAL}"));
+        let made = self.create_file(&path, bytes).await?;
+        Ok(Rc::new(made))
+    }
+
+    /// Makes sure that files which were replaced tell of nothing any more, also after a power cut.
+    async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
+        loop {
+            let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
+            let noted = file.note(Note::Complete).await;
+            let gone = match &noted {
+                // A group of a caller that was dropped may still be on its way: it must not land in the next use.
+                Ok(_)
+                    if file.is_idle()
+                        && file.is_reusable()
+                        && dir.journal.spare.borrow().is_none() =>
+                {
+                    dir.journal.spare.replace(Some(file.clone()));
+                    Ok(())
+                }
+                Ok(_) => {
+                    self.discard(&file).await;
+                    Ok(())
+                }
+                Err(_) => self.remove_durably(&file, &dir.path).await,
+            };
+            if let Err(error) = gone {
+                self.fail(&error);
+                return Err(SpoolError::Failed);
+            }
+            dir.journal.stale.borrow_mut().pop();
+        }
+    }
+
+    async fn remove_durably(&self, file: &Segment, dir: &Path) -> io::Result<()> {
+        let (file, dir) = (file.path().to_owned(), dir.to_owned());
+        let removed = move || match remove(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sync_dir(&dir),
+        };
+        glommio::executor().spawn_blocking(removed).await
+    }
+}
