@@ -156,8 +156,9 @@ fn settings(plan: &Plan, rng: &mut fastrand::Rng) -> Vec<(&'static str, String)>
         settings.push(("KEY", format!("{folder}{stamp}.json")));
         return settings;
     }
-    // None, two, one for every 60 payloads, and one for almost each.
-    let partitions = ["{hash:1}/", "{field:/x|other}/", "{date:%H-%M}/", "{field:/f}/{field:/id}/"];
+    // None, two, one for every 60 payloads that have a time, and twice as many.
+    let partitions =
+        ["{hash:1}/", "{field:/x|other}/", "{date:%H-%M}/", "{date:%H-%M}/{field:/x|other}/"];
     let partition = one(&partitions);
     if partition.contains("date") {
         settings.push(("EVENT_TIME", "/id".into()));
