@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
 
 use super::open::Open;
@@ -20,6 +21,10 @@ const TURN_PAYLOADS: usize = 512;
 /// How long the task goes on before others of the core run, looked at after each slice that was compressed or summed; one
 /// more may begin just before.
 const TURN: Duration = Duration::from_micros(100);
+
+/// Longest a batch is open once the stop has begun: it waits for connections to end, and those of `stored` requests wait for
+/// their batch. One that stays open until the ring closes would find little time left to travel, or none.
+const DRAIN_AGE_MAX: Duration = Duration::from_millis(250);
 
 /// Takes payloads out of the ring until that is closed and empty; then closes every batch.
 pub async fn gather(core: Rc<Core>) {
@@ -41,12 +46,7 @@ pub async fn gather(core: Rc<Core>) {
             yield_now().await;
             continue;
         }
-        let next = async { Some(core.ring.pop(0).await) };
-        let popped = match batches.next_expiry() {
-            None => next.await,
-            Some(at) => alarm.until(at, next, || None).await,
-        };
-        match popped {
+        match pop(&core, batches, &mut alarm).await {
             Some(Some(job)) => {
                 if let Err(left) = batches.enter(&core, job) {
                     batches.go_on(&core, &mut alarm, left).await;
@@ -62,6 +62,22 @@ pub async fn gather(core: Rc<Core>) {
         batches.close(&core, oldest, Reason::Drain).await;
     }
     batches.closed.close();
+}
+
+/// The next payload, if there will be any; the outer `None`: a batch may be overdue.
+async fn pop(core: &Core, batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
+    let pop = async { Some(core.ring.pop(0).await) };
+    match batches.next_expiry(core) {
+        None => pop.await,
+        Some(at) if core.draining.get() => alarm.until(at, pop, || None).await,
+        Some(at) => {
+            let stop = async {
+                core.draining.wait().await;
+                None
+            };
+            alarm.until(at, pop.or(stop), || None).await
+        }
+    }
 }
 
 /// What is left to do of a payload, and takes its time.
@@ -80,13 +96,14 @@ enum Hindrance {
 }
 
 impl Batches {
-    fn next_expiry(&self) -> Option<Instant> {
-        let open = self.open.borrow();
-        open.by_age.first_key_value().map(|(_, (opened, _))| *opened + self.options.age)
+    fn next_expiry(&self, core: &Core) -> Option<Instant> {
+        let age = self.options.age;
+        let age = if core.draining.get() { age.min(DRAIN_AGE_MAX) } else { age };
+        self.open.borrow().by_age.first_key_value().map(|(_, (opened, _))| *opened + age)
     }
 
-    fn is_overdue(&self) -> bool {
-        self.next_expiry().is_some_and(|at| at <= Instant::now())
+    fn is_overdue(&self, core: &Core) -> bool {
+        self.next_expiry(core).is_some_and(|at| at <= Instant::now())
     }
 
     /// Puts a payload that has left the ring into its batch, which mostly is all.
@@ -258,10 +275,11 @@ impl Batches {
     }
 
     async fn close_overdue(&self, core: &Core) {
-        while self.is_overdue()
+        while self.is_overdue(core)
             && let Some(oldest) = self.oldest()
         {
-            self.close(core, oldest, Reason::Age).await;
+            let reason = if core.draining.get() { Reason::Drain } else { Reason::Age };
+            self.close(core, oldest, reason).await;
         }
     }
 
@@ -278,7 +296,7 @@ impl Batches {
         {
             return self.close(core, largest, Reason::Memory).await;
         }
-        match self.next_expiry() {
+        match self.next_expiry(core) {
             Some(at) if at > Instant::now() => {
                 alarm.until(at, self.memory.freed.wait(), || ()).await;
             }

@@ -122,8 +122,8 @@ impl Folder {
         self.next_temporary.set(self.next_temporary.get() + 1);
         let written = async {
             write_synced(&temporary, body).await.map_err(blame_store)?;
-            let renamed = glommio::io::rename(&temporary, &path).await;
-            renamed.map_err(|error| blame_key(error.into(), self.is_nested(&path)))
+            let Err(error) = glommio::io::rename(&temporary, &path).await else { return Ok(()) };
+            Err(self.blame(error.into(), &path).await)
         };
         if let Err(error) = written.await {
             // Somebody removed a directory under us: the next try makes it again.
@@ -135,9 +135,11 @@ impl Folder {
         directory.sync().await.map_err(blame_store)
     }
 
-    /// Whether `path`'s key names directories below the store's own.
-    fn is_nested(&self, path: &Path) -> bool {
-        path.parent() != Some(&self.root)
+    /// What a rename to `path` failed with.
+    async fn blame(&self, error: io::Error, path: &Path) -> PutError {
+        let (parent, root) = (path.parent().unwrap_or(path).to_owned(), self.root.clone());
+        let is_blocked = move || is_blocked(&parent, &root);
+        blame_key(error, glommio::executor().spawn_blocking(is_blocked).await)
     }
 
     fn temporary(&self, number: u64) -> PathBuf {
@@ -191,7 +193,7 @@ fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
     if !root.join(TEMPORARY).exists() {
         create_root_synced(root).map_err(blame_store)?;
     }
-    std::fs::create_dir_all(path).map_err(|error| blame_key(error, path != root))?;
+    std::fs::create_dir_all(path).map_err(|error| blame_key(error, is_blocked(path, root)))?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
         std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
     }
@@ -248,19 +250,25 @@ fn blame_store(error: io::Error) -> PutError {
 }
 
 /// A failure on a path made from the key, in a store that works: the key may be one that no file can have, or lie
-/// above or below another object's. Only if it is `nested` can what stands in a directory's place be another object:
-/// else that is the store's own, which may be replaced between two steps of a put.
-fn blame_key(error: io::Error, nested: bool) -> PutError {
+/// above or below another object's. The last only if one `is_blocked` so: the store's own directory may be replaced between
+/// two steps of a put, and what that fails with reads the same.
+fn blame_key(error: io::Error, is_blocked: bool) -> PutError {
     use ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
     let at_fault = match error.kind() {
         InvalidFilename | IsADirectory => true,
-        NotADirectory | AlreadyExists => nested,
+        NotADirectory | AlreadyExists => is_blocked,
         _ => false,
     };
     if !at_fault {
         return blame_store(error);
     }
     PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
+}
+
+/// Whether another object stands where `directory`, or one above it and below `root`, has to be. Blocks.
+fn is_blocked(directory: &Path, root: &Path) -> bool {
+    let below = directory.ancestors().take_while(|path| *path != root);
+    below.map(std::fs::metadata).any(|found| found.is_ok_and(|found| !found.is_dir()))
 }
 
 /// One directory whose syncs are shared: a caller joins the next sync that starts after it asked. Callers wait to the
@@ -339,9 +347,11 @@ mod tests {
     use super::*;
     use crate::limits::IO_MEMORY_BYTES;
     use glommio::timer::sleep;
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
     use std::fs;
     use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     /// Runs `test` with a store in a new directory on an executor of its own.
     fn with_store<F: Future<Output = ()>>(test: impl FnOnce(Rc<FileStore>, PathBuf) -> F) {
@@ -642,6 +652,36 @@ mod tests {
             assert!(error.is_none_or(|error| error.class == Class::StoreWide));
             put(&store, "c/d", "3").await.unwrap();
             assert_eq!(fs::read(root.join("c/d")).unwrap(), b"3");
+        });
+    }
+
+    /// A mount that comes and goes: whichever step of a put it hits, the key is not to blame.
+    #[test]
+    fn a_store_that_goes_between_two_steps_of_a_put_is_no_keys_fault() {
+        with_store(|store, root| async move {
+            let away = root.with_extension("away");
+            fs::write(&away, "in the way").unwrap();
+            let exchange = |a: &Path, b: &Path| {
+                renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).unwrap();
+            };
+            let (stop, place) = (Arc::new(AtomicBool::new(false)), root.clone());
+            let stopped = stop.clone();
+            let exchanging = std::thread::spawn(move || {
+                while !stopped.load(Relaxed) {
+                    exchange(&place, &away);
+                    std::thread::sleep(Duration::from_micros(fastrand::u64(..300)));
+                }
+            });
+            let mut failed = 0;
+            for number in 0..1_000 {
+                if let Err(error) = put(&store, &format!("{}/{number}", number % 50), "1").await {
+                    assert_ne!(error.class, Class::Object, "{error}");
+                    failed += 1;
+                }
+            }
+            stop.store(true, Relaxed);
+            exchanging.join().unwrap();
+            assert!((1..1_000).contains(&failed), "{failed}");
         });
     }
 

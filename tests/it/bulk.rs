@@ -72,11 +72,11 @@ pub fn from_env(name: &str) -> Option<usize> {
 
 /// What the clients did.
 #[derive(Default)]
-struct Sent {
-    accepted: HashSet<Vec<u8>>,
-    refused: HashSet<Vec<u8>>,
+pub struct Sent {
+    pub accepted: HashSet<Vec<u8>>,
+    pub refused: HashSet<Vec<u8>>,
     requests: u64,
-    tried_again: u64,
+    pub tried_again: u64,
 }
 
 /// The whole run against `target` with `payloads` of them.
@@ -166,7 +166,7 @@ fn compare(
 const CLIENTS: u64 = 6;
 
 /// Posts until `payloads` have been accepted.
-fn post_all(server: &Server, payloads: usize, seed: u64) -> Sent {
+pub fn post_all(server: &Server, payloads: usize, seed: u64) -> Sent {
     let next = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {

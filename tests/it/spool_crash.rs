@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::bulk::{from_env, payload};
 use crate::support::{Client, SPOOLED, Server, Stopped, collection, files, mend_store, request};
 
-const CLIENTS: u64 = 4;
+pub const CLIENTS: u64 = 4;
 
 #[test]
 fn spool_crashes_lose_nothing_that_was_acknowledged() {
@@ -28,17 +28,34 @@ fn spool_crashes_with_a_store_that_is_down_half_of_the_time_lose_nothing() {
 }
 
 /// What the clients sent, and whether a 200 came back.
-type Sent = HashMap<Vec<u8>, bool>;
+pub type Sent = HashMap<Vec<u8>, bool>;
 
 /// What the run did beside that.
 #[derive(Default)]
-struct Figures {
-    requests: u64,
-    unavailable: u64,
+pub struct Figures {
+    pub requests: u64,
+    pub unavailable: u64,
     kills: u64,
     stops: u64,
-    adopted: u64,
+    pub adopted: u64,
     overflows: u64,
+}
+
+impl Figures {
+    pub fn text(&self, sent: &Sent) -> String {
+        let acknowledged = sent.values().filter(|acknowledged| **acknowledged).count();
+        format!(
+            "{acknowledged} payloads acknowledged of {} in {} requests ({} got 503); {} kills, {} stops, {} payloads \
+             adopted, {} overflows",
+            sent.len(),
+            self.requests,
+            self.unavailable,
+            self.kills,
+            self.stops,
+            self.adopted,
+            self.overflows,
+        )
+    }
 }
 
 fn run(store_fails: bool) {
@@ -87,19 +104,11 @@ fn run(store_fails: bool) {
     figures.adopted += server.metrics().sum("millrace_payloads_adopted_total");
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.dead_lettered, stopped.lost), (0, 0, 0));
-    let acknowledged = sent.values().filter(|acknowledged| **acknowledged).count();
     let objects = stopped.stored();
     println!(
-        "{acknowledged} payloads acknowledged of {} in {} requests ({} got 503), {} objects; {} kills, {} stops, \
-         {} payloads adopted, {} overflows, the rest replayed in {replayed:?}",
-        sent.len(),
-        figures.requests,
-        figures.unavailable,
-        objects.len(),
-        figures.kills,
-        figures.stops,
-        figures.adopted,
-        figures.overflows,
+        "{}, {} objects, the rest replayed in {replayed:?}",
+        figures.text(&sent),
+        objects.len()
     );
     let mut once = HashSet::new();
     for (key, bytes) in &objects {
@@ -114,7 +123,7 @@ fn run(store_fails: bool) {
 }
 
 /// One round's settings.
-fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str, String)> {
+pub fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str, String)> {
     let mut either = |a: &'static str, b: &'static str| if rng.bool() { a } else { b };
     let several = std::thread::available_parallelism().unwrap().get() > 1;
     let mut settings = vec![
@@ -141,7 +150,7 @@ fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str, St
 }
 
 /// Lets a server live for a random time and ends it.
-fn live(
+pub fn live(
     server: Server,
     store_fails: bool,
     rng: &mut fastrand::Rng,
@@ -173,14 +182,14 @@ fn live(
 }
 
 /// Whether nothing was said that speaks of a loss; a store that fails is said as an error.
-fn healthy(stopped: &Stopped, store_fails: bool) -> bool {
+pub fn healthy(stopped: &Stopped, store_fails: bool) -> bool {
     stopped.errors().iter().all(|line| {
         store_fails && line["message"].as_str().unwrap().contains("the store takes nothing")
     })
 }
 
 /// One client: what it has sent until the server ended, its requests, and those that got 503.
-fn post_until_it_dies(
+pub fn post_until_it_dies(
     address: SocketAddr,
     next: &AtomicUsize,
     mut rng: fastrand::Rng,

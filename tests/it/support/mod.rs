@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "scenarios to come use the rest")]
 pub mod s3;
 
+pub mod batches;
 pub mod child;
 pub mod imds;
 pub mod s3_client;
@@ -261,7 +262,7 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 12] = [
+const GAUGES: [&str; 14] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
@@ -269,6 +270,8 @@ const GAUGES: [&str; 12] = [
     "millrace_room_waiters",
     "millrace_ack_waiters",
     "millrace_workers_busy",
+    "millrace_batches_open",
+    "millrace_batch_bytes",
     "millrace_spool_payloads",
     "millrace_spool_pending_bytes",
     "millrace_spool_overflowing",

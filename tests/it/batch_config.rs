@@ -1,0 +1,248 @@
+//! Settings of batches and keys: goal, what could lose data, store two objects under one key or never answer is refused before
+//! anything runs, with what was given and the remedy.
+//!
+//! Method: the binary's exit status and its words, exactly, for every setting's bad values and for those that do not go together.
+
+use std::path::Path;
+
+use crate::support::{Server, run};
+
+/// Exit status and standard error of a start with `settings`.
+fn say(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let ports = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
+    let output = run(dir, args, &[&ports, settings].concat());
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Each start is refused for its first setting, in exactly these words.
+fn refused(cases: &[(&[(&str, &str)], &str)]) {
+    let dir = tempfile::tempdir().unwrap();
+    for (settings, reason) in cases {
+        let (status, text) = say(dir.path(), &[], settings);
+        let (name, value) = settings[0];
+        let expected = format!("{name}={value:?} (environment variable {name}): {reason}\n");
+        assert_eq!((status, text), (Some(2), expected), "{settings:?}");
+    }
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0, "a refused start changes nothing");
+}
+
+const BATCH: (&str, &str) = ("OBJECT", "batch");
+const ZSTD: (&str, &str) = ("COMPRESSION", "zstd");
+const GZIP: (&str, &str) = ("COMPRESSION", "gzip");
+
+#[test]
+fn values_that_are_none_are_refused_with_what_is_allowed() {
+    refused(&[
+        (&[("OBJECT", "batches")], "give payload or batch"),
+        (&[("COMPRESSION", "lz4"), BATCH], "give none, gzip or zstd"),
+        (&[("COMPRESSION_MARK", "name"), BATCH], "give suffix or header"),
+        (&[("COMPRESSION_LEVEL", "10"), ZSTD, BATCH], "give a whole number from -7 to 9"),
+        (&[("COMPRESSION_LEVEL", "-8"), ZSTD, BATCH], "give a whole number from -7 to 9"),
+        (&[("COMPRESSION_LEVEL", "0"), GZIP, BATCH], "give a whole number from 1 to 9"),
+        (&[("COMPRESSION_LEVEL", "10"), GZIP, BATCH], "give a whole number from 1 to 9"),
+        (&[("COMPRESSION_LEVEL", "fast"), GZIP, BATCH], "give a whole number from 1 to 9"),
+        (
+            &[("COMPRESSION_LEVEL", "3"), BATCH],
+            "needs COMPRESSION=gzip or zstd: set that or drop the level",
+        ),
+        (
+            &[("BATCH_BYTES", "63KiB"), BATCH],
+            "give a size from 64.0 KiB to 1.0 GiB, such as 64MiB, 1GB or 1048576 (bytes)",
+        ),
+        (
+            &[("BATCH_RAW_BYTES", "17GiB"), BATCH],
+            "give a size from 64.0 KiB to 16.0 GiB, such as 64MiB, 1GB or 1048576 (bytes)",
+        ),
+        (&[("BATCH_AGE", "9ms"), BATCH], "give a time from 10ms to 1h, such as 250ms, 10s or 5m"),
+        (&[("BATCH_AGE", "2h"), BATCH], "give a time from 10ms to 1h, such as 250ms, 10s or 5m"),
+        (&[("BATCH_AGE", "5"), BATCH], "has no unit: write 5ms, 5s or 5m"),
+        (&[("BATCH_COUNT", "0"), BATCH], "give a whole number from 1 to 1000000000"),
+        (&[("MAX_PARTITIONS", "0"), BATCH], "give a whole number from 1 to 100000"),
+        (&[("MAX_PARTITIONS", "100001"), BATCH], "give a whole number from 1 to 100000"),
+        (&[("PUT_PRICE", "-1")], "give dollars from 0 to 1000000, such as 0.005"),
+        (&[("PUT_PRICE", "cheap")], "give dollars from 0 to 1000000, such as 0.005"),
+    ]);
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused_with_both() {
+    const NEVER: &str = "and PUT_TIMEOUT are together not below ACK_TIMEOUT=\"30s\" (default): \
+        `millrace-ack: stored` would always be answered with 504; lower one or raise that";
+    refused(&[
+        (
+            &[ZSTD],
+            "needs OBJECT=batch, but here is OBJECT=\"payload\" (default): payloads are stored as \
+             they came",
+        ),
+        (
+            // Of 21 MiB: two batches, a payload, and 4 MiB.
+            &[("BATCH_MEMORY", "21503KiB"), BATCH],
+            "is below 2 × BATCH_BYTES=\"8MiB\" (default) + MAX_LENGTH + 4 MiB (22020096): one batch \
+             travels while another is filled; raise it",
+        ),
+        (
+            &[("COMPRESSION_MARK", "header"), BATCH, ZSTD],
+            "needs a store that keeps headers, and here is STORE=\"file:./data\" (default): give suffix",
+        ),
+        (
+            &[("KEY", "{unix_nanos}-{node}-{core}-{seq}"), BATCH, GZIP],
+            "has no {ext}, so nothing would tell readers of COMPRESSION=\"gzip\" (environment variable \
+             COMPRESSION): add it, or set COMPRESSION_MARK=header",
+        ),
+        (&[("BATCH_AGE", "20s"), BATCH], NEVER),
+        (&[("BATCH_AGE", "1s"), BATCH, ("PUT_TIMEOUT", "29s")], NEVER),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    // A default that no longer goes with what was given is named as one.
+    let (status, text) = say(dir.path(), &[], &[BATCH, ("BATCH_BYTES", "64MiB")]);
+    assert_eq!(status, Some(2));
+    let said = "BATCH_MEMORY=\"128MiB\" (default): is below 2 × BATCH_BYTES=\"64MiB\" (environment";
+    assert!(text.starts_with(said), "{text}");
+    // Those that just go together do.
+    for fine in [
+        &[BATCH, ("BATCH_AGE", "19999ms")][..],
+        &[BATCH, ("BATCH_MEMORY", "21504KiB")],
+        &[BATCH, ZSTD, ("COMPRESSION_LEVEL", "-7")],
+        &[BATCH, GZIP, ("COMPRESSION_LEVEL", "9")],
+        &[("PUT_PRICE", "0")],
+        // Nobody asks for a batch's age where there are none.
+        &[("BATCH_AGE", "20s")],
+    ] {
+        let (status, text) = say(dir.path(), &["check"], fine);
+        assert_eq!(status, Some(0), "{fine:?}: {text}");
+    }
+}
+
+#[test]
+fn keys_that_two_objects_could_share_are_refused() {
+    const STAMP: &str = "{unix_nanos}-{node}-{core}-{seq}";
+    refused(&[
+        (
+            &[("KEY", "{date:%Y}/all.json")],
+            "KEY has no {node} and {core} and {seq}, so two objects could share a key: add {node} and \
+             {core} and {seq}",
+        ),
+        (
+            &[("KEY", "{unix_nanos}-{node}-{core}"), BATCH],
+            "KEY has no {seq}, so two objects could share a key: add {seq}",
+        ),
+        (
+            &[("KEY", "{node}-{core}-{seq}"), ("NODE_ID", "fixed")],
+            "KEY has no {unix_nanos}, so two objects could share a key: add {unix_nanos}, for with a \
+             fixed NODE_ID only the clock tells one start of the process from another",
+        ),
+        (
+            &[("KEY", "{unix_nanos}-{node}-{core}{seq}")],
+            "nothing tells {core} from {seq} in KEY, so two objects could share a key: write a / \
+             between them",
+        ),
+        (
+            &[("KEY", "{field:/tenant}-{node}/{unix_nanos}-{core}-{seq}"), ("NODE_ID", "fixed")],
+            "nothing tells {node} from {field:/tenant} in KEY, so two objects could share a key: write \
+             a / between them",
+        ),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    for fine in ["{node}-{core}-{seq}", &format!("{{field:/a}}{{field:/b}}/{STAMP}")] {
+        let (status, text) = say(dir.path(), &["check"], &[("KEY", fine)]);
+        assert_eq!(status, Some(0), "{fine}: {text}");
+    }
+}
+
+#[test]
+fn keys_that_cannot_be_read_or_kept_are_refused() {
+    const ALL: &str = "there are {unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {core}, {seq}, \
+        {count}, {ext}, {hash:2}, {version}, {field:/member} or {field:/member|default}";
+    let unknown = format!("{{seqq}} in KEY is no placeholder: did you mean {{seq}}? {ALL}");
+    let unclosed =
+        format!("KEY has {{seq without its }}: close it, or write {{{{ for a brace; {ALL}");
+    refused(&[
+        (&[("KEY", "{unix_nanos}-{node}-{core}-{seqq}")], &unknown),
+        (&[("KEY", "{unix_nanos}-{node}-{core}-{seq")], &unclosed),
+        (
+            &[("KEY", "/{unix_nanos}-{node}-{core}-{seq}")],
+            "KEY has an empty part: write single slashes, and none at its start or end",
+        ),
+        (
+            &[("KEY", "../{unix_nanos}-{node}-{core}-{seq}")],
+            "KEY has a part .., which clients resolve: write the path out",
+        ),
+        (
+            &[("KEY", "{date:%q}/{unix_nanos}-{node}-{core}-{seq}")],
+            "{date:%q} in KEY has %q: write %Y %m %d %H %M %S %j, and %% for a %",
+        ),
+        (
+            &[("KEY", "{hash:9}/{unix_nanos}-{node}-{core}-{seq}")],
+            "{hash:9} in KEY has no such number of digits: write {hash:1} to {hash:8}",
+        ),
+        (
+            &[("KEY", "{field:tenant}/{unix_nanos}-{node}-{core}-{seq}")],
+            "\"tenant\" in KEY is no JSON pointer: write /tenant",
+        ),
+        (
+            &[("KEY", "{field:/tenant|../x}/{unix_nanos}-{node}-{core}-{seq}")],
+            "the default \"../x\" in KEY would not stay as it is: write \".._x\"",
+        ),
+        (
+            &[("EVENT_TIME", "/ts")],
+            "EVENT_TIME is \"/ts\", but KEY has no time of its own: add {date:…} or {hour}",
+        ),
+        (
+            &[("EVENT_TIME", "ts"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
+            "\"ts\" in EVENT_TIME is no JSON pointer: write /ts",
+        ),
+        (
+            &[("EVENT_TIME", "/a~2"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
+            "\"/a~2\" in EVENT_TIME is no JSON pointer: write ~0 for a ~ in a name, and ~1 for a /",
+        ),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let (status, text) = say(dir.path(), &["--key", ""], &[]);
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("KEY=\"\"") && text.contains("is empty: give a value"), "{text}");
+}
+
+#[test]
+fn keys_longer_than_s3_takes_are_refused_with_the_prefix() {
+    let seven: String = ('a'..='g').map(|name| format!("{{field:/{name}}}/")).collect();
+    let key = format!("{seven}{{unix_nanos}}-{{node}}-{{core}}-{{seq}}.{{ext}}");
+    // Values of 128 bytes and a slash each; 20 digits, dashes, 16 of the node, 4 of the core, 20 digits and the extension.
+    let longest = 7 * 129 + 20 + 3 + 16 + 4 + 20 + ".ndjson".len();
+    let fits = 1024 - longest;
+    let store = |bytes: usize| format!("s3://bucket/{}", "p".repeat(bytes));
+    let too_long = format!(
+        "makes keys of up to 1025 bytes with STORE={:?} (environment variable STORE), and S3 takes 1024: \
+         use fewer fields or a shorter prefix",
+        store(fits + 1)
+    );
+    refused(&[(&[("KEY", &key), BATCH, ("STORE", &store(fits + 1))], &too_long)]);
+    // That prefix is no part of a file's name.
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(say(dir.path(), &["check"], &[("KEY", &key), BATCH]).0, Some(0));
+}
+
+#[test]
+fn a_start_says_what_is_set_and_what_memory_batches_add() {
+    let memory = |settings: &[(&str, &str)]| {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0"), ("CORES", "0")];
+        let output = run(dir.path(), &["check"], &[&ports, settings].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        for (name, value) in settings {
+            let line = format!("{name}={value:?} (environment variable {name})");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        let wanted = text.split(" there, ").nth(1).unwrap().split(" wanted when").next().unwrap();
+        let (number, unit) = wanted.split_once(' ').unwrap();
+        assert!(["GiB", "MiB"].contains(&unit), "{wanted}");
+        number.parse::<f64>().unwrap() * if unit == "GiB" { 1024.0 } else { 1.0 }
+    };
+    let [without, with] = [&[][..], &[BATCH, ("BATCH_MEMORY", "1GiB")]].map(memory);
+    // To a tenth of a GiB: BATCH_MEMORY, and 24 MiB of what is kept for reuse.
+    assert!((with - without - 1_048.0).abs() < 110.0, "{with} {without}");
+    // And it serves.
+    let server = Server::start_batching(&[("BATCH_AGE", "50ms")]);
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    server.wait_idle();
+    assert_eq!(server.batches().into_values().collect::<Vec<_>>(), [["1"]]);
+}
