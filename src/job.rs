@@ -109,6 +109,11 @@ impl Origin {
         Origin { is_fixed: keys.is_some(), keys: template.map(with_room), ..self }
     }
 
+    /// The same, and payloads are objects of their own even if they were spooled for batches.
+    pub fn fixed(self) -> Origin {
+        Origin { is_fixed: true, ..self }
+    }
+
     /// Whether its payloads have keys already: they were spooled to be objects of their own, and perhaps are.
     pub fn is_fixed(&self) -> bool {
         self.is_fixed

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::batch;
+use crate::batch::{self, restore::RESTORERS};
 use crate::body::ZSTD_WINDOW_LOG_MAX;
 use crate::config::{Config, S3Client};
 use crate::net;
@@ -119,10 +119,11 @@ impl Limits {
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
         let batches = c.batch.as_ref().map_or(0, |batch| {
             let journal = c.spool.as_ref().map_or(0, |_| spool::JOURNAL_MEMORY);
-            // One that is put again after a crash, one dead letter being written; the SDK's client copies what it puts.
+            // Those that are put again after a crash, a dead letter being written; the SDK's client copies what it puts.
+            let copies = RESTORERS + 1;
             let copies = match c.s3.client {
-                S3Client::Direct => 2,
-                S3Client::Sdk => 2 + c.max_workers,
+                S3Client::Direct => copies,
+                S3Client::Sdk => copies + RESTORERS + c.max_workers,
             };
             batch.memory + batch::MEMORY_BESIDE_BYTES + journal + copies * batch.bytes as usize
         });

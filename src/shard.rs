@@ -23,7 +23,7 @@ use socket2::Socket;
 
 use crate::accept::{accept_loop, into_glommio_stream};
 use crate::admit::{Admission, Budget};
-use crate::batch::restore::restore;
+use crate::batch::restore::{RESTORERS, restore};
 use crate::batch::{Batches, gather};
 use crate::body::BodyReader;
 use crate::config::Config;
@@ -423,7 +423,7 @@ async fn run(mut setup: Setup) {
         .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
         .collect();
     tasks.push(glommio::spawn_local(gather(core.clone())));
-    tasks.push(glommio::spawn_local(restore(core.clone())));
+    tasks.extend((0..RESTORERS).map(|_| glommio::spawn_local(restore(core.clone()))));
     let sampler = glommio::spawn_local({
         let core = core.clone();
         async move {

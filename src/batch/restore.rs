@@ -1,8 +1,8 @@
 //! Batches that a crashed process had begun and not finished: the same payloads, made into an object in the same way, are put
 //! again under the same key. What the store may have of it is replaced by the same, or with `S3_IF_NONE_MATCH` kept.
 //!
-//! One at a time per core, beside the workers. Its memory is that of one object of the process that began it, and is not
-//! charged to `BATCH_MEMORY`: it can neither be split nor wait behind what waits for it.
+//! A few at a time per core ([`RESTORERS`]), beside the workers. Each takes the memory of one object of the process that
+//! began it, and is not charged to `BATCH_MEMORY`: it can neither be split nor wait behind what waits for it.
 
 use std::io::ErrorKind;
 use std::rc::Rc;
@@ -21,6 +21,9 @@ use crate::shard::Core;
 use crate::spool::Begun;
 use crate::store::Summing;
 use crate::worker::Worker;
+
+/// Batches put again at a time: with many small ones each waits for the store, and all else of their directory for them.
+pub const RESTORERS: usize = 4;
 
 /// Before what a disk did not do is tried again.
 const PAUSE: Duration = Duration::from_secs(1);

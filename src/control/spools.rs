@@ -20,7 +20,11 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
     let Some(options) = &config.spool else { return Ok(None) };
     let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
     let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
-    let open = move || Home::open(&dir, &node, &cores);
+    let puts_alone = config.batch.is_none();
+    let open = move || {
+        let home = Home::open(&dir, &node, &cores)?;
+        Ok(if puts_alone { home.putting_alone() } else { home })
+    };
     let home = Arc::new(glommio::executor().spawn_blocking(open).await.map_err(refused)?);
     let orphans = Arc::<Orphans>::default();
     let mut taken = Vec::new();

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use super::file::SegmentFile;
 use super::format::scan::Found;
 use super::instances::{
-    Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, lock_directory,
-    remove_empty, segments_of, set_aside, try_lock,
+    Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_alone,
+    lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
 };
 use super::ledger::Ledger;
 use super::orphans::{Left, LeftCore, Offered, Orphans};
@@ -43,7 +43,7 @@ impl Home {
         let _held = lock_directory(&self.spool_dir)?;
         let mut outcome = Ok(());
         for path in new {
-            match take_over(&path) {
+            match take_over(&path, self.puts_alone) {
                 Ok(None) => {}
                 Ok(Some(TakenOver { left, cores, segments, bytes })) => {
                     taken.push(left);
@@ -65,7 +65,7 @@ struct TakenOver {
 }
 
 /// `None`: it was removed meanwhile, its process lives, or nothing is left in it.
-fn take_over(path: &Path) -> io::Result<Option<TakenOver>> {
+fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
@@ -76,6 +76,10 @@ fn take_over(path: &Path) -> io::Result<Option<TakenOver>> {
     let mut found = Vec::new();
     let (mut journal_bytes, mut begun) = (0, 0);
     for core_dir in core_dirs(&path)? {
+        if puts_alone {
+            // Before the first of it is put.
+            mark_alone(&core_dir)?;
+        }
         let core = left_core(&core_dir, &mut journal_bytes)?;
         begun += core.begun.len();
         for (path, bytes) in files_of(&core_dir)? {
@@ -115,6 +119,7 @@ fn left_core(core_dir: &Path, journal_bytes: &mut u64) -> io::Result<Arc<LeftCor
     let segments = if begun.is_empty() { HashMap::new() } else { uses_in(core_dir)? };
     Ok(Arc::new(LeftCore {
         path: core_dir.to_owned(),
+        is_alone: is_marked_alone(core_dir),
         open: AtomicUsize::new(begun.len()),
         begun,
         members: ledger.members(),

@@ -5,6 +5,7 @@
 //! SPOOL_DIR/.lock              held for a moment while a process comes, goes, or takes over what another left
 //! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
 //! SPOOL_DIR/NODE/core-3/7.seg  a segment
+//! SPOOL_DIR/NODE/core-3/alone  what lies there may be in the store one by one, whatever it was spooled for
 //! SPOOL_DIR/NODE/core-3/8.batches
 //!                              a journal of batches, see `journal`; it goes with the directory's last segment
 //! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it holds its lock
@@ -31,6 +32,8 @@ pub const SEGMENT: &str = "seg";
 const CORE: &str = "core-";
 const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
+/// A mark in the directory of a core's segments, see [`mark_alone`].
+const ALONE: &str = "alone";
 pub const QUARANTINE: &str = "quarantine";
 /// Longest wait for others that come or go just now.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
@@ -39,6 +42,8 @@ const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
 pub struct Home {
     pub(super) spool_dir: PathBuf,
     pub(super) path: PathBuf,
+    /// What is adopted is put one by one.
+    pub(super) puts_alone: bool,
     _lock: File,
 }
 
@@ -87,7 +92,12 @@ impl Home {
         })();
         made.map_err(at(&path))?;
         let lock = try_lock(&path).map_err(at(&path))?.expect("made just now, under the lock");
-        Ok(Home { spool_dir: spool_dir.to_owned(), path, _lock: lock })
+        Ok(Home { spool_dir: spool_dir.to_owned(), path, puts_alone: false, _lock: lock })
+    }
+
+    /// The same for a process that makes no batches of what it adopts.
+    pub fn putting_alone(self) -> Home {
+        Home { puts_alone: true, ..self }
     }
 
     pub fn core_dir(&self, core: usize) -> PathBuf {
@@ -210,7 +220,7 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     for entry in fs::read_dir(core_dir)? {
         let entry = entry?;
         let path = entry.path();
-        if is_journal(&path) {
+        if is_journal(&path) || entry.file_name() == ALONE {
             continue;
         }
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
@@ -218,6 +228,23 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
+}
+
+/// Notes durably that payloads in `core_dir` are put one by one from now on: whoever finds them there later must not put them
+/// in a batch, for they may be in the store under keys of their own.
+pub fn mark_alone(core_dir: &Path) -> io::Result<()> {
+    match create_private(&core_dir.join(ALONE)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => {
+            made?;
+            sync_dir(core_dir)
+        }
+    }
+}
+
+/// Whether [`mark_alone`] was ever called for it.
+pub(super) fn is_marked_alone(core_dir: &Path) -> bool {
+    core_dir.join(ALONE).exists()
 }
 
 /// The lock of one process's directory; `None` when that process lives.
@@ -278,6 +305,7 @@ fn remove_empty_core(core_dir: &Path) -> bool {
         for journal in journals_of(core_dir).unwrap_or_default() {
             let _is_found_not_empty_then = remove(&journal);
         }
+        let _mostly_absent = remove(&core_dir.join(ALONE));
     }
     fs::remove_dir(core_dir).is_ok()
 }

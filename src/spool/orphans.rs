@@ -34,6 +34,8 @@ impl Left {
 #[derive(Default)]
 pub struct LeftCore {
     pub(super) path: PathBuf,
+    /// Its payloads may be in the store one by one.
+    pub(super) is_alone: bool,
     /// Batches that were begun and not done, with their keys.
     pub(super) begun: Vec<(String, Batch)>,
     /// Of those, the ones that are still not done.

@@ -271,7 +271,8 @@ impl Spool {
                 let bytes = window.bytes(&range);
                 let origin = origin.get_or_insert_with(|| {
                     let of = Origin::new(head.label.node.clone(), head.label.core as usize);
-                    Rc::new(of.with_keys(keys_of(head, bytes)))
+                    let of = of.with_keys(keys_of(head, bytes));
+                    Rc::new(if core.is_alone { of.fixed() } else { of })
                 });
                 let done = |ordinal| segment.use_of.borrow().is_done(ordinal);
                 self.bring((dir, segment), &group, bytes, Some(origin), done).await

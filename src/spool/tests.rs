@@ -361,6 +361,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
             rig.spool.segments.borrow().iter().all(|segment| !segment.is_dirty())
         })
         .await;
+        sleep(Duration::from_millis(50)).await;
         rig.crash().await;
         drop(home);
         let home = Home::open(dir.path(), "m", &[0]).unwrap();
@@ -396,6 +397,8 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
             until("progress is written", || !dirty(&rig)).await;
+            // It is not dirty from the start of the write on.
+            sleep(Duration::from_millis(50)).await;
             rig.crash().await;
             taken.clear();
             drop(home);

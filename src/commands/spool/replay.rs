@@ -20,7 +20,7 @@ use crate::job::{Origin, Payload};
 use crate::spool::file::SegmentFile;
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{core_dirs, files_of, put_aside, remove, sync_dir};
+use crate::spool::instances::{core_dirs, files_of, mark_alone, put_aside, remove, sync_dir};
 use crate::spool::ledger::{Batch, Ledger, Settled};
 use crate::store::{Class, Object};
 
@@ -49,6 +49,7 @@ impl Places {
             let Some(held) = self.hold(instance)? else { continue };
             for core_dir in core_dirs(instance).map_err(of(instance))? {
                 let files = files_of(&core_dir).map_err(of(&core_dir))?;
+                mark_alone(&core_dir).map_err(of(&core_dir))?;
                 let (batched, all) = replay.put_batches(&core_dir).await.map_err(of(&core_dir))?;
                 for (path, _) in files {
                     if all {

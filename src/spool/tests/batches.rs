@@ -726,3 +726,35 @@ fn versions_and_the_template_of_keys_come_back() {
         assert_eq!(stopped.record.unwrap().origin().unwrap().keys().as_deref(), keys);
     });
 }
+
+#[test]
+fn what_was_put_one_by_one_once_is_never_batched() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        // Spooled for batches.
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        rig.send(&[b"1"]).await.unwrap();
+        assert!(rig.pop().await.record.unwrap().origin().is_none());
+        rig.crash().await;
+        let (home, taken, orphans) = successor(dir.path(), home, "m");
+        let rig = Rig::new(&home, &orphans, "m", SMALL).await;
+        let job = rig.pop().await;
+        assert!(!job.record.unwrap().origin().unwrap().is_fixed(), "nobody has put it");
+        rig.crash().await;
+        // A process without batches puts it, and is killed before that is noted.
+        drop((home, taken, orphans));
+        let home = Home::open(dir.path(), "o", &[0]).unwrap().putting_alone();
+        let (taken, orphans) = adopt(&home);
+        let rig = Rig::new(&home, &orphans, "o", SMALL).await;
+        assert!(rig.pop().await.record.unwrap().origin().unwrap().is_fixed());
+        rig.crash().await;
+        drop((taken, orphans));
+        let (home, _taken, orphans) = successor(dir.path(), home, "p");
+        let rig = Rig::new(&home, &orphans, "p", SMALL).await;
+        let job = rig.pop().await;
+        assert!(job.record.as_ref().unwrap().origin().unwrap().is_fixed(), "it may be stored");
+        job.settle(Fate::Stored);
+        rig.stop(&mut Vec::new()).await;
+    });
+}
