@@ -7,7 +7,7 @@
 //!
 //! The size of a slice is learnt: levels differ by a factor of 100 in speed, and so do ways to hash what comes out. Below
 //! [`SLICE_BYTES_LEAST`] blocks would compress badly, so from about 20 MB/s down (zstd from level 10 or so) a call
-//! takes longer than [`SLICE_TIME`].
+//! takes longer than 80 µs.
 
 use std::cell::{Cell, RefCell};
 use std::io;
