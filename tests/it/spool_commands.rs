@@ -80,7 +80,8 @@ fn say(output: &Output) -> (Option<i32>, String) {
 fn segment(dir: &Path) -> PathBuf {
     let core = dir.join("spool/node/core-0");
     let paths = std::fs::read_dir(core).unwrap().map(|entry| entry.unwrap().path());
-    let mut used = paths.filter(|path| bytes_at(path, DATA_START, 7) == b"MRSPOOL");
+    let segments = paths.filter(|path| path.extension().is_some_and(|kind| kind == "seg"));
+    let mut used = segments.filter(|path| bytes_at(path, DATA_START, 7) == b"MRSPOOL");
     let path = used.next().expect("a segment with groups");
     assert_eq!(used.next(), None, "one segment");
     path
