@@ -566,6 +566,13 @@ mod tests {
     use crate::parse::Span;
     use futures_lite::future::{block_on, poll_once};
 
+    fn run(test: impl Future<Output = ()>) {
+        let executor = glommio::LocalExecutorBuilder::default()
+            .io_memory(crate::limits::IO_MEMORY_BYTES)
+            .make();
+        executor.unwrap().run(test);
+    }
+
     const NO_WAIT: Duration = Duration::ZERO;
 
     fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Ring<Job>>, &'static CoreCells) {
@@ -618,11 +625,7 @@ mod tests {
 
     #[test]
     fn nobody_overtakes_the_head_of_the_line_and_close_turns_all_away() {
-        let executor = glommio::LocalExecutorBuilder::default()
-            .io_memory(crate::limits::IO_MEMORY_BYTES)
-            .make()
-            .unwrap();
-        executor.run(async {
+        run(async {
             let (admission, ring, cells) = gate(2, 100);
             let wait = Duration::from_secs(60);
             let permit = admission.admit(need(1, 1), wait).await.unwrap();
@@ -713,11 +716,7 @@ mod tests {
     #[test]
     fn all_who_fit_are_woken_at_once_and_in_order() {
         let (admission, ring, cells) = gate(10, 1_000);
-        let executor = glommio::LocalExecutorBuilder::default()
-            .io_memory(crate::limits::IO_MEMORY_BYTES)
-            .make()
-            .unwrap();
-        executor.run(async {
+        run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
             push(&admission, permit, 10);
             let order = Rc::new(RefCell::new(Vec::<usize>::new()));
@@ -785,11 +784,7 @@ mod tests {
     #[test]
     fn who_waited_in_vain_is_told_of_those_ahead_but_not_of_itself() {
         let (admission, _ring, _) = gate(10, 1_000);
-        let executor = glommio::LocalExecutorBuilder::default()
-            .io_memory(crate::limits::IO_MEMORY_BYTES)
-            .make()
-            .unwrap();
-        executor.run(async {
+        run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
             push(&admission, permit, 10);
             {

@@ -38,7 +38,6 @@ use glommio::timer::sleep;
 pub use gather::gather;
 
 use crate::ack::{Fate, Tally};
-use crate::coding::Coding;
 use crate::config::{BatchOptions, Config, Form};
 use crate::job::{Job, Origin, Payload, Stamp};
 use crate::key::{KeyTemplate, Partition};
@@ -373,10 +372,6 @@ impl Batch {
     /// How it is made, for the spool.
     pub fn form(&self) -> String {
         self.form.to_string()
-    }
-
-    pub fn coding(&self) -> Option<Coding> {
-        self.form.coding()
     }
 
     pub fn payloads(&self) -> u64 {

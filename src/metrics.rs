@@ -83,6 +83,11 @@ impl Latency {
         self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < us)].inc();
         self.sum_us.add(us);
     }
+
+    /// How many were observed.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Cell64::value).sum()
+    }
 }
 
 /// Upper bounds in bytes of every size bucket but the last (`+Inf`).
@@ -122,13 +127,6 @@ impl Sizes {
         self.sum.value()
     }
 
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(Cell64::value).sum()
-    }
-}
-
-impl Latency {
-    /// How many were observed.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(Cell64::value).sum()
     }

@@ -1,5 +1,6 @@
 use super::encoder::Compression;
 use super::*;
+use crate::coding::Coding;
 
 fn stamp(unix_nanos: u64, seq: u64) -> Stamp {
     Stamp { unix_nanos, seq }

@@ -11,9 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use crate::bulk::from_env;
-use crate::spool_crash::{
-    CLIENTS, Figures, Sent, healthy, live, post_until_it_dies, settings as spool_settings,
-};
+use crate::spool_crash::{Figures, Sent, healthy, live_under_load, settings as spool_settings};
 use crate::support::batches::Packing;
 use crate::support::{Server, files, mend_store};
 
@@ -54,24 +52,8 @@ fn run(plan: &Plan) {
         if plan.store_fails && rng.bool() {
             server.break_store();
         }
-        let seed = rng.u64(..);
-        let address = server.ingest;
-        let stopped = std::thread::scope(|scope| {
-            let clients: Vec<_> = (0..CLIENTS)
-                .map(|client| {
-                    let (next, rng) = (&next, fastrand::Rng::with_seed(seed ^ client));
-                    scope.spawn(move || post_until_it_dies(address, next, rng))
-                })
-                .collect();
-            let stopped = live(server, plan.store_fails, &mut rng, &mut figures);
-            for client in clients {
-                let (new, requests, unavailable) = client.join().unwrap();
-                sent.extend(new);
-                figures.requests += requests;
-                figures.unavailable += unavailable;
-            }
-            stopped
-        });
+        let stopped =
+            live_under_load(server, plan.store_fails, &next, &mut rng, &mut sent, &mut figures);
         if dir.path().join("data-away").exists() {
             mend_store(dir.path());
         }

@@ -73,24 +73,8 @@ fn run(store_fails: bool) {
         if store_fails && rng.bool() {
             server.break_store();
         }
-        let seed = rng.u64(..);
-        let address = server.ingest;
-        let stopped = std::thread::scope(|scope| {
-            let clients: Vec<_> = (0..CLIENTS)
-                .map(|client| {
-                    let (next, rng) = (&next, fastrand::Rng::with_seed(seed ^ client));
-                    scope.spawn(move || post_until_it_dies(address, next, rng))
-                })
-                .collect();
-            let stopped = live(server, store_fails, &mut rng, &mut figures);
-            for client in clients {
-                let (new, requests, unavailable) = client.join().unwrap();
-                sent.extend(new);
-                figures.requests += requests;
-                figures.unavailable += unavailable;
-            }
-            stopped
-        });
+        let stopped =
+            live_under_load(server, store_fails, &next, &mut rng, &mut sent, &mut figures);
         if dir.path().join("data-away").exists() {
             mend_store(dir.path());
         }
@@ -120,6 +104,35 @@ fn run(store_fails: bool) {
     let left: Vec<_> = files(&dir.path().join("spool")).into_keys().collect();
     assert_eq!(left, [".lock"], "nothing is left, neither in quarantine");
     assert!(!dir.path().join("dead-letter").read_dir().unwrap().any(|_| true));
+}
+
+/// Lets clients post until the server has been stopped or killed, and adds what they sent and how it went.
+pub fn live_under_load(
+    server: Server,
+    store_fails: bool,
+    next: &AtomicUsize,
+    rng: &mut fastrand::Rng,
+    sent: &mut Sent,
+    figures: &mut Figures,
+) -> Stopped {
+    let seed = rng.u64(..);
+    let address = server.ingest;
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let rng = fastrand::Rng::with_seed(seed ^ client);
+                scope.spawn(move || post_until_it_dies(address, next, rng))
+            })
+            .collect();
+        let stopped = live(server, store_fails, rng, figures);
+        for client in clients {
+            let (new, requests, unavailable) = client.join().unwrap();
+            sent.extend(new);
+            figures.requests += requests;
+            figures.unavailable += unavailable;
+        }
+        stopped
+    })
 }
 
 /// One round's settings.
