@@ -20,7 +20,7 @@ use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::parcel::Parcel;
 use crate::shard::Core;
-use crate::store::{Class, PutError};
+use crate::store::{Class, PutError, PutTimeouts};
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
@@ -158,8 +158,8 @@ impl Worker {
         let core = &*self.core;
         let started = Instant::now();
         let object = parcel.object(&self.key);
-        let limit = core.config.put_timeout;
-        let outcome = core.store.put_within(&mut self.alarm, started, limit, &object).await;
+        let timeouts = PutTimeouts::of(&core.config);
+        let outcome = core.store.put_within(&mut self.alarm, started, timeouts, &object).await;
         let now = Instant::now();
         core.cells.put_latency.observe(now - started);
         if outcome.is_ok() {
