@@ -263,6 +263,17 @@ impl Admission {
         self.freed(Need { slots: 1, bytes: 0 });
     }
 
+    /// A job that was popped has failed, and counts as queued until it is tried again.
+    pub fn set_aside(&self) {
+        self.ring.set_aside();
+    }
+
+    /// A job that was set aside is being tried again.
+    pub fn taken_back(&self) {
+        self.ring.taken_back();
+        self.freed(Need { slots: 1, bytes: 0 });
+    }
+
     /// Once a second: what `retry-after` is measured from.
     pub fn sample(&self, now: Instant) {
         let stuck = self.bytes_used.get() > 0;

@@ -5,13 +5,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A bounded queue that never leaves its core.
 pub struct Ring<T> {
     slots: RefCell<VecDeque<T>>,
     capacity: usize,
     closed: Cell<bool>,
+    /// Slots of jobs that were taken and are to be tried again.
+    set_aside: Cell<usize>,
     /// Workers waiting for a job, by worker number so that none stands here twice; at most one per worker.
     idle: RefCell<VecDeque<(usize, Waker)>>,
 }
@@ -23,6 +25,7 @@ impl<T> Ring<T> {
             slots: RefCell::new(VecDeque::with_capacity(capacity)),
             capacity,
             closed: Cell::new(false),
+            set_aside: Cell::new(0),
             idle: RefCell::default(),
         }
     }
@@ -39,8 +42,19 @@ impl<T> Ring<T> {
         self.capacity
     }
 
+    /// Jobs that were set aside count, also those whose slot has been given away meanwhile.
     pub fn free(&self) -> usize {
-        self.capacity - self.len()
+        self.capacity.saturating_sub(self.len() + self.set_aside.get())
+    }
+
+    /// A job that was taken will be tried again, and counts as queued until [`Ring::taken_back`].
+    pub fn set_aside(&self) {
+        self.set_aside.set(self.set_aside.get() + 1);
+    }
+
+    /// A job that was set aside is being tried again.
+    pub fn taken_back(&self) {
+        self.set_aside.set(self.set_aside.get() - 1);
     }
 
     pub fn is_closed(&self) -> bool {
@@ -53,10 +67,26 @@ impl<T> Ring<T> {
             return Err(job);
         }
         self.slots.borrow_mut().push_back(job);
+        self.wake_one();
+        Ok(())
+    }
+
+    /// Wakes the worker that has been idle for longest.
+    pub fn wake_one(&self) {
         if let Some((_, waker)) = self.idle.borrow_mut().pop_front() {
             waker.wake();
         }
-        Ok(())
+    }
+
+    /// `worker` is to be woken by [`Ring::wake_one`].
+    pub fn wait(&self, cx: &Context<'_>, worker: usize) {
+        self.leave(worker);
+        self.idle.borrow_mut().push_back((worker, cx.waker().clone()));
+    }
+
+    /// `worker` waits no longer.
+    pub fn leave(&self, worker: usize) {
+        self.idle.borrow_mut().retain(|(number, _)| *number != worker);
     }
 
     /// The oldest job, waiting for one if there is none; `None` once the ring is closed and empty.
@@ -67,15 +97,13 @@ impl<T> Ring<T> {
             if job.is_some() || self.closed.get() {
                 return Poll::Ready(job);
             }
-            let mut idle = self.idle.borrow_mut();
-            idle.retain(|(number, _)| *number != worker);
-            idle.push_back((worker, cx.waker().clone()));
+            self.wait(cx, worker);
             Poll::Pending
         })
         .await
     }
 
-    /// The oldest job if there is one; for the last step of a drain.
+    /// The oldest job if there is one.
     pub fn take(&self) -> Option<T> {
         self.slots.borrow_mut().pop_front()
     }
@@ -133,6 +161,20 @@ mod tests {
             ring.close();
             assert_eq!(second.await, None);
         });
+    }
+
+    #[test]
+    fn what_is_set_aside_takes_a_slot() {
+        let ring = Ring::new(2);
+        ring.push(1).unwrap();
+        assert_eq!(ring.take(), Some(1));
+        ring.set_aside();
+        assert_eq!((ring.free(), ring.push(2), ring.push(3)), (1, Ok(()), Err(3)));
+        ring.set_aside();
+        assert_eq!(ring.free(), 0, "its slot had been given away");
+        ring.taken_back();
+        ring.taken_back();
+        assert_eq!(ring.free(), 1);
     }
 
     #[test]
