@@ -12,8 +12,8 @@ pub struct Ring<T> {
     slots: RefCell<VecDeque<T>>,
     capacity: usize,
     closed: Cell<bool>,
-    /// Slots of jobs that were taken and are to be tried again.
-    set_aside: Cell<usize>,
+    /// Slots of jobs that were taken and are not done with.
+    reserved: Cell<usize>,
     /// Workers waiting for a job, by worker number so that none stands here twice; at most one per worker.
     idle: RefCell<VecDeque<(usize, Waker)>>,
 }
@@ -25,7 +25,7 @@ impl<T> Ring<T> {
             slots: RefCell::new(VecDeque::with_capacity(capacity)),
             capacity,
             closed: Cell::new(false),
-            set_aside: Cell::new(0),
+            reserved: Cell::new(0),
             idle: RefCell::default(),
         }
     }
@@ -42,19 +42,18 @@ impl<T> Ring<T> {
         self.capacity
     }
 
-    /// Jobs that were set aside count, also those whose slot has been given away meanwhile.
     pub fn free(&self) -> usize {
-        self.capacity.saturating_sub(self.len() + self.set_aside.get())
+        self.capacity.saturating_sub(self.len() + self.reserved.get())
     }
 
-    /// A job that was taken will be tried again, and counts as queued until [`Ring::taken_back`].
-    pub fn set_aside(&self) {
-        self.set_aside.set(self.set_aside.get() + 1);
+    /// So many slots stay taken by jobs that have left the queue.
+    pub fn reserve(&self, slots: usize) {
+        self.reserved.set(slots);
     }
 
-    /// A job that was set aside is being tried again.
-    pub fn taken_back(&self) {
-        self.set_aside.set(self.set_aside.get() - 1);
+    /// Slots that stay taken by jobs that have left the queue.
+    pub fn reserved(&self) -> usize {
+        self.reserved.get()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -164,16 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_aside_takes_a_slot() {
+    fn reserved_slots_are_taken() {
         let ring = Ring::new(2);
         ring.push(1).unwrap();
         assert_eq!(ring.take(), Some(1));
-        ring.set_aside();
+        ring.reserve(1);
         assert_eq!((ring.free(), ring.push(2), ring.push(3)), (1, Ok(()), Err(3)));
-        ring.set_aside();
-        assert_eq!(ring.free(), 0, "its slot had been given away");
-        ring.taken_back();
-        ring.taken_back();
+        ring.reserve(2);
+        assert_eq!(ring.free(), 0, "one slot had been given away");
+        ring.reserve(0);
         assert_eq!(ring.free(), 1);
     }
 

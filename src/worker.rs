@@ -222,12 +222,12 @@ impl Worker {
         if error.is_congestion() && (attempts == 1 || alone) {
             core.put_congested(began, now);
         }
-        drop(in_flight);
         core.health.failed(&error, stored != stored_at_first);
         // `>`: also with RETRY_FOR=0s others must have succeeded since.
         // What is spooled can wait for the store for ever.
         let given_up = healthy - healthy_before > core.config.retry_for && !parcel.is_spooled();
         if error.class == Class::Object || given_up {
+            drop(in_flight);
             let error = error.to_string();
             return Err(GivenUp { parcel, intent, error, attempts });
         }
@@ -239,7 +239,9 @@ impl Worker {
         let stored_before = stored_at_first;
         let trouble = Trouble { attempts, last: error, healthy_before, stored_before, intent };
         let backoff = backoff(&core.config, attempts, fastrand::f64());
+        // In this order: else a slot would seem to be free in between.
         core.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
+        drop(in_flight);
         self.failures = if alone { self.failures + 1 } else { 0 };
         Ok(Outcome::Failing { alone })
     }

@@ -1,7 +1,7 @@
 //! Objects that have failed, out of the workers' way until they are due again.
 //!
-//! Each stays charged to the budget it was admitted on, so their number is bounded by those: `MAX_QUEUE_BYTES` and, by
-//! [`Ring::set_aside`](crate::ring::Ring::set_aside), `MAX_QUEUE` for payloads, `BATCH_MEMORY` for batches.
+//! Each stays charged to the budgets it was admitted on, so their number is bounded by those: `MAX_QUEUE_BYTES` and
+//! `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), `BATCH_MEMORY` for batches.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};

@@ -33,6 +33,8 @@ pub struct Uploads {
     aside: RefCell<Aside>,
     /// Something was set aside.
     set_aside: Signal,
+    /// Objects that may be taken and not done with before they hold slots of the queue: one per worker.
+    workers: usize,
     /// Retries in flight.
     retrying: Cell<usize>,
     last_was_retry: Cell<bool>,
@@ -45,18 +47,15 @@ pub struct Uploads {
 
 /// One put that is in flight; ends when it is dropped.
 pub struct InFlight<'a> {
-    uploads: &'a Uploads,
+    core: &'a Core,
     is_retry: bool,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let uploads = self.uploads;
-        let mut limit = uploads.limit.borrow_mut();
-        limit.end();
-        uploads.cells.puts_in_flight.set(limit.in_flight() as u64);
-        if self.is_retry {
-            uploads.retrying.set(uploads.retrying.get() - 1);
+        self.core.uploads.end(self.is_retry);
+        if self.core.ring.reserved() > 0 {
+            self.core.hold_slots();
         }
     }
 }
@@ -69,6 +68,7 @@ impl Uploads {
             limit: RefCell::new(limit),
             aside: RefCell::default(),
             set_aside: Signal::default(),
+            workers,
             retrying: Cell::new(0),
             last_was_retry: Cell::new(false),
             pausing: RefCell::default(),
@@ -111,7 +111,7 @@ impl Uploads {
         turns && self.retrying.get() < (limit / 2).max(1)
     }
 
-    fn begin(&self, is_retry: bool) -> InFlight<'_> {
+    fn begin(&self, is_retry: bool) {
         let mut limit = self.limit.borrow_mut();
         limit.begin();
         self.cells.puts_in_flight.set(limit.in_flight() as u64);
@@ -119,7 +119,15 @@ impl Uploads {
             self.retrying.set(self.retrying.get() + 1);
         }
         self.last_was_retry.set(is_retry);
-        InFlight { uploads: self, is_retry }
+    }
+
+    fn end(&self, is_retry: bool) {
+        let mut limit = self.limit.borrow_mut();
+        limit.end();
+        self.cells.puts_in_flight.set(limit.in_flight() as u64);
+        if is_retry {
+            self.retrying.set(self.retrying.get() - 1);
+        }
     }
 }
 
@@ -157,10 +165,10 @@ impl Core {
             if !uploads.is_empty()
                 && let Some(retry) = self.take_retry()
             {
-                return Poll::Ready(Some((retry, uploads.begin(true))));
+                return Poll::Ready(Some(retry));
             }
-            if let Some(parcel) = self.take_fresh() {
-                return Poll::Ready(Some((Upload::fresh(parcel), uploads.begin(false))));
+            if let Some(fresh) = self.take_fresh() {
+                return Poll::Ready(Some(fresh));
             }
             if self.is_closed() && uploads.is_empty() {
                 return Poll::Ready(None);
@@ -174,7 +182,7 @@ impl Core {
         Poll::Pending
     }
 
-    fn take_retry(&self) -> Option<Upload> {
+    fn take_retry(&self) -> Option<(Upload, InFlight<'_>)> {
         let fresh_waits = match &self.batches {
             Some(batches) => batches.has_closed(),
             None => !self.ring.is_empty(),
@@ -186,24 +194,44 @@ impl Core {
         let retry = aside.pop_due()?;
         self.uploads.cells.puts_set_aside.set(aside.len() as u64);
         drop(aside);
-        if let (Parcel::Payload(_), Some(_)) = (&retry.parcel, &retry.trouble) {
-            self.admission.taken_back();
-        }
+        let in_flight = self.begin(true);
         if fresh_waits {
             // This worker may have been woken for that.
             self.wake_worker();
         }
-        Some(retry)
+        Some((retry, in_flight))
     }
 
     /// A closed batch where there are batches, else the oldest payload in the ring.
-    fn take_fresh(&self) -> Option<Parcel> {
+    fn take_fresh(&self) -> Option<(Upload, InFlight<'_>)> {
         if let Some(batches) = &self.batches {
-            return batches.take_closed().map(Parcel::Batch);
+            let batch = batches.take_closed()?;
+            return Some((Upload::fresh(Parcel::Batch(batch)), self.begin(false)));
         }
         let job = self.ring.take()?;
+        let in_flight = self.begin(false);
         self.admission.popped();
-        Some(Parcel::Payload(job))
+        Some((Upload::fresh(Parcel::Payload(job)), in_flight))
+    }
+
+    fn begin(&self, is_retry: bool) -> InFlight<'_> {
+        self.uploads.begin(is_retry);
+        if !self.uploads.is_empty() {
+            self.hold_slots();
+        }
+        InFlight { core: self, is_retry }
+    }
+
+    /// Payloads that were taken and are not done with hold their slots in the queue, but for one per worker: so what a
+    /// core holds is bounded as it would be if each worker kept the one that fails.
+    fn hold_slots(&self) {
+        if self.batches.is_some() {
+            // They are charged to BATCH_MEMORY.
+            return;
+        }
+        let uploads = &self.uploads;
+        let taken = uploads.aside.borrow().len() + uploads.limit.borrow().in_flight();
+        self.admission.hold(taken.saturating_sub(uploads.workers));
     }
 
     fn is_closed(&self) -> bool {
@@ -247,15 +275,15 @@ impl Core {
 
     /// Sets `upload`, which has failed, aside for `backoff`.
     pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
-        if let Parcel::Payload(_) = upload.parcel {
-            self.admission.set_aside();
-        }
         let backoff = if self.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
         self.uploads.put_aside(upload, Instant::now() + backoff);
+        self.hold_slots();
     }
 
     /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
     pub(super) async fn pause_worker(&self, number: usize, backoff: Duration) {
+        // Others have not failed as often and may go on.
+        self.wake_worker();
         let uploads = &self.uploads;
         let recoveries = uploads.recoveries.get();
         let recovery = poll_fn(|cx| {
