@@ -1,10 +1,11 @@
 //! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
 
+pub mod out;
 pub mod spool;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,17 +17,35 @@ use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
+use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
-pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
+///
+/// # Errors
+/// Standard output takes no more.
+pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Result<Exit, String> {
     findings.push(match prepare_store(config, config.spool.is_some()).await {
         Ok(prepared) => prepared.finding,
         Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
     });
-    print!("{}", table(&findings));
-    if failed(&findings) { Exit::Refused } else { Exit::Clean }
+    print_table(&findings)?;
+    Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
+}
+
+/// Prints what `check` has found.
+///
+/// # Errors
+/// Standard output takes no more.
+pub fn print_table(findings: &[Finding]) -> Result<(), String> {
+    print(|out| write!(out, "{}", table(findings)))
+}
+
+/// Prints a report.
+fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
+    let mut out = out::stdout();
+    report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
 }
 
 fn open_letters(config: &Config) -> Result<DeadLetters, String> {
@@ -38,7 +57,7 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
 /// One line per letter, oldest first: time, attempts, size, how many payloads if it is not one, store, key, error.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// The directory cannot be read, or standard output takes no more.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
     let dead = open_letters(config)?;
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
@@ -53,11 +72,11 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
         }
     }
     letters.sort_by(|a, b| a.key.cmp(&b.key));
-    for letter in &letters {
-        println!("{}", line(letter));
-    }
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
-    println!("{} dead letters, {bytes} bytes", letters.len());
+    print(|out| {
+        letters.iter().try_for_each(|letter| writeln!(out, "{}", line(letter)))?;
+        writeln!(out, "{} dead letters, {bytes} bytes", letters.len())
+    })?;
     report_broken(&broken);
     Ok(Exit::Clean)
 }
@@ -72,12 +91,12 @@ fn line(letter: &Letter) -> String {
 
 fn report_broken(broken: &[(String, String)]) {
     for (stem, why) in broken {
-        eprintln!("{stem}.json: not a letter, left where it is: {why}");
+        complain(format_args!("{stem}.json: not a letter, left where it is: {why}"));
     }
 }
 
 fn report_damage(stem: &str, damage: &Damage) {
-    eprintln!("{stem}.letters: {damage}; from there on it is left as it is");
+    complain(format_args!("{stem}.letters: {damage}; from there on it is left as it is"));
 }
 
 /// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
@@ -85,7 +104,7 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
     dead.read_bundle(stem)
         .inspect_err(|error| {
             if error.kind() != io::ErrorKind::NotFound {
-                eprintln!("{stem}.letters: {error}");
+                complain(format_args!("{stem}.letters: {error}"));
             }
         })
         .ok()
@@ -182,10 +201,12 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
         replay.put_bundle(stem).await;
     }
     let (stored, left) = (replay.stored.get(), replay.left.get());
-    println!("{stored} of {} dead letters stored in {}", stored + left, config.store);
-    for (store, letters) in &*replay.elsewhere.borrow() {
-        println!("{letters} are for {store} and were left; --any-store puts them as well");
-    }
+    print(|out| {
+        writeln!(out, "{stored} of {} dead letters stored in {}", stored + left, config.store)?;
+        replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
+            writeln!(out, "{letters} are for {store} and were left; --any-store puts them as well")
+        })
+    })?;
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
@@ -274,7 +295,9 @@ impl Replay {
             return;
         }
         if let Err(error) = self.dead.keep(stem, &left) {
-            eprintln!("{stem}.letters: what was stored could not be taken out of it: {error}");
+            complain(format_args!(
+                "{stem}.letters: what was stored could not be taken out of it: {error}"
+            ));
             self.left.set(self.left.get() + 1);
         }
     }
@@ -299,7 +322,9 @@ impl Replay {
             Err(Stays::Elsewhere) => {
                 *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
             }
-            Err(Stays::Because(why)) => eprintln!("{}: left where it is: {why}", letter.key),
+            Err(Stays::Because(why)) => {
+                complain(format_args!("{}: left where it is: {why}", letter.key));
+            }
         }
         self.left.set(self.left.get() + 1);
     }

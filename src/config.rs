@@ -31,6 +31,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
+    /// For both addresses, while they are taken; zero: not at all.
+    pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
     /// Before a core sleeps.
@@ -367,6 +369,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
     Config {
         listen: r.take("LISTEN", address),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
         max_workers: r.take("MAX_WORKERS", count(1..=4096)),

@@ -44,7 +44,7 @@ use crate::parse::{self, Collection, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
 use crate::spool::Ticket;
-use crate::tokens::TokenSet;
+use crate::tokens::TokenView;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -416,7 +416,7 @@ enum Until {
 
 /// Splits the body and takes its payloads, all or none, in the way that `ack` asks for.
 async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Answer> {
-    let tokens = core.tokens.as_deref();
+    let tokens = core.tokens.as_ref();
     let need = {
         let mut scratch = core.scratch.borrow_mut();
         let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
@@ -473,7 +473,7 @@ fn spool(
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
-    tokens: Option<&TokenSet>,
+    tokens: Option<&TokenView>,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
     let collection =
         parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;

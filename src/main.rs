@@ -1,11 +1,17 @@
-//! Arguments → configuration → host checks → control executor → exit status; nothing else.
+//! Arguments → signal handlers → configuration → host checks → control executor → exit status; nothing else.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
+use std::sync::mpsc::Receiver;
 
 use millrace::cli::{self, Command, SpoolCommand};
-use millrace::config::{Config, Effective};
+use millrace::config::{Config, Effective, Flags};
 use millrace::control::{self, Exit};
+use millrace::log::complain;
 use millrace::preflight::Finding;
+use millrace::reload::Reloader;
+use millrace::signals::{self, Signals};
 use millrace::{commands, preflight};
 
 #[global_allocator]
@@ -13,44 +19,67 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let (config, effective) = match Config::load(&invocation.flags) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::from(Exit::Refused as u8);
-        }
-    };
-    if let Err(error) = millrace::log::start(&config.log, config.log_format) {
-        eprintln!("{error}");
-        return ExitCode::from(Exit::Refused as u8);
-    }
-    let exit = run(invocation.command, config, &effective).unwrap_or_else(|error| {
-        tracing::error!("{error}");
+    let exit = run(invocation.command, invocation.flags).unwrap_or_else(|error| {
+        complain(error);
         Exit::Refused
     });
     ExitCode::from(exit as u8)
 }
 
-fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
-    match command {
-        Command::Serve => {
-            let findings = preflight::run(&config);
-            for finding in &findings {
-                finding.log();
-            }
-            if preflight::failed(&findings) {
-                return Err("not started: see the findings above, or run `millrace check`".into());
-            }
-            control::on_executor(control::serve(config))
+/// # Errors
+/// The log could not be started, or what it would have to be started with is wrong.
+fn run(command: Command, flags: Flags) -> Result<Exit, String> {
+    // Before anything that can take long: from here on a stop is an orderly end.
+    let handlers = match command {
+        Command::Serve => Some(signals::install().map_err(|error| {
+            format!("no signal handlers: {error}; raise ulimit -n and ulimit -u")
+        })?),
+        _ => {
+            signals::for_command();
+            None
         }
+    };
+    let (config, effective) = Config::load(&flags).map_err(|errors| errors.to_string())?;
+    let _log = millrace::log::start(&config.log, config.log_format)?;
+    let outcome = match handlers {
+        Some((signals, reloads)) => serve(config, flags, effective, signals, reloads),
+        None => run_command(command, config, &effective),
+    };
+    Ok(outcome.unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        Exit::Refused
+    }))
+}
+
+fn serve(
+    config: Config,
+    flags: Flags,
+    effective: Effective,
+    signals: Signals,
+    reloads: Receiver<()>,
+) -> Result<Exit, String> {
+    let findings = preflight::for_serve(&config);
+    for finding in &findings {
+        finding.log();
+    }
+    if preflight::failed(&findings) {
+        return Err("not started: see the findings above, or run `millrace check`".into());
+    }
+    let reloader = Reloader::new(flags, effective, reloads);
+    control::on_executor(control::serve(config, signals, reloader))
+}
+
+fn run_command(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
+    match command {
+        Command::Serve => unreachable!("served above"),
         Command::Check => {
             let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
             let findings: Vec<Finding> = set.chain(preflight::run(&config)).collect();
             if preflight::failed(&findings) {
-                print!("{}", preflight::table(&findings));
+                commands::print_table(&findings)?;
                 return Ok(Exit::Refused);
             }
-            control::on_executor(commands::check(&config, findings))
+            control::on_executor(commands::check(&config, findings))?
         }
         Command::DeadLetterLs => commands::list_letters(&config),
         Command::DeadLetterReplay { any_store } => {

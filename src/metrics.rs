@@ -265,7 +265,20 @@ pub fn registry(
     let mut registry = Registry::with_prefix("millrace");
     registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
     registry.register_collector(Box::new(DeadLetterCollector(dead_letters)));
+    registry.register_collector(Box::new(LogCollector));
     registry
+}
+
+#[derive(Debug)]
+struct LogCollector;
+
+impl Collector for LogCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Log lines dropped because stderr was read too slowly or could not be written";
+        let name = "log_lines_dropped";
+        let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(crate::log::lines_dropped()).encode(counter)
+    }
 }
 
 #[derive(Debug)]
@@ -545,6 +558,7 @@ mod tests {
             "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
             "millrace_dead_letter_directory_bytes 0",
+            "millrace_log_lines_dropped_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");

@@ -5,6 +5,8 @@
 //! directories (made), and a probe file in each (removed).
 
 use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
 
 use crate::config::Config;
 use crate::limits::Limits;
@@ -69,14 +71,28 @@ impl Finding {
     }
 }
 
-/// Everything `serve` and `check` need. Blocks: call it before any executor runs.
+/// Everything `check` looks at. Blocks: call it before any executor runs.
 pub fn run(config: &Config) -> Vec<Finding> {
+    everything(config, false)
+}
+
+/// Everything `serve` needs; an address that is taken is left to the start, which waits for it. Blocks like [`run`].
+pub fn for_serve(config: &Config) -> Vec<Finding> {
+    everything(config, true)
+}
+
+fn everything(config: &Config, may_wait: bool) -> Vec<Finding> {
     let mut findings = for_replay(config);
     findings.extend(places::spool(config));
-    findings.extend(places::addresses(config));
+    findings.extend(places::addresses(config, may_wait));
     findings.extend(places::tokens(config));
     findings.extend(gamble(config));
     findings
+}
+
+/// Why the address of the setting `name` cannot be listened on, and what to do.
+pub fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
+    places::bind_refusal(name, address, error)
 }
 
 /// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running.

@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures_lite::{AsyncReadExt, FutureExt};
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
@@ -41,7 +42,7 @@ use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
-use crate::tokens::TokenSet;
+use crate::tokens::{TokenSet, TokenView};
 use crate::worker::{Health, InHand, Uploads, notice_retries, worker_loop};
 
 /// What control hands to a core's thread.
@@ -56,7 +57,7 @@ pub struct Setup {
     pub epoch: Instant,
     pub listener: Socket,
     pub doorbell: Socket,
-    pub tokens: Option<Arc<TokenSet>>,
+    pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
@@ -78,7 +79,7 @@ pub struct Core {
     pub admission: Rc<Admission>,
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
-    pub tokens: Option<Arc<TokenSet>>,
+    pub tokens: Option<TokenView>,
     pub faults: ConnFaults,
     pub conns: Conns,
     pub store: Store,
@@ -135,7 +136,7 @@ impl Core {
                 limits.request_bytes,
             ),
             scratch: RefCell::default(),
-            tokens: setup.tokens.clone(),
+            tokens: setup.tokens.clone().map(TokenView::new),
             faults: ConnFaults::new(plan.as_ref(), setup.index as u64),
             conns: Conns::default(),
             store: setup.store.clone().build(&origin, plan, setup.index),

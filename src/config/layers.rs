@@ -100,6 +100,18 @@ impl Effective {
         self.0.iter().find(|v| v.setting.name == name).unwrap_or_else(|| panic!("no {name}"))
     }
 
+    /// Names of the settings whose text is another in `other`.
+    pub fn differing(&self, other: &Effective) -> Vec<&'static str> {
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.filter(|(a, b)| a.text != b.text).map(|(value, _)| value.setting.name).collect()
+    }
+
+    /// Takes over what `other` has for the setting called `name`.
+    pub fn adopt(&mut self, name: &str, other: &Effective) {
+        let pairs = self.0.iter_mut().zip(&other.0);
+        pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
+    }
+
     /// The settings somebody set, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &Value> {
         self.0.iter().filter(|v| v.source != Source::Default)

@@ -75,6 +75,8 @@ pub const SETTINGS: &[Setting] = &[
         "Ingest address, IP:PORT; every core has its own SO_REUSEPORT listener on it."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
         "Address of metrics and health checks, IP:PORT; `off` disables them. It has no authentication."),
+    row(LISTENING, "BIND_WAIT", "TIME", "5s",
+        "How long a start tries again while LISTEN or ADMIN_LISTEN is taken, up to 5m: a killed process can keep its sockets for a moment."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores to pin, one executor each: `all`, or a list such as `0-3,8`. Only cores this process may use are taken."),
@@ -102,7 +104,7 @@ pub const SETTINGS: &[Setting] = &[
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a kept-alive connection may stay idle before it is closed."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
-        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Read at start; not set: every request is accepted."),
+        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Read at start and at SIGHUP; not set: every request is accepted."),
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),
@@ -193,9 +195,9 @@ pub const SETTINGS: &[Setting] = &[
         "Sends `If-None-Match: *` with every PUT, so that an object that is there already is kept and counts as stored; the store must know the header."),
 
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
-        "From SIGTERM or SIGINT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
+        "From SIGTERM, SIGINT or SIGQUIT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
     row(RUNNING, "LOG", "FILTER", "info",
-        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`."),
+        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`. SIGHUP takes a new one from the TOML file."),
     row(RUNNING, "LOG_FORMAT", "KIND", "text",
         "Log lines as `text` or `json`."),
     row(RUNNING, "FAULTS", "SPEC", "",

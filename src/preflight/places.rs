@@ -17,13 +17,22 @@ use crate::config::{Config, SpoolOptions, StoreUrl};
 use crate::deadletter::create_dir;
 use crate::tokens::TokenSet;
 
-/// `LISTEN` and `ADMIN_LISTEN`.
-pub(super) fn addresses(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![judge_bind("LISTEN", config.listen, try_bind(config.listen))];
-    if let Some(admin) = config.admin_listen {
-        findings.push(judge_bind("ADMIN_LISTEN", admin, try_bind(admin)));
-    }
-    findings
+/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
+pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
+    let named = [("LISTEN", Some(config.listen)), ("ADMIN_LISTEN", config.admin_listen)];
+    let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
+    let judge = |(name, address)| match try_bind(address) {
+        Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
+            Finding::ok(name, format!("{address} is taken; the start tries again, see BIND_WAIT"))
+        }
+        outcome => judge_bind(name, address, outcome),
+    };
+    addresses.map(judge).collect()
+}
+
+/// Why the address of the setting `name` cannot be listened on, and what to do.
+pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
+    judge_bind(name, address, Err(error))
 }
 
 /// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port unnoticed and take
