@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use millrace::cli::{self, Command, SpoolCommand};
 use millrace::config::{Config, Effective};
 use millrace::control::{self, Exit};
-use millrace::preflight::Finding;
+use millrace::preflight::{Finding, Mode};
 use millrace::{commands, preflight};
 
 #[global_allocator]
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
 fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
     match command {
         Command::Serve => {
-            let findings = preflight::run(&config);
-            for finding in &findings {
+            let findings = preflight::run(&config, Mode::Start);
+            for finding in preflight::environment(effective).iter().chain(&findings) {
                 finding.log();
             }
             if preflight::failed(&findings) {
@@ -43,14 +43,15 @@ fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, 
             }
             control::on_executor(control::serve(config))
         }
-        Command::Check => {
+        Command::Check { put } => {
             let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
-            let findings: Vec<Finding> = set.chain(preflight::run(&config)).collect();
+            let set = set.chain(preflight::environment(effective));
+            let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Judge)).collect();
             if preflight::failed(&findings) {
                 print!("{}", preflight::table(&findings));
                 return Ok(Exit::Refused);
             }
-            control::on_executor(commands::check(&config, findings))
+            control::on_executor(commands::check(&config, findings, put))
         }
         Command::DeadLetterLs => commands::list_letters(&config),
         Command::DeadLetterReplay { any_store } => {
@@ -67,7 +68,7 @@ fn run(command: Command, config: Config, effective: &Effective) -> Result<Exit, 
                 SpoolCommand::Verify => spool.verify(),
                 SpoolCommand::Export { all } => spool.export(all),
                 SpoolCommand::Replay => {
-                    let findings = preflight::for_spool_replay(&config);
+                    let findings = preflight::for_spool_replay(&config, Mode::Start);
                     if preflight::failed(&findings) {
                         return Err(preflight::table(&findings));
                     }
