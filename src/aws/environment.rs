@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn values_are_shown_without_passwords_and_not_without_end() {
-        let text = |url: &str| read_one("AWS_ENDPOINT_URL_STS", url.into()).unwrap_err().to_string();
+        let text =
+            |url: &str| read_one("AWS_ENDPOINT_URL_STS", url.into()).unwrap_err().to_string();
         let hidden = text("http://user:hush@host");
         assert!(!hidden.contains("hush") && hidden.contains("…@host"), "{hidden}");
         assert!(text(&"x".repeat(100_000)).len() < 500);

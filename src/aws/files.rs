@@ -5,11 +5,6 @@
 //! be used is an error, for its settings must not be missing without a word; one that is not there is empty, and so is
 //! one at its default place that this user may not read.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "small files, on the control executor's blocking thread"
-)]
-
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read as _};
@@ -78,7 +73,9 @@ pub(super) fn read(
         let (text, missing) = match read_bytes(&path) {
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => (tidy(&text), None),
-                Err(_) => return Err(unusable("the file is not UTF-8: save it as plain text".into())),
+                Err(_) => {
+                    return Err(unusable("the file is not UTF-8: save it as plain text".into()));
+                }
             },
             Err(error) => match (error.kind(), named) {
                 (ErrorKind::NotFound, None) => (String::new(), None),
@@ -108,7 +105,10 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > BYTES_MAX {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is over {BYTES_MAX} bytes")));
+        return Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            format!("it is over {BYTES_MAX} bytes"),
+        ));
     }
     Ok(bytes)
 }
@@ -315,7 +315,10 @@ mod tests {
             let text = format!("[default]\nsource_profile = b\n[profile b]\n{key} = a\u{7f}b\n");
             assert!(start(&text).is_err(), "but this one is in use: {text:?}");
             let bytes = [format!("[default]\n{key} = a").as_bytes(), b"\xff\n"].concat();
-            assert_eq!(start(bytes), Err("FILE: the file is not UTF-8: save it as plain text".into()));
+            assert_eq!(
+                start(bytes),
+                Err("FILE: the file is not UTF-8: save it as plain text".into())
+            );
         }
     }
 
@@ -335,10 +338,7 @@ mod tests {
             ("[default]\nservices = m\n[services m]\nsts =\n  endpoint_url = http://h\n", false),
             ("[default]\nservices = m\n[services m]\ns3 =\n  endpoint_url =\n", false),
             ("[default]\nendpoint_url =\n", false),
-            (
-                "[default]\nendpoint_url = http://h\nignore_configured_endpoint_urls = True\n",
-                false,
-            ),
+            ("[default]\nendpoint_url = http://h\nignore_configured_endpoint_urls = True\n", false),
         ] {
             assert_eq!(start(text), Ok((None, expected)), "{text:?}");
         }
@@ -366,9 +366,16 @@ mod tests {
         let directory = text(dir.path());
         assert!(directory.contains("Is a directory"), "{directory}");
         let endless = text(Path::new("/dev/zero"));
-        assert!(endless.starts_with("AWS_CONFIG_FILE /dev/zero: cannot be read: it is over"), "{endless}");
+        assert!(
+            endless.starts_with("AWS_CONFIG_FILE /dev/zero: cannot be read: it is over"),
+            "{endless}"
+        );
         let absent = named(&dir.path().join("none")).unwrap();
-        assert!(absent[0].missing.as_ref().unwrap().contains("No such file"), "{:?}", absent[0].missing);
+        assert!(
+            absent[0].missing.as_ref().unwrap().contains("No such file"),
+            "{:?}",
+            absent[0].missing
+        );
         assert_eq!(absent[0].text, "");
         // A pipe without a writer has nothing to say, and nobody waits for it.
         let pipe = dir.path().join("pipe");

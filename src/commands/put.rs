@@ -6,7 +6,6 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-
 use super::Puts;
 use crate::config::{Config, StoreUrl};
 use crate::control::{Prepared, prepare_store};
@@ -18,7 +17,8 @@ use crate::store::{Object, PutError, StoreSeed, classify};
 
 /// The rows of the store itself.
 pub(super) async fn store(config: &Config, put: bool) -> Vec<Finding> {
-    const NOT_TRIED: &str = "not tried: `millrace check --put` writes one probe object, and deletes it";
+    const NOT_TRIED: &str =
+        "not tried: `millrace check --put` writes one probe object, and deletes it";
     match &config.store {
         StoreUrl::Null => vec![Finding::ok("put", "null: keeps nothing, so nothing was written")],
         StoreUrl::File(_) | StoreUrl::S3 { .. } if !put => {
@@ -98,7 +98,8 @@ const DENIED: [&str; 4] = ["AccessDenied", "Forbidden", "AllAccessDisabled", "Un
 /// What would let the probe object in.
 fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> String {
     if !DENIED.contains(&&*error.code) && !error.code.contains("403") {
-        return "correct STORE or the settings named; README, \"S3\", says what a PUT carries".into();
+        return "correct STORE or the settings named; README, \"S3\", says what a PUT carries"
+            .into();
     }
     let mut permissions = vec!["s3:PutObject"];
     if config.s3.acl.is_some() {

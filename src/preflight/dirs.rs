@@ -43,7 +43,9 @@ pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
     let dir = &config.dead_letter_dir;
     let found = look(dir, mode, create_dir);
     let finding = match found.as_ref().ok().and_then(|found| free(&found.existing)) {
-        Some(free) if free < config.dead_letter_max => judge_room(dir, free, config.dead_letter_max),
+        Some(free) if free < config.dead_letter_max => {
+            judge_room(dir, free, config.dead_letter_max)
+        }
         _ => judge_dir(NAME, dir, &found),
     };
     [finding].into_iter().chain(exposed::dir(NAME, dir)).collect()
@@ -92,11 +94,7 @@ struct Found {
 }
 
 /// Whether `dir` can be written: tried at a start, which calls `make` first; otherwise asked.
-fn look(
-    dir: &Path,
-    mode: Mode,
-    make: impl Fn(&Path) -> io::Result<()>,
-) -> io::Result<Found> {
+fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<Found> {
     match mode {
         Mode::Start => {
             make(dir)?;
@@ -264,7 +262,9 @@ mod tests {
         let nowhere = root.path().join("link");
         std::os::unix::fs::symlink("no/such/place", &nowhere).unwrap();
         for mode in MODES {
-            for blocked in [file.clone(), file.join("below"), nowhere.clone(), nowhere.join("below")] {
+            for blocked in
+                [file.clone(), file.join("below"), nowhere.clone(), nowhere.join("below")]
+            {
                 let finding = store_dir(&blocked, mode);
                 assert_eq!(finding.level, Level::Fail, "{blocked:?}: {}", finding.detail);
                 let remedy = finding.remedy.unwrap();

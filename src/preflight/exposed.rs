@@ -1,8 +1,6 @@
 //! Directories and files that others than this user and root may write to, or read where they hold secrets. Warnings,
 //! for a host may have its reasons; each with the command that mends it.
 
-#![expect(clippy::disallowed_methods, reason = "runs before any executor")]
-
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

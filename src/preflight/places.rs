@@ -78,7 +78,8 @@ pub(super) fn config_file(config: &Config) -> Option<Finding> {
 
 /// What `MILLRACE_*` variables no setting has.
 pub fn environment(effective: &Effective) -> Option<Finding> {
-    let remedy = "correct or unset them; nothing, if Kubernetes adds them for a service of this name";
+    let remedy =
+        "correct or unset them; nothing, if Kubernetes adds them for a service of this name";
     Some(Finding::warn("environment", effective.unknown_names()?, remedy))
 }
 
@@ -95,7 +96,9 @@ pub(super) fn example_key(config: &Config) -> Finding {
         Some(end) if end.is_alphanumeric() => Finding::warn(
             "key",
             joined,
-            format!("STORE=s3://{bucket}/{prefix}/ makes it one; nothing, if names are to begin so"),
+            format!(
+                "STORE=s3://{bucket}/{prefix}/ makes it one; nothing, if names are to begin so"
+            ),
         ),
         // `logs-` is meant as it stands.
         Some(_) => Finding::ok("key", joined),
@@ -178,7 +181,8 @@ mod tests {
             assert!(detail.contains(&format!("called like {start}")), "{store}: {detail}");
             assert!(detail.contains("-n-0-0.json") && detail.contains(says), "{store}: {detail}");
         }
-        let template = "{date:%Y}/{field:/tenant|none}/{version}/{hash:2}-{unix_ms}-{node}-{core}-{seq}.{ext}";
+        let template =
+            "{date:%Y}/{field:/tenant|none}/{version}/{hash:2}-{unix_ms}-{node}-{core}-{seq}.{ext}";
         let more = [("KEY", template), ("OBJECT", "batch"), ("COMPRESSION", "zstd")];
         let detail = key("s3://bucket/x/", &more).detail;
         assert!(detail.contains("/none/unknown/") && detail.ends_with(".ndjson.zst"), "{detail}");

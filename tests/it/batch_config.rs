@@ -20,7 +20,8 @@ fn refused(cases: &[(&[(&str, &str)], &str)]) {
     for (settings, reason) in cases {
         let (status, text) = say(dir.path(), &[], settings);
         let (name, value) = settings[0];
-        let expected = format!("{name}={value:?} (environment variable MILLRACE_{name}): {reason}\n");
+        let expected =
+            format!("{name}={value:?} (environment variable MILLRACE_{name}): {reason}\n");
         assert_eq!((status, text), (Some(2), expected), "{settings:?}");
     }
     assert_eq!(dir.path().read_dir().unwrap().count(), 0, "a refused start changes nothing");

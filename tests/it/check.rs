@@ -152,7 +152,10 @@ fn a_key_that_may_only_read_is_refused_with_the_permission() {
         let (status, text) = check_bucket(&server, &["check", "--put"], &client);
         assert_eq!(status, Some(2), "{text}");
         assert!(text.contains("could not be written: AccessDenied: read only"), "{text}");
-        assert!(text.contains(&format!("allow s3:PutObject on arn:aws:s3:::{BUCKET}/p/*")), "{text}");
+        assert!(
+            text.contains(&format!("allow s3:PutObject on arn:aws:s3:::{BUCKET}/p/*")),
+            "{text}"
+        );
     }
 }
 
@@ -278,7 +281,8 @@ fn names_of_other_programs_are_not_shown_and_prefixed_ones_win() {
     let unknown = [("MILLRACE_PORT", "tcp://10.0.0.1:80"), ("MILLRACE_STOR", "null:")];
     let (status, text) = check(&["check"], &unknown);
     assert_eq!(status, Some(0), "{text}");
-    let said = "no setting has these names: MILLRACE_PORT, MILLRACE_STOR (did you mean MILLRACE_STORE?)";
+    let said =
+        "no setting has these names: MILLRACE_PORT, MILLRACE_STOR (did you mean MILLRACE_STORE?)";
     assert_eq!(text.matches(said).count(), 1, "{text}");
     assert!(text.lines().any(|line| line.starts_with("warn") && line.contains(said)), "{text}");
 }

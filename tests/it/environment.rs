@@ -33,7 +33,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "SSL_CERT_FILE",
     "RUST_LOG",
     "RUST_BACKTRACE",
-    "RUST_MIN_STACK",
     "NO_COLOR",
     "CLICOLOR_FORCE",
     "COLUMNS",
@@ -127,7 +126,9 @@ impl Bucket {
     fn check(&self, variables: &[(&str, &OsStr)], without: &[&str]) -> (Option<i32>, String) {
         let mut command = command(self.dir.path(), &["check"], &[]);
         command.envs(self.settings());
-        without.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in without {
+            command.env_remove(name);
+        }
         command.envs(variables.iter().copied());
         let output = command.output().unwrap();
         let text = [output.stdout, output.stderr].concat();
@@ -197,8 +198,8 @@ fn nonsense_and_bytes_are_refused_by_name() {
         let passed = bucket.passes_or_names(name, nonsense, &[]);
         let is_text = TEXTS.contains(&name) && !name.ends_with("_KEY") && !name.ends_with("_ID");
         // A token with a blank is none, an endpoint for all services counts only where there is none for S3.
-        let expected = is_text && name != "AWS_CONTAINER_AUTHORIZATION_TOKEN"
-            || name == "AWS_ENDPOINT_URL";
+        let expected =
+            is_text && name != "AWS_CONTAINER_AUTHORIZATION_TOKEN" || name == "AWS_ENDPOINT_URL";
         assert_eq!(passed, expected, "{name}");
         let two_lines = OsStr::new("two\nlines");
         assert!(!bucket.passes_or_names(name, two_lines, &[]), "{name} is one line");
@@ -259,7 +260,10 @@ fn shared_files_pass_or_are_named_with_the_entry() {
     let bad: [(&[u8], &str); 6] = [
         (b"[default]\nregion = us east\n", "region=\"us east\": give a region"),
         (b"[default]\nuse_fips_endpoint = maybe\n", "use_fips_endpoint=\"maybe\": give true"),
-        (b"[default]\nrole_arn = a\n  b\nsource_profile = default\n", "role_arn=\"a\\nb\": give one line"),
+        (
+            b"[default]\nrole_arn = a\n  b\nsource_profile = default\n",
+            "role_arn=\"a\\nb\": give one line",
+        ),
         (b"[default]\naws_access_key_id = a b\n", "aws_access_key_id: holds blanks"),
         (b"region = us-east-1\n", "on line 1: Expected a profile definition"),
         (b"[default]\nregion = \xff\n", "the file is not UTF-8"),
@@ -273,7 +277,8 @@ fn shared_files_pass_or_are_named_with_the_entry() {
         let (status, text) = bucket.check(&[(variable, bucket.dir.path().as_os_str())], &[]);
         assert_eq!(status, Some(2), "{text}");
         assert!(text.contains(variable) && text.contains("Is a directory"), "{text}");
-        let (status, text) = bucket.check(&[(variable, Path::new("/nonexistent").as_os_str())], &[]);
+        let (status, text) =
+            bucket.check(&[(variable, Path::new("/nonexistent").as_os_str())], &[]);
         assert_eq!(status, Some(0), "it may be mounted or not: {text}");
         assert!(text.contains(&format!("{variable} /nonexistent cannot be read")), "{text}");
     }
@@ -289,7 +294,8 @@ fn our_own_settings_that_are_not_utf8_are_refused_by_name() {
     let all: Vec<_> = names.iter().map(|name| (name.as_str(), bytes)).collect();
     let (bare, prefixed): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(name, _)| !name.starts_with("MILLRACE_"));
-    let own: Vec<String> = bucket.settings().iter().map(|(n, _)| n.to_str().unwrap().into()).collect();
+    let own: Vec<String> =
+        bucket.settings().iter().map(|(n, _)| n.to_str().unwrap().into()).collect();
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
     for names in [bare, prefixed] {
         let (status, text) = bucket.check(&names, &own);
