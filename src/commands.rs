@@ -1,6 +1,7 @@
 //! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
 
 pub mod out;
+mod put;
 pub mod spool;
 
 use std::cell::{Cell, RefCell};
@@ -21,15 +22,17 @@ use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
-/// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
+/// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.
+/// Nothing is changed, in the store either, unless `put`: then one probe object is written and deleted.
 ///
 /// # Errors
 /// Standard output takes no more.
-pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Result<Exit, String> {
-    findings.push(match prepare_store(config, config.spool.is_some()).await {
-        Ok(prepared) => prepared.finding,
-        Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
-    });
+pub async fn check(
+    config: &Config,
+    mut findings: Vec<Finding>,
+    put: bool,
+) -> Result<Exit, String> {
+    findings.extend(put::store(config, put).await);
     print_table(&findings)?;
     Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
 }
@@ -48,9 +51,14 @@ fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), St
     report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
 }
 
-fn open_letters(config: &Config) -> Result<DeadLetters, String> {
+/// `None` when there is no directory, so no letters: it is a server's to make.
+fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
     let directory = &config.dead_letter_dir;
+    if matches!(directory.try_exists(), Ok(false)) {
+        return Ok(None);
+    }
     DeadLetters::open(directory, config.dead_letter_max)
+        .map(Some)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))
 }
 
@@ -59,7 +67,10 @@ fn open_letters(config: &Config) -> Result<DeadLetters, String> {
 /// # Errors
 /// The directory cannot be read, or standard output takes no more.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
-    let dead = open_letters(config)?;
+    let Some(dead) = open_letters(config)? else {
+        print(|out| writeln!(out, "0 dead letters, 0 bytes"))?;
+        return Ok(Exit::Clean);
+    };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     let mut letters: Vec<Letter> = letters.into_iter().map(|(_, letter)| letter).collect();
     for stem in &bundles {
@@ -181,7 +192,10 @@ impl Puts {
 /// # Errors
 /// The directory or the store cannot be used at all, or another replay is under way.
 pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
-    let dead = open_letters(config)?;
+    let Some(dead) = open_letters(config)? else {
+        print(|out| writeln!(out, "0 of 0 dead letters stored in {}", config.store))?;
+        return Ok(Exit::Clean);
+    };
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
         return Err(format!("another replay of {} is under way", dead.directory().display()));

@@ -293,6 +293,7 @@ impl Server {
             store = %config.store,
             object = config.batch.as_ref().map_or("payload", |_| "batch"),
             node = %config.node_id,
+            example_key = %config.example_key(),
             workers_per_core = config.max_workers,
             queue_per_core = config.max_queue,
             queue_bytes_per_core = config.max_queue_bytes,

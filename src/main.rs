@@ -9,7 +9,7 @@ use millrace::cli::{self, Command, SpoolCommand};
 use millrace::config::{Config, Effective, Flags};
 use millrace::control::{self, Exit};
 use millrace::log::complain;
-use millrace::preflight::Finding;
+use millrace::preflight::{Finding, Mode};
 use millrace::reload::Reloader;
 use millrace::signals::{self, Signals};
 use millrace::{commands, preflight};
@@ -58,8 +58,8 @@ fn serve(
     signals: Signals,
     reloads: Receiver<()>,
 ) -> Result<Exit, String> {
-    let findings = preflight::for_serve(&config);
-    for finding in &findings {
+    let findings = preflight::run(&config, Mode::Start);
+    for finding in preflight::environment(&effective).iter().chain(&findings) {
         finding.log();
     }
     if preflight::failed(&findings) {
@@ -72,14 +72,15 @@ fn serve(
 fn run_command(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
     match command {
         Command::Serve => unreachable!("served above"),
-        Command::Check => {
+        Command::Check { put } => {
             let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
-            let findings: Vec<Finding> = set.chain(preflight::run(&config)).collect();
+            let set = set.chain(preflight::environment(effective));
+            let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Judge)).collect();
             if preflight::failed(&findings) {
                 commands::print_table(&findings)?;
                 return Ok(Exit::Refused);
             }
-            control::on_executor(commands::check(&config, findings))?
+            control::on_executor(commands::check(&config, findings, put))?
         }
         Command::DeadLetterLs => commands::list_letters(&config),
         Command::DeadLetterReplay { any_store } => {
@@ -96,7 +97,7 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
                 SpoolCommand::Verify => spool.verify(),
                 SpoolCommand::Export { all } => spool.export(all),
                 SpoolCommand::Replay => {
-                    let findings = preflight::for_spool_replay(&config);
+                    let findings = preflight::for_spool_replay(&config, Mode::Start);
                     if preflight::failed(&findings) {
                         return Err(preflight::table(&findings));
                     }

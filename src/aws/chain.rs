@@ -9,21 +9,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
-use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::ProviderChainError;
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::region::ProfileFileRegionProvider;
-use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::TimeSource;
+use aws_types::os_shim_internal::Env;
 use aws_types::service_config::ServiceConfigKey;
 use glommio::timer::Timer;
 
-use super::{AwsShared, Overrides, Place, StartError};
+use super::environment::{self, Variables};
+use super::{AwsShared, Overrides, Place, StartError, files, profile};
 use crate::deadline::within;
 use crate::store::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
 use crate::store::dial::{LinkError, Origin};
@@ -72,8 +70,7 @@ impl Chain {
     pub(super) async fn first(&self, bucket: &str) -> Result<First, StartError> {
         let deadline = Instant::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
-        let load = async { Ok(self.load(None).await) };
-        let config = within(START_TIMEOUT, load, || Err(late())).await?;
+        let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
         let place = place(&config, bucket)?;
         let provider = config.credentials_provider().ok_or_else(|| StartError::NoCredentials {
             profile: String::new(),
@@ -108,15 +105,20 @@ impl Chain {
             if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
                 continue;
             }
+            let mut renewed = Ok(());
             if asked {
                 // Providers remember the files they have read; what an operator replaced on
                 // disk since shows only to a new chain.
                 let region = Some(Region::new(shared.region().to_owned()));
-                if let Some(newer) = self.load(region).await.credentials_provider() {
-                    provider = newer;
-                }
+                renewed = self.load(region).await.map(|config| {
+                    provider = config.credentials_provider().unwrap_or_else(|| provider.clone());
+                });
             }
-            match fetch(&provider).await {
+            let fetched = match renewed {
+                Ok(()) => fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e))),
+                Err(error) => Err((error.to_string(), error)),
+            };
+            match fetched {
                 Ok(credentials) => {
                     failures = 0;
                     let stuck = asked && same(&credentials, &shared.keys().credentials);
@@ -124,56 +126,68 @@ impl Chain {
                     not_before = now + if stuck { STUCK_SPACING } else { ASKED_SPACING };
                     shared.publish(credentials, stuck);
                 }
-                Err(error) => {
-                    let why = with_sources(&error);
+                Err((why, error)) => {
                     failures += 1;
                     let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
                     not_before = now + jittered(wait.min(RETRY_MAX));
                     due = Some(not_before);
-                    shared.still_no_keys(&start_error(error));
+                    shared.still_no_keys(&error);
                     tracing::warn!(%why, failures, "AWS credentials could not be loaded");
                 }
             }
         }
     }
 
-    /// One run of `aws-config`. `region` is known after the first.
-    async fn load(&self, region: Option<Region>) -> SdkConfig {
+    /// One run of `aws-config`, on an environment and files that were looked at before. `region` is known after the
+    /// first.
+    ///
+    /// # Errors
+    /// A variable, file or entry that cannot be used, by name.
+    async fn load(&self, region: Option<Region>) -> Result<SdkConfig, StartError> {
+        let variables = environment::read(&|name| std::env::var_os(name))?;
+        let files = read_files(variables.clone()).await?;
+        if region.is_none() {
+            for missing in files.iter().filter_map(|file| file.missing.as_ref()) {
+                tracing::warn!("{missing}");
+            }
+        }
+        let env = Env::from(variables.clone());
+        let shared = profile::parse(&files, &variables, &env).await?;
         let http = GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT);
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http)
-            .sleep_impl(GlommioSleep);
-        let region = region.or_else(|| self.overrides.region.clone().map(Region::new));
-        loader = match region {
-            Some(region) => loader.region(region),
-            None => loader.region(self.region_chain()),
-        };
+            .sleep_impl(GlommioSleep)
+            // Given, it is not looked up: a mode or number of attempts that is none panics there.
+            .retry_config(RetryConfig::standard())
+            .env(env)
+            .profile_files(shared.files);
+        let endpoint_named = shared.names_endpoint || self.overrides.endpoint_url.is_some();
+        let told = region.or_else(|| self.overrides.region.clone().map(Region::new));
+        let told = told.or_else(|| shared.region.map(Region::new));
+        // Where nothing is told EC2's metadata service is asked, but not where an endpoint says that this is not AWS:
+        // there it would only time out.
+        match told {
+            Some(region) => loader = loader.region(region),
+            None if endpoint_named => loader = loader.region(Region::from_static(CUSTOM_REGION)),
+            None => {}
+        }
         if let Some(credentials) = &self.overrides.credentials {
             loader = loader.credentials_provider(credentials.clone());
         }
         if let Some(url) = &self.overrides.endpoint_url {
             loader = loader.endpoint_url(url);
         }
-        loader.load().await
+        Ok(loader.load().await)
     }
+}
 
-    /// Environment, profile, then EC2's metadata; the last is skipped where an endpoint says that
-    /// this is not AWS, for there it would only time out.
-    fn region_chain(&self) -> RegionProviderChain {
-        let told = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::builder().build());
-        let endpoint_named = self.overrides.endpoint_url.is_some()
-            || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-                .iter()
-                .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
-        if endpoint_named {
-            return told.or_else(Region::from_static(CUSTOM_REGION));
-        }
-        let config = ProviderConfig::without_region()
-            .with_http_client(GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT))
-            .with_sleep_impl(GlommioSleep);
-        told.or_else(ImdsRegionProvider::builder().configure(&config).build())
-    }
+/// Off the executor: a file may lie on a slow disk.
+async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, StartError> {
+    let read = move || {
+        let home = files::home(&|name| std::env::var_os(name));
+        files::read(&variables, home.as_deref())
+    };
+    glommio::executor().spawn_blocking(read).await
 }
 
 fn place(config: &SdkConfig, bucket: &str) -> Result<Place, StartError> {
@@ -238,7 +252,8 @@ fn jittered(wait: Duration) -> Duration {
 fn start_error(error: CredentialsError) -> StartError {
     let unreached = not_reached(&error);
     if let CredentialsError::CredentialsNotLoaded(_) = error {
-        let profile = std::env::var("AWS_PROFILE").map(|p| format!(" (AWS_PROFILE={p})"));
+        let profile = environment::path_variable("AWS_PROFILE");
+        let profile = profile.map(|name| format!(" (AWS_PROFILE={})", name.display()));
         return StartError::NoCredentials { profile: profile.unwrap_or_default(), unreached };
     }
     let why = with_sources(&error);
@@ -252,7 +267,9 @@ fn start_error(error: CredentialsError) -> StartError {
             return StartError::UnsupportedProfile { what };
         }
     }
-    StartError::Credentials { why, unreached }
+    let tokens = environment::read(&|name| std::env::var_os(name));
+    let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
+    StartError::Credentials { why: why + &tokens, unreached }
 }
 
 /// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata

@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 
+use super::layers::ENV_PREFIX;
+
 /// One setting: what it is called everywhere, what it is when nobody says anything, and what it means.
 #[derive(Debug)]
 pub struct Setting {
-    /// The environment name, `MAX_WORKERS`; the flag and the TOML key derive from it.
+    /// `MAX_WORKERS`; the environment's name, the flag and the TOML key derive from it.
     pub name: &'static str,
     /// Default as an operator would write it; empty for "not set".
     pub default: &'static str,
@@ -22,6 +24,11 @@ impl Setting {
     /// `max-workers`, the long flag without its dashes.
     pub fn flag(&self) -> String {
         self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// `MILLRACE_MAX_WORKERS`, the environment variable; [`Setting::name`] alone is read where that is not there.
+    pub fn env(&self) -> String {
+        format!("{ENV_PREFIX}{}", self.name)
     }
 
     /// `max_workers`, the key in the TOML file.
@@ -212,6 +219,7 @@ mod tests {
     fn names_are_unique_and_derive_flags_and_keys() {
         let s = setting("MAX_QUEUE_BYTES");
         assert_eq!((s.flag().as_str(), s.key().as_str()), ("max-queue-bytes", "max_queue_bytes"));
+        assert_eq!(s.env(), "MILLRACE_MAX_QUEUE_BYTES");
         let mut names: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
         names.sort_unstable();
         names.dedup();

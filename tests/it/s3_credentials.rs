@@ -289,6 +289,47 @@ fn a_corrected_credentials_file_is_taken_without_a_restart(client: S3Client) {
 
 #[test]
 #[ignore = "run in a child with an environment of its own"]
+fn child_outlives_a_file_that_is_no_text() {
+    on_executor(async {
+        let aws = from_environment().await.expect("a whole environment");
+        let store = store_of(&aws, 1);
+        let file = |name: &str| std::env::var(name).expect("given by the parent");
+        std::fs::write(file("AWS_SHARED_CREDENTIALS_FILE"), b"\xff\xfe").unwrap();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
+        assert_eq!(error.class, Class::StoreWide, "{error}");
+        // Longer than control takes to look; what it had stays.
+        Timer::new(Duration::from_millis(300)).await;
+        let shared = aws.shared();
+        assert_eq!(shared.keys().generation, 1);
+        std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
+        eventually("newer keys", || shared.keys().generation > 1).await;
+        store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
+    });
+}
+
+#[test]
+fn a_credentials_file_that_cannot_be_read_meanwhile_costs_nothing() {
+    let server = S3Server::start();
+    let pair = |key: &str| {
+        file(&format!(
+            "[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET_KEY}\n"
+        ))
+    };
+    let (wrong, corrected) = (pair("AKIDGONE"), pair(ACCESS_KEY));
+    run(
+        S3Client::Direct,
+        "child_outlives_a_file_that_is_no_text",
+        &[
+            ("AWS_SHARED_CREDENTIALS_FILE", wrong.path().to_str().unwrap()),
+            ("CORRECTED", corrected.path().to_str().unwrap()),
+            ("AWS_ENDPOINT_URL_S3", &server.url()),
+        ],
+    );
+    assert_eq!(server.objects().len(), 1);
+}
+
+#[test]
+#[ignore = "run in a child with an environment of its own"]
 fn child_keeps_putting_across_expiry() {
     on_executor(async {
         let aws = from_environment().await.expect("a whole environment");

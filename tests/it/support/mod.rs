@@ -55,11 +55,17 @@ impl Stopped {
     }
 }
 
-/// The binary with a clean environment but for `settings`, run in `dir`.
+/// The binary with a clean environment but for `settings`, run in `dir`. Settings of millrace's own get their prefix.
 pub fn command(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.current_dir(dir).args(args).env_clear().env("RUST_BACKTRACE", "0");
-    command.envs(settings.iter().copied()).stdin(Stdio::null());
+    for (name, value) in settings {
+        match millrace::config::SETTINGS.iter().find(|s| s.name == *name) {
+            Some(setting) => command.env(setting.env(), value),
+            None => command.env(name, value),
+        };
+    }
+    command.stdin(Stdio::null());
     command
 }
 
