@@ -238,6 +238,18 @@ fn nothing_in_the_credential_chain_panics() {
 }
 
 #[test]
+fn a_bundle_of_roots_is_unset_when_blank_and_named_when_it_is_none() {
+    let bucket = Bucket::new();
+    for blank in ["", " ", "\r\n"] {
+        assert!(bucket.passes_or_names("AWS_CA_BUNDLE", OsStr::new(blank), &[]), "{blank:?}");
+    }
+    let config = bucket.dir.path().join("config");
+    for none in [OsStr::new("no such file"), OsStr::from_bytes(NOT_UTF8), config.as_os_str()] {
+        assert!(!bucket.passes_or_names("AWS_CA_BUNDLE", none, &[]), "{none:?}");
+    }
+}
+
+#[test]
 fn shared_files_pass_or_are_named_with_the_entry() {
     let bucket = Bucket::new();
     let path = bucket.dir.path().join("shared");
