@@ -11,7 +11,32 @@ use millrace::{commands, preflight};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Stack of the thread that everything but the cores runs on: what `RLIMIT_STACK` mostly gives the main thread.
+const STACK_BYTES: usize = 8 << 20;
+
+/// All work is done on a thread whose stack has a size of our choice: the main thread has what `RLIMIT_STACK` says, and
+/// 64 KiB of it would not do.
 fn main() -> ExitCode {
+    let main = std::thread::Builder::new().name("millrace-control".to_owned());
+    let ended = match main.stack_size(STACK_BYTES).spawn(start) {
+        Ok(main) => main.join(),
+        Err(error) => {
+            eprintln!("{}", preflight::thread_refused(&error));
+            return ExitCode::from(Exit::Refused as u8);
+        }
+    };
+    // It has said why.
+    ended.unwrap_or_else(|_panic| ExitCode::from(PANICKED))
+}
+
+/// The exit status of a process whose main thread panics.
+const PANICKED: u8 = 101;
+
+fn start() -> ExitCode {
+    if let Err(error) = preflight::survive_signals() {
+        eprintln!("signal handlers: {error}");
+        return ExitCode::from(Exit::Refused as u8);
+    }
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let (config, effective) = match Config::load(&invocation.flags) {
         Ok(loaded) => loaded,

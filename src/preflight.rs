@@ -9,8 +9,15 @@ use std::fmt::Write as _;
 use crate::config::Config;
 use crate::limits::Limits;
 
+mod device;
 mod host;
 mod places;
+mod rlimits;
+mod threads;
+
+pub use host::descriptors;
+pub use rlimits::survive_signals;
+pub use threads::refused as thread_refused;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +96,7 @@ pub fn for_replay(config: &Config) -> Vec<Finding> {
 /// What `spool replay` needs: the same without a place for dead letters.
 pub fn for_spool_replay(config: &Config) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
+    findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
     findings.extend(places::store(config));
     findings
 }
@@ -121,6 +129,17 @@ fn gamble(config: &Config) -> Option<Finding> {
     let faults = config.faults.as_ref()?;
     let detail = format!("{faults:?} makes the store fail on purpose");
     Some(Finding::warn("FAULTS", detail, "unset FAULTS outside tests and game days"))
+}
+
+/// Asserts of a verdict what it is and what it says.
+#[cfg(test)]
+#[track_caller]
+fn expect(finding: Finding, level: Level, needles: &[&str]) {
+    let text = format!("{} {}", finding.detail, finding.remedy.as_deref().unwrap_or(""));
+    assert_eq!(finding.level, level, "{text}");
+    for needle in needles {
+        assert!(text.contains(needle), "{needle} in: {text}");
+    }
 }
 
 #[cfg(test)]
