@@ -1,5 +1,6 @@
 //! Arguments → configuration → host checks → control executor → exit status; nothing else.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use millrace::cli::{self, Command, SpoolCommand};
@@ -20,8 +21,9 @@ fn main() -> ExitCode {
     let main = std::thread::Builder::new().name("millrace-control".to_owned());
     let ended = match main.stack_size(STACK_BYTES).spawn(start) {
         Ok(main) => main.join(),
-        Err(error) => {
-            eprintln!("{}", preflight::thread_refused(&error));
+        // Always for the same reason, which names no limit.
+        Err(_) => {
+            let _nobody_reads_it = writeln!(std::io::stderr(), "{}", preflight::no_threads());
             return ExitCode::from(Exit::Refused as u8);
         }
     };
@@ -34,7 +36,7 @@ const PANICKED: u8 = 101;
 
 fn start() -> ExitCode {
     if let Err(error) = preflight::survive_signals() {
-        eprintln!("signal handlers: {error}");
+        let _nobody_reads_it = writeln!(std::io::stderr(), "signal handlers: {error}");
         return ExitCode::from(Exit::Refused as u8);
     }
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());

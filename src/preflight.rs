@@ -17,7 +17,7 @@ mod threads;
 
 pub use host::descriptors;
 pub use rlimits::survive_signals;
-pub use threads::refused as thread_refused;
+pub use threads::not_even_one as no_threads;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -25,19 +25,19 @@ pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
     let ram = rustix::system::sysinfo();
     let ram_bytes = ram.totalram.saturating_mul(ram.mem_unit.into());
     let memory_max = cgroup_least("memory", "memory.max", |text| text.trim().parse::<u64>().ok());
-    let mut findings = vec![
+    let mut findings = rlimits::findings(limits);
+    findings.extend([
         judge_kernel(&release),
         judge_memlock(memlock, limits.memlock_bytes, limits.memlock_least),
-        // Only the kernel knows whether seccomp, a sysctl or a security module lets io_uring through. Not by way of glommio,
-        // which panics on a refusal and keeps the reason to itself.
-        judge_io_uring(net::probe(), disabled.trim()),
         judge_files(&files, wanted, limits.connections),
         judge_cores(&config.cores, cgroup_least("cpu", "cpu.max", parse_cpu_max)),
         judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
-    ];
-    findings.extend(rlimits::findings(limits));
-    // Threads need address space, and a refusal for lack of it says nothing about them.
+    ]);
+    // For lack of room or of descriptors all that follows would be refused, and give other reasons.
     if !super::failed(&findings) {
+        // Only the kernel knows whether seccomp, a sysctl or a security module lets io_uring through. Not by way of glommio,
+        // which panics on a refusal and keeps the reason to itself.
+        findings.push(judge_io_uring(net::probe(), disabled.trim()));
         findings.extend(threads::findings(&config.cores, limits));
     }
     findings

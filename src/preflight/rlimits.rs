@@ -77,11 +77,11 @@ fn judge_space(limits: [(&str, Option<u64>); 2], room: io::Result<()>, wanted: u
     match room {
         Ok(()) if set.is_empty() => Finding::ok(name, "unlimited"),
         Ok(()) => Finding::ok(name, format!("{}, {wanted} wanted", set.join(", "))),
-        Err(error) => Finding::fail(
+        Err(_no_memory) => Finding::fail(
             name,
             format!(
-                "{}, which leaves less than the {wanted} wanted when every limit is reached \
-                 ({error}); a process that gets none is aborted",
+                "{}, of which less than the {wanted} is left that is wanted when every limit is \
+                 reached; a process that gets no more is aborted",
                 set.join(", ")
             ),
             "ulimit -v unlimited -d unlimited; systemd LimitAS=infinity LimitDATA=infinity; or lower \

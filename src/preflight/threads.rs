@@ -22,21 +22,22 @@ const RUNNING: usize = 3;
 pub(super) fn findings(cores: &[usize], limits: &Limits) -> Vec<Finding> {
     let wanted = limits.threads.saturating_sub(RUNNING);
     let mut started = start_at_once(wanted);
-    if started.0 < wanted {
+    if started < wanted {
         raise_fully(Resource::Nproc);
         started = start_at_once(wanted);
     }
-    let (started, refused) = started;
-    let threads = judge_threads(started, wanted, cores.len(), refused, &Bounds::read());
+    if started < wanted {
+        return vec![too_few(started, wanted, cores, &Bounds::read())];
+    }
+    let threads = Finding::ok("threads", format!("{wanted} more can be started"));
     let pinned = judge_pins(cores.iter().map(|core| (*core, pin_for_a_moment(*core))));
     [threads].into_iter().chain(pinned).collect()
 }
 
-/// Has up to `wanted` threads run at once: how many came, and why not all.
-fn start_at_once(wanted: usize) -> (usize, Option<io::Error>) {
+/// Has up to `wanted` threads run at once: how many came. The kernel's reason is always the same, `EAGAIN`.
+fn start_at_once(wanted: usize) -> usize {
     let done = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
-    let mut refused = None;
     for _ in 0..wanted {
         let done = done.clone();
         let wait = move || {
@@ -44,13 +45,8 @@ fn start_at_once(wanted: usize) -> (usize, Option<io::Error>) {
                 park();
             }
         };
-        match Builder::new().stack_size(STACK_BYTES).spawn(wait) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                refused = Some(error);
-                break;
-            }
-        }
+        let Ok(thread) = Builder::new().stack_size(STACK_BYTES).spawn(wait) else { break };
+        threads.push(thread);
     }
     let started = threads.len();
     done.store(true, Ordering::Release);
@@ -58,7 +54,7 @@ fn start_at_once(wanted: usize) -> (usize, Option<io::Error>) {
         thread.thread().unpark();
         let _it_cannot_panic = thread.join();
     }
-    (started, refused)
+    started
 }
 
 fn pin_for_a_moment(core: usize) -> io::Result<()> {
@@ -77,52 +73,60 @@ struct Bounds {
 
 impl Bounds {
     fn read() -> Bounds {
+        let user = getuid();
         Bounds {
-            user: getuid().as_raw(),
-            nproc: getrlimit(Resource::Nproc).current,
+            user: user.as_raw(),
+            // Root's threads are not limited by it.
+            nproc: getrlimit(Resource::Nproc).current.filter(|_| !user.is_root()),
             pids_max: cgroup_least("pids", "pids.max", |text| text.trim().parse().ok()),
             threads_max: proc_number("/proc/sys/kernel/threads-max"),
             space: space_limits(),
         }
     }
 
-    /// `RLIMIT_NPROC 8 for all processes of user 61234, pids.max 20 of its cgroup`.
+    /// `RLIMIT_NPROC is 8 for all threads of user 61234, pids.max of its cgroup is 20`.
     fn named(&self) -> String {
-        let nproc = self
-            .nproc
-            .map(|limit| format!("RLIMIT_NPROC {limit} for all threads of user {}", self.user));
-        let pids = self.pids_max.map(|limit| format!("pids.max {limit} of its cgroup"));
-        let all = self.threads_max.map(|limit| format!("kernel.threads-max {limit} for this host"));
-        let all: Vec<String> =
-            nproc.into_iter().chain(pids).chain(all).chain(self.space.clone()).collect();
+        let user = self.user;
+        let named =
+            |text: String, limit: Option<u64>| limit.map(|limit| format!("{text} is {limit}"));
+        let all: Vec<String> = [
+            named(format!("RLIMIT_NPROC for all threads of user {user}"), self.nproc),
+            named("pids.max of the cgroup".to_owned(), self.pids_max),
+            named("kernel.threads-max for all of this host".to_owned(), self.threads_max),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.space.clone())
+        .collect();
         if all.is_empty() { "no limit is known".to_owned() } else { all.join(", ") }
+    }
+
+    /// How `missing` more are allowed.
+    fn remedy(&self, missing: u64) -> String {
+        let nproc = self.nproc.map(|limit| {
+            let enough = limit + missing;
+            format!(
+                "ulimit -u {enough} (hard limit: /etc/security/limits.conf); systemd LimitNPROC={enough}; "
+            )
+        });
+        let pids = self.pids_max.map(|limit| {
+            let enough = limit + missing;
+            format!("systemd TasksMax={enough}; docker run --pids-limit {enough}; ")
+        });
+        format!("{}{}or fewer CORES", nproc.unwrap_or_default(), pids.unwrap_or_default())
     }
 }
 
-fn judge_threads(
-    started: usize,
-    wanted: usize,
-    cores: usize,
-    refused: Option<io::Error>,
-    bounds: &Bounds,
-) -> Finding {
-    let Some(error) = refused else {
-        return Finding::ok("threads", format!("{wanted} more can be started"));
-    };
-    let missing = (wanted - started) as u64;
-    let nproc = bounds.nproc.map_or("unlimited".to_owned(), |limit| (limit + missing).to_string());
-    let pids = bounds.pids_max.map_or("infinity".to_owned(), |limit| (limit + missing).to_string());
+fn too_few(started: usize, wanted: usize, cores: &[usize], bounds: &Bounds) -> Finding {
     Finding::fail(
         "threads",
         format!(
-            "only {started} of {wanted} more threads can be started, which {cores} cores, control and the kernel's \
-             I/O workers need ({error}); what limits them: {}",
+            "only {started} of the {wanted} more that cores {}, control and the kernel's I/O workers need can be \
+             started; {}",
+            core_list(cores),
             bounds.named()
         ),
-        format!(
-            "ulimit -u {nproc} (hard limit: /etc/security/limits.conf); systemd LimitNPROC={nproc} TasksMax={pids}; \
-             docker run --pids-limit {pids}; or fewer CORES"
-        ),
+        bounds.remedy((wanted - started) as u64),
     )
 }
 
@@ -139,12 +143,13 @@ fn judge_pins(outcomes: impl Iterator<Item = (usize, io::Result<()>)>) -> Option
     ))
 }
 
-/// One sentence on a thread that could not be started.
-pub fn refused(error: &io::Error) -> String {
+/// One sentence for a process that could not start its first thread.
+pub fn not_even_one() -> String {
+    let bounds = Bounds::read();
     format!(
-        "not even one thread can be started ({error}); what limits them: {}; raise it (ulimit -u, -v; systemd \
-         LimitNPROC, TasksMax, LimitAS; docker run --pids-limit)",
-        Bounds::read().named()
+        "threads: not even one can be started; {}; mend: {}",
+        bounds.named(),
+        bounds.remedy(RUNNING as u64)
     )
 }
 
@@ -159,33 +164,31 @@ mod tests {
 
     #[test]
     fn a_refusal_names_every_limit_its_value_and_what_is_needed() {
-        let again = || Some(io::Error::from_raw_os_error(libc::EAGAIN));
-        expect(judge_threads(14, 14, 2, None, &bounds(None, None)), Level::Ok, &["14"]);
+        let judge = |started, bounds| too_few(started, 14, &[0, 1], &bounds);
         expect(
-            judge_threads(5, 14, 2, again(), &bounds(Some(8), None)),
+            judge(5, bounds(Some(8), None)),
             Level::Fail,
             &[
-                "only 5 of 14",
-                "2 cores",
-                "RLIMIT_NPROC 8",
-                "user 7",
+                "only 5 of the 14",
+                "0-1",
+                "RLIMIT_NPROC",
+                "user 7 is 8",
                 "ulimit -u 17",
                 "LimitNPROC=17",
             ],
         );
         expect(
-            judge_threads(5, 14, 2, again(), &bounds(None, Some(20))),
+            judge(5, bounds(None, Some(20))),
             Level::Fail,
-            &["pids.max 20", "TasksMax=29", "--pids-limit 29"],
+            &["pids.max of the cgroup is 20", "TasksMax=29", "--pids-limit 29", "CORES"],
         );
         let space = Bounds { space: vec!["RLIMIT_AS 1.0 GiB".into()], ..bounds(None, None) };
-        expect(judge_threads(0, 1, 1, again(), &space), Level::Fail, &["RLIMIT_AS 1.0 GiB"]);
+        expect(judge(0, space), Level::Fail, &["RLIMIT_AS 1.0 GiB"]);
     }
 
     #[test]
     fn threads_are_started_and_end() {
-        assert!(matches!(start_at_once(5), (5, None)));
-        assert!(matches!(start_at_once(0), (0, None)));
+        assert_eq!((start_at_once(5), start_at_once(0)), (5, 0));
     }
 
     #[test]

@@ -33,7 +33,9 @@ mod drain;
 mod early_answers;
 mod faults;
 mod framing;
+mod host;
 mod limits;
+mod pauses;
 mod smoke;
 mod spool;
 mod spool_commands;
@@ -41,6 +43,7 @@ mod spool_crash;
 mod spool_disk;
 mod spool_outage;
 mod start;
+mod stop_times;
 
 mod s3_answers;
 mod s3_credentials;
