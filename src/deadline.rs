@@ -42,10 +42,10 @@ const LOOKS: usize = 3;
 
 /// Takes in what the kernel has for the sockets of this executor, and lets those run who wait for it.
 pub async fn take_in_arrived() {
-    match Net::of_this_executor() {
-        Some(net) => net.hand_over().await,
-        None => future::yield_now().await,
+    if let Some(net) = Net::of_this_executor() {
+        net.hand_over().await;
     }
+    future::yield_now().await;
 }
 
 /// What `work` gives, or `late` once `limit` has passed: for a schedule of our own, which no pause makes longer.

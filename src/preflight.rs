@@ -2,7 +2,7 @@
 //!
 //! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
 //! tested on any machine. Nothing is changed but soft resource limits (raised towards the hard ones), missing
-//! directories (made), and a probe file in each (removed).
+//! directories (made), and a probe file in each (removed). Threads are started for a moment, to see whether they can be.
 
 use std::fmt::Write as _;
 
