@@ -27,11 +27,7 @@ use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 ///
 /// # Errors
 /// Standard output takes no more.
-pub async fn check(
-    config: &Config,
-    mut findings: Vec<Finding>,
-    put: bool,
-) -> Result<Exit, String> {
+pub async fn check(config: &Config, mut findings: Vec<Finding>, put: bool) -> Result<Exit, String> {
     findings.extend(put::store(config, put).await);
     print_table(&findings)?;
     Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })

@@ -15,18 +15,19 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use glommio::timer::sleep;
-use glommio::{CpuSet, LocalExecutorBuilder, Placement, PoolPlacement};
+use glommio::{LocalExecutorBuilder, Placement};
 use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
-use crate::deadline::{stay_awake, within};
+use crate::deadline::{stay_awake, strictly_within};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
+use crate::preflight;
 use crate::reload::Reloader;
 use crate::shard::{self, Setup};
 use crate::signals::Signals;
@@ -103,7 +104,7 @@ struct Server {
 async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Result<Server, String> {
     let epoch = Instant::now();
     let config = Arc::new(config);
-    let limits = Limits::new(&config);
+    let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let tokens = match &config.tokens_file {
         Some(path) => {
@@ -178,7 +179,6 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
             spool: spools
                 .as_ref()
                 .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
-            blocking: blocking_placement(&spare),
             spare_cpus: spare.clone(),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
@@ -204,16 +204,6 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
 fn spare_cpus(cores: &[usize]) -> Vec<usize> {
     let allowed = core_affinity::get_core_ids().unwrap_or_default();
     allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect()
-}
-
-/// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
-fn blocking_placement(spare: &[usize]) -> PoolPlacement {
-    match CpuSet::online() {
-        Ok(online) if !spare.is_empty() => {
-            PoolPlacement::Fenced(1, online.filter(|cpu| spare.contains(&cpu.cpu)))
-        }
-        _ => PoolPlacement::Unbound(1),
-    }
 }
 
 /// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
@@ -298,7 +288,7 @@ impl Server {
             queue_per_core = config.max_queue,
             queue_bytes_per_core = config.max_queue_bytes,
             body_bytes_per_core = config.max_body_bytes,
-            connections_per_core = config.max_connections,
+            connections_per_core = self.limits.connections,
             started_in_ms = epoch.elapsed().as_millis() as u64,
             ack = config.ack.name(),
             spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
@@ -351,7 +341,7 @@ impl Server {
     /// The next event, or `None` at `deadline`.
     async fn next_event(&self, deadline: Instant) -> Option<Event> {
         let left = deadline.saturating_duration_since(Instant::now());
-        within(left, async { Some(self.events.next().await) }, || None).await
+        strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }
 
     /// One byte to every core: the first means serve, the second drain, the third hurry.

@@ -10,7 +10,7 @@ use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::deadletter::Letter;
-use crate::deadline::within;
+use crate::deadline::strictly_within;
 use crate::job::Job;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
@@ -22,7 +22,10 @@ use crate::worker::{InHand, lose};
 pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
     let started = Instant::now();
     core.cells.set_state(CoreState::Draining);
+    core.drain_began.set(Some(started));
     core.draining.set();
+    // Idle connections have their lame-duck time from now on.
+    core.conns.wake_all();
     if let Some(spool) = &core.spool {
         spool.stop_reading();
     }
@@ -57,7 +60,7 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let mut rest = take_rest(core);
     if let Some(spool) = &core.spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
-        within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
+        strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
     }
     bury(core, rest, write_until);
 }

@@ -17,7 +17,29 @@ use millrace::{commands, preflight};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Stack of the thread that everything but the cores runs on: what `RLIMIT_STACK` mostly gives the main thread.
+const STACK_BYTES: usize = 8 << 20;
+
+/// All work is done on a thread whose stack has a size of our choice: the main thread has what `RLIMIT_STACK` says, and
+/// 64 KiB of it would not do.
 fn main() -> ExitCode {
+    let main = std::thread::Builder::new().name("millrace-control".to_owned());
+    let ended = match main.stack_size(STACK_BYTES).spawn(start) {
+        Ok(main) => main.join(),
+        // Always for the same reason, which names no limit.
+        Err(_) => {
+            complain(preflight::no_threads());
+            return ExitCode::from(Exit::Refused as u8);
+        }
+    };
+    // It has said why.
+    ended.unwrap_or_else(|_panic| ExitCode::from(PANICKED))
+}
+
+/// The exit status of a process whose main thread panics.
+const PANICKED: u8 = 101;
+
+fn start() -> ExitCode {
     let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let exit = run(invocation.command, invocation.flags).unwrap_or_else(|error| {
         complain(error);

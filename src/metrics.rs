@@ -177,6 +177,8 @@ pub struct CoreCells {
     pub conn_panics: Cell64,
     pub worker_panics: Cell64,
     pub connections: Cell64,
+    /// Set once: `MAX_CONNECTIONS`, or what there are descriptors for.
+    pub connections_max: Cell64,
     pub body_bytes: Cell64,
     pub ring_depth: Cell64,
     pub ring_bytes: Cell64,
@@ -349,8 +351,11 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 18] = [
+const GAUGES: [(&str, &str, Read); 19] = [
     ("connections", "Open connections", |c| c.connections.value()),
+    ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
+        c.connections_max.value()
+    }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
     ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),

@@ -3,7 +3,7 @@
 //! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
 //! tested on any machine. Before a start ([`Mode::Start`]) soft resource limits are raised towards the hard ones,
 //! missing directories made, and a probe file written to each and removed. `check` ([`Mode::Judge`]) changes nothing
-//! but its own process's limits.
+//! but its own process's limits. Threads are started for a moment, to see whether they can be.
 
 use std::fmt::Write as _;
 use std::io;
@@ -12,10 +12,16 @@ use std::net::SocketAddr;
 use crate::config::Config;
 use crate::limits::Limits;
 
+mod device;
 mod dirs;
 mod exposed;
 mod host;
 mod places;
+mod rlimits;
+mod threads;
+
+pub use host::descriptors;
+pub use threads::not_even_one as no_threads;
 
 pub use places::environment;
 
@@ -115,6 +121,7 @@ pub fn for_replay(config: &Config) -> Vec<Finding> {
 /// What `spool replay` needs: the same without a place for dead letters.
 pub fn for_spool_replay(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
+    findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
     findings.extend(dirs::store(config, mode));
     findings
 }
@@ -147,6 +154,17 @@ fn gamble(config: &Config) -> Option<Finding> {
     let faults = config.faults.as_ref()?;
     let detail = format!("{faults:?} makes the store fail on purpose");
     Some(Finding::warn("FAULTS", detail, "unset FAULTS outside tests and game days"))
+}
+
+/// Asserts of a verdict what it is and what it says.
+#[cfg(test)]
+#[track_caller]
+fn expect(finding: Finding, level: Level, needles: &[&str]) {
+    let text = format!("{} {}", finding.detail, finding.remedy.as_deref().unwrap_or(""));
+    assert_eq!(finding.level, level, "{text}");
+    for needle in needles {
+        assert!(text.contains(needle), "{needle} in: {text}");
+    }
 }
 
 #[cfg(test)]

@@ -67,9 +67,11 @@ const STARTING: u8 = 0;
 const SERVING: u8 = 1;
 const ENDING: u8 = 2;
 
-/// Of a command that ends by itself: signals end it as usual, but a write beyond the file size limit is an error.
+/// Of a command that ends by itself: signals end it as usual, but a write beyond the file size limit is an error, and a
+/// soft limit on CPU time a finding of the preflight.
 pub fn for_command() {
     ignore(libc::SIGXFSZ);
+    ignore(libc::SIGXCPU);
 }
 
 /// Puts the handlers of a server in place; the receiver gets SIGHUPs, of which at most one waits: what a reload reads is

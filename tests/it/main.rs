@@ -35,7 +35,9 @@ mod early_answers;
 mod environment;
 mod faults;
 mod framing;
+mod host;
 mod limits;
+mod pauses;
 mod profiles;
 mod smoke;
 mod spool;
@@ -44,6 +46,7 @@ mod spool_crash;
 mod spool_disk;
 mod spool_outage;
 mod start;
+mod stop_times;
 
 mod s3_answers;
 mod s3_credentials;
