@@ -57,17 +57,26 @@ impl fmt::Display for Class {
 
 /// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`, …).
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{code}: {message}")]
+#[error("{code}: {message}{}", in_brackets(request_ids.as_deref()))]
 pub struct PutError {
     pub class: Class,
     pub code: String,
     pub message: String,
+    /// By which the store's support finds the request, `name value` each; `None` where the store gave none.
+    pub request_ids: Option<Box<str>>,
+    /// What an operator can do about it; empty where nothing is known to help, or nothing is needed.
+    pub remedy: &'static str,
 }
 
 impl PutError {
     pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
-        PutError { class, code: code.into(), message: message.into() }
+        let (code, message) = (code.into(), message.into());
+        PutError { class, code, message, request_ids: None, remedy: "" }
     }
+}
+
+fn in_brackets(ids: Option<&str>) -> String {
+    ids.map(|ids| format!(" ({ids})")).unwrap_or_default()
 }
 
 /// One core's way to where payloads go. Keys are relative to the store's own prefix.

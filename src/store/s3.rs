@@ -23,7 +23,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::account::{Account, Refusal, unanswered};
+use super::account::{Account, Refusal, request_ids, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep};
 use super::dial::Dialer;
 use super::pool::Pool;
@@ -139,6 +139,10 @@ impl S3Store {
             code: error.code(),
             message: error.message(),
             date: answer.headers().get("date"),
+            request_ids: request_ids(
+                |name| answer.headers().get(name),
+                answer.body().bytes().unwrap_or_default(),
+            ),
         };
         self.account.refused(&refusal, generation)
     }
