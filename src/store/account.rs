@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use aws_smithy_async::time::TimeSource;
 
+use super::classify::Cause;
 use super::clock::ClockOffset;
 use super::dial::{LinkError, Origin};
-use super::keys::SnapshotKeys;
-use super::classify::Cause;
 use super::direct::{ErrorDocument, error_document};
+use super::keys::SnapshotKeys;
 use super::{Class, PutError, classify, connector};
 use crate::aws::{AwsShared, Keys};
 
@@ -27,6 +27,7 @@ pub(crate) struct Refusal<'a> {
     pub(crate) code: Option<&'a str>,
     pub(crate) message: Option<&'a str>,
     pub(crate) date: Option<&'a str>,
+    pub(crate) body: &'a [u8],
     /// See [`request_ids`].
     pub(crate) request_ids: Option<Box<str>>,
 }
@@ -76,7 +77,8 @@ impl Account {
     /// The worker's view of `refusal`, the answer to a request signed with credentials of
     /// `generation`.
     pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> Result<(), PutError> {
-        let (code, message) = (refusal.code.unwrap_or_default(), refusal.message.unwrap_or_default());
+        let code = refusal.code.unwrap_or_default();
+        let message = refusal.message.or_else(|| json_text(refusal.body)).unwrap_or_default();
         // No two payloads share a key, so what is there already is this one. Without `S3_IF_NONE_MATCH` no condition
         // was sent, and such an answer says something else.
         let conditional = self.shared.target().options.if_none_match;
@@ -84,7 +86,7 @@ impl Account {
             return Ok(());
         }
         let cause = Cause::of(refusal.status, code, message);
-        let mut error = classify::reply_error(refusal.status, refusal.code, refusal.message);
+        let mut error = classify::reply_error(refusal.status, code, message);
         error.request_ids = refusal.request_ids.clone();
         if cause == Cause::Clock || self.clock.is_shifted() {
             self.clock.take(refusal.date);
@@ -97,6 +99,12 @@ impl Account {
         }
         Err(error)
     }
+}
+
+/// A body of JSON, which S3 never sends: that of another API of the same provider, as at B2, Cloudflare and Google, or
+/// of a gateway. It says more than the status.
+fn json_text(body: &[u8]) -> Option<&str> {
+    std::str::from_utf8(body).ok().filter(|text| text.trim_start().starts_with('{'))
 }
 
 /// Headers by which a store's support finds a request: S3's two, as MinIO, Ceph, B2 and Wasabi send them too, then

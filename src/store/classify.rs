@@ -61,8 +61,7 @@ impl Cause {
     /// Of an answer: `status` as it came, `code` and `message` from the error's body, empty if it had none.
     pub fn of(status: u16, code: &str, message: &str) -> Cause {
         let message = message.to_ascii_lowercase();
-        let fits =
-            |words: &&words::Words| words.code == code && message.contains(words.message);
+        let fits = |words: &&words::Words| words.code == code && message.contains(words.message);
         match words::WORDS.iter().find(fits) {
             Some(words) => words.cause,
             // A key service that is down or slow is no reason to wait for an operator, its refusals are.
@@ -173,12 +172,11 @@ pub fn link(error: &LinkError) -> (Class, &'static str) {
     }
 }
 
-/// The error a worker sees for an answer of the store. `message` is the store's own.
-pub fn reply_error(status: u16, code: Option<&str>, message: Option<&str>) -> PutError {
-    let code = code.unwrap_or_default();
-    let cause = Cause::of(status, code, message.unwrap_or_default());
+/// The error a worker sees for an answer of the store. `code` and `message` are the store's own, empty if it gave none.
+pub fn reply_error(status: u16, code: &str, message: &str) -> PutError {
+    let cause = Cause::of(status, code, message);
     let shown = if code.is_empty() { format!("Http{status}") } else { bounded(code) };
-    let message = match message.unwrap_or_default() {
+    let message = match message {
         "" => format!("the store answered {status}"),
         message => bounded(message),
     };

@@ -204,6 +204,7 @@ impl DirectStore {
             code: said.code.as_deref(),
             message: said.message.as_deref(),
             date: reply.header("date"),
+            body: reply.body,
             request_ids: request_ids(|name| reply.header(name), reply.body),
         };
         self.account.refused(&refusal, generation)

@@ -134,15 +134,14 @@ impl S3Store {
         generation: u64,
     ) -> Result<(), PutError> {
         let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
+        let body = answer.body().bytes().unwrap_or_default();
         let refusal = Refusal {
             status: answer.status().as_u16(),
             code: error.code(),
             message: error.message(),
             date: answer.headers().get("date"),
-            request_ids: request_ids(
-                |name| answer.headers().get(name),
-                answer.body().bytes().unwrap_or_default(),
-            ),
+            body,
+            request_ids: request_ids(|name| answer.headers().get(name), body),
         };
         self.account.refused(&refusal, generation)
     }

@@ -328,8 +328,7 @@ struct Head {
 
 impl Head {
     fn of(answer: &httparse::Response<'_, '_>) -> Result<Head, Malformed> {
-        let mut head =
-            Head { length: None, chunked: false, keep_alive: answer.version == Some(1) };
+        let mut head = Head { length: None, chunked: false, keep_alive: answer.version == Some(1) };
         for header in answer.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             // By length first: most headers are none of these.

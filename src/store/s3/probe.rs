@@ -151,7 +151,8 @@ impl S3Store {
 
     /// Whether the store found the time wrong and said its own, which is then used from now on.
     fn took_time(&self, error: &ListError) -> bool {
-        let (code, message) = (error.code().unwrap_or_default(), error.message().unwrap_or_default());
+        let (code, message) =
+            (error.code().unwrap_or_default(), error.message().unwrap_or_default());
         let skewed = error.raw_response().is_some_and(|answer| {
             Cause::of(answer.status().as_u16(), code, message) == Cause::Clock
         });
