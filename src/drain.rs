@@ -1,5 +1,6 @@
 //! The stop of one core: open connections, then uploads, then what is left to the spool or the dead letter.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::parcel::Parcel;
 use crate::shard::{Core, Flag};
-use crate::worker::lose;
+use crate::worker::{Failures, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
@@ -74,12 +75,19 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
 struct Rest {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
+    /// What workers had in hand, by key: as many as there are workers at most.
+    in_hand: HashMap<String, Option<Failures>>,
 }
 
 /// Puts in flight included.
 fn take_rest(core: &Core) -> Rest {
-    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new() };
-    for parcel in core.in_hand.borrow_mut().iter_mut().filter_map(Option::take) {
+    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), in_hand: HashMap::new() };
+    let (mut in_hand, mut failures) = (core.in_hand.borrow_mut(), core.failures.borrow_mut());
+    for (parcel, failures) in in_hand.iter_mut().zip(failures.iter_mut()) {
+        let Some(parcel) = parcel.take() else { continue };
+        let mut key = String::new();
+        parcel.write_key(&core.origin, &mut key);
+        rest.in_hand.insert(key, failures.take());
         match parcel {
             Parcel::Payload(job) => rest.jobs.push(job),
             Parcel::Batch(batch) => rest.batches.push(batch),
@@ -100,7 +108,8 @@ fn take_rest(core: &Core) -> Rest {
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
 fn bury(core: &Core, rest: Rest, write_until: Instant) {
-    let Rest { jobs, batches } = rest;
+    let Rest { jobs, batches, in_hand } = rest;
+    let store_error = core.health.last_error();
     let parcels =
         jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
     let mut bundle = core.dead_letters.bundle();
@@ -115,9 +124,12 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
             lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }
-        let error = "Stopped: the server stopped before the store confirmed it".to_owned();
+        let held = in_hand.get(&key);
+        let failures = held.and_then(Option::as_ref);
+        let (error, attempts) = Failures::of_a_stop(failures, held.is_some(), store_error.as_ref());
         let object = parcel.object(&key);
-        let letter = Letter::now(&object, parcel.payloads(), core.store_name.clone(), error, 0);
+        let store = core.store_name.clone();
+        let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);
         match bundle.append(&parcel.stem(&core.origin), &letter, object.body) {
             Ok(()) => written.push(parcel),
             Err(error) => lose(&parcel, &key, &error.to_string()),

@@ -43,7 +43,7 @@ use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
 use crate::tokens::TokenSet;
-use crate::worker::{Health, worker_loop};
+use crate::worker::{Failures, Health, worker_loop};
 
 /// What control hands to a core's thread.
 pub struct Setup {
@@ -97,6 +97,8 @@ pub struct Core {
     pub letter_turn: Semaphore,
     /// What each worker is busy with.
     pub in_hand: RefCell<Vec<Option<Parcel>>>,
+    /// How often and why putting that has failed, by worker as well.
+    pub failures: RefCell<Vec<Option<Failures>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
     pub draining: Flag,
     /// Set once the stop has cancelled the workers: nobody is told any more what became of a payload.
@@ -142,13 +144,14 @@ impl Core {
             origin,
             spool,
             store_name: config.store.to_string(),
-            health: Health::new(cells, setup.epoch),
+            health: Health::new(cells, setup.epoch, setup.core_id),
             dead_letters: setup.dead_letters.clone(),
             logs: RefCell::default(),
             batches: Batches::new(config, cells),
             letter_turn: Semaphore::new(1),
             needs_version: config.keys.needs_version(),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
+            failures: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
             uploads_ended: Cell::new(false),
             slots: Rc::new(Semaphore::new(limits.connections as u64)),

@@ -20,7 +20,6 @@ mod sums;
 pub(crate) mod tls;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,7 +140,7 @@ impl Store {
 #[derive(Clone)]
 pub enum StoreSeed {
     File {
-        root: PathBuf,
+        root: file::Root,
         /// Puts under way per core, those that nobody waits for any more included; one per worker.
         puts_max: usize,
     },

@@ -3,6 +3,7 @@
 //! What it puts is a payload by itself or a batch. A worker is the one owner of retry. It never ends on an object's error, and never on a panic: what cannot be stored goes
 //! to the dead letter, and what cannot go there is logged with its key and counted as lost.
 
+mod failures;
 mod health;
 
 use std::panic::AssertUnwindSafe;
@@ -22,11 +23,12 @@ use crate::parcel::Parcel;
 use crate::shard::Core;
 use crate::store::{Class, PutError};
 
+pub use failures::Failures;
 pub use health::Health;
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
-    let mut worker = Worker::new(core.clone());
+    let mut worker = Worker { slot: Some(number), ..Worker::new(core.clone()) };
     while let Some(parcel) = next(&core, number).await {
         // Held where a drain that cancels this worker finds it.
         core.in_hand.borrow_mut()[number] = Some(parcel.clone());
@@ -90,6 +92,10 @@ pub struct Worker {
     alarm: Alarm,
     /// Room for the next key.
     key: String,
+    /// Its place in [`Core::failures`]; `None` where a stop leaves its object in the spool.
+    slot: Option<usize>,
+    /// Something was noted there.
+    noted: bool,
 }
 
 /// An object the store will not have.
@@ -100,7 +106,7 @@ struct GivenUp {
 
 impl Worker {
     pub fn new(core: Rc<Core>) -> Worker {
-        Worker { core, alarm: Alarm::default(), key: String::new() }
+        Worker { core, alarm: Alarm::default(), key: String::new(), slot: None, noted: false }
     }
 
     /// Puts `parcel` until it is stored or given up, then to the dead letter; counts it and tells whom it concerns.
@@ -125,8 +131,21 @@ impl Worker {
                 bury(&core, parcel, &self.key, error, 1).await
             }
         };
+        if std::mem::take(&mut self.noted)
+            && let Some(slot) = self.slot
+        {
+            core.failures.borrow_mut()[slot] = None;
+        }
         parcel.settle(fate);
         fate
+    }
+
+    /// For the dead letter, should the stop cut in.
+    fn note(&mut self, attempts: u32, error: &PutError) {
+        let Some(slot) = self.slot else { return };
+        self.noted = true;
+        let failures = Failures { attempts, last: error.clone() };
+        self.core.failures.borrow_mut()[slot] = Some(failures);
     }
 
     /// Puts until the store confirms, refuses this object, or has taken others for `RETRY_FOR` but never this one.
@@ -146,6 +165,7 @@ impl Worker {
             if error.class == Class::Object || given_up {
                 return Err(GivenUp { error, attempts });
             }
+            self.note(attempts, &error);
             core.cells.put_retries.inc();
             if attempts == 1 {
                 core.cells.payloads_retried.add(parcel.payloads());
