@@ -12,6 +12,8 @@ use crate::store::{Class, PutError};
 
 /// Between two lines about a store that fails.
 const LINE_EVERY: Duration = Duration::from_secs(60);
+/// Between two lines that say that the store begins to take nothing, however often it changes its mind.
+const NEWS_EVERY: Duration = Duration::from_secs(10);
 /// A store-wide failure without a success for so long, and the store takes nothing; before, it may be this object.
 const NOTHING_TAKEN: Duration = Duration::from_secs(1);
 
@@ -161,8 +163,10 @@ struct Spell {
     since: Option<Instant>,
     failed_puts: u64,
     error: Option<PutError>,
-    /// The code under which the log was told that the store takes nothing.
-    said: Option<String>,
+    /// The log was told that the store takes nothing.
+    said: bool,
+    /// When it was told so last; kept beyond a success.
+    last_outage: Option<Instant>,
     /// When the log was told anything; kept beyond a success, which may be one among many failures.
     last_line: Option<Instant>,
     /// Failed puts since that line, over all spells.
@@ -199,7 +203,8 @@ impl Spell {
             Class::Transient | Class::Object => LINE_EVERY,
         };
         let takes_nothing = failing_for >= patience;
-        let is_news = takes_nothing && self.said.is_none();
+        let spaced = self.last_outage.is_none_or(|last| now - last >= NEWS_EVERY);
+        let is_news = takes_nothing && !self.said && spaced;
         self.error = Some(error.clone());
         if !due && !is_news {
             return None;
@@ -209,7 +214,8 @@ impl Spell {
         if !takes_nothing {
             return Some(Line::Retrying { failed_puts: unsaid });
         }
-        self.said = Some(error.code.clone());
+        self.said = true;
+        self.last_outage = Some(now);
         Some(Line::TakesNothing { failing_for, failed_puts: self.failed_puts })
     }
 
@@ -218,7 +224,9 @@ impl Spell {
         let since = self.since.take()?;
         let failed_puts = std::mem::take(&mut self.failed_puts);
         let error = self.error.take()?.code;
-        self.said.take()?;
+        if !std::mem::take(&mut self.said) {
+            return None;
+        }
         Some(Recovery { failing_for: now - since, failed_puts, error })
     }
 }
@@ -296,8 +304,15 @@ mod tests {
             (190_100, denied, ""),
             (191_200, denied, "nothing for 1 s, 2"),
             (192_000, None, "works again after AccessDenied, 1 s, 2"),
+            // A store that goes on like this is not reported each time.
+            (192_100, denied, ""),
+            (193_500, denied, ""),
+            (194_000, None, ""),
+            (202_000, denied, ""),
+            (203_000, denied, "nothing for 1 s, 2"),
+            (203_500, None, "works again after AccessDenied, 1 s, 2"),
             // Nobody answers: an error once it has lasted a minute.
-            (300_000, slow, "retrying, 2"),
+            (300_000, slow, "retrying, 1"),
             (359_000, slow, ""),
             (360_000, slow, "nothing for 60 s, 3"),
             (420_000, slow, "nothing for 120 s, 4"),

@@ -32,6 +32,7 @@ mod deadlines;
 mod drain;
 mod early_answers;
 mod faults;
+mod file_modes;
 mod framing;
 mod limits;
 mod smoke;
@@ -41,6 +42,7 @@ mod spool_crash;
 mod spool_disk;
 mod spool_outage;
 mod start;
+mod store_log;
 
 mod s3_answers;
 mod s3_credentials;

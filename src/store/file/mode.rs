@@ -1,6 +1,6 @@
 //! Who may read what a `file:` store makes: exactly what `FILE_MODE` says, whatever the process's umask is.
 //!
-//! A file is created with the mode wanted; umask, or a default ACL of the directory, can only take permissions away. So
+//! A file is created with the mode wanted; umask, or a default ACL of the directory, may take permissions away. So
 //! whether a mode has to be set afterwards as well is found out once, at the start, with a file made for it. A
 //! directory is looked at whenever one is made. What was there before the store keeps its permissions.
 
@@ -42,6 +42,7 @@ impl FileMode {
     ///
     /// # Errors
     /// No file can be made there.
+    #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
     pub(super) fn has_to_be_set(self, directory: &Path) -> io::Result<bool> {
         let probe = directory.join(format!("mode-{}", std::process::id()));
         let file = OpenOptions::new()
