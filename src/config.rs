@@ -13,6 +13,7 @@ use crate::key::KeyTemplate;
 use crate::spool::format::BLOCK;
 use crate::spool::instances;
 use crate::store::faulty::FaultPlan;
+use crate::store::file::mode::FileMode;
 
 mod layers;
 mod objects;
@@ -48,6 +49,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     pub tokens_file: Option<PathBuf>,
     pub store: StoreUrl,
+    /// Of what a `file:` store makes.
+    pub file_mode: FileMode,
     pub s3: S3Options,
     /// Of payloads by themselves or of batches, as `batch` says.
     pub keys: KeyTemplate,
@@ -400,6 +403,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),
+        file_mode: r.take("FILE_MODE", value::file_mode),
         s3: read_s3(r, content_type),
         keys: objects::read_keys(r, batch.is_some()),
         batch,

@@ -9,6 +9,7 @@ mod spools;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -397,15 +398,58 @@ impl Server {
         }
         let sum = |read: fn(&metrics::CoreCells) -> u64| self.cells.iter().map(read).sum::<u64>();
         let at_stop = sum(|c| c.dead_lettered_at_stop.value()) + unsynced;
-        tracing::info!(
-            accepted = sum(|c| c.payloads_accepted.value()),
-            stored = sum(|c| c.payloads_stored.value()),
-            dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced,
-            dead_lettered_at_stop = at_stop,
-            left_in_spool = sum(|c| c.spool_payloads.value()),
+        let dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced;
+        let summary = Summary {
+            accepted: sum(|c| c.payloads_accepted.value()),
+            stored: sum(|c| c.payloads_stored.value()),
+            dead_lettered,
+            at_stop,
+            left_in_spool: sum(|c| c.spool_payloads.value()),
             lost,
+        };
+        summary.log(&self.config.dead_letter_dir);
+        if clean && lost == 0 && at_stop == 0 { Exit::Clean } else { Exit::Unstored }
+    }
+}
+
+/// What has become of the payloads of all cores.
+struct Summary {
+    accepted: u64,
+    stored: u64,
+    dead_lettered: u64,
+    at_stop: u64,
+    left_in_spool: u64,
+    lost: u64,
+}
+
+impl Summary {
+    /// The last line of a server. With dead letters it is a warning that says where they are and what to do.
+    fn log(&self, dead_letter_dir: &Path) {
+        let Summary { accepted, stored, dead_lettered, at_stop, left_in_spool, lost } = *self;
+        if dead_lettered == 0 {
+            tracing::info!(
+                accepted,
+                stored,
+                dead_lettered,
+                dead_lettered_at_stop = at_stop,
+                left_in_spool,
+                lost,
+                "stopped"
+            );
+            return;
+        }
+        let directory = std::path::absolute(dead_letter_dir);
+        let directory = directory.as_deref().unwrap_or(dead_letter_dir).display();
+        tracing::warn!(
+            accepted,
+            stored,
+            dead_lettered,
+            dead_lettered_at_stop = at_stop,
+            left_in_spool,
+            lost,
+            dead_letter_dir = %directory,
+            mend = "run `millrace dead-letter replay` with the same settings",
             "stopped"
         );
-        if clean && lost == 0 && at_stop == 0 { Exit::Clean } else { Exit::Unstored }
     }
 }

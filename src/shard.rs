@@ -145,7 +145,7 @@ impl Core {
             origin,
             spool,
             store_name: config.store.to_string(),
-            health: Health::new(cells, setup.epoch),
+            health: Health::new(cells, setup.epoch, setup.core_id),
             dead_letters: setup.dead_letters.clone(),
             logs: RefCell::default(),
             batches: Batches::new(config, cells),

@@ -1,8 +1,8 @@
 //! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
 //!
 //! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
-//! are spaced by a bounded backoff, and a request from a core never makes them denser than
-//! [`ASKED_SPACING`]. A first load that reaches nobody is a failure like the later ones.
+//! are spaced by a bounded backoff, and so are requests from cores, see [`Asked`]: a store that refuses
+//! whatever it is given must not have the credential service asked every second. A first load that reaches nobody is a failure like the later ones.
 
 use std::error::Error;
 use std::rc::Rc;
@@ -37,10 +37,10 @@ const REFRESH_AHEAD: Duration = Duration::from_secs(300);
 /// Backoff between failed refreshes.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Cores' requests are served no more often than this.
-const ASKED_SPACING: Duration = Duration::from_secs(1);
-/// …and after the chain gave the same credentials again, no more often than this.
-const STUCK_SPACING: Duration = Duration::from_secs(10);
+/// How long after serving a core's request the next one is served, at first; each further one in a row doubles it, …
+const ASKED_SPACING_MIN: Duration = Duration::from_secs(1);
+/// … up to this, which is also the longest until a corrected credentials file is taken.
+const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
 /// How often control looks whether something is due.
 const POLL: Duration = Duration::from_millis(50);
 /// Where the metadata service, not the store, listens for `connect_timeout`.
@@ -98,6 +98,7 @@ impl Chain {
             not_before += RETRY_MIN;
         }
         let mut failures = 0;
+        let mut spacing = Asked::default();
         loop {
             Timer::new(POLL).await;
             let now = Instant::now();
@@ -123,7 +124,7 @@ impl Chain {
                     failures = 0;
                     let stuck = asked && same(&credentials, &shared.keys().credentials);
                     due = refresh_at(&credentials);
-                    not_before = now + if stuck { STUCK_SPACING } else { ASKED_SPACING };
+                    not_before = now + if asked { spacing.next(now) } else { ASKED_SPACING_MIN };
                     shared.publish(credentials, stuck);
                 }
                 Err((why, error)) => {
@@ -236,6 +237,25 @@ fn same(a: &Credentials, b: &Credentials) -> bool {
         && a.session_token() == b.session_token()
 }
 
+/// Spaces what cores ask for: whether newer credentials are the same as before or other ones that are refused as well,
+/// requests in a row come ever more rarely.
+#[derive(Default)]
+struct Asked {
+    /// When the last request was served, and what was waited for then.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Asked {
+    /// How long the next request has to wait after the one that is served `now`.
+    fn next(&mut self, now: Instant) -> Duration {
+        // Nobody has asked for longer than it would take: the credentials were good meanwhile.
+        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * ASKED_SPACING_MAX);
+        let wait = in_a_row.map_or(ASKED_SPACING_MIN, |(_, wait)| 2 * wait).min(ASKED_SPACING_MAX);
+        self.last = Some((now, wait));
+        wait
+    }
+}
+
 /// When to replace `credentials`, now being `now` to those who made them; `None` if they do not expire.
 fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
@@ -314,6 +334,22 @@ mod tests {
             let text = with_sources(&error);
             assert_eq!(start_error(error).may_pass(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn requests_in_a_row_are_served_ever_more_rarely() {
+        let mut asked = Asked::default();
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let wait = asked.next(now);
+            waits.push(wait.as_secs());
+            // A core is refused again soon after, not at once.
+            now += wait + Duration::from_secs(10);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        now += 2 * ASKED_SPACING_MAX;
+        assert_eq!(asked.next(now), ASKED_SPACING_MIN, "they were good for a while");
     }
 
     #[test]

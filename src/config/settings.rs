@@ -115,6 +115,8 @@ pub const SETTINGS: &[Setting] = &[
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),
+    row(STORING, "FILE_MODE", "MODE", "0600",
+        "Octal permissions of files that a `file:` store makes, whatever the umask is; its directories can also be entered by whoever may read, so 0640 makes them 0750. What is there already keeps its own."),
     row(STORING, "CONTENT_TYPE", "TYPE", "auto",
         "Content type of stored objects; `auto` is application/octet-stream for payloads, application/x-ndjson for batches, and application/gzip or application/zstd for those whose name ends so."),
     row(STORING, "PUT_TIMEOUT", "TIME", "10s",

@@ -34,6 +34,7 @@ mod drain;
 mod early_answers;
 mod environment;
 mod faults;
+mod file_modes;
 mod framing;
 mod host;
 mod limits;
@@ -47,6 +48,7 @@ mod spool_disk;
 mod spool_outage;
 mod start;
 mod stop_times;
+mod store_log;
 
 mod s3_answers;
 mod s3_credentials;
