@@ -17,7 +17,7 @@ use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
 use crate::preflight::{Finding, failed, table};
-use crate::store::{Class, Object, PutError, Store};
+use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
 /// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
 pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
@@ -122,8 +122,7 @@ async fn side_by_side<T: 'static>(
 /// Puts payloads again.
 struct Puts {
     store: Store,
-    /// Of one put.
-    deadline: Duration,
+    timeouts: PutTimeouts,
     /// Before the second attempt.
     pause: Duration,
 }
@@ -135,7 +134,7 @@ impl Puts {
         let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
         finding.log();
         let store = seed.build(&origin, config.faults.clone(), 0);
-        Ok(Puts { store, deadline: config.put_timeout, pause: config.retry_base })
+        Ok(Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
     }
 
     /// Tries a few times where that is worth it.
@@ -145,7 +144,7 @@ impl Puts {
         loop {
             attempts += 1;
             let put =
-                self.store.put_within(&mut alarm, Instant::now(), self.deadline, object).await;
+                self.store.put_within(&mut alarm, Instant::now(), self.timeouts, object).await;
             match put {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;

@@ -60,7 +60,10 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// `None` without `SPOOL_DIR`.
     pub spool: Option<SpoolOptions>,
+    /// Of one put without progress.
     pub put_timeout: Duration,
+    /// Of one put, however it goes on.
+    pub put_timeout_max: Duration,
     pub retry_base: Duration,
     pub retry_max: Duration,
     pub retry_for: Duration,
@@ -386,6 +389,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         ack_timeout: r.take("ACK_TIMEOUT", time(MILLISECOND..=HOUR)),
         spool: read_spool(r),
         put_timeout: r.take("PUT_TIMEOUT", time(MILLISECOND..=HOUR)),
+        put_timeout_max: r.take("PUT_TIMEOUT_MAX", time(MILLISECOND..=24 * HOUR)),
         retry_base: r.take("RETRY_BASE", time(MILLISECOND..=HOUR)),
         retry_max: r.take("RETRY_MAX", time(MILLISECOND..=HOUR)),
         retry_for: r.take("RETRY_FOR", time(Duration::ZERO..=WEEK)),
@@ -449,6 +453,9 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
             "is below 2 × {length}: a compressed body is held beside its decompressed form; raise it \
              to {doubled} or lower MAX_LENGTH"
         )
+    });
+    r.require(c.put_timeout <= c.put_timeout_max, "PUT_TIMEOUT", "PUT_TIMEOUT_MAX", |max| {
+        format!("is above {max}: lower it or raise PUT_TIMEOUT_MAX")
     });
     r.require(c.retry_base <= c.retry_max, "RETRY_BASE", "RETRY_MAX", |max| {
         format!("is above {max}: lower it or raise RETRY_MAX")

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -58,6 +58,8 @@ pub struct Net {
     nap: Cell<Duration>,
     /// Waits under way for what glommio sees and this ring does not.
     elsewhere: Rc<Cell<usize>>,
+    /// Numbers sockets, because a token is used again.
+    next_number: Cell<u64>,
 }
 
 /// While it lives, glommio is not kept from seeing what has ended on its rings; see [`elsewhere`].
@@ -72,6 +74,8 @@ impl Drop for Elsewhere {
 /// One socket as the driver knows it; outlives its [`Stream`] until its operations have ended.
 struct Entry {
     fd: OwnedFd,
+    /// Unlike any other socket's of this executor.
+    number: u64,
     abandoned: bool,
     /// Operations under way.
     under_way: u32,
@@ -134,6 +138,7 @@ impl Net {
             spin: Cell::default(),
             nap: Cell::default(),
             elsewhere: Rc::default(),
+            next_number: Cell::default(),
         });
         glommio::spawn_local(drive(net.clone(), bell)).detach();
         Ok(net)
@@ -191,8 +196,10 @@ impl Net {
     }
 
     fn enter(&self, fd: OwnedFd) -> usize {
+        let number = self.next_number.replace(self.next_number.get() + 1);
         self.sockets.borrow_mut().insert(Entry {
             fd,
+            number,
             abandoned: false,
             under_way: 0,
             receive: Receive::Quiet,
@@ -606,6 +613,58 @@ impl Stream {
     pub fn set_nodelay(&self) -> io::Result<()> {
         let sockets = self.net.sockets.borrow();
         SockRef::from(&sockets[self.token].fd).set_tcp_nodelay(true)
+    }
+
+    /// A view of how much its peer has acknowledged, which does not keep the socket open.
+    pub fn acknowledged(&self) -> Acknowledged {
+        let number = self.net.sockets.borrow()[self.token].number;
+        Acknowledged { net: Rc::downgrade(&self.net), token: self.token, number }
+    }
+}
+
+/// How much of what was sent on one socket its peer has acknowledged.
+#[derive(Clone)]
+pub struct Acknowledged {
+    net: Weak<Net>,
+    token: usize,
+    number: u64,
+}
+
+impl Acknowledged {
+    /// The socket's number and the bytes acknowledged so far; `None` once it is closed. One system call.
+    pub fn read(&self) -> Option<(u64, u64)> {
+        let net = self.net.upgrade()?;
+        let sockets = net.sockets.borrow();
+        let entry = sockets.get(self.token).filter(|entry| entry.number == self.number)?;
+        Some((self.number, bytes_acknowledged(entry.fd.as_fd()).ok()?))
+    }
+
+    /// When the socket is closed, what it has not sent yet is thrown away. Without this the kernel goes on sending it,
+    /// up to 4 MiB (`tcp_wmem`), over a link that may be too slow already.
+    pub fn discard_on_close(&self) {
+        let Some(net) = self.net.upgrade() else { return };
+        let sockets = net.sockets.borrow();
+        if let Some(entry) = sockets.get(self.token).filter(|entry| entry.number == self.number) {
+            let _socket_may_be_gone = SockRef::from(&entry.fd).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`): unlike what the socket buffer has
+/// taken, these bytes have reached the peer.
+#[expect(unsafe_code, reason = "neither socket2 nor rustix has TCP_INFO")]
+fn bytes_acknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: plain numbers, for which all zeros is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes to `info`, which has as many.
+    let done = unsafe {
+        let info = (&raw mut info).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut size)
+    };
+    match done {
+        0 => Ok(info.tcpi_bytes_acked),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

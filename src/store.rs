@@ -15,17 +15,21 @@ pub mod file;
 pub(crate) mod keys;
 mod object;
 pub(crate) mod pool;
+mod progress;
 pub mod s3;
 mod sums;
 pub(crate) mod tls;
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::{Poll, ready};
+use std::time::Instant;
 
 pub use object::Object;
+pub use progress::{PeerSlot, Progress, PutTimeouts};
 pub use sums::{Integrity, Summing, Sums};
 
 use crate::aws::AwsShared;
@@ -33,6 +37,7 @@ use crate::config::S3Client;
 use crate::deadline::Alarm;
 use crate::job::Origin;
 use faulty::{FaultPlan, Faulty};
+use progress::Stall;
 
 /// What a failed put means for the payload, and for everything behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +94,17 @@ impl Store {
     /// # Errors
     /// Classified for the worker, see [`Class`].
     pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+        self.attempt(object, &Progress::default()).await
+    }
+
+    async fn attempt(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         match self {
-            Store::File(store) => store.put(object).await,
+            Store::File(store) => store.put(object, progress).await,
             Store::Null => Ok(()),
-            Store::Direct(store) => store.put(object).await,
+            Store::Direct(store) => store.put(object, progress).await,
             // Boxed where the future is large: every put's is moved, whichever store it is for.
-            Store::S3(store) => Box::pin(store.put(object)).await,
-            Store::Faulty(store) => Box::pin(store.put(object)).await,
+            Store::S3(store) => Box::pin(store.put(object, progress)).await,
+            Store::Faulty(store) => Box::pin(store.put(object, progress)).await,
         }
     }
 
@@ -108,7 +117,7 @@ impl Store {
         }
     }
 
-    /// [`Store::put`], begun at `since` and given up after `limit` (`PUT_TIMEOUT`), which is worth another try.
+    /// [`Store::put`], begun at `since` and given up when `timeouts` say so, which is worth another try.
     ///
     /// # Errors
     /// As `put`'s.
@@ -116,15 +125,26 @@ impl Store {
         &self,
         alarm: &mut Alarm,
         since: Instant,
-        limit: Duration,
+        timeouts: PutTimeouts,
         object: &Object<'_>,
     ) -> Result<(), PutError> {
-        let late = || {
-            let limit = humantime::format_duration(limit);
-            let text = format!("no answer within PUT_TIMEOUT ({limit})");
-            Err(PutError::new(Class::Transient, "Timeout", text))
-        };
-        alarm.until(since + limit, pin!(self.put(object)), late).await
+        let progress = Progress::default();
+        let mut stall = Stall::new(since, timeouts);
+        let mut put = pin!(self.attempt(object, &progress));
+        poll_fn(|cx| {
+            // Asked first: an answer that is there is taken, however late it is.
+            if let Poll::Ready(done) = put.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            loop {
+                ready!(alarm.poll(cx, stall.next_look()));
+                if let Err(late) = stall.look(Instant::now(), &progress) {
+                    progress.give_up();
+                    return Poll::Ready(Err(late));
+                }
+            }
+        })
+        .await
     }
 }
 

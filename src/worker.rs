@@ -3,7 +3,8 @@
 //! What it puts is a payload by itself or a batch. A worker is the one owner of retry. It never ends on an object's error, and never on a panic: what cannot be stored goes
 //! to the dead letter, and what cannot go there is logged with its key and counted as lost.
 
-use std::cell::{Cell, RefCell};
+mod health;
+
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -16,11 +17,12 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadletter::Letter;
 use crate::deadline::Alarm;
-use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::parcel::Parcel;
 use crate::shard::Core;
-use crate::store::{Class, PutError};
+use crate::store::{Class, PutError, PutTimeouts};
+
+pub use health::Health;
 
 /// Worker `number` of its core.
 pub async fn worker_loop(core: Rc<Core>, number: usize) {
@@ -158,8 +160,8 @@ impl Worker {
         let core = &*self.core;
         let started = Instant::now();
         let object = parcel.object(&self.key);
-        let limit = core.config.put_timeout;
-        let outcome = core.store.put_within(&mut self.alarm, started, limit, &object).await;
+        let timeouts = PutTimeouts::of(&core.config);
+        let outcome = core.store.put_within(&mut self.alarm, started, timeouts, &object).await;
         let now = Instant::now();
         core.cells.put_latency.observe(now - started);
         if outcome.is_ok() {
@@ -226,101 +228,9 @@ pub fn lose(cells: &CoreCells, key: &str, payloads: u64, bytes: u64, why: &str) 
     cells.bytes_lost.add(bytes);
 }
 
-/// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.
-pub struct Health {
-    cells: &'static CoreCells,
-    /// Process start, which `store_failing_since` counts from.
-    epoch: Instant,
-    last_success: Cell<Option<Instant>>,
-    /// Grows only while puts succeed.
-    healthy: Cell<Duration>,
-    /// The code of the store-wide failure that the log has reported and not yet taken back.
-    store_wide: RefCell<Option<String>>,
-    log: RefCell<HealthLog>,
-}
-
-#[derive(Default)]
-struct HealthLog {
-    transient: Throttle,
-    store_wide: Throttle,
-}
-
-impl Health {
-    /// Two successes further apart than this count as this much healthy time.
-    const GAP_MAX: Duration = Duration::from_secs(1);
-
-    pub fn new(cells: &'static CoreCells, epoch: Instant) -> Health {
-        Health {
-            cells,
-            epoch,
-            last_success: Cell::new(None),
-            healthy: Cell::new(Duration::ZERO),
-            store_wide: RefCell::new(None),
-            log: RefCell::default(),
-        }
-    }
-
-    fn healthy_time(&self) -> Duration {
-        self.healthy.get()
-    }
-
-    fn succeeded(&self, now: Instant) {
-        if let Some(last) = self.last_success.replace(Some(now)) {
-            self.healthy.set(self.healthy.get() + (now - last).min(Self::GAP_MAX));
-        }
-        self.cells.store_failing_since.set(0);
-        // As rare as the line it takes back, which has a throttle.
-        if self.store_wide.borrow().is_some()
-            && let Some(code) = self.store_wide.take()
-        {
-            tracing::warn!("the store works again after {code}");
-        }
-    }
-
-    /// The last payload that was being tried has gone to the dead letter: nothing says any more that the store fails,
-    /// and without this a server that gets no traffic because it is not ready would never be ready again.
-    pub fn nothing_held(&self) {
-        self.cells.store_failing_since.set(0);
-    }
-
-    fn failed(&self, error: &PutError) {
-        if error.class == Class::Object {
-            return;
-        }
-        if self.cells.store_failing_since.value() == 0 {
-            let since_start = self.epoch.elapsed().as_millis() as u64;
-            self.cells.store_failing_since.set(since_start + 1);
-        }
-        let mut log = self.log.borrow_mut();
-        if error.class == Class::Transient {
-            log.transient.warn(|| format!("a put failed and will be tried again: {error}"));
-        } else if self.store_wide.borrow().as_ref() != Some(&error.code)
-            && log
-                .store_wide
-                .error(|| format!("the store takes nothing, holding payloads: {error}"))
-        {
-            // Set only once it was said: a failure that the throttle held back is said later.
-            self.store_wide.replace(Some(error.code.clone()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn healthy_time_grows_only_with_successes() {
-        let cells = &crate::metrics::cells(1)[0];
-        let start = Instant::now();
-        let health = Health::new(cells, start);
-        let at = |ms| start + Duration::from_millis(ms);
-        health.succeeded(at(0));
-        health.succeeded(at(300));
-        assert_eq!(health.healthy_time(), Duration::from_millis(300));
-        health.succeeded(at(60_300));
-        assert_eq!(health.healthy_time(), Duration::from_millis(1_300), "an outage counts little");
-    }
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_spins() {
@@ -333,38 +243,5 @@ mod tests {
         assert_eq!(backoff(&config, 3, 0.0), Duration::from_millis(1));
         let hour = Config::from_settings(&[("RETRY_BASE", "1h"), ("RETRY_MAX", "1h")]).unwrap();
         assert_eq!(backoff(&hour, u32::MAX, 1.0), Duration::from_secs(3_600));
-    }
-
-    #[test]
-    fn a_line_that_the_throttle_held_back_is_not_taken_for_said() {
-        let cells = &crate::metrics::cells(1)[0];
-        let health = Health::new(cells, Instant::now());
-        let down = PutError::new(Class::StoreWide, "NoSuchBucket", "");
-        let said = || health.store_wide.borrow().is_some();
-        health.failed(&down);
-        assert!(said());
-        health.succeeded(Instant::now());
-        assert!(!said());
-        health.failed(&down);
-        assert!(!said(), "within the throttle's interval: to be said later");
-        assert_ne!(cells.store_failing_since.value(), 0);
-        health.nothing_held();
-        assert_eq!(cells.store_failing_since.value(), 0);
-    }
-
-    #[test]
-    fn failing_since_is_kept_until_a_success() {
-        let cells = &crate::metrics::cells(1)[0];
-        let health = Health::new(cells, Instant::now());
-        health.failed(&PutError::new(Class::Object, "InvalidArgument", ""));
-        assert_eq!(
-            cells.store_failing_since.value(),
-            0,
-            "one bad object says nothing of the store"
-        );
-        health.failed(&PutError::new(Class::StoreWide, "NoSuchBucket", ""));
-        assert_ne!(cells.store_failing_since.value(), 0);
-        health.succeeded(Instant::now());
-        assert_eq!(cells.store_failing_since.value(), 0);
     }
 }

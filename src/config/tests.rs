@@ -112,6 +112,7 @@ fn relations_between_settings_name_both() {
         ),
         (&[("MAX_LENGTH", "33MiB")], "MAX_BODY_BYTES", "MAX_LENGTH"),
         (&[("RETRY_BASE", "11s")], "RETRY_BASE", "RETRY_MAX"),
+        (&[("PUT_TIMEOUT", "11m")], "PUT_TIMEOUT", "PUT_TIMEOUT_MAX"),
         (&[("S3_KMS_KEY_ID", "k")], "S3_KMS_KEY_ID", "S3_SSE"),
         (&[("S3_KMS_KEY_ID", "k"), ("S3_SSE", "AES256")], "S3_KMS_KEY_ID", "S3_SSE"),
         (&[("ADMIN_LISTEN", "127.0.0.1:8080")], "ADMIN_LISTEN", "LISTEN"),

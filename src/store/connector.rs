@@ -29,6 +29,7 @@ use http::header::{HOST, HeaderValue};
 use http_body_util::{BodyExt, Full, Limited};
 use send_wrapper::SendWrapper;
 
+use super::PeerSlot;
 use super::dial::{LinkError, Origin};
 use super::pool::{Conn, Pool};
 use crate::deadline::within;
@@ -38,7 +39,11 @@ use crate::job::Payload;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A value that stays on the core that made it, though the SDK's bounds ask for more.
+#[derive(Clone)]
 pub(crate) struct CoreLocal<T>(SendWrapper<T>);
+
+/// An extension of a request: where it says which connection it is sent on.
+pub(crate) type PeerOf = CoreLocal<Rc<PeerSlot>>;
 
 impl<T> CoreLocal<T> {
     pub(crate) fn new(value: T) -> CoreLocal<T> {
@@ -107,7 +112,7 @@ impl HttpClient for GlommioHttp {
         _components: &RuntimeComponents,
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(Connector {
-            pool: CoreLocal::new(self.pool.clone()),
+            pool: self.pool.clone(),
             connect_timeout: settings.connect_timeout().unwrap_or(self.connect_timeout),
             read_timeout: settings.read_timeout(),
         })
@@ -195,6 +200,9 @@ impl Exchange {
         mut conn: Conn,
         request: http::Request<Full<Bytes>>,
     ) -> Result<HttpResponse, Failed> {
+        if let Some(slot) = request.extensions().get::<PeerOf>() {
+            slot.replace(Some(conn.peer.clone()));
+        }
         let read_before = conn.bytes_read.get();
         let result = match self.read_timeout {
             None => self.answer(&mut conn, request).await,

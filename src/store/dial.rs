@@ -22,7 +22,7 @@ use futures_rustls::rustls::client::Resumption;
 use crate::aws::names::Names;
 use crate::deadline::within;
 use crate::job::Payload;
-use crate::net::{self, Net};
+use crate::net::{self, Acknowledged, Net};
 
 /// TLS sessions one core remembers for resumption.
 const TLS_SESSIONS_MAX: usize = 32;
@@ -212,6 +212,14 @@ impl Wire {
         match &self.stream {
             Stream::Plain(s) => s.has_sent(),
             Stream::Tls(s) => s.get_ref().0.has_sent(),
+        }
+    }
+
+    /// A view of what the peer has acknowledged, below TLS.
+    pub fn acknowledged(&self) -> Acknowledged {
+        match &self.stream {
+            Stream::Plain(s) => s.acknowledged(),
+            Stream::Tls(s) => s.get_ref().0.acknowledged(),
         }
     }
 

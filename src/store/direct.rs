@@ -28,7 +28,7 @@ pub use sign::{Identity, Signer, Unsendable};
 
 use super::account::{Account, Refusal, unanswered};
 use super::dial::{Dialer, Origin};
-use super::{Class, Integrity, Object, PutError, Summing, Sums};
+use super::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
 use crate::aws::AwsShared;
 use link::{Failure, Link};
 use links::Links;
@@ -81,14 +81,14 @@ impl DirectStore {
     ///
     /// # Errors
     /// Classified by [`classify`](super::classify), the code and message are the store's own.
-    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
-        let answered = self.exchange(&self.origin, &self.template, object).await?;
+    pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
+        let answered = self.exchange(&self.origin, &self.template, object, progress).await?;
         match self.redirect(&answered.link.reply()) {
             None => self.conclude(&self.origin, answered).await,
             Some((origin, template)) => {
                 self.release(&self.origin, answered.link).await;
                 // Boxed, as it is rare: every put's future would be larger by a template.
-                Box::pin(self.put_there(origin, template, object)).await
+                Box::pin(self.put_there(origin, template, object, progress)).await
             }
         }
     }
@@ -99,9 +99,10 @@ impl DirectStore {
         origin: Origin,
         template: Template,
         object: &Object<'_>,
+        progress: &Progress,
     ) -> Result<(), PutError> {
         let object = Object { key: "", ..*object };
-        let answered = self.exchange(&origin, &template, &object).await?;
+        let answered = self.exchange(&origin, &template, &object, progress).await?;
         self.conclude(&origin, answered).await
     }
 
@@ -116,11 +117,12 @@ impl DirectStore {
         origin: &Origin,
         template: &Template,
         object: &Object<'_>,
+        progress: &Progress,
     ) -> Result<Answered, PutError> {
         let failed = |failure: Failure| unanswered(&failure.at(&origin.host));
         if let Some(mut link) = self.links.take(origin).await {
             let generation = self.write_head(template, object, &mut link)?;
-            match link.exchange(object.body).await {
+            match link.exchange(object.body, progress).await {
                 Ok(()) => return Ok(Answered { link, generation }),
                 // The store closed it between two requests: that says nothing about this one.
                 Err(Failure::Broken { unanswered: true, .. }) => {}
@@ -130,7 +132,7 @@ impl DirectStore {
         let connected = Box::pin(self.links.connect(origin)).await;
         let mut link = connected.map_err(|error| unanswered(&error))?;
         let generation = self.write_head(template, object, &mut link)?;
-        link.exchange(object.body).await.map_err(failed)?;
+        link.exchange(object.body, progress).await.map_err(failed)?;
         Ok(Answered { link, generation })
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
 
-use super::{Class, Object, PutError, Store, Summing};
+use super::{Class, Object, Progress, PutError, Store, Summing};
 
 /// How long `core_stuck` blocks a core: long enough to look at the server meanwhile.
 pub const STUCK_FOR: Duration = Duration::from_secs(3);
@@ -137,7 +137,7 @@ impl Faulty {
         self.inner.summing()
     }
 
-    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+    pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         self.hit_core();
         if !self.plan.delay.is_zero() {
             sleep(self.plan.delay).await;
@@ -178,7 +178,7 @@ impl Faulty {
             pending::<()>().await;
         }
         let late = happens(self.plan.late);
-        self.inner.put(object).await?;
+        self.inner.attempt(object, progress).await?;
         if late { failed(Class::Transient) } else { Ok(()) }
     }
 
@@ -250,7 +250,8 @@ mod tests {
             let payload = Payload::from(b"1".to_vec());
             (0..200)
                 .map(|_| {
-                    let put = futures_lite::future::block_on(store.put(&Object::of("k", &payload)));
+                    let (object, progress) = (Object::of("k", &payload), Progress::default());
+                    let put = futures_lite::future::block_on(store.put(&object, &progress));
                     put.map_err(|e| e.class).err()
                 })
                 .collect::<Vec<_>>()

@@ -27,7 +27,7 @@ use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory};
 use glommio::sync::Semaphore;
 
-use super::{Class, Object, PutError};
+use super::{Class, Object, Progress, PutError};
 use crate::job::Payload;
 use crate::net;
 
@@ -80,16 +80,17 @@ impl FileStore {
     }
 
     /// Dropped while it waits for its turn, a put has done nothing and holds nothing; after that it goes on by itself.
-    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+    pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         check_key(object.key)?;
         let turn = self.turns.acquire_static_permit(1).await.expect("never closed");
         let (folder, key, body) =
             (self.folder.clone(), object.key.to_owned(), object.body.to_vec());
+        let written = progress.of_writer();
         let task = glommio::spawn_local(async move {
             let _turn = turn;
             let _elsewhere = net::elsewhere();
             // A panic belongs to the worker that waits; let through here, it would end the core.
-            AssertUnwindSafe(folder.store(&key, &body)).catch_unwind().await
+            AssertUnwindSafe(folder.store(&key, &body, &written)).catch_unwind().await
         });
         let stored = task.detach().await.expect("nobody cancels it");
         stored.unwrap_or_else(|panic| resume_unwind(panic))
@@ -114,14 +115,19 @@ struct Folder {
 }
 
 impl Folder {
-    async fn store(&self, key: &str, body: &[Payload]) -> Result<(), PutError> {
+    async fn store(
+        &self,
+        key: &str,
+        body: &[Payload],
+        written: &Cell<u64>,
+    ) -> Result<(), PutError> {
         let path = self.root.join(key);
         let parent = path.parent().expect("a key has at least one component").to_owned();
         let directory = self.directory(parent).await?;
         let temporary = self.temporary(self.next_temporary.get());
         self.next_temporary.set(self.next_temporary.get() + 1);
         let written = async {
-            write_synced(&temporary, body).await.map_err(blame_store)?;
+            write_synced(&temporary, body, written).await.map_err(blame_store)?;
             let Err(error) = glommio::io::rename(&temporary, &path).await else { return Ok(()) };
             Err(self.blame(error.into(), &path).await)
         };
@@ -164,7 +170,8 @@ impl Folder {
     }
 }
 
-async fn write_synced(path: &Path, body: &[Payload]) -> io::Result<()> {
+/// Adds to `progress` what has been written.
+async fn write_synced(path: &Path, body: &[Payload], progress: &Cell<u64>) -> io::Result<()> {
     let file = BufferedFile::create(path).await?;
     let written = async {
         let mut at = 0;
@@ -177,6 +184,7 @@ async fn write_synced(path: &Path, body: &[Payload]) -> io::Result<()> {
                 }
                 written += n;
                 at += n as u64;
+                progress.set(progress.get() + n as u64);
             }
         }
         Ok(file.fdatasync().await?)
@@ -375,7 +383,7 @@ mod tests {
 
     /// Puts one payload by itself.
     async fn put(store: &FileStore, key: &str, bytes: impl Into<Vec<u8>>) -> Result<(), PutError> {
-        store.put(&Object::of(key, &payload(bytes))).await
+        store.put(&Object::of(key, &payload(bytes)), &Progress::default()).await
     }
 
     fn temporaries(root: &Path) -> usize {
@@ -445,9 +453,10 @@ mod tests {
             let parts = [b"[1]\n".to_vec(), Vec::new(), vec![b'x'; 300_000], b"\n[2]\n".to_vec()];
             let body: Vec<Payload> = parts.iter().cloned().map(Payload::from).collect();
             let object = Object { key: "dt=1/hour=2/a", body: &body, coding: None, sums: None };
-            store.put(&object).await.unwrap();
+            store.put(&object, &Progress::default()).await.unwrap();
             assert!(fs::read(root.join("dt=1/hour=2/a")).unwrap() == parts.concat());
-            store.put(&Object { body: &[], ..object }).await.unwrap();
+            let empty = Object { body: &[], ..object };
+            store.put(&empty, &Progress::default()).await.unwrap();
             assert_eq!(fs::read(root.join("dt=1/hour=2/a")).unwrap(), b"");
         });
     }
@@ -551,7 +560,8 @@ mod tests {
             assert_eq!(store.turns.available(), 0);
             let bytes = payload("2");
             let object = Object::of("a", &bytes);
-            let mut next = pin!(store.put(&object));
+            let progress = Progress::default();
+            let mut next = pin!(store.put(&object, &progress));
             assert!(!in_time(&mut next).await);
             let _readers = pipes.map(|pipe| answer(&pipe));
             next.await.unwrap();

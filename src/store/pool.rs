@@ -18,6 +18,7 @@ use smol_hyper::rt::FuturesIo;
 
 use super::dial::{Dialer, LinkError, Origin};
 use crate::deadline::within;
+use crate::net::Acknowledged;
 
 /// A connection idle for longer is closed, not reused: stores close theirs soon after.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -31,6 +32,8 @@ pub(crate) struct Conn {
     pub(crate) sender: SendRequest<Full<Bytes>>,
     /// Bytes of answers read so far.
     pub(crate) bytes_read: Rc<Cell<u64>>,
+    /// What the peer has acknowledged.
+    pub(crate) peer: Acknowledged,
     idle_since: Instant,
     /// Ends, and closes the socket, when the connection is dropped.
     _task: Task<()>,
@@ -77,7 +80,7 @@ impl Pool {
         timeout: Duration,
     ) -> Result<Conn, LinkError> {
         let wire = self.dialer.dial(origin, timeout).await?;
-        let bytes_read = wire.bytes_read();
+        let (bytes_read, peer) = (wire.bytes_read(), wire.acknowledged());
         let (sender, connection) = http1::handshake(FuturesIo::new(wire))
             .await
             .map_err(|e| LinkError::Broken { host: origin.host.clone(), why: e.to_string() })?;
@@ -85,7 +88,7 @@ impl Pool {
             // Its error reaches the request in flight; without one it is a close by the peer.
             let _ = connection.await;
         });
-        Ok(Conn { sender, bytes_read, idle_since: Instant::now(), _task: task })
+        Ok(Conn { sender, bytes_read, peer, idle_since: Instant::now(), _task: task })
     }
 
     /// Keeps `conn` for the next request if it can take one, else closes it. Never waits.

@@ -24,10 +24,10 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::account::{Account, Refusal, unanswered};
-use super::connector::{self, GlommioHttp, GlommioSleep};
+use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
 use super::dial::Dialer;
 use super::pool::Pool;
-use super::{Class, Object, PutError, classify};
+use super::{Class, Object, Progress, PutError, classify};
 use crate::aws::AwsShared;
 use crate::config::Checksum;
 
@@ -54,14 +54,14 @@ impl S3Store {
     ///
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
-    pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
+    pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         let generation = self.account.fresh_keys(|keys| keys.generation)?;
-        let first = match self.attempt(object, None).await {
+        let first = match self.attempt(object, None, progress).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         let outcome = match self.redirect_target(&first) {
-            Some(target) => self.attempt(object, Some(target)).await,
+            Some(target) => self.attempt(object, Some(target), progress).await,
             None => Err(first),
         };
         outcome.or_else(|error| self.refused(error, generation))
@@ -77,8 +77,15 @@ impl S3Store {
         self.pool.idle_count()
     }
 
-    async fn attempt(&self, object: &Object<'_>, target: Option<String>) -> PutResult {
+    async fn attempt(
+        &self,
+        object: &Object<'_>,
+        target: Option<String>,
+        progress: &Progress,
+    ) -> PutResult {
+        let peer = PeerOf::new(progress.of_slot());
         let mut put = self.request(object).customize();
+        put = put.mutate_request(move |request| request.add_extension(peer.clone()));
         if !self.account.shared.sign_payload() {
             put = put.disable_payload_signing();
         }

@@ -15,6 +15,7 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 
 use super::reply::{Reply, ReplyReader};
 use crate::job::Payload;
+use crate::store::Progress;
 use crate::store::dial::{LinkError, Wire};
 
 /// Up to here a body is copied behind its head: 32 KiB went out over loopback in 8.7 µs so, in 13.4 µs
@@ -82,8 +83,14 @@ impl Link {
         future::poll_once(said).await.is_none()
     }
 
-    /// Sends the head in [`Link::head`] with `body` and reads the whole answer.
-    pub(super) async fn exchange(&mut self, body: &[Payload]) -> Result<(), Failure> {
+    /// Sends the head in [`Link::head`] with `body` and reads the whole answer; `progress` can see how much of it has
+    /// arrived.
+    pub(super) async fn exchange(
+        &mut self,
+        body: &[Payload],
+        progress: &Progress,
+    ) -> Result<(), Failure> {
+        progress.of_peer(self.wire.acknowledged());
         (self.sent, self.sent_all) = (0, false);
         self.reader.reset();
         let mut rest = Rest::behind(&mut self.out, body);

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::net::Net;
+use crate::store::Progress;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,7 +42,7 @@ fn with_link<T>(address: SocketAddr, test: impl AsyncFnOnce(&mut Link) -> T) -> 
 /// One exchange as the store begins it.
 async fn exchange(link: &mut Link, body: &[Payload]) -> Result<(), Failure> {
     link.head().extend_from_slice(HEAD);
-    link.exchange(body).await
+    link.exchange(body, &Progress::default()).await
 }
 
 fn noise(length: usize) -> Vec<u8> {
