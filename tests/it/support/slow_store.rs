@@ -27,7 +27,7 @@ const RECEIVE_BUFFER: usize = 8 << 10;
 /// Largest segment, far below the receive buffer, or the window would open in fits.
 const SEGMENT: u32 = 1460;
 /// How far the rate may be made up for after a thread overslept.
-const CATCH_UP: Duration = Duration::from_millis(50);
+const CATCH_UP: Duration = Duration::from_millis(250);
 /// How often a connection that waits looks whether its test has ended.
 const TICK: Duration = Duration::from_millis(100);
 
