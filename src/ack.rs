@@ -106,7 +106,7 @@ impl Tally {
     }
 
     /// Ready once every fate is known, or `ended` says that no more will be told; who sets that wakes the connection.
-    async fn all_known(&self, ended: &Cell<bool>) {
+    pub async fn all_known(&self, ended: &Cell<bool>) {
         poll_fn(|cx| {
             if self.fates.get().all_known() || ended.get() {
                 return Poll::Ready(());

@@ -256,11 +256,27 @@ impl Admission {
         }
     }
 
-    /// A worker has taken a job out of the ring.
+    /// A worker has taken a job out of the ring, which frees its slot unless jobs that are set aside hold more
+    /// ([`Admission::hold`], which is said first).
     pub fn popped(&self) {
-        self.cells.ring_depth.set(self.ring.len() as u64);
+        let held = self.ring.reserved();
+        self.cells.ring_depth.set((self.ring.len() + held) as u64);
+        if held > 0 {
+            return;
+        }
         self.rate.borrow_mut().slots += 1;
         self.freed(Need { slots: 1, bytes: 0 });
+    }
+
+    /// So many jobs that were popped hold their slots, because they are set aside for a retry.
+    pub fn hold(&self, slots: usize) {
+        let freed = self.ring.reserved().saturating_sub(slots);
+        self.ring.reserve(slots);
+        self.cells.ring_depth.set((self.ring.len() + slots) as u64);
+        if freed > 0 {
+            self.rate.borrow_mut().slots += freed as u64;
+            self.freed(Need { slots: freed, bytes: 0 });
+        }
     }
 
     /// Once a second: what `retry-after` is measured from.
@@ -378,7 +394,8 @@ impl Permit {
             let pushed = admission.ring.push(job);
             assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
         }
-        admission.cells.ring_depth.set(admission.ring.len() as u64);
+        let taken = admission.ring.len() + admission.ring.reserved();
+        admission.cells.ring_depth.set(taken as u64);
     }
 }
 

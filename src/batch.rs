@@ -31,6 +31,7 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use glommio::timer::sleep;
@@ -148,9 +149,34 @@ impl Batches {
         }))
     }
 
-    /// The next closed batch, for worker `number`; `None` once nothing more will come.
-    pub async fn pop(&self, number: usize) -> Option<Rc<Batch>> {
-        self.closed.pop(number).await
+    /// The batch that has been closed for longest, if there is one.
+    pub fn take_closed(&self) -> Option<Rc<Batch>> {
+        self.closed.take()
+    }
+
+    /// Whether a closed batch is in line.
+    pub fn has_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
+    /// No more batches will be closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_closed()
+    }
+
+    /// Worker `number` waits for a closed batch or for [`Batches::wake_worker`].
+    pub fn wait(&self, cx: &Context<'_>, number: usize) {
+        self.closed.wait(cx, number);
+    }
+
+    /// Worker `number` waits no longer.
+    pub fn leave(&self, number: usize) {
+        self.closed.leave(number);
+    }
+
+    /// Wakes a worker that waits.
+    pub fn wake_worker(&self) {
+        self.closed.wake_one();
     }
 
     /// Nothing is open, being closed or in line.
@@ -384,6 +410,11 @@ impl Batch {
 
     pub fn members(&self) -> Option<&Rc<Members>> {
         self.members.as_ref()
+    }
+
+    /// It was begun by a process that is no more.
+    pub fn is_restored(&self) -> bool {
+        self.is_restored
     }
 
     /// Its payloads survive this process.

@@ -1,5 +1,6 @@
 //! The stop of one core: open connections, then uploads, then what is left to the spool or the dead letter.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::parcel::Parcel;
 use crate::shard::{Core, Flag};
-use crate::worker::lose;
+use crate::worker::{InHand, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
@@ -74,12 +75,19 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
 struct Rest {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
+    /// Of those that were tried, by their stems: how often, and why they were not stored.
+    failed: HashMap<String, (u32, String)>,
 }
 
-/// Puts in flight included.
+/// Puts in flight and those that wait for a retry included.
 fn take_rest(core: &Core) -> Rest {
-    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new() };
-    for parcel in core.in_hand.borrow_mut().iter_mut().filter_map(Option::take) {
+    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), failed: HashMap::new() };
+    let in_hand = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect::<Vec<_>>();
+    let aside = core.uploads.take_rest().into_iter().map(InHand::from);
+    for InHand { parcel, failed } in in_hand.into_iter().chain(aside) {
+        if let Some(failed) = failed {
+            rest.failed.insert(parcel.stem(&core.origin), failed);
+        }
         match parcel {
             Parcel::Payload(job) => rest.jobs.push(job),
             Parcel::Batch(batch) => rest.batches.push(batch),
@@ -100,7 +108,7 @@ fn take_rest(core: &Core) -> Rest {
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
 fn bury(core: &Core, rest: Rest, write_until: Instant) {
-    let Rest { jobs, batches } = rest;
+    let Rest { jobs, batches, mut failed } = rest;
     let parcels =
         jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
     let mut bundle = core.dead_letters.bundle();
@@ -115,10 +123,14 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
             lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }
-        let error = "Stopped: the server stopped before the store confirmed it".to_owned();
+        let stem = parcel.stem(&core.origin);
+        let (attempts, error) = failed.remove(&stem).unwrap_or_else(|| {
+            (0, "Stopped: the server stopped before the store confirmed it".to_owned())
+        });
         let object = parcel.object(&key);
-        let letter = Letter::now(&object, parcel.payloads(), core.store_name.clone(), error, 0);
-        match bundle.append(&parcel.stem(&core.origin), &letter, object.body) {
+        let store = core.store_name.clone();
+        let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);
+        match bundle.append(&stem, &letter, object.body) {
             Ok(()) => written.push(parcel),
             Err(error) => lose(&parcel, &key, &error.to_string()),
         }

@@ -183,6 +183,11 @@ pub struct CoreCells {
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
+    pub puts_in_flight: Cell64,
+    /// Of puts in flight, between 1 and `MAX_WORKERS`.
+    pub puts_limit: Cell64,
+    /// Objects that have failed and wait for their retry.
+    pub puts_set_aside: Cell64,
     pub batches_open: Cell64,
     /// Memory of open, closed and travelling batches.
     pub batch_bytes: Cell64,
@@ -331,7 +336,7 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 15] = [
+const GAUGES: [(&str, &str, Read); 18] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
@@ -341,6 +346,13 @@ const GAUGES: [(&str, &str, Read); 15] = [
         c.ack_waiters.value()
     }),
     ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
+    ("puts_in_flight", "Puts that wait for the store", |c| c.puts_in_flight.value()),
+    ("puts_limit", "Puts that may be in flight, adapted between 1 and MAX_WORKERS", |c| {
+        c.puts_limit.value()
+    }),
+    ("puts_set_aside", "Objects that have failed and wait for their retry", |c| {
+        c.puts_set_aside.value()
+    }),
     ("batches_open", "Batches that take payloads", |c| c.batches_open.value()),
     ("batch_bytes", "Memory of open, closed and travelling batches", |c| c.batch_bytes.value()),
     ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {

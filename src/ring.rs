@@ -5,13 +5,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A bounded queue that never leaves its core.
 pub struct Ring<T> {
     slots: RefCell<VecDeque<T>>,
     capacity: usize,
     closed: Cell<bool>,
+    /// Slots of jobs that were taken and are not done with.
+    reserved: Cell<usize>,
     /// Workers waiting for a job, by worker number so that none stands here twice; at most one per worker.
     idle: RefCell<VecDeque<(usize, Waker)>>,
 }
@@ -23,6 +25,7 @@ impl<T> Ring<T> {
             slots: RefCell::new(VecDeque::with_capacity(capacity)),
             capacity,
             closed: Cell::new(false),
+            reserved: Cell::new(0),
             idle: RefCell::default(),
         }
     }
@@ -40,7 +43,17 @@ impl<T> Ring<T> {
     }
 
     pub fn free(&self) -> usize {
-        self.capacity - self.len()
+        self.capacity.saturating_sub(self.len() + self.reserved.get())
+    }
+
+    /// So many slots stay taken by jobs that have left the queue.
+    pub fn reserve(&self, slots: usize) {
+        self.reserved.set(slots);
+    }
+
+    /// Slots that stay taken by jobs that have left the queue.
+    pub fn reserved(&self) -> usize {
+        self.reserved.get()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -53,10 +66,26 @@ impl<T> Ring<T> {
             return Err(job);
         }
         self.slots.borrow_mut().push_back(job);
+        self.wake_one();
+        Ok(())
+    }
+
+    /// Wakes the worker that has been idle for longest.
+    pub fn wake_one(&self) {
         if let Some((_, waker)) = self.idle.borrow_mut().pop_front() {
             waker.wake();
         }
-        Ok(())
+    }
+
+    /// `worker` is to be woken by [`Ring::wake_one`].
+    pub fn wait(&self, cx: &Context<'_>, worker: usize) {
+        self.leave(worker);
+        self.idle.borrow_mut().push_back((worker, cx.waker().clone()));
+    }
+
+    /// `worker` waits no longer.
+    pub fn leave(&self, worker: usize) {
+        self.idle.borrow_mut().retain(|(number, _)| *number != worker);
     }
 
     /// The oldest job, waiting for one if there is none; `None` once the ring is closed and empty.
@@ -67,15 +96,13 @@ impl<T> Ring<T> {
             if job.is_some() || self.closed.get() {
                 return Poll::Ready(job);
             }
-            let mut idle = self.idle.borrow_mut();
-            idle.retain(|(number, _)| *number != worker);
-            idle.push_back((worker, cx.waker().clone()));
+            self.wait(cx, worker);
             Poll::Pending
         })
         .await
     }
 
-    /// The oldest job if there is one; for the last step of a drain.
+    /// The oldest job if there is one.
     pub fn take(&self) -> Option<T> {
         self.slots.borrow_mut().pop_front()
     }
@@ -133,6 +160,19 @@ mod tests {
             ring.close();
             assert_eq!(second.await, None);
         });
+    }
+
+    #[test]
+    fn reserved_slots_are_taken() {
+        let ring = Ring::new(2);
+        ring.push(1).unwrap();
+        assert_eq!(ring.take(), Some(1));
+        ring.reserve(1);
+        assert_eq!((ring.free(), ring.push(2), ring.push(3)), (1, Ok(()), Err(3)));
+        ring.reserve(2);
+        assert_eq!(ring.free(), 0, "one slot had been given away");
+        ring.reserve(0);
+        assert_eq!(ring.free(), 1);
     }
 
     #[test]

@@ -36,14 +36,13 @@ use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::{Net, Stream};
-use crate::parcel::Parcel;
 use crate::parse::Scratch;
 use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
 use crate::tokens::TokenSet;
-use crate::worker::{Health, worker_loop};
+use crate::worker::{Health, InHand, Uploads, notice_retries, worker_loop};
 
 /// What control hands to a core's thread.
 pub struct Setup {
@@ -95,8 +94,9 @@ pub struct Core {
     pub needs_version: bool,
     /// Of a batch's dead letter, which takes a copy of the object: one at a time.
     pub letter_turn: Semaphore,
+    pub uploads: Uploads,
     /// What each worker is busy with.
-    pub in_hand: RefCell<Vec<Option<Parcel>>>,
+    pub in_hand: RefCell<Vec<Option<InHand>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
     pub draining: Flag,
     /// Set once the stop has cancelled the workers: nobody is told any more what became of a payload.
@@ -148,6 +148,7 @@ impl Core {
             batches: Batches::new(config, cells),
             letter_turn: Semaphore::new(1),
             needs_version: config.keys.needs_version(),
+            uploads: Uploads::new(limits.workers, cells),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
             uploads_ended: Cell::new(false),
@@ -190,13 +191,15 @@ impl Core {
     pub fn holds_nothing(&self) -> bool {
         self.ring.is_empty()
             && self.cells.workers_busy.value() == 0
+            && self.uploads.is_empty()
             && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
     }
 
     /// All that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
         self.ring.all(|job| job.record.is_some())
-            && self.in_hand.borrow().iter().flatten().all(Parcel::is_spooled)
+            && self.in_hand.borrow().iter().flatten().all(|held| held.parcel.is_spooled())
+            && self.uploads.holds_spooled_only()
             && self.batches.as_ref().is_none_or(|batches| batches.holds_spooled_only())
     }
 
@@ -422,6 +425,7 @@ async fn run(mut setup: Setup) {
     let mut tasks: Vec<Task<()>> = (0..limits.workers)
         .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
         .collect();
+    tasks.push(glommio::spawn_local(notice_retries(core.clone())));
     tasks.push(glommio::spawn_local(gather(core.clone())));
     tasks.extend((0..RESTORERS).map(|_| glommio::spawn_local(restore(core.clone()))));
     let sampler = glommio::spawn_local({

@@ -73,7 +73,30 @@ impl PutError {
     pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
         PutError { class, code: code.into(), message: message.into() }
     }
+
+    /// Whether fewer puts in flight could help.
+    pub fn is_congestion(&self) -> bool {
+        CONGESTION.binary_search(&&*self.code).is_ok()
+    }
 }
+
+/// Codes of failures that fewer puts in flight could help against: timeouts, resets, and a store that says so.
+const CONGESTION: &[&str] = &[
+    "BandwidthLimitExceeded",
+    "ConnectTimeout",
+    "ConnectionBroken",
+    "Http429",
+    "Http503",
+    "ReadTimeout",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "Timeout",
+    "TooManyRequests",
+];
 
 /// One core's way to where payloads go. Keys are relative to the store's own prefix.
 pub enum Store {

@@ -1,7 +1,7 @@
 //! Batches that a crashed process had begun and not finished: the same payloads, made into an object in the same way, are put
 //! again under the same key. What the store may have of it is replaced by the same, or with `S3_IF_NONE_MATCH` kept.
 //!
-//! A few at a time per core ([`RESTORERS`]), beside the workers. Each takes the memory of one object of the process that
+//! A few at a time per core ([`RESTORERS`]), by the workers. Each takes the memory of one object of the process that
 //! began it, and is not charged to `BATCH_MEMORY`: it can neither be split nor wait behind what waits for it.
 
 use std::io::ErrorKind;
@@ -13,43 +13,36 @@ use glommio::timer::sleep;
 
 use super::encoder::{Encoder, EncoderShared};
 use super::{Batch, Roster};
-use crate::ack::Fate;
+use crate::ack::Tally;
 use crate::config::Form;
 use crate::job::{Origin, Stamp};
 use crate::parcel::Parcel;
 use crate::shard::Core;
 use crate::spool::Begun;
 use crate::store::Summing;
-use crate::worker::Worker;
 
 /// Batches put again at a time: with many small ones each waits for the store, and all else of their directory for them.
 pub const RESTORERS: usize = 4;
 
 /// Before what a disk did not do is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Before what found no room in the dead letter is put again.
-const LETTER_PAUSE: Duration = Duration::from_secs(10);
 /// Reads of one member, before the batch is left to the next start.
 const READS_MAX: u32 = 5;
 
 /// The task: puts one after the other, until the stop begins.
 pub async fn restore(core: Rc<Core>) {
     let Some(spool) = core.spool.clone() else { return };
-    let mut worker = Worker::new(core.clone());
     while let Some(begun) = spool.next_begun().await {
         let key = begun.key().to_owned();
         match restored(begun, &core.origin, core.stamps(1), core.store.summing()).await {
-            Ok((begun, batch)) => {
-                let is_empty = batch.payloads() == 0;
-                let batch = Parcel::Batch(Rc::new(batch));
-                // Refused, and no dead letter could be written: all else of its directory waits for it.
-                while !is_empty && worker.put(&batch).await == Fate::Lost {
-                    sleep(LETTER_PAUSE).await;
+            Ok((begun, mut batch)) => {
+                if batch.payloads() > 0 {
+                    let outcome = Tally::of(1);
+                    batch.roster.tallies.push((outcome.clone(), 1));
+                    core.uploads.submit(Parcel::Batch(Rc::new(batch)));
+                    outcome.all_known(&core.uploads_ended).await;
                 }
                 finish(begun).await;
-                if core.holds_nothing() {
-                    core.health.nothing_held();
-                }
             }
             Err(why) => tracing::error!(
                 "{key} was begun by a process that is no more, and stays in the spool with all of its \

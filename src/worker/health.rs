@@ -22,6 +22,7 @@ pub struct Health {
 
 #[derive(Default)]
 struct HealthLog {
+    aside: Throttle,
     transient: Throttle,
     store_wide: Throttle,
 }
@@ -64,9 +65,14 @@ impl Health {
         self.cells.store_failing_since.set(0);
     }
 
-    pub(super) fn failed(&self, error: &PutError) {
+    /// An object has failed; `others_go`: others were stored since it first did, so that it is the exception.
+    pub(super) fn failed(&self, error: &PutError, others_go: bool) {
         if error.class == Class::Object {
             return;
+        }
+        if others_go {
+            let text = || format!("an object fails while others are stored, set aside: {error}");
+            return self.log.borrow_mut().aside.warn(text);
         }
         if self.cells.store_failing_since.value() == 0 {
             let since_start = self.epoch.elapsed().as_millis() as u64;
@@ -109,11 +115,11 @@ mod tests {
         let health = Health::new(cells, Instant::now());
         let down = PutError::new(Class::StoreWide, "NoSuchBucket", "");
         let said = || health.store_wide.borrow().is_some();
-        health.failed(&down);
+        health.failed(&down, false);
         assert!(said());
         health.succeeded(Instant::now());
         assert!(!said());
-        health.failed(&down);
+        health.failed(&down, false);
         assert!(!said(), "within the throttle's interval: to be said later");
         assert_ne!(cells.store_failing_since.value(), 0);
         health.nothing_held();
@@ -124,13 +130,13 @@ mod tests {
     fn failing_since_is_kept_until_a_success() {
         let cells = &crate::metrics::cells(1)[0];
         let health = Health::new(cells, Instant::now());
-        health.failed(&PutError::new(Class::Object, "InvalidArgument", ""));
+        health.failed(&PutError::new(Class::Object, "InvalidArgument", ""), false);
         assert_eq!(
             cells.store_failing_since.value(),
             0,
             "one bad object says nothing of the store"
         );
-        health.failed(&PutError::new(Class::StoreWide, "NoSuchBucket", ""));
+        health.failed(&PutError::new(Class::StoreWide, "NoSuchBucket", ""), false);
         assert_ne!(cells.store_failing_since.value(), 0);
         health.succeeded(Instant::now());
         assert_eq!(cells.store_failing_since.value(), 0);

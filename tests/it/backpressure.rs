@@ -19,13 +19,12 @@ fn small(more: &[(&'static str, &'static str)]) -> Server {
     Server::start(&settings)
 }
 
-/// Breaks the store and fills the one worker's hands with the payload 0.
+/// Breaks the store and has the one worker try the payload 0.
 fn stall(server: &Server) {
     server.break_store();
     assert_eq!(server.post(collection(&numbered([0]))).status, 200);
-    server.wait("the worker holds a payload", |m| {
-        m.sum("millrace_workers_busy") == 1 && m.sum("millrace_ring_depth") == 0
-    });
+    server.wait("the payload has failed", |m| m.sum("millrace_put_retries_total") > 0);
+    assert_eq!(server.metrics().sum("millrace_ring_depth"), 0);
 }
 
 fn retry_after(reply: &Reply) -> u64 {

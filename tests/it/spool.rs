@@ -116,7 +116,7 @@ fn spool_drain_with_a_dead_store_leaves_what_is_spooled_at_once() {
         assert_spooled(&client.spool(ids), 5);
     }
     drop(client);
-    wait_for("some unconfirmed objects", || server.stored().len() == 4);
+    wait_for("some unconfirmed objects", || server.stored().len() >= 4);
     let stopped = server.stop();
     assert!(stopped.took < Duration::from_secs(4), "{:?}", stopped.took);
     let figures = (stopped.status, stopped.accepted, stopped.stored, stopped.dead_lettered);
@@ -124,7 +124,7 @@ fn spool_drain_with_a_dead_store_leaves_what_is_spooled_at_once() {
     assert_eq!(stopped.lost, 0);
     assert!(stopped.log.iter().any(|line| line["left_in_spool"] == 100));
     let early = stopped.stored();
-    assert_eq!(early.len(), 4);
+    assert!((4..100).contains(&early.len()), "{}", early.len());
 
     let server = start_in(&stopped.dir, &[("NODE_ID", "second")]);
     let stopped = finish(server);

@@ -263,7 +263,7 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 14] = [
+const GAUGES: [&str; 16] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
@@ -271,6 +271,8 @@ const GAUGES: [&str; 14] = [
     "millrace_room_waiters",
     "millrace_ack_waiters",
     "millrace_workers_busy",
+    "millrace_puts_in_flight",
+    "millrace_puts_set_aside",
     "millrace_batches_open",
     "millrace_batch_bytes",
     "millrace_spool_payloads",
