@@ -6,10 +6,10 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --release && strip --strip-debug target/release/millrace && mkdir /state
+RUN cargo build --locked --profile dist && mkdir /state
 
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /src/target/release/millrace /usr/local/bin/millrace
+COPY --from=build /src/target/dist/millrace /usr/local/bin/millrace
 COPY --from=build --chown=65532:65532 /state /var/lib/millrace
 WORKDIR /var/lib/millrace
 VOLUME /var/lib/millrace

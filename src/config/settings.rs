@@ -81,7 +81,7 @@ pub const SETTINGS: &[Setting] = &[
     row(LIMITS, "SPIN", "TIME", "0us",
         "How long a core with nothing to do keeps looking before it sleeps, up to 10ms: trades CPU for latency."),
     row(LIMITS, "MAX_WORKERS", "N", "32",
-        "Upload workers per core, 1 to 4096: how many PUTs a core has in flight."),
+        "Upload workers per core, 1 to 4096: the most PUTs a core has in flight. How many it has adapts to what the store takes."),
     row(LIMITS, "MAX_QUEUE", "N", "10000",
         "Ring slots per core, 1 to 10000000: payloads admitted and waiting for a worker. When they are taken, requests get 503."),
     row(LIMITS, "MAX_QUEUE_BYTES", "SIZE", "64MiB",

@@ -34,6 +34,7 @@ mod early_answers;
 mod faults;
 mod framing;
 mod limits;
+mod profiles;
 mod smoke;
 mod spool;
 mod spool_commands;
