@@ -57,6 +57,7 @@ mod s3_probe;
 mod s3_server;
 mod s3_unreached;
 mod s3_wire;
+mod slow_store;
 mod store_suite;
 mod tokens;
 mod tuning;

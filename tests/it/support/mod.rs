@@ -8,6 +8,7 @@ pub mod batches;
 pub mod child;
 pub mod imds;
 pub mod s3_client;
+pub mod slow_store;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
