@@ -15,7 +15,8 @@ fn all(output: &Output) -> String {
 
 /// Runs the binary on ports of its own, and gives its exit status and everything it said.
 fn say(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
-    let mut everything = vec![("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
+    let mut everything =
+        vec![("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0"), ("BIND_WAIT", "0")];
     everything.retain(|(name, _)| settings.iter().all(|(set, _)| set != name));
     everything.extend_from_slice(settings);
     let output = run(dir, args, &everything);
