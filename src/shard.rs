@@ -402,10 +402,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
             .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
             .make();
         match executor {
-            Ok(executor) => executor.run(async {
-                release_blocking_thread(&setup.spare_cpus, allowed).await;
-                run(setup).await;
-            }),
+            Ok(executor) => executor.run(run(setup, allowed)),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
@@ -415,8 +412,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
 
 /// The executor's blocking thread has inherited the pin. It does renames and dead letters, off the data cores if the process
 /// may use other CPUs.
-async fn release_blocking_thread(spare_cpus: &[usize], allowed: CpuSet) {
-    let cpus = if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) };
+async fn release_blocking_thread(cpus: CpuSet) {
     let released = glommio::executor().spawn_blocking(move || sched_setaffinity(None, &cpus)).await;
     if let Err(error) = released {
         tracing::warn!("the blocking thread stays on its core: {error}");
@@ -444,7 +440,15 @@ fn ring_doorbell(bell: &Socket) {
     let _nobody_to_tell = bell.write(b"!");
 }
 
-async fn run(mut setup: Setup) {
+/// The core's life; `allowed` are the CPUs that its thread could use before it was pinned.
+async fn run(mut setup: Setup, allowed: CpuSet) {
+    // First of all: any wait may need it.
+    glommio::spawn_local(stay_awake()).detach();
+    let blocking_cpus = match &*setup.spare_cpus {
+        [] => allowed,
+        spare => cpu_set(spare),
+    };
+    glommio::spawn_local(release_blocking_thread(blocking_cpus)).detach();
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {
@@ -460,7 +464,6 @@ async fn run(mut setup: Setup) {
             tracing::debug!(%error, "the kernel's workers run as it likes");
         }
     }
-    glommio::spawn_local(stay_awake()).detach();
     let core = Core::new(&mut setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
