@@ -67,7 +67,11 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
 /// The store's directory, when it is one.
 pub(super) fn store(config: &Config) -> Option<Finding> {
     match &config.store {
-        StoreUrl::File(dir) => Some(judge_dir("STORE", dir, try_dir(dir))),
+        StoreUrl::File(dir) => {
+            // With the permissions that the store would give it.
+            let made = config.file_mode.create_dir_all(dir);
+            Some(judge_dir("STORE", dir, made.and_then(|()| try_dir(dir))))
+        }
         StoreUrl::Null => Some(Finding::warn(
             "STORE",
             "null: confirms every payload and keeps none",
