@@ -159,7 +159,8 @@ mod tests {
         let aws = [("x-amz-request-id", "R1"), ("x-amz-id-2", "h+/=")];
         let body = b"<Error><Code>c</Code><RequestId>B1</RequestId><HostId>B2</HostId></Error>";
         let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
-        let table: &[(&[(&str, &str)], &[u8], Option<&str>)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [u8], Option<&'a str>);
+        let table: &[Case<'_>] = &[
             (&aws, body, Some("x-amz-request-id R1, x-amz-id-2 h+/=")),
             (&aws[1..], b"", Some("x-amz-id-2 h+/=")),
             (&[("cf-ray", "8f0-AMS")], b"", Some("cf-ray 8f0-AMS")),
