@@ -14,7 +14,7 @@ COPY --from=build --chown=65532:65532 /state /var/lib/millrace
 WORKDIR /var/lib/millrace
 VOLUME /var/lib/millrace
 # Inside a container the loopback address reaches nobody.
-ENV ADMIN_LISTEN=0.0.0.0:9090
+ENV MILLRACE_ADMIN_LISTEN=0.0.0.0:9090
 EXPOSE 8080 9090
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/millrace"]

@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
 use crate::deadletter::DeadLetters;
+use crate::deadline::{take_in_arrived, was_paused};
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
@@ -192,12 +193,20 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
     };
     let time_up = async {
         loop {
-            let left = state.patience.get().saturating_sub(state.since.get().elapsed());
-            if left.is_zero() {
-                break;
+            let (since, patience) = (state.since.get(), state.patience.get());
+            let now = Instant::now();
+            let deadline = since + patience;
+            if now < deadline {
+                // No request makes the patience end sooner than it would have.
+                Timer::new(deadline - now).await;
+            } else if was_paused(patience, now - deadline) {
+                state.since.set(now);
+            } else {
+                take_in_arrived().await;
+                if state.since.get() == since {
+                    break;
+                }
             }
-            // No request makes the patience end sooner than it would have.
-            Timer::new(left).await;
         }
     };
     served.or(time_up).await;

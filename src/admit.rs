@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::deadline::within;
+use crate::deadline::strictly_within;
 use crate::job::Job;
 use crate::limits::JOB_COST_BYTES;
 use crate::metrics::{Cell64, CoreCells};
@@ -174,7 +174,7 @@ impl Admission {
         let place = Place { admission: self.clone(), ticket: self.next_ticket.get() };
         self.next_ticket.set(place.ticket + 1);
         let ticket = place.ticket;
-        within(wait, place.wait(need), || Err(self.full(need, ticket))).await
+        strictly_within(wait, place.wait(need), || Err(self.full(need, ticket))).await
     }
 
     /// Ring positions.

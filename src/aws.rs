@@ -7,7 +7,10 @@
 //! control writes.
 
 mod chain;
+pub(crate) mod environment;
+mod files;
 pub mod names;
+mod profile;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -62,7 +65,10 @@ pub enum StartError {
         "no AWS region is set for bucket {bucket}: set AWS_REGION, or a region in the AWS profile"
     )]
     NoRegion { bucket: String },
-    #[error("endpoint {url:?} is not usable: give http://HOST[:PORT] or https://HOST[:PORT]")]
+    #[error(
+        "endpoint {url:?} is not usable: give http://HOST[:PORT] or https://HOST[:PORT] in AWS_ENDPOINT_URL_S3, \
+         AWS_ENDPOINT_URL or endpoint_url of the AWS profile"
+    )]
     BadEndpoint { url: String },
     #[error(
         "no AWS credentials found{profile}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, \
@@ -84,6 +90,9 @@ pub enum StartError {
         /// The service that has them was not reached.
         unreached: bool,
     },
+    /// A variable, or an entry of a shared file, that cannot be used.
+    #[error("{0}")]
+    BadSetting(String),
     #[error("{0}")]
     Tls(String),
     #[error("AWS configuration took longer than {seconds} s to load")]

@@ -66,21 +66,9 @@ impl BodyReader {
         BodyReader { budget, length_max, decoder: Decoder::new() }
     }
 
-    /// The whole body, decompressed. Refuses by `content-length` before the first byte is asked for, so that a client
+    /// The whole body as it was sent. Refuses by `content-length` before the first byte is asked for, so that a client
     /// that waits for `100 Continue` gets the refusal instead.
-    pub async fn read(
-        &self,
-        body: Incoming,
-        coding: Option<Coding>,
-    ) -> Result<ChargedBytes, BodyError> {
-        let raw = self.read_raw(body).await?;
-        match coding {
-            None => Ok(raw),
-            Some(coding) => self.decoder.decode(&self.budget, raw, coding, self.length_max).await,
-        }
-    }
-
-    async fn read_raw(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
+    pub async fn read(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         let announced = body.size_hint().exact();
         if announced.is_some_and(|length| length > max as u64) {
@@ -94,6 +82,18 @@ impl BodyReader {
         }
         bytes.shrink();
         Ok(bytes)
+    }
+
+    /// `raw` decompressed; waits for its turn.
+    pub async fn decode(
+        &self,
+        raw: ChargedBytes,
+        coding: Option<Coding>,
+    ) -> Result<ChargedBytes, BodyError> {
+        match coding {
+            None => Ok(raw),
+            Some(coding) => self.decoder.decode(&self.budget, raw, coding, self.length_max).await,
+        }
     }
 }
 

@@ -15,7 +15,10 @@ pub enum Command {
     /// Take requests until a signal; the default.
     Serve,
     /// Validate the configuration, look at the host, probe the store; exit 0 or 2.
-    Check,
+    Check {
+        /// Write one probe object as well, and delete it.
+        put: bool,
+    },
     /// List what the store would not take.
     DeadLetterLs,
     /// Put it again under its recorded keys.
@@ -65,7 +68,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
     let (command, matches) = match root.subcommand() {
         None => (Command::Serve, &root),
         Some(("serve", matches)) => (Command::Serve, matches),
-        Some(("check", matches)) => (Command::Check, matches),
+        Some(("check", matches)) => (Command::Check { put: matches.get_flag(PUT) }, matches),
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
             Some(("ls", matches)) => (Command::DeadLetterLs, matches),
             Some(("replay", matches)) => {
@@ -99,6 +102,8 @@ fn flags(matches: &ArgMatches) -> Flags {
 
 /// The id of `--config`; no setting has this name.
 const CONFIG: &str = "CONFIG";
+/// The id of `--put`, likewise.
+const PUT: &str = "PUT";
 /// The id of `--any-store`, likewise.
 const ANY_STORE: &str = "ANY_STORE";
 /// The id of `--all`, likewise.
@@ -111,8 +116,9 @@ fn command_line() -> clap::Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Takes POSTs of JSON collections and writes every payload to Amazon S3")
         .after_help(
-            "A setting is taken from its flag, else from the environment variable of the same name\n\
-             (--max-workers, MAX_WORKERS), else from the TOML file (max_workers), else its default.\n\
+            "A setting is taken from its flag (--max-workers), else from the environment\n\
+             (MILLRACE_MAX_WORKERS, or MAX_WORKERS where that is not there), else from the TOML file\n\
+             (max_workers), else its default. MILLRACE_CONFIG names the file like --config.\n\
              Sizes and times carry units: 64MiB, 1GB, 250ms, 10s, 5m.",
         )
         .disable_help_subcommand(true)
@@ -122,13 +128,23 @@ fn command_line() -> clap::Command {
                 .value_name("FILE")
                 .value_parser(ValueParser::path_buf())
                 .global(true)
-                .help("TOML file with settings; paths in it are relative to the working directory"),
+                .help(
+                    "TOML file with settings; paths in it are relative to the working directory \
+                     [env: MILLRACE_CONFIG]",
+                ),
         )
         .args(SETTINGS.iter().map(setting_arg))
         .subcommand(clap::Command::new("serve").about("Take requests until a signal (the default)"))
-        .subcommand(clap::Command::new("check").about(
-            "Validate the configuration, check this host and probe the store; exit 0 or 2",
-        ))
+        .subcommand(
+            clap::Command::new("check")
+                .about("Validate the configuration, check this host and probe the store, changing nothing; exit 0 or 2")
+                .arg(
+                    Arg::new(PUT)
+                        .long("put")
+                        .action(ArgAction::SetTrue)
+                        .help("Also write one probe object into the store, and delete it"),
+                ),
+        )
         .subcommand(
             clap::Command::new("dead-letter")
                 .about("Payloads the store would not take")
@@ -181,7 +197,7 @@ fn setting_arg(s: &'static Setting) -> Arg {
     Arg::new(s.name)
         .long(s.flag())
         .value_name(s.value)
-        .help(format!("{} [env: {}]{default}", s.help, s.name))
+        .help(format!("{} [env: {}]{default}", s.help, s.env()))
         .help_heading(s.group)
         .global(true)
         // `--max-workers -1` is a bad value, for which `config` has the better words.
@@ -206,7 +222,8 @@ mod tests {
             ("millrace", Command::Serve),
             ("millrace --max-workers 3", Command::Serve),
             ("millrace serve", Command::Serve),
-            ("millrace check", Command::Check),
+            ("millrace check", Command::Check { put: false }),
+            ("millrace check --put", Command::Check { put: true }),
             ("millrace dead-letter ls", Command::DeadLetterLs),
             ("millrace dead-letter replay", Command::DeadLetterReplay { any_store: false }),
             (
@@ -274,9 +291,10 @@ mod tests {
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         for s in SETTINGS {
             assert!(help.contains(&format!("--{} <{}>", s.flag(), s.value)), "{}", s.name);
-            assert!(help.contains(&format!("[env: {}]", s.name)), "{}", s.name);
+            assert!(help.contains(&format!("[env: {}]", s.env())), "{}", s.name);
             assert!(help.contains(&format!("[default: {}]", s.default)) || s.default.is_empty());
             assert!(help.contains(s.group), "{}", s.group);
         }
+        assert!(help.contains("[env: MILLRACE_CONFIG]"), "{help}");
     }
 }

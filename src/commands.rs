@@ -1,10 +1,12 @@
 //! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
 
+pub mod out;
+mod put;
 pub mod spool;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,31 +18,55 @@ use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
 use crate::job::{Origin, Payload};
+use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
-/// Adds the store's row to the preflight's `findings`, prints them all, and says whether a server would start.
-pub async fn check(config: &Config, mut findings: Vec<Finding>) -> Exit {
-    findings.push(match prepare_store(config, config.spool.is_some()).await {
-        Ok(prepared) => prepared.finding,
-        Err(error) => Finding::fail("probe", error, "correct STORE or the settings it names"),
-    });
-    print!("{}", table(&findings));
-    if failed(&findings) { Exit::Refused } else { Exit::Clean }
+/// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.
+/// Nothing is changed, in the store either, unless `put`: then one probe object is written and deleted.
+///
+/// # Errors
+/// Standard output takes no more.
+pub async fn check(config: &Config, mut findings: Vec<Finding>, put: bool) -> Result<Exit, String> {
+    findings.extend(put::store(config, put).await);
+    print_table(&findings)?;
+    Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
 }
 
-fn open_letters(config: &Config) -> Result<DeadLetters, String> {
+/// Prints what `check` has found.
+///
+/// # Errors
+/// Standard output takes no more.
+pub fn print_table(findings: &[Finding]) -> Result<(), String> {
+    print(|out| write!(out, "{}", table(findings)))
+}
+
+/// Prints a report.
+fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
+    let mut out = out::stdout();
+    report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
+}
+
+/// `None` when there is no directory, so no letters: it is a server's to make.
+fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
     let directory = &config.dead_letter_dir;
+    if matches!(directory.try_exists(), Ok(false)) {
+        return Ok(None);
+    }
     DeadLetters::open(directory, config.dead_letter_max)
+        .map(Some)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))
 }
 
 /// One line per letter, oldest first: time, attempts, size, how many payloads if it is not one, store, key, error.
 ///
 /// # Errors
-/// The directory cannot be read.
+/// The directory cannot be read, or standard output takes no more.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
-    let dead = open_letters(config)?;
+    let Some(dead) = open_letters(config)? else {
+        print(|out| writeln!(out, "0 dead letters, 0 bytes"))?;
+        return Ok(Exit::Clean);
+    };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     let mut letters: Vec<Letter> = letters.into_iter().map(|(_, letter)| letter).collect();
     for stem in &bundles {
@@ -53,11 +79,11 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
         }
     }
     letters.sort_by(|a, b| a.key.cmp(&b.key));
-    for letter in &letters {
-        println!("{}", line(letter));
-    }
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
-    println!("{} dead letters, {bytes} bytes", letters.len());
+    print(|out| {
+        letters.iter().try_for_each(|letter| writeln!(out, "{}", line(letter)))?;
+        writeln!(out, "{} dead letters, {bytes} bytes", letters.len())
+    })?;
     report_broken(&broken);
     Ok(Exit::Clean)
 }
@@ -72,12 +98,12 @@ fn line(letter: &Letter) -> String {
 
 fn report_broken(broken: &[(String, String)]) {
     for (stem, why) in broken {
-        eprintln!("{stem}.json: not a letter, left where it is: {why}");
+        complain(format_args!("{stem}.json: not a letter, left where it is: {why}"));
     }
 }
 
 fn report_damage(stem: &str, damage: &Damage) {
-    eprintln!("{stem}.letters: {damage}; from there on it is left as it is");
+    complain(format_args!("{stem}.letters: {damage}; from there on it is left as it is"));
 }
 
 /// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
@@ -85,7 +111,7 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
     dead.read_bundle(stem)
         .inspect_err(|error| {
             if error.kind() != io::ErrorKind::NotFound {
-                eprintln!("{stem}.letters: {error}");
+                complain(format_args!("{stem}.letters: {error}"));
             }
         })
         .ok()
@@ -162,7 +188,10 @@ impl Puts {
 /// # Errors
 /// The directory or the store cannot be used at all, or another replay is under way.
 pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
-    let dead = open_letters(config)?;
+    let Some(dead) = open_letters(config)? else {
+        print(|out| writeln!(out, "0 of 0 dead letters stored in {}", config.store))?;
+        return Ok(Exit::Clean);
+    };
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
         return Err(format!("another replay of {} is under way", dead.directory().display()));
@@ -182,10 +211,12 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
         replay.put_bundle(stem).await;
     }
     let (stored, left) = (replay.stored.get(), replay.left.get());
-    println!("{stored} of {} dead letters stored in {}", stored + left, config.store);
-    for (store, letters) in &*replay.elsewhere.borrow() {
-        println!("{letters} are for {store} and were left; --any-store puts them as well");
-    }
+    print(|out| {
+        writeln!(out, "{stored} of {} dead letters stored in {}", stored + left, config.store)?;
+        replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
+            writeln!(out, "{letters} are for {store} and were left; --any-store puts them as well")
+        })
+    })?;
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
@@ -274,7 +305,9 @@ impl Replay {
             return;
         }
         if let Err(error) = self.dead.keep(stem, &left) {
-            eprintln!("{stem}.letters: what was stored could not be taken out of it: {error}");
+            complain(format_args!(
+                "{stem}.letters: what was stored could not be taken out of it: {error}"
+            ));
             self.left.set(self.left.get() + 1);
         }
     }
@@ -299,7 +332,9 @@ impl Replay {
             Err(Stays::Elsewhere) => {
                 *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
             }
-            Err(Stays::Because(why)) => eprintln!("{}: left where it is: {why}", letter.key),
+            Err(Stays::Because(why)) => {
+                complain(format_args!("{}: left where it is: {why}", letter.key));
+            }
         }
         self.left.set(self.left.get() + 1);
     }

@@ -4,7 +4,6 @@
 //! Every setting is read even after one was refused, so that a start with three mistakes names all three. Each
 //! refusal says which setting, where its text came from, what it was, and what to write instead.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,13 +13,14 @@ use crate::key::KeyTemplate;
 use crate::spool::format::BLOCK;
 use crate::spool::instances;
 use crate::store::faulty::FaultPlan;
+use crate::store::file::mode::FileMode;
 
 mod layers;
 mod objects;
 mod settings;
 mod value;
 
-pub use layers::{Effective, Flags, Host, Source, Value};
+pub use layers::{ENV_PREFIX, Effective, Environment, Flags, Host, Source, Value};
 pub use objects::{BatchOptions, Form};
 pub use settings::{SETTINGS, Setting, markdown_table, setting};
 pub use value::core_list;
@@ -31,6 +31,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
+    /// For both addresses, while they are taken; zero: not at all.
+    pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
     /// Before a core sleeps.
@@ -47,6 +49,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     pub tokens_file: Option<PathBuf>,
     pub store: StoreUrl,
+    /// Of what a `file:` store makes.
+    pub file_mode: FileMode,
     pub s3: S3Options,
     /// Of payloads by themselves or of batches, as `batch` says.
     pub keys: KeyTemplate,
@@ -78,6 +82,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Seeded store faults, for tests and game days only; `None` in production.
     pub faults: Option<FaultPlan>,
+    /// The TOML file that was read, if one was named.
+    pub file: Option<PathBuf>,
 }
 
 /// Where payloads go.
@@ -222,8 +228,23 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// `value` is not allowed by itself, because of `reason`, which may quote it.
     fn refuse(value: &Value, reason: String) -> ConfigError {
-        ConfigError::Refused { name: value.setting.name, quoted: value.to_string(), reason }
+        let help = value.setting.help;
+        let reason = if value.is_hidden() { format!("is not allowed: {help}") } else { reason };
+        ConfigError::refuse_saying(value, reason)
+    }
+
+    /// The same, where `reason` does not quote it.
+    fn refuse_saying(value: &Value, mut reason: String) -> ConfigError {
+        let Value { setting, .. } = value;
+        if value.is_hidden() {
+            let (name, env) = (setting.name, setting.env());
+            reason += &format!(
+                " (if {name} is another program's, set {env}, even empty: then {name} is not looked at)"
+            );
+        }
+        ConfigError::Refused { name: setting.name, quoted: value.to_string(), reason }
     }
 }
 
@@ -257,7 +278,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn load(flags: &Flags) -> Result<(Config, Effective), ConfigErrors> {
-        Config::resolve(flags, &Host { env: &|name| std::env::var_os(name), ..Host::bare() })
+        Config::resolve(flags, &Host { env: std::env::vars_os().collect(), ..Host::bare() })
     }
 
     /// The template of keys of payloads by themselves, as the spool keeps it; `None`: payloads are for batches, and one that
@@ -284,7 +305,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong, at once.
-    pub fn resolve(flags: &Flags, host: &Host<'_>) -> Result<(Config, Effective), ConfigErrors> {
+    pub fn resolve(flags: &Flags, host: &Host) -> Result<(Config, Effective), ConfigErrors> {
         let mut errors = Vec::new();
         let effective = Effective::merge(flags, host, &mut errors);
         if host.cores_allowed.is_empty() {
@@ -300,13 +321,13 @@ impl Config {
     }
 }
 
-impl Host<'_> {
+impl Host {
     /// No environment, and the cores the calling thread may use.
-    fn bare() -> Host<'static> {
+    fn bare() -> Host {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let mut cores_allowed: Vec<usize> = cores.iter().map(|core| core.id).collect();
         cores_allowed.sort_unstable();
-        Host { env: &|_| None::<OsString>, cores_allowed }
+        Host { env: Environment::new(), cores_allowed }
     }
 }
 
@@ -333,7 +354,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Notes that `name` does not go with `other`, unless one of the two was refused already: a stand-in
+    /// Notes that `name` does not go with `other`, for a reason that quotes neither's text, unless one of the two was refused already: a stand-in
     /// default must not produce a second, puzzling error.
     fn require(&mut self, holds: bool, name: &str, other: &str, reason: impl Fn(&Value) -> String) {
         let refused = |wanted: &str| {
@@ -345,7 +366,7 @@ impl Reader<'_> {
             return;
         }
         let reason = reason(self.effective.get(other));
-        self.errors.push(ConfigError::refuse(self.effective.get(name), reason));
+        self.errors.push(ConfigError::refuse_saying(self.effective.get(name), reason));
     }
 }
 
@@ -367,6 +388,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
     Config {
         listen: r.take("LISTEN", address),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
         max_workers: r.take("MAX_WORKERS", count(1..=4096)),
@@ -381,6 +403,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),
+        file_mode: r.take("FILE_MODE", value::file_mode),
         s3: read_s3(r, content_type),
         keys: objects::read_keys(r, batch.is_some()),
         batch,
@@ -404,6 +427,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         log: r.take("LOG", value::log_filter),
         log_format: r.take("LOG_FORMAT", value::log_format),
         faults: r.take("FAULTS", optional(FaultPlan::parse)),
+        file: r.effective.file().map(PathBuf::from),
     }
 }
 

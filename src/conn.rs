@@ -35,21 +35,21 @@ use crate::admit::{ChargedBytes, Need, Permit};
 use crate::body::{self, BodyError};
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
-use crate::deadline::{Alarm, within};
+use crate::deadline::{Alarm, was_paused, within};
 use crate::job::{Job, Payload, Stamp};
 use crate::key;
-use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::limits::{HEAD_BYTES_MAX, LAME_DUCK, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::{Stream, keep_waker};
 use crate::parse::{self, Collection, Scratch, Span};
 use crate::reply::{Answer, HEAD_TIMEOUT};
 use crate::shard::Core;
 use crate::spool::Ticket;
-use crate::tokens::TokenSet;
+use crate::tokens::TokenView;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Between requests: closed silently after `IDLE_TIMEOUT`.
+    /// Between requests: closed silently after `IDLE_TIMEOUT`, during a stop after [`LAME_DUCK`].
     Idle,
     /// Some bytes of a head have arrived: 408 after `HEADER_TIMEOUT`.
     Head,
@@ -72,7 +72,27 @@ pub struct ConnState {
     /// hyper has more to write than the socket takes now.
     unsent: Cell<bool>,
     arrived: Arrived,
+    /// Bytes read from the socket.
+    taken: Cell<u64>,
+    /// While a deadline has passed and what had arrived by then is being read.
+    look: Cell<Option<Look>>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// A deadline that has passed waits for what had arrived by then.
+#[derive(Clone, Copy)]
+struct Look {
+    /// [`ConnState::taken`] at the end of that.
+    until: u64,
+    /// The same at the last look.
+    taken: u64,
+    /// Looks since then that have found nothing taken.
+    vain: u32,
+}
+
+impl Look {
+    /// A receive passes through the kernel and the driver's turn; when it has not been read by then, nobody wants it.
+    const VAIN_MAX: u32 = 3;
 }
 
 /// What has arrived of the current request, and whether it was more than that.
@@ -135,6 +155,8 @@ impl ConnState {
     fn new() -> Rc<ConnState> {
         Rc::new(ConnState {
             arrived: Arrived::default(),
+            taken: Cell::new(0),
+            look: Cell::new(None),
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
             body_overdue: Cell::new(false),
@@ -159,6 +181,47 @@ impl ConnState {
     fn enter(&self, phase: Phase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
+        self.look.set(None);
+    }
+
+    /// From when on an idle connection has how long.
+    fn idle_limit(&self, core: &Core) -> (Instant, Duration) {
+        let (since, idle) = (self.since.get(), core.config.idle_timeout);
+        match core.drain_began.get() {
+            None => (since, idle),
+            Some(began) if self.unsent.get() => (since.max(began), LINGER_TIME_MAX.min(idle)),
+            Some(began) => (since.max(began), LAME_DUCK.min(idle)),
+        }
+    }
+
+    /// Ready with true once the peer has had `limit` since `since`, and all that had arrived by then has been read; with
+    /// false when it gets the whole limit again, because this process was paused.
+    fn poll_overdue(
+        &self,
+        cx: &mut Context<'_>,
+        stream: &Stream,
+        alarm: &mut Alarm,
+        (since, limit): (Instant, Duration),
+    ) -> Poll<bool> {
+        let deadline = since + limit;
+        ready!(alarm.poll(cx, deadline));
+        let look = self.look.get();
+        if look.is_none() && was_paused(limit, deadline.elapsed()) {
+            self.since.set(Instant::now());
+            return Poll::Ready(false);
+        }
+        stream.net().take_in_now();
+        let (arrived, taken) = (stream.arrived(), self.taken.get());
+        let mut look = look.unwrap_or(Look { until: taken + arrived as u64, taken, vain: 0 });
+        look.vain = if taken > look.taken { 0 } else { look.vain + 1 };
+        look.taken = taken;
+        if arrived == 0 || taken >= look.until || look.vain > Look::VAIN_MAX {
+            return Poll::Ready(true);
+        }
+        self.look.set(Some(look));
+        // The others have their turn in between.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Ready once the driver has found the body overdue; the driver polls the request right after setting it.
@@ -227,17 +290,21 @@ async fn first_byte(
         if core.ring.is_closed() {
             return Poll::Ready(Some(End::IdleOverdue));
         }
-        if stream.poll_readable(cx).is_ready() {
-            return Poll::Ready(None);
+        loop {
+            if stream.poll_readable(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if ready!(state.poll_overdue(cx, stream, alarm, state.idle_limit(core))) {
+                return Poll::Ready(Some(End::IdleOverdue));
+            }
         }
-        let overdue = alarm.poll(cx, state.since.get() + core.config.idle_timeout);
-        overdue.map(|()| Some(End::IdleOverdue))
     })
     .await
 }
 
 /// Polls hyper and the connection's deadlines until one of them ends it.
 async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket, alarm: &mut Alarm) -> End {
+    let stream = socket.stream.clone();
     let service = service_fn(|request| handle(core.clone(), state.clone(), request));
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
@@ -259,17 +326,20 @@ async fn drive(core: &Rc<Core>, state: &Rc<ConnState>, socket: Socket, alarm: &m
                 return Poll::Ready(End::IdleOverdue);
             }
             let config = &core.config;
-            let quiet = state.clean.get() && idle;
+            let since = state.since.get();
             let (limit, overdue) = match state.phase.get() {
-                Phase::Idle if quiet && QUIET_AFTER < config.idle_timeout => {
-                    (QUIET_AFTER, Some(End::Quiet))
+                Phase::Idle if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout => {
+                    ready!(alarm.poll(cx, since + QUIET_AFTER));
+                    return Poll::Ready(End::Quiet);
                 }
-                Phase::Idle => (config.idle_timeout, Some(End::IdleOverdue)),
-                Phase::Head => (config.header_timeout, Some(End::HeadOverdue)),
-                Phase::Body => (config.body_timeout, None),
+                Phase::Idle => (state.idle_limit(core), Some(End::IdleOverdue)),
+                Phase::Head => ((since, config.header_timeout), Some(End::HeadOverdue)),
+                Phase::Body => ((since, config.body_timeout), None),
                 Phase::Working => return Poll::Pending,
             };
-            ready!(alarm.poll(cx, state.since.get() + limit));
+            if !ready!(state.poll_overdue(cx, &stream, alarm, limit)) {
+                continue;
+            }
             if let Some(end) = overdue {
                 return Poll::Ready(end);
             }
@@ -355,18 +425,21 @@ async fn answer(core: &Core, state: &ConnState, wanted: Wanted, body: Incoming) 
         Ok(ack) => ack,
         Err(error) => return (Answer::BadRequest(error.to_string()), has_body),
     };
-    let read = async { core.bodies.read(body, coding?).await.map(Some) };
+    let read = async {
+        let coding = coding?;
+        let raw = core.bodies.read(body).await?;
+        // The client has done its part; without a deadline of its own, so the time this began is not needed.
+        state.phase.set(Phase::Working);
+        state.body_overdue.set(false);
+        core.bodies.decode(raw, coding).await.map(Some)
+    };
     let overdue = async {
         state.body_overdue().await;
         Ok(None)
     };
     // Corrupt compression is found after the body was read whole; the other errors leave some of it behind.
     match read.or(overdue).await {
-        Ok(Some(body)) => {
-            // Without a deadline of its own, so the time it began is not needed.
-            state.phase.set(Phase::Working);
-            (admit(core, body, ack).await, false)
-        }
+        Ok(Some(body)) => (admit(core, body, ack).await, false),
         Ok(None) => (Answer::BodyTimeout, true),
         Err(error @ BodyError::Corrupt { .. }) => (Answer::BadRequest(error.to_string()), false),
         Err(error @ BodyError::TooLarge { .. }) => (Answer::TooLarge(error.to_string()), has_body),
@@ -416,7 +489,7 @@ enum Until {
 
 /// Splits the body and takes its payloads, all or none, in the way that `ack` asks for.
 async fn enter(core: &Core, body: ChargedBytes, ack: Ack) -> Result<Entered, Answer> {
-    let tokens = core.tokens.as_deref();
+    let tokens = core.tokens.as_ref();
     let need = {
         let mut scratch = core.scratch.borrow_mut();
         let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
@@ -473,7 +546,7 @@ fn spool(
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
-    tokens: Option<&TokenSet>,
+    tokens: Option<&TokenView>,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
     let collection =
         parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
@@ -561,6 +634,7 @@ impl rt::Read for Socket {
                 Phase::Body | Phase::Working => state.arrived.after_head(bytes),
             }
             buf.put_slice(bytes);
+            state.taken.set(state.taken.get() + bytes.len() as u64);
             bytes.len()
         }));
         if matches!(result, Ok(0) | Err(_)) {

@@ -1,36 +1,40 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+mod bind;
+mod events;
 mod reach;
 mod spools;
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_lite::AsyncReadExt;
-use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
+use arc_swap::ArcSwap;
 use glommio::timer::sleep;
-use glommio::{CpuSet, LocalExecutorBuilder, Placement, PoolPlacement};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use glommio::{LocalExecutorBuilder, Placement};
 use socket2::{Domain, Socket, Type};
 
 use crate::accept;
 use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
-use crate::deadline::{stay_awake, within};
+use crate::deadline::{stay_awake, strictly_within};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
+use crate::preflight;
+use crate::reload::Reloader;
 use crate::shard::{self, Setup};
+use crate::signals::Signals;
 use crate::spool::instances::Home;
 use crate::tokens::TokenSet;
+use events::{Event, Events};
 
 pub use reach::{Prepared, prepare_store};
 
@@ -71,38 +75,15 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
     }))
 }
 
-/// Serves until a signal or a core's death, then stops.
-pub async fn serve(config: Config) -> Exit {
-    match start(config).await {
+/// Serves until a signal or a core's death, then stops. A signal before it serves ends the process, see [`Signals`].
+pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit {
+    match start(config, signals, reloader).await {
         Ok(server) => server.run().await,
-        Err(StartFailure::Refused(error)) => {
+        Err(error) => {
             tracing::error!("{error}");
             Exit::Refused
         }
-        Err(StartFailure::Stopped) => {
-            tracing::info!("stopped before it served");
-            Exit::Clean
-        }
     }
-}
-
-/// Why a server does not serve; nothing was accepted then.
-enum StartFailure {
-    Refused(String),
-    /// A signal came first.
-    Stopped,
-}
-
-impl From<String> for StartFailure {
-    fn from(error: String) -> StartFailure {
-        StartFailure::Refused(error)
-    }
-}
-
-enum Event {
-    Signal,
-    /// A core's state may have changed.
-    Bell,
 }
 
 struct Server {
@@ -118,16 +99,22 @@ struct Server {
     home: Option<Arc<Home>>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
-    events: LocalReceiver<Event>,
+    events: Rc<Events>,
 }
 
-async fn start(config: Config) -> Result<Server, StartFailure> {
+async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Result<Server, String> {
     let epoch = Instant::now();
     let config = Arc::new(config);
-    let limits = Limits::new(&config);
+    let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let tokens = match &config.tokens_file {
-        Some(path) => Some(Arc::new(TokenSet::load(path).map_err(|error| error.to_string())?)),
+        Some(path) => {
+            let tokens = TokenSet::load(path)
+                .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
+            let published = Arc::new(ArcSwap::from_pointee(tokens));
+            reloader.follow_tokens(path.clone(), published.clone());
+            Some(published)
+        }
         None => None,
     };
     let directory = &config.dead_letter_dir;
@@ -137,12 +124,12 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let prepared = prepare_store(&config, config.spool.is_some()).await?;
     prepared.finding.log();
     let store = prepared.seed;
-    let (send, events) = local_channel::new_unbounded();
-    let send = Rc::new(send);
-    watch_signals(&send).map_err(|error| format!("signal handlers: {error}"))?;
+    let events = Events::new(signals).map_err(|error| format!("signal handlers: {error}"))?;
 
-    let listeners = accept::listeners(config.listen, config.cores.len())
-        .map_err(|error| format!("LISTEN {}: {error}", config.listen))?;
+    let bind = bind::Patience::new(config.bind_wait);
+    let cores = config.cores.len();
+    let listeners =
+        bind.retry("LISTEN", config.listen, |address| accept::listeners(address, cores)).await?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let stopping = Rc::new(Cell::new(false));
     let admin = Admin {
@@ -161,14 +148,21 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),
     };
-    let admin = start_admin(&config, admin)?;
+    let admin = match config.admin_listen {
+        Some(address) => {
+            let socket =
+                bind.retry("ADMIN_LISTEN", address, |address| accept::bind(address, false)).await?;
+            Some(start_admin(socket, admin)?)
+        }
+        None => None,
+    };
     let spare = spare_cpus(&config.cores);
     let mut bells = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("doorbell: {error}"))?;
         let clone = |socket: &Socket| socket.try_clone().map_err(|error| error.to_string());
-        watch_bell(clone(&ours)?, send.clone());
+        events.watch_bell(clone(&ours)?);
         bells.push(ours);
         let core_id = config.cores[index];
         let setup = Setup {
@@ -186,7 +180,6 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
             spool: spools
                 .as_ref()
                 .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
-            blocking: blocking_placement(&spare),
             spare_cpus: spare.clone(),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
@@ -197,6 +190,11 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
     let home = spools.map(|(home, _)| home);
     let server = Server { config, limits, cells, bells, listeners, admin, home, stopping, events };
     server.until_all(CoreState::Ready).await?;
+    if !server.events.hand_over() {
+        // A signal came first: its thread is ending this process.
+        std::future::pending::<()>().await;
+    }
+    reloader.run().map_err(|error| format!("no thread for reloads: {error}; raise ulimit -u"))?;
     // Only now do cores accept: up to here nothing can have been acknowledged.
     server.order_all();
     server.announce(address, epoch);
@@ -207,41 +205,6 @@ async fn start(config: Config) -> Result<Server, StartFailure> {
 fn spare_cpus(cores: &[usize]) -> Vec<usize> {
     let allowed = core_affinity::get_core_ids().unwrap_or_default();
     allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect()
-}
-
-/// The blocking threads do renames and dead letters; they stay off the data cores if the process may use others.
-fn blocking_placement(spare: &[usize]) -> PoolPlacement {
-    match CpuSet::online() {
-        Ok(online) if !spare.is_empty() => {
-            PoolPlacement::Fenced(1, online.filter(|cpu| spare.contains(&cpu.cpu)))
-        }
-        _ => PoolPlacement::Unbound(1),
-    }
-}
-
-fn watch_signals(send: &Rc<LocalSender<Event>>) -> std::io::Result<()> {
-    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
-    let theirs = UnixStream::from(OwnedFd::from(theirs));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, theirs.try_clone()?)?;
-    }
-    forward(ours, send.clone(), || Event::Signal);
-    Ok(())
-}
-
-fn watch_bell(bell: Socket, send: Rc<LocalSender<Event>>) {
-    forward(bell, send, || Event::Bell);
-}
-
-/// Turns every byte that arrives into an event.
-fn forward(socket: Socket, send: Rc<LocalSender<Event>>, event: fn() -> Event) {
-    let mut stream = accept::into_glommio_stream(socket);
-    glommio::spawn_local(async move {
-        while let Ok(1) = stream.read(&mut [0]).await {
-            let _nobody_waits_any_more = send.try_send(event());
-        }
-    })
-    .detach();
 }
 
 /// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
@@ -266,14 +229,12 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-fn start_admin(config: &Config, admin: Admin) -> Result<Option<Socket>, String> {
-    let Some(address) = config.admin_listen else { return Ok(None) };
-    let socket =
-        accept::bind(address, false).map_err(|error| format!("ADMIN_LISTEN {address}: {error}"))?;
+/// Serves the admin pages; the socket that comes back is for taking the port away.
+fn start_admin(socket: Socket, admin: Admin) -> Result<Socket, String> {
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     glommio::spawn_local(admin::serve(Rc::new(admin), net.listener(socket))).detach();
-    Ok(Some(handle))
+    Ok(handle)
 }
 
 /// What a 200 of this level means, for the log.
@@ -292,23 +253,20 @@ fn promise(ack: Ack) -> &'static str {
 }
 
 impl Server {
-    async fn until_all(&self, state: CoreState) -> Result<(), StartFailure> {
+    async fn until_all(&self, state: CoreState) -> Result<(), String> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             for (cells, id) in self.cells.iter().zip(&self.config.cores) {
                 if cells.is(CoreState::Died) {
-                    return Err(
-                        format!("core {id} did not start; its error is logged above").into()
-                    );
+                    return Err(format!("core {id} did not start; its error is logged above"));
                 }
             }
             if self.cells.iter().all(|cells| cells.is(state)) {
                 return Ok(());
             }
             match self.next_event(deadline).await {
-                Some(Event::Signal) => return Err(StartFailure::Stopped),
-                Some(Event::Bell) => {}
-                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}").into()),
+                Some(Event::Stop | Event::Bell) => {}
+                None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
             }
         }
     }
@@ -326,11 +284,12 @@ impl Server {
             store = %config.store,
             object = config.batch.as_ref().map_or("payload", |_| "batch"),
             node = %config.node_id,
+            example_key = %config.example_key(),
             workers_per_core = config.max_workers,
             queue_per_core = config.max_queue,
             queue_bytes_per_core = config.max_queue_bytes,
             body_bytes_per_core = config.max_body_bytes,
-            connections_per_core = config.max_connections,
+            connections_per_core = self.limits.connections,
             started_in_ms = epoch.elapsed().as_millis() as u64,
             ack = config.ack.name(),
             spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
@@ -342,7 +301,7 @@ impl Server {
         let mut clean = true;
         loop {
             match self.next_event(Instant::now() + Duration::from_secs(3600)).await {
-                Some(Event::Signal) => break,
+                Some(Event::Stop) => break,
                 Some(Event::Bell) if self.shut_dead_cores() => {
                     clean = false;
                     break;
@@ -350,13 +309,18 @@ impl Server {
                 Some(Event::Bell) | None => {}
             }
         }
-        let deadline = Instant::now() + self.limits.stop.exit - LAST_WORDS;
+        let end = Instant::now() + self.limits.stop.exit;
+        let deadline = end - LAST_WORDS;
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
         self.stopping.set(true);
         self.order_all();
+        let mut hurried = false;
         while !self.all_ended() {
             match self.next_event(deadline).await {
-                Some(Event::Signal) => {
+                // There is nothing that a third could speed up.
+                Some(Event::Stop) if hurried => {}
+                Some(Event::Stop) => {
+                    hurried = true;
                     tracing::warn!("second signal: what is unstored goes to the dead letter now");
                     self.order_all();
                 }
@@ -371,13 +335,14 @@ impl Server {
         if let Some(admin) = &self.admin {
             let _not_listening = admin.shutdown(std::net::Shutdown::Both);
         }
+        log::end_by(end);
         exit
     }
 
     /// The next event, or `None` at `deadline`.
     async fn next_event(&self, deadline: Instant) -> Option<Event> {
         let left = deadline.saturating_duration_since(Instant::now());
-        within(left, self.events.recv(), || None).await
+        strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }
 
     /// One byte to every core: the first means serve, the second drain, the third hurry.
@@ -433,15 +398,58 @@ impl Server {
         }
         let sum = |read: fn(&metrics::CoreCells) -> u64| self.cells.iter().map(read).sum::<u64>();
         let at_stop = sum(|c| c.dead_lettered_at_stop.value()) + unsynced;
-        tracing::info!(
-            accepted = sum(|c| c.payloads_accepted.value()),
-            stored = sum(|c| c.payloads_stored.value()),
-            dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced,
-            dead_lettered_at_stop = at_stop,
-            left_in_spool = sum(|c| c.spool_payloads.value()),
+        let dead_lettered = sum(|c| c.payloads_dead_lettered.value()) + unsynced;
+        let summary = Summary {
+            accepted: sum(|c| c.payloads_accepted.value()),
+            stored: sum(|c| c.payloads_stored.value()),
+            dead_lettered,
+            at_stop,
+            left_in_spool: sum(|c| c.spool_payloads.value()),
             lost,
+        };
+        summary.log(&self.config.dead_letter_dir);
+        if clean && lost == 0 && at_stop == 0 { Exit::Clean } else { Exit::Unstored }
+    }
+}
+
+/// What has become of the payloads of all cores.
+struct Summary {
+    accepted: u64,
+    stored: u64,
+    dead_lettered: u64,
+    at_stop: u64,
+    left_in_spool: u64,
+    lost: u64,
+}
+
+impl Summary {
+    /// The last line of a server. With dead letters it is a warning that says where they are and what to do.
+    fn log(&self, dead_letter_dir: &Path) {
+        let Summary { accepted, stored, dead_lettered, at_stop, left_in_spool, lost } = *self;
+        if dead_lettered == 0 {
+            tracing::info!(
+                accepted,
+                stored,
+                dead_lettered,
+                dead_lettered_at_stop = at_stop,
+                left_in_spool,
+                lost,
+                "stopped"
+            );
+            return;
+        }
+        let directory = std::path::absolute(dead_letter_dir);
+        let directory = directory.as_deref().unwrap_or(dead_letter_dir).display();
+        tracing::warn!(
+            accepted,
+            stored,
+            dead_lettered,
+            dead_lettered_at_stop = at_stop,
+            left_in_spool,
+            lost,
+            dead_letter_dir = %directory,
+            mend = "run `millrace dead-letter replay` with the same settings",
             "stopped"
         );
-        if clean && lost == 0 && at_stop == 0 { Exit::Clean } else { Exit::Unstored }
     }
 }

@@ -10,19 +10,22 @@ use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::deadletter::Letter;
-use crate::deadline::within;
+use crate::deadline::strictly_within;
 use crate::job::Job;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::parcel::Parcel;
 use crate::shard::{Core, Flag};
-use crate::worker::{InHand, lose};
+use crate::worker::{Failures, InHand, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
     let started = Instant::now();
     core.cells.set_state(CoreState::Draining);
+    core.drain_began.set(Some(started));
     core.draining.set();
+    // Idle connections have their lame-duck time from now on.
+    core.conns.wake_all();
     if let Some(spool) = &core.spool {
         spool.stop_reading();
     }
@@ -57,7 +60,7 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let mut rest = take_rest(core);
     if let Some(spool) = &core.spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
-        within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
+        strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
     }
     bury(core, rest, write_until);
 }
@@ -75,19 +78,17 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
 struct Rest {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
-    /// Of those that were tried, by their stems: how often, and why they were not stored.
-    failed: HashMap<String, (u32, String)>,
+    /// What was put at least once, by stem.
+    tried: HashMap<String, Option<Failures>>,
 }
 
 /// Puts in flight and those that wait for a retry included.
 fn take_rest(core: &Core) -> Rest {
-    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), failed: HashMap::new() };
+    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let in_hand = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect::<Vec<_>>();
     let aside = core.uploads.take_rest().into_iter().map(InHand::from);
-    for InHand { parcel, failed } in in_hand.into_iter().chain(aside) {
-        if let Some(failed) = failed {
-            rest.failed.insert(parcel.stem(&core.origin), failed);
-        }
+    for InHand { parcel, failures } in in_hand.into_iter().chain(aside) {
+        rest.tried.insert(parcel.stem(&core.origin), failures);
         match parcel {
             Parcel::Payload(job) => rest.jobs.push(job),
             Parcel::Batch(batch) => rest.batches.push(batch),
@@ -108,7 +109,8 @@ fn take_rest(core: &Core) -> Rest {
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
 fn bury(core: &Core, rest: Rest, write_until: Instant) {
-    let Rest { jobs, batches, mut failed } = rest;
+    let Rest { jobs, batches, tried } = rest;
+    let store_error = core.health.last_error();
     let parcels =
         jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
     let mut bundle = core.dead_letters.bundle();
@@ -124,9 +126,9 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
             continue;
         }
         let stem = parcel.stem(&core.origin);
-        let (attempts, error) = failed.remove(&stem).unwrap_or_else(|| {
-            (0, "Stopped: the server stopped before the store confirmed it".to_owned())
-        });
+        let own = tried.get(&stem);
+        let failures = own.and_then(Option::as_ref);
+        let (error, attempts) = Failures::of_a_stop(failures, own.is_some(), store_error.as_ref());
         let object = parcel.object(&key);
         let store = core.store_name.clone();
         let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);

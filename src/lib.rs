@@ -16,8 +16,8 @@
 //! before the ring, holds what the ring has no room for, and takes up what crashed processes have left.
 //!
 //! `shard` builds one such core and stops it; `control` is the unpinned executor beside the cores, which owns
-//! signals, the admin listener, names and credentials. `main` reads the configuration, looks at the host
-//! (`preflight`) and hands over to `control`.
+//! the admin listener, names and credentials. `main` installs the handlers of `signals`, reads the configuration, looks at
+//! the host (`preflight`) and hands over to `control`; `reload` does what SIGHUP asks for.
 //!
 //! Invariants, each kept where it is named:
 //!
@@ -30,9 +30,16 @@
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
+// They panic when whoever reads the stream is gone: `commands::out` and `log` are there instead.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
-    allow(clippy::disallowed_methods, reason = "unit tests block: they are not on a core")
+    allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        clippy::print_stdout,
+        reason = "unit tests block and print: they are not on a core"
+    )
 )]
 
 pub mod cli;
@@ -43,7 +50,9 @@ pub mod preflight;
 
 pub mod aws;
 pub mod control;
+pub mod reload;
 pub mod shard;
+pub mod signals;
 
 pub mod drain;
 

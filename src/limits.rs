@@ -36,6 +36,10 @@ pub const LINGER_BYTES_MAX: usize = 1 << 20;
 /// How long such a connection is kept at most: two round trips of a bad mobile network.
 pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// How long an idle connection stays open once a stop has begun, or after it was accepted during the stop: a client may
+/// just be sending its next request. Half a second is a round trip of a bad mobile network and what such a stop then takes.
+pub const LAME_DUCK: Duration = Duration::from_millis(500);
+
 /// Connections to the admin listener, all told: a few scrapers, a load balancer's health checks, a browser.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 
@@ -66,6 +70,24 @@ pub const FILES_PER_WORKER: usize = 2;
 /// resolution, the control executor's own rings.
 pub const PROCESS_FILES: usize = 64;
 
+/// Threads of one executor: its own, glommio's blocking thread, the one that wakes it (see
+/// [`crate::deadline::stay_awake`]), and two workers that the kernel makes for what io_uring cannot do at once, one for
+/// files and one for everything else. It makes more of those when it can.
+pub const THREADS_PER_EXECUTOR: usize = 5;
+
+/// Threads of the process outside the executors: the main one and the log's writer.
+pub const PROCESS_THREADS: usize = 2;
+
+/// Stack of the threads that this process makes: Rust's default, whatever `RLIMIT_STACK` says.
+pub const STACK_BYTES: usize = 2 << 20;
+
+/// Address space of one executor beside what its limits name: the rings and registered memory of glommio, its code's
+/// heap, and what the allocator reserves for a thread (a segment of 32 MiB, aligned).
+pub const EXECUTOR_MAPPINGS_BYTES: usize = 96 << 20;
+
+/// A dead letter's line of JSON in the file that a stop writes, at most: key, store and error.
+const LETTER_HEAD_BYTES: usize = 512;
+
 /// Per-core budgets, the process's needs, and the stop's schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -86,6 +108,12 @@ pub struct Limits {
     pub files: u64,
     /// Fewest file descriptors with which it makes sense to start: all workers, sixteen clients per core.
     pub files_least: u64,
+    /// Threads of the whole process, the kernel's workers included.
+    pub threads: usize,
+    /// Address space of the whole process when every limit is reached, beside its code and what it uses at the start.
+    pub address_space_bytes: u64,
+    /// Longest file that it may have to write: an object, a spool segment, or the dead letters of a core at a stop.
+    pub file_bytes: u64,
     /// Locked memory for every ring, and for registering all I/O memory.
     pub memlock_bytes: u64,
     /// Locked memory without which the executors do not start.
@@ -136,6 +164,15 @@ impl Limits {
         let files = |connections| (c.cores.len() * core_files(connections) + process_files) as u64;
         // The control executor registers I/O memory like the cores.
         let executors = c.cores.len() + 1;
+        let core_memory_bytes =
+            (ring_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
+        let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS;
+        let mapped = threads * STACK_BYTES + executors * EXECUTOR_MAPPINGS_BYTES;
+        let core_memory = core_memory_bytes * c.cores.len() as u64;
+        let held_at_stop = ring_bytes
+            + c.max_queue * LETTER_HEAD_BYTES
+            + c.batch.as_ref().map_or(0, |batch| batch.memory);
+        let segment = c.spool.as_ref().map_or(0, |spool| spool.segment);
         Limits {
             ring_slots: c.max_queue,
             ring_bytes,
@@ -143,19 +180,29 @@ impl Limits {
             request_bytes: c.max_length,
             connections: c.max_connections,
             workers: c.max_workers,
-            core_memory_bytes: (ring_bytes
-                + c.max_body_bytes
-                + connections
-                + slots
-                + kept
-                + spool
-                + batches) as u64,
+            core_memory_bytes,
             files: files(c.max_connections),
             files_least: files(c.max_connections.min(16)),
+            threads,
+            // A quarter more, for no allocator packs without gaps.
+            address_space_bytes: core_memory + core_memory / 4 + mapped as u64,
+            file_bytes: (held_at_stop as u64).max(segment),
             memlock_bytes: (executors * (RINGS_PER_EXECUTOR * IO_MEMORY_BYTES + QUEUES_BYTES))
                 as u64,
             memlock_least: (executors * QUEUES_BYTES).max(GLOMMIO_MEMLOCK_LEAST) as u64,
             stop: StopSchedule::new(c.drain_timeout),
+        }
+    }
+
+    /// The same for a process that may open `descriptors` files: with no more connections than there are descriptors
+    /// for, those of workers, admin listener and store set aside. `cores` as in `config`; `None` is unlimited.
+    pub fn for_descriptors(self, descriptors: Option<u64>, cores: usize) -> Limits {
+        let missing = self.files.saturating_sub(descriptors.unwrap_or(u64::MAX));
+        let fewer = (missing.div_ceil(cores as u64) as usize).min(self.connections - 1);
+        Limits {
+            connections: self.connections - fewer,
+            core_memory_bytes: self.core_memory_bytes - (fewer * CONNECTION_BYTES) as u64,
+            ..self
         }
     }
 }
@@ -215,6 +262,35 @@ mod tests {
         assert_eq!(limits.files_least, 16 + 2 * 32 + 64 + 64 + 64);
         assert_eq!(limits.memlock_bytes, 2 * (3 * (512 << 10) + (192 << 10)));
         assert_eq!(limits.memlock_least, 512 << 10);
+    }
+
+    #[test]
+    fn connections_are_as_many_as_there_are_descriptors_for() {
+        let mut config = Config::from_settings(&[]).unwrap();
+        for cores in [1, 2, 7] {
+            config.cores = (0..cores).collect();
+            let wanted = Limits::new(&config);
+            let with = |files| Limits::new(&config).for_descriptors(files, cores).connections;
+            assert_eq!(Limits::new(&config).for_descriptors(None, cores), wanted);
+            assert_eq!(with(Some(wanted.files)), 16_384);
+            assert_eq!(with(Some(wanted.files + 1)), 16_384);
+            assert_eq!(with(Some(wanted.files - 1)), 16_383);
+            assert_eq!(with(Some(wanted.files_least)), 16);
+            assert_eq!(with(Some(0)), 1, "not started with; no panic either");
+            // What is set aside stays aside: all the connections and the rest fit.
+            for files in wanted.files_least..wanted.files_least + 50 {
+                let rest = wanted.files - 16_384 * cores as u64;
+                assert!(with(Some(files)) as u64 * cores as u64 + rest <= files);
+            }
+        }
+        config.cores = vec![0];
+        let limits = Limits::new(&config).for_descriptors(Some(300), 1);
+        assert_eq!(limits.connections, 300 - 2 * 32 - 64 - 64 - 64);
+        let spared = (16_384 - limits.connections) * CONNECTION_BYTES;
+        assert_eq!(
+            limits.core_memory_bytes + spared as u64,
+            Limits::new(&config).core_memory_bytes
+        );
     }
 
     #[test]

@@ -1,26 +1,151 @@
-//! Log set-up, and the brake for errors that repeat.
+//! Log set-up, the panic hook, and the brake for errors that repeat.
+//!
+//! Nobody who logs waits for whoever reads stderr, see [`writer`]; nothing else in a server writes there.
 
-use std::io::IsTerminal;
+mod line;
+mod writer;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use writer::{Queue, ToQueue};
 
-/// Starts logging to stderr. `directives` is the value of `LOG`.
+pub use writer::QUEUE_BYTES_MAX;
+
+/// How long the end of the process waits for stderr to take the last lines, …
+pub const FLUSH_MAX: Duration = Duration::from_millis(500);
+/// … and how long it does where it is late already: time for the log's thread to get a CPU and for a reader that reads.
+const FLUSH_MIN: Duration = Duration::from_millis(50);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+/// Puts another filter in the place of the current one.
+static SET_FILTER: OnceLock<Box<SetFilter>> = OnceLock::new();
+type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
+
+/// Writes the last lines when dropped, waiting [`FLUSH_MAX`] at most.
+#[must_use]
+pub struct Log(());
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        flush(FLUSH_MAX);
+    }
+}
+
+/// Starts logging to stderr, panics included. `directives` is the value of `LOG`. Once per process.
 ///
 /// # Errors
-/// Names what in `directives` is not understood.
-pub fn start(directives: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::builder().parse(directives).map_err(|e| format!("LOG: {e}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Names what in `directives` is not understood, or says that there is no thread for the log.
+pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
+    let filter = parse(directives)?;
+    if QUEUE.get().is_none() {
+        let queue = Queue::to_stderr(format)
+            .map_err(|error| format!("no thread to write the log: {error}; raise ulimit -u"))?;
+        let _set_just_now = QUEUE.set(queue);
+    }
+    let queue = QUEUE.get().expect("set above");
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // Printed with `eprintln!`, which panics when stderr is gone.
+        .log_internal_errors(false)
+        .with_writer(ToQueue(queue));
+    // The builder's type depends on the format.
+    macro_rules! init {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let set = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+            let _set_before = SET_FILTER.set(Box::new(set));
+            builder.init();
+        }};
+    }
     match format {
         LogFormat::Text => {
-            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init()
+            let builder = builder.with_target(false).with_ansi(std::io::stderr().is_terminal());
+            init!(builder);
         }
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            init!(builder.json().flatten_event(true));
+        }
     }
-    Ok(())
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(Log(()))
+}
+
+fn parse(directives: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder().parse(directives).map_err(|error| format!("LOG: {error}"))
+}
+
+/// Filters by `directives` from now on.
+///
+/// # Errors
+/// Names what in them is not understood.
+pub fn set_filter(directives: &str) -> Result<(), String> {
+    let filter = parse(directives)?;
+    SET_FILTER.get().map_or(Ok(()), |set| set(filter))
+}
+
+/// Lines that were dropped since the start, because stderr was read too slowly or could not be written.
+pub fn lines_dropped() -> u64 {
+    QUEUE.get().map_or(0, Queue::dropped)
+}
+
+/// Waits until the lines logged so far are written, for `patience` at most, and not again once that was in vain. For the
+/// end of the process.
+fn flush(patience: Duration) {
+    static IN_VAIN: AtomicBool = AtomicBool::new(false);
+    if let Some(queue) = QUEUE.get()
+        && !IN_VAIN.load(Relaxed)
+        && !queue.flush(patience)
+    {
+        IN_VAIN.store(true, Relaxed);
+    }
+}
+
+/// Writes the last lines of a process that has to be gone at `end`.
+pub fn end_by(end: Instant) {
+    flush(end.saturating_duration_since(Instant::now()).clamp(FLUSH_MIN, FLUSH_MAX));
+}
+
+/// The last line of a process that ends while other threads may be stuck in anything; waits [`FLUSH_MAX`] at most.
+pub fn last_words(text: &str) {
+    if QUEUE.get().is_some() {
+        tracing::info!("{text}");
+        flush(FLUSH_MAX);
+    } else {
+        writer::write_at_once(&format!("{text}\n"));
+    }
+}
+
+/// Says something to whoever ran the command, on stderr, where nobody may be listening: before the log has started, or
+/// from a command that ends by itself.
+pub fn complain(text: impl std::fmt::Display) {
+    let _nobody_listens = writeln!(std::io::stderr(), "{text}");
+}
+
+/// In place of std's hook, which writes to stderr itself and with that may hold up a core for ever. Not by way of
+/// `tracing`: a panic is logged whatever `LOG` says, and wherever it happens.
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let Some(queue) = QUEUE.get() else { return };
+    let thread = std::thread::current();
+    let at = info.location().map(ToString::to_string);
+    let mut fields = vec![
+        ("panic", info.payload_as_str().unwrap_or("a value that is no text").into()),
+        ("thread", thread.name().unwrap_or("unnamed").into()),
+        ("at", at.unwrap_or_default().into()),
+    ];
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        fields.push(("backtrace", backtrace.to_string().into()));
+    }
+    queue.push(&line::own(queue.format(), "ERROR", "a thread panicked", &fields));
 }
 
 /// Lets one line through per `EVERY` and says how many it held back.

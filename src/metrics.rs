@@ -177,6 +177,8 @@ pub struct CoreCells {
     pub conn_panics: Cell64,
     pub worker_panics: Cell64,
     pub connections: Cell64,
+    /// Set once: `MAX_CONNECTIONS`, or what there are descriptors for.
+    pub connections_max: Cell64,
     pub body_bytes: Cell64,
     pub ring_depth: Cell64,
     pub ring_bytes: Cell64,
@@ -265,7 +267,20 @@ pub fn registry(
     let mut registry = Registry::with_prefix("millrace");
     registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
     registry.register_collector(Box::new(DeadLetterCollector(dead_letters)));
+    registry.register_collector(Box::new(LogCollector));
     registry
+}
+
+#[derive(Debug)]
+struct LogCollector;
+
+impl Collector for LogCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Log lines dropped because stderr was read too slowly or could not be written";
+        let name = "log_lines_dropped";
+        let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(crate::log::lines_dropped()).encode(counter)
+    }
 }
 
 #[derive(Debug)]
@@ -336,8 +351,11 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 18] = [
+const GAUGES: [(&str, &str, Read); 19] = [
     ("connections", "Open connections", |c| c.connections.value()),
+    ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
+        c.connections_max.value()
+    }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
     ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
@@ -545,6 +563,7 @@ mod tests {
             "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
             "millrace_dead_letter_directory_bytes 0",
+            "millrace_log_lines_dropped_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");

@@ -126,6 +126,12 @@ impl Net {
         })
     }
 
+    /// The calling executor's, if it has any sockets.
+    pub fn of_this_executor() -> Option<Rc<Net>> {
+        let executor = glommio::executor().id();
+        HERE.with_borrow(|(of, net)| net.upgrade().filter(|_| *of == executor))
+    }
+
     fn start() -> io::Result<Rc<Net>> {
         let ring = Ring::new()?;
         let bell = ring.bell()?;
@@ -190,8 +196,13 @@ impl Net {
     /// Lets every task run that can, and gives the kernel what they have written.
     pub async fn hand_over(&self) {
         yield_now().await;
+        // The driver goes on with what that has made to do.
+        self.take_in_now();
+    }
+
+    /// Gives the kernel what was written and takes in what it has; who waits for that is woken.
+    pub fn take_in_now(&self) {
         self.turn();
-        // What that has made to do.
         self.pushed();
     }
 
@@ -466,6 +477,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The sockets that it is one of.
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
     /// Lets `take` see what has arrived and say how much of that it has taken, or waits; 0 is the peer's end.
     pub fn poll_read_with(
         &self,
@@ -527,6 +543,19 @@ impl Stream {
             }
         }
         Poll::Pending
+    }
+
+    /// Bytes that have arrived and that nobody has read, here and in the kernel. The peer's end and an error count as one.
+    pub fn arrived(&self) -> usize {
+        let sockets = self.net.sockets.borrow();
+        let entry = &sockets[self.token];
+        let here = match &entry.receive {
+            Receive::Held(buffer, taken) => buffer.len() - taken,
+            Receive::Moved(bytes, taken) => bytes.len() - taken,
+            Receive::End | Receive::Failed(_) => 1,
+            Receive::Quiet | Receive::UnderWay | Receive::Starved => 0,
+        };
+        here + rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize)
     }
 
     /// Takes over up to [`SEND_BYTES_MAX`] of `bytes` and sends them, unless some are still on their way to the kernel.
@@ -765,12 +794,9 @@ impl Drop for Listener {
 /// The caller is about to wait for glommio's files or blocking thread, and not for as long as a nap. Nothing where there
 /// are no sockets.
 pub fn elsewhere() -> Option<Elsewhere> {
-    let executor = glommio::executor().id();
-    HERE.with_borrow(|(of, net)| {
-        let net = net.upgrade().filter(|_| *of == executor)?;
-        net.elsewhere.set(net.elsewhere.get() + 1);
-        Some(Elsewhere(net.elsewhere.clone()))
-    })
+    let net = Net::of_this_executor()?;
+    net.elsewhere.set(net.elsewhere.get() + 1);
+    Some(Elsewhere(net.elsewhere.clone()))
 }
 
 /// Whether this host gives us such a ring.

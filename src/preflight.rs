@@ -1,16 +1,38 @@
 //! What must be true of this host before a core is started, each with the command that mends it.
 //!
 //! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
-//! tested on any machine. Nothing is changed but soft resource limits (raised towards the hard ones), missing
-//! directories (made), and a probe file in each (removed).
+//! tested on any machine. Before a start ([`Mode::Start`]) soft resource limits are raised towards the hard ones,
+//! missing directories made, and a probe file written to each and removed. `check` ([`Mode::Judge`]) changes nothing
+//! but its own process's limits. Threads are started for a moment, to see whether they can be.
 
 use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
 
 use crate::config::Config;
 use crate::limits::Limits;
 
+mod device;
+mod dirs;
+mod exposed;
 mod host;
 mod places;
+mod rlimits;
+mod threads;
+
+pub use host::descriptors;
+pub use threads::not_even_one as no_threads;
+
+pub use places::environment;
+
+/// What looking may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A server, or a replay, is about to start: what it needs is made.
+    Start,
+    /// Nothing is changed on the host.
+    Judge,
+}
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,27 +91,38 @@ impl Finding {
     }
 }
 
-/// Everything `serve` and `check` need. Blocks: call it before any executor runs.
-pub fn run(config: &Config) -> Vec<Finding> {
-    let mut findings = for_replay(config);
-    findings.extend(places::spool(config));
-    findings.extend(places::addresses(config));
+/// Everything `serve` and `check` need. Before a start an address that is taken is left to the start, which waits for
+/// it. Blocks: call it before any executor runs.
+pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
+    let mut findings = for_spool_replay(config, mode);
+    findings.extend(dirs::dead_letters(config, mode));
+    findings.extend(dirs::spool(config, mode));
+    findings.extend(places::addresses(config, mode == Mode::Start));
     findings.extend(places::tokens(config));
+    findings.extend(places::config_file(config));
+    findings.push(places::example_key(config));
     findings.extend(gamble(config));
     findings
 }
 
-/// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running.
+/// Why the address of the setting `name` cannot be listened on, and what to do.
+pub fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
+    places::bind_refusal(name, address, error)
+}
+
+/// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running. The
+/// letters' own directory is there, or there is nothing to replay.
 pub fn for_replay(config: &Config) -> Vec<Finding> {
-    let mut findings = for_spool_replay(config);
-    findings.push(places::dead_letters(config));
+    let mut findings = for_spool_replay(config, Mode::Start);
+    findings.extend(dirs::dead_letters(config, Mode::Judge));
     findings
 }
 
 /// What `spool replay` needs: the same without a place for dead letters.
-pub fn for_spool_replay(config: &Config) -> Vec<Finding> {
+pub fn for_spool_replay(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
-    findings.extend(places::store(config));
+    findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
+    findings.extend(dirs::store(config, mode));
     findings
 }
 
@@ -123,6 +156,17 @@ fn gamble(config: &Config) -> Option<Finding> {
     Some(Finding::warn("FAULTS", detail, "unset FAULTS outside tests and game days"))
 }
 
+/// Asserts of a verdict what it is and what it says.
+#[cfg(test)]
+#[track_caller]
+fn expect(finding: Finding, level: Level, needles: &[&str]) {
+    let text = format!("{} {}", finding.detail, finding.remedy.as_deref().unwrap_or(""));
+    assert_eq!(finding.level, level, "{text}");
+    for needle in needles {
+        assert!(text.contains(needle), "{needle} in: {text}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,10 +198,15 @@ mod tests {
             ("DEAD_LETTER_DIR", &path("dead")),
             ("FAULTS", "delay=1ms"),
         ]);
-        let findings = run(&config.unwrap());
-        assert!(!failed(&findings), "{}", table(&findings));
-        assert!(findings.iter().all(|f| f.remedy.is_some() == (f.level != Level::Ok)));
-        assert_eq!(findings.iter().filter(|f| f.name == "FAULTS").count(), 1);
+        let config = config.unwrap();
+        for mode in [Mode::Judge, Mode::Start] {
+            let findings = run(&config, mode);
+            assert!(!failed(&findings), "{}", table(&findings));
+            assert!(findings.iter().all(|f| f.remedy.is_some() == (f.level != Level::Ok)));
+            assert_eq!(findings.iter().filter(|f| f.name == "FAULTS").count(), 1);
+            let made = std::fs::read_dir(dir.path()).unwrap().count();
+            assert_eq!(made, if mode == Mode::Start { 2 } else { 0 }, "{mode:?}");
+        }
         assert_eq!(std::fs::read_dir(dir.path().join("a/b")).unwrap().count(), 0);
     }
 }

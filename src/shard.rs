@@ -15,10 +15,12 @@ use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use futures_lite::{AsyncReadExt, FutureExt};
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
 use crate::accept::{accept_loop, into_glommio_stream};
@@ -41,7 +43,7 @@ use crate::ring::Ring;
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
-use crate::tokens::TokenSet;
+use crate::tokens::{TokenSet, TokenView};
 use crate::worker::{Health, InHand, Uploads, notice_retries, worker_loop};
 
 /// What control hands to a core's thread.
@@ -56,14 +58,12 @@ pub struct Setup {
     pub epoch: Instant,
     pub listener: Socket,
     pub doorbell: Socket,
-    pub tokens: Option<Arc<TokenSet>>,
+    pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
     /// CPUs this process may use that are no data core's.
     pub spare_cpus: Vec<usize>,
-    /// CPUs for the executor's blocking thread: off the data cores where there are any.
-    pub blocking: PoolPlacement,
 }
 
 /// Everything one core's tasks share; never leaves its thread.
@@ -78,7 +78,7 @@ pub struct Core {
     pub admission: Rc<Admission>,
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
-    pub tokens: Option<Arc<TokenSet>>,
+    pub tokens: Option<TokenView>,
     pub faults: ConnFaults,
     pub conns: Conns,
     pub store: Store,
@@ -99,6 +99,8 @@ pub struct Core {
     pub in_hand: RefCell<Vec<Option<InHand>>>,
     /// Set once the stop has begun: answers carry `connection: close`.
     pub draining: Flag,
+    /// When that was.
+    pub drain_began: Cell<Option<Instant>>,
     /// Set once the stop has cancelled the workers: nobody is told any more what became of a payload.
     pub uploads_ended: Cell<bool>,
     slots: Rc<Semaphore>,
@@ -123,6 +125,7 @@ impl Core {
         let plan = config.faults.clone();
         let origin = Origin::new(config.node_id.clone(), setup.core_id);
         let origin = origin.with_keys(config.payload_keys().as_deref());
+        cells.connections_max.set(limits.connections as u64);
         let spool = spool.map(|spool| Spool::open(spool, origin.clone(), admission.clone()));
         Rc::new(Core {
             net,
@@ -135,14 +138,14 @@ impl Core {
                 limits.request_bytes,
             ),
             scratch: RefCell::default(),
-            tokens: setup.tokens.clone(),
+            tokens: setup.tokens.clone().map(TokenView::new),
             faults: ConnFaults::new(plan.as_ref(), setup.index as u64),
             conns: Conns::default(),
             store: setup.store.clone().build(&origin, plan, setup.index),
             origin,
             spool,
             store_name: config.store.to_string(),
-            health: Health::new(cells, setup.epoch),
+            health: Health::new(cells, setup.epoch, setup.core_id),
             dead_letters: setup.dead_letters.clone(),
             logs: RefCell::default(),
             batches: Batches::new(config, cells),
@@ -151,6 +154,7 @@ impl Core {
             uploads: Uploads::new(limits.workers, cells),
             in_hand: RefCell::new((0..limits.workers).map(|_| None).collect()),
             draining: Flag::default(),
+            drain_began: Cell::new(None),
             uploads_ended: Cell::new(false),
             slots: Rc::new(Semaphore::new(limits.connections as u64)),
             accepting: Cell::new(true),
@@ -355,6 +359,26 @@ fn take_short_turns() -> std::io::Result<()> {
 /// executor's loop whatever it says, so a short one costs nothing.
 const SLICE: Duration = Duration::from_millis(2);
 
+/// Pins the calling thread to `cpu`; gives the CPUs that it could use before.
+///
+/// glommio could do it (`Placement::Fixed`), but only where `/sys` tells the topology of all CPUs, and panics elsewhere.
+///
+/// # Errors
+/// `cpu` is not one that this process may use, or went offline.
+pub fn pin(cpu: usize) -> std::io::Result<CpuSet> {
+    let before = sched_getaffinity(None)?;
+    sched_setaffinity(None, &cpu_set(&[cpu]))?;
+    Ok(before)
+}
+
+fn cpu_set(cpus: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    for cpu in cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU) {
+        set.set(*cpu);
+    }
+    set
+}
+
 /// Starts a core on its own thread. The thread's end, a panic included, rings the doorbell.
 ///
 /// # Errors
@@ -364,19 +388,39 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let bell = setup.doorbell.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
         let _farewell = Farewell { cells: setup.cells, bell };
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(setup.core_id))
+        // Before the executor allocates: its memory is to lie near this CPU.
+        let allowed = match pin(setup.core_id) {
+            Ok(allowed) => allowed,
+            Err(error) => {
+                return tracing::error!(core = setup.core_id, %error, "cannot pin to this core");
+            }
+        };
+        let executor = LocalExecutorBuilder::new(Placement::Unbound)
             .name("millrace-core")
             .io_memory(IO_MEMORY_BYTES)
             .preempt_timer(SLICE)
-            .blocking_thread_pool_placement(setup.blocking.clone())
+            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
             .make();
         match executor {
-            Ok(executor) => executor.run(run(setup)),
+            Ok(executor) => executor.run(async {
+                release_blocking_thread(&setup.spare_cpus, allowed).await;
+                run(setup).await;
+            }),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
         }
     })
+}
+
+/// The executor's blocking thread has inherited the pin. It does renames and dead letters, off the data cores if the process
+/// may use other CPUs.
+async fn release_blocking_thread(spare_cpus: &[usize], allowed: CpuSet) {
+    let cpus = if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) };
+    let released = glommio::executor().spawn_blocking(move || sched_setaffinity(None, &cpus)).await;
+    if let Err(error) = released {
+        tracing::warn!("the blocking thread stays on its core: {error}");
+    }
 }
 
 /// Tells control that the thread has ended, however it did.

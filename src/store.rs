@@ -22,7 +22,6 @@ pub(crate) mod tls;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -62,16 +61,21 @@ impl fmt::Display for Class {
 
 /// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`, …).
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{code}: {message}")]
+#[error("{code}: {message}{}", in_brackets(request_ids.as_deref()))]
 pub struct PutError {
     pub class: Class,
     pub code: String,
     pub message: String,
+    /// By which the store's support finds the request, `name value` each; `None` where the store gave none.
+    pub request_ids: Option<Box<str>>,
+    /// What an operator can do about it; empty where nothing is known to help, or nothing is needed.
+    pub remedy: &'static str,
 }
 
 impl PutError {
     pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
-        PutError { class, code: code.into(), message: message.into() }
+        let (code, message) = (code.into(), message.into());
+        PutError { class, code, message, request_ids: None, remedy: "" }
     }
 
     /// Whether fewer puts in flight could help.
@@ -97,6 +101,9 @@ const CONGESTION: &[&str] = &[
     "Timeout",
     "TooManyRequests",
 ];
+fn in_brackets(ids: Option<&str>) -> String {
+    ids.map(|ids| format!(" ({ids})")).unwrap_or_default()
+}
 
 /// One core's way to where payloads go. Keys are relative to the store's own prefix.
 pub enum Store {
@@ -175,7 +182,7 @@ impl Store {
 #[derive(Clone)]
 pub enum StoreSeed {
     File {
-        root: PathBuf,
+        root: file::Root,
         /// Puts under way per core, those that nobody waits for any more included; one per worker.
         puts_max: usize,
     },

@@ -4,13 +4,17 @@
 //! for, never on how much of it is right: every digest is compared whole, also after one has matched.
 //! Neither tokens nor digests are ever printed.
 
-#![expect(clippy::disallowed_methods, reason = "read once, at start")]
+#![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
@@ -101,6 +105,20 @@ impl TokenSet {
     }
 }
 
+/// One core's view of the published tokens: a look costs one atomic load, and a new set is seen by the next request.
+pub struct TokenView(RefCell<Cache<Arc<ArcSwap<TokenSet>>, Arc<TokenSet>>>);
+
+impl TokenView {
+    pub fn new(published: Arc<ArcSwap<TokenSet>>) -> TokenView {
+        TokenView(RefCell::new(Cache::new(published)))
+    }
+
+    /// [`TokenSet::contains`] of the newest set.
+    pub fn contains(&self, token: Option<&str>) -> bool {
+        self.0.borrow_mut().load().contains(token)
+    }
+}
+
 impl fmt::Debug for TokenSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TokenSet({} tokens)", self.len())
@@ -148,6 +166,17 @@ mod tests {
             let text = refused(bytes);
             assert!(text.contains("line 3") && !text.contains("hush"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_view_follows_what_is_published() {
+        let set = |text: &[u8]| Arc::new(TokenSet::from_lines(text).unwrap());
+        let published = Arc::new(ArcSwap::new(set(b"old\nboth\n")));
+        let view = TokenView::new(published.clone());
+        assert!(view.contains(Some("old")) && !view.contains(Some("new")));
+        published.store(set(b"new\nboth\n"));
+        assert!(!view.contains(Some("old")) && view.contains(Some("new")));
+        assert!(view.contains(Some("both")) && !view.contains(None));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! its key and counted as lost.
 
 mod aside;
+mod failures;
 mod health;
 mod limit;
 mod uploads;
@@ -28,6 +29,7 @@ use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
 pub use aside::{Trouble, Upload};
+pub use failures::Failures;
 pub use health::Health;
 pub use uploads::{InFlight, Uploads, notice_retries};
 
@@ -68,14 +70,14 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
 /// What a worker is busy with, for a stop that has to write its dead letter.
 pub struct InHand {
     pub parcel: Parcel,
-    /// Attempts that have failed, and why the last one did.
-    pub failed: Option<(u32, String)>,
+    /// `None`: no attempt has failed yet.
+    pub failures: Option<Failures>,
 }
 
 impl InHand {
     fn of(upload: &Upload) -> InHand {
-        let failed = upload.trouble.as_ref().map(|t| (t.attempts, t.last.to_string()));
-        InHand { parcel: upload.parcel.clone(), failed }
+        let failures = upload.trouble.as_ref().map(|trouble| trouble.failures.clone());
+        InHand { parcel: upload.parcel.clone(), failures }
     }
 }
 
@@ -213,7 +215,7 @@ impl Worker {
         let Upload { parcel, trouble } = upload;
         let healthy = core.health.healthy_time();
         let (attempts, healthy_before, stored_at_first) = match &trouble {
-            Some(before) => (before.attempts + 1, before.healthy_before, before.stored_before),
+            Some(t) => (t.failures.attempts + 1, t.healthy_before, t.stored_before),
             None => (1, healthy, stored_before),
         };
         let stored = core.cells.objects_stored.value();
@@ -237,7 +239,8 @@ impl Worker {
             core.cells.bytes_retried.add(parcel.payload_bytes());
         }
         let stored_before = stored_at_first;
-        let trouble = Trouble { attempts, last: error, healthy_before, stored_before, intent };
+        let failures = Failures { attempts, last: error };
+        let trouble = Trouble { failures, healthy_before, stored_before, intent };
         let backoff = backoff(&core.config, attempts, fastrand::f64());
         // In this order: else a slot would seem to be free in between.
         core.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);

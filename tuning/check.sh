@@ -3,7 +3,9 @@
 # It only reads. Exit status: 0 nothing is lacking, 1 something is.
 #
 #   tuning/check.sh                            for the default settings
-#   CORES=1-7 MAX_WORKERS=64 tuning/check.sh   for others: CORES, MAX_CONNECTIONS and MAX_WORKERS count here
+#   MILLRACE_CORES=1-7 MILLRACE_MAX_WORKERS=64 tuning/check.sh
+#                                              for others: those two and MILLRACE_MAX_CONNECTIONS count here; as with
+#                                              the server, CORES etc. are read where the prefixed name is not there
 #
 # Of a running millrace the limits are looked at, else those of this shell. CHECK_ROOT names a directory to look in
 # instead of /, for tests.
@@ -12,6 +14,10 @@ export LC_ALL=C
 
 root=${CHECK_ROOT-}
 lacking=0
+
+cores_wanted=${MILLRACE_CORES-${CORES-}}
+connections=${MILLRACE_MAX_CONNECTIONS-${MAX_CONNECTIONS-}}
+workers=${MILLRACE_MAX_WORKERS-${MAX_WORKERS-}}
 
 ok() { printf 'ok     %-37s%s\n' "$1" "$2"; }
 unseen() { printf -- '-      %-37s%s\n' "$1" "not visible here${2:+: $2}"; }
@@ -87,9 +93,9 @@ for comm in "$root"/proc/[0-9]*/comm; do
 done
 
 online=$(expand "$(line /sys/devices/system/cpu/online)")
-case ${CORES:-all} in
+case ${cores_wanted:-all} in
 all) cores=$online ;;
-*) cores=$(expand "$CORES") ;;
+*) cores=$(expand "$cores_wanted") ;;
 esac
 spare=$(without "$online" "$cores")
 cores_named=$(commas "$cores")
@@ -116,7 +122,7 @@ check_sysctl net.ipv4.tcp_slow_start_after_idle is 0
 check_sysctl net.ipv4.tcp_tw_reuse is 1
 
 # As src/limits.rs adds them up: per core connections, two files a worker and 64; 128 for the process.
-files=$((cores_count * (${MAX_CONNECTIONS:-16384} + 2 * ${MAX_WORKERS:-32} + 64) + 128))
+files=$((cores_count * (${connections:-16384} + 2 * ${workers:-32} + 64) + 128))
 check_limit 'open files' "$(hard_limit 'Max open files')" "$files" \
     "LimitNOFILE=$files (unit), --ulimit nofile=$files (docker run); above fs.nr_open raise that first"
 
@@ -130,7 +136,7 @@ if [ -z "$online" ]; then
 elif [ -n "$spare" ]; then
     ok 'control core' "CPU $spare_named beside CORES $cores_named"
 else
-    lacks 'control core' "CORES takes all $cores_count CPUs" 'CORES=1-N in /etc/millrace.env leaves CPU 0'
+    lacks 'control core' "CORES takes all $cores_count CPUs" 'MILLRACE_CORES=1-N in /etc/millrace.env leaves CPU 0'
 fi
 
 isolate="isolcpus=managed_irq,domain,$cores_named nohz_full=$cores_named irqaffinity=$spare_named"

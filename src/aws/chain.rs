@@ -1,29 +1,27 @@
 //! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
 //!
 //! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
-//! are spaced by a bounded backoff, and a request from a core never makes them denser than
-//! [`ASKED_SPACING`]. A first load that reaches nobody is a failure like the later ones.
+//! are spaced by a bounded backoff, and so are requests from cores, see [`Asked`]: a store that refuses
+//! whatever it is given must not have the credential service asked every second. A first load that reaches nobody is a failure like the later ones.
 
 use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use aws_config::environment::region::EnvironmentVariableRegionProvider;
-use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::ProviderChainError;
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::region::ProfileFileRegionProvider;
-use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::TimeSource;
+use aws_types::os_shim_internal::Env;
 use aws_types::service_config::ServiceConfigKey;
 use glommio::timer::Timer;
 
-use super::{AwsShared, Overrides, Place, StartError};
+use super::environment::{self, Variables};
+use super::{AwsShared, Overrides, Place, StartError, files, profile};
 use crate::deadline::within;
 use crate::store::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
 use crate::store::dial::{LinkError, Origin};
@@ -39,10 +37,10 @@ const REFRESH_AHEAD: Duration = Duration::from_secs(300);
 /// Backoff between failed refreshes.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Cores' requests are served no more often than this.
-const ASKED_SPACING: Duration = Duration::from_secs(1);
-/// …and after the chain gave the same credentials again, no more often than this.
-const STUCK_SPACING: Duration = Duration::from_secs(10);
+/// How long after serving a core's request the next one is served, at first; each further one in a row doubles it, …
+const ASKED_SPACING_MIN: Duration = Duration::from_secs(1);
+/// … up to this, which is also the longest until a corrected credentials file is taken.
+const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
 /// How often control looks whether something is due.
 const POLL: Duration = Duration::from_millis(50);
 /// Where the metadata service, not the store, listens for `connect_timeout`.
@@ -72,8 +70,7 @@ impl Chain {
     pub(super) async fn first(&self, bucket: &str) -> Result<First, StartError> {
         let deadline = Instant::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
-        let load = async { Ok(self.load(None).await) };
-        let config = within(START_TIMEOUT, load, || Err(late())).await?;
+        let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
         let place = place(&config, bucket)?;
         let provider = config.credentials_provider().ok_or_else(|| StartError::NoCredentials {
             profile: String::new(),
@@ -101,6 +98,7 @@ impl Chain {
             not_before += RETRY_MIN;
         }
         let mut failures = 0;
+        let mut spacing = Asked::default();
         loop {
             Timer::new(POLL).await;
             let now = Instant::now();
@@ -108,72 +106,89 @@ impl Chain {
             if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
                 continue;
             }
+            let mut renewed = Ok(());
             if asked {
                 // Providers remember the files they have read; what an operator replaced on
                 // disk since shows only to a new chain.
                 let region = Some(Region::new(shared.region().to_owned()));
-                if let Some(newer) = self.load(region).await.credentials_provider() {
-                    provider = newer;
-                }
+                renewed = self.load(region).await.map(|config| {
+                    provider = config.credentials_provider().unwrap_or_else(|| provider.clone());
+                });
             }
-            match fetch(&provider).await {
+            let fetched = match renewed {
+                Ok(()) => fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e))),
+                Err(error) => Err((error.to_string(), error)),
+            };
+            match fetched {
                 Ok(credentials) => {
                     failures = 0;
                     let stuck = asked && same(&credentials, &shared.keys().credentials);
                     due = refresh_at(&credentials);
-                    not_before = now + if stuck { STUCK_SPACING } else { ASKED_SPACING };
+                    not_before = now + if asked { spacing.next(now) } else { ASKED_SPACING_MIN };
                     shared.publish(credentials, stuck);
                 }
-                Err(error) => {
-                    let why = with_sources(&error);
+                Err((why, error)) => {
                     failures += 1;
                     let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
                     not_before = now + jittered(wait.min(RETRY_MAX));
                     due = Some(not_before);
-                    shared.still_no_keys(&start_error(error));
+                    shared.still_no_keys(&error);
                     tracing::warn!(%why, failures, "AWS credentials could not be loaded");
                 }
             }
         }
     }
 
-    /// One run of `aws-config`. `region` is known after the first.
-    async fn load(&self, region: Option<Region>) -> SdkConfig {
+    /// One run of `aws-config`, on an environment and files that were looked at before. `region` is known after the
+    /// first.
+    ///
+    /// # Errors
+    /// A variable, file or entry that cannot be used, by name.
+    async fn load(&self, region: Option<Region>) -> Result<SdkConfig, StartError> {
+        let variables = environment::read(&|name| std::env::var_os(name))?;
+        let files = read_files(variables.clone()).await?;
+        if region.is_none() {
+            for missing in files.iter().filter_map(|file| file.missing.as_ref()) {
+                tracing::warn!("{missing}");
+            }
+        }
+        let env = Env::from(variables.clone());
+        let shared = profile::parse(&files, &variables, &env).await?;
         let http = GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT);
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http)
-            .sleep_impl(GlommioSleep);
-        let region = region.or_else(|| self.overrides.region.clone().map(Region::new));
-        loader = match region {
-            Some(region) => loader.region(region),
-            None => loader.region(self.region_chain()),
-        };
+            .sleep_impl(GlommioSleep)
+            // Given, it is not looked up: a mode or number of attempts that is none panics there.
+            .retry_config(RetryConfig::standard())
+            .env(env)
+            .profile_files(shared.files);
+        let endpoint_named = shared.names_endpoint || self.overrides.endpoint_url.is_some();
+        let told = region.or_else(|| self.overrides.region.clone().map(Region::new));
+        let told = told.or_else(|| shared.region.map(Region::new));
+        // Where nothing is told EC2's metadata service is asked, but not where an endpoint says that this is not AWS:
+        // there it would only time out.
+        match told {
+            Some(region) => loader = loader.region(region),
+            None if endpoint_named => loader = loader.region(Region::from_static(CUSTOM_REGION)),
+            None => {}
+        }
         if let Some(credentials) = &self.overrides.credentials {
             loader = loader.credentials_provider(credentials.clone());
         }
         if let Some(url) = &self.overrides.endpoint_url {
             loader = loader.endpoint_url(url);
         }
-        loader.load().await
+        Ok(loader.load().await)
     }
+}
 
-    /// Environment, profile, then EC2's metadata; the last is skipped where an endpoint says that
-    /// this is not AWS, for there it would only time out.
-    fn region_chain(&self) -> RegionProviderChain {
-        let told = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::builder().build());
-        let endpoint_named = self.overrides.endpoint_url.is_some()
-            || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-                .iter()
-                .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
-        if endpoint_named {
-            return told.or_else(Region::from_static(CUSTOM_REGION));
-        }
-        let config = ProviderConfig::without_region()
-            .with_http_client(GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT))
-            .with_sleep_impl(GlommioSleep);
-        told.or_else(ImdsRegionProvider::builder().configure(&config).build())
-    }
+/// Off the executor: a file may lie on a slow disk.
+async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, StartError> {
+    let read = move || {
+        let home = files::home(&|name| std::env::var_os(name));
+        files::read(&variables, home.as_deref())
+    };
+    glommio::executor().spawn_blocking(read).await
 }
 
 fn place(config: &SdkConfig, bucket: &str) -> Result<Place, StartError> {
@@ -222,6 +237,25 @@ fn same(a: &Credentials, b: &Credentials) -> bool {
         && a.session_token() == b.session_token()
 }
 
+/// Spaces what cores ask for: whether newer credentials are the same as before or other ones that are refused as well,
+/// requests in a row come ever more rarely.
+#[derive(Default)]
+struct Asked {
+    /// When the last request was served, and what was waited for then.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Asked {
+    /// How long the next request has to wait after the one that is served `now`.
+    fn next(&mut self, now: Instant) -> Duration {
+        // Nobody has asked for longer than it would take: the credentials were good meanwhile.
+        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * ASKED_SPACING_MAX);
+        let wait = in_a_row.map_or(ASKED_SPACING_MIN, |(_, wait)| 2 * wait).min(ASKED_SPACING_MAX);
+        self.last = Some((now, wait));
+        wait
+    }
+}
+
 /// When to replace `credentials`, now being `now` to those who made them; `None` if they do not expire.
 fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
@@ -238,7 +272,8 @@ fn jittered(wait: Duration) -> Duration {
 fn start_error(error: CredentialsError) -> StartError {
     let unreached = not_reached(&error);
     if let CredentialsError::CredentialsNotLoaded(_) = error {
-        let profile = std::env::var("AWS_PROFILE").map(|p| format!(" (AWS_PROFILE={p})"));
+        let profile = environment::path_variable("AWS_PROFILE");
+        let profile = profile.map(|name| format!(" (AWS_PROFILE={})", name.display()));
         return StartError::NoCredentials { profile: profile.unwrap_or_default(), unreached };
     }
     let why = with_sources(&error);
@@ -252,7 +287,9 @@ fn start_error(error: CredentialsError) -> StartError {
             return StartError::UnsupportedProfile { what };
         }
     }
-    StartError::Credentials { why, unreached }
+    let tokens = environment::read(&|name| std::env::var_os(name));
+    let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
+    StartError::Credentials { why: why + &tokens, unreached }
 }
 
 /// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata
@@ -297,6 +334,22 @@ mod tests {
             let text = with_sources(&error);
             assert_eq!(start_error(error).may_pass(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn requests_in_a_row_are_served_ever_more_rarely() {
+        let mut asked = Asked::default();
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let wait = asked.next(now);
+            waits.push(wait.as_secs());
+            // A core is refused again soon after, not at once.
+            now += wait + Duration::from_secs(10);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        now += 2 * ASKED_SPACING_MAX;
+        assert_eq!(asked.next(now), ASKED_SPACING_MIN, "they were good for a while");
     }
 
     #[test]

@@ -8,14 +8,16 @@ mod batches;
 mod replay;
 
 use std::fmt;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::out;
 use crate::config::Config;
 use crate::control::Exit;
 use crate::job::Stamp;
+use crate::log::complain;
 use crate::spool::file::{SegmentFile, Spooled};
 use crate::spool::format::scan::{End, Found};
 use crate::spool::instances::{Held, core_dirs, files_of, instances_in, is_instance, quarantined};
@@ -34,7 +36,7 @@ pub struct Places {
 #[derive(Debug, thiserror::Error)]
 enum SpoolCommandError {
     /// Standard output's.
-    #[error("cannot write: {0}")]
+    #[error("{}", out::unwritable(.0))]
     Out(#[from] io::Error),
     #[error("{0}")]
     Place(String),
@@ -68,7 +70,7 @@ impl Places {
     /// # Errors
     /// A directory cannot be read.
     pub fn list(&self) -> Result<Exit, String> {
-        said(self.list_to(&mut stdout()))
+        said(self.list_to(&mut out::stdout()))
     }
 
     fn list_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
@@ -111,7 +113,7 @@ impl Places {
     /// # Errors
     /// A directory cannot be read.
     pub fn verify(&self) -> Result<Exit, String> {
-        said(self.verify_to(&mut stdout()))
+        said(self.verify_to(&mut out::stdout()))
     }
 
     fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
@@ -160,7 +162,7 @@ impl Places {
     /// # Errors
     /// A directory cannot be read, or standard output takes no more.
     pub fn export(&self, all: bool) -> Result<Exit, String> {
-        said(self.export_to(&mut stdout(), all))
+        said(self.export_to(&mut out::data(), all))
     }
 
     fn export_to(&self, out: &mut impl Write, all: bool) -> Result<Exit, SpoolCommandError> {
@@ -177,13 +179,13 @@ impl Places {
                     write_line(out, payload.bytes)
                 })?;
                 for text in survey.iter().flat_map(|survey| &survey.problems) {
-                    eprintln!("{}: {text}", path.display());
+                    complain(format_args!("{}: {text}", path.display()));
                     exit = Exit::Unstored;
                 }
             }
         }
         out.flush()?;
-        eprintln!("{exported} payloads exported, {bytes} bytes");
+        complain(format_args!("{exported} payloads exported, {bytes} bytes"));
         Ok(exit)
     }
 
@@ -194,17 +196,13 @@ impl Places {
             if self.is_one {
                 return Err(of(instance)("in use by a running server"));
             }
-            eprintln!("{}", skipped(instance));
+            complain(skipped(instance));
         }
         Ok(held)
     }
 }
 
-fn stdout() -> impl Write {
-    BufWriter::with_capacity(256 << 10, io::stdout().lock())
-}
-
-/// A reader that has seen enough is nobody's mistake, but not all was said either.
+/// A reader of data that has seen enough is nobody's mistake, but not all was written either.
 fn said(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
     match outcome {
         Err(SpoolCommandError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -1,9 +1,13 @@
 //! Flag > environment > TOML file > default, merged as text with each text's source remembered, so that an
 //! error can say where the bad value came from. Nothing here knows what a value means.
+//!
+//! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A name without the prefix
+//! may belong to another program, and its text may be that program's secret: no message ever shows it.
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -21,10 +25,19 @@ pub struct Flags {
     pub values: Vec<(&'static str, String)>,
 }
 
+/// Before a setting's name in the environment.
+pub const ENV_PREFIX: &str = "MILLRACE_";
+
+/// The environment variable that names the TOML file.
+const ENV_CONFIG: &str = "MILLRACE_CONFIG";
+
+/// An environment, read once: nothing changes the process's own.
+pub type Environment = HashMap<OsString, OsString>;
+
 /// What a configuration is read against: the environment and the cores this process may use. Injected, so
 /// that tests neither read nor write the process's own.
-pub struct Host<'a> {
-    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+pub struct Host {
+    pub env: Environment,
     /// CPU ids, ascending; empty when the kernel would not say.
     pub cores_allowed: Vec<usize>,
 }
@@ -33,17 +46,21 @@ pub struct Host<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Flag,
+    /// `MILLRACE_<NAME>`
     Env,
+    /// The name without the prefix.
+    BareEnv,
     File(PathBuf),
     Default,
 }
 
 impl Source {
-    /// `flag --max-workers`, `environment variable MAX_WORKERS`, `key max_workers in FILE`, `default`.
+    /// `flag --max-workers`, `environment variable MILLRACE_MAX_WORKERS`, `key max_workers in FILE`, `default`.
     pub fn describe(&self, setting: &Setting) -> String {
         match self {
             Source::Flag => format!("flag --{}", setting.flag()),
-            Source::Env => format!("environment variable {}", setting.name),
+            Source::Env => format!("environment variable {}", setting.env()),
+            Source::BareEnv => format!("environment variable {}", setting.name),
             Source::File(path) => format!("key {} in {}", setting.key(), path.display()),
             Source::Default => "default".into(),
         }
@@ -59,27 +76,45 @@ pub struct Value {
     pub source: Source,
 }
 
+impl Value {
+    /// Its text may be another program's.
+    pub fn is_hidden(&self) -> bool {
+        self.source == Source::BareEnv
+    }
+}
+
 /// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Value { setting, text, source } = self;
-        write!(f, "{}={text:?} ({})", setting.name, source.describe(setting))
+        let described = source.describe(setting);
+        match self.is_hidden() {
+            true => write!(f, "{} ({described}, text not shown)", setting.name),
+            false => write!(f, "{}={text:?} ({described})", setting.name),
+        }
     }
 }
 
 /// Every setting's text and source, in table order.
 #[derive(Clone, Debug)]
-pub struct Effective(Vec<Value>);
+pub struct Effective {
+    values: Vec<Value>,
+    /// The TOML file.
+    file: Option<PathBuf>,
+    /// `MILLRACE_*` variables that no setting has, sorted.
+    unknown: Vec<String>,
+}
 
 impl Effective {
     /// Merges the layers. What cannot be read becomes an error in `errors` and the next layer's text counts.
-    pub(super) fn merge(
-        flags: &Flags,
-        host: &Host<'_>,
-        errors: &mut Vec<ConfigError>,
-    ) -> Effective {
-        let file = match &flags.file {
-            Some(path) => FileLayer::read(path, errors),
+    pub(super) fn merge(flags: &Flags, host: &Host, errors: &mut Vec<ConfigError>) -> Effective {
+        let (path, named_by) = match (&flags.file, &host.env.get(OsStr::new(ENV_CONFIG))) {
+            (Some(path), _) => (Some(path.clone()), "--config"),
+            (None, Some(path)) => (trimmed_path(path), ENV_CONFIG),
+            (None, None) => (None, ""),
+        };
+        let file = match &path {
+            Some(path) => FileLayer::read(path, named_by, errors),
             None => FileLayer::default(),
         };
         let value = |setting: &'static Setting| {
@@ -89,7 +124,8 @@ impl Effective {
                 .unwrap_or_else(|| (setting.default.into(), Source::Default));
             Value { setting, text: text.trim().into(), source }
         };
-        Effective(SETTINGS.iter().map(value).collect())
+        let values = SETTINGS.iter().map(value).collect();
+        Effective { values, file: path, unknown: unknown_names(&host.env) }
     }
 
     /// The value of the setting called `name`.
@@ -97,13 +133,59 @@ impl Effective {
     /// # Panics
     /// When there is no such setting.
     pub fn get(&self, name: &str) -> &Value {
-        self.0.iter().find(|v| v.setting.name == name).unwrap_or_else(|| panic!("no {name}"))
+        let found = self.values.iter().find(|v| v.setting.name == name);
+        found.unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Names of the settings whose text is another in `other`.
+    pub fn differing(&self, other: &Effective) -> Vec<&'static str> {
+        let pairs = self.values.iter().zip(&other.values);
+        pairs.filter(|(a, b)| a.text != b.text).map(|(value, _)| value.setting.name).collect()
+    }
+
+    /// Takes over what `other` has for the setting called `name`.
+    pub fn adopt(&mut self, name: &str, other: &Effective) {
+        let pairs = self.values.iter_mut().zip(&other.values);
+        pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
     }
 
     /// The settings somebody set, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &Value> {
-        self.0.iter().filter(|v| v.source != Source::Default)
+        self.values.iter().filter(|v| v.source != Source::Default)
     }
+
+    /// The TOML file, if one was named.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// One sentence on `MILLRACE_*` variables that no setting has: a mistake, or what Kubernetes adds for a service
+    /// called `millrace`.
+    pub fn unknown_names(&self) -> Option<String> {
+        let shown = |name: &String| match nearest(name.trim_start_matches(ENV_PREFIX), 0.9) {
+            Some(setting) => format!("{name} (did you mean {}?)", setting.env()),
+            None => name.clone(),
+        };
+        let all: Vec<String> = self.unknown.iter().map(shown).collect();
+        (!all.is_empty()).then(|| format!("no setting has these names: {}", all.join(", ")))
+    }
+}
+
+fn unknown_names(env: &Environment) -> Vec<String> {
+    let names = env.keys().map(|name| name.to_string_lossy().into_owned());
+    let is_unknown = |name: &String| {
+        let known = |bare: &str| SETTINGS.iter().any(|s| s.name == bare);
+        name != ENV_CONFIG && name.strip_prefix(ENV_PREFIX).is_some_and(|bare| !known(bare))
+    };
+    let mut unknown: Vec<String> = names.filter(is_unknown).collect();
+    unknown.sort_unstable();
+    unknown
+}
+
+/// `None` when nothing but blanks is there.
+fn trimmed_path(text: &OsStr) -> Option<PathBuf> {
+    let text = text.to_str().map_or(text, |text| OsStr::new(text.trim()));
+    (!text.is_empty()).then(|| text.into())
 }
 
 fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, Source)> {
@@ -111,18 +193,23 @@ fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, Source)> {
     Some((text.clone(), Source::Flag))
 }
 
-/// Set but empty counts as not set: `MAX_WORKERS=` is how compose files and shells spell "leave it".
+/// Set but empty counts as not set: `MAX_WORKERS=` is how compose files and shells spell "leave it". Of the prefixed
+/// name that is enough to keep the other from being looked at.
 fn from_env(
-    host: &Host<'_>,
+    host: &Host,
     setting: &'static Setting,
     errors: &mut Vec<ConfigError>,
 ) -> Option<(String, Source)> {
-    match (host.env)(setting.name)?.into_string() {
-        Ok(text) if text.trim().is_empty() => None,
-        Ok(text) => Some((text, Source::Env)),
-        Err(bytes) => {
-            let text = bytes.to_string_lossy().into_owned();
-            let value = Value { setting, text, source: Source::Env };
+    let look = |name: &str| host.env.get(OsStr::new(name));
+    let (text, source) = match look(&setting.env()) {
+        Some(text) => (text, Source::Env),
+        None => (look(setting.name)?, Source::BareEnv),
+    };
+    match text.to_str() {
+        Some(text) if text.trim().is_empty() => None,
+        Some(text) => Some((text.into(), source)),
+        None => {
+            let value = Value { setting, text: text.to_string_lossy().into_owned(), source };
             errors.push(ConfigError::refuse(&value, "is not UTF-8: give plain text".into()));
             None
         }
@@ -140,11 +227,14 @@ struct FileLayer {
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 impl FileLayer {
-    fn read(path: &Path, errors: &mut Vec<ConfigError>) -> FileLayer {
+    fn read(path: &Path, named_by: &str, errors: &mut Vec<ConfigError>) -> FileLayer {
         let mut layer = FileLayer { path: path.into(), values: Vec::new() };
         match read_table(path) {
             Ok(table) => layer.take(table, errors),
-            Err(reason) => errors.push(ConfigError::File { path: path.into(), reason }),
+            Err(reason) => {
+                let reason = format!("(named by {named_by}) {reason}");
+                errors.push(ConfigError::File { path: path.into(), reason });
+            }
         }
         layer
     }
@@ -208,13 +298,18 @@ fn plain_text(value: &toml::Value) -> Option<String> {
 
 /// The key most like `key`, when one is like it at all.
 fn nearest_key(key: &str) -> Option<String> {
-    let wanted = key.to_ascii_lowercase().replace('-', "_");
+    nearest(key, 0.8).map(Setting::key)
+}
+
+/// The setting whose name is most like `name`; `None` when all are less like it than `least`, from 0 to 1.
+fn nearest(name: &str, least: f64) -> Option<&'static Setting> {
+    let wanted = name.to_ascii_lowercase().replace('-', "_");
     SETTINGS
         .iter()
-        .map(|s| (strsim::jaro_winkler(&wanted, &s.key()), s.key()))
-        .filter(|(likeness, _)| *likeness > 0.8)
+        .map(|s| (strsim::jaro_winkler(&wanted, &s.key()), s))
+        .filter(|(likeness, _)| *likeness > least)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, key)| key)
+        .map(|(_, setting)| setting)
 }
 
 #[cfg(test)]

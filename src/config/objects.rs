@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, Reader, StoreUrl, value};
 use crate::batch::encoder::Compression;
 use crate::coding::Coding;
-use crate::key::{self, KeyTemplate};
+use crate::job::Stamp;
+use crate::key::{self, KeyOf, KeyTemplate, Partition};
 
 /// `OBJECT=batch`; sizes are bytes, and all but the last two are per core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,13 +121,43 @@ pub(super) fn read_keys(r: &mut Reader<'_>, is_batch: bool) -> KeyTemplate {
     })
 }
 
+impl Config {
+    /// The whole name that an object of a payload `{}` would have now, bucket and prefix included.
+    pub fn example_key(&self) -> String {
+        let unix_nanos = Stamp::unix_nanos_now();
+        let mut partition = Partition::default();
+        let _has_none = self.keys.write_partition(b"{}", None, unix_nanos, &mut partition);
+        let (count, ext) = match &self.batch {
+            Some(batch) => (batch.count.unwrap_or(EXAMPLE_COUNT), batch.form.ext()),
+            None => (1, "json"),
+        };
+        let (partition, node, core) = (partition.text(), &*self.node_id, self.cores[0]);
+        let mut key = String::new();
+        let of = KeyOf { partition, unix_nanos, node, core, seq: 0, count, ext };
+        self.keys.write_key(&of, &mut key);
+        match &self.store {
+            StoreUrl::S3 { .. } => format!("{}{key}", self.store),
+            StoreUrl::File(dir) => format!("file:{}", dir.join(key).display()),
+            StoreUrl::Null => key,
+        }
+    }
+}
+
+/// Payloads of the batch in an example.
+const EXAMPLE_COUNT: u64 = 1000;
+
 /// S3's limit.
 const KEY_BYTES_MAX: usize = 1024;
 
 pub(super) fn check_keys(r: &mut Reader<'_>, c: &Config) {
     let random = r.effective.get("NODE_ID").text == "random";
     if let Err(error) = c.keys.check_unique(random) {
-        r.require(false, "KEY", "NODE_ID", |_| error.to_string());
+        let reason = match r.effective.get("KEY").is_hidden() {
+            // The error may quote the template.
+            true => "could name two objects alike: it needs {node}, {core} and {seq}, told apart by text".into(),
+            false => error.to_string(),
+        };
+        r.require(false, "KEY", "NODE_ID", |_| reason.clone());
     }
     let ext = c.batch.as_ref().map_or("json", |batch| batch.form.ext());
     let prefix = match &c.store {

@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 
+use super::layers::ENV_PREFIX;
+
 /// One setting: what it is called everywhere, what it is when nobody says anything, and what it means.
 #[derive(Debug)]
 pub struct Setting {
-    /// The environment name, `MAX_WORKERS`; the flag and the TOML key derive from it.
+    /// `MAX_WORKERS`; the environment's name, the flag and the TOML key derive from it.
     pub name: &'static str,
     /// Default as an operator would write it; empty for "not set".
     pub default: &'static str,
@@ -22,6 +24,11 @@ impl Setting {
     /// `max-workers`, the long flag without its dashes.
     pub fn flag(&self) -> String {
         self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// `MILLRACE_MAX_WORKERS`, the environment variable; [`Setting::name`] alone is read where that is not there.
+    pub fn env(&self) -> String {
+        format!("{ENV_PREFIX}{}", self.name)
     }
 
     /// `max_workers`, the key in the TOML file.
@@ -75,6 +82,8 @@ pub const SETTINGS: &[Setting] = &[
         "Ingest address, IP:PORT; every core has its own SO_REUSEPORT listener on it."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
         "Address of metrics and health checks, IP:PORT; `off` disables them. It has no authentication."),
+    row(LISTENING, "BIND_WAIT", "TIME", "5s",
+        "How long a start tries again while LISTEN or ADMIN_LISTEN is taken, up to 5m: a killed process can keep its sockets for a moment."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores to pin, one executor each: `all`, or a list such as `0-3,8`. Only cores this process may use are taken."),
@@ -102,10 +111,12 @@ pub const SETTINGS: &[Setting] = &[
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a kept-alive connection may stay idle before it is closed."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
-        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Read at start; not set: every request is accepted."),
+        "File with one accepted token per line (`#` starts a comment line); a request whose `token` is not in it gets 401. Read at start and at SIGHUP; not set: every request is accepted."),
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads go: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which keeps nothing (benchmarks only)."),
+    row(STORING, "FILE_MODE", "MODE", "0600",
+        "Octal permissions of files that a `file:` store makes, whatever the umask is; its directories can also be entered by whoever may read, so 0640 makes them 0750. What is there already keeps its own."),
     row(STORING, "CONTENT_TYPE", "TYPE", "auto",
         "Content type of stored objects; `auto` is application/octet-stream for payloads, application/x-ndjson for batches, and application/gzip or application/zstd for those whose name ends so."),
     row(STORING, "PUT_TIMEOUT", "TIME", "10s",
@@ -193,9 +204,9 @@ pub const SETTINGS: &[Setting] = &[
         "Sends `If-None-Match: *` with every PUT, so that an object that is there already is kept and counts as stored; the store must know the header."),
 
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
-        "From SIGTERM or SIGINT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
+        "From SIGTERM, SIGINT or SIGQUIT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
     row(RUNNING, "LOG", "FILTER", "info",
-        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`."),
+        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`. SIGHUP takes a new one from the TOML file."),
     row(RUNNING, "LOG_FORMAT", "KIND", "text",
         "Log lines as `text` or `json`."),
     row(RUNNING, "FAULTS", "SPEC", "",
@@ -210,6 +221,7 @@ mod tests {
     fn names_are_unique_and_derive_flags_and_keys() {
         let s = setting("MAX_QUEUE_BYTES");
         assert_eq!((s.flag().as_str(), s.key().as_str()), ("max-queue-bytes", "max_queue_bytes"));
+        assert_eq!(s.env(), "MILLRACE_MAX_QUEUE_BYTES");
         let mut names: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
         names.sort_unstable();
         names.dedup();

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::io::Write as _;
 
 use super::*;
@@ -9,8 +8,7 @@ fn resolve(
     env: &[(&str, &str)],
     toml: Option<&str>,
 ) -> Result<(Config, Effective), ConfigErrors> {
-    let env: HashMap<String, OsString> =
-        env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    let env = env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
     let file = toml.map(|text| {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -20,8 +18,7 @@ fn resolve(
         file: file.as_ref().map(|f| f.path().into()),
         values: flags.iter().map(|(k, v)| (setting(k).name, (*v).into())).collect(),
     };
-    let env = |name: &str| env.get(name).cloned();
-    Config::resolve(&flags, &Host { env: &env, cores_allowed: vec![0, 1, 2, 3] })
+    Config::resolve(&flags, &Host { env, cores_allowed: vec![0, 1, 2, 3] })
 }
 
 fn refusals(result: Result<(Config, Effective), ConfigErrors>) -> String {
@@ -58,7 +55,7 @@ fn a_flag_beats_the_environment_beats_the_file() {
     let (config, effective) = resolve(&[("MAX_WORKERS", "3")], &env, toml).unwrap();
     assert_eq!((config.max_workers, config.max_queue, config.max_connections), (3, 2, 1));
     assert_eq!(effective.get("MAX_WORKERS").source, Source::Flag);
-    assert_eq!(effective.get("MAX_QUEUE").source, Source::Env);
+    assert_eq!(effective.get("MAX_QUEUE").source, Source::BareEnv);
     assert!(matches!(effective.get("MAX_CONNECTIONS").source, Source::File(_)));
     assert_eq!(effective.get("MAX_LENGTH").source, Source::Default);
 }
@@ -76,13 +73,14 @@ fn an_empty_environment_variable_is_not_set_but_an_empty_flag_is_refused() {
 #[test]
 fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
     let toml = "max_qeue = 5\nput_timeout = 10\nretry_max = 1.5\n";
-    let env = [("MAX_LENGTH", "2GiB"), ("CORES", "0,7")];
+    let env = [("MILLRACE_MAX_LENGTH", "2GiB"), ("MILLRACE_CORES", "0,7")];
     let all = refusals(resolve(&[("MAX_WORKERS", "0")], &env, Some(toml)));
     let line = |needle: &str| {
         all.lines().find(|l| l.contains(needle)).unwrap_or_else(|| panic!("{needle} in:\n{all}"))
     };
     assert!(line("MAX_WORKERS").contains("=\"0\" (flag --max-workers): give a whole number"));
-    assert!(line("MAX_LENGTH").contains("\"2GiB\" (environment variable MAX_LENGTH): give a size"));
+    let said = "\"2GiB\" (environment variable MILLRACE_MAX_LENGTH): give a size";
+    assert!(line("MAX_LENGTH").contains(said));
     assert!(line("CORES").contains("core 7 is not one this process may use"));
     assert!(line("CORES").contains("0-3"));
     assert!(line("PUT_TIMEOUT").contains("(key put_timeout in "));
@@ -95,9 +93,9 @@ fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
 #[test]
 fn a_file_that_is_missing_or_not_toml_is_one_error() {
     let missing = Flags { file: Some("no/such.toml".into()), values: vec![] };
-    let host = Host { env: &|_| None, cores_allowed: vec![0] };
+    let host = Host { env: Environment::new(), cores_allowed: vec![0] };
     let all = Config::resolve(&missing, &host).unwrap_err().to_string();
-    assert!(all.contains("no/such.toml cannot be opened"), "{all}");
+    assert!(all.contains("no/such.toml (named by --config) cannot be opened"), "{all}");
     let all = refusals(resolve(&[], &[], Some("idle_timeout = 10s")));
     assert!(all.contains("values with units need quotes"), "{all}");
 }
@@ -162,7 +160,7 @@ fn node_ids_are_drawn_anew_unless_given() {
 
 #[test]
 fn no_allowed_cores_is_an_error_not_a_panic() {
-    let host = Host { env: &|_| None, cores_allowed: vec![] };
+    let host = Host { env: Environment::new(), cores_allowed: vec![] };
     let errors = Config::resolve(&Flags::default(), &host).unwrap_err();
     assert_eq!(errors.0, [ConfigError::CoresUnknown]);
 }
@@ -213,4 +211,130 @@ fn the_spool_is_off_without_a_directory_and_its_sizes_must_go_together() {
     assert!(with("SPOOL_PENDING", "1MB").contains("is below MAX_LENGTH"));
     assert!(with("DEAD_LETTER_DIR", "./s").contains("SPOOL_DIR"));
     assert!(with("STORE", "file:s/").contains("SPOOL_DIR"));
+}
+
+#[test]
+fn of_two_names_in_the_environment_the_prefixed_one_counts_even_empty() {
+    for (env, expected, source) in [
+        (&[("MILLRACE_MAX_WORKERS", "5")][..], 5, Source::Env),
+        (&[("MAX_WORKERS", "4")], 4, Source::BareEnv),
+        (&[("MILLRACE_MAX_WORKERS", "5"), ("MAX_WORKERS", "4")], 5, Source::Env),
+        (&[("MILLRACE_MAX_WORKERS", " 5\n"), ("MAX_WORKERS", "no")], 5, Source::Env),
+        (&[("MILLRACE_MAX_WORKERS", ""), ("MAX_WORKERS", "no")], 32, Source::Default),
+        (&[("MILLRACE_MAX_WORKERS", "\n"), ("MAX_WORKERS", "no")], 32, Source::Default),
+        (&[("MAX_WORKERS", " \t")], 32, Source::Default),
+    ] {
+        let (config, effective) = resolve(&[], env, None).unwrap();
+        assert_eq!(config.max_workers, expected, "{env:?}");
+        assert_eq!(effective.get("MAX_WORKERS").source, source, "{env:?}");
+    }
+    // The file comes after both.
+    let both = [("MILLRACE_MAX_WORKERS", ""), ("MAX_WORKERS", "4")];
+    let (config, _) = resolve(&[], &both, Some("max_workers = 7")).unwrap();
+    assert_eq!(config.max_workers, 7);
+}
+
+/// Every setting, given a text that it refuses or, where it takes anything, that does not go with the others.
+#[test]
+fn the_text_of_a_bare_name_is_never_shown() {
+    const SECRET: &str = "hush-Zq9/{hush-Zq9}\u{7f}\n=hush-Zq9";
+    for setting in SETTINGS {
+        let bare = resolve(&[], &[(setting.name, SECRET)], None);
+        let prefixed = resolve(&[], &[(&setting.env(), SECRET)], None);
+        let text = match &bare {
+            Err(errors) => {
+                let text = errors.to_string();
+                assert!(text.contains(setting.name), "{text}");
+                assert!(text.contains("text not shown"), "{}: {text}", setting.name);
+                assert!(text.contains(&format!("set {}", setting.env())), "{text}");
+                assert_eq!(text.lines().count(), 1, "{text}");
+                text
+            }
+            Ok((_, effective)) => effective.changed().map(Value::to_string).collect(),
+        };
+        assert!(!text.contains("hush"), "{}: {text}", setting.name);
+        assert_eq!(prefixed.is_err(), bare.is_err(), "{}", setting.name);
+        if let Err(errors) = prefixed {
+            assert!(errors.to_string().contains("hush-Zq9"), "{errors}");
+        }
+    }
+    // Relations, too, in which either name is another program's.
+    for env in [
+        [("KEY", "hush/{seq}-{node}"), ("NODE_ID", "n")],
+        [("KEY", "{unix_nanos}-{node}{core}hush{seq}"), ("NODE_ID", "n")],
+        [("STORE", "file:hush"), ("DEAD_LETTER_DIR", "./hush")],
+        [("SPOOL_DIR", "hush"), ("DEAD_LETTER_DIR", "hush")],
+        [("COMPRESSION", "gzip"), ("OBJECT", "payload")],
+        [("EVENT_TIME", "/hush"), ("OBJECT", "payload")],
+        [("KEY", "{field:/hush|../x}-{unix_nanos}-{node}-{core}-{seq}"), ("OBJECT", "payload")],
+        [("S3_KMS_KEY_ID", "hush"), ("S3_SSE", "AES256")],
+        [("MAX_LENGTH", "33MiB"), ("MAX_BODY_BYTES", "65MiB")],
+    ] {
+        let text = refusals(resolve(&[], &env, None));
+        assert!(!text.contains("hush") && text.contains("text not shown"), "{text}");
+    }
+    // Values that are fine are not listed with their text either.
+    let (_, effective) = resolve(&[], &[("NODE_ID", "hush"), ("LISTEN", "[::]:80")], None).unwrap();
+    let listed: Vec<String> = effective.changed().map(Value::to_string).collect();
+    assert_eq!(listed[0], "LISTEN (environment variable LISTEN, text not shown)");
+    assert!(!listed.concat().contains("hush"), "{listed:?}");
+}
+
+#[test]
+fn texts_that_are_not_utf8_are_refused_by_name() {
+    use std::os::unix::ffi::OsStringExt as _;
+    for setting in SETTINGS {
+        for (name, is_shown) in [(setting.env(), true), (setting.name.to_owned(), false)] {
+            let text = std::ffi::OsString::from_vec(b"hush\xff".to_vec());
+            let env = [(name.clone().into(), text)].into();
+            let host = Host { env, cores_allowed: vec![0] };
+            let text = Config::resolve(&Flags::default(), &host).unwrap_err().to_string();
+            assert!(text.contains(&format!("environment variable {name}")), "{text}");
+            assert_eq!(text.contains("hush"), is_shown, "{text}");
+            assert_eq!(text.contains("is not UTF-8"), is_shown, "{text}");
+        }
+    }
+}
+
+#[test]
+fn the_environment_names_the_file_unless_a_flag_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("a.toml"), "max_workers = 1").unwrap();
+    std::fs::write(path("b.toml"), "\u{feff}max_workers = 2\r\n").unwrap();
+    let load = |flag: Option<String>, variable: &str| {
+        let env = [("MILLRACE_CONFIG".into(), variable.into())].into();
+        let flags = Flags { file: flag.map(PathBuf::from), values: vec![] };
+        let config = Config::resolve(&flags, &Host { env, cores_allowed: vec![0] });
+        config.map(|(config, _)| (config.max_workers, config.file)).map_err(|e| e.to_string())
+    };
+    let (a, b) = (path("a.toml"), path("b.toml"));
+    assert_eq!(load(None, &a), Ok((1, Some(PathBuf::from(&a)))));
+    assert_eq!(load(None, &format!(" {b}\n")), Ok((2, Some(PathBuf::from(&b)))));
+    assert_eq!(load(Some(a.clone()), &b), Ok((1, Some(PathBuf::from(&a)))));
+    assert_eq!(load(None, " "), Ok((32, None)));
+    let missing = load(None, "none.toml").unwrap_err();
+    assert!(missing.starts_with("none.toml (named by MILLRACE_CONFIG) cannot be"), "{missing}");
+    std::fs::write(path("c.toml"), b"store = \"\xff\"").unwrap();
+    assert!(load(None, &path("c.toml")).unwrap_err().contains("UTF-8"));
+    assert!(load(None, dir.path().to_str().unwrap()).unwrap_err().contains("Is a directory"));
+}
+
+#[test]
+fn prefixed_names_that_no_setting_has_are_said_once() {
+    let (_, effective) = resolve(&[], &[("MILLRACE_STORE", "null:")], None).unwrap();
+    assert_eq!(effective.unknown_names(), None);
+    let env = [
+        ("MILLRACE_CONFIG", ""),
+        ("MILLRACE_MAX_WORKER", "3"),
+        ("MILLRACE_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("MILLRACE_SERVICE_HOST", "10.0.0.1"),
+        ("millrace_store", "null:"),
+        ("MILLRACE", "x"),
+    ];
+    let (config, effective) = resolve(&[], &env, None).unwrap();
+    assert_eq!((config.max_workers, &config.store), (32, &StoreUrl::File("./data".into())));
+    let said = "no setting has these names: MILLRACE_MAX_WORKER (did you mean \
+                MILLRACE_MAX_WORKERS?), MILLRACE_PORT_8080_TCP_ADDR, MILLRACE_SERVICE_HOST";
+    assert_eq!(effective.unknown_names().unwrap(), said);
 }

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::batch::encoder::Compression;
 use crate::coding::Coding;
+use crate::store::file::mode::FileMode;
 
 use super::{Ack, Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
 
@@ -260,6 +261,13 @@ pub(super) fn compression(text: &str) -> Parsed<Option<Coding>> {
         "zstd" => Ok(Some(Coding::Zstd)),
         _ => Err("give none, gzip or zstd".into()),
     }
+}
+
+/// `FILE_MODE`.
+pub(super) fn file_mode(text: &str) -> Parsed<FileMode> {
+    FileMode::parse(text).ok_or_else(|| {
+        "give an octal mode of reading and writing in which the owner has both, such as 0600, 0640 or 0644".into()
+    })
 }
 
 /// `COMPRESSION_MARK`.

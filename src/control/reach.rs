@@ -56,9 +56,9 @@ pub async fn prepare_store(config: &Config, may_wait: bool) -> Result<Prepared, 
     let seed = match &config.store {
         StoreUrl::Null => StoreSeed::Null,
         StoreUrl::File(root) => {
-            let directory = root.clone();
+            let (directory, mode) = (root.clone(), config.file_mode);
             let prepared =
-                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory));
+                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory, mode));
             let root = prepared.await.map_err(|error| format!("STORE {store}: {error}"))?;
             StoreSeed::File { root, puts_max: config.max_workers }
         }

@@ -7,6 +7,7 @@
 //! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register_buf_ring(3)`.
 #![expect(unsafe_code, reason = "submissions name memory by address")]
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use glommio::io::{BufferedFile, DmaBuffer};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use socket2::SockAddr;
@@ -39,11 +40,8 @@ const GROUP: u16 = 0;
 /// How long a ring that ends waits for the kernel to give back what it was lent.
 const TAKE_BACK_MAX: Duration = Duration::from_millis(100);
 
-/// `user_data` of operations whose outcome nobody waits for.
-const NOBODY: u64 = u64::MAX;
-
-/// What an operation was, in the low bits of its `user_data`; the rest is its owner's token.
-#[derive(Clone, Copy)]
+/// What an operation was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Receive = 0,
     Send = 1,
@@ -53,11 +51,40 @@ enum Kind {
     Write = 4,
     /// Of the same file, linked behind the write: begun only once that has ended whole.
     Sync = 5,
+    /// Nobody waits for its outcome, so it has no token.
+    Cancel = 6,
 }
 
-/// Bits of `user_data` that say the kind.
-const KIND_BITS: u32 = 3;
-const KIND_MASK: u64 = (1 << KIND_BITS) - 1;
+/// The `user_data` of a submission and of its completion: the kind in the low bits, its owner's token above them.
+#[derive(Clone, Copy)]
+struct Tag(u64);
+
+impl Tag {
+    const KIND_BITS: u32 = 3;
+    const KIND_MASK: u64 = (1 << Tag::KIND_BITS) - 1;
+    const CANCEL: Tag = Tag::new(0, Kind::Cancel);
+
+    const fn new(token: usize, kind: Kind) -> Tag {
+        Tag((token as u64) << Tag::KIND_BITS | kind as u64)
+    }
+
+    const fn token(self) -> usize {
+        (self.0 >> Tag::KIND_BITS) as usize
+    }
+
+    const fn kind(self) -> Kind {
+        match self.0 & Tag::KIND_MASK {
+            0 => Kind::Receive,
+            1 => Kind::Send,
+            2 => Kind::Accept,
+            3 => Kind::Connect,
+            4 => Kind::Write,
+            5 => Kind::Sync,
+            6 => Kind::Cancel,
+            _ => unreachable!(),
+        }
+    }
+}
 
 /// Something that ended.
 pub struct Completion {
@@ -121,6 +148,13 @@ pub struct Ring {
     event: OwnedFd,
     /// Operations that have not ended.
     under_way: usize,
+    /// Chains of submissions that found the queue full while the kernel took nothing; they go to the queue in this order
+    /// before any later one. Bounded by what can be under way: a receive, a send and a cancel of each socket, a write of
+    /// each file.
+    backlog: VecDeque<Vec<squeue::Entry>>,
+    /// Error numbers that the next calls of the kernel give instead of being made.
+    #[cfg(test)]
+    refusals: VecDeque<i32>,
 }
 
 impl Ring {
@@ -129,13 +163,17 @@ impl Ring {
     /// # Errors
     /// The kernel is older than 6.1, or forbids io_uring.
     pub fn new() -> io::Result<Ring> {
+        Ring::sized(SUBMISSIONS, COMPLETIONS)
+    }
+
+    fn sized(submissions: u32, completions: u32) -> io::Result<Ring> {
         let uring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)?;
+            .setup_cqsize(completions)
+            .build(submissions)?;
         let event = eventfd(0, EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(event.as_raw_fd())?;
         let pool = Pool::new()?;
@@ -151,6 +189,9 @@ impl Ring {
             written: ManuallyDrop::default(),
             event,
             under_way: 0,
+            backlog: VecDeque::new(),
+            #[cfg(test)]
+            refusals: VecDeque::new(),
         })
     }
 
@@ -245,9 +286,9 @@ impl Ring {
         let length = u32::try_from(bytes.len()).expect("a group is short");
         let write = opcode::Write::new(fd, bytes.as_ptr(), length).offset(at).build();
         let write = write.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS);
-        let write = write.user_data(user_data(token, Kind::Write));
+        let write = write.user_data(Tag::new(token, Kind::Write).0);
         let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
-        let sync = sync.user_data(user_data(token, Kind::Sync));
+        let sync = sync.user_data(Tag::new(token, Kind::Sync).0);
         self.written[token] = Some(bytes);
         // SAFETY: the buffer lies in an allocation of its own, which does not move with `bytes` and which `written` keeps
         // until the completion, which comes when the write has ended; the sync names no memory.
@@ -258,7 +299,7 @@ impl Ring {
     /// Ends all operations on `fd` early; they still complete.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>) {
         let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
-        let entry = opcode::AsyncCancel2::new(builder).build().user_data(NOBODY);
+        let entry = opcode::AsyncCancel2::new(builder).build().user_data(Tag::CANCEL.0);
         // SAFETY: names no memory.
         unsafe { self.push_entry(&entry) };
         self.under_way += 1;
@@ -270,12 +311,17 @@ impl Ring {
     /// # Errors
     /// The kernel refuses the ring itself: nothing will work any more.
     pub fn turn(&mut self) -> io::Result<bool> {
+        const GET_EVENTS: u32 = 1;
         let submissions = self.uring.submission();
         let (pushed, work) =
             (submissions.len(), submissions.taskrun() || submissions.cq_overflow());
         drop(submissions);
         if pushed > 0 || work {
-            self.enter(pushed, 0)?;
+            // SAFETY: no argument is given, so none is read.
+            self.enter(|kernel| unsafe { kernel.enter::<()>(pushed as u32, 0, GET_EVENTS, None) })?;
+        }
+        if !self.backlog.is_empty() {
+            self.take_from_backlog();
         }
         let left = self.uring.submission();
         let unfinished = !left.is_empty() || left.taskrun() || left.cq_overflow();
@@ -284,38 +330,26 @@ impl Ring {
     }
 
     /// [`Ring::turn`], waiting up to `limit` for something to complete.
+    ///
+    /// # Errors
+    /// As `turn`'s.
     pub fn nap(&mut self, limit: Duration) -> io::Result<bool> {
+        if !self.backlog.is_empty() {
+            return self.turn();
+        }
         let limit = Timespec::from(limit);
         let until = SubmitArgs::new().timespec(&limit);
-        match self.uring.submitter().submit_with_args(1, &until) {
-            Ok(_) => {}
-            // The time is over, or not now, see `enter`.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) => {}
-            Err(e) => return Err(e),
-        }
+        self.enter(|kernel| kernel.submit_with_args(1, &until))?;
         Ok(!self.uring.completion().is_empty())
     }
 
-    fn enter(&mut self, pushed: usize, wait_for: u32) -> io::Result<()> {
-        const GET_EVENTS: u32 = 1;
-        // SAFETY: no argument is given, so none is read.
-        let entered = unsafe {
-            self.uring.submitter().enter::<()>(pushed as u32, wait_for, GET_EVENTS, None)
-        };
-        match entered {
-            Ok(_) => Ok(()),
-            // Not now: what was not taken stays in the queue.
-            Err(e)
-                if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) =>
-            {
-                Ok(())
-            }
-            Err(e) => Err(e),
+    /// Every call that hands submissions over goes through here, and [`judge`] says what its outcome means.
+    fn enter(&mut self, call: impl FnOnce(&Submitter<'_>) -> io::Result<usize>) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(errno) = self.refusals.pop_front() {
+            return judge(Err(io::Error::from_raw_os_error(errno)));
         }
+        judge(call(&self.uring.submitter()))
     }
 
     /// The next completion that somebody waits for.
@@ -323,35 +357,34 @@ impl Ring {
         loop {
             let entry = self.uring.completion().next()?;
             self.under_way -= 1;
-            if entry.user_data() == NOBODY {
-                continue;
-            }
-            let token = (entry.user_data() >> KIND_BITS) as usize;
+            let tag = Tag(entry.user_data());
+            let token = tag.token();
             let result = match entry.result() {
                 code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
                 value => Ok(value as u32),
             };
-            let what = match entry.user_data() & KIND_MASK {
-                0 => {
+            let what = match tag.kind() {
+                Kind::Cancel => continue,
+                Kind::Receive => {
                     // Also of an error, which has no bytes.
                     let buffer = self.buffer(&entry, *result.as_ref().unwrap_or(&0));
                     Outcome::Received(result.map(|_| buffer))
                 }
-                1 => match self.take_back(token) {
+                Kind::Send => match self.take_back(token) {
                     Lent::Bytes(bytes) => Outcome::Sent(bytes, result.map(|n| n as usize)),
                     Lent::Address(_) => unreachable!("one operation a token borrows at a time"),
                 },
-                2 => Outcome::Accepted(result.map(|fd| {
+                Kind::Accept => Outcome::Accepted(result.map(|fd| {
                     // SAFETY: the kernel has just opened this descriptor for us.
                     unsafe { OwnedFd::from_raw_fd(fd as i32) }
                 })),
-                3 => {
+                Kind::Connect => {
                     drop(self.take_back(token));
                     Outcome::Connected(result.map(drop))
                 }
-                kind => {
+                kind @ (Kind::Write | Kind::Sync) => {
                     drop(self.written[token].take());
-                    let partly = kind == Kind::Write as u64 && result.is_ok();
+                    let partly = kind == Kind::Write && result.is_ok();
                     let partly = partly.then(|| io::Error::from(io::ErrorKind::WriteZero));
                     Outcome::Synced(result.and(partly.map_or(Ok(()), Err)))
                 }
@@ -394,7 +427,7 @@ impl Ring {
     /// # Safety
     /// Memory that `entry` names stays valid until its completion was seen.
     unsafe fn push(&mut self, entry: squeue::Entry, token: usize, kind: Kind) {
-        let entry = entry.user_data(user_data(token, kind));
+        let entry = entry.user_data(Tag::new(token, kind).0);
         // SAFETY: as the caller's.
         unsafe { self.push_entry(&entry) };
         self.under_way += 1;
@@ -413,14 +446,31 @@ impl Ring {
     /// As [`Ring::push`]'s.
     unsafe fn push_linked(&mut self, entries: &[squeue::Entry]) {
         // SAFETY: as the caller's.
-        while unsafe { self.uring.submission().push_multiple(entries) }.is_err() {
-            let submitted = self.uring.submit();
-            let queue = self.uring.submission();
-            let room = queue.capacity() - queue.len();
-            assert!(
-                submitted.is_ok() || room >= entries.len(),
-                "io_uring takes no submissions: {submitted:?}"
-            );
+        let pushed = self.backlog.is_empty()
+            && unsafe { self.uring.submission().push_multiple(entries) }.is_ok();
+        if !pushed {
+            self.push_to_backlog(entries);
+        }
+    }
+
+    /// The queue is full. Mostly the kernel takes it at once; if it does not, `entries` wait for a later turn.
+    #[cold]
+    fn push_to_backlog(&mut self, entries: &[squeue::Entry]) {
+        self.backlog.push_back(entries.to_vec());
+        if let Err(error) = self.enter(|kernel| kernel.submit()) {
+            // The driver's next turn gets the same answer and ends the core.
+            tracing::error!("io_uring takes no submissions: {error}");
+        }
+        self.take_from_backlog();
+    }
+
+    fn take_from_backlog(&mut self) {
+        while let Some(entries) = self.backlog.front() {
+            // SAFETY: promised by who pushed them: nothing of them has been submitted yet, so none has completed.
+            if unsafe { self.uring.submission().push_multiple(entries) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
         }
     }
 
@@ -460,8 +510,20 @@ pub fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-fn user_data(token: usize, kind: Kind) -> u64 {
-    (token as u64) << KIND_BITS | kind as u64
+/// What the outcome of a call that hands submissions over means. `Ok`: the kernel took them, or not now: interrupted, short
+/// of memory, with completions to be read first, or nothing completed in time. What it did not take stays in the queue and
+/// goes with the next call.
+///
+/// # Errors
+/// The ring itself is refused: nothing will work any more.
+fn judge(outcome: io::Result<usize>) -> io::Result<()> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME) => Ok(()),
+            _ => Err(error),
+        },
+    }
 }
 
 /// The receive buffers and the ring in which the kernel finds them.
@@ -529,5 +591,154 @@ impl Drop for Pool {
                 .and(munmap(self.memory.as_ptr().cast(), MEMORY_BYTES))
         };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_tag_names_its_owner_and_its_kind() {
+        use Kind::*;
+        for kind in [Receive, Send, Accept, Connect, Write, Sync, Cancel] {
+            for token in [0, 1, 7, 8, 1 << 40] {
+                let tag = Tag::new(token, kind);
+                assert_eq!((tag.token(), tag.kind()), (token, kind));
+            }
+        }
+    }
+
+    #[test]
+    fn not_now_is_no_error_and_everything_else_is() {
+        let answer = |errno| judge(Err(io::Error::from_raw_os_error(errno)));
+        assert!(judge(Ok(0)).is_ok());
+        for errno in [libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ETIME] {
+            assert!(answer(errno).is_ok(), "{errno}");
+        }
+        for errno in [libc::EBADF, libc::EBADFD, libc::EINVAL, libc::EPERM, libc::EOPNOTSUPP] {
+            assert!(answer(errno).is_err(), "{errno}");
+        }
+    }
+
+    /// What has completed, in order; no more than `turns` are made.
+    fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, Outcome)> {
+        let mut all = Vec::new();
+        for _ in 0..turns {
+            ring.turn().unwrap();
+            while let Some(Completion { token, what }) = ring.next() {
+                all.push((token, what));
+            }
+        }
+        all
+    }
+
+    fn received(ring: &mut Ring, outcomes: Vec<(usize, Outcome)>) -> Vec<(usize, Vec<u8>)> {
+        let each = outcomes.into_iter().map(|(token, what)| match what {
+            Outcome::Received(Ok(Some(buffer))) => {
+                let bytes = ring.bytes(&buffer).to_vec();
+                ring.give_back(buffer);
+                (token, bytes)
+            }
+            _ => panic!("{token}: not received"),
+        });
+        let mut all: Vec<_> = each.collect();
+        all.sort();
+        all
+    }
+
+    /// Whatever the kernel says to a full queue, nothing is lost and nothing changes places.
+    #[test]
+    fn submissions_that_find_the_queue_full_wait_for_their_turn() {
+        for refusal in [None, Some(libc::EAGAIN), Some(libc::EBUSY), Some(libc::EINTR)] {
+            let mut ring = Ring::sized(4, 8).unwrap();
+            let pairs: Vec<_> = (0..40).map(|_| UnixStream::pair().unwrap()).collect();
+            ring.refusals.extend(refusal.iter().cycle().take(50));
+            for (token, (ours, _)) in pairs.iter().enumerate() {
+                ring.receive(ours.as_fd(), token);
+            }
+            assert_eq!(ring.under_way, 40);
+            assert_eq!(ring.backlog.len(), if refusal.is_some() { 36 } else { 0 }, "{refusal:?}");
+            // Behind the receives that it ends, wherever those wait.
+            ring.cancel(pairs[39].0.as_fd());
+            for (token, (_, theirs)) in pairs.iter().enumerate().take(39) {
+                let mut theirs = theirs;
+                theirs.write_all(&[token as u8]).unwrap();
+            }
+            let mut outcomes = completions(&mut ring, 100);
+            let canceled = outcomes.iter().position(|(token, _)| *token == 39).unwrap();
+            assert!(matches!(outcomes.remove(canceled).1, Outcome::Received(Err(_))));
+            let got = received(&mut ring, outcomes);
+            let sent: Vec<_> = (0..39).map(|token| (token, vec![token as u8])).collect();
+            assert_eq!(got, sent, "{refusal:?}");
+            assert!(ring.backlog.is_empty() && ring.under_way == 0);
+        }
+    }
+
+    /// More completions than the shared queue holds while nobody reads them, and submissions on top.
+    #[test]
+    fn a_completion_queue_that_overflows_loses_nothing() {
+        let mut ring = Ring::sized(4, 8).unwrap();
+        let pairs: Vec<_> = (0..60).map(|_| UnixStream::pair().unwrap()).collect();
+        for (token, (ours, theirs)) in pairs.iter().enumerate() {
+            let mut theirs = theirs;
+            theirs.write_all(&[token as u8]).unwrap();
+            ring.receive(ours.as_fd(), token);
+            ring.turn().unwrap();
+        }
+        let outcomes = completions(&mut ring, 100);
+        let sent: Vec<_> = (0..60).map(|token| (token, vec![token as u8])).collect();
+        assert_eq!(received(&mut ring, outcomes), sent);
+    }
+
+    #[test]
+    fn a_chain_waits_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        glommio::LocalExecutor::default().run(async {
+            std::fs::write(&path, [0; 4096]).unwrap();
+            let near = glommio::io::DmaFile::open(&path).await.unwrap();
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            let mut ring = Ring::sized(4, 8).unwrap();
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            // Room for one of the two entries of a synced write.
+            for _ in 0..3 {
+                ring.cancel(ours.as_fd());
+            }
+            ring.refusals.extend([libc::EBUSY; 3]);
+            let mut bytes = near.alloc_dma_buffer(4096);
+            bytes.as_bytes_mut().fill(9);
+            ring.write_synced(file.as_fd(), 5, bytes, 0);
+            assert_eq!(ring.backlog.len(), 1);
+            // Must not overtake.
+            ring.receive(ours.as_fd(), 6);
+            assert_eq!(ring.backlog.len(), 2);
+            theirs.write_all(b"x").unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let mut outcomes = Vec::new();
+            while outcomes.len() < 2 {
+                assert!(Instant::now() < deadline);
+                outcomes.extend(completions(&mut ring, 1));
+            }
+            outcomes.sort_by_key(|(token, _)| *token);
+            assert!(matches!(outcomes[0], (5, Outcome::Synced(Ok(())))));
+            assert!(matches!(outcomes[1], (6, Outcome::Received(Ok(_)))));
+            assert_eq!(std::fs::read(&path).unwrap(), [9; 4096]);
+            near.close().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_ring_that_is_refused_says_so_in_its_next_turn() {
+        let mut ring = Ring::sized(4, 8).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ring.refusals.extend([libc::EBADFD; 2]);
+        for _ in 0..5 {
+            ring.cancel(ours.as_fd());
+        }
+        assert_eq!(ring.turn().unwrap_err().raw_os_error(), Some(libc::EBADFD));
     }
 }

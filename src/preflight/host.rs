@@ -9,30 +9,38 @@ use std::path::Path;
 use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::Finding;
+use super::{Finding, rlimits, threads};
 use crate::config::{Config, core_list};
 use crate::limits::Limits;
 use crate::net;
 
-pub(super) fn findings(config: &Config, limits: &Limits) -> Vec<Finding> {
+pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
     let cores = config.cores.len();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let memlock = raise(Resource::Memlock, limits.memlock_bytes);
-    let files = raise(Resource::Nofile, limits.files);
+    let memlock = raise(Resource::Memlock, wanted.memlock_bytes);
+    raise(Resource::Nofile, wanted.files);
+    let files = DescriptorLimit::read();
+    let limits = &wanted.clone().for_descriptors(files.most, cores);
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let ram = rustix::system::sysinfo();
     let ram_bytes = ram.totalram.saturating_mul(ram.mem_unit.into());
-    let memory_max = cgroup_least("memory.max", |text| text.trim().parse::<u64>().ok());
-    vec![
+    let memory_max = cgroup_least("memory", "memory.max", |text| text.trim().parse::<u64>().ok());
+    let mut findings = rlimits::findings(limits);
+    findings.extend([
         judge_kernel(&release),
         judge_memlock(memlock, limits.memlock_bytes, limits.memlock_least),
+        judge_files(&files, wanted, limits.connections),
+        judge_cores(&config.cores, cgroup_least("cpu", "cpu.max", parse_cpu_max)),
+        judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
+    ]);
+    // For lack of room or of descriptors all that follows would be refused, and give other reasons.
+    if !super::failed(&findings) {
         // Only the kernel knows whether seccomp, a sysctl or a security module lets io_uring through. Not by way of glommio,
         // which panics on a refusal and keeps the reason to itself.
-        judge_io_uring(net::probe(), disabled.trim()),
-        judge_files(files, limits, cores),
-        judge_cores(&config.cores, cgroup_least("cpu.max", parse_cpu_max)),
-        judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
-    ]
+        findings.push(judge_io_uring(net::probe(), disabled.trim()));
+        findings.extend(threads::findings(&config.cores, limits));
+    }
+    findings
 }
 
 /// Oldest kernel with all that [`crate::net`] needs of io_uring; glommio alone would run on 5.8.
@@ -108,8 +116,67 @@ fn raise(resource: Resource, wanted: u64) -> Option<u64> {
     }
     match setrlimit(resource, Rlimit { current: Some(target), maximum }) {
         Ok(()) => Some(target),
+        // A hard limit above fs.nr_open cannot be set, not even as it is.
+        Err(_) if resource == Resource::Nofile => {
+            let nr_open = proc_number(NR_OPEN)?;
+            let (current, maximum) = (Some(target.min(nr_open)), Some(nr_open));
+            setrlimit(resource, Rlimit { current, maximum }).map_or(Some(soft), |()| current)
+        }
         Err(_) => Some(soft),
     }
+}
+
+/// Raises the soft limit to the hard one; what is in force then, `None` for unlimited.
+pub(super) fn raise_fully(resource: Resource) -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    if current == maximum {
+        return current;
+    }
+    setrlimit(resource, Rlimit { current: maximum, maximum }).map_or(current, |()| maximum)
+}
+
+const NR_OPEN: &str = "/proc/sys/fs/nr_open";
+
+/// A number in a file of `/proc`; `None` where there is none.
+pub(super) fn proc_number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// How many files this process may have open at once, as far as that is limited.
+pub fn descriptors() -> Option<u64> {
+    DescriptorLimit::read().most
+}
+
+/// The least of what limits open files.
+struct DescriptorLimit {
+    most: Option<u64>,
+    /// What it is called, and how it is raised to a number.
+    by: &'static str,
+}
+
+impl DescriptorLimit {
+    const PROCESS: &'static str = "RLIMIT_NOFILE";
+
+    fn read() -> DescriptorLimit {
+        let soft = getrlimit(Resource::Nofile).current;
+        let file_nr = fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
+        DescriptorLimit::least(soft, proc_number(NR_OPEN), parse_file_nr(&file_nr))
+    }
+
+    fn least(soft: Option<u64>, nr_open: Option<u64>, free: Option<u64>) -> DescriptorLimit {
+        let all = [(soft, Self::PROCESS), (nr_open, "fs.nr_open"), (free, "fs.file-max")];
+        let least = all.into_iter().filter_map(|(limit, by)| Some((limit?, by))).min();
+        let (most, by) = least.map_or((None, Self::PROCESS), |(most, by)| (Some(most), by));
+        DescriptorLimit { most, by }
+    }
+}
+
+/// Files that may still be opened on the whole host: `allocated 0 maximum`.
+fn parse_file_nr(text: &str) -> Option<u64> {
+    let mut numbers = text.split_whitespace().map(|number| number.parse::<u64>());
+    let allocated = numbers.next()?.ok()?;
+    let maximum = numbers.nth(1)?.ok()?;
+    Some(maximum.saturating_sub(allocated))
 }
 
 fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
@@ -141,31 +208,40 @@ fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
     }
 }
 
-fn judge_files(limit: Option<u64>, limits: &Limits, cores: usize) -> Finding {
+/// `limits` are those wanted; `connections` per core is what the descriptors are enough for.
+fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> Finding {
     let name = "open files";
     let (wanted, least) = (limits.files, limits.files_least);
-    let remedy = format!(
-        "ulimit -n {wanted} (hard limit: /etc/security/limits.conf); docker run --ulimit \
-         nofile={wanted}; systemd LimitNOFILE={wanted}; or lower MAX_CONNECTIONS"
-    );
-    match limit {
-        None => Finding::ok(name, "unlimited"),
-        Some(limit) if limit < least => Finding::fail(
-            name,
-            format!("{limit} allowed, not even {least} for the workers and a few clients"),
-            remedy,
+    let Some(most) = found.most else { return Finding::ok(name, "unlimited") };
+    let by = found.by;
+    let remedy = match by {
+        DescriptorLimit::PROCESS => format!(
+            "ulimit -n {wanted} (hard limit: /etc/security/limits.conf); docker run --ulimit \
+             nofile={wanted}; systemd LimitNOFILE={wanted}; or lower MAX_CONNECTIONS"
         ),
-        Some(limit) if limit < wanted => {
-            let missing = (wanted - limit).div_ceil(cores as u64);
-            let connections = (limits.connections as u64).saturating_sub(missing);
-            let detail = format!(
-                "{limit} allowed, {wanted} wanted; about {connections} of MAX_CONNECTIONS={} per \
-                 core can be open",
-                limits.connections
+        _ => {
+            let (host, missing) = (
+                proc_number(&format!("/proc/sys/{}", by.replace('.', "/"))),
+                wanted.saturating_sub(most),
             );
-            Finding::warn(name, detail, remedy)
+            let enough = host.unwrap_or(most).saturating_add(missing);
+            format!(
+                "sysctl -w {by}={enough} (on the host; keep it in /etc/sysctl.d); or lower MAX_CONNECTIONS"
+            )
         }
-        Some(limit) => Finding::ok(name, format!("{limit} allowed, {wanted} wanted")),
+    };
+    if most < least {
+        let detail =
+            format!("{most} allowed ({by}), not even {least} for the workers and a few clients");
+        Finding::fail(name, detail, remedy)
+    } else if most < wanted {
+        let detail = format!(
+            "{most} allowed ({by}), {wanted} wanted: MAX_CONNECTIONS is {connections} per core instead of {}",
+            limits.connections
+        );
+        Finding::warn(name, detail, remedy)
+    } else {
+        Finding::ok(name, format!("{most} allowed, {wanted} wanted"))
     }
 }
 
@@ -198,13 +274,30 @@ fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     )
 }
 
-/// The least value of `file` in this process's cgroup and those above it. Version 2 only; elsewhere `None`.
-fn cgroup_least<T: PartialOrd>(file: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+/// The least value of `file` in this process's cgroup and those above it: of version 2, or of version 1 where
+/// `controller` is mounted so. Elsewhere `None`.
+pub(super) fn cgroup_least<T: PartialOrd>(
+    controller: &str,
+    file: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let values = Path::new(own).ancestors().filter_map(|group| {
-        let path = Path::new("/sys/fs/cgroup").join(group).join(file);
-        parse(&fs::read_to_string(path).ok()?)
+    let groups = own.lines().filter_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        let (controllers, group) = line.split_once(":/")?;
+        match controllers {
+            "" => Some((Path::new("/sys/fs/cgroup").to_owned(), group)),
+            list if list.split(',').any(|name| name == controller) => {
+                Some((Path::new("/sys/fs/cgroup").join(list), group))
+            }
+            _ => None,
+        }
+    });
+    let values = groups.flat_map(|(mount, group)| {
+        Path::new(group)
+            .ancestors()
+            .filter_map(|group| parse(&fs::read_to_string(mount.join(group).join(file)).ok()?))
+            .collect::<Vec<T>>()
     });
     values.reduce(|least, value| if value < least { value } else { least })
 }
@@ -218,22 +311,13 @@ fn parse_cpu_max(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
+    use super::super::{Level, expect};
     use super::*;
 
     fn limits() -> Limits {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0, 1];
         Limits::new(&config)
-    }
-
-    #[track_caller]
-    fn expect(finding: Finding, level: Level, needles: &[&str]) {
-        let text = format!("{} {}", finding.detail, finding.remedy.as_deref().unwrap_or(""));
-        assert_eq!(finding.level, level, "{text}");
-        for needle in needles {
-            assert!(text.contains(needle), "{needle} in: {text}");
-        }
     }
 
     #[test]
@@ -276,21 +360,53 @@ mod tests {
         expect(docker, Level::Fail, &["64.0 KiB", "512.0 KiB", "LimitMEMLOCK=infinity"]);
     }
 
+    /// The verdict on two cores that may open so many files, and the connections of each.
+    fn judged(most: Option<u64>, by: &'static str) -> (Finding, usize) {
+        let wanted = limits();
+        let connections = wanted.clone().for_descriptors(most, 2).connections;
+        (judge_files(&DescriptorLimit { most, by }, &wanted, connections), connections)
+    }
+
     #[test]
     fn open_files() {
-        let l = limits();
-        expect(judge_files(None, &l, 2), Level::Ok, &[]);
-        expect(judge_files(Some(l.files), &l, 2), Level::Ok, &[]);
-        let short = judge_files(Some(l.files - 2000), &l, 2);
-        expect(short, Level::Warn, &["about 15384 of MAX_CONNECTIONS=16384", "LimitNOFILE=33152"]);
-        expect(judge_files(Some(l.files_least), &l, 2), Level::Warn, &["about 16 of"]);
-        expect(judge_files(Some(l.files_least - 1), &l, 2), Level::Fail, &["not even"]);
+        let (l, by) = (limits(), DescriptorLimit::PROCESS);
+        expect(judged(None, by).0, Level::Ok, &[]);
+        expect(judged(Some(l.files), by).0, Level::Ok, &[]);
+        let (short, connections) = judged(Some(l.files - 2000), by);
+        assert_eq!(connections, 15_384);
+        let says = ["MAX_CONNECTIONS is 15384 per core instead of 16384", "LimitNOFILE=33152"];
+        expect(short, Level::Warn, &says);
+        let (least, connections) = judged(Some(l.files_least), by);
+        assert_eq!(connections, 16);
+        expect(least, Level::Warn, &["is 16 per core"]);
+        expect(judged(Some(l.files_least - 1), by).0, Level::Fail, &["not even", "RLIMIT_NOFILE"]);
+        expect(
+            judged(Some(900), "fs.nr_open").0,
+            Level::Warn,
+            &["(fs.nr_open)", "sysctl -w fs.nr_open="],
+        );
     }
 
     /// 1024, the soft limit of most shells and often the hard one of containers, must do for the defaults.
     #[test]
     fn a_thousand_files_are_enough_to_start_two_cores() {
-        expect(judge_files(Some(1024), &limits(), 2), Level::Warn, &["ulimit -n"]);
+        expect(judged(Some(1024), DescriptorLimit::PROCESS).0, Level::Warn, &["ulimit -n"]);
+    }
+
+    #[test]
+    fn the_least_of_what_limits_descriptors_counts() {
+        for (soft, nr_open, free, most, by) in [
+            (Some(300), Some(1 << 20), Some(u64::MAX), Some(300), "RLIMIT_NOFILE"),
+            (None, Some(1 << 20), None, Some(1 << 20), "fs.nr_open"),
+            (Some(900), Some(1 << 20), Some(800), Some(800), "fs.file-max"),
+            (None, None, None, None, "RLIMIT_NOFILE"),
+        ] {
+            let least = DescriptorLimit::least(soft, nr_open, free);
+            assert_eq!((least.most, least.by), (most, by));
+        }
+        assert_eq!(parse_file_nr("1120\t0\t9223372036854775807\n"), Some(i64::MAX as u64 - 1120));
+        assert_eq!(parse_file_nr("1120\t0\t1000\n"), Some(0));
+        assert_eq!(parse_file_nr(""), None);
     }
 
     #[test]

@@ -1,29 +1,30 @@
-//! Addresses, directories and files that the configuration names.
+//! Addresses, files and names that come out of the configuration; its directories are `dirs`' business.
 
-#![expect(clippy::disallowed_methods, reason = "runs before any executor")]
-
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::process;
 
-use bytesize::ByteSize;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Finding;
-use crate::config::{Config, SpoolOptions, StoreUrl};
-use crate::deadletter::create_dir;
+use super::{Finding, exposed};
+use crate::config::{Config, Effective, StoreUrl};
 use crate::tokens::TokenSet;
 
-/// `LISTEN` and `ADMIN_LISTEN`.
-pub(super) fn addresses(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![judge_bind("LISTEN", config.listen, try_bind(config.listen))];
-    if let Some(admin) = config.admin_listen {
-        findings.push(judge_bind("ADMIN_LISTEN", admin, try_bind(admin)));
-    }
-    findings
+/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
+pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
+    let named = [("LISTEN", Some(config.listen)), ("ADMIN_LISTEN", config.admin_listen)];
+    let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
+    let judge = |(name, address)| match try_bind(address) {
+        Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
+            Finding::ok(name, format!("{address} is taken; the start tries again, see BIND_WAIT"))
+        }
+        outcome => judge_bind(name, address, outcome),
+    };
+    addresses.map(judge).collect()
+}
+
+/// Why the address of the setting `name` cannot be listened on, and what to do.
+pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
+    judge_bind(name, address, Err(error))
 }
 
 /// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port unnoticed and take
@@ -64,156 +65,53 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
     Finding::fail(name, why, remedy)
 }
 
-/// The store's directory, when it is one.
-pub(super) fn store(config: &Config) -> Option<Finding> {
-    match &config.store {
-        StoreUrl::File(dir) => Some(judge_dir("STORE", dir, try_dir(dir))),
-        StoreUrl::Null => Some(Finding::warn(
-            "STORE",
-            "null: confirms every payload and keeps none",
-            "set STORE to file:DIR or s3://BUCKET/PREFIX outside benchmarks",
-        )),
-        // The store's own probe speaks to the bucket.
-        StoreUrl::S3 { .. } => None,
-    }
-}
-
-/// The dead letter's directory.
-pub(super) fn dead_letters(config: &Config) -> Finding {
-    let dir = &config.dead_letter_dir;
-    let finding = judge_dir("DEAD_LETTER_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
-    match free(dir) {
-        Some(free) if finding.remedy.is_none() && free < config.dead_letter_max => {
-            judge_room(dir, free, config.dead_letter_max)
-        }
-        _ => finding,
-    }
-}
-
-/// `SPOOL_DIR`, when one is set.
-pub(super) fn spool(config: &Config) -> Option<Finding> {
-    Some(spool_dir(config.spool.as_ref()?, config.cores.len() as u64))
-}
-
-/// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.
-fn spool_dir(spool: &SpoolOptions, cores: u64) -> Finding {
-    let dir = &spool.dir;
-    let shown = dir.display();
-    let finding = judge_dir("SPOOL_DIR", dir, create_dir(dir).and_then(|()| try_dir(dir)));
-    if finding.remedy.is_some() {
-        return finding;
-    }
-    match rustix::fs::statfs(dir) {
-        Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
-            "SPOOL_DIR",
-            format!(
-                "{shown} is in memory (tmpfs): what is spooled there does not survive the host"
-            ),
-            "set SPOOL_DIR to a directory on a disk",
-        ),
-        _ => match try_direct(dir) {
-            Err(error) => Finding::fail(
-                "SPOOL_DIR",
-                format!("{shown} takes no direct I/O (O_DIRECT): {error}"),
-                "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
-            ),
-            Ok(()) => judge_spool_room(dir, free(dir), spool.max.saturating_mul(cores)),
-        },
-    }
-}
-
-/// Opens a file for direct I/O, as the spool does.
-fn try_direct(dir: &Path) -> io::Result<()> {
-    let probe = dir.join(format!(".millrace-direct-{}", process::id()));
-    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
-    let opened = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(direct)
-        .open(&probe);
-    let removed = fs::remove_file(&probe);
-    opened.map(drop).and(removed)
-}
-
-fn free(dir: &Path) -> Option<u64> {
-    rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
-}
-
-fn judge_spool_room(dir: &Path, free: Option<u64>, wanted: u64) -> Finding {
-    let shown = dir.display();
-    match free {
-        Some(free) if free < wanted => {
-            let (free, wanted) = (ByteSize(free), ByteSize(wanted));
-            Finding::warn(
-                "SPOOL_DIR",
-                format!(
-                    "{shown} is writable, but {free} free is less than SPOOL_MAX on every core ({wanted})"
-                ),
-                format!("df -h {shown}: make room, or lower SPOOL_MAX"),
-            )
-        }
-        _ => Finding::ok("SPOOL_DIR", format!("{shown} is writable")),
-    }
-}
-
-/// Makes `dir` if need be, and writes, syncs and removes a file in it.
-fn try_dir(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    let probe = dir.join(format!(".millrace-probe-{}", process::id()));
-    let written = File::create(&probe).and_then(|mut file| {
-        file.write_all(b"probe")?;
-        file.sync_all()
-    });
-    let removed = fs::remove_file(&probe);
-    written.and(removed)
-}
-
-fn judge_dir(name: &'static str, dir: &Path, outcome: io::Result<()>) -> Finding {
-    let shown = dir.display();
-    let Err(error) = outcome else {
-        return Finding::ok(name, format!("{shown} is writable"));
-    };
-    let remedy = match error.kind() {
-        ErrorKind::PermissionDenied => format!(
-            "mkdir -p {shown} && chown {} {shown}, run as its owner, or set {name}",
-            rustix::process::geteuid().as_raw()
-        ),
-        ErrorKind::ReadOnlyFilesystem => format!(
-            "mount {shown} writable (docker run -v, systemd ReadWritePaths=), or set {name}"
-        ),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            format!("df -h {shown}; df -i {shown}: make room, or set {name}")
-        }
-        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
-            format!("a file is in the way: ls -ld {shown}; move it, or set {name}")
-        }
-        _ => format!("ls -ld {shown}; set {name} to a directory this process can write"),
-    };
-    Finding::fail(name, format!("{shown} cannot be written: {error}"), remedy)
-}
-
-fn judge_room(dir: &Path, free: u64, wanted: u64) -> Finding {
-    let (shown, free, wanted) = (dir.display(), ByteSize(free), ByteSize(wanted));
-    Finding::warn(
-        "DEAD_LETTER_DIR",
-        format!("{shown} is writable, but {free} free is less than DEAD_LETTER_MAX={wanted}"),
-        format!("df -h {shown}: make room, or lower DEAD_LETTER_MAX"),
-    )
-}
-
 /// `TOKENS_FILE`, when one is set.
-pub(super) fn tokens(config: &Config) -> Option<Finding> {
-    let path = config.tokens_file.as_deref()?;
+pub(super) fn tokens(config: &Config) -> Vec<Finding> {
+    let Some(path) = config.tokens_file.as_deref() else { return Vec::new() };
     let shown = path.display();
-    Some(match TokenSet::load(path) {
+    let finding = match TokenSet::load(path) {
         Ok(set) => Finding::ok("TOKENS_FILE", format!("{shown} holds {} tokens", set.len())),
         Err(error) => Finding::fail(
             "TOKENS_FILE",
             format!("{shown} {error}"),
             format!("ls -l {shown}; put one token per line in it, or unset TOKENS_FILE"),
         ),
-    })
+    };
+    [finding].into_iter().chain(exposed::secret_file("TOKENS_FILE", path)).collect()
+}
+
+/// The TOML file, when others may write to it. It holds no secret, so they may read it.
+pub(super) fn config_file(config: &Config) -> Option<Finding> {
+    exposed::file("config file", config.file.as_deref()?)
+}
+
+/// What `MILLRACE_*` variables no setting has.
+pub fn environment(effective: &Effective) -> Option<Finding> {
+    let remedy =
+        "correct or unset them; nothing, if Kubernetes adds them for a service of this name";
+    Some(Finding::warn("environment", effective.unknown_names()?, remedy))
+}
+
+/// One object's name as it will be.
+pub(super) fn example_key(config: &Config) -> Finding {
+    let example = config.example_key();
+    let detail = format!("objects are called like {example}");
+    let StoreUrl::S3 { bucket, prefix } = &config.store else {
+        return Finding::ok("key", detail);
+    };
+    let joined = format!("{detail}: the prefix {prefix:?} does not end in /, so it is no folder");
+    match prefix.chars().last() {
+        None | Some('/') => Finding::ok("key", detail),
+        Some(end) if end.is_alphanumeric() => Finding::warn(
+            "key",
+            joined,
+            format!(
+                "STORE=s3://{bucket}/{prefix}/ makes it one; nothing, if names are to begin so"
+            ),
+        ),
+        // `logs-` is meant as it stands.
+        Some(_) => Finding::ok("key", joined),
+    }
 }
 
 #[cfg(test)]
@@ -256,62 +154,46 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_and_left_clean_and_a_file_in_the_way_is_named() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("a/b");
-        try_dir(&dir).unwrap();
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
-        let file = root.path().join("file");
-        fs::write(&file, "x").unwrap();
-        for blocked in [file.clone(), file.join("below")] {
-            let finding = judge_dir("STORE", &blocked, try_dir(&blocked));
-            assert_eq!(finding.level, Level::Fail);
-            assert!(finding.remedy.unwrap().contains("a file is in the way"));
-        }
-    }
-
-    #[test]
-    fn directory_refusals_name_what_mends_them() {
-        let judge = |kind: ErrorKind| {
-            judge_dir("DEAD_LETTER_DIR", Path::new("/x"), Err(kind.into())).remedy.unwrap()
-        };
-        assert!(judge(ErrorKind::PermissionDenied).contains("chown"));
-        assert!(judge(ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths"));
-        assert!(judge(ErrorKind::StorageFull).contains("df -h /x"));
-        let room = judge_room(Path::new("/x"), 5 << 20, 1 << 30);
-        assert!(room.detail.contains("5.0 MiB") && room.level == Level::Warn, "{}", room.detail);
-    }
-
-    #[test]
-    fn a_spool_must_be_on_a_disk_with_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let room = judge_spool_room(dir.path(), Some(5 << 20), 1 << 30);
-        assert!(room.level == Level::Warn && room.detail.contains("5.0 MiB"), "{}", room.detail);
-        assert_eq!(judge_spool_room(dir.path(), Some(1 << 30), 1 << 30).level, Level::Ok);
-        let path = dir.path().join("spool").to_str().unwrap().to_owned();
-        let config =
-            Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
-        let finding = spool_dir(config.spool.as_ref().unwrap(), 1);
-        assert_ne!(finding.level, Level::Fail, "{}", finding.detail);
-        assert_eq!(fs::read_dir(dir.path().join("spool")).unwrap().count(), 0);
-        let shm = Path::new("/dev/shm");
-        if rustix::fs::statfs(shm).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC) {
-            let memory = tempfile::tempdir_in(shm).unwrap();
-            let spool = SpoolOptions { dir: memory.path().into(), ..config.spool.unwrap() };
-            assert!(spool_dir(&spool, 1).detail.contains("in memory"));
-        }
-    }
-
-    #[test]
     fn a_tokens_file_must_be_readable() {
+        use std::fs;
         let config = |path: &str| Config::from_settings(&[("TOKENS_FILE", path)]).unwrap();
-        let missing = tokens(&config("no/such/tokens")).unwrap();
+        let missing = &tokens(&config("no/such/tokens"))[0];
         assert_eq!(missing.level, Level::Fail);
         assert!(missing.detail.starts_with("no/such/tokens cannot be read"), "{}", missing.detail);
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "a\nb\n").unwrap();
-        let found = tokens(&config(file.path().to_str().unwrap())).unwrap();
-        assert!(found.detail.ends_with("holds 2 tokens"), "{}", found.detail);
-        assert_eq!(tokens(&Config::from_settings(&[]).unwrap()), None);
+        let found = tokens(&config(file.path().to_str().unwrap()));
+        assert!(found[0].detail.ends_with("holds 2 tokens"), "{}", found[0].detail);
+        assert_eq!(found.len(), 1, "its owner only: {found:?}");
+        assert_eq!(tokens(&Config::from_settings(&[]).unwrap()), []);
+    }
+
+    #[test]
+    fn the_example_shows_where_the_prefix_ends() {
+        let key = |store: &str, more: &[(&str, &str)]| {
+            let node = ("NODE_ID", "n");
+            let settings = [&[("STORE", store), node, ("CORES", "0")], more].concat();
+            example_key(&Config::from_settings(&settings).unwrap())
+        };
+        for (store, level, start, says) in [
+            ("s3://bucket/p/q", Level::Warn, "s3://bucket/p/q1", "does not end in /"),
+            ("s3://bucket/p/q/", Level::Ok, "s3://bucket/p/q/1", ""),
+            ("s3://bucket/p/q-", Level::Ok, "s3://bucket/p/q-1", "does not end in /"),
+            ("s3://bucket", Level::Ok, "s3://bucket/1", ""),
+            ("file:./data", Level::Ok, "file:./data/1", ""),
+            ("file:/data/", Level::Ok, "file:/data/1", ""),
+            ("null:", Level::Ok, "1", ""),
+        ] {
+            let finding = key(store, &[]);
+            let detail = &finding.detail;
+            assert_eq!(finding.level, level, "{store}: {detail}");
+            assert!(detail.contains(&format!("called like {start}")), "{store}: {detail}");
+            assert!(detail.contains("-n-0-0.json") && detail.contains(says), "{store}: {detail}");
+        }
+        let template =
+            "{date:%Y}/{field:/tenant|none}/{version}/{hash:2}-{unix_ms}-{node}-{core}-{seq}.{ext}";
+        let more = [("KEY", template), ("OBJECT", "batch"), ("COMPRESSION", "zstd")];
+        let detail = key("s3://bucket/x/", &more).detail;
+        assert!(detail.contains("/none/unknown/") && detail.ends_with(".ndjson.zst"), "{detail}");
     }
 }

@@ -19,14 +19,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-pub use document::error_document;
+pub use document::{ErrorDocument, error_document};
 pub use encode::escape_path;
 pub use endpoint::Unsupported;
 pub use reply::{Malformed, Reply, ReplyReader};
 pub use request::{Place, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 
-use super::account::{Account, Refusal, unanswered};
+use super::account::{Account, Refusal, request_ids, unanswered};
 use super::dial::{Dialer, Origin};
 use super::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
 use crate::aws::AwsShared;
@@ -175,7 +175,10 @@ impl DirectStore {
 
     /// Where to ask again, if `reply` is a redirect that may be followed.
     fn redirect(&self, reply: &Reply<'_>) -> Option<(Origin, Template)> {
-        let location = reply.location.filter(|_| reply.status == 307)?;
+        if reply.status != 307 {
+            return None;
+        }
+        let location = reply.header("location")?;
         let (origin, uri) = self.account.redirect(location)?;
         let template = self.template.redirected(&origin, uri.path(), uri.query());
         Some((origin, template))
@@ -193,16 +196,18 @@ impl DirectStore {
         if success && reply.body.is_empty() {
             return Ok(());
         }
-        let (code, message) = error_document(reply.body);
+        let said = error_document(reply.body);
         // Some gateways have sent a 200 before they know; then the body says what happened.
-        if success && code.is_none() {
+        if success && said.code.is_none() {
             return Ok(());
         }
         let refusal = Refusal {
             status: reply.status,
-            code: code.as_deref(),
-            message: message.as_deref(),
-            date: reply.date,
+            code: said.code.as_deref(),
+            message: said.message.as_deref(),
+            date: reply.header("date"),
+            body: reply.body,
+            request_ids: request_ids(|name| reply.header(name), reply.body),
         };
         self.account.refused(&refusal, generation)
     }

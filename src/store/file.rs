@@ -9,8 +9,9 @@
 //! as many as workers. One that ends late has stored the same bytes under the same key, or has removed its own
 //! temporary file. A process that stops meanwhile says so in time, but the kernel keeps its entry until the disk answers.
 //!
-//! Objects are readable as the umask says (0644 as a rule), for those who collect them are often other users: who wants
-//! them private starts the server with `umask 077`, or closes the store's directory to others.
+//! Objects are their owner's only unless `FILE_MODE` says otherwise, see [`mode`]; umask decides nothing.
+
+pub mod mode;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -24,12 +25,13 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use futures_lite::FutureExt;
-use glommio::io::{BufferedFile, Directory};
+use glommio::io::{BufferedFile, Directory, OpenOptions};
 use glommio::sync::Semaphore;
 
 use super::{Class, Object, Progress, PutError};
 use crate::job::Payload;
 use crate::net;
+use mode::FileMode;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
 const TEMPORARY: &str = ".millrace-tmp";
@@ -38,6 +40,16 @@ const TEMPORARY: &str = ".millrace-tmp";
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Directories whose handle is kept open for syncing; past it the cache starts anew.
 const DIRECTORIES_MAX: usize = 256;
+
+/// A store's directory, ready for puts.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// Absolute: glommio opens nothing else.
+    pub path: PathBuf,
+    mode: FileMode,
+    /// A file does not get its mode by being made with it.
+    set_mode: bool,
+}
 
 /// One core's writer into a directory shared with the other cores.
 pub struct FileStore {
@@ -48,7 +60,7 @@ pub struct FileStore {
 
 impl FileStore {
     /// `origin` (`{node}-{core}`) says in temporary names whose they are; at most `puts_max` puts are under way at once.
-    pub fn new(root: PathBuf, origin: &str, puts_max: usize) -> FileStore {
+    pub fn new(root: Root, origin: &str, puts_max: usize) -> FileStore {
         FileStore {
             folder: Rc::new(Folder {
                 root,
@@ -63,12 +75,15 @@ impl FileStore {
     /// Creates the directory and removes what dead processes left half written. Blocks: for the time before the cores
     /// start.
     ///
-    /// Returns the directory as an absolute path: glommio opens nothing else.
+    /// `mode` is for what the store makes there.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or nothing in it.
     #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
-    pub fn prepare(root: &Path) -> io::Result<PathBuf> {
-        let root = std::path::absolute(root)?;
-        let temporary = root.join(TEMPORARY);
-        create_root_synced(&root)?;
+    pub fn prepare(root: &Path, mode: FileMode) -> io::Result<Root> {
+        let path = std::path::absolute(root)?;
+        let temporary = path.join(TEMPORARY);
+        create_root_synced(&path, mode)?;
         for entry in std::fs::read_dir(&temporary)? {
             let entry = entry?;
             let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
@@ -76,7 +91,8 @@ impl FileStore {
                 std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(root)
+        let set_mode = mode.has_to_be_set(&temporary)?;
+        Ok(Root { path, mode, set_mode })
     }
 
     /// Dropped while it waits for its turn, a put has done nothing and holds nothing; after that it goes on by itself.
@@ -107,7 +123,7 @@ fn random_bits() -> u64 {
 
 /// What the puts of one core share.
 struct Folder {
-    root: PathBuf,
+    root: Root,
     /// Unlike that of any other process and core.
     temporary_prefix: String,
     next_temporary: Cell<u64>,
@@ -121,13 +137,13 @@ impl Folder {
         body: &[Payload],
         written: &Cell<u64>,
     ) -> Result<(), PutError> {
-        let path = self.root.join(key);
+        let path = self.root.path.join(key);
         let parent = path.parent().expect("a key has at least one component").to_owned();
         let directory = self.directory(parent).await?;
         let temporary = self.temporary(self.next_temporary.get());
         self.next_temporary.set(self.next_temporary.get() + 1);
         let written = async {
-            write_synced(&temporary, body, written).await.map_err(blame_store)?;
+            write_synced(&temporary, body, &self.root, written).await.map_err(blame_store)?;
             let Err(error) = glommio::io::rename(&temporary, &path).await else { return Ok(()) };
             Err(self.blame(error.into(), &path).await)
         };
@@ -143,13 +159,14 @@ impl Folder {
 
     /// What a rename to `path` failed with.
     async fn blame(&self, error: io::Error, path: &Path) -> PutError {
-        let (parent, root) = (path.parent().unwrap_or(path).to_owned(), self.root.clone());
+        let parent = path.parent().unwrap_or(path).to_owned();
+        let root = self.root.path.clone();
         let is_blocked = move || is_blocked(&parent, &root);
         blame_key(error, glommio::executor().spawn_blocking(is_blocked).await)
     }
 
     fn temporary(&self, number: u64) -> PathBuf {
-        self.root.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix))
+        self.root.path.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix))
     }
 
     /// The open handle of `path`, which is created, and made durable in its own parents, if it does not exist.
@@ -171,9 +188,18 @@ impl Folder {
 }
 
 /// Adds to `progress` what has been written.
-async fn write_synced(path: &Path, body: &[Payload], progress: &Cell<u64>) -> io::Result<()> {
-    let file = BufferedFile::create(path).await?;
+async fn write_synced(
+    path: &Path,
+    body: &[Payload],
+    root: &Root,
+    progress: &Cell<u64>,
+) -> io::Result<()> {
+    let file = create(path, root.mode).await?;
     let written = async {
+        if root.set_mode {
+            let (path, mode) = (path.to_owned(), root.mode);
+            glommio::executor().spawn_blocking(move || mode.set_on_file(&path)).await?;
+        }
         let mut at = 0;
         for part in body {
             let mut written = 0;
@@ -194,14 +220,21 @@ async fn write_synced(path: &Path, body: &[Payload], progress: &Cell<u64>) -> io
     written
 }
 
+async fn create(path: &Path, mode: FileMode) -> io::Result<BufferedFile> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(mode.of_files());
+    Ok(options.buffered_open(path).await?)
+}
+
 /// A directory for objects; every directory between it and the store's is made durable, also those that another core
 /// has just made and not yet synced.
 #[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
-fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
+fn create_synced(path: &Path, root: &Root) -> Result<(), PutError> {
+    let Root { path: root, mode, .. } = root;
     if !root.join(TEMPORARY).exists() {
-        create_root_synced(root).map_err(blame_store)?;
+        create_root_synced(root, *mode).map_err(blame_store)?;
     }
-    std::fs::create_dir_all(path).map_err(|error| blame_key(error, is_blocked(path, root)))?;
+    mode.create_dir_all(path).map_err(|error| blame_key(error, is_blocked(path, root)))?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
         std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
     }
@@ -212,8 +245,8 @@ fn create_synced(path: &Path, root: &Path) -> Result<(), PutError> {
 /// directories above it are synced as well, whoever has made it: up to the mount point, which was there before, or to
 /// one that this process must not read and so will not have made.
 #[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
-fn create_root_synced(root: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(root.join(TEMPORARY))?;
+fn create_root_synced(root: &Path, mode: FileMode) -> io::Result<()> {
+    mode.create_dir_all(&root.join(TEMPORARY))?;
     let device = std::fs::metadata(root)?.dev();
     for directory in root.ancestors() {
         if std::fs::metadata(directory)?.dev() != device {
@@ -371,8 +404,10 @@ mod tests {
         test: impl FnOnce(Rc<FileStore>, PathBuf) -> F,
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let root = FileStore::prepare(&dir.path().join("made/on the way/store")).unwrap();
+        let mode = FileMode::parse("0600").unwrap();
+        let root = FileStore::prepare(&dir.path().join("made/on the way/store"), mode).unwrap();
         let store = Rc::new(FileStore::new(root.clone(), "node-0", puts_max));
+        let root = root.path;
         let executor = glommio::LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();
         executor.unwrap().run(test(store, root));
     }
@@ -590,7 +625,9 @@ mod tests {
 
     #[test]
     fn temporary_names_differ_though_node_core_and_process_are_the_same() {
-        let store = || FileStore::new(PathBuf::new(), "node-0", 1);
+        let mode = FileMode::parse("0600").unwrap();
+        let root = Root { path: PathBuf::new(), mode, set_mode: false };
+        let store = || FileStore::new(root.clone(), "node-0", 1);
         assert_ne!(store().folder.temporary(0), store().folder.temporary(0));
     }
 
@@ -705,8 +742,8 @@ mod tests {
             file.set_modified(SystemTime::now() - age).unwrap();
         }
         fs::write(dir.path().join("object"), "1").unwrap();
-        let root = FileStore::prepare(dir.path()).unwrap();
-        assert!(root.is_absolute());
+        let root = FileStore::prepare(dir.path(), FileMode::parse("0600").unwrap()).unwrap();
+        assert!(root.path.is_absolute());
         assert!(!temporary.join("old").exists() && temporary.join("young").exists());
         assert!(dir.path().join("object").exists());
     }

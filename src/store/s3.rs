@@ -23,7 +23,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::account::{Account, Refusal, unanswered};
+use super::account::{Account, Refusal, request_ids, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
 use super::dial::Dialer;
 use super::pool::Pool;
@@ -141,11 +141,14 @@ impl S3Store {
         generation: u64,
     ) -> Result<(), PutError> {
         let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
+        let body = answer.body().bytes().unwrap_or_default();
         let refusal = Refusal {
             status: answer.status().as_u16(),
             code: error.code(),
             message: error.message(),
             date: answer.headers().get("date"),
+            body,
+            request_ids: request_ids(|name| answer.headers().get(name), body),
         };
         self.account.refused(&refusal, generation)
     }

@@ -3,11 +3,15 @@
 //!
 //! Reads files, so it is built once on the control executor and handed to the cores.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::crypto::ring;
 use futures_rustls::rustls::{ClientConfig, RootCertStore};
+use rustls_native_certs::CertificateResult;
+
+use crate::aws::environment::path_variable;
 
 /// Client settings trusting the host's roots (`SSL_CERT_FILE`/`SSL_CERT_DIR` or the system's),
 /// those of `AWS_CA_BUNDLE`, and `extra`.
@@ -16,9 +20,8 @@ use futures_rustls::rustls::{ClientConfig, RootCertStore};
 /// An `AWS_CA_BUNDLE` that cannot be used, in one sentence.
 pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(system.certs);
-    if let Some(path) = std::env::var_os("AWS_CA_BUNDLE").filter(|p| !p.is_empty()) {
+    roots.add_parsable_certificates(system_roots().certs);
+    if let Some(path) = path_variable("AWS_CA_BUNDLE") {
         let bundle = rustls_native_certs::load_certs_from_paths(Some(path.as_ref()), None);
         let (added, _) = roots.add_parsable_certificates(bundle.certs);
         if added == 0 {
@@ -38,4 +41,38 @@ pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConf
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// The host's roots. `SSL_CERT_FILE` and `SSL_CERT_DIR` stand in for the places where the system has them; blanks and line
+/// ends around them are no part of them, and blank they count as not set.
+fn system_roots() -> CertificateResult {
+    let names = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+    let [file, dirs] = names.map(path_variable);
+    let is_given = file.is_some() || dirs.is_some();
+    let as_given = names.map(std::env::var_os) == [file.clone(), dirs.clone()];
+    let roots = match (as_given, is_given) {
+        (true, _) => rustls_native_certs::load_native_certs(),
+        (false, true) => {
+            let dirs = dirs.map(|dirs| std::env::split_paths(&dirs).collect()).unwrap_or_default();
+            load(file.map(PathBuf::from), dirs)
+        }
+        (false, false) => {
+            let system = openssl_probe::probe();
+            load(system.cert_file, system.cert_dir)
+        }
+    };
+    if let Some(error) = roots.errors.first().filter(|_| is_given && roots.certs.is_empty()) {
+        tracing::warn!("{} give no root certificate: {error}", names.join(" and "));
+    }
+    roots
+}
+
+fn load(file: Option<PathBuf>, dirs: Vec<PathBuf>) -> CertificateResult {
+    let mut all = rustls_native_certs::load_certs_from_paths(file.as_deref(), None);
+    for dir in dirs.iter().filter(|dir| !dir.as_os_str().is_empty()) {
+        let more = rustls_native_certs::load_certs_from_paths(None, Some(dir));
+        all.certs.extend(more.certs);
+        all.errors.extend(more.errors);
+    }
+    all
 }

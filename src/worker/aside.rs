@@ -7,9 +7,9 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::failures::Failures;
 use crate::parcel::Parcel;
 use crate::spool::Intent;
-use crate::store::PutError;
 
 /// One object on its way to the store.
 pub struct Upload {
@@ -20,8 +20,7 @@ pub struct Upload {
 
 /// What is known of an object that has failed.
 pub struct Trouble {
-    pub attempts: u32,
-    pub last: PutError,
+    pub failures: Failures,
     /// The core's healthy time and the objects it had stored when this one first failed.
     pub healthy_before: Duration,
     pub stored_before: u64,

@@ -75,8 +75,8 @@ echo "answered, stored, stopped"
 
 echo "-- ${commands[1]} $TEST_ARGS"
 started=$SECONDS
-# shellcheck disable=SC2086  # words
 log_lines=150
+# shellcheck disable=SC2086  # words
 ${commands[1]} $TEST_ARGS >/tmp/log 2>&1 || die "${commands[1]}"
 grep '^test result' /tmp/log
 ! grep -n '^warning' /tmp/log || die "the build of the tests warns"

@@ -41,27 +41,40 @@ done
 for tool in debootstrap unshare ip git tar cargo; do
     command -v "$tool" >/dev/null || die "$tool is missing"
 done
+# shellcheck disable=SC2016  # apt's variables
 mirror=${MIRROR:-$(apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 2>/dev/null |
     awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }')}
 [ -n "$mirror" ] || die "apt is configured for no Debian mirror, or 'apt-get update' never ran: set MIRROR"
 
+toolchain=$(cd "$repository" && rustc --print sysroot) || die "no toolchain as rust-toolchain.toml names it"
+# shellcheck disable=SC2016  # a regular expression
 packages=$(sed -n 's/.*`apt-get install \([^`]*\)`.*/\1/p' "$repository/README.md" | head -n 1)
 [ -n "$packages" ] || die "README names no packages (\`apt-get install …\`)"
 
-# The system that runs now, killed with all its processes when this script ends.
+# What runs in namespaces now; killed, with all processes in them, when this script ends.
 running=
+# shellcheck disable=SC2317  # called by trap
 finish() {
-    [ -z "$running" ] || kill -KILL "$running" 2>/dev/null || true
-    wait 2>/dev/null || true
-    [ -n "$keep" ] || rm -rf "$base"
+    if [ -n "$running" ]; then
+        kill -KILL "$running" 2>/dev/null || true
+        wait "$running" 2>/dev/null || true
+        sleep 1 # its children are being killed by the kernel
+    fi
+    local distribution
+    for distribution in "${distributions[@]}"; do remove "$distribution"; done
+    rmdir "$base" 2>/dev/null || true
+}
+remove() {
+    [ -n "$keep" ] || rm -rf "${base:?}/$1" "${base:?}/$1.log"
 }
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# In the background, so that a signal is handled at once.
+# Runs a command in mount and PID namespaces, and in what else is given before `--`. In the background, so that a signal is
+# handled at once.
 namespaced() {
-    unshare --mount --net --pid --fork --kill-child -- "$@" &
+    unshare --mount --pid --fork --kill-child "$@" &
     running=$!
     local status=0
     wait "$running" || status=$?
@@ -69,20 +82,15 @@ namespaced() {
     return "$status"
 }
 
-# Installs $1 into $2. curl is what README's other terminal has. No package comes from anywhere but debootstrap, which
-# does not mind a mirror whose index has expired.
-install() {
+# Installs distribution $1 into $2. All packages come from debootstrap, which takes a mirror whose index has expired, too. curl is for
+# README's other terminal, and /etc/hosts what Debian's installer writes.
+set_up() {
     [ ! -e "$2/installed" ] || return 0
     rm -rf "$2"
     mkdir -p "$2"
-    # Not in `namespaced`, as it needs the network; debootstrap mounts /proc below $2.
-    unshare --mount --pid --fork --kill-child -- \
-        debootstrap --variant=minbase --include="${packages// /,},curl" "$1" "$2" "$mirror" >"$2.log" 2>&1 &
-    running=$!
-    local status=0
-    wait "$running" || status=$?
-    running=
-    [ "$status" = 0 ] || { tail -n 20 "$2.log"; return 1; }
+    namespaced -- debootstrap --variant=minbase --include="${packages// /,},curl" "$1" "$2" "$mirror" >"$2.log" 2>&1 ||
+        { tail -n 20 "$2.log"; return 1; }
+    printf '127.0.0.1 localhost\n::1 localhost\n' >"$2/etc/hosts"
     touch "$2/installed"
 }
 
@@ -95,11 +103,10 @@ copy_sources() {
 
 # Mounts what the system $1 needs and runs inside.sh in it.
 enter() {
-    local root=$1 toolchain
-    toolchain=$(cd "$repository" && rustc --print sysroot)
     # shellcheck disable=SC2016  # expanded by the inner shell
-    namespaced bash -euc '
+    namespaced --net -- bash -euc '
         root=$1 toolchain=$2 registry=$3
+        mount --bind "$root" "$root"
         mount -t proc proc "$root/proc"
         mount --rbind /sys "$root/sys"
         mount --rbind /dev "$root/dev"
@@ -112,14 +119,14 @@ enter() {
         exec chroot "$root" /usr/bin/env -i HOME=/root PATH=/opt/rust/bin:/usr/bin:/bin:/usr/sbin:/sbin \
             LANG=C.UTF-8 CARGO_NET_OFFLINE=true ${4:+CARGO_BUILD_JOBS="$4"} TEST_ARGS="$5" \
             bash /src/tests/fresh/inside.sh
-    ' enter "$root" "$toolchain" "$cargo_home/registry" "${CARGO_BUILD_JOBS-}" "${TEST_ARGS-}"
+    ' enter "$1" "$toolchain" "$cargo_home/registry" "${CARGO_BUILD_JOBS-}" "${TEST_ARGS-}"
 }
 
 one() {
     local root=$base/$1
     echo "== $1: installing (${packages// /, })"
-    install "$1" "$root" || return 1
-    copy_sources "$root"
+    set_up "$1" "$root" || return 1
+    copy_sources "$root" || return 1
     rm -f "$root/summary"
     enter "$root"
 }
@@ -133,7 +140,7 @@ for distribution in "${distributions[@]}"; do
     one "$distribution" || { result=FAILED status=1; }
     summary=$(cat "$base/$distribution/summary" 2>/dev/null || true)
     table+=("$(printf '%-10s %s  %s' "$distribution" "$summary" "$result")")
-    [ -n "$keep" ] || rm -rf "${base:?}/$distribution"
+    remove "$distribution"
 done
 echo
 printf '%s\n' "${table[@]}"

@@ -20,7 +20,8 @@ fn refused(cases: &[(&[(&str, &str)], &str)]) {
     for (settings, reason) in cases {
         let (status, text) = say(dir.path(), &[], settings);
         let (name, value) = settings[0];
-        let expected = format!("{name}={value:?} (environment variable {name}): {reason}\n");
+        let expected =
+            format!("{name}={value:?} (environment variable MILLRACE_{name}): {reason}\n");
         assert_eq!((status, text), (Some(2), expected), "{settings:?}");
     }
     assert_eq!(dir.path().read_dir().unwrap().count(), 0, "a refused start changes nothing");
@@ -87,7 +88,7 @@ fn settings_that_do_not_go_together_are_refused_with_both() {
         (
             &[("KEY", "{unix_nanos}-{node}-{core}-{seq}"), BATCH, GZIP],
             "has no {ext}, so nothing would tell readers of COMPRESSION=\"gzip\" (environment variable \
-             COMPRESSION): add it, or set COMPRESSION_MARK=header",
+             MILLRACE_COMPRESSION): add it, or set COMPRESSION_MARK=header",
         ),
         (&[("BATCH_AGE", "20s"), BATCH], NEVER),
         (&[("BATCH_AGE", "1s"), BATCH, ("PUT_TIMEOUT", "29s")], NEVER),
@@ -211,7 +212,7 @@ fn keys_longer_than_s3_takes_are_refused_with_the_prefix() {
     let fits = 1024 - longest;
     let store = |bytes: usize| format!("s3://bucket/{}", "p".repeat(bytes));
     let too_long = format!(
-        "makes keys of up to 1025 bytes with STORE={:?} (environment variable STORE), and S3 takes 1024: \
+        "makes keys of up to 1025 bytes with STORE={:?} (environment variable MILLRACE_STORE), and S3 takes 1024: \
          use fewer fields or a shorter prefix",
         store(fits + 1)
     );
@@ -229,7 +230,7 @@ fn a_start_says_what_is_set_and_what_memory_batches_add() {
         let output = run(dir.path(), &["check"], &[&ports, settings].concat());
         let text = String::from_utf8(output.stdout).unwrap();
         for (name, value) in settings {
-            let line = format!("{name}={value:?} (environment variable {name})");
+            let line = format!("{name}={value:?} (environment variable MILLRACE_{name})");
             assert!(text.contains(&line), "{line} in {text}");
         }
         let wanted = text.split(" there, ").nth(1).unwrap().split(" wanted when").next().unwrap();

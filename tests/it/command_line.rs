@@ -15,7 +15,8 @@ fn all(output: &Output) -> String {
 
 /// Runs the binary on ports of its own, and gives its exit status and everything it said.
 fn say(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
-    let mut everything = vec![("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
+    let mut everything =
+        vec![("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0"), ("BIND_WAIT", "0")];
     everything.retain(|(name, _)| settings.iter().all(|(set, _)| set != name));
     everything.extend_from_slice(settings);
     let output = run(dir, args, &everything);
@@ -30,7 +31,7 @@ fn help_and_version() {
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for setting in millrace::config::SETTINGS {
         assert!(help.contains(&format!("--{} ", setting.flag())), "{}", setting.name);
-        assert!(help.contains(&format!("[env: {}]", setting.name)), "{}", setting.name);
+        assert!(help.contains(&format!("[env: {}]", setting.env())), "{}", setting.name);
     }
     for command in ["serve", "check", "dead-letter", "--config"] {
         assert!(help.contains(command), "{command}");
@@ -147,7 +148,7 @@ fn check_prints_a_table_and_says_whether_a_server_would_start() {
     let dir = tempfile::tempdir().unwrap();
     let (status, text) = say(dir.path(), &["check"], &[]);
     assert_eq!(status, 0, "{text}");
-    for row in ["kernel", "io_uring", "LISTEN", "STORE", "DEAD_LETTER_DIR", "probe"] {
+    for row in ["kernel", "io_uring", "LISTEN", "STORE", "DEAD_LETTER_DIR", "key", "put"] {
         assert!(text.lines().any(|line| line.contains(row)), "{row} is not in\n{text}");
     }
     assert!(!text.contains("FAIL"), "{text}");

@@ -76,6 +76,7 @@ fn a_store_that_is_down_holds_payloads_and_takes_them_when_it_is_back() {
     assert_eq!(server.admin("/healthz").status, 200);
     server.wait("many tries", |m| m.sum("millrace_put_retries_total") > 500);
     assert_eq!(server.dead_letters(), []);
+    wait_for("the outage in the log", || server.logged("the store takes nothing"));
     assert_eq!(server.count_logged("the store takes nothing"), 1);
     server.mend_store();
     server.wait_ready(200);

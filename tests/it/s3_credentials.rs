@@ -31,6 +31,7 @@ on_both_clients!(
     web_identity,
     keys_the_store_calls_expired_are_replaced,
     a_corrected_credentials_file_is_taken_without_a_restart,
+    a_refusal_that_persists_has_the_credentials_loaded_again,
     short_lived_keys_are_replaced_ahead_of_expiry,
     keys_that_cannot_be_renewed_become_store_wide,
     keys_known_to_be_expired_are_not_sent,
@@ -259,16 +260,73 @@ fn child_takes_corrected_keys_from_its_file() {
     });
 }
 
+#[test]
+#[ignore = "run in a child with an environment of its own"]
+fn child_takes_keys_from_its_file_that_come_late() {
+    on_executor(async {
+        let aws = from_environment().await.expect("a whole environment");
+        let (store, shared) = (store_of(&aws, 1), aws.shared());
+        let file = |name: &str| std::env::var(name).expect("given by the parent");
+        let refused = async || {
+            let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
+            assert_eq!((error.class, error.code.as_str()), (Class::StoreWide, "AccessDenied"));
+        };
+        refused().await;
+        eventually("loaded again in vain", || shared.keys().stuck).await;
+        std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
+        refused().await;
+        eventually("newer keys", || !shared.keys().stuck).await;
+        store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
+    });
+}
+
+/// A store without a code for a wrong secret, and an operator who finds it only after it was read again.
+fn a_refusal_that_persists_has_the_credentials_loaded_again(client: S3Client) {
+    let server = S3Server::start();
+    server.fail_when(|seen| {
+        let wrong = seen.header("authorization")?.contains("AKIDWRONG");
+        let message = "Forbidden: Operation is not allowed for this key.";
+        wrong.then(|| Fault::error_with(403, "AccessDenied", message, &[]))
+    });
+    let pair = |key: &str| {
+        file(&format!(
+            "[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET_KEY}\n"
+        ))
+    };
+    let (wrong, corrected, url) = (pair("AKIDWRONG"), pair(ACCESS_KEY), server.url());
+    run(
+        client,
+        "child_takes_keys_from_its_file_that_come_late",
+        &[
+            ("AWS_SHARED_CREDENTIALS_FILE", wrong.path().to_str().unwrap()),
+            ("CORRECTED", corrected.path().to_str().unwrap()),
+            ("AWS_ENDPOINT_URL_S3", &url),
+        ],
+    );
+    assert_eq!(server.objects().len(), 1);
+}
+
 fn a_corrected_credentials_file_is_taken_without_a_restart(client: S3Client) {
     let pair = |key: &str, secret: &str| {
         file(&format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"))
     };
     let path = |f: &tempfile::NamedTempFile| f.path().to_str().unwrap().to_owned();
-    // A key that was taken away, a secret that is wrong, and what no test server says by itself.
+    let denied = |message| Some(Fault::error_with(403, "AccessDenied", message, &[]));
+    // A key that was taken away, a secret that is wrong, and what no test server says by itself: Garage, R2, a
+    // proxy, and whatever else forbids.
     for (key, secret, fault) in [
         ("AKIDGONE", SECRET_KEY, None),
         (ACCESS_KEY, "mistyped", None),
         ("AKIDGONE", SECRET_KEY, Some(Fault::error(400, "InvalidToken"))),
+        (ACCESS_KEY, "mistyped", denied("Forbidden: Invalid signature")),
+        ("AKIDGONE", SECRET_KEY, denied("Forbidden: No such key: AKIDGONE")),
+        ("AKIDGONE", SECRET_KEY, Some(Fault::error(401, "Unauthorized"))),
+        ("AKIDGONE", SECRET_KEY, Some(Fault::error(403, "SomethingNew"))),
+        (
+            "AKIDGONE",
+            SECRET_KEY,
+            Some(Fault::Reply { status: 403, headers: vec![], body: String::new() }),
+        ),
     ] {
         let server = S3Server::start();
         fault.into_iter().for_each(|fault| server.fail_next(fault));
@@ -285,6 +343,47 @@ fn a_corrected_credentials_file_is_taken_without_a_restart(client: S3Client) {
         );
         assert_eq!(server.objects().len(), 1);
     }
+}
+
+#[test]
+#[ignore = "run in a child with an environment of its own"]
+fn child_outlives_a_file_that_is_no_text() {
+    on_executor(async {
+        let aws = from_environment().await.expect("a whole environment");
+        let store = store_of(&aws, 1);
+        let file = |name: &str| std::env::var(name).expect("given by the parent");
+        std::fs::write(file("AWS_SHARED_CREDENTIALS_FILE"), b"\xff\xfe").unwrap();
+        let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
+        assert_eq!(error.class, Class::StoreWide, "{error}");
+        // Longer than control takes to look; what it had stays.
+        Timer::new(Duration::from_millis(300)).await;
+        let shared = aws.shared();
+        assert_eq!(shared.keys().generation, 1);
+        std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
+        eventually("newer keys", || shared.keys().generation > 1).await;
+        store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
+    });
+}
+
+#[test]
+fn a_credentials_file_that_cannot_be_read_meanwhile_costs_nothing() {
+    let server = S3Server::start();
+    let pair = |key: &str| {
+        file(&format!(
+            "[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET_KEY}\n"
+        ))
+    };
+    let (wrong, corrected) = (pair("AKIDGONE"), pair(ACCESS_KEY));
+    run(
+        S3Client::Direct,
+        "child_outlives_a_file_that_is_no_text",
+        &[
+            ("AWS_SHARED_CREDENTIALS_FILE", wrong.path().to_str().unwrap()),
+            ("CORRECTED", corrected.path().to_str().unwrap()),
+            ("AWS_ENDPOINT_URL_S3", &server.url()),
+        ],
+    );
+    assert_eq!(server.objects().len(), 1);
 }
 
 #[test]

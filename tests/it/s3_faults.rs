@@ -23,6 +23,8 @@ on_both_clients!(
     answers_have_their_class,
     an_object_that_is_there_is_stored_only_where_that_was_asked,
     the_stores_own_message_is_kept,
+    what_the_store_says_beside_code_and_message_is_kept,
+    the_remedy_fits_the_stores_message,
     really_wrong_keys_are_store_wide,
     closed_in_the_middle_of_a_first_request_is_transient,
     a_kept_connection_that_turns_out_closed_is_retried_once,
@@ -80,27 +82,112 @@ fn answers_have_their_class(client: S3Client) {
     assert_eq!(server.accepted_connections(), 1, "an error answer costs no connection");
 }
 
+/// Each way in which a store says that a key is taken, and what looks like it.
 fn an_object_that_is_there_is_stored_only_where_that_was_asked(client: S3Client) {
+    let bare = |status| Fault::Reply { status, headers: vec![], body: String::new() };
+    let html = || {
+        let headers = vec![("content-type", "text/html".to_owned())];
+        Fault::Reply { status: 412, headers, body: "<html>no</html>".to_owned() }
+    };
+    let worm = "Object is WORM protected and cannot be overwritten";
+    type Case = (Box<dyn Fn() -> Fault>, bool, Result<(), (Class, String)>);
+    let case =
+        |fault: Box<dyn Fn() -> Fault>, there, otherwise| -> Case { (fault, there, otherwise) };
+    let coded = |status, code: &'static str| -> Box<dyn Fn() -> Fault> {
+        Box::new(move || Fault::error(status, code))
+    };
+    let cases = [
+        case(coded(412, "PreconditionFailed"), true, failed(StoreWide, "PreconditionFailed")),
+        case(Box::new(move || bare(412)), true, failed(StoreWide, "Http412")),
+        case(Box::new(html), true, failed(StoreWide, "Http412")),
+        case(Box::new(move || bare(304)), true, failed(StoreWide, "Http304")),
+        case(coded(409, "BucketAlreadyExists"), true, failed(StoreWide, "BucketAlreadyExists")),
+        case(coded(409, "FileAlreadyExists"), true, failed(StoreWide, "FileAlreadyExists")),
+        case(
+            coded(403, "ObjectLockedByBucketPolicy"),
+            true,
+            failed(Object, "ObjectLockedByBucketPolicy"),
+        ),
+        case(
+            Box::new(move || Fault::error_with(400, "InvalidRequest", worm, &[])),
+            true,
+            failed(Object, "InvalidRequest"),
+        ),
+        case(
+            coded(409, "ConditionalRequestConflict"),
+            false,
+            failed(Transient, "ConditionalRequestConflict"),
+        ),
+        case(Box::new(move || bare(409)), false, failed(Transient, "Http409")),
+        // Not the store's word on the condition.
+        case(coded(412, "SomethingElse"), false, failed(StoreWide, "SomethingElse")),
+        case(coded(409, "InvalidBucketState"), false, failed(StoreWide, "InvalidBucketState")),
+    ];
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, plain) = store_with(&server, options(client)).await;
+        let asking = S3Options { if_none_match: true, ..options(client) };
+        let (_aws, asking) = store_with(&server, asking).await;
+        for (fault, there, otherwise) in &cases {
+            server.fail_next(fault());
+            assert_eq!(put(&plain, "k").await, *otherwise, "no condition was sent");
+            server.fail_next(fault());
+            let expected = if *there { Ok(()) } else { otherwise.clone() };
+            assert_eq!(put(&asking, "k").await, expected, "{otherwise:?}");
+        }
+        assert!(server.requests().iter().all(|r| r.method == "PUT"), "nobody looks first");
+        for _ in 0..2 {
+            assert_eq!(put(&asking, "k").await, Ok(()), "the server's own 412 the second time");
+        }
+    });
+    assert_eq!(server.objects().len(), 1);
+}
+
+fn what_the_store_says_beside_code_and_message_is_kept(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
         let (_aws, store) = store_with(&server, options(client)).await;
-        server.fail_next(Fault::error(412, "PreconditionFailed"));
-        assert_eq!(put(&store, "k").await, failed(StoreWide, "PreconditionFailed"));
-
-        let asking = S3Options { if_none_match: true, ..options(client) };
-        let (_aws, store) = store_with(&server, asking).await;
-        for _ in 0..2 {
-            assert_eq!(put(&store, "k").await, Ok(()), "the server's own 412 the second time");
+        let ids = [("x-amz-request-id", "R1"), ("x-amz-id-2", "h/2=")];
+        // Also of a 200 that is none.
+        for status in [400, 503, 200] {
+            server.fail_next(Fault::error_with(status, "InternalError", "no", &ids));
+            let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
+            let ids = "x-amz-request-id R1, x-amz-id-2 h/2=";
+            assert_eq!(error.request_ids.as_deref(), Some(ids));
+            assert_eq!(error.to_string(), format!("InternalError: no ({ids})"));
         }
-        server.fail_next(Fault::error(409, "ConditionalRequestConflict"));
-        assert_eq!(put(&store, "k").await, failed(Transient, "ConditionalRequestConflict"));
-        // Not the store's word on the condition.
-        server.fail_next(Fault::Reply { status: 412, headers: vec![], body: String::new() });
-        assert_eq!(put(&store, "k").await, failed(StoreWide, "Http412"));
-        server.fail_next(Fault::error(412, "SomethingElse"));
-        assert_eq!(put(&store, "k").await, failed(StoreWide, "SomethingElse"));
+        // The document says `<RequestId>1</RequestId>`.
+        server.fail_next(Fault::error(503, "SlowDown"));
+        let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
+        assert_eq!(error.request_ids.as_deref(), Some("RequestId 1"));
+        server.fail_next(Fault::Reply { status: 502, headers: vec![], body: String::new() });
+        let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
+        assert_eq!((error.request_ids, error.remedy), (None, ""));
+        // Another API of the same provider.
+        let body = r#"{"code": "unauthorized", "status": 401}"#.to_owned();
+        server.fail_next(Fault::Reply { status: 401, headers: vec![], body: body.clone() });
+        let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
+        assert_eq!((error.code, error.message), ("Http401".to_owned(), body));
     });
-    assert_eq!(server.objects().len(), 1);
+}
+
+/// Garage's words for what others have codes for.
+fn the_remedy_fits_the_stores_message(client: S3Client) {
+    let server = S3Server::start();
+    on_executor(async {
+        let (_aws, store) = store_with(&server, options(client)).await;
+        for (message, remedy) in [
+            ("Forbidden: Invalid signature", "AWS_SECRET_ACCESS_KEY"),
+            ("Forbidden: No such key: GK1", "AWS_ACCESS_KEY_ID"),
+            ("Forbidden: Operation is not allowed for this key.", "s3:PutObject"),
+            ("Forbidden: Object quota is reached, maximum objects for this bucket: 1", "quota"),
+        ] {
+            server.fail_next(Fault::error_with(403, "AccessDenied", message, &[]));
+            let error = store.put(&store::Object::of("k", &payload("{}"))).await.unwrap_err();
+            assert_eq!((error.class, error.message.as_str()), (StoreWide, message));
+            assert!(error.remedy.contains(remedy), "{message}: {}", error.remedy);
+        }
+    });
 }
 
 fn the_stores_own_message_is_kept(client: S3Client) {

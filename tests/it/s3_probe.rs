@@ -61,6 +61,59 @@ fn real_mistakes_are_named() {
     });
 }
 
+/// What Garage says of each mistake, all under one code but the clock's.
+#[test]
+fn mistakes_that_only_the_message_names_are_named() {
+    let server = S3Server::start();
+    on_executor(async {
+        let place = server.url();
+        let key = ACCESS_KEY.to_owned();
+        for (status, code, message, expected) in [
+            (
+                403,
+                "AccessDenied",
+                "Forbidden: No such key: GK1",
+                ProbeError::UnknownAccessKey { key: key.clone(), place: place.clone() },
+            ),
+            (
+                403,
+                "AccessDenied",
+                "Forbidden: Invalid signature",
+                ProbeError::WrongSecret { key: key.clone(), place: place.clone() },
+            ),
+            (
+                403,
+                "AccessDenied",
+                "Forbidden: Access key GK1 has expired",
+                ProbeError::ExpiredCredentials { key: key.clone(), code: "AccessDenied".into() },
+            ),
+            (
+                401,
+                "Unauthorized",
+                "Unauthorized",
+                ProbeError::ExpiredCredentials { key: key.clone(), code: "Unauthorized".into() },
+            ),
+            (
+                400,
+                "InvalidArgument",
+                "Invalid Argument: Credential access key has length 25, should be 32",
+                ProbeError::UnknownAccessKey { key, place },
+            ),
+        ] {
+            server.fail_next(Fault::error_with(status, code, message, &[]));
+            assert_eq!(probe_with(overrides(&server), BUCKET).await, Err(expected), "{message}");
+        }
+        let suspended = Fault::error_with(403, "UserSuspended", "", &[]);
+        server.fail_next(suspended);
+        let got = probe_with(overrides(&server), BUCKET).await.unwrap_err().to_string();
+        assert!(got.contains("UserSuspended") && got.contains("see the account"), "{got}");
+        let denied = "Forbidden: Operation is not allowed for this key.";
+        server.fail_next(Fault::error_with(403, "AccessDenied", denied, &[]));
+        let got = probe_with(overrides(&server), BUCKET).await;
+        assert!(matches!(got, Ok(Probe::Warning { .. })), "{got:?}");
+    });
+}
+
 #[test]
 fn a_wrong_region_names_the_right_one() {
     let server = S3Server::start();

@@ -105,6 +105,9 @@ fn without_a_spool_the_start_is_refused() {
     let row = text.lines().find(|line| line.contains("  probe  ")).expect(&text);
     assert!(row.starts_with("warn") && row.contains(reason), "{row}");
     // Nothing holds what a replay would put.
+    let letters = tempfile::tempdir().unwrap();
+    let dir = ("DEAD_LETTER_DIR", letters.path().to_str().unwrap().to_owned());
+    let settings = [settings, vec![dir]].concat();
     let (status, text) = say(&["dead-letter", "replay"], &settings);
     assert_eq!(status, 2, "{text}");
     assert!(text.contains(reason), "{text}");

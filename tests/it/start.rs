@@ -53,7 +53,7 @@ fn a_signal_at_any_moment_of_the_start_is_an_orderly_end() {
         std::thread::sleep(Duration::from_millis(after_ms));
         let pid = server.id().to_string();
         assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
-        // Before the handler is in place the signal ends the process as it always does, having served nobody.
+        // Before `main` has begun the signal ends the process as it always does.
         let code = server.wait().unwrap().code();
         assert!(matches!(code, None | Some(0)), "{after_ms} ms: {code:?}");
     }

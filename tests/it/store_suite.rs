@@ -11,6 +11,7 @@ use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
 use millrace::job::{Origin, Payload};
 use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
+use millrace::store::file::mode::FileMode;
 use millrace::store::s3::S3Store;
 use millrace::store::{Class, Object, Store, StoreSeed};
 
@@ -138,11 +139,12 @@ fn faults() -> Option<FaultPlan> {
 fn file_plain_and_under_faults() {
     for plan in [None, faults()] {
         let folder = tempfile::tempdir().unwrap();
-        let root = FileStore::prepare(folder.path()).unwrap();
+        let mode = FileMode::parse("0600").unwrap();
+        let root = FileStore::prepare(folder.path(), mode).unwrap();
         on_executor(async {
             let seed = StoreSeed::File { root: root.clone(), puts_max: 1 };
             let store = seed.build(&origin(), plan, 0);
-            conformance(&store, async |key: &str| std::fs::read(root.join(key)).ok()).await;
+            conformance(&store, async |key: &str| std::fs::read(root.path.join(key)).ok()).await;
         });
     }
 }

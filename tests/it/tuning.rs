@@ -23,8 +23,13 @@ fn text(name: &str) -> String {
 /// The exit status, and the printed lines by knob: whether it is `ok`, `lacks` or `-`, and what was found.
 fn check(root: Option<&Path>, cores: &str) -> (i32, BTreeMap<String, (String, String)>) {
     let mut command = Command::new("sh");
-    command.arg(tuning("check.sh")).env_remove("MAX_CONNECTIONS").env_remove("MAX_WORKERS");
-    command.env("CORES", cores).env("CHECK_ROOT", root.unwrap_or(Path::new("")));
+    command.arg(tuning("check.sh"));
+    for name in ["MAX_CONNECTIONS", "MAX_WORKERS"] {
+        command.env_remove(name).env_remove(format!("MILLRACE_{name}"));
+    }
+    // The prefixed name counts.
+    command.env("MILLRACE_CORES", cores).env("CORES", "17");
+    command.env("CHECK_ROOT", root.unwrap_or(Path::new("")));
     let output = command.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     let printed = String::from_utf8(output.stdout).unwrap();

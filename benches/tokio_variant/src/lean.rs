@@ -124,9 +124,10 @@ impl LeanClient {
         if (200..300).contains(&reply.status) && reply.body.is_empty() {
             return Ok(());
         }
-        match error_document(reply.body) {
-            (None, _) if (200..300).contains(&reply.status) => Ok(()),
-            (code, message) => Err(format!("{}: {code:?} {message:?}", reply.status)),
+        let said = error_document(reply.body);
+        match said.code {
+            None if (200..300).contains(&reply.status) => Ok(()),
+            code => Err(format!("{}: {code:?} {:?}", reply.status, said.message)),
         }
     }
 

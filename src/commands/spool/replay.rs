@@ -13,10 +13,11 @@ use std::rc::Rc;
 use super::batches::MemberFiles;
 use super::{Places, SpoolCommandError, look, lost, of, said, unreadable};
 use crate::batch::encoder::encode;
-use crate::commands::{Puts, side_by_side};
+use crate::commands::{Puts, print, side_by_side};
 use crate::config::{Config, Form};
 use crate::control::Exit;
 use crate::job::{Origin, Payload};
+use crate::log::complain;
 use crate::spool::file::SegmentFile;
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
@@ -40,7 +41,14 @@ impl Places {
         });
         let outcome = self.replay_with(&replay).await;
         let (stored, left) = (replay.stored.get(), replay.left.get());
-        println!("{stored} of {} spooled payloads stored in {}", stored + left, config.store);
+        print(|out| {
+            writeln!(
+                out,
+                "{stored} of {} spooled payloads stored in {}",
+                stored + left,
+                config.store
+            )
+        })?;
         said(outcome)
     }
 
@@ -139,7 +147,7 @@ impl Replay {
             return Err("the store did not take it".to_owned());
         }
         if lost > 0 {
-            eprintln!("{key}: {lost} payloads of this batch are lost");
+            complain(format_args!("{key}: {lost} payloads of this batch are lost"));
             self.troubled.set(true);
         }
         self.stored.set(self.stored.get() + batch.runs().payloads() - lost);
@@ -170,7 +178,7 @@ impl Replay {
     }
 
     fn leave(&self, path: &Path, why: &str) {
-        eprintln!("{}: left where it is: {why}", path.display());
+        complain(format_args!("{}: left where it is: {why}", path.display()));
         self.troubled.set(true);
     }
 
@@ -181,9 +189,9 @@ impl Replay {
         }
         let Err(error) = self.puts.put(object).await else { return true };
         if error.class == Class::StoreWide && !self.given_up.replace(true) {
-            eprintln!("nothing more is tried until this is mended: {error}");
+            complain(format_args!("nothing more is tried until this is mended: {error}"));
         } else if !self.given_up.get() {
-            eprintln!("{}: left in the spool: {error}", object.key);
+            complain(format_args!("{}: left in the spool: {error}", object.key));
         }
         false
     }
@@ -192,7 +200,7 @@ impl Replay {
     fn finish(&self, reading: &mut Reading) -> io::Result<()> {
         let path = reading.file.path().to_owned();
         for text in &reading.problems {
-            eprintln!("{}: {text}", path.display());
+            complain(format_args!("{}: {text}", path.display()));
             self.troubled.set(true);
         }
         if reading.stays || reading.left > 0 {

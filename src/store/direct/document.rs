@@ -3,21 +3,33 @@
 
 use aws_smithy_xml::decode::{Document, try_data};
 
-/// Code and message of an error document; what is no such document has neither.
-pub fn error_document(body: &[u8]) -> (Option<String>, Option<String>) {
+/// What an error document says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorDocument {
+    pub code: Option<String>,
+    pub message: Option<String>,
+    /// By which the store's support finds the request.
+    pub request_id: Option<String>,
+    pub host_id: Option<String>,
+}
+
+/// Reads an error document; what is no such document says nothing.
+pub fn error_document(body: &[u8]) -> ErrorDocument {
     let read = || {
         let mut document = Document::try_from(body).ok()?;
         let mut root = document.root_element().ok()?;
-        let (mut code, mut message) = (None, None);
+        let mut said = ErrorDocument::default();
         while let Some(mut tag) = root.next_tag() {
             let part = match tag.start_el().local() {
-                "Code" => &mut code,
-                "Message" => &mut message,
+                "Code" => &mut said.code,
+                "Message" => &mut said.message,
+                "RequestId" => &mut said.request_id,
+                "HostId" => &mut said.host_id,
                 _ => continue,
             };
             *part = Some(try_data(&mut tag).ok()?.into_owned());
         }
-        Some((code, message))
+        Some(said)
     };
     read().unwrap_or_default()
 }
@@ -32,15 +44,21 @@ mod tests {
     fn error_documents() {
         let s3 = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>AccessDenied</Code>\
                   <Message>x may not &lt;put&gt; &amp; more</Message><Resource><Code>no</Code>\
-                  </Resource></Error>";
-        let both = |code: &str, message: &str| (Some(code.to_owned()), Some(message.to_owned()));
-        assert_eq!(error_document(s3.as_bytes()), both("AccessDenied", "x may not <put> & more"));
+                  </Resource><RequestId>R</RequestId><HostId>H=</HostId></Error>";
+        let said = |text: &str| Some(text.to_owned());
+        let expected = ErrorDocument {
+            code: said("AccessDenied"),
+            message: said("x may not <put> & more"),
+            request_id: said("R"),
+            host_id: said("H="),
+        };
+        assert_eq!(error_document(s3.as_bytes()), expected);
         for nothing in
             ["", "<html>bad gateway</html>", "Service Unavailable", "<Error><Co", "\u{1}"]
         {
-            assert_eq!(error_document(nothing.as_bytes()), (None, None), "{nothing:?}");
+            assert_eq!(error_document(nothing.as_bytes()), ErrorDocument::default(), "{nothing:?}");
         }
-        assert_eq!(error_document(b"\xff\xfe"), (None, None));
+        assert_eq!(error_document(b"\xff\xfe"), ErrorDocument::default());
     }
 
     proptest! {

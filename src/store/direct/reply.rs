@@ -1,5 +1,5 @@
-//! An HTTP/1 answer, read strictly and within bounds: status, the few headers a PUT cares about, and
-//! a body by length, in chunks, or to the end of the connection.
+//! An HTTP/1 answer, read strictly and within bounds: status, headers for those who ask, and a body by
+//! length, in chunks, or to the end of the connection.
 //!
 //! Pure: bytes are read into [`ReplyReader::space`] by whoever has a socket and announced with
 //! [`ReplyReader::advance`]. The buffer is kept from answer to answer. After a [`Malformed`] nothing
@@ -71,8 +71,8 @@ pub struct ReplyReader {
     state: State,
     status: u16,
     keep_alive: bool,
-    date: Range<usize>,
-    location: Range<usize>,
+    /// The final answer's head, for the few who ask for more of it.
+    head: Range<usize>,
     /// Decoded, so without the lines of its chunks.
     body: Range<usize>,
 }
@@ -81,11 +81,23 @@ pub struct ReplyReader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
     pub status: u16,
-    pub date: Option<&'a str>,
-    pub location: Option<&'a str>,
     pub body: &'a [u8],
     /// The connection can take another request.
     pub keep_alive: bool,
+    /// See [`Reply::header`].
+    pub(super) head: &'a [u8],
+}
+
+impl<'a> Reply<'a> {
+    /// A header's value, by its name in lower case; `None` where it is absent, empty or no text. Reads the head again:
+    /// a success is asked for none.
+    pub fn header(&self, name: &str) -> Option<&'a str> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut answer = httparse::Response::new(&mut headers);
+        answer.parse(self.head).ok()?;
+        let found = answer.headers.iter().rfind(|h| h.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(found.value).ok().filter(|value| !value.is_empty())
+    }
 }
 
 impl Default for ReplyReader {
@@ -103,8 +115,7 @@ impl ReplyReader {
             state: State::Head,
             status: 0,
             keep_alive: false,
-            date: 0..0,
-            location: 0..0,
+            head: 0..0,
             body: 0..0,
         }
     }
@@ -178,16 +189,11 @@ impl ReplyReader {
     /// Before [`ReplyReader::advance`] or [`ReplyReader::end`] has said that it is whole.
     pub fn reply(&self) -> Reply<'_> {
         assert_eq!(self.state, State::Done, "the answer is whole");
-        let text = |range: &Range<usize>| {
-            let bytes = &self.buffer[range.clone()];
-            std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty())
-        };
         Reply {
             status: self.status,
-            date: text(&self.date),
-            location: text(&self.location),
             body: &self.buffer[self.body.clone()],
             keep_alive: self.keep_alive,
+            head: &self.buffer[self.head.clone()],
         }
     }
 
@@ -223,13 +229,8 @@ impl ReplyReader {
         let httparse::Status::Complete(length) = parsed else { return bound_head(self.filled) };
         let status = answer.code.expect("a whole head has a status");
         let head = Head::of(&answer)?;
-        let start = bytes.as_ptr() as usize;
-        let place = |value: Option<&[u8]>| {
-            let at = |v: &[u8]| self.parsed + (v.as_ptr() as usize - start);
-            value.map_or(0..0, |v| at(v)..at(v) + v.len())
-        };
-        let (date, location) = (place(head.date), place(head.location));
         let (framing, keep_alive) = (head.framing(status)?, head.keep_alive);
+        let start = self.parsed;
         self.parsed += length;
         bound_head(self.parsed)?;
         match status {
@@ -238,7 +239,7 @@ impl ReplyReader {
             100..200 => return Ok(()),
             _ => {}
         }
-        (self.status, self.date, self.location) = (status, date, location);
+        (self.status, self.head) = (status, start..self.parsed);
         self.body = self.parsed..self.parsed;
         (self.keep_alive, self.state) = match framing {
             Framing::Length(length) => (keep_alive, State::Length { end: self.parsed + length }),
@@ -318,30 +319,20 @@ impl ReplyReader {
     }
 }
 
-/// The headers of an answer that say anything to us.
-struct Head<'b> {
+/// What an answer's headers say of its length and of what comes after it.
+struct Head {
     length: Option<usize>,
     chunked: bool,
     keep_alive: bool,
-    date: Option<&'b [u8]>,
-    location: Option<&'b [u8]>,
 }
 
-impl<'b> Head<'b> {
-    fn of(answer: &httparse::Response<'_, 'b>) -> Result<Head<'b>, Malformed> {
-        let mut head = Head {
-            length: None,
-            chunked: false,
-            keep_alive: answer.version == Some(1),
-            date: None,
-            location: None,
-        };
+impl Head {
+    fn of(answer: &httparse::Response<'_, '_>) -> Result<Head, Malformed> {
+        let mut head = Head { length: None, chunked: false, keep_alive: answer.version == Some(1) };
         for header in answer.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             // By length first: most headers are none of these.
             match header.name.len() {
-                4 if is("date") => head.date = Some(header.value),
-                8 if is("location") => head.location = Some(header.value),
                 10 if is("connection") => head.connection(header.value),
                 14 if is("content-length") => {
                     let length = parse_length(header.value)?;

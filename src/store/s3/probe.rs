@@ -12,6 +12,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::S3Store;
 use crate::deadline::within;
+use crate::store::classify::Cause;
 use crate::store::connector::{link_error, with_sources};
 use crate::store::dial::LinkError;
 use crate::store::{Class, classify};
@@ -53,7 +54,7 @@ pub enum ProbeError {
     #[error("bucket {bucket} does not exist at {place}: create it, or correct STORE")]
     NoSuchBucket { bucket: String, place: String },
     #[error(
-        "access key {key} is not known at {place}: correct AWS_ACCESS_KEY_ID or the AWS profile"
+        "access key {key} is not known at {place}: correct AWS_ACCESS_KEY_ID or the AWS profile, or the endpoint"
     )]
     UnknownAccessKey { key: String, place: String },
     #[error(
@@ -76,8 +77,14 @@ pub enum ProbeError {
     Tls { place: String, why: String },
     #[error("{place} does not answer like S3 ({why}): correct AWS_ENDPOINT_URL")]
     NotS3 { place: String, why: String },
-    #[error("bucket {bucket} refuses the probe: {code}: {message}")]
-    Refused { bucket: String, code: String, message: String },
+    #[error("bucket {bucket} refuses the probe: {code}: {message}{}", behind_colon(remedy))]
+    Refused {
+        bucket: String,
+        code: String,
+        message: String,
+        /// Empty where none is known.
+        remedy: &'static str,
+    },
     #[error("{place} did not answer within {seconds} s: check the endpoint and the network")]
     TimedOut { place: String, seconds: u64 },
     /// There is nothing to sign the question with yet.
@@ -96,6 +103,10 @@ impl ProbeError {
                 | ProbeError::NoKeys { .. }
         )
     }
+}
+
+fn behind_colon(remedy: &str) -> String {
+    if remedy.is_empty() { String::new() } else { format!(": {remedy}") }
 }
 
 fn warning(said: String, remedy: &'static str) -> Answer {
@@ -140,7 +151,11 @@ impl S3Store {
 
     /// Whether the store found the time wrong and said its own, which is then used from now on.
     fn took_time(&self, error: &ListError) -> bool {
-        let skewed = error.code() == Some("RequestTimeTooSkewed");
+        let (code, message) =
+            (error.code().unwrap_or_default(), error.message().unwrap_or_default());
+        let skewed = error.raw_response().is_some_and(|answer| {
+            Cause::of(answer.status().as_u16(), code, message) == Cause::Clock
+        });
         let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
         skewed && self.account.clock.take(date) && self.account.shared.clock.take(date)
     }
@@ -167,7 +182,8 @@ impl S3Store {
             // No request came out of these settings, such as a bucket name that is none.
             let bucket = self.account.shared.target().bucket.clone();
             let message = classify::bounded(&with_sources(&error));
-            return Err(ProbeError::Refused { bucket, code: "NotSent".into(), message });
+            let code = "NotSent".to_owned();
+            return Err(ProbeError::Refused { bucket, code, message, remedy: "" });
         };
         let status = answer.status().as_u16();
         let bucket = self.account.shared.target().bucket.clone();
@@ -175,35 +191,35 @@ impl S3Store {
         let key = self.account.keys.current(|keys| keys.credentials.access_key_id().to_owned());
         let code = error.code().unwrap_or_default().to_owned();
         let message = classify::bounded(error.message().unwrap_or_default());
-        Err(match code.as_str() {
-            "PermanentRedirect"
-            | "AuthorizationHeaderMalformed"
-            | "IllegalLocationConstraintException" => self.wrong_region(answer),
-            "NoSuchBucket" => ProbeError::NoSuchBucket { bucket, place },
-            "InvalidAccessKeyId" => ProbeError::UnknownAccessKey { key, place },
-            "SignatureDoesNotMatch" => ProbeError::WrongSecret { key, place },
-            "RequestTimeTooSkewed" => ProbeError::ClockSkew { place },
-            "InvalidToken" => ProbeError::ExpiredCredentials { key, code },
-            _ if classify::wants_new_credentials(&code) => {
+        let cause = Cause::of(status, &code, &message);
+        Err(match (cause, code.as_str()) {
+            (Cause::Region, _) => self.wrong_region(answer),
+            (Cause::NoBucket, "NoSuchBucket") => ProbeError::NoSuchBucket { bucket, place },
+            (Cause::UnknownKey, _) => ProbeError::UnknownAccessKey { key, place },
+            (Cause::WrongSecret, _) => ProbeError::WrongSecret { key, place },
+            (Cause::Clock, _) => ProbeError::ClockSkew { place },
+            (Cause::ExpiredCredentials | Cause::BadCredentials, _) => {
                 ProbeError::ExpiredCredentials { key, code }
             }
-            "AccessDenied" => return warning(format!("{code}: {message}"), MAY_PUT),
-            "" if status == 301 => self.wrong_region(answer),
+            (Cause::Denied, _) => return warning(format!("{code}: {message}"), MAY_PUT),
+            (Cause::Quota | Cause::Full, _) => {
+                return warning(format!("{code}: {message}"), cause.remedy());
+            }
             // A bodiless refusal is still the store's; a bodiless "not found" is some other
             // server's.
-            "" if status == 403 => {
+            (_, "") if status == 403 => {
                 return warning(format!("the store answered {status}"), MAY_PUT);
             }
-            _ if classify::reply(status, &code) == Class::Transient && status >= 300 => {
+            _ if cause.class() == Class::Transient && status >= 300 => {
                 let said = format!("the store answered {status} {code}: {message}");
                 return Ok(Probe::Warning { said, remedy: WAIT, down: status >= 500 });
             }
             // Listing is not what payloads need.
-            "NotImplemented" | "MethodNotAllowed" => {
+            (_, "NotImplemented" | "MethodNotAllowed") => {
                 return warning(format!("the store does not list: {code}: {message}"), MAY_PUT);
             }
-            "" => ProbeError::NotS3 { place, why: format!("status {status}") },
-            _ => ProbeError::Refused { bucket, code, message },
+            (_, "") => ProbeError::NotS3 { place, why: format!("status {status}") },
+            _ => ProbeError::Refused { bucket, code, message, remedy: cause.remedy() },
         })
     }
 

@@ -56,11 +56,17 @@ impl Stopped {
     }
 }
 
-/// The binary with a clean environment but for `settings`, run in `dir`.
+/// The binary with a clean environment but for `settings`, run in `dir`. Settings of millrace's own get their prefix.
 pub fn command(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.current_dir(dir).args(args).env_clear().env("RUST_BACKTRACE", "0");
-    command.envs(settings.iter().copied()).stdin(Stdio::null());
+    for (name, value) in settings {
+        match millrace::config::SETTINGS.iter().find(|s| s.name == *name) {
+            Some(setting) => command.env(setting.env(), value),
+            None => command.env(name, value),
+        };
+    }
+    command.stdin(Stdio::null());
     command
 }
 
@@ -331,7 +337,7 @@ impl Metrics {
 /// One connection, raw bytes.
 pub struct Client {
     pub stream: TcpStream,
-    unread: Vec<u8>,
+    pub unread: Vec<u8>,
 }
 
 /// One HTTP/1.1 reply.
@@ -693,4 +699,23 @@ impl Client {
             }
         }
     }
+}
+
+// What the scenarios of odd hosts need on top.
+
+/// Makes `command` one that is started by `prefix`, which must become it.
+pub fn wrap(command: &mut Command, prefix: &[impl AsRef<std::ffi::OsStr>]) {
+    let mut wrapped = Command::new(prefix[0].as_ref());
+    wrapped.args(prefix[1..].iter().map(AsRef::as_ref)).arg(command.get_program());
+    wrapped.args(command.get_args()).current_dir(command.get_current_dir().unwrap());
+    wrapped.env_clear().stdin(Stdio::null());
+    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    *command = wrapped;
+}
+
+/// Whether this host lets `command` (program and arguments) end well.
+pub fn allowed(command: &[&str]) -> bool {
+    let mut tried = Command::new(command[0]);
+    tried.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    tried.status().is_ok_and(|status| status.success())
 }

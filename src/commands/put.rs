@@ -1,0 +1,177 @@
+//! What `check` asks the store: whether it is there and, with `--put`, whether it takes an object.
+//!
+//! The probe object is written as the server would write payloads: by the same client, with the same headers, under
+//! the same prefix. Its name is no payload's, and it is deleted again where that is allowed.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use super::Puts;
+use crate::config::{Config, StoreUrl};
+use crate::control::{Prepared, prepare_store};
+use crate::deadline::within;
+use crate::job::{Origin, Payload, Stamp};
+use crate::preflight::Finding;
+use crate::store::s3::S3Store;
+use crate::store::{Object, PutError, PutTimeouts, StoreSeed, classify};
+
+/// The rows of the store itself.
+pub(super) async fn store(config: &Config, put: bool) -> Vec<Finding> {
+    const NOT_TRIED: &str =
+        "not tried: `millrace check --put` writes one probe object, and deletes it";
+    match &config.store {
+        StoreUrl::Null => vec![Finding::ok("put", "null: keeps nothing, so nothing was written")],
+        StoreUrl::File(_) | StoreUrl::S3 { .. } if !put => {
+            let mut rows = Vec::from_iter(probe(config).await.map(|(finding, _)| finding));
+            rows.push(Finding::ok("put", NOT_TRIED));
+            rows
+        }
+        StoreUrl::File(dir) => {
+            let dir = dir.clone();
+            vec![glommio::executor().spawn_blocking(move || into_directory(&dir)).await]
+        }
+        StoreUrl::S3 { bucket, prefix } => match probe(config).await {
+            Some((asked, Some(seed))) => {
+                vec![asked, into_bucket(config, seed, bucket, prefix).await]
+            }
+            asked => Vec::from_iter(asked.map(|(finding, _)| finding)),
+        },
+    }
+}
+
+/// What the store says without being written to, and what its clients are made from; `None` for what is no bucket:
+/// directories have been looked at.
+async fn probe(config: &Config) -> Option<(Finding, Option<StoreSeed>)> {
+    let StoreUrl::S3 { .. } = config.store else { return None };
+    Some(match prepare_store(config, config.spool.is_some()).await {
+        Ok(Prepared { seed, finding, .. }) => (finding, Some(seed)),
+        Err(error) => {
+            (Finding::fail("probe", error, "correct STORE or the settings it names"), None)
+        }
+    })
+}
+
+/// Begins the name of every probe object.
+const PROBE: &str = "millrace-check-put-";
+
+async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &str) -> Finding {
+    // New each time: with `S3_IF_NONE_MATCH` an old one would count as written.
+    let key = format!("{PROBE}{}-{}.json", Stamp::unix_nanos_now(), config.node_id);
+    let whole = format!("s3://{bucket}/{prefix}{key}");
+    let StoreSeed::S3 { shared, .. } = seed.clone() else {
+        unreachable!("an s3:// store has the seed of one")
+    };
+    let origin = Origin::new(config.node_id.clone(), 0);
+    let store = seed.build(&origin, None, 0);
+    let puts = Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base };
+    let payload = Payload::from(br#"{"millrace":"check --put"}"#.to_vec());
+    if let Err(error) = puts.put(&Object::of(&key, &payload)).await {
+        let detail = format!("{whole} could not be written: {error}");
+        return Finding::fail("put", detail, remedy(config, &error, bucket, prefix));
+    }
+    let client = S3Store::new(shared, 1);
+    let delete = client.client().delete_object().bucket(bucket).key(format!("{prefix}{key}"));
+    let delete = async { delete.send().await.map(drop).map_err(|error| refusal(&error)) };
+    let late = || Err("no answer in time".into());
+    match within(config.put_timeout, delete, late).await {
+        Ok(()) => Finding::ok("put", format!("{whole} was written, and deleted again")),
+        Err(why) => Finding::warn(
+            "put",
+            format!("{whole} was written; it is still there, for deleting it was refused: {why}"),
+            format!("aws s3 rm {whole}; nothing else: millrace itself never deletes"),
+        ),
+    }
+}
+
+/// The store's words, or what was in their place.
+fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error: &E) -> String {
+    match (error.code(), error.message()) {
+        (Some(code), Some(message)) => classify::bounded(&format!("{code}: {message}")),
+        (Some(code), None) => classify::bounded(code),
+        _ => classify::bounded(&crate::store::connector::with_sources(error)),
+    }
+}
+
+/// Codes by which stores refuse a permission.
+const DENIED: [&str; 4] = ["AccessDenied", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"];
+
+/// What would let the probe object in.
+fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> String {
+    if !DENIED.contains(&&*error.code) && !error.code.contains("403") {
+        return "correct STORE or the settings named; README, \"S3\", says what a PUT carries"
+            .into();
+    }
+    let mut permissions = vec!["s3:PutObject"];
+    if config.s3.acl.is_some() {
+        permissions.push("s3:PutObjectAcl");
+    }
+    let on_key = match config.s3.sse.as_deref() {
+        Some(sse) if sse.starts_with("aws:kms") => " and kms:GenerateDataKey on the key",
+        _ => "",
+    };
+    let permissions = permissions.join(", ");
+    format!(
+        "allow {permissions} on arn:aws:s3:::{bucket}/{prefix}*{on_key} to these credentials (elsewhere than on AWS: write \
+         access to the bucket), or give others"
+    )
+}
+
+/// Writes, syncs and removes a file in the store's directory, which is not made.
+#[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
+fn into_directory(dir: &Path) -> Finding {
+    let shown = dir.display();
+    let path = dir.join(format!(".{PROBE}{}", std::process::id()));
+    let write = || -> io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let written = file.write_all(b"{}").and_then(|()| file.sync_all());
+        written.and(std::fs::remove_file(&path))
+    };
+    match write() {
+        Ok(()) => Finding::ok("put", format!("a file was written to {shown}, and removed again")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::warn(
+            "put",
+            format!("{shown} does not exist yet, so nothing was written: a server makes it"),
+            format!("start the server, or make {shown} as its user, and check again"),
+        ),
+        Err(error) => Finding::fail(
+            "put",
+            format!("no file can be written to {shown}: {error}"),
+            format!("ls -ld {shown}; df -h {shown}; or set STORE"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::Level;
+    use crate::store::Class;
+
+    #[test]
+    fn a_refused_permission_is_named_with_those_that_settings_add() {
+        let remedy = |code: &str, more: &[(&str, &str)]| {
+            let settings = [&[("STORE", "s3://bucket/p/")], more].concat();
+            let config = Config::from_settings(&settings).unwrap();
+            let error = PutError::new(Class::StoreWide, code, "no");
+            remedy(&config, &error, "bucket", "p/")
+        };
+        let plain = remedy("AccessDenied", &[]);
+        assert!(plain.starts_with("allow s3:PutObject on arn:aws:s3:::bucket/p/* to"), "{plain}");
+        let acl = remedy("AccessDenied", &[("S3_ACL", "private")]);
+        assert!(acl.starts_with("allow s3:PutObject, s3:PutObjectAcl on"), "{acl}");
+        let kms = remedy("AccessDenied", &[("S3_SSE", "aws:kms")]);
+        assert!(kms.contains("p/* and kms:GenerateDataKey on the key"), "{kms}");
+        assert!(!remedy("InvalidStorageClass", &[]).contains("s3:PutObject"));
+    }
+
+    #[test]
+    fn a_directory_gets_one_file_for_a_moment_and_is_not_made() {
+        let root = tempfile::tempdir().unwrap();
+        let level = |dir: &Path| into_directory(dir).level;
+        assert_eq!(level(root.path()), Level::Ok);
+        assert_eq!(level(&root.path().join("none")), Level::Warn);
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert_eq!(level(&root.path().join("file")), Level::Fail);
+    }
+}

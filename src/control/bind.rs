@@ -1,0 +1,66 @@
+//! Listening on addresses that may be free only in a moment: a process that was killed keeps its sockets for as long as
+//! the kernel needs to take its io_uring apart, which is some time after `wait` has returned.
+
+use std::cell::Cell;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use glommio::timer::sleep;
+
+use crate::preflight;
+
+/// Between two tries.
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a start waits, for all its addresses together.
+pub(super) struct Patience {
+    /// `BIND_WAIT`.
+    limit: Duration,
+    /// When the first address was found taken.
+    since: Cell<Option<Instant>>,
+}
+
+impl Patience {
+    pub(super) fn new(limit: Duration) -> Patience {
+        Patience { limit, since: Cell::new(None) }
+    }
+
+    /// What `bind` gives for the address of the setting `name`, tried again while it is taken.
+    ///
+    /// # Errors
+    /// One sentence with the remedy.
+    pub(super) async fn retry<T>(
+        &self,
+        name: &'static str,
+        address: SocketAddr,
+        bind: impl Fn(SocketAddr) -> io::Result<T>,
+    ) -> Result<T, String> {
+        let mut said = false;
+        loop {
+            let error = match bind(address) {
+                Ok(bound) => return Ok(bound),
+                Err(error) => error,
+            };
+            let since = self.since.get().unwrap_or_else(Instant::now);
+            self.since.set(Some(since));
+            let limit = self.limit;
+            if error.kind() != ErrorKind::AddrInUse || since.elapsed() >= limit {
+                let waited = match error.kind() {
+                    ErrorKind::AddrInUse if !limit.is_zero() => {
+                        format!(", for BIND_WAIT={limit:?} now")
+                    }
+                    _ => String::new(),
+                };
+                let refusal = preflight::bind_refusal(name, address, error);
+                let remedy = refusal.remedy.unwrap_or_default();
+                return Err(format!("{name}: {}{waited}: {remedy}", refusal.detail));
+            }
+            if !said {
+                said = true;
+                tracing::info!("{name} {address} is taken, trying again for up to {limit:?}");
+            }
+            sleep(TRY_EVERY).await;
+        }
+    }
+}

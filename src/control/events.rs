@@ -1,0 +1,86 @@
+//! What the control executor waits for while cores start, serve and stop. Each kind is a level, not a queue: it takes the
+//! same memory however often it happens, and none is lost.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use futures_lite::AsyncReadExt;
+use socket2::Socket;
+
+use crate::accept::into_glommio_stream;
+use crate::signals::Signals;
+
+pub(super) enum Event {
+    /// A signal to stop, each once.
+    Stop,
+    /// A core's state may have changed.
+    Bell,
+}
+
+/// Set by tasks that watch sockets, looked at by one task.
+pub(super) struct Events {
+    signals: Signals,
+    /// Of `signals.stops()`.
+    stops_seen: Cell<u32>,
+    bell: Cell<bool>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Events {
+    /// `signals.bell` is watched from now on.
+    pub(super) fn new(signals: Signals) -> std::io::Result<Rc<Events>> {
+        let bell = signals.bell.try_clone()?;
+        let events = Rc::new(Events {
+            signals,
+            stops_seen: Cell::new(0),
+            bell: Cell::new(false),
+            waiter: RefCell::default(),
+        });
+        watch(Socket::from(std::os::fd::OwnedFd::from(bell)), events.clone(), |_| ());
+        Ok(events)
+    }
+
+    /// Watches a core's doorbell.
+    pub(super) fn watch_bell(self: &Rc<Self>, bell: Socket) {
+        watch(bell, self.clone(), |events| events.bell.set(true));
+    }
+
+    /// The cores are about to serve: stops come here from now on. `false` when one came before; then this process is
+    /// being ended.
+    pub(super) fn hand_over(&self) -> bool {
+        self.signals.hand_over()
+    }
+
+    /// The next event; to be awaited by one task at a time.
+    pub(super) async fn next(&self) -> Event {
+        poll_fn(|cx| {
+            if self.signals.stops() > self.stops_seen.get() {
+                self.stops_seen.set(self.stops_seen.get() + 1);
+                return Poll::Ready(Event::Stop);
+            }
+            if self.bell.take() {
+                return Poll::Ready(Event::Bell);
+            }
+            self.waiter.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Calls `rang` and wakes whoever waits whenever bytes come.
+fn watch(socket: Socket, events: Rc<Events>, rang: fn(&Events)) {
+    let mut stream = into_glommio_stream(socket);
+    glommio::spawn_local(async move {
+        let mut bytes = [0; 64];
+        while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {
+            rang(&events);
+            if let Some(waiter) = events.waiter.take() {
+                waiter.wake();
+            }
+        }
+    })
+    .detach();
+}

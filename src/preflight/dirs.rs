@@ -1,0 +1,315 @@
+//! Directories that the configuration names: the `file:` store's, the dead letters', the spool's.
+//!
+//! A start makes what is missing and writes a probe file into each. `check` must change nothing, so it only asks the
+//! kernel whether this user could ([`Mode`]).
+
+#![expect(clippy::disallowed_methods, reason = "runs before any executor")]
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use bytesize::ByteSize;
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
+use rustix::io::Errno;
+
+use super::{Finding, Mode, exposed};
+use crate::config::{Config, SpoolOptions, StoreUrl};
+use crate::deadletter::create_dir;
+
+/// The store's directory, when it is one.
+pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
+    match &config.store {
+        StoreUrl::File(dir) => {
+            let make = |dir: &Path| fs::create_dir_all(dir);
+            let finding = judge_dir("STORE", dir, &look(dir, mode, make));
+            [finding].into_iter().chain(exposed::dir("STORE", dir)).collect()
+        }
+        StoreUrl::Null => vec![Finding::warn(
+            "STORE",
+            "null: confirms every payload and keeps none",
+            "set STORE to file:DIR or s3://BUCKET/PREFIX outside benchmarks",
+        )],
+        // The store's own probe speaks to the bucket.
+        StoreUrl::S3 { .. } => Vec::new(),
+    }
+}
+
+/// The dead letter's directory.
+pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
+    const NAME: &str = "DEAD_LETTER_DIR";
+    let dir = &config.dead_letter_dir;
+    let found = look(dir, mode, create_dir);
+    let finding = match found.as_ref().ok().and_then(|found| free(&found.existing)) {
+        Some(free) if free < config.dead_letter_max => {
+            judge_room(dir, free, config.dead_letter_max)
+        }
+        _ => judge_dir(NAME, dir, &found),
+    };
+    [finding].into_iter().chain(exposed::dir(NAME, dir)).collect()
+}
+
+/// `SPOOL_DIR`, when one is set.
+pub(super) fn spool(config: &Config, mode: Mode) -> Vec<Finding> {
+    let Some(spool) = &config.spool else { return Vec::new() };
+    let finding = spool_dir(spool, config.cores.len() as u64, mode);
+    [finding].into_iter().chain(exposed::dir("SPOOL_DIR", &spool.dir)).collect()
+}
+
+/// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.
+fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
+    let dir = &spool.dir;
+    let shown = dir.display();
+    let found = look(dir, mode, create_dir);
+    let Ok(Found { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
+    match rustix::fs::statfs(existing) {
+        Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
+            "SPOOL_DIR",
+            format!(
+                "{shown} is in memory (tmpfs): what is spooled there does not survive the host"
+            ),
+            "set SPOOL_DIR to a directory on a disk",
+        ),
+        _ => match try_direct(existing, mode) {
+            Err(error) => Finding::fail(
+                "SPOOL_DIR",
+                format!("{shown} takes no direct I/O (O_DIRECT): {error}"),
+                "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
+            ),
+            Ok(()) => {
+                let room = judge_spool_room(dir, free(existing), spool.max.saturating_mul(cores));
+                room.unwrap_or_else(|| judge_dir("SPOOL_DIR", dir, &found))
+            }
+        },
+    }
+}
+
+/// A directory that can be used.
+struct Found {
+    /// The directory itself or, of one that is still to be made, the nearest above it.
+    existing: PathBuf,
+    is_made: bool,
+}
+
+/// Whether `dir` can be written: tried at a start, which calls `make` first; otherwise asked.
+fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<Found> {
+    match mode {
+        Mode::Start => {
+            make(dir)?;
+            try_dir(dir)?;
+            Ok(Found { existing: dir.to_owned(), is_made: true })
+        }
+        Mode::Judge => judge_access(dir),
+    }
+}
+
+/// Whether this user could write to `dir`, or make it: what is asked changes nothing.
+fn judge_access(dir: &Path) -> io::Result<Found> {
+    let whole = std::path::absolute(dir)?;
+    for existing in whole.ancestors() {
+        match fs::metadata(existing) {
+            Ok(found) if !found.is_dir() => return Err(ErrorKind::NotADirectory.into()),
+            Ok(_) => {
+                accessat(CWD, existing, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+                if free(existing) == Some(0) {
+                    return Err(ErrorKind::StorageFull.into());
+                }
+                return Ok(Found { existing: existing.to_owned(), is_made: existing == whole });
+            }
+            // A link to nowhere is in the way of the directory to be made.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if fs::symlink_metadata(existing).is_ok() {
+                    return Err(ErrorKind::AlreadyExists.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ErrorKind::NotFound.into())
+}
+
+/// Writes, syncs and removes a file in `dir`.
+fn try_dir(dir: &Path) -> io::Result<()> {
+    let probe = dir.join(format!(".millrace-probe-{}", process::id()));
+    let written = File::create(&probe).and_then(|mut file| {
+        file.write_all(b"probe")?;
+        file.sync_all()
+    });
+    let removed = fs::remove_file(&probe);
+    written.and(removed)
+}
+
+/// Opens a file for direct I/O, as the spool does; to judge, one without a name, where the file system has such.
+fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
+    if mode == Mode::Judge {
+        let flags = OFlags::TMPFILE | OFlags::DIRECT | OFlags::WRONLY | OFlags::CLOEXEC;
+        return match rustix::fs::open(dir, flags, 0o600.into()) {
+            Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+    }
+    let probe = dir.join(format!(".millrace-direct-{}", process::id()));
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(&probe);
+    let removed = fs::remove_file(&probe);
+    opened.map(drop).and(removed)
+}
+
+/// Bytes that this user may still write there.
+fn free(dir: &Path) -> Option<u64> {
+    rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
+}
+
+fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<Found>) -> Finding {
+    let shown = dir.display();
+    let error = match outcome {
+        Ok(Found { is_made: true, .. }) => {
+            return Finding::ok(name, format!("{shown} is writable"));
+        }
+        Ok(Found { existing, .. }) => {
+            let above = existing.display();
+            return Finding::ok(
+                name,
+                format!("{shown} does not exist; a server makes it, for {above} is writable"),
+            );
+        }
+        Err(error) => error,
+    };
+    let remedy = match error.kind() {
+        ErrorKind::PermissionDenied => format!(
+            "mkdir -p {shown} && chown {} {shown}, run as its owner, or set {name}",
+            rustix::process::geteuid().as_raw()
+        ),
+        ErrorKind::ReadOnlyFilesystem => format!(
+            "mount {shown} writable (docker run -v, systemd ReadWritePaths=), or set {name}"
+        ),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            format!("df -h {shown}; df -i {shown}: make room, or set {name}")
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            format!("a file is in the way: ls -ld {shown}; move it, or set {name}")
+        }
+        _ => format!("ls -ld {shown}; set {name} to a directory this process can write"),
+    };
+    Finding::fail(name, format!("{shown} cannot be written: {error}"), remedy)
+}
+
+fn judge_room(dir: &Path, free: u64, wanted: u64) -> Finding {
+    let (shown, free, wanted) = (dir.display(), ByteSize(free), ByteSize(wanted));
+    Finding::warn(
+        "DEAD_LETTER_DIR",
+        format!("{shown} is writable, but {free} free is less than DEAD_LETTER_MAX={wanted}"),
+        format!("df -h {shown}: make room, or lower DEAD_LETTER_MAX"),
+    )
+}
+
+/// A warning when there is less room than the spool may need.
+fn judge_spool_room(dir: &Path, free: Option<u64>, wanted: u64) -> Option<Finding> {
+    let shown = dir.display();
+    let free = free.filter(|free| *free < wanted)?;
+    let (free, wanted) = (ByteSize(free), ByteSize(wanted));
+    Some(Finding::warn(
+        "SPOOL_DIR",
+        format!(
+            "{shown} is writable, but {free} free is less than SPOOL_MAX on every core ({wanted})"
+        ),
+        format!("df -h {shown}: make room, or lower SPOOL_MAX"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    const MODES: [Mode; 2] = [Mode::Start, Mode::Judge];
+
+    fn store_dir(dir: &Path, mode: Mode) -> Finding {
+        judge_dir("STORE", dir, &look(dir, mode, |dir| fs::create_dir_all(dir)))
+    }
+
+    #[test]
+    fn a_start_makes_directories_and_leaves_no_probe() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("a/b");
+        assert_eq!(store_dir(&dir, Mode::Start).level, Level::Ok);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn judging_says_what_a_start_would_find_and_makes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("a/b");
+        let finding = store_dir(&dir, Mode::Judge);
+        assert_eq!(finding.level, Level::Ok, "{}", finding.detail);
+        let above = root.path().display();
+        assert!(finding.detail.contains("a server makes it"), "{}", finding.detail);
+        assert!(finding.detail.contains(&format!("for {above} is writable")), "{}", finding.detail);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_refused_in_either_mode() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let nowhere = root.path().join("link");
+        std::os::unix::fs::symlink("no/such/place", &nowhere).unwrap();
+        for mode in MODES {
+            for blocked in
+                [file.clone(), file.join("below"), nowhere.clone(), nowhere.join("below")]
+            {
+                let finding = store_dir(&blocked, mode);
+                assert_eq!(finding.level, Level::Fail, "{blocked:?}: {}", finding.detail);
+                let remedy = finding.remedy.unwrap();
+                assert!(remedy.contains("a file is in the way"), "{blocked:?}: {remedy}");
+            }
+        }
+        let proc = store_dir(Path::new("/proc/millrace"), Mode::Judge);
+        assert_eq!(proc.level, Level::Fail, "{}", proc.detail);
+    }
+
+    #[test]
+    fn directory_refusals_name_what_mends_them() {
+        let judge = |kind: ErrorKind| {
+            judge_dir("DEAD_LETTER_DIR", Path::new("/x"), &Err(kind.into())).remedy.unwrap()
+        };
+        assert!(judge(ErrorKind::PermissionDenied).contains("chown"));
+        assert!(judge(ErrorKind::ReadOnlyFilesystem).contains("ReadWritePaths"));
+        assert!(judge(ErrorKind::StorageFull).contains("df -h /x"));
+        let room = judge_room(Path::new("/x"), 5 << 20, 1 << 30);
+        assert!(room.detail.contains("5.0 MiB") && room.level == Level::Warn, "{}", room.detail);
+    }
+
+    #[test]
+    fn a_spool_must_be_on_a_disk_with_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = judge_spool_room(dir.path(), Some(5 << 20), 1 << 30).unwrap();
+        assert!(room.level == Level::Warn && room.detail.contains("5.0 MiB"), "{}", room.detail);
+        assert_eq!(judge_spool_room(dir.path(), Some(1 << 30), 1 << 30), None);
+        let path = dir.path().join("spool").to_str().unwrap().to_owned();
+        let config =
+            Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
+        let options = config.spool.unwrap();
+        let judged = spool_dir(&options, 1, Mode::Judge);
+        assert_ne!(judged.level, Level::Fail, "{}", judged.detail);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let finding = spool_dir(&options, 1, Mode::Start);
+        assert_ne!(finding.level, Level::Fail, "{}", finding.detail);
+        assert_eq!(fs::read_dir(dir.path().join("spool")).unwrap().count(), 0);
+        let shm = Path::new("/dev/shm");
+        if rustix::fs::statfs(shm).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC) {
+            let memory = tempfile::tempdir_in(shm).unwrap();
+            let spool = SpoolOptions { dir: memory.path().join("s"), ..options };
+            for mode in MODES {
+                assert!(spool_dir(&spool, 1, mode).detail.contains("in memory"));
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What is known of an object whose puts have failed so far: kept with the object, so that a dead letter of a stop can
+//! say it.
+
+use crate::store::PutError;
+
+/// Written when a put fails, never for an object whose first put succeeds.
+#[derive(Clone, Debug)]
+pub struct Failures {
+    /// Puts that have failed; at least one.
+    pub attempts: u32,
+    /// Why the last of them has.
+    pub last: PutError,
+}
+
+impl Failures {
+    /// `error` and `attempts` of the letter that a stop writes for an object. `failures` are its own; `in_hand`: a
+    /// worker was putting it; `store_error`: why the store takes nothing.
+    pub fn of_a_stop(
+        failures: Option<&Failures>,
+        in_hand: bool,
+        store_error: Option<&PutError>,
+    ) -> (String, u32) {
+        match (failures, store_error) {
+            (Some(Failures { attempts, last }), _) => (last.to_string(), *attempts),
+            (None, _) if in_hand => {
+                ("Stopped: the server stopped before the store answered".to_owned(), 1)
+            }
+            (None, Some(error)) => (
+                format!("Stopped: the server stopped before it was put; the store said {error}"),
+                0,
+            ),
+            (None, None) => ("Stopped: the server stopped before it was put".to_owned(), 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Class;
+
+    #[test]
+    fn a_stops_letter_says_what_is_known() {
+        let error = |code| PutError::new(Class::StoreWide, code, "no");
+        let own = Failures { attempts: 7, last: error("AccessDenied") };
+        let down = error("NoSuchBucket");
+        for (failures, in_hand, store_error, expected) in [
+            (Some(&own), true, Some(&down), ("AccessDenied: no", 7)),
+            (Some(&own), false, None, ("AccessDenied: no", 7)),
+            (None, true, None, ("Stopped: the server stopped before the store answered", 1)),
+            (
+                None,
+                false,
+                Some(&down),
+                (
+                    "Stopped: the server stopped before it was put; the store said NoSuchBucket: no",
+                    0,
+                ),
+            ),
+            (None, false, None, ("Stopped: the server stopped before it was put", 0)),
+        ] {
+            let (text, attempts) = Failures::of_a_stop(failures, in_hand, store_error);
+            assert_eq!((text.as_str(), attempts), expected);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Odd hosts: goal, with any resource limit, with `/sys` or `/proc` away, the server either serves and stores or refuses
+//! the start in one sentence that names limit and remedy; it never panics and no signal ends it.
+//!
+//! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not allow is skipped.
+
+use std::os::unix::fs::chown;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
+
+use crate::support::{Client, Server, Stopped, allowed, command, request, wait_for, wrap};
+
+/// Starts behind `prefix`, stores a payload and stops.
+fn serves(prefix: &[&str], dir: Arc<tempfile::TempDir>, settings: &[(&str, &str)]) -> Stopped {
+    let server = Server::start_by(dir, settings, |command| wrap(command, prefix));
+    assert_eq!(server.post_payloads(&["1"]).status, 200, "{prefix:?}");
+    wait_for("the payload to be stored", || server.stored().len() == 1);
+    let stopped = server.stop();
+    assert_eq!((stopped.status, stopped.stored), (0, 1), "{prefix:?}\n{}", stopped.log_text());
+    stopped
+}
+
+/// Refuses the start behind `prefix`, in a line that says all of `needles`.
+fn refuses(prefix: &[&str], dir: &std::path::Path, needles: &[&str]) {
+    let settings = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "off"), ("CORES", "0")];
+    let mut command = command(dir, &[], &settings);
+    wrap(&mut command, prefix);
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{prefix:?}: {:?}\n{text}", output.status);
+    for bad in ["panicked", "os error", "overflow"] {
+        assert!(!text.contains(bad), "{prefix:?}: {text}");
+    }
+    let one = text.lines().any(|line| needles.iter().all(|needle| line.contains(needle)));
+    assert!(one, "{prefix:?}: {needles:?} in one line of\n{text}");
+}
+
+#[test]
+fn every_resource_limit_is_served_with_or_refused_by_name() {
+    if !allowed(&["prlimit", "--core=0", "true"]) {
+        eprintln!("skipped: no prlimit");
+        return;
+    }
+    for limit in [
+        "--as=9000000000:9000000000",
+        // What the hard limit allows is taken.
+        "--as=300000000:",
+        "--data=9000000000:9000000000",
+        "--data=300000000:",
+        "--fsize=100000000:100000000",
+        "--fsize=4096:",
+        "--cpu=1:",
+        "--core=0:0",
+        "--memlock=600000:600000",
+        "--nofile=300:300",
+        "--stack=16384:16384",
+        "--stack=65536:65536",
+        "--stack=67108864:",
+        "--rttime=200000:200000",
+        "--rss=1000:1000",
+        "--locks=0:0",
+        "--msgqueue=0:0",
+        "--sigpending=0:0",
+    ] {
+        if allowed(&["prlimit", limit, "true"]) {
+            serves(&["prlimit", limit], Arc::new(tempfile::tempdir().unwrap()), &[]);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (limit, needles) in [
+        ("--as=300000000:300000000", &["RLIMIT_AS", "286.1 MiB", "ulimit -v"][..]),
+        ("--data=300000000:300000000", &["RLIMIT_DATA", "286.1 MiB", "LimitDATA=infinity"]),
+        ("--fsize=1000000:1000000", &["RLIMIT_FSIZE", "976.6 KiB", "ulimit -f"]),
+        ("--cpu=1000:1000", &["RLIMIT_CPU", "1000 s", "ulimit -t"]),
+        ("--memlock=65536:65536", &["locked memory", "64.0 KiB", "ulimit -l"]),
+        ("--nofile=64:64", &["RLIMIT_NOFILE", "64 allowed", "ulimit -n"]),
+        ("--nofile=16:16", &["RLIMIT_NOFILE", "16 allowed", "ulimit -n"]),
+    ] {
+        refuses(&["prlimit", limit], dir.path(), needles);
+    }
+    if allowed(&["chrt", "-f", "1", "true"]) {
+        let prefix = ["prlimit", "--rttime=500000:500000", "chrt", "-f", "1"];
+        refuses(&prefix, dir.path(), &["RLIMIT_RTTIME", "500000 µs", "LimitRTTIME=infinity"]);
+    }
+}
+
+/// `RLIMIT_NPROC` counts all threads of a user, so it takes one that has no others; and root has no such limit.
+#[test]
+fn a_limit_on_threads_is_served_with_or_refused_by_name() {
+    const USER: &str = "--reuid=61234";
+    let binary = env!("CARGO_BIN_EXE_millrace");
+    let setpriv = ["setpriv", USER, "--regid=61234", "--clear-groups"];
+    if !getuid().is_root() || !allowed(&[&setpriv[..], &[binary, "--version"]].concat()) {
+        eprintln!("skipped: not root, or the binary lies where others cannot read");
+        return;
+    }
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    chown(dir.path(), Some(61234), Some(61234)).unwrap();
+    let limited = |limit: &'static str| [&setpriv[..], &["prlimit", limit]].concat();
+    for limit in ["--nproc=1:1", "--nproc=2:2", "--nproc=6:6"] {
+        let named = ["threads: ", "RLIMIT_NPROC", "user 61234", "ulimit -u", "LimitNPROC"];
+        refuses(&limited(limit), dir.path(), &named);
+    }
+    serves(&limited("--nproc=6:200"), dir.clone(), &[]);
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    chown(dir.path(), Some(61234), Some(61234)).unwrap();
+    serves(&limited("--nproc=13:13"), dir, &[]);
+}
+
+#[test]
+fn without_what_sys_and_proc_tell_it_serves() {
+    let Some(options) = ["-m", "-Urm"]
+        .into_iter()
+        .find(|options| allowed(&["unshare", options, "mount", "-t", "tmpfs", "none", "/sys"]))
+    else {
+        eprintln!("skipped: this host allows no mount namespace");
+        return;
+    };
+    for script in [
+        "mount -t tmpfs none /sys",
+        "mount -t tmpfs none /proc",
+        "mount -t tmpfs none /sys && mount -t tmpfs none /proc",
+        "mount -t tmpfs none /sys/devices/system/cpu",
+        "mount -t tmpfs none /sys/devices/system/node",
+        "mount -t tmpfs none /sys/fs/cgroup",
+        "mount -t tmpfs none /proc/sys",
+        "mount -t proc -o hidepid=2 proc /proc",
+        "mount -t proc -o subset=pid proc /proc",
+    ] {
+        if !allowed(&["unshare", options, "sh", "-c", script]) {
+            eprintln!("skipped: {script}");
+            continue;
+        }
+        let script = format!("{script} && exec \"$@\"");
+        let settings = [("SPOOL_DIR", "spool"), ("SPOOL_SEGMENT", "4MiB")];
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        serves(&["unshare", options, "sh", "-c", &script, "sh"], dir, &settings);
+    }
+}
+
+/// What clients hold are connections, not the descriptors of the admin listener and the store.
+#[test]
+fn with_few_descriptors_fewer_connections_are_taken_and_everything_else_works() {
+    const CONNECTIONS: usize = 1_000;
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let prefix = ["prlimit", "--nofile=300:300"];
+    let server = Server::start_by(dir, &[], |command| wrap(command, &prefix));
+    assert!(
+        server.logged("MAX_CONNECTIONS is 44 per core instead of 16384"),
+        "{:#?}",
+        server.log()
+    );
+    assert_eq!(server.metrics().sum("millrace_connections_limit"), 44);
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| server.connect()).collect();
+    server.wait("as many as are allowed", |m| m.sum("millrace_connections") == 44);
+    for id in 0..20 {
+        assert_eq!(server.admin("/healthz").status, 200);
+        assert_eq!(server.admin("/metrics").status, 200);
+        assert_eq!(clients[id].post(format!(r#"{{"data":[{id}]}}"#)).status, 200);
+    }
+    wait_for("all to be stored", || server.stored().len() == 20);
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("millrace_put_retries_total"), 0);
+    assert_eq!(metrics.sum("millrace_accept_errors_total"), 0);
+    assert_eq!(metrics.sum("millrace_connections"), 44);
+    // Those that wait get their turn.
+    let mut last = clients.pop().unwrap();
+    drop(clients);
+    last.send(request(br#"{"data":["last"]}"#, ""));
+    assert_eq!(last.reply().status, 200);
+    drop(last);
+    server.wait_idle();
+    assert_eq!(server.stop().status, 0);
+}
