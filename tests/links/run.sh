@@ -133,7 +133,7 @@ row() {
   "${near_exec[@]}" "$python" "$here/load.py" "127.0.0.1:$ingest_port" "127.0.0.1:$admin_port" "$dir/stats.json" \
     --payload $payload --each $each --backlog "$backlog" --rate "$rate" --name "$link $kind" \
     --limit "${LIMIT:-$((2 * backlog / rate + 60))}" --samples "$dir/samples.tsv" | tee -a "$work/table.tsv" |
-    awk -F'\t' '{printf "%-22s %8s %8s %6s %8s %6s %8s %6s %6s %9s %7s %5s  %s\n", $1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13}'
+    awk -F'\t' '{printf "%-22s %8s %8s %6s %6s %8s %6s %8s %6s %6s %9s %7s %5s  %s\n", $1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14}'
   stop_all
 }
 
@@ -146,8 +146,8 @@ bin=$(realpath "$bin")
 links=("$@")
 [[ $# -gt 0 ]] || links=(2MB 8MB wan)
 : >"$work/table.tsv"
-printf "%-22s %8s %8s %6s %8s %6s %8s %6s %6s %9s %7s %5s\n" \
-  "link, objects" "MB kept" seconds share retries again "ag. >60s" twice limit range flight dead
+printf "%-22s %8s %8s %6s %6s %8s %6s %8s %6s %6s %9s %7s %5s\n" \
+  "link, objects" "MB kept" seconds share steady retries again "ag. >60s" twice limit range flight dead
 for link in "${links[@]}"; do
   kinds="payload-900k payload-10k batch"
   case $link in
@@ -159,5 +159,5 @@ for link in "${links[@]}"; do
       ;;
     *) echo "unknown link $link" >&2 && exit 2 ;;
   esac
-  for kind in ${KINDS:-$kinds}; do row "$link" $rate "$kind"; done
+  for kind in ${KINDS:-$kinds}; do row "$link" "$rate" "$kind"; done
 done

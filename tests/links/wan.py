@@ -4,7 +4,8 @@
 wan.py DEVICE_A DEVICE_B BITS_PER_SECOND ROUND_TRIP_MS QUEUE_BYTES
 
 Each direction has the rate, half the round trip as delay, and a queue that drops what does not fit. Prints "ready" when
-both devices exist; they go away with this process.
+both devices exist; they go away with this process. Says when it was not run in time, for then it is not the link that
+was measured.
 """
 import collections
 import fcntl
@@ -16,6 +17,7 @@ import sys
 import time
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+LATE = 0.1  # seconds that are worth a line
 BURST = 64  # packets read before the other direction gets its turn
 
 
@@ -75,6 +77,8 @@ def main():
         due = [way.flying[0][0] for way in ways if way.flying]
         poller.poll(max(0.0, min(due) - now) if due else None)
         now = time.monotonic()
+        if due and now - min(due) > LATE:
+            print(f"{now:.1f}: {now - min(due):.2f} s late", flush=True)
         for way in ways:
             way.take(now)
             way.deliver(now)
