@@ -76,6 +76,9 @@ impl Account {
             return Ok(());
         }
         let mut error = classify::reply_error(refusal.status, refusal.code, refusal.message);
+        if let Some(proxy) = self.shared.http_proxy() {
+            error.message = format!("{} (through proxy {proxy})", error.message);
+        }
         let code = refusal.code.unwrap_or_default();
         if code == "RequestTimeTooSkewed" || self.clock.is_shifted() {
             self.clock.take(refusal.date);
