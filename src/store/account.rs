@@ -88,6 +88,9 @@ impl Account {
         let cause = Cause::of(refusal.status, code, message);
         let mut error = classify::reply_error(refusal.status, code, message);
         error.request_ids = refusal.request_ids.clone();
+        if let Some(proxy) = self.shared.http_proxy() {
+            error.message = format!("{} (through proxy {proxy})", error.message);
+        }
         if cause == Cause::Clock || self.clock.is_shifted() {
             self.clock.take(refusal.date);
         }
