@@ -184,7 +184,7 @@ fn addresses_that_overlap_have_one_owner() {
             false => "",
         };
         let script = format!(
-            r#"mkdir -p {dir}/a {dir}/b && rm -f {dir}/first {dir}/second && chmod 777 {dir} {dir}/a {dir}/b
+            r#"rm -rf {dir}/* && mkdir {dir}/a {dir}/b && chmod 777 {dir} {dir}/a {dir}/b
             export ADMIN_LISTEN=off CORES=0 BIND_WAIT=0
             (cd {dir}/a && LISTEN={first} exec "$1") 2>{dir}/first & first=$!
             until grep -q serving {dir}/first; do sleep 0.02; done
