@@ -6,6 +6,7 @@ pub mod s3;
 
 pub mod batches;
 pub mod child;
+pub mod disks;
 pub mod imds;
 pub mod s3_client;
 
@@ -262,7 +263,7 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 14] = [
+const GAUGES: [&str; 17] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
@@ -273,6 +274,9 @@ const GAUGES: [&str; 14] = [
     "millrace_batches_open",
     "millrace_batch_bytes",
     "millrace_spool_payloads",
+    "millrace_spool_bytes",
+    "millrace_spool_full",
+    "millrace_spool_stalled_seconds",
     "millrace_spool_pending_bytes",
     "millrace_spool_overflowing",
     "millrace_spool_failing",
