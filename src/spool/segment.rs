@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -246,14 +246,39 @@ impl Segment {
     pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
-        let _operation = self.disk.health.begin();
-        self.durable.write_synced(buffer, at).await?;
+        let end = at + buffer.len() as u64;
+        let operation = self.disk.health.begin();
+        let written = self.durable.write_synced(buffer, at).await;
+        drop(operation);
+        match written {
+            // Of direct I/O, a limit within a block makes it `EINVAL`.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WriteZero | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                return Err(self.reason_of_short_write(end, error).await);
+            }
+            written => written?,
+        }
         #[cfg(test)]
         {
             super::power::write_ends(noted);
             super::power::sync_ends(super::power::sync_begins(&self.path));
         }
         Ok(())
+    }
+
+    /// Why the disk took only part of a group that was to end at `end`: asked for the last block alone, it says so (it is full,
+    /// or a limit lies in between). Nothing is acknowledged there, nor will be.
+    async fn reason_of_short_write(&self, end: u64, error: io::Error) -> io::Error {
+        let path = self.path.clone();
+        let ask = move || {
+            let file = fs::OpenOptions::new().write(true).open(path)?;
+            file.write_all_at(&[0; BLOCK as usize], end - BLOCK)
+        };
+        self.disk.run(ask).await.err().unwrap_or(error)
     }
 
     /// No group is on its way, also none that nobody waits for any more.

@@ -148,7 +148,9 @@ fn fill(server: &Server, sent: &mut Vec<String>) -> crate::support::Reply {
 #[test]
 fn spool_at_a_limit_of_the_process_refuses_and_recovers() {
     for (resource, low, text, remedy) in [
-        ("fsize", Some(600 << 10), "File too large", "LimitFSIZE"),
+        // In a block of a group, and at the beginning of one.
+        ("fsize", Some(601_000), "File too large", "LimitFSIZE"),
+        ("fsize", Some((128 << 10) + 8 * (52 << 10)), "File too large", "LimitFSIZE"),
         ("nofile", None, "Too many open files", "LimitNOFILE"),
     ] {
         let server = Server::start_in(Arc::new(tempfile::tempdir().unwrap()), &SETTINGS);
