@@ -78,8 +78,8 @@ impl Admin {
             }
         }
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            if cells.spool_failing.value() != 0 {
-                reasons.push(format!("core {id}: the spool cannot be written"));
+            if let Some(reason) = crate::spool::not_ready(cells) {
+                reasons.push(format!("core {id}: {reason}"));
             }
         }
         if self.dead_letters.is_failing() {

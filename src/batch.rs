@@ -419,7 +419,8 @@ impl Batch {
 
     /// Its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
-        self.members.is_some() || self.alone.is_some() || self.is_restored
+        let members = self.members.as_ref().is_some_and(|members| !members.is_gone());
+        members || self.alone.as_ref().is_some_and(Job::is_spooled) || self.is_restored
     }
 
     /// Tells whom its fate concerns, but for what the spool notes of a batch.

@@ -36,8 +36,7 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let idle = || {
         // What is spooled does not wait for a store that fails.
         core.holds_nothing()
-            || (core.cells.store_failing_since.value() != 0
-                || core.cells.spool_failing.value() != 0)
+            || (core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing())
                 && core.holds_spooled_only()
     };
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
@@ -57,6 +56,9 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
     let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    if let Some(spool) = &core.spool {
+        strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
+    }
     let mut rest = take_rest(core);
     if let Some(spool) = &core.spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
@@ -65,6 +67,8 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     bury(core, rest, write_until);
 }
 
+/// Longest look at the names of the spool's files, which a disk that hangs does not give.
+const NAMES_MAX: Duration = Duration::from_millis(500);
 /// How often a drain looks whether it can go on; nothing else is delayed by it.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
@@ -100,7 +104,7 @@ fn take_rest(core: &Core) -> Rest {
         rest.batches.extend(batches);
     }
     rest.jobs.extend(std::iter::from_fn(|| core.ring.take()));
-    rest.jobs.retain(|job| job.record.is_none());
+    rest.jobs.retain(|job| !job.is_spooled());
     rest.batches.retain(|batch| !batch.is_spooled());
     core.cells.ring_depth.set(0);
     rest

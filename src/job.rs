@@ -38,6 +38,11 @@ impl Job {
         self.record.as_ref().and_then(|record| record.origin()).unwrap_or(own)
     }
 
+    /// It survives this process.
+    pub fn is_spooled(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| !record.is_gone())
+    }
+
     /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
     pub fn settle(&self, fate: Fate) {
         if let Some(tally) = &self.tally {
@@ -46,7 +51,7 @@ impl Job {
         if let Some(record) = &self.record
             && fate != Fate::Lost
         {
-            record.settle(self.stamp);
+            record.settle(self.stamp, self.payload.len());
         }
     }
 }

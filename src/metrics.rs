@@ -205,12 +205,20 @@ pub struct CoreCells {
     pub spool_pending_bytes: Cell64,
     /// Payloads in the spool that are neither stored nor dead-lettered, in the ring or on disk only.
     pub spool_payloads: Cell64,
-    /// Of this core's own segments.
+    /// Of those payloads.
     pub spool_bytes: Cell64,
+    /// Of this core's own files, empty ones included.
+    pub spool_disk_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
-    /// 1 while the spool cannot be written.
-    pub spool_failing: Cell64,
+    /// Why the spool cannot be written; 0 while it can, or nobody has tried.
+    pub spool_errno: Cell64,
+    /// Seconds for which the spool's disk has not answered; 0 while it does.
+    pub spool_stalled_s: Cell64,
+    /// 1 while `SPOOL_MAX` is used up.
+    pub spool_full: Cell64,
+    /// 1 until the spool has room for its first requests.
+    pub spool_preparing: Cell64,
     pub spool_syncs: Cell64,
     /// Payloads that crashed processes had spooled.
     pub payloads_adopted: Cell64,
@@ -228,6 +236,11 @@ impl CoreCells {
 
     pub fn is(&self, state: CoreState) -> bool {
         self.state.value() == state as u64
+    }
+
+    /// The spool's disk refuses writes, or does not answer.
+    pub fn spool_is_failing(&self) -> bool {
+        self.spool_errno.value() != 0 || self.spool_stalled_s.value() != 0
     }
 
     pub fn count_response(&self, status: u16) {
@@ -351,7 +364,7 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 19] = [
+const GAUGES: [(&str, &str, Read); 22] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -379,11 +392,22 @@ const GAUGES: [(&str, &str, Read); 19] = [
     ("spool_pending_bytes", "Bytes of requests that wait for the spool's disk", |c| {
         c.spool_pending_bytes.value()
     }),
-    ("spool_bytes", "Bytes of the spool's files, empty ones included", |c| c.spool_bytes.value()),
+    ("spool_bytes", "Bytes of payloads in the spool that are not yet stored", |c| {
+        c.spool_bytes.value()
+    }),
+    ("spool_disk_bytes", "Bytes of the spool's files, empty and prepared ones included", |c| {
+        c.spool_disk_bytes.value()
+    }),
     ("spool_overflowing", "1 while spooled payloads find the ring full and wait on disk", |c| {
         c.spool_overflowing.value()
     }),
-    ("spool_failing", "1 while the spool cannot be written", |c| c.spool_failing.value()),
+    ("spool_failing", "1 while the spool cannot be written, or its disk does not answer", |c| {
+        u64::from(c.spool_is_failing())
+    }),
+    ("spool_stalled_seconds", "Seconds for which the spool's disk has not answered", |c| {
+        c.spool_stalled_s.value()
+    }),
+    ("spool_full", "1 while SPOOL_MAX is used up", |c| c.spool_full.value()),
     ("store_failing", "1 while the store fails without a success since", |c| {
         u64::from(c.store_failing_since.value() != 0)
     }),

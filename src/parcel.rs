@@ -33,7 +33,7 @@ impl Parcel {
     /// It survives this process.
     pub fn is_spooled(&self) -> bool {
         match self {
-            Parcel::Payload(job) => job.record.is_some(),
+            Parcel::Payload(job) => job.is_spooled(),
             Parcel::Batch(batch) => batch.is_spooled(),
         }
     }

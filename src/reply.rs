@@ -71,7 +71,7 @@ impl From<SpoolError> for Answer {
             SpoolError::Closed => return Answer::Stopping,
             SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
             SpoolError::PendingExhausted => 1,
-            SpoolError::Full | SpoolError::Failed => SPOOL_RETRY_AFTER_S,
+            SpoolError::Full | SpoolError::Failed(_) | SpoolError::Stalled => SPOOL_RETRY_AFTER_S,
         };
         Answer::Unavailable { error: error.to_string(), retry_after_s }
     }

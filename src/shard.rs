@@ -201,7 +201,7 @@ impl Core {
 
     /// All that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
-        self.ring.all(|job| job.record.is_some())
+        self.ring.all(Job::is_spooled)
             && self.in_hand.borrow().iter().flatten().all(|held| held.parcel.is_spooled())
             && self.uploads.holds_spooled_only()
             && self.batches.as_ref().is_none_or(|batches| batches.holds_spooled_only())

@@ -9,16 +9,20 @@
 //! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
 //! one does, until the reader has caught up.
 //!
-//! Tasks of one core: the writer here, the `reader`, and the `keeper`, which notes progress and makes room. Payloads that
-//! are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
+//! Tasks of one core: the writer here, the `reader`, the `keeper`, which notes progress and makes room, one that
+//! `prepare`s that room, and one that watches the disk's `health`. Payloads that are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
 //! has cut short are `begun`.
 
 mod begun;
+mod disk;
 mod done;
+mod health;
 mod journal;
 mod keeper;
 mod members;
+mod prepare;
 mod reader;
+mod removed;
 mod segment;
 
 mod orphans;
@@ -35,12 +39,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use futures_lite::future;
 use glommio::Task;
 use glommio::sync::Semaphore;
 use glommio::timer::sleep;
@@ -54,13 +59,17 @@ use crate::metrics::CoreCells;
 use crate::net::keep_waker;
 use crate::parse::Span;
 use crate::shard::Flag;
+use disk::Disk;
 use format::{HEAD_BYTES, VERSION_BYTES_MAX};
+use health::Health;
 use instances::Orphans;
 use keeper::NoSpare;
 use reader::Behind;
-use segment::Segment;
+use segment::{Payloads, Segment};
 
 pub use begun::Begun;
+pub use disk::DiskThread;
+pub use health::{DiskError, not_ready};
 pub use journal::{CoreDir, Intent};
 pub use members::Members;
 
@@ -90,12 +99,22 @@ pub fn files(options: &SpoolOptions) -> usize {
 /// Why a request was not spooled; nothing of it will be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpoolError {
-    #[error("the spool of this core is full (SPOOL_MAX); try again")]
+    #[error(
+        "the spool of this core is full: payloads that the store has not taken use up SPOOL_MAX; nothing of \
+         this request was kept, send it again later"
+    )]
     Full,
-    #[error("the requests that wait for the disk use up SPOOL_PENDING; try again")]
+    #[error(
+        "requests that wait for the spool's disk use up SPOOL_PENDING; nothing of this request was kept, send it \
+         again later"
+    )]
     PendingExhausted,
-    #[error("the spool cannot be written; try again, or send with `millrace-ack: queued`")]
-    Failed,
+    #[error(
+        "the spool cannot be written: {0}; nothing of this request was kept, send it again later"
+    )]
+    Failed(DiskError),
+    #[error("the spool's disk does not answer")]
+    Stalled,
     #[error("the server is stopping; send this to another one")]
     Closed,
     #[error("the request's version is longer than {VERSION_BYTES_MAX} bytes; shorten it")]
@@ -122,6 +141,8 @@ pub struct SpoolSetup {
     /// Probability that a sync fails, for tests; and the seed.
     pub sync_fault: f64,
     pub seed: u64,
+    /// For blocking calls on the disk.
+    pub thread: DiskThread,
 }
 
 /// The spool of one core.
@@ -148,8 +169,7 @@ pub struct Spool {
     /// The first payloads that lie on disk only; `None` while the reader has caught up.
     behind: RefCell<Option<Behind>>,
     overflowed: Signal,
-    keeper: Rc<Signal>,
-    failing: Cell<bool>,
+    disk: Rc<Disk>,
     /// There was no room for a segment in `SPOOL_MAX`.
     short: Cell<bool>,
     closed: Cell<bool>,
@@ -219,10 +239,16 @@ pub struct Record {
 }
 
 impl Record {
-    /// The payload with this stamp is stored or dead-lettered.
-    pub fn settle(&self, stamp: Stamp) {
-        self.segment.settle(self.ordinal(stamp.seq));
+    /// The payload with this stamp and of `bytes` is stored or dead-lettered.
+    pub fn settle(&self, stamp: Stamp, bytes: usize) {
+        self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
+        self.cells.spool_bytes.sub(bytes as u64);
+    }
+
+    /// Its file was removed: it survives no crash.
+    pub fn is_gone(&self) -> bool {
+        self.segment.is_gone()
     }
 
     /// The number in its segment of the payload with this one in the core's sequence.
@@ -251,6 +277,8 @@ struct Place {
 impl Spool {
     /// Starts the tasks, of which the keeper begins with the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
+        let health = Health::new(setup.cells, setup.dir.clone());
+        let disk = Rc::new(Disk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
             pending: Budget::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
@@ -267,8 +295,7 @@ impl Spool {
             next_number: Cell::new(1),
             behind: RefCell::default(),
             overflowed: Signal::default(),
-            keeper: Rc::default(),
-            failing: Cell::new(false),
+            disk,
             short: Cell::new(false),
             closed: Cell::new(false),
             reading_stopped: Flag::default(),
@@ -279,9 +306,11 @@ impl Spool {
             glommio::spawn_local(spool.clone().write_groups()),
             glommio::spawn_local(spool.clone().read_back()),
             glommio::spawn_local(spool.clone().keep()),
+            glommio::spawn_local(spool.clone().prepare_ahead()),
+            glommio::spawn_local(spool.clone().watch_disk()),
         ];
         spool.tasks.borrow_mut().extend(tasks);
-        spool.keeper.raise();
+        spool.disk.keeper.raise();
         spool
     }
 
@@ -304,8 +333,9 @@ impl Spool {
         if self.closed.get() {
             return Err(SpoolError::Closed);
         }
-        if self.failing.get() {
-            return Err(SpoolError::Failed);
+        if let Some(error) = self.disk.health.failure() {
+            self.disk.health.refused();
+            return Err(SpoolError::Failed(error));
         }
         let need = Need::of(spans.len(), body.retained() + version_bytes);
         // The longest request must fit when nothing else waits.
@@ -343,6 +373,7 @@ impl Spool {
             match self.put(&group).await {
                 Ok(place) => self.deliver(group, &place),
                 Err(error) => group.iter().for_each(|request| {
+                    self.disk.health.refused();
                     request.ticket.settle(Err(error.clone()));
                 }),
             }
@@ -364,7 +395,10 @@ impl Spool {
     /// Writes and syncs one group.
     async fn put(&self, group: &[Waiting]) -> Result<Place, SpoolError> {
         let body = group.iter().map(Waiting::record_bytes).sum();
-        let payloads = group.iter().map(|request| request.spans.len() as u32).sum();
+        let payloads = Payloads {
+            count: group.iter().map(|request| request.spans.len() as u32).sum(),
+            bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
+        };
         let write = |mut out: &mut [u8]| {
             for Waiting { first, body, spans, version, .. } in group {
                 let payloads = format::slices(body.as_slice(), spans);
@@ -375,11 +409,11 @@ impl Spool {
         self.put_records(body, payloads, write).await
     }
 
-    /// The same for records that `write` makes, `body` bytes with `payloads` payloads.
+    /// The same for records that `write` makes, `body` bytes with `payloads`.
     async fn put_records(
         &self,
         body: usize,
-        payloads: u32,
+        payloads: Payloads,
         write: impl FnOnce(&mut [u8]),
     ) -> Result<Place, SpoolError> {
         let keys = self.setup.keys.as_deref();
@@ -390,7 +424,8 @@ impl Spool {
             write(&mut out[written..]);
         };
         let (at, number, first_ordinal) = self.append(&segment, body, payloads, write).await?;
-        self.setup.cells.spool_payloads.add(payloads.into());
+        self.setup.cells.spool_payloads.add(payloads.count.into());
+        self.setup.cells.spool_bytes.add(payloads.bytes);
         Ok(Place { segment, at, number, first_ordinal })
     }
 
@@ -400,7 +435,7 @@ impl Spool {
         &self,
         segment: &Segment,
         body: usize,
-        payloads: u32,
+        payloads: Payloads,
         write: impl FnOnce(&mut [u8]),
     ) -> Result<(u64, u32, u32), SpoolError> {
         let bytes = format::group_bytes(body);
@@ -413,14 +448,20 @@ impl Spool {
         write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
         format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
         let started = Instant::now();
-        let synced = segment.write_synced(buffer, at).await.and_then(|()| self.sync_fault());
+        let synced = async {
+            segment.claim(at + bytes).await?;
+            // A file that was removed still takes writes.
+            let (written, found) =
+                future::zip(segment.write_synced(buffer, at), segment.check()).await;
+            written.and(found)
+        };
+        let synced = synced.await.and_then(|()| self.sync_fault());
         self.setup.cells.spool_syncs.inc();
         self.setup.cells.spool_sync_latency.observe(started.elapsed());
         if let Err(error) = synced {
             // What the disk has of it is unknown, and no later sync would tell: nothing more is written there.
             segment.close(true);
-            self.fail(&error);
-            return Err(SpoolError::Failed);
+            return Err(self.fail(segment.path(), &error));
         }
         segment.extend(bytes, payloads);
         Ok((at, number, first_ordinal))
@@ -437,25 +478,25 @@ impl Spool {
     async fn segment_for(&self, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
         let last = self.segments.borrow().back().cloned();
         if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
-            if last.use_of.borrow().end + bytes <= last.bytes() {
+            if last.is_filling() && last.has_room(bytes) {
                 return Ok(last);
             }
             last.close(false);
         }
         if self.spares.borrow().is_empty() {
             self.make_spare().await.map_err(|error| match error {
-                NoSpare::Full => SpoolError::Full,
-                NoSpare::Io(error) => {
-                    self.fail(&error);
-                    SpoolError::Failed
+                NoSpare::Full => {
+                    self.disk.health.full();
+                    SpoolError::Full
                 }
+                NoSpare::Io(error) => self.fail(&self.setup.dir, &error),
             })?;
         }
         let segment = self.spares.borrow_mut().pop().expect("made just now");
         segment.begin(self.take_number());
         self.segments.borrow_mut().push_back(segment.clone());
         // Makes the next one while this is being filled.
-        self.keeper.raise();
+        self.disk.keeper.raise();
         Ok(segment)
     }
 
@@ -472,11 +513,11 @@ impl Spool {
         self.dirs.borrow()[0].clone()
     }
 
-    fn fail(&self, error: &io::Error) {
-        self.failing.set(true);
-        self.setup.cells.spool_failing.set(1);
-        self.log.borrow_mut().error(|| format!("the spool cannot be written: {error}"));
-        self.keeper.raise();
+    /// The disk refused something at `path`.
+    fn fail(&self, path: &Path, error: &io::Error) -> SpoolError {
+        let error = self.disk.health.failed(path, error);
+        self.disk.keeper.raise();
+        SpoolError::Failed(error)
     }
 
     /// The payloads of a synced group: into the ring while there is room, else left to the reader.
@@ -520,7 +561,9 @@ impl Spool {
     pub fn close(&self) {
         self.closed.set(true);
         self.arrived.raise();
-        self.keeper.raise();
+        self.disk.keeper.raise();
+        self.disk.preparer.raise();
+        self.disk.watcher.raise();
     }
 
     /// The last step of a stop, once this spool and the ring are closed: puts `rest` and the payloads of `batches`, which
@@ -529,14 +572,16 @@ impl Spool {
         for task in self.tasks.take() {
             task.await;
         }
+        self.disown(rest, batches).await;
         while !rest.is_empty() {
             if self.keep_jobs(rest, None).await.is_err() {
                 break;
             }
         }
         // One at a time: taken apart it needs several times its memory.
+        batches.sort_by_key(|batch| batch.members().is_none());
         while rest.is_empty()
-            && let Some(batch) = batches.pop()
+            && let Some(batch) = batches.pop_if(|batch| batch.members().is_none())
         {
             if self.keep_batch(&batch, rest).await.is_err() {
                 break;
@@ -583,6 +628,8 @@ impl Spool {
             body += record;
             count += run.len();
         }
+        let bytes = rest[..count].iter().map(|job| job.payload.len() as u64).sum();
+        let payloads = Payloads { count: count as u32, bytes };
         let write = |mut out: &mut [u8]| {
             for run in rest[..count].chunk_by(follows) {
                 let payloads = run.iter().map(|job| &*job.payload);
@@ -591,14 +638,14 @@ impl Spool {
                 out = &mut out[written..];
             }
         };
-        let place = self.put_records(body, count as u32, write).await?;
+        let place = self.put_records(body, payloads, write).await?;
         if let Some(members) = members {
             let (dir, segment) = (self.own_dir(), place.segment.clone());
             let mut ordinal = place.first_ordinal;
             for run in rest[..count].chunk_by(follows) {
                 let (dir, segment) = (dir.clone(), segment.clone());
                 let record = self.record(dir, segment, ordinal, run[0].stamp.seq, None);
-                let all = run.iter().all(|job| members.push(&record, job.stamp));
+                let all = run.iter().all(|job| members.push(&record, job));
                 ordinal += run.len() as u32;
                 if !all {
                     break;

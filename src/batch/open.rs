@@ -59,14 +59,14 @@ impl Open {
     }
 
     pub(super) fn is_spooled(&self) -> bool {
-        self.members.is_some()
+        self.members.as_ref().is_some_and(|members| !members.is_gone())
     }
 
     /// Takes the payload in; false when what the spool may note of a batch is full: then it is to be closed first.
     pub(super) fn push(&mut self, job: &Job) -> bool {
         match (&mut self.members, &job.record) {
             (Some(members), Some(record)) => {
-                if !members.push(record, job.stamp) {
+                if !members.push(record, job) {
                     return false;
                 }
             }

@@ -9,8 +9,8 @@ use glommio::timer::sleep;
 use crate::config::Config;
 use crate::log::Throttle;
 use crate::metrics::Cells;
-use crate::spool::SpoolSetup;
 use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
+use crate::spool::{DiskThread, SpoolSetup};
 
 /// How often it is looked for spools of processes that are no more.
 const ADOPT_EVERY: Duration = Duration::from_secs(5);
@@ -25,43 +25,70 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
         let home = Home::open(&dir, &node, &cores)?;
         Ok(if puts_alone { home.putting_alone() } else { home })
     };
-    let home = Arc::new(glommio::executor().spawn_blocking(open).await.map_err(refused)?);
+    ignore_file_size_signal().map_err(|error| format!("signal handlers: {error}"))?;
+    let home = glommio::executor().spawn_blocking(open).await.map_err(refused)?;
+    let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
+    let home = Arc::new(home.with_threads().map_err(no_thread)?);
     let orphans = Arc::<Orphans>::default();
-    let mut taken = Vec::new();
-    let adopt = {
-        let (home, orphans) = (home.clone(), orphans.clone());
-        async move |mut taken: Vec<Arc<Left>>| {
-            let (home, orphans) = (home.clone(), orphans.clone());
-            let adopt = move || {
-                let adopted = home.adopt(&mut taken, &orphans);
-                (taken, adopted)
-            };
-            glommio::executor().spawn_blocking(adopt).await
-        }
-    };
-    let adopted;
+    // Not the executor's own blocking thread: a disk that hangs must hold up nothing else.
+    let thread = DiskThread::spawn("millrace-adopt").map_err(no_thread)?;
+    let mut keeping = Keeping { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
+    let kept;
     // The first time before any core starts: what is adopted counts in SPOOL_MAX.
-    (taken, adopted) = adopt(taken).await;
-    match adopted {
+    (keeping, kept) = thread.run(move || Ok(keeping.keep())).await.map_err(no_thread)?;
+    match kept {
         // Nothing is lost by waiting for room.
         Err(SpoolDirError::Io { path, source }) if source.kind() == ErrorKind::StorageFull => {
             tracing::error!("{} cannot be adopted now, tried again: {source}", path.display());
         }
-        adopted => adopted.map_err(refused)?,
+        kept => kept.map_err(refused)?,
     }
     glommio::spawn_local(async move {
         let mut log = Throttle::default();
         loop {
             sleep(ADOPT_EVERY).await;
-            let adopted;
-            (taken, adopted) = adopt(taken).await;
-            if let Err(error) = adopted {
-                log.warn(|| format!("spools of other processes cannot be adopted: {error}"));
+            let kept;
+            (keeping, kept) = match thread.run(move || Ok(keeping.keep())).await {
+                Ok(kept) => kept,
+                Err(error) => {
+                    tracing::error!("spools of other processes are not adopted any more: {error}");
+                    return;
+                }
+            };
+            if let Err(error) = kept {
+                log.error(|| format!("the spool directory cannot be kept: {error}"));
             }
         }
     })
     .detach();
     Ok(Some((home, orphans)))
+}
+
+/// What is done on the spool directory now and then. Blocks.
+struct Keeping {
+    home: Arc<Home>,
+    orphans: Arc<Orphans>,
+    /// Spools of other processes that are not emptied yet.
+    taken: Vec<Arc<Left>>,
+}
+
+impl Keeping {
+    fn keep(mut self) -> (Keeping, Result<(), SpoolDirError>) {
+        let kept = self.home.restore().and_then(|restored| {
+            if restored {
+                tracing::warn!(
+                    "this process's directory in SPOOL_DIR was removed, and is made again"
+                );
+            }
+            self.home.adopt(&mut self.taken, &self.orphans)
+        });
+        (self, kept)
+    }
+}
+
+/// A write beyond `RLIMIT_FSIZE` is an error, not the end of the process.
+fn ignore_file_size_signal() -> std::io::Result<()> {
+    signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).map(drop)
 }
 
 pub(super) fn setup(
@@ -81,5 +108,6 @@ pub(super) fn setup(
         keys: config.payload_keys(),
         sync_fault: faults.map_or(0.0, |faults| faults.spool_sync),
         seed: faults.map_or(0, |faults| faults.seed) + index as u64,
+        thread: home.thread(index),
     }
 }

@@ -14,7 +14,7 @@ use super::instances::{
     lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
 };
 use super::ledger::Ledger;
-use super::orphans::{Left, LeftCore, Offered, Orphans};
+use super::orphans::{Left, LeftCore, Offered, Orphans, Replayed};
 
 impl Home {
     /// Takes over what processes have left that are no more, if the cores have nothing to take from before. `taken`
@@ -75,12 +75,13 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
     let path = set_aside(path)?;
     let mut found = Vec::new();
     let (mut journal_bytes, mut begun) = (0, 0);
+    let replayed = Arc::<Replayed>::default();
     for core_dir in core_dirs(&path)? {
         if puts_alone {
             // Before the first of it is put.
             mark_alone(&core_dir)?;
         }
-        let core = left_core(&core_dir, &mut journal_bytes)?;
+        let core = left_core(&core_dir, &replayed, &mut journal_bytes)?;
         begun += core.begun.len();
         for (path, bytes) in files_of(&core_dir)? {
             found.push((core.clone(), path, bytes));
@@ -95,7 +96,7 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
         path.display()
     );
     let segments = AtomicUsize::new(found.len());
-    let left = Arc::new(Left { path, _lock: lock, segments, journal_bytes });
+    let left = Arc::new(Left { path, _lock: lock, segments, journal_bytes, replayed });
     let mut cores: Vec<Arc<LeftCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
     cores.dedup_by(|a, b| Arc::ptr_eq(a, b));
     let offered = found.into_iter().map(|(core, path, bytes)| Offered {
@@ -110,7 +111,11 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
 }
 
 /// What the journals in `core_dir` say, made durable.
-fn left_core(core_dir: &Path, journal_bytes: &mut u64) -> io::Result<Arc<LeftCore>> {
+fn left_core(
+    core_dir: &Path,
+    replayed: &Arc<Replayed>,
+    journal_bytes: &mut u64,
+) -> io::Result<Arc<LeftCore>> {
     let mut ledger = Ledger::read(core_dir)?;
     ledger.settle(core_dir)?;
     *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
@@ -119,6 +124,7 @@ fn left_core(core_dir: &Path, journal_bytes: &mut u64) -> io::Result<Arc<LeftCor
     let segments = if begun.is_empty() { HashMap::new() } else { uses_in(core_dir)? };
     Ok(Arc::new(LeftCore {
         path: core_dir.to_owned(),
+        replayed: replayed.clone(),
         is_alone: is_marked_alone(core_dir),
         open: AtomicUsize::new(begun.len()),
         begun,

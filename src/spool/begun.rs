@@ -40,6 +40,8 @@ pub struct Begun {
     files: HashMap<u64, MemberFile>,
     loaded: Option<Loaded>,
     lost: u64,
+    /// Of the payloads that were read.
+    bytes: u64,
 }
 
 /// A segment with members.
@@ -109,6 +111,7 @@ impl Spool {
             files: HashMap::new(),
             loaded: None,
             lost: 0,
+            bytes: 0,
         }
     }
 }
@@ -155,7 +158,10 @@ impl Begun {
         match next {
             Next::Loaded(index) => {
                 let loaded = self.loaded.as_ref().expect("found there");
-                Ok(Some(&loaded.bytes[loaded.spans[index].clone()]))
+                let payload = &loaded.bytes[loaded.spans[index].clone()];
+                self.bytes += payload.len() as u64;
+                self.spool.setup.cells.spool_bytes.add(payload.len() as u64);
+                Ok(Some(payload))
             }
             Next::Lost(count) => Err(self.lose(run, count)),
         }
@@ -210,7 +216,7 @@ impl Begun {
 
     /// Opens a segment and notes where its groups are.
     async fn open(&self, path: &Path, id: u64) -> io::Result<MemberFile> {
-        let segment = Segment::open(path.to_owned(), self.spool.keeper.clone()).await?;
+        let segment = Segment::open(path.to_owned(), self.spool.disk.clone()).await?;
         let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
         let mut scan = Scan::new(segment.bytes(), &head);
         let (mut window, mut groups) = (Window::default(), Vec::new());
@@ -239,6 +245,8 @@ impl Begun {
     pub async fn finished(&mut self) -> Result<(), SpoolError> {
         self.spool.finish_left(&self.dir, self.key()).await?;
         self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
+        self.spool.setup.cells.spool_bytes.sub(self.bytes);
+        self.core.replayed.add(self.payloads - self.lost, self.bytes);
         self.core.finish_one();
         Ok(())
     }

@@ -16,12 +16,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
+use super::disk::DiskThread;
 use super::ledger::{is_journal, journals_of};
 pub use super::orphans::{Left, Orphan, Orphans};
 use crate::deadletter::create_dir;
@@ -37,14 +41,24 @@ const ALONE: &str = "alone";
 pub const QUARANTINE: &str = "quarantine";
 /// Longest wait for others that come or go just now.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
+/// Longest time for the removal of an empty directory at the end of a process.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
 
 /// This process's part of the spool directory.
 pub struct Home {
     pub(super) spool_dir: PathBuf,
     pub(super) path: PathBuf,
+    cores: Vec<usize>,
+    threads: Vec<DiskThread>,
     /// What is adopted is put one by one.
     pub(super) puts_alone: bool,
-    _lock: File,
+    held: ArcSwap<HeldHome>,
+}
+
+/// The directory and lock that a process made, by which it tells them from others under their names.
+struct HeldHome {
+    directory: (u64, u64),
+    lock: File,
 }
 
 /// What a process has left that is no more, held by a command.
@@ -78,21 +92,67 @@ impl Home {
         create_dir(spool_dir).map_err(at(spool_dir))?;
         let _held = lock_directory(spool_dir)?;
         let path = spool_dir.join(node);
-        if path.is_dir() {
-            if try_lock(&path).map_err(at(&path))?.is_none() {
-                return Err(SpoolDirError::InUse { node: node.to_owned() });
-            }
-            set_aside(&path).map_err(at(&path))?;
+        let held = ArcSwap::from_pointee(make_home(spool_dir, &path, cores)?);
+        let (spool_dir, cores) = (spool_dir.to_owned(), cores.to_vec());
+        Ok(Home { spool_dir, path, cores, threads: Vec::new(), puts_alone: false, held })
+    }
+
+    /// Makes this process's directory again, or what is missing in it, if it was removed while `SPOOL_DIR` is there; whether
+    /// it did. What was in it is not brought back. `SPOOL_DIR` itself is not made: it may be where a disk is to be mounted.
+    ///
+    /// # Errors
+    /// It cannot be made, or another process has taken the name.
+    pub fn restore(&self) -> Result<bool, SpoolDirError> {
+        if !self.spool_dir.is_dir() || self.is_whole() {
+            return Ok(false);
         }
-        let made = (|| {
-            create_dir(&path)?;
-            cores.iter().try_for_each(|core| create_dir(&core_dir(&path, *core)))?;
-            sync_dir(&path)?;
-            sync_dir(spool_dir)
-        })();
-        made.map_err(at(&path))?;
-        let lock = try_lock(&path).map_err(at(&path))?.expect("made just now, under the lock");
-        Ok(Home { spool_dir: spool_dir.to_owned(), path, puts_alone: false, _lock: lock })
+        let _held = lock_directory(&self.spool_dir)?;
+        // Segments in a directory that is still ours are in use: only what is missing is made.
+        let held = match (self.has_directory(), self.has_lock()) {
+            (true, true) => {
+                make_dirs(&self.spool_dir, &self.path, &self.cores).map_err(at(&self.path))?;
+                return Ok(true);
+            }
+            (true, false) => fill_home(&self.spool_dir, &self.path, &self.cores)?,
+            (false, _) => make_home(&self.spool_dir, &self.path, &self.cores)?,
+        };
+        self.held.store(Arc::new(held));
+        Ok(true)
+    }
+
+    fn is_whole(&self) -> bool {
+        let has_cores = || self.cores.iter().all(|core| self.core_dir(*core).is_dir());
+        self.has_directory() && self.has_lock() && has_cores()
+    }
+
+    /// Its name still leads to the directory that this process made.
+    fn has_directory(&self) -> bool {
+        identity(&self.path) == Some(self.held.load().directory)
+    }
+
+    fn has_lock(&self) -> bool {
+        let lock = self.held.load().lock.metadata().ok();
+        let lock = lock.map(|lock| (lock.dev(), lock.ino()));
+        lock.is_some() && identity(&self.path.join(LOCK)) == lock
+    }
+
+    /// The same with a thread for the disk of each core's spool.
+    ///
+    /// # Errors
+    /// The system has no room for so many threads.
+    pub fn with_threads(self) -> io::Result<Home> {
+        let name = |core: &usize| format!("millrace-disk-{core}");
+        let threads: io::Result<_> =
+            self.cores.iter().map(|core| DiskThread::spawn(&name(core))).collect();
+        Ok(Home { threads: threads?, ..self })
+    }
+
+    /// That of the core at this position.
+    ///
+    /// # Panics
+    /// It was not made [with threads](Home::with_threads).
+    pub fn thread(&self, index: usize) -> DiskThread {
+        self.threads[index].clone()
     }
 
     /// The same for a process that makes no batches of what it adopts.
@@ -104,11 +164,62 @@ impl Home {
         core_dir(&self.path, core)
     }
 
-    /// Removes the directory if nothing is left in it.
+    /// Removes the directory if nothing is left in it, unless that takes longer than half a second: the process ends, and a
+    /// disk that hangs must not keep it.
     pub fn leave(&self) {
-        let Ok(_held) = lock_directory(&self.spool_dir) else { return };
-        remove_empty(&self.path);
+        let (spool_dir, path) = (self.spool_dir.clone(), self.path.clone());
+        let (done, ended) = sync_channel(1);
+        let leave = move || {
+            if let Ok(_held) = lock_directory(&spool_dir) {
+                remove_empty(&path);
+            }
+            let _not_waited_for_any_more = done.send(());
+        };
+        if std::thread::Builder::new().name("millrace-leave".into()).spawn(leave).is_ok() {
+            let _in_time_or_not = ended.recv_timeout(LEAVE_MAX);
+        }
     }
+}
+
+/// Makes the directory at `path`; one of that name that an earlier process has left gets another. The caller holds the
+/// lock of the spool directory.
+fn make_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome, SpoolDirError> {
+    if path.is_dir() {
+        if try_lock(path).map_err(at(path))?.is_none() {
+            let node = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Err(SpoolDirError::InUse { node });
+        }
+        set_aside(path).map_err(at(path))?;
+    }
+    fill_home(spool_dir, path, cores)
+}
+
+/// Makes what is missing of the directory at `path`, which nobody else has, and locks it.
+fn fill_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome, SpoolDirError> {
+    let made = make_dirs(spool_dir, path, cores).and_then(|()| {
+        let directory = identity(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok((directory, try_lock(path)?))
+    });
+    let (directory, lock) = made.map_err(at(path))?;
+    match lock {
+        Some(lock) => Ok(HeldHome { directory, lock }),
+        None => {
+            let node = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Err(SpoolDirError::InUse { node })
+        }
+    }
+}
+
+fn make_dirs(spool_dir: &Path, path: &Path, cores: &[usize]) -> io::Result<()> {
+    create_dir(path)?;
+    cores.iter().try_for_each(|core| create_dir(&core_dir(path, *core)))?;
+    sync_dir(path)?;
+    sync_dir(spool_dir)
+}
+
+/// Device and inode of what `path` leads to.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Gives the directory of a process that is no more a name that no process has; returns it.

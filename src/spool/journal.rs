@@ -37,13 +37,14 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_lite::FutureExt;
 use glommio::sync::Semaphore;
 
 use super::format::group_bytes;
 use super::format::record::{done_bytes, intent_record, write_done};
 use super::members::Members;
 use super::orphans::LeftCore;
-use super::segment::Segment;
+use super::segment::{Payloads, Segment};
 use super::{GROUP_BYTES_MAX, Spool, SpoolError};
 
 /// One core directory whose payloads this core takes: its own, or that of a crashed process's core.
@@ -236,7 +237,8 @@ impl Spool {
     /// Should it be dropped before, nothing may be done with the members: they are left to the next process.
     ///
     /// # Errors
-    /// The batch must not be put. To be tried again with the same members, or not at all: they stay in the spool.
+    /// The batch must not be put. To be tried again with the same members, or not at all: they stay in the spool. A disk that
+    /// hangs is one as well, so that those who wait for it can do something else.
     ///
     /// # Panics
     /// `key` or `form` is longer than [`KEY_BYTES_MAX`](super::format::record::KEY_BYTES_MAX) or
@@ -257,7 +259,11 @@ impl Spool {
         });
         let number = dir.journal.add(batch.clone());
         let _in_line = InLine { journal: &dir.journal, number, batch: &batch };
-        self.commit(&dir, &batch, State::Waiting).await?;
+        let stalled = async {
+            self.disk.health.stalled().await;
+            Err(SpoolError::Stalled)
+        };
+        stalled.or(self.commit(&dir, &batch, State::Waiting)).await?;
         Ok(Intent { dir: dir.clone(), number })
     }
 
@@ -266,10 +272,12 @@ impl Spool {
         let batches = intent.dir.journal.batches.borrow();
         let batch = batches.get(&intent.number).expect("it stays until it is done");
         batch.state.set(State::Finished);
-        let payloads = batch.members.as_ref().map_or(0, |members| members.payloads);
-        self.setup.cells.spool_payloads.sub(payloads);
+        if let Some(members) = &batch.members {
+            self.setup.cells.spool_payloads.sub(members.len());
+            self.setup.cells.spool_bytes.sub(members.payload_bytes());
+        }
         if self.short.get() {
-            self.keeper.raise();
+            self.disk.keeper.raise();
         }
     }
 
@@ -346,7 +354,7 @@ impl Spool {
                 out = &mut out[written..];
             }
         };
-        self.append(&file, body, 0, write).await?;
+        self.append(&file, body, Payloads::default(), write).await?;
         Ok(group)
     }
 

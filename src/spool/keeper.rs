@@ -10,6 +10,7 @@ use glommio::timer::sleep;
 
 use super::Spool;
 use super::instances::{SEGMENT, remove, sync_dir};
+use super::prepare::FIRST_BYTES;
 use super::segment::{Note, Segment};
 
 /// Empty files kept for later; more go back to the file system.
@@ -29,7 +30,7 @@ impl Spool {
         let mut noted = Instant::now();
         while !self.closed.get() {
             let left = every.saturating_sub(noted.elapsed());
-            self.keeper.wait().or(sleep(left)).await;
+            self.disk.keeper.wait().or(sleep(left)).await;
             let due = noted.elapsed() >= every;
             if due || self.short.get() {
                 for dir in self.dirs() {
@@ -41,17 +42,42 @@ impl Spool {
                 self.note_progress().await;
                 self.leave_dirs();
                 noted = Instant::now();
-                if self.failing.get() {
+                self.check_names().await;
+                if self.disk.health.is_failing() {
                     self.try_again().await;
                 }
             }
-            if self.spares.borrow().is_empty() && !self.failing.get() {
-                // Not yet a failure: the segment being filled has its room.
-                if let Err(NoSpare::Io(error)) = self.make_spare().await {
-                    let text = || format!("no room can be made ahead in the spool: {error}");
-                    self.log.borrow_mut().warn(text);
-                }
+            if self.spares.borrow().is_empty() && !self.disk.health.is_failing() {
+                self.make_room_ahead().await;
             }
+            if self.has_room() {
+                self.disk.health.has_room();
+            }
+        }
+    }
+
+    /// The next group has a segment.
+    fn has_room(&self) -> bool {
+        self.is_filling() || !self.spares.borrow().is_empty()
+    }
+
+    /// There is a segment that takes groups.
+    fn is_filling(&self) -> bool {
+        self.segments.borrow().back().is_some_and(|last| last.is_filling())
+    }
+
+    async fn make_room_ahead(&self) {
+        match self.make_spare().await {
+            Ok(()) => {}
+            Err(NoSpare::Full) if self.is_filling() => {}
+            Err(NoSpare::Full) => self.disk.health.full(),
+            // Not yet a failure: the segment being filled has its room.
+            Err(NoSpare::Io(error)) if self.is_filling() => {
+                let dir = self.setup.dir.display();
+                let text = || format!("the spool has no room ahead: {dir}: {error}");
+                self.log.borrow_mut().warn(text);
+            }
+            Err(NoSpare::Io(error)) => drop(self.fail(&self.setup.dir, &error)),
         }
     }
 
@@ -69,25 +95,30 @@ impl Spool {
             return Err(NoSpare::Full);
         }
         let path = self.setup.dir.join(format!("{}.{SEGMENT}", self.take_number()));
-        let segment = self.create_file(&path, bytes).await.map_err(NoSpare::Io)?;
+        let segment = self.create_file(&path, bytes, FIRST_BYTES).await.map_err(NoSpare::Io)?;
         self.spares.borrow_mut().push(Rc::new(segment));
+        self.disk.preparer.raise();
         self.count_bytes();
         Ok(())
     }
 
-    /// A new file of zeros, under a name that is durable.
-    pub(super) async fn create_file(&self, path: &Path, bytes: u64) -> io::Result<Segment> {
+    /// A new file of zeros of which the first `prepared` are written, under a name that is durable.
+    pub(super) async fn create_file(
+        &self,
+        path: &Path,
+        bytes: u64,
+        prepared: u64,
+    ) -> io::Result<Segment> {
         let made = async {
-            let segment = Segment::create(path, bytes, self.keeper.clone()).await?;
+            let segment = Segment::create(path, bytes, prepared, self.disk.clone()).await?;
             let dir = path.parent().expect("in a core directory").to_owned();
-            glommio::executor().spawn_blocking(move || sync_dir(&dir)).await?;
+            self.disk.run(move || sync_dir(&dir)).await?;
             Ok(segment)
         };
         let made = made.await;
         if made.is_err() {
             let path = path.to_owned();
-            let remove = move || remove(&path);
-            let _may_be_absent = glommio::executor().spawn_blocking(remove).await;
+            let _may_be_absent = self.disk.run(move || remove(&path)).await;
         }
         made
     }
@@ -99,7 +130,7 @@ impl Spool {
     }
 
     pub(super) fn count_bytes(&self) {
-        self.setup.cells.spool_bytes.set(self.own_bytes());
+        self.setup.cells.spool_disk_bytes.set(self.own_bytes());
     }
 
     /// Directories of crashed processes from which nothing is or can be taken up any more.
@@ -133,8 +164,11 @@ impl Spool {
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {
-                self.fail(&error);
+                self.fail(segment.path(), &error);
             }
+            // Of payloads that damage took.
+            let left = std::mem::take(&mut segment.use_of.borrow_mut().unstored_bytes);
+            self.setup.cells.spool_bytes.sub(left);
             self.segments.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
             self.adopted.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
             if reusable && self.spares.borrow().len() < SPARES_MAX {
@@ -161,7 +195,7 @@ impl Spool {
         let adopted: Vec<_> = self.adopted.borrow().iter().filter(dirty).cloned().collect();
         for segment in own.into_iter().chain(adopted) {
             if let Err(error) = segment.note(Note::Lazily).await {
-                self.fail(&error);
+                self.fail(segment.path(), &error);
             }
         }
     }
@@ -170,13 +204,24 @@ impl Spool {
     async fn try_again(&self) {
         let spare = self.spares.borrow().last().cloned();
         let works = match spare {
-            Some(spare) => spare.note(Note::Complete).await.is_ok(),
-            None => !matches!(self.make_spare().await, Err(NoSpare::Io(_))),
+            Some(spare) => match spare.check().await {
+                Ok(()) => spare.note(Note::Complete).await.map(drop),
+                Err(error) => {
+                    if spare.is_gone() {
+                        self.spares.borrow_mut().retain(|other| !Rc::ptr_eq(other, &spare));
+                    }
+                    Err(error)
+                }
+            },
+            None => match self.make_spare().await {
+                Ok(()) | Err(NoSpare::Full) => Ok(()),
+                Err(NoSpare::Io(error)) => Err(error),
+            },
         };
-        if works {
-            self.failing.set(false);
-            self.setup.cells.spool_failing.set(0);
-            tracing::warn!("the spool can be written again");
+        match works {
+            Ok(()) => self.disk.health.works(),
+            // Of another kind than before, perhaps.
+            Err(error) => drop(self.disk.health.failed(&self.setup.dir, &error)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::format::runs::{Encoder, Runs};
 use super::segment::Segment;
 use super::{CoreDir, Record};
-use crate::job::Stamp;
+use crate::job::Job;
 
 /// Runs settled before others get a turn.
 const SETTLE_SLICE: usize = 1_000;
@@ -15,38 +15,52 @@ pub struct Members {
     pub(super) dir: Rc<CoreDir>,
     pub(super) segments: Vec<MemberSegment>,
     pub(super) runs: Encoder,
-    pub(super) payloads: u64,
+    payloads: u64,
+    payload_bytes: u64,
 }
 
 pub(super) struct MemberSegment {
     pub(super) id: u64,
     pub(super) segment: Rc<Segment>,
+    /// Of the members in it.
+    bytes: u64,
 }
 
 impl Members {
     /// None yet, of the directory [`Record::home`] names.
     pub fn of(dir: &Rc<CoreDir>) -> Members {
-        Members { dir: dir.clone(), segments: Vec::new(), runs: Encoder::default(), payloads: 0 }
+        Members {
+            dir: dir.clone(),
+            segments: Vec::new(),
+            runs: Encoder::default(),
+            payloads: 0,
+            payload_bytes: 0,
+        }
     }
 
-    /// Adds the payload of `record` that has this stamp, behind the others. False, and nothing is changed, when its place
+    /// Adds the payload of `job`, which `record` has, behind the others. False, and nothing is changed, when its place
     /// would need more room than an intent has: then the batch is to be closed without it.
     ///
     /// # Panics
     /// It lies in another directory.
     #[must_use]
-    pub fn push(&mut self, record: &Record, stamp: Stamp) -> bool {
+    pub fn push(&mut self, record: &Record, job: &Job) -> bool {
         assert!(Rc::ptr_eq(&self.dir, record.home()), "a batch is of one directory");
-        let ordinal = record.ordinal(stamp.seq);
+        let ordinal = record.ordinal(job.stamp.seq);
+        let bytes = job.payload.len() as u64;
         // A segment is not used again while one of its payloads is unsettled, so the id stays.
         let id = record.segment.use_of.borrow().id;
         if !self.runs.push(id, ordinal) {
             return false;
         }
-        if !self.segments.iter().rev().any(|known| known.id == id) {
-            self.segments.push(MemberSegment { id, segment: record.segment.clone() });
+        match self.segments.iter_mut().rev().find(|known| known.id == id) {
+            Some(known) => known.bytes += bytes,
+            None => {
+                self.segments.push(MemberSegment { id, segment: record.segment.clone(), bytes });
+            }
         }
         self.payloads += 1;
+        self.payload_bytes += bytes;
         true
     }
 
@@ -59,6 +73,16 @@ impl Members {
         self.payloads == 0
     }
 
+    /// Of all of them.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    /// A file with members was removed: they survive no crash.
+    pub fn is_gone(&self) -> bool {
+        self.segments.iter().any(|known| known.segment.is_gone())
+    }
+
     /// Bytes of memory it takes; once it is intended, twice as many.
     pub fn memory(&self) -> usize {
         self.runs.memory() + self.segments.capacity() * size_of::<MemberSegment>()
@@ -66,6 +90,10 @@ impl Members {
 
     /// Where they are settled, run by run.
     pub(super) async fn settle(&self) {
+        // First: a segment is finished with its last payload.
+        for MemberSegment { segment, bytes, .. } in &self.segments {
+            segment.sub_unstored(*bytes);
+        }
         let runs = self.runs.finish();
         let runs = Runs::check(&runs).expect("encoded just now");
         for (number, run) in (1..).zip(runs.iter()) {

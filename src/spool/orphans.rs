@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -22,6 +23,38 @@ pub struct Left {
     pub(super) segments: AtomicUsize,
     /// Of its journals, which go with the last segment.
     pub(super) journal_bytes: u64,
+    pub(super) replayed: Arc<Replayed>,
+}
+
+/// What was brought back of one process's payloads, for the log. Written a few times for each group that is read.
+#[derive(Debug)]
+pub(super) struct Replayed {
+    since: Instant,
+    payloads: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Default for Replayed {
+    fn default() -> Replayed {
+        Replayed { since: Instant::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+}
+
+impl Replayed {
+    pub(super) fn add(&self, payloads: u64, bytes: u64) {
+        self.payloads.fetch_add(payloads, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn log_end(&self, path: &Path) {
+        tracing::info!(
+            payloads = self.payloads.load(Ordering::Relaxed),
+            bytes = self.bytes.load(Ordering::Relaxed),
+            took_ms = self.since.elapsed().as_millis() as u64,
+            "replayed the spool of {}: all of it is stored or dead-lettered",
+            path.display()
+        );
+    }
 }
 
 impl Left {
@@ -34,6 +67,8 @@ impl Left {
 #[derive(Default)]
 pub struct LeftCore {
     pub(super) path: PathBuf,
+    /// Of all cores of its process.
+    pub(super) replayed: Arc<Replayed>,
     /// Its payloads may be in the store one by one.
     pub(super) is_alone: bool,
     /// Batches that were begun and not done, with their keys.
@@ -170,6 +205,7 @@ impl Orphan {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.left.segments.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.shared.bytes.fetch_sub(self.left.journal_bytes, Ordering::Relaxed);
+            self.left.replayed.log_end(&self.left.path);
             if let Some(spool_dir) = self.left.path.parent()
                 && let Ok(_held) = lock_directory(spool_dir)
             {

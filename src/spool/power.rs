@@ -13,6 +13,11 @@ pub(super) const SECTOR: usize = 512;
 /// Something that happened, in order.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
+    /// A file of this size, which reads as zeros; durable with its first sync.
+    Created {
+        path: PathBuf,
+        bytes: u64,
+    },
     WriteBegins {
         path: PathBuf,
         at: u64,
@@ -67,6 +72,10 @@ pub(super) fn note(event: impl FnOnce() -> Event) -> usize {
     })
 }
 
+pub(super) fn created(path: &Path, bytes: u64) {
+    note(|| Event::Created { path: path.to_owned(), bytes });
+}
+
 pub(super) fn write_begins(path: &Path, at: u64, bytes: &[u8]) -> usize {
     note(|| Event::WriteBegins { path: path.to_owned(), at, bytes: bytes.to_vec() })
 }
@@ -114,6 +123,9 @@ impl Disk {
         }
         let mut disk = Disk { files: files.clone(), unsynced: Vec::new() };
         for (number, event) in events.iter().enumerate() {
+            if let Event::Created { path, bytes } = event {
+                disk.files.insert(path.clone(), vec![0; *bytes as usize]);
+            }
             let Event::WriteBegins { path, at, bytes } = event else { continue };
             let file = disk.files.entry(path.clone()).or_default();
             let (at, end) = (*at as usize, *at as usize + bytes.len());

@@ -110,7 +110,7 @@ impl Spool {
             {
                 replay = self.begin_replay(orphan).await;
             }
-            if self.failing.get() {
+            if self.disk.health.is_failing() {
                 // What it brought back could not leave the spool, and would take the room of what is in memory only.
                 sleep(LOOK_EVERY).await;
                 continue;
@@ -175,7 +175,7 @@ impl Spool {
                 }
                 Err(error) => {
                     // Tried again: nothing is lost as long as the file is there.
-                    self.fail(&error);
+                    self.fail(segment.path(), &error);
                     sleep(LOOK_EVERY).await;
                     return true;
                 }
@@ -217,13 +217,14 @@ impl Spool {
                     tracing::warn!("{} could not be taken away: {error}", path.display());
                 }
                 orphan.finished();
+                Ok(())
             };
-            glommio::executor().spawn_blocking(finish).await;
+            let _a_disk_that_hangs = self.disk.run(finish).await;
             return None;
         }
         let core = orphan.core.clone();
         let opened = async {
-            let segment = Segment::adopt(orphan, self.keeper.clone()).await?;
+            let segment = Segment::adopt(orphan, self.disk.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
             let scan = Scan::new(segment.bytes(), &head);
             let progress = Progress::read(&head);
@@ -372,8 +373,12 @@ impl Spool {
         let need = Need::of(spans.len(), bytes.len() + version.map_or(0, str::len));
         let Some(permit) = self.admission.admit_reader(need).await else { return false };
         if handle.origin().is_some() {
-            self.setup.cells.payloads_adopted.add(spans.len() as u64);
-            self.setup.cells.spool_payloads.add(spans.len() as u64);
+            let (payloads, bytes) = (spans.len() as u64, bytes.len() as u64);
+            self.setup.cells.payloads_adopted.add(payloads);
+            self.setup.cells.spool_payloads.add(payloads);
+            self.setup.cells.spool_bytes.add(bytes);
+            handle.segment.add_unstored(bytes);
+            handle.segment.count_replayed(payloads, bytes);
         }
         let payloads = Payload::split(bytes, permit, &spans, version.map(Box::from));
         self.push(payloads, seqs, record.first.unix_nanos, handle);

@@ -9,24 +9,23 @@ use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use glommio::sync::Semaphore;
 
-use super::Signal;
+use super::disk::{Disk, os_error};
 use super::done::Done;
 use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::instances::put_aside;
+use super::instances::{put_aside, remove};
 use super::journal::CoreDir;
 use super::orphans::Orphan;
+use super::removed::Identity;
 use crate::job::Origin;
 use crate::net::{self, File, Net};
-
-/// Bytes written at a time when a new file is filled with zeros; the executor serves others in between.
-const ZEROS_BYTES: usize = 256 << 10;
 
 /// A file of the spool, open.
 pub struct Segment {
@@ -38,12 +37,29 @@ pub struct Segment {
     pub use_of: RefCell<Use>,
     /// Held while progress is written: two at a time would write over each other.
     noting: Semaphore,
-    /// Set when there is progress to write, or nothing more to do in this segment.
-    keeper: Rc<Signal>,
+    pub(super) disk: Rc<Disk>,
+    /// Up to where it was written to, by the zeros of [`prepare`](super::prepare) or by groups.
+    pub(super) prepared: Cell<u64>,
+    /// Held while a step of zeros is written.
+    pub(super) preparing: Semaphore,
+    pub(super) zeros_in_flight: Cell<bool>,
+    pub(super) identity: Identity,
+    /// When its name led to it last.
+    pub(super) checked: Cell<Instant>,
+    /// Its name does not lead to it any more.
+    pub(super) gone: Cell<bool>,
     /// Groups are missing in it: it is kept aside when it is finished.
     damaged: Cell<bool>,
     /// Held until this segment is finished; `None` for one of this core's own.
     orphan: RefCell<Option<Orphan>>,
+}
+
+/// Payloads of one group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Payloads {
+    pub count: u32,
+    /// Of all of them.
+    pub bytes: u64,
 }
 
 /// What is known of the current use of a segment.
@@ -54,6 +70,8 @@ pub struct Use {
     pub groups: u32,
     /// In those groups.
     pub payloads: u32,
+    /// Of payloads in it that are neither stored nor dead-lettered nor members of a batch that is done.
+    pub unstored_bytes: u64,
     /// No more groups will come.
     pub closed: bool,
     /// Groups from here on failed.
@@ -86,6 +104,7 @@ impl Use {
             end: DATA_START,
             groups: 0,
             payloads: 0,
+            unstored_bytes: 0,
             closed: false,
             groups_end: None,
             done: Done::default(),
@@ -119,48 +138,56 @@ impl Use {
 }
 
 impl Segment {
-    /// A new file of `bytes`, filled with zeros and synced: where room is only allocated, each sync has to change the file's
-    /// metadata as well, nearly twice the time. Its name is not yet durable.
-    pub async fn create(path: &Path, bytes: u64, keeper: Rc<Signal>) -> io::Result<Segment> {
-        let _elsewhere = net::elsewhere();
+    /// A new file of `bytes`, which reads as zeros; its first `prepared` bytes are written. Its name is not yet durable.
+    pub async fn create(
+        path: &Path,
+        bytes: u64,
+        prepared: u64,
+        disk: Rc<Disk>,
+    ) -> io::Result<Segment> {
         let new = path.to_owned();
-        let durable = glommio::executor().spawn_blocking(move || {
+        let make = move || {
             create_file(&new, bytes)?;
             open_direct(&new)
-        });
-        let durable = Net::here()?.file(durable.await?);
-        let file = OpenOptions::new().read(true).write(true).dma_open(path).await?;
-        let segment = Segment::new(file, durable, path.to_owned(), bytes, keeper);
-        let mut at = 0;
-        while at < bytes {
-            let mut zeros = segment.buffer(ZEROS_BYTES.min((bytes - at) as usize));
-            zeros.as_bytes_mut().fill(0);
-            at += segment.write(zeros, at).await?;
-        }
-        segment.sync().await?;
+        };
+        let (durable, identity) = disk.run(make).await?;
+        let durable = Net::here()?.file(durable);
+        let file = dma_open(path, &disk).await?;
+        #[cfg(test)]
+        super::power::created(path, bytes);
+        let segment = Segment::new(file, durable, identity, path.to_owned(), bytes, disk);
+        segment.prepare_first(prepared).await?;
         Ok(segment)
     }
 
     /// What a process left that is no more; the file at `path`.
-    pub async fn open(path: PathBuf, keeper: Rc<Signal>) -> io::Result<Segment> {
-        let _elsewhere = net::elsewhere();
-        let file = OpenOptions::new().read(true).write(true).dma_open(&path).await?;
-        let bytes = file.file_size().await?;
+    pub async fn open(path: PathBuf, disk: Rc<Disk>) -> io::Result<Segment> {
+        let file = dma_open(&path, &disk).await?;
+        let bytes = file.file_size().await.map_err(os_error)?;
         let again = path.clone();
-        let durable = glommio::executor().spawn_blocking(move || open_direct(&again)).await?;
-        Ok(Segment::new(file, Net::here()?.file(durable), path, bytes, keeper))
+        let (durable, identity) = disk.run(move || open_direct(&again)).await?;
+        let segment = Segment::new(file, Net::here()?.file(durable), identity, path, bytes, disk);
+        segment.prepared.set(bytes);
+        Ok(segment)
     }
 
     /// The same, to be emptied and taken away.
-    pub async fn adopt(orphan: Orphan, keeper: Rc<Signal>) -> io::Result<Segment> {
-        let segment = Segment::open(orphan.path.clone(), keeper).await?;
+    pub async fn adopt(orphan: Orphan, disk: Rc<Disk>) -> io::Result<Segment> {
+        let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
         // What its process did not come to sync, a power cut must not take back once it is relied on.
         segment.sync().await?;
         Ok(segment)
     }
 
-    fn new(file: DmaFile, durable: File, path: PathBuf, bytes: u64, keeper: Rc<Signal>) -> Segment {
+    fn new(
+        file: DmaFile,
+        durable: File,
+        identity: Identity,
+        path: PathBuf,
+        bytes: u64,
+        disk: Rc<Disk>,
+    ) -> Segment {
         Segment {
             file,
             durable,
@@ -168,7 +195,13 @@ impl Segment {
             bytes,
             use_of: RefCell::new(Use::new(0, 0)),
             noting: Semaphore::new(1),
-            keeper,
+            disk,
+            prepared: Cell::new(0),
+            preparing: Semaphore::new(1),
+            zeros_in_flight: Cell::new(false),
+            identity,
+            checked: Cell::new(Instant::now()),
+            gone: Cell::new(false),
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
         }
@@ -197,8 +230,8 @@ impl Segment {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
         let length = buffer.len();
-        let _elsewhere = net::elsewhere();
-        let written = self.file.write_at(buffer, at).await?;
+        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let written = self.file.write_at(buffer, at).await.map_err(os_error)?;
         #[cfg(test)]
         super::power::write_ends(noted);
         if written < length {
@@ -213,13 +246,39 @@ impl Segment {
     pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
-        self.durable.write_synced(buffer, at).await?;
+        let end = at + buffer.len() as u64;
+        let operation = self.disk.health.begin();
+        let written = self.durable.write_synced(buffer, at).await;
+        drop(operation);
+        match written {
+            // Of direct I/O, a limit within a block makes it `EINVAL`.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WriteZero | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                return Err(self.reason_of_short_write(end, error).await);
+            }
+            written => written?,
+        }
         #[cfg(test)]
         {
             super::power::write_ends(noted);
             super::power::sync_ends(super::power::sync_begins(&self.path));
         }
         Ok(())
+    }
+
+    /// Why the disk took only part of a group that was to end at `end`: asked for the last block alone, it says so (it is full,
+    /// or a limit lies in between). Nothing is acknowledged there, nor will be.
+    async fn reason_of_short_write(&self, end: u64, error: io::Error) -> io::Error {
+        let path = self.path.clone();
+        let ask = move || {
+            let file = fs::OpenOptions::new().write(true).open(path)?;
+            file.write_all_at(&[0; BLOCK as usize], end - BLOCK)
+        };
+        self.disk.run(ask).await.err().unwrap_or(error)
     }
 
     /// No group is on its way, also none that nobody waits for any more.
@@ -230,8 +289,8 @@ impl Segment {
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);
-        let _elsewhere = net::elsewhere();
-        self.file.fdatasync().await?;
+        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        self.file.fdatasync().await.map_err(os_error)?;
         #[cfg(test)]
         super::power::sync_ends(noted);
         Ok(())
@@ -240,9 +299,9 @@ impl Segment {
     /// Reads what of `range`, whole blocks, is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
-        let _elsewhere = net::elsewhere();
+        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
         let bytes = (range.end - range.start).next_multiple_of(BLOCK) as usize;
-        Ok(self.file.read_at_aligned(range.start, bytes).await?)
+        self.file.read_at_aligned(range.start, bytes).await.map_err(os_error)
     }
 
     /// Begins a new use; what was in it before is complete.
@@ -265,6 +324,11 @@ impl Segment {
         }
     }
 
+    /// It takes groups, as long as they fit.
+    pub fn is_filling(&self) -> bool {
+        !self.use_of.borrow().closed && !self.is_gone()
+    }
+
     /// A group of `bytes` may go into it.
     pub fn has_room(&self, bytes: u64) -> bool {
         let use_of = self.use_of.borrow();
@@ -272,11 +336,31 @@ impl Segment {
     }
 
     /// A group is synced that takes `bytes` and holds `payloads`.
-    pub fn extend(&self, bytes: u64, payloads: u32) {
+    pub fn extend(&self, bytes: u64, payloads: Payloads) {
         let mut use_of = self.use_of.borrow_mut();
         use_of.end += bytes;
         use_of.groups += 1;
-        use_of.payloads += payloads;
+        use_of.payloads += payloads.count;
+        use_of.unstored_bytes += payloads.bytes;
+    }
+
+    /// Of an adopted one, payloads of `bytes` are brought back.
+    pub fn add_unstored(&self, bytes: u64) {
+        self.use_of.borrow_mut().unstored_bytes += bytes;
+    }
+
+    /// Of an adopted one, payloads are brought back.
+    pub fn count_replayed(&self, payloads: u64, bytes: u64) {
+        if let Some(orphan) = &*self.orphan.borrow() {
+            orphan.core.replayed.add(payloads, bytes);
+        }
+    }
+
+    /// Payloads of `bytes` are about to be settled.
+    pub fn sub_unstored(&self, bytes: u64) {
+        let mut use_of = self.use_of.borrow_mut();
+        let left = use_of.unstored_bytes.checked_sub(bytes);
+        use_of.unstored_bytes = left.expect("they were added");
     }
 
     /// Nothing more will come; what failed last, if anything did, was never acknowledged.
@@ -288,7 +372,7 @@ impl Segment {
             use_of.dirty = true;
         }
         if failed || use_of.is_finished() {
-            self.keeper.raise();
+            self.disk.keeper.raise();
         }
     }
 
@@ -305,7 +389,8 @@ impl Segment {
     /// It may be used again.
     pub fn is_reusable(&self) -> bool {
         let failed = self.use_of.borrow().groups_end.is_some();
-        !failed && !self.damaged.get() && self.orphan.borrow().is_none()
+        let is_sound = !failed && !self.damaged.get() && !self.is_gone();
+        is_sound && self.orphan.borrow().is_none()
     }
 
     /// Takes the file of a finished segment that is not used again out of the way: it goes, or to the quarantine if it
@@ -313,12 +398,17 @@ impl Segment {
     pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
-            glommio::executor().spawn_blocking(move || put_aside(&from)).await?;
-        } else {
-            self.file.remove().await?;
+            self.disk.run(move || put_aside(&from)).await?;
+        } else if !self.is_gone() {
+            let path = self.path.clone();
+            self.disk.run(move || remove_if_there(&path)).await?;
         }
         if let Some(orphan) = self.orphan.take() {
-            glommio::executor().spawn_blocking(move || orphan.finished()).await;
+            let finish = move || {
+                orphan.finished();
+                Ok(())
+            };
+            self.disk.run(finish).await?;
         }
         Ok(())
     }
@@ -349,9 +439,16 @@ impl Segment {
         self.settle_with(|done| done.fill(ordinals))
     }
 
-    /// The payload with this number is stored or dead-lettered.
-    pub fn settle(&self, ordinal: u32) {
+    /// The payload with this number and of `bytes` is stored or dead-lettered.
+    pub fn settle(&self, ordinal: u32, bytes: u64) {
+        self.sub_unstored(bytes);
         self.settle_with(|done| done.insert(ordinal..ordinal + 1));
+    }
+
+    /// Payloads in it that are not settled.
+    pub fn unsettled(&self) -> u64 {
+        let use_of = self.use_of.borrow();
+        u64::from(use_of.payloads) - use_of.done.count
     }
 
     /// Those of `ordinals` that were not yet are.
@@ -364,7 +461,7 @@ impl Segment {
         use_of.dirty = true;
         let settled = settle(&mut use_of.done);
         if use_of.is_finished() {
-            self.keeper.raise();
+            self.disk.keeper.raise();
         }
         settled
     }
@@ -405,17 +502,35 @@ impl Segment {
     }
 }
 
+async fn dma_open(path: &Path, disk: &Disk) -> io::Result<DmaFile> {
+    let (_elsewhere, _operation) = (net::elsewhere(), disk.health.begin());
+    OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
+}
+
 /// A new file with all its room, so that a full disk says so now, and one block that is written: glommio finds out how to
-/// read from a device by reading the first file that it opens there, and takes the end of an empty one for an answer.
+/// read from a device by reading the first file that it opens there, and takes the end of an empty one for an answer. Durable
+/// with the first sync.
 fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
-    file.write_all(&[0; BLOCK as usize])?;
-    file.sync_all()
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        // Then a full disk says so when it is written to.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes)?,
+        allocated => allocated?,
+    }
+    file.write_all(&[0; BLOCK as usize])
 }
 
 /// For groups; their writes go past the page cache like all others.
-fn open_direct(path: &Path) -> io::Result<OwnedFd> {
+fn open_direct(path: &Path) -> io::Result<(OwnedFd, Identity)> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
-    Ok(fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?.into())
+    let file = fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?;
+    let identity = Identity::of(&file.metadata()?);
+    Ok((file.into(), identity))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }

@@ -50,6 +50,7 @@ mod spool_commands;
 mod spool_crash;
 mod spool_disk;
 mod spool_outage;
+mod spool_removed;
 mod start;
 mod stop_times;
 mod store_log;

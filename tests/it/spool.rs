@@ -77,7 +77,7 @@ fn spool_overflow_is_acknowledged_up_to_spool_max_and_stored_when_the_store_is_b
     assert_eq!(metrics.sum("millrace_spool_payloads"), sent.len() as u64);
     assert_eq!(metrics.sum("millrace_spool_overflowing"), 1);
     assert_eq!(metrics.sum("millrace_spool_failing"), 0, "full is not broken");
-    assert!(metrics.sum("millrace_spool_bytes") <= 4 << 20);
+    assert!(metrics.sum("millrace_spool_disk_bytes") <= 4 << 20);
     // A queued request hears of the ring, which is full of spooled payloads.
     let queued = client.post(r#"{"data":["queued"]}"#);
     assert_eq!(queued.status, 503);

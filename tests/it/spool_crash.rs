@@ -194,10 +194,12 @@ pub fn live(
     }
 }
 
-/// Whether nothing was said that speaks of a loss; a store that fails is said as an error.
+/// Whether nothing was said that speaks of a loss; a store that fails is said as an error, and so is a spool that is full.
 pub fn healthy(stopped: &Stopped, store_fails: bool) -> bool {
     stopped.errors().iter().all(|line| {
-        store_fails && line["message"].as_str().unwrap().contains("the store takes nothing")
+        let said = line["message"].as_str().unwrap();
+        store_fails && said.contains("the store takes nothing")
+            || said.contains("the spool is full")
     })
 }
 

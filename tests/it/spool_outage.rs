@@ -46,7 +46,7 @@ fn an_outage_of_the_store_fills_the_disk_and_not_memory() {
         "{ok} requests in {seconds} s, {other} not 200; resident memory grew by {} KiB, the ring holds {} KiB, the spool {} MiB",
         grown >> 10,
         ring_bytes >> 10,
-        metrics.sum("millrace_spool_bytes") >> 20,
+        metrics.sum("millrace_spool_disk_bytes") >> 20,
     );
     assert_eq!(other, 0);
     assert!(ok > seconds * u64::from(RATE) / 4, "{ok} requests");

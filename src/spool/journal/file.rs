@@ -9,9 +9,10 @@ use super::super::format::{BLOCK, DATA_START, group_bytes};
 use super::super::instances::{remove, sync_dir};
 use super::super::ledger::JOURNAL;
 use super::super::members::MemberSegment;
-use super::super::segment::{Note, Segment};
+use super::super::segment::{Note, Payloads, Segment};
 use super::super::{Spool, SpoolError};
 use super::{Batch, CoreDir, State};
+use crate::deadletter::create_dir;
 
 /// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
 /// have a group of their own.
@@ -42,14 +43,14 @@ impl Spool {
         let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
         let least = self.setup.options.segment.min(FILE_BYTES);
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
-        let file = self.journal_spare(dir, wanted).await.inspect_err(|error| self.fail(error));
-        let file = file.map_err(|_| SpoolError::Failed)?;
+        let file = self.journal_spare(dir, wanted).await;
+        let file = file.map_err(|error| self.fail(&dir.path, &error))?;
         file.begin(self.take_number());
         // Until it is whole: what is half of it must not outlive the batches it tells of.
         journal.stale.borrow_mut().push(file.clone());
         for group in carried {
             let write = |out: &mut [u8]| out[..group.len()].copy_from_slice(&group);
-            self.append(&file, group.len(), 0, write).await?;
+            self.append(&file, group.len(), Payloads::default(), write).await?;
         }
         journal.stale.borrow_mut().clear();
         if let Some(old) = journal.file.replace(Some(file.clone())) {
@@ -75,7 +76,7 @@ impl Spool {
             // The DONE of a batch of another journal stays as long as that journal.
             let Some(members) = &batch.members else { continue };
             let mut durable = true;
-            for MemberSegment { id, segment } in &members.segments {
+            for MemberSegment { id, segment, .. } in &members.segments {
                 let is_noted = match noted.get(id) {
                     Some(is_noted) => *is_noted,
                     // Used again, so it was complete.
@@ -83,7 +84,7 @@ impl Spool {
                     None => match segment.note(Note::Durably).await {
                         Ok(written) => written,
                         Err(error) => {
-                            self.fail(&error);
+                            self.fail(segment.path(), &error);
                             false
                         }
                     },
@@ -108,7 +109,16 @@ impl Spool {
         // In a directory of another process its numbers mean nothing here.
         let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
-        let made = self.create_file(&path, bytes).await?;
+        let made = self.create_file(&path, bytes, bytes).await;
+        let made = match made {
+            // Removed, with segments of which batches are still in memory.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.is_own() => {
+                let parent = dir.path.clone();
+                self.disk.run(move || create_dir(&parent)).await?;
+                self.create_file(&path, bytes, bytes).await?
+            }
+            made => made?,
+        };
         Ok(Rc::new(made))
     }
 
@@ -134,8 +144,7 @@ impl Spool {
                 Err(_) => self.remove_durably(&file, &dir.path).await,
             };
             if let Err(error) = gone {
-                self.fail(&error);
-                return Err(SpoolError::Failed);
+                return Err(self.fail(file.path(), &error));
             }
             dir.journal.stale.borrow_mut().pop();
         }
@@ -147,6 +156,6 @@ impl Spool {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => sync_dir(&dir),
         };
-        glommio::executor().spawn_blocking(removed).await
+        self.disk.run(removed).await
     }
 }

@@ -6,6 +6,7 @@ pub mod s3;
 
 pub mod batches;
 pub mod child;
+pub mod disks;
 pub mod imds;
 pub mod proxy;
 pub mod s3_client;
@@ -270,7 +271,7 @@ impl Drop for Server {
 }
 
 /// Every gauge a scrape knows.
-const GAUGES: [&str; 16] = [
+const GAUGES: [&str; 19] = [
     "millrace_connections",
     "millrace_body_bytes",
     "millrace_ring_depth",
@@ -283,6 +284,9 @@ const GAUGES: [&str; 16] = [
     "millrace_batches_open",
     "millrace_batch_bytes",
     "millrace_spool_payloads",
+    "millrace_spool_bytes",
+    "millrace_spool_full",
+    "millrace_spool_stalled_seconds",
     "millrace_spool_pending_bytes",
     "millrace_spool_overflowing",
     "millrace_spool_failing",

@@ -1,0 +1,413 @@
+//! Whether one core's spool can acknowledge, and what stands in its way: for the log, `/readyz`, metrics and refusals.
+//!
+//! The log has one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO when the spool works
+//! again. A state that changes back and forth is said at most every [`SAY_EVERY`].
+//!
+//! A disk that hangs returns no error, so operations in flight are watched: one that takes [`STALL_AFTER`] makes the
+//! disk stalled. Requests still wait for it then, up to `ACK_TIMEOUT` and `SPOOL_PENDING`.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::metrics::CoreCells;
+
+/// Longest time for one operation of a disk that works.
+pub(super) const STALL_AFTER: Duration = Duration::from_secs(5);
+/// How often operations in flight are looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two log lines about a state that goes on.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
+/// Between two log lines about new states.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the disk took nothing, as an errno; the text also has the remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskError(i32);
+
+impl DiskError {
+    pub fn of(error: &io::Error) -> DiskError {
+        DiskError(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    fn remedy(self) -> &'static str {
+        match self.0 {
+            libc::ENOSPC => "free space on the file system of SPOOL_DIR",
+            libc::EDQUOT => "raise the disk quota that SPOOL_DIR is charged to",
+            libc::EFBIG => "raise the file size limit (ulimit -f, LimitFSIZE) above SPOOL_SEGMENT",
+            libc::EROFS => "mount the file system of SPOOL_DIR for writing",
+            libc::ENOENT | libc::ENOTDIR => {
+                "SPOOL_DIR or what is in it was removed: make SPOOL_DIR again, the rest follows"
+            }
+            libc::EMFILE => "raise the limit of open files (ulimit -n, LimitNOFILE)",
+            libc::ENFILE => "raise the system's limit of open files (fs.file-max)",
+            libc::EACCES | libc::EPERM => "give the server's user its rights on SPOOL_DIR",
+            _ => "check the disk of SPOOL_DIR; the kernel's log may say more",
+        }
+    }
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", io::Error::from_raw_os_error(self.0), self.remedy())
+    }
+}
+
+/// Why the spool of the core with these `cells` cannot acknowledge now; for `/readyz`.
+pub fn not_ready(cells: &CoreCells) -> Option<String> {
+    let stalled = cells.spool_stalled_s.value();
+    if stalled > 0 {
+        return Some(format!("the spool's disk has not answered for {stalled} s"));
+    }
+    match i32::try_from(cells.spool_errno.value()) {
+        Ok(errno) if errno != 0 => {
+            return Some(format!("the spool cannot be written: {}", DiskError(errno)));
+        }
+        _ => {}
+    }
+    let text = match () {
+        () if cells.spool_full.value() != 0 => "the spool is full: SPOOL_MAX is used up",
+        () if cells.spool_preparing.value() != 0 => "the spool is being prepared",
+        () => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// What is known of one core's spool.
+pub(super) struct Health {
+    cells: &'static CoreCells,
+    /// Where this core's segments lie.
+    dir: PathBuf,
+    trouble: RefCell<Option<Trouble>>,
+    stall: RefCell<Option<Trouble>>,
+    /// Since when each operation is in flight.
+    operations: RefCell<Slab<Instant>>,
+    /// Requests refused since the trouble began.
+    refused: Cell<u64>,
+    said_last: Cell<Option<Instant>>,
+    /// Who waits for the disk to stall.
+    waiters: RefCell<Vec<Waker>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// `SPOOL_MAX` is used up.
+    Full,
+    Failing(DiskError),
+    Stalled,
+}
+
+struct Trouble {
+    kind: Kind,
+    text: String,
+    since: Instant,
+    /// When the log last had it; `None`: not yet.
+    said: Option<Instant>,
+    /// The log has had it, or what it was before it changed.
+    is_known: bool,
+}
+
+/// An operation of the disk in flight.
+pub(super) struct Operation<'a> {
+    health: &'a Health,
+    number: usize,
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.health.operations.borrow_mut().remove(self.number);
+    }
+}
+
+impl Health {
+    /// Of a spool that has no room prepared yet.
+    pub(super) fn new(cells: &'static CoreCells, dir: PathBuf) -> Health {
+        cells.spool_preparing.set(1);
+        Health {
+            cells,
+            dir,
+            trouble: RefCell::default(),
+            stall: RefCell::default(),
+            operations: RefCell::default(),
+            refused: Cell::default(),
+            said_last: Cell::default(),
+            waiters: RefCell::default(),
+        }
+    }
+
+    /// An operation begins, which ends when the result is dropped.
+    pub(super) fn begin(&self) -> Operation<'_> {
+        let number = self.operations.borrow_mut().insert(Instant::now());
+        Operation { health: self, number }
+    }
+
+    /// The last write failed, and none has succeeded since.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    pub(super) fn failure(&self) -> Option<DiskError> {
+        match self.trouble.borrow().as_ref()?.kind {
+            Kind::Failing(error) => Some(error),
+            Kind::Full | Kind::Stalled => None,
+        }
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stall.borrow().is_some()
+    }
+
+    /// Ready while the disk is stalled.
+    pub(super) async fn stalled(&self) {
+        poll_fn(|cx| {
+            if self.is_stalled() {
+                return Poll::Ready(());
+            }
+            let mut waiters = self.waiters.borrow_mut();
+            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiters.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The disk refused something at `path`.
+    pub(super) fn failed(&self, path: &Path, error: &io::Error) -> DiskError {
+        let why = DiskError::of(error);
+        self.cells.spool_errno.set(why.0 as u64);
+        let remedy = why.remedy();
+        self.troubled(Kind::Failing(why), || {
+            format!(
+                "the spool cannot be written: {}: {error}; spooled requests get 503 until it can, \
+                 which is tried every SPOOL_PROGRESS: {remedy}",
+                path.display()
+            )
+        });
+        why
+    }
+
+    /// `SPOOL_MAX` is used up.
+    pub(super) fn full(&self) {
+        if self.is_failing() {
+            return;
+        }
+        self.cells.spool_full.set(1);
+        self.troubled(Kind::Full, || {
+            format!(
+                "the spool is full: {}: payloads that are not stored use up SPOOL_MAX; spooled \
+                 requests get 503 until the store has taken some: see to the store, or raise SPOOL_MAX",
+                self.dir.display()
+            )
+        });
+    }
+
+    fn troubled(&self, kind: Kind, text: impl FnOnce() -> String) {
+        let mut trouble = self.trouble.borrow_mut();
+        if trouble.as_ref().is_some_and(|known| known.kind == kind) {
+            return;
+        }
+        // What changes from one failure to another is one outage.
+        let before = trouble.as_ref();
+        let since = before.map_or_else(Instant::now, |known| known.since);
+        let is_known = before.is_some_and(|known| known.is_known);
+        let new = trouble.insert(Trouble { kind, text: text(), since, said: None, is_known });
+        self.say(new, Instant::now());
+    }
+
+    /// Says a new state unless another was said a moment ago, and reminds of an old one.
+    fn say(&self, trouble: &mut Trouble, now: Instant) {
+        let due = match trouble.said {
+            None => self.said_last.get().is_none_or(|last| now - last >= SAY_EVERY),
+            Some(said) => now - said >= REMIND_EVERY,
+        };
+        if !due {
+            return;
+        }
+        let (for_s, refused) = ((now - trouble.since).as_secs(), self.refused.get());
+        tracing::error!(for_s, refused, "{}", trouble.text);
+        trouble.said = Some(now);
+        trouble.is_known = true;
+        self.said_last.set(Some(now));
+    }
+
+    /// A request was turned away.
+    pub(super) fn refused(&self) {
+        self.refused.set(self.refused.get() + 1);
+    }
+
+    /// The disk takes writes again, after it did not.
+    pub(super) fn works(&self) {
+        self.recovered("the spool can be written again");
+        self.cells.spool_errno.set(0);
+    }
+
+    /// There is room for the next request.
+    pub(super) fn has_room(&self) {
+        self.cells.spool_preparing.set(0);
+        if self.cells.spool_full.value() != 0 && !self.is_failing() {
+            self.recovered("the spool has room again");
+            self.cells.spool_full.set(0);
+        }
+    }
+
+    fn recovered(&self, what: &str) {
+        let Some(Trouble { since, is_known, .. }) = self.trouble.take() else { return };
+        let (after_s, refused) = (since.elapsed().as_secs(), self.refused.take());
+        // What was not said needs not be taken back.
+        if is_known {
+            tracing::info!(after_s, refused, "{what}: {}", self.dir.display());
+        }
+    }
+
+    /// Looks at the operations in flight and at what is to be said; to be called every [`LOOK_EVERY`].
+    pub(super) fn look(&self, now: Instant) {
+        let oldest = self.operations.borrow().iter().map(|(_, since)| *since).min();
+        let age = oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let mut stall = self.stall.borrow_mut();
+        if age < STALL_AFTER {
+            if let Some(Trouble { since, is_known: true, .. }) = stall.take() {
+                let (after_s, dir) = ((now - since).as_secs(), self.dir.display());
+                tracing::info!(after_s, "the spool's disk answers again: {dir}");
+            }
+            self.cells.spool_stalled_s.set(0);
+        } else {
+            self.cells.spool_stalled_s.set(age.as_secs());
+            let stalled = stall.get_or_insert_with(|| {
+                let dir = self.dir.display();
+                let text = format!(
+                    "the spool's disk does not answer: {dir}: an operation has been in flight for \
+                     longer than {STALL_AFTER:?}; spooled requests wait up to ACK_TIMEOUT: check the disk of \
+                     SPOOL_DIR"
+                );
+                let since = now - age;
+                Trouble { kind: Kind::Stalled, text, since, said: None, is_known: false }
+            });
+            self.say(stalled, now);
+            drop(stall);
+            self.waiters.take().into_iter().for_each(Waker::wake);
+        }
+        if let Some(trouble) = &mut *self.trouble.borrow_mut() {
+            self.say(trouble, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health() -> Health {
+        Health::new(&crate::metrics::cells(1)[0], "spool/n/core-0".into())
+    }
+
+    fn said(health: &Health) -> bool {
+        health.trouble.borrow().as_ref().is_some_and(|trouble| trouble.said.is_some())
+    }
+
+    #[test]
+    fn every_errno_has_a_text_and_a_remedy() {
+        for (errno, text, remedy) in [
+            (libc::ENOSPC, "No space left", "free space"),
+            (libc::EDQUOT, "quota", "quota"),
+            (libc::EFBIG, "too large", "LimitFSIZE"),
+            (libc::EROFS, "Read-only", "for writing"),
+            (libc::ENOENT, "No such file", "make SPOOL_DIR again"),
+            (libc::EMFILE, "Too many open files", "LimitNOFILE"),
+            (libc::EACCES, "denied", "rights"),
+            (libc::EIO, "error (os error 5)", "kernel's log"),
+        ] {
+            let said = DiskError::of(&io::Error::from_raw_os_error(errno)).to_string();
+            assert!(said.contains(text) && said.contains(remedy), "{said}");
+        }
+        let other = DiskError::of(&io::Error::other("FAULTS=spool_sync"));
+        assert_eq!(other, DiskError(libc::EIO), "what has no errno is an I/O error");
+    }
+
+    #[test]
+    fn a_state_is_said_once_and_reminded_of() {
+        let health = health();
+        let now = Instant::now();
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        health.failed(Path::new("a"), &full);
+        let first = health.trouble.borrow().as_ref().unwrap().said.unwrap();
+        let said_at = || health.trouble.borrow().as_ref().unwrap().said.unwrap();
+        health.failed(Path::new("a"), &full);
+        health.look(now + REMIND_EVERY / 2);
+        assert_eq!(said_at(), first, "not again");
+        health.look(first + REMIND_EVERY);
+        assert_eq!(said_at(), first + REMIND_EVERY, "a reminder");
+        assert!(health.is_failing());
+        health.works();
+        assert!(!health.is_failing() && not_ready(health.cells).is_some(), "still no room");
+        health.has_room();
+        assert_eq!(not_ready(health.cells), None);
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_held_back_but_not_for_ever() {
+        let health = health();
+        let error = io::Error::from_raw_os_error(libc::EIO);
+        health.failed(Path::new("a"), &error);
+        assert!(said(&health));
+        health.works();
+        health.failed(Path::new("a"), &error);
+        assert!(!said(&health), "a moment after the first");
+        health.look(Instant::now() + SAY_EVERY);
+        assert!(said(&health), "it goes on, so it is said");
+    }
+
+    #[test]
+    fn an_outage_that_changes_its_reason_has_one_end() {
+        let health = health();
+        health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::EROFS));
+        health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(!said(&health), "a moment after the first");
+        assert!(health.trouble.borrow().as_ref().unwrap().is_known, "its end is to be said");
+        assert!(not_ready(health.cells).unwrap().contains("No such file"), "the last reason");
+    }
+
+    #[test]
+    fn full_and_failing_do_not_hide_each_other() {
+        let health = health();
+        health.has_room();
+        health.full();
+        assert!(not_ready(health.cells).unwrap().contains("SPOOL_MAX"));
+        assert!(!health.is_failing());
+        health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::EROFS));
+        assert!(not_ready(health.cells).unwrap().contains("Read-only"));
+        health.works();
+        assert!(not_ready(health.cells).unwrap().contains("SPOOL_MAX"), "until there is room");
+        health.has_room();
+        assert_eq!(not_ready(health.cells), None);
+    }
+
+    #[test]
+    fn an_operation_that_takes_too_long_is_a_stall_until_it_ends() {
+        let health = health();
+        health.has_room();
+        let operation = health.begin();
+        let now = Instant::now();
+        health.look(now + STALL_AFTER / 2);
+        assert!(!health.is_stalled());
+        let mut waits = Box::pin(health.stalled());
+        let polled = futures_lite::future::block_on(futures_lite::future::poll_once(&mut waits));
+        assert!(polled.is_none());
+        health.look(now + STALL_AFTER + LOOK_EVERY);
+        assert!(health.is_stalled());
+        futures_lite::future::block_on(waits);
+        let text = not_ready(health.cells).unwrap();
+        assert!(text.contains("has not answered for 5 s") || text.contains("for 6 s"), "{text}");
+        drop(operation);
+        let _short = health.begin();
+        health.look(Instant::now());
+        assert!(!health.is_stalled());
+        assert_eq!(not_ready(health.cells), None);
+    }
+}
