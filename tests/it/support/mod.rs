@@ -17,6 +17,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// No wait in a scenario is longer than this.
@@ -210,8 +211,7 @@ impl Server {
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(&self.child, name);
     }
 
     /// SIGTERM, and how it ended.
@@ -690,4 +690,22 @@ impl Client {
             }
         }
     }
+}
+
+/// Sends the signal `name`, without `SIG`. Not by kill(1), which a fresh Debian does not have.
+pub fn signal(process: &Child, name: &str) {
+    let signal = match name {
+        "ALRM" => Signal::ALARM,
+        "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "QUIT" => Signal::QUIT,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        _ => panic!("signal {name} is not in this table"),
+    };
+    rustix::process::kill_process(Pid::from_child(process), signal).unwrap();
 }
