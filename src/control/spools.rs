@@ -25,7 +25,6 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
         let home = Home::open(&dir, &node, &cores)?;
         Ok(if puts_alone { home.putting_alone() } else { home })
     };
-    ignore_file_size_signal().map_err(|error| format!("signal handlers: {error}"))?;
     let home = glommio::executor().spawn_blocking(open).await.map_err(refused)?;
     let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
     let home = Arc::new(home.with_threads().map_err(no_thread)?);
@@ -84,11 +83,6 @@ impl Keeping {
         });
         (self, kept)
     }
-}
-
-/// A write beyond `RLIMIT_FSIZE` is an error, not the end of the process.
-fn ignore_file_size_signal() -> std::io::Result<()> {
-    signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).map(drop)
 }
 
 pub(super) fn setup(

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, command, files, request};
+use crate::support::{PATIENCE, command, files, request, signal};
 
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
@@ -36,8 +36,7 @@ fn a_signal_with_the_first_200_loses_nothing() {
             assert!(Instant::now() < deadline, "no 200 in time");
             assert!(server.try_wait().unwrap().is_none(), "ended before it served");
         }
-        let pid = server.id().to_string();
-        assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
+        signal(&server, "TERM");
         assert_eq!(server.wait().unwrap().code(), Some(0));
         let stored: Vec<_> = files(&dir.path().join("data")).into_values().collect();
         assert_eq!(stored, [b"\"first\""]);
@@ -51,8 +50,7 @@ fn a_signal_at_any_moment_of_the_start_is_an_orderly_end() {
         let settings = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "off")];
         let mut server = command(dir.path(), &[], &settings).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(after_ms));
-        let pid = server.id().to_string();
-        assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
+        signal(&server, "TERM");
         // Before `main` has begun the signal ends the process as it always does.
         let code = server.wait().unwrap().code();
         assert!(matches!(code, None | Some(0)), "{after_ms} ms: {code:?}");

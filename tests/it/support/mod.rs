@@ -20,6 +20,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// No wait in a scenario is longer than this.
@@ -219,8 +220,7 @@ impl Server {
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(&self.child, name);
     }
 
     /// SIGTERM, and how it ended.
@@ -723,4 +723,22 @@ pub fn allowed(command: &[&str]) -> bool {
     let mut tried = Command::new(command[0]);
     tried.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     tried.status().is_ok_and(|status| status.success())
+}
+
+/// Sends the signal `name`, without `SIG`. Not by kill(1), which a fresh Debian does not have.
+pub fn signal(process: &Child, name: &str) {
+    let signal = match name {
+        "ALRM" => Signal::ALARM,
+        "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "QUIT" => Signal::QUIT,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        _ => panic!("signal {name} is not in this table"),
+    };
+    rustix::process::kill_process(Pid::from_child(process), signal).unwrap();
 }
