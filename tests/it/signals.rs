@@ -45,7 +45,8 @@ fn state(server: &Server) -> char {
 
 #[test]
 fn signals_that_mean_nothing_here_change_nothing() {
-    let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1")]);
+    let server =
+        Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1"), ("DRAIN_TIMEOUT", "30s")]);
     let payloads = numbered(0..80);
     assert_eq!(server.post(collection(&payloads)).status, 200);
     for signal in (1..=64).filter(|signal| !NOT_IGNORED.contains(signal)) {
@@ -61,7 +62,11 @@ fn signals_that_mean_nothing_here_change_nothing() {
 #[test]
 fn each_signal_that_stops_drains() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
-        let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "8")]);
+        let server = Server::start(&[
+            ("FAULTS", "delay=20ms"),
+            ("MAX_WORKERS", "8"),
+            ("DRAIN_TIMEOUT", "30s"),
+        ]);
         assert_eq!(server.post(collection(&numbered(0..80))).status, 200);
         kill(&server, signal);
         let stopped = server.wait_stopped();
@@ -86,7 +91,11 @@ fn a_flood_of_stops_is_two_stops() {
 #[test]
 fn a_pause_loses_nothing() {
     for signal in [libc::SIGTSTP, libc::SIGSTOP] {
-        let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1")]);
+        let server = Server::start(&[
+            ("FAULTS", "delay=20ms"),
+            ("MAX_WORKERS", "1"),
+            ("DRAIN_TIMEOUT", "30s"),
+        ]);
         assert_eq!(server.post(collection(&numbered(0..20))).status, 200);
         kill(&server, signal);
         wait_for("the pause", || state(&server) == 'T');
@@ -151,8 +160,8 @@ fn a_stop_ends_a_start_that_is_stuck() {
         ("AWS_REGION", "us-east-1"),
     ];
     let long = ("BIND_WAIT", "5m");
-    let starts: [(&str, &[&str], &[(&str, &str)]); 6] = [
-        ("the configuration", &["--config", "fifo"], &[]),
+    let starts = [
+        ("the configuration", &["--config", "fifo"][..], &[][..]),
         ("the tokens", &[], &[("TOKENS_FILE", "fifo")]),
         ("the store", &[], &s3),
         ("LISTEN", &[], &[("LISTEN", &taken), long]),
