@@ -17,7 +17,8 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde_json::Value;
 
 use crate::support::{
-    Client, Metrics, PATIENCE, Server, collection, command, dead_letters, numbered, run, wait_for,
+    Client, Metrics, PATIENCE, Server, collection, command, dead_letters, kill_command, numbered,
+    run, wait_for,
 };
 
 /// A server whose log this test does not read to find its addresses.
@@ -83,7 +84,7 @@ impl Deaf {
     /// SIGTERM; the exit status, which must come within `DRAIN_TIMEOUT`.
     fn stop(&mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        assert!(kill_command().arg(&pid).status().unwrap().success());
         let signalled = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::support::{PATIENCE, Server, command, run, wait_for};
+use crate::support::{PATIENCE, Server, command, kill_command, run, wait_for};
 
 /// An address that was free a moment ago.
 fn free() -> String {
@@ -60,7 +60,7 @@ fn of_two_that_start_at_the_same_moment_one_serves() {
         for (mut server, _dir) in servers {
             if server.try_wait().unwrap().is_none() {
                 let pid = server.id().to_string();
-                assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+                assert!(kill_command().arg(&pid).status().unwrap().success());
             }
             let output = server.wait_with_output().unwrap();
             let text = String::from_utf8(output.stderr).unwrap();
@@ -92,7 +92,7 @@ fn an_address_that_gets_free_in_time_is_taken() {
         let pid = server.id().to_string();
         wait_for("an orderly end", || {
             // A stop before it serves would be one as well.
-            Command::new("kill").arg(&pid).status().unwrap();
+            kill_command().arg(&pid).status().unwrap();
             server.try_wait().unwrap().is_some()
         });
         assert_eq!(server.wait().unwrap().code(), Some(0));

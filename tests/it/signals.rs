@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Server, collection, command, contents, files, numbered, run, sorted, wait_for,
+    Server, collection, command, contents, files, kill_command, numbered, run, sorted, wait_for,
 };
 
 /// Stops, kills, reports of bugs, and pauses; 19 is SIGSTOP, 20 SIGTSTP. By number: some have no name everywhere.
@@ -34,7 +34,7 @@ const NOT_IGNORED: [i32; 13] = [
 
 fn kill(server: &Server, signal: i32) {
     let args = [format!("-{signal}"), server.pid().to_string()];
-    assert!(Command::new("kill").args(args).status().unwrap().success(), "signal {signal}");
+    assert!(kill_command().args(args).status().unwrap().success(), "signal {signal}");
 }
 
 /// A letter: `S`, `R`, `T` for stopped, …
@@ -45,7 +45,8 @@ fn state(server: &Server) -> char {
 
 #[test]
 fn signals_that_mean_nothing_here_change_nothing() {
-    let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1")]);
+    let server =
+        Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1"), ("DRAIN_TIMEOUT", "30s")]);
     let payloads = numbered(0..80);
     assert_eq!(server.post(collection(&payloads)).status, 200);
     for signal in (1..=64).filter(|signal| !NOT_IGNORED.contains(signal)) {
@@ -61,7 +62,11 @@ fn signals_that_mean_nothing_here_change_nothing() {
 #[test]
 fn each_signal_that_stops_drains() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
-        let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "8")]);
+        let server = Server::start(&[
+            ("FAULTS", "delay=20ms"),
+            ("MAX_WORKERS", "8"),
+            ("DRAIN_TIMEOUT", "30s"),
+        ]);
         assert_eq!(server.post(collection(&numbered(0..80))).status, 200);
         kill(&server, signal);
         let stopped = server.wait_stopped();
@@ -86,7 +91,11 @@ fn a_flood_of_stops_is_two_stops() {
 #[test]
 fn a_pause_loses_nothing() {
     for signal in [libc::SIGTSTP, libc::SIGSTOP] {
-        let server = Server::start(&[("FAULTS", "delay=20ms"), ("MAX_WORKERS", "1")]);
+        let server = Server::start(&[
+            ("FAULTS", "delay=20ms"),
+            ("MAX_WORKERS", "1"),
+            ("DRAIN_TIMEOUT", "30s"),
+        ]);
         assert_eq!(server.post(collection(&numbered(0..20))).status, 200);
         kill(&server, signal);
         wait_for("the pause", || state(&server) == 'T');
@@ -151,9 +160,8 @@ fn a_stop_ends_a_start_that_is_stuck() {
         ("AWS_REGION", "us-east-1"),
     ];
     let long = ("BIND_WAIT", "5m");
-    type Settings<'a> = &'a [(&'a str, &'a str)];
-    let starts: [(&str, &[&str], Settings<'_>); 6] = [
-        ("the configuration", &["--config", "fifo"], &[]),
+    let starts = [
+        ("the configuration", &["--config", "fifo"][..], &[][..]),
         ("the tokens", &[], &[("TOKENS_FILE", "fifo")]),
         ("the store", &[], &s3),
         ("LISTEN", &[], &[("LISTEN", &taken), long]),
@@ -173,7 +181,7 @@ fn a_stop_ends_a_start_that_is_stuck() {
             assert_eq!(server.try_wait().unwrap(), None, "not stuck in {what}");
             let signalled = Instant::now();
             let pid = server.id().to_string();
-            assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+            assert!(kill_command().args(["-s", signal, &pid]).status().unwrap().success());
             let status = loop {
                 if let Some(status) = server.try_wait().unwrap() {
                     break status;
@@ -208,7 +216,7 @@ fn a_hangup_during_the_start_does_not_end_it() {
     let log = BufReader::new(server.stderr.take().unwrap());
     std::thread::sleep(Duration::from_millis(200));
     let pid = server.id().to_string();
-    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+    assert!(kill_command().args(["-s", "HUP", &pid]).status().unwrap().success());
     // The check, the start and the reload read it: each waits for a writer, and reads until there is none.
     let (done, until) = std::sync::mpsc::channel::<()>();
     let path = dir.path().join("fifo");
@@ -225,7 +233,7 @@ fn a_hangup_during_the_start_does_not_end_it() {
     assert!(reloaded);
     drop(done);
     writer.join().unwrap();
-    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+    assert!(kill_command().arg(&pid).status().unwrap().success());
     assert_eq!(server.wait().unwrap().code(), Some(0));
 }
 

@@ -725,6 +725,13 @@ pub fn allowed(command: &[&str]) -> bool {
     tried.status().is_ok_and(|status| status.success())
 }
 
+/// kill(1) as the shell has it built in: a fresh Debian has no other.
+pub fn kill_command() -> Command {
+    let mut kill = Command::new("sh");
+    kill.args(["-c", r#"kill "$@""#, "kill"]);
+    kill
+}
+
 /// Sends the signal `name`, without `SIG`. Not by kill(1), which a fresh Debian does not have.
 pub fn signal(process: &Child, name: &str) {
     let signal = match name {
