@@ -7,10 +7,12 @@
 //! control writes.
 
 mod chain;
+mod endpoint;
 pub(crate) mod environment;
 mod files;
 pub mod names;
 mod profile;
+pub mod proxies;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,13 +27,14 @@ use glommio::Task;
 
 use crate::config::{Checksum, S3Options, SignPayload};
 use crate::store::clock::ClockOffset;
-use crate::store::dial::Dialer;
+use crate::store::dial::{Dialer, Origin};
 use crate::store::pool::Pool;
 use crate::store::s3::S3Store;
 use crate::store::s3::probe::Answer;
-use crate::store::{StoreSeed, tls};
+use crate::store::{StoreSeed, direct, tls};
 use chain::First;
 use names::Names;
+use proxies::{BadProxy, Proxies, Proxy};
 
 /// Idle connections control keeps per credential service.
 const CONTROL_IDLE_MAX: usize = 2;
@@ -56,26 +59,42 @@ pub struct Overrides {
     pub hosts: Vec<(String, Vec<SocketAddr>)>,
     /// Trusted beside the host's roots.
     pub roots: Vec<CertificateDer<'static>>,
+    /// Instead of those that the environment names.
+    pub proxies: Option<Proxies>,
 }
 
 /// Why an `s3://` store cannot start. Each is one sentence that names the thing and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     #[error(
-        "no AWS region is set for bucket {bucket}: set AWS_REGION, or a region in the AWS profile"
+        "no AWS region is set for bucket {bucket}: set AWS_REGION, or a region in the AWS profile{metadata}"
     )]
-    NoRegion { bucket: String },
+    NoRegion {
+        bucket: String,
+        /// What is to be said of a metadata service that did not answer, or nothing.
+        metadata: String,
+    },
     #[error(
-        "endpoint {url:?} is not usable: give http://HOST[:PORT] or https://HOST[:PORT] in AWS_ENDPOINT_URL_S3, \
+        "endpoint {url:?} is not usable, {why}: give http://HOST[:PORT] or https://HOST[:PORT] in AWS_ENDPOINT_URL_S3, \
          AWS_ENDPOINT_URL or endpoint_url of the AWS profile"
     )]
-    BadEndpoint { url: String },
+    BadEndpoint { url: String, why: &'static str },
+    #[error(
+        "endpoint {url} names bucket {bucket}, which would be put in a second time, so that objects go to {bucket}/…: \
+         set the endpoint to {without}, or, if it is right as it is, set S3_FORCE_PATH_STYLE=true (the bucket goes into \
+         the path) or false (into the host name)"
+    )]
+    BucketInEndpoint { url: String, bucket: String, without: String },
+    #[error(transparent)]
+    Proxy(#[from] BadProxy),
     #[error(
         "no AWS credentials found{profile}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, \
-         or run where a role is attached (web identity, ECS, EC2)"
+         or run where a role is attached (web identity, ECS, EC2){metadata}"
     )]
     NoCredentials {
         profile: String,
+        /// What is to be said of a metadata service that did not answer, or nothing.
+        metadata: String,
         /// EC2's metadata service was asked and not reached.
         unreached: bool,
     },
@@ -130,23 +149,35 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
     let names = Names::new(overrides.hosts.clone());
     let names_task = glommio::spawn_local(names.clone().keep());
     let tls = tls::client_config(&overrides.roots).map_err(StartError::Tls)?;
-    let pool = Pool::new(Dialer::new(names.clone(), &tls), CONTROL_IDLE_MAX);
+    let proxies = match overrides.proxies.clone() {
+        Some(proxies) => proxies,
+        None => Proxies::read(&|name| std::env::var_os(name))?,
+    };
+    let proxies = Arc::new(proxies);
+    let age = target.options.connection_age;
+    let pool = Pool::new(Dialer::new(names.clone(), proxies.clone(), &tls, age), CONTROL_IDLE_MAX);
     let chain = chain::Chain::new(pool, overrides);
-    let First { place, provider, credentials } = chain.first(&target.bucket).await?;
+    let First { place, provider, credentials } = chain.first(&target).await?;
     let (keys, no_keys) = match credentials {
         Ok(credentials) => (Keys { credentials, generation: 1, stuck: false }, None),
         Err(error) => (Keys::none(), Some(error.to_string())),
     };
+    let origin = direct::origin(&target.bucket, &place, path_style(&target, &place));
     let shared = Arc::new(AwsShared {
         target,
         place,
+        origin,
         names,
+        proxies,
         tls,
         clock: ClockOffset::default(),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
         no_keys: ArcSwapOption::from_pointee(no_keys),
         wanted: AtomicU64::new(0),
     });
+    if let Some(proxy) = shared.proxy() {
+        tracing::info!("requests to the store go through proxy {proxy}");
+    }
     let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
     Ok(Aws { shared, names: names_task, credentials: keeper })
 }
@@ -194,6 +225,11 @@ pub(crate) struct Place {
     pub(crate) dual_stack: Option<bool>,
 }
 
+fn path_style(target: &S3Target, place: &Place) -> bool {
+    let custom = place.endpoint.is_some() && !target.bucket.starts_with("arn:");
+    target.options.force_path_style.unwrap_or(custom)
+}
+
 /// One published set of credentials.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -216,8 +252,11 @@ impl Keys {
 pub struct AwsShared {
     target: S3Target,
     place: Place,
-    pub(crate) names: Arc<Names>,
-    pub(crate) tls: Arc<ClientConfig>,
+    /// Where requests go, if that can be said of the bucket.
+    origin: Option<Origin>,
+    names: Arc<Names>,
+    proxies: Arc<Proxies>,
+    tls: Arc<ClientConfig>,
     /// What the probe learnt of the store's clock: control's own, and where each core's starts.
     pub(crate) clock: ClockOffset,
     /// Written by control only.
@@ -231,6 +270,27 @@ pub struct AwsShared {
 impl AwsShared {
     pub fn target(&self) -> &S3Target {
         &self.target
+    }
+
+    /// What a core connects with.
+    pub(crate) fn dialer(&self) -> Dialer {
+        let age = self.target.options.connection_age;
+        Dialer::new(self.names.clone(), self.proxies.clone(), &self.tls, age)
+    }
+
+    /// The proxy that wants requests to `origin` in absolute form, if there is one.
+    pub(crate) fn absolute_form(&self, origin: &Origin) -> Option<&Proxy> {
+        self.proxies.absolute_form(origin)
+    }
+
+    /// The proxy that requests to the store go through.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.proxies.of(self.origin.as_ref()?)
+    }
+
+    /// The same if they are sent to it in absolute form: then it can answer in the store's place.
+    pub(crate) fn http_proxy(&self) -> Option<&Proxy> {
+        self.absolute_form(self.origin.as_ref()?)
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -251,9 +311,10 @@ impl AwsShared {
         self.endpoint().is_none_or(|url| url.starts_with("https:"))
     }
 
-    /// `https://host/bucket/key` rather than `https://bucket.host/key`.
+    /// `https://host/bucket/key` rather than `https://bucket.host/key`. An access point is always
+    /// named in the host.
     pub fn path_style(&self) -> bool {
-        self.target.options.force_path_style.unwrap_or(self.place.endpoint.is_some())
+        path_style(&self.target, &self.place)
     }
 
     /// The checksum every PUT carries, `Auto` decided: AWS wants one for buckets with Object Lock,

@@ -17,6 +17,7 @@ use crate::store::file::mode::FileMode;
 
 mod layers;
 mod objects;
+mod s3;
 mod settings;
 mod value;
 
@@ -152,16 +153,24 @@ pub struct SpoolOptions {
 pub struct S3Options {
     pub acl: Option<String>,
     pub storage_class: Option<String>,
-    /// `AES256` or `aws:kms`.
+    /// `AES256`, `aws:kms` or `aws:kms:dsse`.
     pub sse: Option<String>,
-    /// Only together with `sse = aws:kms`.
+    /// Only together with one of the `aws:kms` kinds of `sse`.
     pub kms_key_id: Option<String>,
+    /// Only together with `sse = aws:kms`.
+    pub bucket_key: Option<bool>,
+    /// As the header carries them: `KEY=VALUE&…`, each part percent-encoded.
+    pub tags: Option<String>,
+    /// Twelve digits.
+    pub expected_owner: Option<String>,
     /// `None`: path style on a custom endpoint, virtual-host style on AWS.
     pub force_path_style: Option<bool>,
     pub checksum: Checksum,
     /// `CONTENT_TYPE`, with what `auto` stands for.
     pub content_type: String,
     pub connect_timeout: Duration,
+    /// How long a connection is used; zero: for as long as the store keeps it open.
+    pub connection_age: Duration,
     pub client: S3Client,
     pub sign_payload: SignPayload,
     /// `If-None-Match: *`: an object that is there already is kept and counts as stored.
@@ -404,7 +413,7 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
-        s3: read_s3(r, content_type),
+        s3: s3::read(r, content_type),
         keys: objects::read_keys(r, batch.is_some()),
         batch,
         put_price: r.take("PUT_PRICE", value::dollars),
@@ -447,25 +456,6 @@ fn segment_size(r: &mut Reader<'_>) -> u64 {
     size - size % BLOCK
 }
 
-fn read_s3(r: &mut Reader<'_>, content_type: &str) -> S3Options {
-    use value::{header_token, optional};
-    S3Options {
-        acl: r.take("S3_ACL", optional(header_token)),
-        storage_class: r.take("S3_STORAGE_CLASS", optional(header_token)),
-        sse: r.take("S3_SSE", optional(value::sse)),
-        kms_key_id: r.take("S3_KMS_KEY_ID", optional(header_token)),
-        force_path_style: r.take("S3_FORCE_PATH_STYLE", value::auto_or_bool),
-        checksum: r.take("S3_CHECKSUM", value::checksum),
-        content_type: r
-            .take("CONTENT_TYPE", value::content_type)
-            .unwrap_or_else(|| content_type.to_owned()),
-        connect_timeout: r.take("S3_CONNECT_TIMEOUT", value::time(MILLISECOND..=10 * MINUTE)),
-        client: r.take("S3_CLIENT", value::s3_client),
-        sign_payload: r.take("S3_SIGN_PAYLOAD", value::sign_payload),
-        if_none_match: r.take("S3_IF_NONE_MATCH", value::boolean),
-    }
-}
-
 /// What must hold between settings that are each allowed alone.
 fn check_relations(r: &mut Reader<'_>, c: &Config) {
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
@@ -484,10 +474,7 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
     r.require(c.retry_base <= c.retry_max, "RETRY_BASE", "RETRY_MAX", |max| {
         format!("is above {max}: lower it or raise RETRY_MAX")
     });
-    let with_kms = c.s3.kms_key_id.is_none() || c.s3.sse.as_deref() == Some("aws:kms");
-    r.require(with_kms, "S3_KMS_KEY_ID", "S3_SSE", |sse| {
-        format!("is used only with S3_SSE=aws:kms, but here is {sse}: set that or drop the key")
-    });
+    s3::check(r, c);
     let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
         format!("is taken by {listen}: give another port, or off")

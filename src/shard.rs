@@ -361,14 +361,30 @@ const SLICE: Duration = Duration::from_millis(2);
 
 /// Pins the calling thread to `cpu`; gives the CPUs that it could use before.
 ///
-/// glommio could do it (`Placement::Fixed`), but only where `/sys` tells the topology of all CPUs, and panics elsewhere.
-///
 /// # Errors
 /// `cpu` is not one that this process may use, or went offline.
 pub fn pin(cpu: usize) -> std::io::Result<CpuSet> {
     let before = sched_getaffinity(None)?;
     sched_setaffinity(None, &cpu_set(&[cpu]))?;
     Ok(before)
+}
+
+/// What glommio is to pin the executor and its blocking thread to, which does renames and dead letters: off the data cores
+/// if the process may use others. `None` where `/sys` does not tell the topology of this CPU: glommio refuses or panics
+/// there, and [`pin`] does it.
+fn placements(core_id: usize, spare_cpus: &[usize]) -> Option<(Placement, PoolPlacement)> {
+    let online = glommio::CpuSet::online().ok()?;
+    online.iter().find(|cpu| cpu.cpu == core_id)?;
+    let spare = online.filter(|cpu| spare_cpus.contains(&cpu.cpu));
+    let blocking =
+        if spare.is_empty() { PoolPlacement::Unbound(1) } else { PoolPlacement::Fenced(1, spare) };
+    Some((Placement::Fixed(core_id), blocking))
+}
+
+/// What `placements` would do, by hand: the blocking thread inherits the pin, and is released from it later.
+fn pin_by_hand(core_id: usize, spare_cpus: &[usize]) -> std::io::Result<CpuSet> {
+    let allowed = pin(core_id)?;
+    Ok(if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) })
 }
 
 fn cpu_set(cpus: &[usize]) -> CpuSet {
@@ -388,24 +404,27 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let bell = setup.doorbell.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
         let _farewell = Farewell { cells: setup.cells, bell };
-        // Before the executor allocates: its memory is to lie near this CPU.
-        let allowed = match pin(setup.core_id) {
-            Ok(allowed) => allowed,
-            Err(error) => {
-                return tracing::error!(core = setup.core_id, %error, "cannot pin to this core");
+        let mut blocking_cpus = None;
+        let placed = placements(setup.core_id, &setup.spare_cpus);
+        if placed.is_none() {
+            // Before the executor allocates: its memory is to lie near this CPU.
+            match pin_by_hand(setup.core_id, &setup.spare_cpus) {
+                Ok(cpus) => blocking_cpus = Some(cpus),
+                Err(error) => {
+                    return tracing::error!(core = setup.core_id, %error, "cannot pin to this core");
+                }
             }
-        };
-        let executor = LocalExecutorBuilder::new(Placement::Unbound)
+        }
+        let (placement, blocking) =
+            placed.unwrap_or((Placement::Unbound, PoolPlacement::Unbound(1)));
+        let executor = LocalExecutorBuilder::new(placement)
             .name("millrace-core")
             .io_memory(IO_MEMORY_BYTES)
             .preempt_timer(SLICE)
-            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+            .blocking_thread_pool_placement(blocking)
             .make();
         match executor {
-            Ok(executor) => executor.run(async {
-                release_blocking_thread(&setup.spare_cpus, allowed).await;
-                run(setup).await;
-            }),
+            Ok(executor) => executor.run(run(setup, blocking_cpus)),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
@@ -413,10 +432,8 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     })
 }
 
-/// The executor's blocking thread has inherited the pin. It does renames and dead letters, off the data cores if the process
-/// may use other CPUs.
-async fn release_blocking_thread(spare_cpus: &[usize], allowed: CpuSet) {
-    let cpus = if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) };
+/// The executor's blocking thread has inherited a pin that it must not share.
+async fn release_blocking_thread(cpus: CpuSet) {
     let released = glommio::executor().spawn_blocking(move || sched_setaffinity(None, &cpus)).await;
     if let Err(error) = released {
         tracing::warn!("the blocking thread stays on its core: {error}");
@@ -444,7 +461,13 @@ fn ring_doorbell(bell: &Socket) {
     let _nobody_to_tell = bell.write(b"!");
 }
 
-async fn run(mut setup: Setup) {
+/// The core's life; `blocking_cpus` are those to which its blocking thread is to be moved.
+async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
+    // First of all: any wait may need it.
+    glommio::spawn_local(stay_awake()).detach();
+    if let Some(cpus) = blocking_cpus {
+        glommio::spawn_local(release_blocking_thread(cpus)).detach();
+    }
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {
@@ -460,7 +483,6 @@ async fn run(mut setup: Setup) {
             tracing::debug!(%error, "the kernel's workers run as it likes");
         }
     }
-    glommio::spawn_local(stay_awake()).detach();
     let core = Core::new(&mut setup, net);
     let Setup { limits, listener, doorbell, .. } = setup;
     let bell = doorbell.try_clone().expect("descriptors suffice at start");

@@ -12,13 +12,16 @@ pub mod dial;
 pub mod direct;
 pub mod faulty;
 pub mod file;
+pub(crate) mod idle;
 pub(crate) mod keys;
 mod object;
 pub(crate) mod pool;
 mod progress;
+pub(crate) mod race;
 pub mod s3;
 mod sums;
 pub(crate) mod tls;
+mod tunnel;
 
 use std::fmt;
 use std::future::{Future, poll_fn};

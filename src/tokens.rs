@@ -113,6 +113,11 @@ impl TokenView {
         TokenView(RefCell::new(Cache::new(published)))
     }
 
+    /// A view of a set that stays as it is.
+    pub fn fixed(set: Arc<TokenSet>) -> TokenView {
+        TokenView::new(Arc::new(ArcSwap::new(set)))
+    }
+
     /// [`TokenSet::contains`] of the newest set.
     pub fn contains(&self, token: Option<&str>) -> bool {
         self.0.borrow_mut().load().contains(token)

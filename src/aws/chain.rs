@@ -21,10 +21,10 @@ use aws_types::service_config::ServiceConfigKey;
 use glommio::timer::Timer;
 
 use super::environment::{self, Variables};
-use super::{AwsShared, Overrides, Place, StartError, files, profile};
+use super::{AwsShared, Overrides, Place, S3Target, StartError, endpoint, files, profile};
 use crate::deadline::within;
 use crate::store::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
-use crate::store::dial::{LinkError, Origin};
+use crate::store::dial::LinkError;
 use crate::store::pool::Pool;
 
 /// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
@@ -45,6 +45,8 @@ const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 /// Where the metadata service, not the store, listens for `connect_timeout`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What `aws-config`'s chain calls EC2's metadata service.
+const METADATA_PROVIDER: &str = "Ec2InstanceMetadata";
 /// What stores outside AWS sign for when nobody said otherwise.
 const CUSTOM_REGION: &str = "us-east-1";
 
@@ -67,13 +69,25 @@ impl Chain {
     }
 
     /// Loads everything for the first time.
-    pub(super) async fn first(&self, bucket: &str) -> Result<First, StartError> {
+    pub(super) async fn first(&self, target: &S3Target) -> Result<First, StartError> {
         let deadline = Instant::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
         let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
-        let place = place(&config, bucket)?;
+        let place = match place(&config, target) {
+            Err(StartError::NoRegion { bucket, .. }) => {
+                // The region's provider does not say whether the service it asked has answered.
+                let error = match config.credentials_provider() {
+                    Some(provider) => fetch(&provider).await.err(),
+                    None => None,
+                };
+                let metadata = error.as_ref().map(silent_metadata).unwrap_or_default();
+                return Err(StartError::NoRegion { bucket, metadata });
+            }
+            other => other?,
+        };
         let provider = config.credentials_provider().ok_or_else(|| StartError::NoCredentials {
             profile: String::new(),
+            metadata: String::new(),
             unreached: false,
         })?;
         let ask = async { provider.provide_credentials().await.map_err(start_error) };
@@ -191,22 +205,17 @@ async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, Star
     glommio::executor().spawn_blocking(read).await
 }
 
-fn place(config: &SdkConfig, bucket: &str) -> Result<Place, StartError> {
+fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
+    let (bucket, path_style) = (&target.bucket, target.options.force_path_style);
     let endpoint = s3_endpoint(config);
-    if let Some(url) = &endpoint {
-        // A password in it would end up in every message that names the endpoint.
-        if let Some((_, host)) = url.rsplit_once('@') {
-            return Err(StartError::BadEndpoint { url: format!("…@{host}") });
-        }
-        let usable = url.parse().is_ok_and(|uri| Origin::of(&uri).is_some());
-        if !usable {
-            return Err(StartError::BadEndpoint { url: url.clone() });
-        }
-    }
+    let endpoint = endpoint.map(|url| endpoint::usable(&url, bucket, path_style)).transpose()?;
     let region = match (config.region(), &endpoint) {
         (Some(region), _) => region.to_string(),
         (None, Some(_)) => CUSTOM_REGION.to_owned(),
-        (None, None) => return Err(StartError::NoRegion { bucket: bucket.to_owned() }),
+        (None, None) => {
+            let (bucket, metadata) = (bucket.to_owned(), String::new());
+            return Err(StartError::NoRegion { bucket, metadata });
+        }
     };
     Ok(Place { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
 }
@@ -274,7 +283,8 @@ fn start_error(error: CredentialsError) -> StartError {
     if let CredentialsError::CredentialsNotLoaded(_) = error {
         let profile = environment::path_variable("AWS_PROFILE");
         let profile = profile.map(|name| format!(" (AWS_PROFILE={})", name.display()));
-        return StartError::NoCredentials { profile: profile.unwrap_or_default(), unreached };
+        let (profile, metadata) = (profile.unwrap_or_default(), silent_metadata(&error));
+        return StartError::NoCredentials { profile, metadata, unreached };
     }
     let why = with_sources(&error);
     // The chain was built without these and says so by the feature's name.
@@ -290,6 +300,36 @@ fn start_error(error: CredentialsError) -> StartError {
     let tokens = environment::read(&|name| std::env::var_os(name));
     let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
     StartError::Credentials { why: why + &tokens, unreached }
+}
+
+/// What to say of EC2's metadata service where it was asked and did not answer; empty if it was not, or did.
+///
+/// A packet that is dropped for its hop limit looks like this: the connection stands, for only the answer that holds
+/// the session token has the limit, and then nothing comes.
+fn silent_metadata(error: &CredentialsError) -> String {
+    let Some(link) = metadata_link_error(error) else { return String::new() };
+    let (host, port, timed_out) = match link.bare().0 {
+        LinkError::ReadTimeout { host, port, .. }
+        | LinkError::ConnectTimeout { host, port, .. } => (host, *port, true),
+        LinkError::Unreachable { host, port, .. } => (host, *port, false),
+        _ => return String::new(),
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let port = if port == 80 { String::new() } else { format!(":{port}") };
+    let service = format!("the instance metadata service at http://{host}{port}");
+    if !timed_out {
+        return format!("; {service} cannot be reached ({})", with_sources(link));
+    }
+    format!(
+        "; {service} did not answer; in a container its hop limit must be 2: aws ec2 \
+         modify-instance-metadata-options --instance-id ID --http-put-response-hop-limit 2 --http-endpoint enabled"
+    )
+}
+
+fn metadata_link_error(error: &CredentialsError) -> Option<&LinkError> {
+    let chain = error.source()?.downcast_ref::<ProviderChainError<CredentialsError>>()?;
+    let attempt = chain.attempts().iter().find(|attempt| attempt.name() == METADATA_PROVIDER)?;
+    link_error(attempt.error())
 }
 
 /// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata

@@ -141,7 +141,7 @@ impl Names {
         }
     }
 
-    fn publish(&self, host: String, answer: Result<Vec<SocketAddr>, String>) {
+    pub(crate) fn publish(&self, host: String, answer: Result<Vec<SocketAddr>, String>) {
         let mut table = HashMap::clone(&self.table.load());
         let entry = table.entry(host).or_insert(Entry {
             addresses: Vec::new(),

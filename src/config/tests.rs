@@ -42,6 +42,7 @@ fn every_default_parses_and_is_the_documented_one() {
     assert_eq!(config.s3.content_type, "application/octet-stream");
     assert_eq!(config.s3.connect_timeout, Duration::from_secs(3));
     assert_eq!(config.s3.force_path_style, None);
+    assert_eq!(config.s3.connection_age, Duration::from_secs(60));
     assert_eq!((config.tokens_file, config.faults, config.s3.acl), (None, None, None));
     assert_eq!(config.dead_letter_max, 1 << 30);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));
@@ -113,6 +114,17 @@ fn relations_between_settings_name_both() {
         (&[("PUT_TIMEOUT", "11m")], "PUT_TIMEOUT", "PUT_TIMEOUT_MAX"),
         (&[("S3_KMS_KEY_ID", "k")], "S3_KMS_KEY_ID", "S3_SSE"),
         (&[("S3_KMS_KEY_ID", "k"), ("S3_SSE", "AES256")], "S3_KMS_KEY_ID", "S3_SSE"),
+        (&[("S3_BUCKET_KEY", "true")], "S3_BUCKET_KEY", "S3_SSE"),
+        (&[("S3_BUCKET_KEY", "false"), ("S3_SSE", "AES256")], "S3_BUCKET_KEY", "S3_SSE"),
+        (&[("S3_BUCKET_KEY", "true"), ("S3_SSE", "aws:kms:dsse")], "S3_BUCKET_KEY", "S3_SSE"),
+        (
+            &[
+                ("STORE", "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/a/p/"),
+                ("S3_FORCE_PATH_STYLE", "true"),
+            ],
+            "S3_FORCE_PATH_STYLE",
+            "STORE",
+        ),
         (&[("ADMIN_LISTEN", "127.0.0.1:8080")], "ADMIN_LISTEN", "LISTEN"),
         (&[("STORE", "file:dead-letter/")], "DEAD_LETTER_DIR", "STORE"),
     ] {
@@ -122,6 +134,12 @@ fn relations_between_settings_name_both() {
     }
     let kms = [("S3_KMS_KEY_ID", "k"), ("S3_SSE", "aws:kms")];
     assert_eq!(resolve(&kms, &[], None).unwrap().0.s3.kms_key_id.as_deref(), Some("k"));
+    for kind in ["aws:kms", "aws:kms:dsse"] {
+        let with_key = [("S3_KMS_KEY_ID", "k"), ("S3_SSE", kind)];
+        assert_eq!(resolve(&with_key, &[], None).unwrap().0.s3.sse.as_deref(), Some(kind));
+    }
+    let bucket_key = [("S3_BUCKET_KEY", "true"), ("S3_SSE", "aws:kms")];
+    assert_eq!(resolve(&bucket_key, &[], None).unwrap().0.s3.bucket_key, Some(true));
     let drawn = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
     assert!(resolve(&drawn, &[], None).is_ok());
 }

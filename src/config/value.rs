@@ -159,6 +159,10 @@ pub(super) fn store(text: &str) -> Parsed<StoreUrl> {
         return Ok(StoreUrl::Null);
     }
     if let Some(rest) = text.strip_prefix("s3://") {
+        if rest.starts_with("arn:") {
+            let (bucket, prefix) = super::s3::access_point(rest)?;
+            return Ok(StoreUrl::S3 { bucket, prefix: key_prefix(prefix)? });
+        }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         return Ok(StoreUrl::S3 { bucket: bucket_name(bucket)?, prefix: key_prefix(prefix)? });
     }
@@ -300,13 +304,6 @@ pub(super) fn dollars(text: &str) -> Parsed<f64> {
     match text.parse::<f64>() {
         Ok(dollars) if (0.0..=1e6).contains(&dollars) => Ok(dollars),
         _ => Err("give dollars from 0 to 1000000, such as 0.005".into()),
-    }
-}
-
-pub(super) fn sse(text: &str) -> Parsed<String> {
-    match text {
-        "AES256" | "aws:kms" => Ok(text.into()),
-        _ => Err("give AES256 or aws:kms".into()),
     }
 }
 
@@ -487,6 +484,7 @@ mod tests {
             ("s3://buck et", "only letters"),
             ("s3://abc//x", "empty part"),
             ("s3://abc/x/../y", "part . or .."),
+            ("s3://arn:aws:s3:::bucket/x", "alias"),
             ("s3://abc/x\ny", "control character"),
             ("null", "give file:DIR"),
         ] {

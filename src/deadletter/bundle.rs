@@ -27,7 +27,7 @@ pub(super) const BUNDLE: &str = "letters";
 /// Between a letter's own members and its checksum, eight hexadecimal digits.
 const CRC_START: &str = r#","crc32":""#;
 const CRC_END: &str = r#""}"#;
-/// Longest line a reader takes for a letter's. A stop's letters have a key, a store and a fixed text: a few kilobytes.
+/// Longest line a reader takes for a letter's. A letter has a key, a store and a bounded error: a few kilobytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// What is gathered for one write, so small payloads are not one each.
 const BUFFER_BYTES: usize = 256 << 10;

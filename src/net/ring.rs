@@ -462,6 +462,9 @@ impl Ring {
             tracing::error!("io_uring takes no submissions: {error}");
         }
         self.take_from_backlog();
+        if !self.backlog.is_empty() {
+            tracing::debug!(waiting = self.backlog.len(), "io_uring takes no submissions now");
+        }
     }
 
     fn take_from_backlog(&mut self) {

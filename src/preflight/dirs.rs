@@ -23,7 +23,8 @@ use crate::deadletter::create_dir;
 pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
     match &config.store {
         StoreUrl::File(dir) => {
-            let make = |dir: &Path| fs::create_dir_all(dir);
+            // With the permissions that the store would give it.
+            let make = |dir: &Path| config.file_mode.create_dir_all(dir);
             let finding = judge_dir("STORE", dir, &look(dir, mode, make));
             [finding].into_iter().chain(exposed::dir("STORE", dir)).collect()
         }

@@ -150,12 +150,16 @@ pub fn descriptors() -> Option<u64> {
 /// The least of what limits open files.
 struct DescriptorLimit {
     most: Option<u64>,
-    /// What it is called, and how it is raised to a number.
+    /// What it is called.
     by: &'static str,
 }
 
 impl DescriptorLimit {
     const PROCESS: &'static str = "RLIMIT_NOFILE";
+    /// The most that `RLIMIT_NOFILE` of any process can be.
+    const HOST_EACH: &'static str = "fs.nr_open";
+    /// Of all processes together.
+    const HOST_ALL: &'static str = "fs.file-max";
 
     fn read() -> DescriptorLimit {
         let soft = getrlimit(Resource::Nofile).current;
@@ -164,7 +168,7 @@ impl DescriptorLimit {
     }
 
     fn least(soft: Option<u64>, nr_open: Option<u64>, free: Option<u64>) -> DescriptorLimit {
-        let all = [(soft, Self::PROCESS), (nr_open, "fs.nr_open"), (free, "fs.file-max")];
+        let all = [(soft, Self::PROCESS), (nr_open, Self::HOST_EACH), (free, Self::HOST_ALL)];
         let least = all.into_iter().filter_map(|(limit, by)| Some((limit?, by))).min();
         let (most, by) = least.map_or((None, Self::PROCESS), |(most, by)| (Some(most), by));
         DescriptorLimit { most, by }
@@ -214,22 +218,15 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
     let (wanted, least) = (limits.files, limits.files_least);
     let Some(most) = found.most else { return Finding::ok(name, "unlimited") };
     let by = found.by;
+    let missing = wanted.saturating_sub(most);
     let remedy = match by {
-        DescriptorLimit::PROCESS => format!(
+        DescriptorLimit::HOST_ALL => format!("sysctl -w {by}=$(($(sysctl -n {by}) + {missing}))"),
+        DescriptorLimit::HOST_EACH => format!("sysctl -w {by}={wanted}"),
+        _ => format!(
             "ulimit -n {wanted} (hard limit: /etc/security/limits.conf); docker run --ulimit \
-             nofile={wanted}; systemd LimitNOFILE={wanted}; or lower MAX_CONNECTIONS"
+             nofile={wanted}; systemd LimitNOFILE={wanted}"
         ),
-        _ => {
-            let (host, missing) = (
-                proc_number(&format!("/proc/sys/{}", by.replace('.', "/"))),
-                wanted.saturating_sub(most),
-            );
-            let enough = host.unwrap_or(most).saturating_add(missing);
-            format!(
-                "sysctl -w {by}={enough} (on the host; keep it in /etc/sysctl.d); or lower MAX_CONNECTIONS"
-            )
-        }
-    };
+    } + "; or lower MAX_CONNECTIONS";
     if most < least {
         let detail =
             format!("{most} allowed ({by}), not even {least} for the workers and a few clients");

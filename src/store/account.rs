@@ -88,6 +88,9 @@ impl Account {
         let cause = Cause::of(refusal.status, code, message);
         let mut error = classify::reply_error(refusal.status, code, message);
         error.request_ids = refusal.request_ids.clone();
+        if let Some(proxy) = self.shared.http_proxy() {
+            error.message = format!("{} (through proxy {proxy})", error.message);
+        }
         if cause == Cause::Clock || self.clock.is_shifted() {
             self.clock.take(refusal.date);
         }
@@ -159,7 +162,8 @@ mod tests {
         let aws = [("x-amz-request-id", "R1"), ("x-amz-id-2", "h+/=")];
         let body = b"<Error><Code>c</Code><RequestId>B1</RequestId><HostId>B2</HostId></Error>";
         let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
-        let table: &[(&[(&str, &str)], &[u8], Option<&str>)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [u8], Option<&'a str>);
+        let table: &[Case<'_>] = &[
             (&aws, body, Some("x-amz-request-id R1, x-amz-id-2 h+/=")),
             (&aws[1..], b"", Some("x-amz-id-2 h+/=")),
             (&[("cf-ray", "8f0-AMS")], b"", Some("cf-ray 8f0-AMS")),

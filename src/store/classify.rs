@@ -169,6 +169,8 @@ pub fn link(error: &LinkError) -> (Class, &'static str) {
         LinkError::Broken { .. } => (Class::Transient, "ConnectionBroken"),
         LinkError::ReadTimeout { .. } => (Class::Transient, "ReadTimeout"),
         LinkError::BadAnswer { .. } => (Class::Transient, "BadAnswer"),
+        LinkError::TunnelRefused { .. } => (Class::Transient, "ProxyRefused"),
+        LinkError::ByProxy { source, .. } => link(source),
     }
 }
 

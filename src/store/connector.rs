@@ -25,7 +25,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use glommio::timer::Timer;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http_body_util::{BodyExt, Full, Limited};
 use send_wrapper::SendWrapper;
 
@@ -135,17 +135,22 @@ impl HttpConnector for Connector {
         let pool = Rc::clone(&self.pool);
         let (connect_timeout, read_timeout) = (self.connect_timeout, self.read_timeout);
         let call = async move {
-            let (origin, request) = prepare(request).await?;
+            let (origin, request) = prepare(request, &pool).await?;
             let exchange = Exchange { pool, origin, connect_timeout, read_timeout };
-            exchange.run(request).await.map_err(connector_error)
+            let proxy = exchange.pool.absolute_form(&exchange.origin);
+            let outcome = exchange.run(request).await;
+            outcome.map_err(|error| connector_error(error.through(proxy)))
         };
         HttpConnectorFuture::new(SendWrapper::new(call))
     }
 }
 
-/// Absolute URI to origin form plus `host`, body to bytes that a retry can send again.
+/// Absolute URI to origin form plus `host`, body to bytes that a retry can send again. A proxy that
+/// takes requests itself, and not a tunnel, is sent the URI as it is: the signature covers only host
+/// and path, which stay what they are.
 async fn prepare(
     request: HttpRequest,
+    pool: &Pool,
 ) -> Result<(Origin, http::Request<Full<Bytes>>), ConnectorError> {
     let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
     let (mut parts, body) = request.into_parts();
@@ -161,8 +166,19 @@ async fn prepare(
         let host = HeaderValue::from_str(authority).map_err(|e| ConnectorError::user(e.into()))?;
         parts.headers.insert(HOST, host);
     }
-    let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-    parts.uri = path.parse().map_err(|e: http::uri::InvalidUri| ConnectorError::user(e.into()))?;
+    match pool.absolute_form(&origin) {
+        None => {
+            let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+            let parsed = path.parse();
+            parts.uri =
+                parsed.map_err(|e: http::uri::InvalidUri| ConnectorError::user(e.into()))?;
+        }
+        Some(proxy) => {
+            if let Some(value) = proxy.authorization_header() {
+                parts.headers.insert(PROXY_AUTHORIZATION, value);
+            }
+        }
+    }
     Ok((origin, http::Request::from_parts(parts, Full::new(body))))
 }
 
@@ -207,8 +223,8 @@ impl Exchange {
         let result = match self.read_timeout {
             None => self.answer(&mut conn, request).await,
             Some(after) => {
-                let host = self.origin.host.clone();
-                let late = || Err(LinkError::ReadTimeout { host, after });
+                let Origin { host, port, .. } = self.origin.clone();
+                let late = || Err(LinkError::ReadTimeout { host, port, after });
                 within(after, self.answer(&mut conn, request), late).await
             }
         };
@@ -259,7 +275,7 @@ impl Exchange {
 }
 
 fn connector_error(error: LinkError) -> ConnectorError {
-    match error {
+    match error.bare().0 {
         LinkError::ConnectTimeout { .. } | LinkError::ReadTimeout { .. } => {
             ConnectorError::timeout(error.into())
         }

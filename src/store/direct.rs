@@ -21,13 +21,15 @@ use std::time::UNIX_EPOCH;
 
 pub use document::{ErrorDocument, error_document};
 pub use encode::escape_path;
+pub(crate) use encode::{base64, escape_query};
 pub use endpoint::Unsupported;
+pub(crate) use endpoint::origin;
 pub use reply::{Malformed, Reply, ReplyReader};
 pub use request::{Place, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 
 use super::account::{Account, Refusal, request_ids, unanswered};
-use super::dial::{Dialer, Origin};
+use super::dial::Origin;
 use super::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
 use crate::aws::AwsShared;
 use link::{Failure, Link};
@@ -64,7 +66,8 @@ impl DirectStore {
             Integrity { checksum: shared.checksum(), sign_payload: shared.sign_payload() };
         let template = Template::new(&place, &target.options, integrity)
             .map_err(|error| Unsupported { why: error.to_string() })?;
-        let dialer = Dialer::new(shared.names.clone(), &shared.tls);
+        let template = routed(&shared, &endpoint.origin, template);
+        let dialer = shared.dialer();
         let links = Links::new(dialer, target.options.connect_timeout, idle_max);
         let signer = RefCell::new(Signer::new(&endpoint.region, &endpoint.service));
         let account = Account::new(shared);
@@ -119,7 +122,10 @@ impl DirectStore {
         object: &Object<'_>,
         progress: &Progress,
     ) -> Result<Answered, PutError> {
-        let failed = |failure: Failure| unanswered(&failure.at(&origin.host));
+        let failed = |failure: Failure| {
+            let proxy = self.account.shared.absolute_form(origin);
+            unanswered(&failure.at(&origin.host).through(proxy))
+        };
         if let Some(mut link) = self.links.take(origin).await {
             let generation = self.write_head(template, object, &mut link)?;
             match link.exchange(object.body, progress).await {
@@ -181,6 +187,7 @@ impl DirectStore {
         let location = reply.header("location")?;
         let (origin, uri) = self.account.redirect(location)?;
         let template = self.template.redirected(&origin, uri.path(), uri.query());
+        let template = routed(&self.account.shared, &origin, template);
         Some((origin, template))
     }
 
@@ -217,5 +224,13 @@ impl DirectStore {
         if link.reply().keep_alive && link.is_quiet().await {
             self.links.keep(origin, link);
         }
+    }
+}
+
+/// `template` as the proxy on the way to `origin` wants it, if there is one.
+fn routed(shared: &AwsShared, origin: &Origin, template: Template) -> Template {
+    match shared.absolute_form(origin) {
+        Some(proxy) => template.by_proxy(origin, proxy.authorization()),
+        None => template,
     }
 }

@@ -1,11 +1,9 @@
-//! One core's kept-alive HTTP/1.1 connections, last used first.
+//! One core's kept-alive HTTP/1.1 connections of the SDK's client.
 //!
-//! Bounded per origin by [`Pool::new`]'s `idle_max` and in age by [`IDLE_TIMEOUT`]; never shared
-//! between cores. A connection runs on a task of its own, which it owns: dropping the connection
-//! ends the task and closes the socket.
+//! A connection runs on a task of its own, which it owns: dropping the connection ends the task and
+//! closes the socket.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +15,10 @@ use hyper::client::conn::http1::{self, SendRequest};
 use smol_hyper::rt::FuturesIo;
 
 use super::dial::{Dialer, LinkError, Origin};
+use super::idle::Idle;
+use crate::aws::proxies::Proxy;
 use crate::deadline::within;
 use crate::net::Acknowledged;
-
-/// A connection idle for longer is closed, not reused: stores close theirs soon after.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection whose answer came before its request was fully sent may take to become
 /// reusable.
@@ -34,44 +31,35 @@ pub(crate) struct Conn {
     pub(crate) bytes_read: Rc<Cell<u64>>,
     /// What the peer has acknowledged.
     pub(crate) peer: Acknowledged,
-    idle_since: Instant,
+    retire_at: Option<Instant>,
     /// Ends, and closes the socket, when the connection is dropped.
     _task: Task<()>,
 }
 
 pub(crate) struct Pool {
     dialer: Dialer,
-    idle_max: usize,
-    idle: RefCell<HashMap<Origin, Vec<Conn>>>,
-    swept: Cell<Instant>,
+    idle: Idle<Conn>,
 }
 
 impl Pool {
     /// At most `idle_max` idle connections are kept per origin.
     pub(crate) fn new(dialer: Dialer, idle_max: usize) -> Rc<Pool> {
-        Rc::new(Pool {
-            dialer,
-            idle_max,
-            idle: RefCell::default(),
-            swept: Cell::new(Instant::now()),
-        })
+        Rc::new(Pool { dialer, idle: Idle::new(idle_max) })
     }
 
     /// The connection last given back that still looks alive.
     pub(crate) fn take(&self, origin: &Origin) -> Option<Conn> {
-        let mut idle = self.idle.borrow_mut();
-        let conns = idle.get_mut(origin)?;
-        while let Some(conn) = conns.pop() {
-            if conn.idle_since.elapsed() >= IDLE_TIMEOUT {
-                // Those below have waited longer still.
-                conns.clear();
-                return None;
-            }
+        loop {
+            let conn = self.idle.take(origin)?;
             if !conn.sender.is_closed() {
                 return Some(conn);
             }
         }
-        None
+    }
+
+    /// The proxy that wants requests to `origin` in absolute form, if there is one.
+    pub(crate) fn absolute_form(&self, origin: &Origin) -> Option<&Proxy> {
+        self.dialer.absolute_form(origin)
     }
 
     pub(crate) async fn connect(
@@ -80,7 +68,8 @@ impl Pool {
         timeout: Duration,
     ) -> Result<Conn, LinkError> {
         let wire = self.dialer.dial(origin, timeout).await?;
-        let (bytes_read, peer) = (wire.bytes_read(), wire.acknowledged());
+        let (bytes_read, retire_at) = (wire.bytes_read(), wire.retire_at());
+        let peer = wire.acknowledged();
         let (sender, connection) = http1::handshake(FuturesIo::new(wire))
             .await
             .map_err(|e| LinkError::Broken { host: origin.host.clone(), why: e.to_string() })?;
@@ -88,7 +77,7 @@ impl Pool {
             // Its error reaches the request in flight; without one it is a close by the peer.
             let _ = connection.await;
         });
-        Ok(Conn { sender, bytes_read, peer, idle_since: Instant::now(), _task: task })
+        Ok(Conn { sender, bytes_read, peer, retire_at, _task: task })
     }
 
     /// Keeps `conn` for the next request if it can take one, else closes it. Never waits.
@@ -113,27 +102,13 @@ impl Pool {
         }
     }
 
-    fn keep(&self, origin: &Origin, mut conn: Conn) {
-        conn.idle_since = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        if self.swept.get().elapsed() >= IDLE_TIMEOUT {
-            self.swept.set(Instant::now());
-            idle.retain(|_, conns| {
-                conns.retain(|c| c.idle_since.elapsed() < IDLE_TIMEOUT && !c.sender.is_closed());
-                !conns.is_empty()
-            });
-        }
-        let conns = match idle.get_mut(origin) {
-            Some(conns) => conns,
-            None => idle.entry(origin.clone()).or_default(),
-        };
-        if conns.len() < self.idle_max {
-            conns.push(conn);
-        }
+    fn keep(&self, origin: &Origin, conn: Conn) {
+        let retire_at = conn.retire_at;
+        self.idle.keep(origin, conn, retire_at);
     }
 
     /// Connections waiting for a request.
     pub(crate) fn idle_count(&self) -> usize {
-        self.idle.borrow().values().map(Vec::len).sum()
+        self.idle.count()
     }
 }

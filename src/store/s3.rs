@@ -25,7 +25,6 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::account::{Account, Refusal, request_ids, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
-use super::dial::Dialer;
 use super::pool::Pool;
 use super::{Class, Object, Progress, PutError, classify};
 use crate::aws::AwsShared;
@@ -42,7 +41,7 @@ impl S3Store {
     /// A store for this executor. At most `idle_max` idle connections are kept: as many as there
     /// are workers.
     pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> S3Store {
-        let dialer = Dialer::new(shared.names.clone(), &shared.tls);
+        let dialer = shared.dialer();
         let pool = Pool::new(dialer, idle_max);
         let account = Account::new(shared);
         let client = client(&account, &pool);
@@ -123,6 +122,9 @@ impl S3Store {
             .set_storage_class(options.storage_class.as_deref().map(StorageClass::from))
             .set_server_side_encryption(options.sse.as_deref().map(ServerSideEncryption::from))
             .set_ssekms_key_id(options.kms_key_id.clone())
+            .set_bucket_key_enabled(options.bucket_key)
+            .set_tagging(options.tags.clone())
+            .set_expected_bucket_owner(options.expected_owner.clone())
             .set_checksum_algorithm(algorithm)
             .set_if_none_match(options.if_none_match.then(|| "*".to_owned()))
     }
@@ -179,7 +181,9 @@ fn client(account: &Account, pool: &Rc<Pool>) -> Client {
         .disable_clock_skew_correction(true)
         .request_checksum_calculation(calculation)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        .force_path_style(shared.path_style());
+        .force_path_style(shared.path_style())
+        // An access point says its region itself.
+        .use_arn_region(true);
     config.set_endpoint_url(place.endpoint.clone());
     config.set_use_fips(place.fips);
     config.set_use_dual_stack(place.dual_stack);

@@ -3,6 +3,9 @@
 //!
 //! Reads files, so it is built once on the control executor and handed to the cores.
 
+mod remedy;
+mod verifier;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,31 +16,39 @@ use rustls_native_certs::CertificateResult;
 
 use crate::aws::environment::path_variable;
 
+pub(crate) use remedy::remedy;
+
 /// Client settings trusting the host's roots (`SSL_CERT_FILE`/`SSL_CERT_DIR` or the system's),
-/// those of `AWS_CA_BUNDLE`, and `extra`.
+/// those of `AWS_CA_BUNDLE`, and `extra`; a certificate among these is also trusted when a server
+/// presents it as its own.
 ///
 /// # Errors
 /// An `AWS_CA_BUNDLE` that cannot be used, in one sentence.
 pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(system_roots().certs);
+    let mut trusted = system_roots().certs;
     if let Some(path) = path_variable("AWS_CA_BUNDLE") {
         let bundle = rustls_native_certs::load_certs_from_paths(Some(path.as_ref()), None);
-        let (added, _) = roots.add_parsable_certificates(bundle.certs);
+        let (added, _) =
+            RootCertStore::empty().add_parsable_certificates(bundle.certs.iter().cloned());
         if added == 0 {
             let why = bundle.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
             return Err(format!("AWS_CA_BUNDLE={} holds no certificate{why}", path.display()));
         }
+        trusted.extend(bundle.certs);
     }
     for root in extra {
-        roots.add(root.clone()).map_err(|e| format!("a given root certificate is refused: {e}"))?;
+        RootCertStore::empty()
+            .add(root.clone())
+            .map_err(|e| format!("a given root certificate is refused: {e}"))?;
+        trusted.push(root.clone());
     }
-    // An empty store is no error yet: a plain http endpoint needs no roots, and a handshake
-    // without any fails with a sentence of its own.
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let verifier = verifier::Verifier::new(trusted, &provider);
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))

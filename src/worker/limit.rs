@@ -17,8 +17,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Limit at the start. It doubles per PUT time while that helps, so 32 are reached after three of them.
-const AT_START: usize = 4;
+/// Limit at the start. It doubles per PUT time while that helps, so 32 are reached after two of them.
+const AT_START: usize = 8;
 /// What is left of the limit after congestion, as CUBIC (RFC 9438) has it.
 const CUT: f64 = 0.7;
 /// What is left of the best known limit after a larger one has brought nothing.
@@ -37,6 +37,8 @@ const AS_GOOD: f64 = 0.95;
 const LOOKED_BELOW_AFTER: Duration = Duration::from_secs(30);
 /// No goodput is worth judging while a put takes less than this on average.
 const HARMLESS: Duration = Duration::from_millis(100);
+/// Puts that take longer than this on average need no more of them in a hurry.
+const SLOW: Duration = Duration::from_secs(5);
 /// Goodput alone never lowers the limit below this.
 const FEW: usize = 4;
 /// What an object costs beside its bytes: head, answer, and the store's own work.
@@ -69,9 +71,8 @@ struct Round {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Doubling, for as long as that brings goodput: the best limit so far, rounds without a gain, and whether the
-    /// round that is under way began before the last doubling.
-    Startup { best: Sample, flat: u32, settling: bool },
+    /// Doubling, for as long as that brings goodput: the best limit so far, and rounds without a gain.
+    Startup { best: Sample, flat: u32 },
     /// After the limit was lowered: the round that is under way began with more puts in flight.
     Settling { before: Option<f64> },
     /// The goodput at the present limit is measured, and compared with that `before` it was lowered.
@@ -215,10 +216,8 @@ impl PutLimit {
         let is_harmless = put_time < HARMLESS;
         let this = Rounds::default().with(round.bytes, took);
         self.phase = match self.phase {
-            Phase::Startup { best, flat, settling: true } if !is_harmless => {
-                Phase::Startup { best, flat, settling: false }
-            }
-            Phase::Startup { best, flat, .. } => {
+            Phase::Startup { .. } if put_time >= SLOW => Phase::Settling { before: None },
+            Phase::Startup { best, flat } => {
                 self.start_up(this.goodput(), is_harmless, best, flat, now)
             }
             Phase::Settling { before } => Phase::Measuring { before, rounds: Rounds::default() },
@@ -256,7 +255,7 @@ impl PutLimit {
         if gained || is_harmless {
             self.raise_to(2 * self.limit, now);
         }
-        Phase::Startup { best, flat, settling: gained }
+        Phase::Startup { best, flat }
     }
 
     /// Lowers the limit once more where a lower one does as well; else it grows from here.
@@ -323,8 +322,7 @@ impl PutLimit {
 }
 
 impl Phase {
-    const STARTUP: Phase =
-        Phase::Startup { best: Sample { limit: 0, goodput: 0.0 }, flat: 0, settling: false };
+    const STARTUP: Phase = Phase::Startup { best: Sample { limit: 0, goodput: 0.0 }, flat: 0 };
 }
 
 impl Round {

@@ -38,7 +38,7 @@ done
 [ ${#distributions[@]} -gt 0 ] || distributions=(bookworm trixie sid)
 
 [ "$(id -u)" = 0 ] || die "debootstrap and mounts need root"
-for tool in debootstrap unshare ip git tar cargo; do
+for tool in debootstrap unshare setpriv ip git tar cargo; do
     command -v "$tool" >/dev/null || die "$tool is missing"
 done
 # shellcheck disable=SC2016  # apt's variables
@@ -72,9 +72,9 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 # Runs a command in mount and PID namespaces, and in what else is given before `--`. In the background, so that a signal is
-# handled at once.
+# handled at once; when this script is killed, so is the command.
 namespaced() {
-    unshare --mount --pid --fork --kill-child "$@" &
+    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child "$@" &
     running=$!
     local status=0
     wait "$running" || status=$?

@@ -34,7 +34,8 @@ fn sample(line: &str) -> Sample<'_> {
 }
 
 /// Series without a core.
-const OF_THE_PROCESS: [&str; 5] = [
+const OF_THE_PROCESS: [&str; 6] = [
+    "millrace_log_lines_dropped_total",
     "millrace_dead_letter_directory_bytes",
     "millrace_batch_compression_ratio",
     "millrace_puts_per_million_payloads",

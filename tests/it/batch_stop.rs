@@ -82,7 +82,8 @@ fn a_dead_store_leaves_a_letter_for_each_batch_and_a_replay_puts_the_objects() {
             assert_eq!((&meta["payloads"], &meta["bytes"]), (&100.into(), &bytes.len().into()));
             let coding = (mark == "header").then_some(compression);
             assert_eq!(meta["content_encoding"].as_str(), coding, "{meta}");
-            assert!(meta["error"].as_str().unwrap().contains("Stopped"), "{meta}");
+            // Its own, or the store's: the last ones may not have been tried.
+            assert!(meta["error"].as_str().unwrap().contains("AccessDenied"), "{meta}");
             assert_eq!(packing.lines(&bytes).len(), 100);
             expected.insert(meta["key"].as_str().unwrap().to_owned(), bytes);
         }

@@ -200,8 +200,11 @@ fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
         ("MAX_WORKERS", "4"),
         ("DRAIN_TIMEOUT", "20s"),
     ]);
-    // Idle connections on both cores, so that whichever survives has something to drain.
-    let held: Vec<_> = (0..16).map(|_| server.connect()).collect();
+    // Connections on both cores that are not idle, so that whichever survives has something to drain.
+    let late = crate::support::request(br#"{"data":["late"]}"#, "");
+    let (begins, ends) = late.split_at(late.len() - 5);
+    let mut held: Vec<_> = (0..16).map(|_| server.connect()).collect();
+    held.iter_mut().for_each(|client| client.send(begins));
     server.wait("all accepted", |m| m.sum("millrace_connections") == 16);
     let mut client = server.connect();
     assert_eq!(client.post(collection(&numbered(0..60))).status, 200);
@@ -212,7 +215,7 @@ fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
     // The survivor's connections are still served; the dead core's stay silent.
     let mut served = 0;
     for mut client in held {
-        client.send(crate::support::request(br#"{"data":["late"]}"#, ""));
+        client.send(ends);
         if let Some(reply) = reply_if_any(&mut client) {
             assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
             served += 1;

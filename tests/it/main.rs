@@ -56,8 +56,10 @@ mod store_log;
 
 mod s3_answers;
 mod s3_credentials;
+mod s3_dial;
 mod s3_faults;
 mod s3_probe;
+mod s3_proxy;
 mod s3_server;
 mod s3_unreached;
 mod s3_wire;

@@ -3,7 +3,7 @@
 //! A real client against a real server that misbehaves on demand; each test checks the class of the
 //! error and that no connection stays behind.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_smithy_types::date_time::{DateTime, Format};
@@ -13,7 +13,7 @@ use millrace::config::{S3Client, S3Options};
 use millrace::store::Class::{self, Object, StoreWide, Transient};
 use millrace::store::{self, Store};
 
-use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
+use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY, deaf_listener};
 use crate::support::s3_client::{
     UNRESOLVABLE, eventually, host, idle_connections, on_both_clients, on_executor, options,
     overrides, payload, store_at, store_with, target,
@@ -366,19 +366,6 @@ fn no_listener_no_name_no_answer_to_a_connect(client: S3Client) {
             assert!(started.elapsed() < Duration::from_secs(2));
         }
     });
-}
-
-/// A listener whose queue is full, so that connects to it are not answered.
-fn deaf_listener() -> ((TcpListener, Vec<TcpStream>), SocketAddr) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    socket.bind(&any.into()).unwrap();
-    socket.listen(0).unwrap();
-    let listener = TcpListener::from(socket);
-    let addr = listener.local_addr().unwrap();
-    let short = Duration::from_millis(100);
-    let queued = (0..4).map_while(|_| TcpStream::connect_timeout(&addr, short).ok()).collect();
-    ((listener, queued), addr)
 }
 
 fn a_temporary_redirect_is_followed_once(client: S3Client) {

@@ -255,6 +255,31 @@ fn a_metadata_service_that_does_not_answer_is_waited_for() {
     settings.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{imds}")));
     let (status, text) = say(&["check"], &without_spool(&settings));
     assert_eq!(status, 2, "{text}");
-    let server = start_unreached(&settings, &["no AWS credentials found"]);
+    let place = format!("the instance metadata service at http://{imds} cannot be reached");
+    assert!(text.contains(&place) && !text.contains("hop limit"), "{text}");
+    let server = start_unreached(&settings, &["no AWS credentials found", &place]);
     assert_eq!(server.stop().stored, 0);
+}
+
+/// A token whose packets are dropped for their hop limit: the connection stands, and nothing comes.
+#[test]
+fn a_metadata_service_that_is_silent_is_named_with_the_hop_limit() {
+    let imds = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let s3 = S3Server::start();
+    let mut settings = settings_without_keys(s3.addr());
+    settings.retain(|(name, _)| *name != "AWS_EC2_METADATA_DISABLED");
+    let url = format!("http://{}", imds.local_addr().unwrap());
+    settings.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT", url.clone()));
+    let (status, text) = say(&["check"], &without_spool(&settings));
+    assert_eq!(status, 2, "{text}");
+    let expected = format!(
+        "the instance metadata service at {url} did not answer; in a container its hop limit must be 2: aws ec2 \
+         modify-instance-metadata-options"
+    );
+    assert!(text.contains(&expected), "{text}");
+    // On AWS the region is asked for first, of the same service.
+    settings.retain(|(name, _)| *name != "AWS_ENDPOINT_URL_S3");
+    let (status, text) = say(&["check"], &without_spool(&settings));
+    assert_eq!(status, 2, "{text}");
+    assert!(text.contains("no AWS region is set") && text.contains(&expected), "{text}");
 }

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
+use millrace::aws;
 use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
+use millrace::store::s3::S3Store;
+use millrace::store::s3::probe::Probe;
 use millrace::store::{Class, Object};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use crate::support::child;
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY, Seen};
 use crate::support::s3_client::{
     host, on_both_clients, on_executor, options, overrides, payload, store_at, store_with, target,
 };
+use crate::support::{child, run};
 
 on_both_clients!(
     nothing_is_sent_that_was_not_asked_for,
     every_option_is_a_header,
     a_checksum_is_a_header_and_never_a_trailer,
     a_custom_endpoint_is_path_style_unless_told_otherwise,
+    an_endpoint_may_have_a_path,
+    an_access_point_is_named_in_the_host,
     aws_is_https_virtual_host_and_crc64nvme,
     an_unknown_authority_is_refused_and_https_is_not_left,
     signatures_cover_the_payload_where_tls_does_not,
@@ -46,6 +51,8 @@ fn nothing_is_sent_that_was_not_asked_for(client: S3Client) {
     let unwanted = |name: &str| {
         name.starts_with("x-amz-checksum")
             || name.starts_with("x-amz-server-side")
+            || ["x-amz-expected-bucket-owner", "x-amz-tagging", "proxy-authorization"]
+                .contains(&name)
             || ["x-amz-acl", "x-amz-storage-class", "x-amz-trailer", "content-encoding"]
                 .contains(&name)
             || ["transfer-encoding", "expect", "x-amz-sdk-checksum-algorithm"].contains(&name)
@@ -61,6 +68,9 @@ fn every_option_is_a_header(client: S3Client) {
         storage_class: Some("GLACIER_IR".into()),
         sse: Some("aws:kms".into()),
         kms_key_id: Some("arn:aws:kms:eu-west-1:1:key/2".into()),
+        bucket_key: Some(true),
+        tags: Some("team=data%20eng&env=prod".into()),
+        expected_owner: Some("123456789012".into()),
         content_type: "application/json".into(),
         if_none_match: true,
         ..options(client)
@@ -70,6 +80,9 @@ fn every_option_is_a_header(client: S3Client) {
         ("x-amz-storage-class", "GLACIER_IR"),
         ("x-amz-server-side-encryption", "aws:kms"),
         ("x-amz-server-side-encryption-aws-kms-key-id", "arn:aws:kms:eu-west-1:1:key/2"),
+        ("x-amz-server-side-encryption-bucket-key-enabled", "true"),
+        ("x-amz-tagging", "team=data%20eng&env=prod"),
+        ("x-amz-expected-bucket-owner", "123456789012"),
         ("content-type", "application/json"),
         ("if-none-match", "*"),
     ] {
@@ -77,8 +90,10 @@ fn every_option_is_a_header(client: S3Client) {
     }
     let authorization = seen.header("authorization").unwrap();
     assert!(authorization.contains(";if-none-match;"), "signed: {authorization}");
-    let seen = seen_with(S3Options { sse: Some("AES256".into()), ..options(client) });
-    assert_eq!(seen.header("x-amz-server-side-encryption"), Some("AES256"));
+    for kind in ["AES256", "aws:kms:dsse"] {
+        let seen = seen_with(S3Options { sse: Some(kind.into()), ..options(client) });
+        assert_eq!(seen.header("x-amz-server-side-encryption"), Some(kind));
+    }
 }
 
 fn a_checksum_is_a_header_and_never_a_trailer(client: S3Client) {
@@ -129,8 +144,68 @@ fn a_custom_endpoint_is_path_style_unless_told_otherwise(client: S3Client) {
     });
 }
 
+fn an_endpoint_may_have_a_path(client: S3Client) {
+    let server = S3Server::start();
+    // Its paths are not those of a store.
+    server.fail_when(|_| Some(Fault::Reply { status: 200, headers: vec![], body: String::new() }));
+    let url = server.url();
+    on_executor(async {
+        for (endpoint, force, path) in [
+            (format!("{url}/"), None, format!("/{BUCKET}/a%20b")),
+            (format!("{url}//"), None, format!("/{BUCKET}/a%20b")),
+            (format!("{url}/v1/s3"), None, format!("/v1/s3/{BUCKET}/a%20b")),
+            (format!("{url}/v1/s3/"), Some(true), format!("/v1/s3/{BUCKET}/a%20b")),
+            (format!("{url}/{BUCKET}"), Some(true), format!("/{BUCKET}/{BUCKET}/a%20b")),
+        ] {
+            let mut overrides = overrides(&server);
+            overrides.endpoint_url = Some(endpoint.clone());
+            let options = S3Options { force_path_style: force, ..options(client) };
+            let (_aws, store) = store_at(target(options), overrides).await;
+            store.put(&Object::of("a b", &payload("{}"))).await.expect("a plain 200");
+            let seen = server.last_request();
+            assert_eq!(seen.path.split('?').next(), Some(path.as_str()), "{endpoint}");
+        }
+        let mut overrides = overrides(&server);
+        overrides.endpoint_url = Some(format!("{url}/{BUCKET}"));
+        let refused = aws::start(target(options(client)), overrides).await.err();
+        let text = refused.expect("the bucket is there already").to_string();
+        assert!(text.contains(&format!("set the endpoint to {url},")), "{text}");
+    });
+}
+
+fn an_access_point_is_named_in_the_host(client: S3Client) {
+    let domain = "s3-accesspoint.eu-west-1.amazonaws.com";
+    let bucket = "mine-123456789012";
+    let name = format!("{bucket}.{domain}");
+    let (tls, root, _) = tls_for(&[&name]);
+    let server = S3Server::start_with(Options {
+        tls: Some(tls),
+        domain: Some(domain.to_owned()),
+        ..Options::default()
+    });
+    let objects = server.bucket().with_file_name(bucket);
+    std::fs::create_dir(&objects).unwrap();
+    on_executor(async {
+        let mut overrides = overrides(&server);
+        overrides.endpoint_url = None;
+        // Not the access point's, which says its own.
+        overrides.region = Some("us-east-2".into());
+        overrides.hosts = vec![host(&name, server.addr())];
+        overrides.roots = vec![root];
+        let mut target = target(options(client));
+        target.bucket = "arn:aws:s3:eu-west-1:123456789012:accesspoint/mine".into();
+        let (aws, store) = store_at(target, overrides).await;
+        store.put(&Object::of("k", &payload("{}"))).await.expect("a put");
+        let seen = server.last_request();
+        let authorization = seen.header("authorization").unwrap();
+        assert!(authorization.contains("/eu-west-1/s3/aws4_request"), "{authorization}");
+        assert_eq!(S3Store::new(aws.shared(), 1).probe().await, Ok(Probe::Ok));
+    });
+    assert_eq!(std::fs::read(objects.join("k")).unwrap(), b"{}");
+}
+
 /// An authority of its own and a server certificate for `names`.
-fn tls_for(names: &[&str]) -> (Arc<ServerConfig>, CertificateDer<'static>, String) {
+pub fn tls_for(names: &[&str]) -> (Arc<ServerConfig>, CertificateDer<'static>, String) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -252,6 +327,9 @@ fn both_clients_send_the_same() {
                     storage_class: Some("STANDARD_IA".into()),
                     sse: Some("aws:kms".into()),
                     kms_key_id: Some("key id".into()),
+                    bucket_key: Some(false),
+                    tags: Some("a=1&b=%2F".into()),
+                    expected_owner: Some("123456789012".into()),
                     checksum: Checksum::Crc64Nvme,
                     if_none_match: true,
                     ..options(client)
@@ -302,4 +380,58 @@ fn authorities_come_from_the_environment() {
         child::run("s3_credentials::child_puts_once", &env);
     }
     assert_eq!(server.requests().len(), 2);
+}
+
+/// What `openssl req -x509` makes: a CA's certificate, which the server presents as its own.
+fn self_signed_for(name: &str) -> (Arc<ServerConfig>, String) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![cert.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    (Arc::new(config), cert.pem())
+}
+
+#[test]
+fn a_self_signed_certificate_in_the_bundle_is_trusted_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bundled, expected) in [
+        ("127.0.0.1", true, None),
+        ("127.0.0.1", false, Some("put that certificate itself in AWS_CA_BUNDLE")),
+        ("elsewhere.example", true, Some("give an endpoint by a name that its certificate is for")),
+    ] {
+        let (tls, own) = self_signed_for(name);
+        let (_, another) = self_signed_for(name);
+        let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
+        let bundle = folder.path().join("bundle.pem");
+        std::fs::write(&bundle, if bundled { another + &own } else { another }).unwrap();
+        let url = server.url();
+        let env = [
+            ("AWS_CA_BUNDLE", bundle.to_str().unwrap()),
+            ("AWS_ENDPOINT_URL_S3", &url),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+            ("HOME", "/nonexistent"),
+            ("STORE", "s3://payloads/"),
+            ("LISTEN", "127.0.0.1:0"),
+            ("ADMIN_LISTEN", "127.0.0.1:0"),
+            ("CORES", "0"),
+        ];
+        let output = run(folder.path(), &["check"], &env);
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let status = output.status.code();
+        match expected {
+            None => assert_eq!(status, Some(0), "{text}"),
+            Some(part) => assert!(status == Some(2) && text.contains(part), "{text}"),
+        }
+    }
 }

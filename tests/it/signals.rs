@@ -151,7 +151,8 @@ fn a_stop_ends_a_start_that_is_stuck() {
         ("AWS_REGION", "us-east-1"),
     ];
     let long = ("BIND_WAIT", "5m");
-    let starts: [(&str, &[&str], &[(&str, &str)]); 6] = [
+    type Settings<'a> = &'a [(&'a str, &'a str)];
+    let starts: [(&str, &[&str], Settings<'_>); 6] = [
         ("the configuration", &["--config", "fifo"], &[]),
         ("the tokens", &[], &[("TOKENS_FILE", "fifo")]),
         ("the store", &[], &s3),

@@ -258,12 +258,13 @@ fn an_export_is_one_payload_a_line() {
 fn a_reader_that_has_seen_enough_ends_an_export() {
     let large = format!("\"{}\"", "x".repeat(300_000));
     let dir = left_by(&[vec![large.clone(), large.clone(), large]]);
-    for args in [["spool", "export", "spool"], ["spool", "ls", "spool"]] {
+    // An export that is cut short is not whole, which its status says; a list has nothing more to say.
+    for (args, status) in [(["spool", "export", "spool"], 1), (["spool", "ls", "spool"], 0)] {
         let mut command = command(dir.path(), &args, &[]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output));
         assert_eq!(text(&output), "", "nobody's mistake");
     }
 }

@@ -16,7 +16,8 @@ use millrace::conn::{misdirected, split};
 use millrace::job::Stamp;
 use millrace::parse::Scratch;
 use millrace::reply::Answer;
-use std::cell::RefCell;
+use millrace::tokens::TokenView;
+use std::cell::{OnceCell, RefCell};
 
 use crate::admit::Job;
 use crate::serve::Server;
@@ -24,6 +25,8 @@ use crate::serve::Server;
 thread_local! {
     /// One parser's memory per runtime thread: no await lies between taking and leaving it.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Its view of the tokens, which are the same for all.
+    static TOKENS: OnceCell<TokenView> = const { OnceCell::new() };
 }
 
 /// Answers one request.
@@ -95,7 +98,11 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
 /// Splits the body and queues its payloads, all or none.
 async fn admit(server: &Server, body: Bytes) -> Answer {
     let spans = SCRATCH.with_borrow_mut(|scratch| {
-        split(&body, scratch, server.tokens.as_ref()).map(|found| found.payloads.to_vec())
+        TOKENS.with(|view| {
+            let tokens = server.tokens.as_ref();
+            let view = tokens.map(|set| view.get_or_init(|| TokenView::fixed(set.clone())));
+            split(&body, scratch, view).map(|found| found.payloads.to_vec())
+        })
     });
     let spans = match spans {
         Ok(spans) if spans.is_empty() => return Answer::Accepted { count: 0, ack: Ack::Queued },

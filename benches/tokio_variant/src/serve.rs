@@ -28,7 +28,7 @@ pub struct Server {
     pub config: Config,
     pub admission: Admission,
     pub bodies: BodyBudget,
-    pub tokens: Option<TokenSet>,
+    pub tokens: Option<Arc<TokenSet>>,
     pub store: Store,
     /// Payloads admitted and batches opened so far: what makes the next key another.
     pub seq: AtomicU64,
@@ -64,7 +64,7 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
     let server = Arc::new(Server {
         admission,
         bodies: BodyBudget::new(config.max_body_bytes * cores),
-        tokens: tokens.map_err(|error| format!("TOKENS_FILE {error}"))?,
+        tokens: tokens.map_err(|error| format!("TOKENS_FILE {error}"))?.map(Arc::new),
         store: Store::open(&config, put).await?,
         seq: AtomicU64::new(0),
         counts: Counts::default(),

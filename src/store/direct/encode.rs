@@ -22,7 +22,7 @@ pub fn escape_path(key: &str, out: &mut Vec<u8>) {
 }
 
 /// The same for a query's names and values, where `/` is escaped too.
-pub(super) fn escape_query(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn escape_query(text: &str, out: &mut Vec<u8>) {
     escape(text, |byte| KEPT[usize::from(byte)] && byte != b'/', out);
 }
 
@@ -50,7 +50,7 @@ pub(super) fn hex(sum: &[u8; 32]) -> [u8; 64] {
 }
 
 /// Standard base64 with padding.
-pub(super) fn base64(bytes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     for group in bytes.chunks(3) {
         let byte = |i: usize| u32::from(group.get(i).copied().unwrap_or(0));
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);

@@ -33,7 +33,6 @@ pub(super) struct Link {
     sent: usize,
     sent_all: bool,
     reader: ReplyReader,
-    pub(super) idle_since: Instant,
 }
 
 /// Why an exchange came to nothing.
@@ -59,14 +58,12 @@ impl Failure {
 
 impl Link {
     pub(super) fn new(wire: Wire) -> Link {
-        Link {
-            wire,
-            out: Vec::new(),
-            sent: 0,
-            sent_all: false,
-            reader: ReplyReader::default(),
-            idle_since: Instant::now(),
-        }
+        Link { wire, out: Vec::new(), sent: 0, sent_all: false, reader: ReplyReader::default() }
+    }
+
+    /// When it is too old for another request; `None`: never.
+    pub(super) fn retire_at(&self) -> Option<Instant> {
+        self.wire.retire_at()
     }
 
     /// Where the next request's head goes.

@@ -1,48 +1,31 @@
-//! One core's kept-alive connections, last used first; bounded per origin and in age.
+//! One core's kept-alive connections of the lean client.
 
-use std::cell::{Cell, RefCell};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::link::Link;
 use crate::store::dial::{Dialer, LinkError, Origin};
-use crate::store::pool::IDLE_TIMEOUT;
+use crate::store::idle::Idle;
 
 pub(super) struct Links {
     dialer: Dialer,
     connect_timeout: Duration,
-    /// Per origin.
-    idle_max: usize,
-    /// One origin, and as many more as redirects have named of late.
-    idle: RefCell<Vec<(Origin, Vec<Link>)>>,
-    swept: Cell<Instant>,
+    idle: Idle<Link>,
 }
 
 impl Links {
+    /// At most `idle_max` idle connections are kept per origin.
     pub(super) fn new(dialer: Dialer, connect_timeout: Duration, idle_max: usize) -> Links {
-        let (idle, swept) = (RefCell::default(), Cell::new(Instant::now()));
-        Links { dialer, connect_timeout, idle_max, idle, swept }
+        Links { dialer, connect_timeout, idle: Idle::new(idle_max) }
     }
 
     /// The connection last kept that still looks alive. Never waits.
     pub(super) async fn take(&self, origin: &Origin) -> Option<Link> {
         loop {
-            let mut link = self.pop(origin)?;
+            let mut link = self.idle.take(origin)?;
             if link.is_quiet().await {
                 return Some(link);
             }
         }
-    }
-
-    fn pop(&self, origin: &Origin) -> Option<Link> {
-        let mut idle = self.idle.borrow_mut();
-        let (_, links) = idle.iter_mut().find(|(of, _)| of == origin)?;
-        let link = links.pop()?;
-        if link.idle_since.elapsed() >= IDLE_TIMEOUT {
-            // Those below have waited longer still.
-            links.clear();
-            return None;
-        }
-        Some(link)
     }
 
     pub(super) async fn connect(&self, origin: &Origin) -> Result<Link, LinkError> {
@@ -50,28 +33,13 @@ impl Links {
     }
 
     /// Keeps `link` for the next request.
-    pub(super) fn keep(&self, origin: &Origin, mut link: Link) {
-        let now = Instant::now();
-        link.idle_since = now;
-        let mut idle = self.idle.borrow_mut();
-        if now - self.swept.replace(now) >= IDLE_TIMEOUT {
-            idle.retain_mut(|(_, links)| {
-                links.retain(|link| now - link.idle_since < IDLE_TIMEOUT);
-                !links.is_empty()
-            });
-        }
-        let at = idle.iter().position(|(of, _)| of == origin).unwrap_or_else(|| {
-            idle.push((origin.clone(), Vec::new()));
-            idle.len() - 1
-        });
-        let links = &mut idle[at].1;
-        if links.len() < self.idle_max {
-            links.push(link);
-        }
+    pub(super) fn keep(&self, origin: &Origin, link: Link) {
+        let retire_at = link.retire_at();
+        self.idle.keep(origin, link, retire_at);
     }
 
     /// Connections waiting for a request.
     pub(super) fn idle_count(&self) -> usize {
-        self.idle.borrow().iter().map(|(_, links)| links.len()).sum()
+        self.idle.count()
     }
 }

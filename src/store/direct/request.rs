@@ -6,6 +6,8 @@
 //! from values, no clock, no I/O; the template can be shared between threads, a [`Signer`] cannot.
 //! `content-length` is not signed: the body's hash or TLS says more than it could.
 
+use std::fmt;
+
 use super::encode::{base64, decimal, escape_path, escape_query, hex};
 use super::sign::{Signer, Unsendable, sendable};
 use crate::coding::Coding;
@@ -40,23 +42,34 @@ pub struct Put<'a> {
 }
 
 /// What is the same in every PUT to one store, laid out.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Template {
     integrity: Integrity,
     /// Every constant header but `host`, sorted by name.
     headers: Vec<(&'static str, String)>,
-    /// Method and path up to the key.
+    /// Method, whatever a proxy wants before the path, and the path up to the key.
     wire_start: Vec<u8>,
+    /// Where in that the path begins.
+    path_at: usize,
     /// From behind the key to the length.
     wire_middle: Vec<u8>,
     /// From behind the path to the first header that changes, but for `content-encoding`.
     canonical_before: Vec<u8>,
     /// Where in that `content-encoding` stands, if there is one: it comes first.
     coding_at: usize,
+    /// Constant headers between the date and the token, by name.
+    canonical_between: Vec<u8>,
     /// Constant headers behind the date and the token, by name.
     canonical_after: Vec<u8>,
     /// The signed headers' names: by whether there is a coding, then by whether there is a session token.
     signed: [[String; 2]; 2],
+}
+
+/// Shows nothing of the bytes: a proxy's password may be among them.
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Template").field("integrity", &self.integrity).finish_non_exhaustive()
+    }
 }
 
 impl Template {
@@ -69,11 +82,15 @@ impl Template {
     ) -> Result<Template, Unsendable> {
         let mut headers = vec![("content-type", options.content_type.clone())];
         headers.extend(options.if_none_match.then(|| ("if-none-match", "*".to_owned())));
+        let bucket_key = options.bucket_key.map(|enabled| enabled.to_string());
         for (name, value) in [
             ("x-amz-acl", &options.acl),
+            ("x-amz-expected-bucket-owner", &options.expected_owner),
             ("x-amz-server-side-encryption", &options.sse),
             ("x-amz-server-side-encryption-aws-kms-key-id", &options.kms_key_id),
+            ("x-amz-server-side-encryption-bucket-key-enabled", &bucket_key),
             ("x-amz-storage-class", &options.storage_class),
+            ("x-amz-tagging", &options.tags),
         ] {
             headers.extend(value.clone().map(|value| (name, value)));
         }
@@ -92,6 +109,23 @@ impl Template {
         let query = query.unwrap_or_default();
         let host = host_header(origin);
         Template::lay_out(path.as_bytes(), query, &host, self.headers.clone(), self.integrity)
+    }
+
+    /// The same for a proxy that takes requests itself: the target is in absolute form (RFC 9112,
+    /// section 3.2.2) and `authorization` tells who asks. Neither is signed, so the signature is the
+    /// same.
+    pub fn by_proxy(mut self, origin: &Origin, authorization: Option<&str>) -> Template {
+        let scheme = if origin.https { "https" } else { "http" };
+        let base = format!("{scheme}://{}", host_header(origin));
+        let _ = self.wire_start.splice(self.path_at..self.path_at, base.bytes());
+        self.path_at += base.len();
+        if let Some(authorization) = authorization {
+            let line_end = memchr::memmem::find(&self.wire_middle, b"\r\n");
+            let at = line_end.expect("the request line ends there") + 2;
+            let header = format!("proxy-authorization: {authorization}\r\n");
+            let _ = self.wire_middle.splice(at..at, header.into_bytes());
+        }
+        self
     }
 
     fn lay_out(
@@ -114,8 +148,9 @@ impl Template {
                 list.push_str(name);
             }
         };
-        let (early, late) =
-            headers.split_at(headers.partition_point(|(name, _)| *name < "x-amz-c"));
+        let before_name = |name: &str| headers.partition_point(|(header, _)| *header < name);
+        let (early, late) = headers.split_at(before_name("x-amz-c"));
+        let (between, late) = late.split_at(before_name("x-amz-security-token") - early.len());
         for (header, value) in early {
             before.push_str(&format!("{header}:{}\n", canonical_value(value)));
             name(&mut signed, header);
@@ -133,6 +168,11 @@ impl Template {
         }
         name(&mut signed, "x-amz-content-sha256");
         name(&mut signed, "x-amz-date");
+        let mut after_date = String::new();
+        for (header, value) in between {
+            after_date.push_str(&format!("{header}:{}\n", canonical_value(value)));
+            name(&mut signed, header);
+        }
         signed[1].push_str(";x-amz-security-token");
         for (header, value) in late {
             after.push_str(&format!("{header}:{}\n", canonical_value(value)));
@@ -147,9 +187,11 @@ impl Template {
             integrity,
             headers,
             wire_start: [b"PUT ", path].concat(),
+            path_at: b"PUT ".len(),
             wire_middle: middle.into(),
             canonical_before: before.into(),
             coding_at,
+            canonical_between: after_date.into(),
             canonical_after: after.into(),
             signed: [signed, coded],
         }
@@ -172,7 +214,7 @@ impl Template {
         let with_token = usize::from(signer.token().is_some());
         let signed = &self.signed[usize::from(put.coding.is_some())][with_token];
 
-        let path_at = out.len() + b"PUT ".len();
+        let path_at = out.len() + self.path_at;
         out.extend_from_slice(&self.wire_start);
         escape_path(put.key, out);
         let path = path_at..out.len();
@@ -233,6 +275,7 @@ impl Template {
         canonical.extend_from_slice(b"\nx-amz-date:");
         canonical.extend_from_slice(said.date);
         canonical.push(b'\n');
+        canonical.extend_from_slice(&self.canonical_between);
         if let Some(token) = said.token {
             canonical.extend_from_slice(b"x-amz-security-token:");
             canonical.extend_from_slice(token.as_bytes());

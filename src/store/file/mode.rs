@@ -74,7 +74,7 @@ impl FileMode {
     }
 
     /// As `fs::create_dir_all`, with the permissions of directories for those that are made. Blocks.
-    pub(super) fn create_dir_all(self, path: &Path) -> io::Result<()> {
+    pub(crate) fn create_dir_all(self, path: &Path) -> io::Result<()> {
         match self.create_dir(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(_) if path.is_dir() => return Ok(()),

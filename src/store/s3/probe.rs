@@ -15,7 +15,7 @@ use crate::deadline::within;
 use crate::store::classify::Cause;
 use crate::store::connector::{link_error, with_sources};
 use crate::store::dial::LinkError;
-use crate::store::{Class, classify};
+use crate::store::{Class, classify, tls};
 
 /// Bound on the whole probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -71,10 +71,18 @@ pub enum ProbeError {
     Unresolved { place: String, why: String },
     #[error("{place} cannot be reached ({why}): check the endpoint, the network and the firewall")]
     Unreachable { place: String, why: String },
+    #[error("TLS with {place} fails ({why}): {remedy}")]
+    Tls { place: String, why: String, remedy: &'static str },
     #[error(
-        "TLS with {place} fails ({why}): name its CA in AWS_CA_BUNDLE, or correct the endpoint"
+        "proxy {proxy} does not let requests to {place} pass ({why}): correct HTTPS_PROXY or HTTP_PROXY, have the proxy \
+         allow it, or name the store's host in NO_PROXY"
     )]
-    Tls { place: String, why: String },
+    Proxy { proxy: String, place: String, why: String },
+    #[error(
+        "proxy {proxy} cannot be reached ({why}): start it, correct HTTPS_PROXY or HTTP_PROXY, or name the store's host \
+         in NO_PROXY"
+    )]
+    ProxyUnreached { proxy: String, why: String },
     #[error("{place} does not answer like S3 ({why}): correct AWS_ENDPOINT_URL")]
     NotS3 { place: String, why: String },
     #[error("bucket {bucket} refuses the probe: {code}: {message}{}", behind_colon(remedy))]
@@ -99,6 +107,7 @@ impl ProbeError {
             self,
             ProbeError::Unresolved { .. }
                 | ProbeError::Unreachable { .. }
+                | ProbeError::ProxyUnreached { .. }
                 | ProbeError::TimedOut { .. }
                 | ProbeError::NoKeys { .. }
         )
@@ -128,7 +137,9 @@ impl S3Store {
         }
         let target = self.account.shared.target();
         let list = async || {
+            let owner = target.options.expected_owner.clone();
             let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
+            list = list.set_expected_bucket_owner(owner);
             if !target.prefix.is_empty() {
                 list = list.prefix(&target.prefix);
             }
@@ -201,6 +212,14 @@ impl S3Store {
             (Cause::ExpiredCredentials | Cause::BadCredentials, _) => {
                 ProbeError::ExpiredCredentials { key, code }
             }
+            // No store asks for a proxy's credentials, and none refuses without saying why.
+            (_, "")
+                if matches!(status, 403 | 407) && self.account.shared.http_proxy().is_some() =>
+            {
+                let proxy = self.account.shared.http_proxy().map(ToString::to_string);
+                let why = format!("it or the store answered {status}");
+                ProbeError::Proxy { proxy: proxy.unwrap_or_default(), place, why }
+            }
             (Cause::Denied, _) => return warning(format!("{code}: {message}"), MAY_PUT),
             (Cause::Quota | Cause::Full, _) => {
                 return warning(format!("{code}: {message}"), cause.remedy());
@@ -211,7 +230,7 @@ impl S3Store {
                 return warning(format!("the store answered {status}"), MAY_PUT);
             }
             _ if cause.class() == Class::Transient && status >= 300 => {
-                let said = format!("the store answered {status} {code}: {message}");
+                let said = format!("{} answered {status} {code}: {message}", self.answerer());
                 return Ok(Probe::Warning { said, remedy: WAIT, down: status >= 500 });
             }
             // Listing is not what payloads need.
@@ -240,22 +259,49 @@ impl S3Store {
     }
 
     fn no_link(&self, link: &LinkError) -> ProbeError {
-        let place = self.place();
+        let (link, proxy) = link.bare();
+        let place = match proxy {
+            Some(proxy) => format!("{} (through proxy {proxy})", self.place()),
+            None => self.place(),
+        };
+        // Only the proxy's own name is resolved here, and only its address is connected to.
+        if let (LinkError::Unresolved { .. } | LinkError::Unreachable { .. }, Some(proxy)) =
+            (link, proxy)
+        {
+            let (proxy, why) = (proxy.to_owned(), with_sources(link));
+            return ProbeError::ProxyUnreached { proxy, why };
+        }
         match link {
             LinkError::Unresolved { why, .. } => ProbeError::Unresolved { place, why: why.clone() },
             LinkError::Unreachable { source, address, .. } => {
                 ProbeError::Unreachable { place, why: format!("{address}: {source}") }
             }
             LinkError::Tls { source, .. } if !link.may_pass() => {
-                ProbeError::Tls { place, why: source.to_string() }
+                let remedy = tls::remedy(source);
+                ProbeError::Tls { place, why: source.to_string(), remedy }
+            }
+            LinkError::TunnelRefused { status, reason, .. } if !link.may_pass() => {
+                let proxy = proxy.unwrap_or_default().to_owned();
+                let why = format!("it answered {status} {reason}");
+                ProbeError::Proxy { proxy, place: self.place(), why }
             }
             LinkError::BadAnswer { why, .. } => ProbeError::NotS3 { place, why: why.clone() },
             LinkError::Tls { .. }
+            | LinkError::TunnelRefused { .. }
+            | LinkError::ByProxy { .. }
             | LinkError::ConnectTimeout { .. }
             | LinkError::ReadTimeout { .. }
             | LinkError::Broken { .. } => {
                 ProbeError::Unreachable { place, why: with_sources(link) }
             }
+        }
+    }
+
+    /// Who gives the answers: a proxy between here and the store gives its own as well.
+    fn answerer(&self) -> String {
+        match self.account.shared.http_proxy() {
+            Some(proxy) => format!("the store, or proxy {proxy},"),
+            None => "the store".to_owned(),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod s3;
 pub mod batches;
 pub mod child;
 pub mod imds;
+pub mod proxy;
 pub mod s3_client;
 pub mod slow_store;
 

@@ -133,6 +133,20 @@ pub fn silent_port() -> (Socket, SocketAddr) {
     (socket, addr.as_socket().expect("an IPv4 address"))
 }
 
+/// A listener whose queue is full, so that connects to it are not answered.
+pub fn deaf_listener() -> ((std::net::TcpListener, Vec<std::net::TcpStream>), SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener = std::net::TcpListener::from(socket);
+    let addr = listener.local_addr().unwrap();
+    let short = Duration::from_millis(100);
+    let queued =
+        (0..4).map_while(|_| std::net::TcpStream::connect_timeout(&addr, short).ok()).collect();
+    ((listener, queued), addr)
+}
+
 /// A running server; dropping it ends it and removes its objects.
 pub struct S3Server {
     addr: SocketAddr,

@@ -8,6 +8,7 @@ use aws_credential_types::Credentials;
 use futures_lite::future;
 use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement};
+use millrace::aws::proxies::Proxies;
 use millrace::aws::{self, Aws, Overrides, S3Target};
 use millrace::config::{S3Client, S3Options};
 use millrace::job::{Origin, Payload};
@@ -88,6 +89,8 @@ pub fn overrides(server: &S3Server) -> Overrides {
         credentials: keys(ACCESS_KEY, SECRET_KEY),
         region: Some("us-east-1".into()),
         endpoint_url: Some(server.url()),
+        // Whatever the environment of the tests says.
+        proxies: Some(Proxies::none()),
         ..Overrides::default()
     }
 }

@@ -347,6 +347,57 @@ fn what_no_header_can_carry_is_refused() {
     assert_eq!(refused, Unsendable { what: "x-amz-storage-class" });
 }
 
+#[test]
+fn an_owner_is_signed_between_the_date_and_the_token() {
+    let mut case = case();
+    case.options.expected_owner = Some("123456789012".into());
+    case.options.tags = Some("team=data%20eng&env=prod".into());
+    for (token, between) in [(None, ""), (Some("t".to_owned()), "x-amz-security-token;")] {
+        case.token = token;
+        let head = case.head();
+        assert_eq!(head.header("x-amz-expected-bucket-owner"), "123456789012");
+        assert_eq!(head.header("x-amz-tagging"), "team=data%20eng&env=prod");
+        let signed = format!(";x-amz-date;x-amz-expected-bucket-owner;{between}x-amz-tagging,");
+        assert!(head.header("authorization").contains(&signed), "{}", head.header("authorization"));
+        case.check();
+    }
+}
+
+#[test]
+fn a_proxy_is_told_the_whole_address_and_the_signature_stays() {
+    let mut case = case();
+    case.token = Some("a token".into());
+    for (host, port, authority) in [
+        ("s3.corp", 9000, "s3.corp:9000"),
+        ("s3.corp", 80, "s3.corp"),
+        ("fd12::1", 80, "[fd12::1]"),
+    ] {
+        case.origin = Origin { https: false, host: host.into(), port };
+        let direct = case.head();
+        for authorization in [None, Some("Basic dTpw")] {
+            let template = case.template().by_proxy(&case.origin, authorization);
+            let head = case.head_of(&template, &case.key);
+            assert_eq!(head.path, format!("http://{authority}{}", direct.path));
+            let sent = head.headers.iter().find(|(name, _)| name == "proxy-authorization");
+            assert_eq!(sent.map(|(_, value)| value.as_str()), authorization);
+            let same = |head: &Head| {
+                let own = head.headers.iter().filter(|(name, _)| name != "proxy-authorization");
+                own.cloned().collect::<Vec<_>>()
+            };
+            assert_eq!(same(&head), same(&direct), "signature and all");
+            assert!(!format!("{template:?}").contains("66, 97, 115"), "the password is not shown");
+            // A redirect has to be asked for in its own right.
+            let elsewhere = template.redirected(&case.origin, "/k", Some("a=1"));
+            let head = case.head_of(&elsewhere, "");
+            assert_eq!(head.path, "/k?a=1");
+            let mut head = case.head_of(&elsewhere.by_proxy(&case.origin, authorization), "");
+            assert_eq!(head.path, format!("http://{authority}/k?a=1"));
+            head.path = "/k?a=1".into();
+            assert_eq!(head.header("authorization"), case.expected_authorization(&head));
+        }
+    }
+}
+
 fn integrity() -> impl Strategy<Value = Integrity> {
     let checksum = prop::sample::select(vec![
         Checksum::None,
@@ -364,6 +415,8 @@ prop_compose! {
         (path, prefix, key) in (prop_oneof!["/", "/[a-z0-9.-]{3,20}/"], any::<String>(), "\\PC{1,40}|.{1,40}"),
         (acl, storage_class) in (prop::option::of("[a-z-]{1,20}"), prop::option::of("[A-Z_]{1,12}")),
         (sse, kms_key_id) in (prop::option::of("aws:kms|AES256"), prop::option::of("[ -~]{1,60}")),
+        bucket_key in prop::option::of(any::<bool>()),
+        (tags, expected_owner) in (prop::option::of("[a-z]{1,9}=[a-z%2F]{0,9}"), prop::option::of("[0-9]{12}")),
         (content_type, if_none_match) in ("[a-z]{1,10}/[ -~]{1,30}", any::<bool>()),
         integrity in integrity(),
         body in prop::collection::vec(any::<u8>(), 0..600),
@@ -373,7 +426,8 @@ prop_compose! {
         token in prop::option::of("[A-Za-z0-9+/=]{1,1200}"),
     ) -> Case {
         let options = S3Options {
-            acl, storage_class, sse, kms_key_id, content_type, if_none_match, ..S3Options::default()
+            acl, storage_class, sse, kms_key_id, bucket_key, tags, expected_owner, content_type, if_none_match,
+            ..S3Options::default()
         };
         let origin = Origin { https, host, port };
         Case { origin, path, prefix, options, integrity, key, body, coding, unix_s, region, access_key, secret_key, token }
