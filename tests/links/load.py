@@ -4,9 +4,9 @@
 load.py INGEST ADMIN STATS --payload BYTES --each N --backlog BYTES --rate BYTES_PER_S --limit SECONDS --name TEXT
 
 INGEST and ADMIN are HOST:PORT, STATS is the file that store.py writes. A row of tab-separated fields: name, MB kept,
-seconds, share of the rate from the first POST to the last object kept, the same while there
-was more to begin (steady), retries, put again, put again after the first minute, kept twice, limit median, lowest-highest limit, in
-flight at the store median, dead letters, note.
+seconds, share of the rate from the first POST to the last object kept, the same while there was more to begin (steady),
+retries, put again, put again after the first minute, kept twice, limit median, lowest-highest limit, in flight at the
+store median, dead letters, note.
 """
 import argparse
 import http.client
