@@ -4,9 +4,9 @@
 load.py INGEST ADMIN STATS --payload BYTES --each N --backlog BYTES --rate BYTES_PER_S --limit SECONDS --name TEXT
 
 INGEST and ADMIN are HOST:PORT, STATS is the file that store.py writes. A row of tab-separated fields: name, MB kept,
-seconds, share of the rate from the first POST to the last object kept, the same without the first and the last tenth of
-the bytes, retries, put again, put again after the first minute, kept twice, limit median, lowest-highest limit, in
-flight at the store median, dead letters, note.
+seconds, share of the rate from the first POST to the last object kept, the same while there was more to begin (steady),
+retries, put again, put again after the first minute, kept twice, limit median, lowest-highest limit, in flight at the
+store median, dead letters, note.
 """
 import argparse
 import http.client
@@ -65,11 +65,12 @@ class Jobs:
             self.left -= 1
 
 
-def steady(kept, rate):
-    """Share of the rate between a tenth and nine tenths of what was kept; `kept` is (time, bytes) in order."""
-    total = kept[-1][1] if kept else 0
-    inside = [(at, count) for at, count in kept if 0.1 * total <= count <= 0.9 * total]
-    if len(inside) < 2 or not total:
+def steady(seen, keys, rate):
+    """Share of the rate from a tenth of the bytes on until the last of `keys` objects was begun, in bytes that were not
+    wasted; `seen` is (time, bytes, objects begun so far) in order."""
+    total = seen[-1][1] if seen else 0
+    inside = [(at, count) for at, count, begun in seen if count >= 0.1 * total and begun < keys]
+    if len(inside) < 2:
         return "-"
     (begin, first), (end, last) = inside[0], inside[-1]
     return f"{100 * (last - first) / (end - begin) / rate:.0f} %"
@@ -93,7 +94,7 @@ def main():
     for poster in posters:
         poster.start()
 
-    limits, flights, kept, done = [], [], [], False
+    limits, flights, seen, done = [], [], [], False
     samples = open(args.samples, "w") if args.samples else None
     while time.monotonic() - begun < args.limit:
         time.sleep(SAMPLE)
@@ -108,7 +109,7 @@ def main():
         if "millrace_puts_limit" in m:
             limits.append(int(m["millrace_puts_limit"]))
         flights.append(s["in_flight"])
-        kept.append((time.monotonic(), s["bytes_kept"]))
+        seen.append((time.monotonic(), s["bytes_received"] - s["bytes_wasted"], s["keys"]))
         if samples:
             print(f"{time.monotonic() - begun:.1f}\t{m.get('millrace_puts_limit', 0):.0f}\t{s['in_flight']}"
                   f"\t{s['bytes_kept']}\t{s['bytes_received']}\t{s['put_again']}"
@@ -121,7 +122,7 @@ def main():
     lost = m["millrace_payloads_dead_lettered_total"] + m["millrace_payloads_lost_total"]
     row = [
         args.name, f"{s['bytes_kept'] / 1e6:.1f}", f"{took:.1f}", f"{100 * share:.0f} %",
-        steady(kept, args.rate),
+        steady(seen, s["keys"], args.rate),
         f"{m['millrace_put_retries_total']:.0f}", s["put_again"], s["put_again_late"], s["kept_twice"],
         f"{statistics.median(limits):.0f}" if limits else "-",
         f"{min(limits)}-{max(limits)}" if limits else "-",

@@ -41,8 +41,9 @@ class Tally:
     def __init__(self):
         self.lock = threading.Lock()
         self.tries, self.kept_keys = {}, set()
-        self.n = dict(started=0, kept=0, aborted=0, bytes_received=0, bytes_kept=0, put_again=0,
-                      put_again_late=0, kept_twice=0, in_flight=0, first_put=None, last_kept=None)
+        # bytes_wasted: received of PUTs that were broken off, or of objects that were kept already.
+        self.n = dict(started=0, keys=0, kept=0, aborted=0, bytes_received=0, bytes_kept=0,
+                      bytes_wasted=0, put_again=0, put_again_late=0, kept_twice=0, in_flight=0, first_put=None, last_kept=None)
 
     def begin(self, key):
         with self.lock:
@@ -54,21 +55,24 @@ class Tally:
                 n["put_again"] += 1
                 n["put_again_late"] += now - n["first_put"] > 60
             self.tries[key] = self.tries.get(key, 0) + 1
+            n["keys"] = len(self.tries)
 
     def received(self, count):
         with self.lock:
             self.n["bytes_received"] += count
 
-    def end(self, key, size, kept):
+    def end(self, key, size, kept, received):
         with self.lock:
             n = self.n
             n["in_flight"] -= 1
             if not kept:
                 n["aborted"] += 1
+                n["bytes_wasted"] += received
                 return
             n["kept"] += 1
             if key in self.kept_keys:
                 n["kept_twice"] += 1
+                n["bytes_wasted"] += size
             else:
                 n["bytes_kept"] += size
             self.kept_keys.add(key)
@@ -105,8 +109,8 @@ def serve(conn, link, tally):
                 continue
             tally.begin(key)
             whole = False
+            left = size - len(have)
             try:
-                left = size - len(have)
                 tally.received(len(have))
                 link.wait(len(have))
                 have = b""
@@ -119,7 +123,7 @@ def serve(conn, link, tally):
                     link.wait(count)
                 whole = True
             finally:
-                tally.end(key, size, whole)
+                tally.end(key, size, whole, size - left)
             conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
     except OSError:
         pass
