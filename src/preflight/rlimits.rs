@@ -13,15 +13,17 @@ use signal_hook::consts::{SIGXCPU, SIGXFSZ};
 
 use super::Finding;
 use super::host::raise_fully;
+use crate::deadline::WAKE_SIGNAL;
 use crate::limits::Limits;
 
 /// Makes a write beyond `RLIMIT_FSIZE` fail with `EFBIG`, as one on a full disk does, instead of killing the process, and
-/// the soft CPU limits harmless until the findings have named them. Call it before anything is written.
+/// the soft CPU limits harmless until the findings have named them; and lets [`WAKE_SIGNAL`] interrupt. Call it before
+/// anything is written.
 ///
 /// # Errors
 /// The kernel refuses the handlers.
 pub fn survive_signals() -> io::Result<()> {
-    for signal in [SIGXFSZ, SIGXCPU] {
+    for signal in [SIGXFSZ, SIGXCPU, WAKE_SIGNAL] {
         signal_hook::flag::register(signal, std::sync::Arc::default())?;
     }
     Ok(())
