@@ -23,7 +23,7 @@ use crate::accept;
 use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
 use crate::deadletter::DeadLetters;
-use crate::deadline::{stay_awake, strictly_within};
+use crate::deadline::{strictly_within, waking};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::log;
 use crate::metrics::{self, Cells, CoreState};
@@ -69,8 +69,9 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
         .io_memory(IO_MEMORY_BYTES)
         .make()
         .map_err(|error| format!("the control executor does not start: {error}"))?;
+    let waking = waking();
     Ok(executor.run(async {
-        glommio::spawn_local(stay_awake()).detach();
+        glommio::spawn_local(waking.stay_awake()).detach();
         main.await
     }))
 }

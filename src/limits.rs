@@ -71,7 +71,7 @@ pub const FILES_PER_WORKER: usize = 2;
 pub const PROCESS_FILES: usize = 64;
 
 /// Threads of one executor: its own, glommio's blocking thread, the one that wakes it (see
-/// [`crate::deadline::stay_awake`]), and two workers that the kernel makes for what io_uring cannot do at once, one for
+/// [`crate::deadline::Waking`]), and two workers that the kernel makes for what io_uring cannot do at once, one for
 /// files and one for everything else. It makes more of those when it can.
 pub const THREADS_PER_EXECUTOR: usize = 5;
 

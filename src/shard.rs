@@ -31,7 +31,7 @@ use crate::body::BodyReader;
 use crate::config::Config;
 use crate::conn::{self, ConnState};
 use crate::deadletter::DeadLetters;
-use crate::deadline::stay_awake;
+use crate::deadline::{Waking, waking};
 use crate::drain::drain;
 use crate::job::{Job, Origin, Stamp};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
@@ -424,7 +424,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
             .blocking_thread_pool_placement(blocking)
             .make();
         match executor {
-            Ok(executor) => executor.run(run(setup, blocking_cpus)),
+            Ok(executor) => executor.run(run(setup, blocking_cpus, waking())),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
@@ -462,9 +462,9 @@ fn ring_doorbell(bell: &Socket) {
 }
 
 /// The core's life; `blocking_cpus` are those to which its blocking thread is to be moved.
-async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
+async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     // First of all: any wait may need it.
-    glommio::spawn_local(stay_awake()).detach();
+    glommio::spawn_local(waking.stay_awake()).detach();
     if let Some(cpus) = blocking_cpus {
         glommio::spawn_local(release_blocking_thread(cpus)).detach();
     }
