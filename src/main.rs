@@ -2,6 +2,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 
@@ -53,8 +54,10 @@ fn start() -> ExitCode {
 fn run(command: Command, flags: Flags) -> Result<Exit, String> {
     // Before anything that can take long: from here on a stop is an orderly end.
     let handlers = match command {
-        Command::Serve => Some(signals::install().map_err(|error| {
-            format!("no signal handlers: {error}; raise ulimit -n and ulimit -u")
+        Command::Serve => Some(signals::install().map_err(|error| match error.kind() {
+            // A thread, for which the kernel has no other word.
+            ErrorKind::WouldBlock => preflight::no_threads().to_string(),
+            _ => format!("no signal handlers: {error}; raise ulimit -n"),
         })?),
         _ => {
             signals::for_command();

@@ -162,8 +162,10 @@ fn give(kind: &str, command: &mut Command) -> Option<OwnedFd> {
     match kind {
         "closed" => redirected(command, "exec 2>&-"),
         "a full disk" => redirected(command, "exec 2>/dev/full"),
-        // In units of 512 bytes: less than the log of a start.
-        "beyond the file size limit" => redirected(command, "ulimit -f 1; exec 2>log"),
+        // 8 GiB, in units of 512 bytes: a lower limit refuses the start.
+        "beyond the file size limit" => {
+            redirected(command, "ulimit -f 16777216; truncate -s 8G log; exec 2>>log");
+        }
         "the reader left" => {
             let (_, writer) = std::io::pipe().unwrap();
             command.stderr(writer);
