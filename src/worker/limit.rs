@@ -17,8 +17,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Limit at the start. It doubles per PUT time while that helps, so 32 are reached after two of them.
-const AT_START: usize = 8;
+/// Limit at the start. It doubles per PUT time while that helps, so 32 are reached after one of them.
+const AT_START: usize = 16;
 /// What is left of the limit after congestion, as CUBIC (RFC 9438) has it.
 const CUT: f64 = 0.7;
 /// What is left of the best known limit after a larger one has brought nothing.
@@ -37,10 +37,10 @@ const AS_GOOD: f64 = 0.95;
 const LOOKED_BELOW_AFTER: Duration = Duration::from_secs(30);
 /// No goodput is worth judging while a put takes less than this on average.
 const HARMLESS: Duration = Duration::from_millis(100);
-/// Puts that take longer than this on average need no more of them in a hurry.
+/// Puts that take longer than this at the start are too many already, or large.
 const SLOW: Duration = Duration::from_secs(5);
 /// Goodput alone never lowers the limit below this.
-const FEW: usize = 4;
+const FEW: usize = 8;
 /// What an object costs beside its bytes: head, answer, and the store's own work.
 const OBJECT_BYTES: u64 = 1024;
 
@@ -216,7 +216,10 @@ impl PutLimit {
         let is_harmless = put_time < HARMLESS;
         let this = Rounds::default().with(round.bytes, took);
         self.phase = match self.phase {
-            Phase::Startup { .. } if put_time >= SLOW => Phase::Settling { before: None },
+            Phase::Startup { .. } if put_time >= SLOW => {
+                self.limit = (self.limit / 2).max(FEW.min(self.limit));
+                Phase::Settling { before: None }
+            }
             Phase::Startup { best, flat } => {
                 self.start_up(this.goodput(), is_harmless, best, flat, now)
             }
