@@ -110,9 +110,7 @@ fn a_pause_loses_nothing() {
 fn signals_that_the_parent_had_ignored_or_blocked_work() {
     for how in [
         r#"trap '' TERM INT QUIT HUP; exec "$@""#,
-        r#"exec python3 -c 'import os, signal, sys
-signal.pthread_sigmask(signal.SIG_SETMASK, range(1, 65))
-os.execv(sys.argv[1], sys.argv[1:])' "$@""#,
+        r#"exec env --block-signal "$@""#,
     ] {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
             let dir = Arc::new(tempfile::tempdir().unwrap());
