@@ -42,7 +42,10 @@ pub fn print_table(findings: &[Finding]) -> Result<(), String> {
 }
 
 /// Prints a report.
-fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
+///
+/// # Errors
+/// Standard output takes no more.
+pub fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
     let mut out = out::stdout();
     report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
 }

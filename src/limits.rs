@@ -75,8 +75,8 @@ pub const PROCESS_FILES: usize = 64;
 /// files and one for everything else. It makes more of those when it can.
 pub const THREADS_PER_EXECUTOR: usize = 5;
 
-/// Threads of the process outside the executors: the main one and the log's writer.
-pub const PROCESS_THREADS: usize = 2;
+/// Threads of the process outside the executors: the main one, the log's writer, those for signals and reloads.
+pub const PROCESS_THREADS: usize = 4;
 
 /// Stack of the threads that this process makes: Rust's default, whatever `RLIMIT_STACK` says.
 pub const STACK_BYTES: usize = 2 << 20;
@@ -166,7 +166,9 @@ impl Limits {
         let executors = c.cores.len() + 1;
         let core_memory_bytes =
             (ring_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
-        let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS;
+        // With a spool, a thread for each core's disk and one for what others have left.
+        let spool_threads = c.spool.as_ref().map_or(0, |_| c.cores.len() + 1);
+        let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS + spool_threads;
         let mapped = threads * STACK_BYTES + executors * EXECUTOR_MAPPINGS_BYTES;
         let core_memory = core_memory_bytes * c.cores.len() as u64;
         let held_at_stop = ring_bytes

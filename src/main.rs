@@ -41,7 +41,19 @@ fn main() -> ExitCode {
 const PANICKED: u8 = 101;
 
 fn start() -> ExitCode {
-    let invocation = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let invocation = match cli::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(help) if !help.use_stderr() => {
+            return match commands::print(|out| write!(out, "{}", help.render())) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    complain(error);
+                    ExitCode::from(Exit::Refused as u8)
+                }
+            };
+        }
+        Err(error) => error.exit(),
+    };
     let exit = run(invocation.command, invocation.flags).unwrap_or_else(|error| {
         complain(error);
         Exit::Refused

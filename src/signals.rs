@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -28,7 +29,7 @@ use crate::log;
 const STOPS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
 /// Signals that keep the kernel's disposition, besides [`STOPS`] and SIGHUP: those that cannot be changed, that are harmless
-/// (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), that an operator pauses a job with (SIGTSTP), and that report a bug, after which
+/// (SIGCHLD, SIGCONT, SIGWINCH, and SIGURG, for which `deadline` has a handler), that an operator pauses a job with (SIGTSTP), and that report a bug, after which
 /// nothing can be trusted.
 const LEFT_ALONE: [i32; 14] = [
     libc::SIGABRT,
@@ -97,7 +98,7 @@ pub fn install() -> io::Result<(Signals, Receiver<()>)> {
     let (bell, ring) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
     let (requests, reloads) = sync_channel(1);
-    let watch = Watch { stop, reload, shared: shared.clone(), ring, requests };
+    let watch = Watch { stop, reload, shared: shared.clone(), ring, requests, first_stop: None };
     std::thread::Builder::new().name("millrace-signals".to_owned()).spawn(|| watch.run())?;
     Ok((Signals { shared, bell }, reloads))
 }
@@ -121,7 +122,12 @@ struct Watch {
     shared: Arc<Shared>,
     ring: UnixStream,
     requests: SyncSender<()>,
+    first_stop: Option<Instant>,
 }
+
+/// Signals to stop that come within this time of the first are the same stop: timeout(1), for one, signals its child and
+/// then the group that the child is in.
+const SAME_STOP: Duration = Duration::from_millis(200);
 
 impl Watch {
     fn run(mut self) {
@@ -134,8 +140,9 @@ impl Watch {
             }
             let [stop, reload] = ready.map(|fd| fd.revents().contains(input));
             if stop {
-                let count = self.stop.read(&mut bytes).unwrap_or(0);
-                self.stop(u32::try_from(count).expect("no more than there is room for"));
+                if self.stop.read(&mut bytes).is_ok() {
+                    self.stop();
+                }
             }
             if reload && self.reload.read(&mut bytes).is_ok() {
                 let _waits_already = self.requests.try_send(());
@@ -143,9 +150,13 @@ impl Watch {
         }
     }
 
-    fn stop(&mut self, count: u32) {
+    fn stop(&mut self) {
+        if self.first_stop.is_some_and(|first| first.elapsed() < SAME_STOP) {
+            return;
+        }
+        self.first_stop.get_or_insert_with(Instant::now);
         // The first two count; the sum of all others must only not overflow.
-        let stops = self.shared.stops.load(SeqCst).saturating_add(count);
+        let stops = self.shared.stops.load(SeqCst).saturating_add(1);
         self.shared.stops.store(stops, SeqCst);
         match self.shared.phase.compare_exchange(STARTING, ENDING, SeqCst, SeqCst) {
             Ok(_) => {

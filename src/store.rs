@@ -73,37 +73,17 @@ pub struct PutError {
     pub request_ids: Option<Box<str>>,
     /// What an operator can do about it; empty where nothing is known to help, or nothing is needed.
     pub remedy: &'static str,
+    /// Fewer puts in flight could help: a timeout, a reset, or a store that says so.
+    pub congestion: bool,
 }
 
 impl PutError {
     pub fn new(class: Class, code: impl Into<String>, message: impl Into<String>) -> PutError {
         let (code, message) = (code.into(), message.into());
-        PutError { class, code, message, request_ids: None, remedy: "" }
-    }
-
-    /// Whether fewer puts in flight could help.
-    pub fn is_congestion(&self) -> bool {
-        CONGESTION.binary_search(&&*self.code).is_ok()
+        PutError { class, code, message, request_ids: None, remedy: "", congestion: false }
     }
 }
 
-/// Codes of failures that fewer puts in flight could help against: timeouts, resets, and a store that says so.
-const CONGESTION: &[&str] = &[
-    "BandwidthLimitExceeded",
-    "ConnectTimeout",
-    "ConnectionBroken",
-    "Http429",
-    "Http503",
-    "ReadTimeout",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "Timeout",
-    "TooManyRequests",
-];
 fn in_brackets(ids: Option<&str>) -> String {
     ids.map(|ids| format!(" ({ids})")).unwrap_or_default()
 }

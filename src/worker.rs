@@ -221,7 +221,7 @@ impl Worker {
         let stored = core.cells.objects_stored.value();
         let alone = stored == stored_before;
         // An object that fails again while others are stored says nothing about how many puts the store takes.
-        if error.is_congestion() && (attempts == 1 || alone) {
+        if error.congestion && (attempts == 1 || alone) {
             core.put_congested(began, now);
         }
         core.health.failed(&error, stored != stored_at_first);
@@ -262,6 +262,8 @@ impl Worker {
     async fn give_up(&mut self, given_up: GivenUp) -> Outcome {
         let core = self.core.clone();
         let GivenUp { parcel, intent, error, attempts } = given_up;
+        // Its place among the puts in flight is free, and this worker will not take it for a while.
+        core.wake_worker();
         let fate = dead_letter(&core, &parcel, &self.key, error, attempts).await;
         match &parcel {
             // All else of its directory waits for it.

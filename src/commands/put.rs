@@ -12,6 +12,7 @@ use crate::control::{Prepared, prepare_store};
 use crate::deadline::within;
 use crate::job::{Origin, Payload, Stamp};
 use crate::preflight::Finding;
+use crate::store::classify::Cause;
 use crate::store::s3::S3Store;
 use crate::store::{Object, PutError, PutTimeouts, StoreSeed, classify};
 
@@ -92,27 +93,38 @@ fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error
     }
 }
 
-/// Codes by which stores refuse a permission.
-const DENIED: [&str; 4] = ["AccessDenied", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"];
-
 /// What would let the probe object in.
 fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> String {
-    if !DENIED.contains(&&*error.code) && !error.code.contains("403") {
+    if error.remedy.is_empty() {
         return "correct STORE or the settings named; README, \"S3\", says what a PUT carries"
             .into();
+    }
+    if error.remedy != Cause::Denied.remedy() {
+        return error.remedy.into();
     }
     let mut permissions = vec!["s3:PutObject"];
     if config.s3.acl.is_some() {
         permissions.push("s3:PutObjectAcl");
+    }
+    if config.s3.tags.is_some() {
+        permissions.push("s3:PutObjectTagging");
     }
     let on_key = match config.s3.sse.as_deref() {
         Some(sse) if sse.starts_with("aws:kms") => " and kms:GenerateDataKey on the key",
         _ => "",
     };
     let permissions = permissions.join(", ");
+    let objects = match bucket.starts_with("arn:") {
+        true => format!("{bucket}/object/{prefix}*"),
+        false => format!("arn:aws:s3:::{bucket}/{prefix}*"),
+    };
+    let owner = match config.s3.expected_owner {
+        Some(_) => "; or correct S3_EXPECTED_OWNER",
+        None => "",
+    };
     format!(
-        "allow {permissions} on arn:aws:s3:::{bucket}/{prefix}*{on_key} to these credentials (elsewhere than on AWS: write \
-         access to the bucket), or give others"
+        "allow {permissions} on {objects}{on_key} to these credentials (elsewhere than on AWS: write access to the \
+         bucket), or give others{owner}"
     )
 }
 

@@ -54,7 +54,11 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
                     return;
                 }
             };
-            if let Err(error) = kept {
+            // A directory that is gone is the cores' to report: they watch their files.
+            let is_gone = |error: &SpoolDirError| matches!(error, SpoolDirError::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+            if let Err(error) = kept
+                && !is_gone(&error)
+            {
                 log.error(|| format!("the spool directory cannot be kept: {error}"));
             }
         }

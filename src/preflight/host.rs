@@ -226,7 +226,11 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
             "ulimit -n {wanted} (hard limit: /etc/security/limits.conf); docker run --ulimit \
              nofile={wanted}; systemd LimitNOFILE={wanted}"
         ),
-    } + "; or lower MAX_CONNECTIONS";
+    } + if most < least {
+        "; or lower MAX_WORKERS or CORES"
+    } else {
+        "; or lower MAX_CONNECTIONS"
+    };
     if most < least {
         let detail =
             format!("{most} allowed ({by}), not even {least} for the workers and a few clients");

@@ -16,8 +16,9 @@ use crate::config::core_list;
 use crate::limits::{Limits, STACK_BYTES};
 use crate::shard::pin;
 
-/// Threads of [`Limits::threads`] that run already: the main one, this one, which will be control's, and the log's.
-const RUNNING: usize = 3;
+/// Threads of [`Limits::threads`] that run already: the main one, this one, which will be control's, the log's and that
+/// for signals.
+const RUNNING: usize = 4;
 
 pub(super) fn findings(cores: &[usize], limits: &Limits) -> Vec<Finding> {
     let wanted = limits.threads.saturating_sub(RUNNING);

@@ -150,7 +150,9 @@ fn listed<'a>(ids: impl Iterator<Item = (&'static str, &'a str)>) -> String {
 /// The worker's view of a failure to get an answer.
 pub(crate) fn unanswered(error: &LinkError) -> PutError {
     let (class, code) = classify::link(error);
-    PutError::new(class, code, classify::bounded(&connector::with_sources(error)))
+    let text = classify::bounded(&connector::with_sources(error));
+    let congestion = classify::is_congestion(error);
+    PutError { congestion, ..PutError::new(class, code, text) }
 }
 
 #[cfg(test)]

@@ -118,7 +118,10 @@ impl Cause {
             }
             ExpiredCredentials => "renew the credentials; a changed file is read again",
             BadCredentials => "correct the credentials; a corrected file is read again",
-            Denied => "allow these credentials to put into the bucket (s3:PutObject)",
+            Denied => {
+                "allow these credentials to put into the bucket (s3:PutObject, with S3_TAGS also s3:PutObjectTagging); \
+                 with S3_EXPECTED_OWNER, check that it is the bucket's owner"
+            }
             Account => "see the account at the store: it is suspended, unpaid or not signed up",
             Clock => "set this host's time, or run NTP",
             Region => "set AWS_REGION to the bucket's region, or correct the endpoint",
@@ -126,10 +129,12 @@ impl Cause {
             Quota => "raise the quota of the bucket or the account, or delete objects",
             Full => "add or free space at the store",
             Unsupported => {
-                "leave out what this store does not know: S3_ACL, S3_STORAGE_CLASS, S3_SSE, S3_CHECKSUM or \
-                 S3_IF_NONE_MATCH"
+                "leave out what this store does not know: S3_ACL, S3_STORAGE_CLASS, S3_SSE, S3_BUCKET_KEY, S3_TAGS, \
+                 S3_EXPECTED_OWNER, S3_CHECKSUM or S3_IF_NONE_MATCH"
             }
-            Encryption => "correct S3_SSE and S3_KMS_KEY_ID, or allow the role to use the key",
+            Encryption => {
+                "correct S3_SSE, S3_KMS_KEY_ID and S3_BUCKET_KEY, or allow the role to use the key"
+            }
             Exists | Refused | Locked | Conflict | Busy | Unavailable | Garbled | Other => "",
         }
     }
@@ -174,6 +179,21 @@ pub fn link(error: &LinkError) -> (Class, &'static str) {
     }
 }
 
+/// Whether fewer puts in flight could help against a failure to get any answer.
+pub fn is_congestion(error: &LinkError) -> bool {
+    match error {
+        LinkError::ConnectTimeout { .. }
+        | LinkError::Broken { .. }
+        | LinkError::ReadTimeout { .. } => true,
+        LinkError::Unresolved { .. }
+        | LinkError::Unreachable { .. }
+        | LinkError::Tls { .. }
+        | LinkError::BadAnswer { .. }
+        | LinkError::TunnelRefused { .. } => false,
+        LinkError::ByProxy { source, .. } => is_congestion(source),
+    }
+}
+
 /// The error a worker sees for an answer of the store. `code` and `message` are the store's own, empty if it gave none.
 pub fn reply_error(status: u16, code: &str, message: &str) -> PutError {
     let cause = Cause::of(status, code, message);
@@ -182,7 +202,11 @@ pub fn reply_error(status: u16, code: &str, message: &str) -> PutError {
         "" => format!("the store answered {status}"),
         message => bounded(message),
     };
-    PutError { remedy: cause.remedy(), ..PutError::new(cause.class(), shown, message) }
+    // `RequestTimeout` is a 400: the body did not arrive in the store's time.
+    let congestion =
+        cause == Cause::Busy || matches!(status, 408 | 429 | 503) || code == "RequestTimeout";
+    let error = PutError::new(cause.class(), shown, message);
+    PutError { remedy: cause.remedy(), congestion, ..error }
 }
 
 /// One line of at most 400 bytes, without control characters.

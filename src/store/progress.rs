@@ -129,7 +129,8 @@ impl Stall {
         }
         let late = |why, limit| {
             let text = format!("{why} ({})", humantime::format_duration(limit));
-            Err(PutError::new(Class::Transient, "Timeout", text))
+            let error = PutError::new(Class::Transient, "Timeout", text);
+            Err(PutError { congestion: true, ..error })
         };
         if now >= self.end {
             return late("not stored within PUT_TIMEOUT_MAX", self.timeouts.whole);

@@ -241,7 +241,8 @@ impl Core {
         }
     }
 
-    fn wake_worker(&self) {
+    /// Has a worker that waits look for work; nothing where none waits.
+    pub(super) fn wake_worker(&self) {
         match &self.batches {
             Some(batches) => batches.wake_worker(),
             None => self.ring.wake_one(),

@@ -104,7 +104,7 @@ fn a_limit_on_threads_is_served_with_or_refused_by_name() {
     serves(&limited("--nproc=6:200"), dir.clone(), &[]);
     let dir = Arc::new(tempfile::tempdir().unwrap());
     chown(dir.path(), Some(61234), Some(61234)).unwrap();
-    serves(&limited("--nproc=13:13"), dir, &[]);
+    serves(&limited("--nproc=15:15"), dir, &[]);
 }
 
 #[test]

@@ -108,10 +108,7 @@ fn a_pause_loses_nothing() {
 /// As under `nohup`, in a shell's background, or below a parent that blocks signals for itself.
 #[test]
 fn signals_that_the_parent_had_ignored_or_blocked_work() {
-    for how in [
-        r#"trap '' TERM INT QUIT HUP; exec "$@""#,
-        r#"exec env --block-signal "$@""#,
-    ] {
+    for how in [r#"trap '' TERM INT QUIT HUP; exec "$@""#, r#"exec env --block-signal "$@""#] {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
             let dir = Arc::new(tempfile::tempdir().unwrap());
             std::fs::write(dir.path().join("tokens"), "a\n").unwrap();

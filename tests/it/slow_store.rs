@@ -185,6 +185,14 @@ mod a_store_that_asks_for_less {
         scenario(Act::refuse(429, "TooManyRequests"));
     }
 
+    /// MinIO, SeaweedFS, and a code that nobody has heard of.
+    #[test]
+    fn in_other_words() {
+        for code in ["SlowDownWrite", "ErrTooManyRequest", "TryAnotherTime"] {
+            scenario(Act::refuse(503, code));
+        }
+    }
+
     #[test]
     fn by_resets() {
         scenario(Act::reset());
