@@ -2,7 +2,8 @@
 //!
 //! Bytes are charged once per request, as the retained allocation plus a fixed cost per payload. While a body is read
 //! they belong to the [`Budget`]; at admission they become a [`Permit`] that the jobs carry and that the last of
-//! them releases. Slots are positions in the ring and are released when a worker pops.
+//! them releases. Slots are positions in the ring and are released when a worker pops, unless more objects than there are
+//! workers are set aside ([`Admission::hold`]).
 //!
 //! A request that finds no room may wait, first come, first served: nobody overtakes the head of the line, so a large
 //! request is not starved by small ones. All that fit are woken together, in their order: woken one by one, each by the one

@@ -34,10 +34,9 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
 
     core.close();
     let idle = || {
-        // What is spooled does not wait for a store that fails.
-        core.holds_nothing()
-            || (core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing())
-                && core.holds_spooled_only()
+        // What is spooled does not wait for a store that fails, or that takes everything but this.
+        let fails = || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
+        core.holds_nothing() || core.holds_spooled_only() && (fails() || core.holds_failed_only())
     };
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.

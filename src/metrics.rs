@@ -370,14 +370,18 @@ const GAUGES: [(&str, &str, Read); 22] = [
         c.connections_max.value()
     }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
-    ("ring_depth", "Payloads queued in the ring", |c| c.ring_depth.value()),
+    (
+        "ring_depth",
+        "Payloads queued, those set aside for a retry beyond one per worker included",
+        |c| c.ring_depth.value(),
+    ),
     ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
     ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
     ("ack_waiters", "Requests waiting for the store before their answer", |c| {
         c.ack_waiters.value()
     }),
     ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
-    ("puts_in_flight", "Puts that wait for the store", |c| c.puts_in_flight.value()),
+    ("puts_in_flight", "Puts in flight, or about to be", |c| c.puts_in_flight.value()),
     ("puts_limit", "Puts that may be in flight, adapted between 1 and MAX_WORKERS", |c| {
         c.puts_limit.value()
     }),

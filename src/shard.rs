@@ -199,6 +199,14 @@ impl Core {
             && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
     }
 
+    /// All that waits to be stored has failed before.
+    pub fn holds_failed_only(&self) -> bool {
+        self.ring.is_empty()
+            && self.in_hand.borrow().iter().flatten().all(|held| held.failures.is_some())
+            && self.uploads.holds_failed_only()
+            && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
+    }
+
     /// All that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
         self.ring.all(Job::is_spooled)

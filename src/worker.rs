@@ -56,8 +56,9 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
         match outcome {
             Outcome::Stored => {}
             Outcome::Failing { alone: true } => worker.pause().await,
-            Outcome::Failing { alone: false } | Outcome::GivenUp => {
-                if core.holds_nothing() {
+            Outcome::Failing { alone: false } => {}
+            Outcome::GivenUp => {
+                if core.holds_nothing() || core.holds_failed_only() {
                     core.health.nothing_held();
                 }
             }
@@ -268,7 +269,10 @@ impl Worker {
         match &parcel {
             // All else of its directory waits for it.
             Parcel::Batch(batch) if fate == Fate::Lost && batch.is_restored() => {
-                core.set_aside(Upload::fresh(parcel), LETTER_PAUSE);
+                // At a stop it is left to the spool, where it is.
+                if !core.draining.get() {
+                    core.set_aside(Upload::fresh(parcel), LETTER_PAUSE);
+                }
             }
             _ => complete(&core, &parcel, fate, intent),
         }
@@ -300,6 +304,11 @@ fn complete(core: &Core, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
         && fate != Fate::Lost
     {
         spool.finished(intent);
+    }
+    if let Parcel::Batch(batch) = parcel
+        && batch.is_restored()
+    {
+        core.uploads.restored_done();
     }
     parcel.settle(fate);
 }

@@ -36,10 +36,14 @@ pub async fn restore(core: Rc<Core>) {
         let key = begun.key().to_owned();
         match restored(begun, &core.origin, core.stamps(1), core.store.summing()).await {
             Ok((begun, mut batch)) => {
+                // The workers may have ended: it stays in the spool.
+                if core.draining.get() {
+                    return;
+                }
                 if batch.payloads() > 0 {
                     let outcome = Tally::of(1);
                     batch.roster.tallies.push((outcome.clone(), 1));
-                    core.uploads.submit(Parcel::Batch(Rc::new(batch)));
+                    core.uploads.submit_restored(Parcel::Batch(Rc::new(batch)));
                     outcome.all_known(&core.uploads_ended).await;
                 }
                 finish(begun).await;

@@ -1,6 +1,6 @@
 //! Objects that have failed, out of the workers' way until they are due again.
 //!
-//! Each stays charged to the budgets it was admitted on, so their number is bounded by those: `MAX_QUEUE_BYTES` and
+//! Each stays charged to the budgets it was admitted on (restored batches, which are few, to none), so their number is bounded by those: `MAX_QUEUE_BYTES` and
 //! `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), `BATCH_MEMORY` for batches.
 
 use std::cmp::{Ordering, Reverse};
@@ -53,6 +53,11 @@ struct Waiting {
 impl Aside {
     pub(super) fn len(&self) -> usize {
         self.waiting.len() + self.due.len()
+    }
+
+    /// Whether any is due.
+    pub(super) fn has_due(&self) -> bool {
+        !self.due.is_empty()
     }
 
     pub(super) fn push(&mut self, upload: Upload, due: Instant) {

@@ -39,7 +39,7 @@ const LOOKED_BELOW_AFTER: Duration = Duration::from_secs(30);
 const HARMLESS: Duration = Duration::from_millis(100);
 /// Puts that take longer than this at the start are too many already, or large.
 const SLOW: Duration = Duration::from_secs(5);
-/// Goodput alone never lowers the limit below this.
+/// Goodput alone never lowers the limit below this, or below the one it is compared with.
 const FEW: usize = 8;
 /// What an object costs beside its bytes: head, answer, and the store's own work.
 const OBJECT_BYTES: u64 = 1024;
@@ -159,6 +159,11 @@ impl PutLimit {
         self.round.used |= self.in_flight >= self.limit;
     }
 
+    /// More could be in flight but for the limit.
+    pub fn used(&mut self) {
+        self.round.used = true;
+    }
+
     /// There was room for a put and nothing to put.
     pub fn starved(&mut self) {
         self.round.starved = true;
@@ -174,7 +179,7 @@ impl PutLimit {
         self.round.bytes += bytes + OBJECT_BYTES;
         self.round.objects += 1;
         if began >= self.round.began && self.round.objects >= self.limit as u64 {
-            self.end_round(now);
+            self.end_round(began, now);
         }
     }
 
@@ -198,9 +203,17 @@ impl PutLimit {
         self.round = Round::new(now);
     }
 
-    fn end_round(&mut self, now: Instant) {
+    /// `began` is when the put did that ends the round.
+    fn end_round(&mut self, began: Instant, now: Instant) {
         let round = std::mem::replace(&mut self.round, Round::new(now));
         if !round.used {
+            return;
+        }
+        if matches!(self.phase, Phase::Startup { .. })
+            && now.saturating_duration_since(began) >= SLOW
+        {
+            self.limit = (self.limit / 2).max(FEW.min(self.limit));
+            self.phase = Phase::Settling { before: None };
             return;
         }
         if round.starved {
@@ -216,10 +229,6 @@ impl PutLimit {
         let is_harmless = put_time < HARMLESS;
         let this = Rounds::default().with(round.bytes, took);
         self.phase = match self.phase {
-            Phase::Startup { .. } if put_time >= SLOW => {
-                self.limit = (self.limit / 2).max(FEW.min(self.limit));
-                Phase::Settling { before: None }
-            }
             Phase::Startup { best, flat } => {
                 self.start_up(this.goodput(), is_harmless, best, flat, now)
             }
@@ -249,7 +258,7 @@ impl PutLimit {
         let (best, flat) = if gained { (here, 0) } else { (best, flat + 1) };
         let is_flat = flat >= FLAT_ROUNDS;
         if is_flat && !is_harmless && best.limit < self.limit {
-            self.limit = best.limit.max(FEW.min(self.max));
+            self.limit = best.limit.max(FEW.min(self.limit));
             return Phase::Settling { before: None };
         }
         if is_flat && (self.limit == self.max || !is_harmless) {

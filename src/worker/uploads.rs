@@ -2,11 +2,12 @@
 //! [limit](super::limit) allows.
 //!
 //! An object that fails is set aside and tried again beside fresh ones, so that those that cannot be stored never hold
-//! all workers. Of the puts in flight at most half are retries, at a limit of one they alternate with fresh objects, and
-//! an object that waits for its retry holds none.
+//! all workers. Of the puts in flight at most half are retries, they alternate with fresh objects that wait, and an object
+//! that waits for its retry holds none. Once nothing fresh will come, all puts are theirs.
 //!
-//! A worker takes part in one of two ways: it waits for work in its queue, or it is woken here because a retry is due
-//! or the limit has grown. Whoever is woken and takes something else passes the call on, so none is lost.
+//! Workers wait in the queue of fresh objects. They are woken by a push, and from here when a retry is due or the limit
+//! has grown. Who is woken for a fresh object and takes a retry passes the call on, and so does who gives up its place
+//! and does not come back at once. Whoever finds no room needs no call: a put in flight ends, and its worker looks again.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -35,6 +36,8 @@ pub struct Uploads {
     set_aside: Signal,
     /// Objects that may be taken and not done with before they hold slots of the queue: one per worker.
     workers: usize,
+    /// Batches of other processes, set aside or in flight: they were in no queue.
+    restored: Cell<usize>,
     /// Retries in flight.
     retrying: Cell<usize>,
     last_was_retry: Cell<bool>,
@@ -69,6 +72,7 @@ impl Uploads {
             aside: RefCell::default(),
             set_aside: Signal::default(),
             workers,
+            restored: Cell::new(0),
             retrying: Cell::new(0),
             last_was_retry: Cell::new(false),
             pausing: RefCell::default(),
@@ -93,9 +97,20 @@ impl Uploads {
         self.aside.borrow_mut().take_all()
     }
 
-    /// Has `parcel`, which came through no queue, put beside others.
-    pub fn submit(&self, parcel: Parcel) {
+    /// All that is set aside has failed before.
+    pub fn holds_failed_only(&self) -> bool {
+        self.aside.borrow().iter().all(|upload| upload.trouble.is_some())
+    }
+
+    /// Has a batch of another process, which came through no queue, put beside others.
+    pub fn submit_restored(&self, parcel: Parcel) {
+        self.restored.set(self.restored.get() + 1);
         self.put_aside(Upload::fresh(parcel), Instant::now());
+    }
+
+    /// One of those is done with.
+    pub(super) fn restored_done(&self) {
+        self.restored.set(self.restored.get() - 1);
     }
 
     fn put_aside(&self, upload: Upload, due: Instant) {
@@ -105,10 +120,22 @@ impl Uploads {
         self.set_aside.raise();
     }
 
-    fn may_retry(&self, fresh_waits: bool) -> bool {
-        let limit = self.limit.borrow().limit();
-        let turns = limit > 1 || !fresh_waits || !self.last_was_retry.get();
-        turns && self.retrying.get() < (limit / 2).max(1)
+    /// Whether the next put may be a retry. `fresh_waits`: there is a fresh object; `closed`: no more will come.
+    fn may_retry(&self, fresh_waits: bool, closed: bool) -> bool {
+        if fresh_waits && self.last_was_retry.get() {
+            return false;
+        }
+        let mut limit = self.limit.borrow_mut();
+        let share = match closed && !fresh_waits {
+            true => limit.limit(),
+            false => (limit.limit() / 2).max(1),
+        };
+        let may = self.retrying.get() < share;
+        if !may && !fresh_waits {
+            // Retries use all that they may, so the limit is what holds them up.
+            limit.used();
+        }
+        may
     }
 
     fn begin(&self, is_retry: bool) {
@@ -187,7 +214,9 @@ impl Core {
             Some(batches) => batches.has_closed(),
             None => !self.ring.is_empty(),
         };
-        if !self.uploads.may_retry(fresh_waits) {
+        if !self.uploads.aside.borrow().has_due()
+            || !self.uploads.may_retry(fresh_waits, self.is_closed())
+        {
             return None;
         }
         let mut aside = self.uploads.aside.borrow_mut();
@@ -231,7 +260,8 @@ impl Core {
         }
         let uploads = &self.uploads;
         let taken = uploads.aside.borrow().len() + uploads.limit.borrow().in_flight();
-        self.admission.hold(taken.saturating_sub(uploads.workers));
+        let queued = taken.saturating_sub(uploads.restored.get());
+        self.admission.hold(queued.saturating_sub(uploads.workers));
     }
 
     fn is_closed(&self) -> bool {
@@ -278,7 +308,6 @@ impl Core {
     pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
         let backoff = if self.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
         self.uploads.put_aside(upload, Instant::now() + backoff);
-        self.hold_slots();
     }
 
     /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.

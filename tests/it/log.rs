@@ -339,6 +339,8 @@ fn commands_that_cannot_write_say_so() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     for args in [
         &["check"][..],
+        &["--help"],
+        &["--version"],
         &["check", "--store", "file:/dev/null/x"],
         &["dead-letter", "ls"],
         &["spool", "ls"],

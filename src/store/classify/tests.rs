@@ -276,6 +276,10 @@ const SAID: &[(&str, u16, &str, &str, Cause)] = &[
 fn every_store_is_understood() {
     for (store, status, code, message, cause) in SAID {
         assert_eq!(Cause::of(*status, code, message), *cause, "{store}: {status} {code} {message}");
+        let error = reply_error(*status, code, message);
+        let busy = *cause == Cause::Busy || matches!(status, 408 | 429 | 503);
+        let late = *code == "RequestTimeout";
+        assert_eq!(error.congestion, busy || late, "{store}: {status} {code}");
     }
 }
 
