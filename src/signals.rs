@@ -127,7 +127,7 @@ struct Watch {
 
 /// Signals to stop that come within this time of the first are the same stop: timeout(1), for one, signals its child and
 /// then the group that the child is in.
-const SAME_STOP: Duration = Duration::from_millis(10);
+const SAME_STOP: Duration = Duration::from_millis(1);
 
 impl Watch {
     fn run(mut self) {

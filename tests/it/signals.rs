@@ -111,7 +111,10 @@ fn a_pause_loses_nothing() {
         ]);
         assert_eq!(server.post(collection(&numbered(0..20))).status, 200);
         kill(&server, signal);
-        wait_for("the pause", || state(&server) == 'T');
+        // In an orphaned process group, as in some containers, the kernel takes no notice of SIGTSTP.
+        if signal == libc::SIGSTOP {
+            wait_for("the pause", || state(&server) == 'T');
+        }
         kill(&server, libc::SIGCONT);
         let stopped = server.stop();
         assert_eq!((stopped.status, stopped.stored), (0, 20), "signal {signal}");
