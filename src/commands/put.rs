@@ -157,14 +157,12 @@ fn into_directory(dir: &Path) -> Finding {
 mod tests {
     use super::*;
     use crate::preflight::Level;
-    use crate::store::Class;
-
     #[test]
     fn a_refused_permission_is_named_with_those_that_settings_add() {
         let remedy = |code: &str, more: &[(&str, &str)]| {
             let settings = [&[("STORE", "s3://bucket/p/")], more].concat();
             let config = Config::from_settings(&settings).unwrap();
-            let error = PutError::new(Class::StoreWide, code, "no");
+            let error = classify::reply_error(403, code, "no");
             remedy(&config, &error, "bucket", "p/")
         };
         let plain = remedy("AccessDenied", &[]);
@@ -173,7 +171,13 @@ mod tests {
         assert!(acl.starts_with("allow s3:PutObject, s3:PutObjectAcl on"), "{acl}");
         let kms = remedy("AccessDenied", &[("S3_SSE", "aws:kms")]);
         assert!(kms.contains("p/* and kms:GenerateDataKey on the key"), "{kms}");
-        assert!(!remedy("InvalidStorageClass", &[]).contains("s3:PutObject"));
+        let tags =
+            remedy("AccessDenied", &[("S3_TAGS", "a=b"), ("S3_EXPECTED_OWNER", "123456789012")]);
+        assert!(tags.starts_with("allow s3:PutObject, s3:PutObjectTagging on"), "{tags}");
+        assert!(tags.ends_with("or correct S3_EXPECTED_OWNER"), "{tags}");
+        for code in ["InvalidStorageClass", "SignatureDoesNotMatch", "XMinioStorageFull"] {
+            assert!(!remedy(code, &[]).contains("s3:PutObject"), "{code}");
+        }
     }
 
     #[test]
