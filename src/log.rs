@@ -1,6 +1,6 @@
 //! Log set-up, the panic hook, and the brake for errors that repeat.
 //!
-//! Nobody who logs waits for whoever reads stderr, see [`writer`]; nothing else in a server writes there.
+//! Nobody who logs waits for whoever reads stderr, see `writer`; nothing else in a server writes there.
 
 mod line;
 mod writer;

@@ -1,6 +1,6 @@
 //! The upload workers of one core: take an object, put it, and again, until nothing more will come.
 //!
-//! What is put is a payload by itself or a batch. A worker makes one attempt at a time: [`uploads`] says what is next
+//! What is put is a payload by itself or a batch. A worker makes one attempt at a time: `uploads` says what is next
 //! and how many may be in flight, and keeps what has failed until it is tried again. A worker never ends on an object's
 //! error, and never on a panic: what cannot be stored goes to the dead letter, and what cannot go there is logged with
 //! its key and counted as lost.

@@ -1,7 +1,7 @@
 //! What a failed put means: the one table that every S3 client passes its failures through.
 //!
 //! A refusal's words (status, code, message) give its [`Cause`]; the cause gives the class, the remedy, and whether
-//! other credentials could help. By code and message first ([`words`]), then by status. What is in neither is taken for
+//! other credentials could help. By code and message first (`words`), then by status. What is in neither is taken for
 //! store-wide: holding a payload that could have been dead-lettered costs a worker for `RETRY_FOR`, dead-lettering one
 //! that a corrected setting would have stored costs the payload.
 
