@@ -139,10 +139,8 @@ impl Watch {
                 continue;
             }
             let [stop, reload] = ready.map(|fd| fd.revents().contains(input));
-            if stop {
-                if self.stop.read(&mut bytes).is_ok() {
-                    self.stop();
-                }
+            if stop && self.stop.read(&mut bytes).is_ok() {
+                self.stop();
             }
             if reload && self.reload.read(&mut bytes).is_ok() {
                 let _waits_already = self.requests.try_send(());
