@@ -85,8 +85,8 @@ impl Used {
 }
 
 fn main() {
-    // `cargo test` runs benches once with `--test`: enough to see that they work.
-    let once = std::env::args().any(|arg| arg == "--test");
+    // `cargo bench` passes `--bench`, `cargo test` does not: then it is enough to see that all this works.
+    let once = !std::env::args().any(|arg| arg == "--bench");
     let mut numbers = std::env::args().filter_map(|arg| arg.parse::<usize>().ok());
     let puts = numbers.next().unwrap_or(if once { 64 } else { 20_000 });
     let rounds = numbers.next().unwrap_or(if once { 1 } else { 7 });
