@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::support::{
     Client, Metrics, PATIENCE, Server, collection, command, dead_letters, kill_command, numbered,
-    run, wait_for,
+    run, wait_for, wrap,
 };
 
 /// A server whose log this test does not read to find its addresses.
@@ -125,12 +125,7 @@ fn full_pipe(blocking: bool) -> (OwnedFd, std::io::PipeReader) {
 
 /// Runs the command with standard streams as the shell's `redirections` say.
 fn redirected(command: &mut Command, redirections: &str) {
-    let mut wrapped = Command::new("sh");
-    wrapped.args(["-c", &format!(r#"{redirections}; exec "$@""#), "sh"]).arg(command.get_program());
-    wrapped.args(command.get_args()).current_dir(command.get_current_dir().unwrap());
-    wrapped.env_clear().stdin(Stdio::null());
-    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    *command = wrapped;
+    wrap(command, &["sh", "-c", &format!(r#"{redirections}; exec "$@""#), "sh"]);
 }
 
 /// A terminal whose user has pressed ^S, and the side that the user sees.
