@@ -206,8 +206,7 @@ fn a_second_signal_jumps_to_the_last_step() {
     server.wait("one is open", |m| m.sum("millrace_batches_open") == 1);
     let signalled = Instant::now();
     server.signal("TERM");
-    server.wait_ready(503);
-    server.signal("TERM");
+    server.signal_again("TERM");
     let stopped = server.wait_stopped();
     assert!(signalled.elapsed() < SOON, "{:?}", signalled.elapsed());
     assert_eq!((stopped.status, stopped.accepted, stopped.dead_lettered), (1, 25, 25));

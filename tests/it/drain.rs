@@ -237,8 +237,7 @@ fn a_second_signal_jumps_to_the_last_step() {
     server.wait("a request waits for room", |m| m.sum("millrace_room_waiters") == 1);
     let signalled = Instant::now();
     server.signal("TERM");
-    server.wait_ready(503);
-    server.signal("INT");
+    server.signal_again("INT");
     let reply = waiting.reply();
     assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
     let stopped = server.wait_stopped();
