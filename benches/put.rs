@@ -19,11 +19,11 @@ use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use glommio::{LocalExecutorBuilder, Placement};
-use millrace::aws::{self, Aws, Overrides, S3Target};
 use millrace::config::{Checksum, S3Client, S3Options};
-use millrace::job::{Origin, Payload};
-use millrace::store::dial;
-use millrace::store::direct::{Identity, Place, Put, Signer, Template};
+use millrace::queue::job::{Origin, Payload};
+use millrace::store::s3::dial;
+use millrace::store::s3::direct::{Identity, Place, Put, Signer, Template};
+use millrace::store::s3::{self, Aws, Overrides, S3Target};
 use millrace::store::{Integrity, Object, Store, StoreSeed, Sums};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -169,7 +169,7 @@ async fn store(sink: SocketAddr, client: S3Client, checksum: Checksum) -> (Aws, 
         endpoint_url: Some(format!("http://{sink}")),
         ..Overrides::default()
     };
-    let aws = aws::start(target, overrides).await.expect("everything is given");
+    let aws = s3::start(target, overrides).await.expect("everything is given");
     let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: IN_FLIGHT };
     let store = seed.build(&Origin::new("bench".into(), 0), None, 0);
     (aws, Rc::new(store))

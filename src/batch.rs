@@ -24,7 +24,6 @@ pub mod encoder;
 mod gather;
 mod lines;
 mod open;
-pub mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -38,15 +37,15 @@ use glommio::timer::sleep;
 
 pub use gather::gather;
 
-use crate::ack::{Fate, Tally};
 use crate::config::{BatchOptions, Config, Form};
-use crate::job::{Job, Origin, Payload, Stamp};
+use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
-use crate::ring::Ring;
+use crate::queue::fifo::Ring;
+use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::spool::{Members, Signal};
 use crate::store::{Integrity, Object, Sums};
-use encoder::EncoderShared;
+use encoder::{Encoder, EncoderShared};
 use open::Open;
 
 /// What a batch is charged beside its bytes and the lists of its members: its own fields, its key, the partition's text.
@@ -376,6 +375,39 @@ impl Batch {
             shared: batches.shared.clone(),
             _charge: Some(charge),
         }
+    }
+
+    /// A batch that a crashed process had begun, made again by an encoder that has ended: `payloads` of `payload_bytes`.
+    pub fn restored(
+        key: &str,
+        stem: String,
+        form: Form,
+        encoder: Encoder,
+        sums: Sums,
+        [payloads, payload_bytes]: [u64; 2],
+    ) -> Batch {
+        let shared = encoder.shared().clone();
+        Batch {
+            key: key.to_owned(),
+            stem,
+            form,
+            parts: encoder.into_parts(),
+            sums,
+            payloads,
+            payload_bytes,
+            members: None,
+            alone: None,
+            is_restored: true,
+            roster: Roster::default(),
+            version: None,
+            shared,
+            _charge: None,
+        }
+    }
+
+    /// Also `tally` is told what becomes of it, as of one payload.
+    pub fn tell_too(&mut self, tally: Rc<Tally>) {
+        self.roster.tallies.push((tally, 1));
     }
 
     pub fn key(&self) -> &str {

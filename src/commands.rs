@@ -17,9 +17,9 @@ use crate::control::{Exit, Prepared, prepare_store};
 use crate::deadletter::bundle::{BundleReader, Damage};
 use crate::deadletter::{DeadLetters, Letter, Listing};
 use crate::deadline::Alarm;
-use crate::job::{Origin, Payload};
 use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
+use crate::queue::job::{Origin, Payload};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
 /// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.

@@ -1,9 +1,12 @@
 //! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
 //! the store's names and credentials), starts the cores, and sees them stop.
 
+mod admin;
 mod bind;
 mod events;
 mod reach;
+pub mod reload;
+pub mod signals;
 mod spools;
 
 use std::cell::{Cell, RefCell};
@@ -19,21 +22,21 @@ use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement};
 use socket2::{Domain, Socket, Type};
 
-use crate::accept;
-use crate::admin::{self, Admin};
 use crate::config::{Ack, Config, core_list};
+use crate::control::reload::Reloader;
+use crate::control::signals::Signals;
+use crate::core::{self, Setup};
 use crate::deadletter::DeadLetters;
 use crate::deadline::{strictly_within, waking};
+use crate::http::accept;
+use crate::http::tokens::TokenSet;
 use crate::limits::{IO_MEMORY_BYTES, Limits};
 use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
-use crate::reload::Reloader;
-use crate::shard::{self, Setup};
-use crate::signals::Signals;
 use crate::spool::instances::Home;
-use crate::tokens::TokenSet;
+use admin::Admin;
 use events::{Event, Events};
 
 pub use reach::{Prepared, prepare_store};
@@ -184,7 +187,7 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
             spare_cpus: spare.clone(),
         };
         // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
-        shard::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
+        core::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use letter::Letter;
 
-use crate::job::Payload;
+use crate::queue::job::Payload;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
 
 /// Why a letter was not written.

@@ -48,42 +48,27 @@ pub mod config;
 pub mod limits;
 pub mod preflight;
 
-pub mod aws;
 pub mod control;
-pub mod reload;
-pub mod shard;
-pub mod signals;
 
-pub mod drain;
+pub mod core;
 
-pub mod accept;
-pub mod conn;
-pub mod deadline;
-pub mod net;
+pub mod http;
 
-pub mod body;
-pub mod coding;
-pub mod parse;
-pub mod tokens;
-
-pub mod ack;
-pub mod admit;
-pub mod job;
-pub mod key;
-pub mod ring;
+pub mod queue;
 
 pub mod batch;
+pub mod key;
+
+pub mod upload;
 
 pub mod spool;
-
-pub mod parcel;
-pub mod worker;
 
 pub mod deadletter;
 pub mod store;
 
-pub mod reply;
+pub mod net;
 
-pub mod admin;
+pub mod coding;
+pub mod deadline;
 pub mod log;
 pub mod metrics;

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use crate::batch::{self, restore::RESTORERS};
-use crate::body::ZSTD_WINDOW_LOG_MAX;
+use crate::batch;
 use crate::config::{Config, S3Client};
+use crate::http::body::ZSTD_WINDOW_LOG_MAX;
+use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::net;
-use crate::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::spool;
+use crate::upload::restore::RESTORERS;
 
 /// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
 /// is what nginx and the AWS load balancers allow.

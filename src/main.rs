@@ -8,11 +8,11 @@ use std::sync::mpsc::Receiver;
 
 use millrace::cli::{self, Command, SpoolCommand};
 use millrace::config::{Config, Effective, Flags};
+use millrace::control::reload::Reloader;
+use millrace::control::signals::{self, Signals};
 use millrace::control::{self, Exit};
 use millrace::log::complain;
 use millrace::preflight::{Finding, Mode};
-use millrace::reload::Reloader;
-use millrace::signals::{self, Signals};
 use millrace::{commands, preflight};
 
 #[global_allocator]

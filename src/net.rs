@@ -32,7 +32,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 pub use file::File;
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 
-use crate::job::Payload;
+use crate::queue::job::Payload;
 use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
 
 /// Bytes that one write takes over at most; the next waits until they are the kernel's.

@@ -4,24 +4,13 @@
 //! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
 //! await; what it was writing then either appears whole under its key, if need be later, or not at all.
 
-pub(crate) mod account;
 pub mod classify;
-pub mod clock;
-pub(crate) mod connector;
-pub mod dial;
-pub mod direct;
 pub mod faulty;
 pub mod file;
-pub(crate) mod idle;
-pub(crate) mod keys;
 mod object;
-pub(crate) mod pool;
 mod progress;
-pub(crate) mod race;
 pub mod s3;
 mod sums;
-pub(crate) mod tls;
-mod tunnel;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -34,10 +23,10 @@ pub use object::Object;
 pub use progress::{PeerSlot, Progress, PutTimeouts};
 pub use sums::{Integrity, Summing, Sums};
 
-use crate::aws::AwsShared;
 use crate::config::S3Client;
 use crate::deadline::Alarm;
-use crate::job::Origin;
+use crate::queue::job::Origin;
+use crate::store::s3::AwsShared;
 use faulty::{FaultPlan, Faulty};
 use progress::Stall;
 
@@ -94,9 +83,9 @@ pub enum Store {
     /// Confirms everything and keeps nothing: for benchmarks.
     Null,
     /// S3 by the lean client.
-    Direct(Box<direct::DirectStore>),
+    Direct(Box<s3::direct::DirectStore>),
     /// S3 by `aws-sdk-s3`.
-    S3(s3::S3Store),
+    S3(s3::sdk::S3Store),
     Faulty(Box<faulty::Faulty>),
 }
 
@@ -197,10 +186,10 @@ impl StoreSeed {
 /// The client that was asked for, or the SDK for buckets that only it can write to.
 fn s3_store(shared: Arc<AwsShared>, idle_max: usize) -> Store {
     if shared.target().options.client == S3Client::Direct {
-        match direct::DirectStore::new(shared.clone(), idle_max) {
+        match s3::direct::DirectStore::new(shared.clone(), idle_max) {
             Ok(store) => return Store::Direct(Box::new(store)),
             Err(why) => tracing::warn!(%why, "S3_CLIENT=direct cannot write here, using sdk"),
         }
     }
-    Store::S3(s3::S3Store::new(shared, idle_max))
+    Store::S3(s3::sdk::S3Store::new(shared, idle_max))
 }

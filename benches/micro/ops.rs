@@ -3,15 +3,16 @@
 use std::rc::Rc;
 
 use futures_lite::future::block_on;
-use millrace::admit::{Admission, Need, Permit};
 use millrace::batch::encoder::{Compression, Encoder, EncoderShared, lines};
 use millrace::config::{Checksum, Config};
-use millrace::job::{Job, Origin, Payload, Stamp};
+use millrace::http::parse::{Scratch, Span, parse};
 use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};
-use millrace::parse::{Scratch, Span, parse};
-use millrace::ring::Ring;
-use millrace::store::direct::{Identity, Place, Put, Signer, Template};
-use millrace::store::{Integrity, Sums, dial};
+use millrace::queue::admission::{Admission, Need, Permit};
+use millrace::queue::fifo::Ring;
+use millrace::queue::job::{Job, Origin, Payload, Stamp};
+use millrace::store::s3::dial;
+use millrace::store::s3::direct::{Identity, Place, Put, Signer, Template};
+use millrace::store::{Integrity, Sums};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 

@@ -24,7 +24,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use millrace::job::Stamp;
+use millrace::queue::job::Stamp;
 use millrace::spool::format::record::{Entry, done_bytes, intent_record, write_done};
 use millrace::spool::format::runs::{Encoder, Runs};
 use millrace::spool::format::scan::{Found, walk};

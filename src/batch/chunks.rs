@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::job::Payload;
+use crate::queue::job::Payload;
 
 /// Capacity of every chunk but a small object's only one. Large enough that a put sends few pieces, small enough that the
 /// unfilled half of the last one is 1.5 % of an object of 8 MiB.

@@ -19,7 +19,7 @@ pub use super::compressor::Compression;
 use super::compressor::{Compressor, Then, decompress};
 use super::lines::{Splitter, compact, needs_compacting};
 use crate::config::Form;
-use crate::job::Payload;
+use crate::queue::job::Payload;
 
 /// What one call of [`Encoder::work`] aims at. The limit is 200 µs without yielding: this leaves as much again for data that
 /// compresses more slowly than what came before it.
@@ -301,6 +301,11 @@ impl Encoder {
             let is_seen = self.compression == Compression::None && self.chunks.unseen_bytes() == 0;
             self.state = if is_empty || is_seen { State::Ended } else { State::Finishing };
         }
+    }
+
+    /// What it shares with the core's others.
+    pub fn shared(&self) -> &Rc<EncoderShared> {
+        &self.shared
     }
 
     /// The whole object, to be sent as it lies; then to be given back with [`EncoderShared::give_back`]. Of no lines

@@ -9,10 +9,10 @@ use futures_lite::future::yield_now;
 
 use super::open::Open;
 use super::{Batch, Batches, ROOM_BYTES, Reason};
+use crate::core::Core;
 use crate::deadline::Alarm;
-use crate::job::{Job, Origin};
 use crate::key::EventTime;
-use crate::shard::Core;
+use crate::queue::job::{Job, Origin};
 
 /// Payloads taken in before other tasks of the core run: less than [`TURN`] of small ones. Shorter turns cost more of what
 /// comes once a turn, the kernel's share included, and fall behind admission: with 64 a request took 40 % more CPU.

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::encoder::Encoder;
 use super::{BATCH_COST_BYTES, Batch, Batches, Charge, Reason, Roster};
-use crate::job::{Job, Origin, Stamp};
 use crate::key::KeyOf;
+use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
 use crate::store::Summing;
 

@@ -10,10 +10,10 @@ use super::Puts;
 use crate::config::{Config, StoreUrl};
 use crate::control::{Prepared, prepare_store};
 use crate::deadline::within;
-use crate::job::{Origin, Payload, Stamp};
 use crate::preflight::Finding;
+use crate::queue::job::{Origin, Payload, Stamp};
 use crate::store::classify::Cause;
-use crate::store::s3::S3Store;
+use crate::store::s3::sdk::S3Store;
 use crate::store::{Object, PutError, PutTimeouts, StoreSeed, classify};
 
 /// The rows of the store itself.
@@ -89,7 +89,7 @@ fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error
     match (error.code(), error.message()) {
         (Some(code), Some(message)) => classify::bounded(&format!("{code}: {message}")),
         (Some(code), None) => classify::bounded(code),
-        _ => classify::bounded(&crate::store::connector::with_sources(error)),
+        _ => classify::bounded(&crate::store::s3::connector::with_sources(error)),
     }
 }
 

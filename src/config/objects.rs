@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, Reader, StoreUrl, value};
 use crate::batch::encoder::Compression;
 use crate::coding::Coding;
-use crate::job::Stamp;
 use crate::key::{self, KeyOf, KeyTemplate, Partition};
+use crate::queue::job::Stamp;
 
 /// `OBJECT=batch`; sizes are bytes, and all but the last two are per core.
 #[derive(Clone, Debug, PartialEq, Eq)]

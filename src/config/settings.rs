@@ -214,7 +214,7 @@ pub const SETTINGS: &[Setting] = &[
     row(RUNNING, "DRAIN_TIMEOUT", "TIME", "25s",
         "From SIGTERM, SIGINT or SIGQUIT to exit, everything included, 1s to 1h; what is unstored shortly before goes to the dead letter."),
     row(RUNNING, "LOG", "FILTER", "info",
-        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::worker=debug`. SIGHUP takes a new one from the TOML file."),
+        "Log filter: a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or directives such as `info,millrace::upload=debug`. SIGHUP takes a new one from the TOML file."),
     row(RUNNING, "LOG_FORMAT", "KIND", "text",
         "Log lines as `text` or `json`."),
     row(RUNNING, "FAULTS", "SPEC", "",

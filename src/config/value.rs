@@ -508,7 +508,7 @@ mod tests {
 
     #[test]
     fn log_filters_catch_misspelt_levels() {
-        assert!(log_filter("info,millrace::worker=debug").is_ok());
+        assert!(log_filter("info,millrace::upload=debug").is_ok());
         assert!(log_filter("OFF").is_ok());
         assert!(log_filter("inof").unwrap_err().contains("is no level"));
         assert!(log_filter("millrace=loud").is_err());

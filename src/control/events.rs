@@ -9,8 +9,8 @@ use std::task::{Poll, Waker};
 use futures_lite::AsyncReadExt;
 use socket2::Socket;
 
-use crate::accept::into_glommio_stream;
-use crate::signals::Signals;
+use crate::control::signals::Signals;
+use crate::http::accept::into_glommio_stream;
 
 pub(super) enum Event {
     /// A signal to stop, each once.

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use glommio::timer::sleep;
 
-use crate::aws::{self, Asked, S3Target};
 use crate::config::{Config, StoreUrl};
 use crate::metrics::Cells;
 use crate::preflight::Finding;
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
-use crate::store::s3::S3Store;
 use crate::store::s3::probe::{Answer, Probe, ProbeError};
+use crate::store::s3::sdk::S3Store;
+use crate::store::s3::{self, Asked, S3Target};
 
 /// Before a store that was not reached is asked for the second time; each further pause is twice as long, …
 const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
@@ -65,7 +65,7 @@ pub async fn prepare_store(config: &Config, may_wait: bool) -> Result<Prepared, 
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             let target = S3Target { bucket, prefix, options: config.s3.clone() };
-            let asked = aws::prepare(target, config.max_workers).await;
+            let asked = s3::prepare(target, config.max_workers).await;
             let asked = asked.map_err(|error| format!("STORE {store}: {error}"))?;
             return judge(store, asked, may_wait);
         }

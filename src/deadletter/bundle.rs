@@ -304,7 +304,7 @@ impl DeadLetters {
 mod tests {
     use super::*;
     use crate::coding::Coding;
-    use crate::job::Payload;
+    use crate::queue::job::Payload;
     use crate::store::Object;
 
     const PAYLOADS: [&[u8]; 5] =

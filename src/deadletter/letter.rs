@@ -69,7 +69,7 @@ pub(super) const OLD: &str = r#"{"key":"a.json","store":"null:","error":"Code: m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Payload;
+    use crate::queue::job::Payload;
 
     #[test]
     fn a_letter_of_one_plain_payload_reads_and_writes_as_ever() {

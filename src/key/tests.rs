@@ -6,7 +6,7 @@ use proptest::sample::select;
 use serde_json::Value;
 
 use super::*;
-use crate::job::{Origin, Stamp};
+use crate::queue::job::{Origin, Stamp};
 
 /// 2025-11-21T20:00:00Z
 const EVENING: u64 = 1_763_755_200_000_000_000;

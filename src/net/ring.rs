@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use socket2::SockAddr;
 
-use crate::job::Payload;
+use crate::queue::job::Payload;
 
 /// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
 const SUBMISSIONS: u32 = 1024;

@@ -7,7 +7,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, exposed};
 use crate::config::{Config, Effective, StoreUrl};
-use crate::tokens::TokenSet;
+use crate::http::tokens::TokenSet;
 
 /// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
 pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {

@@ -13,8 +13,8 @@ use super::Finding;
 use super::host::{cgroup_least, proc_number, raise_fully};
 use super::rlimits::space_limits;
 use crate::config::core_list;
+use crate::core::pin;
 use crate::limits::{Limits, STACK_BYTES};
-use crate::shard::pin;
 
 /// Threads of [`Limits::threads`] that run already: the main one, this one, which will be control's, the log's and that
 /// for signals.

@@ -12,7 +12,7 @@ use super::format::record::Entry;
 use super::format::scan::{Found, Scan};
 use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
 use super::ledger::Settled;
-use crate::job::Stamp;
+use crate::queue::job::Stamp;
 
 /// A walk through a file.
 pub struct SegmentFile {

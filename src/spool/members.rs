@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::format::runs::{Encoder, Runs};
 use super::segment::Segment;
 use super::{CoreDir, Record};
-use crate::job::Job;
+use crate::queue::job::Job;
 
 /// Runs settled before others get a turn.
 const SETTLE_SLICE: usize = 1_000;

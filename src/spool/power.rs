@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::job::Stamp;
+use crate::queue::job::Stamp;
 
 /// What a disk writes whole.
 pub(super) const SECTOR: usize = 512;

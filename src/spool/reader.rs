@@ -1,7 +1,7 @@
 //! Brings payloads that lie on disk only back to the ring: those that found it full, and those of crashed processes.
 //!
 //! One task per core, one group at a time, first in, first out; while there is both, they take turns. It waits for room
-//! like everybody, but gets at least half of what is freed ([`Admission::admit_reader`](crate::admit::Admission)).
+//! like everybody, but gets at least half of what is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
 use std::io;
 use std::ops::Range;
@@ -19,9 +19,9 @@ use super::instances::{self, Orphan, put_aside};
 use super::orphans::LeftCore;
 use super::segment::Segment;
 use super::{CoreDir, Place, Spool};
-use crate::admit::Need;
-use crate::job::{Origin, Payload};
-use crate::parse::Span;
+use crate::http::parse::Span;
+use crate::queue::admission::Need;
+use crate::queue::job::{Origin, Payload};
 
 /// Bytes read at a time, if no group is longer.
 const READ_BYTES: u64 = 512 << 10;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Spool;
 use super::segment::Segment;
 use crate::batch::Batch;
-use crate::job::Job;
+use crate::queue::job::Job;
 
 /// How long it is taken for granted that a file's name still leads to it: groups in a file that was removed survive no crash.
 const CHECK_EVERY: Duration = Duration::from_millis(100);

@@ -24,8 +24,8 @@ use super::instances::{put_aside, remove};
 use super::journal::CoreDir;
 use super::orphans::Orphan;
 use super::removed::Identity;
-use crate::job::Origin;
 use crate::net::{self, File, Net};
+use crate::queue::job::Origin;
 
 /// A file of the spool, open.
 pub struct Segment {

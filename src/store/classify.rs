@@ -7,7 +7,7 @@
 
 mod words;
 
-use super::dial::LinkError;
+use super::s3::dial::LinkError;
 use super::{Class, PutError};
 
 /// Longest text kept of a store's own message, bytes.

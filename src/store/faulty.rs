@@ -228,7 +228,7 @@ impl ConnFaults {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Payload;
+    use crate::queue::job::Payload;
 
     #[test]
     fn a_plan_is_read_whole_or_refused_by_name() {

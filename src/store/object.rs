@@ -2,7 +2,7 @@
 
 use super::sums::Sums;
 use crate::coding::Coding;
-use crate::job::Payload;
+use crate::queue::job::Payload;
 
 /// One object on its way to the store.
 #[derive(Clone, Copy, Debug)]

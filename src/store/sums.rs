@@ -6,7 +6,7 @@ use crc_fast::CrcAlgorithm;
 use sha2::{Digest, Sha256};
 
 use crate::config::Checksum;
-use crate::job::Payload;
+use crate::queue::job::Payload;
 
 /// What a PUT says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use millrace::aws::{Aws, Overrides};
 use millrace::config::S3Client;
 use millrace::store::Class::{self, StoreWide, Transient};
+use millrace::store::s3::{Aws, Overrides};
 use millrace::store::{Object, Store};
 
 use crate::support::s3::{ACCESS_KEY, SECRET_KEY};

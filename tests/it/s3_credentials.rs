@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use aws_smithy_types::date_time::Format;
 use glommio::timer::Timer;
-use millrace::aws::{self, Overrides, StartError};
 use millrace::config::S3Client;
+use millrace::store::s3::{self, Overrides, StartError};
 use millrace::store::{Class, Object};
 
 use crate::support::child;
@@ -46,12 +46,12 @@ fn run(client: S3Client, name: &str, env: &[(&str, &str)]) {
     child::run(&format!("s3_credentials::{name}"), &env);
 }
 
-async fn from_environment() -> Result<aws::Aws, StartError> {
+async fn from_environment() -> Result<s3::Aws, StartError> {
     let client = match std::env::var("CLIENT").as_deref() {
         Ok("sdk") => S3Client::Sdk,
         _ => S3Client::Direct,
     };
-    aws::start(target(options(client)), Overrides::default()).await
+    s3::start(target(options(client)), Overrides::default()).await
 }
 
 async fn refused() -> String {

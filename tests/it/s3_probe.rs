@@ -2,10 +2,10 @@
 
 use std::net::TcpListener;
 
-use millrace::aws::{self, Overrides};
 use millrace::config::S3Client;
-use millrace::store::s3::S3Store;
 use millrace::store::s3::probe::{Probe, ProbeError};
+use millrace::store::s3::sdk::S3Store;
+use millrace::store::s3::{self, Overrides};
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
 use crate::support::s3_client::{UNRESOLVABLE, keys, on_executor, options, overrides, target};
@@ -14,7 +14,7 @@ async fn probe_with(overrides: Overrides, bucket: &str) -> Result<Probe, ProbeEr
     let mut target = target(options(S3Client::default()));
     target.bucket = bucket.to_owned();
     target.prefix = "some/prefix-".into();
-    let aws = aws::start(target, overrides).await.expect("everything is given");
+    let aws = s3::start(target, overrides).await.expect("everything is given");
     let store = S3Store::new(aws.shared(), 1);
     store.probe().await
 }

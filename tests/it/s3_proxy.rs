@@ -4,10 +4,10 @@
 use std::ffi::OsString;
 use std::net::TcpListener;
 
-use millrace::aws::proxies::Proxies;
-use millrace::aws::{self, Overrides};
 use millrace::config::S3Client;
-use millrace::store::s3::S3Store;
+use millrace::store::s3::proxies::Proxies;
+use millrace::store::s3::sdk::S3Store;
+use millrace::store::s3::{self, Overrides};
 use millrace::store::{Class, Object};
 
 use crate::s3_wire::tls_for;
@@ -176,7 +176,7 @@ fn the_probe_goes_through_the_proxy_and_names_it() {
     on_executor(async {
         let probe = async |url: &str, endpoint: &str| {
             let overrides = through(url, endpoint, &server);
-            let aws = aws::start(target(options(S3Client::Direct)), overrides).await.unwrap();
+            let aws = s3::start(target(options(S3Client::Direct)), overrides).await.unwrap();
             let store = S3Store::new(aws.shared(), 1);
             store.probe().await
         };

@@ -5,14 +5,14 @@
 //! to read back.
 
 use aws_credential_types::Credentials;
-use millrace::aws::{self, Overrides, S3Target};
 use millrace::coding::Coding;
 use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
-use millrace::job::{Origin, Payload};
+use millrace::queue::job::{Origin, Payload};
 use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
 use millrace::store::file::mode::FileMode;
-use millrace::store::s3::S3Store;
+use millrace::store::s3::sdk::S3Store;
+use millrace::store::s3::{self, Overrides, S3Target};
 use millrace::store::{Class, Object, Store, StoreSeed};
 
 use crate::support::child;
@@ -152,7 +152,7 @@ fn file_plain_and_under_faults() {
 fn s3_in_process_under_faults(client: S3Client) {
     let server = S3Server::start();
     on_executor(async {
-        let aws = aws::start(target(options(client)), overrides(&server)).await.unwrap();
+        let aws = s3::start(target(options(client)), overrides(&server)).await.unwrap();
         let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: 1 };
         let store = seed.build(&origin(), faults(), 0);
         conformance(&store, async |key: &str| server.object(key)).await;
@@ -185,7 +185,7 @@ fn s3_in_process_keeps_what_is_there(client: S3Client) {
         let server = S3Server::start();
         on_executor(async {
             let options = S3Options { if_none_match: true, ..options(client) };
-            let aws = aws::start(target(options), overrides(&server)).await.unwrap();
+            let aws = s3::start(target(options), overrides(&server)).await.unwrap();
             let seed = StoreSeed::S3 { shared: aws.shared(), idle_max: 1 };
             let store = seed.build(&origin(), plan, 0);
             conformance_keeping(&store, async |key: &str| server.object(key)).await;

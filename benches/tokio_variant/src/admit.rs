@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use bytes::Bytes;
-use millrace::admit::{Need, Refusal};
 use millrace::config::Config;
-use millrace::job::Stamp;
+use millrace::queue::admission::{Need, Refusal};
+use millrace::queue::job::Stamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// One payload on its way to the store.

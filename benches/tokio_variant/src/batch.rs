@@ -18,7 +18,7 @@ use async_channel::{Receiver, Sender, TryRecvError};
 use bytes::Bytes;
 use millrace::batch::encoder::{Encoder, EncoderShared};
 use millrace::config::{BatchOptions, Config};
-use millrace::job::{Payload, Stamp};
+use millrace::queue::job::{Payload, Stamp};
 use millrace::store::Summing;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;

@@ -13,8 +13,8 @@ use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::config::ProvideCredentials as _;
 use aws_types::SdkConfig;
 use millrace::config::{Checksum, Config};
-use millrace::store::dial::Origin;
-use millrace::store::direct::{
+use millrace::store::s3::dial::Origin;
+use millrace::store::s3::direct::{
     Identity, Place, Put, ReplyReader, Signer, Template, error_document,
 };
 use millrace::store::{Integrity, Sums};

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::control::{Exit, on_executor};
-    use crate::job::Stamp;
+    use crate::queue::job::Stamp;
     use crate::spool::format::record::{Entry, IntentRef};
     use crate::spool::format::runs::{Encoder, Runs};
     use crate::spool::format::{

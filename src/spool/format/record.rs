@@ -15,8 +15,8 @@ use std::fmt;
 
 use super::runs::Runs;
 use super::{HEAD_BYTES, Head, u32_at, u32_bytes, u64_at};
-use crate::job::Stamp;
-use crate::parse::Span;
+use crate::http::parse::Span;
+use crate::queue::job::Stamp;
 
 /// Longest template of keys.
 pub const KEYS_BYTES_MAX: usize = 4 << 10;

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::scan::{End, Found, Scan, walk};
 use super::*;
-use crate::job::Stamp;
+use crate::queue::job::Stamp;
 
 fn label(id: u64) -> Label {
     Label { segment_bytes: 1 << 20, id, core: 3, node: "node-1".into() }

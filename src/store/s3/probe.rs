@@ -10,12 +10,13 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Error;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::S3Store;
+use super::sdk::S3Store;
+use super::tls;
 use crate::deadline::within;
 use crate::store::classify::Cause;
-use crate::store::connector::{link_error, with_sources};
-use crate::store::dial::LinkError;
-use crate::store::{Class, classify, tls};
+use crate::store::s3::connector::{link_error, with_sources};
+use crate::store::s3::dial::LinkError;
+use crate::store::{Class, classify};
 
 /// Bound on the whole probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);

@@ -8,10 +8,10 @@ use aws_credential_types::Credentials;
 use futures_lite::future;
 use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement};
-use millrace::aws::proxies::Proxies;
-use millrace::aws::{self, Aws, Overrides, S3Target};
 use millrace::config::{S3Client, S3Options};
-use millrace::job::{Origin, Payload};
+use millrace::queue::job::{Origin, Payload};
+use millrace::store::s3::proxies::Proxies;
+use millrace::store::s3::{self, Aws, Overrides, S3Target};
 use millrace::store::{Store, StoreSeed};
 
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -106,7 +106,7 @@ pub async fn store_with(server: &S3Server, options: S3Options) -> (Aws, Store) {
 }
 
 pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, Store) {
-    let aws = aws::start(target, overrides).await.expect("everything is given");
+    let aws = s3::start(target, overrides).await.expect("everything is given");
     let store = store_of(&aws, IDLE_MAX);
     (aws, store)
 }

@@ -1,0 +1,172 @@
+//! The stop of one core: open connections, then uploads, then what is left to the spool or the dead letter.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_lite::FutureExt;
+use glommio::Task;
+use glommio::timer::sleep;
+
+use crate::batch::Batch;
+use crate::core::{Core, Flag};
+use crate::deadletter::Letter;
+use crate::deadline::strictly_within;
+use crate::limits::{LINGER_TIME_MAX, Limits};
+use crate::metrics::CoreState;
+use crate::queue::job::Job;
+use crate::upload::source::Parcel;
+use crate::upload::{Failures, InHand, lose};
+
+/// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
+pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
+    let started = Instant::now();
+    core.cells.set_state(CoreState::Draining);
+    core.drain_began.set(Some(started));
+    core.draining.set();
+    // Idle connections have their lame-duck time from now on.
+    core.conns.wake_all();
+    if let Some(spool) = &core.spool {
+        spool.stop_reading();
+    }
+    let quiet = || !core.is_accepting() && core.cells.connections.value() == 0;
+    wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
+
+    core.close();
+    let idle = || {
+        // What is spooled does not wait for a store that fails, or that takes everything but this.
+        let fails = || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
+        core.holds_nothing() || core.holds_spooled_only() && (fails() || core.holds_failed_only())
+    };
+    wait_until(idle, started + limits.stop.upload_stop, hurry).await;
+    // Answers still on their way get the time a lingering connection has.
+    let answered = || core.cells.connections.value() == 0;
+    let linger = (Instant::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
+    wait_until(answered, linger, hurry).await;
+
+    for task in tasks {
+        task.cancel().await;
+    }
+    core.cells.workers_busy.set(0);
+    core.uploads_ended.set(true);
+    core.conns.wake_all();
+    // A last answer to those who wait for the store, and to those whose request was turned away just now.
+    core.net.hand_over().await;
+    let exit = started + limits.stop.exit;
+    // Left for dead letters, their sync, and control's own last words.
+    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    if let Some(spool) = &core.spool {
+        strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
+    }
+    let mut rest = take_rest(core);
+    if let Some(spool) = &core.spool {
+        let left = write_until.saturating_duration_since(Instant::now()) / 2;
+        strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
+    }
+    bury(core, rest, write_until);
+}
+
+/// Longest look at the names of the spool's files, which a disk that hangs does not give.
+const NAMES_MAX: Duration = Duration::from_millis(500);
+/// How often a drain looks whether it can go on; nothing else is delayed by it.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
+    while !done() && !hurry.get() && Instant::now() < deadline {
+        sleep(DRAIN_LOOK).or(hurry.wait()).await;
+    }
+}
+
+/// What is unstored and not in the spool.
+struct Rest {
+    jobs: Vec<Job>,
+    batches: Vec<Rc<Batch>>,
+    /// What was put at least once, by stem.
+    tried: HashMap<String, Option<Failures>>,
+}
+
+/// Puts in flight and those that wait for a retry included.
+fn take_rest(core: &Core) -> Rest {
+    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
+    let in_hand = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect::<Vec<_>>();
+    let aside = core.uploads.take_rest().into_iter().map(InHand::from);
+    for InHand { parcel, failures } in in_hand.into_iter().chain(aside) {
+        rest.tried.insert(parcel.stem(&core.origin), failures);
+        match parcel {
+            Parcel::Payload(job) => rest.jobs.push(job),
+            Parcel::Batch(batch) => rest.batches.push(batch),
+        }
+    }
+    if let Some(batches) = &core.batches {
+        let (jobs, batches) = batches.take_rest(&core.origin);
+        rest.jobs.extend(jobs);
+        rest.batches.extend(batches);
+    }
+    rest.jobs.extend(std::iter::from_fn(|| core.ring.take()));
+    rest.jobs.retain(|job| !job.is_spooled());
+    rest.batches.retain(|batch| !batch.is_spooled());
+    core.cells.ring_depth.set(0);
+    rest
+}
+
+/// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
+/// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
+fn bury(core: &Core, rest: Rest, write_until: Instant) {
+    let Rest { jobs, batches, tried } = rest;
+    let store_error = core.health.last_error();
+    let parcels =
+        jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
+    let mut bundle = core.dead_letters.bundle();
+    let mut written: Vec<Parcel> = Vec::new();
+    let mut key = String::new();
+    let lose = |parcel: &Parcel, key: &str, why: &str| {
+        lose(core.cells, key, parcel.payloads(), parcel.payload_bytes(), why);
+    };
+    for parcel in parcels {
+        parcel.write_key(&core.origin, &mut key);
+        if Instant::now() > write_until {
+            lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            continue;
+        }
+        let stem = parcel.stem(&core.origin);
+        let own = tried.get(&stem);
+        let failures = own.and_then(Option::as_ref);
+        let (error, attempts) = Failures::of_a_stop(failures, own.is_some(), store_error.as_ref());
+        let object = parcel.object(&key);
+        let store = core.store_name.clone();
+        let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);
+        match bundle.append(&stem, &letter, object.body) {
+            Ok(()) => written.push(parcel),
+            Err(error) => lose(&parcel, &key, &error.to_string()),
+        }
+    }
+    let published = bundle.publish();
+    let mut lose_all = |parcels: &[Parcel], why: &str| {
+        for parcel in parcels {
+            parcel.write_key(&core.origin, &mut key);
+            lose(parcel, &key, why);
+        }
+    };
+    let (written, unwritten) = written.split_at(published.letters);
+    if let Some(error) = &published.error {
+        lose_all(unwritten, &format!("its dead letter could not be written: {error}"));
+    }
+    if written.is_empty() {
+        return;
+    }
+    // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
+    let payloads = written.iter().map(Parcel::payloads).sum();
+    let cells = core.cells;
+    cells.unsynced_at_stop.set(payloads);
+    match published.sync() {
+        Ok(()) => {
+            cells.payloads_dead_lettered.add(payloads);
+            cells.bytes_dead_lettered.add(written.iter().map(Parcel::payload_bytes).sum());
+            cells.dead_lettered_at_stop.add(payloads);
+        }
+        Err(error) => {
+            lose_all(written, &format!("its dead letter could not be synced: {error}"));
+        }
+    }
+    cells.unsynced_at_stop.set(0);
+}

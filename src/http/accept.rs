@@ -1,0 +1,204 @@
+//! One core's listener: takes a connection slot before it accepts, so that at `MAX_CONNECTIONS` the kernel queues the
+//! rest, and survives every accept error.
+//!
+//! The sockets are made before the cores start: SO_REUSEPORT, the kernel's own backlog limit, and for port 0 one port
+//! for all of them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_lite::FutureExt;
+use futures_lite::future::poll_once;
+use glommio::net::TcpStream;
+use glommio::sync::StaticPermit;
+use glommio::timer::sleep;
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use crate::core::Core;
+use crate::log::Throttle;
+use crate::net::Stream;
+
+/// While draining, how long the accept queue must stay empty before the listener closes.
+const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);
+/// While draining, how long newcomers can keep the listener open by leaving it no such pause.
+const QUEUE_DRAIN_MAX: Duration = Duration::from_secs(1);
+/// After an accept error (usually: out of file descriptors), how long until the next try.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listening sockets on `address`, one per core; with port 0 all get the same port.
+///
+/// # Errors
+/// Among others, `AddrInUse` while any other socket listens there or on an address that overlaps, also one that shares its
+/// port by SO_REUSEPORT.
+pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
+    let owner = own(address)?;
+    let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
+    // The owner goes when the others listen, so there is no moment at which nobody does.
+    (0..cores).map(|_| bind(address, true)).collect()
+}
+
+/// The one socket that may decide who gets `address`. The kernel lets a single socket without SO_REUSEPORT listen there,
+/// among all processes, users and containers of the network namespace, and knows which addresses overlap (wildcards,
+/// IPv4 in IPv6). So of several servers that start at the same moment one gets it, and the others' are refused as long
+/// as the winner has any listener.
+///
+/// Afterwards it shares its port, so that the cores' listeners can join. It is none of them itself: the kernel balances
+/// connections only over sockets that had SO_REUSEPORT when they began to listen.
+fn own(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    // No connection may end up here. A client that comes in these microseconds is not heard, and asks again after a second.
+    let _then_it_is_reset = socket.attach_filter(&[DROP_ALL]);
+    socket.listen(1)?;
+    socket.set_reuse_port(true)?;
+    Ok(socket)
+}
+
+/// `ret #0`, the BPF program that keeps nothing of any packet.
+const DROP_ALL: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+
+/// One listening socket on `address`; without `share` nobody else may have the port.
+pub fn bind(address: SocketAddr, share: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog())?;
+    Ok(socket)
+}
+
+/// The largest backlog the kernel grants.
+#[expect(clippy::disallowed_methods, reason = "procfs, before the executors start")]
+fn backlog() -> i32 {
+    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    text.trim().parse().unwrap_or(4096)
+}
+
+/// Accepts until the core drains and the queue is empty, or the ring closes; then stops listening.
+pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
+    let handle = socket.try_clone().expect("descriptors suffice at start");
+    let listener = core.net.listener(socket);
+    let mut errors = Throttle::default();
+    let mut drain_end = None;
+    loop {
+        if core.draining.get()
+            && Instant::now() > *drain_end.get_or_insert_with(|| Instant::now() + QUEUE_DRAIN_MAX)
+        {
+            break;
+        }
+        let Some(slot) = core.connection_slot().await else { break };
+        let next = async { listener.accept().await.map(Some) };
+        let stop = async {
+            core.draining.wait().await;
+            sleep(QUEUE_EMPTY_FOR).await;
+            Ok(None)
+        };
+        match next.or(stop).await {
+            Ok(None) => {
+                // It may have come just now.
+                core.net.hand_over().await;
+                if let Some(Ok(stream)) = poll_once(listener.accept()).await {
+                    serve(&core, stream, slot);
+                }
+                break;
+            }
+            Ok(Some(stream)) => serve(&core, stream, slot),
+            Err(error) => {
+                core.cells.accept_errors.inc();
+                errors.error(|| format!("accepting a connection failed, trying on: {error}"));
+                sleep(ERROR_PAUSE).await;
+            }
+        }
+    }
+    // Closing would not do: control holds the socket as well, to take it from a core that dies.
+    let _not_listening = handle.shutdown(std::net::Shutdown::Both);
+}
+
+fn serve(core: &Rc<Core>, stream: Stream, slot: StaticPermit) {
+    let _peer_may_be_gone = stream.set_nodelay();
+    core.spawn_connection(stream, slot);
+}
+
+/// Any connected stream socket, also one end of a pair: what is TCP about glommio's stream is not used by readers.
+#[expect(unsafe_code, reason = "glommio takes sockets of our own making only as raw descriptors")]
+pub fn into_glommio_stream(socket: Socket) -> TcpStream {
+    // SAFETY: `into_raw_fd` gives up `socket`'s ownership of an open descriptor, so the stream is its only owner.
+    unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind::AddrInUse;
+    use std::net::TcpStream;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn loopback(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    fn port(sockets: &[Socket]) -> u16 {
+        sockets[0].local_addr().unwrap().as_socket().unwrap().port()
+    }
+
+    #[test]
+    fn the_cores_share_one_port_and_connections_are_spread_over_them() {
+        let sockets = listeners(loopback(0), 3).unwrap();
+        let port = port(&sockets);
+        let clients: Vec<_> =
+            (0..60).map(|_| TcpStream::connect(loopback(port)).unwrap()).collect();
+        let mut counts = [0; 3];
+        for (socket, count) in sockets.iter().zip(&mut counts) {
+            socket.set_nonblocking(true).unwrap();
+            while socket.accept().is_ok() {
+                *count += 1;
+            }
+        }
+        assert_eq!(counts.iter().sum::<usize>(), clients.len(), "none ended up elsewhere");
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    }
+
+    /// Also servers of one user, whose sockets could share the port, and also when all bind before any listens.
+    #[test]
+    fn of_those_who_start_at_the_same_moment_one_gets_the_port() {
+        for round in 0..50 {
+            let free = port(&listeners(loopback(0), 1).unwrap());
+            let start = Barrier::new(4);
+            let outcomes: Vec<_> = std::thread::scope(|scope| {
+                let starts: Vec<_> = (0..4)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            listeners(loopback(free), 2)
+                        })
+                    })
+                    .collect();
+                starts.into_iter().map(|start| start.join().unwrap()).collect()
+            });
+            let owners = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            assert_eq!(owners, 1, "round {round}: {outcomes:?}");
+            let errors = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+            assert!(errors.map(io::Error::kind).all(|kind| kind == AddrInUse), "{outcomes:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_free_again_when_the_last_listener_is_gone() {
+        let mut sockets = listeners(loopback(0), 2).unwrap();
+        let port = port(&sockets);
+        for _ in 0..2 {
+            assert_eq!(listeners(loopback(port), 1).unwrap_err().kind(), AddrInUse);
+            sockets.pop();
+        }
+        listeners(loopback(port), 1).unwrap();
+        // The address of another host's network card would be another port's owner all the same.
+        let other = listeners(([127, 0, 0, 2], port).into(), 1).unwrap();
+        let both = (listeners(loopback(port), 1).unwrap(), other);
+        drop(both);
+    }
+}

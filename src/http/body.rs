@@ -1,0 +1,313 @@
+//! Reads one request body within its budgets: `MAX_LENGTH` for its size, `MAX_BODY_BYTES` for the core's memory.
+//!
+//! A body pays for what it has sent, not for what it announced, so a slow client holds little. Compressed bodies are
+//! read whole and then decompressed by the core's one decoder, in slices between which other tasks run; the cap counts
+//! decompressed bytes, and the compressed form is capped alike.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::Write;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use glommio::sync::Semaphore;
+use http::header::{CONTENT_ENCODING, HeaderMap};
+use http_body::Body as _;
+use hyper::body::{Bytes, Incoming};
+
+use crate::coding::Coding;
+use crate::queue::admission::{Budget, BudgetExhausted, ChargedBytes};
+
+/// Why a body was not read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    #[error("the body is larger than MAX_LENGTH ({max} bytes); split the collection")]
+    TooLarge { max: usize },
+    #[error("the core's memory for request bodies is used up; try again")]
+    MemoryExhausted,
+    #[error("content-encoding is not supported")]
+    UnsupportedEncoding,
+    #[error("the body is not valid {encoding}: {detail}")]
+    Corrupt { encoding: &'static str, detail: String },
+    #[error("the body ended early: {0}")]
+    Disconnected(String),
+}
+
+impl From<BudgetExhausted> for BodyError {
+    fn from(_: BudgetExhausted) -> BodyError {
+        BodyError::MemoryExhausted
+    }
+}
+
+/// From `content-encoding`: none, or one of the two; a list is refused.
+pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
+    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let value = value.as_bytes().trim_ascii();
+    let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
+    match () {
+        () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
+        () if is("identity") || value.is_empty() => Ok(None),
+        () if is("gzip") || is("x-gzip") => Ok(Some(Coding::Gzip)),
+        () if is("zstd") => Ok(Some(Coding::Zstd)),
+        () => Err(BodyError::UnsupportedEncoding),
+    }
+}
+
+/// Reads the bodies of one core.
+pub struct BodyReader {
+    budget: Rc<Budget>,
+    length_max: usize,
+    decoder: Decoder,
+}
+
+impl BodyReader {
+    pub fn new(budget: Rc<Budget>, length_max: usize) -> BodyReader {
+        BodyReader { budget, length_max, decoder: Decoder::new() }
+    }
+
+    /// The whole body as it was sent. Refuses by `content-length` before the first byte is asked for, so that a client
+    /// that waits for `100 Continue` gets the refusal instead.
+    pub async fn read(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
+        let max = self.length_max;
+        let announced = body.size_hint().exact();
+        if announced.is_some_and(|length| length > max as u64) {
+            return Err(BodyError::TooLarge { max });
+        }
+        // hyper hands out no more than what was announced.
+        let room = announced.map_or(max, |length| length as usize);
+        let mut bytes = ChargedBytes::new(&self.budget, room)?;
+        while let Some(data) = next_data(&mut body).await? {
+            append(&mut bytes, &data, max)?;
+        }
+        bytes.shrink();
+        Ok(bytes)
+    }
+
+    /// `raw` decompressed; waits for its turn.
+    pub async fn decode(
+        &self,
+        raw: ChargedBytes,
+        coding: Option<Coding>,
+    ) -> Result<ChargedBytes, BodyError> {
+        match coding {
+            None => Ok(raw),
+            Some(coding) => self.decoder.decode(&self.budget, raw, coding, self.length_max).await,
+        }
+    }
+}
+
+/// The next piece of the body; trailers are passed over.
+async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+    loop {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(BodyError::Disconnected(error.to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Decompresses one body at a time: a core has one CPU, so a second decoder would only cost memory.
+struct Decoder {
+    turn: Semaphore,
+    zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
+}
+
+/// Compressed bytes fed to the decoder between two chances for other tasks to run; each piece of output is one as well.
+const DECODE_INPUT: usize = 8 * 1024;
+/// Decompressed bytes produced at a time.
+const DECODE_OUTPUT: usize = 32 * 1024;
+/// Largest zstd window accepted, as RFC 8878 recommends: 8 MiB, allocated once per core.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+impl Decoder {
+    fn new() -> Decoder {
+        Decoder { turn: Semaphore::new(1), zstd: RefCell::new(None) }
+    }
+
+    async fn decode(
+        &self,
+        budget: &Rc<Budget>,
+        raw: ChargedBytes,
+        coding: Coding,
+        max: usize,
+    ) -> Result<ChargedBytes, BodyError> {
+        let _turn = self.turn.acquire_permit(1).await.expect("never closed");
+        let mut out = ChargedBytes::new(budget, max)?;
+        match coding {
+            Coding::Gzip => gunzip(&raw, &mut out, max).await?,
+            Coding::Zstd => self.unzstd(&raw, &mut out, max).await?,
+        }
+        out.shrink();
+        Ok(out)
+    }
+
+    async fn unzstd(
+        &self,
+        raw: &ChargedBytes,
+        out: &mut ChargedBytes,
+        max: usize,
+    ) -> Result<(), BodyError> {
+        use zstd::stream::raw::Operation;
+        let corrupt =
+            |e: std::io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
+        // Taken out, so that a request dropped half-way leaves no half-used decoder behind.
+        let mut decoder = match self.zstd.take() {
+            Some(decoder) => decoder,
+            None => {
+                let mut decoder = zstd::stream::raw::Decoder::new().map_err(corrupt)?;
+                decoder
+                    .set_parameter(zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))
+                    .map_err(corrupt)?;
+                decoder
+            }
+        };
+        decoder.reinit().map_err(corrupt)?;
+        let mut piece = vec![0; DECODE_OUTPUT];
+        let mut input = raw.as_slice();
+        let mut unfinished = 1;
+        loop {
+            let status = decoder.run_on_buffers(input, &mut piece).map_err(corrupt)?;
+            input = &input[status.bytes_read..];
+            append(out, &piece[..status.bytes_written], max)?;
+            if status.bytes_read > 0 || status.bytes_written > 0 {
+                unfinished = status.remaining;
+            }
+            if input.is_empty() && status.bytes_written < piece.len() {
+                break;
+            }
+            glommio::executor().yield_if_needed().await;
+        }
+        if unfinished != 0 {
+            let detail = "the last frame is not complete".to_owned();
+            return Err(BodyError::Corrupt { encoding: "zstd", detail });
+        }
+        self.zstd.replace(Some(decoder));
+        Ok(())
+    }
+}
+
+async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Result<(), BodyError> {
+    let corrupt =
+        |e: std::io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
+    let mut decoder = flate2::write::MultiGzDecoder::new(Vec::with_capacity(DECODE_OUTPUT));
+    for input in raw.as_slice().chunks(DECODE_INPUT) {
+        let mut input = input;
+        while !input.is_empty() {
+            let read = decoder.write(input).map_err(corrupt)?;
+            input = &input[read..];
+            append(out, decoder.get_ref(), max)?;
+            decoder.get_mut().clear();
+            glommio::executor().yield_if_needed().await;
+        }
+    }
+    decoder.try_finish().map_err(corrupt)?;
+    append(out, decoder.get_ref(), max)
+}
+
+fn append(out: &mut ChargedBytes, piece: &[u8], max: usize) -> Result<(), BodyError> {
+    if piece.len() > out.room() {
+        return Err(BodyError::TooLarge { max });
+    }
+    Ok(out.extend(piece)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn of(values: &[&[u8]]) -> Result<Option<Coding>, BodyError> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(CONTENT_ENCODING, HeaderValue::from_bytes(value).unwrap());
+        }
+        coding_of(&headers)
+    }
+
+    #[test]
+    fn one_known_encoding_or_none() {
+        for (values, coding) in [
+            (&[][..], None),
+            (&[&b""[..]], None),
+            (&[b"Identity"], None),
+            (&[b"gzip"], Some(Coding::Gzip)),
+            (&[b" X-GZIP "], Some(Coding::Gzip)),
+            (&[b"ZStd\t"], Some(Coding::Zstd)),
+        ] {
+            assert_eq!(of(values), Ok(coding), "{values:?}");
+        }
+        for values in [
+            &[&b"br"[..]][..],
+            &[b"gzip,"],
+            &[b"gzip, gzip"],
+            &[b"gzip", b"gzip"],
+            &[b"identity", b""],
+            &[b"\xff"],
+        ] {
+            assert_eq!(of(values), Err(BodyError::UnsupportedEncoding), "{values:?}");
+        }
+    }
+
+    /// A reader's decoder and budget, on an executor, because decoding yields.
+    fn decode(
+        coding: Coding,
+        bytes: &[u8],
+        max: usize,
+        budget: usize,
+    ) -> (Result<Vec<u8>, BodyError>, u64) {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::new(budget, &cells.body_bytes);
+        let mut raw = ChargedBytes::new(&budget, bytes.len()).unwrap();
+        raw.extend(bytes).unwrap();
+        let decoded = glommio::LocalExecutor::default().run(async {
+            let decoder = Decoder::new();
+            // Twice: what the first leaves in the decoder must not reach the second.
+            let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
+            first.extend(&bytes[..bytes.len() / 2]).unwrap();
+            let _cut = decoder.decode(&budget, first, coding, max).await;
+            decoder.decode(&budget, raw, coding, max).await
+        });
+        let decoded = decoded.map(|bytes| bytes.as_slice().to_vec());
+        (decoded, cells.body_bytes.value())
+    }
+
+    fn packed(coding: Coding, bytes: &[u8]) -> Vec<u8> {
+        match coding {
+            Coding::Zstd => zstd::stream::encode_all(bytes, 3).unwrap(),
+            Coding::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_is_exact_capped_and_leaves_no_charge() {
+        let noise: Vec<u8> =
+            (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for coding in [Coding::Gzip, Coding::Zstd] {
+            for length in [0, 1, DECODE_OUTPUT - 1, DECODE_OUTPUT, DECODE_OUTPUT + 1, noise.len()] {
+                let (plain, bytes) = (&noise[..length], packed(coding, &noise[..length]));
+                let (decoded, charged) = decode(coding, &bytes, length, 1 << 20);
+                assert_eq!((decoded.as_deref(), charged), (Ok(plain), 0), "{coding:?} {length}");
+                if length > 0 {
+                    let (decoded, charged) = decode(coding, &bytes, length - 1, 1 << 20);
+                    assert_eq!(
+                        (decoded, charged),
+                        (Err(BodyError::TooLarge { max: length - 1 }), 0)
+                    );
+                }
+            }
+            let bytes = packed(coding, &noise);
+            let (decoded, charged) = decode(coding, &bytes, 1 << 20, 2 * bytes.len());
+            assert_eq!((decoded, charged), (Err(BodyError::MemoryExhausted), 0), "{coding:?}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The only place where an outcome becomes a status, headers and a body.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use crate::config::Ack;
+use crate::http::ack::Fates;
+use crate::queue::admission::Refusal;
+use crate::spool::SpoolError;
+
+/// What became of one request.
+#[derive(Debug)]
+pub enum Answer {
+    /// Every payload was admitted, and what `ack` promises of them is so.
+    Accepted {
+        count: usize,
+        ack: Ack,
+    },
+    /// Every payload was admitted, and not all of them will ever be in the store.
+    NotStored(Fates),
+    /// Every payload was admitted, and of some it was not known in time whether the store has them.
+    Undecided {
+        fates: Fates,
+        /// It will not be known here: the server has stopped.
+        stopped: bool,
+    },
+    /// The disk did not confirm the request in time, and may still do so.
+    NotSynced,
+    NotFound,
+    MethodNotAllowed,
+    BadRequest(String),
+    Unauthorized,
+    BodyTimeout,
+    TooLarge(String),
+    UnsupportedEncoding,
+    /// No room now; nothing of the request was admitted.
+    Unavailable {
+        error: String,
+        retry_after_s: u64,
+    },
+    /// The ring has closed: this server takes nothing more.
+    Stopping,
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Answer {
+        let error = refusal.to_string();
+        match refusal {
+            Refusal::TooManyPayloads { .. } | Refusal::TooManyBytes { .. } => {
+                Answer::TooLarge(error)
+            }
+            Refusal::Full { retry_after_s } => Answer::Unavailable { error, retry_after_s },
+            Refusal::Closed => Answer::Stopping,
+        }
+    }
+}
+
+/// A spool that is full has room again when the store has taken something; one that fails is tried every second.
+const SPOOL_RETRY_AFTER_S: u64 = 5;
+
+impl From<SpoolError> for Answer {
+    fn from(error: SpoolError) -> Answer {
+        let retry_after_s = match error {
+            SpoolError::Closed => return Answer::Stopping,
+            SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
+            SpoolError::PendingExhausted => 1,
+            SpoolError::Full | SpoolError::Failed(_) | SpoolError::Stalled => SPOOL_RETRY_AFTER_S,
+        };
+        Answer::Unavailable { error: error.to_string(), retry_after_s }
+    }
+}
+
+/// The head-timeout reply, written as bytes because hyper has no request to answer yet.
+pub const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
+content-type: application/json\r\ncontent-length: 63\r\n\r\n\
+{\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
+
+impl Answer {
+    /// The reply; `close` asks the client to end the connection after it. `room` is an empty map whose memory is used
+    /// again: hyper keeps a reply's map for the next request, so that in the long run there is one per connection.
+    pub fn render(self, close: bool, room: HeaderMap) -> Response<Full<Bytes>> {
+        let mut close = close;
+        let mut response = match self {
+            Answer::Accepted { count, ack } => {
+                let mut response = Response::new(Full::new(accepted(count, ack)));
+                *response.headers_mut() = room;
+                with(response, CONTENT_TYPE, "application/json")
+            }
+            Answer::NotStored(fates) => {
+                let Fates { dead_lettered, lost, .. } = fates;
+                let text = format!(
+                    "the store did not take every payload: {dead_lettered} dead-lettered, {lost} lost"
+                );
+                json(StatusCode::BAD_GATEWAY, unkept(&text, fates))
+            }
+            Answer::Undecided { fates, stopped } => {
+                let why = match stopped {
+                    true => "the server stopped before every payload was stored",
+                    false => "not every payload was stored within ACK_TIMEOUT",
+                };
+                let text = format!("{why}; a 504 leaves open whether the others will be");
+                json(StatusCode::GATEWAY_TIMEOUT, unkept(&text, fates))
+            }
+            Answer::NotSynced => {
+                let text = "the disk did not confirm the request within ACK_TIMEOUT, or the server stopped before; this \
+                            leaves open whether it will be stored: sent again, it may be stored twice";
+                error(StatusCode::GATEWAY_TIMEOUT, text)
+            }
+            Answer::NotFound => error(StatusCode::NOT_FOUND, "no such path; POST /payloads"),
+            Answer::MethodNotAllowed => {
+                let text = "only POST is allowed on /payloads";
+                with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "POST")
+            }
+            Answer::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Answer::Unauthorized => {
+                let text = "the token is missing or unknown";
+                with(error(StatusCode::UNAUTHORIZED, text), WWW_AUTHENTICATE, "Bearer")
+            }
+            Answer::BodyTimeout => {
+                close = true;
+                let text = "the request body was not complete in BODY_TIMEOUT";
+                error(StatusCode::REQUEST_TIMEOUT, text)
+            }
+            Answer::TooLarge(text) => error(StatusCode::PAYLOAD_TOO_LARGE, &text),
+            Answer::UnsupportedEncoding => {
+                let text = "content-encoding must be identity, gzip or zstd, and only one of them";
+                let response = error(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+                with(response, ACCEPT_ENCODING, "gzip, zstd, identity")
+            }
+            Answer::Unavailable { error: text, retry_after_s } => {
+                let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &text);
+                response.headers_mut().insert(RETRY_AFTER, retry_after_s.into());
+                response
+            }
+            Answer::Stopping => {
+                close = true;
+                let text = Refusal::Closed.to_string();
+                with(error(StatusCode::SERVICE_UNAVAILABLE, &text), RETRY_AFTER, "1")
+            }
+        };
+        if close {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// Payloads a request up to which each count's reply body is made only once for each level.
+const ACCEPTED_KEPT: usize = 256;
+
+fn accepted(count: usize, ack: Ack) -> Bytes {
+    thread_local! {
+        static KEPT: RefCell<[[Bytes; ACCEPTED_KEPT]; Ack::ALL.len()]> = const {
+            RefCell::new([const { [const { Bytes::new() }; ACCEPTED_KEPT] }; Ack::ALL.len()])
+        };
+    }
+    let made = || Bytes::from(format!(r#"{{"accepted":{count},"ack":"{}"}}"#, ack.name()));
+    KEPT.with_borrow_mut(|kept| match kept[ack as usize].get_mut(count) {
+        None => made(),
+        Some(body) => {
+            if body.is_empty() {
+                *body = made();
+            }
+            body.clone()
+        }
+    })
+}
+
+/// The body of an answer to a request that was admitted and whose promise was not kept.
+fn unkept(text: &str, fates: Fates) -> String {
+    let Fates { accepted, stored, dead_lettered, .. } = fates;
+    let text = serde_json::Value::from(text);
+    format!(
+        r#"{{"error":{text},"accepted":{accepted},"stored":{stored},"dead_lettered":{dead_lettered}}}"#
+    )
+}
+
+fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    with(response, CONTENT_TYPE, "application/json")
+}
+
+fn error(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    json(status, serde_json::json!({ "error": text }).to_string())
+}
+
+fn with(
+    mut response: Response<Full<Bytes>>,
+    name: http::HeaderName,
+    value: &'static str,
+) -> Response<Full<Bytes>> {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[test]
+    fn every_count_has_its_own_reply_also_the_second_time() {
+        for count in [0, 1, ACCEPTED_KEPT - 1, ACCEPTED_KEPT, 1_000_000].repeat(2) {
+            for ack in Ack::ALL {
+                let reply = Answer::Accepted { count, ack }.render(false, HeaderMap::new());
+                assert_eq!((reply.status(), reply.headers().len()), (StatusCode::OK, 1));
+                let expected = format!(r#"{{"accepted":{count},"ack":"{}"}}"#, ack.name());
+                assert_eq!(body(reply), expected);
+            }
+        }
+    }
+
+    fn body(reply: Response<Full<Bytes>>) -> Bytes {
+        futures_lite::future::block_on(reply.into_body().collect()).unwrap().to_bytes()
+    }
+
+    #[test]
+    fn a_promise_not_kept_is_answered_with_what_is_known() {
+        let fates = Fates { accepted: 9, stored: 4, dead_lettered: 2, lost: 1 };
+        let undecided = |stopped| Answer::Undecided { fates, stopped };
+        for (answer, status, says) in [
+            (Answer::NotStored(fates), 502, "2 dead-lettered, 1 lost"),
+            (undecided(false), 504, "ACK_TIMEOUT"),
+            (undecided(true), 504, "stopped"),
+        ] {
+            let reply = answer.render(false, HeaderMap::new());
+            assert_eq!((reply.status().as_u16(), reply.headers().len()), (status, 1));
+            let value: serde_json::Value = serde_json::from_slice(&body(reply)).unwrap();
+            let error = value["error"].as_str().unwrap();
+            assert!(error.contains(says), "{error}");
+            assert_eq!(error.contains("leaves open"), status == 504, "{error}");
+            let members = ["accepted", "stored", "dead_lettered"];
+            assert_eq!(members.map(|name| value[name].as_u64().unwrap()), [9, 4, 2]);
+            assert_eq!(value.as_object().unwrap().len(), 4);
+        }
+    }
+
+    #[test]
+    fn the_head_timeout_reply_has_the_length_it_says() {
+        let text = std::str::from_utf8(HEAD_TIMEOUT).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        serde_json::from_str::<serde_json::Value>(body).unwrap();
+    }
+}

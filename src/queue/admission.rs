@@ -1,0 +1,859 @@
+//! Whether a request may enter: all its payloads or none, by ring slots and by bytes.
+//!
+//! Bytes are charged once per request, as the retained allocation plus a fixed cost per payload. While a body is read
+//! they belong to the [`Budget`]; at admission they become a [`Permit`] that the jobs carry and that the last of
+//! them releases. Slots are positions in the ring and are released when a worker pops, unless more objects than there are
+//! workers are set aside ([`Admission::hold`]).
+//!
+//! A request that finds no room may wait, first come, first served: nobody overtakes the head of the line, so a large
+//! request is not starved by small ones. All that fit are woken together, in their order: woken one by one, each by the one
+//! before it, a full line would let one request through in each round of the executor, however much room there is.
+//! Taking the permit and pushing the jobs has no await in between.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::deadline::strictly_within;
+use crate::limits::JOB_COST_BYTES;
+use crate::metrics::{Cell64, CoreCells};
+use crate::queue::fifo::Ring;
+use crate::queue::job::Job;
+
+/// What one request asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    pub slots: usize,
+    pub bytes: usize,
+}
+
+const NOTHING: Need = Need { slots: 0, bytes: 0 };
+
+impl Need {
+    /// `payloads` jobs on a body whose allocation holds `retained` bytes.
+    pub fn of(payloads: usize, retained: usize) -> Need {
+        Need { slots: payloads, bytes: retained + payloads * JOB_COST_BYTES }
+    }
+}
+
+/// Why a request was not admitted; none of its payloads was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(
+        "the request has {given} payloads, more than MAX_QUEUE ({max}) could ever hold; split it"
+    )]
+    TooManyPayloads { given: usize, max: usize },
+    #[error(
+        "the request needs {given} bytes of memory, more than MAX_QUEUE_BYTES ({max}) could ever hold; \
+         split it"
+    )]
+    TooManyBytes { given: usize, max: usize },
+    #[error("the queue of this core is full; try again in {retry_after_s} s")]
+    Full { retry_after_s: u64 },
+    #[error("the server is stopping; send this to another one")]
+    Closed,
+}
+
+/// The gate of one core in front of its ring.
+pub struct Admission {
+    ring: Rc<Ring<Job>>,
+    bytes_max: usize,
+    bytes_used: Cell<usize>,
+    line: RefCell<Line>,
+    reader: RefCell<Option<Reader>>,
+    next_ticket: Cell<u64>,
+    rate: RefCell<DrainRate>,
+    cells: &'static CoreCells,
+}
+
+/// The spool's reader, waiting for room beside the line.
+struct Reader {
+    need: Need,
+    /// What was freed since it waits; half of that is set aside for it.
+    freed: Need,
+    waker: Waker,
+}
+
+impl Reader {
+    fn set_aside(&self) -> Need {
+        Need {
+            slots: self.need.slots.min(self.freed.slots / 2),
+            bytes: self.need.bytes.min(self.freed.bytes / 2),
+        }
+    }
+}
+
+/// Requests that stand in line for room.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    /// How many of the first were woken, for what they need in all is free, and have not yet taken it.
+    woken: usize,
+    woken_need: Need,
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Wakes those of the first that fit one after the other and were not woken yet.
+    fn wake_fitting(&mut self, fits: impl Fn(Need) -> bool) {
+        while let Some(next) = self.waiting.get(self.woken) {
+            let Need { slots, bytes } = self.woken_need;
+            let all = Need { slots: slots + next.need.slots, bytes: bytes + next.need.bytes };
+            if !fits(all) {
+                return;
+            }
+            next.waker.wake_by_ref();
+            self.woken += 1;
+            self.woken_need = all;
+        }
+    }
+
+    /// One that was woken found no room after all: everybody is to be woken anew.
+    fn forget_woken(&mut self) {
+        (self.woken, self.woken_need) = (0, NOTHING);
+    }
+
+    fn leave(&mut self, ticket: u64) {
+        let Some(at) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
+            return;
+        };
+        let gone = self.waiting.remove(at).expect("found there");
+        if at < self.woken {
+            self.woken -= 1;
+            self.woken_need.slots -= gone.need.slots;
+            self.woken_need.bytes -= gone.need.bytes;
+        }
+    }
+}
+
+/// One request standing in line for room.
+struct Waiting {
+    ticket: u64,
+    need: Need,
+    waker: Waker,
+}
+
+impl Admission {
+    pub fn new(ring: Rc<Ring<Job>>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
+        Rc::new(Admission {
+            ring,
+            bytes_max,
+            bytes_used: Cell::new(0),
+            line: RefCell::default(),
+            reader: RefCell::default(),
+            next_ticket: Cell::new(0),
+            rate: RefCell::new(DrainRate::new(Instant::now())),
+            cells,
+        })
+    }
+
+    /// The room a request needs, or `None` if it is not there now or others stand in line for it.
+    pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
+        self.could_fit(need)?;
+        if self.ring.is_closed() {
+            return Err(Refusal::Closed);
+        }
+        let free = self.line.borrow().is_empty() && self.fits(need);
+        Ok(free.then(|| self.take(need)))
+    }
+
+    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
+    /// the next await: push at once.
+    pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
+        if let Some(permit) = self.admit_now(need)? {
+            return Ok(permit);
+        }
+        if wait.is_zero() {
+            return Err(self.full(need, self.next_ticket.get()));
+        }
+        let place = Place { admission: self.clone(), ticket: self.next_ticket.get() };
+        self.next_ticket.set(place.ticket + 1);
+        let ticket = place.ticket;
+        strictly_within(wait, place.wait(need), || Err(self.full(need, ticket))).await
+    }
+
+    /// Ring positions.
+    pub fn slots_max(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Whether an empty ring has room for `need`.
+    ///
+    /// # Errors
+    /// Which limit it exceeds.
+    pub fn could_fit(&self, need: Need) -> Result<(), Refusal> {
+        if need.slots > self.ring.capacity() {
+            let (given, max) = (need.slots, self.ring.capacity());
+            return Err(Refusal::TooManyPayloads { given, max });
+        }
+        if need.bytes > self.bytes_max {
+            return Err(Refusal::TooManyBytes { given: need.bytes, max: self.bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Waits for room for the spool's reader, the only one to call this, which stands in no line: half of what is freed
+    /// while it waits is set aside for it, and while half of the ring is free it need not wait for that. `need` is at most
+    /// half a ring, or one payload. `None` once the ring has closed.
+    pub async fn admit_reader(self: &Rc<Self>, need: Need) -> Option<Permit> {
+        let need = Need { bytes: need.bytes.min(self.bytes_max), ..need };
+        let _place = ReaderPlace(self);
+        poll_fn(|cx| {
+            if self.ring.is_closed() {
+                return Poll::Ready(None);
+            }
+            let mut reader = self.reader.borrow_mut();
+            let freed = reader.as_ref().map_or(NOTHING, |reader| reader.freed);
+            let waiting = Reader { need, freed, waker: cx.waker().clone() };
+            if self.fits_reader(&waiting) {
+                return Poll::Ready(Some(self.take(need)));
+            }
+            *reader = Some(waiting);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn fits_reader(&self, reader: &Reader) -> bool {
+        let Reader { need, .. } = reader;
+        let aside = reader.set_aside();
+        let (slots, bytes) = (self.ring.free(), self.bytes_max - self.bytes_used.get());
+        let slots_its = aside.slots >= need.slots || 2 * slots >= self.ring.capacity();
+        let bytes_its = aside.bytes >= need.bytes || 2 * bytes >= self.bytes_max;
+        need.slots <= slots && need.bytes <= bytes && slots_its && bytes_its
+    }
+
+    /// Room was made: a slot popped, bytes released, or the ring closed. Wakes those in line who can move.
+    pub fn room_changed(&self) {
+        if let Some(reader) = &*self.reader.borrow()
+            && (self.fits_reader(reader) || self.ring.is_closed())
+        {
+            reader.waker.wake_by_ref();
+        }
+        let mut line = self.line.borrow_mut();
+        if line.is_empty() {
+            return;
+        }
+        let closed = self.ring.is_closed();
+        line.wake_fitting(|need| closed || self.fits(need));
+    }
+
+    /// Closes the ring and turns everybody in line away.
+    pub fn close(&self) {
+        self.ring.close();
+        self.room_changed();
+        for waiting in &self.line.borrow().waiting {
+            waiting.waker.wake_by_ref();
+        }
+    }
+
+    /// A worker has taken a job out of the ring, which frees its slot unless jobs that are set aside hold more
+    /// ([`Admission::hold`], which is said first).
+    pub fn popped(&self) {
+        let held = self.ring.reserved();
+        self.cells.ring_depth.set((self.ring.len() + held) as u64);
+        if held > 0 {
+            return;
+        }
+        self.rate.borrow_mut().slots += 1;
+        self.freed(Need { slots: 1, bytes: 0 });
+    }
+
+    /// So many jobs that were popped hold their slots, because they are set aside for a retry.
+    pub fn hold(&self, slots: usize) {
+        let freed = self.ring.reserved().saturating_sub(slots);
+        self.ring.reserve(slots);
+        self.cells.ring_depth.set((self.ring.len() + slots) as u64);
+        if freed > 0 {
+            self.rate.borrow_mut().slots += freed as u64;
+            self.freed(Need { slots: freed, bytes: 0 });
+        }
+    }
+
+    /// Once a second: what `retry-after` is measured from.
+    pub fn sample(&self, now: Instant) {
+        let stuck = self.bytes_used.get() > 0;
+        self.rate.borrow_mut().sample(now, stuck);
+    }
+
+    fn freed(&self, room: Need) {
+        if let Some(reader) = &mut *self.reader.borrow_mut() {
+            reader.freed.slots += room.slots;
+            reader.freed.bytes += room.bytes;
+        }
+        self.room_changed();
+    }
+
+    fn fits(&self, need: Need) -> bool {
+        let aside = self.reader.borrow().as_ref().map_or(NOTHING, Reader::set_aside);
+        need.slots + aside.slots <= self.ring.free()
+            && need.bytes + aside.bytes <= self.bytes_max - self.bytes_used.get()
+    }
+
+    fn take(self: &Rc<Self>, need: Need) -> Permit {
+        self.bytes_used.set(self.bytes_used.get() + need.bytes);
+        assert!(self.bytes_used.get() <= self.bytes_max);
+        self.cells.ring_bytes.set(self.bytes_used.get() as u64);
+        Permit { admission: self.clone(), bytes: need.bytes }
+    }
+
+    /// The refusal of a request that would have to wait behind those in line before `ticket`.
+    fn full(&self, need: Need, ticket: u64) -> Refusal {
+        let line = self.line.borrow();
+        let before = line.waiting.iter().take_while(|waiting| waiting.ticket < ticket);
+        let ahead = before.fold(need, |sum, waiting| Need {
+            slots: sum.slots + waiting.need.slots,
+            bytes: sum.bytes + waiting.need.bytes,
+        });
+        let missing = Need {
+            slots: ahead.slots.saturating_sub(self.ring.free()),
+            bytes: ahead.bytes.saturating_sub(self.bytes_max - self.bytes_used.get()),
+        };
+        Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, Instant::now()) }
+    }
+}
+
+/// The reader's, likewise.
+struct ReaderPlace<'a>(&'a Admission);
+
+impl Drop for ReaderPlace<'_> {
+    fn drop(&mut self) {
+        self.0.reader.take();
+        self.0.room_changed();
+    }
+}
+
+/// A place in the line, given up on every way out.
+struct Place {
+    admission: Rc<Admission>,
+    ticket: u64,
+}
+
+impl Place {
+    async fn wait(self, need: Need) -> Result<Permit, Refusal> {
+        let admission = &self.admission;
+        poll_fn(|cx| {
+            if admission.ring.is_closed() {
+                return Poll::Ready(Err(Refusal::Closed));
+            }
+            let mut line = admission.line.borrow_mut();
+            let waiting = &mut line.waiting;
+            match waiting.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
+                Some(waiting) => waiting.waker.clone_from(cx.waker()),
+                None => {
+                    let waker = cx.waker().clone();
+                    waiting.push_back(Waiting { ticket: self.ticket, need, waker });
+                }
+            }
+            admission.cells.room_waiters.set(waiting.len() as u64);
+            let head = waiting.front().expect("this request stands in line").ticket;
+            if head == self.ticket && admission.fits(need) {
+                drop(line);
+                return Poll::Ready(Ok(admission.take(need)));
+            }
+            // Room that it was woken for is gone: the spool's reader has it.
+            if line.waiting.iter().take(line.woken).any(|waiting| waiting.ticket == self.ticket) {
+                line.forget_woken();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut line = self.admission.line.borrow_mut();
+        line.leave(self.ticket);
+        self.admission.cells.room_waiters.set(line.waiting.len() as u64);
+        drop(line);
+        // The next in line may fit where this one did not, or beside it.
+        self.admission.room_changed();
+    }
+}
+
+/// The bytes of one admitted request; released when its last job is finished.
+pub struct Permit {
+    admission: Rc<Admission>,
+    bytes: usize,
+}
+
+impl Permit {
+    /// Queues the jobs this permit was taken for. No await may lie between [`Admission::admit`] and this call.
+    pub fn push_all(admission: &Admission, jobs: impl ExactSizeIterator<Item = Job>) {
+        for job in jobs {
+            let pushed = admission.ring.push(job);
+            assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
+        }
+        let taken = admission.ring.len() + admission.ring.reserved();
+        admission.cells.ring_depth.set(taken as u64);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let admission = &self.admission;
+        admission.bytes_used.set(admission.bytes_used.get() - self.bytes);
+        admission.cells.ring_bytes.set(admission.bytes_used.get() as u64);
+        admission.rate.borrow_mut().bytes += self.bytes as u64;
+        admission.freed(Need { slots: 0, bytes: self.bytes });
+    }
+}
+
+/// How fast room is made, from one sample a second over the last [`DrainRate::WINDOW_S`] seconds.
+struct DrainRate {
+    slots: u64,
+    bytes: u64,
+    samples: VecDeque<Sample>,
+}
+
+struct Sample {
+    at: Instant,
+    slots: u64,
+    bytes: u64,
+    /// Work was held when the sample was taken.
+    busy: bool,
+}
+
+impl DrainRate {
+    const WINDOW_S: usize = 5;
+
+    fn new(now: Instant) -> DrainRate {
+        let first = Sample { at: now, slots: 0, bytes: 0, busy: false };
+        DrainRate { slots: 0, bytes: 0, samples: VecDeque::from([first]) }
+    }
+
+    fn sample(&mut self, now: Instant, busy: bool) {
+        if self.samples.len() > Self::WINDOW_S {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(Sample { at: now, slots: self.slots, bytes: self.bytes, busy });
+    }
+
+    /// Seconds until `missing` is free at the measured rate, 1 to 60: no rate known yet → 1, standing still → 60.
+    fn seconds_for(&self, missing: Need, now: Instant) -> u64 {
+        let oldest = self.samples.front().expect("never empty");
+        let elapsed_s = now.duration_since(oldest.at).as_secs_f64();
+        let still = self.samples.len() > Self::WINDOW_S && self.samples.iter().all(|s| s.busy);
+        let seconds = |missing: usize, freed: u64| match (missing, freed) {
+            (0, _) => 0.0,
+            (_, 0) if still => 60.0,
+            (_, 0) => 1.0,
+            (missing, freed) => missing as f64 * elapsed_s / freed as f64,
+        };
+        let by_slots = seconds(missing.slots, self.slots - oldest.slots);
+        let by_bytes = seconds(missing.bytes, self.bytes - oldest.bytes);
+        by_slots.max(by_bytes).ceil().clamp(1.0, 60.0) as u64
+    }
+}
+
+/// A core's budget for bodies in one of their stages: being read, decompressed or waiting for room (`MAX_BODY_BYTES`), or
+/// waiting for the disk (`SPOOL_PENDING`).
+pub struct Budget {
+    max: usize,
+    used: Cell<usize>,
+    /// Shows what is used.
+    gauge: &'static Cell64,
+}
+
+/// The budget is used up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BudgetExhausted;
+
+impl Budget {
+    pub fn new(max: usize, gauge: &'static Cell64) -> Rc<Budget> {
+        Rc::new(Budget { max, used: Cell::new(0), gauge })
+    }
+
+    fn change(&self, from: usize, to: usize) -> Result<(), BudgetExhausted> {
+        let used = self.used.get() - from + to;
+        if to > from && used > self.max {
+            return Err(BudgetExhausted);
+        }
+        self.used.set(used);
+        self.gauge.set(used as u64);
+        Ok(())
+    }
+}
+
+/// Bytes that grow against a [`Budget`]: charged by capacity, released on drop or when handed over.
+pub struct ChargedBytes {
+    bytes: Vec<u8>,
+    charged: usize,
+    max: usize,
+    budget: Rc<Budget>,
+}
+
+impl ChargedBytes {
+    /// The first allocation; from there on capacity doubles, so a body pays for at most twice what it has sent,
+    /// whatever it announced. At the default limits, stalled clients on every connection of a core just use up its
+    /// budget: 16384 × 4 KiB = 64 MiB.
+    const FIRST_CAPACITY: usize = 4 * 1024;
+
+    /// Room that will grow up to `max` bytes.
+    pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
+        let capacity = max.min(Self::FIRST_CAPACITY);
+        budget.change(0, capacity)?;
+        let bytes = Vec::with_capacity(capacity);
+        Ok(ChargedBytes { bytes, charged: capacity, max, budget: budget.clone() })
+    }
+
+    /// Appends `more`, which the caller knows to fit in `max`.
+    pub fn extend(&mut self, more: &[u8]) -> Result<(), BudgetExhausted> {
+        let len = self.bytes.len() + more.len();
+        assert!(len <= self.max, "the caller checks the length first");
+        if len > self.charged {
+            let capacity = len.max(self.charged * 2).min(self.max);
+            self.budget.change(self.charged, capacity)?;
+            self.charged = capacity;
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
+    }
+
+    /// How many bytes more may be appended.
+    pub fn room(&self) -> usize {
+        self.max - self.bytes.len()
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What the allocation keeps in memory.
+    pub fn retained(&self) -> usize {
+        self.charged
+    }
+
+    /// Gives back what doubling has allocated too much.
+    pub fn shrink(&mut self) {
+        if self.charged - self.bytes.len() > self.charged / 4 {
+            self.bytes.shrink_to_fit();
+            let _shrinking_never_fails = self.budget.change(self.charged, self.bytes.len());
+            self.charged = self.bytes.len();
+        }
+    }
+
+    /// Charges them and `extra` to `budget` instead.
+    ///
+    /// # Errors
+    /// `budget` has no room; nothing has changed.
+    pub fn move_to(&mut self, budget: &Rc<Budget>, extra: usize) -> Result<(), BudgetExhausted> {
+        budget.change(0, self.charged + extra)?;
+        let _shrinking_never_fails = self.budget.change(self.charged, 0);
+        self.budget = budget.clone();
+        self.charged += extra;
+        Ok(())
+    }
+
+    /// The bytes without their charge: the caller holds the permit that replaces it.
+    pub fn hand_over(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for ChargedBytes {
+    fn drop(&mut self) {
+        let _shrinking_never_fails = self.budget.change(self.charged, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::parse::Span;
+    use crate::queue::job::{Payload, Stamp};
+    use futures_lite::future::{block_on, poll_once};
+
+    fn run(test: impl Future<Output = ()>) {
+        let executor = glommio::LocalExecutorBuilder::default()
+            .io_memory(crate::limits::IO_MEMORY_BYTES)
+            .make();
+        executor.unwrap().run(test);
+    }
+
+    const NO_WAIT: Duration = Duration::ZERO;
+
+    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Ring<Job>>, &'static CoreCells) {
+        let cells = &crate::metrics::cells(1)[0];
+        let ring = Rc::new(Ring::new(slots));
+        (Admission::new(ring.clone(), bytes, cells), ring, cells)
+    }
+
+    fn need(slots: usize, bytes: usize) -> Need {
+        Need { slots, bytes }
+    }
+
+    fn push(admission: &Admission, permit: Permit, count: usize) {
+        let spans = vec![Span { start: 0, end: 1 }; count];
+        let payloads = Payload::split(b"1".to_vec(), permit, &spans, None);
+        let stamp = Stamp { unix_nanos: 0, seq: 0 };
+        Permit::push_all(admission, payloads.map(|payload| Job::queued(payload, stamp)));
+    }
+
+    #[test]
+    fn bytes_return_with_the_last_job_and_slots_with_each_pop() {
+        let (admission, ring, cells) = gate(3, 100);
+        let permit = block_on(admission.admit(need(2, 60), NO_WAIT)).unwrap();
+        push(&admission, permit, 2);
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (2, 60));
+        for refused in [need(2, 10), need(1, 50)] {
+            let full = block_on(admission.admit(refused, NO_WAIT)).err();
+            assert_eq!(full, Some(Refusal::Full { retry_after_s: 1 }));
+        }
+        assert_eq!(cells.ring_bytes.value(), 60, "a refusal holds nothing");
+        let first = block_on(ring.pop(0)).unwrap();
+        admission.popped();
+        drop(first);
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (1, 60));
+        drop(block_on(ring.pop(0)).unwrap());
+        admission.popped();
+        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (0, 0));
+    }
+
+    #[test]
+    fn what_could_never_fit_is_told_so_at_once() {
+        let (admission, _, _) = gate(3, 100);
+        let refusal = |need| block_on(admission.admit(need, Duration::from_secs(60))).err();
+        let slots = Refusal::TooManyPayloads { given: 4, max: 3 };
+        assert_eq!(refusal(need(4, 1)), Some(slots));
+        assert_eq!(refusal(need(1, 101)), Some(Refusal::TooManyBytes { given: 101, max: 100 }));
+        admission.close();
+        assert_eq!(refusal(need(1, 1)), Some(Refusal::Closed));
+    }
+
+    #[test]
+    fn nobody_overtakes_the_head_of_the_line_and_close_turns_all_away() {
+        run(async {
+            let (admission, ring, cells) = gate(2, 100);
+            let wait = Duration::from_secs(60);
+            let permit = admission.admit(need(1, 1), wait).await.unwrap();
+            push(&admission, permit, 1);
+            let mut large = Box::pin(admission.admit(need(2, 1), wait));
+            assert!(poll_once(&mut large).await.is_none());
+            let mut small = Box::pin(admission.admit(need(1, 1), wait));
+            assert!(poll_once(&mut small).await.is_none(), "it fits, but stands behind");
+            assert_eq!(cells.room_waiters.value(), 2);
+            ring.take();
+            admission.popped();
+            let permit = large.await.unwrap();
+            push(&admission, permit, 2);
+            assert!(poll_once(&mut small).await.is_none());
+            drop(small);
+            assert_eq!(cells.room_waiters.value(), 0, "who goes away leaves the line");
+            let mut last = Box::pin(admission.admit(need(1, 1), wait));
+            assert!(poll_once(&mut last).await.is_none());
+            admission.close();
+            assert_eq!(last.await.err(), Some(Refusal::Closed));
+            assert_eq!(cells.room_waiters.value(), 0);
+        });
+    }
+
+    #[test]
+    fn the_reader_gets_half_of_what_is_freed_and_others_the_rest() {
+        block_on(async {
+            let (admission, ring, _) = gate(10, 1_000);
+            for _ in 0..10 {
+                let permit = admission.admit(need(1, 10), NO_WAIT).await.unwrap();
+                push(&admission, permit, 1);
+            }
+            let mut reader = Box::pin(admission.admit_reader(need(2, 20)));
+            assert!(poll_once(&mut reader).await.is_none());
+            let free_one = || {
+                drop(ring.take().unwrap());
+                admission.popped();
+            };
+            let mut taken = 0;
+            for freed in 1..=3 {
+                free_one();
+                // Somebody always wants what is free.
+                while let Ok(Some(permit)) = admission.admit_now(need(1, 10)) {
+                    push(&admission, permit, 1);
+                    taken += 1;
+                }
+                assert!(poll_once(&mut reader).await.is_none(), "{freed} freed");
+            }
+            assert_eq!((taken, ring.free()), (2, 1), "one of three is set aside");
+            free_one();
+            assert!(admission.admit_now(need(1, 10)).unwrap().is_none(), "the second half is its");
+            let permit = poll_once(&mut reader).await.expect("its turn").expect("open");
+            push(&admission, permit, 2);
+            drop(reader);
+            free_one();
+            assert!(
+                admission.admit_now(need(1, 10)).unwrap().is_some(),
+                "nothing set aside any more"
+            );
+        });
+    }
+
+    #[test]
+    fn a_reader_with_half_the_ring_free_need_not_wait_and_one_that_asks_for_too_much_gets_it_all() {
+        block_on(async {
+            let (admission, ring, _) = gate(4, 100);
+            let first = admission.admit_reader(need(2, 10)).await.unwrap();
+            push(&admission, first, 2);
+            // More bytes than there are: as many as there are, once all are free.
+            let mut reader = Box::pin(admission.admit_reader(need(1, 1_000)));
+            assert!(poll_once(&mut reader).await.is_none());
+            while let Some(job) = ring.take() {
+                drop(job);
+                admission.popped();
+            }
+            assert!(poll_once(&mut reader).await.expect("all is free").is_some());
+            let mut reader = Box::pin(admission.admit_reader(need(3, 100)));
+            let _held = admission
+                .admit(need(2, 10), NO_WAIT)
+                .await
+                .map(|permit| push(&admission, permit, 2));
+            assert!(poll_once(&mut reader).await.is_none());
+            admission.close();
+            assert!(poll_once(&mut reader).await.expect("closed").is_none());
+        });
+    }
+
+    #[test]
+    fn all_who_fit_are_woken_at_once_and_in_order() {
+        let (admission, ring, cells) = gate(10, 1_000);
+        run(async {
+            let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
+            push(&admission, permit, 10);
+            let order = Rc::new(RefCell::new(Vec::<usize>::new()));
+            let waits: Vec<_> = [3, 3, 3, 3]
+                .into_iter()
+                .enumerate()
+                .map(|(number, slots)| {
+                    let (admission, order) = (admission.clone(), order.clone());
+                    glommio::spawn_local(async move {
+                        let permit = admission.admit(need(slots, 1), Duration::from_secs(60)).await;
+                        let permit = permit.unwrap_or_else(|why| panic!("{why}"));
+                        push(&admission, permit, slots);
+                        order.borrow_mut().push(number);
+                    })
+                })
+                .collect();
+            glommio::timer::sleep(Duration::from_millis(5)).await;
+            assert_eq!(cells.room_waiters.value(), 4);
+            for _ in 0..10 {
+                ring.take();
+                admission.popped();
+            }
+            // Three of them have room, and one round of the executor is enough for all three.
+            futures_lite::future::yield_now().await;
+            assert_eq!((*order.borrow()).as_slice(), [0, 1, 2]);
+            assert_eq!(cells.room_waiters.value(), 1);
+            for _ in 0..9 {
+                ring.take();
+                admission.popped();
+            }
+            for wait in waits {
+                wait.await;
+            }
+            assert_eq!(order.borrow().len(), 4);
+            assert_eq!((cells.room_waiters.value(), admission.line.borrow().woken), (0, 0));
+        });
+    }
+
+    #[test]
+    fn retry_after_is_one_unknown_sixty_still_and_measured_in_between() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut rate = DrainRate::new(start);
+        assert_eq!(rate.seconds_for(need(5, 0), at(3)), 1, "no rate is known");
+        for s in 1..=5 {
+            rate.sample(at(s), true);
+        }
+        assert_eq!(rate.seconds_for(need(5, 0), at(5)), 1, "not yet busy for five seconds");
+        rate.sample(at(6), true);
+        assert_eq!(rate.seconds_for(need(5, 0), at(6)), 60, "standing still");
+        assert_eq!(rate.seconds_for(need(0, 0), at(6)), 1);
+        rate.slots = 50;
+        rate.bytes = 500;
+        rate.sample(at(7), true);
+        // 50 slots and 500 bytes were freed in the six seconds since the oldest sample.
+        assert_eq!(rate.seconds_for(need(100, 0), at(8)), 12);
+        assert_eq!(rate.seconds_for(need(100, 2_000), at(8)), 24, "the slower of the two decides");
+        assert_eq!(rate.seconds_for(need(100_000, 0), at(8)), 60);
+        for s in 8..=13 {
+            rate.sample(at(s), false);
+        }
+        assert_eq!(rate.seconds_for(need(5, 0), at(13)), 1, "idle is not standing still");
+    }
+
+    #[test]
+    fn who_waited_in_vain_is_told_of_those_ahead_but_not_of_itself() {
+        let (admission, _ring, _) = gate(10, 1_000);
+        run(async {
+            let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
+            push(&admission, permit, 10);
+            {
+                let mut rate = admission.rate.borrow_mut();
+                let past = Instant::now() - Duration::from_secs(1);
+                rate.samples[0].at = past;
+                rate.slots = 1;
+            }
+            // One slot a second: 8 missing are 8 s, not the 16 s of standing in line twice.
+            let refusal = admission.admit(need(8, 8), Duration::from_millis(20)).await.err();
+            let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
+            assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");
+        });
+    }
+
+    #[test]
+    fn charged_bytes_never_exceed_the_budget_and_always_return() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::new(10_000, &cells.body_bytes);
+        let mut body = ChargedBytes::new(&budget, 20_000).unwrap();
+        assert_eq!(cells.body_bytes.value(), 4_096, "whatever was announced");
+        body.extend(&[1; 5_000]).unwrap();
+        assert_eq!(cells.body_bytes.value(), 8_192);
+        assert!(ChargedBytes::new(&budget, 2_000).is_err());
+        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted));
+        let after = (body.len(), cells.body_bytes.value());
+        assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
+        body.shrink();
+        assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
+        drop(body.hand_over());
+        assert_eq!(cells.body_bytes.value(), 0);
+    }
+
+    #[test]
+    fn charged_bytes_double_up_to_what_was_announced() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::new(1 << 20, &cells.body_bytes);
+        let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
+        let mut charges = vec![body.retained()];
+        while body.room() > 0 {
+            body.extend(&[7; 1_000]).unwrap();
+            assert!(body.retained() <= (2 * body.len()).max(4_096), "at most twice what came");
+            assert_eq!(cells.body_bytes.value(), body.retained() as u64);
+            charges.push(body.retained());
+        }
+        charges.dedup();
+        assert_eq!(charges, [4_096, 8_192, 16_384, 32_768, 65_536, 100_000]);
+        assert_eq!(body.as_slice(), vec![7; 100_000]);
+        // A body announced small takes what it says and no more.
+        assert_eq!(ChargedBytes::new(&budget, 12).unwrap().retained(), 12);
+        drop(body);
+        assert_eq!(cells.body_bytes.value(), 0);
+    }
+}

@@ -1,0 +1,256 @@
+//! What travels through the ring: one payload as a slice of its request's body, and the stamp its key is made of.
+//!
+//! A slice keeps the whole body alive, so the body carries the permit that was charged for it: when the last slice is
+//! dropped, the bytes return to the core's budget. Nothing here crosses cores.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::http::ack::{Fate, Tally};
+use crate::http::parse::Span;
+use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
+use crate::limits::JOB_COST_BYTES;
+use crate::queue::admission::Permit;
+use crate::spool::Record;
+
+/// One payload on its way to the store.
+#[derive(Clone)]
+pub struct Job {
+    pub payload: Payload,
+    pub stamp: Stamp,
+    /// Where its payload is in the spool, if it is.
+    pub record: Option<Rc<Record>>,
+    /// Told what became of this payload; `None` when nobody waits for that.
+    pub tally: Option<Rc<Tally>>,
+}
+
+impl Job {
+    /// A payload that is in memory only, and for which nobody waits.
+    pub fn queued(payload: Payload, stamp: Stamp) -> Job {
+        Job { payload, stamp, record: None, tally: None }
+    }
+
+    /// What its key is made of: `own`, the core's, unless another process had taken it in.
+    pub fn origin<'a>(&'a self, own: &'a Origin) -> &'a Origin {
+        self.record.as_ref().and_then(|record| record.origin()).unwrap_or(own)
+    }
+
+    /// It survives this process.
+    pub fn is_spooled(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| !record.is_gone())
+    }
+
+    /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
+    pub fn settle(&self, fate: Fate) {
+        if let Some(tally) = &self.tally {
+            tally.tell(fate);
+        }
+        if let Some(record) = &self.record
+            && fate != Fate::Lost
+        {
+            record.settle(self.stamp, self.payload.len());
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Job>() <= JOB_COST_BYTES, "a job is charged what it takes");
+
+/// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting: uniqueness does not depend on it
+    /// within one process.
+    pub unix_nanos: u64,
+    /// The core's counter, which never resets while the process lives.
+    pub seq: u64,
+}
+
+impl Stamp {
+    /// The wall clock, for [`Stamp::unix_nanos`]; a clock set before 1970 counts as 1970.
+    pub fn unix_nanos_now() -> u64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What is the same in every key of one core: `{node}-{core}`.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    node: String,
+    core: usize,
+    name: String,
+    /// The same between dashes, as it stands in a key.
+    middle: String,
+    /// `None`: the default key, which costs nothing to lay out.
+    keys: Option<Rc<Keys>>,
+    /// Payloads are objects of their own under these keys, whatever this process makes of others.
+    is_fixed: bool,
+}
+
+/// A template, and room for what it makes of a payload.
+#[derive(Debug)]
+struct Keys {
+    template: KeyTemplate,
+    partition: RefCell<Partition>,
+}
+
+impl Origin {
+    pub fn new(node: String, core: usize) -> Origin {
+        let name = format!("{node}-{core}");
+        Origin { middle: format!("-{name}-"), name, node, core, keys: None, is_fixed: false }
+    }
+
+    /// With keys of payloads by themselves, made from the template with this text; `None`: they are for batches.
+    pub fn with_keys(self, keys: Option<&str>) -> Origin {
+        let template = keys.map(KeyTemplate::of_text).transpose().unwrap_or_else(|error| {
+            tracing::error!("{}: payloads were spooled for keys that this version does not make, so they get the default key: {error}", self.name);
+            None
+        });
+        let template = template.filter(|t| t.texts() != (DEFAULT_PAYLOAD, None));
+        let with_room = |template| Rc::new(Keys { template, partition: RefCell::default() });
+        Origin { is_fixed: keys.is_some(), keys: template.map(with_room), ..self }
+    }
+
+    /// The same, and payloads are objects of their own even if they were spooled for batches.
+    pub fn fixed(self) -> Origin {
+        Origin { is_fixed: true, ..self }
+    }
+
+    /// Whether its payloads have keys already: they were spooled to be objects of their own, and perhaps are.
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
+    }
+
+    /// The text of the template that keys are made from; `None`: the default key.
+    pub fn keys(&self) -> Option<String> {
+        self.keys.as_ref().map(|keys| keys.template.text())
+    }
+
+    /// Node and core.
+    pub fn parts(&self) -> (&str, u32) {
+        (&self.node, self.core as u32)
+    }
+
+    /// `{node}-{core}`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead letter.
+    pub fn stem(&self, stamp: Stamp) -> String {
+        let mut stem = String::new();
+        self.write_stem(stamp, &mut stem);
+        stem
+    }
+
+    /// The key of `payload` as an object of its own, relative to the store's prefix.
+    pub fn key(&self, stamp: Stamp, payload: &Payload) -> String {
+        let mut key = String::new();
+        self.write_key(stamp, payload, &mut key);
+        key
+    }
+
+    /// The same, in place of what is in `key`: a format string and a new allocation would cost 0.2 µs a payload.
+    pub fn write_key(&self, stamp: Stamp, payload: &Payload, key: &mut String) {
+        key.clear();
+        let Some(keys) = &self.keys else {
+            self.write_stem(stamp, key);
+            return key.push_str(".json");
+        };
+        let Stamp { unix_nanos, seq } = stamp;
+        let (mut partition, version) = (keys.partition.borrow_mut(), payload.version());
+        // An event time that cannot be read gives way to when the payload came, in every try alike.
+        let _read_or_not =
+            keys.template.write_partition(payload, version, unix_nanos, &mut partition);
+        let (node, core, partition) = (&*self.node, self.core, partition.text());
+        let of = KeyOf { partition, unix_nanos, node, core, seq, count: 1, ext: "json" };
+        keys.template.write_key(&of, key);
+    }
+
+    fn write_stem(&self, stamp: Stamp, text: &mut String) {
+        let mut digits = itoa::Buffer::new();
+        text.push_str(digits.format(stamp.unix_nanos));
+        text.push_str(&self.middle);
+        text.push_str(digits.format(stamp.seq));
+    }
+}
+
+/// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
+#[derive(Clone)]
+pub struct Payload {
+    body: Rc<Body>,
+    start: u32,
+    end: u32,
+}
+
+struct Body {
+    bytes: Vec<u8>,
+    /// Of the request it came in.
+    version: Option<Box<str>>,
+    /// Released with the last slice; `None` for bytes that no budget was charged for.
+    _permit: Option<Permit>,
+}
+
+impl Payload {
+    /// Cuts an admitted body into its payloads, which share `permit` and the request's `version`.
+    pub fn split(
+        bytes: Vec<u8>,
+        permit: Permit,
+        spans: &[Span],
+        version: Option<Box<str>>,
+    ) -> impl ExactSizeIterator<Item = Payload> {
+        let body = Rc::new(Body { bytes, version, _permit: Some(permit) });
+        spans.iter().map(move |span| Payload {
+            body: body.clone(),
+            start: span.start,
+            end: span.end,
+        })
+    }
+
+    /// Bytes by themselves, of a request with this `version`, charged to no budget.
+    pub fn alone(bytes: Vec<u8>, version: Option<&str>) -> Payload {
+        let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
+        let version = version.map(Box::from);
+        Payload { body: Rc::new(Body { bytes, version, _permit: None }), start: 0, end }
+    }
+
+    /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
+    /// that came with it is released.
+    pub fn into_bytes(self) -> Option<Vec<u8>> {
+        Rc::into_inner(self.body).map(|body| body.bytes)
+    }
+
+    /// The `version` of the request it came in.
+    pub fn version(&self) -> Option<&str> {
+        self.body.version.as_deref()
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
+    fn from(bytes: Vec<u8>) -> Payload {
+        Payload::alone(bytes, None)
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.body.bytes[self.start as usize..self.end as usize]
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.len())
+    }
+}

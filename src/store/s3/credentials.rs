@@ -1,0 +1,407 @@
+//! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
+//!
+//! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
+//! are spaced by a bounded backoff, and so are requests from cores, see [`Asked`]: a store that refuses
+//! whatever it is given must not have the credential service asked every second. A first load that reaches nobody is a failure like the later ones.
+
+use std::error::Error;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_config::meta::ProviderChainError;
+use aws_config::retry::RetryConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_smithy_async::time::TimeSource;
+use aws_types::os_shim_internal::Env;
+use aws_types::service_config::ServiceConfigKey;
+use glommio::timer::Timer;
+
+use super::environment::{self, Variables};
+use super::{AwsShared, Overrides, Place, S3Target, StartError, endpoint, files, profile};
+use crate::deadline::within;
+use crate::store::s3::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
+use crate::store::s3::dial::LinkError;
+use crate::store::s3::pool::Pool;
+
+/// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
+/// seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bound on one refresh: the services' own clients wait without limit for an answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long before expiry credentials are replaced, or half their life if that is shorter.
+const REFRESH_AHEAD: Duration = Duration::from_secs(300);
+/// Backoff between failed refreshes.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How long after serving a core's request the next one is served, at first; each further one in a row doubles it, …
+const ASKED_SPACING_MIN: Duration = Duration::from_secs(1);
+/// … up to this, which is also the longest until a corrected credentials file is taken.
+const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
+/// How often control looks whether something is due.
+const POLL: Duration = Duration::from_millis(50);
+/// Where the metadata service, not the store, listens for `connect_timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What `aws-config`'s chain calls EC2's metadata service.
+const METADATA_PROVIDER: &str = "Ec2InstanceMetadata";
+/// What stores outside AWS sign for when nobody said otherwise.
+const CUSTOM_REGION: &str = "us-east-1";
+
+/// What the first load found.
+pub(super) struct First {
+    pub(super) place: Place,
+    pub(super) provider: SharedCredentialsProvider,
+    /// Any error is one that may pass.
+    pub(super) credentials: Result<Credentials, StartError>,
+}
+
+pub(super) struct Chain {
+    pool: Rc<Pool>,
+    overrides: Overrides,
+}
+
+impl Chain {
+    pub(super) fn new(pool: Rc<Pool>, overrides: Overrides) -> Chain {
+        Chain { pool, overrides }
+    }
+
+    /// Loads everything for the first time.
+    pub(super) async fn first(&self, target: &S3Target) -> Result<First, StartError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
+        let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
+        let place = match place(&config, target) {
+            Err(StartError::NoRegion { bucket, .. }) => {
+                // The region's provider does not say whether the service it asked has answered.
+                let error = match config.credentials_provider() {
+                    Some(provider) => fetch(&provider).await.err(),
+                    None => None,
+                };
+                let metadata = error.as_ref().map(silent_metadata).unwrap_or_default();
+                return Err(StartError::NoRegion { bucket, metadata });
+            }
+            other => other?,
+        };
+        let provider = config.credentials_provider().ok_or_else(|| StartError::NoCredentials {
+            profile: String::new(),
+            metadata: String::new(),
+            unreached: false,
+        })?;
+        let ask = async { provider.provide_credentials().await.map_err(start_error) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let credentials = within(left, ask, || Err(late())).await;
+        match credentials {
+            Err(error) if !error.may_pass() => Err(error),
+            credentials => Ok(First { place, provider, credentials }),
+        }
+    }
+
+    /// Keeps `shared`'s credentials fresh for as long as it runs.
+    pub(super) async fn keep(
+        self,
+        shared: Arc<AwsShared>,
+        mut provider: SharedCredentialsProvider,
+    ) {
+        let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
+        let mut due = refresh_at(&shared.keys().credentials);
+        let mut not_before = Instant::now();
+        if shared.no_keys().is_some() {
+            not_before += RETRY_MIN;
+        }
+        let mut failures = 0;
+        let mut spacing = Asked::default();
+        loop {
+            Timer::new(POLL).await;
+            let now = Instant::now();
+            let asked = shared.newer_keys_wanted();
+            if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
+                continue;
+            }
+            let mut renewed = Ok(());
+            if asked {
+                // Providers remember the files they have read; what an operator replaced on
+                // disk since shows only to a new chain.
+                let region = Some(Region::new(shared.region().to_owned()));
+                renewed = self.load(region).await.map(|config| {
+                    provider = config.credentials_provider().unwrap_or_else(|| provider.clone());
+                });
+            }
+            let fetched = match renewed {
+                Ok(()) => fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e))),
+                Err(error) => Err((error.to_string(), error)),
+            };
+            match fetched {
+                Ok(credentials) => {
+                    failures = 0;
+                    let stuck = asked && same(&credentials, &shared.keys().credentials);
+                    due = refresh_at(&credentials);
+                    not_before = now + if asked { spacing.next(now) } else { ASKED_SPACING_MIN };
+                    shared.publish(credentials, stuck);
+                }
+                Err((why, error)) => {
+                    failures += 1;
+                    let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
+                    not_before = now + jittered(wait.min(RETRY_MAX));
+                    due = Some(not_before);
+                    shared.still_no_keys(&error);
+                    tracing::warn!(%why, failures, "AWS credentials could not be loaded");
+                }
+            }
+        }
+    }
+
+    /// One run of `aws-config`, on an environment and files that were looked at before. `region` is known after the
+    /// first.
+    ///
+    /// # Errors
+    /// A variable, file or entry that cannot be used, by name.
+    async fn load(&self, region: Option<Region>) -> Result<SdkConfig, StartError> {
+        let variables = environment::read(&|name| std::env::var_os(name))?;
+        let files = read_files(variables.clone()).await?;
+        if region.is_none() {
+            for missing in files.iter().filter_map(|file| file.missing.as_ref()) {
+                tracing::warn!("{missing}");
+            }
+        }
+        let env = Env::from(variables.clone());
+        let shared = profile::parse(&files, &variables, &env).await?;
+        let http = GlommioHttp::new(self.pool.clone(), CONNECT_TIMEOUT);
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .sleep_impl(GlommioSleep)
+            // Given, it is not looked up: a mode or number of attempts that is none panics there.
+            .retry_config(RetryConfig::standard())
+            .env(env)
+            .profile_files(shared.files);
+        let endpoint_named = shared.names_endpoint || self.overrides.endpoint_url.is_some();
+        let told = region.or_else(|| self.overrides.region.clone().map(Region::new));
+        let told = told.or_else(|| shared.region.map(Region::new));
+        // Where nothing is told EC2's metadata service is asked, but not where an endpoint says that this is not AWS:
+        // there it would only time out.
+        match told {
+            Some(region) => loader = loader.region(region),
+            None if endpoint_named => loader = loader.region(Region::from_static(CUSTOM_REGION)),
+            None => {}
+        }
+        if let Some(credentials) = &self.overrides.credentials {
+            loader = loader.credentials_provider(credentials.clone());
+        }
+        if let Some(url) = &self.overrides.endpoint_url {
+            loader = loader.endpoint_url(url);
+        }
+        Ok(loader.load().await)
+    }
+}
+
+/// Off the executor: a file may lie on a slow disk.
+async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, StartError> {
+    let read = move || {
+        let home = files::home(&|name| std::env::var_os(name));
+        files::read(&variables, home.as_deref())
+    };
+    glommio::executor().spawn_blocking(read).await
+}
+
+fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
+    let (bucket, path_style) = (&target.bucket, target.options.force_path_style);
+    let endpoint = s3_endpoint(config);
+    let endpoint = endpoint.map(|url| endpoint::usable(&url, bucket, path_style)).transpose()?;
+    let region = match (config.region(), &endpoint) {
+        (Some(region), _) => region.to_string(),
+        (None, Some(_)) => CUSTOM_REGION.to_owned(),
+        (None, None) => {
+            let (bucket, metadata) = (bucket.to_owned(), String::new());
+            return Err(StartError::NoRegion { bucket, metadata });
+        }
+    };
+    Ok(Place { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
+}
+
+/// `AWS_ENDPOINT_URL_S3` and the profile's `services` section win over `AWS_ENDPOINT_URL`.
+fn s3_endpoint(config: &SdkConfig) -> Option<String> {
+    let general = || config.endpoint_url().map(str::to_owned);
+    if config.get_origin("endpoint_url").is_client_config() {
+        return general();
+    }
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .expect("all three parts are given");
+    config.service_config().and_then(|c| c.load_config(key)).or_else(general)
+}
+
+async fn fetch(provider: &SharedCredentialsProvider) -> Result<Credentials, CredentialsError> {
+    let late = || Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT));
+    within(FETCH_TIMEOUT, provider.provide_credentials(), late).await
+}
+
+fn same(a: &Credentials, b: &Credentials) -> bool {
+    a.access_key_id() == b.access_key_id()
+        && a.secret_access_key() == b.secret_access_key()
+        && a.session_token() == b.session_token()
+}
+
+/// Spaces what cores ask for: whether newer credentials are the same as before or other ones that are refused as well,
+/// requests in a row come ever more rarely.
+#[derive(Default)]
+struct Asked {
+    /// When the last request was served, and what was waited for then.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Asked {
+    /// How long the next request has to wait after the one that is served `now`.
+    fn next(&mut self, now: Instant) -> Duration {
+        // Nobody has asked for longer than it would take: the credentials were good meanwhile.
+        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * ASKED_SPACING_MAX);
+        let wait = in_a_row.map_or(ASKED_SPACING_MIN, |(_, wait)| 2 * wait).min(ASKED_SPACING_MAX);
+        self.last = Some((now, wait));
+        wait
+    }
+}
+
+/// When to replace `credentials`, now being `now` to those who made them; `None` if they do not expire.
+fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
+    let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
+    let ahead = REFRESH_AHEAD.min(life / 2);
+    // Earlier by up to a tenth, so that a fleet started together does not ask together.
+    let early = ahead.mul_f64(fastrand::f64() / 10.0);
+    Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
+}
+
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn start_error(error: CredentialsError) -> StartError {
+    let unreached = not_reached(&error);
+    if let CredentialsError::CredentialsNotLoaded(_) = error {
+        let profile = environment::path_variable("AWS_PROFILE");
+        let profile = profile.map(|name| format!(" (AWS_PROFILE={})", name.display()));
+        let (profile, metadata) = (profile.unwrap_or_default(), silent_metadata(&error));
+        return StartError::NoCredentials { profile, metadata, unreached };
+    }
+    let why = with_sources(&error);
+    // The chain was built without these and says so by the feature's name.
+    for (feature, what) in [
+        ("credentials-process", "credential_process"),
+        ("credentials-login", "login_session"),
+        ("sso", "SSO"),
+    ] {
+        if why.contains("cargo feature") && why.contains(feature) {
+            return StartError::UnsupportedProfile { what };
+        }
+    }
+    let tokens = environment::read(&|name| std::env::var_os(name));
+    let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
+    StartError::Credentials { why: why + &tokens, unreached }
+}
+
+/// What to say of EC2's metadata service where it was asked and did not answer; empty if it was not, or did.
+///
+/// A packet that is dropped for its hop limit looks like this: the connection stands, for only the answer that holds
+/// the session token has the limit, and then nothing comes.
+fn silent_metadata(error: &CredentialsError) -> String {
+    let Some(link) = metadata_link_error(error) else { return String::new() };
+    let (host, port, timed_out) = match link.bare().0 {
+        LinkError::ReadTimeout { host, port, .. }
+        | LinkError::ConnectTimeout { host, port, .. } => (host, *port, true),
+        LinkError::Unreachable { host, port, .. } => (host, *port, false),
+        _ => return String::new(),
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let port = if port == 80 { String::new() } else { format!(":{port}") };
+    let service = format!("the instance metadata service at http://{host}{port}");
+    if !timed_out {
+        return format!("; {service} cannot be reached ({})", with_sources(link));
+    }
+    format!(
+        "; {service} did not answer; in a container its hop limit must be 2: aws ec2 \
+         modify-instance-metadata-options --instance-id ID --http-put-response-hop-limit 2 --http-endpoint enabled"
+    )
+}
+
+fn metadata_link_error(error: &CredentialsError) -> Option<&LinkError> {
+    let chain = error.source()?.downcast_ref::<ProviderChainError<CredentialsError>>()?;
+    let attempt = chain.attempts().iter().find(|attempt| attempt.name() == METADATA_PROVIDER)?;
+    link_error(attempt.error())
+}
+
+/// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata
+/// service that does not answer counts: a host that has none and one whose network is not up yet look alike.
+fn not_reached(error: &CredentialsError) -> bool {
+    let by_link = |error| link_error(error).is_some_and(LinkError::may_pass);
+    let chain =
+        error.source().and_then(|e| e.downcast_ref::<ProviderChainError<CredentialsError>>());
+    match (error, chain) {
+        (CredentialsError::ProviderTimedOut(_), _) => true,
+        (_, Some(chain)) => chain.attempts().iter().any(|attempt| by_link(attempt.error())),
+        (_, None) => by_link(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    fn expiring_in(life: Duration) -> Credentials {
+        Credentials::new("k", "s", None, Some(SystemTime::now() + life), "test")
+    }
+
+    #[test]
+    fn nobody_reached_is_told_from_a_refusal() {
+        let link = |source: ErrorKind| LinkError::Tls {
+            host: "sts".into(),
+            port: 443,
+            source: source.into(),
+        };
+        for (error, expected) in [
+            (CredentialsError::provider_error(link(ErrorKind::ConnectionReset)), true),
+            (CredentialsError::unhandled(link(ErrorKind::UnexpectedEof)), true),
+            (CredentialsError::provider_timed_out(FETCH_TIMEOUT), true),
+            (CredentialsError::provider_error(link(ErrorKind::InvalidData)), false),
+            (CredentialsError::provider_error("AccessDenied"), false),
+            (CredentialsError::not_loaded("the variable is not set"), false),
+            (CredentialsError::invalid_configuration("no such profile"), false),
+        ] {
+            let text = with_sources(&error);
+            assert_eq!(start_error(error).may_pass(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn requests_in_a_row_are_served_ever_more_rarely() {
+        let mut asked = Asked::default();
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            let wait = asked.next(now);
+            waits.push(wait.as_secs());
+            // A core is refused again soon after, not at once.
+            now += wait + Duration::from_secs(10);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        now += 2 * ASKED_SPACING_MAX;
+        assert_eq!(asked.next(now), ASKED_SPACING_MIN, "they were good for a while");
+    }
+
+    #[test]
+    fn refresh_is_ahead_of_expiry_and_never_at_once() {
+        let cases = [(3600, 3270..3301), (100, 45..51), (0, 1..2)];
+        for (life, expected) in cases {
+            let credentials = expiring_in(Duration::from_secs(life));
+            let at = refresh_at(&credentials, SystemTime::now()).unwrap();
+            let wait = (at - Instant::now()).as_secs_f64().round() as u64;
+            assert!(expected.contains(&wait), "{life} s of life: refreshed after {wait} s");
+        }
+        let for_ever = Credentials::new("k", "s", None, None, "test");
+        assert!(refresh_at(&for_ever, SystemTime::now()).is_none());
+    }
+}

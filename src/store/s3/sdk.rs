@@ -1,0 +1,202 @@
+//! The `s3://` store on `aws-sdk-s3`, on its own core: own connector, own pool, own clock offset.
+//!
+//! One attempt per put: the SDK's retries, timeouts, identity cache and clock correction are off,
+//! the worker owns retry and deadline. Bodies are in memory, so a checksum is a header, never a
+//! trailer. Credentials come from control's snapshot; nothing here waits for a provider.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::put_object::PutObjectError;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use super::account::{Account, Refusal, request_ids, unanswered};
+use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
+use super::pool::Pool;
+use crate::config::Checksum;
+use crate::store::s3::AwsShared;
+use crate::store::{Class, Object, Progress, PutError, classify};
+
+/// One core's S3 client.
+pub struct S3Store {
+    pub(super) account: Account,
+    pub(super) client: Client,
+    pool: Rc<Pool>,
+}
+
+impl S3Store {
+    /// A store for this executor. At most `idle_max` idle connections are kept: as many as there
+    /// are workers.
+    pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> S3Store {
+        let dialer = shared.dialer();
+        let pool = Pool::new(dialer, idle_max);
+        let account = Account::new(shared);
+        let client = client(&account, &pool);
+        S3Store { account, client, pool }
+    }
+
+    /// Stores `object` under the prefix and its key. One attempt; a temporary redirect is followed
+    /// once. Dropping the future closes its connection.
+    ///
+    /// # Errors
+    /// Classified by [`classify`], the code and message are the store's own.
+    pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
+        let generation = self.account.fresh_keys(|keys| keys.generation)?;
+        let first = match self.attempt(object, None, progress).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let outcome = match self.redirect_target(&first) {
+            Some(target) => self.attempt(object, Some(target), progress).await,
+            None => Err(first),
+        };
+        outcome.or_else(|error| self.refused(error, generation))
+    }
+
+    /// The SDK's client, for what is not on the data path.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Connections waiting for a request.
+    pub fn idle_connections(&self) -> usize {
+        self.pool.idle_count()
+    }
+
+    async fn attempt(
+        &self,
+        object: &Object<'_>,
+        target: Option<String>,
+        progress: &Progress,
+    ) -> PutResult {
+        let peer = PeerOf::new(progress.of_slot());
+        let mut put = self.request(object).customize();
+        put = put.mutate_request(move |request| request.add_extension(peer.clone()));
+        if !self.account.shared.sign_payload() {
+            put = put.disable_payload_signing();
+        }
+        let sent = match target {
+            // Before signing, so that the signature names the new host.
+            Some(url) => {
+                let redirected = put.mutate_request(move |request| {
+                    // The address was checked when the redirect was taken.
+                    let _ = request.set_uri(url.as_str());
+                });
+                redirected.send().await
+            }
+            None => put.send().await,
+        };
+        sent.map(|_| ())
+    }
+
+    fn request(&self, object: &Object<'_>) -> PutObjectFluentBuilder {
+        let target = self.account.shared.target();
+        let options = &target.options;
+        let algorithm = match self.account.shared.checksum() {
+            Checksum::Auto | Checksum::None => None,
+            Checksum::Crc32c => Some(ChecksumAlgorithm::Crc32C),
+            Checksum::Crc64Nvme => Some(ChecksumAlgorithm::Crc64Nvme),
+            Checksum::Sha256 => Some(ChecksumAlgorithm::Sha256),
+        };
+        self.client
+            .put_object()
+            .bucket(&target.bucket)
+            .key(format!("{}{}", target.prefix, object.key))
+            .body(ByteStream::new(connector::body_of(object.body)))
+            .set_content_encoding(object.coding.map(|coding| coding.name().to_owned()))
+            .content_type(&options.content_type)
+            .set_acl(options.acl.as_deref().map(ObjectCannedAcl::from))
+            .set_storage_class(options.storage_class.as_deref().map(StorageClass::from))
+            .set_server_side_encryption(options.sse.as_deref().map(ServerSideEncryption::from))
+            .set_ssekms_key_id(options.kms_key_id.clone())
+            .set_bucket_key_enabled(options.bucket_key)
+            .set_tagging(options.tags.clone())
+            .set_expected_bucket_owner(options.expected_owner.clone())
+            .set_checksum_algorithm(algorithm)
+            .set_if_none_match(options.if_none_match.then(|| "*".to_owned()))
+    }
+
+    /// Where a 307 points, if it may be followed.
+    fn redirect_target(&self, error: &SdkError<PutObjectError, HttpResponse>) -> Option<String> {
+        let answer = error.raw_response().filter(|a| a.status().as_u16() == 307)?;
+        let location = answer.headers().get("location")?;
+        self.account.redirect(location).map(|_| location.to_owned())
+    }
+
+    /// The worker's view of `error`, the answer to a request signed with credentials of `generation`.
+    fn refused(
+        &self,
+        error: SdkError<PutObjectError, HttpResponse>,
+        generation: u64,
+    ) -> Result<(), PutError> {
+        let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
+        let body = answer.body().bytes().unwrap_or_default();
+        let refusal = Refusal {
+            status: answer.status().as_u16(),
+            code: error.code(),
+            message: error.message(),
+            date: answer.headers().get("date"),
+            body,
+            request_ids: request_ids(|name| answer.headers().get(name), body),
+        };
+        self.account.refused(&refusal, generation)
+    }
+}
+
+type PutResult = Result<(), SdkError<PutObjectError, HttpResponse>>;
+
+fn client(account: &Account, pool: &Rc<Pool>) -> Client {
+    let Account { shared, keys, clock } = account;
+    let place = shared.place();
+    // An algorithm named on the request is ignored under `WhenRequired`; without one,
+    // `WhenSupported` would choose one.
+    let calculation = match shared.checksum() {
+        Checksum::None => RequestChecksumCalculation::WhenRequired,
+        _ => RequestChecksumCalculation::WhenSupported,
+    };
+    let mut config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .http_client(GlommioHttp::new(pool.clone(), shared.target().options.connect_timeout))
+        .sleep_impl(GlommioSleep)
+        .time_source(clock.clone())
+        .region(Region::new(place.region.clone()))
+        .credentials_provider(keys.clone())
+        .identity_cache(IdentityCache::no_cache())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .disable_clock_skew_correction(true)
+        .request_checksum_calculation(calculation)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .force_path_style(shared.path_style())
+        // An access point says its region itself.
+        .use_arn_region(true);
+    config.set_endpoint_url(place.endpoint.clone());
+    config.set_use_fips(place.fips);
+    config.set_use_dual_stack(place.dual_stack);
+    Client::from_conf(config.build())
+}
+
+/// A failure without an answer: the link's own error if there is one.
+fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
+where
+    E: std::error::Error + 'static,
+{
+    if let Some(link) = connector::link_error(error) {
+        return unanswered(link);
+    }
+    // The request could not be built or signed: a setting, for keys are never empty.
+    let message = classify::bounded(&connector::with_sources(error));
+    PutError::new(Class::StoreWide, "NotSent", message)
+}

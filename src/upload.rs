@@ -1,0 +1,16 @@
+//! From the queue to the store: workers, what they put, and what they do about failures.
+
+mod aside;
+mod failures;
+mod health;
+mod limit;
+pub mod restore;
+pub mod source;
+mod uploads;
+pub mod worker;
+
+pub use aside::{Trouble, Upload};
+pub use failures::Failures;
+pub use health::Health;
+pub use uploads::{InFlight, Uploads, notice_retries};
+pub use worker::{InHand, lose, worker_loop};

@@ -1,0 +1,361 @@
+//! What a core's workers take next: fresh objects and those that have failed before, as many at a time as the
+//! [limit](super::limit) allows.
+//!
+//! An object that fails is set aside and tried again beside fresh ones, so that those that cannot be stored never hold
+//! all workers. Of the puts in flight at most half are retries, they alternate with fresh objects that wait, and an object
+//! that waits for its retry holds none. Once nothing fresh will come, all puts are theirs.
+//!
+//! Workers wait in the queue of fresh objects. They are woken by a push, and from here when a retry is due or the limit
+//! has grown. Who is woken for a fresh object and takes a retry passes the call on, and so does who gives up its place
+//! and does not come back at once. Whoever finds no room needs no call: a put in flight ends, and its worker looks again.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::FutureExt;
+use glommio::timer::sleep;
+
+use super::aside::{Aside, Upload};
+use super::limit::PutLimit;
+use crate::core::Core;
+use crate::metrics::CoreCells;
+use crate::spool::Signal;
+use crate::upload::source::Parcel;
+
+/// Longest backoff while draining, so that workers notice a store that recovers before the deadline.
+pub(super) const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// The uploads of one core.
+pub struct Uploads {
+    limit: RefCell<PutLimit>,
+    aside: RefCell<Aside>,
+    /// Something was set aside.
+    set_aside: Signal,
+    /// Objects that may be taken and not done with before they hold slots of the queue: one per worker.
+    workers: usize,
+    /// Batches of other processes, set aside or in flight: they were in no queue.
+    restored: Cell<usize>,
+    /// Retries in flight.
+    retrying: Cell<usize>,
+    last_was_retry: Cell<bool>,
+    /// Workers that pause because nothing can be stored, by their numbers so that none stands here twice.
+    pausing: RefCell<Vec<(usize, Waker)>>,
+    /// How often pauses were ended by an object that was stored.
+    recoveries: Cell<u64>,
+    cells: &'static CoreCells,
+}
+
+/// One put that is in flight; ends when it is dropped.
+pub struct InFlight<'a> {
+    core: &'a Core,
+    is_retry: bool,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.core.uploads.end(self.is_retry);
+        if self.core.ring.reserved() > 0 {
+            self.core.hold_slots();
+        }
+    }
+}
+
+impl Uploads {
+    pub fn new(workers: usize, cells: &'static CoreCells) -> Uploads {
+        let limit = PutLimit::new(workers, Instant::now());
+        cells.puts_limit.set(limit.limit() as u64);
+        Uploads {
+            limit: RefCell::new(limit),
+            aside: RefCell::default(),
+            set_aside: Signal::default(),
+            workers,
+            restored: Cell::new(0),
+            retrying: Cell::new(0),
+            last_was_retry: Cell::new(false),
+            pausing: RefCell::default(),
+            recoveries: Cell::new(0),
+            cells,
+        }
+    }
+
+    /// Nothing is set aside.
+    pub fn is_empty(&self) -> bool {
+        self.cells.puts_set_aside.value() == 0
+    }
+
+    /// All that is set aside is in the spool as well.
+    pub fn holds_spooled_only(&self) -> bool {
+        self.aside.borrow().iter().all(|upload| upload.parcel.is_spooled())
+    }
+
+    /// For the last step of a stop.
+    pub fn take_rest(&self) -> Vec<Upload> {
+        self.cells.puts_set_aside.set(0);
+        self.aside.borrow_mut().take_all()
+    }
+
+    /// All that is set aside has failed before.
+    pub fn holds_failed_only(&self) -> bool {
+        self.aside.borrow().iter().all(|upload| upload.trouble.is_some())
+    }
+
+    /// Has a batch of another process, which came through no queue, put beside others.
+    pub fn submit_restored(&self, parcel: Parcel) {
+        self.restored.set(self.restored.get() + 1);
+        self.put_aside(Upload::fresh(parcel), Instant::now());
+    }
+
+    /// One of those is done with.
+    pub(super) fn restored_done(&self) {
+        self.restored.set(self.restored.get() - 1);
+    }
+
+    fn put_aside(&self, upload: Upload, due: Instant) {
+        let mut aside = self.aside.borrow_mut();
+        aside.push(upload, due);
+        self.cells.puts_set_aside.set(aside.len() as u64);
+        self.set_aside.raise();
+    }
+
+    /// Whether the next put may be a retry. `fresh_waits`: there is a fresh object; `closed`: no more will come.
+    fn may_retry(&self, fresh_waits: bool, closed: bool) -> bool {
+        if fresh_waits && self.last_was_retry.get() {
+            return false;
+        }
+        let mut limit = self.limit.borrow_mut();
+        let share = match closed && !fresh_waits {
+            true => limit.limit(),
+            false => (limit.limit() / 2).max(1),
+        };
+        let may = self.retrying.get() < share;
+        if !may && !fresh_waits {
+            // Retries use all that they may, so the limit is what holds them up.
+            limit.used();
+        }
+        may
+    }
+
+    fn begin(&self, is_retry: bool) {
+        let mut limit = self.limit.borrow_mut();
+        limit.begin();
+        self.cells.puts_in_flight.set(limit.in_flight() as u64);
+        if is_retry {
+            self.retrying.set(self.retrying.get() + 1);
+        }
+        self.last_was_retry.set(is_retry);
+    }
+
+    fn end(&self, is_retry: bool) {
+        let mut limit = self.limit.borrow_mut();
+        limit.end();
+        self.cells.puts_in_flight.set(limit.in_flight() as u64);
+        if is_retry {
+            self.retrying.set(self.retrying.get() - 1);
+        }
+    }
+}
+
+impl Core {
+    /// The next object for worker `number`, and its place among the puts in flight; `None` once nothing more will come.
+    pub(super) async fn next_upload(&self, number: usize) -> Option<(Upload, InFlight<'_>)> {
+        let mut waited = false;
+        let next = poll_fn(|cx| {
+            let next = self.poll_next_upload(cx, number);
+            waited |= next.is_pending();
+            next
+        })
+        .await;
+        if waited {
+            // It may have been woken by a timer of its own; a call that finds it here would be lost.
+            self.leave_queue(number);
+        }
+        next
+    }
+
+    fn leave_queue(&self, number: usize) {
+        match &self.batches {
+            Some(batches) => batches.leave(number),
+            None => self.ring.leave(number),
+        }
+    }
+
+    fn poll_next_upload(
+        &self,
+        cx: &mut Context<'_>,
+        number: usize,
+    ) -> Poll<Option<(Upload, InFlight<'_>)>> {
+        let uploads = &self.uploads;
+        if uploads.limit.borrow().has_room() {
+            if !uploads.is_empty()
+                && let Some(retry) = self.take_retry()
+            {
+                return Poll::Ready(Some(retry));
+            }
+            if let Some(fresh) = self.take_fresh() {
+                return Poll::Ready(Some(fresh));
+            }
+            if self.is_closed() && uploads.is_empty() {
+                return Poll::Ready(None);
+            }
+            uploads.limit.borrow_mut().starved();
+        }
+        match &self.batches {
+            Some(batches) => batches.wait(cx, number),
+            None => self.ring.wait(cx, number),
+        }
+        Poll::Pending
+    }
+
+    fn take_retry(&self) -> Option<(Upload, InFlight<'_>)> {
+        let fresh_waits = match &self.batches {
+            Some(batches) => batches.has_closed(),
+            None => !self.ring.is_empty(),
+        };
+        if !self.uploads.aside.borrow().has_due()
+            || !self.uploads.may_retry(fresh_waits, self.is_closed())
+        {
+            return None;
+        }
+        let mut aside = self.uploads.aside.borrow_mut();
+        let retry = aside.pop_due()?;
+        self.uploads.cells.puts_set_aside.set(aside.len() as u64);
+        drop(aside);
+        let in_flight = self.begin(true);
+        if fresh_waits {
+            // This worker may have been woken for that.
+            self.wake_worker();
+        }
+        Some((retry, in_flight))
+    }
+
+    /// A closed batch where there are batches, else the oldest payload in the ring.
+    fn take_fresh(&self) -> Option<(Upload, InFlight<'_>)> {
+        if let Some(batches) = &self.batches {
+            let batch = batches.take_closed()?;
+            return Some((Upload::fresh(Parcel::Batch(batch)), self.begin(false)));
+        }
+        let job = self.ring.take()?;
+        let in_flight = self.begin(false);
+        self.admission.popped();
+        Some((Upload::fresh(Parcel::Payload(job)), in_flight))
+    }
+
+    fn begin(&self, is_retry: bool) -> InFlight<'_> {
+        self.uploads.begin(is_retry);
+        if !self.uploads.is_empty() {
+            self.hold_slots();
+        }
+        InFlight { core: self, is_retry }
+    }
+
+    /// Payloads that were taken and are not done with hold their slots in the queue, but for one per worker: so what a
+    /// core holds is bounded as it would be if each worker kept the one that fails.
+    fn hold_slots(&self) {
+        if self.batches.is_some() {
+            // They are charged to BATCH_MEMORY.
+            return;
+        }
+        let uploads = &self.uploads;
+        let taken = uploads.aside.borrow().len() + uploads.limit.borrow().in_flight();
+        let queued = taken.saturating_sub(uploads.restored.get());
+        self.admission.hold(queued.saturating_sub(uploads.workers));
+    }
+
+    fn is_closed(&self) -> bool {
+        match &self.batches {
+            Some(batches) => batches.is_closed(),
+            None => self.ring.is_closed(),
+        }
+    }
+
+    /// Has a worker that waits look for work; nothing where none waits.
+    pub(super) fn wake_worker(&self) {
+        match &self.batches {
+            Some(batches) => batches.wake_worker(),
+            None => self.ring.wake_one(),
+        }
+    }
+
+    /// A put has stored an object of `bytes`.
+    pub(super) fn put_stored(&self, began: Instant, now: Instant, bytes: u64) {
+        let uploads = &self.uploads;
+        let mut limit = uploads.limit.borrow_mut();
+        let before = limit.limit();
+        limit.stored(began, now, bytes);
+        let after = limit.limit();
+        drop(limit);
+        if after != before {
+            uploads.cells.puts_limit.set(after as u64);
+            (before..after).for_each(|_| self.wake_worker());
+        }
+        if !uploads.pausing.borrow().is_empty() {
+            uploads.recoveries.set(uploads.recoveries.get() + 1);
+            uploads.pausing.take().into_iter().for_each(|(_, waker)| waker.wake());
+        }
+    }
+
+    /// A put has failed for too much being in flight.
+    pub(super) fn put_congested(&self, began: Instant, now: Instant) {
+        let mut limit = self.uploads.limit.borrow_mut();
+        limit.congested(began, now);
+        self.uploads.cells.puts_limit.set(limit.limit() as u64);
+    }
+
+    /// Sets `upload`, which has failed, aside for `backoff`.
+    pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
+        let backoff = if self.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
+        self.uploads.put_aside(upload, Instant::now() + backoff);
+    }
+
+    /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
+    pub(super) async fn pause_worker(&self, number: usize, backoff: Duration) {
+        // Others have not failed as often and may go on.
+        self.wake_worker();
+        let uploads = &self.uploads;
+        let recoveries = uploads.recoveries.get();
+        let recovery = poll_fn(|cx| {
+            if uploads.recoveries.get() != recoveries {
+                return Poll::Ready(());
+            }
+            let mut pausing = uploads.pausing.borrow_mut();
+            pausing.retain(|(other, _)| *other != number);
+            pausing.push((number, cx.waker().clone()));
+            Poll::Pending
+        });
+        if self.draining.get() {
+            sleep(backoff.min(DRAIN_BACKOFF_MAX)).await;
+        } else {
+            sleep(backoff).or(recovery).or(self.draining.wait()).await;
+        }
+    }
+}
+
+/// The task that gives a worker notice of each retry that is due.
+pub async fn notice_retries(core: Rc<Core>) {
+    let uploads = &core.uploads;
+    let mut is_hurried = false;
+    loop {
+        if core.draining.get() && !std::mem::replace(&mut is_hurried, true) {
+            uploads.aside.borrow_mut().hurry(Instant::now() + DRAIN_BACKOFF_MAX);
+        }
+        let now = Instant::now();
+        let due = uploads.aside.borrow_mut().turn(now);
+        (0..due).for_each(|_| core.wake_worker());
+        let next = uploads.aside.borrow().next_due();
+        let changed = uploads.set_aside.wait();
+        let time = async {
+            match next {
+                Some(at) => sleep(at.saturating_duration_since(now)).await,
+                None => std::future::pending().await,
+            }
+        };
+        if is_hurried {
+            changed.or(time).await;
+        } else {
+            changed.or(time).or(core.draining.wait()).await;
+        }
+    }
+}
