@@ -40,11 +40,14 @@ pub use gather::gather;
 use crate::config::{BatchOptions, Config, Form};
 use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
+use crate::log::Throttle;
 use crate::metrics::{Cell64, CoreCells};
+use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
-use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::spool::{Members, Signal};
-use crate::store::{Integrity, Object, Sums};
+use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
+use crate::spool::{Members, Signal, SpoolError};
+use crate::stop::Stop;
+use crate::store::{Integrity, Object, Store, Sums};
 use encoder::{Encoder, EncoderShared};
 use open::Open;
 
@@ -84,27 +87,58 @@ impl Reason {
 pub struct Batches {
     options: BatchOptions,
     keys: KeyTemplate,
-    /// Whether all payloads of one kind share a batch.
-    is_partitioned: bool,
+    feed: Feed,
     shared: Rc<EncoderShared>,
     memory: Rc<Memory>,
     open: RefCell<OpenBatches>,
     /// In line for a worker.
     closed: Ring<Rc<Batch>>,
+    held: Held,
+    lookup: Lookup,
+    /// When the gathering task last let others run.
+    turn_began: Cell<Instant>,
+    parked: Parked,
+    cells: &'static CoreCells,
+}
+
+/// What of a core its batches need beside themselves.
+pub struct Feed {
+    /// Where payloads come from.
+    pub admission: Rc<Admission>,
+    /// A batch is numbered like a payload.
+    pub stamps: Rc<Stamps>,
+    pub origin: Rc<Origin>,
+    /// Which sums objects need.
+    pub store: Rc<Store>,
+    pub stop: Rc<Stop>,
+}
+
+/// What the gathering task is busy with, where a stop that cancels it finds it.
+#[derive(Default)]
+struct Held {
     /// Being finished: no longer open and not yet closed.
     closing: RefCell<Option<Rc<RefCell<Open>>>>,
     /// A payload that waits for room.
-    in_hand: RefCell<Option<Job>>,
+    job: RefCell<Option<Job>>,
+}
+
+/// Batches that wait for the spool's journal, which failed.
+#[derive(Default)]
+struct Parked {
+    batches: RefCell<Vec<Rc<Batch>>>,
+    log: RefCell<Throttle>,
+}
+
+/// Finds the batch of a payload; each is used again for the next.
+#[derive(Default)]
+struct Lookup {
+    /// Whether not all payloads of one kind share a batch.
+    is_partitioned: bool,
     /// Room for what the next payload's place is made of, and for the place.
     partition: RefCell<Partition>,
     place: RefCell<Vec<u8>>,
     /// Where the payload before went.
     last: RefCell<Option<Place>>,
-    /// When the gathering task last let others run.
-    turn_began: Cell<Instant>,
-    /// Waiting for the spool's journal, which failed.
-    parked: RefCell<Vec<Rc<Batch>>>,
-    cells: &'static CoreCells,
 }
 
 /// What payloads of one batch have in common, and that batch.
@@ -120,7 +154,7 @@ struct OpenBatches {
 }
 
 impl Batches {
-    pub fn new(config: &Config, cells: &'static CoreCells) -> Option<Rc<Batches>> {
+    pub fn new(config: &Config, feed: Feed, cells: &'static CoreCells) -> Option<Rc<Batches>> {
         let options = config.batch.clone()?;
         let memory = Rc::new(Memory {
             max: options.memory,
@@ -129,20 +163,17 @@ impl Batches {
             gauge: &cells.batch_bytes,
         });
         Some(Rc::new(Batches {
-            is_partitioned: config.keys.is_partitioned(),
             keys: config.keys.clone(),
+            feed,
             shared: EncoderShared::new(),
             memory,
             open: RefCell::default(),
             // Each is charged at least its cost, and nothing enters beyond the bound.
             closed: Ring::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
-            closing: RefCell::default(),
-            in_hand: RefCell::default(),
-            partition: RefCell::default(),
-            place: RefCell::default(),
-            last: RefCell::default(),
+            held: Held::default(),
+            lookup: Lookup { is_partitioned: config.keys.is_partitioned(), ..Lookup::default() },
             turn_began: Cell::new(Instant::now()),
-            parked: RefCell::default(),
+            parked: Parked::default(),
             cells,
             options,
         }))
@@ -181,10 +212,10 @@ impl Batches {
     /// Nothing is open, being closed or in line.
     pub fn is_empty(&self) -> bool {
         self.closed.is_empty()
-            && self.parked.borrow().is_empty()
+            && self.parked.batches.borrow().is_empty()
             && self.open.borrow().by_place.is_empty()
-            && self.closing.borrow().is_none()
-            && self.in_hand.borrow().is_none()
+            && self.held.closing.borrow().is_none()
+            && self.held.job.borrow().is_none()
     }
 
     /// All that is open, being closed or in line is in the spool as well.
@@ -192,19 +223,21 @@ impl Batches {
         let is_spooled = |open: &Rc<RefCell<Open>>| open.borrow().is_spooled();
         self.closed.all(|batch| batch.is_spooled())
             && self.open.borrow().by_place.values().all(is_spooled)
-            && self.closing.borrow().iter().all(is_spooled)
-            && self.in_hand.borrow().iter().all(|job| job.record.is_some())
+            && self.held.closing.borrow().iter().all(is_spooled)
+            && self.held.job.borrow().iter().all(|job| job.record.is_some())
     }
 
     /// Sets a batch aside that cannot be put before the spool's disk works again, so that no worker waits with it; it is in
     /// line again after a while.
-    pub fn park(self: &Rc<Self>, batch: Rc<Batch>) {
-        self.parked.borrow_mut().push(batch);
-        if self.parked.borrow().len() == 1 {
+    pub fn park(self: &Rc<Self>, batch: Rc<Batch>, error: &SpoolError) {
+        let text = || format!("{} waits for the spool's journal: {error}", batch.key());
+        self.parked.log.borrow_mut().warn(text);
+        self.parked.batches.borrow_mut().push(batch);
+        if self.parked.batches.borrow().len() == 1 {
             let batches = self.clone();
             glommio::spawn_local(async move {
                 sleep(PARKED_FOR).await;
-                for batch in batches.parked.take() {
+                for batch in batches.parked.batches.take() {
                     // Else the stop has come to its end: what is spooled stays there.
                     let _in_line = batches.closed.push(batch);
                 }
@@ -215,20 +248,20 @@ impl Batches {
 
     /// For the last step of a stop, when the gathering task and the workers are no more: what is not in the spool. Batches
     /// that were open are closed, in one go.
-    pub fn take_rest(&self, origin: &Origin) -> (Vec<Job>, Vec<Rc<Batch>>) {
-        let job = self.in_hand.take().filter(|job| job.record.is_none());
-        self.parked.take();
-        self.last.take();
+    pub fn take_rest(&self) -> (Vec<Job>, Vec<Rc<Batch>>) {
+        let job = self.held.job.take().filter(|job| job.record.is_none());
+        self.parked.batches.take();
+        self.lookup.last.take();
         let open = std::mem::take(&mut *self.open.borrow_mut()).by_place.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
-        for open in open.chain(self.closing.take()) {
+        for open in open.chain(self.held.closing.take()) {
             let mut open = Rc::into_inner(open).expect("its task is no more").into_inner();
             if open.is_spooled() {
                 continue;
             }
             open.encoder.finish();
             while open.work() {}
-            batches.push(Rc::new(open.into_batch(self, origin)));
+            batches.push(Rc::new(open.into_batch(self, &self.feed.origin)));
             self.cells.batches_closed[Reason::Drain as usize].inc();
         }
         self.cells.batches_open.set(0);
@@ -339,13 +372,7 @@ pub struct Batch {
     payloads: u64,
     /// Of the payloads as they came, without line feeds.
     payload_bytes: u64,
-    /// Where its members lie in the spool, if they do.
-    members: Option<Rc<Members>>,
-    /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
-    /// parts.
-    alone: Option<Job>,
-    /// Begun by a process that is no more: its members are in that one's spool.
-    is_restored: bool,
+    kind: Kind,
     roster: Roster,
     /// Of its payloads' requests, as far as keys tell them apart.
     version: Option<Box<str>>,
@@ -353,12 +380,25 @@ pub struct Batch {
     _charge: Option<Charge>,
 }
 
+/// Where the payloads of a batch are beside it.
+enum Kind {
+    /// Nowhere: a crash loses them.
+    Memory,
+    /// In this core's spool.
+    Spooled(Rc<Members>),
+    /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
+    /// parts.
+    Single(Job),
+    /// In the spool of a process that has crashed and had begun to put this batch.
+    Restored,
+}
+
 impl Batch {
     /// `job` as an object of its own.
-    fn alone(job: Job, batches: &Batches, own: &Origin) -> Batch {
+    fn single(job: Job, batches: &Batches) -> Batch {
         let mut charge = Charge::new(&batches.memory);
         charge.set(BATCH_COST_BYTES + job.payload.len());
-        let origin = job.origin(own);
+        let origin = job.origin(&batches.feed.origin);
         Batch {
             key: origin.key(job.stamp, &job.payload),
             stem: origin.stem(job.stamp),
@@ -367,9 +407,7 @@ impl Batch {
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,
             payload_bytes: job.payload.len() as u64,
-            members: None,
-            alone: Some(job),
-            is_restored: false,
+            kind: Kind::Single(job),
             roster: Roster::default(),
             version: None,
             shared: batches.shared.clone(),
@@ -395,9 +433,7 @@ impl Batch {
             sums,
             payloads,
             payload_bytes,
-            members: None,
-            alone: None,
-            is_restored: true,
+            kind: Kind::Restored,
             roster: Roster::default(),
             version: None,
             shared,
@@ -420,7 +456,7 @@ impl Batch {
     }
 
     pub fn object(&self) -> Object<'_> {
-        if let Some(job) = &self.alone {
+        if let Kind::Single(job) = &self.kind {
             return Object::of(&self.key, &job.payload);
         }
         let Batch { key, parts, form, sums, .. } = self;
@@ -440,24 +476,32 @@ impl Batch {
         self.payload_bytes
     }
 
+    /// Where its members lie in this core's spool, if they do.
     pub fn members(&self) -> Option<&Rc<Members>> {
-        self.members.as_ref()
+        match &self.kind {
+            Kind::Spooled(members) => Some(members),
+            _ => None,
+        }
     }
 
     /// It was begun by a process that is no more.
     pub fn is_restored(&self) -> bool {
-        self.is_restored
+        matches!(self.kind, Kind::Restored)
     }
 
     /// Its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
-        let members = self.members.as_ref().is_some_and(|members| !members.is_gone());
-        members || self.alone.as_ref().is_some_and(Job::is_spooled) || self.is_restored
+        match &self.kind {
+            Kind::Memory => false,
+            Kind::Spooled(members) => !members.is_gone(),
+            Kind::Single(job) => job.is_spooled(),
+            Kind::Restored => true,
+        }
     }
 
     /// Tells whom its fate concerns, but for what the spool notes of a batch.
     pub fn tell(&self, fate: Fate) {
-        if let Some(job) = &self.alone {
+        if let Kind::Single(job) = &self.kind {
             job.settle(fate);
         }
         for (tally, count) in &self.roster.tallies {

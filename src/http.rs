@@ -3,7 +3,11 @@
 pub mod accept;
 pub mod ack;
 pub mod body;
-pub mod conn;
+mod conn;
+mod head_tracker;
 pub mod parse;
+mod phase;
 pub mod reply;
+pub mod request;
+pub mod server;
 pub mod tokens;

@@ -52,13 +52,13 @@ use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::config::SpoolOptions;
-use crate::core::Flag;
 use crate::http::parse::Span;
 use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::net::keep_waker;
-use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need, Permit};
+use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need};
 use crate::queue::job::{Job, Origin, Payload, Stamp};
+use crate::sync::Flag;
 use disk::Disk;
 use format::{HEAD_BYTES, VERSION_BYTES_MAX};
 use health::Health;
@@ -686,7 +686,7 @@ impl Spool {
                 tally: None,
             }
         });
-        Permit::push_all(&self.admission, jobs);
+        self.admission.push(jobs);
     }
 }
 

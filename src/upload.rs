@@ -3,14 +3,18 @@
 mod aside;
 mod failures;
 mod health;
+mod letters;
 mod limit;
 pub mod restore;
 pub mod source;
+pub mod uploader;
 mod uploads;
 pub mod worker;
 
 pub use aside::{Trouble, Upload};
 pub use failures::Failures;
 pub use health::Health;
+pub use letters::{Letters, lose};
+pub use uploader::Uploader;
 pub use uploads::{InFlight, Uploads, notice_retries};
-pub use worker::{InHand, lose, worker_loop};
+pub use worker::{InHand, worker_loop};

@@ -7,7 +7,7 @@ use millrace::batch::encoder::{Compression, Encoder, EncoderShared, lines};
 use millrace::config::{Checksum, Config};
 use millrace::http::parse::{Scratch, Span, parse};
 use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};
-use millrace::queue::admission::{Admission, Need, Permit};
+use millrace::queue::admission::{Admission, Need};
 use millrace::queue::fifo::Ring;
 use millrace::queue::job::{Job, Origin, Payload, Stamp};
 use millrace::store::s3::dial;
@@ -140,7 +140,7 @@ fn admit() -> Made {
         let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
         let payloads = Payload::split(Vec::new(), permit, &spans, None);
         let stamp = Stamp { unix_nanos: 1, seq: 2 };
-        Permit::push_all(&admission, payloads.map(|payload| Job::queued(payload, stamp)));
+        admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
         assert_eq!((ring.len(), cells.ring_bytes.value()), (10, need.bytes as u64));
         while let Some(job) = ring.take() {
             admission.popped();

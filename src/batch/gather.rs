@@ -9,7 +9,6 @@ use futures_lite::future::yield_now;
 
 use super::open::Open;
 use super::{Batch, Batches, ROOM_BYTES, Reason};
-use crate::core::Core;
 use crate::deadline::Alarm;
 use crate::key::EventTime;
 use crate::queue::job::{Job, Origin};
@@ -27,29 +26,29 @@ const TURN: Duration = Duration::from_micros(100);
 const DRAIN_AGE_MAX: Duration = Duration::from_millis(250);
 
 /// Takes payloads out of the ring until that is closed and empty; then closes every batch.
-pub async fn gather(core: Rc<Core>) {
-    let Some(batches) = &core.batches else { return };
+pub async fn gather(batches: Rc<Batches>) {
+    let queue = batches.feed.admission.queue();
     let mut alarm = Alarm::default();
     loop {
         let mut taken = 0;
         batches.turn_began.set(Instant::now());
         while taken < TURN_PAYLOADS
-            && let Some(job) = core.ring.take()
+            && let Some(job) = queue.take()
         {
             taken += 1;
-            if let Err(left) = batches.enter(&core, job) {
-                batches.go_on(&core, &mut alarm, left).await;
+            if let Err(left) = batches.enter(job) {
+                batches.go_on(&mut alarm, left).await;
             }
         }
-        batches.close_overdue(&core).await;
+        batches.close_overdue().await;
         if taken > 0 {
             yield_now().await;
             continue;
         }
-        match pop(&core, batches, &mut alarm).await {
+        match pop(&batches, &mut alarm).await {
             Some(Some(job)) => {
-                if let Err(left) = batches.enter(&core, job) {
-                    batches.go_on(&core, &mut alarm, left).await;
+                if let Err(left) = batches.enter(job) {
+                    batches.go_on(&mut alarm, left).await;
                 }
             }
             // Closed and empty.
@@ -59,20 +58,20 @@ pub async fn gather(core: Rc<Core>) {
         }
     }
     while let Some(oldest) = batches.oldest() {
-        batches.close(&core, oldest, Reason::Drain).await;
+        batches.close(oldest, Reason::Drain).await;
     }
     batches.closed.close();
 }
 
 /// The next payload, if there will be any; the outer `None`: a batch may be overdue.
-async fn pop(core: &Core, batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
-    let pop = async { Some(core.ring.pop(0).await) };
-    match batches.next_expiry(core) {
+async fn pop(batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
+    let pop = async { Some(batches.feed.admission.queue().pop(0).await) };
+    match batches.next_expiry() {
         None => pop.await,
-        Some(at) if core.draining.get() => alarm.until(at, pop, || None).await,
+        Some(at) if batches.feed.stop.draining.get() => alarm.until(at, pop, || None).await,
         Some(at) => {
             let stop = async {
-                core.draining.wait().await;
+                batches.feed.stop.draining.wait().await;
                 None
             };
             alarm.until(at, pop.or(stop), || None).await
@@ -96,20 +95,20 @@ enum Hindrance {
 }
 
 impl Batches {
-    fn next_expiry(&self, core: &Core) -> Option<Instant> {
+    fn next_expiry(&self) -> Option<Instant> {
         let age = self.options.age;
-        let age = if core.draining.get() { age.min(DRAIN_AGE_MAX) } else { age };
+        let age = if self.feed.stop.draining.get() { age.min(DRAIN_AGE_MAX) } else { age };
         self.open.borrow().by_age.first_key_value().map(|(_, (opened, _))| *opened + age)
     }
 
-    fn is_overdue(&self, core: &Core) -> bool {
-        self.next_expiry(core).is_some_and(|at| at <= Instant::now())
+    fn is_overdue(&self) -> bool {
+        self.next_expiry().is_some_and(|at| at <= Instant::now())
     }
 
     /// Puts a payload that has left the ring into its batch, which mostly is all.
-    fn enter(&self, core: &Core, job: Job) -> Result<(), Left> {
-        core.admission.popped();
-        match self.try_add(core, &job) {
+    fn enter(&self, job: Job) -> Result<(), Left> {
+        self.feed.admission.popped();
+        match self.try_add(&job) {
             Err(hindrance) => Err(Left::Hindered(job, hindrance)),
             // Its slot went when it left the ring, and here goes its share of the request's body.
             Ok(None) => Ok(()),
@@ -124,13 +123,13 @@ impl Batches {
     }
 
     /// Does the rest: once there is room the payload enters, and its batch is closed if it is full then.
-    async fn go_on(&self, core: &Core, alarm: &mut Alarm, left: Left) {
+    async fn go_on(&self, alarm: &mut Alarm, left: Left) {
         let entered = match left {
             Left::Entered(open) => Some(open),
             Left::Hindered(job, hindrance) => {
                 // Where a stop that cancels this task finds it.
-                self.in_hand.replace(Some(job));
-                self.add(core, alarm, hindrance).await
+                self.held.job.replace(Some(job));
+                self.add(alarm, hindrance).await
             }
         };
         let Some(entered) = entered else { return };
@@ -139,33 +138,28 @@ impl Batches {
         }
         let full = entered.borrow().full(self);
         if let Some(reason) = full {
-            self.close(core, entered, reason).await;
+            self.close(entered, reason).await;
         }
     }
 
     /// Overcomes what keeps the payload in hand from entering.
-    async fn add(
-        &self,
-        core: &Core,
-        alarm: &mut Alarm,
-        mut hindrance: Hindrance,
-    ) -> Option<Rc<RefCell<Open>>> {
+    async fn add(&self, alarm: &mut Alarm, mut hindrance: Hindrance) -> Option<Rc<RefCell<Open>>> {
         loop {
             match hindrance {
-                Hindrance::Memory => self.make_room(core, alarm).await,
+                Hindrance::Memory => self.make_room(alarm).await,
                 Hindrance::Partitions => {
                     let oldest = self.oldest().expect("there are as many as allowed");
-                    self.close(core, oldest, Reason::Partitions).await;
+                    self.close(oldest, Reason::Partitions).await;
                 }
-                Hindrance::Members(full) => self.close(core, full, Reason::Count).await,
+                Hindrance::Members(full) => self.close(full, Reason::Count).await,
             }
             let entered = {
-                let job = self.in_hand.borrow();
-                self.try_add(core, job.as_ref().expect("put there before"))
+                let job = self.held.job.borrow();
+                self.try_add(job.as_ref().expect("put there before"))
             };
             match entered {
                 Ok(open) => {
-                    self.in_hand.take();
+                    self.held.job.take();
                     return open;
                 }
                 Err(next) => hindrance = next,
@@ -174,18 +168,18 @@ impl Batches {
     }
 
     /// `None`: it is an object of its own, and in line.
-    fn try_add(&self, core: &Core, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
+    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
         // Alone it may be larger than all: one that an earlier process of other limits has spooled.
         if self.memory.used.get() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
         if job.record.as_ref().and_then(|record| record.origin()).is_some_and(Origin::is_fixed) {
-            self.queue(Batch::alone(job.clone(), self, &core.origin));
+            self.queue(Batch::single(job.clone(), self));
             return Ok(None);
         }
-        let mut place = self.place.borrow_mut();
+        let mut place = self.lookup.place.borrow_mut();
         let time = self.write_place(job, &mut place);
-        let open = self.open_at(core, job, &place)?;
+        let open = self.open_at(job, &place)?;
         let mut batch = open.borrow_mut();
         if !batch.push(job) {
             drop(batch);
@@ -205,10 +199,10 @@ impl Batches {
         let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.home()) as usize);
         place.clear();
         place.extend_from_slice(&home.to_ne_bytes());
-        if !self.is_partitioned {
+        if !self.lookup.is_partitioned {
             return EventTime::NotAsked;
         }
-        let mut partition = self.partition.borrow_mut();
+        let mut partition = self.lookup.partition.borrow_mut();
         let (payload, version) = (&job.payload, job.payload.version());
         let came = job.stamp.unix_nanos;
         let time = self.keys.write_partition(payload, version, came, &mut partition);
@@ -217,13 +211,8 @@ impl Batches {
     }
 
     /// The batch of that place; that of the payload before is found without a look at the map.
-    fn open_at(
-        &self,
-        core: &Core,
-        job: &Job,
-        place: &[u8],
-    ) -> Result<Rc<RefCell<Open>>, Hindrance> {
-        if let Some((last, open)) = &*self.last.borrow()
+    fn open_at(&self, job: &Job, place: &[u8]) -> Result<Rc<RefCell<Open>>, Hindrance> {
+        if let Some((last, open)) = &*self.lookup.last.borrow()
             && **last == *place
         {
             return Ok(open.clone());
@@ -234,28 +223,23 @@ impl Batches {
             Some(found) => found,
             None => {
                 let place: Rc<[u8]> = place.into();
-                (place.clone(), self.begin(core, job, place)?)
+                (place.clone(), self.begin(job, place)?)
             }
         };
-        self.last.replace(Some((place, open.clone())));
+        self.lookup.last.replace(Some((place, open.clone())));
         Ok(open)
     }
 
-    fn begin(
-        &self,
-        core: &Core,
-        job: &Job,
-        place: Rc<[u8]>,
-    ) -> Result<Rc<RefCell<Open>>, Hindrance> {
+    fn begin(&self, job: &Job, place: Rc<[u8]>) -> Result<Rc<RefCell<Open>>, Hindrance> {
         let mut open = self.open.borrow_mut();
         if open.by_place.len() >= self.options.partitions {
             return Err(Hindrance::Partitions);
         }
-        let (number, stamp) = (open.next_number, core.stamps(1));
+        let (number, stamp) = (open.next_number, self.feed.stamps.take(1));
         open.next_number += 1;
-        let partition = self.partition.borrow();
-        let partition = if self.is_partitioned { partition.text() } else { "" };
-        let batch = Open::new(self, number, stamp, partition, job, core.store.summing());
+        let partition = self.lookup.partition.borrow();
+        let partition = if self.lookup.is_partitioned { partition.text() } else { "" };
+        let batch = Open::new(self, number, stamp, partition, job, self.feed.store.summing());
         let batch = Rc::new(RefCell::new(batch));
         open.by_place.insert(place.clone(), batch.clone());
         open.by_age.insert(number, (Instant::now(), place));
@@ -274,18 +258,18 @@ impl Batches {
         open.by_place.values().max_by_key(|batch| batch.borrow().charged()).cloned()
     }
 
-    async fn close_overdue(&self, core: &Core) {
-        while self.is_overdue(core)
+    async fn close_overdue(&self) {
+        while self.is_overdue()
             && let Some(oldest) = self.oldest()
         {
-            let reason = if core.draining.get() { Reason::Drain } else { Reason::Age };
-            self.close(core, oldest, reason).await;
+            let reason = if self.feed.stop.draining.get() { Reason::Drain } else { Reason::Age };
+            self.close(oldest, reason).await;
         }
     }
 
     /// Once, when there is no memory: closes the largest batch unless half of the memory travels already, or waits until
     /// one that travels is stored.
-    async fn make_room(&self, core: &Core, alarm: &mut Alarm) {
+    async fn make_room(&self, alarm: &mut Alarm) {
         let in_open: usize = {
             let open = self.open.borrow();
             open.by_place.values().map(|batch| batch.borrow().charged()).sum()
@@ -294,13 +278,13 @@ impl Batches {
         if 2 * travelling < self.memory.max
             && let Some(largest) = self.largest()
         {
-            return self.close(core, largest, Reason::Memory).await;
+            return self.close(largest, Reason::Memory).await;
         }
-        match self.next_expiry(core) {
+        match self.next_expiry() {
             Some(at) if at > Instant::now() => {
                 alarm.until(at, self.memory.freed.wait(), || ()).await;
             }
-            Some(_) => self.close_overdue(core).await,
+            Some(_) => self.close_overdue().await,
             None => self.memory.freed.wait().await,
         }
     }
@@ -325,7 +309,7 @@ impl Batches {
     }
 
     /// Finishes an open batch and puts it in line for a worker.
-    async fn close(&self, core: &Core, open: Rc<RefCell<Open>>, reason: Reason) {
+    async fn close(&self, open: Rc<RefCell<Open>>, reason: Reason) {
         {
             let mut batches = self.open.borrow_mut();
             let number = open.borrow().number;
@@ -334,14 +318,14 @@ impl Batches {
             }
             self.cells.batches_open.set(batches.by_place.len() as u64);
         }
-        self.last.take();
-        self.closing.replace(Some(open.clone()));
+        self.lookup.last.take();
+        self.held.closing.replace(Some(open.clone()));
         open.borrow_mut().encoder.finish();
         self.work(&open).await;
-        self.closing.take();
+        self.held.closing.take();
         self.cells.batches_closed[reason as usize].inc();
         let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
-        self.queue(open.into_inner().into_batch(self, &core.origin));
+        self.queue(open.into_inner().into_batch(self, &self.feed.origin));
     }
 
     fn queue(&self, batch: Batch) {

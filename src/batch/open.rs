@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::encoder::Encoder;
-use super::{BATCH_COST_BYTES, Batch, Batches, Charge, Reason, Roster};
+use super::{BATCH_COST_BYTES, Batch, Batches, Charge, Kind, Reason, Roster};
 use crate::key::KeyOf;
 use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
@@ -138,6 +138,7 @@ impl Open {
         batches.keys.write_key(&of, &mut key);
         let cells = batches.cells;
         cells.batch_raw_bytes.observe(self.encoder.raw_bytes());
+        let kind = self.members.map_or(Kind::Memory, |members| Kind::Spooled(Rc::new(members)));
         let parts = self.encoder.into_parts();
         cells.batch_stored_bytes.observe(parts.iter().map(|part| part.len() as u64).sum());
         Batch {
@@ -148,9 +149,7 @@ impl Open {
             sums: self.summing.finish(),
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
-            members: self.members.map(Rc::new),
-            alone: None,
-            is_restored: false,
+            kind,
             roster: self.roster,
             version: self.version,
             shared: batches.shared.clone(),

@@ -8,35 +8,38 @@ use futures_lite::FutureExt;
 use glommio::Task;
 use glommio::timer::sleep;
 
+use super::Core;
+use super::pipeline::Pipeline;
 use crate::batch::Batch;
-use crate::core::{Core, Flag};
 use crate::deadletter::Letter;
 use crate::deadline::strictly_within;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::sync::Flag;
 use crate::upload::source::Parcel;
-use crate::upload::{Failures, InHand, lose};
+use crate::upload::{Failures, InHand, Uploader, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
-pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
+pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
     let started = Instant::now();
     core.cells.set_state(CoreState::Draining);
-    core.drain_began.set(Some(started));
-    core.draining.set();
+    core.stop.begin(started);
     // Idle connections have their lame-duck time from now on.
-    core.conns.wake_all();
-    if let Some(spool) = &core.spool {
+    core.server.conns.wake_all();
+    let Pipeline { spool, uploader, .. } = &core.pipeline;
+    if let Some(spool) = spool {
         spool.stop_reading();
     }
-    let quiet = || !core.is_accepting() && core.cells.connections.value() == 0;
+    let quiet = || !core.server.conns.is_accepting() && core.cells.connections.value() == 0;
     wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
 
     core.close();
     let idle = || {
         // What is spooled does not wait for a store that fails, or that takes everything but this.
         let fails = || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
-        core.holds_nothing() || core.holds_spooled_only() && (fails() || core.holds_failed_only())
+        uploader.holds_nothing()
+            || uploader.holds_spooled_only() && (fails() || uploader.holds_failed_only())
     };
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
@@ -47,23 +50,22 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     for task in tasks {
         task.cancel().await;
     }
-    core.cells.workers_busy.set(0);
-    core.uploads_ended.set(true);
-    core.conns.wake_all();
+    core.stop.uploads_ended.set(true);
+    core.server.conns.wake_all();
     // A last answer to those who wait for the store, and to those whose request was turned away just now.
     core.net.hand_over().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
     let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
-    if let Some(spool) = &core.spool {
+    if let Some(spool) = spool {
         strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
     }
-    let mut rest = take_rest(core);
-    if let Some(spool) = &core.spool {
+    let mut rest = take_rest(&core.pipeline);
+    if let Some(spool) = spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
         strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
     }
-    bury(core, rest, write_until);
+    bury(uploader, rest, write_until);
 }
 
 /// Longest look at the names of the spool's files, which a disk that hangs does not give.
@@ -86,54 +88,53 @@ struct Rest {
 }
 
 /// Puts in flight and those that wait for a retry included.
-fn take_rest(core: &Core) -> Rest {
+fn take_rest(pipeline: &Pipeline) -> Rest {
     let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
-    let in_hand = core.in_hand.borrow_mut().iter_mut().filter_map(Option::take).collect::<Vec<_>>();
-    let aside = core.uploads.take_rest().into_iter().map(InHand::from);
-    for InHand { parcel, failures } in in_hand.into_iter().chain(aside) {
-        rest.tried.insert(parcel.stem(&core.origin), failures);
+    let Pipeline { uploader, batches, .. } = pipeline;
+    for InHand { parcel, failures } in pipeline.take_tried() {
+        rest.tried.insert(parcel.stem(&uploader.origin), failures);
         match parcel {
             Parcel::Payload(job) => rest.jobs.push(job),
             Parcel::Batch(batch) => rest.batches.push(batch),
         }
     }
-    if let Some(batches) = &core.batches {
-        let (jobs, batches) = batches.take_rest(&core.origin);
+    if let Some(batches) = batches {
+        let (jobs, batches) = batches.take_rest();
         rest.jobs.extend(jobs);
         rest.batches.extend(batches);
     }
-    rest.jobs.extend(std::iter::from_fn(|| core.ring.take()));
+    rest.jobs.extend(pipeline.take_queued());
     rest.jobs.retain(|job| !job.is_spooled());
     rest.batches.retain(|batch| !batch.is_spooled());
-    core.cells.ring_depth.set(0);
+    uploader.cells.ring_depth.set(0);
     rest
 }
 
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
-fn bury(core: &Core, rest: Rest, write_until: Instant) {
+fn bury(uploader: &Uploader, rest: Rest, write_until: Instant) {
     let Rest { jobs, batches, tried } = rest;
-    let store_error = core.health.last_error();
+    let store_error = uploader.health.last_error();
     let parcels =
         jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
-    let mut bundle = core.dead_letters.bundle();
+    let mut bundle = uploader.letters.dead_letters.bundle();
     let mut written: Vec<Parcel> = Vec::new();
     let mut key = String::new();
     let lose = |parcel: &Parcel, key: &str, why: &str| {
-        lose(core.cells, key, parcel.payloads(), parcel.payload_bytes(), why);
+        lose(uploader.cells, key, parcel.payloads(), parcel.payload_bytes(), why);
     };
     for parcel in parcels {
-        parcel.write_key(&core.origin, &mut key);
+        parcel.write_key(&uploader.origin, &mut key);
         if Instant::now() > write_until {
             lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }
-        let stem = parcel.stem(&core.origin);
+        let stem = parcel.stem(&uploader.origin);
         let own = tried.get(&stem);
         let failures = own.and_then(Option::as_ref);
         let (error, attempts) = Failures::of_a_stop(failures, own.is_some(), store_error.as_ref());
         let object = parcel.object(&key);
-        let store = core.store_name.clone();
+        let store = uploader.letters.store_name.clone();
         let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);
         match bundle.append(&stem, &letter, object.body) {
             Ok(()) => written.push(parcel),
@@ -143,7 +144,7 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
     let published = bundle.publish();
     let mut lose_all = |parcels: &[Parcel], why: &str| {
         for parcel in parcels {
-            parcel.write_key(&core.origin, &mut key);
+            parcel.write_key(&uploader.origin, &mut key);
             lose(parcel, &key, why);
         }
     };
@@ -156,7 +157,7 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
     }
     // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
     let payloads = written.iter().map(Parcel::payloads).sum();
-    let cells = core.cells;
+    let cells = uploader.cells;
     cells.unsynced_at_stop.set(payloads);
     match published.sync() {
         Ok(()) => {

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 use futures_lite::future::poll_once;
 use glommio::net::TcpStream;
-use glommio::sync::StaticPermit;
 use glommio::timer::sleep;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::core::Core;
+use super::conn;
+use super::server::Server;
 use crate::log::Throttle;
-use crate::net::Stream;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
 const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);
@@ -79,36 +78,36 @@ fn backlog() -> i32 {
 }
 
 /// Accepts until the core drains and the queue is empty, or the ring closes; then stops listening.
-pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
+pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
-    let listener = core.net.listener(socket);
+    let listener = server.net.listener(socket);
     let mut errors = Throttle::default();
     let mut drain_end = None;
     loop {
-        if core.draining.get()
+        if server.stop.draining.get()
             && Instant::now() > *drain_end.get_or_insert_with(|| Instant::now() + QUEUE_DRAIN_MAX)
         {
             break;
         }
-        let Some(slot) = core.connection_slot().await else { break };
+        let Some(slot) = server.conns.slot().await else { break };
         let next = async { listener.accept().await.map(Some) };
         let stop = async {
-            core.draining.wait().await;
+            server.stop.draining.wait().await;
             sleep(QUEUE_EMPTY_FOR).await;
             Ok(None)
         };
         match next.or(stop).await {
             Ok(None) => {
                 // It may have come just now.
-                core.net.hand_over().await;
+                server.net.hand_over().await;
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await {
-                    serve(&core, stream, slot);
+                    conn::spawn(&server, stream, slot);
                 }
                 break;
             }
-            Ok(Some(stream)) => serve(&core, stream, slot),
+            Ok(Some(stream)) => conn::spawn(&server, stream, slot),
             Err(error) => {
-                core.cells.accept_errors.inc();
+                server.cells.accept_errors.inc();
                 errors.error(|| format!("accepting a connection failed, trying on: {error}"));
                 sleep(ERROR_PAUSE).await;
             }
@@ -116,11 +115,7 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
     }
     // Closing would not do: control holds the socket as well, to take it from a core that dies.
     let _not_listening = handle.shutdown(std::net::Shutdown::Both);
-}
-
-fn serve(core: &Rc<Core>, stream: Stream, slot: StaticPermit) {
-    let _peer_may_be_gone = stream.set_nodelay();
-    core.spawn_connection(stream, slot);
+    server.conns.accepting_ended();
 }
 
 /// Any connected stream socket, also one end of a pair: what is TCP about glommio's stream is not used by readers.

@@ -11,16 +11,17 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
 use crate::config::{Ack, Config};
-use crate::core::Core;
 use crate::deadline::within;
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
 use crate::net::keep_waker;
 use crate::spool::Ticket;
+use crate::stop::Stop;
 
 /// The request header that says the level of one request.
 static HEADER: HeaderName = HeaderName::from_static("millrace-ack");
@@ -120,10 +121,15 @@ impl Tally {
 
 /// Waits up to `ACK_TIMEOUT` until the store has decided on every payload of a request. What it has not decided on by
 /// then goes on without anybody waiting.
-pub async fn stored(core: &Core, tally: &Tally) -> Answer {
-    let _counted = Waiter::new(core.cells);
-    let ended = &core.uploads_ended;
-    within(core.config.ack_timeout, tally.all_known(ended), || ()).await;
+pub(super) async fn stored(
+    tally: &Tally,
+    ack_timeout: Duration,
+    stop: &Stop,
+    cells: &'static CoreCells,
+) -> Answer {
+    let _counted = Waiter::new(cells);
+    let ended = &stop.uploads_ended;
+    within(ack_timeout, tally.all_known(ended), || ()).await;
     let fates = tally.fates.get();
     match () {
         () if fates.stored == fates.accepted => {
@@ -135,9 +141,14 @@ pub async fn stored(core: &Core, tally: &Tally) -> Answer {
 }
 
 /// Waits up to `ACK_TIMEOUT` until a request of `count` payloads is on the disk.
-pub async fn spooled(core: &Core, ticket: &Ticket, count: usize) -> Answer {
-    let synced = ticket.wait(&core.uploads_ended);
-    match within(core.config.ack_timeout, synced, || None).await {
+pub(super) async fn spooled(
+    ticket: &Ticket,
+    count: usize,
+    ack_timeout: Duration,
+    stop: &Stop,
+) -> Answer {
+    let synced = ticket.wait(&stop.uploads_ended);
+    match within(ack_timeout, synced, || None).await {
         Some(Ok(())) => Answer::Accepted { count, ack: Ack::Spooled },
         Some(Err(error)) => error.into(),
         None => Answer::NotSynced,

@@ -178,6 +178,21 @@ impl Admission {
         strictly_within(wait, place.wait(need), || Err(self.full(need, ticket))).await
     }
 
+    /// Queues jobs that were admitted: their payloads hold the permit. No await may lie between taking it and this call.
+    pub fn push(&self, jobs: impl ExactSizeIterator<Item = Job>) {
+        for job in jobs {
+            let pushed = self.ring.push(job);
+            assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
+        }
+        let taken = self.ring.len() + self.ring.reserved();
+        self.cells.ring_depth.set(taken as u64);
+    }
+
+    /// The queue behind this gate.
+    pub fn queue(&self) -> &Ring<Job> {
+        &self.ring
+    }
+
     /// Ring positions.
     pub fn slots_max(&self) -> usize {
         self.ring.capacity()
@@ -388,18 +403,6 @@ pub struct Permit {
     bytes: usize,
 }
 
-impl Permit {
-    /// Queues the jobs this permit was taken for. No await may lie between [`Admission::admit`] and this call.
-    pub fn push_all(admission: &Admission, jobs: impl ExactSizeIterator<Item = Job>) {
-        for job in jobs {
-            let pushed = admission.ring.push(job);
-            assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
-        }
-        let taken = admission.ring.len() + admission.ring.reserved();
-        admission.cells.ring_depth.set(taken as u64);
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
@@ -607,7 +610,7 @@ mod tests {
         let spans = vec![Span { start: 0, end: 1 }; count];
         let payloads = Payload::split(b"1".to_vec(), permit, &spans, None);
         let stamp = Stamp { unix_nanos: 0, seq: 0 };
-        Permit::push_all(admission, payloads.map(|payload| Job::queued(payload, stamp)));
+        admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A slice keeps the whole body alive, so the body carries the permit that was charged for it: when the last slice is
 //! dropped, the bytes return to the core's budget. Nothing here crosses cores.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -73,6 +73,21 @@ impl Stamp {
     pub fn unix_nanos_now() -> u64 {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One core's stamps: what its keys are numbered by.
+#[derive(Debug, Default)]
+pub struct Stamps {
+    /// Stamps given out so far.
+    seq: Cell<u64>,
+}
+
+impl Stamps {
+    /// The first of `count` stamps in a row, made now.
+    pub fn take(&self, count: usize) -> Stamp {
+        let seq = self.seq.replace(self.seq.get() + count as u64);
+        Stamp { unix_nanos: Stamp::unix_nanos_now(), seq }
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_lite::future::yield_now;
 use glommio::timer::sleep;
 
+use super::uploader::Uploader;
 use crate::batch::Batch;
 use crate::batch::encoder::{Encoder, EncoderShared};
 use crate::config::Form;
-use crate::core::Core;
 use crate::http::ack::Tally;
 use crate::queue::job::{Origin, Stamp};
 use crate::spool::Begun;
@@ -30,21 +30,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 const READS_MAX: u32 = 5;
 
 /// The task: puts one after the other, until the stop begins.
-pub async fn restore(core: Rc<Core>) {
-    let Some(spool) = core.spool.clone() else { return };
+pub async fn restore(uploader: Rc<Uploader>) {
+    let Some(spool) = uploader.spool.clone() else { return };
     while let Some(begun) = spool.next_begun().await {
         let key = begun.key().to_owned();
-        match restored(begun, &core.origin, core.stamps(1), core.store.summing()).await {
+        match restored(begun, &uploader.origin, uploader.stamps.take(1), uploader.store.summing())
+            .await
+        {
             Ok((begun, mut batch)) => {
                 // The workers may have ended: it stays in the spool.
-                if core.draining.get() {
+                if uploader.stop.draining.get() {
                     return;
                 }
                 if batch.payloads() > 0 {
                     let outcome = Tally::of(1);
                     batch.tell_too(outcome.clone());
-                    core.uploads.submit_restored(Parcel::Batch(Rc::new(batch)));
-                    outcome.all_known(&core.uploads_ended).await;
+                    uploader.uploads.submit_restored(Parcel::Batch(Rc::new(batch)));
+                    outcome.all_known(&uploader.stop.uploads_ended).await;
                 }
                 finish(begun).await;
             }

@@ -20,7 +20,8 @@ use glommio::timer::sleep;
 
 use super::aside::{Aside, Upload};
 use super::limit::PutLimit;
-use crate::core::Core;
+use super::uploader::Uploader;
+use super::worker::InHand;
 use crate::metrics::CoreCells;
 use crate::spool::Signal;
 use crate::upload::source::Parcel;
@@ -45,20 +46,22 @@ pub struct Uploads {
     pausing: RefCell<Vec<(usize, Waker)>>,
     /// How often pauses were ended by an object that was stored.
     recoveries: Cell<u64>,
+    /// What each worker is busy with, where a stop that cancels it finds it.
+    in_hand: RefCell<Vec<Option<InHand>>>,
     cells: &'static CoreCells,
 }
 
 /// One put that is in flight; ends when it is dropped.
 pub struct InFlight<'a> {
-    core: &'a Core,
+    uploader: &'a Uploader,
     is_retry: bool,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.core.uploads.end(self.is_retry);
-        if self.core.ring.reserved() > 0 {
-            self.core.hold_slots();
+        self.uploader.uploads.end(self.is_retry);
+        if self.uploader.admission.queue().reserved() > 0 {
+            self.uploader.hold_slots();
         }
     }
 }
@@ -77,6 +80,7 @@ impl Uploads {
             last_was_retry: Cell::new(false),
             pausing: RefCell::default(),
             recoveries: Cell::new(0),
+            in_hand: RefCell::new((0..workers).map(|_| None).collect()),
             cells,
         }
     }
@@ -86,20 +90,37 @@ impl Uploads {
         self.cells.puts_set_aside.value() == 0
     }
 
-    /// All that is set aside is in the spool as well.
+    /// All that workers have and that is set aside is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
-        self.aside.borrow().iter().all(|upload| upload.parcel.is_spooled())
+        self.in_hand.borrow().iter().flatten().all(|held| held.parcel.is_spooled())
+            && self.aside.borrow().iter().all(|upload| upload.parcel.is_spooled())
     }
 
-    /// For the last step of a stop.
-    pub fn take_rest(&self) -> Vec<Upload> {
-        self.cells.puts_set_aside.set(0);
-        self.aside.borrow_mut().take_all()
-    }
-
-    /// All that is set aside has failed before.
+    /// All that workers have and that is set aside has failed before.
     pub fn holds_failed_only(&self) -> bool {
-        self.aside.borrow().iter().all(|upload| upload.trouble.is_some())
+        self.in_hand.borrow().iter().flatten().all(|held| held.failures.is_some())
+            && self.aside.borrow().iter().all(|upload| upload.trouble.is_some())
+    }
+
+    /// For the last step of a stop, when the workers are cancelled: what they had, and what is set aside.
+    pub fn take_rest(&self) -> Vec<InHand> {
+        let in_hand = self.in_hand.take().into_iter().flatten();
+        let aside = self.aside.borrow_mut().take_all().into_iter().map(InHand::from);
+        self.cells.workers_busy.set(0);
+        self.cells.puts_set_aside.set(0);
+        in_hand.chain(aside).collect()
+    }
+
+    /// Worker `number` begins an attempt.
+    pub(super) fn take_in_hand(&self, number: usize, object: InHand) {
+        self.in_hand.borrow_mut()[number] = Some(object);
+        self.cells.workers_busy.inc();
+    }
+
+    /// Worker `number` is done with it.
+    pub(super) fn done(&self, number: usize) {
+        self.in_hand.borrow_mut()[number] = None;
+        self.cells.workers_busy.sub(1);
     }
 
     /// Has a batch of another process, which came through no queue, put beside others.
@@ -158,7 +179,7 @@ impl Uploads {
     }
 }
 
-impl Core {
+impl Uploader {
     /// The next object for worker `number`, and its place among the puts in flight; `None` once nothing more will come.
     pub(super) async fn next_upload(&self, number: usize) -> Option<(Upload, InFlight<'_>)> {
         let mut waited = false;
@@ -178,7 +199,7 @@ impl Core {
     fn leave_queue(&self, number: usize) {
         match &self.batches {
             Some(batches) => batches.leave(number),
-            None => self.ring.leave(number),
+            None => self.admission.queue().leave(number),
         }
     }
 
@@ -204,7 +225,7 @@ impl Core {
         }
         match &self.batches {
             Some(batches) => batches.wait(cx, number),
-            None => self.ring.wait(cx, number),
+            None => self.admission.queue().wait(cx, number),
         }
         Poll::Pending
     }
@@ -212,7 +233,7 @@ impl Core {
     fn take_retry(&self) -> Option<(Upload, InFlight<'_>)> {
         let fresh_waits = match &self.batches {
             Some(batches) => batches.has_closed(),
-            None => !self.ring.is_empty(),
+            None => !self.admission.queue().is_empty(),
         };
         if !self.uploads.aside.borrow().has_due()
             || !self.uploads.may_retry(fresh_waits, self.is_closed())
@@ -237,7 +258,7 @@ impl Core {
             let batch = batches.take_closed()?;
             return Some((Upload::fresh(Parcel::Batch(batch)), self.begin(false)));
         }
-        let job = self.ring.take()?;
+        let job = self.admission.queue().take()?;
         let in_flight = self.begin(false);
         self.admission.popped();
         Some((Upload::fresh(Parcel::Payload(job)), in_flight))
@@ -248,7 +269,7 @@ impl Core {
         if !self.uploads.is_empty() {
             self.hold_slots();
         }
-        InFlight { core: self, is_retry }
+        InFlight { uploader: self, is_retry }
     }
 
     /// Payloads that were taken and are not done with hold their slots in the queue, but for one per worker: so what a
@@ -267,7 +288,7 @@ impl Core {
     fn is_closed(&self) -> bool {
         match &self.batches {
             Some(batches) => batches.is_closed(),
-            None => self.ring.is_closed(),
+            None => self.admission.queue().is_closed(),
         }
     }
 
@@ -275,7 +296,7 @@ impl Core {
     pub(super) fn wake_worker(&self) {
         match &self.batches {
             Some(batches) => batches.wake_worker(),
-            None => self.ring.wake_one(),
+            None => self.admission.queue().wake_one(),
         }
     }
 
@@ -306,7 +327,8 @@ impl Core {
 
     /// Sets `upload`, which has failed, aside for `backoff`.
     pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
-        let backoff = if self.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
+        let backoff =
+            if self.stop.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
         self.uploads.put_aside(upload, Instant::now() + backoff);
     }
 
@@ -325,25 +347,25 @@ impl Core {
             pausing.push((number, cx.waker().clone()));
             Poll::Pending
         });
-        if self.draining.get() {
+        if self.stop.draining.get() {
             sleep(backoff.min(DRAIN_BACKOFF_MAX)).await;
         } else {
-            sleep(backoff).or(recovery).or(self.draining.wait()).await;
+            sleep(backoff).or(recovery).or(self.stop.draining.wait()).await;
         }
     }
 }
 
 /// The task that gives a worker notice of each retry that is due.
-pub async fn notice_retries(core: Rc<Core>) {
-    let uploads = &core.uploads;
+pub async fn notice_retries(uploader: Rc<Uploader>) {
+    let uploads = &uploader.uploads;
     let mut is_hurried = false;
     loop {
-        if core.draining.get() && !std::mem::replace(&mut is_hurried, true) {
+        if uploader.stop.draining.get() && !std::mem::replace(&mut is_hurried, true) {
             uploads.aside.borrow_mut().hurry(Instant::now() + DRAIN_BACKOFF_MAX);
         }
         let now = Instant::now();
         let due = uploads.aside.borrow_mut().turn(now);
-        (0..due).for_each(|_| core.wake_worker());
+        (0..due).for_each(|_| uploader.wake_worker());
         let next = uploads.aside.borrow().next_due();
         let changed = uploads.set_aside.wait();
         let time = async {
@@ -355,7 +377,7 @@ pub async fn notice_retries(core: Rc<Core>) {
         if is_hurried {
             changed.or(time).await;
         } else {
-            changed.or(time).or(core.draining.wait()).await;
+            changed.or(time).or(uploader.stop.draining.wait()).await;
         }
     }
 }

@@ -12,27 +12,24 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::source::Parcel;
+use super::uploader::Uploader;
 use super::{Failures, InFlight, Trouble, Upload};
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::core::Core;
-use crate::deadletter::Letter;
 use crate::deadline::Alarm;
 use crate::http::ack::Fate;
-use crate::metrics::CoreCells;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
 /// Before what found no room in the dead letter is put again.
 const LETTER_PAUSE: Duration = Duration::from_secs(10);
 
-/// Worker `number` of its core.
-pub async fn worker_loop(core: Rc<Core>, number: usize) {
-    let mut worker = Worker::new(core.clone(), number);
-    while let Some((upload, in_flight)) = core.next_upload(number).await {
+/// Worker `number` of its uploader.
+pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
+    let mut worker = Worker::new(uploader.clone(), number);
+    while let Some((upload, in_flight)) = uploader.next_upload(number).await {
         // Held where a drain that cancels this worker finds it.
-        core.in_hand.borrow_mut()[number] = Some(InHand::of(&upload));
-        core.cells.workers_busy.inc();
+        uploader.uploads.take_in_hand(number, InHand::of(&upload));
         let outcome = match &upload.parcel {
             Parcel::Payload(_) => worker.put(upload, in_flight, None).await,
             // Boxed, for each put has room for it.
@@ -41,15 +38,14 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
                 Box::pin(worker.put_noted(batch, upload, in_flight)).await
             }
         };
-        core.in_hand.borrow_mut()[number] = None;
-        core.cells.workers_busy.sub(1);
+        uploader.uploads.done(number);
         match outcome {
             Outcome::Stored => {}
             Outcome::Failing { alone: true } => worker.pause().await,
             Outcome::Failing { alone: false } => {}
             Outcome::GivenUp => {
-                if core.holds_nothing() || core.holds_failed_only() {
-                    core.health.nothing_held();
+                if uploader.holds_nothing() || uploader.holds_failed_only() {
+                    uploader.health.nothing_held();
                 }
             }
         }
@@ -91,7 +87,7 @@ enum Outcome {
 
 /// Puts one object after the other, and says what became of each.
 struct Worker {
-    core: Rc<Core>,
+    uploader: Rc<Uploader>,
     number: usize,
     alarm: Alarm,
     /// Room for the next key.
@@ -101,8 +97,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(core: Rc<Core>, number: usize) -> Worker {
-        Worker { core, number, alarm: Alarm::default(), key: String::new(), failures: 0 }
+    fn new(uploader: Rc<Uploader>, number: usize) -> Worker {
+        Worker { uploader, number, alarm: Alarm::default(), key: String::new(), failures: 0 }
     }
 
     /// Puts a batch between the spool's notes of it, if its payloads are there.
@@ -112,18 +108,16 @@ impl Worker {
         mut upload: Upload,
         in_flight: InFlight<'_>,
     ) -> Outcome {
-        let core = self.core.clone();
+        let uploader = self.uploader.clone();
         let noted = upload.trouble.as_mut().and_then(|trouble| trouble.intent.take());
-        let (Some(spool), Some(members), None) = (&core.spool, batch.members(), &noted) else {
+        let (Some(spool), Some(members), None) = (&uploader.spool, batch.members(), &noted) else {
             return self.put(upload, in_flight, noted).await;
         };
         match spool.intend(batch.key(), &batch.form(), members).await {
             Ok(intent) => self.put(upload, in_flight, Some(intent)).await,
             Err(error) => {
-                let text = || format!("{} waits for the spool's journal: {error}", batch.key());
-                core.logs.borrow_mut().journal.warn(text);
-                if let Some(batches) = &core.batches {
-                    batches.park(batch.clone());
+                if let Some(batches) = &uploader.batches {
+                    batches.park(batch.clone(), &error);
                 }
                 Outcome::GivenUp
             }
@@ -138,22 +132,22 @@ impl Worker {
         in_flight: InFlight<'_>,
         intent: Option<Intent>,
     ) -> Outcome {
-        let core = self.core.clone();
-        upload.parcel.write_key(&core.origin, &mut self.key);
-        let stored_before = core.cells.objects_stored.value();
+        let uploader = self.uploader.clone();
+        upload.parcel.write_key(&uploader.origin, &mut self.key);
+        let stored_before = uploader.cells.objects_stored.value();
         let began = Instant::now();
         let attempt = AssertUnwindSafe(self.attempt(&upload.parcel, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
             Ok((Ok(()), now)) => {
                 let bytes = upload.parcel.object(&self.key).bytes();
-                core.put_stored(began, now, bytes);
+                uploader.put_stored(began, now, bytes);
                 drop(in_flight);
                 self.failures = 0;
-                core.cells.objects_stored.inc();
-                core.cells.object_bytes_stored.add(bytes);
-                core.cells.payloads_stored.add(upload.parcel.payloads());
-                core.cells.bytes_stored.add(upload.parcel.payload_bytes());
-                complete(&core, &upload.parcel, Fate::Stored, intent);
+                uploader.cells.objects_stored.inc();
+                uploader.cells.object_bytes_stored.add(bytes);
+                uploader.cells.payloads_stored.add(upload.parcel.payloads());
+                uploader.cells.bytes_stored.add(upload.parcel.payload_bytes());
+                complete(&uploader, &upload.parcel, Fate::Stored, intent);
                 return Outcome::Stored;
             }
             Ok((Err(error), now)) => {
@@ -164,7 +158,7 @@ impl Worker {
                 }
             }
             Err(_) => {
-                core.cells.worker_panics.inc();
+                uploader.cells.worker_panics.inc();
                 ("Panic: the put panicked".to_owned(), 1)
             }
         };
@@ -178,14 +172,14 @@ impl Worker {
         parcel: &Parcel,
         began: Instant,
     ) -> (Result<(), PutError>, Instant) {
-        let core = &*self.core;
+        let uploader = &*self.uploader;
         let object = parcel.object(&self.key);
-        let timeouts = PutTimeouts::of(&core.config);
-        let outcome = core.store.put_within(&mut self.alarm, began, timeouts, &object).await;
+        let timeouts = PutTimeouts::of(&uploader.config);
+        let outcome = uploader.store.put_within(&mut self.alarm, began, timeouts, &object).await;
         let now = Instant::now();
-        core.cells.put_latency.observe(now - began);
+        uploader.cells.put_latency.observe(now - began);
         if outcome.is_ok() {
-            core.health.succeeded(now);
+            uploader.health.succeeded(now);
         }
         (outcome, now)
     }
@@ -201,40 +195,40 @@ impl Worker {
         in_flight: InFlight<'_>,
         intent: Option<Intent>,
     ) -> Result<Outcome, GivenUp> {
-        let core = &self.core;
+        let uploader = &self.uploader;
         let Failed { error, stored_before, began, now } = failed;
         let Upload { parcel, trouble } = upload;
-        let healthy = core.health.healthy_time();
+        let healthy = uploader.health.healthy_time();
         let (attempts, healthy_before, stored_at_first) = match &trouble {
             Some(t) => (t.failures.attempts + 1, t.healthy_before, t.stored_before),
             None => (1, healthy, stored_before),
         };
-        let stored = core.cells.objects_stored.value();
+        let stored = uploader.cells.objects_stored.value();
         let alone = stored == stored_before;
         // An object that fails again while others are stored says nothing about how many puts the store takes.
         if error.congestion && (attempts == 1 || alone) {
-            core.put_congested(began, now);
+            uploader.put_congested(began, now);
         }
-        core.health.failed(&error, stored != stored_at_first);
+        uploader.health.failed(&error, stored != stored_at_first);
         // `>`: also with RETRY_FOR=0s others must have succeeded since.
         // What is spooled can wait for the store for ever.
-        let given_up = healthy - healthy_before > core.config.retry_for && !parcel.is_spooled();
+        let given_up = healthy - healthy_before > uploader.config.retry_for && !parcel.is_spooled();
         if error.class == Class::Object || given_up {
             drop(in_flight);
             let error = error.to_string();
             return Err(GivenUp { parcel, intent, error, attempts });
         }
-        core.cells.put_retries.inc();
+        uploader.cells.put_retries.inc();
         if attempts == 1 {
-            core.cells.payloads_retried.add(parcel.payloads());
-            core.cells.bytes_retried.add(parcel.payload_bytes());
+            uploader.cells.payloads_retried.add(parcel.payloads());
+            uploader.cells.bytes_retried.add(parcel.payload_bytes());
         }
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
         let trouble = Trouble { failures, healthy_before, stored_before, intent };
-        let backoff = backoff(&core.config, attempts, fastrand::f64());
+        let backoff = backoff(&uploader.config, attempts, fastrand::f64());
         // In this order: else a slot would seem to be free in between.
-        core.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
+        uploader.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
         drop(in_flight);
         self.failures = if alone { self.failures + 1 } else { 0 };
         Ok(Outcome::Failing { alone })
@@ -244,27 +238,28 @@ impl Worker {
     /// be the object's.
     async fn pause(&self) {
         if let Some(failures) = self.failures.checked_sub(1).filter(|n| *n > 0) {
-            let backoff = backoff(&self.core.config, failures, fastrand::f64());
-            self.core.pause_worker(self.number, backoff).await;
+            let backoff = backoff(&self.uploader.config, failures, fastrand::f64());
+            self.uploader.pause_worker(self.number, backoff).await;
         }
     }
 
     /// Writes the dead letter of an object, and tells whom it concerns.
     async fn give_up(&mut self, given_up: GivenUp) -> Outcome {
-        let core = self.core.clone();
+        let uploader = self.uploader.clone();
         let GivenUp { parcel, intent, error, attempts } = given_up;
         // Its place among the puts in flight is free, and this worker will not take it for a while.
-        core.wake_worker();
-        let fate = dead_letter(&core, &parcel, &self.key, error, attempts).await;
+        uploader.wake_worker();
+        let fate =
+            uploader.letters.write(&parcel, &uploader.origin, &self.key, error, attempts).await;
         match &parcel {
             // All else of its directory waits for it.
             Parcel::Batch(batch) if fate == Fate::Lost && batch.is_restored() => {
                 // At a stop it is left to the spool, where it is.
-                if !core.draining.get() {
-                    core.set_aside(Upload::fresh(parcel), LETTER_PAUSE);
+                if !uploader.stop.draining.get() {
+                    uploader.set_aside(Upload::fresh(parcel), LETTER_PAUSE);
                 }
             }
-            _ => complete(&core, &parcel, fate, intent),
+            _ => complete(&uploader, &parcel, fate, intent),
         }
         Outcome::GivenUp
     }
@@ -288,9 +283,9 @@ struct GivenUp {
 }
 
 /// Tells whom an object's fate concerns.
-fn complete(core: &Core, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
+fn complete(uploader: &Uploader, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
     // What is neither stored nor dead-lettered is left to the next process.
-    if let (Some(spool), Some(intent)) = (&core.spool, intent)
+    if let (Some(spool), Some(intent)) = (&uploader.spool, intent)
         && fate != Fate::Lost
     {
         spool.finished(intent);
@@ -298,7 +293,7 @@ fn complete(core: &Core, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
     if let Parcel::Batch(batch) = parcel
         && batch.is_restored()
     {
-        core.uploads.restored_done();
+        uploader.uploads.restored_done();
     }
     parcel.settle(fate);
 }
@@ -307,51 +302,6 @@ fn complete(core: &Core, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
 fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
     let doubled = config.retry_base.saturating_mul(1 << (attempts - 1).min(20));
     doubled.min(config.retry_max).mul_f64(dice).max(Duration::from_millis(1))
-}
-
-/// Writes the dead letter on the executor's blocking thread.
-async fn dead_letter(
-    core: &Core,
-    parcel: &Parcel,
-    key: &str,
-    error: String,
-    attempts: u32,
-) -> Fate {
-    let (payloads, bytes) = (parcel.payloads(), parcel.payload_bytes());
-    let object = parcel.object(key);
-    let letter = Letter::now(&object, payloads, core.store_name.clone(), error, attempts);
-    core.logs.borrow_mut().dead.warn(|| format!("dead letter {key}: {}", letter.error));
-    let stem = parcel.stem(&core.origin);
-    let _turn = match parcel {
-        Parcel::Payload(_) => None,
-        Parcel::Batch(_) => core.letter_turn.acquire_permit(1).await.ok(),
-    };
-    match core.dead_letters.write_off_core(stem, letter, object.body).await {
-        Ok(()) => {
-            core.cells.payloads_dead_lettered.add(payloads);
-            core.cells.bytes_dead_lettered.add(bytes);
-            Fate::DeadLettered
-        }
-        Err(error) if parcel.is_spooled() => {
-            tracing::error!(
-                key,
-                payloads,
-                "no dead letter, so it stays in the spool until the next start: {error}"
-            );
-            Fate::Lost
-        }
-        Err(error) => {
-            lose(core.cells, key, payloads, bytes, &error.to_string());
-            Fate::Lost
-        }
-    }
-}
-
-/// The last resort: says which object with how many payloads, of how many bytes, is gone, and counts it.
-pub fn lose(cells: &CoreCells, key: &str, payloads: u64, bytes: u64, why: &str) {
-    tracing::error!(key, payloads, bytes, why, "payload lost");
-    cells.payloads_lost.add(payloads);
-    cells.bytes_lost.add(bytes);
 }
 
 #[cfg(test)]

@@ -1,0 +1,108 @@
+//! From admission to the store: one way that payloads take through a core, with limits of its own.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use glommio::Task;
+
+use super::run::Setup;
+use crate::batch::{Batches, Feed, gather};
+use crate::config::Config;
+use crate::http::request::Intake;
+use crate::queue::admission::Admission;
+use crate::queue::fifo::Ring;
+use crate::queue::job::{Job, Origin, Stamps};
+use crate::spool::Spool;
+use crate::stop::Stop;
+use crate::upload::restore::{RESTORERS, restore};
+use crate::upload::{Health, InHand, Letters, Uploader, Uploads, notice_retries, worker_loop};
+
+/// One pipeline: admission, queue, spool, batches, workers, store, dead letters.
+pub(super) struct Pipeline {
+    pub(super) admission: Rc<Admission>,
+    pub(super) spool: Option<Rc<Spool>>,
+    pub(super) batches: Option<Rc<Batches>>,
+    pub(super) uploader: Rc<Uploader>,
+}
+
+impl Pipeline {
+    pub(super) fn new(setup: &mut Setup, stop: &Rc<Stop>) -> Pipeline {
+        let spool = setup.spool.take();
+        let Setup { config, limits, cells, .. } = setup;
+        let cells = *cells;
+        let queue = Rc::new(Ring::new(limits.ring_slots));
+        let admission = Admission::new(queue, limits.ring_bytes, cells);
+        let origin = Origin::new(config.node_id.clone(), setup.core_id);
+        let origin = Rc::new(origin.with_keys(config.payload_keys().as_deref()));
+        let spool = spool.map(|spool| Spool::open(spool, (*origin).clone(), admission.clone()));
+        let plan = config.faults.clone();
+        let store = Rc::new(setup.store.clone().build(&origin, plan, setup.index));
+        let stamps = Rc::new(Stamps::default());
+        let feed = Feed {
+            admission: admission.clone(),
+            stamps: stamps.clone(),
+            origin: origin.clone(),
+            store: store.clone(),
+            stop: stop.clone(),
+        };
+        let batches = Batches::new(config, feed, cells);
+        let uploader = Rc::new(Uploader {
+            config: config.clone(),
+            cells,
+            origin,
+            stamps,
+            admission: admission.clone(),
+            batches: batches.clone(),
+            spool: spool.clone(),
+            store,
+            health: Health::new(cells, setup.epoch, setup.core_id),
+            letters: Letters::new(setup.dead_letters.clone(), config.store.to_string(), cells),
+            uploads: Uploads::new(limits.workers, cells),
+            stop: stop.clone(),
+        });
+        Pipeline { admission, spool, batches, uploader }
+    }
+
+    /// The side that requests see.
+    pub(super) fn intake(&self, config: &Arc<Config>) -> Intake {
+        Intake {
+            config: config.clone(),
+            admission: self.admission.clone(),
+            stamps: self.uploader.stamps.clone(),
+            spool: self.spool.clone(),
+            needs_version: config.keys.needs_version(),
+            stop: self.uploader.stop.clone(),
+            cells: self.uploader.cells,
+        }
+    }
+
+    /// Starts the tasks that hold payloads, `workers` that upload among them.
+    pub(super) fn spawn(&self, workers: usize) -> Vec<Task<()>> {
+        let uploader = &self.uploader;
+        let mut tasks: Vec<Task<()>> = (0..workers)
+            .map(|number| glommio::spawn_local(worker_loop(uploader.clone(), number)))
+            .collect();
+        tasks.push(glommio::spawn_local(notice_retries(uploader.clone())));
+        tasks.extend(self.batches.clone().map(|batches| glommio::spawn_local(gather(batches))));
+        tasks.extend((0..RESTORERS).map(|_| glommio::spawn_local(restore(uploader.clone()))));
+        tasks
+    }
+
+    /// Takes nothing more; everybody who waits for room is turned away.
+    pub(super) fn close(&self) {
+        self.admission.close();
+        if let Some(spool) = &self.spool {
+            spool.close();
+        }
+    }
+
+    /// What its tasks held, once they are cancelled: what workers had and what waited for a retry, …
+    pub(super) fn take_tried(&self) -> Vec<InHand> {
+        self.uploader.uploads.take_rest()
+    }
+
+    /// … and what is still queued.
+    pub(super) fn take_queued(&self) -> impl Iterator<Item = Job> {
+        std::iter::from_fn(|| self.admission.queue().take())
+    }
+}

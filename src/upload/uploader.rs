@@ -1,0 +1,57 @@
+//! What the upload tasks of one pipeline share.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::letters::Letters;
+use super::{Health, Uploads};
+use crate::batch::Batches;
+use crate::config::Config;
+use crate::metrics::CoreCells;
+use crate::queue::admission::Admission;
+use crate::queue::job::{Job, Origin, Stamps};
+use crate::spool::Spool;
+use crate::stop::Stop;
+use crate::store::Store;
+
+/// One pipeline's side towards its store.
+pub struct Uploader {
+    pub config: Arc<Config>,
+    pub cells: &'static CoreCells,
+    pub origin: Rc<Origin>,
+    pub stamps: Rc<Stamps>,
+    /// Where single payloads come from, …
+    pub admission: Rc<Admission>,
+    /// … and batches. `None`: one object per payload.
+    pub batches: Option<Rc<Batches>>,
+    pub spool: Option<Rc<Spool>>,
+    pub store: Rc<Store>,
+    pub health: Health,
+    pub letters: Letters,
+    pub uploads: Uploads,
+    pub stop: Rc<Stop>,
+}
+
+impl Uploader {
+    /// Nothing waits to be stored.
+    pub fn holds_nothing(&self) -> bool {
+        self.admission.queue().is_empty()
+            && self.cells.workers_busy.value() == 0
+            && self.uploads.is_empty()
+            && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
+    }
+
+    /// All that waits to be stored has failed before.
+    pub fn holds_failed_only(&self) -> bool {
+        self.admission.queue().is_empty()
+            && self.uploads.holds_failed_only()
+            && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
+    }
+
+    /// All that waits to be stored is in the spool as well.
+    pub fn holds_spooled_only(&self) -> bool {
+        self.admission.queue().all(Job::is_spooled)
+            && self.uploads.holds_spooled_only()
+            && self.batches.as_ref().is_none_or(|batches| batches.holds_spooled_only())
+    }
+}
