@@ -1,32 +1,48 @@
 //! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
 //!
-//! One request, in the order the modules are declared:
+//! A room is a module with one job. Rooms stand on floors: imports point downwards, which `tests/structure.rs` holds. From
+//! the top:
+//!
+//! | room | holds |
+//! |---|---|
+//! | [`cli`], [`commands`] | the command line and its subcommands |
+//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener |
+//! | [`preflight`] | what of the host would keep a server from working |
+//! | [`core`] | one data core: what it is made of, the order of its start and of its stop |
+//! | [`limits`] | budgets derived from the configuration |
+//! | [`http`] | socket → answer |
+//! | [`upload`] | queue → store: workers, retries, dead letters |
+//! | [`batch`] | many payloads → one object |
+//! | [`spool`] | payloads on disk before their 200 |
+//! | [`deadletter`] | objects that the store refuses |
+//! | [`store`] | one `put` per object: S3 by two clients, a directory, nothing |
+//! | [`queue`] | admitted → popped |
+//! | [`key`], [`config`] | names of objects; what the operator said |
+//! | [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them stand on |
+//!
+//! One request, read from the top:
 //!
 //! ```text
-//!           core i (pinned executor) ──────────────────────────────────────────────┐
-//!  client → accept → conn (HTTP) → body → parse → admit → ring → worker → store ──→ S3
-//!           SO_REUSEPORT                  spans   all or  fixed  fixed    put + retry
-//!           listener i                            nothing slots  number   → stored | dead letter
+//!           core i (pinned executor) ────────────────────────────────────────────────────┐
+//!  client → http/accept → conn → request → body → parse → queue/admission → fifo ─┐      │
+//!           SO_REUSEPORT         the path of every request  all or nothing        │      │
+//!                                                                                 ▼      │
+//!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploads ←─────┘      │
 //! ```
 //!
-//! With `OBJECT=batch` one task (`batch`) stands between ring and workers and gathers payloads into larger objects, which
-//! `key` names.
-//!
-//! A request that asks for more than `queued` waits in `ack`: for the store, or for the `spool`, which puts it on the disk
-//! before the ring, holds what the ring has no room for, and takes up what crashed processes have left.
-//!
-//! `shard` builds one such core and stops it; `control` is the unpinned executor beside the cores, which owns
-//! the admin listener, names and credentials. `main` installs the handlers of `signals`, reads the configuration, looks at
-//! the host (`preflight`) and hands over to `control`; `reload` does what SIGHUP asks for.
+//! With `OBJECT=batch` one task (`batch::gather`) stands between queue and workers and gathers payloads into larger
+//! objects, which `key` names. A request that asks for more than `queued` waits in `http::ack`: for the store, or for the
+//! `spool`, which puts it on the disk before the queue, holds what the queue has no room for, and takes up what crashed
+//! processes have left.
 //!
 //! Invariants, each kept where it is named:
 //!
-//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`worker`, `shard`).
-//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `admit`, `body`).
-//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`ring`, `metrics`).
-//! 4. Every gauge returns to zero after every scenario (`admit::Permit`, `metrics`).
-//! 5. No two objects share a key; a retry or replay writes the same key again (`job::Stamp`, `key`).
-//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`worker`, `control`).
+//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`upload`, `core`).
+//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `queue::admission`, `http::body`).
+//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`, `metrics`).
+//! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
+//! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`, `key`).
+//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`upload`, `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
@@ -44,33 +60,29 @@
 
 pub mod cli;
 pub mod commands;
-pub mod config;
-pub mod limits;
+pub mod control;
 pub mod preflight;
 
-pub mod control;
-
 pub mod core;
+pub mod limits;
 
 pub mod http;
-
 pub mod queue;
+pub mod upload;
 
 pub mod batch;
 pub mod key;
-
-pub mod upload;
-
 pub mod spool;
 
 pub mod deadletter;
 pub mod store;
 
-pub mod net;
+pub mod config;
 
 pub mod coding;
 pub mod deadline;
 pub mod log;
 pub mod metrics;
+pub mod net;
 pub mod stop;
 pub mod sync;
