@@ -43,8 +43,9 @@ use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::spool::{Members, Signal};
+use crate::spool::Members;
 use crate::store::{Integrity, Object, Sums};
+use crate::sync::Signal;
 use encoder::{Encoder, EncoderShared};
 use open::Open;
 

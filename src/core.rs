@@ -8,18 +8,15 @@ pub mod drain;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_lite::{AsyncReadExt, FutureExt};
-use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -36,7 +33,6 @@ use crate::http::conn::{self, ConnState};
 use crate::http::parse::Scratch;
 use crate::http::tokens::{TokenSet, TokenView};
 use crate::limits::{IO_MEMORY_BYTES, Limits};
-use crate::log::Throttle;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::{Net, Stream};
 use crate::queue::admission::{Admission, Budget};
@@ -45,6 +41,8 @@ use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
+use crate::sync::{Flag, Semaphore, StaticPermit};
+use crate::throttle::Throttle;
 use crate::upload::restore::{RESTORERS, restore};
 use crate::upload::{Health, InHand, Uploads, notice_retries, worker_loop};
 
@@ -297,41 +295,6 @@ impl IdleMemory {
 fn collect() {
     // SAFETY: mi_collect has no arguments that could be wrong and may be called on any thread at any time.
     unsafe { libmimalloc_sys::mi_collect(false) }
-}
-
-/// Something that happens once.
-#[derive(Default)]
-pub struct Flag {
-    set: Cell<bool>,
-    /// One per task that waits or has waited: acceptor and workers, so few, and waking one too many does no harm.
-    waiters: RefCell<Vec<Waker>>,
-}
-
-impl Flag {
-    pub fn get(&self) -> bool {
-        self.set.get()
-    }
-
-    pub fn set(&self) {
-        self.set.set(true);
-        for waker in self.waiters.take() {
-            waker.wake();
-        }
-    }
-
-    pub async fn wait(&self) {
-        poll_fn(|cx| {
-            if self.set.get() {
-                return Poll::Ready(());
-            }
-            let mut waiters = self.waiters.borrow_mut();
-            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
-    }
 }
 
 /// How long a core may sleep in the ring of its sockets before it goes to sleep on glommio's, which takes ten system calls:

@@ -72,3 +72,5 @@ pub mod coding;
 pub mod deadline;
 pub mod log;
 pub mod metrics;
+pub mod sync;
+pub mod throttle;

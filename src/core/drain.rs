@@ -9,12 +9,13 @@ use glommio::Task;
 use glommio::timer::sleep;
 
 use crate::batch::Batch;
-use crate::core::{Core, Flag};
+use crate::core::Core;
 use crate::deadletter::Letter;
 use crate::deadline::strictly_within;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::sync::Flag;
 use crate::upload::source::Parcel;
 use crate::upload::{Failures, InHand, lose};
 

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 use futures_lite::future::poll_once;
 use glommio::net::TcpStream;
-use glommio::sync::StaticPermit;
 use glommio::timer::sleep;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::core::Core;
-use crate::log::Throttle;
 use crate::net::Stream;
+use crate::sync::StaticPermit;
+use crate::throttle::Throttle;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
 const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);

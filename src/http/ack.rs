@@ -19,8 +19,8 @@ use crate::core::Core;
 use crate::deadline::within;
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
-use crate::net::keep_waker;
 use crate::spool::Ticket;
+use crate::sync::keep_waker;
 
 /// The request header that says the level of one request.
 static HEADER: HeaderName = HeaderName::from_static("millrace-ack");

@@ -41,10 +41,11 @@ use crate::http::reply::{Answer, HEAD_TIMEOUT};
 use crate::http::tokens::TokenView;
 use crate::key;
 use crate::limits::{HEAD_BYTES_MAX, LAME_DUCK, LINGER_BYTES_MAX, LINGER_TIME_MAX};
-use crate::net::{Stream, keep_waker};
+use crate::net::Stream;
 use crate::queue::admission::{ChargedBytes, Need, Permit};
 use crate::queue::job::{Job, Payload, Stamp};
 use crate::spool::Ticket;
+use crate::sync::keep_waker;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use super::aside::{Aside, Upload};
 use super::limit::PutLimit;
 use crate::core::Core;
 use crate::metrics::CoreCells;
-use crate::spool::Signal;
+use crate::sync::Signal;
 use crate::upload::source::Parcel;
 
 /// Longest backoff while draining, so that workers notice a store that recovers before the deadline.
