@@ -40,14 +40,15 @@ pub use gather::gather;
 use crate::config::{BatchOptions, Config, Form};
 use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
-use crate::log::Throttle;
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
-use crate::spool::{Members, Signal, SpoolError};
+use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};
+use crate::sync::Signal;
+use crate::throttle::Throttle;
 use encoder::{Encoder, EncoderShared};
 use open::Open;
 

@@ -86,3 +86,4 @@ pub mod metrics;
 pub mod net;
 pub mod stop;
 pub mod sync;
+pub mod throttle;

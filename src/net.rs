@@ -33,6 +33,7 @@ pub use file::File;
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 
 use crate::queue::job::Payload;
+use crate::sync::keep_waker;
 use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
 
 /// Bytes that one write takes over at most; the next waits until they are the kernel's.
@@ -713,14 +714,6 @@ impl Entry {
                 Poll::Pending
             }
         }
-    }
-}
-
-/// Keeps the polling task's waker in `waker`, without a new one if it is there already.
-pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
-    match waker {
-        Some(waker) => waker.clone_from(cx.waker()),
-        None => *waker = Some(cx.waker().clone()),
     }
 }
 

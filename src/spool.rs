@@ -37,28 +37,24 @@ mod power;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use futures_lite::future;
 use glommio::Task;
-use glommio::sync::Semaphore;
 use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::config::SpoolOptions;
 use crate::http::parse::Span;
-use crate::log::Throttle;
 use crate::metrics::CoreCells;
-use crate::net::keep_waker;
 use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need};
 use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::sync::Flag;
+use crate::sync::{Flag, OneShot, Semaphore, Signal};
+use crate::throttle::Throttle;
 use disk::Disk;
 use format::{HEAD_BYTES, VERSION_BYTES_MAX};
 use health::Health;
@@ -198,34 +194,8 @@ impl Waiting {
     }
 }
 
-/// What a request that waits for the disk is told.
-#[derive(Default)]
-pub struct Ticket {
-    outcome: RefCell<Option<Result<(), SpoolError>>>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Ticket {
-    fn settle(&self, outcome: Result<(), SpoolError>) {
-        self.outcome.replace(Some(outcome));
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Until its group is synced, or has failed; `None` when `ended` says that nobody will tell any more.
-    pub async fn wait(&self, ended: &Cell<bool>) -> Option<Result<(), SpoolError>> {
-        poll_fn(|cx| match self.outcome.take() {
-            Some(outcome) => Poll::Ready(Some(outcome)),
-            None if ended.get() => Poll::Ready(None),
-            None => {
-                keep_waker(&mut self.waker.borrow_mut(), cx);
-                Poll::Pending
-            }
-        })
-        .await
-    }
-}
+/// What a request that waits for the disk is told: that its group is synced, or that it failed.
+pub type Ticket = OneShot<Result<(), SpoolError>>;
 
 /// A spooled request whose payloads are jobs: where each is to be settled.
 pub struct Record {
@@ -374,7 +344,7 @@ impl Spool {
                 Ok(place) => self.deliver(group, &place),
                 Err(error) => group.iter().for_each(|request| {
                     self.disk.health.refused();
-                    request.ticket.settle(Err(error.clone()));
+                    request.ticket.set(Err(error.clone()));
                 }),
             }
         }
@@ -546,7 +516,7 @@ impl Spool {
             }
             self.setup.cells.payloads_accepted.add(count.into());
             self.setup.cells.bytes_accepted.add(payload_bytes as u64);
-            ticket.settle(Ok(()));
+            ticket.set(Ok(()));
             ordinal += count;
         }
     }
@@ -687,34 +657,6 @@ impl Spool {
             }
         });
         self.admission.push(jobs);
-    }
-}
-
-/// Something that happens now and then; one task waits for it.
-#[derive(Default)]
-pub struct Signal {
-    raised: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Signal {
-    pub fn raise(&self) {
-        self.raised.set(true);
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Ready once for all that was raised before.
-    pub async fn wait(&self) {
-        poll_fn(|cx: &mut Context<'_>| {
-            if self.raised.take() {
-                return Poll::Ready(());
-            }
-            keep_waker(&mut self.waker.borrow_mut(), cx);
-            Poll::Pending
-        })
-        .await;
     }
 }
 

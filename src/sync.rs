@@ -1,40 +1,229 @@
-//! Waiting for each other within one core.
+//! How the tasks of one executor wait for each other. Nothing here leaves its thread, so nothing is locked and nothing is
+//! atomic.
+//!
+//! | type | happens | waiting tasks |
+//! |---|---|---|
+//! | [`Flag`] | once | any number |
+//! | [`Signal`] | again and again; what happened before the wait counts once | one |
+//! | [`OneShot`] | once, with a value | one |
+//! | [`Waiters`] | the owner knows when | any number |
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
-/// Something that happens once.
-#[derive(Default)]
-pub struct Flag {
-    set: Cell<bool>,
-    /// One per task that waits or has waited: acceptor and workers, so few, and waking one too many does no harm.
-    waiters: RefCell<Vec<Waker>>,
+pub use glommio::sync::{Semaphore, StaticPermit};
+
+/// Keeps the polling task's waker in `waker`, without a new one if it is there already.
+#[inline]
+pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *waker = Some(cx.waker().clone()),
+    }
 }
 
-impl Flag {
-    pub fn get(&self) -> bool {
-        self.set.get()
-    }
+/// Tasks that wait for a condition which their owner knows. Each polls the condition itself when it is woken.
+#[derive(Default)]
+pub struct Waiters {
+    /// One per task that waits or has waited: few, and waking one too many does no harm.
+    wakers: RefCell<Vec<Waker>>,
+}
 
-    pub fn set(&self) {
-        self.set.set(true);
-        for waker in self.waiters.take() {
-            waker.wake();
-        }
-    }
-
-    pub async fn wait(&self) {
+impl Waiters {
+    /// Ready once `condition` holds. It is looked at now and whenever [`Waiters::wake_all`] is called.
+    pub async fn until(&self, condition: impl Fn() -> bool) {
         poll_fn(|cx| {
-            if self.set.get() {
+            if condition() {
                 return Poll::Ready(());
             }
-            let mut waiters = self.waiters.borrow_mut();
-            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
+            let mut wakers = self.wakers.borrow_mut();
+            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                wakers.push(cx.waker().clone());
             }
             Poll::Pending
         })
         .await;
+    }
+
+    /// The condition may hold now.
+    pub fn wake_all(&self) {
+        self.wakers.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Something that happens once; any number of tasks wait for it.
+#[derive(Default)]
+pub struct Flag {
+    set: Cell<bool>,
+    waiters: Waiters,
+}
+
+impl Flag {
+    /// Whether it has happened.
+    pub fn get(&self) -> bool {
+        self.set.get()
+    }
+
+    /// It has happened. Later calls change nothing.
+    pub fn set(&self) {
+        self.set.set(true);
+        self.waiters.wake_all();
+    }
+
+    /// Ready once it has happened.
+    pub async fn wait(&self) {
+        self.waiters.until(|| self.set.get()).await;
+    }
+}
+
+/// Something that happens now and then; one task waits for it.
+#[derive(Default)]
+pub struct Signal {
+    raised: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    /// It has happened.
+    pub fn raise(&self) {
+        self.raised.set(true);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Ready once for all that was raised before.
+    pub async fn wait(&self) {
+        poll_fn(|cx| {
+            if self.raised.take() {
+                return Poll::Ready(());
+            }
+            keep_waker(&mut self.waker.borrow_mut(), cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A value that one task gives to another that waits for it.
+pub struct OneShot<T> {
+    value: RefCell<Option<T>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl<T> Default for OneShot<T> {
+    fn default() -> OneShot<T> {
+        OneShot { value: RefCell::new(None), waker: RefCell::new(None) }
+    }
+}
+
+impl<T> OneShot<T> {
+    /// Gives the value; to be called once.
+    pub fn set(&self, value: T) {
+        self.value.replace(Some(value));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for the value, and takes it. `None` when `ended` says that none will be given any more; whoever sets `ended`
+    /// wakes the waiting task.
+    pub async fn wait(&self, ended: &Cell<bool>) -> Option<T> {
+        poll_fn(|cx| match self.value.take() {
+            Some(value) => Poll::Ready(Some(value)),
+            None if ended.get() => Poll::Ready(None),
+            None => {
+                keep_waker(&mut self.waker.borrow_mut(), cx);
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::task::Wake;
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Polls `wait` as a task of its own would; whether it is ready.
+    fn poll(wait: std::pin::Pin<&mut impl Future>, task: &Arc<Woken>) -> bool {
+        let waker = task.clone().into();
+        wait.poll(&mut Context::from_waker(&waker)).is_ready()
+    }
+
+    #[test]
+    fn a_flag_wakes_every_task_that_waits_and_stays_set() {
+        let (flag, tasks) = (Flag::default(), [(); 2].map(|()| Arc::<Woken>::default()));
+        let mut waits = [(); 2].map(|()| Box::pin(flag.wait()));
+        for (wait, task) in waits.iter_mut().zip(&tasks) {
+            assert!(!poll(wait.as_mut(), task) && !poll(wait.as_mut(), task));
+        }
+        assert_eq!(flag.waiters.wakers.borrow().len(), 2, "one per task, however often polled");
+        assert!(!flag.get());
+        flag.set();
+        assert!(flag.get());
+        for (wait, task) in waits.iter_mut().zip(&tasks) {
+            assert_eq!(task.0.load(Relaxed), 1);
+            assert!(poll(wait.as_mut(), task));
+        }
+        block_on(flag.wait());
+    }
+
+    #[test]
+    fn what_was_raised_before_the_wait_counts_once() {
+        let (signal, task) = (Signal::default(), Arc::<Woken>::default());
+        signal.raise();
+        signal.raise();
+        block_on(signal.wait());
+        let mut wait = Box::pin(signal.wait());
+        assert!(!poll(wait.as_mut(), &task));
+        signal.raise();
+        assert_eq!(task.0.load(Relaxed), 1);
+        assert!(poll(wait.as_mut(), &task));
+    }
+
+    #[test]
+    fn a_one_shot_gives_its_value_once() {
+        let (shot, ended) = (OneShot::default(), Cell::new(false));
+        let task = Arc::<Woken>::default();
+        let mut wait = Box::pin(shot.wait(&ended));
+        assert!(!poll(wait.as_mut(), &task));
+        shot.set(7);
+        assert_eq!(task.0.load(Relaxed), 1);
+        assert_eq!(block_on(wait), Some(7));
+        assert_eq!(block_on(poll_once(shot.wait(&ended))), None, "taken");
+        ended.set(true);
+        assert_eq!(block_on(shot.wait(&ended)), None);
+        shot.set(8);
+        assert_eq!(block_on(shot.wait(&ended)), Some(8), "the value counts, although it came late");
+    }
+
+    #[test]
+    fn waiters_look_again_when_they_are_woken() {
+        let (waiters, level, task) = (Waiters::default(), Cell::new(0), Arc::<Woken>::default());
+        let mut wait = Box::pin(waiters.until(|| level.get() > 1));
+        for at in 0..2 {
+            level.set(at);
+            waiters.wake_all();
+            assert!(!poll(wait.as_mut(), &task));
+        }
+        level.set(2);
+        waiters.wake_all();
+        assert!(poll(wait.as_mut(), &task));
     }
 }

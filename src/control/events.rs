@@ -1,16 +1,15 @@
 //! What the control executor waits for while cores start, serve and stop. Each kind is a level, not a queue: it takes the
 //! same memory however often it happens, and none is lost.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::cell::Cell;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 
 use futures_lite::AsyncReadExt;
 use socket2::Socket;
 
 use crate::control::signals::Signals;
 use crate::http::accept::into_glommio_stream;
+use crate::sync::Signal;
 
 pub(super) enum Event {
     /// A signal to stop, each once.
@@ -25,7 +24,7 @@ pub(super) struct Events {
     /// Of `signals.stops()`.
     stops_seen: Cell<u32>,
     bell: Cell<bool>,
-    waiter: RefCell<Option<Waker>>,
+    changed: Signal,
 }
 
 impl Events {
@@ -36,7 +35,7 @@ impl Events {
             signals,
             stops_seen: Cell::new(0),
             bell: Cell::new(false),
-            waiter: RefCell::default(),
+            changed: Signal::default(),
         });
         watch(Socket::from(std::os::fd::OwnedFd::from(bell)), events.clone(), |_| ());
         Ok(events)
@@ -55,18 +54,16 @@ impl Events {
 
     /// The next event; to be awaited by one task at a time.
     pub(super) async fn next(&self) -> Event {
-        poll_fn(|cx| {
+        loop {
             if self.signals.stops() > self.stops_seen.get() {
                 self.stops_seen.set(self.stops_seen.get() + 1);
-                return Poll::Ready(Event::Stop);
+                return Event::Stop;
             }
             if self.bell.take() {
-                return Poll::Ready(Event::Bell);
+                return Event::Bell;
             }
-            self.waiter.replace(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-        .await
+            self.changed.wait().await;
+        }
     }
 }
 
@@ -77,9 +74,7 @@ fn watch(socket: Socket, events: Rc<Events>, rang: fn(&Events)) {
         let mut bytes = [0; 64];
         while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {
             rang(&events);
-            if let Some(waiter) = events.waiter.take() {
-                waiter.wake();
-            }
+            events.changed.raise();
         }
     })
     .detach();

@@ -7,10 +7,10 @@ use std::time::Duration;
 use glommio::timer::sleep;
 
 use crate::config::Config;
-use crate::log::Throttle;
 use crate::metrics::Cells;
 use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
 use crate::spool::{DiskThread, SpoolSetup};
+use crate::throttle::Throttle;
 
 /// How often it is looked for spools of processes that are no more.
 const ADOPT_EVERY: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::conn;
 use super::server::Server;
-use crate::log::Throttle;
+use crate::throttle::Throttle;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
 const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);

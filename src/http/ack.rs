@@ -19,9 +19,9 @@ use crate::config::{Ack, Config};
 use crate::deadline::within;
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
-use crate::net::keep_waker;
 use crate::spool::Ticket;
 use crate::stop::Stop;
+use crate::sync::keep_waker;
 
 /// The request header that says the level of one request.
 static HEADER: HeaderName = HeaderName::from_static("millrace-ack");

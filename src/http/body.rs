@@ -10,13 +10,13 @@ use std::io::Write;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use glommio::sync::Semaphore;
 use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
 use crate::coding::Coding;
 use crate::queue::admission::{Budget, BudgetExhausted, ChargedBytes};
+use crate::sync::Semaphore;
 
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use crate::sync::StaticPermit;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
-use glommio::sync::StaticPermit;
 use hyper::rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::head_tracker::Arrived;
 use crate::deadline::{Alarm, was_paused};
 use crate::limits::{LAME_DUCK, LINGER_TIME_MAX};
-use crate::net::{Stream, keep_waker};
+use crate::net::Stream;
 use crate::stop::Stop;
+use crate::sync::keep_waker;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

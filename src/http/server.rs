@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use glommio::sync::{Semaphore, StaticPermit};
+use crate::sync::{Semaphore, StaticPermit};
 
 use super::body::BodyReader;
 use super::parse::Scratch;
@@ -13,11 +13,11 @@ use super::phase::ConnState;
 use super::request::Intake;
 use super::tokens::TokenView;
 use crate::config::Config;
-use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
+use crate::throttle::Throttle;
 
 /// One core's side towards its clients.
 pub struct Server {

@@ -13,7 +13,8 @@ use std::task::{Poll, Waker};
 use glommio::io::DmaBuffer;
 use slab::Slab;
 
-use super::{Net, keep_waker};
+use super::Net;
+use crate::sync::keep_waker;
 
 /// A file open for writing, one write at a time. Dropped while one is under way, it is closed when that has ended.
 pub struct File {

@@ -7,9 +7,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use futures_channel::oneshot;
 use glommio::GlommioError;
 
-use super::Signal;
 use super::health::Health;
 use crate::net;
+use crate::sync::Signal;
 
 /// Calls in line for the thread. Every task of a spool waits for its own call, so only a disk that hangs gets near it.
 const CALLS_MAX: usize = 64;

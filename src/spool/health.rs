@@ -8,15 +8,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use crate::metrics::CoreCells;
+use crate::sync::Waiters;
 
 /// Longest time for one operation of a disk that works.
 pub(super) const STALL_AFTER: Duration = Duration::from_secs(5);
@@ -92,7 +91,7 @@ pub(super) struct Health {
     refused: Cell<u64>,
     said_last: Cell<Option<Instant>>,
     /// Who waits for the disk to stall.
-    waiters: RefCell<Vec<Waker>>,
+    waiters: Waiters,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,7 +136,7 @@ impl Health {
             operations: RefCell::default(),
             refused: Cell::default(),
             said_last: Cell::default(),
-            waiters: RefCell::default(),
+            waiters: Waiters::default(),
         }
     }
 
@@ -165,17 +164,7 @@ impl Health {
 
     /// Ready while the disk is stalled.
     pub(super) async fn stalled(&self) {
-        poll_fn(|cx| {
-            if self.is_stalled() {
-                return Poll::Ready(());
-            }
-            let mut waiters = self.waiters.borrow_mut();
-            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
+        self.waiters.until(|| self.is_stalled()).await;
     }
 
     /// The disk refused something at `path`.
@@ -291,7 +280,7 @@ impl Health {
             });
             self.say(stalled, now);
             drop(stall);
-            self.waiters.take().into_iter().for_each(Waker::wake);
+            self.waiters.wake_all();
         }
         if let Some(trouble) = &mut *self.trouble.borrow_mut() {
             self.say(trouble, now);

@@ -38,7 +38,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_lite::FutureExt;
-use glommio::sync::Semaphore;
 
 use super::format::group_bytes;
 use super::format::record::{done_bytes, intent_record, write_done};
@@ -46,6 +45,7 @@ use super::members::Members;
 use super::orphans::LeftCore;
 use super::segment::{Payloads, Segment};
 use super::{GROUP_BYTES_MAX, Spool, SpoolError};
+use crate::sync::Semaphore;
 
 /// One core directory whose payloads this core takes: its own, or that of a crashed process's core.
 pub struct CoreDir {

@@ -15,7 +15,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
-use glommio::sync::Semaphore;
 
 use super::disk::{Disk, os_error};
 use super::done::Done;
@@ -26,6 +25,7 @@ use super::orphans::Orphan;
 use super::removed::Identity;
 use crate::net::{self, File, Net};
 use crate::queue::job::Origin;
+use crate::sync::Semaphore;
 
 /// A file of the spool, open.
 pub struct Segment {

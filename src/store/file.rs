@@ -26,11 +26,11 @@ use std::time::{Duration, SystemTime};
 
 use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory, OpenOptions};
-use glommio::sync::Semaphore;
 
 use super::{Class, Object, Progress, PutError};
 use crate::net;
 use crate::queue::job::Payload;
+use crate::sync::Semaphore;
 use mode::FileMode;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.

@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 
-use glommio::sync::Semaphore;
+use crate::sync::Semaphore;
 
 use super::source::Parcel;
 use crate::deadletter::{DeadLetters, Letter};
 use crate::http::ack::Fate;
-use crate::log::Throttle;
 use crate::metrics::CoreCells;
 use crate::queue::job::Origin;
+use crate::throttle::Throttle;
 
 /// One pipeline's way to the dead letters.
 pub struct Letters {

@@ -23,7 +23,7 @@ use super::limit::PutLimit;
 use super::uploader::Uploader;
 use super::worker::InHand;
 use crate::metrics::CoreCells;
-use crate::spool::Signal;
+use crate::sync::Signal;
 use crate::upload::source::Parcel;
 
 /// Longest backoff while draining, so that workers notice a store that recovers before the deadline.

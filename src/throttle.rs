@@ -1,0 +1,55 @@
+//! Limits how often errors that repeat are logged.
+
+use std::time::{Duration, Instant};
+
+/// Lets one line through per `EVERY` and says how many it held back.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Throttle {
+    /// Between two lines.
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// Logs an error, if its turn has come. Returns whether the line went through.
+    pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
+        let passed = self.pass(Instant::now());
+        if let Some(held_back) = passed {
+            tracing::error!(held_back, "{}", text());
+        }
+        passed.is_some()
+    }
+
+    /// The same for a warning.
+    pub fn warn(&mut self, text: impl FnOnce() -> String) {
+        if let Some(held_back) = self.pass(Instant::now()) {
+            tracing::warn!(held_back, "{}", text());
+        }
+    }
+
+    fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now - last < Self::EVERY) {
+            self.held_back += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_per_interval_and_the_rest_are_counted() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        assert_eq!(throttle.pass(start), Some(0));
+        assert_eq!(throttle.pass(start + Duration::from_secs(1)), None);
+        assert_eq!(throttle.pass(start + Duration::from_secs(2)), None);
+        assert_eq!(throttle.pass(start + Duration::from_secs(11)), Some(2));
+    }
+}
