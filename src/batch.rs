@@ -38,11 +38,11 @@ use glommio::timer::sleep;
 pub use gather::gather;
 
 use crate::config::{BatchOptions, Config, Form};
-use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
+use crate::queue::outcome::{Fate, Tally};
 use crate::spool::{Members, Signal};
 use crate::store::{Integrity, Object, Sums};
 use encoder::{Encoder, EncoderShared};

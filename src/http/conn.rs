@@ -34,16 +34,17 @@ use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::core::Core;
 use crate::deadline::{Alarm, was_paused, within};
-use crate::http::ack::{self, LevelError, Tally};
+use crate::http::ack::{self, LevelError};
 use crate::http::body::{self, BodyError};
-use crate::http::parse::{self, Collection, Scratch, Span};
+use crate::http::parse::{self, Collection, Scratch};
 use crate::http::reply::{Answer, HEAD_TIMEOUT};
 use crate::http::tokens::TokenView;
 use crate::key;
 use crate::limits::{HEAD_BYTES_MAX, LAME_DUCK, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::{Stream, keep_waker};
 use crate::queue::admission::{ChargedBytes, Need, Permit};
-use crate::queue::job::{Job, Payload, Stamp};
+use crate::queue::job::{Job, Payload, Span, Stamp};
+use crate::queue::outcome::Tally;
 use crate::spool::Ticket;
 
 /// What a connection is waiting for; each phase has its own deadline.

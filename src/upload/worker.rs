@@ -18,8 +18,8 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::deadletter::Letter;
 use crate::deadline::Alarm;
-use crate::http::ack::Fate;
 use crate::metrics::CoreCells;
+use crate::queue::outcome::Fate;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
