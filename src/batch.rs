@@ -38,12 +38,12 @@ use glommio::timer::sleep;
 pub use gather::gather;
 
 use crate::config::{BatchOptions, Config, Form};
-use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
+use crate::queue::outcome::{Fate, Tally};
 use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};

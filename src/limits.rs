@@ -10,17 +10,13 @@ use crate::config::{Config, S3Client};
 use crate::http::body::ZSTD_WINDOW_LOG_MAX;
 use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::net;
+use crate::queue::job::JOB_COST_BYTES;
 use crate::spool;
 use crate::upload::restore::RESTORERS;
 
 /// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
 /// is what nginx and the AWS load balancers allow.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
-
-/// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
-/// `Tally` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
-/// text.
-pub const JOB_COST_BYTES: usize = 64;
 
 /// Memory of one open connection at most: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer, hyper's write buffer of
 /// 8 KiB, about 14 KiB for the task with hyper's state, header fields being parsed, the socket and the allocator's

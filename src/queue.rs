@@ -3,3 +3,4 @@
 pub mod admission;
 pub mod fifo;
 pub mod job;
+pub mod outcome;

@@ -49,9 +49,9 @@ use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::config::SpoolOptions;
-use crate::http::parse::Span;
 use crate::metrics::CoreCells;
 use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need};
+use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::sync::{Flag, OneShot, Semaphore, Signal};
 use crate::throttle::Throttle;

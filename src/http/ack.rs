@@ -7,10 +7,6 @@
 //! Known gap: hyper does not read while a request is being answered, so a client that has gone away keeps its
 //! connection's place until the store has decided or `ACK_TIMEOUT` has passed.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::rc::Rc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
@@ -19,9 +15,9 @@ use crate::config::{Ack, Config};
 use crate::deadline::within;
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
+use crate::queue::outcome::Tally;
 use crate::spool::Ticket;
 use crate::stop::Stop;
-use crate::sync::keep_waker;
 
 /// The request header that says the level of one request.
 static HEADER: HeaderName = HeaderName::from_static("millrace-ack");
@@ -51,74 +47,6 @@ pub fn level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
     }
 }
 
-/// What became of one payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    Stored,
-    DeadLettered,
-    /// The dead letter could not be written either.
-    Lost,
-}
-
-/// What is known of the payloads of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fates {
-    pub accepted: usize,
-    pub stored: usize,
-    pub dead_lettered: usize,
-    pub lost: usize,
-}
-
-impl Fates {
-    fn all_known(&self) -> bool {
-        self.stored + self.dead_lettered + self.lost == self.accepted
-    }
-}
-
-/// Where the workers tell one waiting request what became of its payloads.
-#[derive(Debug)]
-pub struct Tally {
-    fates: Cell<Fates>,
-    /// The connection that waits.
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Tally {
-    pub fn of(accepted: usize) -> Rc<Tally> {
-        let fates = Cell::new(Fates { accepted, ..Fates::default() });
-        Rc::new(Tally { fates, waker: RefCell::new(None) })
-    }
-
-    /// Told once per payload; only the last one wakes, for nobody does anything with less.
-    pub fn tell(&self, fate: Fate) {
-        let mut fates = self.fates.get();
-        assert!(!fates.all_known(), "a payload has one fate");
-        match fate {
-            Fate::Stored => fates.stored += 1,
-            Fate::DeadLettered => fates.dead_lettered += 1,
-            Fate::Lost => fates.lost += 1,
-        }
-        self.fates.set(fates);
-        if fates.all_known()
-            && let Some(waker) = self.waker.take()
-        {
-            waker.wake();
-        }
-    }
-
-    /// Ready once every fate is known, or `ended` says that no more will be told; who sets that wakes the connection.
-    pub async fn all_known(&self, ended: &Cell<bool>) {
-        poll_fn(|cx| {
-            if self.fates.get().all_known() || ended.get() {
-                return Poll::Ready(());
-            }
-            keep_waker(&mut self.waker.borrow_mut(), cx);
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
 /// Waits up to `ACK_TIMEOUT` until the store has decided on every payload of a request. What it has not decided on by
 /// then goes on without anybody waiting.
 pub(super) async fn stored(
@@ -130,7 +58,7 @@ pub(super) async fn stored(
     let _counted = Waiter::new(cells);
     let ended = &stop.uploads_ended;
     within(ack_timeout, tally.all_known(ended), || ()).await;
-    let fates = tally.fates.get();
+    let fates = tally.fates();
     match () {
         () if fates.stored == fates.accepted => {
             Answer::Accepted { count: fates.accepted, ack: Ack::Stored }
@@ -176,7 +104,6 @@ impl Drop for Waiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_lite::future::{block_on, poll_once};
     use http::HeaderValue;
 
     /// The level of a request with one such header for each of `values`, on a server with `settings`.
@@ -215,51 +142,5 @@ mod tests {
         assert_eq!(level_of(&[b"stored", b""], &[]), Err(LevelError::Unknown));
         let said = LevelError::Unknown.to_string();
         assert!(Ack::ALL.iter().all(|ack| said.contains(ack.name())), "{said}");
-    }
-
-    #[test]
-    fn a_wait_ends_with_the_last_fate() {
-        let tally = Tally::of(3);
-        let ended = Cell::new(false);
-        block_on(async {
-            let mut wait = Box::pin(tally.all_known(&ended));
-            for fate in [Fate::Lost, Fate::Stored] {
-                assert!(poll_once(&mut wait).await.is_none());
-                tally.tell(fate);
-                assert!(tally.waker.borrow().is_some(), "not woken before the last");
-            }
-            assert!(poll_once(&mut wait).await.is_none());
-            tally.tell(Fate::DeadLettered);
-            assert!(tally.waker.borrow().is_none(), "woken");
-            wait.await;
-        });
-        let fates = Fates { accepted: 3, stored: 1, dead_lettered: 1, lost: 1 };
-        assert_eq!(tally.fates.get(), fates);
-    }
-
-    #[test]
-    fn a_wait_ends_when_nobody_is_left_to_tell() {
-        let tally = Tally::of(2);
-        let ended = Cell::new(false);
-        block_on(async {
-            let mut wait = Box::pin(tally.all_known(&ended));
-            assert!(poll_once(&mut wait).await.is_none());
-            ended.set(true);
-            wait.await;
-        });
-        assert!(!tally.fates.get().all_known());
-    }
-
-    #[test]
-    fn nobody_waits_for_nothing() {
-        block_on(Tally::of(0).all_known(&Cell::new(false)));
-    }
-
-    #[test]
-    #[should_panic(expected = "one fate")]
-    fn a_second_fate_of_a_payload_is_caught() {
-        let tally = Tally::of(1);
-        tally.tell(Fate::Stored);
-        tally.tell(Fate::Lost);
     }
 }

@@ -14,11 +14,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::mem;
-use std::ops::Range;
 
 use serde_json::value::RawValue;
 use simd_json::{Buffers, ErrorType, INPUT_PADDING, Tape};
 use thiserror::Error;
+
+use crate::queue::job::Span;
 
 /// Arrays and objects inside one another, the collection's own two levels included. The same count
 /// at which `serde_json` stops, so a stored payload can be read back with its defaults.
@@ -33,22 +34,6 @@ pub struct Collection<'body, 'scratch> {
     pub token: Option<Cow<'body, str>>,
     /// The elements of `data` in order: their exact bytes without the white space around them.
     pub payloads: &'scratch [Span],
-}
-
-/// A byte range of the body, half-open and never empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Offset of the first byte.
-    pub start: u32,
-    /// Offset behind the last byte.
-    pub end: u32,
-}
-
-impl Span {
-    /// The range to slice the body with.
-    pub fn range(self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
 }
 
 /// Why a body is no collection. The text is what the client reads: it says what and where, and
@@ -861,6 +846,7 @@ mod tests {
 #[cfg(test)]
 mod properties {
     use std::cell::RefCell;
+    use std::ops::Range;
 
     use proptest::prelude::*;
     use proptest::sample::{Index, select};

@@ -11,8 +11,8 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 
 use crate::config::Ack;
-use crate::http::ack::Fates;
 use crate::queue::admission::Refusal;
+use crate::queue::outcome::Fates;
 use crate::spool::SpoolError;
 
 /// What became of one request.

@@ -17,9 +17,9 @@ use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::ack::{self, LevelError, Tally};
+use super::ack::{self, LevelError};
 use super::body::{self, BodyError};
-use super::parse::{self, Collection, Scratch, Span};
+use super::parse::{self, Collection, Scratch};
 use super::phase::ConnState;
 use super::reply::Answer;
 use super::server::Server;
@@ -29,7 +29,8 @@ use crate::config::{Ack, Config};
 use crate::key;
 use crate::metrics::CoreCells;
 use crate::queue::admission::{Admission, ChargedBytes, Need, Permit};
-use crate::queue::job::{Job, Payload, Stamp, Stamps};
+use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
+use crate::queue::outcome::Tally;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
 

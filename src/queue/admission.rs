@@ -18,10 +18,9 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::deadline::strictly_within;
-use crate::limits::JOB_COST_BYTES;
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::fifo::Ring;
-use crate::queue::job::Job;
+use crate::queue::job::{JOB_COST_BYTES, Job};
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -583,8 +582,7 @@ impl Drop for ChargedBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::parse::Span;
-    use crate::queue::job::{Payload, Stamp};
+    use crate::queue::job::{Payload, Span, Stamp};
     use futures_lite::future::{block_on, poll_once};
 
     fn run(test: impl Future<Output = ()>) {

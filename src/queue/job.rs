@@ -5,16 +5,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::http::ack::{Fate, Tally};
-use crate::http::parse::Span;
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
-use crate::limits::JOB_COST_BYTES;
 use crate::queue::admission::Permit;
+use crate::queue::outcome::{Fate, Tally};
 use crate::spool::Record;
+
+/// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
+/// `Tally` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
+/// text.
+pub const JOB_COST_BYTES: usize = 64;
 
 /// One payload on its way to the store.
 #[derive(Clone)]
@@ -190,6 +193,22 @@ impl Origin {
         text.push_str(digits.format(stamp.unix_nanos));
         text.push_str(&self.middle);
         text.push_str(digits.format(stamp.seq));
+    }
+}
+
+/// A byte range of the body, half-open and never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: u32,
+    /// Offset behind the last byte.
+    pub end: u32,
+}
+
+impl Span {
+    /// The range to slice the body with.
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
     }
 }
 

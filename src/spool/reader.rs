@@ -19,9 +19,8 @@ use super::instances::{self, Orphan, put_aside};
 use super::orphans::LeftCore;
 use super::segment::Segment;
 use super::{CoreDir, Place, Spool};
-use crate::http::parse::Span;
 use crate::queue::admission::Need;
-use crate::queue::job::{Origin, Payload};
+use crate::queue::job::{Origin, Payload, Span};
 
 /// Bytes read at a time, if no group is longer.
 const READ_BYTES: u64 = 512 << 10;

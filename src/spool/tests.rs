@@ -16,9 +16,9 @@ use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
 use super::segment::Note;
 use super::*;
-use crate::http::ack::Fate;
 use crate::queue::admission::Budget;
 use crate::queue::fifo::Ring;
+use crate::queue::outcome::Fate;
 
 mod batches;
 

@@ -6,9 +6,9 @@ use crate::sync::Semaphore;
 
 use super::source::Parcel;
 use crate::deadletter::{DeadLetters, Letter};
-use crate::http::ack::Fate;
 use crate::metrics::CoreCells;
 use crate::queue::job::Origin;
+use crate::queue::outcome::Fate;
 use crate::throttle::Throttle;
 
 /// One pipeline's way to the dead letters.

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use crate::batch::Batch;
-use crate::http::ack::Fate;
 use crate::queue::job::{Job, Origin};
+use crate::queue::outcome::Fate;
 use crate::store::Object;
 
 /// What becomes one object.

@@ -17,7 +17,7 @@ use super::{Failures, InFlight, Trouble, Upload};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadline::Alarm;
-use crate::http::ack::Fate;
+use crate::queue::outcome::Fate;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 

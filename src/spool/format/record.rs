@@ -15,8 +15,7 @@ use std::fmt;
 
 use super::runs::Runs;
 use super::{HEAD_BYTES, Head, u32_at, u32_bytes, u64_at};
-use crate::http::parse::Span;
-use crate::queue::job::Stamp;
+use crate::queue::job::{Span, Stamp};
 
 /// Longest template of keys.
 pub const KEYS_BYTES_MAX: usize = 4 << 10;
