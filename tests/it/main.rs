@@ -1,4 +1,5 @@
-//! Scenarios against the real binary over real sockets; one file per scenario, `support` for what they share.
+//! Scenarios against the real binary over real sockets; one file per scenario, one folder per subject,
+//! `support` for what they share.
 
 #![expect(
     clippy::disallowed_methods,
@@ -8,63 +9,91 @@
 
 mod support;
 
-mod ack;
-mod admin;
-mod backpressure;
-mod batch;
-mod batch_acks;
-mod batch_config;
-mod batch_crash;
-mod batch_faults;
-mod batch_keys;
-mod batch_memory;
-mod batch_readers;
-mod batch_sizes;
-mod batch_spool;
-mod batch_stop;
-mod bulk;
-mod check;
-mod command_line;
-mod compression;
-mod contract;
-mod cores;
-mod dead_letter;
-mod deadlines;
-mod drain;
-mod early_answers;
-mod environment;
-mod faults;
-mod file_modes;
-mod framing;
-mod host;
-mod limits;
-mod log;
-mod pauses;
+// What the repository's own files say.
 mod profiles;
-mod reload;
-mod restart;
-mod signals;
 mod smoke;
-mod spool;
-mod spool_commands;
-mod spool_crash;
-mod spool_disk;
-mod spool_outage;
-mod spool_removed;
-mod start;
-mod stop_times;
-mod store_log;
-
-mod s3_answers;
-mod s3_credentials;
-mod s3_dial;
-mod s3_faults;
-mod s3_probe;
-mod s3_proxy;
-mod s3_server;
-mod s3_unreached;
-mod s3_wire;
-mod slow_store;
-mod store_suite;
-mod tokens;
 mod tuning;
+
+/// The requests of a client and their answers.
+mod http {
+    mod ack;
+    mod backpressure;
+    mod compression;
+    mod contract;
+    mod deadlines;
+    mod early_answers;
+    mod framing;
+    mod limits;
+    mod tokens;
+}
+
+/// Objects that hold many payloads.
+mod batch {
+    mod acks;
+    mod config;
+    mod crash;
+    mod faults;
+    mod keys;
+    mod memory;
+    mod objects;
+    mod readers;
+    mod sizes;
+    mod spool;
+    mod stop;
+}
+
+/// Payloads that are on this host's disk first.
+mod spool {
+    mod commands;
+    pub mod crash;
+    mod disk;
+    mod durability;
+    mod outage;
+    mod removed;
+}
+
+/// Stores of every kind, what they refuse and how they fail.
+mod store {
+    pub mod bulk;
+    mod dead_letter;
+    mod faults;
+    mod file_modes;
+    mod log;
+    mod slow;
+    mod suite;
+}
+
+/// The store that is a bucket: requests on the wire, credentials, ways there.
+mod s3 {
+    mod answers;
+    mod credentials;
+    mod dial;
+    mod faults;
+    mod probe;
+    mod proxy;
+    mod server;
+    mod unreached;
+    pub mod wire;
+}
+
+/// The process: how it starts, runs beside others, and stops.
+mod process {
+    mod admin;
+    mod cores;
+    mod drain;
+    mod environment;
+    mod host;
+    mod log;
+    mod pauses;
+    mod reload;
+    mod restart;
+    mod signals;
+    mod start;
+    mod stop_times;
+}
+
+/// The commands beside the server.
+mod commands {
+    mod check;
+    mod command_line;
+}

@@ -252,7 +252,7 @@ fn a_hangup_during_the_start_does_not_end_it() {
 #[test]
 fn a_command_survives_the_file_size_limit() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    // A server refuses a limit that its files could reach: `host` tries that, and `log` a log that reaches it.
+    // A server refuses a limit that its files could reach: `process::host` tries that, and `process::log` a log that reaches it.
     let settings = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
     let plain = run(dir.path(), &["check"], &settings);
     let table = String::from_utf8(plain.stdout).unwrap();

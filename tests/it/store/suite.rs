@@ -270,7 +270,7 @@ fn the_suite_runs_against_a_named_endpoint() {
         ("HOME", "/nonexistent".to_owned()),
     ];
     let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    child::run("store_suite::s3_named_by_the_environment", &env);
+    child::run("store::suite::s3_named_by_the_environment", &env);
     assert!(server.objects().len() > AWKWARD_KEYS.len());
 }
 

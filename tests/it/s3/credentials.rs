@@ -43,7 +43,7 @@ fn run(client: S3Client, name: &str, env: &[(&str, &str)]) {
         S3Client::Sdk => "sdk",
     };
     let env: Vec<_> = BARE.iter().chain(env).copied().chain([("CLIENT", client)]).collect();
-    child::run(&format!("s3_credentials::{name}"), &env);
+    child::run(&format!("s3::credentials::{name}"), &env);
 }
 
 async fn from_environment() -> Result<s3::Aws, StartError> {
@@ -481,7 +481,7 @@ fn every_refusal_is_one_clear_sentence() {
     ];
     for (env, expected) in cases {
         let env: Vec<_> = BARE.iter().chain(&env).copied().collect();
-        let output = child::run("s3_credentials::child_prints_why_it_cannot_start", &env);
+        let output = child::run("s3::credentials::child_prints_why_it_cannot_start", &env);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(&expected), "{env:?}: {text}");
     }

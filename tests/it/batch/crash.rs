@@ -1,7 +1,7 @@
 //! Crashes of a server with batches: goal, whenever the process is killed, every payload whose 200 said `spooled` is one line
 //! of one object in the end, also when the next process makes its objects in another way.
 //!
-//! Method: that of `spool_crash`, with `OBJECT=batch` in most rounds, small batches of several partitions, and compression
+//! Method: that of `spool::crash`, with `OBJECT=batch` in most rounds, small batches of several partitions, and compression
 //! that changes from round to round; the objects are decoded and every line held against what was sent. `MILLRACE_TEST_CRASHES`
 //! sets the rounds (else 5), `MILLRACE_TEST_SEED` repeats the settings and the payloads of a run, if not its timing.
 
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use crate::bulk::from_env;
-use crate::spool_crash::{Figures, Sent, healthy, live_under_load, settings as spool_settings};
+use crate::spool::crash::{Figures, Sent, healthy, live_under_load, settings as spool_settings};
+use crate::store::bulk::from_env;
 use crate::support::batches::Packing;
 use crate::support::{Server, files, mend_store};
 

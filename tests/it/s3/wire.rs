@@ -377,7 +377,7 @@ fn authorities_come_from_the_environment() {
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
             ("HOME", "/nonexistent"),
         ];
-        child::run("s3_credentials::child_puts_once", &env);
+        child::run("s3::credentials::child_puts_once", &env);
     }
     assert_eq!(server.requests().len(), 2);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::bulk::payload;
+use crate::store::bulk::payload;
 use crate::support::batches::{Batches, Packing, all_lines, batches, in_bucket, s3_settings};
 use crate::support::s3::S3Server;
 use crate::support::{Server, collection, numbered, sorted, wait_for};

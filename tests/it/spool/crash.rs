@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::bulk::{from_env, payload};
+use crate::store::bulk::{from_env, payload};
 use crate::support::{Client, SPOOLED, Server, Stopped, collection, files, mend_store, request};
 
 pub const CLIENTS: u64 = 4;

@@ -1,7 +1,7 @@
 //! Batches into a store that fails at random: goal, every accepted payload is one line of one object or of one dead letter, and no
 //! refused one is.
 //!
-//! Method: that of `bulk`, over two cores, partitions and compressions, with several seeds, each printed;
+//! Method: that of `store::bulk`, over two cores, partitions and compressions, with several seeds, each printed;
 //! `MILLRACE_TEST_SEED` repeats one of them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use serde_json::Value;
 
-use crate::bulk::{Sent, from_env, post_all};
+use crate::store::bulk::{Sent, from_env, post_all};
 use crate::support::batches::{Packing, in_bucket, s3_settings};
 use crate::support::s3::{Fault, S3Server};
 use crate::support::{Server, dead_letters, files};

@@ -10,7 +10,7 @@ use millrace::store::s3::sdk::S3Store;
 use millrace::store::s3::{self, Overrides};
 use millrace::store::{Class, Object};
 
-use crate::s3_wire::tls_for;
+use crate::s3::wire::tls_for;
 use crate::support::proxy::ProxyServer;
 use crate::support::run;
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, Options, S3Server, SECRET_KEY};
