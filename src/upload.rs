@@ -14,3 +14,7 @@ pub use failures::Failures;
 pub use health::Health;
 pub use uploads::{InFlight, Uploads, notice_retries};
 pub use worker::{InHand, lose, worker_loop};
+
+/// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
+/// the dead letter being written.
+pub const FILES_PER_WORKER: usize = 2;
