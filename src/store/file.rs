@@ -29,9 +29,9 @@ use glommio::io::{BufferedFile, Directory, OpenOptions};
 use glommio::sync::Semaphore;
 
 use super::{Class, Object, Progress, PutError};
+use crate::config::FileMode;
 use crate::net;
 use crate::queue::job::Payload;
-use mode::FileMode;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
 const TEMPORARY: &str = ".millrace-tmp";
