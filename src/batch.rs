@@ -37,9 +37,10 @@ use glommio::timer::sleep;
 
 pub use gather::gather;
 
+use crate::coding::Compression;
 use crate::config::{BatchOptions, Config, Form};
 use crate::key::{KeyTemplate, Partition};
-use crate::metrics::{Cell64, CoreCells};
+use crate::metrics::{Cell64, CoreCells, Reason};
 use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
@@ -64,25 +65,6 @@ const ROOM_BYTES: usize = 256 << 10;
 /// What a core's batches may take beyond `BATCH_MEMORY`: a compressor state and a chunk, and what the encoders keep for
 /// reuse (32 chunks of 256 KiB and four states of up to 3 MiB).
 pub const MEMORY_BESIDE_BYTES: usize = (4 + 8 + 12) << 20;
-
-/// Why a batch was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Reason {
-    Size,
-    RawSize,
-    Age,
-    Count,
-    Memory,
-    Partitions,
-    Drain,
-}
-
-impl Reason {
-    /// As the metric's label says them, in the order of their numbers.
-    pub const NAMES: [&str; 7] =
-        ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
-}
 
 /// The batches of one core.
 pub struct Batches {
@@ -403,7 +385,7 @@ impl Batch {
         Batch {
             key: origin.key(job.stamp, &job.payload),
             stem: origin.stem(job.stamp),
-            form: Form { compression: encoder::Compression::None, header: false },
+            form: Form { compression: Compression::None, header: false },
             parts: Vec::new(),
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,

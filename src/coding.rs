@@ -1,4 +1,7 @@
-//! How bytes are compressed, by the name that HTTP has for it: bodies of requests, and objects that say so in a header.
+//! How bytes are compressed, by the name that HTTP has for it: bodies of requests, and objects that say
+//! so in a header. And how text in URLs is escaped (`percent`).
+
+pub mod percent;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +19,27 @@ impl Coding {
         match self {
             Coding::Gzip => "gzip",
             Coding::Zstd => "zstd",
+        }
+    }
+}
+
+/// `COMPRESSION` with its level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// 0 (stored) to 9.
+    Gzip(u32),
+    /// Negative levels are faster, 22 is the highest.
+    Zstd(i32),
+}
+
+impl Compression {
+    /// What others call it; `None`: nothing is compressed.
+    pub fn coding(self) -> Option<Coding> {
+        match self {
+            Compression::None => None,
+            Compression::Gzip(_) => Some(Coding::Gzip),
+            Compression::Zstd(_) => Some(Coding::Zstd),
         }
     }
 }

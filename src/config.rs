@@ -10,17 +10,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::key::KeyTemplate;
-use crate::spool::format::BLOCK;
-use crate::spool::instances;
-use crate::store::faulty::FaultPlan;
-use crate::store::file::mode::FileMode;
+use crate::log::LogFormat;
+use crate::net::BLOCK;
 
+mod faults;
+mod file_mode;
 mod layers;
 mod objects;
 mod s3;
 mod settings;
 mod value;
 
+pub use faults::{FaultPlan, Poison};
+pub use file_mode::FileMode;
 pub use layers::{ENV_PREFIX, Effective, Environment, Flags, Host, Source, Value};
 pub use objects::{BatchOptions, Form};
 pub use settings::{SETTINGS, Setting, markdown_table, setting};
@@ -136,6 +138,14 @@ impl Ack {
     }
 }
 
+/// The directory in `SPOOL_DIR` for damaged files, so no process's.
+pub const QUARANTINE: &str = "quarantine";
+
+/// Size of one journal of batches if those that are open do not need more. A core has two at most, and
+/// `SPOOL_MAX` must have room for them. Filled in ten seconds by a hundred batches a second that each have
+/// a group of their own.
+pub const JOURNAL_BYTES: u64 = 4 << 20;
+
 /// The spool of each core; sizes are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolOptions {
@@ -207,14 +217,6 @@ pub enum Checksum {
     Crc32c,
     Crc64Nvme,
     Sha256,
-}
-
-/// `LOG_FORMAT`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
 }
 
 /// One thing that is wrong with the configuration.
@@ -511,7 +513,7 @@ fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
         format!("is below 2 × {segment}: one file is filled while another is emptied; raise it")
     });
     if c.batch.is_some() {
-        let journals = 2 * crate::spool::JOURNAL_BYTES;
+        let journals = 2 * JOURNAL_BYTES;
         let fits = spool.max >= 2 * spool.segment + journals;
         r.require(fits, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
             format!("is below 2 × {segment} + {journals} for the journals of batches; raise it")
@@ -527,7 +529,7 @@ fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
     r.require(!same_dir(&spool.dir, &c.dead_letter_dir), "SPOOL_DIR", "DEAD_LETTER_DIR", |dir| {
         format!("is also {dir}: the spool needs a directory of its own")
     });
-    let name = c.node_id != instances::QUARANTINE && !c.node_id.starts_with('.');
+    let name = c.node_id != QUARANTINE && !c.node_id.starts_with('.');
     r.require(name, "NODE_ID", "SPOOL_DIR", |dir| {
         format!("cannot name a directory in {dir}: give another name")
     });

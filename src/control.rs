@@ -35,6 +35,7 @@ use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
+use crate::queue::job::Stamp;
 use crate::spool::instances::Home;
 use admin::Admin;
 use events::{Event, Events};
@@ -136,15 +137,13 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
         bind.retry("LISTEN", config.listen, |address| accept::listeners(address, cores)).await?;
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let stopping = Rc::new(Cell::new(false));
+    let counted_letters = dead_letters.clone();
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(
-            cells,
-            config.cores.clone(),
-            config.put_price,
-            dead_letters.clone(),
-        ),
+        registry: metrics::registry(cells, config.cores.clone(), config.put_price, move || {
+            counted_letters.used()
+        }),
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,
@@ -288,7 +287,7 @@ impl Server {
             store = %config.store,
             object = config.batch.as_ref().map_or("payload", |_| "batch"),
             node = %config.node_id,
-            example_key = %config.example_key(),
+            example_key = %config.example_key(Stamp::unix_nanos_now()),
             workers_per_core = config.max_workers,
             queue_per_core = config.max_queue,
             queue_bytes_per_core = config.max_queue_bytes,

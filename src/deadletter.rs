@@ -53,6 +53,8 @@ pub struct DeadLetters {
     failed_bytes: Arc<AtomicU64>,
 }
 
+/// A dead letter's line of JSON in the file that a stop writes, at most: key, store and error.
+pub const LETTER_HEAD_BYTES: usize = 512;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";

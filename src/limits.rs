@@ -1,41 +1,23 @@
 //! What the code uses: per-core budgets and the stop's schedule, derived once from [`Config`].
 //!
-//! Everything bounded has its bound here or in `Config`, with the reason for its size. The relations that the
-//! rest relies on are asserted where they are made; `Config` has already refused what would break them.
+//! Everything bounded has its bound in `Config` or as a constant of the module that it belongs to, with
+//! the reason for its size. Here are those of executors and of the process, which `core` and `control`
+//! make, above. The relations that the rest relies on are asserted where they are made; `Config` has
+//! already refused what would break them.
 
 use std::time::Duration;
 
 use crate::batch;
 use crate::config::{Config, S3Client};
+use crate::deadletter::LETTER_HEAD_BYTES;
+use crate::http::CONNECTION_BYTES;
 use crate::http::body::ZSTD_WINDOW_LOG_MAX;
 use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
 use crate::spool;
+use crate::upload::FILES_PER_WORKER;
 use crate::upload::restore::RESTORERS;
-
-/// Longest request head (request line and headers) a connection may buffer: hyper's `max_buf_size`. 16 KiB
-/// is what nginx and the AWS load balancers allow.
-pub const HEAD_BYTES_MAX: usize = 16 << 10;
-
-/// Memory of one open connection at most: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer, hyper's write buffer of
-/// 8 KiB, about 14 KiB for the task with hyper's state, header fields being parsed, the socket and the allocator's
-/// rounding, and what had arrived behind the head when the core's receive buffers ran out. Measured: 21 kB after a
-/// request, 2 kB once silent (by 10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields, incomplete or
-/// with its body awaited (by 2,000). Kernel buffers come on top.
-pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + net::BUFFER_BYTES;
-
-/// How much of a refused request is read and thrown away so that the early answer reaches a client that is
-/// still sending; closing earlier makes the kernel send RST, which destroys the answer in the client's buffer.
-/// 1 MiB is what a client has usually put on the way (two default socket buffers) before it looks at replies.
-pub const LINGER_BYTES_MAX: usize = 1 << 20;
-
-/// How long such a connection is kept at most: two round trips of a bad mobile network.
-pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// How long an idle connection stays open once a stop has begun, or after it was accepted during the stop: a client may
-/// just be sending its next request. Half a second is a round trip of a bad mobile network and what such a stop then takes.
-pub const LAME_DUCK: Duration = Duration::from_millis(500);
 
 /// Connections to the admin listener, all told: a few scrapers, a load balancer's health checks, a browser.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -59,10 +41,6 @@ const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 /// directories and the files of syncs that are shared (about 20 counted, rounded up).
 pub const CORE_FILES: usize = 64;
 
-/// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
-/// the dead letter being written.
-pub const FILES_PER_WORKER: usize = 2;
-
 /// Descriptors of the process outside the data cores: standard streams, configuration, trust store, name
 /// resolution, the control executor's own rings.
 pub const PROCESS_FILES: usize = 64;
@@ -81,9 +59,6 @@ pub const STACK_BYTES: usize = 2 << 20;
 /// Address space of one executor beside what its limits name: the rings and registered memory of glommio, its code's
 /// heap, and what the allocator reserves for a thread (a segment of 32 MiB, aligned).
 pub const EXECUTOR_MAPPINGS_BYTES: usize = 96 << 20;
-
-/// A dead letter's line of JSON in the file that a stop writes, at most: key, store and error.
-const LETTER_HEAD_BYTES: usize = 512;
 
 /// Per-core budgets, the process's needs, and the stop's schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]

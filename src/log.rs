@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::LogFormat;
 use writer::{Queue, ToQueue};
 
 pub use writer::QUEUE_BYTES_MAX;
@@ -28,6 +27,14 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// Puts another filter in the place of the current one.
 static SET_FILTER: OnceLock<Box<SetFilter>> = OnceLock::new();
 type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
+
+/// `LOG_FORMAT`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
 
 /// Writes the last lines when dropped, waiting [`FLUSH_MAX`] at most.
 #[must_use]

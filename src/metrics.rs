@@ -15,9 +15,6 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::batch::Reason;
-use crate::deadletter::DeadLetters;
-
 /// A number with one writer. Counters only grow; gauges also fall.
 #[derive(Debug, Default)]
 pub struct Cell64(AtomicU64);
@@ -146,6 +143,25 @@ pub enum CoreState {
     Died = 5,
 }
 
+/// Why a batch was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Reason {
+    Size,
+    RawSize,
+    Age,
+    Count,
+    Memory,
+    Partitions,
+    Drain,
+}
+
+impl Reason {
+    /// As the metric's label says them, in the order of their numbers.
+    pub const NAMES: [&str; 7] =
+        ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
+}
+
 /// One core's cells, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -269,17 +285,17 @@ pub fn cells(cores: usize) -> Cells {
     Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
 }
 
-/// A registry whose scrape reads `cells`, `core_ids` giving each its `core` label, and the size of the process's
-/// `dead_letters`; `put_price` is that of 1,000 PUTs, in dollars.
+/// A registry whose scrape reads `cells`, `core_ids` giving each its `core` label, and the bytes of all dead
+/// letters from `dead_letter_bytes`; `put_price` is that of 1,000 PUTs, in dollars.
 pub fn registry(
     cells: Cells,
     core_ids: Vec<usize>,
     put_price: f64,
-    dead_letters: DeadLetters,
+    dead_letter_bytes: impl Fn() -> u64 + Send + Sync + 'static,
 ) -> Registry {
     let mut registry = Registry::with_prefix("millrace");
     registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
-    registry.register_collector(Box::new(DeadLetterCollector(dead_letters)));
+    registry.register_collector(Box::new(DeadLetterCollector(dead_letter_bytes)));
     registry.register_collector(Box::new(LogCollector));
     registry
 }
@@ -296,13 +312,19 @@ impl Collector for LogCollector {
     }
 }
 
-#[derive(Debug)]
-struct DeadLetterCollector(DeadLetters);
+/// Asks for the number at each scrape.
+struct DeadLetterCollector<F>(F);
 
-impl Collector for DeadLetterCollector {
+impl<F> fmt::Debug for DeadLetterCollector<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DeadLetterCollector")
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for DeadLetterCollector<F> {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let help = "Bytes of all dead letters, as counted here or last measured";
-        let bytes = i64::try_from(self.0.used()).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(self.0()).unwrap_or(i64::MAX);
         let name = "dead_letter_directory_bytes";
         let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(bytes).encode(gauge)
@@ -577,9 +599,7 @@ mod tests {
         cells[1].count_response(418);
         cells[0].put_latency.observe(Duration::from_millis(3));
         let mut text = String::new();
-        let dir = tempfile::tempdir().unwrap();
-        let dead_letters = DeadLetters::open(dir.path(), 1).unwrap();
-        let registry = registry(cells, vec![0, 5], 0.005, dead_letters);
+        let registry = registry(cells, vec![0, 5], 0.005, || 9);
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "millrace_payloads_stored_total{core=\"5\"} 7",
@@ -590,7 +610,7 @@ mod tests {
             "millrace_put_latency_seconds_bucket{le=\"0.005\",core=\"0\"} 1",
             "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
-            "millrace_dead_letter_directory_bytes 0",
+            "millrace_dead_letter_directory_bytes 9",
             "millrace_log_lines_dropped_total 0",
             "# EOF",
         ] {

@@ -12,6 +12,7 @@
 
 mod file;
 mod ring;
+mod shared;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,10 +30,10 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-pub use file::File;
+pub use file::{BLOCK, File};
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
+pub use shared::{Share, Shared, Slice};
 
-use crate::queue::job::Payload;
 use crate::sync::keep_waker;
 use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
 
@@ -377,7 +378,7 @@ impl Entry {
                     bytes.shrink_to(SEND_BYTES_KEPT);
                     Send::Idle(bytes)
                 }
-                Outgoing::Payload(_) => Send::Idle(Vec::new()),
+                Outgoing::Shared(_) => Send::Idle(Vec::new()),
             },
         };
         &self.writer
@@ -595,23 +596,23 @@ impl Stream {
         true
     }
 
-    /// Sends `payload` from `from` to its end, without copying it, unless other bytes are still on their way.
-    pub fn poll_send_payload(
+    /// Sends `bytes` from `from` to their end, without copying them, unless other bytes are still on their way.
+    pub fn poll_send_shared(
         &self,
         cx: &mut Context<'_>,
-        payload: &Payload,
+        bytes: &impl Share,
         from: usize,
     ) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        if !matches!(entry.send, Send::Idle(_)) || from == payload.len() {
+        if !matches!(entry.send, Send::Idle(_)) || from == bytes.len() {
             return entry.poll_sent(cx).map_ok(|()| 0);
         }
-        let outgoing = Outgoing::Payload(payload.clone());
+        let outgoing = Outgoing::Shared(bytes.share());
         entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, from);
         drop(sockets);
         self.net.pushed();
-        Poll::Ready(Ok(payload.len() - from))
+        Poll::Ready(Ok(bytes.len() - from))
     }
 
     /// Whether all that was taken over is the kernel's.

@@ -48,7 +48,7 @@ use glommio::Task;
 use glommio::timer::sleep;
 
 use crate::batch::Batch;
-use crate::config::SpoolOptions;
+use crate::config::{JOURNAL_BYTES, SpoolOptions};
 use crate::metrics::CoreCells;
 use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need};
 use crate::queue::job::Span;
@@ -81,10 +81,7 @@ pub fn memory(request_bytes: usize) -> usize {
 
 /// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
 /// tells of, members and intent, and a group being written.
-pub const JOURNAL_MEMORY: usize = 2 * journal::FILE_BYTES as usize + GROUP_BYTES_MAX;
-
-/// Size of one journal of batches, of which a core has two at most.
-pub const JOURNAL_BYTES: u64 = journal::FILE_BYTES;
+pub const JOURNAL_MEMORY: usize = 2 * JOURNAL_BYTES as usize + GROUP_BYTES_MAX;
 
 /// Files one core's spool may have open, each of them twice (for reading, and on the core's own ring for groups): its segments
 /// and spares, its journals, and those of crashed processes in hand.

@@ -23,11 +23,11 @@ pub use object::Object;
 pub use progress::{PeerSlot, Progress, PutTimeouts};
 pub use sums::{Integrity, Summing, Sums};
 
-use crate::config::S3Client;
+use crate::config::{FaultPlan, S3Client};
 use crate::deadline::Alarm;
 use crate::queue::job::Origin;
 use crate::store::s3::AwsShared;
-use faulty::{FaultPlan, Faulty};
+use faulty::Faulty;
 use progress::Stall;
 
 /// What a failed put means for the payload, and for everything behind it.

@@ -18,3 +18,7 @@ pub use letters::{Letters, lose};
 pub use uploader::Uploader;
 pub use uploads::{InFlight, Uploads, notice_retries};
 pub use worker::{InHand, worker_loop};
+
+/// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
+/// the dead letter being written.
+pub const FILES_PER_WORKER: usize = 2;

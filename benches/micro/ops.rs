@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use futures_lite::future::block_on;
-use millrace::batch::encoder::{Compression, Encoder, EncoderShared, lines};
+use millrace::batch::encoder::{Encoder, EncoderShared, lines};
+use millrace::coding::Compression;
 use millrace::config::{Checksum, Config};
 use millrace::http::parse::{Scratch, parse};
 use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};

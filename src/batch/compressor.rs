@@ -10,17 +10,7 @@ use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer, ResetDirective, SafeResult};
 
 use super::chunks::Chunks;
-use crate::coding::Coding;
-
-/// `COMPRESSION` with its level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    None,
-    /// 0 (stored) to 9.
-    Gzip(u32),
-    /// Negative levels are faster, 22 is the highest.
-    Zstd(i32),
-}
+use crate::coding::Compression;
 
 /// Window of a zstd frame: 128 KiB. Every open batch pays for it, and up to `MAX_PARTITIONS` are open. Measured on events
 /// of 0.9 kB, memory of one state and ratio, with 64 KiB / 128 KiB / 512 KiB and tables as the level has them:
@@ -55,15 +45,6 @@ const ZSTD_EPILOGUE_BYTES: u64 = 3 + 4;
 const DECODE_BYTES: usize = 64 << 10;
 
 impl Compression {
-    /// What others call it; `None`: nothing is compressed.
-    pub fn coding(self) -> Option<Coding> {
-        match self {
-            Compression::None => None,
-            Compression::Gzip(_) => Some(Coding::Gzip),
-            Compression::Zstd(_) => Some(Coding::Zstd),
-        }
-    }
-
     /// Bytes that follow what has been flushed once the object is finished.
     pub(super) fn epilogue_bytes(self) -> u64 {
         match self {

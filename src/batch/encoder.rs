@@ -15,9 +15,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::chunks::{ChunkPool, Chunks};
-pub use super::compressor::Compression;
 use super::compressor::{Compressor, Then, decompress};
 use super::lines::{Splitter, compact, needs_compacting};
+use crate::coding::Compression;
 use crate::config::Form;
 use crate::queue::job::Payload;
 

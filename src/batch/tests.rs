@@ -1,6 +1,5 @@
-use super::encoder::Compression;
 use super::*;
-use crate::coding::Coding;
+use crate::coding::{Coding, Compression};
 
 fn stamp(unix_nanos: u64, seq: u64) -> Stamp {
     Stamp { unix_nanos, seq }

@@ -5,10 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, Reader, StoreUrl, value};
-use crate::batch::encoder::Compression;
-use crate::coding::Coding;
+use crate::coding::{Coding, Compression};
 use crate::key::{self, KeyOf, KeyTemplate, Partition};
-use crate::queue::job::Stamp;
 
 /// `OBJECT=batch`; sizes are bytes, and all but the last two are per core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,9 +120,9 @@ pub(super) fn read_keys(r: &mut Reader<'_>, is_batch: bool) -> KeyTemplate {
 }
 
 impl Config {
-    /// The whole name that an object of a payload `{}` would have now, bucket and prefix included.
-    pub fn example_key(&self) -> String {
-        let unix_nanos = Stamp::unix_nanos_now();
+    /// The whole name that an object of a payload `{}` would have that came at `unix_nanos`, bucket and prefix
+    /// included.
+    pub fn example_key(&self, unix_nanos: u64) -> String {
         let mut partition = Partition::default();
         let _has_none = self.keys.write_partition(b"{}", None, unix_nanos, &mut partition);
         let (count, ext) = match &self.batch {

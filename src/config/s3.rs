@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, HOUR, MILLISECOND, MINUTE, Reader, S3Options, StoreUrl, value};
-use crate::store::s3::direct::escape_query;
+use crate::coding::percent::escape_query;
 use value::Parsed;
 
 pub(super) fn read(r: &mut Reader<'_>, content_type: &str) -> S3Options {

@@ -10,11 +10,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use tracing_subscriber::EnvFilter;
 
-use crate::batch::encoder::Compression;
-use crate::coding::Coding;
-use crate::store::file::mode::FileMode;
+use crate::coding::{Coding, Compression};
+use crate::log::LogFormat;
 
-use super::{Ack, Checksum, LogFormat, S3Client, SignPayload, StoreUrl};
+use super::{Ack, Checksum, FileMode, S3Client, SignPayload, StoreUrl};
 
 /// A parsed value, or what is allowed.
 pub(super) type Parsed<T> = Result<T, String>;

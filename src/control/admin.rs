@@ -22,7 +22,8 @@ use smol_hyper::rt::FuturesIo;
 
 use crate::deadletter::DeadLetters;
 use crate::deadline::{take_in_arrived, was_paused};
-use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
+use crate::http::HEAD_BYTES_MAX;
+use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::instances::Orphans;

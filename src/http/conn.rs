@@ -25,7 +25,7 @@ use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
 use super::server::Server;
 use crate::deadline::{Alarm, within};
-use crate::limits::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::http::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::Stream;
 
 /// Why hyper's part of a connection ended.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::head_tracker::Arrived;
 use crate::deadline::{Alarm, was_paused};
-use crate::limits::{LAME_DUCK, LINGER_TIME_MAX};
+use crate::http::{LAME_DUCK, LINGER_TIME_MAX};
 use crate::net::Stream;
 use crate::stop::Stop;
 use crate::sync::keep_waker;

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
-use crate::config::LogFormat;
+use super::LogFormat;
 
 /// A longer line is cut. The least of what usual readers keep together: Docker's log drivers split at this length,
 /// journald at 48 KiB.

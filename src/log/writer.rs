@@ -18,8 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::LogFormat;
 use super::line;
-use crate::config::LogFormat;
 
 /// Memory of lines that wait for stderr; a line that would exceed it is dropped. About 20,000 lines of the usual
 /// length, so that a stop which loses every payload of a default queue can still name them all.

@@ -16,6 +16,9 @@ use slab::Slab;
 use super::Net;
 use crate::sync::keep_waker;
 
+/// What direct I/O is aligned to, and the unit in which a disk is assumed to write.
+pub const BLOCK: u64 = 4096;
+
 /// A file open for writing, one write at a time. Dropped while one is under way, it is closed when that has ended.
 pub struct File {
     net: Rc<Net>,

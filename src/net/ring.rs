@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use socket2::SockAddr;
 
-use crate::queue::job::Payload;
+use super::shared::Slice;
 
 /// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
 const SUBMISSIONS: u32 = 1024;
@@ -118,8 +118,8 @@ impl Buffer {
 /// Bytes to be sent.
 pub enum Outgoing {
     Buffer(Vec<u8>),
-    /// Shared with whoever else holds the payload's body, which never changes.
-    Payload(Payload),
+    /// Whoever else holds them does not change them.
+    Shared(Slice),
 }
 
 impl Deref for Outgoing {
@@ -127,7 +127,7 @@ impl Deref for Outgoing {
     fn deref(&self) -> &[u8] {
         match self {
             Outgoing::Buffer(bytes) => bytes,
-            Outgoing::Payload(payload) => payload,
+            Outgoing::Shared(bytes) => bytes,
         }
     }
 }

@@ -70,13 +70,14 @@ fn bytes_arrive_whole_and_in_order_both_ways() {
             let mut all = Vec::new();
             theirs.read_to_end(&mut all).await.unwrap();
             // By reference, from somewhere in the middle, after a copied beginning.
-            let (payload, start) = (Payload::from(all), 100_000);
-            theirs.write_all(&payload[..start]).await.unwrap();
-            let taken = poll_fn(|cx| match theirs.poll_send_payload(cx, &payload, start) {
+            let length = all.len();
+            let (all, start) = (Slice::new(Shared::new(all, ()), 0..length), 100_000);
+            theirs.write_all(&all[..start]).await.unwrap();
+            let taken = poll_fn(|cx| match theirs.poll_send_shared(cx, &all, start) {
                 Poll::Ready(Ok(0)) => Poll::Pending,
                 taken => taken,
             });
-            assert_eq!(taken.await.unwrap(), payload.len() - start);
+            assert_eq!(taken.await.unwrap(), length - start);
             theirs.close().await.unwrap();
         };
         zip(send, echo).await;

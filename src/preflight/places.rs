@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{Finding, exposed};
 use crate::config::{Config, Effective, StoreUrl};
 use crate::http::tokens::TokenSet;
+use crate::queue::job::Stamp;
 
 /// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
 pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
@@ -94,7 +95,7 @@ pub fn environment(effective: &Effective) -> Option<Finding> {
 
 /// One object's name as it will be.
 pub(super) fn example_key(config: &Config) -> Finding {
-    let example = config.example_key();
+    let example = config.example_key(Stamp::unix_nanos_now());
     let detail = format!("objects are called like {example}");
     let StoreUrl::S3 { bucket, prefix } = &config.store else {
         return Finding::ok("key", detail);

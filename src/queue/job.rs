@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
+use crate::net::{Share, Shared, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::outcome::{Fate, Tally};
 use crate::spool::Record;
@@ -215,13 +216,13 @@ impl Span {
 /// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
 #[derive(Clone)]
 pub struct Payload {
-    body: Rc<Body>,
+    body: Rc<Shared<Beside>>,
     start: u32,
     end: u32,
 }
 
-struct Body {
-    bytes: Vec<u8>,
+/// What lives as long as a body.
+struct Beside {
     /// Of the request it came in.
     version: Option<Box<str>>,
     /// Released with the last slice; `None` for bytes that no budget was charged for.
@@ -236,7 +237,7 @@ impl Payload {
         spans: &[Span],
         version: Option<Box<str>>,
     ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = Rc::new(Body { bytes, version, _permit: Some(permit) });
+        let body = Shared::new(bytes, Beside { version, _permit: Some(permit) });
         spans.iter().map(move |span| Payload {
             body: body.clone(),
             start: span.start,
@@ -247,19 +248,19 @@ impl Payload {
     /// Bytes by themselves, of a request with this `version`, charged to no budget.
     pub fn alone(bytes: Vec<u8>, version: Option<&str>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        let version = version.map(Box::from);
-        Payload { body: Rc::new(Body { bytes, version, _permit: None }), start: 0, end }
+        let beside = Beside { version: version.map(Box::from), _permit: None };
+        Payload { body: Shared::new(bytes, beside), start: 0, end }
     }
 
     /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
     /// that came with it is released.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
-        Rc::into_inner(self.body).map(|body| body.bytes)
+        Rc::into_inner(self.body).map(Shared::into_bytes)
     }
 
     /// The `version` of the request it came in.
     pub fn version(&self) -> Option<&str> {
-        self.body.version.as_deref()
+        self.body.with().version.as_deref()
     }
 }
 
@@ -273,7 +274,13 @@ impl From<Vec<u8>> for Payload {
 impl Deref for Payload {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.body.bytes[self.start as usize..self.end as usize]
+        &self.body.bytes()[self.start as usize..self.end as usize]
+    }
+}
+
+impl Share for Payload {
+    fn share(&self) -> Slice {
+        Slice::new(self.body.clone(), self.start as usize..self.end as usize)
     }
 }
 

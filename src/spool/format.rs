@@ -27,14 +27,13 @@ pub mod record;
 pub mod runs;
 pub mod scan;
 
+pub use crate::net::BLOCK;
 use record::{Entry, read_entry};
 pub use record::{
     KEYS_BYTES_MAX, RecordRef, VERSION_BYTES_MAX, entries, keys_bytes, keys_of, record_bytes,
     records, slices, write_keys, write_record,
 };
 
-/// What direct I/O is aligned to, and the unit in which a disk is assumed to write.
-pub const BLOCK: u64 = 4096;
 /// One of the two places for progress.
 pub const PROGRESS_BYTES: u64 = 64 << 10;
 /// Where the first group lies.

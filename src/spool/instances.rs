@@ -28,6 +28,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::disk::DiskThread;
 use super::ledger::{is_journal, journals_of};
 pub use super::orphans::{Left, Orphan, Orphans};
+use crate::config::QUARANTINE;
 use crate::deadletter::create_dir;
 
 /// Extension of a segment.
@@ -38,7 +39,6 @@ const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
 /// A mark in the directory of a core's segments, see [`mark_alone`].
 const ALONE: &str = "alone";
-pub const QUARANTINE: &str = "quarantine";
 /// Longest wait for others that come or go just now.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
 /// Longest time for the removal of an empty directory at the end of a process.

@@ -29,8 +29,6 @@
 
 mod file;
 
-pub(super) use file::FILE_BYTES;
-
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

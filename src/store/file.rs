@@ -28,10 +28,10 @@ use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory, OpenOptions};
 
 use super::{Class, Object, Progress, PutError};
+use crate::config::FileMode;
 use crate::net;
 use crate::queue::job::Payload;
 use crate::sync::Semaphore;
-use mode::FileMode;
 
 /// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
 const TEMPORARY: &str = ".millrace-tmp";

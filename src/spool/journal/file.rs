@@ -12,11 +12,8 @@ use super::super::members::MemberSegment;
 use super::super::segment::{Note, Payloads, Segment};
 use super::super::{Spool, SpoolError};
 use super::{Batch, CoreDir, State};
+use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
-
-/// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
-/// have a group of their own.
-pub(in super::super) const FILE_BYTES: u64 = 4 << 20;
 
 impl Spool {
     /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.
@@ -41,7 +38,7 @@ impl Spool {
         let carried = journal.carried();
         // Groups of one block more or less each, of which two in a row have over a megabyte.
         let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
-        let least = self.setup.options.segment.min(FILE_BYTES);
+        let least = self.setup.options.segment.min(JOURNAL_BYTES);
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
         let file = self.journal_spare(dir, wanted).await;
         let file = file.map_err(|error| self.fail(&dir.path, &error))?;

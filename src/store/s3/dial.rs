@@ -266,7 +266,7 @@ impl Wire {
         from: usize,
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(s) => s.poll_send_payload(cx, payload, from),
+            Stream::Plain(s) => s.poll_send_shared(cx, payload, from),
             Stream::Tls(s) => Pin::new(s).poll_write(cx, &payload[from..]),
         }
     }

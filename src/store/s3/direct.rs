@@ -20,8 +20,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 pub use document::{ErrorDocument, error_document};
-pub use encode::escape_path;
-pub(crate) use encode::{base64, escape_query};
+pub(crate) use encode::base64;
 pub use endpoint::Unsupported;
 pub(crate) use endpoint::origin;
 pub use reply::{Malformed, Reply, ReplyReader};

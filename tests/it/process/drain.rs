@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use millrace::limits::LAME_DUCK;
+use millrace::http::LAME_DUCK;
 
 use crate::support::{
     Client, Server, collection, contents, dead_letters, files, numbered, request, sorted, wait_for,

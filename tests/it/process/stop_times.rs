@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace::limits::{LAME_DUCK, LINGER_TIME_MAX};
+use millrace::http::{LAME_DUCK, LINGER_TIME_MAX};
 use socket2::SockRef;
 
 use crate::support::{Client, Server, chunked_request, request};

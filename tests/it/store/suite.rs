@@ -6,11 +6,9 @@
 
 use aws_credential_types::Credentials;
 use millrace::coding::Coding;
-use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
+use millrace::config::{Checksum, FaultPlan, FileMode, S3Client, S3Options, SignPayload};
 use millrace::queue::job::{Origin, Payload};
-use millrace::store::faulty::FaultPlan;
 use millrace::store::file::FileStore;
-use millrace::store::file::mode::FileMode;
 use millrace::store::s3::sdk::S3Store;
 use millrace::store::s3::{self, Overrides, S3Target};
 use millrace::store::{Class, Object, Store, StoreSeed};

@@ -1,44 +1,7 @@
 //! The encodings a signed request is made of. Each appends to a buffer that its caller reuses.
 
-const HEX_UPPER: &[u8; 16] = b"0123456789ABCDEF";
 const HEX_LOWER: &[u8; 16] = b"0123456789abcdef";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-/// What S3's canonical path keeps as it is: RFC 3986's unreserved characters and `/`.
-const KEPT: [bool; 256] = {
-    let mut kept = [false; 256];
-    let mut b = 0;
-    while b < 256 {
-        let byte = b as u8;
-        kept[b] = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'/');
-        b += 1;
-    }
-    kept
-};
-
-/// Escapes a key as S3 signs it: everything but `A-Z a-z 0-9 - . _ ~ /` becomes `%XX`, once.
-pub fn escape_path(key: &str, out: &mut Vec<u8>) {
-    escape(key, |byte| KEPT[usize::from(byte)], out);
-}
-
-/// The same for a query's names and values, where `/` is escaped too.
-pub(crate) fn escape_query(text: &str, out: &mut Vec<u8>) {
-    escape(text, |byte| KEPT[usize::from(byte)] && byte != b'/', out);
-}
-
-fn escape(text: &str, kept: impl Fn(u8) -> bool, out: &mut Vec<u8>) {
-    let bytes = text.as_bytes();
-    let mut run = 0;
-    for (i, &byte) in bytes.iter().enumerate() {
-        if !kept(byte) {
-            out.extend_from_slice(&bytes[run..i]);
-            let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-            out.extend_from_slice(&[b'%', HEX_UPPER[high], HEX_UPPER[low]]);
-            run = i + 1;
-        }
-    }
-    out.extend_from_slice(&bytes[run..]);
-}
 
 /// A SHA-256 sum in lower-case hex.
 pub(super) fn hex(sum: &[u8; 32]) -> [u8; 64] {
@@ -120,18 +83,6 @@ mod tests {
         let mut out = Vec::new();
         write(&mut out);
         String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn only_the_unreserved_and_slashes_are_kept() {
-        for byte in 0..=127u8 {
-            let c = char::from(byte);
-            let kept = c.is_ascii_alphanumeric() || "-._~/".contains(c);
-            let expected = if kept { c.to_string() } else { format!("%{byte:02X}") };
-            assert_eq!(text(|out| escape_path(&c.to_string(), out)), expected);
-        }
-        assert_eq!(text(|out| escape_path("a/ü🔑%2F+~", out)), "a/%C3%BC%F0%9F%94%91%252F%2B~");
-        assert_eq!(text(|out| escape_query("a/b c", out)), "a%2Fb%20c");
     }
 
     #[test]

@@ -8,9 +8,10 @@
 
 use std::fmt;
 
-use super::encode::{base64, decimal, escape_path, escape_query, hex};
+use super::encode::{base64, decimal, hex};
 use super::sign::{Signer, Unsendable, sendable};
 use crate::coding::Coding;
+use crate::coding::percent::{escape_path, escape_query};
 use crate::config::{Checksum, S3Options};
 use crate::store::s3::dial::Origin;
 use crate::store::{Integrity, Sums};
