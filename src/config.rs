@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::key::KeyTemplate;
 use crate::spool::format::BLOCK;
-use crate::spool::instances;
+use crate::spool::takeover::instances;
 use crate::store::faulty::FaultPlan;
 use crate::store::file::mode::FileMode;
 

@@ -35,7 +35,7 @@ use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
-use crate::spool::instances::Home;
+use crate::spool::takeover::instances::Home;
 use admin::Admin;
 use events::{Event, Events};
 

@@ -13,27 +13,21 @@
 //! `prepare`s that room, and one that watches the disk's `health`. Payloads that are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
 //! has cut short are `begun`.
 
-mod begun;
 mod disk;
 mod done;
 mod health;
-mod journal;
 mod keeper;
-mod members;
 mod prepare;
 mod reader;
 mod removed;
 mod segment;
 
-mod orphans;
-
-pub mod adopt;
-pub mod file;
+pub mod batches;
 pub mod format;
-pub mod instances;
-pub mod ledger;
+pub mod offline;
 #[cfg(test)]
 mod power;
+pub mod takeover;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -62,16 +56,14 @@ use crate::queue::job::{Job, Origin, Payload, Stamp};
 use disk::Disk;
 use format::{HEAD_BYTES, VERSION_BYTES_MAX};
 use health::Health;
-use instances::Orphans;
 use keeper::NoSpare;
 use reader::Behind;
 use segment::{Payloads, Segment};
+use takeover::orphans::Orphans;
 
-pub use begun::Begun;
+pub use batches::{Begun, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
-pub use journal::{CoreDir, Intent};
-pub use members::Members;
 
 /// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
 /// syncs, so a larger group would gain little and keep its first requests waiting.
@@ -85,10 +77,10 @@ pub fn memory(request_bytes: usize) -> usize {
 
 /// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
 /// tells of, members and intent, and a group being written.
-pub const JOURNAL_MEMORY: usize = 2 * journal::FILE_BYTES as usize + GROUP_BYTES_MAX;
+pub const JOURNAL_MEMORY: usize = 2 * batches::FILE_BYTES as usize + GROUP_BYTES_MAX;
 
 /// Size of one journal of batches, of which a core has two at most.
-pub const JOURNAL_BYTES: u64 = journal::FILE_BYTES;
+pub const JOURNAL_BYTES: u64 = batches::FILE_BYTES;
 
 /// Files one core's spool may have open, each of them twice (for reading, and on the core's own ring for groups): its segments
 /// and spares, its journals, and those of crashed processes in hand.

@@ -18,10 +18,12 @@ use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::Stamp;
-use crate::spool::file::{SegmentFile, Spooled};
+use crate::spool::batches::ledger::{JournalFile, Ledger, Settled};
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{Held, core_dirs, files_of, instances_in, is_instance, quarantined};
-use crate::spool::ledger::{JournalFile, Ledger, Settled};
+use crate::spool::offline::{SegmentFile, Spooled};
+use crate::spool::takeover::instances::{
+    Held, core_dirs, files_of, instances_in, is_instance, quarantined,
+};
 
 /// What an operator has named.
 pub struct Places {

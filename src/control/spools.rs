@@ -9,7 +9,8 @@ use glommio::timer::sleep;
 use crate::config::Config;
 use crate::log::Throttle;
 use crate::metrics::Cells;
-use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
+use crate::spool::takeover::instances::{Home, SpoolDirError};
+use crate::spool::takeover::orphans::{Left, Orphans};
 use crate::spool::{DiskThread, SpoolSetup};
 
 /// How often it is looked for spools of processes that are no more.

@@ -9,9 +9,9 @@ use futures_lite::FutureExt;
 use glommio::timer::sleep;
 
 use super::Spool;
-use super::instances::{SEGMENT, remove, sync_dir};
 use super::prepare::FIRST_BYTES;
 use super::segment::{Note, Segment};
+use super::takeover::instances::{SEGMENT, remove, sync_dir};
 
 /// Empty files kept for later; more go back to the file system.
 const SPARES_MAX: usize = 2;

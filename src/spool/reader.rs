@@ -15,9 +15,10 @@ use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
-use super::instances::{self, Orphan, put_aside};
-use super::orphans::LeftCore;
 use super::segment::Segment;
+use super::takeover::instances::{self, put_aside};
+use super::takeover::orphans::LeftCore;
+use super::takeover::orphans::Orphan;
 use super::{CoreDir, Place, Spool};
 use crate::http::parse::Span;
 use crate::queue::admission::Need;

@@ -17,13 +17,13 @@ use std::time::Instant;
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use glommio::sync::Semaphore;
 
+use super::batches::CoreDir;
 use super::disk::{Disk, os_error};
 use super::done::Done;
 use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::instances::{put_aside, remove};
-use super::journal::CoreDir;
-use super::orphans::Orphan;
 use super::removed::Identity;
+use super::takeover::instances::{put_aside, remove};
+use super::takeover::orphans::Orphan;
 use crate::net::{self, File, Net};
 use crate::queue::job::Origin;
 

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures_lite::future::poll_once;
 
+use super::batches::ledger::{Ledger, is_journal, journals_of};
 use super::format::record::{Entry, IntentRef};
 use super::format::runs::Run;
 use super::format::scan::{Found, walk};
 use super::format::{DATA_START, Progress, entries, records};
-use super::instances::{Home, Left};
-use super::ledger::{Ledger, is_journal, journals_of};
 use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
 use super::segment::Note;
+use super::takeover::instances::{self, Home};
+use super::takeover::orphans::Left;
 use super::*;
 use crate::http::ack::Fate;
 use crate::queue::admission::Budget;

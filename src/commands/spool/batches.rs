@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::spool::adopt::uses_in;
-use crate::spool::file::SegmentFile;
+use crate::spool::batches::ledger::Batch;
 use crate::spool::format::Group;
 use crate::spool::format::runs::Run;
 use crate::spool::format::scan::Found;
-use crate::spool::ledger::Batch;
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::adopt::uses_in;
 
 /// The segments of a core's directory, as members of batches are read from them.
 pub(super) struct MemberFiles {
@@ -95,12 +95,12 @@ mod tests {
     use crate::config::Config;
     use crate::control::{Exit, on_executor};
     use crate::queue::job::Stamp;
+    use crate::spool::batches::ledger::{Ledger, journals_of};
     use crate::spool::format::record::{Entry, IntentRef};
     use crate::spool::format::runs::{Encoder, Runs};
     use crate::spool::format::{
         DATA_START, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
     };
-    use crate::spool::ledger::{Ledger, journals_of};
 
     /// A segment of two groups with five payloads each, all of them their numbers; of its second group a byte is changed
     /// if it is to be `damaged`.

@@ -18,11 +18,13 @@ use crate::config::{Config, Form};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
-use crate::spool::file::SegmentFile;
+use crate::spool::batches::ledger::{Batch, Ledger, Settled};
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{core_dirs, files_of, mark_alone, put_aside, remove, sync_dir};
-use crate::spool::ledger::{Batch, Ledger, Settled};
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::instances::{
+    core_dirs, files_of, mark_alone, put_aside, remove, sync_dir,
+};
 use crate::store::{Class, Object};
 
 impl Places {

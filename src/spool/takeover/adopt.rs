@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use super::file::SegmentFile;
-use super::format::scan::Found;
 use super::instances::{
     Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_alone,
     lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
 };
-use super::ledger::Ledger;
 use super::orphans::{Left, LeftCore, Offered, Orphans, Replayed};
+use crate::spool::batches::ledger::Ledger;
+use crate::spool::format::scan::Found;
+use crate::spool::offline::SegmentFile;
 
 impl Home {
     /// Takes over what processes have left that are no more, if the cores have nothing to take from before. `taken`

@@ -14,13 +14,13 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::done::Done;
-use super::file::SegmentFile;
-use super::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
-use super::format::runs::Runs;
-use super::format::scan::{End, Found};
-use super::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
-use super::instances::{create_private, put_aside, remove, sync_dir};
+use crate::spool::done::Done;
+use crate::spool::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
+use crate::spool::format::runs::Runs;
+use crate::spool::format::scan::{End, Found};
+use crate::spool::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::instances::{create_private, put_aside, remove, sync_dir};
 
 /// Extension of a journal of batches.
 pub const JOURNAL: &str = "batches";

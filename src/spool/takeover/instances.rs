@@ -25,10 +25,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
-use super::disk::DiskThread;
-use super::ledger::{is_journal, journals_of};
-pub use super::orphans::{Left, Orphan, Orphans};
 use crate::deadletter::create_dir;
+use crate::spool::batches::ledger::{is_journal, journals_of};
+use crate::spool::disk::DiskThread;
 
 /// Extension of a segment.
 pub const SEGMENT: &str = "seg";
@@ -422,7 +421,7 @@ fn remove_empty_core(core_dir: &Path) -> bool {
 }
 
 /// A new file for nobody else's eyes.
-pub(super) fn create_private(path: &Path) -> io::Result<File> {
+pub(in crate::spool) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 

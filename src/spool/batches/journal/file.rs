@@ -5,18 +5,18 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::super::format::{BLOCK, DATA_START, group_bytes};
-use super::super::instances::{remove, sync_dir};
-use super::super::ledger::JOURNAL;
-use super::super::members::MemberSegment;
-use super::super::segment::{Note, Payloads, Segment};
-use super::super::{Spool, SpoolError};
 use super::{Batch, CoreDir, State};
 use crate::deadletter::create_dir;
+use crate::spool::format::{BLOCK, DATA_START, group_bytes};
+use crate::spool::ledger::JOURNAL;
+use crate::spool::members::MemberSegment;
+use crate::spool::segment::{Note, Payloads, Segment};
+use crate::spool::takeover::instances::{remove, sync_dir};
+use crate::spool::{Spool, SpoolError};
 
 /// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
 /// have a group of their own.
-pub(in super::super) const FILE_BYTES: u64 = 4 << 20;
+pub(in crate::spool) const FILE_BYTES: u64 = 4 << 20;
 
 impl Spool {
     /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.

@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use super::format::runs::{Encoder, Runs};
-use super::segment::Segment;
-use super::{CoreDir, Record};
+use super::CoreDir;
 use crate::queue::job::Job;
+use crate::spool::Record;
+use crate::spool::format::runs::{Encoder, Runs};
+use crate::spool::segment::Segment;
 
 /// Runs settled before others get a turn.
 const SETTLE_SLICE: usize = 1_000;
@@ -89,7 +90,7 @@ impl Members {
     }
 
     /// Where they are settled, run by run.
-    pub(super) async fn settle(&self) {
+    pub(in crate::spool) async fn settle(&self) {
         // First: a segment is finished with its last payload.
         for MemberSegment { segment, bytes, .. } in &self.segments {
             segment.sub_unstored(*bytes);

@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::batches::ledger::Settled;
 use super::done::Done;
 use super::format::record::Entry;
 use super::format::scan::{Found, Scan};
 use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
-use super::ledger::Settled;
 use crate::queue::job::Stamp;
 
 /// A walk through a file.

@@ -29,7 +29,7 @@
 
 mod file;
 
-pub(super) use file::FILE_BYTES;
+pub(in crate::spool) use file::FILE_BYTES;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -40,12 +40,12 @@ use std::sync::Arc;
 use futures_lite::FutureExt;
 use glommio::sync::Semaphore;
 
-use super::format::group_bytes;
-use super::format::record::{done_bytes, intent_record, write_done};
 use super::members::Members;
-use super::orphans::LeftCore;
-use super::segment::{Payloads, Segment};
-use super::{GROUP_BYTES_MAX, Spool, SpoolError};
+use crate::spool::format::group_bytes;
+use crate::spool::format::record::{done_bytes, intent_record, write_done};
+use crate::spool::segment::{Payloads, Segment};
+use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::{GROUP_BYTES_MAX, Spool, SpoolError};
 
 /// One core directory whose payloads this core takes: its own, or that of a crashed process's core.
 pub struct CoreDir {
@@ -100,7 +100,7 @@ pub struct Intent {
 }
 
 impl CoreDir {
-    pub(super) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
         let journal = Journal {
             turn: Semaphore::new(1),
             writing: Cell::new(false),
@@ -113,38 +113,38 @@ impl CoreDir {
         Rc::new(CoreDir { path, left, journal })
     }
 
-    pub(super) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
+    pub(in crate::spool) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
         self.left.as_ref().is_some_and(|own| Arc::ptr_eq(own, left))
     }
 
-    pub(super) fn is_own(&self) -> bool {
+    pub(in crate::spool) fn is_own(&self) -> bool {
         self.left.is_none()
     }
 
     /// Of its files.
-    pub(super) fn journal_bytes(&self) -> u64 {
+    pub(in crate::spool) fn journal_bytes(&self) -> u64 {
         let Journal { file, spare, stale, .. } = &self.journal;
         let (file, spare, stale) = (file.borrow(), spare.borrow(), stale.borrow());
         file.iter().chain(&*spare).chain(&*stale).map(|file| file.bytes()).sum()
     }
 
     /// Nothing in it waits for a group, and no batch is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::spool) fn is_idle(&self) -> bool {
         self.journal.batches.borrow().values().all(|batch| batch.state.get() == State::Done)
     }
 
     #[cfg(test)]
-    pub(super) fn has_finished(&self) -> bool {
+    pub(in crate::spool) fn has_finished(&self) -> bool {
         self.journal.has_finished()
     }
 
     #[cfg(test)]
-    pub(super) fn batches(&self) -> usize {
+    pub(in crate::spool) fn batches(&self) -> usize {
         self.journal.batches.borrow().len()
     }
 
     /// Its journal is not needed any more by this process: the file tells the next one what it has to know.
-    pub(super) fn leave(&self) {
+    pub(in crate::spool) fn leave(&self) {
         // They hold this directory in their turn.
         self.journal.batches.borrow_mut().clear();
     }
@@ -223,7 +223,7 @@ impl Drop for InLine<'_> {
 
 impl Spool {
     /// This core's view of a crashed process's directory.
-    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
         let mut dirs = self.dirs.borrow_mut();
         if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
             return known.clone();
@@ -241,8 +241,8 @@ impl Spool {
     /// hangs is one as well, so that those who wait for it can do something else.
     ///
     /// # Panics
-    /// `key` or `form` is longer than [`KEY_BYTES_MAX`](super::format::record::KEY_BYTES_MAX) or
-    /// [`FORM_BYTES_MAX`](super::format::record::FORM_BYTES_MAX), or there are no members.
+    /// `key` or `form` is longer than [`KEY_BYTES_MAX`](crate::spool::format::record::KEY_BYTES_MAX) or
+    /// [`FORM_BYTES_MAX`](crate::spool::format::record::FORM_BYTES_MAX), or there are no members.
     pub async fn intend(
         &self,
         key: &str,
@@ -283,7 +283,11 @@ impl Spool {
 
     /// Notes that the batch with this key is done, whose intent is in a journal that its process has left: durable when
     /// this returns.
-    pub(super) async fn finish_left(&self, dir: &CoreDir, key: &str) -> Result<(), SpoolError> {
+    pub(in crate::spool) async fn finish_left(
+        &self,
+        dir: &CoreDir,
+        key: &str,
+    ) -> Result<(), SpoolError> {
         let state = Cell::new(State::Finished);
         let batch = Batch { key: key.to_owned(), intent: Box::default(), members: None, state };
         let batch = Rc::new(batch);
@@ -296,7 +300,7 @@ impl Spool {
     }
 
     /// Writes what finished batches have left to note in `dir`.
-    pub(super) async fn flush(&self, dir: &CoreDir) -> Result<(), SpoolError> {
+    pub(in crate::spool) async fn flush(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while dir.journal.has_finished() {
             self.write_batches(dir).await?;
@@ -360,7 +364,7 @@ impl Spool {
 
     /// The end of the journals' work at a stop. What cannot be noted is found out by the next process: it puts the same
     /// object again.
-    pub(super) async fn end_journals(&self) {
+    pub(in crate::spool) async fn end_journals(&self) {
         for dir in self.dirs() {
             let _was_reported = self.flush(&dir).await;
             if let Some(spare) = dir.journal.spare.take() {

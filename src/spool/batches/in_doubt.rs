@@ -15,14 +15,15 @@ use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 use glommio::timer::sleep;
 
-use super::format::runs::{Place, Run};
-use super::format::scan::{Found, Scan};
-use super::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use super::CoreDir;
 use super::ledger::Batch;
-use super::orphans::LeftCore;
-use super::reader::{LOOK_EVERY, Window};
-use super::segment::Segment;
-use super::{CoreDir, Spool, SpoolError};
+use crate::spool::format::runs::{Place, Run};
+use crate::spool::format::scan::{Found, Scan};
+use crate::spool::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use crate::spool::reader::{LOOK_EVERY, Window};
+use crate::spool::segment::Segment;
+use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::{Spool, SpoolError};
 
 /// A batch to be put again. Dropped before it is finished, it is left to the next process, and so are the segments of its
 /// directory.

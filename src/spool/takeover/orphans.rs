@@ -13,7 +13,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
-use super::ledger::{Batch, Settled};
+use crate::spool::batches::ledger::{Batch, Settled};
 
 /// What a process that is no more has left, held by its lock.
 pub struct Left {
@@ -28,7 +28,7 @@ pub struct Left {
 
 /// What was brought back of one process's payloads, for the log. Written a few times for each group that is read.
 #[derive(Debug)]
-pub(super) struct Replayed {
+pub(in crate::spool) struct Replayed {
     since: Instant,
     payloads: AtomicU64,
     bytes: AtomicU64,
@@ -41,7 +41,7 @@ impl Default for Replayed {
 }
 
 impl Replayed {
-    pub(super) fn add(&self, payloads: u64, bytes: u64) {
+    pub(in crate::spool) fn add(&self, payloads: u64, bytes: u64) {
         self.payloads.fetch_add(payloads, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -66,24 +66,24 @@ impl Left {
 /// One core's part of that.
 #[derive(Default)]
 pub struct LeftCore {
-    pub(super) path: PathBuf,
+    pub(in crate::spool) path: PathBuf,
     /// Of all cores of its process.
-    pub(super) replayed: Arc<Replayed>,
+    pub(in crate::spool) replayed: Arc<Replayed>,
     /// Its payloads may be in the store one by one.
-    pub(super) is_alone: bool,
+    pub(in crate::spool) is_alone: bool,
     /// Batches that were begun and not done, with their keys.
-    pub(super) begun: Vec<(String, Batch)>,
+    pub(in crate::spool) begun: Vec<(String, Batch)>,
     /// Of those, the ones that are still not done.
-    pub(super) open: AtomicUsize,
+    pub(in crate::spool) open: AtomicUsize,
     /// What needs nothing more when none is.
-    pub(super) members: Settled,
+    pub(in crate::spool) members: Settled,
     /// The segments by the ids of their uses; read only where batches were begun.
-    pub(super) segments: HashMap<u64, PathBuf>,
+    pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
 
 impl LeftCore {
     /// A begun batch is done, durably.
-    pub(super) fn finish_one(&self) {
+    pub(in crate::spool) fn finish_one(&self) {
         // Whoever finds none open must see the journals that say so; they are on the disk.
         let before = self.open.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "each is done once");
@@ -154,7 +154,7 @@ impl Orphans {
     }
 
     /// The next begun batch nobody has taken: of which directory, and its number there.
-    pub(super) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
+    pub(in crate::spool) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
         let offer = self.offered.load();
         let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
@@ -167,7 +167,7 @@ impl Orphans {
     }
 
     /// All segments are taken.
-    pub(super) fn is_used_up(&self) -> bool {
+    pub(in crate::spool) fn is_used_up(&self) -> bool {
         self.untaken.load(Ordering::Relaxed) == 0
     }
 
