@@ -15,6 +15,7 @@ use crate::deadline::strictly_within;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::spool::UnspooledBatch;
 use crate::upload::source::Parcel;
 use crate::upload::{Failures, InHand, lose};
 
@@ -61,7 +62,15 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     let mut rest = take_rest(core);
     if let Some(spool) = &core.spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
-        strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
+        let Rest { jobs, batches, .. } = &mut rest;
+        let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
+        let next = || {
+            let last = batches.iter().rposition(|batch| batch.members().is_none())?;
+            let batch = batches.remove(last);
+            let (key, form) = (batch.key().to_owned(), batch.form());
+            Some(UnspooledBatch { key, form, jobs: batch.jobs() })
+        };
+        strictly_within(left, spool.stop(jobs, &members, next), || ()).await;
     }
     bury(core, rest, write_until);
 }

@@ -10,6 +10,7 @@
 //! before it writes beyond it ([`Segment::claim`]). For this it waits for one step at most, and then goes ahead in space
 //! that is not prepared, at the price of slower syncs.
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
+use glommio::sync::Semaphore;
 use glommio::timer::sleep;
 
 use super::Spool;
@@ -31,10 +33,28 @@ const STEP_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
 /// Bytes written at a time; the executor serves others in between.
 const ZEROS_BYTES: u64 = 256 << 10;
 
+/// How far a segment is prepared.
+pub(super) struct Zeros {
+    /// Up to where the file was written to, by zeros or by groups.
+    pub(super) prepared: Cell<u64>,
+    /// Held while a step of zeros is written.
+    turn: Semaphore,
+    /// A step is being written. When nobody has the turn, its task was dropped.
+    pub(super) in_flight: Cell<bool>,
+}
+
+impl Zeros {
+    /// Of a file of which the first `prepared` bytes are written.
+    pub(super) fn new(prepared: u64) -> Zeros {
+        let (turn, in_flight) = (Semaphore::new(1), Cell::new(false));
+        Zeros { prepared: Cell::new(prepared), turn, in_flight }
+    }
+}
+
 impl Segment {
     /// All of it is prepared.
-    fn is_prepared(&self) -> bool {
-        self.prepared.get() >= self.bytes()
+    pub(super) fn is_prepared(&self) -> bool {
+        self.zeros.prepared.get() >= self.bytes()
     }
 
     /// Prepares the first `bytes` of a new file, which nobody else uses yet.
@@ -42,7 +62,7 @@ impl Segment {
         let end = bytes.min(self.bytes());
         self.fill(0..end).await?;
         self.sync().await?;
-        self.prepared.set(end);
+        self.zeros.prepared.set(end);
         Ok(())
     }
 
@@ -59,10 +79,10 @@ impl Segment {
     }
 
     async fn prepare_next(&self) -> io::Result<()> {
-        let _turn = self.preparing.acquire_permit(1).await.expect("never closed");
-        let from = self.prepared.get();
+        let _turn = self.zeros.turn.acquire_permit(1).await.expect("never closed");
+        let from = self.zeros.prepared.get();
         let end = (from + STEP_BYTES).min(self.bytes());
-        if self.zeros_in_flight.replace(true) {
+        if self.zeros.in_flight.replace(true) {
             return Err(io::Error::other("zeros are in flight that nobody waits for"));
         }
         let prepared = async {
@@ -70,9 +90,9 @@ impl Segment {
             self.sync().await
         };
         let prepared = prepared.await;
-        self.zeros_in_flight.set(false);
+        self.zeros.in_flight.set(false);
         if prepared.is_ok() {
-            self.prepared.set(end);
+            self.zeros.prepared.set(end);
         }
         prepared
     }
@@ -93,14 +113,14 @@ impl Segment {
     /// # Errors
     /// A step was dropped while its zeros were in flight: nothing may be written here any more.
     pub(super) async fn claim(&self, end: u64) -> io::Result<()> {
-        if end <= self.prepared.get() {
+        if end <= self.zeros.prepared.get() {
             return Ok(());
         }
-        let _turn = self.preparing.acquire_permit(1).await.expect("never closed");
-        if self.zeros_in_flight.get() {
+        let _turn = self.zeros.turn.acquire_permit(1).await.expect("never closed");
+        if self.zeros.in_flight.get() {
             return Err(io::Error::other("zeros are in flight that nobody waits for"));
         }
-        self.prepared.set(self.prepared.get().max(end));
+        self.zeros.prepared.set(self.zeros.prepared.get().max(end));
         Ok(())
     }
 }
@@ -109,7 +129,7 @@ impl Spool {
     /// The task that prepares what the writer comes to next: the rest of the current segment, then the spares.
     pub(super) async fn prepare_ahead(self: Rc<Self>) {
         while !self.closed.get() {
-            let Some(segment) = self.next_unprepared() else {
+            let Some(segment) = self.own.next_unprepared() else {
                 self.disk.preparer.wait().await;
                 continue;
             };
@@ -129,13 +149,5 @@ impl Spool {
             self.disk.watcher.wait().or(sleep(LOOK_EVERY)).await;
             self.disk.health.look(Instant::now());
         }
-    }
-
-    fn next_unprepared(&self) -> Option<Rc<Segment>> {
-        let (segments, spares) = (self.segments.borrow(), self.spares.borrow());
-        let current = segments.back().filter(|segment| segment.is_filling());
-        // The spares in the order they are used.
-        let mut next = current.into_iter().chain(spares.iter().rev());
-        next.find(|segment| !segment.is_prepared() && !segment.is_gone()).cloned()
     }
 }

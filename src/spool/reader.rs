@@ -3,6 +3,7 @@
 //! One task per core, one group at a time, first in, first out; while there is both, they take turns. It waits for room
 //! like everybody, but gets at least half of what is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,7 +20,9 @@ use super::segment::Segment;
 use super::takeover::instances::{self, put_aside};
 use super::takeover::orphans::LeftCore;
 use super::takeover::orphans::Orphan;
-use super::{CoreDir, Place, Spool};
+use super::writer::Place;
+use super::{CoreDir, Signal, Spool};
+use crate::core::Flag;
 use crate::http::parse::Span;
 use crate::queue::admission::Need;
 use crate::queue::job::{Origin, Payload};
@@ -30,6 +33,42 @@ const READ_BYTES: u64 = 512 << 10;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Payloads of one record that ask for room together; fewer if the ring is smaller.
 const CHUNK_PAYLOADS_MAX: usize = 1_000;
+
+/// Payloads of this core's own that found no room in the ring: they lie on disk only, from the first of them on.
+#[derive(Default)]
+pub(super) struct Overflow {
+    /// `None` while the reader has caught up.
+    behind: RefCell<Option<Behind>>,
+    /// Wakes the reader.
+    overflowed: Signal,
+    /// What is on disk only stays there.
+    stopped: Flag,
+}
+
+impl Overflow {
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.borrow().is_some()
+    }
+
+    pub(super) fn begin(&self, behind: Behind) {
+        self.behind.replace(Some(behind));
+        self.overflowed.raise();
+    }
+
+    /// Ends the reader's task.
+    pub(super) fn stop(&self) {
+        self.stopped.set();
+        self.overflowed.raise();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    pub(super) async fn stopped(&self) {
+        self.stopped.wait().await;
+    }
+}
 
 /// Where the payloads begin that are on disk only.
 #[derive(Clone)]
@@ -105,7 +144,7 @@ impl Spool {
     pub(super) async fn read_back(self: Rc<Self>) {
         let mut replay = None;
         let mut window = Window::default();
-        while !self.reading_stopped.get() {
+        while !self.overflow.is_stopped() {
             if replay.is_none()
                 && let Some(orphan) = self.setup.orphans.take()
             {
@@ -122,7 +161,7 @@ impl Spool {
                     replay = None;
                 }
             } else if caught_up {
-                self.overflowed.wait().or(sleep(LOOK_EVERY)).await;
+                self.overflow.overflowed.wait().or(sleep(LOOK_EVERY)).await;
             }
             glommio::executor().yield_if_needed().await;
         }
@@ -130,7 +169,7 @@ impl Spool {
 
     /// Brings one group of this core's own back; whether there may be more.
     async fn step_own(&self, window: &mut Window) -> bool {
-        let Some(behind) = self.behind.borrow().clone() else { return false };
+        let Some(behind) = self.overflow.behind.borrow().clone() else { return false };
         let Behind { segment, at, number, ordinal } = behind;
         let (id, end, closed, payloads) = {
             let use_of = segment.use_of.borrow();
@@ -141,7 +180,7 @@ impl Spool {
             let next = if closed { self.after(id) } else { None };
             let more = next.is_some();
             // No await since `end` was read: what is synced from now on finds the reader caught up.
-            self.behind.replace(next);
+            self.overflow.behind.replace(next);
             self.setup.cells.spool_overflowing.set(more.into());
             return more;
         }
@@ -154,11 +193,11 @@ impl Spool {
                         self.lose(&segment, ordinal..group.head.first_ordinal, &damage);
                     }
                     let bytes = window.bytes(&range);
-                    let from = (&self.own_dir(), &segment);
+                    let from = (self.own.dir(), &segment);
                     if !self.bring(from, &group, bytes, None, |n| n < ordinal).await {
                         return false;
                     }
-                    self.behind.replace(Some(Behind {
+                    self.overflow.behind.replace(Some(Behind {
                         segment,
                         at: at + group.head.group_bytes(),
                         number: group.head.number + 1,
@@ -171,7 +210,7 @@ impl Spool {
                     let found = Damage { at: at..end, why: "its groups are not whole" };
                     self.lose(&segment, ordinal..payloads, &found);
                     let behind = Behind { segment, at: end, number, ordinal: payloads };
-                    self.behind.replace(Some(behind));
+                    self.overflow.behind.replace(Some(behind));
                     return true;
                 }
                 Err(error) => {
@@ -186,8 +225,7 @@ impl Spool {
 
     /// The beginning of the segment after that with `id`.
     fn after(&self, id: u64) -> Option<Behind> {
-        let segments = self.segments.borrow();
-        let segment = segments.iter().find(|segment| segment.use_of.borrow().id > id)?.clone();
+        let segment = self.own.after(id)?;
         Some(Behind { segment, at: DATA_START, number: 0, ordinal: 0 })
     }
 
@@ -234,9 +272,9 @@ impl Spool {
         };
         match opened.await {
             Ok((segment, scan)) => {
-                self.adopted.borrow_mut().push(segment.clone());
+                self.adopted.add(segment.clone());
                 let window = Window::default();
-                let dir = self.dir_of(&core);
+                let dir = self.adopted.dir_of(&core);
                 Some(Replay { dir, core, segment, scan, window, origin: None, next_ordinal: 0 })
             }
             Err(error) => {
@@ -265,18 +303,14 @@ impl Spool {
                     self.lose(segment, *next_ordinal..head.first_ordinal, &damage);
                 }
                 *next_ordinal = head.first_ordinal + group.payloads;
-                {
-                    let mut use_of = segment.use_of.borrow_mut();
-                    use_of.id = head.label.id;
-                    use_of.groups = use_of.groups.max(head.number + 1);
-                }
+                segment.found_group(head);
                 let bytes = window.bytes(&range);
                 let origin = origin.get_or_insert_with(|| {
                     let of = Origin::new(head.label.node.clone(), head.label.core as usize);
                     let of = of.with_keys(keys_of(head, bytes));
                     Rc::new(if core.is_alone { of.fixed() } else { of })
                 });
-                let done = |ordinal| segment.use_of.borrow().is_done(ordinal);
+                let done = |ordinal| segment.is_done(ordinal);
                 self.bring((dir, segment), &group, bytes, Some(origin), done).await
             }
             Ok((Found::Damage(damage), _)) => {

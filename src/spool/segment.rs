@@ -12,7 +12,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use glommio::sync::Semaphore;
@@ -20,8 +19,9 @@ use glommio::sync::Semaphore;
 use super::batches::CoreDir;
 use super::disk::{Disk, os_error};
 use super::done::Done;
-use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::removed::Identity;
+use super::format::{BLOCK, DATA_START, Head, Label, Progress};
+use super::prepare::Zeros;
+use super::removed::{Identity, Name};
 use super::takeover::instances::{put_aside, remove};
 use super::takeover::orphans::Orphan;
 use crate::net::{self, File, Net};
@@ -34,20 +34,12 @@ pub struct Segment {
     durable: File,
     path: PathBuf,
     bytes: u64,
-    pub use_of: RefCell<Use>,
+    pub(super) use_of: RefCell<Use>,
     /// Held while progress is written: two at a time would write over each other.
     noting: Semaphore,
     pub(super) disk: Rc<Disk>,
-    /// Up to where it was written to, by the zeros of [`prepare`](super::prepare) or by groups.
-    pub(super) prepared: Cell<u64>,
-    /// Held while a step of zeros is written.
-    pub(super) preparing: Semaphore,
-    pub(super) zeros_in_flight: Cell<bool>,
-    pub(super) identity: Identity,
-    /// When its name led to it last.
-    pub(super) checked: Cell<Instant>,
-    /// Its name does not lead to it any more.
-    pub(super) gone: Cell<bool>,
+    pub(super) zeros: Zeros,
+    pub(super) name: Name,
     /// Groups are missing in it: it is kept aside when it is finished.
     damaged: Cell<bool>,
     /// Held until this segment is finished; `None` for one of this core's own.
@@ -115,13 +107,8 @@ impl Use {
         }
     }
 
-    /// Nothing in it needs anything more, and nothing more will come.
-    pub fn is_finished(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.closed && self.done.count == u64::from(self.payloads)
-    }
-
-    pub fn is_done(&self, ordinal: u32) -> bool {
-        self.done.contains(ordinal)
     }
 
     fn progress(&self, complete: bool) -> Progress {
@@ -167,7 +154,7 @@ impl Segment {
         let again = path.clone();
         let (durable, identity) = disk.run(move || open_direct(&again)).await?;
         let segment = Segment::new(file, Net::here()?.file(durable), identity, path, bytes, disk);
-        segment.prepared.set(bytes);
+        segment.zeros.prepared.set(bytes);
         Ok(segment)
     }
 
@@ -196,12 +183,8 @@ impl Segment {
             use_of: RefCell::new(Use::new(0, 0)),
             noting: Semaphore::new(1),
             disk,
-            prepared: Cell::new(0),
-            preparing: Semaphore::new(1),
-            zeros_in_flight: Cell::new(false),
-            identity,
-            checked: Cell::new(Instant::now()),
-            gone: Cell::new(false),
+            zeros: Zeros::new(0),
+            name: Name::new(identity),
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
         }
@@ -324,6 +307,38 @@ impl Segment {
         }
     }
 
+    /// The id of its current use.
+    pub fn id(&self) -> u64 {
+        self.use_of.borrow().id
+    }
+
+    /// Payloads in it, settled or not.
+    pub fn payloads(&self) -> u32 {
+        self.use_of.borrow().payloads
+    }
+
+    /// No more groups will come.
+    pub fn is_closed(&self) -> bool {
+        self.use_of.borrow().closed
+    }
+
+    /// Nothing in it needs anything more, and nothing more will come.
+    pub fn is_finished(&self) -> bool {
+        self.use_of.borrow().is_finished()
+    }
+
+    /// The payload with this number needs nothing more.
+    pub fn is_done(&self, ordinal: u32) -> bool {
+        self.use_of.borrow().done.contains(ordinal)
+    }
+
+    /// In an adopted file a group with this head was found.
+    pub fn found_group(&self, head: &Head) {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.id = head.label.id;
+        use_of.groups = use_of.groups.max(head.number + 1);
+    }
+
     /// It takes groups, as long as they fit.
     pub fn is_filling(&self) -> bool {
         !self.use_of.borrow().closed && !self.is_gone()
@@ -361,6 +376,11 @@ impl Segment {
         let mut use_of = self.use_of.borrow_mut();
         let left = use_of.unstored_bytes.checked_sub(bytes);
         use_of.unstored_bytes = left.expect("they were added");
+    }
+
+    /// Takes out the bytes of payloads that were never settled, of a finished segment: those that damage took.
+    pub fn take_unstored(&self) -> u64 {
+        std::mem::take(&mut self.use_of.borrow_mut().unstored_bytes)
     }
 
     /// Nothing more will come; what failed last, if anything did, was never acknowledged.

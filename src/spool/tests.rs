@@ -1,10 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_lite::future::poll_once;
+use glommio::timer::sleep;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
 use super::format::record::{Entry, IntentRef};
@@ -13,7 +15,7 @@ use super::format::scan::{Found, walk};
 use super::format::{DATA_START, Progress, entries, records};
 use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
-use super::segment::Note;
+use super::segment::{Note, Payloads};
 use super::takeover::instances::{self, Home};
 use super::takeover::orphans::Left;
 use super::*;
@@ -217,7 +219,7 @@ impl Rig {
         self.spool.stop_reading();
         self.admission.close();
         self.spool.close();
-        self.spool.stop(rest, &mut Vec::new()).await;
+        self.spool.stop(rest, &[], || None).await;
     }
 
     /// Its tasks end as if the process had died; files stay as they are.
@@ -318,7 +320,7 @@ fn segments_are_used_again_and_the_bound_holds() {
             assert!(!rig.cells.spool_is_failing(), "full is not broken");
             assert!(not_ready(rig.cells).unwrap().contains("SPOOL_MAX"));
             rig.store(sent).await;
-            until("there is room again", || !rig.spool.spares.borrow().is_empty()).await;
+            until("there is room again", || rig.spool.own.has_spare()).await;
         }
     });
 }
@@ -332,9 +334,9 @@ fn segments_are_prepared_while_they_are_filled() {
         let size = Size { slots: 10, segments: 3, segment: DATA_START + (4 << 20), ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size.clone()).await;
         assert!(not_ready(rig.cells).unwrap().contains("being prepared"));
-        let current = || rig.spool.segments.borrow().back().cloned().unwrap();
+        let current = || rig.spool.own.last().unwrap();
         rig.send(&[b"\"first\""]).await.unwrap();
-        assert!(current().prepared.get() < size.segment / 2, "not waited for");
+        assert!(current().zeros.prepared.get() < size.segment / 2, "not waited for");
         rig.store(1).await;
         until("it is ready", || not_ready(rig.cells).is_none()).await;
         let text = |n: u64| format!("\"{n}-{}\"", "x".repeat(n as usize % 20_000)).into_bytes();
@@ -348,11 +350,8 @@ fn segments_are_prepared_while_they_are_filled() {
             assert!(stored == numbers.map(text).collect(), "round {round}");
         }
         until("all is prepared", || {
-            let segments = [
-                rig.spool.segments.borrow().iter().cloned().collect(),
-                rig.spool.spares.borrow().clone(),
-            ];
-            segments.concat().iter().all(|segment| segment.prepared.get() == size.segment)
+            let segments = [rig.spool.own.segments(), rig.spool.own.spares()];
+            segments.concat().iter().all(|segment| segment.zeros.prepared.get() == size.segment)
         })
         .await;
         // And what a crash leaves in a new one.
@@ -386,14 +385,18 @@ fn zeros_never_land_on_a_group() {
             async move { segment.prepare_step().await }
         });
         futures_lite::future::yield_now().await;
-        assert!(segment.zeros_in_flight.get());
+        assert!(segment.zeros.in_flight.get());
         segment.claim(DATA_START + 4096).await.unwrap();
-        assert!(!segment.zeros_in_flight.get(), "waited for");
+        assert!(!segment.zeros.in_flight.get(), "waited for");
         step.await.unwrap();
-        let prepared = segment.prepared.get();
+        let prepared = segment.zeros.prepared.get();
         assert_eq!(prepared, DATA_START + (8 << 10), "by the step");
         segment.claim(prepared + (64 << 10)).await.unwrap();
-        assert_eq!(segment.prepared.get(), prepared + (64 << 10), "the next step goes on behind");
+        assert_eq!(
+            segment.zeros.prepared.get(),
+            prepared + (64 << 10),
+            "the next step goes on behind"
+        );
         assert!(poll_once(segment.prepare_step()).await.is_none(), "dropped in flight");
         assert!(segment.claim(bytes).await.is_err());
         segment.claim(prepared).await.expect("what was claimed before stays so");
@@ -411,16 +414,16 @@ fn a_claim_waits_for_one_step() {
         let preparing = glommio::spawn_local({
             let segment = segment.clone();
             async move {
-                while segment.prepared.get() < bytes {
+                while segment.zeros.prepared.get() < bytes {
                     segment.prepare_step().await.unwrap();
                 }
             }
         });
         futures_lite::future::yield_now().await;
         for _ in 0..20 {
-            let before = segment.prepared.get();
+            let before = segment.zeros.prepared.get();
             segment.claim(before + 4096 * 10).await.unwrap();
-            assert_eq!(segment.prepared.get(), before + 4096 * 10, "not after more steps");
+            assert_eq!(segment.zeros.prepared.get(), before + 4096 * 10, "not after more steps");
             sleep(Duration::from_millis(1)).await;
         }
         preparing.await;
@@ -478,7 +481,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
         assert!(failed > 20, "{failed}");
         assert_eq!(rig.ring.len(), acknowledged.len());
         until("progress is written", || {
-            rig.spool.segments.borrow().iter().all(|segment| !segment.is_dirty())
+            rig.spool.own.segments().iter().all(|segment| !segment.is_dirty())
         })
         .await;
         sleep(Duration::from_millis(50)).await;
@@ -510,10 +513,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
         let mut taken = Vec::new();
         for process in 0..3 {
             let dirty = |rig: &Rig| {
-                let all = [
-                    rig.spool.segments.borrow().iter().cloned().collect(),
-                    rig.spool.adopted.borrow().clone(),
-                ];
+                let all = [rig.spool.own.segments(), rig.spool.adopted.segments()];
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
             until("progress is written", || !dirty(&rig)).await;

@@ -87,13 +87,13 @@ impl Spool {
     /// has begun.
     pub async fn next_begun(self: &Rc<Self>) -> Option<Begun> {
         loop {
-            if self.reading_stopped.get() {
+            if self.overflow.is_stopped() {
                 return None;
             }
             if let Some((core, number)) = self.setup.orphans.take_begun() {
                 return Some(self.begun(core, number));
             }
-            self.reading_stopped.wait().or(sleep(LOOK_EVERY)).await;
+            self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
@@ -103,7 +103,7 @@ impl Spool {
         self.setup.cells.spool_payloads.add(payloads);
         Begun {
             spool: self.clone(),
-            dir: self.dir_of(&core),
+            dir: self.adopted.dir_of(&core),
             core,
             number,
             payloads,

@@ -222,17 +222,6 @@ impl Drop for InLine<'_> {
 }
 
 impl Spool {
-    /// This core's view of a crashed process's directory.
-    pub(in crate::spool) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
-        let mut dirs = self.dirs.borrow_mut();
-        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
-            return known.clone();
-        }
-        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
-        dirs.push(dir.clone());
-        dir
-    }
-
     /// Notes that `members` are about to be put as one object under `key`, made as `form` says: durable when this returns.
     /// Should it be dropped before, nothing may be done with the members: they are left to the next process.
     ///
@@ -276,7 +265,7 @@ impl Spool {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
         }
-        if self.short.get() {
+        if self.own.is_short() {
             self.disk.keeper.raise();
         }
     }

@@ -50,7 +50,7 @@ impl Members {
         let ordinal = record.ordinal(job.stamp.seq);
         let bytes = job.payload.len() as u64;
         // A segment is not used again while one of its payloads is unsettled, so the id stays.
-        let id = record.segment.use_of.borrow().id;
+        let id = record.segment.id();
         if !self.runs.push(id, ordinal) {
             return false;
         }

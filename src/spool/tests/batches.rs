@@ -174,7 +174,7 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
             rig.spool.finished(intent);
             assert!(journals_at(&home.core_dir(0)).len() <= 2);
         }
-        let own = rig.spool.own_dir();
+        let own = rig.spool.own.dir().clone();
         // 16 groups fill it, so much is kept at most.
         assert!(own.batches() <= 2 + 17, "{} batches are kept", own.batches());
         rig.spool.flush(&own).await.unwrap();
@@ -663,7 +663,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
             let intent = rig.intend(&format!("kept-{round}"), &[kept]).await;
             rig.spool.finished(intent);
         }
-        let own = rig.spool.own_dir();
+        let own = rig.spool.own.dir().clone();
         rig.spool.flush(&own).await.unwrap();
         drop((own, dropped, jobs));
         rig.crash().await;

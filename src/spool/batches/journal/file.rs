@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use super::{Batch, CoreDir, State};
 use crate::deadletter::create_dir;
+use crate::spool::batches::ledger::JOURNAL;
+use crate::spool::batches::members::MemberSegment;
 use crate::spool::format::{BLOCK, DATA_START, group_bytes};
-use crate::spool::ledger::JOURNAL;
-use crate::spool::members::MemberSegment;
 use crate::spool::segment::{Note, Payloads, Segment};
 use crate::spool::takeover::instances::{remove, sync_dir};
 use crate::spool::{Spool, SpoolError};
@@ -45,7 +45,7 @@ impl Spool {
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
         let file = self.journal_spare(dir, wanted).await;
         let file = file.map_err(|error| self.fail(&dir.path, &error))?;
-        file.begin(self.take_number());
+        file.begin(self.own.take_number());
         // Until it is whole: what is half of it must not outlive the batches it tells of.
         journal.stale.borrow_mut().push(file.clone());
         for group in carried {
@@ -80,7 +80,7 @@ impl Spool {
                 let is_noted = match noted.get(id) {
                     Some(is_noted) => *is_noted,
                     // Used again, so it was complete.
-                    None if segment.use_of.borrow().id != *id => true,
+                    None if segment.id() != *id => true,
                     None => match segment.note(Note::Durably).await {
                         Ok(written) => written,
                         Err(error) => {
@@ -107,7 +107,7 @@ impl Spool {
             None => {}
         }
         // In a directory of another process its numbers mean nothing here.
-        let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
+        let number = if dir.is_own() { self.own.take_number() } else { fastrand::u64(..) };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
         let made = self.create_file(&path, bytes, bytes).await;
         let made = match made {
