@@ -1,17 +1,42 @@
-//! One core's spool: requests on this host's disk before their 200, and again in line for upload afterwards.
+//! One core's spool: keeps requests on this host's disk before they are answered with 200, and
+//! queues their payloads for upload afterwards.
 //!
 //! ```text
-//!  conn → submit → waiting → group: write, sync ─┬─ room in the ring → jobs
-//!                  (SPOOL_PENDING)               └─ none → left on disk → reader → jobs
+//!  conn → submit → line → group: write, sync ─┬─ room in the ring → jobs
+//!             (SPOOL_PENDING)                 └─ none → left on disk → reader → jobs
 //! ```
 //!
-//! Requests that arrive while a sync is under way share the next one. Payloads are in nobody's hands before their sync
-//! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
-//! one does, until the reader has caught up.
+//! Requests that arrive during a sync share the next one. Nobody gets a payload before its sync has
+//! succeeded, so a sync that fails uploads nothing. When the ring is full, payloads stay on disk,
+//! and all later ones do too until the reader has caught up.
 //!
-//! Tasks of one core: the writer here, the `reader`, the `keeper`, which notes progress and makes room, one that
-//! `prepare`s that room, and one that watches the disk's `health`. Payloads that are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
-//! has cut short are `begun`.
+//! Each core runs five tasks: the `writer`, the `reader`, the `keeper`, which writes progress and
+//! makes segments, one that `prepare`s those segments, and one that watches the disk's `health`.
+//! Payloads that are stored many to an object are noted in the journal of [`batches`], so that also
+//! after a crash none is in two objects. What dead processes left is found and handed to the cores
+//! by [`takeover`].
+//!
+//! # Who settles a payload
+//!
+//! A payload is settled once it needs nothing more: it is stored or dead-lettered. It is settled by
+//! its number in its `Segment`, and a closed segment whose payloads are all settled is finished:
+//! its file is reused or removed. Until then a later process stores the payload again. Who settles
+//! it depends on how it left the spool:
+//!
+//! - An object of its own: the worker calls `Job::settle`, and that [`Record::settle`], at once.
+//! - A member of a batch of this process: the worker calls [`Spool::finished`]. The journal syncs
+//!   DONE, with its next group or when the keeper flushes it, and then calls `Members::settle`.
+//! - A member of a batch in doubt: the worker tells the task that restored the batch, which calls
+//!   [`Begun::finished`]; that syncs DONE. Segments are offered only once no batch of their
+//!   directory is in doubt, and the reader settles all members when it comes to them.
+//! - Lost to damage: the reader.
+//! - In a file that was removed: [`Spool::stop`], in `disown`.
+//!
+//! Requests that wait for the store are told separately: by `Job::settle` for single payloads and
+//! by `Batch::tell` for batches, which therefore settles nothing here. A payload that is neither
+//! stored nor dead-lettered (`Fate::Lost`) is not settled: it stays in the spool for the next
+//! process. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is learned,
+//! which for batches is before their members are settled.
 
 mod disk;
 mod done;
@@ -65,30 +90,32 @@ pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
 pub use stop::UnspooledBatch;
 
-/// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
-/// syncs, so a larger group would gain little and keep its first requests waiting.
+/// Requests share a group up to this size; a larger request has a group of its own. A megabyte
+/// takes a disk as long as ten syncs, so larger groups would gain little and delay their first
+/// requests.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of one core's spool beside `SPOOL_PENDING`: a group being written and one being read, each at most a record of
-/// `request_bytes` in payloads and their lengths.
+/// Memory of one core's spool in addition to `SPOOL_PENDING`: a group that is written and one that
+/// is read, each at most a record of `request_bytes` in payloads and their lengths.
 pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
-/// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
-/// tells of, members and intent, and a group being written.
+/// Memory of one core's journal in addition to the members of open batches ([`Members::memory`]):
+/// members and intents of the batches that its file still names, and a group that is written.
 pub const JOURNAL_MEMORY: usize = 2 * batches::FILE_BYTES as usize + GROUP_BYTES_MAX;
 
-/// Size of one journal of batches, of which a core has two at most.
+/// Size of one journal file; a core has at most two.
 pub const JOURNAL_BYTES: u64 = batches::FILE_BYTES;
 
-/// Files one core's spool may have open, each of them twice (for reading, and on the core's own ring for groups): its segments
-/// and spares, its journals, and those of crashed processes in hand.
+/// Files that one core's spool may have open: its segments and spares, its journals, and those of
+/// dead processes that it empties. Each is open twice, for reading and on this core's own io_uring
+/// for groups.
 pub fn files(options: &SpoolOptions) -> usize {
     2 * ((options.max / options.segment) as usize + 12)
 }
 
-/// Why a request was not spooled; nothing of it will be uploaded.
+/// Why a request was not spooled. Nothing of it will be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpoolError {
     #[error(
@@ -119,21 +146,22 @@ impl From<BudgetExhausted> for SpoolError {
     }
 }
 
-/// What a core's spool is made of.
+/// What a core's spool is opened with.
 pub struct SpoolSetup {
     pub options: SpoolOptions,
-    /// Where this core's segments lie.
+    /// The directory of this core's segments.
     pub dir: PathBuf,
     pub orphans: Arc<Orphans>,
-    /// Among which orphans are shared out.
+    /// The number of cores that share the orphans.
     pub cores: usize,
     pub cells: &'static CoreCells,
-    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the default.
+    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the
+    /// default.
     pub keys: Option<String>,
-    /// Probability that a sync fails, for tests; and the seed.
+    /// Probability that a sync fails, for tests, and the seed of its random numbers.
     pub sync_fault: f64,
     pub seed: u64,
-    /// For blocking calls on the disk.
+    /// Runs blocking calls on the disk.
     pub thread: DiskThread,
 }
 
@@ -153,7 +181,7 @@ pub struct Spool {
     log: RefCell<Throttle>,
 }
 
-/// What a request that waits for the disk is told.
+/// Tells a request that waits for the disk what became of it.
 #[derive(Default)]
 pub struct Ticket {
     outcome: RefCell<Option<Result<(), SpoolError>>>,
@@ -168,7 +196,8 @@ impl Ticket {
         }
     }
 
-    /// Until its group is synced, or has failed; `None` when `ended` says that nobody will tell any more.
+    /// Returns once its group is synced or has failed; `None` when `ended` says that nobody will
+    /// tell it.
     pub async fn wait(&self, ended: &Cell<bool>) -> Option<Result<(), SpoolError>> {
         poll_fn(|cx| match self.outcome.take() {
             Some(outcome) => Poll::Ready(Some(outcome)),
@@ -182,36 +211,36 @@ impl Ticket {
     }
 }
 
-/// A spooled request whose payloads are jobs: where each is to be settled.
+/// A spooled request whose payloads are jobs: knows where each of them is settled.
 pub struct Record {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
     first_ordinal: u32,
     first_seq: u64,
-    /// What its keys are made of, if not of this core's own.
+    /// What its keys are made from; `None`: this core's own origin.
     origin: Option<Rc<Origin>>,
     cells: &'static CoreCells,
 }
 
 impl Record {
-    /// The payload with this stamp and of `bytes` is stored or dead-lettered.
+    /// Settles the payload with this stamp and of `bytes`: it is stored or dead-lettered.
     pub fn settle(&self, stamp: Stamp, bytes: usize) {
         self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
         self.cells.spool_bytes.sub(bytes as u64);
     }
 
-    /// Its file was removed: it survives no crash.
+    /// Whether its file was removed, so that it survives no crash.
     pub fn is_gone(&self) -> bool {
         self.segment.is_gone()
     }
 
-    /// The number in its segment of the payload with this one in the core's sequence.
+    /// The number in its segment of the payload that has `seq` in the core's sequence.
     fn ordinal(&self, seq: u64) -> u32 {
         self.first_ordinal + u32::try_from(seq - self.first_seq).expect("within the record")
     }
 
-    /// The core directory it lies in; that of all members of a batch.
+    /// The core directory it lies in. All members of a batch lie in the same one.
     pub fn home(&self) -> &Rc<CoreDir> {
         &self.dir
     }
@@ -222,7 +251,7 @@ impl Record {
 }
 
 impl Spool {
-    /// Starts the tasks, of which the keeper begins with the first segment.
+    /// Opens the spool and starts its tasks. The keeper makes the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
         let health = Health::new(setup.cells, setup.dir.clone());
         let disk = Rc::new(Disk::new(setup.thread.clone(), health));
@@ -252,11 +281,11 @@ impl Spool {
         spool
     }
 
-    /// Puts a request in line for the disk; its payloads lie in `body` at `spans`, and the first has the stamp `first`.
-    /// The jobs that come of it have its `version`.
+    /// Appends a request to the line for the disk. Its payloads lie in `body` at `spans`, the first
+    /// has the stamp `first`, and all have the request's `version`.
     ///
     /// # Errors
-    /// It is not in line, and nothing of it is kept.
+    /// It is not in the line, and nothing of it is kept.
     pub fn submit(
         &self,
         first: Stamp,
@@ -284,12 +313,12 @@ impl Spool {
         dirs
     }
 
-    /// The stop has begun: what is on disk only stays there for the next process.
+    /// Begins a stop: payloads that are on disk only stay there for the next process.
     pub fn stop_reading(&self) {
         self.overflow.stop();
     }
 
-    /// Takes no more requests; those in line still go to the disk.
+    /// Takes no more requests; those in the line are still written.
     pub fn close(&self) {
         self.closed.set(true);
         self.line.wake();
@@ -310,7 +339,7 @@ impl Spool {
         Rc::new(Record { dir, segment, first_ordinal, first_seq, origin, cells })
     }
 
-    /// Queues payloads, which have their permit, with these sequence numbers.
+    /// Queues payloads, which were admitted already, with these sequence numbers.
     fn push(
         &self,
         payloads: impl ExactSizeIterator<Item = Payload>,

@@ -1,4 +1,5 @@
-//! Keeps the spool's files: notes what has been settled, makes room ahead, and tries a disk that failed.
+//! The keeper of one core's spool: writes down what has been settled, makes segments ahead of the
+//! writer, and retries a disk that failed.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +14,7 @@ use super::prepare::FIRST_BYTES;
 use super::segment::{Note, Segment};
 use super::takeover::instances::{SEGMENT, remove, sync_dir};
 
-/// Why there is no empty segment.
+/// Why no empty segment could be made.
 pub(super) enum NoSpare {
     /// `SPOOL_MAX` is used up.
     Full,
@@ -55,12 +56,12 @@ impl Spool {
         }
     }
 
-    /// The next group has a segment.
+    /// Whether the next group has a segment.
     fn has_room(&self) -> bool {
         self.is_filling() || self.own.has_spare()
     }
 
-    /// There is a segment that takes groups.
+    /// Whether a segment takes groups.
     fn is_filling(&self) -> bool {
         self.own.filling().is_some()
     }
@@ -70,7 +71,7 @@ impl Spool {
             Ok(()) => {}
             Err(NoSpare::Full) if self.is_filling() => {}
             Err(NoSpare::Full) => self.disk.health.full(),
-            // Not yet a failure: the segment being filled has its room.
+            // Not yet a failure: the segment that is being filled still has room.
             Err(NoSpare::Io(error)) if self.is_filling() => {
                 let dir = self.setup.dir.display();
                 let text = || format!("the spool has no room ahead: {dir}: {error}");
@@ -80,7 +81,7 @@ impl Spool {
         }
     }
 
-    /// Makes an empty segment, unless there is one.
+    /// Makes an empty segment unless there is one already.
     pub(super) async fn make_spare(&self) -> Result<(), NoSpare> {
         let _turn = self.own.making().await;
         if self.own.has_spare() {
@@ -101,7 +102,8 @@ impl Spool {
         Ok(())
     }
 
-    /// A new file of zeros of which the first `prepared` are written, under a name that is durable.
+    /// Makes a file of zeros and writes its first `prepared` bytes; its name is durable when this
+    /// returns.
     pub(super) async fn create_file(
         &self,
         path: &Path,
@@ -132,12 +134,13 @@ impl Spool {
         self.setup.cells.spool_disk_bytes.set(self.own_bytes());
     }
 
-    /// Segments in which nothing is left to do are noted so, and then used again or removed.
+    /// Notes segments in which every payload is settled as complete, and then reuses or removes
+    /// their files.
     async fn finish_segments(&self) {
         loop {
             let finished = self.own.finished().or_else(|| self.adopted.finished());
             let Some(segment) = finished else { break };
-            // Synced, for groups of the next use must not be taken for this one's damage.
+            // Synced: a later process must not take groups of the next use for damage in this one.
             let noted = match () {
                 () if segment.is_strange() => Ok(()),
                 () => segment.note(Note::Complete).await.map(drop),
@@ -164,8 +167,8 @@ impl Spool {
         }
     }
 
-    /// Writes down what has been settled, for the process that comes after a crash. Without a sync: what is lost of it is
-    /// put again under the same key.
+    /// Writes down what has been settled, for the process that comes after a crash. Not synced:
+    /// payloads of which the note is lost are stored again under the same key.
     pub(super) async fn note_progress(&self) {
         let mut segments = self.own.segments();
         segments.extend(self.adopted.segments());
@@ -177,7 +180,7 @@ impl Spool {
         }
     }
 
-    /// Whether the disk takes something again, after it did not.
+    /// Tries whether a disk that failed takes writes again.
     async fn try_again(&self) {
         let works = match self.own.next_spare() {
             Some(spare) => match spare.check().await {
@@ -196,12 +199,13 @@ impl Spool {
         };
         match works {
             Ok(()) => self.disk.health.works(),
-            // Of another kind than before, perhaps.
+            // Reported again because the reason may have changed.
             Err(error) => drop(self.disk.health.failed(&self.setup.dir, &error)),
         }
     }
 
-    /// The end of the spool's own files at a stop: those with nothing left in them go, the others are noted and synced.
+    /// Finishes the spool's own files at a stop: empty ones are removed, progress of the others is
+    /// written and synced.
     pub(super) async fn put_away(&self) {
         self.end_journals().await;
         self.finish_segments().await;

@@ -1,4 +1,5 @@
-//! Requests that wait for the disk, in the memory of `SPOOL_PENDING`, until the writer takes them into a commit group.
+//! Requests that wait for the disk, in the memory of `SPOOL_PENDING`, until the writer takes them
+//! into a commit group.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

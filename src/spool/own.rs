@@ -1,4 +1,5 @@
-//! The files that one core's spool made itself: segments with payloads in them, and empty ones for later.
+//! The files that one core's spool made itself: segments with payloads in them, and empty ones for
+//! later.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -43,7 +44,8 @@ impl OwnFiles {
         &self.dir
     }
 
-    /// A number for the name of a file or the id of a use; it never repeats while this process lives.
+    /// A number for the name of a file or the id of a use; it never repeats while this process
+    /// lives.
     pub(super) fn take_number(&self) -> u64 {
         self.next_number.replace(self.next_number.get() + 1)
     }

@@ -1,7 +1,9 @@
-//! Brings payloads that lie on disk only back to the ring: those that found it full, and those of crashed processes.
+//! The reader of one core's spool: brings payloads that are on disk only back to the ring, those
+//! that found it full and those of dead processes.
 //!
-//! One task per core, one group at a time, first in, first out; while there is both, they take turns. It waits for room
-//! like everybody, but gets at least half of what is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
+//! One task per core reads one group at a time, first in, first out, and alternates between the two
+//! sources while both have something. It waits for room like requests do, but gets at least half of
+//! the room that is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
 use std::cell::RefCell;
 use std::io;
@@ -27,21 +29,22 @@ use crate::http::parse::Span;
 use crate::queue::admission::Need;
 use crate::queue::job::{Origin, Payload};
 
-/// Bytes read at a time, if no group is longer.
+/// Bytes per read, unless a group is longer.
 const READ_BYTES: u64 = 512 << 10;
-/// How often an idle reader looks for segments of crashed processes.
+/// How often an idle reader looks for segments of dead processes.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Payloads of one record that ask for room together; fewer if the ring is smaller.
 const CHUNK_PAYLOADS_MAX: usize = 1_000;
 
-/// Payloads of this core's own that found no room in the ring: they lie on disk only, from the first of them on.
+/// Payloads of this core that found no room in the ring. From the first of them on, all later ones
+/// are on disk only, until the reader has caught up.
 #[derive(Default)]
 pub(super) struct Overflow {
     /// `None` while the reader has caught up.
     behind: RefCell<Option<Behind>>,
     /// Wakes the reader.
     overflowed: Signal,
-    /// What is on disk only stays there.
+    /// A stop has begun: payloads that are on disk only stay there.
     stopped: Flag,
 }
 
@@ -70,7 +73,7 @@ impl Overflow {
     }
 }
 
-/// Where the payloads begin that are on disk only.
+/// Position of the first payload that is on disk only.
 #[derive(Clone)]
 pub(super) struct Behind {
     segment: Rc<Segment>,
@@ -88,7 +91,7 @@ impl Behind {
     }
 }
 
-/// The bytes of a file that were read last.
+/// The bytes of a file that were read most recently.
 #[derive(Default)]
 pub(super) struct Window {
     start: u64,
@@ -96,7 +99,8 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// What the walk `scan` finds next in `segment`, and where its bytes are.
+    /// Continues the walk `scan` through `segment`. Returns what it finds next and where its bytes
+    /// are.
     pub(super) async fn next(
         &mut self,
         segment: &Segment,
@@ -117,7 +121,7 @@ impl Window {
         }
     }
 
-    /// What of `range` was read.
+    /// The part of `range` that was read.
     pub(super) fn bytes(&self, range: &Range<u64>) -> &[u8] {
         let Some(read) = &self.read else { return &[] };
         let Some(from) = range.start.checked_sub(self.start) else { return &[] };
@@ -126,16 +130,16 @@ impl Window {
     }
 }
 
-/// A crashed process's segment that is being brought back.
+/// A dead process's segment that is being read back.
 struct Replay {
     dir: Rc<CoreDir>,
     core: Arc<LeftCore>,
     segment: Rc<Segment>,
     scan: Scan,
     window: Window,
-    /// Its keys are made of this.
+    /// What the keys of its payloads are made from.
     origin: Option<Rc<Origin>>,
-    /// The number of the next payload, if nothing is missing.
+    /// The number that the next payload has if nothing is missing.
     next_ordinal: u32,
 }
 
@@ -151,7 +155,8 @@ impl Spool {
                 replay = self.begin_replay(orphan).await;
             }
             if self.disk.health.is_failing() {
-                // What it brought back could not leave the spool, and would take the room of what is in memory only.
+                // Payloads that are read back could not leave the spool, and would take the room of
+                // payloads that are in memory only.
                 sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -167,7 +172,7 @@ impl Spool {
         }
     }
 
-    /// Brings one group of this core's own back; whether there may be more.
+    /// Queues one group of this core's own segments; whether there may be more.
     async fn step_own(&self, window: &mut Window) -> bool {
         let Some(behind) = self.overflow.behind.borrow().clone() else { return false };
         let Behind { segment, at, number, ordinal } = behind;
@@ -179,7 +184,8 @@ impl Spool {
             *window = Window::default();
             let next = if closed { self.after(id) } else { None };
             let more = next.is_some();
-            // No await since `end` was read: what is synced from now on finds the reader caught up.
+            // There is no await since `end` was read, so groups synced from now on find the reader
+            // caught up.
             self.overflow.behind.replace(next);
             self.setup.cells.spool_overflowing.set(more.into());
             return more;
@@ -214,7 +220,7 @@ impl Spool {
                     return true;
                 }
                 Err(error) => {
-                    // Tried again: nothing is lost as long as the file is there.
+                    // Retried: nothing is lost as long as the file is there.
                     self.fail(segment.path(), &error);
                     sleep(LOOK_EVERY).await;
                     return true;
@@ -223,13 +229,13 @@ impl Spool {
         }
     }
 
-    /// The beginning of the segment after that with `id`.
+    /// The start of the segment that follows the one with `id`.
     fn after(&self, id: u64) -> Option<Behind> {
         let segment = self.own.after(id)?;
         Some(Behind { segment, at: DATA_START, number: 0, ordinal: 0 })
     }
 
-    /// Payloads that were synced and cannot be read any more.
+    /// Reports payloads that were synced and can no longer be read, and settles them.
     fn lose(&self, segment: &Segment, ordinals: Range<u32>, damage: &Damage) {
         let lost = segment.settle_missing(ordinals);
         let file = segment.path().display();
@@ -245,7 +251,7 @@ impl Spool {
     async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
-            // Empty: its process was just about to make it.
+            // An empty file: its process died while making it.
             let empty = orphan.bytes == 0;
             if !empty {
                 tracing::error!("{} is no spool segment", path.display());
@@ -287,7 +293,7 @@ impl Spool {
         }
     }
 
-    /// Brings one group of a crashed process back; whether there may be more.
+    /// Queues one group of a dead process; whether there may be more.
     async fn step_replay(&self, replay: &mut Replay) -> bool {
         let Replay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
         let file = segment.path().display().to_string();
@@ -295,7 +301,7 @@ impl Spool {
             Ok((Found::Group(_, group), range)) => {
                 let head = &group.head;
                 if origin.is_none() {
-                    // Members of batches that are done, by now.
+                    // By now all batches of this directory are done, so their members are settled.
                     core.members.of_segment(head.label.id).for_each(|run| segment.settle_run(run));
                 }
                 if head.first_ordinal > *next_ordinal {
@@ -356,8 +362,8 @@ impl Spool {
         segment.close_adopted(payloads);
     }
 
-    /// Puts the payloads of a group in the ring but those that `skip` names, waiting for room; false once the ring has
-    /// closed.
+    /// Queues the payloads of a group except those that `skip` names, waiting for room; false once
+    /// the ring has closed.
     async fn bring(
         &self,
         (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),
@@ -421,7 +427,7 @@ impl Spool {
     }
 }
 
-/// Payloads of one record that go to the ring together.
+/// Payloads of one record that are queued together.
 #[derive(Default)]
 struct Chunk {
     bytes: Vec<u8>,

@@ -1,9 +1,13 @@
-//! Files of the spool that are removed or renamed under the running server. They still take writes and give what they
-//! hold, but whatever is put into them goes with this process.
+//! Detects files of the spool that are removed or renamed while the server runs. Such a file still
+//! takes writes and can be read, but its contents are gone when this process ends.
 //!
-//! So a file's name is looked at before a group in it is acknowledged, unless it was a moment ago ([`CHECK_EVERY`]); one that
-//! is gone gets no more groups. What it holds is uploaded like all else. At a stop, what of that is in memory is kept as if
-//! it had only been queued, and what was on disk only is lost, and said so.
+//! So a file's name is checked before a group in it is acknowledged, unless it was checked within
+//! the last [`CHECK_EVERY`]; the keeper also checks the file that takes the next group every
+//! `SPOOL_PROGRESS`. A removed file gets no more groups. Payloads in it are uploaded like all
+//! others. At a stop, those still in memory are treated like payloads that were only queued; those
+//! on disk only are lost, logged and counted. The directory itself is made again by the control
+//! thread, which looks every 5 seconds
+//! ([`Home::restore`](super::takeover::instances::Home::restore)).
 
 use std::cell::Cell;
 use std::fs;
@@ -16,10 +20,11 @@ use super::segment::Segment;
 use super::{Members, Spool};
 use crate::queue::job::Job;
 
-/// How long it is taken for granted that a file's name still leads to it: groups in a file that was removed survive no crash.
+/// How long a check of a file's name counts: a group that is written to a removed file survives no
+/// crash.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// A file, whatever its name is now.
+/// Identifies a file, whatever its name is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -32,28 +37,29 @@ impl Identity {
     }
 }
 
-/// What is known of a file's name.
+/// What is known about a file's name.
 pub(super) struct Name {
     /// The file that the name led to when it was made or opened.
     identity: Identity,
-    /// When the name led to it last.
+    /// When the name was last seen to lead to it.
     checked: Cell<Instant>,
-    /// It does not any more.
+    /// The name no longer leads to it.
     gone: Cell<bool>,
 }
 
 impl Name {
-    /// Of a file that was made or opened just now.
+    /// The name of a file that was made or opened just now.
     pub(super) fn new(identity: Identity) -> Name {
         Name { identity, checked: Cell::new(Instant::now()), gone: Cell::new(false) }
     }
 }
 
 impl Segment {
-    /// Makes sure that its name still leads to it, unless that was so a moment ago.
+    /// Checks that the name still leads to this file, unless it was checked a moment ago.
     ///
     /// # Errors
-    /// `ENOENT`: it was removed or renamed, and what is written to it survives no crash. Any other: the disk did not say.
+    /// `ENOENT`: the file was removed or renamed, and what is written to it survives no crash. Any
+    /// other: the disk did not answer the question.
     pub async fn check(&self) -> io::Result<()> {
         if !self.name.gone.get() && self.name.checked.get().elapsed() < CHECK_EVERY {
             return Ok(());
@@ -77,15 +83,16 @@ impl Segment {
         Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
 
-    /// It was removed, or something else has its name: what is in it is lost with this process.
+    /// Whether the file was removed, or something else has its name: what is in it is lost when
+    /// this process ends.
     pub fn is_gone(&self) -> bool {
         self.name.gone.get()
     }
 }
 
 impl Spool {
-    /// Takes payloads whose files were removed out of the spool: those in `rest` and the `members` of batches are kept like all
-    /// that was in memory only, those that were on disk only are lost.
+    /// Releases payloads whose files were removed. Those in `rest` and the `members` of batches are
+    /// in memory and can be kept; those that were on disk only are lost.
     pub(super) async fn disown(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
             if let Some(record) = job.record.take() {
@@ -112,16 +119,17 @@ impl Spool {
         }
     }
 
-    /// Looks at the names of all segments, before a stop counts on what is in them, and drops spares that are gone.
+    /// Checks the names of all segments before a stop relies on what is in them, and drops spares
+    /// that are gone.
     pub async fn check_all(&self) {
         for segment in self.own.segments().into_iter().chain(self.own.spares()) {
-            // Any other error says nothing of the name.
+            // Any other error says nothing about the name.
             let _gone_or_not = segment.check_now().await;
         }
         self.own.drop_gone_spares();
     }
 
-    /// Looks whether the segment that takes the next group is still where it was made, so that `/readyz` says so before a
+    /// Checks the name of the file that takes the next group, so that `/readyz` reports it before a
     /// request finds out.
     pub(super) async fn check_names(&self) {
         let next = self.own.filling().or_else(|| self.own.next_spare());

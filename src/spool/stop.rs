@@ -1,4 +1,5 @@
-//! The end of one core's spool: what a stop has left in memory goes to the disk, for the next process.
+//! The end of one core's spool: what a stop has left in memory goes to the disk, for the next
+//! process.
 
 use std::rc::Rc;
 
@@ -19,9 +20,10 @@ pub struct UnspooledBatch {
 }
 
 impl Spool {
-    /// The last step of a stop, once this spool and the ring are closed and nobody works on payloads any more. Spools `rest`
-    /// and the batches that `next` takes out of its caller's hands one after the other, and notes what has been settled.
-    /// What was spooled is taken out of `rest`; what is left in it, and batches that were not asked for, could not be.
+    /// The last step of a stop, once this spool and the ring are closed and nobody works on
+    /// payloads any more. Spools `rest` and the batches that `next` takes out of its caller's hands
+    /// one after the other, and notes what has been settled. What was spooled is taken out of
+    /// `rest`; what is left in it, and batches that were not asked for, could not be.
     ///
     /// `members` are those of batches whose files were removed.
     pub async fn stop(
@@ -50,8 +52,9 @@ impl Spool {
         self.put_away().await;
     }
 
-    /// Spools the payloads of a batch, and notes that they were to be one object: the object may be on its way to the store,
-    /// so the next process must put it under the same key. What finds no place is left in `rest`.
+    /// Spools the payloads of a batch, and notes that they were to be one object: the object may be
+    /// on its way to the store, so the next process must put it under the same key. What finds no
+    /// place is left in `rest`.
     async fn keep_batch(
         &self,
         batch: UnspooledBatch,
@@ -64,7 +67,8 @@ impl Spool {
         while !rest.is_empty() {
             self.keep_jobs(rest, Some(&mut members)).await?;
         }
-        // More than an intent has room for, or none: then each payload becomes an object of its own.
+        // More than an intent has room for, or none: then each payload becomes an object of its
+        // own.
         if members.len() == payloads && !members.is_empty() {
             // Dropped, it is left to the next process.
             let _intent = self.intend(&key, &form, &Rc::new(members)).await?;

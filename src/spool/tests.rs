@@ -142,8 +142,9 @@ impl Rig {
         }
     }
 
-    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also after a crash, for one that
-    /// was stored alone and not noted would be stored twice in a batch; the others many together.
+    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also
+    /// after a crash, for one that was stored alone and not noted would be stored twice in a batch;
+    /// the others many together.
     async fn work(
         &self,
         random: &mut fastrand::Rng,
@@ -325,7 +326,8 @@ fn segments_are_used_again_and_the_bound_holds() {
     });
 }
 
-/// Groups in a segment of which most is still to be prepared, written faster than it is, in its first use and in later ones.
+/// Groups in a segment of which most is still to be prepared, written faster than it is, in its
+/// first use and in later ones.
 #[test]
 fn segments_are_prepared_while_they_are_filled() {
     run(async {
@@ -372,7 +374,8 @@ fn segments_are_prepared_while_they_are_filled() {
     });
 }
 
-/// Zeros never land on a group: a step in flight is waited for, one that nobody waits for any more ends the segment.
+/// Zeros never land on a group: a step in flight is waited for, one that nobody waits for any more
+/// ends the segment.
 #[test]
 fn zeros_never_land_on_a_group() {
     run(async {
@@ -749,7 +752,8 @@ impl World {
         assert!(lost.is_empty(), "{what}: lost {lost:?}");
     }
 
-    /// Lets a process take up what is in `files` and store it all, and checks what is in the store then.
+    /// Lets a process take up what is in `files` and store it all, and checks what is in the store
+    /// then.
     fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
         let mut world = self.clone();
         let Recovered { alone, begun } = recovered(files);
@@ -763,7 +767,8 @@ impl World {
     }
 }
 
-/// A run of a small spool, with requests, stores, progress and segments that are used again, as the disk saw it.
+/// A run of a small spool, with requests, stores, progress and segments that are used again, as the
+/// disk saw it.
 fn recorded(seed: u64, requests: u64) -> Vec<Event> {
     run(async {
         let dir = tempfile::tempdir().unwrap();
@@ -815,7 +820,8 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     println!("{cuts} power cuts in {} events", events.len());
 }
 
-/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two extremes.
+/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two
+/// extremes.
 fn cut(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     events: &[Event],

@@ -1,4 +1,5 @@
-//! The writer of one core's spool: requests in the line become commit groups, each written and synced as one.
+//! The writer of one core's spool: requests in the line become commit groups, each written and
+//! synced as one.
 
 use std::cell::RefCell;
 use std::io;
@@ -45,7 +46,8 @@ impl SyncFault {
 }
 
 impl Spool {
-    /// The writer's task: writes one group after the other. What waits when a group begins is in it.
+    /// The writer's task: writes one group after the other. What waits when a group begins is in
+    /// it.
     pub(super) async fn write_groups(self: Rc<Self>) {
         loop {
             if self.line.is_empty() {
@@ -106,8 +108,8 @@ impl Spool {
         Ok(Place { segment, at, number, first_ordinal })
     }
 
-    /// Writes and syncs one group of records at the end of `segment`. Returns the offset of the group, its number, and the
-    /// number of its first payload.
+    /// Writes and syncs one group of records at the end of `segment`. Returns the offset of the
+    /// group, its number, and the number of its first payload.
     pub(super) async fn append(
         &self,
         segment: &Segment,
@@ -136,7 +138,8 @@ impl Spool {
         self.setup.cells.spool_syncs.inc();
         self.setup.cells.spool_sync_latency.observe(started.elapsed());
         if let Err(error) = synced {
-            // What the disk has of the group is unknown, and no later sync would tell, so nothing more is written there.
+            // What the disk has of the group is unknown, and no later sync would tell, so nothing
+            // more is written there.
             segment.close(true);
             return Err(self.fail(segment.path(), &error));
         }
@@ -174,7 +177,8 @@ impl Spool {
         SpoolError::Failed(error)
     }
 
-    /// Queues the payloads of a synced group while the ring has room, and leaves the rest to the reader.
+    /// Queues the payloads of a synced group while the ring has room, and leaves the rest to the
+    /// reader.
     fn deliver(&self, group: Vec<Waiting>, place: &Place) {
         let mut ordinal = place.first_ordinal;
         for request in group {

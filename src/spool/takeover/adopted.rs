@@ -47,8 +47,8 @@ impl Adopted {
         dir
     }
 
-    /// Forgets directories of which no segment is being emptied and no batch is under way. To be called when all segments
-    /// of dead processes have been taken.
+    /// Forgets directories of which no segment is being emptied and no batch is under way. To be
+    /// called when all segments of dead processes have been taken.
     pub(in crate::spool) fn leave_unused(&self) {
         let segments = self.segments.borrow();
         self.dirs.borrow_mut().retain(|dir| {
