@@ -83,7 +83,7 @@ impl Spool {
 
     /// Makes an empty segment unless there is one already.
     pub(super) async fn make_spare(&self) -> Result<(), NoSpare> {
-        let _turn = self.own.making().await;
+        let _turn = self.own.making().acquire_permit(1).await.expect("never closed");
         if self.own.has_spare() {
             return Ok(());
         }

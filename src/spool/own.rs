@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use glommio::sync::{Permit, Semaphore};
+use glommio::sync::Semaphore;
 
 use super::batches::CoreDir;
 use super::segment::Segment;
@@ -50,9 +50,9 @@ impl OwnFiles {
         self.next_number.replace(self.next_number.get() + 1)
     }
 
-    /// The turn to make a file.
-    pub(super) async fn making(&self) -> Permit<'_> {
-        self.making.acquire_permit(1).await.expect("never closed")
+    /// Held while a file is made: one at a time.
+    pub(super) fn making(&self) -> &Semaphore {
+        &self.making
     }
 
     pub(super) fn is_short(&self) -> bool {
