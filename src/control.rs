@@ -36,7 +36,7 @@ use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
 use crate::queue::job::Stamp;
-use crate::spool::instances::Home;
+use crate::spool::takeover::instances::Home;
 use admin::Admin;
 use events::{Event, Events};
 

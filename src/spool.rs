@@ -1,95 +1,116 @@
-//! One core's spool: requests on this host's disk before their 200, and again in line for upload afterwards.
+//! One core's spool: keeps requests on this host's disk before they are answered with 200, and
+//! queues their payloads for upload afterwards.
 //!
 //! ```text
-//!  conn → submit → waiting → group: write, sync ─┬─ room in the ring → jobs
-//!                  (SPOOL_PENDING)               └─ none → left on disk → reader → jobs
+//!  conn → submit → line → group: write, sync ─┬─ room in the ring → jobs
+//!             (SPOOL_PENDING)                 └─ none → left on disk → reader → jobs
 //! ```
 //!
-//! Requests that arrive while a sync is under way share the next one. Payloads are in nobody's hands before their sync
-//! has succeeded, so a failed one uploads nothing. When the ring is full they stay on disk, and from then on every later
-//! one does, until the reader has caught up.
+//! Requests that arrive during a sync share the next one. Nobody gets a payload before its sync has
+//! succeeded, so a sync that fails uploads nothing. When the ring is full, payloads stay on disk,
+//! and all later ones do too until the reader has caught up.
 //!
-//! Tasks of one core: the writer here, the `reader`, the `keeper`, which notes progress and makes room, one that
-//! `prepare`s that room, and one that watches the disk's `health`. Payloads that are put many to an object go through the `journal`, so that after a crash none is in two objects; batches that a crash
-//! has cut short are `begun`.
+//! Each core runs five tasks: the `writer`, the `reader`, the `keeper`, which writes progress and
+//! makes segments, one that `prepare`s those segments, and one that watches the disk's `health`.
+//! Payloads that are stored many to an object are noted in the journal of [`batches`], so that also
+//! after a crash none is in two objects. What dead processes left is found and handed to the cores
+//! by [`takeover`].
+//!
+//! # Who settles a payload
+//!
+//! A payload is settled once it needs nothing more: it is stored or dead-lettered. It is settled by
+//! its number in its `Segment`, and a closed segment whose payloads are all settled is finished:
+//! its file is reused or removed. Until then a later process stores the payload again. Who settles
+//! it depends on how it left the spool:
+//!
+//! - An object of its own: the worker calls `Job::settle`, and that [`Record::settle`], at once.
+//! - A member of a batch of this process: the worker calls [`Spool::finished`]. The journal syncs
+//!   DONE, with its next group or when the keeper flushes it, and then calls `Members::settle`.
+//! - A member of a batch in doubt: the worker tells the task that restored the batch, which calls
+//!   [`Begun::finished`]; that syncs DONE. Segments are offered only once no batch of their
+//!   directory is in doubt, and the reader settles all members when it comes to them.
+//! - Lost to damage: the reader.
+//! - In a file that was removed: [`Spool::stop`], in `disown`.
+//!
+//! Requests that wait for the store are told separately: by `Job::settle` for single payloads and
+//! by `Batch::tell` for batches, which therefore settles nothing here. A payload that is neither
+//! stored nor dead-lettered (`Fate::Lost`) is not settled: it stays in the spool for the next
+//! process. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is learned,
+//! which for batches is before their members are settled.
 
-mod begun;
 mod disk;
 mod done;
 mod health;
-mod journal;
 mod keeper;
-mod members;
+mod line;
+mod own;
 mod prepare;
 mod reader;
 mod removed;
 mod segment;
+mod stop;
+mod writer;
 
-mod orphans;
-
-pub mod adopt;
-pub mod file;
+pub mod batches;
 pub mod format;
-pub mod instances;
-pub mod ledger;
+pub mod offline;
 #[cfg(test)]
 mod power;
+pub mod takeover;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use futures_lite::future;
 use glommio::Task;
-use glommio::timer::sleep;
 
-use crate::batch::Batch;
 use crate::config::{JOURNAL_BYTES, SpoolOptions};
 use crate::metrics::CoreCells;
-use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need};
+use crate::queue::admission::{Admission, BudgetExhausted, ChargedBytes};
 use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::sync::{Flag, OneShot, Semaphore, Signal};
+use crate::sync::OneShot;
 use crate::throttle::Throttle;
 use disk::Disk;
-use format::{HEAD_BYTES, VERSION_BYTES_MAX};
+use format::VERSION_BYTES_MAX;
 use health::Health;
-use instances::Orphans;
-use keeper::NoSpare;
-use reader::Behind;
-use segment::{Payloads, Segment};
+use line::Line;
+use own::OwnFiles;
+use reader::Overflow;
+use segment::Segment;
+use takeover::adopted::Adopted;
+use takeover::orphans::Orphans;
+use writer::SyncFault;
 
-pub use begun::Begun;
+pub use batches::{Begun, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
-pub use journal::{CoreDir, Intent};
-pub use members::Members;
+pub use stop::UnspooledBatch;
 
-/// Requests share a group up to this size; a larger one has a group of its own. A megabyte takes a disk as long as ten
-/// syncs, so a larger group would gain little and keep its first requests waiting.
+/// Requests share a group up to this size; a larger request has a group of its own. A megabyte
+/// takes a disk as long as ten syncs, so larger groups would gain little and delay their first
+/// requests.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of one core's spool beside `SPOOL_PENDING`: a group being written and one being read, each at most a record of
-/// `request_bytes` in payloads and their lengths.
+/// Memory of one core's spool in addition to `SPOOL_PENDING`: a group that is written and one that
+/// is read, each at most a record of `request_bytes` in payloads and their lengths.
 pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
-/// Memory of one core's journal for batches, beside the members under way ([`Members::memory`]): of those that its file still
-/// tells of, members and intent, and a group being written.
+/// Memory of one core's journal in addition to the members of open batches ([`Members::memory`]):
+/// members and intents of the batches that its file still names, and a group that is written.
 pub const JOURNAL_MEMORY: usize = 2 * JOURNAL_BYTES as usize + GROUP_BYTES_MAX;
 
-/// Files one core's spool may have open, each of them twice (for reading, and on the core's own ring for groups): its segments
-/// and spares, its journals, and those of crashed processes in hand.
+/// Files that one core's spool may have open: its segments and spares, its journals, and those of
+/// dead processes that it empties. Each is open twice, for reading and on this core's own io_uring
+/// for groups.
 pub fn files(options: &SpoolOptions) -> usize {
     2 * ((options.max / options.segment) as usize + 12)
 }
 
-/// Why a request was not spooled; nothing of it will be uploaded.
+/// Why a request was not spooled. Nothing of it will be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpoolError {
     #[error(
@@ -120,21 +141,22 @@ impl From<BudgetExhausted> for SpoolError {
     }
 }
 
-/// What a core's spool is made of.
+/// What a core's spool is opened with.
 pub struct SpoolSetup {
     pub options: SpoolOptions,
-    /// Where this core's segments lie.
+    /// The directory of this core's segments.
     pub dir: PathBuf,
     pub orphans: Arc<Orphans>,
-    /// Among which orphans are shared out.
+    /// The number of cores that share the orphans.
     pub cores: usize,
     pub cells: &'static CoreCells,
-    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the default.
+    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the
+    /// default.
     pub keys: Option<String>,
-    /// Probability that a sync fails, for tests; and the seed.
+    /// Probability that a sync fails, for tests, and the seed of its random numbers.
     pub sync_fault: f64,
     pub seed: u64,
-    /// For blocking calls on the disk.
+    /// Runs blocking calls on the disk.
     pub thread: DiskThread,
 }
 
@@ -143,87 +165,50 @@ pub struct Spool {
     setup: SpoolSetup,
     origin: Origin,
     admission: Rc<Admission>,
-    pending: Rc<Budget>,
-    /// In line for the next group.
-    waiting: RefCell<VecDeque<Waiting>>,
-    arrived: Signal,
-    /// Of this core's own, oldest first; the last one takes groups if it is not closed.
-    segments: RefCell<VecDeque<Rc<Segment>>>,
-    /// Of crashed processes, being emptied.
-    adopted: RefCell<Vec<Rc<Segment>>>,
-    /// Where all of those lie, this core's own directory first.
-    dirs: RefCell<Vec<Rc<CoreDir>>>,
-    /// Empty, for later.
-    spares: RefCell<Vec<Rc<Segment>>>,
-    /// Held while a file is made.
-    making: Semaphore,
-    /// Names of files and ids of their uses, which never repeat while this process lives.
-    next_number: Cell<u64>,
-    /// The first payloads that lie on disk only; `None` while the reader has caught up.
-    behind: RefCell<Option<Behind>>,
-    overflowed: Signal,
+    line: Line,
+    own: OwnFiles,
+    adopted: Adopted,
+    overflow: Overflow,
     disk: Rc<Disk>,
-    /// There was no room for a segment in `SPOOL_MAX`.
-    short: Cell<bool>,
     closed: Cell<bool>,
-    /// What is on disk only stays there.
-    reading_stopped: Flag,
     tasks: RefCell<Vec<Task<()>>>,
-    random: RefCell<fastrand::Rng>,
+    sync_fault: SyncFault,
     log: RefCell<Throttle>,
-}
-
-/// A request in line for the disk.
-struct Waiting {
-    first: Stamp,
-    body: ChargedBytes,
-    /// Its room in the ring, should there be some.
-    need: Need,
-    spans: Box<[Span]>,
-    payload_bytes: usize,
-    version: Option<Box<str>>,
-    ticket: Rc<Ticket>,
-}
-
-impl Waiting {
-    fn record_bytes(&self) -> usize {
-        format::record_bytes(self.spans.len(), self.payload_bytes, self.version.as_deref())
-    }
 }
 
 /// What a request that waits for the disk is told: that its group is synced, or that it failed.
 pub type Ticket = OneShot<Result<(), SpoolError>>;
 
-/// A spooled request whose payloads are jobs: where each is to be settled.
+/// A spooled request whose payloads are jobs: knows where each of them is settled.
 pub struct Record {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
     first_ordinal: u32,
     first_seq: u64,
-    /// What its keys are made of, if not of this core's own.
+    /// What its keys are made from; `None`: this core's own origin.
     origin: Option<Rc<Origin>>,
     cells: &'static CoreCells,
 }
 
 impl Record {
-    /// The payload with this stamp and of `bytes` is stored or dead-lettered.
+    /// Settles the payload with this stamp and of `bytes`: it is stored or dead-lettered.
     pub fn settle(&self, stamp: Stamp, bytes: usize) {
         self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
         self.cells.spool_bytes.sub(bytes as u64);
     }
 
-    /// Its file was removed: it survives no crash.
+    /// Whether its file was removed, so that it survives no crash.
     pub fn is_gone(&self) -> bool {
         self.segment.is_gone()
     }
 
-    /// The number in its segment of the payload with this one in the core's sequence.
+    /// The number in its segment of the payload that has `seq` in the core's sequence.
     fn ordinal(&self, seq: u64) -> u32 {
         self.first_ordinal + u32::try_from(seq - self.first_seq).expect("within the record")
     }
 
-    /// The core directory it lies in; that of all members of a batch.
+    /// The core directory it lies in. All members of a batch lie in the same one.
     pub fn home(&self) -> &Rc<CoreDir> {
         &self.dir
     }
@@ -233,39 +218,22 @@ impl Record {
     }
 }
 
-/// A group that was written and synced.
-struct Place {
-    segment: Rc<Segment>,
-    at: u64,
-    number: u32,
-    first_ordinal: u32,
-}
-
 impl Spool {
-    /// Starts the tasks, of which the keeper begins with the first segment.
+    /// Opens the spool and starts its tasks. The keeper makes the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
         let health = Health::new(setup.cells, setup.dir.clone());
         let disk = Rc::new(Disk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
-            pending: Budget::new(setup.options.pending, &setup.cells.spool_pending_bytes),
-            random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
-            dirs: RefCell::new(vec![CoreDir::new(setup.dir.clone(), None)]),
+            line: Line::new(setup.options.pending, &setup.cells.spool_pending_bytes),
+            own: OwnFiles::new(setup.dir.clone()),
+            adopted: Adopted::default(),
+            overflow: Overflow::default(),
+            sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
             origin,
             admission,
-            waiting: RefCell::default(),
-            arrived: Signal::default(),
-            segments: RefCell::default(),
-            adopted: RefCell::default(),
-            spares: RefCell::default(),
-            making: Semaphore::new(1),
-            next_number: Cell::new(1),
-            behind: RefCell::default(),
-            overflowed: Signal::default(),
             disk,
-            short: Cell::new(false),
             closed: Cell::new(false),
-            reading_stopped: Flag::default(),
             tasks: RefCell::default(),
             log: RefCell::default(),
         });
@@ -281,20 +249,19 @@ impl Spool {
         spool
     }
 
-    /// Puts a request in line for the disk; its payloads lie in `body` at `spans`, and the first has the stamp `first`.
-    /// The jobs that come of it have its `version`.
+    /// Appends a request to the line for the disk. Its payloads lie in `body` at `spans`, the first
+    /// has the stamp `first`, and all have the request's `version`.
     ///
     /// # Errors
-    /// It is not in line, and nothing of it is kept.
+    /// It is not in the line, and nothing of it is kept.
     pub fn submit(
         &self,
         first: Stamp,
-        mut body: ChargedBytes,
+        body: ChargedBytes,
         spans: &[Span],
         version: Option<&str>,
     ) -> Result<Rc<Ticket>, SpoolError> {
-        let version_bytes = version.map_or(0, str::len);
-        if version_bytes > VERSION_BYTES_MAX {
+        if version.map_or(0, str::len) > VERSION_BYTES_MAX {
             return Err(SpoolError::VersionTooLong);
         }
         if self.closed.get() {
@@ -304,323 +271,28 @@ impl Spool {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));
         }
-        let need = Need::of(spans.len(), body.retained() + version_bytes);
-        // The longest request must fit when nothing else waits.
-        let room = self.setup.options.pending - body.retained();
-        body.move_to(&self.pending, (size_of_val(spans) + version_bytes).min(room))?;
-        let ticket = Rc::<Ticket>::default();
-        let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
-        self.waiting.borrow_mut().push_back(Waiting {
-            first,
-            body,
-            need,
-            spans: spans.into(),
-            payload_bytes,
-            version: version.map(Box::from),
-            ticket: ticket.clone(),
-        });
-        self.arrived.raise();
-        Ok(ticket)
+        self.line.push(first, body, spans, version)
     }
 
-    /// One group after the other: what waits when one begins is in it.
-    async fn write_groups(self: Rc<Self>) {
-        loop {
-            if self.waiting.borrow().is_empty() {
-                if self.closed.get() {
-                    return;
-                }
-                self.arrived.wait().await;
-                continue;
-            }
-            if !self.setup.options.linger.is_zero() && !self.closed.get() {
-                sleep(self.setup.options.linger).await;
-            }
-            let group = self.next_group();
-            match self.put(&group).await {
-                Ok(place) => self.deliver(group, &place),
-                Err(error) => group.iter().for_each(|request| {
-                    self.disk.health.refused();
-                    request.ticket.set(Err(error.clone()));
-                }),
-            }
-        }
-    }
-
-    /// The requests that share the next group, at least one.
-    fn next_group(&self) -> Vec<Waiting> {
-        let mut waiting = self.waiting.borrow_mut();
-        let mut bytes = HEAD_BYTES;
-        let too_many = |request: &Waiting| {
-            bytes += request.record_bytes();
-            bytes > GROUP_BYTES_MAX
-        };
-        let count = waiting.iter().position(too_many).unwrap_or(waiting.len());
-        waiting.drain(..count.max(1)).collect()
-    }
-
-    /// Writes and syncs one group.
-    async fn put(&self, group: &[Waiting]) -> Result<Place, SpoolError> {
-        let body = group.iter().map(Waiting::record_bytes).sum();
-        let payloads = Payloads {
-            count: group.iter().map(|request| request.spans.len() as u32).sum(),
-            bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
-        };
-        let write = |mut out: &mut [u8]| {
-            for Waiting { first, body, spans, version, .. } in group {
-                let payloads = format::slices(body.as_slice(), spans);
-                let written = format::write_record(out, *first, version.as_deref(), payloads);
-                out = &mut out[written..];
-            }
-        };
-        self.put_records(body, payloads, write).await
-    }
-
-    /// The same for records that `write` makes, `body` bytes with `payloads`.
-    async fn put_records(
-        &self,
-        body: usize,
-        payloads: Payloads,
-        write: impl FnOnce(&mut [u8]),
-    ) -> Result<Place, SpoolError> {
-        let keys = self.setup.keys.as_deref();
-        let body = format::keys_bytes(keys) + body;
-        let segment = self.segment_for(format::group_bytes(body)).await?;
-        let write = |out: &mut [u8]| {
-            let written = format::write_keys(out, keys);
-            write(&mut out[written..]);
-        };
-        let (at, number, first_ordinal) = self.append(&segment, body, payloads, write).await?;
-        self.setup.cells.spool_payloads.add(payloads.count.into());
-        self.setup.cells.spool_bytes.add(payloads.bytes);
-        Ok(Place { segment, at, number, first_ordinal })
-    }
-
-    /// Writes and syncs one group of records at the end of `segment`: where it lies, its number, and that of its first
-    /// payload.
-    async fn append(
-        &self,
-        segment: &Segment,
-        body: usize,
-        payloads: Payloads,
-        write: impl FnOnce(&mut [u8]),
-    ) -> Result<(u64, u32, u32), SpoolError> {
-        let bytes = format::group_bytes(body);
-        let (at, number, first_ordinal, label) = {
-            let use_of = segment.use_of.borrow();
-            let label = segment.label(use_of.id, &self.origin);
-            (use_of.end, use_of.groups, use_of.payloads, label)
-        };
-        let mut buffer = segment.buffer(bytes as usize);
-        write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
-        format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
-        let started = Instant::now();
-        let synced = async {
-            segment.claim(at + bytes).await?;
-            // A file that was removed still takes writes.
-            let (written, found) =
-                future::zip(segment.write_synced(buffer, at), segment.check()).await;
-            written.and(found)
-        };
-        let synced = synced.await.and_then(|()| self.sync_fault());
-        self.setup.cells.spool_syncs.inc();
-        self.setup.cells.spool_sync_latency.observe(started.elapsed());
-        if let Err(error) = synced {
-            // What the disk has of it is unknown, and no later sync would tell: nothing more is written there.
-            segment.close(true);
-            return Err(self.fail(segment.path(), &error));
-        }
-        segment.extend(bytes, payloads);
-        Ok((at, number, first_ordinal))
-    }
-
-    fn sync_fault(&self) -> io::Result<()> {
-        if self.setup.sync_fault > 0.0 && self.random.borrow_mut().f64() < self.setup.sync_fault {
-            return Err(io::Error::other("FAULTS=spool_sync"));
-        }
-        Ok(())
-    }
-
-    /// The segment for the next group of `bytes`.
-    async fn segment_for(&self, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
-        let last = self.segments.borrow().back().cloned();
-        if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
-            if last.is_filling() && last.has_room(bytes) {
-                return Ok(last);
-            }
-            last.close(false);
-        }
-        if self.spares.borrow().is_empty() {
-            self.make_spare().await.map_err(|error| match error {
-                NoSpare::Full => {
-                    self.disk.health.full();
-                    SpoolError::Full
-                }
-                NoSpare::Io(error) => self.fail(&self.setup.dir, &error),
-            })?;
-        }
-        let segment = self.spares.borrow_mut().pop().expect("made just now");
-        segment.begin(self.take_number());
-        self.segments.borrow_mut().push_back(segment.clone());
-        // Makes the next one while this is being filled.
-        self.disk.keeper.raise();
-        Ok(segment)
-    }
-
-    fn take_number(&self) -> u64 {
-        self.next_number.replace(self.next_number.get() + 1)
-    }
-
-    /// Where payloads lie that this core takes.
+    /// The directories in which payloads lie that this core takes, its own first.
     fn dirs(&self) -> Vec<Rc<CoreDir>> {
-        self.dirs.borrow().clone()
+        let mut dirs = vec![self.own.dir().clone()];
+        dirs.extend(self.adopted.dirs());
+        dirs
     }
 
-    fn own_dir(&self) -> Rc<CoreDir> {
-        self.dirs.borrow()[0].clone()
-    }
-
-    /// The disk refused something at `path`.
-    fn fail(&self, path: &Path, error: &io::Error) -> SpoolError {
-        let error = self.disk.health.failed(path, error);
-        self.disk.keeper.raise();
-        SpoolError::Failed(error)
-    }
-
-    /// The payloads of a synced group: into the ring while there is room, else left to the reader.
-    fn deliver(&self, group: Vec<Waiting>, place: &Place) {
-        let mut ordinal = place.first_ordinal;
-        for request in group {
-            let Waiting { first, body, need, spans, payload_bytes, version, ticket } = request;
-            let count = spans.len() as u32;
-            let permit = match *self.behind.borrow() {
-                None => self.admission.admit_now(need).ok().flatten(),
-                Some(_) => None,
-            };
-            match permit {
-                Some(permit) => {
-                    let (segment, dir) = (place.segment.clone(), self.own_dir());
-                    let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.hand_over(), permit, &spans, version);
-                    self.push(payloads, first.seq.., first.unix_nanos, &record);
-                }
-                None if self.behind.borrow().is_none() => {
-                    self.behind.replace(Some(Behind::new(place, ordinal)));
-                    self.setup.cells.spool_overflowing.set(1);
-                    self.overflowed.raise();
-                }
-                None => {}
-            }
-            self.setup.cells.payloads_accepted.add(count.into());
-            self.setup.cells.bytes_accepted.add(payload_bytes as u64);
-            ticket.set(Ok(()));
-            ordinal += count;
-        }
-    }
-
-    /// The stop has begun: what is on disk only stays there for the next process.
+    /// Begins a stop: payloads that are on disk only stay there for the next process.
     pub fn stop_reading(&self) {
-        self.reading_stopped.set();
-        self.overflowed.raise();
+        self.overflow.stop();
     }
 
-    /// Takes no more requests; those in line still go to the disk.
+    /// Takes no more requests; those in the line are still written.
     pub fn close(&self) {
         self.closed.set(true);
-        self.arrived.raise();
+        self.line.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();
         self.disk.watcher.raise();
-    }
-
-    /// The last step of a stop, once this spool and the ring are closed: puts `rest` and the payloads of `batches`, which
-    /// nobody works on any more, on the disk, and notes what has been settled. What the spool has taken is taken out.
-    pub async fn stop(&self, rest: &mut Vec<Job>, batches: &mut Vec<Rc<Batch>>) {
-        for task in self.tasks.take() {
-            task.await;
-        }
-        self.disown(rest, batches).await;
-        while !rest.is_empty() {
-            if self.keep_jobs(rest, None).await.is_err() {
-                break;
-            }
-        }
-        // One at a time: taken apart it needs several times its memory.
-        batches.sort_by_key(|batch| batch.members().is_none());
-        while rest.is_empty()
-            && let Some(batch) = batches.pop_if(|batch| batch.members().is_none())
-        {
-            if self.keep_batch(&batch, rest).await.is_err() {
-                break;
-            }
-        }
-        self.put_away().await;
-    }
-
-    /// Spools the payloads of a batch, and notes that they were to be one object: it may be on its way to the store, so the
-    /// next process must put it under the same key. What finds no place is left in `rest`.
-    async fn keep_batch(&self, batch: &Batch, rest: &mut Vec<Job>) -> Result<(), SpoolError> {
-        *rest = batch.jobs();
-        let mut members = Members::of(&self.own_dir());
-        while !rest.is_empty() {
-            self.keep_jobs(rest, Some(&mut members)).await?;
-        }
-        // More than an intent has room for, or none: then they are by themselves.
-        if members.len() == batch.payloads() && !members.is_empty() {
-            // Dropped, it is left to the next process.
-            let _intent = self.intend(batch.key(), &batch.form(), &Rc::new(members)).await?;
-        }
-        Ok(())
-    }
-
-    /// Spools the first of `rest`, as many as share a group, and adds them to `members`.
-    async fn keep_jobs(
-        &self,
-        rest: &mut Vec<Job>,
-        members: Option<&mut Members>,
-    ) -> Result<(), SpoolError> {
-        let mut body = 0;
-        let follows = |a: &Job, b: &Job| {
-            a.stamp.unix_nanos == b.stamp.unix_nanos
-                && a.stamp.seq + 1 == b.stamp.seq
-                && a.payload.version() == b.payload.version()
-        };
-        let mut count = 0;
-        for run in rest.chunk_by(follows) {
-            let bytes = run.iter().map(|job| job.payload.len()).sum();
-            let record = format::record_bytes(run.len(), bytes, run[0].payload.version());
-            if count > 0 && body + record > GROUP_BYTES_MAX {
-                break;
-            }
-            body += record;
-            count += run.len();
-        }
-        let bytes = rest[..count].iter().map(|job| job.payload.len() as u64).sum();
-        let payloads = Payloads { count: count as u32, bytes };
-        let write = |mut out: &mut [u8]| {
-            for run in rest[..count].chunk_by(follows) {
-                let payloads = run.iter().map(|job| &*job.payload);
-                let version = run[0].payload.version();
-                let written = format::write_record(out, run[0].stamp, version, payloads);
-                out = &mut out[written..];
-            }
-        };
-        let place = self.put_records(body, payloads, write).await?;
-        if let Some(members) = members {
-            let (dir, segment) = (self.own_dir(), place.segment.clone());
-            let mut ordinal = place.first_ordinal;
-            for run in rest[..count].chunk_by(follows) {
-                let (dir, segment) = (dir.clone(), segment.clone());
-                let record = self.record(dir, segment, ordinal, run[0].stamp.seq, None);
-                let all = run.iter().all(|job| members.push(&record, job));
-                ordinal += run.len() as u32;
-                if !all {
-                    break;
-                }
-            }
-        }
-        rest.drain(..count);
-        Ok(())
     }
 
     fn record(
@@ -635,7 +307,7 @@ impl Spool {
         Rc::new(Record { dir, segment, first_ordinal, first_seq, origin, cells })
     }
 
-    /// Queues payloads, which have their permit, with these sequence numbers.
+    /// Queues payloads, which were admitted already, with these sequence numbers.
     fn push(
         &self,
         payloads: impl ExactSizeIterator<Item = Payload>,

@@ -1,8 +1,7 @@
-//! `millrace spool …`: what servers that are no more have left on this host's disk, listed, checked, put into the store or
-//! written out.
+//! `millrace spool …`: lists, checks, stores or exports what dead servers left on this host's disk.
 //!
-//! Everything blocks, for nothing else runs in this process. A directory whose process lives is only listed: its payloads
-//! are in good hands, and a running server takes over by itself what others have left.
+//! Everything blocks: nothing else runs in this process. The directory of a live process is only
+//! listed, and a running server takes over what others have left by itself.
 
 mod batches;
 mod replay;
@@ -18,31 +17,33 @@ use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::Stamp;
-use crate::spool::file::{SegmentFile, Spooled};
+use crate::spool::batches::ledger::{JournalFile, Ledger, Settled};
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{Held, core_dirs, files_of, instances_in, is_instance, quarantined};
-use crate::spool::ledger::{JournalFile, Ledger, Settled};
+use crate::spool::offline::{SegmentFile, Spooled};
+use crate::spool::takeover::instances::{
+    Held, core_dirs, files_of, instances_in, is_instance, quarantined,
+};
 
-/// What an operator has named.
+/// The spool that an operator means.
 pub struct Places {
     dir: PathBuf,
     /// Directories of processes.
     instances: Vec<PathBuf>,
-    /// The one of those that was named itself, so that to skip it would be to do nothing.
+    /// The directory that was named itself: skipping it would mean doing nothing.
     is_one: bool,
 }
 
-/// Why a command cannot go on.
+/// Why a command cannot continue.
 #[derive(Debug, thiserror::Error)]
 enum SpoolCommandError {
-    /// Standard output's.
+    /// Standard output failed.
     #[error("{}", out::unwritable(.0))]
     Out(#[from] io::Error),
     #[error("{0}")]
     Place(String),
 }
 
-/// As an error of the directory or file at `path`.
+/// Turns an error into one of the directory or file at `path`.
 fn of<E: fmt::Display>(path: &Path) -> impl FnOnce(E) -> SpoolCommandError {
     let path = path.display().to_string();
     move |error| SpoolCommandError::Place(format!("{path}: {error}"))
@@ -78,7 +79,7 @@ impl Places {
         let mut sum = Survey::default();
         let mut segments = 0;
         for instance in &self.instances {
-            // Let go at once: a server that comes meanwhile must not be turned away by a look.
+            // Released at once: a server that starts now must not be refused because of a listing.
             let in_use = Held::take(instance).map_err(of(instance))?.is_none();
             for (path, batched) in files_with(instance, |ledger| list_journals(out, ledger))? {
                 let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
@@ -120,7 +121,7 @@ impl Places {
         let (mut segments, mut damaged, mut groups) = (0, 0, 0);
         let mut journals = Vec::new();
         for instance in &self.instances {
-            // Not held: what a server might do meanwhile changes no checksum.
+            // Not locked: what a server does meanwhile changes no checksum.
             if Held::take(instance).map_err(of(instance))?.is_none() {
                 writeln!(out, "{}", skipped(instance))?;
                 continue;
@@ -189,7 +190,8 @@ impl Places {
         Ok(exit)
     }
 
-    /// What a process has left, for as long as the result is kept; `None` when that process lives, which is said.
+    /// Locks what a process left, for as long as the result is kept; `None` and a message when that
+    /// process lives.
     fn hold(&self, instance: &Path) -> Result<Option<Held>, SpoolCommandError> {
         let held = Held::take(instance).map_err(of(instance))?;
         if held.is_none() {
@@ -202,7 +204,7 @@ impl Places {
     }
 }
 
-/// A reader of data that has seen enough is nobody's mistake, but not all was written either.
+/// A reader that closes the pipe early is no error, but not everything was written either.
 fn said(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
     match outcome {
         Err(SpoolCommandError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -216,7 +218,8 @@ fn skipped(instance: &Path) -> String {
     format!("{}: in use by a running server, skipped", instance.display())
 }
 
-/// A payload on a line of its own: line feeds and carriage returns go, which stand between its tokens only.
+/// Writes a payload on a line of its own: line feeds and carriage returns, which only stand between
+/// its tokens, are left out.
 fn write_line(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
     for part in payload.split(|byte| matches!(byte, b'\n' | b'\r')) {
         out.write_all(part)?;
@@ -241,20 +244,21 @@ impl fmt::Display for Place<'_> {
 struct Survey {
     groups: u32,
     payloads: u64,
-    /// Of those, and not dead-lettered either.
+    /// Payloads that are neither stored nor dead-lettered.
     unstored: u64,
-    /// In payloads.
+    /// Bytes of payloads.
     bytes: u64,
     /// When the oldest unstored payload came, nanoseconds since 1970.
     oldest: Option<u64>,
     was_used: bool,
-    /// What is not as it was written.
+    /// Damage that was found.
     problems: Vec<String>,
-    /// What may be like that after a crash.
+    /// Remarks about what a crash may leave.
     notes: Vec<String>,
 }
 
-/// The segments of a process with what is stored of them in batches; `visit` hears of every core's journals.
+/// The segments of a process, with what is stored of them in batches; `visit` gets every
+/// core's journals.
 fn files_with(
     instance: &Path,
     mut visit: impl FnMut(&Ledger) -> io::Result<()>,
@@ -284,7 +288,8 @@ fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
     )
 }
 
-/// Reads a whole file; `visit` hears of every payload. `None` when it is gone: a running server was faster.
+/// Reads a whole file; `visit` gets every payload. `None` when the file is gone: a running server
+/// was faster.
 fn look(
     path: &Path,
     batched: &Rc<Settled>,
@@ -326,7 +331,7 @@ fn unreadable(error: &io::Error) -> String {
     format!("cannot be read: {error}")
 }
 
-/// What to say of payloads that damage has taken.
+/// The message about payloads that damage took.
 fn lost(file: &SegmentFile) -> Option<String> {
     let missing = file.missing();
     (missing > 0).then(|| format!("{missing} payloads in it are lost"))

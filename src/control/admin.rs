@@ -26,7 +26,7 @@ use crate::http::HEAD_BYTES_MAX;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
-use crate::spool::instances::Orphans;
+use crate::spool::takeover::orphans::Orphans;
 
 /// How long an admin connection has for its first whole request.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);

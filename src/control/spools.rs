@@ -8,11 +8,13 @@ use glommio::timer::sleep;
 
 use crate::config::Config;
 use crate::metrics::Cells;
-use crate::spool::instances::{Home, Left, Orphans, SpoolDirError};
+use crate::spool::takeover::instances::{Home, SpoolDirError};
+use crate::spool::takeover::orphans::{Left, Orphans};
 use crate::spool::{DiskThread, SpoolSetup};
 use crate::throttle::Throttle;
 
-/// How often it is looked for spools of processes that are no more.
+/// How often this looks for spools of dead processes, and whether this process's own directory was
+/// removed.
 const ADOPT_EVERY: Duration = Duration::from_secs(5);
 
 /// This process's spool directory, and what others have left, which is looked for again and again.

@@ -17,6 +17,7 @@ use crate::http::LINGER_TIME_MAX;
 use crate::limits::Limits;
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::spool::UnspooledBatch;
 use crate::sync::Flag;
 use crate::upload::source::Parcel;
 use crate::upload::{Failures, InHand, Uploader, lose};
@@ -64,7 +65,15 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     let mut rest = take_rest(&core.pipeline);
     if let Some(spool) = spool {
         let left = write_until.saturating_duration_since(Instant::now()) / 2;
-        strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
+        let Rest { jobs, batches, .. } = &mut rest;
+        let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
+        let next = || {
+            let last = batches.iter().rposition(|batch| batch.members().is_none())?;
+            let batch = batches.remove(last);
+            let (key, form) = (batch.key().to_owned(), batch.form());
+            Some(UnspooledBatch { key, form, jobs: batch.jobs() })
+        };
+        strictly_within(left, spool.stop(jobs, &members, next), || ()).await;
     }
     bury(uploader, rest, write_until);
 }

@@ -1,4 +1,5 @@
-//! What all files of one core's spool share: a thread for blocking calls, the health of the disk, and the keeper's signal.
+//! What all files of one core's spool share: a thread for blocking calls, the health of the disk,
+//! and the signals of its tasks.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,23 +12,25 @@ use super::health::Health;
 use crate::net;
 use crate::sync::Signal;
 
-/// Calls in line for the thread. Every task of a spool waits for its own call, so only a disk that hangs gets near it.
+/// Longest queue of calls for the thread. Every task of a spool waits for its own call, so only a
+/// disk that hangs gets near it.
 const CALLS_MAX: usize = 64;
 
 type Call = Box<dyn FnOnce() + Send>;
 
-/// A thread for blocking calls on the spool's disk. The executor's own blocking thread also writes dead letters and renames
-/// the file store's objects, which a call that hangs here must not hold up. Ends with its last handle.
+/// A thread for blocking calls on the spool's disk. The executor's own blocking thread also writes
+/// dead letters and renames the file store's objects, which a call that hangs here must not delay.
+/// Ends with its last handle.
 #[derive(Clone)]
 pub struct DiskThread {
     calls: SyncSender<Call>,
 }
 
 impl DiskThread {
-    /// Starts the thread; it inherits the caller's CPUs, so not from a pinned thread.
+    /// Starts the thread. It inherits the caller's CPUs, so a pinned thread must not call this.
     ///
     /// # Errors
-    /// The system has no room for another thread.
+    /// The system cannot start another thread.
     pub fn spawn(name: &str) -> io::Result<DiskThread> {
         let (calls, queue) = sync_channel::<Call>(CALLS_MAX);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -39,7 +42,8 @@ impl DiskThread {
         Ok(DiskThread { calls })
     }
 
-    /// Runs `call` on the thread, after those in line. Dropped early, the call is made all the same.
+    /// Runs `call` on the thread, after those before it. If the future is dropped early, the call
+    /// is still made.
     ///
     /// # Errors
     /// `call`'s, or `TimedOut`: too many calls wait for a disk that does not answer.

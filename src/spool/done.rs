@@ -1,12 +1,13 @@
-//! Which payloads of a segment need nothing more, by their numbers in it.
+//! The set of a segment's payloads that are settled, by their numbers in it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of payload numbers, as ranges: as many as there are payloads under way below the highest, so few.
+/// A set of payload numbers, stored as ranges: at most as many as there are unsettled payloads
+/// below the highest, so few.
 #[derive(Debug, Default)]
 pub(super) struct Done {
-    /// Start to end; neither empty nor touching.
+    /// From start to end; no range is empty or touches another.
     ranges: BTreeMap<u32, u32>,
     pub(super) count: u64,
 }
@@ -23,7 +24,7 @@ impl Done {
         }
     }
 
-    /// Adds those of `range` that are not in it, and returns how many that were.
+    /// Adds those of `range` that are not in it, and returns their number.
     pub(super) fn fill(&mut self, range: Range<u32>) -> u64 {
         let before = self.count;
         let mut at = range.start;

@@ -1,4 +1,5 @@
-//! The layout of the spool's files, version 1; pure. Numbers are little-endian, checksums CRC-32C (RFC 3720, B.4).
+//! The layout of the spool's files, version 1; pure. Numbers are little-endian, checksums CRC-32C
+//! (RFC 3720, B.4).
 //!
 //! ```text
 //! 0        64 KiB    128 KiB
@@ -9,14 +10,15 @@
 //! progress = head (48 bytes) · payloads that need nothing more: ranges, or if there are too many, a bit for each payload
 //! ```
 //!
-//! A group is what one write and one sync put there. It starts on a block of its own, and the next is written only after
-//! its sync, so a group that is not whole was never acknowledged unless a later one is whole: the first is a torn tail,
-//! the second damage. A segment is used again under a higher id, from its first group on; groups of lower ids are nothing.
-//! Progress is written to the two places in turn, and the whole one with the higher serial counts. One that is not synced
-//! is written over by the next, which takes a serial two higher: so the last synced one stays whole.
+//! A group is what one write and one sync put there. It starts on a block of its own, and the next
+//! is written only after its sync, so a group that is not whole was never acknowledged unless a
+//! later one is whole: the first is a torn tail, the second damage. A segment is used again under a
+//! higher id, from its first group on; groups of lower ids are nothing. Progress is written to the
+//! two places in turn, and the whole one with the higher serial counts. One that is not synced is
+//! written over by the next, which takes a serial two higher: so the last synced one stays whole.
 //!
-//! Payloads are numbered through a segment in the order they lie there. A journal of batches is such a file as well, with
-//! groups that hold no payloads.
+//! Payloads are numbered through a segment in the order they lie there. A journal of batches is
+//! such a file as well, with groups that hold no payloads.
 
 use std::ops::Range;
 
@@ -89,8 +91,8 @@ fn u32_bytes(n: usize) -> [u8; 4] {
     u32::try_from(n).expect("limits keep requests under 4 GiB").to_le_bytes()
 }
 
-/// Finishes a group whose records lie in `buffer` behind the head's place: writes head and padding. `buffer` is the whole
-/// of [`group_bytes`].
+/// Finishes a group whose records lie in `buffer` behind the head's place: writes head and padding.
+/// `buffer` is the whole of [`group_bytes`].
 pub fn finish_group(
     buffer: &mut [u8],
     label: &Label,
@@ -225,7 +227,8 @@ pub struct Progress {
     pub groups: u32,
     /// Groups from this number on were never acknowledged, for their write or sync failed.
     pub groups_end: Option<u32>,
-    /// Payloads that are stored or dead-lettered, by their numbers: ascending, not empty, not touching.
+    /// Payloads that are stored or dead-lettered, by their numbers: ascending, not empty, not
+    /// touching.
     pub done: Vec<Range<u32>>,
 }
 
@@ -233,14 +236,15 @@ const PROGRESS_HEAD_BYTES: usize = 48;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
 const MAP: u8 = 4;
-/// Ranges that fit, of eight bytes each; in their place as many words of a bit for every payload, when those are fewer.
+/// Ranges that fit, of eight bytes each; in their place as many words of a bit for every payload,
+/// when those are fewer.
 const WORDS_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
 
 impl Progress {
-    /// Whether it can be written. A core that puts payloads one by one leaves a hole per worker; batches of interleaved
-    /// partitions may leave one per payload, and then the first 523,904 payloads of a segment have room. What does not
-    /// fit is not written in part: a synced progress may be all that still tells of a batch, so none may say less than
-    /// the one before.
+    /// Whether it can be written. A core that puts payloads one by one leaves a hole per worker;
+    /// batches of interleaved partitions may leave one per payload, and then the first 523,904
+    /// payloads of a segment have room. What does not fit is not written in part: a synced progress
+    /// may be all that still tells of a batch, so none may say less than the one before.
     pub fn fits(&self) -> bool {
         self.done.len().min(self.map_words()) <= WORDS_MAX
     }
@@ -321,7 +325,8 @@ impl Progress {
         })
     }
 
-    /// Whether something was written to this place of a file and is not whole, which is no harm while the other is.
+    /// Whether something was written to this place of a file and is not whole, which is no harm
+    /// while the other is.
     pub fn is_torn(place: &[u8]) -> bool {
         let begun = place.iter().take(PROGRESS_HEAD_BYTES).any(|byte| *byte != 0);
         begun && Progress::read_one(place).is_none()
@@ -333,8 +338,8 @@ impl Progress {
         places.filter_map(Progress::read_one).max_by_key(|progress| progress.serial)
     }
 
-    /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a file, if perhaps not
-    /// whole.
+    /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a
+    /// file, if perhaps not whole.
     fn may_be_torn(bytes: &[u8]) -> bool {
         bytes
             .chunks(PROGRESS_BYTES as usize)

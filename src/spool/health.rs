@@ -1,10 +1,12 @@
-//! Whether one core's spool can acknowledge, and what stands in its way: for the log, `/readyz`, metrics and refusals.
+//! Whether one core's spool can acknowledge requests, and why not: for the log, `/readyz`, metrics
+//! and refusals.
 //!
-//! The log has one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO when the spool works
-//! again. A state that changes back and forth is said at most every [`SAY_EVERY`].
+//! The log has one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO
+//! when the spool works again. A state that alternates is logged at most every [`SAY_EVERY`].
 //!
-//! A disk that hangs returns no error, so operations in flight are watched: one that takes [`STALL_AFTER`] makes the
-//! disk stalled. Requests still wait for it then, up to `ACK_TIMEOUT` and `SPOOL_PENDING`.
+//! A disk that hangs returns no error, so operations in flight are watched: one that takes longer
+//! than [`STALL_AFTER`] marks the disk as stalled. Requests still wait for it then, up to
+//! `ACK_TIMEOUT` and `SPOOL_PENDING`.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -17,16 +19,16 @@ use slab::Slab;
 use crate::metrics::CoreCells;
 use crate::sync::Waiters;
 
-/// Longest time for one operation of a disk that works.
+/// Longest time that one operation takes on a working disk.
 pub(super) const STALL_AFTER: Duration = Duration::from_secs(5);
-/// How often operations in flight are looked at.
+/// How often operations in flight are checked.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Between two log lines about a state that goes on.
+/// Time between two log lines about a state that continues.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
-/// Between two log lines about new states.
+/// Time between two log lines about new states.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Why the disk took nothing, as an errno; the text also has the remedy.
+/// Why the disk refused a write, as an errno; its text includes the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskError(i32);
 
@@ -42,7 +44,7 @@ impl DiskError {
             libc::EFBIG => "raise the file size limit (ulimit -f, LimitFSIZE) above SPOOL_SEGMENT",
             libc::EROFS => "mount the file system of SPOOL_DIR for writing",
             libc::ENOENT | libc::ENOTDIR => {
-                "SPOOL_DIR or what is in it was removed: make SPOOL_DIR again, the rest follows"
+                "SPOOL_DIR or what is in it was removed: make SPOOL_DIR again, the rest follows within 5 s"
             }
             libc::EMFILE => "raise the limit of open files (ulimit -n, LimitNOFILE)",
             libc::ENFILE => "raise the system's limit of open files (fs.file-max)",
@@ -58,7 +60,7 @@ impl fmt::Display for DiskError {
     }
 }
 
-/// Why the spool of the core with these `cells` cannot acknowledge now; for `/readyz`.
+/// Why the spool of the core with these `cells` cannot acknowledge now, for `/readyz`.
 pub fn not_ready(cells: &CoreCells) -> Option<String> {
     let stalled = cells.spool_stalled_s.value();
     if stalled > 0 {
@@ -78,19 +80,19 @@ pub fn not_ready(cells: &CoreCells) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// What is known of one core's spool.
+/// The health of one core's spool.
 pub(super) struct Health {
     cells: &'static CoreCells,
     /// Where this core's segments lie.
     dir: PathBuf,
     trouble: RefCell<Option<Trouble>>,
     stall: RefCell<Option<Trouble>>,
-    /// Since when each operation is in flight.
+    /// When each operation in flight began.
     operations: RefCell<Slab<Instant>>,
     /// Requests refused since the trouble began.
     refused: Cell<u64>,
     said_last: Cell<Option<Instant>>,
-    /// Who waits for the disk to stall.
+    /// Tasks that wait for the disk to stall.
     waiters: Waiters,
 }
 
@@ -106,13 +108,13 @@ struct Trouble {
     kind: Kind,
     text: String,
     since: Instant,
-    /// When the log last had it; `None`: not yet.
+    /// When it was last logged; `None`: not yet.
     said: Option<Instant>,
-    /// The log has had it, or what it was before it changed.
+    /// It was logged, or the trouble that it replaced was.
     is_known: bool,
 }
 
-/// An operation of the disk in flight.
+/// A disk operation in flight.
 pub(super) struct Operation<'a> {
     health: &'a Health,
     number: usize,
@@ -125,7 +127,7 @@ impl Drop for Operation<'_> {
 }
 
 impl Health {
-    /// Of a spool that has no room prepared yet.
+    /// The health of a spool that has no segment yet.
     pub(super) fn new(cells: &'static CoreCells, dir: PathBuf) -> Health {
         cells.spool_preparing.set(1);
         Health {
@@ -140,13 +142,13 @@ impl Health {
         }
     }
 
-    /// An operation begins, which ends when the result is dropped.
+    /// Notes that an operation begins; it ends when the result is dropped.
     pub(super) fn begin(&self) -> Operation<'_> {
         let number = self.operations.borrow_mut().insert(Instant::now());
         Operation { health: self, number }
     }
 
-    /// The last write failed, and none has succeeded since.
+    /// Whether the last write failed and none has succeeded since.
     pub(super) fn is_failing(&self) -> bool {
         self.failure().is_some()
     }
@@ -162,12 +164,12 @@ impl Health {
         self.stall.borrow().is_some()
     }
 
-    /// Ready while the disk is stalled.
+    /// Returns as soon as the disk is stalled.
     pub(super) async fn stalled(&self) {
         self.waiters.until(|| self.is_stalled()).await;
     }
 
-    /// The disk refused something at `path`.
+    /// Notes that the disk refused something at `path`.
     pub(super) fn failed(&self, path: &Path, error: &io::Error) -> DiskError {
         let why = DiskError::of(error);
         self.cells.spool_errno.set(why.0 as u64);
@@ -202,7 +204,7 @@ impl Health {
         if trouble.as_ref().is_some_and(|known| known.kind == kind) {
             return;
         }
-        // What changes from one failure to another is one outage.
+        // A failure that turns into another is one outage.
         let before = trouble.as_ref();
         let since = before.map_or_else(Instant::now, |known| known.since);
         let is_known = before.is_some_and(|known| known.is_known);
@@ -210,7 +212,8 @@ impl Health {
         self.say(new, Instant::now());
     }
 
-    /// Says a new state unless another was said a moment ago, and reminds of an old one.
+    /// Logs a new state unless another was logged a moment ago, and repeats an old one as a
+    /// reminder.
     fn say(&self, trouble: &mut Trouble, now: Instant) {
         let due = match trouble.said {
             None => self.said_last.get().is_none_or(|last| now - last >= SAY_EVERY),
@@ -226,18 +229,18 @@ impl Health {
         self.said_last.set(Some(now));
     }
 
-    /// A request was turned away.
+    /// Counts a request that was refused.
     pub(super) fn refused(&self) {
         self.refused.set(self.refused.get() + 1);
     }
 
-    /// The disk takes writes again, after it did not.
+    /// Notes that the disk takes writes again.
     pub(super) fn works(&self) {
         self.recovered("the spool can be written again");
         self.cells.spool_errno.set(0);
     }
 
-    /// There is room for the next request.
+    /// Notes that there is room for the next request.
     pub(super) fn has_room(&self) {
         self.cells.spool_preparing.set(0);
         if self.cells.spool_full.value() != 0 && !self.is_failing() {
@@ -249,13 +252,13 @@ impl Health {
     fn recovered(&self, what: &str) {
         let Some(Trouble { since, is_known, .. }) = self.trouble.take() else { return };
         let (after_s, refused) = (since.elapsed().as_secs(), self.refused.take());
-        // What was not said needs not be taken back.
+        // An outage that was never logged has no end to log.
         if is_known {
             tracing::info!(after_s, refused, "{what}: {}", self.dir.display());
         }
     }
 
-    /// Looks at the operations in flight and at what is to be said; to be called every [`LOOK_EVERY`].
+    /// Checks the operations in flight and logs what is due; must be called every [`LOOK_EVERY`].
     pub(super) fn look(&self, now: Instant) {
         let oldest = self.operations.borrow().iter().map(|(_, since)| *since).min();
         let age = oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));

@@ -1,4 +1,5 @@
-//! Keeps the spool's files: notes what has been settled, makes room ahead, and tries a disk that failed.
+//! The keeper of one core's spool: writes down what has been settled, makes segments ahead of the
+//! writer, and retries a disk that failed.
 
 use std::io;
 use std::path::Path;
@@ -9,14 +10,11 @@ use futures_lite::FutureExt;
 use glommio::timer::sleep;
 
 use super::Spool;
-use super::instances::{SEGMENT, remove, sync_dir};
 use super::prepare::FIRST_BYTES;
 use super::segment::{Note, Segment};
+use super::takeover::instances::{SEGMENT, remove, sync_dir};
 
-/// Empty files kept for later; more go back to the file system.
-const SPARES_MAX: usize = 2;
-
-/// Why there is no empty segment.
+/// Why no empty segment could be made.
 pub(super) enum NoSpare {
     /// `SPOOL_MAX` is used up.
     Full,
@@ -32,7 +30,7 @@ impl Spool {
             let left = every.saturating_sub(noted.elapsed());
             self.disk.keeper.wait().or(sleep(left)).await;
             let due = noted.elapsed() >= every;
-            if due || self.short.get() {
+            if due || self.own.is_short() {
                 for dir in self.dirs() {
                     let _was_reported = self.flush(&dir).await;
                 }
@@ -40,14 +38,16 @@ impl Spool {
             self.finish_segments().await;
             if due {
                 self.note_progress().await;
-                self.leave_dirs();
+                if self.setup.orphans.is_used_up() {
+                    self.adopted.leave_unused();
+                }
                 noted = Instant::now();
                 self.check_names().await;
                 if self.disk.health.is_failing() {
                     self.try_again().await;
                 }
             }
-            if self.spares.borrow().is_empty() && !self.disk.health.is_failing() {
+            if !self.own.has_spare() && !self.disk.health.is_failing() {
                 self.make_room_ahead().await;
             }
             if self.has_room() {
@@ -56,14 +56,14 @@ impl Spool {
         }
     }
 
-    /// The next group has a segment.
+    /// Whether the next group has a segment.
     fn has_room(&self) -> bool {
-        self.is_filling() || !self.spares.borrow().is_empty()
+        self.is_filling() || self.own.has_spare()
     }
 
-    /// There is a segment that takes groups.
+    /// Whether a segment takes groups.
     fn is_filling(&self) -> bool {
-        self.segments.borrow().back().is_some_and(|last| last.is_filling())
+        self.own.filling().is_some()
     }
 
     async fn make_room_ahead(&self) {
@@ -71,7 +71,7 @@ impl Spool {
             Ok(()) => {}
             Err(NoSpare::Full) if self.is_filling() => {}
             Err(NoSpare::Full) => self.disk.health.full(),
-            // Not yet a failure: the segment being filled has its room.
+            // Not yet a failure: the segment that is being filled still has room.
             Err(NoSpare::Io(error)) if self.is_filling() => {
                 let dir = self.setup.dir.display();
                 let text = || format!("the spool has no room ahead: {dir}: {error}");
@@ -81,28 +81,29 @@ impl Spool {
         }
     }
 
-    /// Makes an empty segment, unless there is one.
+    /// Makes an empty segment unless there is one already.
     pub(super) async fn make_spare(&self) -> Result<(), NoSpare> {
-        let _turn = self.making.acquire_permit(1).await.expect("never closed");
-        if !self.spares.borrow().is_empty() {
+        let _turn = self.own.making().acquire_permit(1).await.expect("never closed");
+        if self.own.has_spare() {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
         let adopted = self.setup.orphans.bytes() / self.setup.cores as u64;
         let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
-        self.short.set(is_short);
+        self.own.set_short(is_short);
         if is_short {
             return Err(NoSpare::Full);
         }
-        let path = self.setup.dir.join(format!("{}.{SEGMENT}", self.take_number()));
+        let path = self.setup.dir.join(format!("{}.{SEGMENT}", self.own.take_number()));
         let segment = self.create_file(&path, bytes, FIRST_BYTES).await.map_err(NoSpare::Io)?;
-        self.spares.borrow_mut().push(Rc::new(segment));
+        self.own.add_spare(Rc::new(segment));
         self.disk.preparer.raise();
         self.count_bytes();
         Ok(())
     }
 
-    /// A new file of zeros of which the first `prepared` are written, under a name that is durable.
+    /// Makes a file of zeros and writes its first `prepared` bytes; its name is durable when this
+    /// returns.
     pub(super) async fn create_file(
         &self,
         path: &Path,
@@ -124,8 +125,8 @@ impl Spool {
     }
 
     fn own_bytes(&self) -> u64 {
-        let files = self.segments.borrow().len() + self.spares.borrow().len();
-        let journals: u64 = self.dirs.borrow().iter().map(|dir| dir.journal_bytes()).sum();
+        let files = self.own.count();
+        let journals: u64 = self.dirs().iter().map(|dir| dir.journal_bytes()).sum();
         files as u64 * self.setup.options.segment + journals
     }
 
@@ -133,31 +134,13 @@ impl Spool {
         self.setup.cells.spool_disk_bytes.set(self.own_bytes());
     }
 
-    /// Directories of crashed processes from which nothing is or can be taken up any more.
-    fn leave_dirs(&self) {
-        if !self.setup.orphans.is_used_up() {
-            return;
-        }
-        let adopted = self.adopted.borrow();
-        self.dirs.borrow_mut().retain(|dir| {
-            let in_use = dir.is_own()
-                || !dir.is_idle()
-                || adopted.iter().any(|segment| segment.is_adopted_from(dir));
-            if !in_use {
-                dir.leave();
-            }
-            in_use
-        });
-    }
-
-    /// Segments in which nothing is left to do are noted so, and then used again or removed.
+    /// Notes segments in which every payload is settled as complete, and then reuses or removes
+    /// their files.
     async fn finish_segments(&self) {
         loop {
-            let finished = |segment: &&Rc<Segment>| segment.use_of.borrow().is_finished();
-            let own = self.segments.borrow().iter().find(finished).cloned();
-            let adopted = self.adopted.borrow().iter().find(finished).cloned();
-            let Some(segment) = own.or(adopted) else { break };
-            // Synced, for groups of the next use must not be taken for this one's damage.
+            let finished = self.own.finished().or_else(|| self.adopted.finished());
+            let Some(segment) = finished else { break };
+            // Synced: a later process must not take groups of the next use for damage in this one.
             let noted = match () {
                 () if segment.is_strange() => Ok(()),
                 () => segment.note(Note::Complete).await.map(drop),
@@ -166,14 +149,11 @@ impl Spool {
             if let Err(error) = noted {
                 self.fail(segment.path(), &error);
             }
-            // Of payloads that damage took.
-            let left = std::mem::take(&mut segment.use_of.borrow_mut().unstored_bytes);
+            let left = segment.take_unstored();
             self.setup.cells.spool_bytes.sub(left);
-            self.segments.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
-            self.adopted.borrow_mut().retain(|other| !Rc::ptr_eq(other, &segment));
-            if reusable && self.spares.borrow().len() < SPARES_MAX {
-                self.spares.borrow_mut().push(segment);
-            } else {
+            self.own.remove(&segment);
+            self.adopted.remove(&segment);
+            if !(reusable && self.own.keep_spare(&segment)) {
                 self.discard(&segment).await;
             }
             self.count_bytes();
@@ -187,28 +167,27 @@ impl Spool {
         }
     }
 
-    /// Writes down what has been settled, for the process that comes after a crash. Without a sync: what is lost of it is
-    /// put again under the same key.
+    /// Writes down what has been settled, for the process that comes after a crash. Not synced:
+    /// payloads of which the note is lost are stored again under the same key.
     pub(super) async fn note_progress(&self) {
-        let dirty = |segment: &&Rc<Segment>| segment.is_dirty();
-        let own: Vec<_> = self.segments.borrow().iter().filter(dirty).cloned().collect();
-        let adopted: Vec<_> = self.adopted.borrow().iter().filter(dirty).cloned().collect();
-        for segment in own.into_iter().chain(adopted) {
+        let mut segments = self.own.segments();
+        segments.extend(self.adopted.segments());
+        segments.retain(|segment| segment.is_dirty());
+        for segment in segments {
             if let Err(error) = segment.note(Note::Lazily).await {
                 self.fail(segment.path(), &error);
             }
         }
     }
 
-    /// Whether the disk takes something again, after it did not.
+    /// Tries whether a disk that failed takes writes again.
     async fn try_again(&self) {
-        let spare = self.spares.borrow().last().cloned();
-        let works = match spare {
+        let works = match self.own.next_spare() {
             Some(spare) => match spare.check().await {
                 Ok(()) => spare.note(Note::Complete).await.map(drop),
                 Err(error) => {
                     if spare.is_gone() {
-                        self.spares.borrow_mut().retain(|other| !Rc::ptr_eq(other, &spare));
+                        self.own.remove_spare(&spare);
                     }
                     Err(error)
                 }
@@ -220,26 +199,25 @@ impl Spool {
         };
         match works {
             Ok(()) => self.disk.health.works(),
-            // Of another kind than before, perhaps.
+            // Reported again because the reason may have changed.
             Err(error) => drop(self.disk.health.failed(&self.setup.dir, &error)),
         }
     }
 
-    /// The end of the spool's own files at a stop: those with nothing left in them go, the others are noted and synced.
+    /// Finishes the spool's own files at a stop: empty ones are removed, progress of the others is
+    /// written and synced.
     pub(super) async fn put_away(&self) {
         self.end_journals().await;
         self.finish_segments().await;
-        let last = self.segments.borrow().back().cloned();
-        if let Some(last) = last.filter(|last| !last.use_of.borrow().closed) {
+        if let Some(last) = self.own.last().filter(|last| !last.is_closed()) {
             last.close(false);
             self.finish_segments().await;
         }
         self.note_progress().await;
-        for segment in self.spares.take() {
+        for segment in self.own.take_spares() {
             self.discard(&segment).await;
         }
-        let left: Vec<_> = self.segments.borrow().iter().cloned().collect();
-        for segment in left {
+        for segment in self.own.segments() {
             if let Err(error) = segment.sync().await {
                 tracing::warn!("{}: {error}", segment.path().display());
             }

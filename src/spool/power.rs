@@ -1,5 +1,5 @@
-//! A disk as it may be after a power cut: what the spool wrote and synced is noted, and played back up to any moment with
-//! any part of what was not synced.
+//! A disk as it may be after a power cut: what the spool wrote and synced is noted, and played back
+//! up to any moment with any part of what was not synced.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

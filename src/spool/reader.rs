@@ -1,8 +1,11 @@
-//! Brings payloads that lie on disk only back to the ring: those that found it full, and those of crashed processes.
+//! The reader of one core's spool: brings payloads that are on disk only back to the ring, those
+//! that found it full and those of dead processes.
 //!
-//! One task per core, one group at a time, first in, first out; while there is both, they take turns. It waits for room
-//! like everybody, but gets at least half of what is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
+//! One task per core reads one group at a time, first in, first out, and alternates between the two
+//! sources while both have something. It waits for room like requests do, but gets at least half of
+//! the room that is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,21 +18,62 @@ use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
-use super::instances::{self, Orphan, put_aside};
-use super::orphans::LeftCore;
 use super::segment::Segment;
-use super::{CoreDir, Place, Spool};
+use super::takeover::instances::{self, put_aside};
+use super::takeover::orphans::LeftCore;
+use super::takeover::orphans::Orphan;
+use super::writer::Place;
+use super::{CoreDir, Spool};
 use crate::queue::admission::Need;
-use crate::queue::job::{Origin, Payload, Span};
+use crate::queue::job::Span;
+use crate::queue::job::{Origin, Payload};
+use crate::sync::{Flag, Signal};
 
-/// Bytes read at a time, if no group is longer.
+/// Bytes per read, unless a group is longer.
 const READ_BYTES: u64 = 512 << 10;
-/// How often an idle reader looks for segments of crashed processes.
+/// How often an idle reader looks for segments of dead processes.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Payloads of one record that ask for room together; fewer if the ring is smaller.
 const CHUNK_PAYLOADS_MAX: usize = 1_000;
 
-/// Where the payloads begin that are on disk only.
+/// Payloads of this core that found no room in the ring. From the first of them on, all later ones
+/// are on disk only, until the reader has caught up.
+#[derive(Default)]
+pub(super) struct Overflow {
+    /// `None` while the reader has caught up.
+    behind: RefCell<Option<Behind>>,
+    /// Wakes the reader.
+    overflowed: Signal,
+    /// A stop has begun: payloads that are on disk only stay there.
+    stopped: Flag,
+}
+
+impl Overflow {
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.borrow().is_some()
+    }
+
+    pub(super) fn begin(&self, behind: Behind) {
+        self.behind.replace(Some(behind));
+        self.overflowed.raise();
+    }
+
+    /// Ends the reader's task.
+    pub(super) fn stop(&self) {
+        self.stopped.set();
+        self.overflowed.raise();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    pub(super) async fn stopped(&self) {
+        self.stopped.wait().await;
+    }
+}
+
+/// Position of the first payload that is on disk only.
 #[derive(Clone)]
 pub(super) struct Behind {
     segment: Rc<Segment>,
@@ -47,7 +91,7 @@ impl Behind {
     }
 }
 
-/// The bytes of a file that were read last.
+/// The bytes of a file that were read most recently.
 #[derive(Default)]
 pub(super) struct Window {
     start: u64,
@@ -55,7 +99,8 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// What the walk `scan` finds next in `segment`, and where its bytes are.
+    /// Continues the walk `scan` through `segment`. Returns what it finds next and where its bytes
+    /// are.
     pub(super) async fn next(
         &mut self,
         segment: &Segment,
@@ -76,7 +121,7 @@ impl Window {
         }
     }
 
-    /// What of `range` was read.
+    /// The part of `range` that was read.
     pub(super) fn bytes(&self, range: &Range<u64>) -> &[u8] {
         let Some(read) = &self.read else { return &[] };
         let Some(from) = range.start.checked_sub(self.start) else { return &[] };
@@ -85,16 +130,16 @@ impl Window {
     }
 }
 
-/// A crashed process's segment that is being brought back.
+/// A dead process's segment that is being read back.
 struct Replay {
     dir: Rc<CoreDir>,
     core: Arc<LeftCore>,
     segment: Rc<Segment>,
     scan: Scan,
     window: Window,
-    /// Its keys are made of this.
+    /// What the keys of its payloads are made from.
     origin: Option<Rc<Origin>>,
-    /// The number of the next payload, if nothing is missing.
+    /// The number that the next payload has if nothing is missing.
     next_ordinal: u32,
 }
 
@@ -103,14 +148,15 @@ impl Spool {
     pub(super) async fn read_back(self: Rc<Self>) {
         let mut replay = None;
         let mut window = Window::default();
-        while !self.reading_stopped.get() {
+        while !self.overflow.is_stopped() {
             if replay.is_none()
                 && let Some(orphan) = self.setup.orphans.take()
             {
                 replay = self.begin_replay(orphan).await;
             }
             if self.disk.health.is_failing() {
-                // What it brought back could not leave the spool, and would take the room of what is in memory only.
+                // Payloads that are read back could not leave the spool, and would take the room of
+                // payloads that are in memory only.
                 sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -120,15 +166,15 @@ impl Spool {
                     replay = None;
                 }
             } else if caught_up {
-                self.overflowed.wait().or(sleep(LOOK_EVERY)).await;
+                self.overflow.overflowed.wait().or(sleep(LOOK_EVERY)).await;
             }
             glommio::executor().yield_if_needed().await;
         }
     }
 
-    /// Brings one group of this core's own back; whether there may be more.
+    /// Queues one group of this core's own segments; whether there may be more.
     async fn step_own(&self, window: &mut Window) -> bool {
-        let Some(behind) = self.behind.borrow().clone() else { return false };
+        let Some(behind) = self.overflow.behind.borrow().clone() else { return false };
         let Behind { segment, at, number, ordinal } = behind;
         let (id, end, closed, payloads) = {
             let use_of = segment.use_of.borrow();
@@ -138,8 +184,9 @@ impl Spool {
             *window = Window::default();
             let next = if closed { self.after(id) } else { None };
             let more = next.is_some();
-            // No await since `end` was read: what is synced from now on finds the reader caught up.
-            self.behind.replace(next);
+            // There is no await since `end` was read, so groups synced from now on find the reader
+            // caught up.
+            self.overflow.behind.replace(next);
             self.setup.cells.spool_overflowing.set(more.into());
             return more;
         }
@@ -152,11 +199,11 @@ impl Spool {
                         self.lose(&segment, ordinal..group.head.first_ordinal, &damage);
                     }
                     let bytes = window.bytes(&range);
-                    let from = (&self.own_dir(), &segment);
+                    let from = (self.own.dir(), &segment);
                     if !self.bring(from, &group, bytes, None, |n| n < ordinal).await {
                         return false;
                     }
-                    self.behind.replace(Some(Behind {
+                    self.overflow.behind.replace(Some(Behind {
                         segment,
                         at: at + group.head.group_bytes(),
                         number: group.head.number + 1,
@@ -169,11 +216,11 @@ impl Spool {
                     let found = Damage { at: at..end, why: "its groups are not whole" };
                     self.lose(&segment, ordinal..payloads, &found);
                     let behind = Behind { segment, at: end, number, ordinal: payloads };
-                    self.behind.replace(Some(behind));
+                    self.overflow.behind.replace(Some(behind));
                     return true;
                 }
                 Err(error) => {
-                    // Tried again: nothing is lost as long as the file is there.
+                    // Retried: nothing is lost as long as the file is there.
                     self.fail(segment.path(), &error);
                     sleep(LOOK_EVERY).await;
                     return true;
@@ -182,14 +229,13 @@ impl Spool {
         }
     }
 
-    /// The beginning of the segment after that with `id`.
+    /// The start of the segment that follows the one with `id`.
     fn after(&self, id: u64) -> Option<Behind> {
-        let segments = self.segments.borrow();
-        let segment = segments.iter().find(|segment| segment.use_of.borrow().id > id)?.clone();
+        let segment = self.own.after(id)?;
         Some(Behind { segment, at: DATA_START, number: 0, ordinal: 0 })
     }
 
-    /// Payloads that were synced and cannot be read any more.
+    /// Reports payloads that were synced and can no longer be read, and settles them.
     fn lose(&self, segment: &Segment, ordinals: Range<u32>, damage: &Damage) {
         let lost = segment.settle_missing(ordinals);
         let file = segment.path().display();
@@ -205,7 +251,7 @@ impl Spool {
     async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
-            // Empty: its process was just about to make it.
+            // An empty file: its process died while making it.
             let empty = orphan.bytes == 0;
             if !empty {
                 tracing::error!("{} is no spool segment", path.display());
@@ -232,9 +278,9 @@ impl Spool {
         };
         match opened.await {
             Ok((segment, scan)) => {
-                self.adopted.borrow_mut().push(segment.clone());
+                self.adopted.add(segment.clone());
                 let window = Window::default();
-                let dir = self.dir_of(&core);
+                let dir = self.adopted.dir_of(&core);
                 Some(Replay { dir, core, segment, scan, window, origin: None, next_ordinal: 0 })
             }
             Err(error) => {
@@ -247,7 +293,7 @@ impl Spool {
         }
     }
 
-    /// Brings one group of a crashed process back; whether there may be more.
+    /// Queues one group of a dead process; whether there may be more.
     async fn step_replay(&self, replay: &mut Replay) -> bool {
         let Replay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
         let file = segment.path().display().to_string();
@@ -255,7 +301,7 @@ impl Spool {
             Ok((Found::Group(_, group), range)) => {
                 let head = &group.head;
                 if origin.is_none() {
-                    // Members of batches that are done, by now.
+                    // By now all batches of this directory are done, so their members are settled.
                     core.members.of_segment(head.label.id).for_each(|run| segment.settle_run(run));
                 }
                 if head.first_ordinal > *next_ordinal {
@@ -263,18 +309,14 @@ impl Spool {
                     self.lose(segment, *next_ordinal..head.first_ordinal, &damage);
                 }
                 *next_ordinal = head.first_ordinal + group.payloads;
-                {
-                    let mut use_of = segment.use_of.borrow_mut();
-                    use_of.id = head.label.id;
-                    use_of.groups = use_of.groups.max(head.number + 1);
-                }
+                segment.found_group(head);
                 let bytes = window.bytes(&range);
                 let origin = origin.get_or_insert_with(|| {
                     let of = Origin::new(head.label.node.clone(), head.label.core as usize);
                     let of = of.with_keys(keys_of(head, bytes));
                     Rc::new(if core.is_alone { of.fixed() } else { of })
                 });
-                let done = |ordinal| segment.use_of.borrow().is_done(ordinal);
+                let done = |ordinal| segment.is_done(ordinal);
                 self.bring((dir, segment), &group, bytes, Some(origin), done).await
             }
             Ok((Found::Damage(damage), _)) => {
@@ -320,8 +362,8 @@ impl Spool {
         segment.close_adopted(payloads);
     }
 
-    /// Puts the payloads of a group in the ring but those that `skip` names, waiting for room; false once the ring has
-    /// closed.
+    /// Queues the payloads of a group except those that `skip` names, waiting for room; false once
+    /// the ring has closed.
     async fn bring(
         &self,
         (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),
@@ -385,7 +427,7 @@ impl Spool {
     }
 }
 
-/// Payloads of one record that go to the ring together.
+/// Payloads of one record that are queued together.
 #[derive(Default)]
 struct Chunk {
     bytes: Vec<u8>,

@@ -1,25 +1,30 @@
-//! Files of the spool that are removed or renamed under the running server. They still take writes and give what they
-//! hold, but whatever is put into them goes with this process.
+//! Detects files of the spool that are removed or renamed while the server runs. Such a file still
+//! takes writes and can be read, but its contents are gone when this process ends.
 //!
-//! So a file's name is looked at before a group in it is acknowledged, unless it was a moment ago ([`CHECK_EVERY`]); one that
-//! is gone gets no more groups. What it holds is uploaded like all else. At a stop, what of that is in memory is kept as if
-//! it had only been queued, and what was on disk only is lost, and said so.
+//! So a file's name is checked before a group in it is acknowledged, unless it was checked within
+//! the last [`CHECK_EVERY`]; the keeper also checks the file that takes the next group every
+//! `SPOOL_PROGRESS`. A removed file gets no more groups. Payloads in it are uploaded like all
+//! others. At a stop, those still in memory are treated like payloads that were only queued; those
+//! on disk only are lost, logged and counted. The directory itself is made again by the control
+//! thread, which looks every 5 seconds
+//! ([`Home::restore`](super::takeover::instances::Home::restore)).
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::Spool;
 use super::segment::Segment;
-use crate::batch::Batch;
+use super::{Members, Spool};
 use crate::queue::job::Job;
 
-/// How long it is taken for granted that a file's name still leads to it: groups in a file that was removed survive no crash.
+/// How long a check of a file's name counts: a group that is written to a removed file survives no
+/// crash.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// A file, whatever its name is now.
+/// Identifies a file, whatever its name is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -32,13 +37,31 @@ impl Identity {
     }
 }
 
+/// What is known about a file's name.
+pub(super) struct Name {
+    /// The file that the name led to when it was made or opened.
+    identity: Identity,
+    /// When the name was last seen to lead to it.
+    checked: Cell<Instant>,
+    /// The name no longer leads to it.
+    gone: Cell<bool>,
+}
+
+impl Name {
+    /// The name of a file that was made or opened just now.
+    pub(super) fn new(identity: Identity) -> Name {
+        Name { identity, checked: Cell::new(Instant::now()), gone: Cell::new(false) }
+    }
+}
+
 impl Segment {
-    /// Makes sure that its name still leads to it, unless that was so a moment ago.
+    /// Checks that the name still leads to this file, unless it was checked a moment ago.
     ///
     /// # Errors
-    /// `ENOENT`: it was removed or renamed, and what is written to it survives no crash. Any other: the disk did not say.
+    /// `ENOENT`: the file was removed or renamed, and what is written to it survives no crash. Any
+    /// other: the disk did not answer the question.
     pub async fn check(&self) -> io::Result<()> {
-        if !self.gone.get() && self.checked.get().elapsed() < CHECK_EVERY {
+        if !self.name.gone.get() && self.name.checked.get().elapsed() < CHECK_EVERY {
             return Ok(());
         }
         self.check_now().await
@@ -48,40 +71,40 @@ impl Segment {
         let path = self.path().to_owned();
         let found = self.disk.run(move || Ok(Identity::of(&fs::symlink_metadata(path)?))).await;
         match found {
-            Ok(found) if found == self.identity => {
-                self.checked.set(Instant::now());
+            Ok(found) if found == self.name.identity => {
+                self.name.checked.set(Instant::now());
                 return Ok(());
             }
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 return Err(error);
             }
-            _ => self.gone.set(true),
+            _ => self.name.gone.set(true),
         }
         Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
 
-    /// It was removed, or something else has its name: what is in it is lost with this process.
+    /// Whether the file was removed, or something else has its name: what is in it is lost when
+    /// this process ends.
     pub fn is_gone(&self) -> bool {
-        self.gone.get()
+        self.name.gone.get()
     }
 }
 
 impl Spool {
-    /// Takes payloads whose files were removed out of the spool: those in `rest` and `batches` are kept like all that was in
-    /// memory only, those that were on disk only are lost.
-    pub(super) async fn disown(&self, rest: &mut [Job], batches: &[Rc<Batch>]) {
+    /// Releases payloads whose files were removed. Those in `rest` and the `members` of batches are
+    /// in memory and can be kept; those that were on disk only are lost.
+    pub(super) async fn disown(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
             if let Some(record) = job.record.take() {
                 record.settle(job.stamp, job.payload.len());
             }
         }
-        for members in batches.iter().filter_map(|batch| batch.members()) {
+        for members in members {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
             members.settle().await;
         }
-        let segments: Vec<_> = self.segments.borrow().iter().cloned().collect();
-        for segment in segments.iter().filter(|segment| segment.is_gone()) {
+        for segment in self.own.segments().iter().filter(|segment| segment.is_gone()) {
             let lost = segment.unsettled();
             if lost > 0 {
                 let path = segment.path().display();
@@ -89,30 +112,28 @@ impl Spool {
                     lost,
                     "payloads lost: {path} was removed while they were on disk only"
                 );
-                segment.settle_missing(0..segment.use_of.borrow().payloads);
+                segment.settle_missing(0..segment.payloads());
                 self.setup.cells.payloads_lost.add(lost);
                 self.setup.cells.spool_payloads.sub(lost);
             }
         }
     }
 
-    /// Looks at the names of all segments, before a stop counts on what is in them, and drops spares that are gone.
+    /// Checks the names of all segments before a stop relies on what is in them, and drops spares
+    /// that are gone.
     pub async fn check_all(&self) {
-        let segments: Vec<_> = self.segments.borrow().iter().cloned().collect();
-        let spares = self.spares.borrow().clone();
-        for segment in segments.into_iter().chain(spares) {
-            // Any other error says nothing of the name.
+        for segment in self.own.segments().into_iter().chain(self.own.spares()) {
+            // Any other error says nothing about the name.
             let _gone_or_not = segment.check_now().await;
         }
-        self.spares.borrow_mut().retain(|spare| !spare.is_gone());
+        self.own.drop_gone_spares();
     }
 
-    /// Looks whether the segment that takes the next group is still where it was made, so that `/readyz` says so before a
+    /// Checks the name of the file that takes the next group, so that `/readyz` reports it before a
     /// request finds out.
     pub(super) async fn check_names(&self) {
-        let current = self.segments.borrow().back().cloned();
-        let current = current.filter(|last| last.is_filling());
-        let Some(next) = current.or_else(|| self.spares.borrow().last().cloned()) else { return };
+        let next = self.own.filling().or_else(|| self.own.next_spare());
+        let Some(next) = next else { return };
         if let Err(error) = next.check().await {
             self.fail(next.path(), &error);
         }

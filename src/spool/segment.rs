@@ -1,8 +1,8 @@
-//! One file of the spool: what was put into it, and what of it needs nothing more.
+//! One file of the spool: which payloads are in it, and which of them are settled.
 //!
-//! A segment of this core's own is filled group by group, emptied by the workers, and used again under a new id. One that
-//! a crashed process left is only emptied. Either way every payload is settled once, by its number in the segment, and
-//! what is settled is written to the file now and then.
+//! A segment of this core is filled group by group, emptied by the workers, and reused under a new
+//! id. A segment of a dead process is only emptied. In both cases every payload is settled once, by
+//! its number in the segment, and what is settled is written to the file from time to time.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -12,43 +12,35 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
+use super::batches::CoreDir;
 use super::disk::{Disk, os_error};
 use super::done::Done;
-use super::format::{BLOCK, DATA_START, Label, Progress};
-use super::instances::{put_aside, remove};
-use super::journal::CoreDir;
-use super::orphans::Orphan;
-use super::removed::Identity;
+use super::format::{BLOCK, DATA_START, Head, Label, Progress};
+use super::prepare::Zeros;
+use super::removed::{Identity, Name};
+use super::takeover::instances::{put_aside, remove};
+use super::takeover::orphans::Orphan;
 use crate::net::{self, File, Net};
 use crate::queue::job::Origin;
 use crate::sync::Semaphore;
 
-/// A file of the spool, open.
+/// An open file of the spool.
 pub struct Segment {
     file: DmaFile,
-    /// The same file on the core's own ring, for groups.
+    /// The same file on this core's own io_uring, for groups.
     durable: File,
     path: PathBuf,
     bytes: u64,
-    pub use_of: RefCell<Use>,
+    pub(super) use_of: RefCell<Use>,
     /// Held while progress is written: two at a time would write over each other.
     noting: Semaphore,
     pub(super) disk: Rc<Disk>,
-    /// Up to where it was written to, by the zeros of [`prepare`](super::prepare) or by groups.
-    pub(super) prepared: Cell<u64>,
-    /// Held while a step of zeros is written.
-    pub(super) preparing: Semaphore,
-    pub(super) zeros_in_flight: Cell<bool>,
-    pub(super) identity: Identity,
-    /// When its name led to it last.
-    pub(super) checked: Cell<Instant>,
-    /// Its name does not lead to it any more.
-    pub(super) gone: Cell<bool>,
-    /// Groups are missing in it: it is kept aside when it is finished.
+    pub(super) zeros: Zeros,
+    pub(super) name: Name,
+    /// Groups are missing: the file goes to the quarantine when it is finished.
     damaged: Cell<bool>,
     /// Held until this segment is finished; `None` for one of this core's own.
     orphan: RefCell<Option<Orphan>>,
@@ -58,42 +50,43 @@ pub struct Segment {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Payloads {
     pub count: u32,
-    /// Of all of them.
+    /// Their bytes, without framing.
     pub bytes: u64,
 }
 
-/// What is known of the current use of a segment.
+/// The state of the current use of a segment.
 pub struct Use {
     pub id: u64,
-    /// Up to where groups are synced, and where the next one goes.
+    /// End of the synced groups; the next one goes here.
     pub end: u64,
     pub groups: u32,
-    /// In those groups.
+    /// Payloads in those groups.
     pub payloads: u32,
-    /// Of payloads in it that are neither stored nor dead-lettered nor members of a batch that is done.
+    /// Bytes of payloads in it that are neither stored, nor dead-lettered, nor members of a batch
+    /// that is done.
     pub unstored_bytes: u64,
     /// No more groups will come.
     pub closed: bool,
-    /// Groups from here on failed.
+    /// The number of the group that failed; none follows it.
     groups_end: Option<u32>,
     done: Done,
-    /// Of the progress written last.
+    /// Serial number of the progress that was written last.
     serial: u64,
-    /// That one is synced.
+    /// That progress is synced.
     is_synced: bool,
-    /// It is noted durably that nothing in it needs anything.
+    /// It is noted durably that every payload in it is settled.
     is_complete: bool,
-    /// Something was settled since.
+    /// Something was settled since then.
     dirty: bool,
 }
 
 /// How progress is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// Without a sync: what is lost of it is put again under the same key.
+    /// Not synced: payloads of which the note is lost are stored again under the same key.
     Lazily,
     Durably,
-    /// Durably, and that everything is settled.
+    /// Synced, and says that everything is settled.
     Complete,
 }
 
@@ -115,19 +108,14 @@ impl Use {
         }
     }
 
-    /// Nothing in it needs anything more, and nothing more will come.
-    pub fn is_finished(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.closed && self.done.count == u64::from(self.payloads)
-    }
-
-    pub fn is_done(&self, ordinal: u32) -> bool {
-        self.done.contains(ordinal)
     }
 
     fn progress(&self, complete: bool) -> Progress {
         Progress {
             id: self.id,
-            // In the other place, or over the one that is not synced.
+            // On the other page, or over the one that is not synced.
             serial: self.serial + if self.is_synced { 1 } else { 2 },
             complete,
             groups: self.groups,
@@ -138,7 +126,8 @@ impl Use {
 }
 
 impl Segment {
-    /// A new file of `bytes`, which reads as zeros; its first `prepared` bytes are written. Its name is not yet durable.
+    /// Makes a file of `bytes` that reads as zeros, and writes its first `prepared` bytes. Its name
+    /// is not durable yet.
     pub async fn create(
         path: &Path,
         bytes: u64,
@@ -160,22 +149,22 @@ impl Segment {
         Ok(segment)
     }
 
-    /// What a process left that is no more; the file at `path`.
+    /// Opens a file that a dead process left at `path`.
     pub async fn open(path: PathBuf, disk: Rc<Disk>) -> io::Result<Segment> {
         let file = dma_open(&path, &disk).await?;
         let bytes = file.file_size().await.map_err(os_error)?;
         let again = path.clone();
         let (durable, identity) = disk.run(move || open_direct(&again)).await?;
         let segment = Segment::new(file, Net::here()?.file(durable), identity, path, bytes, disk);
-        segment.prepared.set(bytes);
+        segment.zeros.prepared.set(bytes);
         Ok(segment)
     }
 
-    /// The same, to be emptied and taken away.
+    /// Opens a file that a dead process left, to be emptied and removed.
     pub async fn adopt(orphan: Orphan, disk: Rc<Disk>) -> io::Result<Segment> {
         let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
-        // What its process did not come to sync, a power cut must not take back once it is relied on.
+        // Sync what the dead process may not have synced, before we rely on it.
         segment.sync().await?;
         Ok(segment)
     }
@@ -196,12 +185,8 @@ impl Segment {
             use_of: RefCell::new(Use::new(0, 0)),
             noting: Semaphore::new(1),
             disk,
-            prepared: Cell::new(0),
-            preparing: Semaphore::new(1),
-            zeros_in_flight: Cell::new(false),
-            identity,
-            checked: Cell::new(Instant::now()),
-            gone: Cell::new(false),
+            zeros: Zeros::new(0),
+            name: Name::new(identity),
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
         }
@@ -220,12 +205,12 @@ impl Segment {
         Label { segment_bytes: self.bytes, id, core, node: node.to_owned() }
     }
 
-    /// Room for a write of `bytes`, whole blocks.
+    /// A buffer for a write of `bytes`, a multiple of the block size.
     pub fn buffer(&self, bytes: usize) -> DmaBuffer {
         self.file.alloc_dma_buffer(bytes)
     }
 
-    /// Writes all of `buffer`; not yet durable.
+    /// Writes all of `buffer`, which is not durable yet.
     pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
@@ -240,9 +225,10 @@ impl Segment {
         Ok(written as u64)
     }
 
-    /// Writes all of `buffer` and syncs, one such write at a time. Not one write with `O_DSYNC`: where the disk cannot do that
-    /// by itself, it ends on a kernel thread of whatever core the interrupt came to, and behind a busy process there each
-    /// took a scheduler's tick, 4 ms.
+    /// Writes all of `buffer` and syncs, one such write at a time. A single write with `O_DSYNC` is
+    /// not used: where the disk cannot do that itself, it completes on a kernel thread of whichever
+    /// core the interrupt came to, and behind a busy process there each one took a scheduler tick,
+    /// 4 ms.
     pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
@@ -251,7 +237,7 @@ impl Segment {
         let written = self.durable.write_synced(buffer, at).await;
         drop(operation);
         match written {
-            // Of direct I/O, a limit within a block makes it `EINVAL`.
+            // With direct I/O, a file size limit within a block is reported as `EINVAL`.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -270,8 +256,9 @@ impl Segment {
         Ok(())
     }
 
-    /// Why the disk took only part of a group that was to end at `end`: asked for the last block alone, it says so (it is full,
-    /// or a limit lies in between). Nothing is acknowledged there, nor will be.
+    /// Finds out why the disk took only part of a group that was to end at `end`, by writing the
+    /// last block alone: the disk is full, or a limit lies in between. Nothing is or will be
+    /// acknowledged there.
     async fn reason_of_short_write(&self, end: u64, error: io::Error) -> io::Error {
         let path = self.path.clone();
         let ask = move || {
@@ -281,7 +268,7 @@ impl Segment {
         self.disk.run(ask).await.err().unwrap_or(error)
     }
 
-    /// No group is on its way, also none that nobody waits for any more.
+    /// Whether no group is in flight, including groups whose writer was dropped.
     pub fn is_idle(&self) -> bool {
         self.durable.is_idle()
     }
@@ -296,7 +283,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads what of `range`, whole blocks, is in the file.
+    /// Reads the part of `range`, whole blocks, that is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
         let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
@@ -310,12 +297,12 @@ impl Segment {
         self.use_of.replace(Use::new(id, serial));
     }
 
-    /// Takes over the progress that was found in an adopted file.
+    /// Continues from the progress that was found in an adopted file.
     pub fn resume(&self, progress: Option<Progress>) {
         let mut use_of = self.use_of.borrow_mut();
         let Some(progress) = progress else { return };
         use_of.serial = progress.serial;
-        // Of a complete one as well: what is noted for a lower id would bring its groups back.
+        // Also of a complete use: progress noted for a lower id would bring its groups back.
         use_of.id = progress.id;
         if !progress.complete {
             use_of.groups = progress.groups;
@@ -324,18 +311,50 @@ impl Segment {
         }
     }
 
-    /// It takes groups, as long as they fit.
+    /// The id of its current use.
+    pub fn id(&self) -> u64 {
+        self.use_of.borrow().id
+    }
+
+    /// Payloads in it, settled or not.
+    pub fn payloads(&self) -> u32 {
+        self.use_of.borrow().payloads
+    }
+
+    /// No more groups will come.
+    pub fn is_closed(&self) -> bool {
+        self.use_of.borrow().closed
+    }
+
+    /// Nothing in it needs anything more, and nothing more will come.
+    pub fn is_finished(&self) -> bool {
+        self.use_of.borrow().is_finished()
+    }
+
+    /// The payload with this number needs nothing more.
+    pub fn is_done(&self, ordinal: u32) -> bool {
+        self.use_of.borrow().done.contains(ordinal)
+    }
+
+    /// In an adopted file a group with this head was found.
+    pub fn found_group(&self, head: &Head) {
+        let mut use_of = self.use_of.borrow_mut();
+        use_of.id = head.label.id;
+        use_of.groups = use_of.groups.max(head.number + 1);
+    }
+
+    /// Whether it takes groups, as long as they fit.
     pub fn is_filling(&self) -> bool {
         !self.use_of.borrow().closed && !self.is_gone()
     }
 
-    /// A group of `bytes` may go into it.
+    /// Whether a group of `bytes` fits into it.
     pub fn has_room(&self, bytes: u64) -> bool {
         let use_of = self.use_of.borrow();
         !use_of.closed && use_of.end + bytes <= self.bytes
     }
 
-    /// A group is synced that takes `bytes` and holds `payloads`.
+    /// Notes a synced group that takes `bytes` and holds `payloads`.
     pub fn extend(&self, bytes: u64, payloads: Payloads) {
         let mut use_of = self.use_of.borrow_mut();
         use_of.end += bytes;
@@ -344,26 +363,31 @@ impl Segment {
         use_of.unstored_bytes += payloads.bytes;
     }
 
-    /// Of an adopted one, payloads of `bytes` are brought back.
+    /// Notes that payloads of `bytes` of an adopted segment are queued.
     pub fn add_unstored(&self, bytes: u64) {
         self.use_of.borrow_mut().unstored_bytes += bytes;
     }
 
-    /// Of an adopted one, payloads are brought back.
+    /// Counts payloads of an adopted segment that are queued, for the log.
     pub fn count_replayed(&self, payloads: u64, bytes: u64) {
         if let Some(orphan) = &*self.orphan.borrow() {
             orphan.core.replayed.add(payloads, bytes);
         }
     }
 
-    /// Payloads of `bytes` are about to be settled.
+    /// Notes that payloads of `bytes` are about to be settled.
     pub fn sub_unstored(&self, bytes: u64) {
         let mut use_of = self.use_of.borrow_mut();
         let left = use_of.unstored_bytes.checked_sub(bytes);
         use_of.unstored_bytes = left.expect("they were added");
     }
 
-    /// Nothing more will come; what failed last, if anything did, was never acknowledged.
+    /// Takes the bytes of unstored payloads out of a finished segment: those that damage took.
+    pub fn take_unstored(&self) -> u64 {
+        std::mem::take(&mut self.use_of.borrow_mut().unstored_bytes)
+    }
+
+    /// Takes no more groups. `failed`: the last group failed, and was never acknowledged.
     pub fn close(&self, failed: bool) {
         let mut use_of = self.use_of.borrow_mut();
         use_of.closed = true;
@@ -376,25 +400,26 @@ impl Segment {
         }
     }
 
-    /// What is missing in it was reported; it must not be used again.
+    /// Notes that damage in it was reported; the file must not be reused.
     pub fn note_damage(&self) {
         self.damaged.set(true);
     }
 
-    /// It holds nothing of ours, or nothing that this version reads: it stays as it is, for whom it belongs to.
+    /// Whether it holds nothing of ours, or nothing that this version reads. It is left as it is
+    /// for its owner.
     pub fn is_strange(&self) -> bool {
         self.damaged.get() && self.use_of.borrow().payloads == 0
     }
 
-    /// It may be used again.
+    /// Whether its file may be reused.
     pub fn is_reusable(&self) -> bool {
         let failed = self.use_of.borrow().groups_end.is_some();
         let is_sound = !failed && !self.damaged.get() && !self.is_gone();
         is_sound && self.orphan.borrow().is_none()
     }
 
-    /// Takes the file of a finished segment that is not used again out of the way: it goes, or to the quarantine if it
-    /// was damaged.
+    /// Removes the file of a finished segment that is not reused, or moves it to the quarantine if
+    /// it is damaged.
     pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
@@ -413,17 +438,18 @@ impl Segment {
         Ok(())
     }
 
-    /// Of a crashed process.
+    /// Whether a dead process made it.
     pub fn is_adopted(&self) -> bool {
         self.orphan.borrow().is_some()
     }
 
-    /// It lies in this directory of a crashed process.
+    /// Whether it lies in this directory of a dead process.
     pub fn is_adopted_from(&self, dir: &CoreDir) -> bool {
         self.orphan.borrow().as_ref().is_some_and(|orphan| dir.is_of(&orphan.core))
     }
 
-    /// All of an adopted segment has been read: it has `payloads` payloads, as far as can be told.
+    /// Notes that all of an adopted segment has been read: it has `payloads` payloads, as far as
+    /// can be told.
     pub fn close_adopted(&self, payloads: u32) {
         let mut use_of = self.use_of.borrow_mut();
         let done_end = use_of.done.ranges().last().map_or(0, |range| range.end);
@@ -434,24 +460,24 @@ impl Segment {
         self.close(false);
     }
 
-    /// Payloads that are gone need nothing more either; how many of them there are that were not settled.
+    /// Settles payloads that are gone. Returns how many of them were not settled before.
     pub fn settle_missing(&self, ordinals: Range<u32>) -> u64 {
         self.settle_with(|done| done.fill(ordinals))
     }
 
-    /// The payload with this number and of `bytes` is stored or dead-lettered.
+    /// Settles one payload of `bytes`, which is stored or dead-lettered.
     pub fn settle(&self, ordinal: u32, bytes: u64) {
         self.sub_unstored(bytes);
         self.settle_with(|done| done.insert(ordinal..ordinal + 1));
     }
 
-    /// Payloads in it that are not settled.
+    /// The number of payloads in it that are not settled.
     pub fn unsettled(&self) -> u64 {
         let use_of = self.use_of.borrow();
         u64::from(use_of.payloads) - use_of.done.count
     }
 
-    /// Those of `ordinals` that were not yet are.
+    /// Settles those of `ordinals` that are not settled yet.
     pub fn settle_run(&self, ordinals: Range<u32>) {
         self.settle_with(|done| done.fill(ordinals));
     }
@@ -470,7 +496,7 @@ impl Segment {
         self.use_of.borrow().dirty
     }
 
-    /// Writes what has been settled up to now, unless there is too much of it; whether it was written.
+    /// Writes what has been settled up to now. Returns false if there is too much of it to fit.
     pub async fn note(&self, how: Note) -> io::Result<bool> {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
         let progress = {
@@ -507,20 +533,20 @@ async fn dma_open(path: &Path, disk: &Disk) -> io::Result<DmaFile> {
     OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
 }
 
-/// A new file with all its room, so that a full disk says so now, and one block that is written: glommio finds out how to
-/// read from a device by reading the first file that it opens there, and takes the end of an empty one for an answer. Durable
-/// with the first sync.
+/// Makes a file with all its space allocated, so that a full disk shows now, and writes one block:
+/// glommio finds out how to read from a device by reading the first file that it opens there, and
+/// misjudges an empty one. Durable with the first sync.
 fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-        // Then a full disk says so when it is written to.
+        // Then a full disk shows when it is written to.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes)?,
         allocated => allocated?,
     }
     file.write_all(&[0; BLOCK as usize])
 }
 
-/// For groups; their writes go past the page cache like all others.
+/// Opens the file for groups; their writes bypass the page cache like all others.
 fn open_direct(path: &Path) -> io::Result<(OwnedFd, Identity)> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let file = fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?;

@@ -1,20 +1,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_lite::future::poll_once;
+use glommio::timer::sleep;
 
+use super::batches::ledger::{Ledger, is_journal, journals_of};
 use super::format::record::{Entry, IntentRef};
 use super::format::runs::Run;
 use super::format::scan::{Found, walk};
 use super::format::{DATA_START, Progress, entries, records};
-use super::instances::{Home, Left};
-use super::ledger::{Ledger, is_journal, journals_of};
 use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
-use super::segment::Note;
+use super::segment::{Note, Payloads};
+use super::takeover::instances::{self, Home};
+use super::takeover::orphans::Left;
 use super::*;
 use crate::queue::admission::Budget;
 use crate::queue::fifo::Ring;
@@ -139,8 +142,9 @@ impl Rig {
         }
     }
 
-    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also after a crash, for one that
-    /// was stored alone and not noted would be stored twice in a batch; the others many together.
+    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also
+    /// after a crash, for one that was stored alone and not noted would be stored twice in a batch;
+    /// the others many together.
     async fn work(
         &self,
         random: &mut fastrand::Rng,
@@ -216,7 +220,7 @@ impl Rig {
         self.spool.stop_reading();
         self.admission.close();
         self.spool.close();
-        self.spool.stop(rest, &mut Vec::new()).await;
+        self.spool.stop(rest, &[], || None).await;
     }
 
     /// Its tasks end as if the process had died; files stay as they are.
@@ -317,12 +321,13 @@ fn segments_are_used_again_and_the_bound_holds() {
             assert!(!rig.cells.spool_is_failing(), "full is not broken");
             assert!(not_ready(rig.cells).unwrap().contains("SPOOL_MAX"));
             rig.store(sent).await;
-            until("there is room again", || !rig.spool.spares.borrow().is_empty()).await;
+            until("there is room again", || rig.spool.own.has_spare()).await;
         }
     });
 }
 
-/// Groups in a segment of which most is still to be prepared, written faster than it is, in its first use and in later ones.
+/// Groups in a segment of which most is still to be prepared, written faster than it is, in its
+/// first use and in later ones.
 #[test]
 fn segments_are_prepared_while_they_are_filled() {
     run(async {
@@ -331,9 +336,9 @@ fn segments_are_prepared_while_they_are_filled() {
         let size = Size { slots: 10, segments: 3, segment: DATA_START + (4 << 20), ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size.clone()).await;
         assert!(not_ready(rig.cells).unwrap().contains("being prepared"));
-        let current = || rig.spool.segments.borrow().back().cloned().unwrap();
+        let current = || rig.spool.own.last().unwrap();
         rig.send(&[b"\"first\""]).await.unwrap();
-        assert!(current().prepared.get() < size.segment / 2, "not waited for");
+        assert!(current().zeros.prepared.get() < size.segment / 2, "not waited for");
         rig.store(1).await;
         until("it is ready", || not_ready(rig.cells).is_none()).await;
         let text = |n: u64| format!("\"{n}-{}\"", "x".repeat(n as usize % 20_000)).into_bytes();
@@ -347,11 +352,8 @@ fn segments_are_prepared_while_they_are_filled() {
             assert!(stored == numbers.map(text).collect(), "round {round}");
         }
         until("all is prepared", || {
-            let segments = [
-                rig.spool.segments.borrow().iter().cloned().collect(),
-                rig.spool.spares.borrow().clone(),
-            ];
-            segments.concat().iter().all(|segment| segment.prepared.get() == size.segment)
+            let segments = [rig.spool.own.segments(), rig.spool.own.spares()];
+            segments.concat().iter().all(|segment| segment.zeros.prepared.get() == size.segment)
         })
         .await;
         // And what a crash leaves in a new one.
@@ -372,7 +374,8 @@ fn segments_are_prepared_while_they_are_filled() {
     });
 }
 
-/// Zeros never land on a group: a step in flight is waited for, one that nobody waits for any more ends the segment.
+/// Zeros never land on a group: a step in flight is waited for, one that nobody waits for any more
+/// ends the segment.
 #[test]
 fn zeros_never_land_on_a_group() {
     run(async {
@@ -385,14 +388,18 @@ fn zeros_never_land_on_a_group() {
             async move { segment.prepare_step().await }
         });
         futures_lite::future::yield_now().await;
-        assert!(segment.zeros_in_flight.get());
+        assert!(segment.zeros.in_flight.get());
         segment.claim(DATA_START + 4096).await.unwrap();
-        assert!(!segment.zeros_in_flight.get(), "waited for");
+        assert!(!segment.zeros.in_flight.get(), "waited for");
         step.await.unwrap();
-        let prepared = segment.prepared.get();
+        let prepared = segment.zeros.prepared.get();
         assert_eq!(prepared, DATA_START + (8 << 10), "by the step");
         segment.claim(prepared + (64 << 10)).await.unwrap();
-        assert_eq!(segment.prepared.get(), prepared + (64 << 10), "the next step goes on behind");
+        assert_eq!(
+            segment.zeros.prepared.get(),
+            prepared + (64 << 10),
+            "the next step goes on behind"
+        );
         assert!(poll_once(segment.prepare_step()).await.is_none(), "dropped in flight");
         assert!(segment.claim(bytes).await.is_err());
         segment.claim(prepared).await.expect("what was claimed before stays so");
@@ -410,16 +417,16 @@ fn a_claim_waits_for_one_step() {
         let preparing = glommio::spawn_local({
             let segment = segment.clone();
             async move {
-                while segment.prepared.get() < bytes {
+                while segment.zeros.prepared.get() < bytes {
                     segment.prepare_step().await.unwrap();
                 }
             }
         });
         futures_lite::future::yield_now().await;
         for _ in 0..20 {
-            let before = segment.prepared.get();
+            let before = segment.zeros.prepared.get();
             segment.claim(before + 4096 * 10).await.unwrap();
-            assert_eq!(segment.prepared.get(), before + 4096 * 10, "not after more steps");
+            assert_eq!(segment.zeros.prepared.get(), before + 4096 * 10, "not after more steps");
             sleep(Duration::from_millis(1)).await;
         }
         preparing.await;
@@ -477,7 +484,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
         assert!(failed > 20, "{failed}");
         assert_eq!(rig.ring.len(), acknowledged.len());
         until("progress is written", || {
-            rig.spool.segments.borrow().iter().all(|segment| !segment.is_dirty())
+            rig.spool.own.segments().iter().all(|segment| !segment.is_dirty())
         })
         .await;
         sleep(Duration::from_millis(50)).await;
@@ -509,10 +516,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
         let mut taken = Vec::new();
         for process in 0..3 {
             let dirty = |rig: &Rig| {
-                let all = [
-                    rig.spool.segments.borrow().iter().cloned().collect(),
-                    rig.spool.adopted.borrow().clone(),
-                ];
+                let all = [rig.spool.own.segments(), rig.spool.adopted.segments()];
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
             until("progress is written", || !dirty(&rig)).await;
@@ -748,7 +752,8 @@ impl World {
         assert!(lost.is_empty(), "{what}: lost {lost:?}");
     }
 
-    /// Lets a process take up what is in `files` and store it all, and checks what is in the store then.
+    /// Lets a process take up what is in `files` and store it all, and checks what is in the store
+    /// then.
     fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
         let mut world = self.clone();
         let Recovered { alone, begun } = recovered(files);
@@ -762,7 +767,8 @@ impl World {
     }
 }
 
-/// A run of a small spool, with requests, stores, progress and segments that are used again, as the disk saw it.
+/// A run of a small spool, with requests, stores, progress and segments that are used again, as the
+/// disk saw it.
 fn recorded(seed: u64, requests: u64) -> Vec<Event> {
     run(async {
         let dir = tempfile::tempdir().unwrap();
@@ -814,7 +820,8 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     println!("{cuts} power cuts in {} events", events.len());
 }
 
-/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two extremes.
+/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two
+/// extremes.
 fn cut(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     events: &[Event],

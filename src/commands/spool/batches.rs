@@ -1,20 +1,20 @@
-//! Batches that a server had begun and not finished, put again by a command: the same members under the same key, before
-//! anything else of their core's directory is.
+//! Batches in doubt, stored again by a command: the same members under the same key, before
+//! anything else in their core's directory.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::spool::adopt::uses_in;
-use crate::spool::file::SegmentFile;
+use crate::spool::batches::ledger::Batch;
 use crate::spool::format::Group;
 use crate::spool::format::runs::Run;
 use crate::spool::format::scan::Found;
-use crate::spool::ledger::Batch;
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::adopt::uses_in;
 
 /// The segments of a core's directory, as members of batches are read from them.
 pub(super) struct MemberFiles {
-    /// By the ids of their uses.
+    /// Segments by the ids of their uses.
     paths: HashMap<u64, PathBuf>,
     open: HashMap<u64, MemberFile>,
 }
@@ -30,7 +30,7 @@ impl MemberFiles {
         Ok(MemberFiles { paths: uses_in(core_dir)?, open: HashMap::new() })
     }
 
-    /// The members of `batch` in order; those that are gone are left out, and counted in `lost`.
+    /// The members of `batch` in order. Those that are gone are left out and counted in `lost`.
     pub(super) fn payloads<'a>(
         &'a mut self,
         batch: &'a Batch,
@@ -45,7 +45,7 @@ impl MemberFiles {
         })
     }
 
-    /// What is there of one run.
+    /// The payloads of one run that are there.
     fn read(&mut self, run: Run) -> io::Result<Vec<Vec<u8>>> {
         let Some(MemberFile { file, groups }) = self.open(run.segment)? else {
             return Ok(Vec::new());
@@ -95,15 +95,15 @@ mod tests {
     use crate::config::Config;
     use crate::control::{Exit, on_executor};
     use crate::queue::job::Stamp;
+    use crate::spool::batches::ledger::{Ledger, journals_of};
     use crate::spool::format::record::{Entry, IntentRef};
     use crate::spool::format::runs::{Encoder, Runs};
     use crate::spool::format::{
         DATA_START, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
     };
-    use crate::spool::ledger::{Ledger, journals_of};
 
-    /// A segment of two groups with five payloads each, all of them their numbers; of its second group a byte is changed
-    /// if it is to be `damaged`.
+    /// A segment of two groups with five payloads each, all of them their numbers; of its second
+    /// group a byte is changed if it is to be `damaged`.
     fn write_segment(path: &Path, damaged: bool) {
         let mut bytes = vec![0; DATA_START as usize];
         for number in 0..2_u32 {
@@ -130,7 +130,8 @@ mod tests {
         fs::write(path, bytes).unwrap();
     }
 
-    /// A spool of a server that is dead, with a finished batch of payloads 0 and 1, and a begun one of 7, 2 and 3.
+    /// A spool of a server that is dead, with a finished batch of payloads 0 and 1, and a begun one
+    /// of 7, 2 and 3.
     fn left_behind(dir: &Path, form: &str, damaged: bool) -> PathBuf {
         let core_dir = dir.join("spool/n/core-0");
         fs::create_dir_all(&core_dir).unwrap();

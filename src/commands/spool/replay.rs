@@ -1,8 +1,9 @@
-//! `millrace spool replay`: batches that were begun and not finished are put again, then what is not stored is put under
-//! its own keys; files with nothing left in them go.
+//! `millrace spool replay`: stores batches in doubt again, then every unstored payload under its
+//! own key, and removes files in which nothing is left.
 //!
-//! What is left is noted in its file, so that what was stored is not put again. Should that note be lost, with this
-//! process for one, it is: under the same keys, which changes nothing.
+//! What is stored is noted in its file, so that it is not stored again. If that note is lost, for
+//! example because this process dies, it is stored again under the same keys, which changes
+//! nothing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,15 +19,18 @@ use crate::config::{Config, Form};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
-use crate::spool::file::SegmentFile;
+use crate::spool::batches::ledger::{Batch, Ledger, Settled};
 use crate::spool::format::Group;
 use crate::spool::format::scan::{End, Found};
-use crate::spool::instances::{core_dirs, files_of, mark_alone, put_aside, remove, sync_dir};
-use crate::spool::ledger::{Batch, Ledger, Settled};
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::instances::{
+    core_dirs, files_of, mark_alone, put_aside, remove, sync_dir,
+};
 use crate::store::{Class, Object};
 
 impl Places {
-    /// Puts every unstored payload into the configured store, whichever it is; exit 1 when some are left or lost.
+    /// Stores every unstored payload in the configured store, whichever it is. Exit 1 when some are
+    /// left or lost.
     ///
     /// # Errors
     /// A directory cannot be read, or the store cannot be used at all.
@@ -78,29 +82,29 @@ impl Places {
 struct Replay {
     puts: Puts,
     stored: Cell<u64>,
-    /// Payloads that stay.
+    /// Payloads that stay in the spool.
     left: Cell<u64>,
-    /// Some file stays for another reason, or was damaged.
+    /// Whether a file stays for another reason, or was damaged.
     troubled: Cell<bool>,
-    /// The store takes nothing until somebody changes something: no more is tried.
+    /// The store takes nothing until somebody changes something, so nothing more is tried.
     given_up: Cell<bool>,
 }
 
-/// A payload to be put.
+/// A payload to be stored.
 struct Unstored {
     ordinal: u32,
     key: String,
     payload: Payload,
 }
 
-/// One file while its payloads are put.
+/// One file while its payloads are stored.
 struct Reading {
     file: SegmentFile,
-    /// Of the group that was read last.
+    /// Payloads of the group that was read last.
     group: VecDeque<Unstored>,
     /// Why the file must not just be removed.
     problems: Vec<String>,
-    /// It cannot be read to its end, here or now.
+    /// It cannot be read to its end by this version, or at the moment.
     stays: bool,
     ended: bool,
     stored: u64,
@@ -108,8 +112,9 @@ struct Reading {
 }
 
 impl Replay {
-    /// Puts the begun batches of a core again and notes that they are finished: what of its segments needs nothing more
-    /// then, and whether that is all of them. If not, all the rest has to wait, for some of it may be in those batches.
+    /// Stores the batches in doubt of a core again and notes that they are done. Returns which
+    /// payloads need nothing more then, and whether all batches are done. If not, the rest has to
+    /// wait, because some of it may be in those batches.
     async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<Settled>, bool)> {
         let mut ledger = Ledger::read(core_dir)?;
         ledger.settle(core_dir)?;
@@ -196,7 +201,7 @@ impl Replay {
         false
     }
 
-    /// Takes a file away in which nothing is left, or notes what is.
+    /// Removes a file in which nothing is left, or notes what was stored.
     fn finish(&self, reading: &mut Reading) -> io::Result<()> {
         let path = reading.file.path().to_owned();
         for text in &reading.problems {
@@ -228,7 +233,7 @@ impl Reading {
         }
     }
 
-    /// The next payload that is not stored, in the order in which they lie there.
+    /// The next payload that is not stored, in the order of the file.
     fn next(&mut self) -> Option<Unstored> {
         while self.group.is_empty() && !self.ended {
             match self.file.find_next() {

@@ -7,9 +7,10 @@
 //! done     key
 //! ```
 //!
-//! A request's record holds all its payloads and what their keys are made of, besides the group's node, core and template.
-//! Its `version u32` is one more than the version's bytes, and 0 without a version. Journals hold batches: one that was
-//! `begun` may be in the store under its key, one that is `done` needs nothing more.
+//! A request's record holds all its payloads and what their keys are made of, besides the group's
+//! node, core and template. Its `version u32` is one more than the version's bytes, and 0 without a
+//! version. Journals hold batches: one that was `begun` may be in the store under its key, one that
+//! is `done` needs nothing more.
 
 use std::fmt;
 
@@ -155,8 +156,8 @@ pub fn record_bytes(count: usize, payload_bytes: usize, version: Option<&str>) -
     REQUEST_HEAD_BYTES + 4 * count + version.map_or(0, str::len) + payload_bytes
 }
 
-/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the stamp of the first one,
-/// the others follow in sequence.
+/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the
+/// stamp of the first one, the others follow in sequence.
 pub fn write_record<'a>(
     out: &mut [u8],
     first: Stamp,

@@ -1,11 +1,13 @@
-//! The members of a batch, compactly: payloads of segments, as runs in the order of the object's lines.
+//! The members of a batch, compactly: payloads of segments, as runs in the order of the object's
+//! lines.
 //!
 //! ```text
 //! run      = count × 2 + new · (new: segment id · first, else zigzag of first − end of the run before)
 //! ```
 //!
-//! `new` is 1 where the segment is not that of the run before. All numbers are varints, seven bits a byte, the lowest first.
-//! A run among others of its segment takes three bytes, so partitions may interleave as they like.
+//! `new` is 1 where the segment is not that of the run before. All numbers are varints, seven bits
+//! a byte, the lowest first. A run among others of its segment takes three bytes, so partitions may
+//! interleave as they like.
 
 /// Of the runs of one batch, encoded: room for 349,000 of three bytes.
 pub const RUNS_BYTES_MAX: usize = 1 << 20;
@@ -40,8 +42,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Adds the payload with this number; false, and nothing is changed, when it needs a run of its own and there is no
-    /// room for one more.
+    /// Adds the payload with this number; false, and nothing is changed, when it needs a run of its
+    /// own and there is no room for one more.
     pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
         if let Some(last) = &mut self.last
             && last.segment == segment
@@ -157,7 +159,8 @@ impl Place {
     }
 }
 
-/// The number `at` this place, and on behind it; `None` when it is not whole or has more than 64 bits.
+/// The number `at` this place, and on behind it; `None` when it is not whole or has more than 64
+/// bits.
 fn take(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut number = 0;
     for shift in (0..u64::BITS).step_by(7) {

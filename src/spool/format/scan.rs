@@ -1,4 +1,5 @@
-//! Walks through a segment group by group, and past damage; pure: it says which bytes it wants and is given them.
+//! Walks through a segment group by group, and past damage; pure: it says which bytes it wants and
+//! is given them.
 
 use std::ops::Range;
 
@@ -253,7 +254,8 @@ impl Scan {
     }
 }
 
-/// Walks through a file that is whole in memory; `visit` hears everything that is found, with a group's own bytes.
+/// Walks through a file that is whole in memory; `visit` hears everything that is found, with a
+/// group's own bytes.
 pub fn walk(file: &[u8], mut visit: impl FnMut(Found, &[u8])) {
     let mut scan = Scan::new(file.len() as u64, &file[..file.len().min(DATA_START as usize)]);
     loop {

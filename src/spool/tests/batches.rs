@@ -174,7 +174,7 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
             rig.spool.finished(intent);
             assert!(journals_at(&home.core_dir(0)).len() <= 2);
         }
-        let own = rig.spool.own_dir();
+        let own = rig.spool.own.dir().clone();
         // 16 groups fill it, so much is kept at most.
         assert!(own.batches() <= 2 + 17, "{} batches are kept", own.batches());
         rig.spool.flush(&own).await.unwrap();
@@ -386,7 +386,8 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
     assert!(cuts > 1_000 && batched_again > 20, "{cuts} {batched_again} {begun_again}");
 }
 
-/// What is on the disk once a process has adopted `files`, and what happens there from then on until it dies as well.
+/// What is on the disk once a process has adopted `files`, and what happens there from then on
+/// until it dies as well.
 fn replayed(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     random: &mut fastrand::Rng,
@@ -461,7 +462,8 @@ fn crashes_in_a_row_store_everything_once() {
     println!("{begun_again} batches put again");
 }
 
-/// The life of the process with this number; the first three take requests, the last one stores all that is there.
+/// The life of the process with this number; the first three take requests, the last one stores all
+/// that is there.
 fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<Event> {
     run(async {
         let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
@@ -522,7 +524,8 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
             rig.crash().await;
             let journal = &journals_at(&home.core_dir(0))[0];
             let mut bytes = fs::read(journal).unwrap();
-            // The third of six groups, or the last, which looks as if it had not been written to its end.
+            // The third of six groups, or the last, which looks as if it had not been written to
+            // its end.
             let group = if damaged { 2 } else { 5 };
             bytes[(DATA_START + group * 4096 + 140) as usize] ^= 1;
             fs::write(journal, bytes).unwrap();
@@ -648,7 +651,8 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
         let mut jobs = rig.pops(50).await;
         let mut dropped = Vec::new();
         for round in 0..25_u32 {
-            // Dropped at any of its first steps; what it may have got to the disk is not used for anything else.
+            // Dropped at any of its first steps; what it may have got to the disk is not used for
+            // anything else.
             let intended = members(&jobs[..1]);
             dropped.push(jobs.remove(0));
             let mut intend = Box::pin(rig.spool.intend("dropped", "", &intended));
@@ -663,7 +667,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
             let intent = rig.intend(&format!("kept-{round}"), &[kept]).await;
             rig.spool.finished(intent);
         }
-        let own = rig.spool.own_dir();
+        let own = rig.spool.own.dir().clone();
         rig.spool.flush(&own).await.unwrap();
         drop((own, dropped, jobs));
         rig.crash().await;

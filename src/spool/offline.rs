@@ -1,5 +1,5 @@
-//! One segment as a command reads it: with plain reads that block, in the memory of one group. Of a process that is no
-//! more, or of one that lives, which is only looked at.
+//! Reads one segment with plain blocking reads, in the memory of one group: for commands and for
+//! taking over. The segment belongs to a dead process, or to a live one that is only looked at.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::batches::ledger::Settled;
 use super::done::Done;
 use super::format::record::Entry;
 use super::format::scan::{Found, Scan};
 use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
-use super::ledger::Settled;
 use crate::queue::job::Stamp;
 
 /// A walk through a file.
@@ -19,18 +19,18 @@ pub struct SegmentFile {
     path: PathBuf,
     file: File,
     scan: Scan,
-    /// What was read last: the whole of a group that was found.
+    /// What was read last; after a group was found, all of it.
     bytes: Vec<u8>,
-    /// What was noted, and what was settled since.
+    /// The progress that was found, and what was settled since.
     progress: Progress,
     done: Done,
-    /// No progress is whole, and some was written.
+    /// Progress was written, but both pages are damaged.
     progress_lost: bool,
-    /// The number of the next payload, if nothing is missing.
+    /// The number that the next payload has if nothing is missing.
     next_ordinal: u32,
-    /// Payloads in front of it that are neither there nor done.
+    /// Payloads before it that are neither there nor done.
     missing: u64,
-    /// What journals say is done, until the id is known for which it counts.
+    /// What the journals say is done, until the segment's id is known.
     batched: Option<Rc<Settled>>,
 }
 
@@ -39,10 +39,10 @@ pub struct Spooled<'a> {
     /// Its number in the segment.
     pub ordinal: u32,
     pub stamp: Stamp,
-    /// Of its request.
+    /// The version of its request.
     pub version: Option<&'a str>,
     pub bytes: &'a [u8],
-    /// Or dead-lettered: it needs nothing more.
+    /// Stored or dead-lettered: it needs nothing more.
     pub is_stored: bool,
 }
 
@@ -76,7 +76,7 @@ impl SegmentFile {
         })
     }
 
-    /// The same, where members of batches are stored as the directory's journals say.
+    /// Opens a segment whose members of batches are stored as the directory's journals say.
     pub fn open_with(path: &Path, batched: &Rc<Settled>) -> io::Result<SegmentFile> {
         Ok(SegmentFile { batched: Some(batched.clone()), ..SegmentFile::open(path)? })
     }
@@ -85,7 +85,7 @@ impl SegmentFile {
         &self.path
     }
 
-    /// What comes next; after the end nothing does.
+    /// Returns what comes next; nothing does after the end.
     pub fn find_next(&mut self) -> io::Result<Found> {
         loop {
             let wanted = self.scan.wants();
@@ -113,7 +113,7 @@ impl SegmentFile {
         self.missing += before.filter(|ordinal| !self.done.contains(*ordinal)).count() as u64;
         self.next_ordinal = head.first_ordinal.saturating_add(group.payloads);
         if self.progress.complete {
-            // A new use has begun, of which nothing was noted yet.
+            // A new use has begun, for which no progress was written yet.
             let serial = self.progress.serial;
             self.progress = Progress { serial, ..Progress::default() };
         }
@@ -121,10 +121,10 @@ impl SegmentFile {
         self.progress.groups = self.progress.groups.max(head.number + 1);
     }
 
-    /// Reads `group` again, which was found at this place.
+    /// Reads `group` again, which was found at offset `at`.
     ///
     /// # Errors
-    /// `InvalidData`: it is not there any more.
+    /// `InvalidData`: it is no longer there.
     pub fn read_again(&mut self, at: u64, group: &Group) -> io::Result<()> {
         self.bytes.resize(group.head.group_bytes() as usize, 0);
         self.file.read_exact_at(&mut self.bytes, at)?;
@@ -159,43 +159,44 @@ impl SegmentFile {
         keys_of(&group.head, &self.bytes)
     }
 
-    /// Payloads that were synced and are not there any more, as far as has been read.
+    /// The number of synced payloads that are gone, in what has been read.
     pub fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// Whether what had been stored is not known.
+    /// Whether it is unknown what had been stored.
     pub fn progress_is_lost(&self) -> bool {
         self.progress_lost
     }
 
-    /// Whether anything was ever put into it.
+    /// Whether it was ever used.
     pub fn was_used(&self) -> bool {
         self.progress.id > 0
     }
 
-    /// The payload with this number is stored.
+    /// Settles the payload with this number, which is stored.
     pub fn settle(&mut self, ordinal: u32) {
         self.done.fill(ordinal..ordinal + 1);
     }
 
-    /// The id of its use, as far as has been read; 0 when it was never used.
+    /// The id of its use, as far as has been read; 0 if it was never used.
     pub fn id(&self) -> u64 {
         if self.progress.complete { 0 } else { self.progress.id }
     }
 
-    /// Writes what has been settled, durably, for whoever reads the file next.
+    /// Writes what has been settled, durably, for the next reader of the file.
     pub fn note_progress(&mut self) -> io::Result<()> {
         self.progress.serial += 1;
         self.progress.done = self.done.ranges().collect();
         if !self.progress.fits() {
-            // As a server does: what was stored is put again under the same keys.
+            // As in the server: what was stored is stored again under the same keys.
             return Ok(());
         }
         let mut buffer = vec![0; self.progress.bytes()];
         self.progress.write(&mut buffer);
         let file = OpenOptions::new().write(true).open(&self.path)?;
-        // What was there last may not be synced, and what is written over now would be missed.
+        // The latest progress may not be synced, and the one that is overwritten now would be
+        // missing.
         file.sync_data()?;
         file.write_all_at(&buffer, self.progress.place())?;
         file.sync_data()

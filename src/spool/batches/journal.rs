@@ -1,31 +1,40 @@
-//! Batches, exactly once: which payloads are about to be put as one object, under which key, and that they were.
+//! The journal of batches: which payloads are about to be stored as one object under which key, and
+//! which of these objects are done. With it each spooled payload ends in exactly one object.
 //!
-//! A core directory whose payloads this core batches has a journal of its own from this core: this core's directory, and
-//! each one of a crashed process of which it has taken up segments. All members of a batch lie in one such directory.
+//! This core keeps one journal in each core directory whose payloads it batches: its own directory,
+//! and each directory of a dead process from which it has taken segments. All members of a batch
+//! lie in the same directory.
 //!
 //! ```text
 //!  intend: INTENT synced → the batch is put → finished: DONE synced → its members are settled in their segments
 //! ```
 //!
-//! 1. A batch is put only after its intent is synced, so what a crash may have left in the store is known by its key.
-//! 2. A member is settled only after DONE is synced. So progress never says more than the journals, and whoever comes after
-//!    a crash need not compare them: without DONE every member still lies in its segment, and the batch is put again, the
-//!    same object under the same key; with DONE its members need nothing more, whatever progress says of them.
-//! 3. An intent leaves the journals only after every member is settled durably: the progress of its segment was written
-//!    and synced after that, with room for it, or the segment was noted as complete, which is synced before its file is
-//!    used again or removed. Only `renew` drops intents, and it does so in this order. Progress once synced is
-//!    not written over by progress that is not (`segment`).
+//! 1. A batch is stored only after its intent is synced, so the key of whatever a crash leaves in
+//!    the store is known.
+//! 2. A member is settled only after DONE is synced. So progress never says more than the journals,
+//!    and a later process need not compare them. Without DONE, every member still lies in its
+//!    segment, and the batch is stored again, the same object under the same key. With DONE, its
+//!    members need nothing more, whatever progress says about them.
+//! 3. An intent leaves the journals only after every member is settled durably: either the progress
+//!    of its segment was written and synced after that, and had room for it, or the segment was
+//!    noted as complete, which is synced before its file is reused or removed. Only `renew` drops
+//!    intents, in this order. Synced progress is not overwritten by progress that is not synced
+//!    (`segment`).
 //!
-//! From these: a synced payload is a member of one batch without DONE (2: it is there to be put), or of one with DONE (it
-//! is in the store, or dead-lettered, and settled), or of none, and then it was settled alone, or with a batch that has
-//! left by 3, or it comes back alone. Keys are never shared, so a batch that stands in two files is one batch.
+//! It follows that a synced payload is in one of three states. It is a member of one batch without
+//! DONE, and is there to be stored (2). Or it is a member of one batch with DONE, and is stored or
+//! dead-lettered, and settled. Or it is a member of none: then it was settled alone or with a batch
+//! that was dropped by 3, or it is read back as a single payload. Keys are never shared, so a batch
+//! that is named in two files is one batch.
 //!
-//! A group that could not be written or synced may be on the disk or not. Its file is replaced, durably, before anything
-//! more is written, so an intent that was refused cannot come up beside the one that is tried in its stead.
+//! A group that could not be written or synced may or may not be on the disk. Its file is replaced,
+//! durably, before anything more is written, so a failed intent can never reappear next to its
+//! retry.
 //!
-//! The file is a segment without payloads, replaced by a second one in turn when it is full: as large as a segment but at
-//! most 4 MiB, or twice what its open batches need. It counts in `SPOOL_MAX`, but is never refused for it: without
-//! a journal nothing would leave the spool.
+//! The file is a segment without payloads. When it is full, a second one replaces it. It is as
+//! large as a segment but at most 4 MiB, or twice what its open batches need. It counts towards
+//! `SPOOL_MAX` but is never refused because of it: without a journal no batched payload could leave
+//! the spool.
 
 mod file;
 
@@ -35,17 +44,17 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::sync::Semaphore;
 use futures_lite::FutureExt;
 
-use super::format::group_bytes;
-use super::format::record::{done_bytes, intent_record, write_done};
 use super::members::Members;
-use super::orphans::LeftCore;
-use super::segment::{Payloads, Segment};
-use super::{GROUP_BYTES_MAX, Spool, SpoolError};
-use crate::sync::Semaphore;
+use crate::spool::format::group_bytes;
+use crate::spool::format::record::{done_bytes, intent_record, write_done};
+use crate::spool::segment::{Payloads, Segment};
+use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::{GROUP_BYTES_MAX, Spool, SpoolError};
 
-/// One core directory whose payloads this core takes: its own, or that of a crashed process's core.
+/// A core directory whose payloads this core takes: its own, or one of a dead process.
 pub struct CoreDir {
     path: PathBuf,
     /// `None`: this core's own.
@@ -55,26 +64,26 @@ pub struct CoreDir {
 
 /// This core's journal in one core directory.
 struct Journal {
-    /// Held while something is written: one group at a time.
+    /// Held while a group is written: one at a time.
     turn: Semaphore,
     /// A group is being written. When nobody has the turn, its writer was dropped.
     writing: Cell<bool>,
     file: RefCell<Option<Rc<Segment>>>,
-    /// Used up and complete, for the next turn.
+    /// A file that was replaced and is complete, to be used next.
     spare: RefCell<Option<Rc<Segment>>>,
-    /// Replaced, but not yet durably so.
+    /// Files that were replaced, but not yet durably.
     stale: RefCell<Vec<Rc<Segment>>>,
-    /// Batches that the file must tell of, or is to, in the order they were begun.
+    /// Batches that the file names, or is about to name, in the order they were begun.
     batches: RefCell<BTreeMap<u64, Rc<Batch>>>,
     next_number: Cell<u64>,
 }
 
-/// A batch from its intent until it may be forgotten.
+/// A batch from its intent until the journal may drop it.
 struct Batch {
     key: String,
     /// The record of its intent; empty where another journal of the directory has it.
     intent: Box<[u8]>,
-    /// `None` where they are settled by other means.
+    /// `None` for a batch in doubt: the reader settles its members.
     members: Option<Rc<Members>>,
     state: Cell<State>,
 }
@@ -91,14 +100,15 @@ enum State {
     Done,
 }
 
-/// A batch whose intent is on the disk. Dropped, it is left to the next process, its members included.
+/// A batch whose intent is on the disk. Dropping this leaves the batch and its members to the next
+/// process.
 pub struct Intent {
     dir: Rc<CoreDir>,
     number: u64,
 }
 
 impl CoreDir {
-    pub(super) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
         let journal = Journal {
             turn: Semaphore::new(1),
             writing: Cell::new(false),
@@ -111,39 +121,40 @@ impl CoreDir {
         Rc::new(CoreDir { path, left, journal })
     }
 
-    pub(super) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
+    pub(in crate::spool) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
         self.left.as_ref().is_some_and(|own| Arc::ptr_eq(own, left))
     }
 
-    pub(super) fn is_own(&self) -> bool {
+    pub(in crate::spool) fn is_own(&self) -> bool {
         self.left.is_none()
     }
 
-    /// Of its files.
-    pub(super) fn journal_bytes(&self) -> u64 {
+    /// Bytes of its files.
+    pub(in crate::spool) fn journal_bytes(&self) -> u64 {
         let Journal { file, spare, stale, .. } = &self.journal;
         let (file, spare, stale) = (file.borrow(), spare.borrow(), stale.borrow());
         file.iter().chain(&*spare).chain(&*stale).map(|file| file.bytes()).sum()
     }
 
-    /// Nothing in it waits for a group, and no batch is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    /// Whether no batch waits for a group or is being stored.
+    pub(in crate::spool) fn is_idle(&self) -> bool {
         self.journal.batches.borrow().values().all(|batch| batch.state.get() == State::Done)
     }
 
     #[cfg(test)]
-    pub(super) fn has_finished(&self) -> bool {
+    pub(in crate::spool) fn has_finished(&self) -> bool {
         self.journal.has_finished()
     }
 
     #[cfg(test)]
-    pub(super) fn batches(&self) -> usize {
+    pub(in crate::spool) fn batches(&self) -> usize {
         self.journal.batches.borrow().len()
     }
 
-    /// Its journal is not needed any more by this process: the file tells the next one what it has to know.
-    pub(super) fn leave(&self) {
-        // They hold this directory in their turn.
+    /// Forgets its batches: this process no longer needs the journal, and the file tells the next
+    /// one what it has to know.
+    pub(in crate::spool) fn leave(&self) {
+        // Their members hold this directory, a cycle of references.
         self.journal.batches.borrow_mut().clear();
     }
 }
@@ -159,7 +170,7 @@ impl Journal {
         self.batches.borrow().values().any(|batch| batch.state.get() == State::Finished)
     }
 
-    /// What the next group tells of, at least one record if there is any: batches with the state they are in.
+    /// What the next group says: batches with their states, at least one if any waits.
     fn next_group(&self) -> (Vec<(Rc<Batch>, State)>, usize) {
         let (mut group, mut bytes) = (Vec::new(), 0);
         for batch in self.batches.borrow().values() {
@@ -178,7 +189,7 @@ impl Journal {
         (group, bytes)
     }
 
-    /// What a new file must tell of first, in records that go together.
+    /// What a new file must say first, as groups.
     fn carried(&self) -> Vec<Vec<u8>> {
         let mut groups: Vec<Vec<u8>> = Vec::new();
         for batch in self.batches.borrow().values() {
@@ -204,7 +215,7 @@ impl Journal {
     }
 }
 
-/// Takes a batch out of the journal that nobody waits for any more.
+/// Removes a batch from the journal if its waiter is dropped before the intent was written.
 struct InLine<'a> {
     journal: &'a Journal,
     number: u64,
@@ -220,27 +231,18 @@ impl Drop for InLine<'_> {
 }
 
 impl Spool {
-    /// This core's view of a crashed process's directory.
-    pub(super) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
-        let mut dirs = self.dirs.borrow_mut();
-        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
-            return known.clone();
-        }
-        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
-        dirs.push(dir.clone());
-        dir
-    }
-
-    /// Notes that `members` are about to be put as one object under `key`, made as `form` says: durable when this returns.
-    /// Should it be dropped before, nothing may be done with the members: they are left to the next process.
+    /// Notes durably that `members` are about to be stored as one object under `key`, made as
+    /// `form` says. If the future is dropped early, the members must not be touched: they are left
+    /// to the next process.
     ///
     /// # Errors
-    /// The batch must not be put. To be tried again with the same members, or not at all: they stay in the spool. A disk that
-    /// hangs is one as well, so that those who wait for it can do something else.
+    /// The batch must not be stored. The call may be repeated with the same members; they stay in
+    /// the spool. A disk that hangs is an error too, so that callers can do something else.
     ///
     /// # Panics
-    /// `key` or `form` is longer than [`KEY_BYTES_MAX`](super::format::record::KEY_BYTES_MAX) or
-    /// [`FORM_BYTES_MAX`](super::format::record::FORM_BYTES_MAX), or there are no members.
+    /// `key` or `form` is longer than
+    /// [`KEY_BYTES_MAX`](crate::spool::format::record::KEY_BYTES_MAX) or
+    /// [`FORM_BYTES_MAX`](crate::spool::format::record::FORM_BYTES_MAX), or there are no members.
     pub async fn intend(
         &self,
         key: &str,
@@ -265,7 +267,8 @@ impl Spool {
         Ok(Intent { dir: dir.clone(), number })
     }
 
-    /// The object was stored or dead-lettered. Noted with the journal's next group, or with the next progress.
+    /// Notes that the object was stored or dead-lettered. DONE is written with the journal's next
+    /// group, or before the keeper's next progress.
     pub fn finished(&self, intent: Intent) {
         let batches = intent.dir.journal.batches.borrow();
         let batch = batches.get(&intent.number).expect("it stays until it is done");
@@ -274,14 +277,18 @@ impl Spool {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
         }
-        if self.short.get() {
+        if self.own.is_short() {
             self.disk.keeper.raise();
         }
     }
 
-    /// Notes that the batch with this key is done, whose intent is in a journal that its process has left: durable when
-    /// this returns.
-    pub(super) async fn finish_left(&self, dir: &CoreDir, key: &str) -> Result<(), SpoolError> {
+    /// Notes durably that the batch with this key is done. Its intent is in a journal of a dead
+    /// process.
+    pub(in crate::spool) async fn finish_left(
+        &self,
+        dir: &CoreDir,
+        key: &str,
+    ) -> Result<(), SpoolError> {
         let state = Cell::new(State::Finished);
         let batch = Batch { key: key.to_owned(), intent: Box::default(), members: None, state };
         let batch = Rc::new(batch);
@@ -293,8 +300,8 @@ impl Spool {
         noted
     }
 
-    /// Writes what finished batches have left to note in `dir`.
-    pub(super) async fn flush(&self, dir: &CoreDir) -> Result<(), SpoolError> {
+    /// Writes DONE for all finished batches in `dir`.
+    pub(in crate::spool) async fn flush(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while dir.journal.has_finished() {
             self.write_batches(dir).await?;
@@ -302,7 +309,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Until a group was synced with what `batch` waits for in `state`: its own, or one of others that wait.
+    /// Writes groups until one is synced that has what `batch` waits for in `state`. Another caller
+    /// may have written it.
     async fn commit(&self, dir: &CoreDir, batch: &Batch, state: State) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while batch.state.get() == state {
@@ -311,13 +319,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes and syncs one group of what waits. The caller has the turn.
+    /// Writes and syncs one group of what waits. The caller holds the turn.
     async fn write_batches(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         let journal = &dir.journal;
         if journal.writing.replace(true)
             && let Some(file) = &*journal.file.borrow()
         {
-            // Its writer was dropped: what the disk has of the group, or will have, is unknown.
+            // Its writer was dropped, so what the disk has or will have of the group is unknown.
             file.close(true);
         }
         let written = self.write_next_group(dir).await;
@@ -356,9 +364,9 @@ impl Spool {
         Ok(group)
     }
 
-    /// The end of the journals' work at a stop. What cannot be noted is found out by the next process: it puts the same
-    /// object again.
-    pub(super) async fn end_journals(&self) {
+    /// Finishes the journals at a stop. What cannot be noted the next process finds out: it stores
+    /// the same object again.
+    pub(in crate::spool) async fn end_journals(&self) {
         for dir in self.dirs() {
             let _was_reported = self.flush(&dir).await;
             if let Some(spare) = dir.journal.spare.take() {

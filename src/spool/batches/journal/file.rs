@@ -1,22 +1,24 @@
-//! The files of a journal: one that is written, replaced when it is full or failed, and one that was, for the next turn.
+//! The files of a journal: one that is written and is replaced when it is full or has failed, and
+//! the one it replaced, to be used next.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::super::format::{BLOCK, DATA_START, group_bytes};
-use super::super::instances::{remove, sync_dir};
-use super::super::ledger::JOURNAL;
-use super::super::members::MemberSegment;
-use super::super::segment::{Note, Payloads, Segment};
-use super::super::{Spool, SpoolError};
 use super::{Batch, CoreDir, State};
 use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
+use crate::spool::batches::ledger::JOURNAL;
+use crate::spool::batches::members::MemberSegment;
+use crate::spool::format::{BLOCK, DATA_START, group_bytes};
+use crate::spool::segment::{Note, Payloads, Segment};
+use crate::spool::takeover::instances::{remove, sync_dir};
+use crate::spool::{Spool, SpoolError};
 
 impl Spool {
-    /// The file for the next group of `bytes`, the only one that tells of this core's batches in `dir`.
+    /// The file for the next group of `bytes`, the only one that names this core's batches in
+    /// `dir`.
     pub(super) async fn journal_file(
         &self,
         dir: &CoreDir,
@@ -30,20 +32,21 @@ impl Spool {
         }
     }
 
-    /// A new file in the place of the one there is: without the batches that may be forgotten, and with room for a group
-    /// of `bytes`.
+    /// Replaces the file: the new one leaves out batches that may be dropped, and has room for a
+    /// group of `bytes`.
     async fn renew(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
         let journal = &dir.journal;
         self.forget_settled(dir).await;
         let carried = journal.carried();
-        // Groups of one block more or less each, of which two in a row have over a megabyte.
+        // Each group takes up to one block more than its records, and two in a row have over a
+        // megabyte.
         let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
         let least = self.setup.options.segment.min(JOURNAL_BYTES);
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
         let file = self.journal_spare(dir, wanted).await;
         let file = file.map_err(|error| self.fail(&dir.path, &error))?;
-        file.begin(self.take_number());
-        // Until it is whole: what is half of it must not outlive the batches it tells of.
+        file.begin(self.own.take_number());
+        // Until it is complete: a partial file must not outlive the batches it names.
         journal.stale.borrow_mut().push(file.clone());
         for group in carried {
             let write = |out: &mut [u8]| out[..group.len()].copy_from_slice(&group);
@@ -59,25 +62,25 @@ impl Spool {
         Ok(file)
     }
 
-    /// Settles the members of batches that are done durably, and drops those batches; a batch stays of which that cannot
-    /// be said.
+    /// Makes the settling of members of done batches durable, and drops those batches. A batch
+    /// stays if that is not certain.
     async fn forget_settled(&self, dir: &CoreDir) {
         let done: Vec<(u64, Rc<Batch>)> = {
             let batches = dir.journal.batches.borrow();
             let done = batches.iter().filter(|(_, batch)| batch.state.get() == State::Done);
             done.map(|(number, batch)| (*number, batch.clone())).collect()
         };
-        // By use of a segment: whether what was settled in it is on the disk.
+        // For each use of a segment: whether what was settled in it is on the disk.
         let mut noted: BTreeMap<u64, bool> = BTreeMap::new();
         for (number, batch) in done {
-            // The DONE of a batch of another journal stays as long as that journal.
+            // DONE for a batch of another journal stays as long as that journal.
             let Some(members) = &batch.members else { continue };
             let mut durable = true;
             for MemberSegment { id, segment, .. } in &members.segments {
                 let is_noted = match noted.get(id) {
                     Some(is_noted) => *is_noted,
-                    // Used again, so it was complete.
-                    None if segment.use_of.borrow().id != *id => true,
+                    // Reused, so it was complete.
+                    None if segment.id() != *id => true,
                     None => match segment.note(Note::Durably).await {
                         Ok(written) => written,
                         Err(error) => {
@@ -95,7 +98,7 @@ impl Spool {
         }
     }
 
-    /// An empty file of at least `bytes`.
+    /// Takes or makes an empty file of at least `bytes`.
     async fn journal_spare(&self, dir: &CoreDir, bytes: u64) -> io::Result<Rc<Segment>> {
         let spare = dir.journal.spare.take();
         match spare {
@@ -103,12 +106,12 @@ impl Spool {
             Some(small) => self.discard(&small).await,
             None => {}
         }
-        // In a directory of another process its numbers mean nothing here.
-        let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
+        // Numbers of this process may be taken in another process's directory.
+        let number = if dir.is_own() { self.own.take_number() } else { fastrand::u64(..) };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
         let made = self.create_file(&path, bytes, bytes).await;
         let made = match made {
-            // Removed, with segments of which batches are still in memory.
+            // The directory was removed while batches of its segments are in memory.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.is_own() => {
                 let parent = dir.path.clone();
                 self.disk.run(move || create_dir(&parent)).await?;
@@ -119,13 +122,14 @@ impl Spool {
         Ok(Rc::new(made))
     }
 
-    /// Makes sure that files which were replaced tell of nothing any more, also after a power cut.
+    /// Makes sure that replaced files say nothing any longer, also after a power cut.
     async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         loop {
             let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
             let noted = file.note(Note::Complete).await;
             let gone = match &noted {
-                // A group of a caller that was dropped may still be on its way: it must not land in the next use.
+                // A group whose writer was dropped may still be in flight: it must not land in the
+                // next use.
                 Ok(_)
                     if file.is_idle()
                         && file.is_reusable()

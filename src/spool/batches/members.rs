@@ -1,13 +1,14 @@
-//! The members of a batch while it is gathered, and until their segments need them no more.
+//! The members of a batch: recorded while it is gathered, and kept until they are settled durably.
 
 use std::rc::Rc;
 
-use super::format::runs::{Encoder, Runs};
-use super::segment::Segment;
-use super::{CoreDir, Record};
+use super::CoreDir;
 use crate::queue::job::Job;
+use crate::spool::Record;
+use crate::spool::format::runs::{Encoder, Runs};
+use crate::spool::segment::Segment;
 
-/// Runs settled before others get a turn.
+/// Runs that are settled before other tasks get a turn.
 const SETTLE_SLICE: usize = 1_000;
 
 /// Payloads of one core directory that are to be one object, in the order of its lines.
@@ -22,12 +23,12 @@ pub struct Members {
 pub(super) struct MemberSegment {
     pub(super) id: u64,
     pub(super) segment: Rc<Segment>,
-    /// Of the members in it.
+    /// Bytes of the members in it.
     bytes: u64,
 }
 
 impl Members {
-    /// None yet, of the directory [`Record::home`] names.
+    /// No members yet; all will lie in `dir`, which is their [`Record::home`].
     pub fn of(dir: &Rc<CoreDir>) -> Members {
         Members {
             dir: dir.clone(),
@@ -38,8 +39,8 @@ impl Members {
         }
     }
 
-    /// Adds the payload of `job`, which `record` has, behind the others. False, and nothing is changed, when its place
-    /// would need more room than an intent has: then the batch is to be closed without it.
+    /// Appends the payload of `job`, whose record is `record`. Returns false and changes nothing if
+    /// its place would need more room than an intent has; then the batch must be closed without it.
     ///
     /// # Panics
     /// It lies in another directory.
@@ -49,7 +50,7 @@ impl Members {
         let ordinal = record.ordinal(job.stamp.seq);
         let bytes = job.payload.len() as u64;
         // A segment is not used again while one of its payloads is unsettled, so the id stays.
-        let id = record.segment.use_of.borrow().id;
+        let id = record.segment.id();
         if !self.runs.push(id, ordinal) {
             return false;
         }
@@ -64,7 +65,7 @@ impl Members {
         true
     }
 
-    /// Payloads.
+    /// The number of payloads.
     pub fn len(&self) -> u64 {
         self.payloads
     }
@@ -73,24 +74,24 @@ impl Members {
         self.payloads == 0
     }
 
-    /// Of all of them.
+    /// Bytes of all payloads.
     pub fn payload_bytes(&self) -> u64 {
         self.payload_bytes
     }
 
-    /// A file with members was removed: they survive no crash.
+    /// Whether a file with members was removed, so that they survive no crash.
     pub fn is_gone(&self) -> bool {
         self.segments.iter().any(|known| known.segment.is_gone())
     }
 
-    /// Bytes of memory it takes; once it is intended, twice as many.
+    /// Bytes of memory it takes; once its intent is noted, twice as many.
     pub fn memory(&self) -> usize {
         self.runs.memory() + self.segments.capacity() * size_of::<MemberSegment>()
     }
 
-    /// Where they are settled, run by run.
-    pub(super) async fn settle(&self) {
-        // First: a segment is finished with its last payload.
+    /// Settles all members in their segments, run by run.
+    pub(in crate::spool) async fn settle(&self) {
+        // Before settling: a segment is finished with its last payload.
         for MemberSegment { segment, bytes, .. } in &self.segments {
             segment.sub_unstored(*bytes);
         }

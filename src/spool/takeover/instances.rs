@@ -1,18 +1,21 @@
-//! The spool directory, shared by any number of processes: one locked directory per process, and what processes that are
-//! no more have left in theirs.
+//! The spool directory, shared by any number of processes: one locked directory per process, and
+//! the directories that dead processes left.
 //!
 //! ```text
-//! SPOOL_DIR/.lock              held for a moment while a process comes, goes, or takes over what another left
+//! SPOOL_DIR/.lock              held briefly while a process starts, ends, or takes over a spool
 //! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
 //! SPOOL_DIR/NODE/core-3/7.seg  a segment
-//! SPOOL_DIR/NODE/core-3/alone  what lies there may be in the store one by one, whatever it was spooled for
+//! SPOOL_DIR/NODE/core-3/alone  payloads here may be in the store as single objects, whatever they
+//!                              were spooled for
 //! SPOOL_DIR/NODE/core-3/8.batches
-//!                              a journal of batches, see `journal`; it goes with the directory's last segment
-//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it holds its lock
-//! SPOOL_DIR/quarantine/        files that were not as they were written
+//!                              a journal of batches, see `batches`; removed with the last segment
+//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it
+//!                              holds its lock
+//! SPOOL_DIR/quarantine/        damaged files
 //! ```
 //!
-//! Everything here blocks: it runs on the control executor's blocking thread, before the executors, or in a command.
+//! Everything here blocks: it runs on the control executor's blocking thread, before the executors,
+//! or in a command.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,21 +28,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
-use super::disk::DiskThread;
-use super::ledger::{is_journal, journals_of};
-pub use super::orphans::{Left, Orphan, Orphans};
 use crate::config::QUARANTINE;
 use crate::deadletter::create_dir;
+use crate::spool::batches::ledger::{is_journal, journals_of};
+use crate::spool::disk::DiskThread;
 
 /// Extension of a segment.
 pub const SEGMENT: &str = "seg";
-/// What the directory of a core's segments is called, before its number.
+/// Prefix of the name of a core's directory, before its number.
 const CORE: &str = "core-";
 const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
 /// A mark in the directory of a core's segments, see [`mark_alone`].
 const ALONE: &str = "alone";
-/// Longest wait for others that come or go just now.
+/// Longest wait for other processes that start or end at the moment.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
 /// Longest time for the removal of an empty directory at the end of a process.
 const LEAVE_MAX: Duration = Duration::from_millis(500);
@@ -50,18 +52,18 @@ pub struct Home {
     pub(super) path: PathBuf,
     cores: Vec<usize>,
     threads: Vec<DiskThread>,
-    /// What is adopted is put one by one.
+    /// Adopted payloads are stored as single objects.
     pub(super) puts_alone: bool,
     held: ArcSwap<HeldHome>,
 }
 
-/// The directory and lock that a process made, by which it tells them from others under their names.
+/// The directory and lock that this process made: tells them from others under the same names.
 struct HeldHome {
     directory: (u64, u64),
     lock: File,
 }
 
-/// What a process has left that is no more, held by a command.
+/// The spool of a dead process, held by a command.
 pub struct Held {
     path: PathBuf,
     _lock: File,
@@ -86,8 +88,8 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
 }
 
 impl Home {
-    /// Makes this process's directory, with one below for each of `cores`. One that an earlier process of the same name
-    /// has left gets another name, to be adopted like any other.
+    /// Makes this process's directory, with one below it for each of `cores`. If an earlier process
+    /// of the same name left a directory, that one is renamed, to be taken over like any other.
     pub fn open(spool_dir: &Path, node: &str, cores: &[usize]) -> Result<Home, SpoolDirError> {
         create_dir(spool_dir).map_err(at(spool_dir))?;
         let _held = lock_directory(spool_dir)?;
@@ -97,8 +99,10 @@ impl Home {
         Ok(Home { spool_dir, path, cores, threads: Vec::new(), puts_alone: false, held })
     }
 
-    /// Makes this process's directory again, or what is missing in it, if it was removed while `SPOOL_DIR` is there; whether
-    /// it did. What was in it is not brought back. `SPOOL_DIR` itself is not made: it may be where a disk is to be mounted.
+    /// Makes this process's directory again, or what is missing in it, if it was removed while
+    /// `SPOOL_DIR` is there. Returns whether it did. Lost contents are not brought back.
+    /// `SPOOL_DIR` itself is not made: a disk may have to be mounted there. The control thread
+    /// calls this every 5 seconds.
     ///
     /// # Errors
     /// It cannot be made, or another process has taken the name.
@@ -107,7 +111,7 @@ impl Home {
             return Ok(false);
         }
         let _held = lock_directory(&self.spool_dir)?;
-        // Segments in a directory that is still ours are in use: only what is missing is made.
+        // Segments in a directory that is still ours are in use, so only what is missing is made.
         let held = match (self.has_directory(), self.has_lock()) {
             (true, true) => {
                 make_dirs(&self.spool_dir, &self.path, &self.cores).map_err(at(&self.path))?;
@@ -125,7 +129,7 @@ impl Home {
         self.has_directory() && self.has_lock() && has_cores()
     }
 
-    /// Its name still leads to the directory that this process made.
+    /// Whether its name still leads to the directory that this process made.
     fn has_directory(&self) -> bool {
         identity(&self.path) == Some(self.held.load().directory)
     }
@@ -136,10 +140,10 @@ impl Home {
         lock.is_some() && identity(&self.path.join(LOCK)) == lock
     }
 
-    /// The same with a thread for the disk of each core's spool.
+    /// Starts a thread for the disk of each core's spool.
     ///
     /// # Errors
-    /// The system has no room for so many threads.
+    /// The system cannot start so many threads.
     pub fn with_threads(self) -> io::Result<Home> {
         let name = |core: &usize| format!("millrace-disk-{core}");
         let threads: io::Result<_> =
@@ -147,15 +151,15 @@ impl Home {
         Ok(Home { threads: threads?, ..self })
     }
 
-    /// That of the core at this position.
+    /// The disk thread of the core at this position.
     ///
     /// # Panics
-    /// It was not made [with threads](Home::with_threads).
+    /// [`with_threads`](Home::with_threads) was not called.
     pub fn thread(&self, index: usize) -> DiskThread {
         self.threads[index].clone()
     }
 
-    /// The same for a process that makes no batches of what it adopts.
+    /// For a process that does not batch what it takes over.
     pub fn putting_alone(self) -> Home {
         Home { puts_alone: true, ..self }
     }
@@ -164,8 +168,8 @@ impl Home {
         core_dir(&self.path, core)
     }
 
-    /// Removes the directory if nothing is left in it, unless that takes longer than half a second: the process ends, and a
-    /// disk that hangs must not keep it.
+    /// Removes the directory if nothing is left in it. Waits half a second at most: a disk that
+    /// hangs must not keep the process from ending.
     pub fn leave(&self) {
         let (spool_dir, path) = (self.spool_dir.clone(), self.path.clone());
         let (done, ended) = sync_channel(1);
@@ -181,8 +185,8 @@ impl Home {
     }
 }
 
-/// Makes the directory at `path`; one of that name that an earlier process has left gets another. The caller holds the
-/// lock of the spool directory.
+/// Makes the directory at `path`. One that an earlier process of that name left is renamed. The
+/// caller holds the lock of the spool directory.
 fn make_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome, SpoolDirError> {
     if path.is_dir() {
         if try_lock(path).map_err(at(path))?.is_none() {
@@ -222,7 +226,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Gives the directory of a process that is no more a name that no process has; returns it.
+/// Renames the directory of a dead process to a name that no process has; returns the new path.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn set_aside(instance: &Path) -> io::Result<PathBuf> {
     let name = instance.file_name().expect("below the spool directory").to_string_lossy();
@@ -239,9 +243,10 @@ fn core_dir(instance: &Path, core: usize) -> PathBuf {
 }
 
 impl Held {
-    /// What a process has left; `None` while it lives, or while another has taken over what it left.
+    /// Locks what a process left; `None` while it lives, or while another process has taken it
+    /// over.
     pub fn take(instance: &Path) -> Result<Option<Held>, SpoolDirError> {
-        // A process of that name that comes just now must not take this one for another of its name.
+        // A process of that name that starts now must not take this one for a live one.
         let _held = lock_directory(instance.parent().unwrap_or(Path::new("/")))?;
         let lock = try_lock(instance).map_err(at(instance))?;
         Ok(lock.map(|lock| Held { path: instance.to_owned(), _lock: lock }))
@@ -255,7 +260,7 @@ impl Held {
     }
 }
 
-/// Whether `path` is the directory of a process, dead or alive: an operator may name any directory.
+/// Whether `path` is the directory of a process, dead or alive. An operator may name any directory.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn is_instance(path: &Path) -> bool {
     let is_core = |entry: io::Result<fs::DirEntry>| {
@@ -268,8 +273,8 @@ pub fn is_instance(path: &Path) -> bool {
     path.join(LOCK).is_file() || fs::read_dir(path).is_ok_and(|mut found| found.any(is_core))
 }
 
-/// The directories of processes that an operator means by `dir`, absolute: all in a spool directory, or `dir` itself.
-/// `None`: it is neither.
+/// The directories of processes that an operator means by `dir`, absolute: all in a spool
+/// directory, or `dir` itself. `None`: it is neither.
 pub fn instances_in(dir: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     let dir = dir.canonicalize()?;
     if is_instance(&dir) {
@@ -300,7 +305,8 @@ pub fn instances(spool_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The segments of a process with their sizes, core by core, oldest first; other files there are taken for segments.
+/// The segments of a process with their sizes, core by core, oldest first; other files there are
+/// taken for segments.
 pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut found = Vec::new();
     for core_dir in core_dirs(instance)? {
@@ -323,8 +329,8 @@ pub fn core_dirs(instance: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The files of one core but its journals, with their sizes, oldest first. Also those of another kind: what they hold is
-/// found out when they are read.
+/// The files of one core except its journals, with their sizes, oldest first. Files of other kinds
+/// are included: what they hold shows when they are read.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut found = Vec::new();
@@ -341,8 +347,8 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     Ok(found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
 }
 
-/// Notes durably that payloads in `core_dir` are put one by one from now on: whoever finds them there later must not put them
-/// in a batch, for they may be in the store under keys of their own.
+/// Notes durably that payloads in `core_dir` are stored as single objects from now on. Whoever
+/// finds them later must not batch them, because they may be in the store under keys of their own.
 pub fn mark_alone(core_dir: &Path) -> io::Result<()> {
     match create_private(&core_dir.join(ALONE)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -353,12 +359,12 @@ pub fn mark_alone(core_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether [`mark_alone`] was ever called for it.
+/// Whether [`mark_alone`] was called for it.
 pub(super) fn is_marked_alone(core_dir: &Path) -> bool {
     core_dir.join(ALONE).exists()
 }
 
-/// The lock of one process's directory; `None` when that process lives.
+/// Takes the lock of one process's directory; `None` while that process lives.
 pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
     let file = open_lock(&instance.join(LOCK))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -372,13 +378,13 @@ pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     match options.write(true).create(true).truncate(false).mode(0o600).open(path) {
-        // What is there can still be read: a disk that failed may have been mounted so.
+        // Its contents can still be read: a failed disk may have been mounted read-only.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
         opened => opened,
     }
 }
 
-/// Alone in the spool directory while the result lives.
+/// Takes the lock of the spool directory, held while the result lives.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     let file = open_lock(&spool_dir.join(DIRECTORY_LOCK)).map_err(at(spool_dir))?;
@@ -397,7 +403,8 @@ pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     }
 }
 
-/// Removes an instance's directory if only its lock is left in it, and journals: without segments, they are about nothing.
+/// Removes an instance's directory if only its lock and journals are left in it: without segments,
+/// journals mean nothing.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn remove_empty(instance: &Path) {
     let Ok(entries) = fs::read_dir(instance) else { return };
@@ -421,8 +428,8 @@ fn remove_empty_core(core_dir: &Path) -> bool {
     fs::remove_dir(core_dir).is_ok()
 }
 
-/// A new file for nobody else's eyes.
-pub(super) fn create_private(path: &Path) -> io::Result<File> {
+/// Makes a file that only its owner can read.
+pub(in crate::spool) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
@@ -438,7 +445,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Where a segment goes that is not as it was written: to the quarantine, under a name that says where it was.
+/// The place of a damaged segment in the quarantine, under a name that says where it was.
 fn quarantine(path: &Path) -> PathBuf {
     let parts: Vec<_> = path.ancestors().take(3).filter_map(Path::file_name).collect();
     let name: Vec<_> = parts.iter().rev().map(|part| part.to_string_lossy()).collect();
@@ -446,7 +453,7 @@ fn quarantine(path: &Path) -> PathBuf {
     spool_dir.join(QUARANTINE).join(name.join("_"))
 }
 
-/// Moves a finished segment that was not as it was written out of the way.
+/// Moves a damaged segment to the quarantine.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn put_aside(path: &Path) -> io::Result<()> {
     let to = quarantine(path);

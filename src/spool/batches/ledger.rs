@@ -1,10 +1,12 @@
-//! What the journals of one core directory say together, read when its process is no more: which batches were begun, and
-//! which of those are done.
+//! What all journals of one core directory say together: which batches were begun, and which of
+//! them are done. It is read when their process is dead.
 //!
-//! A batch is known by its key, which no two share, so it does not matter in how many journals it stands: its writer copies
-//! it to a new file before the old one goes, and whoever finishes it after a crash writes so into a journal of its own.
-//! Whoever takes a directory over writes all of it to one new journal first, so that their number does not grow with
-//! crashes. Of what damage took in a journal, batches come back as single payloads: perhaps stored twice, never lost.
+//! A batch is identified by its key, which no two batches share. So it does not matter how many
+//! journals name it: its writer copies it to a new file before the old one is removed, and a later
+//! process that finishes it writes so into its own journal. Taking a directory over begins with
+//! writing everything to one new journal, so that their number does not grow with crashes. Where
+//! damage took part of a journal, members of its batches come back as single payloads: perhaps
+//! stored twice, never lost.
 //!
 //! Everything here blocks, like `instances`.
 
@@ -14,17 +16,17 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::done::Done;
-use super::file::SegmentFile;
-use super::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
-use super::format::runs::Runs;
-use super::format::scan::{End, Found};
-use super::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
-use super::instances::{create_private, put_aside, remove, sync_dir};
+use crate::spool::done::Done;
+use crate::spool::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
+use crate::spool::format::runs::Runs;
+use crate::spool::format::scan::{End, Found};
+use crate::spool::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
+use crate::spool::offline::SegmentFile;
+use crate::spool::takeover::instances::{create_private, put_aside, remove, sync_dir};
 
 /// Extension of a journal of batches.
 pub const JOURNAL: &str = "batches";
-/// Records share a group up to this size.
+/// Records share a group of up to this size.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// A batch that was begun.
@@ -46,7 +48,7 @@ impl Batch {
 pub struct Ledger {
     batches: BTreeMap<String, Batch>,
     done: BTreeSet<String>,
-    /// Keys of batches of which journals say different things, so that none of it can be relied on.
+    /// Keys for which journals name different batches, so that none of them can be relied on.
     disputed: BTreeSet<String>,
     files: Vec<JournalFile>,
 }
@@ -57,9 +59,9 @@ pub struct JournalFile {
     pub path: PathBuf,
     pub bytes: u64,
     pub groups: u32,
-    /// What is not as it was written.
+    /// Damage that was found.
     pub problems: Vec<String>,
-    /// What may be like that after a crash.
+    /// Remarks about what a crash may leave.
     pub notes: Vec<String>,
 }
 
@@ -67,13 +69,13 @@ impl Ledger {
     /// Reads all journals in `core_dir`.
     ///
     /// # Errors
-    /// One cannot be read, which says nothing about what is in it.
+    /// A journal could not be read, so nothing is known about its contents.
     pub fn read(core_dir: &Path) -> io::Result<Ledger> {
         let mut ledger = Ledger::default();
         for path in journals_of(core_dir)? {
             match ledger.read_file(&path) {
                 Ok(read) => ledger.files.push(read),
-                // Of a running server, which has just replaced it.
+                // Its server is running and has just replaced it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -107,7 +109,7 @@ impl Ledger {
         }
     }
 
-    /// Takes up what a journal says, in any order.
+    /// Adds one record of a journal; their order does not matter.
     pub fn add(&mut self, entry: Entry<'_>) {
         match entry {
             Entry::Intent(IntentRef { key, form, runs }) => {
@@ -127,23 +129,23 @@ impl Ledger {
         &self.files
     }
 
-    /// Batches that can be relied on, by their keys.
+    /// Batches that are not disputed, by key.
     fn sound(&self) -> impl Iterator<Item = (&str, &Batch)> {
         let sound = self.batches.iter().filter(|(key, _)| !self.disputed.contains(*key));
         sound.map(|(key, batch)| (key.as_str(), batch))
     }
 
-    /// Batches that were begun and are not done, by their keys.
+    /// Batches that were begun and are not done, by key.
     pub fn begun(&self) -> impl Iterator<Item = (&str, &Batch)> {
         self.sound().filter(|(key, _)| !self.done.contains(*key))
     }
 
-    /// Batches that are done, by their keys.
+    /// Batches that are done, by key.
     pub fn done(&self) -> impl Iterator<Item = (&str, &Batch)> {
         self.sound().filter(|(key, _)| self.done.contains(*key))
     }
 
-    /// The payloads that need nothing more once the begun batches are done as well.
+    /// The payloads that need nothing more once the batches in doubt are done too.
     pub fn members(&self) -> Settled {
         Settled::of(self.sound().map(|(_, batch)| batch))
     }
@@ -153,12 +155,13 @@ impl Ledger {
         Settled::of(self.done().map(|(_, batch)| batch))
     }
 
-    /// The batch with this key is done.
+    /// Notes that the batch with this key is done.
     pub fn finish(&mut self, key: &str) {
         self.done.insert(key.to_owned());
     }
 
-    /// Makes what was read durable, in one whole new file; damaged ones are reported and put aside.
+    /// Makes what was read durable in one new file. Damaged journals are reported and moved to the
+    /// quarantine.
     pub fn settle(&mut self, core_dir: &Path) -> io::Result<()> {
         for key in std::mem::take(&mut self.disputed) {
             tracing::error!(
@@ -168,19 +171,19 @@ impl Ledger {
             self.batches.remove(&key);
             self.done.remove(&key);
         }
-        // Also a single whole one: what its process had under way when it died may still get to the disk, and is to land
-        // in a file that is gone.
+        // Rewritten even if there is only one sound journal: what its process had in flight when it
+        // died may still reach the disk, and must land in a file that is gone.
         if self.files.is_empty() { Ok(()) } else { self.rewrite(core_dir) }
     }
 
-    /// Writes it all to a new journal, which takes the place of those it was read from.
+    /// Writes everything to a new journal, which replaces those it was read from.
     pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
         let path = core_dir.join(format!("{}.{JOURNAL}", fastrand::u64(..)));
         let written = self.write(&path).and_then(|bytes| sync_dir(core_dir).map(|()| bytes));
         let bytes = match written {
             Ok(bytes) => bytes,
             Err(error) => {
-                // Part of a journal would be damage to the next reader.
+                // The next reader would take a partial journal for damage.
                 let _may_be_absent = remove(&path);
                 return Err(error);
             }
@@ -252,7 +255,7 @@ impl Settled {
         self.0.get(&segment).is_some_and(|done| done.contains(ordinal))
     }
 
-    /// Those in one segment.
+    /// The members that lie in one segment.
     pub fn of_segment(&self, segment: u64) -> impl Iterator<Item = Range<u32>> {
         self.0.get(&segment).into_iter().flat_map(Done::ranges)
     }
@@ -272,7 +275,7 @@ pub fn journals_of(core_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// By its name.
+/// Whether `path` is a journal, by its name.
 pub fn is_journal(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == JOURNAL)
 }

@@ -1,8 +1,10 @@
-//! Batches that a crashed process had begun and not finished, put again: the same members under the same key.
+//! Batches in doubt: a dead process had begun to store them, and its journal does not say that they
+//! are done. They are stored again, with the same members under the same key.
 //!
-//! They come before everything else that their core directory holds: its segments are offered when none is open any more.
-//! Members are read in the order of the object's lines, wherever they lie, in the memory of one group and of an index with
-//! 24 bytes for each group of their segments.
+//! They come before everything else in their core directory: its segments are offered only when
+//! none of its batches is in doubt any longer. Members are read in the order of the object's lines,
+//! wherever they lie, in the memory of one group and of an index with 24 bytes per group of their
+//! segments.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,39 +17,40 @@ use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 use glommio::timer::sleep;
 
-use super::format::runs::{Place, Run};
-use super::format::scan::{Found, Scan};
-use super::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use super::CoreDir;
 use super::ledger::Batch;
-use super::orphans::LeftCore;
-use super::reader::{LOOK_EVERY, Window};
-use super::segment::Segment;
-use super::{CoreDir, Spool, SpoolError};
+use crate::spool::format::runs::{Place, Run};
+use crate::spool::format::scan::{Found, Scan};
+use crate::spool::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use crate::spool::reader::{LOOK_EVERY, Window};
+use crate::spool::segment::Segment;
+use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::{Spool, SpoolError};
 
-/// A batch to be put again. Dropped before it is finished, it is left to the next process, and so are the segments of its
-/// directory.
+/// A batch to be stored again. If it is dropped before it is finished, it is left to the next
+/// process, and so are the segments of its directory.
 pub struct Begun {
     spool: Rc<Spool>,
     dir: Rc<CoreDir>,
     core: Arc<LeftCore>,
-    /// Which of the begun ones there.
+    /// Its index in `core.begun`.
     number: usize,
     payloads: u64,
-    /// Among its runs, the one to be read next.
+    /// Position of the run to be read next.
     place: Place,
-    /// What is left of the run before.
+    /// The rest of the current run.
     run: Option<Run>,
     files: HashMap<u64, MemberFile>,
     loaded: Option<Loaded>,
     lost: u64,
-    /// Of the payloads that were read.
+    /// Bytes of the payloads that were read.
     bytes: u64,
 }
 
-/// A segment with members.
+/// A segment that has members of the batch.
 struct MemberFile {
     segment: Segment,
-    /// The whole groups in it.
+    /// The groups in it that are not damaged.
     groups: Vec<GroupAt>,
 }
 
@@ -64,7 +67,7 @@ impl GroupAt {
     }
 }
 
-/// The group that was read last.
+/// The group that was read most recently.
 struct Loaded {
     segment: u64,
     first_ordinal: u32,
@@ -73,26 +76,26 @@ struct Loaded {
     spans: Vec<Range<usize>>,
 }
 
-/// Where the next member is.
+/// Where to find the next member.
 enum Next {
-    /// Which payload of the loaded group.
+    /// It is this payload of the loaded group.
     Loaded(usize),
-    /// So many of them, from the next on, are not there any more.
+    /// So many members, from the next on, are gone.
     Lost(u32),
 }
 
 impl Spool {
-    /// The next batch that a crashed process had begun and not finished; waits until there is one. `None` once the stop
-    /// has begun.
+    /// Waits for a batch that a dead process had begun and not finished. `None` once a stop has
+    /// begun.
     pub async fn next_begun(self: &Rc<Self>) -> Option<Begun> {
         loop {
-            if self.reading_stopped.get() {
+            if self.overflow.is_stopped() {
                 return None;
             }
             if let Some((core, number)) = self.setup.orphans.take_begun() {
                 return Some(self.begun(core, number));
             }
-            self.reading_stopped.wait().or(sleep(LOOK_EVERY)).await;
+            self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
@@ -102,7 +105,7 @@ impl Spool {
         self.setup.cells.spool_payloads.add(payloads);
         Begun {
             spool: self.clone(),
-            dir: self.dir_of(&core),
+            dir: self.adopted.dir_of(&core),
             core,
             number,
             payloads,
@@ -117,12 +120,12 @@ impl Spool {
 }
 
 impl Begun {
-    /// Of the object, as it was intended.
+    /// The key of the object, from its intent.
     pub fn key(&self) -> &str {
         &self.core.begun[self.number].0
     }
 
-    /// How the object is made, as it was intended.
+    /// How the object is made, from its intent.
     pub fn form(&self) -> &str {
         &self.batch().form
     }
@@ -131,16 +134,16 @@ impl Begun {
         &self.core.begun[self.number].1
     }
 
-    /// Payloads of the object, lost ones included.
+    /// Payloads of the object, including lost ones.
     pub fn payloads(&self) -> u64 {
         self.payloads
     }
 
-    /// The next payload in the order of the object's lines; `None` behind the last.
+    /// Reads the next payload in the order of the object's lines; `None` after the last.
     ///
     /// # Errors
-    /// `InvalidData`: members are gone, which is logged and counted as a loss; the call after this goes on behind them. Any
-    /// other: the disk does not give them now; the next call tries the same again.
+    /// `InvalidData`: members are gone, which is logged and counted as a loss; the next call
+    /// continues after them. Any other: the disk does not deliver them now; the next call retries.
     pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.run.is_none() {
             let (runs, mut place) = (self.batch().runs(), self.place);
@@ -179,7 +182,7 @@ impl Begun {
         io::Error::new(io::ErrorKind::InvalidData, format!("damage took {text}"))
     }
 
-    /// Loads the group that the first of `run` is in, if it is not.
+    /// Loads the group that has the first payload of `run`, unless it is loaded.
     async fn find(&mut self, run: Run) -> io::Result<Next> {
         if let Some(loaded) = self.loaded.as_ref().filter(|loaded| loaded.segment == run.segment)
             && let Some(index) = run.first.checked_sub(loaded.first_ordinal)
@@ -209,7 +212,7 @@ impl Begun {
                 self.loaded = Some(loaded);
                 Ok(Next::Loaded((run.first - first_ordinal) as usize))
             }
-            // It was whole a moment ago.
+            // It was damaged after the index was made.
             None => Ok(Next::Lost(run.count.min(first_ordinal + payloads - run.first))),
         }
     }
@@ -234,11 +237,11 @@ impl Begun {
         }
     }
 
-    /// The object is stored or dead-lettered: durable when this returns, and not asked for again. When no other batch of
-    /// its directory is open, the segments there are released.
+    /// Notes that the object is stored or dead-lettered; durable when this returns. When no other
+    /// batch of its directory is in doubt, the segments there are offered to the readers.
     ///
     /// # Errors
-    /// It could not be noted; to be tried again.
+    /// It could not be noted; call this again.
     ///
     /// # Panics
     /// It was finished before.
@@ -253,7 +256,7 @@ impl Begun {
 }
 
 impl MemberFile {
-    /// `None`: it is not whole.
+    /// `None`: the group is damaged.
     async fn load(&self, group: &GroupAt, segment: u64) -> io::Result<Option<Loaded>> {
         debug_assert!(group.bytes.is_multiple_of(BLOCK));
         let bytes = self.segment.read(group.at..group.at + group.bytes).await?;

@@ -1,7 +1,8 @@
-//! What processes that are no more have left, as the cores take it up: first the batches that were begun, and when all of
-//! a core directory's are done, its segments, one after the other.
+//! Hands what dead processes left to the cores: first the batches in doubt, and when all of a core
+//! directory's are done, its segments, one after the other.
 //!
-//! Cores ask now and then, off the data path; everything shared here is written with single atomic operations.
+//! Cores ask from time to time, off the data path. Everything shared here is changed by single
+//! atomic operations.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,22 +14,23 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
-use super::ledger::{Batch, Settled};
+use crate::spool::batches::ledger::{Batch, Settled};
 
-/// What a process that is no more has left, held by its lock.
+/// The spool of a dead process, held by its lock.
 pub struct Left {
     pub(super) path: PathBuf,
     pub(super) _lock: File,
-    /// Segments that are not finished.
+    /// The number of segments that are not finished.
     pub(super) segments: AtomicUsize,
-    /// Of its journals, which go with the last segment.
+    /// Bytes of its journals, which are removed with the last segment.
     pub(super) journal_bytes: u64,
     pub(super) replayed: Arc<Replayed>,
 }
 
-/// What was brought back of one process's payloads, for the log. Written a few times for each group that is read.
+/// Counts the payloads of one process that were queued again, for the log. Updated a few times per
+/// group.
 #[derive(Debug)]
-pub(super) struct Replayed {
+pub(in crate::spool) struct Replayed {
     since: Instant,
     payloads: AtomicU64,
     bytes: AtomicU64,
@@ -41,7 +43,7 @@ impl Default for Replayed {
 }
 
 impl Replayed {
-    pub(super) fn add(&self, payloads: u64, bytes: u64) {
+    pub(in crate::spool) fn add(&self, payloads: u64, bytes: u64) {
         self.payloads.fetch_add(payloads, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -63,34 +65,34 @@ impl Left {
     }
 }
 
-/// One core's part of that.
+/// One core directory of a dead process.
 #[derive(Default)]
 pub struct LeftCore {
-    pub(super) path: PathBuf,
-    /// Of all cores of its process.
-    pub(super) replayed: Arc<Replayed>,
-    /// Its payloads may be in the store one by one.
-    pub(super) is_alone: bool,
-    /// Batches that were begun and not done, with their keys.
-    pub(super) begun: Vec<(String, Batch)>,
-    /// Of those, the ones that are still not done.
-    pub(super) open: AtomicUsize,
-    /// What needs nothing more when none is.
-    pub(super) members: Settled,
-    /// The segments by the ids of their uses; read only where batches were begun.
-    pub(super) segments: HashMap<u64, PathBuf>,
+    pub(in crate::spool) path: PathBuf,
+    /// Shared by all cores of its process.
+    pub(in crate::spool) replayed: Arc<Replayed>,
+    /// Its payloads may be in the store as single objects, so they must not be batched.
+    pub(in crate::spool) is_alone: bool,
+    /// Batches in doubt, with their keys.
+    pub(in crate::spool) begun: Vec<(String, Batch)>,
+    /// The number of those that are still not done.
+    pub(in crate::spool) open: AtomicUsize,
+    /// Payloads that need nothing more once all of those are done.
+    pub(in crate::spool) members: Settled,
+    /// The segments by the ids of their uses; only filled if there are batches in doubt.
+    pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
 
 impl LeftCore {
-    /// A begun batch is done, durably.
-    pub(super) fn finish_one(&self) {
-        // Whoever finds none open must see the journals that say so; they are on the disk.
+    /// Notes that a batch in doubt is done, durably.
+    pub(in crate::spool) fn finish_one(&self) {
+        // Whoever finds none open must see the journals that say so, which are on the disk.
         let before = self.open.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "each is done once");
     }
 }
 
-/// One segment of those.
+/// A segment of a dead process, taken by one core.
 pub struct Orphan {
     pub path: PathBuf,
     pub bytes: u64,
@@ -99,17 +101,17 @@ pub struct Orphan {
     shared: Arc<Orphans>,
 }
 
-/// What crashed processes have left, for the cores to take.
+/// What dead processes left and cores may take.
 #[derive(Default)]
 pub struct Orphans {
     offered: ArcSwap<Offer>,
-    /// Segments that nobody has taken.
+    /// The number of segments that nobody has taken.
     untaken: AtomicUsize,
-    /// Of all that are offered or being emptied.
+    /// Bytes of all files that are offered or being emptied.
     bytes: AtomicU64,
 }
 
-/// What was found and not all taken.
+/// What was found and is not all taken.
 #[derive(Default)]
 struct Offer {
     segments: Vec<Arc<Offered>>,
@@ -125,7 +127,7 @@ pub(super) struct Offered {
 }
 
 impl Offered {
-    /// Nobody has taken it, and no begun batch of its directory is open.
+    /// Whether nobody has taken it, and no batch of its directory is in doubt.
     fn is_ready(&self) -> bool {
         !self.taken.load(Ordering::Relaxed) && self.core.open.load(Ordering::Acquire) == 0
     }
@@ -133,13 +135,13 @@ impl Offered {
 
 struct OfferedBatch {
     core: Arc<LeftCore>,
-    /// Which of the begun ones there.
+    /// Its index in `core.begun`.
     number: usize,
     taken: AtomicBool,
 }
 
 impl Orphans {
-    /// The next segment nobody has taken, of a directory in which no begun batch is open.
+    /// Takes a segment of a directory in which no batch is in doubt.
     pub fn take(self: &Arc<Self>) -> Option<Orphan> {
         if self.is_used_up() {
             return None;
@@ -153,30 +155,31 @@ impl Orphans {
         Some(Orphan { path: path.clone(), bytes: *bytes, core, left, shared })
     }
 
-    /// The next begun batch nobody has taken: of which directory, and its number there.
-    pub(super) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
+    /// Takes a batch in doubt: its directory, and its index there.
+    pub(in crate::spool) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
         let offer = self.offered.load();
         let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
         Some((batch.core.clone(), batch.number))
     }
 
-    /// Bytes of crashed processes' files that are still there.
+    /// Bytes of dead processes' files that are still there.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// All segments are taken.
-    pub(super) fn is_used_up(&self) -> bool {
+    /// Whether all segments are taken.
+    pub(in crate::spool) fn is_used_up(&self) -> bool {
         self.untaken.load(Ordering::Relaxed) == 0
     }
 
-    /// Some segment could be taken now.
+    /// Whether a segment can be taken now.
     pub(super) fn has_ready(&self) -> bool {
         !self.is_used_up() && self.offered.load().segments.iter().any(|offered| offered.is_ready())
     }
 
-    /// Offers what was found, of `bytes` in all, beside what is still offered. One thread calls this.
+    /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
+    /// thread calls this.
     pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<LeftCore>], bytes: u64) {
         let before = self.offered.load();
         let untaken = |offered: &&Arc<Offered>| !offered.taken.load(Ordering::Relaxed);
@@ -199,8 +202,8 @@ impl Orphans {
 }
 
 impl Orphan {
-    /// Everything in it is stored or dead-lettered, and its file is gone. With the last one the directory goes, and the
-    /// journals in it, which tell of nothing any more. Blocks.
+    /// Notes that everything in it is stored or dead-lettered, and its file is gone. With the last
+    /// segment the directory is removed, and its journals, which are no longer needed. Blocks.
     pub fn finished(self) {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.left.segments.fetch_sub(1, Ordering::Relaxed) == 1 {

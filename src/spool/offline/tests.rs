@@ -6,7 +6,8 @@ use crate::spool::format::{
     BLOCK, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
 };
 
-/// A file with one group for each of `groups`: so many payloads, each its own number in the segment.
+/// A file with one group for each of `groups`: so many payloads, each its own number in the
+/// segment.
 fn write(path: &Path, id: u64, groups: &[u32]) -> Vec<u8> {
     let mut bytes = vec![0; DATA_START as usize];
     let mut ordinal = 0;

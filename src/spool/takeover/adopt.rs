@@ -1,5 +1,5 @@
-//! Takes over what processes have left that are no more, on the control executor's blocking thread: every decision that
-//! needs a look into their journals is made here, and the cores are told what is to be done.
+//! Takes over spools of dead processes, on a blocking thread of the control executor. All decisions
+//! that need a look into their journals are made here; the cores are told what to do.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,33 +7,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use super::file::SegmentFile;
-use super::format::scan::Found;
 use super::instances::{
     Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_alone,
     lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
 };
-use super::ledger::Ledger;
 use super::orphans::{Left, LeftCore, Offered, Orphans, Replayed};
+use crate::spool::batches::ledger::Ledger;
+use crate::spool::format::scan::Found;
+use crate::spool::offline::SegmentFile;
 
 impl Home {
-    /// Takes over what processes have left that are no more, if the cores have nothing to take from before. `taken`
+    /// Takes over spools of dead processes unless the cores still have segments to take. `taken`
     /// lists those whose segments are not all finished.
     ///
     /// # Errors
-    /// What cannot be taken over stays as it is for the next time.
+    /// What cannot be taken over stays as it is until the next call.
     pub fn adopt(
         &self,
         taken: &mut Vec<Arc<Left>>,
         orphans: &Orphans,
     ) -> Result<(), SpoolDirError> {
         taken.retain(|left| !left.is_finished());
-        // Others may be idle. Those that wait for a begun batch are no reason to wait with them.
+        // Other processes may be idle and can take them. Segments that wait for a batch in doubt
+        // are no reason to wait.
         if orphans.has_ready() {
             return Ok(());
         }
         let others = instances(&self.spool_dir).map_err(at(&self.spool_dir))?;
-        // Not what else there may be, such as a mount point's `lost+found`.
+        // Skips other directories, such as a mount point's `lost+found`.
         let others = others.into_iter().filter(|path| *path != self.path && is_instance(path));
         let new: Vec<PathBuf> =
             others.filter(|path| taken.iter().all(|left| left.path != *path)).collect();
@@ -56,7 +57,7 @@ impl Home {
     }
 }
 
-/// What was found in the directory of a process that is no more.
+/// What was found in the directory of a dead process.
 struct TakenOver {
     left: Arc<Left>,
     cores: Vec<Arc<LeftCore>>,
@@ -64,21 +65,21 @@ struct TakenOver {
     bytes: u64,
 }
 
-/// `None`: it was removed meanwhile, its process lives, or nothing is left in it.
+/// `None`: the directory was removed, its process lives, or nothing is left in it.
 fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
         return Ok(None);
     }
-    // The name is for its owner to come back under, however long this takes.
+    // A process of that name may start again before this directory is empty.
     let path = set_aside(path)?;
     let mut found = Vec::new();
     let (mut journal_bytes, mut begun) = (0, 0);
     let replayed = Arc::<Replayed>::default();
     for core_dir in core_dirs(&path)? {
         if puts_alone {
-            // Before the first of it is put.
+            // Before the first payload of it is stored.
             mark_alone(&core_dir)?;
         }
         let core = left_core(&core_dir, &replayed, &mut journal_bytes)?;
@@ -110,7 +111,7 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
     Ok(Some(TakenOver { left, cores, segments, bytes }))
 }
 
-/// What the journals in `core_dir` say, made durable.
+/// Reads what the journals in `core_dir` say, and makes it durable in one of them.
 fn left_core(
     core_dir: &Path,
     replayed: &Arc<Replayed>,
@@ -133,12 +134,12 @@ fn left_core(
     }))
 }
 
-/// The segments in a core directory by the ids of their uses.
+/// The segments in a core directory, by the ids of their uses.
 pub fn uses_in(core_dir: &Path) -> io::Result<HashMap<u64, PathBuf>> {
     let mut found = HashMap::new();
     for (path, _) in files_of(core_dir)?.into_iter().filter(|(path, _)| path.is_file()) {
         let mut file = SegmentFile::open(&path)?;
-        // The first whole group says it, unless progress did.
+        // Without progress, the first sound group says it.
         while file.id() == 0 {
             if let Found::Group(..) | Found::End(_) = file.find_next()? {
                 break;

@@ -1,0 +1,105 @@
+//! Requests that wait for the disk, in the memory of `SPOOL_PENDING`, until the writer takes them
+//! into a commit group.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::format::{self, HEAD_BYTES};
+use super::{GROUP_BYTES_MAX, SpoolError, Ticket};
+use crate::metrics::Cell64;
+use crate::queue::admission::{Budget, ChargedBytes, Need};
+use crate::queue::job::Span;
+use crate::queue::job::Stamp;
+use crate::sync::Signal;
+
+/// The waiting line of one core's spool; first in, first out.
+pub(super) struct Line {
+    max: usize,
+    pending: Rc<Budget>,
+    waiting: RefCell<VecDeque<Waiting>>,
+    arrived: Signal,
+}
+
+/// A request in the line.
+pub(super) struct Waiting {
+    pub(super) first: Stamp,
+    pub(super) body: ChargedBytes,
+    /// The room that its payloads need in the ring, if they go there right after the sync.
+    pub(super) need: Need,
+    pub(super) spans: Box<[Span]>,
+    pub(super) payload_bytes: usize,
+    pub(super) version: Option<Box<str>>,
+    pub(super) ticket: Rc<Ticket>,
+}
+
+impl Waiting {
+    pub(super) fn record_bytes(&self) -> usize {
+        format::record_bytes(self.spans.len(), self.payload_bytes, self.version.as_deref())
+    }
+}
+
+impl Line {
+    /// An empty line for requests of at most `max` bytes, which `gauge` shows.
+    pub(super) fn new(max: usize, gauge: &'static Cell64) -> Line {
+        let pending = Budget::new(max, gauge);
+        Line { max, pending, waiting: RefCell::default(), arrived: Signal::default() }
+    }
+
+    /// Charges a request to the line's budget and appends it.
+    ///
+    /// # Errors
+    /// `SPOOL_PENDING` is used up; the request is not in the line.
+    pub(super) fn push(
+        &self,
+        first: Stamp,
+        mut body: ChargedBytes,
+        spans: &[Span],
+        version: Option<&str>,
+    ) -> Result<Rc<Ticket>, SpoolError> {
+        let version_bytes = version.map_or(0, str::len);
+        let need = Need::of(spans.len(), body.retained() + version_bytes);
+        // The longest request must fit when nothing else waits.
+        let room = self.max - body.retained();
+        body.move_to(&self.pending, (size_of_val(spans) + version_bytes).min(room))?;
+        let ticket = Rc::<Ticket>::default();
+        let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
+        self.waiting.borrow_mut().push_back(Waiting {
+            first,
+            body,
+            need,
+            spans: spans.into(),
+            payload_bytes,
+            version: version.map(Box::from),
+            ticket: ticket.clone(),
+        });
+        self.wake();
+        Ok(ticket)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.borrow().is_empty()
+    }
+
+    /// Returns once a request has arrived, or [`wake`](Line::wake) was called.
+    pub(super) async fn wait(&self) {
+        self.arrived.wait().await;
+    }
+
+    /// Wakes the writer, which then looks whether the spool is closed.
+    pub(super) fn wake(&self) {
+        self.arrived.raise();
+    }
+
+    /// Takes the requests that share the next group, at least one if any waits.
+    pub(super) fn next_group(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting.borrow_mut();
+        let mut bytes = HEAD_BYTES;
+        let too_many = |request: &Waiting| {
+            bytes += request.record_bytes();
+            bytes > GROUP_BYTES_MAX
+        };
+        let count = waiting.iter().position(too_many).unwrap_or(waiting.len());
+        waiting.drain(..count.max(1)).collect()
+    }
+}

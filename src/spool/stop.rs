@@ -1,0 +1,128 @@
+//! The end of one core's spool: what a stop has left in memory goes to the disk, for the next
+//! process.
+
+use std::rc::Rc;
+
+use super::batches::Members;
+use super::format;
+use super::segment::Payloads;
+use super::{GROUP_BYTES_MAX, Spool, SpoolError};
+use crate::queue::job::Job;
+
+/// A batch that is in memory only, taken apart.
+pub struct UnspooledBatch {
+    /// Of the object that it was to be, or perhaps is.
+    pub key: String,
+    /// How the object is made, as an intent says it.
+    pub form: String,
+    /// Its payloads in the order of the object's lines.
+    pub jobs: Vec<Job>,
+}
+
+impl Spool {
+    /// The last step of a stop, once this spool and the ring are closed and nobody works on
+    /// payloads any more. Spools `rest` and the batches that `next` takes out of its caller's hands
+    /// one after the other, and notes what has been settled. What was spooled is taken out of
+    /// `rest`; what is left in it, and batches that were not asked for, could not be.
+    ///
+    /// `members` are those of batches whose files were removed.
+    pub async fn stop(
+        &self,
+        rest: &mut Vec<Job>,
+        members: &[Rc<Members>],
+        mut next: impl FnMut() -> Option<UnspooledBatch>,
+    ) {
+        for task in self.tasks.take() {
+            task.await;
+        }
+        self.disown(rest, members).await;
+        while !rest.is_empty() {
+            if self.keep_jobs(rest, None).await.is_err() {
+                break;
+            }
+        }
+        // One at a time: a batch that is taken apart needs several times its memory.
+        while rest.is_empty()
+            && let Some(batch) = next()
+        {
+            if self.keep_batch(batch, rest).await.is_err() {
+                break;
+            }
+        }
+        self.put_away().await;
+    }
+
+    /// Spools the payloads of a batch, and notes that they were to be one object: the object may be
+    /// on its way to the store, so the next process must put it under the same key. What finds no
+    /// place is left in `rest`.
+    async fn keep_batch(
+        &self,
+        batch: UnspooledBatch,
+        rest: &mut Vec<Job>,
+    ) -> Result<(), SpoolError> {
+        let UnspooledBatch { key, form, jobs } = batch;
+        let payloads = jobs.len() as u64;
+        *rest = jobs;
+        let mut members = Members::of(self.own.dir());
+        while !rest.is_empty() {
+            self.keep_jobs(rest, Some(&mut members)).await?;
+        }
+        // More than an intent has room for, or none: then each payload becomes an object of its
+        // own.
+        if members.len() == payloads && !members.is_empty() {
+            // Dropped, it is left to the next process.
+            let _intent = self.intend(&key, &form, &Rc::new(members)).await?;
+        }
+        Ok(())
+    }
+
+    /// Spools the first of `rest`, as many as share a group, and adds them to `members`.
+    async fn keep_jobs(
+        &self,
+        rest: &mut Vec<Job>,
+        members: Option<&mut Members>,
+    ) -> Result<(), SpoolError> {
+        let mut body = 0;
+        let follows = |a: &Job, b: &Job| {
+            a.stamp.unix_nanos == b.stamp.unix_nanos
+                && a.stamp.seq + 1 == b.stamp.seq
+                && a.payload.version() == b.payload.version()
+        };
+        let mut count = 0;
+        for run in rest.chunk_by(follows) {
+            let bytes = run.iter().map(|job| job.payload.len()).sum();
+            let record = format::record_bytes(run.len(), bytes, run[0].payload.version());
+            if count > 0 && body + record > GROUP_BYTES_MAX {
+                break;
+            }
+            body += record;
+            count += run.len();
+        }
+        let bytes = rest[..count].iter().map(|job| job.payload.len() as u64).sum();
+        let payloads = Payloads { count: count as u32, bytes };
+        let write = |mut out: &mut [u8]| {
+            for run in rest[..count].chunk_by(follows) {
+                let payloads = run.iter().map(|job| &*job.payload);
+                let version = run[0].payload.version();
+                let written = format::write_record(out, run[0].stamp, version, payloads);
+                out = &mut out[written..];
+            }
+        };
+        let place = self.put_records(body, payloads, write).await?;
+        if let Some(members) = members {
+            let (dir, segment) = (self.own.dir().clone(), place.segment.clone());
+            let mut ordinal = place.first_ordinal;
+            for run in rest[..count].chunk_by(follows) {
+                let (dir, segment) = (dir.clone(), segment.clone());
+                let record = self.record(dir, segment, ordinal, run[0].stamp.seq, None);
+                let all = run.iter().all(|job| members.push(&record, job));
+                ordinal += run.len() as u32;
+                if !all {
+                    break;
+                }
+            }
+        }
+        rest.drain(..count);
+        Ok(())
+    }
+}

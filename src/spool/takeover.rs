@@ -1,0 +1,8 @@
+//! Spools of processes that no longer run: `instances` is the directory that all processes share
+//! and who holds what in it, `adopt` finds and takes over what a dead process left, `orphans` hands
+//! it out to the cores of this process, and `adopted` is what one core has of it.
+
+pub mod adopt;
+pub(super) mod adopted;
+pub mod instances;
+pub mod orphans;

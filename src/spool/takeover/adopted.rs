@@ -1,0 +1,63 @@
+//! What one core has taken over from dead processes and not emptied yet.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::orphans::LeftCore;
+use crate::spool::batches::CoreDir;
+use crate::spool::segment::Segment;
+
+/// Segments of dead processes that this core empties, and the directories they lie in.
+#[derive(Default)]
+pub(in crate::spool) struct Adopted {
+    segments: RefCell<Vec<Rc<Segment>>>,
+    dirs: RefCell<Vec<Rc<CoreDir>>>,
+}
+
+impl Adopted {
+    pub(in crate::spool) fn add(&self, segment: Rc<Segment>) {
+        self.segments.borrow_mut().push(segment);
+    }
+
+    pub(in crate::spool) fn segments(&self) -> Vec<Rc<Segment>> {
+        self.segments.borrow().clone()
+    }
+
+    pub(in crate::spool) fn finished(&self) -> Option<Rc<Segment>> {
+        self.segments.borrow().iter().find(|segment| segment.is_finished()).cloned()
+    }
+
+    pub(in crate::spool) fn remove(&self, segment: &Rc<Segment>) {
+        self.segments.borrow_mut().retain(|other| !Rc::ptr_eq(other, segment));
+    }
+
+    pub(in crate::spool) fn dirs(&self) -> Vec<Rc<CoreDir>> {
+        self.dirs.borrow().clone()
+    }
+
+    /// This core's view of a dead process's core directory.
+    pub(in crate::spool) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+        let mut dirs = self.dirs.borrow_mut();
+        if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
+            return known.clone();
+        }
+        let dir = CoreDir::new(core.path.clone(), Some(core.clone()));
+        dirs.push(dir.clone());
+        dir
+    }
+
+    /// Forgets directories of which no segment is being emptied and no batch is under way. To be
+    /// called when all segments of dead processes have been taken.
+    pub(in crate::spool) fn leave_unused(&self) {
+        let segments = self.segments.borrow();
+        self.dirs.borrow_mut().retain(|dir| {
+            let in_use =
+                !dir.is_idle() || segments.iter().any(|segment| segment.is_adopted_from(dir));
+            if !in_use {
+                dir.leave();
+            }
+            in_use
+        });
+    }
+}

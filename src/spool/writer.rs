@@ -1,0 +1,210 @@
+//! The writer of one core's spool: requests in the line become commit groups, each written and
+//! synced as one.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Instant;
+
+use futures_lite::future;
+use glommio::timer::sleep;
+
+use super::format::{self, HEAD_BYTES};
+use super::keeper::NoSpare;
+use super::line::Waiting;
+use super::reader::Behind;
+use super::segment::{Payloads, Segment};
+use super::{Spool, SpoolError};
+use crate::queue::job::Payload;
+
+/// A group that was written and synced.
+pub(super) struct Place {
+    pub(super) segment: Rc<Segment>,
+    pub(super) at: u64,
+    pub(super) number: u32,
+    pub(super) first_ordinal: u32,
+}
+
+/// Syncs that fail on purpose, for tests.
+pub(super) struct SyncFault {
+    probability: f64,
+    random: RefCell<fastrand::Rng>,
+}
+
+impl SyncFault {
+    pub(super) fn new(probability: f64, seed: u64) -> SyncFault {
+        SyncFault { probability, random: RefCell::new(fastrand::Rng::with_seed(seed)) }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.probability > 0.0 && self.random.borrow_mut().f64() < self.probability {
+            return Err(io::Error::other("FAULTS=spool_sync"));
+        }
+        Ok(())
+    }
+}
+
+impl Spool {
+    /// The writer's task: writes one group after the other. What waits when a group begins is in
+    /// it.
+    pub(super) async fn write_groups(self: Rc<Self>) {
+        loop {
+            if self.line.is_empty() {
+                if self.closed.get() {
+                    return;
+                }
+                self.line.wait().await;
+                continue;
+            }
+            if !self.setup.options.linger.is_zero() && !self.closed.get() {
+                sleep(self.setup.options.linger).await;
+            }
+            let group = self.line.next_group();
+            match self.put(&group).await {
+                Ok(place) => self.deliver(group, &place),
+                Err(error) => group.iter().for_each(|request| {
+                    self.disk.health.refused();
+                    request.ticket.set(Err(error.clone()));
+                }),
+            }
+        }
+    }
+
+    /// Writes and syncs one group.
+    async fn put(&self, group: &[Waiting]) -> Result<Place, SpoolError> {
+        let body = group.iter().map(Waiting::record_bytes).sum();
+        let payloads = Payloads {
+            count: group.iter().map(|request| request.spans.len() as u32).sum(),
+            bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
+        };
+        let write = |mut out: &mut [u8]| {
+            for Waiting { first, body, spans, version, .. } in group {
+                let payloads = format::slices(body.as_slice(), spans);
+                let written = format::write_record(out, *first, version.as_deref(), payloads);
+                out = &mut out[written..];
+            }
+        };
+        self.put_records(body, payloads, write).await
+    }
+
+    /// Writes and syncs one group of the records that `write` makes: `body` bytes with `payloads`.
+    pub(super) async fn put_records(
+        &self,
+        body: usize,
+        payloads: Payloads,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<Place, SpoolError> {
+        let keys = self.setup.keys.as_deref();
+        let body = format::keys_bytes(keys) + body;
+        let segment = self.segment_for(format::group_bytes(body)).await?;
+        let write = |out: &mut [u8]| {
+            let written = format::write_keys(out, keys);
+            write(&mut out[written..]);
+        };
+        let (at, number, first_ordinal) = self.append(&segment, body, payloads, write).await?;
+        self.setup.cells.spool_payloads.add(payloads.count.into());
+        self.setup.cells.spool_bytes.add(payloads.bytes);
+        Ok(Place { segment, at, number, first_ordinal })
+    }
+
+    /// Writes and syncs one group of records at the end of `segment`. Returns the offset of the
+    /// group, its number, and the number of its first payload.
+    pub(super) async fn append(
+        &self,
+        segment: &Segment,
+        body: usize,
+        payloads: Payloads,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(u64, u32, u32), SpoolError> {
+        let bytes = format::group_bytes(body);
+        let (at, number, first_ordinal, label) = {
+            let use_of = segment.use_of.borrow();
+            let label = segment.label(use_of.id, &self.origin);
+            (use_of.end, use_of.groups, use_of.payloads, label)
+        };
+        let mut buffer = segment.buffer(bytes as usize);
+        write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
+        format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
+        let started = Instant::now();
+        let synced = async {
+            segment.claim(at + bytes).await?;
+            // A file that was removed still takes writes.
+            let (written, found) =
+                future::zip(segment.write_synced(buffer, at), segment.check()).await;
+            written.and(found)
+        };
+        let synced = synced.await.and_then(|()| self.sync_fault.check());
+        self.setup.cells.spool_syncs.inc();
+        self.setup.cells.spool_sync_latency.observe(started.elapsed());
+        if let Err(error) = synced {
+            // What the disk has of the group is unknown, and no later sync would tell, so nothing
+            // more is written there.
+            segment.close(true);
+            return Err(self.fail(segment.path(), &error));
+        }
+        segment.extend(bytes, payloads);
+        Ok((at, number, first_ordinal))
+    }
+
+    /// Finds or begins the segment for the next group of `bytes`.
+    async fn segment_for(&self, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
+        if let Some(last) = self.own.last().filter(|last| !last.is_closed()) {
+            if last.is_filling() && last.has_room(bytes) {
+                return Ok(last);
+            }
+            last.close(false);
+        }
+        if !self.own.has_spare() {
+            self.make_spare().await.map_err(|error| match error {
+                NoSpare::Full => {
+                    self.disk.health.full();
+                    SpoolError::Full
+                }
+                NoSpare::Io(error) => self.fail(&self.setup.dir, &error),
+            })?;
+        }
+        let segment = self.own.begin_spare().expect("made just now");
+        // It makes the next one while this one is being filled.
+        self.disk.keeper.raise();
+        Ok(segment)
+    }
+
+    /// Notes that the disk refused something at `path`.
+    pub(super) fn fail(&self, path: &Path, error: &io::Error) -> SpoolError {
+        let error = self.disk.health.failed(path, error);
+        self.disk.keeper.raise();
+        SpoolError::Failed(error)
+    }
+
+    /// Queues the payloads of a synced group while the ring has room, and leaves the rest to the
+    /// reader.
+    fn deliver(&self, group: Vec<Waiting>, place: &Place) {
+        let mut ordinal = place.first_ordinal;
+        for request in group {
+            let Waiting { first, body, need, spans, payload_bytes, version, ticket } = request;
+            let count = spans.len() as u32;
+            let permit = match self.overflow.is_behind() {
+                false => self.admission.admit_now(need).ok().flatten(),
+                true => None,
+            };
+            match permit {
+                Some(permit) => {
+                    let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
+                    let record = self.record(dir, segment, ordinal, first.seq, None);
+                    let payloads = Payload::split(body.hand_over(), permit, &spans, version);
+                    self.push(payloads, first.seq.., first.unix_nanos, &record);
+                }
+                None if !self.overflow.is_behind() => {
+                    self.overflow.begin(Behind::new(place, ordinal));
+                    self.setup.cells.spool_overflowing.set(1);
+                }
+                None => {}
+            }
+            self.setup.cells.payloads_accepted.add(count.into());
+            self.setup.cells.bytes_accepted.add(payload_bytes as u64);
+            ticket.set(Ok(()));
+            ordinal += count;
+        }
+    }
+}
