@@ -26,7 +26,7 @@ pub use sums::{Integrity, Summing, Sums};
 use crate::config::S3Client;
 use crate::deadline::Alarm;
 use crate::queue::job::Origin;
-use crate::store::s3::AwsShared;
+use crate::store::s3::S3Shared;
 use faulty::{FaultPlan, Faulty};
 use progress::Stall;
 
@@ -160,7 +160,7 @@ pub enum StoreSeed {
     },
     Null,
     S3 {
-        shared: Arc<AwsShared>,
+        shared: Arc<S3Shared>,
         /// Idle connections kept per core; one per worker.
         idle_max: usize,
     },
@@ -184,7 +184,7 @@ impl StoreSeed {
 }
 
 /// The client that was asked for, or the SDK for buckets that only it can write to.
-fn s3_store(shared: Arc<AwsShared>, idle_max: usize) -> Store {
+fn s3_store(shared: Arc<S3Shared>, idle_max: usize) -> Store {
     if shared.target().options.client == S3Client::Direct {
         match s3::direct::DirectStore::new(shared.clone(), idle_max) {
             Ok(store) => return Store::Direct(Box::new(store)),

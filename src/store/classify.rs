@@ -7,7 +7,7 @@
 
 mod words;
 
-use super::s3::dial::LinkError;
+use super::s3::dial::ConnectionError;
 use super::{Class, PutError};
 
 /// Longest text kept of a store's own message, bytes.
@@ -165,32 +165,32 @@ pub fn is_there_already(status: u16, code: &str, message: &str) -> bool {
 }
 
 /// The class of a failure to get any answer, with the code it is reported under.
-pub fn link(error: &LinkError) -> (Class, &'static str) {
+pub fn link(error: &ConnectionError) -> (Class, &'static str) {
     match error {
-        LinkError::Unresolved { .. } => (Class::Transient, "Unresolved"),
-        LinkError::Unreachable { .. } => (Class::Transient, "Unreachable"),
-        LinkError::ConnectTimeout { .. } => (Class::Transient, "ConnectTimeout"),
-        LinkError::Tls { .. } => (Class::Transient, "TlsFailed"),
-        LinkError::Broken { .. } => (Class::Transient, "ConnectionBroken"),
-        LinkError::ReadTimeout { .. } => (Class::Transient, "ReadTimeout"),
-        LinkError::BadAnswer { .. } => (Class::Transient, "BadAnswer"),
-        LinkError::TunnelRefused { .. } => (Class::Transient, "ProxyRefused"),
-        LinkError::ByProxy { source, .. } => link(source),
+        ConnectionError::Unresolved { .. } => (Class::Transient, "Unresolved"),
+        ConnectionError::Unreachable { .. } => (Class::Transient, "Unreachable"),
+        ConnectionError::ConnectTimeout { .. } => (Class::Transient, "ConnectTimeout"),
+        ConnectionError::Tls { .. } => (Class::Transient, "TlsFailed"),
+        ConnectionError::Broken { .. } => (Class::Transient, "ConnectionBroken"),
+        ConnectionError::ReadTimeout { .. } => (Class::Transient, "ReadTimeout"),
+        ConnectionError::BadAnswer { .. } => (Class::Transient, "BadAnswer"),
+        ConnectionError::TunnelRefused { .. } => (Class::Transient, "ProxyRefused"),
+        ConnectionError::ByProxy { source, .. } => link(source),
     }
 }
 
 /// Whether fewer puts in flight could help against a failure to get any answer.
-pub fn is_congestion(error: &LinkError) -> bool {
+pub fn is_congestion(error: &ConnectionError) -> bool {
     match error {
-        LinkError::ConnectTimeout { .. }
-        | LinkError::Broken { .. }
-        | LinkError::ReadTimeout { .. } => true,
-        LinkError::Unresolved { .. }
-        | LinkError::Unreachable { .. }
-        | LinkError::Tls { .. }
-        | LinkError::BadAnswer { .. }
-        | LinkError::TunnelRefused { .. } => false,
-        LinkError::ByProxy { source, .. } => is_congestion(source),
+        ConnectionError::ConnectTimeout { .. }
+        | ConnectionError::Broken { .. }
+        | ConnectionError::ReadTimeout { .. } => true,
+        ConnectionError::Unresolved { .. }
+        | ConnectionError::Unreachable { .. }
+        | ConnectionError::Tls { .. }
+        | ConnectionError::BadAnswer { .. }
+        | ConnectionError::TunnelRefused { .. } => false,
+        ConnectionError::ByProxy { source, .. } => is_congestion(source),
     }
 }
 

@@ -28,13 +28,13 @@ pub struct ClockOffset {
 
 impl ClockOffset {
     /// One of its own that starts from the same offset.
-    pub fn detached(&self) -> ClockOffset {
+    pub(super) fn detached(&self) -> ClockOffset {
         ClockOffset { offset_s: Arc::new(AtomicI64::new(self.offset_s())) }
     }
 
     /// Takes the offset from an HTTP date, if it is one and at most a day away; otherwise it stays as it was. Returns
     /// whether it was taken.
-    pub fn take(&self, date: Option<&str>) -> bool {
+    pub(super) fn learn(&self, date: Option<&str>) -> bool {
         let Some(server) = date.and_then(|d| DateTime::from_str(d, Format::HttpDate).ok()) else {
             return false;
         };
@@ -52,7 +52,7 @@ impl ClockOffset {
         self.offset_s.load(Ordering::Relaxed)
     }
 
-    pub fn is_shifted(&self) -> bool {
+    pub(super) fn is_shifted(&self) -> bool {
         self.offset_s() != 0
     }
 }
@@ -79,8 +79,9 @@ mod tests {
     #[test]
     fn what_is_taken_is_bounded_and_corrected() {
         let clock = ClockOffset::default();
-        let after =
-            |text: &str| (clock.take(Some(text)), (clock.offset_s() + 900).div_euclid(1800) * 1800);
+        let after = |text: &str| {
+            (clock.learn(Some(text)), (clock.offset_s() + 900).div_euclid(1800) * 1800)
+        };
         assert_eq!(after(&date(-7200)), (true, -7200));
         assert_eq!(after(&date(OFFSET_MAX_S + 60)), (false, -7200), "too far: as it was");
         assert_eq!(after(&date(-OFFSET_MAX_S - 60)), (false, -7200));
@@ -88,16 +89,16 @@ mod tests {
         assert_eq!(after(&date(OFFSET_MAX_S - 60)), (true, OFFSET_MAX_S));
         assert_eq!(after(&date(1)), (true, 0));
         assert!(!clock.is_shifted(), "as good as none");
-        assert!(!clock.take(None));
+        assert!(!clock.learn(None));
     }
 
     #[test]
     fn a_detached_clock_starts_alike_and_goes_its_own_way() {
         let control = ClockOffset::default();
-        control.take(Some(&date(3600)));
+        control.learn(Some(&date(3600)));
         let core = control.detached();
         assert!(core.is_shifted());
-        core.take(Some(&date(0)));
+        core.learn(Some(&date(0)));
         assert!(control.is_shifted() && !core.is_shifted());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The libraries take what they read as it is: some panic on a value they cannot use (`AWS_RETRY_MODE`,
 //! `AWS_MAX_ATTEMPTS`, a container's URI without a scheme), some ignore it with a warning, some send it on. So every
-//! name they read is listed here, in [`ENTRIES`] or among those that are left out, and every value is looked at before
+//! name they read is listed here, in [`SETTINGS`] or among those that are left out, and every value is looked at before
 //! they get it. The process's own environment is never changed.
 
 use std::collections::HashMap;
@@ -13,10 +13,10 @@ use std::fmt;
 use http::{HeaderValue, Uri};
 
 use super::StartError;
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 
 /// One setting that matters here.
-pub(super) struct Entry {
+pub(super) struct Setting {
     /// Its environment variable; empty where only the files have it.
     pub(super) variable: &'static str,
     /// Its key in a profile; empty where only the environment has it.
@@ -46,8 +46,8 @@ enum Form {
     Never,
 }
 
-const fn entry(variable: &'static str, key: &'static str, form: Form) -> Entry {
-    Entry { variable, key, form }
+const fn entry(variable: &'static str, key: &'static str, form: Form) -> Setting {
+    Setting { variable, key, form }
 }
 
 /// Read out of the sources of aws-config 1.13, aws-runtime 1.10, aws-sdk-s3 1.157 and aws-sdk-sts 1.124. Left out, for
@@ -58,7 +58,7 @@ const fn entry(variable: &'static str, key: &'static str, form: Form) -> Entry {
 /// `AWS_LOGIN_CACHE_DIRECTORY`, the endpoints of services other than S3 and STS, and the keys of the same names.
 /// `AWS_CA_BUNDLE` is `store::tls`' business.
 #[rustfmt::skip]
-pub(super) const ENTRIES: &[Entry] = &[
+pub(super) const SETTINGS: &[Setting] = &[
     entry("AWS_ACCESS_KEY_ID", "aws_access_key_id", Form::Secret),
     entry("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Form::SigningSecret),
     entry("SECRET_ACCESS_KEY", "", Form::SigningSecret),
@@ -137,7 +137,7 @@ impl Form {
                 _ => refuse("give true or false"),
             },
             Form::Url => match text.parse::<Uri>() {
-                Ok(uri) if Origin::of(&uri).is_some() && !text.contains('@') => Ok(()),
+                Ok(uri) if ServerAddress::of(&uri).is_some() && !text.contains('@') => Ok(()),
                 _ => refuse("give http://HOST[:PORT] or https://HOST[:PORT]"),
             },
             Form::UrlPath => match text.parse::<Uri>() {
@@ -175,7 +175,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-impl Entry {
+impl Setting {
     /// Checks the value of its key in a profile; `place` says which profile.
     pub(super) fn check_key(&self, text: &str, place: &str) -> Result<(), StartError> {
         let refused = |refused| StartError::BadSetting(format!("{}{refused} ({place})", self.key));
@@ -219,7 +219,7 @@ pub(super) type Variables = HashMap<String, String>;
 /// The first that cannot be used, by name.
 pub(super) fn read(env: &impl Fn(&str) -> Option<OsString>) -> Result<Variables, StartError> {
     let mut variables = Variables::new();
-    for entry in ENTRIES {
+    for entry in SETTINGS {
         if let Some(value) = entry.value(env)? {
             variables.insert(entry.variable.to_owned(), value);
         }
@@ -228,8 +228,8 @@ pub(super) fn read(env: &impl Fn(&str) -> Option<OsString>) -> Result<Variables,
 }
 
 /// The entry with `key` in profiles.
-pub(super) fn by_key(key: &str) -> Option<&'static Entry> {
-    ENTRIES.iter().find(|entry| entry.key == key && !key.is_empty())
+pub(super) fn by_key(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|entry| entry.key == key && !key.is_empty())
 }
 
 /// The variable `name` as a path: blanks and line ends around it are none of it, and `None` when nothing is left.
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn every_variable_is_taken_trimmed_or_unset_or_refused_by_name() {
-        for Entry { variable, form, .. } in ENTRIES.iter().filter(|e| !e.variable.is_empty()) {
+        for Setting { variable, form, .. } in SETTINGS.iter().filter(|e| !e.variable.is_empty()) {
             let read = |text: &str| read_one(variable, text.into());
             let refused = |outcome: Result<Variables, StartError>| {
                 let text = outcome.expect_err(variable).to_string();
@@ -307,7 +307,7 @@ mod tests {
         let everything = |name: &str| Some(OsString::from(format!("/{name}")));
         // What the libraries would ask for beside the entries is not even looked at.
         for name in ["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS", "HOME", "AWS_ENDPOINT_URL_SSO"] {
-            assert!(ENTRIES.iter().all(|entry| entry.variable != name), "{name}");
+            assert!(SETTINGS.iter().all(|entry| entry.variable != name), "{name}");
         }
         assert!(read(&everything).is_err(), "a path is no switch");
         assert_eq!(read(&|_| None), Ok(Variables::new()));

@@ -14,8 +14,8 @@ use super::sdk::S3Store;
 use super::tls;
 use crate::deadline::within;
 use crate::store::classify::Cause;
-use crate::store::s3::connector::{link_error, with_sources};
-use crate::store::s3::dial::LinkError;
+use crate::store::s3::connector::{connection_error, with_sources};
+use crate::store::s3::dial::ConnectionError;
 use crate::store::{Class, classify};
 
 /// Bound on the whole probe.
@@ -34,8 +34,8 @@ pub enum Probe {
     },
 }
 
-/// What a probe came to.
-pub type Answer = Result<Probe, ProbeError>;
+/// The outcome of a probe.
+pub type ProbeResult = Result<Probe, ProbeError>;
 
 /// Remedy of a refused listing.
 const MAY_PUT: &str = "nothing, if the role may put (s3:PutObject): millrace itself never lists";
@@ -98,7 +98,7 @@ pub enum ProbeError {
     TimedOut { place: String, seconds: u64 },
     /// There is nothing to sign the question with yet.
     #[error("{why}")]
-    NoKeys { why: String },
+    NoCredentials { why: String },
 }
 
 impl ProbeError {
@@ -110,7 +110,7 @@ impl ProbeError {
                 | ProbeError::Unreachable { .. }
                 | ProbeError::ProxyUnreached { .. }
                 | ProbeError::TimedOut { .. }
-                | ProbeError::NoKeys { .. }
+                | ProbeError::NoCredentials { .. }
         )
     }
 }
@@ -119,7 +119,7 @@ fn behind_colon(remedy: &str) -> String {
     if remedy.is_empty() { String::new() } else { format!(": {remedy}") }
 }
 
-fn warning(said: String, remedy: &'static str) -> Answer {
+fn warning(said: String, remedy: &'static str) -> ProbeResult {
     Ok(Probe::Warning { said, remedy, down: false })
 }
 
@@ -132,11 +132,11 @@ impl S3Store {
     /// # Errors
     /// See [`ProbeError`]. `AccessDenied` and passing troubles of the store are warnings: an ingest
     /// role may hold nothing but `s3:PutObject`, and a busy store is no reason not to start.
-    pub async fn probe(&self) -> Answer {
-        if let Some(why) = self.account.shared.no_keys() {
-            return Err(ProbeError::NoKeys { why: classify::bounded(&why) });
+    pub async fn probe(&self) -> ProbeResult {
+        if let Some(why) = self.state.shared.missing_credentials() {
+            return Err(ProbeError::NoCredentials { why: classify::bounded(&why) });
         }
-        let target = self.account.shared.target();
+        let target = self.state.shared.target();
         let list = async || {
             let owner = target.options.expected_owner.clone();
             let mut list = self.client.list_objects_v2().bucket(&target.bucket).max_keys(1);
@@ -169,12 +169,12 @@ impl S3Store {
             Cause::of(answer.status().as_u16(), code, message) == Cause::Clock
         });
         let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
-        skewed && self.account.clock.take(date) && self.account.shared.clock.take(date)
+        skewed && self.state.clock.learn(date) && self.state.shared.clock.learn(date)
     }
 
     /// `probe`, but a clock that had to be corrected is worth a warning.
     fn with_clock(&self, probe: Probe) -> Probe {
-        let offset_s = self.account.clock.offset_s();
+        let offset_s = self.state.clock.offset_s();
         let minutes = Duration::from_secs((offset_s.unsigned_abs() + 30) / 60 * 60);
         let off = humantime::format_duration(minutes);
         let way = if offset_s > 0 { "behind" } else { "ahead of" };
@@ -186,21 +186,24 @@ impl S3Store {
         Probe::Warning { said, remedy: SET_TIME, down }
     }
 
-    fn verdict(&self, error: ListError) -> Answer {
-        if let Some(link) = link_error(&error) {
+    fn verdict(&self, error: ListError) -> ProbeResult {
+        if let Some(link) = connection_error(&error) {
             return Err(self.no_link(link));
         }
         let Some(answer) = error.raw_response() else {
             // No request came out of these settings, such as a bucket name that is none.
-            let bucket = self.account.shared.target().bucket.clone();
+            let bucket = self.state.shared.target().bucket.clone();
             let message = classify::bounded(&with_sources(&error));
             let code = "NotSent".to_owned();
             return Err(ProbeError::Refused { bucket, code, message, remedy: "" });
         };
         let status = answer.status().as_u16();
-        let bucket = self.account.shared.target().bucket.clone();
+        let bucket = self.state.shared.target().bucket.clone();
         let place = self.place();
-        let key = self.account.keys.current(|keys| keys.credentials.access_key_id().to_owned());
+        let key = self
+            .state
+            .credentials
+            .with_current(|published| published.credentials.access_key_id().to_owned());
         let code = error.code().unwrap_or_default().to_owned();
         let message = classify::bounded(error.message().unwrap_or_default());
         let cause = Cause::of(status, &code, &message);
@@ -214,10 +217,8 @@ impl S3Store {
                 ProbeError::ExpiredCredentials { key, code }
             }
             // No store asks for a proxy's credentials, and none refuses without saying why.
-            (_, "")
-                if matches!(status, 403 | 407) && self.account.shared.http_proxy().is_some() =>
-            {
-                let proxy = self.account.shared.http_proxy().map(ToString::to_string);
+            (_, "") if matches!(status, 403 | 407) && self.state.shared.http_proxy().is_some() => {
+                let proxy = self.state.shared.http_proxy().map(ToString::to_string);
                 let why = format!("it or the store answered {status}");
                 ProbeError::Proxy { proxy: proxy.unwrap_or_default(), place, why }
             }
@@ -244,8 +245,8 @@ impl S3Store {
     }
 
     fn wrong_region(&self, answer: &HttpResponse) -> ProbeError {
-        let bucket = self.account.shared.target().bucket.clone();
-        let configured = self.account.shared.region().to_owned();
+        let bucket = self.state.shared.target().bucket.clone();
+        let configured = self.state.shared.region().to_owned();
         let body = answer.body().bytes().map(String::from_utf8_lossy).unwrap_or_default();
         let in_body = || {
             let (_, rest) = body.split_once("<Region>")?;
@@ -259,40 +260,44 @@ impl S3Store {
         }
     }
 
-    fn no_link(&self, link: &LinkError) -> ProbeError {
+    fn no_link(&self, link: &ConnectionError) -> ProbeError {
         let (link, proxy) = link.bare();
         let place = match proxy {
             Some(proxy) => format!("{} (through proxy {proxy})", self.place()),
             None => self.place(),
         };
         // Only the proxy's own name is resolved here, and only its address is connected to.
-        if let (LinkError::Unresolved { .. } | LinkError::Unreachable { .. }, Some(proxy)) =
-            (link, proxy)
+        if let (
+            ConnectionError::Unresolved { .. } | ConnectionError::Unreachable { .. },
+            Some(proxy),
+        ) = (link, proxy)
         {
             let (proxy, why) = (proxy.to_owned(), with_sources(link));
             return ProbeError::ProxyUnreached { proxy, why };
         }
         match link {
-            LinkError::Unresolved { why, .. } => ProbeError::Unresolved { place, why: why.clone() },
-            LinkError::Unreachable { source, address, .. } => {
+            ConnectionError::Unresolved { why, .. } => {
+                ProbeError::Unresolved { place, why: why.clone() }
+            }
+            ConnectionError::Unreachable { source, address, .. } => {
                 ProbeError::Unreachable { place, why: format!("{address}: {source}") }
             }
-            LinkError::Tls { source, .. } if !link.may_pass() => {
+            ConnectionError::Tls { source, .. } if !link.may_pass() => {
                 let remedy = tls::remedy(source);
                 ProbeError::Tls { place, why: source.to_string(), remedy }
             }
-            LinkError::TunnelRefused { status, reason, .. } if !link.may_pass() => {
+            ConnectionError::TunnelRefused { status, reason, .. } if !link.may_pass() => {
                 let proxy = proxy.unwrap_or_default().to_owned();
                 let why = format!("it answered {status} {reason}");
                 ProbeError::Proxy { proxy, place: self.place(), why }
             }
-            LinkError::BadAnswer { why, .. } => ProbeError::NotS3 { place, why: why.clone() },
-            LinkError::Tls { .. }
-            | LinkError::TunnelRefused { .. }
-            | LinkError::ByProxy { .. }
-            | LinkError::ConnectTimeout { .. }
-            | LinkError::ReadTimeout { .. }
-            | LinkError::Broken { .. } => {
+            ConnectionError::BadAnswer { why, .. } => ProbeError::NotS3 { place, why: why.clone() },
+            ConnectionError::Tls { .. }
+            | ConnectionError::TunnelRefused { .. }
+            | ConnectionError::ByProxy { .. }
+            | ConnectionError::ConnectTimeout { .. }
+            | ConnectionError::ReadTimeout { .. }
+            | ConnectionError::Broken { .. } => {
                 ProbeError::Unreachable { place, why: with_sources(link) }
             }
         }
@@ -300,7 +305,7 @@ impl S3Store {
 
     /// Who gives the answers: a proxy between here and the store gives its own as well.
     fn answerer(&self) -> String {
-        match self.account.shared.http_proxy() {
+        match self.state.shared.http_proxy() {
             Some(proxy) => format!("the store, or proxy {proxy},"),
             None => "the store".to_owned(),
         }
@@ -308,9 +313,9 @@ impl S3Store {
 
     /// The store in the operator's words.
     fn place(&self) -> String {
-        match self.account.shared.endpoint() {
+        match self.state.shared.endpoint() {
             Some(url) => url.to_owned(),
-            None => format!("S3 in {}", self.account.shared.region()),
+            None => format!("S3 in {}", self.state.shared.region()),
         }
     }
 }

@@ -7,12 +7,12 @@ use aws_runtime::env_config::property::PropertiesKey;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use super::StartError;
-use super::environment::{ENTRIES, Variables};
-use super::files::{Kind, SharedFile};
+use super::environment::{SETTINGS, Variables};
+use super::shared_files::{Kind, SharedFile};
 use crate::store::s3::connector::with_sources;
 
 /// Checked files and what they settle.
-pub(super) struct Shared {
+pub(super) struct ProfileSettings {
     /// For `aws-config`.
     pub(super) files: EnvConfigFiles,
     /// The region of the environment or of the profile.
@@ -29,7 +29,7 @@ pub(super) async fn parse(
     files: &[SharedFile],
     variables: &Variables,
     env: &Env,
-) -> Result<Shared, StartError> {
+) -> Result<ProfileSettings, StartError> {
     // One by one first: an error of the library does not say in which file it is.
     for file in files {
         load(std::slice::from_ref(file), env).await.map_err(|error| {
@@ -41,7 +41,7 @@ pub(super) async fn parse(
     let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
     for profile in &used {
         let place = format!("AWS profile {} in {}", profile.name(), names.join(" or "));
-        for entry in ENTRIES.iter().filter(|entry| !entry.key.is_empty()) {
+        for entry in SETTINGS.iter().filter(|entry| !entry.key.is_empty()) {
             if let Some(text) = profile.get(entry.key) {
                 entry.check_key(text, &place)?;
             }
@@ -52,7 +52,7 @@ pub(super) async fn parse(
     let region = said("AWS_REGION").or_else(|| said("AWS_DEFAULT_REGION"));
     let region = region.or_else(|| of_profile().map(str::to_owned));
     let names_endpoint = names_endpoint(&set, variables);
-    Ok(Shared { files: contents(files), region, names_endpoint })
+    Ok(ProfileSettings { files: contents(files), region, names_endpoint })
 }
 
 /// What the library makes of `files`, or its reason on one line.

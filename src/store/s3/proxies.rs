@@ -14,7 +14,7 @@ use http::HeaderValue;
 use http::uri::Authority;
 use url::Host;
 
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 use crate::store::s3::direct::base64;
 
 /// Credential services that listen outside the link-local ranges: EC2's and EKS's over IPv6.
@@ -183,25 +183,25 @@ impl Proxies {
         }
         let named = |name: &&str| {
             let url: http::Uri = env(name)?.to_str()?.trim().parse().ok()?;
-            Origin::of(&url).map(|origin| origin.host)
+            ServerAddress::of(&url).map(|server| server.host)
         };
         let metadata = METADATA_VARIABLES.iter().filter_map(named).collect();
         Ok(Proxies { http, https, exempt: exempt?, metadata })
     }
 
-    /// The proxy that requests to `origin` go through.
-    pub(crate) fn of(&self, origin: &Origin) -> Option<&Proxy> {
-        let proxy = if origin.https { self.https.as_ref() } else { self.http.as_ref() }?;
-        let host = origin.host.trim_end_matches('.');
+    /// The proxy that requests to `server` go through.
+    pub(crate) fn of(&self, server: &ServerAddress) -> Option<&Proxy> {
+        let proxy = if server.https { self.https.as_ref() } else { self.http.as_ref() }?;
+        let host = server.host.trim_end_matches('.');
         let exempt = self.metadata.iter().any(|name| name.trim_end_matches('.') == host)
             || is_of_this_host(host)
-            || self.exempt.iter().any(|entry| entry.covers(host, origin.port));
+            || self.exempt.iter().any(|entry| entry.covers(host, server.port));
         (!exempt).then_some(proxy)
     }
 
-    /// The proxy that wants requests to `origin` in absolute form: through the others goes a tunnel.
-    pub(crate) fn absolute_form(&self, origin: &Origin) -> Option<&Proxy> {
-        self.of(origin).filter(|_| !origin.https)
+    /// The proxy that wants requests to `server` in absolute form: through the others goes a tunnel.
+    pub(crate) fn absolute_form(&self, server: &ServerAddress) -> Option<&Proxy> {
+        self.of(server).filter(|_| !server.https)
     }
 }
 

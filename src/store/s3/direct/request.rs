@@ -12,7 +12,7 @@ use super::encode::{base64, decimal, escape_path, escape_query, hex};
 use super::sign::{Signer, Unsendable, sendable};
 use crate::coding::Coding;
 use crate::config::{Checksum, S3Options};
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 use crate::store::{Integrity, Sums};
 
 const USER_AGENT: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
@@ -20,9 +20,9 @@ const UNSIGNED_PAYLOAD: &[u8] = b"UNSIGNED-PAYLOAD";
 
 /// Where the objects of one store go.
 #[derive(Clone, Debug)]
-pub struct Place<'a> {
+pub struct Destination<'a> {
     /// Names the host of the request.
-    pub origin: &'a Origin,
+    pub server: &'a ServerAddress,
     /// What stands before every key in the path, escaped: `/` or `/bucket/`.
     pub path: &'a str,
     /// Prepended to every key, not escaped.
@@ -76,7 +76,7 @@ impl Template {
     /// # Errors
     /// An option that no header can carry.
     pub fn new(
-        place: &Place<'_>,
+        destination: &Destination<'_>,
         options: &S3Options,
         integrity: Integrity,
     ) -> Result<Template, Unsendable> {
@@ -97,26 +97,26 @@ impl Template {
         if let Some((what, _)) = headers.iter().find(|(_, value)| !sendable(value)) {
             return Err(Unsendable { what });
         }
-        let mut path = place.path.as_bytes().to_vec();
-        escape_path(place.prefix, &mut path);
-        Ok(Template::lay_out(&path, "", &host_header(place.origin), headers, integrity))
+        let mut path = destination.path.as_bytes().to_vec();
+        escape_path(destination.prefix, &mut path);
+        Ok(Template::lay_out(&path, "", &host_header(destination.server), headers, integrity))
     }
 
     /// The same request for the whole address that a redirect named; the key is part of it, so
     /// [`Put::key`] is empty. `path` and `query` are escaped as they came.
-    pub fn redirected(&self, origin: &Origin, path: &str, query: Option<&str>) -> Template {
+    pub fn redirected(&self, server: &ServerAddress, path: &str, query: Option<&str>) -> Template {
         let path = if path.is_empty() { "/" } else { path };
         let query = query.unwrap_or_default();
-        let host = host_header(origin);
+        let host = host_header(server);
         Template::lay_out(path.as_bytes(), query, &host, self.headers.clone(), self.integrity)
     }
 
     /// The same for a proxy that takes requests itself: the target is in absolute form (RFC 9112,
     /// section 3.2.2) and `authorization` tells who asks. Neither is signed, so the signature is the
     /// same.
-    pub fn by_proxy(mut self, origin: &Origin, authorization: Option<&str>) -> Template {
-        let scheme = if origin.https { "https" } else { "http" };
-        let base = format!("{scheme}://{}", host_header(origin));
+    pub fn by_proxy(mut self, server: &ServerAddress, authorization: Option<&str>) -> Template {
+        let scheme = if server.https { "https" } else { "http" };
+        let base = format!("{scheme}://{}", host_header(server));
         let _ = self.wire_start.splice(self.path_at..self.path_at, base.bytes());
         self.path_at += base.len();
         if let Some(authorization) = authorization {
@@ -310,8 +310,8 @@ fn checksum_header(checksum: Checksum) -> Option<&'static str> {
 }
 
 /// The `host` header, which names a port only where it is not the scheme's own.
-fn host_header(origin: &Origin) -> String {
-    let Origin { https, host, port } = origin;
+fn host_header(server: &ServerAddress) -> String {
+    let ServerAddress { https, host, port } = server;
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     if *port == if *https { 443 } else { 80 } { host } else { format!("{host}:{port}") }
 }

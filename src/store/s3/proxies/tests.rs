@@ -8,14 +8,14 @@ fn read(env: &[(&str, &str)]) -> Result<Proxies, BadProxy> {
     })
 }
 
-fn origin(url: &str) -> Origin {
-    Origin::of(&url.parse().unwrap()).unwrap()
+fn server(url: &str) -> ServerAddress {
+    ServerAddress::of(&url.parse().unwrap()).unwrap()
 }
 
 /// The proxy that `env` gives `url`, empty if none.
 fn proxy(env: &[(&str, &str)], url: &str) -> String {
     let proxies = read(env).unwrap();
-    proxies.of(&origin(url)).map(ToString::to_string).unwrap_or_default()
+    proxies.of(&server(url)).map(ToString::to_string).unwrap_or_default()
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn this_host_and_its_credential_services_are_never_reached_through_a_proxy() {
 #[test]
 fn only_plain_http_is_asked_for_in_absolute_form() {
     let proxies = read(&[("ALL_PROXY", "http://p:1")]).unwrap();
-    assert!(proxies.absolute_form(&origin("http://s3.corp/")).is_some());
-    assert!(proxies.absolute_form(&origin("https://s3.corp/")).is_none());
-    assert!(proxies.absolute_form(&origin("http://127.0.0.1/")).is_none());
+    assert!(proxies.absolute_form(&server("http://s3.corp/")).is_some());
+    assert!(proxies.absolute_form(&server("https://s3.corp/")).is_none());
+    assert!(proxies.absolute_form(&server("http://127.0.0.1/")).is_none());
 }

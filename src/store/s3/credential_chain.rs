@@ -1,7 +1,7 @@
 //! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
 //!
 //! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
-//! are spaced by a bounded backoff, and so are requests from cores, see [`Asked`]: a store that refuses
+//! are spaced by a bounded backoff, and so are requests from cores, see [`RequestSpacing`]: a store that refuses
 //! whatever it is given must not have the credential service asked every second. A first load that reaches nobody is a failure like the later ones.
 
 use std::error::Error;
@@ -21,11 +21,12 @@ use aws_types::service_config::ServiceConfigKey;
 use glommio::timer::Timer;
 
 use super::environment::{self, Variables};
-use super::{AwsShared, Overrides, Place, S3Target, StartError, endpoint, files, profile};
+use super::shared::Location;
+use super::{Overrides, S3Shared, S3Target, StartError, endpoint_url, profile, shared_files};
 use crate::deadline::within;
-use crate::store::s3::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
-use crate::store::s3::dial::LinkError;
-use crate::store::s3::pool::Pool;
+use crate::store::s3::connector::{GlommioHttp, GlommioSleep, connection_error, with_sources};
+use crate::store::s3::dial::ConnectionError;
+use crate::store::s3::hyper_pool::HyperPool;
 
 /// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
 /// seconds.
@@ -38,9 +39,9 @@ const REFRESH_AHEAD: Duration = Duration::from_secs(300);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long after serving a core's request the next one is served, at first; each further one in a row doubles it, …
-const ASKED_SPACING_MIN: Duration = Duration::from_secs(1);
+const REQUEST_SPACING_MIN: Duration = Duration::from_secs(1);
 /// … up to this, which is also the longest until a corrected credentials file is taken.
-const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
+const REQUEST_SPACING_MAX: Duration = Duration::from_secs(60);
 /// How often control looks whether something is due.
 const POLL: Duration = Duration::from_millis(50);
 /// Where the metadata service, not the store, listens for `connect_timeout`.
@@ -51,29 +52,29 @@ const METADATA_PROVIDER: &str = "Ec2InstanceMetadata";
 const CUSTOM_REGION: &str = "us-east-1";
 
 /// What the first load found.
-pub(super) struct First {
-    pub(super) place: Place,
+pub(super) struct FirstLoad {
+    pub(super) location: Location,
     pub(super) provider: SharedCredentialsProvider,
     /// Any error is one that may pass.
     pub(super) credentials: Result<Credentials, StartError>,
 }
 
-pub(super) struct Chain {
-    pool: Rc<Pool>,
+pub(super) struct CredentialChain {
+    pool: Rc<HyperPool>,
     overrides: Overrides,
 }
 
-impl Chain {
-    pub(super) fn new(pool: Rc<Pool>, overrides: Overrides) -> Chain {
-        Chain { pool, overrides }
+impl CredentialChain {
+    pub(super) fn new(pool: Rc<HyperPool>, overrides: Overrides) -> CredentialChain {
+        CredentialChain { pool, overrides }
     }
 
     /// Loads everything for the first time.
-    pub(super) async fn first(&self, target: &S3Target) -> Result<First, StartError> {
+    pub(super) async fn load_first(&self, target: &S3Target) -> Result<FirstLoad, StartError> {
         let deadline = Instant::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
         let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
-        let place = match place(&config, target) {
+        let location = match location(&config, target) {
             Err(StartError::NoRegion { bucket, .. }) => {
                 // The region's provider does not say whether the service it asked has answered.
                 let error = match config.credentials_provider() {
@@ -95,28 +96,28 @@ impl Chain {
         let credentials = within(left, ask, || Err(late())).await;
         match credentials {
             Err(error) if !error.may_pass() => Err(error),
-            credentials => Ok(First { place, provider, credentials }),
+            credentials => Ok(FirstLoad { location, provider, credentials }),
         }
     }
 
     /// Keeps `shared`'s credentials fresh for as long as it runs.
-    pub(super) async fn keep(
+    pub(super) async fn keep_fresh(
         self,
-        shared: Arc<AwsShared>,
+        shared: Arc<S3Shared>,
         mut provider: SharedCredentialsProvider,
     ) {
         let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
-        let mut due = refresh_at(&shared.keys().credentials);
+        let mut due = refresh_at(&shared.credentials().credentials);
         let mut not_before = Instant::now();
-        if shared.no_keys().is_some() {
+        if shared.missing_credentials().is_some() {
             not_before += RETRY_MIN;
         }
         let mut failures = 0;
-        let mut spacing = Asked::default();
+        let mut spacing = RequestSpacing::default();
         loop {
             Timer::new(POLL).await;
             let now = Instant::now();
-            let asked = shared.newer_keys_wanted();
+            let asked = shared.newer_credentials_requested();
             if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
                 continue;
             }
@@ -136,9 +137,9 @@ impl Chain {
             match fetched {
                 Ok(credentials) => {
                     failures = 0;
-                    let stuck = asked && same(&credentials, &shared.keys().credentials);
+                    let stuck = asked && same(&credentials, &shared.credentials().credentials);
                     due = refresh_at(&credentials);
-                    not_before = now + if asked { spacing.next(now) } else { ASKED_SPACING_MIN };
+                    not_before = now + if asked { spacing.next(now) } else { REQUEST_SPACING_MIN };
                     shared.publish(credentials, stuck);
                 }
                 Err((why, error)) => {
@@ -146,7 +147,7 @@ impl Chain {
                     let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
                     not_before = now + jittered(wait.min(RETRY_MAX));
                     due = Some(not_before);
-                    shared.still_no_keys(&error);
+                    shared.note_still_missing(&error);
                     tracing::warn!(%why, failures, "AWS credentials could not be loaded");
                 }
             }
@@ -197,18 +198,19 @@ impl Chain {
 }
 
 /// Off the executor: a file may lie on a slow disk.
-async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, StartError> {
+async fn read_files(variables: Variables) -> Result<Vec<shared_files::SharedFile>, StartError> {
     let read = move || {
-        let home = files::home(&|name| std::env::var_os(name));
-        files::read(&variables, home.as_deref())
+        let home = shared_files::home(&|name| std::env::var_os(name));
+        shared_files::read(&variables, home.as_deref())
     };
     glommio::executor().spawn_blocking(read).await
 }
 
-fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
+fn location(config: &SdkConfig, target: &S3Target) -> Result<Location, StartError> {
     let (bucket, path_style) = (&target.bucket, target.options.force_path_style);
     let endpoint = s3_endpoint(config);
-    let endpoint = endpoint.map(|url| endpoint::usable(&url, bucket, path_style)).transpose()?;
+    let endpoint =
+        endpoint.map(|url| endpoint_url::usable(&url, bucket, path_style)).transpose()?;
     let region = match (config.region(), &endpoint) {
         (Some(region), _) => region.to_string(),
         (None, Some(_)) => CUSTOM_REGION.to_owned(),
@@ -217,7 +219,7 @@ fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
             return Err(StartError::NoRegion { bucket, metadata });
         }
     };
-    Ok(Place { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
+    Ok(Location { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
 }
 
 /// `AWS_ENDPOINT_URL_S3` and the profile's `services` section win over `AWS_ENDPOINT_URL`.
@@ -249,17 +251,18 @@ fn same(a: &Credentials, b: &Credentials) -> bool {
 /// Spaces what cores ask for: whether newer credentials are the same as before or other ones that are refused as well,
 /// requests in a row come ever more rarely.
 #[derive(Default)]
-struct Asked {
+struct RequestSpacing {
     /// When the last request was served, and what was waited for then.
     last: Option<(Instant, Duration)>,
 }
 
-impl Asked {
+impl RequestSpacing {
     /// How long the next request has to wait after the one that is served `now`.
     fn next(&mut self, now: Instant) -> Duration {
         // Nobody has asked for longer than it would take: the credentials were good meanwhile.
-        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * ASKED_SPACING_MAX);
-        let wait = in_a_row.map_or(ASKED_SPACING_MIN, |(_, wait)| 2 * wait).min(ASKED_SPACING_MAX);
+        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * REQUEST_SPACING_MAX);
+        let wait =
+            in_a_row.map_or(REQUEST_SPACING_MIN, |(_, wait)| 2 * wait).min(REQUEST_SPACING_MAX);
         self.last = Some((now, wait));
         wait
     }
@@ -298,7 +301,8 @@ fn start_error(error: CredentialsError) -> StartError {
         }
     }
     let tokens = environment::read(&|name| std::env::var_os(name));
-    let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
+    let tokens =
+        tokens.map(|variables| shared_files::unreadable_tokens(&variables)).unwrap_or_default();
     StartError::Credentials { why: why + &tokens, unreached }
 }
 
@@ -309,9 +313,9 @@ fn start_error(error: CredentialsError) -> StartError {
 fn silent_metadata(error: &CredentialsError) -> String {
     let Some(link) = metadata_link_error(error) else { return String::new() };
     let (host, port, timed_out) = match link.bare().0 {
-        LinkError::ReadTimeout { host, port, .. }
-        | LinkError::ConnectTimeout { host, port, .. } => (host, *port, true),
-        LinkError::Unreachable { host, port, .. } => (host, *port, false),
+        ConnectionError::ReadTimeout { host, port, .. }
+        | ConnectionError::ConnectTimeout { host, port, .. } => (host, *port, true),
+        ConnectionError::Unreachable { host, port, .. } => (host, *port, false),
         _ => return String::new(),
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
@@ -326,16 +330,16 @@ fn silent_metadata(error: &CredentialsError) -> String {
     )
 }
 
-fn metadata_link_error(error: &CredentialsError) -> Option<&LinkError> {
+fn metadata_link_error(error: &CredentialsError) -> Option<&ConnectionError> {
     let chain = error.source()?.downcast_ref::<ProviderChainError<CredentialsError>>()?;
     let attempt = chain.attempts().iter().find(|attempt| attempt.name() == METADATA_PROVIDER)?;
-    link_error(attempt.error())
+    connection_error(attempt.error())
 }
 
 /// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata
 /// service that does not answer counts: a host that has none and one whose network is not up yet look alike.
 fn not_reached(error: &CredentialsError) -> bool {
-    let by_link = |error| link_error(error).is_some_and(LinkError::may_pass);
+    let by_link = |error| connection_error(error).is_some_and(ConnectionError::may_pass);
     let chain =
         error.source().and_then(|e| e.downcast_ref::<ProviderChainError<CredentialsError>>());
     match (error, chain) {
@@ -357,7 +361,7 @@ mod tests {
 
     #[test]
     fn nobody_reached_is_told_from_a_refusal() {
-        let link = |source: ErrorKind| LinkError::Tls {
+        let link = |source: ErrorKind| ConnectionError::Tls {
             host: "sts".into(),
             port: 443,
             source: source.into(),
@@ -378,7 +382,7 @@ mod tests {
 
     #[test]
     fn requests_in_a_row_are_served_ever_more_rarely() {
-        let mut asked = Asked::default();
+        let mut asked = RequestSpacing::default();
         let mut now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..9 {
@@ -388,8 +392,8 @@ mod tests {
             now += wait + Duration::from_secs(10);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        now += 2 * ASKED_SPACING_MAX;
-        assert_eq!(asked.next(now), ASKED_SPACING_MIN, "they were good for a while");
+        now += 2 * REQUEST_SPACING_MAX;
+        assert_eq!(asked.next(now), REQUEST_SPACING_MIN, "they were good for a while");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! `bucket` to `https://host/s3bucket`.
 
 use super::StartError;
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 
 /// `url` with lower-case scheme and host and, if it has a path, one slash at its end.
 ///
@@ -27,10 +27,10 @@ pub(super) fn usable(
         return Err(bad("it has a query or a fragment"));
     }
     let uri: http::Uri = url.parse().map_err(|_| bad("it is no URL"))?;
-    let origin = Origin::of(&uri).ok_or_else(|| bad("it is no http or https URL"))?;
+    let server = ServerAddress::of(&uri).ok_or_else(|| bad("it is no http or https URL"))?;
     // Of which an invalid port is one thing that `http::Uri` lets pass.
     url::Url::parse(url).map_err(|_| bad("its host or port is not valid"))?;
-    let authority = uri.authority().expect("an origin has one").as_str().to_ascii_lowercase();
+    let authority = uri.authority().expect("an server has one").as_str().to_ascii_lowercase();
     if authority.ends_with(':') || uri.port_u16() == Some(0) {
         return Err(bad("its host or port is not valid"));
     }
@@ -44,9 +44,9 @@ pub(super) fn usable(
     {
         return Err(bad("its path has an empty part, or . or .."));
     }
-    let base = format!("{}://{authority}", if origin.https { "https" } else { "http" });
+    let base = format!("{}://{authority}", if server.https { "https" } else { "http" });
     if path_style.is_none()
-        && let Some(without) = without_bucket(&base, &origin.host, path, bucket)
+        && let Some(without) = without_bucket(&base, &server.host, path, bucket)
     {
         let (url, bucket) = (url.to_owned(), bucket.to_owned());
         return Err(StartError::BucketInEndpoint { url, bucket, without });

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use glommio::timer::Timer;
 
-use crate::store::s3::dial::LinkError;
+use crate::store::s3::dial::ConnectionError;
 
 /// How often every known host is resolved again.
 const ROUND: Duration = Duration::from_secs(30);
@@ -34,17 +34,17 @@ const FAILURE_KEPT: Duration = Duration::from_secs(1);
 const HOSTS_MAX: usize = 64;
 
 /// The published table and the way to ask for more; shared by control and all cores.
-pub struct Names {
+pub struct HostNames {
     /// Written by control only.
-    table: ArcSwap<HashMap<String, Entry>>,
+    table: ArcSwap<HashMap<String, Host>>,
     /// Hosts asked for and not in the table yet; touched only when a connection is opened to one.
     asked: Mutex<BTreeSet<String>>,
     any_asked: AtomicBool,
 }
 
 #[derive(Clone)]
-struct Entry {
-    /// The last good answer; empty if there never was one. Port 0 means: the origin's own port.
+struct Host {
+    /// The last good answer; empty if there never was one. Port 0 means: the server's own port.
     addresses: Vec<SocketAddr>,
     /// The last failure, if the last look-up failed.
     failed: Option<(String, Instant)>,
@@ -52,15 +52,15 @@ struct Entry {
     fixed: bool,
 }
 
-impl Names {
+impl HostNames {
     /// A table that starts with `fixed` hosts, which are never resolved (ports other than 0 win
-    /// over the origin's).
-    pub fn new(fixed: Vec<(String, Vec<SocketAddr>)>) -> Arc<Names> {
+    /// over the server's).
+    pub fn new(fixed: Vec<(String, Vec<SocketAddr>)>) -> Arc<HostNames> {
         let table = fixed
             .into_iter()
-            .map(|(host, addresses)| (host, Entry { addresses, failed: None, fixed: true }))
+            .map(|(host, addresses)| (host, Host { addresses, failed: None, fixed: true }))
             .collect();
-        Arc::new(Names {
+        Arc::new(HostNames {
             table: ArcSwap::from_pointee(table),
             asked: Mutex::default(),
             any_asked: AtomicBool::new(false),
@@ -70,17 +70,18 @@ impl Names {
     /// The addresses of `host`, waiting for control until `deadline` if it is not known yet.
     ///
     /// # Errors
-    /// [`LinkError::Unresolved`] when it has no address, is one host too many, or took too long.
+    /// [`ConnectionError::Unresolved`] when it has no address, is one host too many, or took too long.
     pub async fn addresses(
         &self,
         host: &str,
         port: u16,
         deadline: Instant,
-    ) -> Result<Vec<SocketAddr>, LinkError> {
+    ) -> Result<Vec<SocketAddr>, ConnectionError> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let unresolved = |why: &str| LinkError::Unresolved { host: host.into(), why: why.into() };
+        let unresolved =
+            |why: &str| ConnectionError::Unresolved { host: host.into(), why: why.into() };
         let mut asked = false;
         loop {
             match self.known(host) {
@@ -120,7 +121,7 @@ impl Names {
     }
 
     /// Serves the table for as long as it runs; spawned once, on the control executor.
-    pub(crate) async fn keep(self: Arc<Names>) {
+    pub(crate) async fn keep_resolved(self: Arc<HostNames>) {
         let mut round = Instant::now();
         loop {
             Timer::new(ASKED_POLL).await;
@@ -143,11 +144,8 @@ impl Names {
 
     pub(crate) fn publish(&self, host: String, answer: Result<Vec<SocketAddr>, String>) {
         let mut table = HashMap::clone(&self.table.load());
-        let entry = table.entry(host).or_insert(Entry {
-            addresses: Vec::new(),
-            failed: None,
-            fixed: false,
-        });
+        let entry =
+            table.entry(host).or_insert(Host { addresses: Vec::new(), failed: None, fixed: false });
         match answer {
             Ok(addresses) => {
                 entry.addresses = addresses;
@@ -195,7 +193,7 @@ mod tests {
     #[test]
     fn literals_need_no_table_and_fixed_hosts_no_resolver() {
         let fixed: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let names = Names::new(vec![("bucket.example".into(), vec![fixed])]);
+        let names = HostNames::new(vec![("bucket.example".into(), vec![fixed])]);
         on_executor(async move {
             let got = names.addresses("::1", 9, soon()).await.unwrap();
             assert_eq!(got, ["[::1]:9".parse().unwrap()]);
@@ -206,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_failed_round_keeps_the_last_good_answer() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         let good: SocketAddr = "10.0.0.1:0".parse().unwrap();
         names.publish("h".into(), Ok(vec![good]));
         names.publish("h".into(), Err("down".into()));
@@ -217,10 +215,10 @@ mod tests {
 
     #[test]
     fn a_host_that_had_no_address_is_asked_for_again() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         names.publish("localhost".into(), Err("the network is not up".into()));
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = glommio::spawn_local(names.clone().keep_resolved());
             let failed = names.addresses("localhost", 7, soon()).await.unwrap_err();
             assert!(failed.to_string().contains("the network is not up"), "{failed}");
             Timer::new(FAILURE_KEPT).await;
@@ -231,9 +229,9 @@ mod tests {
 
     #[test]
     fn an_unknown_host_is_asked_for_and_waited_for() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = glommio::spawn_local(names.clone().keep_resolved());
             let got = names.addresses("localhost", 7, soon()).await.unwrap();
             assert!(got.iter().all(|a| a.ip().is_loopback() && a.port() == 7));
             keeper.cancel().await;
@@ -242,7 +240,7 @@ mod tests {
 
     #[test]
     fn hosts_are_bounded() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         for i in 0..HOSTS_MAX {
             names.ask(&format!("h{i}")).unwrap();
         }

@@ -212,7 +212,7 @@ mod tests {
     use aws_types::os_shim_internal::Env;
     use futures_lite::future::block_on;
 
-    use super::super::environment::ENTRIES;
+    use super::super::environment::SETTINGS;
     use super::super::profile;
     use super::*;
 
@@ -300,7 +300,7 @@ mod tests {
     /// Every key that matters: fine without a value, one sentence with nonsense that it cannot be.
     #[test]
     fn every_key_is_unset_when_empty_and_refused_by_name_when_it_is_nonsense() {
-        for key in ENTRIES.iter().map(|entry| entry.key).filter(|key| !key.is_empty()) {
+        for key in SETTINGS.iter().map(|setting| setting.key).filter(|key| !key.is_empty()) {
             for empty in ["", " ", "\t", "\u{a0}", "# nothing"] {
                 let text = format!("[default]\n{key} = {empty}\n");
                 assert_eq!(start(&text), REGION, "{text:?}");
