@@ -1,11 +1,12 @@
-//! Seeded faults around any store, for tests and game days: the same seed gives the same sequence of faults.
+//! Seeded faults around any store, for tests and game days: the same seed gives the same faults.
 //!
-//! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`: each but
-//! `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or `object`, `store_wide`) fails
-//! exactly the payloads that contain the word `poison`, every time. `outage=60s` fails every put store-wide for that long
-//! after a core's first one. Four more hit beside the store: `conn_panic` per
-//! request, `spool_sync` per sync of the spool, and `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or blocks the
-//! core's thread for [`STUCK_FOR`].
+//! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`:
+//! each but `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or
+//! `object`, `store_wide`) fails exactly the payloads that contain the word `poison`, every time.
+//! `outage=60s` fails every put store-wide for that long after a core's first one. Four faults are
+//! outside the store: `conn_panic` per request, `spool_sync` per sync of the spool, and
+//! `core_panic` and `core_stuck`, the number of puts after which a task of the core panics, or
+//! blocks its thread for [`STUCK_FOR`].
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -15,12 +16,12 @@ use glommio::timer::sleep;
 
 use super::{Class, Object, Progress, PutError, Store, Summing};
 
-/// How long `core_stuck` blocks a core: long enough to look at the server meanwhile.
+/// How long `core_stuck` blocks a core: long enough to inspect the server meanwhile.
 pub const STUCK_FOR: Duration = Duration::from_secs(3);
-/// What `poison` looks for in a payload.
+/// The word that `poison` searches payloads for.
 const POISON: &[u8] = b"poison";
 
-/// What goes wrong, and how often.
+/// Which faults, and how often.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FaultPlan {
     pub seed: u64,
@@ -30,31 +31,31 @@ pub struct FaultPlan {
     pub late: f64,
     pub object: f64,
     pub store_wide: f64,
-    /// Never answers: the worker's deadline ends it.
+    /// Never ends: the worker's deadline does.
     pub hang: f64,
     /// Panics inside the put.
     pub panic: f64,
     /// Panics in the connection that brought the request.
     pub conn_panic: f64,
-    /// Fails a sync of the spool, after it was done.
+    /// Fails a sync of the spool after it has succeeded.
     pub spool_sync: f64,
-    /// After this many puts on a core, a task of that core panics; 0 never.
+    /// After this many puts on a core, a task of that core panics; 0: never.
     pub core_panic: u64,
-    /// After this many puts on a core, its thread blocks for [`STUCK_FOR`]; 0 never.
+    /// After this many puts on a core, its thread blocks for [`STUCK_FOR`]; 0: never.
     pub core_stuck: u64,
-    /// How puts of payloads that contain the word `poison` fail; `None` when they do not.
+    /// How puts of payloads with the word `poison` fail; `None`: they do not.
     pub poison: Option<Class>,
-    /// From a core's first put on, all of them fail.
+    /// For this long from a core's first put on, all puts fail.
     pub outage: Duration,
     /// Before every put.
     pub delay: Duration,
 }
 
 impl FaultPlan {
-    /// Reads `name=value,…`.
+    /// Parses `name=value,…`.
     ///
     /// # Errors
-    /// Names the item that is not understood and what is allowed.
+    /// Names the unknown item and what is allowed.
     pub fn parse(text: &str) -> Result<FaultPlan, String> {
         let mut plan = FaultPlan::default();
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -187,7 +188,8 @@ impl Faulty {
         self.puts.set(self.puts.get() + 1);
         if self.puts.get() == self.plan.core_panic {
             let own_task = async {
-                // glommio polls a new task inside `spawn_local`: without this the panic would hit the worker instead.
+                // glommio polls a new task inside `spawn_local`: without the sleep the worker would
+                // panic.
                 sleep(Duration::from_millis(1)).await;
                 panic!("injected: a core's own task");
             };
@@ -217,7 +219,7 @@ impl ConnFaults {
         ConnFaults { share, rng: RefCell::new(fastrand::Rng::with_seed(seed)) }
     }
 
-    /// Panics as often as planned.
+    /// Panics with the planned probability.
     pub fn on_request(&self) {
         if self.share > 0.0 && self.rng.borrow_mut().f64() < self.share {
             panic!("injected: a connection");

@@ -8,24 +8,23 @@
 //!
 //! In reading order:
 //!
-//! | module | what it holds | runs on |
-//! |---|---|---|
-//! | `start` | [`start()`], [`prepare`], and every reason why a store cannot start | control |
-//! | `environment`, `shared_files`, `profile` | the AWS variables and files, checked before a library reads them | control |
-//! | `endpoint_url` | `AWS_ENDPOINT_URL_S3` and the like, checked | control |
-//! | `credential_chain` | region, endpoint and credentials from `aws-config`; refreshes credentials | control |
-//! | [`probe`] | asks the bucket before the first payload arrives | control |
-//! | `shared` | what control publishes to the cores | both |
-//! | [`host_names`] | host name to addresses: resolved by control, read by cores | both |
-//! | [`proxies`], `tls`, [`clock`] | which requests use a proxy; trust roots; offset of the store's clock | both |
-//! | [`dial`], `race`, `tunnel` | from a server's address to a connected byte stream | both |
-//! | `idle_pool` | idle connections of one executor, for either client | both |
-//! | `credential_snapshot`, `client_state` | one executor's credentials and clock; how refusals are classified | both |
-//! | [`direct`] | the lean client (`S3_CLIENT=direct`): PUT and nothing else | cores |
-//! | [`sdk`], `connector`, `hyper_pool` | the client on `aws-sdk-s3`, and its bridge to this runtime | both |
+//! - on control: `start` ([`start()`], [`prepare`], every reason why a store cannot start);
+//!   `environment`, `shared_files` and `profile` (AWS variables and files, checked before a library
+//!   reads them); `endpoint_url` (`AWS_ENDPOINT_URL_S3` and the like, checked); `credential_chain`
+//!   (region, endpoint and credentials from `aws-config`); [`probe`] (asks the bucket before the first
+//!   payload arrives).
+//! - between the two: `shared` (what control publishes) and `host_names` (host name to addresses:
+//!   resolved by control, read by cores).
+//! - on either, per executor: `tls`, [`proxies`] and `clock` (trust roots, which requests use a proxy,
+//!   the offset of the store's clock); [`dial`], `race` and `tunnel` (from a server's address to a
+//!   connected byte stream); `idle_pool` (idle connections of either client); `credential_snapshot`
+//!   and `client_state` (credentials, and how refusals are classified).
+//! - the clients: [`direct`] (`S3_CLIENT=direct`, lean: PUT and nothing else), and [`sdk`] on
+//!   `aws-sdk-s3` with `connector` and `hyper_pool`, its bridge to this runtime. Control uses the
+//!   latter for the probe and for credential services.
 
 mod client_state;
-pub mod clock;
+mod clock;
 pub(crate) mod connector;
 mod credential_chain;
 mod credential_snapshot;
@@ -33,7 +32,7 @@ pub mod dial;
 pub mod direct;
 mod endpoint_url;
 mod environment;
-pub mod host_names;
+mod host_names;
 mod hyper_pool;
 mod idle_pool;
 pub mod probe;

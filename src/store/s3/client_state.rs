@@ -1,5 +1,5 @@
-//! The state that both S3 clients have on one executor: credentials, the store's clock, and the rules
-//! by which refusals are classified. So a payload has the same outcome with either client.
+//! The state that both S3 clients have on one executor: credentials, the store's clock, and the
+//! rules by which refusals are classified. So a payload has the same outcome with either client.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -76,8 +76,8 @@ impl ClientState {
         (target.https || !self.shared.https()).then_some((target, uri))
     }
 
-    /// The outcome for the worker of `refusal`, the response to a request signed with credentials of
-    /// `generation`.
+    /// The outcome for the worker of `refusal`, the response to a request signed with credentials
+    /// of `generation`.
     pub(super) fn outcome_of(
         &self,
         refusal: &Refusal<'_>,
@@ -112,21 +112,21 @@ impl ClientState {
     }
 }
 
-/// A JSON body, which S3 never sends: it comes from another API of the same provider (B2, Cloudflare,
-/// Google) or from a gateway, and says more than the status.
+/// A JSON body, which S3 never sends: it comes from another API of the same provider (B2,
+/// Cloudflare, Google) or from a gateway, and says more than the status.
 fn json_text(body: &[u8]) -> Option<&str> {
     std::str::from_utf8(body).ok().filter(|text| text.trim_start().starts_with('{'))
 }
 
-/// Headers by which a store's support finds a request: S3's two, which MinIO, Ceph, B2 and Wasabi send
-/// too, then Cloudflare's and Google's.
+/// Headers by which a store's support finds a request: S3's two, which MinIO, Ceph, B2 and Wasabi
+/// send too, then Cloudflare's and Google's.
 const REQUEST_ID_HEADERS: [&str; 4] =
     ["x-amz-request-id", "x-amz-id-2", "cf-ray", "x-guploader-uploadid"];
 /// Longest id kept, bytes; those of AWS have up to 76.
 const REQUEST_ID_BYTES_MAX: usize = 160;
 
-/// The ids of a request, `name value` each: from the response's headers, or else from `RequestId` and
-/// `HostId` in its error document.
+/// The ids of a request, `name value` each: from the response's headers, or else from `RequestId`
+/// and `HostId` in its error document.
 pub(super) fn request_ids<'a>(
     header: impl Fn(&str) -> Option<&'a str>,
     body: &[u8],
@@ -157,7 +157,7 @@ fn listed<'a>(ids: impl Iterator<Item = (&'static str, &'a str)>) -> String {
 
 /// The worker's view of a failure to get a response.
 pub(super) fn unanswered(error: &ConnectionError) -> PutError {
-    let (class, code) = classify::link(error);
+    let (class, code) = classify::connection_error(error);
     let text = classify::bounded(&connector::with_sources(error));
     let congestion = classify::is_congestion(error);
     PutError { congestion, ..PutError::new(class, code, text) }

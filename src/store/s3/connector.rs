@@ -1,5 +1,5 @@
-//! The bridge between the AWS SDK and this core: its HTTP client, its sleep, and the one place
-//! where values that never leave their thread are passed off as `Send`.
+//! The bridge between the AWS SDK and this executor: its HTTP client, its sleep, and the one place
+//! where values that never leave their thread are passed as `Send`.
 //!
 //! The SDK asks for `Send + Sync`; glommio's types are neither. [`CoreLocal`] wraps them in a
 //! `SendWrapper`, which panics rather than let one be used or dropped on another thread. No other
@@ -35,14 +35,14 @@ use crate::deadline::within;
 use crate::queue::job::Payload;
 use crate::store::PeerSlot;
 
-/// Longest answer taken from a store or a credential service, bytes.
+/// Longest response accepted from a store or a credential service, bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// A value that stays on the core that made it, though the SDK's bounds ask for more.
+/// A value that stays on the core that made it, in a wrapper that satisfies the SDK's bounds.
 #[derive(Clone)]
 pub(super) struct CoreLocal<T>(SendWrapper<T>);
 
-/// An extension of a request: where it says which connection it is sent on.
+/// An extension of a request: the slot that is told which connection sends it.
 pub(super) type PeerOf = CoreLocal<Rc<PeerSlot>>;
 
 impl<T> CoreLocal<T> {
@@ -70,8 +70,9 @@ impl AsRef<[u8]> for CoreLocal<Payload> {
     }
 }
 
-/// A body's bytes for the SDK: one part without a copy, and it lives until the last clone is dropped. Several are copied
-/// into one, because the connector sends one chunk: this client is what the lean one is compared with.
+/// A body for the SDK. One part is not copied and lives until the last clone is dropped. Several
+/// are copied into one, because the connector sends a single chunk; the lean client is the fast
+/// path.
 pub(super) fn body_of(parts: &[Payload]) -> SdkBody {
     SdkBody::from(match parts {
         [whole] => Bytes::from_owner(CoreLocal::new(whole.clone())),
@@ -99,7 +100,7 @@ pub(super) struct GlommioHttp {
 }
 
 impl GlommioHttp {
-    /// `connect_timeout` holds where the SDK's own settings give none.
+    /// `connect_timeout` applies if the SDK's own settings give none.
     pub(super) fn new(pool: Rc<HyperPool>, connect_timeout: Duration) -> GlommioHttp {
         GlommioHttp { pool: CoreLocal::new(pool), connect_timeout }
     }
@@ -146,20 +147,21 @@ impl HttpConnector for Connector {
 }
 
 /// Absolute URI to origin form plus `host`, body to bytes that a retry can send again. A proxy that
-/// takes requests itself, and not a tunnel, is sent the URI as it is: the signature covers only host
-/// and path, which stay what they are.
+/// forwards requests, without a tunnel, gets the absolute URI: the signature covers only host and
+/// path, which do not change.
 async fn prepare(
     request: HttpRequest,
     pool: &HyperPool,
 ) -> Result<(ServerAddress, http::Request<Full<Bytes>>), ConnectorError> {
     let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
     let (mut parts, body) = request.into_parts();
-    let server = ServerAddress::of(&parts.uri)
-        .ok_or_else(|| ConnectorError::user("the request has no http or https server".into()))?;
+    let server = ServerAddress::of(&parts.uri).ok_or_else(|| {
+        ConnectorError::user("the URL of the request is neither http nor https".into())
+    })?;
     if body.bytes().is_none() {
         return Err(ConnectorError::user("only bodies in memory can be sent".into()));
     }
-    // Ready at once and without a copy: there is one chunk.
+    // Ready at once and without a copy, because there is one chunk.
     let body = body.collect().await.map_err(ConnectorError::user)?.to_bytes();
     if !parts.headers.contains_key(HOST) {
         let authority = parts.uri.authority().map_or("", |a| a.as_str());
@@ -182,8 +184,7 @@ async fn prepare(
     Ok((server, http::Request::from_parts(parts, Full::new(body))))
 }
 
-/// One request on one connection, or on a second one if the first was kept alive and turned out
-/// dead.
+/// One request on an idle connection, or on a new one if that turns out dead.
 struct Exchange {
     pool: Rc<HyperPool>,
     server: ServerAddress,
@@ -191,7 +192,7 @@ struct Exchange {
     read_timeout: Option<Duration>,
 }
 
-/// A failed try, and whether the same request may be sent again.
+/// A failed attempt, and whether the same request may be sent again.
 struct Failed {
     error: ConnectionError,
     unanswered: bool,
@@ -205,7 +206,7 @@ impl Exchange {
         if let Some(conn) = self.pool.take(&self.server).await {
             match self.attempt(conn, request.clone()).await {
                 Ok(response) => return Ok(response),
-                // The store closed it between two requests: that says nothing about this one.
+                // The store closed it between two requests, which says nothing about this one.
                 Err(failed) if failed.unanswered => {}
                 Err(failed) => return Err(failed.error),
             }
@@ -287,21 +288,21 @@ fn connector_error(error: ConnectionError) -> ConnectorError {
     }
 }
 
-/// The link's own error in or below `error`, where it was the link that failed.
+/// The connection's error in `error` or its sources, if the connection failed.
 pub(super) fn connection_error<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a ConnectionError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(link) = error.downcast_ref() {
-            return Some(link);
+        if let Some(failure) = error.downcast_ref() {
+            return Some(failure);
         }
         cause = error.source();
     }
     None
 }
 
-/// An error and its sources in one line; hyper's own text leaves the cause out.
+/// An error and its sources on one line; hyper's own text omits the cause.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,8 @@
 //! One executor's view of the published credentials: read per request, without an atomic
 //! read-modify-write.
 //!
-//! Each executor copies the credentials once per publication, so cores do not even share a reference
-//! count.
+//! Each executor copies the credentials once per publication, so cores do not even share a
+//! reference count.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,9 +1,9 @@
-//! From an server to a connected byte stream: addresses, TCP, a proxy's tunnel, TLS, all within one
-//! connect timeout.
+//! From a server's address to a connected byte stream: name lookup, TCP, a proxy's tunnel and TLS,
+//! all within one connect timeout.
 //!
 //! Both S3 clients connect here, and so do the probe and the credential services. Names are never
-//! resolved here: they come from the control executor's snapshot (`host_names`), because
-//! `getaddrinfo` would stop the core; a name that a proxy is asked for is not resolved at all. A
+//! resolved here, because `getaddrinfo` would block the core: addresses come from the control
+//! executor's snapshot (`host_names`). Behind a proxy the store's name is not resolved at all. A
 //! dropped dial closes its sockets.
 
 use std::cell::{Cell, RefCell};
@@ -32,8 +32,8 @@ use crate::store::s3::proxies::{Proxies, Proxy};
 /// TLS sessions one core remembers for resumption.
 const TLS_SESSIONS_MAX: usize = 32;
 
-/// How much of a connection's age is drawn, so that connections opened together do not retire
-/// together: it lies within a fifth of `S3_CONNECTION_AGE` on either side.
+/// Jitter of a connection's maximum age, either way, as a share of `S3_CONNECTION_AGE`, so that
+/// connections opened together do not retire together.
 const AGE_JITTER: f64 = 0.2;
 
 /// Scheme, host and port: what a kept-alive connection can be reused for.
@@ -61,36 +61,37 @@ impl ServerAddress {
 
 /// Why there is no usable connection, or why one broke. No variant holds a credential.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
+pub(in crate::store) enum ConnectionError {
     /// The name has no address, or the resolver did not answer in time.
     #[error("cannot resolve {host}: {why}")]
     Unresolved { host: String, why: String },
-    /// Every address was tried; `source` is the last one's answer.
+    /// Every address was tried; `source` is the last one's error.
     #[error("cannot connect to {host}:{port} ({address})")]
     Unreachable { host: String, port: u16, address: SocketAddr, source: io::Error },
     #[error("no connection to {host}:{port} within {after:?}")]
     ConnectTimeout { host: String, port: u16, after: Duration },
     #[error("TLS handshake with {host}:{port} failed")]
     Tls { host: String, port: u16, source: io::Error },
-    /// The connection was there and broke before a whole answer had come.
+    /// The connection broke before the response was complete.
     #[error("connection to {host} broke: {why}")]
     Broken { host: String, why: String },
-    #[error("no answer from {host} within {after:?}")]
+    #[error("no response from {host} within {after:?}")]
     ReadTimeout { host: String, port: u16, after: Duration },
-    /// What came is not an answer this client takes (too long, not HTTP).
-    #[error("answer from {host} refused: {why}")]
+    /// The response is one this client does not accept (too long, not HTTP).
+    #[error("invalid response from {host}: {why}")]
     BadAnswer { host: String, why: String },
-    /// The proxy was reached and does not connect.
-    #[error("it does not connect to {host}:{port}: it answered {status} {reason}")]
+    /// The proxy was reached but refuses to connect.
+    #[error("it refuses to connect to {host}:{port}: it answered {status} {reason}")]
     TunnelRefused { host: String, port: u16, status: u16, reason: String },
-    /// Any of the others, on the way through a proxy.
+    /// Any of the others, through a proxy.
     #[error("through proxy {proxy}")]
     ByProxy { proxy: String, source: Box<ConnectionError> },
 }
 
 impl ConnectionError {
-    /// True where nobody was reached, which may pass by itself; what came and was not understood waits for an operator.
-    pub fn may_pass(&self) -> bool {
+    /// True if nothing was reached, which may pass by itself. A response that was not understood
+    /// needs an operator.
+    pub(in crate::store) fn may_pass(&self) -> bool {
         use io::ErrorKind::{InvalidData, InvalidInput};
         match self {
             ConnectionError::Unresolved { .. }
@@ -98,27 +99,27 @@ impl ConnectionError {
             | ConnectionError::ConnectTimeout { .. }
             | ConnectionError::Broken { .. }
             | ConnectionError::ReadTimeout { .. } => true,
-            // A certificate or a protocol that does not fit, and not a connection that broke under it.
+            // A certificate or protocol error, unlike a connection that broke during the handshake.
             ConnectionError::Tls { source, .. } => {
                 !matches!(source.kind(), InvalidData | InvalidInput)
             }
             ConnectionError::BadAnswer { .. } => false,
-            // It could not reach the store, or is busy; every other refusal is a rule of its own.
+            // The proxy could not reach the store, or is busy. Every other refusal is its policy.
             ConnectionError::TunnelRefused { status, .. } => matches!(status, 408 | 429 | 500..),
             ConnectionError::ByProxy { source, .. } => source.may_pass(),
         }
     }
 
-    /// The error itself, whichever way it came, and the proxy it came through.
-    pub fn bare(&self) -> (&ConnectionError, Option<&str>) {
+    /// The error without the proxy around it, and that proxy.
+    pub(super) fn bare(&self) -> (&ConnectionError, Option<&str>) {
         match self {
             ConnectionError::ByProxy { proxy, source } => (source, Some(proxy)),
             direct => (direct, None),
         }
     }
 
-    /// The same, on the way through `proxy`.
-    pub(crate) fn through(self, proxy: Option<&Proxy>) -> ConnectionError {
+    /// The same error, through `proxy`.
+    pub(super) fn through(self, proxy: Option<&Proxy>) -> ConnectionError {
         match (self, proxy) {
             (bare, Some(proxy)) if !matches!(bare, ConnectionError::ByProxy { .. }) => {
                 ConnectionError::ByProxy { proxy: proxy.to_string(), source: Box::new(bare) }
@@ -129,18 +130,18 @@ impl ConnectionError {
 }
 
 /// What one core needs to connect; lives on its core.
-pub struct Dialer {
+pub(super) struct Dialer {
     names: Arc<HostNames>,
     proxies: Arc<Proxies>,
     tls: Arc<ClientConfig>,
-    /// `S3_CONNECTION_AGE`; zero: connections do not retire.
+    /// `S3_CONNECTION_AGE`; zero: no maximum.
     age: Duration,
     avoided: RefCell<Avoided>,
 }
 
 impl Dialer {
     /// `tls` is copied so that no core shares its session store with another.
-    pub fn new(
+    pub(super) fn new(
         names: Arc<HostNames>,
         proxies: Arc<Proxies>,
         tls: &ClientConfig,
@@ -151,13 +152,13 @@ impl Dialer {
         Dialer { names, proxies, tls: Arc::new(tls), age, avoided: RefCell::default() }
     }
 
-    /// The proxy that wants requests to `server` in absolute form, if there is one.
-    pub(crate) fn absolute_form(&self, server: &ServerAddress) -> Option<&Proxy> {
+    /// The proxy that takes requests for `server` in absolute form, if there is one.
+    pub(super) fn absolute_form(&self, server: &ServerAddress) -> Option<&Proxy> {
         self.proxies.absolute_form(server)
     }
 
     /// Connects to `server` within `timeout`, resolution, tunnel and TLS handshake included.
-    pub async fn dial(
+    pub(super) async fn dial(
         &self,
         server: &ServerAddress,
         timeout: Duration,
@@ -195,18 +196,18 @@ impl Dialer {
                 None => ConnectionError::Unresolved { host, why: "the name has no address".into() },
             }
         })?;
-        // Without it the last segment of a PUT waits for a delayed acknowledgement.
+        // Otherwise the last segment of a PUT waits for a delayed acknowledgement.
         let _ = tcp.set_nodelay();
         let trial = memory.trial(address);
         let stream = self.prepare(tcp, server, proxy).await;
-        // Another address would say the same of a certificate, or of a proxy's rules.
+        // A bad certificate or a proxy's policy would be the same at another address.
         if stream.as_ref().err().is_none_or(|error| !is_of_address(error)) {
             trial.passed();
         }
         Ok(Wire { stream: stream?, bytes_read: Rc::default(), retire_at: self.retire_at() })
     }
 
-    /// What lies between a TCP connection and the first request: the proxy's tunnel, and TLS.
+    /// What a TCP connection needs before the first request: the proxy's tunnel, and TLS.
     async fn prepare(
         &self,
         mut tcp: net::Stream,
@@ -227,7 +228,7 @@ impl Dialer {
         Ok(Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?)))
     }
 
-    /// When a connection that is opened now is too old.
+    /// When a connection opened now becomes too old.
     fn retire_at(&self) -> Option<Instant> {
         let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * fastrand::f64();
         (!self.age.is_zero()).then(|| Instant::now() + self.age.mul_f64(factor))
@@ -240,9 +241,9 @@ fn is_of_address(error: &ConnectionError) -> bool {
         && error.may_pass()
 }
 
-/// A connected stream that counts what it has read: whether a failed request saw any byte of an
-/// answer decides whether it may be sent again.
-pub struct Wire {
+/// A connected stream that counts the bytes it has read: a failed request may be sent again only if
+/// no byte of a response has arrived.
+pub(super) struct Wire {
     stream: Stream,
     bytes_read: Rc<Cell<u64>>,
     retire_at: Option<Instant>,
@@ -259,16 +260,17 @@ impl Wire {
         Wire { stream: Stream::Plain(stream), bytes_read: Rc::default(), retire_at: None }
     }
 
-    /// Sends all of `bytes` at once and without a copy, if this wire can; it leaves an empty buffer in their place.
-    pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
+    /// Sends all of `bytes` at once without a copy, if this stream can; leaves an empty buffer in
+    /// their place.
+    pub(super) fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         match &self.stream {
             Stream::Plain(s) => s.send_whole(bytes),
             Stream::Tls(_) => false,
         }
     }
 
-    /// Sends `payload` from `from` on, or as much of it as is taken at once.
-    pub fn poll_send_payload(
+    /// Sends `payload` from `from` on, or as much of it as the socket takes at once.
+    pub(super) fn poll_send_payload(
         &mut self,
         cx: &mut Context<'_>,
         payload: &Payload,
@@ -280,8 +282,8 @@ impl Wire {
         }
     }
 
-    /// Whether all that was written is the kernel's.
-    pub fn has_sent(&self) -> bool {
+    /// Whether the kernel has taken everything written.
+    pub(super) fn has_sent(&self) -> bool {
         match &self.stream {
             Stream::Plain(s) => s.has_sent(),
             Stream::Tls(s) => s.get_ref().0.has_sent(),
@@ -289,21 +291,21 @@ impl Wire {
     }
 
     /// A view of what the peer has acknowledged, below TLS.
-    pub fn acknowledged(&self) -> Acknowledged {
+    pub(super) fn acknowledged(&self) -> Acknowledged {
         match &self.stream {
             Stream::Plain(s) => s.acknowledged(),
             Stream::Tls(s) => s.get_ref().0.acknowledged(),
         }
     }
 
-    /// When it is too old to be used for another request; `None`: never. A connection that were kept
-    /// for as long as it is busy would not follow its name to another address.
-    pub fn retire_at(&self) -> Option<Instant> {
+    /// When it is too old for another request; `None`: never. Without a maximum age a busy
+    /// connection would not follow its host name to another address.
+    pub(super) fn retire_at(&self) -> Option<Instant> {
         self.retire_at
     }
 
     /// The running count of bytes read, above TLS.
-    pub fn bytes_read(&self) -> Rc<Cell<u64>> {
+    pub(super) fn bytes_read(&self) -> Rc<Cell<u64>> {
         self.bytes_read.clone()
     }
 }

@@ -1,8 +1,8 @@
 //! The S3 client on `aws-sdk-s3`, one per executor: own connector, own pool, own clock offset.
 //!
 //! One attempt per put: the SDK's retries, timeouts, identity cache and clock correction are off,
-//! because the worker owns retry and deadline. Bodies are in memory, so a checksum is a header, never a
-//! trailer. Credentials come from control's snapshot; nothing here waits for a provider.
+//! because the worker owns retry and deadline. Bodies are in memory, so a checksum is a header,
+//! never a trailer. Credentials come from control's snapshot; nothing here waits for a provider.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -19,12 +19,12 @@ use crate::config::{Checksum, SignPayload};
 
 /// The bucket's region and endpoint, fixed at start.
 #[derive(Clone, Debug)]
-pub(crate) struct Location {
-    pub(crate) region: String,
+pub(super) struct Location {
+    pub(super) region: String,
     /// `None` on AWS.
-    pub(crate) endpoint: Option<String>,
-    pub(crate) fips: Option<bool>,
-    pub(crate) dual_stack: Option<bool>,
+    pub(super) endpoint: Option<String>,
+    pub(super) fips: Option<bool>,
+    pub(super) dual_stack: Option<bool>,
 }
 
 /// What every connection is made with.

@@ -1,8 +1,8 @@
 //! How an `s3://` store starts: where the bucket is, the first credentials, and the tasks that keep
 //! names and credentials fresh.
 //!
-//! One provider chain serves the process. `aws-config` runs it on this crate's connector and timers.
-//! It reads files, which blocks, so it runs on the control executor and never on a core.
+//! One provider chain serves the process. `aws-config` runs it on this crate's connector and
+//! timers. It reads files, which blocks, so it runs on the control executor and never on a core.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ pub struct S3Target {
     pub options: S3Options,
 }
 
-/// Replaces what the environment says. All empty in production, where the AWS variables (`AWS_REGION`,
-/// `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) are the only source.
+/// Replaces what the environment says. All empty in production, where the AWS variables
+/// (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) are the only source.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub credentials: Option<Credentials>,
@@ -50,7 +50,8 @@ pub struct Overrides {
     pub proxies: Option<Proxies>,
 }
 
-/// Why an `s3://` store cannot start. Each text is one sentence that names the cause and the remedy.
+/// Why an `s3://` store cannot start. Each text is one sentence that names the cause and the
+/// remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     #[error(

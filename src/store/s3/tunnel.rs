@@ -6,19 +6,20 @@ use super::dial::{ConnectionError, ServerAddress};
 use crate::net;
 use crate::store::s3::proxies::Proxy;
 
-/// Longest head of a proxy's answer, bytes.
+/// Longest head of a proxy's response, bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
-/// Fields in it.
+/// Header fields in it.
 const FIELDS_MAX: usize = 64;
-/// The beginning of an answer in which what is no HTTP shows, bytes.
+/// Bytes of a response after which it is clear that it is not HTTP.
 const STATUS_BYTES: usize = 16;
 /// Longest reason phrase shown, characters.
 const REASON_CHARS_MAX: usize = 80;
 
-/// Has `proxy`, to which `stream` leads, connect to `server`; what is sent afterwards goes there.
+/// Makes `proxy`, at the other end of `stream`, connect to `server`; what is sent afterwards goes
+/// there.
 ///
 /// # Errors
-/// The proxy refuses, closes, or answers what is no HTTP.
+/// The proxy refuses, closes, or does not answer in HTTP.
 pub(super) async fn open(
     stream: &mut net::Stream,
     proxy: &Proxy,
@@ -30,7 +31,7 @@ pub(super) async fn open(
     };
     stream.write_all(&request(proxy, server)).await.map_err(|e| broken(&e))?;
     let mut answer = Vec::new();
-    // One byte at a time, out of a buffer: what follows the head is the store's.
+    // One byte at a time, from a buffer: the bytes behind the head come from the store.
     loop {
         let mut byte = [0];
         if stream.read(&mut byte).await.map_err(|e| broken(&e))? == 0 {
@@ -38,7 +39,7 @@ pub(super) async fn open(
             return Err(broken(&closed));
         }
         answer.push(byte[0]);
-        if is_worth_a_look(&answer)
+        if is_worth_parsing(&answer)
             && let Some(verdict) = verdict(&answer, proxy, server)
         {
             return verdict;
@@ -46,9 +47,9 @@ pub(super) async fn open(
     }
 }
 
-/// Each look starts at the beginning, so there are few: at the first bytes, at line ends, of which a
-/// head has a limited number, and at the limit.
-fn is_worth_a_look(answer: &[u8]) -> bool {
+/// Each parse starts at the beginning, so there are few: at the first bytes, at line ends (a head
+/// has a limited number), and at the limit.
+fn is_worth_parsing(answer: &[u8]) -> bool {
     answer.len() <= STATUS_BYTES || answer.len() >= ANSWER_BYTES_MAX || answer.ends_with(b"\n")
 }
 
@@ -63,7 +64,7 @@ fn request(proxy: &Proxy, server: &ServerAddress) -> Vec<u8> {
     request.into_bytes()
 }
 
-/// What the proxy has answered; `None` as long as more has to come.
+/// The proxy's response; `None` while it is incomplete.
 fn verdict(
     answer: &[u8],
     proxy: &Proxy,
@@ -78,7 +79,7 @@ fn verdict(
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     match response.parse(answer) {
-        Err(error) => bad(format!("it is no HTTP ({error})")),
+        Err(error) => bad(format!("it is not HTTP ({error})")),
         Ok(httparse::Status::Partial) if answer.len() >= ANSWER_BYTES_MAX => {
             bad(format!("its head is over {ANSWER_BYTES_MAX} bytes"))
         }
@@ -152,8 +153,8 @@ mod tests {
             ("HTTP/1.1 403 Forbidden\r\n\r\n", Some(Err((false, "403 Forbidden")))),
             ("HTTP/1.1 502 Bad Gateway\r\n\r\n", Some(Err((true, "502 Bad Gateway")))),
             ("HTTP/1.1 101 x\r\n\r\n", Some(Err((false, "101")))),
-            ("SSH-2.0-OpenSSH_9.2\r\n", Some(Err((false, "it is no HTTP")))),
-            ("\x15\x03\x01\0\x02\x02\x16", Some(Err((false, "it is no HTTP")))),
+            ("SSH-2.0-OpenSSH_9.2\r\n", Some(Err((false, "it is not HTTP")))),
+            ("\x15\x03\x01\0\x02\x02\x16", Some(Err((false, "it is not HTTP")))),
             (&lines, Some(Err((false, "too many lines")))),
             (&long, Some(Err((false, "its head is over")))),
         ] {

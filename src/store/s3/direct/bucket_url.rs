@@ -20,8 +20,8 @@ pub(super) struct BucketUrl {
     pub(super) service: String,
 }
 
-/// The lean client cannot write to this bucket: its requests need another signature (S3 Express), or
-/// an option cannot be sent.
+/// The lean client cannot write to this bucket: its requests need another signature (S3 Express),
+/// or an option cannot be sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
 pub struct Unsupported {

@@ -2,9 +2,9 @@
 //!
 //! Head and body leave in one write up to [`COPIED_BYTES_MAX`]. Of a larger body only the beginning
 //! does; the rest follows part by part without being copied. A send ends when the kernel has taken
-//! everything, so the next one finds a socket with room for a full buffer. The response is read while
-//! the request is still being sent, because a store may refuse a body before it has arrived. Dropping
-//! a connection closes it.
+//! everything, so the next one finds a socket with room for a full buffer. The response is read
+//! while the request is still being sent, because a store may refuse a body before it has arrived.
+//! Dropping a connection closes it.
 
 use std::io;
 use std::pin::Pin;
@@ -20,8 +20,8 @@ use crate::store::Progress;
 use crate::store::s3::dial::{ConnectionError, Wire};
 use crate::store::s3::idle_pool::Connection;
 
-/// Bodies up to this size are copied behind their head: over loopback 32 KiB left in 8.7 µs this way,
-/// and in 13.4 µs with a second write. It also bounds the buffer that a connection keeps.
+/// Bodies up to this size are copied behind their head: over loopback 32 KiB left in 8.7 µs this
+/// way, and in 13.4 µs with a second write. It also bounds the buffer that a connection keeps.
 const COPIED_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a longer body that are copied, so that the head does not leave in a packet of its own;
@@ -181,8 +181,8 @@ fn taken(bytes: usize) -> io::Result<usize> {
     if bytes == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(bytes) }
 }
 
-/// The part of a body still to be sent: the first of `parts` from `from` on, then the others. `from`
-/// always lies before the end of that part.
+/// The part of a body still to be sent: the first of `parts` from `from` on, then the others.
+/// `from` always lies before the end of that part.
 struct Rest<'a> {
     parts: &'a [Payload],
     from: usize,

@@ -130,7 +130,8 @@ impl Case {
             .build()
             .unwrap()
             .into();
-        // Of what is sent, everything that S3 wants signed, and what says how the object is to be stored.
+        // Of what is sent, everything that S3 wants signed, and what says how the object is to be
+        // stored.
         let signed = |name: &str| {
             ["content-encoding", "content-type", "if-none-match"].contains(&name)
                 || name.starts_with("x-amz-")
