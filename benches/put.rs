@@ -22,8 +22,8 @@ use glommio::{LocalExecutorBuilder, Placement};
 use millrace::config::{Checksum, S3Client, S3Options};
 use millrace::queue::job::{Origin, Payload};
 use millrace::store::s3::dial;
-use millrace::store::s3::direct::{Identity, Place, Put, Signer, Template};
-use millrace::store::s3::{self, Aws, Overrides, S3Target};
+use millrace::store::s3::direct::{Destination, Identity, Put, Signer, Template};
+use millrace::store::s3::{self, Overrides, S3Control, S3Target};
 use millrace::store::{Integrity, Object, Store, StoreSeed, Sums};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -154,7 +154,7 @@ async fn run(store: &Rc<Store>, puts: usize) -> (f64, f64) {
     used.per(puts / IN_FLIGHT * IN_FLIGHT)
 }
 
-async fn store(sink: SocketAddr, client: S3Client, checksum: Checksum) -> (Aws, Rc<Store>) {
+async fn store(sink: SocketAddr, client: S3Client, checksum: Checksum) -> (S3Control, Rc<Store>) {
     let options = S3Options {
         content_type: "application/octet-stream".into(),
         connect_timeout: Duration::from_secs(3),
@@ -231,10 +231,10 @@ fn signing(heads: usize, rounds: usize) {
         [b'x'; BODY_BYTES],
         S3Options { content_type: "application/octet-stream".into(), ..S3Options::default() },
     );
-    let origin = dial::Origin { https: false, host: "127.0.0.1".into(), port: 9000 };
-    let place = Place { origin: &origin, path: "/payloads/", prefix: "in/" };
+    let server = dial::ServerAddress { https: false, host: "127.0.0.1".into(), port: 9000 };
+    let destination = Destination { server: &server, path: "/payloads/", prefix: "in/" };
     let integrity = Integrity { checksum: Checksum::None, sign_payload: true };
-    let template = Template::new(&place, &options, integrity).expect("plain options");
+    let template = Template::new(&destination, &options, integrity).expect("plain options");
     let mut signer = Signer::new("us-east-1", "s3");
     let who = Identity { access_key: "AKIDBENCH", secret_key: "a secret", session_token: None };
     let start_s = 1_700_000_000;

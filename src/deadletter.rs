@@ -1,12 +1,15 @@
-//! The dead-letter directory: objects the store will not take, or that a stop left unstored; mostly one payload each.
+//! The dead-letter directory: objects that the store refuses, or that a stop left unstored; mostly
+//! one payload each.
 //!
-//! One that is written while the server runs is two files, `{stem}.payload` with the object's bytes and `{stem}.json`
-//! with a [`Letter`]; the JSON file is renamed into place last, so a letter that can be seen is whole. Those of a stop
-//! share one file per core, see [`bundle`]. The directory is bounded by `DEAD_LETTER_MAX`; what finds no room is lost,
-//! which the caller logs and counts. Writes block: a core sends them to its blocking thread, but for the last step of a
+//! A dead letter written while the server runs is two files: `{stem}.payload` with the object's
+//! bytes and `{stem}.json` with a [`Letter`]. The JSON file is renamed into place last, so a
+//! visible letter is complete. The letters of a stop share one file per core; see [`bundle`].
+//! `DEAD_LETTER_MAX` bounds the directory. A letter without room is lost, which the caller logs and
+//! counts. Writes block: a core runs them on its blocking thread, except in the last step of a
 //! drain, when nothing else is left to run.
 //!
-//! A letter that was being written when the stop cut in may be in both forms; a replay puts it twice under the one key.
+//! A letter that was being written when a stop began may exist in both forms; a replay stores it
+//! twice under the same key.
 
 pub mod bundle;
 mod letter;
@@ -25,7 +28,7 @@ pub use letter::Letter;
 use crate::queue::job::Payload;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
 
-/// Why a letter was not written.
+/// Why a dead letter was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum LetterError {
     #[error(
@@ -36,20 +39,20 @@ pub enum LetterError {
     Io(#[from] io::Error),
 }
 
-/// The directory, shared by all cores: dead letters are rare, so one atomic sum bounds them.
+/// The directory, shared by all cores. Dead letters are rare, so one atomic sum bounds them.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
     opened: Instant,
-    /// Milliseconds after `opened` from which the directory may be measured again.
+    /// The directory may be measured again this many milliseconds after `opened`.
     measure_after: Arc<AtomicU64>,
-    /// Keeps the unfinished files of two writers apart, also when both write the same letter.
+    /// Numbers unfinished files, so that two writers never share one, even for the same letter.
     next_unfinished: Arc<AtomicU64>,
-    /// The last write failed and no later one, nor a probe, has succeeded.
+    /// The last write failed, and no write or probe has succeeded since.
     failing: Arc<AtomicBool>,
-    /// Size of the letter that failed last: what must fit before they are taken again.
+    /// Size of the letter that failed last: a probe checks for this much room.
     failed_bytes: Arc<AtomicU64>,
 }
 
@@ -58,23 +61,24 @@ pub const LETTER_HEAD_BYTES: usize = 512;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
-/// Between two measurements of a directory without room: with many files one takes long, and letters keep coming.
+/// Shortest time between two measurements of a full directory: with many files one takes long, and
+/// letters keep coming.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
-/// Unfinished files older than this belong to a process that died: no write takes as long.
+/// Unfinished files older than this belong to a dead process: no write takes that long.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
-/// Bytes copied on a core between two chances for its other tasks to run.
+/// Bytes copied on a core before it yields to its other tasks.
 const COPY_BYTES: usize = 256 << 10;
-/// Most that a probe writes to see whether the disk has room.
+/// Most bytes that a probe writes to check whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
 
-/// What [`DeadLetters::list`] finds.
+/// The result of [`DeadLetters::list`].
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Whole letters of their own with their stems, oldest name first.
+    /// Complete single letters with their stems, in the order of names.
     pub letters: Vec<(String, Letter)>,
-    /// Stems of the files with many letters, oldest name first.
+    /// Stems of the bundles, in the order of names.
     pub bundles: Vec<String>,
-    /// JSON files that are no letters, as after a power failure, with the reason.
+    /// JSON files that are not letters, as after a power failure, with the reason.
     pub broken: Vec<(String, String)>,
 }
 
@@ -83,8 +87,8 @@ pub struct Listing {
     reason = "called off the executors or on their blocking thread"
 )]
 impl DeadLetters {
-    /// Opens the directory, made if it does not exist, removes what dead processes left unfinished, and measures the
-    /// rest.
+    /// Opens the directory, creating it if needed, removes unfinished files of dead processes, and
+    /// measures the rest.
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
         create_dir(directory)?;
         sweep(directory)?;
@@ -101,12 +105,13 @@ impl DeadLetters {
         })
     }
 
-    /// Bytes held, as far as this process knows.
+    /// Bytes in the directory, as far as this process knows.
     pub fn used(&self) -> u64 {
         self.used.load(Relaxed)
     }
 
-    /// Measures the directory again, unless a letter is written meanwhile. Blocks.
+    /// Measures the directory again; the result is ignored if a letter is written meanwhile.
+    /// Blocks.
     pub fn remeasure(&self) {
         let before = self.used();
         if let Ok(used) = measure(&self.directory) {
@@ -118,11 +123,11 @@ impl DeadLetters {
         &self.directory
     }
 
-    /// [`DeadLetters::write`] for a core: on its executor's blocking thread, which gets a copy, for the body's parts
-    /// belong to the core. Bounded by who calls, and waits for it: one letter per worker.
+    /// [`DeadLetters::write`] for a core: on its executor's blocking thread, with a copy, because
+    /// the body's parts belong to the core. Callers bound it by waiting: one letter per worker.
     ///
     /// # Errors
-    /// As `write`'s.
+    /// As [`DeadLetters::write`].
     pub async fn write_off_core(
         &self,
         stem: String,
@@ -143,10 +148,10 @@ impl DeadLetters {
         glommio::executor().spawn_blocking(write).await
     }
 
-    /// Writes one letter under `stem`, which must be unlike any other's; it is durable on return. Blocks.
+    /// Writes one letter under `stem`, which must be unique; it is durable on return. Blocks.
     ///
     /// # Errors
-    /// Full or not writable; then nothing of it is left.
+    /// The directory is full or not writable; then nothing of the letter is left.
     pub fn write(
         &self,
         stem: &str,
@@ -159,12 +164,13 @@ impl DeadLetters {
         written
     }
 
-    /// Whether letters are being lost: the last one could not be written.
+    /// Whether letters are lost: the last one could not be written.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Relaxed)
     }
 
-    /// While failing: tries whether the letter that failed would be taken now, with a file that is no letter. Blocks.
+    /// After a failure: writes and removes a test file of the failed letter's size, to check
+    /// whether letters can be written again. Blocks.
     pub fn probe(&self) {
         let size = self.failed_bytes.load(Relaxed);
         let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
@@ -194,7 +200,7 @@ impl DeadLetters {
             self.sync_directory()
         })();
         if let Err(error) = written {
-            // The JSON first: a letter that can be seen has its payload.
+            // The JSON first: a visible letter must have its payload.
             for path in made.iter().rev() {
                 let _left_for_the_sweep = fs::remove_file(path);
             }
@@ -204,17 +210,17 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// A file for all the letters of a stop; never measures the directory.
+    /// A writer for all letters of a stop; never measures the directory.
     pub fn bundle(&self) -> BundleWriter {
         BundleWriter::new(self.clone())
     }
 
-    /// The letters of one file of [`Listing::bundles`].
+    /// A reader of one of [`Listing::bundles`].
     pub fn read_bundle(&self, stem: &str) -> io::Result<BundleReader> {
         BundleReader::open(&self.path(stem, BUNDLE))
     }
 
-    /// Every letter and every file of letters; one that cannot be read does not hide the others.
+    /// Lists every letter and bundle; an unreadable one does not hide the others.
     pub fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&*self.directory)? {
@@ -233,7 +239,7 @@ impl DeadLetters {
             let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
             match read {
                 Ok(letter) => listing.letters.push((stem, letter)),
-                // Replayed by somebody else in the meantime.
+                // Another replay has removed it meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => listing.broken.push((stem, error.to_string())),
             }
@@ -247,17 +253,19 @@ impl DeadLetters {
         fs::read(self.path(stem, PAYLOAD))
     }
 
-    /// Removes a letter that has been stored: the JSON first, so that a crash between leaves no letter without payload.
+    /// Removes a letter that has been stored: the JSON first, so that a crash leaves no letter
+    /// without a payload.
     pub fn remove(&self, stem: &str) -> io::Result<()> {
         fs::remove_file(self.path(stem, META))?;
         match fs::remove_file(self.path(stem, PAYLOAD)) {
-            // The sweep of a server that starts meanwhile was faster.
+            // The sweep of a starting server was faster.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
     }
 
-    /// Held while replaying, so that two replays do not do the same work; `None` when another one holds it.
+    /// A lock held while replaying, so that two replays do not do the same work; `None` if another
+    /// one holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
         let file = create_private(&self.directory.join(".replay.lock"))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -267,8 +275,8 @@ impl DeadLetters {
         }
     }
 
-    /// Takes `size` bytes of the bound. Without room it measures again, for a replay may have made some, but only one
-    /// writer in [`MEASURE_EVERY`] does.
+    /// Reserves `size` bytes. Without room it measures the directory again, because a replay may
+    /// have freed some, at most once in [`MEASURE_EVERY`].
     fn reserve(&self, size: u64) -> Result<(), LetterError> {
         if self.take_room(size) {
             return Ok(());
@@ -322,7 +330,7 @@ impl DeadLetters {
     }
 }
 
-/// Makes the directory if there is none, for its owner only: payloads may be private.
+/// Creates the directory if needed, for its owner only: payloads may be private.
 #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
 pub fn create_dir(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent() {
@@ -338,7 +346,7 @@ fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// Removes old files that no letter goes with: a running server may be about to finish young ones.
+/// Removes old files without a letter. A running server may still finish young ones.
 #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
 fn sweep(directory: &Path) -> io::Result<()> {
     let mut swept = 0;
@@ -353,7 +361,7 @@ fn sweep(directory: &Path) -> io::Result<()> {
         let modified = || entry.metadata()?.modified();
         let old = |since| SystemTime::now().duration_since(since);
         if unfinished
-            // Gone meanwhile, or from the future: not ours to remove.
+            // Removed meanwhile, or dated in the future: kept.
             && modified().is_ok_and(|since| old(since).is_ok_and(|age| age > UNFINISHED_AGE_MAX))
             && fs::remove_file(&path).is_ok()
         {

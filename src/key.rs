@@ -1,12 +1,15 @@
-//! The names of objects: the template `KEY`, parsed once, and what it renders for payloads and batches. No I/O, no clock.
+//! The names of objects: the template `KEY`, parsed once, and the keys it renders for payloads and
+//! batches. No I/O, no clock.
 //!
-//! A key is rendered in two steps. [`KeyTemplate::write_partition`] takes from a payload, its request's version and its
-//! event time what the template asks for: payloads of equal text may share an object. [`KeyTemplate::write_key`] then
-//! puts that text, the core's names and the object's numbers together. Neither allocates once its buffers have grown.
+//! A key is rendered in two steps. [`KeyTemplate::write_partition`] renders the values that depend
+//! on a payload: its fields, its request's version, its event time. Payloads with equal text may
+//! share an object. [`KeyTemplate::write_key`] combines that text with the core's names and the
+//! object's numbers. Neither allocates once its buffers have grown.
 //!
-//! Refused at start is what could name two objects alike ([`KeyTemplate::check_unique`]), and what clients, gateways or
-//! file systems on the way rewrite (`//`, `.`, `..`, control characters). What comes out of a payload is made safe
-//! instead (see `value`): it is one part of a path component, and neither adds nor removes one.
+//! A template is refused at start if it could give two objects the same name
+//! ([`KeyTemplate::check_unique`]), or if clients, gateways or file systems would rewrite its keys
+//! (`//`, `.`, `..`, control characters). Values from a payload are made safe instead (see
+//! `value`): each is a part of one path component, and never adds or removes a component.
 
 mod event_time;
 mod fields;
@@ -22,15 +25,15 @@ use fields::Fields;
 pub use parse::KeyError;
 pub use value::VALUE_BYTES_MAX;
 
-/// One object per payload.
+/// The default if each payload is an object.
 pub const DEFAULT_PAYLOAD: &str = "{unix_nanos}-{node}-{core}-{seq}.json";
-/// Batches.
+/// The default for batches.
 pub const DEFAULT_BATCH: &str = "{unix_nanos}-{node}-{core}-{seq}.{ext}";
 
-/// What a missing field, or the version of a request without one, is called.
+/// Rendered for a missing field, and for the version of a request without one.
 const UNKNOWN: &str = "unknown";
 
-/// Stands behind every value of a partition's text; no value holds a control character.
+/// Ends every value in a partition's text; no value contains a control character.
 const VALUE_END: char = '\u{1f}';
 
 /// A parsed `KEY` with its `EVENT_TIME`.
@@ -40,11 +43,11 @@ pub struct KeyTemplate {
     event_time: Option<String>,
     parts: Vec<Part>,
     fields: Fields,
-    /// Where `fields` notes the event time.
+    /// The event time's slot in `fields`.
     event_time_slot: Option<usize>,
 }
 
-/// One placeholder, or the text between two. A `{date:…}` is as many parts as its format has.
+/// One placeholder, or the text between two. A `{date:…}` is one part per element of its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
@@ -66,12 +69,13 @@ enum Part {
     },
 }
 
-/// What one object's key is made of.
+/// The values of one object's key.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyOf<'a> {
-    /// [`Partition::text`] of any of its payloads, by the same template; empty if that is not partitioned.
+    /// [`Partition::text`] of any of its payloads, from the same template; empty if that is not
+    /// partitioned.
     pub partition: &'a str,
-    /// The batch's opening or the payload's admission.
+    /// Time at which the batch was opened or the payload admitted.
     pub unix_nanos: u64,
     pub node: &'a str,
     pub core: usize,
@@ -79,18 +83,21 @@ pub struct KeyOf<'a> {
     pub seq: u64,
     /// Payloads in the object.
     pub count: u64,
-    /// Such as `ndjson.gz`: letters, digits and dots only, and none is another with a dot and something before it.
+    /// Such as `ndjson.gz`: letters, digits and dots only. No extension is a suffix of another,
+    /// behind a dot.
     pub ext: &'a str,
 }
 
-/// As much of a request's `version` as keys are made of, at most [`VALUE_BYTES_MAX`] bytes: a template makes the same of it.
+/// The part of a request's `version` that keys use, at most [`VALUE_BYTES_MAX`] bytes; a template
+/// renders it unchanged.
 pub fn version(text: &str) -> Box<str> {
     let mut kept = String::new();
     value::write(text.chars(), UNKNOWN, &mut kept);
     kept.into()
 }
 
-/// Which batch a payload belongs to; keep one per core, for it also keeps what the next payload can reuse.
+/// Which batch a payload belongs to. Keep one per core: it also holds buffers that the next payload
+/// reuses.
 #[derive(Clone, Debug, Default)]
 pub struct Partition {
     text: String,
@@ -98,21 +105,21 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// What of the key depends on the payload: equal bytes, same batch. Not for people to read.
+    /// The part of the key that depends on the payload: equal text, same batch. Not for display.
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// Where the time in a payload's `{date:…}` and `{hour}` came from.
+/// The source of the time in a payload's `{date:…}` and `{hour}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a payload under the time it came, not its own, is to be counted"]
+#[must_use = "a payload filed under its arrival instead of its event time must be counted"]
 pub enum EventTime {
-    /// `EVENT_TIME` is not set: they are those of the object's opening.
+    /// `EVENT_TIME` is not set: the time at which the object was opened.
     NotAsked,
     /// From the payload.
     Read,
-    /// The payload has none that could be read: its object is under the time it came.
+    /// The payload has no readable event time: its object is filed under the time of arrival.
     Unreadable,
 }
 
@@ -120,18 +127,18 @@ impl KeyTemplate {
     /// The text of `KEY`, and the JSON pointer of `EVENT_TIME` if set.
     ///
     /// # Errors
-    /// One sentence: what is wrong, what was given, the remedy.
+    /// One sentence with the mistake, the given text and the remedy.
     pub fn parse(key: &str, event_time: Option<&str>) -> Result<KeyTemplate, KeyError> {
         parse::template(key, event_time)
     }
 
-    /// Whether keys end in, or hold, what an object is.
+    /// Whether keys contain the object's extension.
     pub fn has_ext(&self) -> bool {
         self.parts.contains(&Part::Ext)
     }
 
-    /// Both texts as one, which [`KeyTemplate::of_text`] reads again: kept in the spool, so that a later process renders the
-    /// same keys.
+    /// Both texts in one, for [`KeyTemplate::of_text`]. The spool keeps it, so that a later process
+    /// renders the same keys.
     pub fn text(&self) -> String {
         let (key, event_time) = self.texts();
         format!("{key}\n{}", event_time.unwrap_or_default())
@@ -143,23 +150,24 @@ impl KeyTemplate {
         KeyTemplate::parse(key, Some(event_time).filter(|pointer| !pointer.is_empty()))
     }
 
-    /// The texts it was parsed from: written into the spool, so that a later process renders the same keys.
+    /// The texts that the template was parsed from: those of `KEY` and `EVENT_TIME`.
     pub fn texts(&self) -> (&str, Option<&str>) {
         (&self.key, self.event_time.as_deref())
     }
 
-    /// Whether its keys are unlike any other across cores, hosts and restarts; `node_is_random` if `NODE_ID` was drawn at
-    /// this process's start. Needed are `{node}`, `{core}` and `{seq}`, with a fixed `NODE_ID` also `{unix_nanos}` or
-    /// `{unix_ms}` (`{seq}` starts anew with the process), and none may run together with its neighbours: `1` and `12` must
-    /// not read like `11` and `2`, nor may a client bring that about with a field's value.
+    /// Checks that its keys are unique across cores, hosts and restarts; `node_is_random` if
+    /// `NODE_ID` was drawn when this process started. A key needs `{node}`, `{core}` and `{seq}`.
+    /// With a fixed `NODE_ID` it also needs `{unix_nanos}` or `{unix_ms}`, because `{seq}` restarts
+    /// with the process. None may run together with its neighbours: `1` and `12` must not read like
+    /// `11` and `2`, and no field value from a client may cause that.
     ///
     /// # Errors
-    /// Naming what is missing or runs together.
+    /// Names what is missing or runs together.
     pub fn check_unique(&self, node_is_random: bool) -> Result<(), KeyError> {
         unique::check(&self.parts, node_is_random)
     }
 
-    /// Bytes of the longest key it can render. S3's end at 1024, the store's prefix included.
+    /// Bytes of the longest key it can render. S3 allows 1024, including the store's prefix.
     pub fn longest(&self, node_bytes: usize, ext_bytes: usize) -> usize {
         self.parts
             .iter()
@@ -180,12 +188,13 @@ impl KeyTemplate {
             .sum()
     }
 
-    /// Whether keys depend on the payload, its request's version or its event time: then batches are partitioned.
+    /// Whether keys depend on the payload, its request's version or its event time, so that batches
+    /// are partitioned.
     pub fn is_partitioned(&self) -> bool {
         self.parts.iter().any(|part| self.is_of_payload(part))
     }
 
-    /// Whether a payload's request must hand on its version.
+    /// Whether keys contain the version of a payload's request.
     pub fn needs_version(&self) -> bool {
         self.parts.contains(&Part::Version)
     }
@@ -198,10 +207,11 @@ impl KeyTemplate {
         }
     }
 
-    /// Renders what depends on `payload`, which is valid JSON, into `partition`, in place of what was there.
+    /// Renders what depends on `payload`, which is valid JSON, into `partition`, replacing its
+    /// content.
     ///
-    /// `unix_nanos` stands in for an event time that is missing or unreadable; give the payload's admission, so that a
-    /// replay renders the same.
+    /// `unix_nanos` replaces a missing or unreadable event time. Pass the time of the payload's
+    /// admission, so that a replay renders the same text.
     pub fn write_partition(
         &self,
         payload: &[u8],
@@ -233,13 +243,14 @@ impl KeyTemplate {
         source
     }
 
-    /// Renders the key of one object, in place of what is in `key`.
+    /// Renders the key of one object into `key`, replacing its content.
     ///
-    /// `{hash:n}` is the first n hex digits of FNV-1a (64 bits) over the rest of the key, stirred by MurmurHash3's
-    /// `fmix64`: the same on every platform and in every version, so a retry or a replay writes the same key again.
+    /// `{hash:n}` is the first n hex digits of FNV-1a (64 bits) over the rest of the key, mixed by
+    /// MurmurHash3's `fmix64`. It is the same on every platform and in every version, so a retry or
+    /// replay renders the same key.
     ///
     /// # Panics
-    /// If `of.partition` is another template's.
+    /// If `of.partition` belongs to another template.
     pub fn write_key(&self, of: &KeyOf<'_>, key: &mut String) {
         key.clear();
         let mut values = of.partition.split_terminator(VALUE_END);
@@ -274,15 +285,16 @@ impl KeyTemplate {
     }
 }
 
-/// Digits of `{hash:n}`: eight are 4 billion prefixes.
+/// Most digits of `{hash:n}`: eight give 4 billion prefixes.
 const HASH_DIGITS_MAX: usize = 8;
 
-/// FNV-1a, 64 bits, then `fmix64`: FNV alone leaves the first digits of keys that differ in their last byte nearly alike.
+/// FNV-1a, 64 bits, then `fmix64`: with FNV alone, keys that differ in their last byte have nearly
+/// equal first digits.
 fn spread(bytes: &[u8]) -> u64 {
     let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| {
         (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    let stirred = (fnv ^ fnv >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let stirred = (stirred ^ stirred >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    stirred ^ stirred >> 33
+    let mixed = (fnv ^ fnv >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    mixed ^ mixed >> 33
 }

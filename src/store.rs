@@ -1,10 +1,14 @@
-//! Where payloads go: one `put` per object behind one seam, so that workers know nothing of files or S3, and stores
-//! nothing of what an object is made of.
+//! Where payloads go. A store has one operation, `put`: workers know nothing about files or S3, and
+//! stores know nothing about what an object is made of.
 //!
-//! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be dropped at any
-//! await; what it was writing then either appears whole under its key, if need be later, or not at all.
+//! A store makes one attempt: retry, backoff and the deadline belong to the worker. A `put` may be
+//! dropped at any await. The object it was writing then appears whole under its key, possibly
+//! later, or not at all.
+//!
+//! In reading order: `object` (what a put is given), `sums` (its checksums), `progress` (when a put
+//! has stalled), [`file`], [`s3`], `classify` (what a failure means), [`faulty`] (injected faults).
 
-pub mod classify;
+pub(crate) mod classify;
 pub mod faulty;
 pub mod file;
 mod object;
@@ -26,18 +30,20 @@ pub use sums::{Integrity, Summing, Sums};
 use crate::config::{FaultPlan, S3Client};
 use crate::deadline::Alarm;
 use crate::queue::job::Origin;
-use crate::store::s3::AwsShared;
+use crate::store::s3::S3Shared;
 use faulty::Faulty;
 use progress::Stall;
 
-/// What a failed put means for the payload, and for everything behind it.
+/// What a failed put means for its payload, and for the payloads behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// This object will never be taken (too large, invalid argument, refused key): dead letter at once.
+    /// The store will never accept this object (too large, invalid argument, refused key): it
+    /// becomes a dead letter at once.
     Object,
-    /// Worth another try with backoff: timeouts, connection errors, 5xx, throttling.
+    /// Worth a retry with backoff: timeouts, connection errors, 5xx, throttling.
     Transient,
-    /// Nothing can be stored until an operator or the far side changes something: held and retried.
+    /// Nothing can be stored until an operator or the store's side changes something: payloads are
+    /// held and retried.
     StoreWide,
 }
 
@@ -51,18 +57,20 @@ impl fmt::Display for Class {
     }
 }
 
-/// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`, …).
+/// Why a put failed. `code` is the store's own short code (`SlowDown`, `NoSuchBucket`, `ENOSPC`,
+/// …).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{code}: {message}{}", in_brackets(request_ids.as_deref()))]
 pub struct PutError {
     pub class: Class,
     pub code: String,
     pub message: String,
-    /// By which the store's support finds the request, `name value` each; `None` where the store gave none.
+    /// Ids by which the store's support finds the request, `name value` each; `None` if the store
+    /// sent none.
     pub request_ids: Option<Box<str>>,
-    /// What an operator can do about it; empty where nothing is known to help, or nothing is needed.
+    /// What an operator can do about it; empty if nothing is known to help, or nothing is needed.
     pub remedy: &'static str,
-    /// Fewer puts in flight could help: a timeout, a reset, or a store that says so.
+    /// Fewer puts in flight could help: a timeout, a reset, or a store that says it is busy.
     pub congestion: bool,
 }
 
@@ -77,24 +85,24 @@ fn in_brackets(ids: Option<&str>) -> String {
     ids.map(|ids| format!(" ({ids})")).unwrap_or_default()
 }
 
-/// One core's way to where payloads go. Keys are relative to the store's own prefix.
+/// One core's store. Keys are relative to the store's own prefix.
 pub enum Store {
     File(file::FileStore),
-    /// Confirms everything and keeps nothing: for benchmarks.
+    /// Confirms everything and keeps nothing, for benchmarks.
     Null,
-    /// S3 by the lean client.
+    /// S3 with the lean client.
     Direct(Box<s3::direct::DirectStore>),
-    /// S3 by `aws-sdk-s3`.
+    /// S3 with `aws-sdk-s3`.
     S3(s3::sdk::S3Store),
     Faulty(Box<faulty::Faulty>),
 }
 
 impl Store {
-    /// Stores `object`; `Ok` means the store confirmed it, durably for its kind of store. Writing the same key again
-    /// replaces what is there, or with `S3_IF_NONE_MATCH` leaves it as it is.
+    /// Stores `object`. `Ok` means that the store confirmed it as durably as its kind can. Writing
+    /// the same key again replaces the object, or with `S3_IF_NONE_MATCH` leaves the first one.
     ///
     /// # Errors
-    /// Classified for the worker, see [`Class`].
+    /// Classified for the worker; see [`Class`].
     pub async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         self.attempt(object, &Progress::default()).await
     }
@@ -104,13 +112,14 @@ impl Store {
             Store::File(store) => store.put(object, progress).await,
             Store::Null => Ok(()),
             Store::Direct(store) => store.put(object, progress).await,
-            // Boxed where the future is large: every put's is moved, whichever store it is for.
+            // The large futures are boxed: every put's future has the size of the largest.
             Store::S3(store) => Box::pin(store.put(object, progress)).await,
             Store::Faulty(store) => Box::pin(store.put(object, progress)).await,
         }
     }
 
-    /// Begins the sums that this store wants of an object's body, for [`Object::sums`]: nothing, where it wants none.
+    /// Begins the sums that this store needs of an object's body, for [`Object::sums`]; they are
+    /// empty for a store that needs none.
     pub fn summing(&self) -> Summing {
         match self {
             Store::Direct(store) => store.summing(),
@@ -119,10 +128,10 @@ impl Store {
         }
     }
 
-    /// [`Store::put`], begun at `since` and given up when `timeouts` say so, which is worth another try.
+    /// [`Store::put`], started at `since` and abandoned after `timeouts`, which is worth a retry.
     ///
     /// # Errors
-    /// As `put`'s.
+    /// As [`Store::put`].
     pub async fn put_within(
         &self,
         alarm: &mut Alarm,
@@ -134,7 +143,7 @@ impl Store {
         let mut stall = Stall::new(since, timeouts);
         let mut put = pin!(self.attempt(object, &progress));
         poll_fn(|cx| {
-            // Asked first: an answer that is there is taken, however late it is.
+            // Polled first: a response that has arrived counts, however late it is.
             if let Poll::Ready(done) = put.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
@@ -150,24 +159,26 @@ impl Store {
     }
 }
 
-/// What a core makes its own store from: prepared once on the control executor, sent to every core.
+/// What a core builds its own store from: prepared once on the control executor, sent to every
+/// core.
 #[derive(Clone)]
 pub enum StoreSeed {
     File {
         root: file::Root,
-        /// Puts under way per core, those that nobody waits for any more included; one per worker.
+        /// Puts in flight per core, abandoned ones included; one per worker.
         puts_max: usize,
     },
     Null,
     S3 {
-        shared: Arc<AwsShared>,
+        shared: Arc<S3Shared>,
         /// Idle connections kept per core; one per worker.
         idle_max: usize,
     },
 }
 
 impl StoreSeed {
-    /// The store of the core that `origin` names; call it on that core's executor. `plan` wraps it in faults.
+    /// The store of the core that `origin` names; call it on that core's executor. With a `plan` it
+    /// injects faults, seeded per `stream`.
     pub fn build(self, origin: &Origin, plan: Option<FaultPlan>, stream: usize) -> Store {
         let store = match self {
             StoreSeed::File { root, puts_max } => {
@@ -183,12 +194,14 @@ impl StoreSeed {
     }
 }
 
-/// The client that was asked for, or the SDK for buckets that only it can write to.
-fn s3_store(shared: Arc<AwsShared>, idle_max: usize) -> Store {
+/// The configured client, or the SDK for buckets that only the SDK can write to.
+fn s3_store(shared: Arc<S3Shared>, idle_max: usize) -> Store {
     if shared.target().options.client == S3Client::Direct {
         match s3::direct::DirectStore::new(shared.clone(), idle_max) {
             Ok(store) => return Store::Direct(Box::new(store)),
-            Err(why) => tracing::warn!(%why, "S3_CLIENT=direct cannot write here, using sdk"),
+            Err(why) => {
+                tracing::warn!(%why, "S3_CLIENT=direct cannot write to this bucket, using sdk")
+            }
         }
     }
     Store::S3(s3::sdk::S3Store::new(shared, idle_max))

@@ -13,7 +13,7 @@ use millrace::queue::fifo::Ring;
 use millrace::queue::job::Span;
 use millrace::queue::job::{Job, Origin, Payload, Stamp};
 use millrace::store::s3::dial;
-use millrace::store::s3::direct::{Identity, Place, Put, Signer, Template};
+use millrace::store::s3::direct::{Destination, Identity, Put, Signer, Template};
 use millrace::store::{Integrity, Sums};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -227,10 +227,11 @@ fn batch(compression: Compression) -> Made {
 fn sign(body_bytes: usize) -> Made {
     const KEY: &str = "1780000000000000000-0123456789abcdef-3-42.json";
     let config = Config::from_settings(&[]).expect("the defaults are valid");
-    let origin = dial::Origin { https: false, host: "127.0.0.1".into(), port: 9000 };
-    let place = Place { origin: &origin, path: "/bucket/", prefix: "in/" };
+    let server = dial::ServerAddress { https: false, host: "127.0.0.1".into(), port: 9000 };
+    let destination = Destination { server: &server, path: "/bucket/", prefix: "in/" };
     let integrity = Integrity { checksum: Checksum::None, sign_payload: true };
-    let template = Template::new(&place, &config.s3, integrity).expect("the options can be sent");
+    let template =
+        Template::new(&destination, &config.s3, integrity).expect("the options can be sent");
     let mut signer = Signer::new("us-east-1", "s3");
     // AWS's own example keys.
     let (access_key, secret_key) =

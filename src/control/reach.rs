@@ -15,9 +15,9 @@ use crate::metrics::Cells;
 use crate::preflight::Finding;
 use crate::store::StoreSeed;
 use crate::store::file::FileStore;
-use crate::store::s3::probe::{Answer, Probe, ProbeError};
+use crate::store::s3::probe::{Probe, ProbeError, ProbeResult};
 use crate::store::s3::sdk::S3Store;
-use crate::store::s3::{self, Asked, S3Target};
+use crate::store::s3::{self, Probed, S3Target};
 
 /// Before a store that was not reached is asked for the second time; each further pause is twice as long, …
 const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
@@ -77,8 +77,8 @@ fn usable(store: &str) -> Finding {
     Finding::ok("probe", format!("{store} can be used"))
 }
 
-fn judge(store: String, asked: Asked, may_wait: bool) -> Result<Prepared, String> {
-    let Asked { seed, answer, prober } = asked;
+fn judge(store: String, asked: Probed, may_wait: bool) -> Result<Prepared, String> {
+    let Probed { seed, result: answer, prober } = asked;
     let trouble = trouble(&answer).filter(|_| may_wait && may_pass(&answer));
     if let Some(why) = trouble {
         let unreached = Unreached { store, why, prober };
@@ -93,7 +93,7 @@ fn judge(store: String, asked: Asked, may_wait: bool) -> Result<Prepared, String
 }
 
 /// Why the store cannot be used yet; `None` when it can.
-fn trouble(answer: &Answer) -> Option<String> {
+fn trouble(answer: &ProbeResult) -> Option<String> {
     match answer {
         Ok(Probe::Warning { said, down: true, .. }) => Some(said.clone()),
         Ok(Probe::Warning { .. } | Probe::Ok) => None,
@@ -101,7 +101,7 @@ fn trouble(answer: &Answer) -> Option<String> {
     }
 }
 
-fn may_pass(answer: &Answer) -> bool {
+fn may_pass(answer: &ProbeResult) -> bool {
     answer.as_ref().err().is_none_or(ProbeError::may_pass)
 }
 

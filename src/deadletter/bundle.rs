@@ -1,16 +1,17 @@
-//! Many letters in one file, `{stem of the first}.letters`: what a stop leaves, in one sequential write.
+//! Many letters in one file, `{stem of the first}.letters`: a stop writes its letters sequentially.
 //!
-//! Per letter, in the order in which they were written:
+//! Each letter, in the order of writing, has this form:
 //!
 //! ```text
 //! {"key":"1-n-0-7.json","store":"null:", … ,"bytes":5,"crc32":"c7d50a3f"}
 //! [1,2]
 //! ```
 //!
-//! one line of JSON, the [`Letter`] and a checksum, then the object's bytes, then a line feed. `bytes` says where they
-//! end, for there may be line feeds among them. The checksum is the CRC-32 of the line up to `,"crc32"` and of those
-//! bytes. A file gets its name only when it is written to its end; should the disk lose or change some of it all the
-//! same, a reader goes by lengths and checksums and ends at the first letter that is not as it was written.
+//! One line of JSON (the [`Letter`] and a checksum), then the object's bytes, then a line feed.
+//! `bytes` gives their number, because the object may contain line feeds. The checksum is the
+//! CRC-32 of the line up to `,"crc32"` and of the object's bytes. A file gets its name only after
+//! it has been written completely. If the disk loses or changes a part, lengths and checksums tell,
+//! and a reader stops at the first damaged letter.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -24,22 +25,24 @@ use super::{DeadLetters, Letter, LetterError, create_private};
 
 /// Extension of a file of many letters.
 pub(super) const BUNDLE: &str = "letters";
-/// Between a letter's own members and its checksum, eight hexadecimal digits.
+/// Between a letter's members and its checksum of eight hexadecimal digits.
 const CRC_START: &str = r#","crc32":""#;
 const CRC_END: &str = r#""}"#;
-/// Longest line a reader takes for a letter's. A letter has a key, a store and a bounded error: a few kilobytes.
+/// Longest line that a reader accepts. A letter has a key, a store and a bounded error: a few
+/// kilobytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
-/// What is gathered for one write, so small payloads are not one each.
+/// Buffer of one write, so that small payloads share a write.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Writes letters one after the other, to be made visible together by [`BundleWriter::publish`].
+/// Writes letters one after another; [`BundleWriter::publish`] makes them visible together.
 pub struct BundleWriter {
     dead: DeadLetters,
-    /// Made for the first letter.
+    /// Created with the first letter.
     file: Option<Unfinished>,
     /// Where each letter ends.
     ends: Vec<u64>,
-    /// The first failed write: after it the file may end within a letter, and takes no more.
+    /// Error of the first failed write. The file may then end within a letter, so no more are
+    /// written.
     failed: Option<String>,
 }
 
@@ -49,11 +52,11 @@ struct Unfinished {
     stem: String,
 }
 
-/// What has become of a [`BundleWriter`]'s letters.
+/// The outcome of [`BundleWriter::publish`].
 pub struct Published {
-    /// How many can be seen, from the first on.
+    /// Number of visible letters, from the first on.
     pub letters: usize,
-    /// Why the others cannot.
+    /// Why the others are not visible.
     pub error: Option<io::Error>,
     dead: DeadLetters,
     file: Option<File>,
@@ -67,7 +70,7 @@ impl BundleWriter {
     /// Adds a letter; the file is named after the first one's `stem`.
     ///
     /// # Errors
-    /// No room for this one (a smaller one may still find some), or the file cannot be written any more.
+    /// No room for this letter (a smaller one may fit), or the file is no longer writable.
     pub fn append(
         &mut self,
         stem: &str,
@@ -104,8 +107,9 @@ impl BundleWriter {
         written.inspect_err(|error| self.failed = Some(error.to_string()))
     }
 
-    /// Gives the file its name, with the letters that are whole in it. They survive this process then, and the host after
-    /// [`Published::sync`]: a sync that does not end in time must not keep them out of sight.
+    /// Gives the file its name, with the complete letters in it. They then survive this process,
+    /// and after [`Published::sync`] a power failure. The two are separate because a sync that does
+    /// not end in time must not keep the letters invisible.
     #[expect(clippy::disallowed_methods, reason = "the last step of a stop may block")]
     pub fn publish(mut self) -> Published {
         let length = end_of(&self.ends);
@@ -120,7 +124,7 @@ impl BundleWriter {
         let mut whole = self.ends.len();
         let named = (|| {
             if flushed.is_err() {
-                // Everything up to the file's end was written in order.
+                // Bytes are written in order, so everything before the file's end is complete.
                 let written = file.metadata()?.len();
                 whole = self.ends.partition_point(|end| *end <= written);
                 file.set_len(end_of(&self.ends[..whole]))?;
@@ -177,11 +181,11 @@ pub struct Record {
     pub letter: Letter,
     /// Its object's bytes.
     pub payload: Vec<u8>,
-    /// Its bytes in the file.
+    /// Its range in the file.
     pub span: Range<u64>,
 }
 
-/// Where a bundle stops being what was written; nothing after it is read.
+/// The first damaged position of a bundle; nothing after it is read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("damaged at byte {at}: {why}")]
 pub struct Damage {
@@ -189,7 +193,7 @@ pub struct Damage {
     pub why: String,
 }
 
-/// Reads a bundle from the first letter on; ends after the last one, or after the first damage.
+/// Reads a bundle from the first letter on; ends after the last letter or the first damage.
 pub struct BundleReader<R = File> {
     input: BufReader<R>,
     at: u64,
@@ -224,12 +228,12 @@ impl<R: Read> BundleReader<R> {
         limited.read_until(b'\n', &mut line).map_err(unreadable)?;
         let payload_at = self.at + line.len() as u64;
         if line.pop() != Some(b'\n') {
-            return Err("the line of a letter does not end".to_owned());
+            return Err("the line of a letter has no end".to_owned());
         }
         let letter: Letter = serde_json::from_slice(&line)
             .map_err(|error| format!("the line of a letter was expected: {error}"))?;
         let (covered, recorded) = split_crc(&line).ok_or("a letter has no checksum")?;
-        // Checked before anything of that size is allocated.
+        // Checked before a buffer of that size is allocated.
         if letter.bytes >= self.length - payload_at {
             return Err("a payload is cut short".to_owned());
         }
@@ -238,7 +242,7 @@ impl<R: Read> BundleReader<R> {
         self.input.read_exact(&mut payload).map_err(unreadable)?;
         self.input.read_exact(&mut end).map_err(unreadable)?;
         if end != *b"\n" || crc(covered, &[&payload]) != recorded {
-            return Err("a letter is not what its checksum says".to_owned());
+            return Err("a letter does not match its checksum".to_owned());
         }
         let span = self.at..payload_at + letter.bytes + 1;
         Ok(Record { letter, payload, span })
@@ -261,7 +265,7 @@ impl<R: Read> Iterator for BundleReader<R> {
         if self.ended {
             return None;
         }
-        // A file without any letter was never written: that is damage too.
+        // A file without a letter is never written, so it counts as damage too.
         let record = self.read().map_err(|why| Damage { at: self.at, why });
         self.at = record.as_ref().map_or(self.length, |record| record.span.end);
         self.ended = self.at == self.length;
@@ -270,8 +274,8 @@ impl<R: Read> Iterator for BundleReader<R> {
 }
 
 impl DeadLetters {
-    /// Writes a bundle anew with nothing but the bytes of `left`, ascending; removes it when there are none. A crash at any
-    /// time leaves the old file or the new one.
+    /// Rewrites a bundle with only the ranges of `left`, in ascending order; removes it if there
+    /// are none. A crash leaves the old file or the new one.
     #[expect(clippy::disallowed_methods, reason = "called by the commands only")]
     pub fn keep(&self, stem: &str, left: &[Range<u64>]) -> io::Result<()> {
         let path = self.path(stem, BUNDLE);
@@ -420,7 +424,8 @@ mod tests {
     fn what_was_written_before_the_disk_failed_is_kept_to_the_last_whole_letter() {
         let (dir, dead) = open(1 << 30);
         let mut bundle = append_all(&dead, &[&[b'1'; BUFFER_BYTES], b"2"]);
-        // The disk takes no more: what is still in the buffer, the second letter, does not get there.
+        // The disk takes no more: what is still in the buffer, the second letter, does not get
+        // there.
         let file = bundle.file.as_mut().unwrap();
         file.out.get_mut().sync_all().unwrap();
         let read_only = File::open(&file.path).unwrap();

@@ -1,5 +1,5 @@
-//! What a dead letter says of its object. Members added since the first version are left out where they would say what
-//! was meant before there were any, so a letter of one plain payload reads and writes as ever.
+//! The description of a dead object. Members added after the first version are omitted at their
+//! default, so the letter of one plain payload has the same text as in the first version.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,31 +8,31 @@ use serde::{Deserialize, Serialize};
 use crate::coding::Coding;
 use crate::store::Object;
 
-/// What is known of one dead object; the JSON file's content.
+/// What is known about one dead object: the content of the JSON file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Letter {
-    /// The object key, relative to the store's prefix: replay writes it again.
+    /// The object key, relative to the store's prefix; a replay stores it under the same key.
     pub key: String,
-    /// The store it was meant for, as configured.
+    /// The store for which it was recorded, as configured.
     pub store: String,
     /// The last failure, `code: message`.
     pub error: String,
-    /// Puts tried.
+    /// Number of puts attempted.
     pub attempts: u32,
-    /// When it was given up, seconds since 1970.
+    /// When the last attempt was abandoned, seconds since 1970.
     pub unix_seconds: u64,
     /// Size of the object.
     pub bytes: u64,
-    /// How many payloads it is made of; not said of a payload by itself.
+    /// Number of payloads in the object; omitted if it is one.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub payloads: u64,
-    /// How it is compressed, if the store was to say so: replay puts it with the same header.
+    /// How it is compressed, if the object has `content-encoding`; a replay sends the same header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<Coding>,
 }
 
 impl Letter {
-    /// Of `object`, made of so many `payloads`, given up now.
+    /// The letter of `object`, which contains `payloads` payloads and is abandoned now.
     pub fn now(
         object: &Object<'_>,
         payloads: u64,

@@ -1,6 +1,7 @@
-//! Times: what a payload's `EVENT_TIME` says, and the calendar that writes a time's parts, in UTC.
+//! Times: parses a payload's `EVENT_TIME`, and renders a time's parts in UTC.
 //!
-//! A number, or a string holding one, is a time since 1970, in the unit that its size before the point tells:
+//! A number, or a string with a number, is a time since 1970. Its size before the point determines
+//! the unit:
 //!
 //! | below | unit | reads |
 //! |---|---|---|
@@ -9,16 +10,16 @@
 //! | 10¹⁷ | microseconds | the same |
 //! | 10²⁰ | nanoseconds | the same |
 //!
-//! A smaller number of milliseconds or less is taken for a coarser unit; events are not that old. Any other string is
-//! RFC 3339, with any offset, and any character between date and time. What is before 1970, after 2554 (2⁶⁴
-//! nanoseconds) or none of these is no time.
+//! A smaller number of milliseconds (or smaller units) reads as a coarser unit; events are not that
+//! old. Any other string must be RFC 3339, with any offset and any character between date and time.
+//! Times before 1970 or after 2554 (2⁶⁴ nanoseconds) and all other values are not event times.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::value::Unescaped;
 
-/// Nothing that is a time takes more bytes.
+/// No time takes more bytes.
 const TIME_BYTES_MAX: usize = 64;
 
 /// Nanoseconds since 1970 of a JSON value.
@@ -49,7 +50,8 @@ fn text(text: &[u8]) -> Option<u64> {
     })
 }
 
-/// A decimal number in the unit that its size tells, exactly: a double would lose the nanoseconds.
+/// Parses a decimal number, in the unit given by its size. Exact: a double would lose the
+/// nanoseconds.
 fn epoch(text: &[u8]) -> Option<u64> {
     if text.len() > TIME_BYTES_MAX {
         return None;
@@ -70,7 +72,7 @@ fn epoch(text: &[u8]) -> Option<u64> {
         return Some(0);
     }
     let mut digits = digits().skip(zeros);
-    // Digits before the point, from the first that is not zero; negative for zeros behind the point.
+    // Digits before the point, from the first nonzero one; negative for zeros behind the point.
     let size = whole.len() as i64 - zeros as i64 + i64::from(exponent);
     let to_nanos = match size {
         ..=11 => 9,
@@ -107,7 +109,7 @@ impl TimePart {
     }
 }
 
-/// The date of the last day asked for: times close together are not worked out again.
+/// The date of the last day rendered, so that times on the same day do not compute it again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Calendar {
     /// Since 1970-01-01.

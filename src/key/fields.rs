@@ -1,20 +1,20 @@
-//! Finds in a payload's raw bytes what JSON pointers (RFC 6901) point at: one pass for all of them, no tree of values, no
-//! allocation, and no recursion deeper than the pointers.
+//! Finds the values that JSON pointers (RFC 6901) point at in a payload's raw bytes: one pass for
+//! all pointers, no tree of values, no allocation, and no recursion deeper than the pointers.
 //!
-//! Of several members of one name the last one counts, as for most parsers. A payload has been found valid at admission;
-//! what is not JSON ends the search, and what was found before stays found.
+//! Of several members with the same name the last one counts, as in most parsers. Admission has
+//! validated the payload. Bytes that are not JSON end the search; values found before are kept.
 
 use memchr::memchr2;
 
 use super::value::Unescaped;
 
-/// Pointers at most, `EVENT_TIME`'s included: what is found is kept on the stack.
+/// Most pointers, including `EVENT_TIME`'s: the values found are kept on the stack.
 pub(super) const POINTERS_MAX: usize = 16;
 
-/// A payload nests no deeper: see `parse`.
+/// No payload nests deeper: see `parse`.
 pub(super) const DEPTH_MAX: usize = 127;
 
-/// Pointers, as a tree of the names they have in common.
+/// The pointers, as a tree of their names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields {
     root: Node,
@@ -23,7 +23,7 @@ pub(super) struct Fields {
 
 #[derive(Clone, Debug, Default)]
 struct Node {
-    /// Of the pointer that ends here.
+    /// The slot of the pointer that ends here.
     slot: Option<usize>,
     members: Vec<Member>,
 }
@@ -48,13 +48,13 @@ pub(super) enum Refused {
 }
 
 impl Fields {
-    /// Where [`Found`] will have what `pointer` points at.
+    /// Adds `pointer`; returns the slot of its value in [`Found`].
     pub(super) fn add(&mut self, pointer: &str) -> Result<usize, Refused> {
         let names = pointer.strip_prefix('/').ok_or(Refused::Start)?;
         if names.split('/').count() > DEPTH_MAX {
             return Err(Refused::TooDeep);
         }
-        // With the sound escapes gone, any other is left.
+        // Without the valid escapes only invalid ones are left.
         if pointer.replace("~0", "").replace("~1", "").contains('~') {
             return Err(Refused::Escape);
         }
@@ -74,11 +74,11 @@ impl Fields {
         Ok(self.pointers - 1)
     }
 
-    /// What the pointers point at in `payload`.
+    /// The values that the pointers point at in `payload`.
     pub(super) fn find<'p>(&self, payload: &'p [u8]) -> Found<'p> {
         let mut found = Found([&[]; POINTERS_MAX]);
         if self.pointers > 0 {
-            // What is not JSON ends the search.
+            // Bytes that are not JSON end the search.
             let _ = Scan { bytes: payload, at: 0 }.value(&self.root, &mut found);
         }
         found
@@ -89,7 +89,7 @@ impl Fields {
 pub(super) struct Found<'p>([&'p [u8]; POINTERS_MAX]);
 
 impl<'p> Found<'p> {
-    /// Empty if nothing was there.
+    /// Empty if there is none.
     pub(super) fn raw(&self, slot: usize) -> &'p [u8] {
         self.0[slot]
     }
@@ -131,14 +131,14 @@ impl Node {
     }
 }
 
-/// What is between the quotes of a member's name.
+/// The bytes between the quotes of a member's name.
 #[derive(Clone, Copy)]
 struct Name<'p> {
     raw: &'p [u8],
     is_escaped: bool,
 }
 
-/// A place in a payload. Every step is `None` where the bytes end or are not JSON.
+/// A position in a payload. Every step returns `None` if the bytes end or are not JSON.
 struct Scan<'p> {
     bytes: &'p [u8],
     at: usize,
@@ -155,9 +155,9 @@ impl<'p> Scan<'p> {
         }
     }
 
-    /// Takes the value here, which `node` asks for.
+    /// Records the value at this position for `node`.
     fn value(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
-        // A member of this name that came before does not count any more.
+        // An earlier member with this name no longer counts.
         node.forget(found);
         self.space();
         let start = self.at;
@@ -223,7 +223,7 @@ impl<'p> Scan<'p> {
         }
     }
 
-    /// Passes over the value here, whatever is in it.
+    /// Skips the value at this position.
     fn skip(&mut self) -> Option<()> {
         self.space();
         let mut depth = 0_usize;
@@ -240,7 +240,7 @@ impl<'p> Scan<'p> {
                     depth = depth.checked_sub(1)?;
                     self.at += 1;
                 }
-                // Numbers, words, and what is between values: none holds any of the above.
+                // Numbers, literals, and bytes between values: none contains any of the above.
                 _ if depth > 0 => self.at += 1,
                 _ => self.scalar(),
             }
@@ -256,7 +256,7 @@ impl<'p> Scan<'p> {
         self.at += rest.iter().position(ends).unwrap_or(rest.len());
     }
 
-    /// Passes over the string that begins here.
+    /// Skips the string that starts here.
     fn string(&mut self) -> Option<Name<'p>> {
         let start = self.at + 1;
         let mut at = start;
@@ -267,7 +267,7 @@ impl<'p> Scan<'p> {
                 break;
             }
             is_escaped = true;
-            // The escaped character is no end of it.
+            // An escaped character does not end it.
             at += 2;
         }
         self.at = at + 1;

@@ -1,4 +1,4 @@
-//! Text to template. What is refused is named, with what to write instead.
+//! Parses a template. Errors name what is wrong and what to write instead.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use super::event_time::TimePart;
 use super::fields::{self, Fields, Refused};
 use super::{DEFAULT_BATCH, HASH_DIGITS_MAX, KeyTemplate, Part, VALUE_BYTES_MAX, value};
 
-/// Bytes of `KEY`, and of `EVENT_TIME`: keys end at 1024, and both are written into every spool.
+/// Most bytes of `KEY`, and of `EVENT_TIME`: S3 allows keys of 1024, and every spool contains both.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// Names and examples, in the order they are told.
+/// Names and examples, in the order in which messages list them.
 const PLACEHOLDERS: [(&str, &str); 12] = [
     ("unix_nanos", "{unix_nanos}"),
     ("unix_ms", "{unix_ms}"),
@@ -70,7 +70,7 @@ pub enum KeyError {
     RunTogether { id: String, neighbour: String },
 }
 
-/// The examples in one line.
+/// The examples on one line.
 struct All;
 
 impl fmt::Display for All {
@@ -97,7 +97,7 @@ const KEY: &str = "KEY";
 const EVENT_TIME: &str = "EVENT_TIME";
 
 impl KeyError {
-    /// The setting to put right.
+    /// The setting to correct.
     pub fn setting(&self) -> &'static str {
         match self {
             KeyError::TooLong { setting, .. }
@@ -175,7 +175,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Neighbouring texts become one.
+    /// Adjacent texts become one.
     fn text(&mut self, text: &str) {
         match self.list.last_mut() {
             _ if text.is_empty() => {}
@@ -278,7 +278,7 @@ impl Parts {
     }
 }
 
-/// A known placeholder with or without what it should not have, or an unknown one.
+/// The error for a known placeholder with a wrong argument, or for an unknown one.
 fn not_written_so(given: &str, name: &str) -> KeyError {
     if let Some((_, example)) = PLACEHOLDERS.iter().find(|(known, _)| *known == name) {
         return KeyError::Argument { given: given.into(), example };
@@ -292,8 +292,8 @@ fn not_written_so(given: &str, name: &str) -> KeyError {
     KeyError::Unknown { name: given.into(), nearest }
 }
 
-/// Refuses what is rewritten on the way, for then the object is not where its key says. A value cannot bring any of this
-/// about, so one letter stands for each.
+/// Refuses templates whose keys would be rewritten on the way, because the object would not be
+/// under its key. Values cannot cause that, so one letter represents each.
 fn check_path(parts: &[Part]) -> Result<(), KeyError> {
     let sample: String = parts
         .iter()
@@ -315,7 +315,7 @@ fn check_path(parts: &[Part]) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// As `KEY` has it, but for a date's parts, which are shown one by one.
+/// As in `KEY`, except that the parts of a date are shown one by one.
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

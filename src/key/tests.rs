@@ -169,8 +169,7 @@ fn bad_event_times_are_refused_by_name() {
 
 #[test]
 fn what_could_name_two_objects_alike_is_refused_by_name() {
-    let why =
-        ", for with a fixed NODE_ID only the clock tells one start of the process from another";
+    let why = ", because with a fixed NODE_ID only the clock differs after a restart";
     let missing = |ids: &str, why: &str| {
         Some(format!("KEY has no {ids}, so two objects could share a key: add {ids}{why}"))
     };
@@ -409,7 +408,8 @@ fn pointer() -> impl Strategy<Value = String> {
     })
 }
 
-/// Every pointer there is into it, so that not only misses are tried; into members that do not count, too.
+/// Every pointer there is into it, so that not only misses are tried; into members that do not
+/// count, too.
 fn pointers_into(json: &Json, at: &str, into: &mut Vec<String>) {
     let mut step = |name: &str, json: &Json| {
         let at = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
@@ -453,7 +453,8 @@ fn template() -> impl Strategy<Value = String> {
     )
 }
 
-/// Every key of a few cores and restarts, as hostile as names and values may be, by what it is the key of.
+/// Every key of a few cores and restarts, as hostile as names and values may be, by what it is the
+/// key of.
 fn assert_no_two_alike(template: &KeyTemplate, nodes: &[&str]) {
     let mut seen = HashMap::new();
     let (mut key, mut partition) = (String::new(), Partition::default());
@@ -467,7 +468,8 @@ fn assert_no_two_alike(template: &KeyTemplate, nodes: &[&str]) {
                         let partition = partition.text();
                         let of = KeyOf { partition, unix_nanos, node, core, seq, count, ext };
                         template.write_key(&of, &mut key);
-                        // With a random node a restart is another node, and the clock need not tell.
+                        // With a random node a restart is another node, and the clock need not
+                        // tell.
                         let start = if nodes.len() > 3 { unix_nanos } else { 0 };
                         let id = (*node, core, seq, start);
                         let before = *seen.entry(key.clone()).or_insert(id);

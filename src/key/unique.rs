@@ -1,15 +1,17 @@
-//! Whether a template's keys are unlike any other: not only whether node, core and sequence are in it, but whether they
-//! can be read back out of a key. `{core}{seq}` cannot: `1`, `12` and `11`, `2` render alike.
+//! Whether a template's keys are unique. Node, core and sequence must not only be in it; it must be
+//! possible to read them back from a key. With `{core}{seq}` it is not: `1`, `12` and `11`, `2`
+//! render alike.
 //!
-//! No value holds a `/`, so each path component is looked at alone. In it one reads from both ends: text and parts of
-//! fixed width are as long as they are, and a number ends where text begins that is no digit. If one part is left in the
-//! middle, what is left is that part; if more are left, nothing says where one ends. A field's value is the client's, so
-//! `{field:/a}-{node}` counts as that too.
+//! No value contains a `/`, so each path component is checked separately, from both ends. Text and
+//! parts of fixed width have a known length, and a number ends where text begins that is not a
+//! digit. If a single part is left in the middle, it is whatever is left. If more are left, nothing
+//! tells where one ends. A field's value comes from the client, so this also applies to
+//! `{field:/a}-{node}`.
 
 use super::Part;
 use super::parse::KeyError;
 
-/// How far one part can be told from what is beside it.
+/// How the extent of a part can be determined.
 #[derive(Clone, Copy)]
 enum Atom<'t> {
     Text(&'t str),
@@ -30,15 +32,14 @@ pub(super) fn check(parts: &[Part], node_is_random: bool) -> Result<(), KeyError
     let mut why = "";
     if !node_is_random && !parts.iter().any(is_clock) {
         missing.push(Part::UnixNanos.to_string());
-        why =
-            ", for with a fixed NODE_ID only the clock tells one start of the process from another";
+        why = ", because with a fixed NODE_ID only the clock differs after a restart";
     }
     if !missing.is_empty() {
         return Err(KeyError::NotUnique { missing: missing.join(" and "), why });
     }
     let components = components(parts, node_is_random);
     let told = |is_it: &dyn Fn(&Part) -> bool| {
-        // Told once is enough.
+        // Readable in one place is enough.
         let mut blurred = None;
         for component in &components {
             let middle = component.middle();
@@ -58,11 +59,11 @@ pub(super) fn check(parts: &[Part], node_is_random: bool) -> Result<(), KeyError
     if node_is_random { Ok(()) } else { told(&is_clock) }
 }
 
-/// What is between two slashes.
+/// The parts between two slashes.
 #[derive(Default)]
 struct Component<'t> {
     atoms: Vec<Atom<'t>>,
-    /// Beside `atoms`.
+    /// Parallel to `atoms`.
     parts: Vec<&'t Part>,
 }
 
@@ -99,7 +100,7 @@ impl<'t> Component<'t> {
         self.parts.push(part);
     }
 
-    /// What is left between the parts that can be read from the left and those from the right.
+    /// The atoms left between those that can be read from the left and those from the right.
     fn middle(&self) -> std::ops::Range<usize> {
         let atoms = &self.atoms;
         let mut left = 0;
@@ -113,7 +114,7 @@ impl<'t> Component<'t> {
             let before = right.checked_sub(2).map(|at| &atoms[at]);
             let last = |text: &str| text.chars().next_back();
             let told = match atoms[right - 1] {
-                // Read from its end, a word is told by the mark before it.
+                // Read from its end, a word ends at the punctuation before it.
                 Atom::Word => matches!(before, Some(Atom::Text(text))
                     if last(text).is_some_and(|char| !char.is_alphanumeric())),
                 atom => is_told(atom, before, last),
@@ -126,18 +127,20 @@ impl<'t> Component<'t> {
         left..right
     }
 
-    /// What part `i` cannot be told from.
+    /// The part that part `i` runs together with.
     fn neighbour(&self, i: usize, middle: &std::ops::Range<usize>) -> Option<&'t Part> {
         if !middle.contains(&i) || middle.len() == 1 {
             return None;
         }
         let is_value = |&at: &usize| at != i && !matches!(self.atoms[at], Atom::Text(_));
-        // A middle of two or more begins and ends with what is no text, for text is always told.
+        // A middle of two or more begins and ends with something other than text, which is always
+        // readable.
         middle.clone().filter(is_value).min_by_key(|at| at.abs_diff(i)).map(|at| self.parts[at])
     }
 }
 
-/// Whether an atom's end is known, reading towards `next`, of whose text `edge` is the character that comes first.
+/// Whether an atom's end is known when reading towards `next`; `edge` is the first character of its
+/// text in that direction.
 fn is_told(atom: Atom<'_>, next: Option<&Atom<'_>>, edge: impl Fn(&str) -> Option<char>) -> bool {
     match (atom, next) {
         (Atom::Text(_) | Atom::Fixed, _) | (Atom::Number, None) => true,

@@ -1,19 +1,22 @@
-//! What a client chose, as it stands in a key: a field of its payload, or its request's version.
+//! Values chosen by a client, as they appear in a key: a field of a payload, or a request's
+//! version.
 //!
-//! Made safe: control characters, `/`, `\`, and the dots of a value that is nothing else become `_`; at most
-//! [`VALUE_BYTES_MAX`] bytes, cut between characters; never empty. So it is a part of one path component, whatever it holds.
-//! Two values that differ in nothing else are one.
+//! They are made safe: control characters, `/`, `\`, and the dots of a value of only dots become
+//! `_`. A value has at most [`VALUE_BYTES_MAX`] bytes, cut between characters, and is never empty.
+//! So any value is a part of one path component. Values that differ only in what is replaced or cut
+//! become equal.
 
 use std::str::Chars;
 
-/// Bytes of a value at most.
+/// Most bytes of a value.
 pub const VALUE_BYTES_MAX: usize = 128;
 
-/// As many of a JSON string's bytes give at least [`VALUE_BYTES_MAX`]: six (`\u0041`) for one.
+/// This many bytes of a JSON string give at least [`VALUE_BYTES_MAX`]: at most six (`\u0041`) give
+/// one.
 const RAW_BYTES_MAX: usize = 8 * VALUE_BYTES_MAX;
 
-/// Appends a JSON value: strings without their escapes, numbers as written, `true` and `false`. What is none of these, or
-/// an empty string, is `default`.
+/// Appends a JSON value: strings unescaped, numbers as written, `true` and `false`. Anything else,
+/// and an empty string, gives `default`.
 pub(super) fn write_json(raw: &[u8], default: &str, out: &mut String) {
     match raw {
         [b'"', inside @ .., b'"'] => write(Unescaped::new(head(inside)), default, out),
@@ -41,23 +44,23 @@ pub(super) fn write(value: impl Iterator<Item = char>, default: &str, out: &mut 
     }
 }
 
-/// Whether stores, listings (XML 1.0) and file systems take this character in a key as it is.
+/// Whether stores, listings (XML 1.0) and file systems accept this character in a key unchanged.
 pub(super) fn is_kept(char: char) -> bool {
     !char.is_control() && !matches!(char, '\\' | '\u{fffe}' | '\u{ffff}')
 }
 
-/// As much of a value's start as can be told in [`VALUE_BYTES_MAX`]: the rest need not be read.
+/// The start of a value that can matter for [`VALUE_BYTES_MAX`]: the rest need not be read.
 fn head(raw: &[u8]) -> &[u8] {
     &raw[..raw.len().min(RAW_BYTES_MAX)]
 }
 
-/// The start of `bytes` that is UTF-8: all of it, but for what `head` has cut.
+/// The UTF-8 start of `bytes`: everything except a character that `head` has cut.
 fn utf8(bytes: &[u8]) -> &str {
     bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
 
-/// The characters of a JSON string, given what is between its quotes. An escaped surrogate without its other half is
-/// U+FFFD.
+/// The characters of a JSON string, given what is between its quotes. An escaped surrogate without
+/// its other half is U+FFFD.
 #[derive(Clone)]
 pub(super) struct Unescaped<'a>(Chars<'a>);
 

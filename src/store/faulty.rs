@@ -1,5 +1,3 @@
-//! Seeded faults around any store, for tests and game days: the same seed gives the same sequence of faults.
-
 use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::time::{Duration, Instant};
@@ -9,9 +7,9 @@ use glommio::timer::sleep;
 use super::{Class, Object, Progress, PutError, Store, Summing};
 use crate::config::{FaultPlan, Poison};
 
-/// How long `core_stuck` blocks a core: long enough to look at the server meanwhile.
+/// How long `core_stuck` blocks a core: long enough to inspect the server meanwhile.
 pub const STUCK_FOR: Duration = Duration::from_secs(3);
-/// What `poison` looks for in a payload.
+/// The word that `poison` searches payloads for.
 const POISON: &[u8] = b"poison";
 
 /// A store that fails as planned.
@@ -91,7 +89,8 @@ impl Faulty {
         self.puts.set(self.puts.get() + 1);
         if self.puts.get() == self.plan.core_panic {
             let own_task = async {
-                // glommio polls a new task inside `spawn_local`: without this the panic would hit the worker instead.
+                // glommio polls a new task inside `spawn_local`: without the sleep the worker would
+                // panic.
                 sleep(Duration::from_millis(1)).await;
                 panic!("injected: a core's own task");
             };
@@ -131,7 +130,7 @@ impl ConnFaults {
         ConnFaults { share, rng: RefCell::new(fastrand::Rng::with_seed(seed)) }
     }
 
-    /// Panics as often as planned.
+    /// Panics with the planned probability.
     pub fn on_request(&self) {
         if self.share > 0.0 && self.rng.borrow_mut().f64() < self.share {
             panic!("injected: a connection");

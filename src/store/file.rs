@@ -1,15 +1,18 @@
-//! `file:DIR`: one file per object, visible only when it is whole and on the disk.
+//! `file:DIR`: one file per object, visible only when it is complete and on disk.
 //!
-//! Each object is written to a temporary name, synced, renamed, and its directory synced; renames that finish together
-//! share one directory sync. Opening, writing and syncing go through io_uring; renames and directory creation run on
-//! the executor's blocking thread, so a slow disk never blocks the core.
+//! Each object is written under a temporary name, synced and renamed; then its directory is synced.
+//! Renames that finish together share one directory sync. Opening, writing and syncing go through
+//! io_uring; renames and directory creation run on the executor's blocking thread, so a slow disk
+//! never blocks the core.
 //!
-//! What the kernel has begun on a disk that hangs cannot be taken back, and tidying up behind it would hang as well. So
-//! a put is a task of its own, which runs to its end when nobody waits for it any more, and of which a core has at most
-//! as many as workers. One that ends late has stored the same bytes under the same key, or has removed its own
-//! temporary file. A process that stops meanwhile says so in time, but the kernel keeps its entry until the disk answers.
+//! An operation on a hung disk cannot be cancelled, and cleaning up after it would hang as well. So
+//! each put is a task of its own. It runs to its end even if its worker has abandoned it, and a
+//! core has at most as many as workers. A put that ends late has stored the same bytes under the
+//! same key, or has removed its own temporary file. A process that stops meanwhile exits in time,
+//! but the kernel keeps its entry until the disk responds.
 //!
-//! Objects are their owner's only unless `FILE_MODE` says otherwise, see [`mode`]; umask decides nothing.
+//! Objects are private to their owner unless `FILE_MODE` says otherwise (see [`mode`]); the umask
+//! has no effect.
 
 pub mod mode;
 
@@ -33,12 +36,13 @@ use crate::net;
 use crate::queue::job::Payload;
 use crate::sync::Semaphore;
 
-/// Holds files that are not whole yet; inside the store's directory, because a rename must not cross file systems.
+/// Holds incomplete files; inside the store's directory, because a rename must not cross file
+/// systems.
 const TEMPORARY: &str = ".millrace-tmp";
-/// A temporary file older than this belongs to a process that died, or to a put that a hung disk held up for as long
-/// and that fails without it, to be tried again.
+/// A temporary file older than this belongs to a process that died, or to a put on a disk that hung
+/// for as long; that put fails without its file and is retried.
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3600);
-/// Directories whose handle is kept open for syncing; past it the cache starts anew.
+/// Directory handles kept open for syncing; when there are more, the cache is cleared.
 const DIRECTORIES_MAX: usize = 256;
 
 /// A store's directory, ready for puts.
@@ -47,19 +51,20 @@ pub struct Root {
     /// Absolute: glommio opens nothing else.
     pub path: PathBuf,
     mode: FileMode,
-    /// A file does not get its mode by being made with it.
+    /// Creating a file with `mode` is not enough; the mode must be set afterwards.
     set_mode: bool,
 }
 
 /// One core's writer into a directory shared with the other cores.
 pub struct FileStore {
     folder: Rc<Folder>,
-    /// One per put that has begun, whether or not anybody still waits for it.
-    turns: Rc<Semaphore>,
+    /// One permit per put in flight, abandoned ones included.
+    permits: Rc<Semaphore>,
 }
 
 impl FileStore {
-    /// `origin` (`{node}-{core}`) says in temporary names whose they are; at most `puts_max` puts are under way at once.
+    /// `origin` (`{node}-{core}`) marks this store's temporary names; at most `puts_max` puts are
+    /// in flight at a time.
     pub fn new(root: Root, origin: &str, puts_max: usize) -> FileStore {
         FileStore {
             folder: Rc::new(Folder {
@@ -68,17 +73,17 @@ impl FileStore {
                 next_temporary: Cell::new(0),
                 directories: RefCell::default(),
             }),
-            turns: Rc::new(Semaphore::new(puts_max as u64)),
+            permits: Rc::new(Semaphore::new(puts_max as u64)),
         }
     }
 
-    /// Creates the directory and removes what dead processes left half written. Blocks: for the time before the cores
-    /// start.
+    /// Creates the directory and removes incomplete files of dead processes. Blocks: call it before
+    /// the cores start.
     ///
-    /// `mode` is for what the store makes there.
+    /// `mode` applies to everything the store creates there.
     ///
     /// # Errors
-    /// The directory cannot be made, or nothing in it.
+    /// The directory, or a file in it, cannot be created.
     #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
     pub fn prepare(root: &Path, mode: FileMode) -> io::Result<Root> {
         let path = std::path::absolute(root)?;
@@ -95,17 +100,17 @@ impl FileStore {
         Ok(Root { path, mode, set_mode })
     }
 
-    /// Dropped while it waits for its turn, a put has done nothing and holds nothing; after that it goes on by itself.
+    /// A put dropped while it waits for a permit has done nothing; after that it runs to its end.
     pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         check_key(object.key)?;
-        let turn = self.turns.acquire_static_permit(1).await.expect("never closed");
+        let permit = self.permits.acquire_static_permit(1).await.expect("never closed");
         let (folder, key, body) =
             (self.folder.clone(), object.key.to_owned(), object.body.to_vec());
         let written = progress.of_writer();
         let task = glommio::spawn_local(async move {
-            let _turn = turn;
+            let _permit = permit;
             let _elsewhere = net::elsewhere();
-            // A panic belongs to the worker that waits; let through here, it would end the core.
+            // A panic belongs to the worker that waits. Uncaught here it would end the core.
             AssertUnwindSafe(folder.store(&key, &body, &written)).catch_unwind().await
         });
         let stored = task.detach().await.expect("nobody cancels it");
@@ -113,7 +118,7 @@ impl FileStore {
     }
 }
 
-/// 64 bits from the kernel: processes in two containers may well share both node and pid.
+/// 64 bits from the kernel: processes in two containers may share both node and pid.
 fn random_bits() -> u64 {
     let mut bits = [0; 8];
     let flags = rustix::rand::GetRandomFlags::empty();
@@ -124,7 +129,7 @@ fn random_bits() -> u64 {
 /// What the puts of one core share.
 struct Folder {
     root: Root,
-    /// Unlike that of any other process and core.
+    /// Different from that of any other process and core.
     temporary_prefix: String,
     next_temporary: Cell<u64>,
     directories: RefCell<HashMap<PathBuf, Rc<DirSync>>>,
@@ -148,16 +153,17 @@ impl Folder {
             Err(self.blame(error.into(), &path).await)
         };
         if let Err(error) = written.await {
-            // Somebody removed a directory under us: the next try makes it again.
+            // A directory may have been removed under us: the next attempt creates it again.
             self.directories.borrow_mut().clear();
-            // Only this attempt ever had this name, so what another has stored under the key meanwhile stays.
+            // Only this attempt ever had this name, so an object stored under the key meanwhile
+            // stays.
             let _absent_is_fine = glommio::io::remove(&temporary).await;
             return Err(error);
         }
         directory.sync().await.map_err(blame_store)
     }
 
-    /// What a rename to `path` failed with.
+    /// Classifies the failure of a rename to `path`.
     async fn blame(&self, error: io::Error, path: &Path) -> PutError {
         let parent = path.parent().unwrap_or(path).to_owned();
         let root = self.root.path.clone();
@@ -169,7 +175,8 @@ impl Folder {
         self.root.path.join(TEMPORARY).join(format!("{}-{number}", self.temporary_prefix))
     }
 
-    /// The open handle of `path`, which is created, and made durable in its own parents, if it does not exist.
+    /// The open handle of `path`. If the directory does not exist it is created, and made durable
+    /// in its parents.
     async fn directory(&self, path: PathBuf) -> Result<Rc<DirSync>, PutError> {
         if let Some(directory) = self.directories.borrow().get(&path) {
             return Ok(directory.clone());
@@ -182,12 +189,12 @@ impl Folder {
         if directories.len() >= DIRECTORIES_MAX {
             directories.clear();
         }
-        // Puts that came here together share one handle, lest each sync for itself.
+        // Puts that arrive together share one handle, so that they share its syncs.
         Ok(directories.entry(path).or_insert(directory).clone())
     }
 }
 
-/// Adds to `progress` what has been written.
+/// Adds the bytes written to `progress`.
 async fn write_synced(
     path: &Path,
     body: &[Payload],
@@ -226,8 +233,8 @@ async fn create(path: &Path, mode: FileMode) -> io::Result<BufferedFile> {
     Ok(options.buffered_open(path).await?)
 }
 
-/// A directory for objects; every directory between it and the store's is made durable, also those that another core
-/// has just made and not yet synced.
+/// Creates a directory for objects. Every directory between it and the store's is made durable,
+/// also those that another core has just created and not synced yet.
 #[expect(clippy::disallowed_methods, reason = "runs on the executor's blocking thread")]
 fn create_synced(path: &Path, root: &Root) -> Result<(), PutError> {
     let Root { path: root, mode, .. } = root;
@@ -241,9 +248,10 @@ fn create_synced(path: &Path, root: &Root) -> Result<(), PutError> {
     Ok(())
 }
 
-/// The store's own directories. A new one could vanish in a power failure with all that was stored in it, so the
-/// directories above it are synced as well, whoever has made it: up to the mount point, which was there before, or to
-/// one that this process must not read and so will not have made.
+/// Creates the store's own directories. A new one could vanish in a power failure with everything
+/// stored in it, so the directories above it are synced as well, whoever created them: up to the
+/// mount point, which existed before, or to one that this process may not read and so cannot have
+/// created.
 #[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
 fn create_root_synced(root: &Path, mode: FileMode) -> io::Result<()> {
     mode.create_dir_all(&root.join(TEMPORARY))?;
@@ -260,7 +268,7 @@ fn create_root_synced(root: &Path, mode: FileMode) -> io::Result<()> {
     Ok(())
 }
 
-/// Keys become paths, so what a path would read differently is refused.
+/// Keys become paths, so a key that a path would change is refused.
 fn check_key(key: &str) -> Result<(), PutError> {
     let refuse = |why: &str| Err(PutError::new(Class::Object, "InvalidKey", why));
     if key.contains('\0') || key.starts_with(TEMPORARY) {
@@ -274,8 +282,8 @@ fn check_key(key: &str) -> Result<(), PutError> {
     Ok(())
 }
 
-/// A failure on a path that is the store's own: whatever stands in the way, it is not this payload's fault, and the
-/// next payload fares no better. Only its size can be.
+/// A failure on one of the store's own paths. Whatever the reason, it is not this payload's fault,
+/// and the next payload would fail as well. The exception is a payload's size.
 fn blame_store(error: io::Error) -> PutError {
     use ErrorKind::{
         AlreadyExists, FileTooLarge, IsADirectory, NotADirectory, NotFound, PermissionDenied,
@@ -290,9 +298,9 @@ fn blame_store(error: io::Error) -> PutError {
     PutError::new(class, format!("{:?}", error.kind()), error.to_string())
 }
 
-/// A failure on a path made from the key, in a store that works: the key may be one that no file can have, or lie
-/// above or below another object's. The last only if one `is_blocked` so: the store's own directory may be replaced between
-/// two steps of a put, and what that fails with reads the same.
+/// A failure on a path made from the key, in a store that works: no file can have this key, or the
+/// key lies above or below another object's. The latter only if `is_blocked`: replacing the store's
+/// own directory between two steps of a put gives the same errors.
 fn blame_key(error: io::Error, is_blocked: bool) -> PutError {
     use ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
     let at_fault = match error.kind() {
@@ -306,14 +314,15 @@ fn blame_key(error: io::Error, is_blocked: bool) -> PutError {
     PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
 }
 
-/// Whether another object stands where `directory`, or one above it and below `root`, has to be. Blocks.
+/// Whether another object is in the place of `directory`, or of one between it and `root`. Blocks.
 fn is_blocked(directory: &Path, root: &Path) -> bool {
     let below = directory.ancestors().take_while(|path| *path != root);
     below.map(std::fs::metadata).any(|found| found.is_ok_and(|found| !found.is_dir()))
 }
 
-/// One directory whose syncs are shared: a caller joins the next sync that starts after it asked. Callers wait to the
-/// end: one that was dropped while it leads would leave the others waiting.
+/// One directory whose syncs are shared: a caller joins the next sync that starts after its
+/// request. Callers must not be dropped while they wait: one that runs the sync would leave the
+/// others waiting.
 struct DirSync {
     directory: Directory,
     /// Requests so far, and how many of them the last finished sync covers.
@@ -325,7 +334,7 @@ struct DirSync {
 }
 
 impl DirSync {
-    /// Outcomes remembered for callers that have not looked yet; far more than workers can be waiting.
+    /// Outcomes kept for callers that have not seen theirs yet; far more than workers can wait.
     const FINISHED_MAX: usize = 64;
 
     fn new(directory: Directory) -> DirSync {
@@ -425,7 +434,8 @@ mod tests {
         fs::read_dir(root.join(TEMPORARY)).unwrap().count()
     }
 
-    /// Makes one put hang in the kernel, as on a disk that does not answer: opening a pipe to write waits for a reader.
+    /// Makes one put hang in the kernel, as on a disk that does not answer: opening a pipe to write
+    /// waits for a reader.
     fn hang(store: &FileStore, number: u64) -> PathBuf {
         let pipe = store.folder.temporary(number);
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
@@ -577,7 +587,7 @@ mod tests {
                 }
             }
             assert!(finished < 60, "none was dropped");
-            until(|| store.turns.available() == 64).await;
+            until(|| store.permits.available() == 64).await;
             for step in 0..60 {
                 assert!(fs::read(root.join(format!("k{step}"))).unwrap() == bytes, "k{step}");
             }
@@ -592,7 +602,7 @@ mod tests {
             for key in ["a", "b", "given up in line"] {
                 assert!(!in_time(put(&store, key, "1")).await, "{key}");
             }
-            assert_eq!(store.turns.available(), 0);
+            assert_eq!(store.permits.available(), 0);
             let bytes = payload("2");
             let object = Object::of("a", &bytes);
             let progress = Progress::default();
@@ -600,7 +610,7 @@ mod tests {
             assert!(!in_time(&mut next).await);
             let _readers = pipes.map(|pipe| answer(&pipe));
             next.await.unwrap();
-            until(|| store.turns.available() == 2).await;
+            until(|| store.permits.available() == 2).await;
             assert_eq!(fs::read(root.join("a")).unwrap(), b"2");
             assert!(!root.join("b").exists() && !root.join("given up in line").exists());
             assert_eq!(temporaries(&root), 0, "a late failure removes what it wrote");
@@ -615,7 +625,7 @@ mod tests {
             assert!(!in_time(put(&store, "key", "1")).await);
             put(&store, "key", "1").await.unwrap();
             let _reader = answer(&pipe);
-            until(|| store.turns.available() == 2).await;
+            until(|| store.permits.available() == 2).await;
             assert!(!pipe.exists());
             assert_eq!(fs::read(root.join("key")).unwrap(), b"1");
             put(&store, "key", "2").await.unwrap();
@@ -675,7 +685,8 @@ mod tests {
             let covered = |sync: &DirSync| -> Vec<u64> {
                 sync.finished.borrow().iter().map(|(upto, _)| *upto).collect()
             };
-            // The first leads alone, for the others ask while its sync runs; one of them leads for all the rest.
+            // The first leads alone, for the others ask while its sync runs; one of them leads for
+            // all the rest.
             assert_eq!(covered(&sync), [1, 64]);
             sync.sync().await.unwrap();
             assert_eq!(covered(&sync), [1, 64, 65]);

@@ -1,4 +1,4 @@
-//! What a put is given: one object's key, its bytes in parts, and what is known of them beforehand.
+//! What a put is given: an object's key, its bytes in parts, and what is already known about them.
 
 use super::sums::Sums;
 use crate::coding::Coding;
@@ -7,25 +7,27 @@ use crate::queue::job::Payload;
 /// One object on its way to the store.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<'a> {
-    /// Relative to the store's prefix; may hold `/`.
+    /// Relative to the store's prefix; may contain `/`.
     pub key: &'a str,
-    /// Its bytes, in order. Each part is written or sent by itself, so a large object has few: 256 KiB is a good part, as
-    /// what one send may copy into a socket before other tasks of the core run.
+    /// Its bytes, in order. Each part is written or sent separately, so a large object should have
+    /// few parts. 256 KiB is a good size: one send copies no more into a socket before other tasks
+    /// of the core run.
     pub body: &'a [Payload],
-    /// How they are compressed, where the store is to say so: `content-encoding`.
+    /// How the bytes are compressed, if the object shall say so (`content-encoding`).
     pub coding: Option<Coding>,
-    /// What [`Store::summing`](super::Store::summing) made of the body while it was gathered, the same for every attempt;
-    /// `None`: each attempt reads the whole body for it at once, which a large one should not do to its core.
+    /// The sums that [`Store::summing`](super::Store::summing) computed while the body was
+    /// gathered, the same for every attempt. With `None` each attempt reads the whole body at once,
+    /// which for a large body would block its core.
     pub sums: Option<&'a Sums>,
 }
 
 impl<'a> Object<'a> {
-    /// A payload by itself, as it is.
+    /// A single payload, unchanged.
     pub fn of(key: &'a str, payload: &'a Payload) -> Object<'a> {
         Object { key, body: std::slice::from_ref(payload), coding: None, sums: None }
     }
 
-    /// Its size.
+    /// Size of the body.
     pub fn bytes(&self) -> u64 {
         self.body.iter().map(|part| part.len() as u64).sum()
     }

@@ -1,9 +1,10 @@
-//! How far one attempt to store an object has come, and when it has stood still for too long.
+//! How far one attempt to store an object has come, and when it has stalled for too long.
 //!
-//! A whole-request timeout makes a slow link worse: every upload runs into it, and its retry fills the link once more.
-//! So `PUT_TIMEOUT` bounds the time *without progress*, and progress is what the peer has acknowledged, not what a
-//! socket buffer has taken. After the last byte nothing is left to acknowledge, so it runs once for the answer.
-//! `PUT_TIMEOUT_MAX` bounds the whole, for a peer that takes a byte now and then.
+//! A whole-request timeout makes a slow link worse: every upload hits it, and each retry fills the
+//! link again. So `PUT_TIMEOUT` bounds the time *without progress*. Progress is what the peer has
+//! acknowledged, not what a socket buffer has taken. After the last byte nothing is left to
+//! acknowledge, so the response has one `PUT_TIMEOUT` to arrive. `PUT_TIMEOUT_MAX` bounds the whole
+//! attempt, for a peer that takes a byte now and then.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,8 +14,8 @@ use super::{Class, PutError};
 use crate::config::Config;
 use crate::net::Acknowledged;
 
-/// Looks at an attempt's progress per `PUT_TIMEOUT`. An attempt that is answered sooner costs none, and one that
-/// stands still is given up up to one look late.
+/// Checks of an attempt's progress per `PUT_TIMEOUT`. An attempt that ends before the first check
+/// costs none, and one that stalls is abandoned up to one check late.
 const LOOKS: u32 = 4;
 
 /// `PUT_TIMEOUT` and `PUT_TIMEOUT_MAX`.
@@ -22,7 +23,7 @@ const LOOKS: u32 = 4;
 pub struct PutTimeouts {
     /// Longest time without progress.
     pub stalled: Duration,
-    /// Longest time from begin to end, not below `stalled`.
+    /// Longest time from start to end, not below `stalled`.
     pub whole: Duration,
 }
 
@@ -32,7 +33,8 @@ impl PutTimeouts {
     }
 }
 
-/// Where one attempt's progress can be read; the store that makes the attempt says so as soon as it knows.
+/// Where one attempt's progress can be read. The store that makes the attempt sets it as soon as it
+/// knows.
 #[derive(Default)]
 pub struct Progress(RefCell<Source>);
 
@@ -46,30 +48,30 @@ enum Source {
     Slot(Rc<PeerSlot>),
 }
 
-/// For a connection that is chosen where the attempt is out of reach.
+/// For a connection that is chosen by code that cannot reach the attempt.
 pub type PeerSlot = RefCell<Option<Acknowledged>>;
 
 impl Progress {
-    /// The object is sent on the connection that `peer` views.
+    /// The object is sent on the connection of `peer`.
     pub fn of_peer(&self, peer: Acknowledged) {
         self.0.replace(Source::Peer(peer));
     }
 
-    /// The object is sent on the connection that will be named in what is returned.
+    /// The object is sent on the connection that will be stored in the returned slot.
     pub fn of_slot(&self) -> Rc<PeerSlot> {
         let slot = Rc::<PeerSlot>::default();
         self.0.replace(Source::Slot(slot.clone()));
         slot
     }
 
-    /// The object is written by a task that adds to what is returned.
+    /// The object is written by a task that adds to the returned counter.
     pub fn of_writer(&self) -> Rc<Cell<u64>> {
         let written = Rc::<Cell<u64>>::default();
         self.0.replace(Source::Written(written.clone()));
         written
     }
 
-    /// Nobody waits for the attempt any more.
+    /// The attempt is abandoned: nobody waits for it any longer.
     pub(super) fn give_up(&self) {
         match &*self.0.borrow() {
             Source::Peer(peer) => peer.discard_on_close(),
@@ -78,7 +80,7 @@ impl Progress {
         }
     }
 
-    /// Two marks differ if there was progress between them.
+    /// Two marks differ if progress was made between them.
     fn mark(&self) -> Option<(u64, u64)> {
         match &*self.0.borrow() {
             Source::None => None,
@@ -89,14 +91,14 @@ impl Progress {
     }
 }
 
-/// Judges one attempt.
+/// Decides when one attempt has taken too long.
 pub(super) struct Stall {
     timeouts: PutTimeouts,
     end: Instant,
     last_look: Instant,
-    /// At the last look that saw progress.
+    /// At the last check that saw progress.
     mark: Option<(u64, u64)>,
-    /// Time without progress, as far as it counts.
+    /// Time without progress, without pauses of this process.
     stalled: Duration,
 }
 
@@ -106,7 +108,7 @@ impl Stall {
         Stall { timeouts, end, last_look: began, mark: None, stalled: Duration::ZERO }
     }
 
-    /// When to look next.
+    /// When to check next.
     pub(super) fn next_look(&self) -> Instant {
         (self.last_look + self.interval()).min(self.end)
     }
@@ -115,10 +117,9 @@ impl Stall {
         self.timeouts.stalled / LOOKS
     }
 
-    /// Looks: an error, worth another try, once the attempt has taken too long.
+    /// Checks; an error, worth a retry, once the attempt has taken too long.
     pub(super) fn look(&mut self, now: Instant, progress: &Progress) -> Result<(), PutError> {
-        // A process that was paused has not looked: of the time it slept through only as much counts as lies between
-        // two looks.
+        // A paused process could not check: of a pause only the interval between two checks counts.
         let since = now.saturating_duration_since(self.last_look).min(self.interval());
         self.last_look = now;
         let mark = progress.mark();
@@ -136,7 +137,7 @@ impl Stall {
             return late("not stored within PUT_TIMEOUT_MAX", self.timeouts.whole);
         }
         if self.stalled >= self.timeouts.stalled {
-            return late("no progress and no answer within PUT_TIMEOUT", self.timeouts.stalled);
+            return late("no progress and no response within PUT_TIMEOUT", self.timeouts.stalled);
         }
         Ok(())
     }
@@ -149,8 +150,8 @@ mod tests {
     const TIMEOUTS: PutTimeouts =
         PutTimeouts { stalled: Duration::from_secs(4), whole: Duration::from_secs(60) };
 
-    /// Looks whenever it is due, `written` saying how far the attempt has come after so many seconds; returns after how
-    /// many it is given up, and why.
+    /// Checks whenever a check is due. `written` maps seconds to progress. Returns after how many
+    /// seconds the attempt is abandoned, and why.
     fn given_up(written: impl Fn(u64) -> u64) -> (u64, String) {
         let began = Instant::now();
         let progress = Progress::default();
@@ -169,9 +170,9 @@ mod tests {
     #[test]
     fn an_attempt_ends_when_it_stands_still_and_at_its_end() {
         for (written, after, names) in [
-            // The first look finds nothing to compare with.
+            // The first check finds nothing to compare with.
             ((|_| 0) as fn(u64) -> u64, 5, "PUT_TIMEOUT (4s)"),
-            // Everything was acknowledged after 10 s; then comes no answer.
+            // Everything is acknowledged after 10 s, then no response arrives.
             (|s| s.min(10), 14, "PUT_TIMEOUT (4s)"),
             // A byte every three seconds.
             (|s| s / 3, 60, "PUT_TIMEOUT_MAX (1m)"),

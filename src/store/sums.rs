@@ -1,6 +1,6 @@
-//! What an S3 request says of its body, computed as the body comes or when it is there.
+//! What an S3 request says about its body, computed while the body arrives or once it is complete.
 //!
-//! Only the lean client asks for it: the SDK computes its own, and other stores need none.
+//! Only the lean client needs it: the SDK computes its own, and other stores need none.
 
 use crc_fast::CrcAlgorithm;
 use sha2::{Digest, Sha256};
@@ -11,14 +11,14 @@ use crate::queue::job::Payload;
 /// What a PUT says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Integrity {
-    /// `Auto` is none: it has to be decided before.
+    /// `Auto` counts as none: it must be resolved before.
     pub checksum: Checksum,
-    /// The signature covers the body. Without TLS nothing else does.
+    /// The signature covers the body. Without TLS nothing else protects it.
     pub sign_payload: bool,
 }
 
 impl Integrity {
-    /// Nothing is said, so nothing is computed.
+    /// Nothing is said about the body, so nothing is computed.
     pub const NONE: Integrity = Integrity { checksum: Checksum::None, sign_payload: false };
 
     fn wants_sha256(self) -> bool {
@@ -34,8 +34,8 @@ impl Integrity {
     }
 }
 
-/// The sums of one body so far. Each update takes the time of reading its bytes once or twice, so a caller on a core
-/// gives it slices.
+/// The sums of a body so far. Each update reads its bytes once or twice, so a caller on a core
+/// passes slices.
 pub struct Summing {
     integrity: Integrity,
     sha256: Option<Sha256>,
@@ -51,7 +51,7 @@ impl Summing {
         }
     }
 
-    /// The body goes on with `bytes`.
+    /// Adds the next `bytes` of the body.
     pub fn update(&mut self, bytes: &[u8]) {
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(bytes);
@@ -74,21 +74,21 @@ impl Summing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sums {
     integrity: Integrity,
-    /// Zeros where nobody asked.
+    /// Zeros if not computed.
     sha256: [u8; 32],
-    /// Big-endian; of 32 bits the last four.
+    /// Big-endian; a 32-bit sum is in the last four.
     crc: [u8; 8],
 }
 
 impl Sums {
-    /// Of a body in one piece.
+    /// The sums of a body in one piece.
     pub fn of(body: &[u8], integrity: Integrity) -> Sums {
         let sha256 = if integrity.wants_sha256() { Sha256::digest(body).into() } else { [0; 32] };
         let crc = integrity.crc().map_or(0, |algorithm| crc_fast::checksum(algorithm, body));
         Sums { integrity, sha256, crc: crc.to_be_bytes() }
     }
 
-    /// Of a body in any number of parts.
+    /// The sums of a body in any number of parts.
     pub fn of_parts(parts: &[Payload], integrity: Integrity) -> Sums {
         if let [whole] = parts {
             return Sums::of(whole, integrity);
@@ -98,17 +98,17 @@ impl Sums {
         summing.finish()
     }
 
-    /// What they were made for.
+    /// What the sums were computed for.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
 
-    /// The SHA-256 that the signature names, unless it leaves the body out.
+    /// The SHA-256 that the signature covers, unless it leaves the body out.
     pub(super) fn signed(&self) -> Option<&[u8; 32]> {
         self.integrity.sign_payload.then_some(&self.sha256)
     }
 
-    /// The checksum's bytes as its header has them in base64; empty where there is none.
+    /// The checksum's bytes, which its header carries in base64; empty if there is none.
     pub(super) fn checksum(&self) -> &[u8] {
         match self.integrity.checksum {
             Checksum::Auto | Checksum::None => &[],

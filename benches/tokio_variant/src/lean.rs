@@ -13,9 +13,9 @@ use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::config::ProvideCredentials as _;
 use aws_types::SdkConfig;
 use millrace::config::{Checksum, Config};
-use millrace::store::s3::dial::Origin;
+use millrace::store::s3::dial::ServerAddress;
 use millrace::store::s3::direct::{
-    Identity, Place, Put, ReplyReader, Signer, Template, error_document,
+    Destination, Identity, Put, ReplyReader, Signer, Template, error_document,
 };
 use millrace::store::{Integrity, Sums};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,7 +33,7 @@ thread_local! {
 /// What all workers share.
 pub struct LeanStore {
     template: Template,
-    origin: Origin,
+    server: ServerAddress,
     region: String,
     credentials: Credentials,
 }
@@ -55,17 +55,17 @@ impl LeanStore {
     ) -> Result<LeanStore, String> {
         let endpoint = shared.endpoint_url().ok_or("--put lean needs AWS_ENDPOINT_URL")?;
         let uri: http::Uri = endpoint.parse().map_err(|_| format!("{endpoint} is no address"))?;
-        let origin = Origin::of(&uri).filter(|origin| !origin.https);
-        let origin = origin.ok_or_else(|| format!("{endpoint}: --put lean speaks only http"))?;
+        let server = ServerAddress::of(&uri).filter(|server| !server.https);
+        let server = server.ok_or_else(|| format!("{endpoint}: --put lean speaks only http"))?;
         let region = shared.region().ok_or("AWS_REGION is not set")?.to_string();
         let provider = shared.credentials_provider().ok_or("no credentials provider")?;
         let credentials = provider.provide_credentials().await.map_err(|e| e.to_string())?;
         let path = format!("/{bucket}/");
-        let place = Place { origin: &origin, path: &path, prefix };
+        let destination = Destination { server: &server, path: &path, prefix };
         let integrity = Integrity { checksum: Checksum::None, sign_payload: true };
-        let template =
-            Template::new(&place, &config.s3, integrity).map_err(|error| error.to_string())?;
-        Ok(LeanStore { template, origin, region, credentials })
+        let template = Template::new(&destination, &config.s3, integrity)
+            .map_err(|error| error.to_string())?;
+        Ok(LeanStore { template, server, region, credentials })
     }
 
     pub fn integrity(&self) -> Integrity {
@@ -132,7 +132,7 @@ impl LeanClient {
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let Origin { host, port, .. } = &self.store.origin;
+        let ServerAddress { host, port, .. } = &self.store.server;
         let link = TcpStream::connect((host.as_str(), *port)).await?;
         link.set_nodelay(true)?;
         Ok(link)

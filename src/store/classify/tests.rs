@@ -283,7 +283,8 @@ fn every_store_is_understood() {
     }
 }
 
-/// Whatever it was that a store said: what the worker, the operator and the credentials' keeper make of it.
+/// Whatever it was that a store said: what the worker, the operator and the credentials' keeper
+/// make of it.
 #[test]
 fn class_remedy_and_credentials_follow_from_the_cause() {
     use Class::{Object, StoreWide, Transient};

@@ -1,5 +1,6 @@
-//! The words stores refuse in, and what each is about. All eight stores looked up here answer with S3's XML document;
-//! they differ in codes, and some say only in the message what the code leaves open.
+//! The codes and messages of stores' refusals, and the cause of each. All eight stores listed here
+//! answer with S3's XML document. They differ in codes, and some say only in the message what the
+//! code leaves open.
 //!
 //! Where the rows come from:
 //!
@@ -19,10 +20,10 @@
 
 use super::Cause::{self, *};
 
-/// One way to say something.
+/// One code, or code and message, and its cause.
 pub(super) struct Words {
     pub(super) code: &'static str,
-    /// Part of the message, in lower case; empty where the code is enough.
+    /// A part of the message, in lower case; empty if the code is enough.
     pub(super) message: &'static str,
     pub(super) cause: Cause,
 }
@@ -35,10 +36,10 @@ const fn code(code: &'static str, cause: Cause) -> Words {
     says(code, "", cause)
 }
 
-/// The first row that fits counts, so a code's messages stand before the code alone.
+/// The first matching row counts, so rows with a message stand before the code alone.
 #[rustfmt::skip]
 pub(super) const WORDS: &[Words] = &[
-    // Garage has one code for all that is forbidden.
+    // Garage has one code for everything forbidden.
     says("AccessDenied", "no such key:", UnknownKey),
     says("AccessDenied", "invalid signature", WrongSecret),
     says("AccessDenied", "has expired", ExpiredCredentials),
@@ -46,23 +47,23 @@ pub(super) const WORDS: &[Words] = &[
     // B2: caps that the account's owner has set.
     says("AccessDenied", "cap exceeded", Quota),
     code("AccessDenied", Denied),
-    // Garage refuses a date that is more than a day old.
+    // Garage refuses a date more than a day old.
     says("InvalidRequest", "date is too old", Clock),
     // MinIO: an object under retention.
     says("InvalidRequest", "worm protected", Locked),
     says("InvalidRequest", "kms", Encryption),
-    // R2 looks at the length of the access key before anything else.
+    // R2 checks the length of the access key before anything else.
     says("InvalidArgument", "access key", UnknownKey),
     says("InvalidArgument", "credential", BadCredentials),
     says("InvalidArgument", "authorization", BadCredentials),
-    // B2 on headers it does not know.
+    // B2, about headers it does not know.
     says("InvalidArgument", "unsupported", Unsupported),
     says("InvalidArgument", "encryption", Encryption),
     says("InvalidArgument", "kms", Encryption),
     says("InvalidArgument", "storage class", Unsupported),
     says("InvalidArgument", "checksum", Unsupported),
     says("InvalidArgument", "acl", Unsupported),
-    // This object, and only this one.
+    // Only this object is affected.
     code("InvalidArgument", Refused),
     code("EntityTooLarge", Refused),
     code("EntityTooSmall", Refused),
@@ -86,7 +87,7 @@ pub(super) const WORDS: &[Words] = &[
     code("FileAlreadyExists", Exists),
     code("KeyAlreadyExists", Exists),
     code("ObjectAlreadyExists", Exists),
-    // Who we are.
+    // Credentials and account.
     code("InvalidAccessKeyId", UnknownKey),
     code("InvalidClientTokenId", UnknownKey),
     code("SignatureDoesNotMatch", WrongSecret),
@@ -108,10 +109,10 @@ pub(super) const WORDS: &[Words] = &[
     code("NotSignedUp", Account),
     code("UserProjectAccountProblem", Account),
     code("UserSuspended", Account),
-    // What time it is.
+    // Clock.
     code("ExpiredRequest", Clock),
     code("RequestTimeTooSkewed", Clock),
-    // Where the bucket is.
+    // Region and bucket.
     code("AuthorizationHeaderMalformed", Region),
     code("IllegalLocationConstraintException", Region),
     code("InvalidLocationConstraint", Region),
@@ -120,17 +121,17 @@ pub(super) const WORDS: &[Words] = &[
     code("PermanentRedirect", Region),
     code("InvalidBucketName", NoBucket),
     code("NoSuchBucket", NoBucket),
-    // Whether there is room.
+    // Space.
     code("QuotaExceeded", Quota),
     code("XMinioAdminBucketQuotaExceeded", Quota),
     code("InsufficientStorage", Full),
     code("XMinioStorageFull", Full),
-    // What the store does not know.
+    // Unsupported features.
     code("AccessControlListNotSupported", Unsupported),
     code("InvalidStorageClass", Unsupported),
     code("NotImplemented", Unsupported),
     code("InvalidEncryptionAlgorithmError", Encryption),
-    // The next try may do.
+    // A retry may succeed.
     code("BandwidthLimitExceeded", Busy),
     code("ErrRequestBytesExceed", Busy),
     code("ErrTooManyRequest", Busy),

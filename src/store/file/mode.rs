@@ -1,8 +1,10 @@
-//! Who may read what a `file:` store makes: exactly what `FILE_MODE` says, whatever the process's umask is.
+//! Permissions of what a `file:` store creates: exactly those of `FILE_MODE`, whatever the umask
+//! is.
 //!
-//! A file is created with the mode wanted; umask, or a default ACL of the directory, may take permissions away. So
-//! whether a mode has to be set afterwards as well is found out once, at the start, with a file made for it. A
-//! directory is looked at whenever one is made. What was there before the store keeps its permissions.
+//! A file is created with its mode, but the umask or a default ACL of the directory may remove
+//! permissions. At start a test file shows whether the mode must also be set afterwards. A
+//! directory is checked whenever one is created. What existed before the store keeps its
+//! permissions.
 
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -18,7 +20,7 @@ impl FileMode {
     /// Whether a file made in `directory` with this mode has another one and has to be given it. Blocks.
     ///
     /// # Errors
-    /// No file can be made there.
+    /// No file can be created there.
     #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
     pub(super) fn has_to_be_set(self, directory: &Path) -> io::Result<bool> {
         let probe = directory.join(format!("mode-{}", std::process::id()));
@@ -33,7 +35,7 @@ impl FileMode {
         fs::remove_file(&probe)?;
         match set {
             Ok(set) => Ok(set),
-            // A file system without permissions of its own, such as FAT: nothing would be gained by failing every put.
+            // A file system without permissions, such as FAT. Failing every put would not help.
             Err(error) => {
                 let directory = directory.display();
                 tracing::warn!(
@@ -50,7 +52,7 @@ impl FileMode {
         set(path, self.of_files()).map(drop)
     }
 
-    /// As `fs::create_dir_all`, with the permissions of directories for those that are made. Blocks.
+    /// As `fs::create_dir_all`, with the mode of directories for those it creates. Blocks.
     pub(crate) fn create_dir_all(self, path: &Path) -> io::Result<()> {
         match self.create_dir(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -80,8 +82,8 @@ impl FileMode {
     }
 }
 
-/// Gives `path` these permissions unless it has them, and returns whether it had others. Other bits stay: a directory
-/// in one with the set-group-ID bit has it too.
+/// Gives `path` these permissions unless it has them, and returns whether it had others. Other bits
+/// stay: a directory in one with the set-group-ID bit has it too.
 fn set(path: &Path, permissions: u32) -> io::Result<bool> {
     let mode = fs::metadata(path)?.mode() & 0o7777;
     let differs = mode & PERMISSIONS != permissions;

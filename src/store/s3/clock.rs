@@ -1,8 +1,9 @@
-//! This core's idea of the store's time, for signing.
+//! This executor's estimate of the store's time, for signing.
 //!
-//! Control learns an offset from the probe, each core starts from that and learns its own from the store's refusals;
-//! nothing is shared, and without a refusal it is zero. One server with a wrong clock can give a wrong offset. It does
-//! not last: while there is one, every failed answer's time is taken, and what the offset is wrong for is refused.
+//! Control learns an offset from the probe. Each core starts from that and learns its own from the
+//! store's refusals; nothing is shared. Without a refusal the offset is zero. A server with a wrong
+//! clock can cause a wrong offset, but not for long: while there is an offset, every failed
+//! response updates it, and servers for which it is wrong refuse requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,30 +12,31 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
 
-/// Largest offset taken, either way. A day covers what happens to real clocks: local time set as UTC (at most 14 h), a
-/// wrong date line, drift. What is further off breaks certificates and the keys' time stamps as well, and no single
-/// answer can say which of the two clocks is the broken one: that is left to an operator.
+/// Largest offset accepted, either way. A day covers real mistakes: local time set as UTC (at most
+/// 14 h), a wrong date line, drift. A larger offset breaks certificates and the timestamps in
+/// object keys as well, and one response cannot tell which of the two clocks is wrong. That is left
+/// to an operator.
 const OFFSET_MAX_S: i64 = 24 * 3600;
 
-/// Less than this is no offset: a date has whole seconds and was some time on its way.
+/// Less than this counts as no offset: a date has whole seconds and takes time to arrive.
 const OFFSET_MIN_S: i64 = 5;
 
-/// A distance from the store's clock, learnt from a refusal. Written and read by one executor.
+/// The offset of the store's clock, learned from a refusal. Written and read by one executor.
 #[derive(Clone, Debug, Default)]
-pub struct ClockOffset {
+pub(super) struct ClockOffset {
     /// Shared by this executor's clones.
     offset_s: Arc<AtomicI64>,
 }
 
 impl ClockOffset {
-    /// One of its own that starts from the same offset.
-    pub fn detached(&self) -> ClockOffset {
+    /// An independent clock that starts with the same offset.
+    pub(super) fn detached(&self) -> ClockOffset {
         ClockOffset { offset_s: Arc::new(AtomicI64::new(self.offset_s())) }
     }
 
-    /// Takes the offset from an HTTP date, if it is one and at most a day away; otherwise it stays as it was. Returns
-    /// whether it was taken.
-    pub fn take(&self, date: Option<&str>) -> bool {
+    /// Sets the offset from an HTTP date. A date that is invalid or more than a day off changes
+    /// nothing. Returns whether the date was accepted.
+    pub(super) fn learn(&self, date: Option<&str>) -> bool {
         let Some(server) = date.and_then(|d| DateTime::from_str(d, Format::HttpDate).ok()) else {
             return false;
         };
@@ -48,11 +50,11 @@ impl ClockOffset {
     }
 
     /// How far the store's clock is ahead of this host's, in seconds.
-    pub fn offset_s(&self) -> i64 {
+    pub(super) fn offset_s(&self) -> i64 {
         self.offset_s.load(Ordering::Relaxed)
     }
 
-    pub fn is_shifted(&self) -> bool {
+    pub(super) fn is_shifted(&self) -> bool {
         self.offset_s() != 0
     }
 }
@@ -79,8 +81,9 @@ mod tests {
     #[test]
     fn what_is_taken_is_bounded_and_corrected() {
         let clock = ClockOffset::default();
-        let after =
-            |text: &str| (clock.take(Some(text)), (clock.offset_s() + 900).div_euclid(1800) * 1800);
+        let after = |text: &str| {
+            (clock.learn(Some(text)), (clock.offset_s() + 900).div_euclid(1800) * 1800)
+        };
         assert_eq!(after(&date(-7200)), (true, -7200));
         assert_eq!(after(&date(OFFSET_MAX_S + 60)), (false, -7200), "too far: as it was");
         assert_eq!(after(&date(-OFFSET_MAX_S - 60)), (false, -7200));
@@ -88,16 +91,16 @@ mod tests {
         assert_eq!(after(&date(OFFSET_MAX_S - 60)), (true, OFFSET_MAX_S));
         assert_eq!(after(&date(1)), (true, 0));
         assert!(!clock.is_shifted(), "as good as none");
-        assert!(!clock.take(None));
+        assert!(!clock.learn(None));
     }
 
     #[test]
     fn a_detached_clock_starts_alike_and_goes_its_own_way() {
         let control = ClockOffset::default();
-        control.take(Some(&date(3600)));
+        control.learn(Some(&date(3600)));
         let core = control.detached();
         assert!(core.is_shifted());
-        core.take(Some(&date(0)));
+        core.learn(Some(&date(0)));
         assert!(control.is_shifted() && !core.is_shifted());
     }
 }

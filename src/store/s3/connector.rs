@@ -1,5 +1,5 @@
-//! The bridge between the AWS SDK and this core: its HTTP client, its sleep, and the one place
-//! where values that never leave their thread are passed off as `Send`.
+//! The bridge between the AWS SDK and this executor: its HTTP client, its sleep, and the one place
+//! where values that never leave their thread are passed as `Send`.
 //!
 //! The SDK asks for `Send + Sync`; glommio's types are neither. [`CoreLocal`] wraps them in a
 //! `SendWrapper`, which panics rather than let one be used or dropped on another thread. No other
@@ -29,24 +29,24 @@ use http::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http_body_util::{BodyExt, Full, Limited};
 use send_wrapper::SendWrapper;
 
-use super::dial::{LinkError, Origin};
-use super::pool::{Conn, Pool};
+use super::dial::{ConnectionError, ServerAddress};
+use super::hyper_pool::{HyperConnection, HyperPool};
 use crate::deadline::within;
 use crate::queue::job::Payload;
 use crate::store::PeerSlot;
 
-/// Longest answer taken from a store or a credential service, bytes.
+/// Longest response accepted from a store or a credential service, bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// A value that stays on the core that made it, though the SDK's bounds ask for more.
+/// A value that stays on the core that made it, in a wrapper that satisfies the SDK's bounds.
 #[derive(Clone)]
-pub(crate) struct CoreLocal<T>(SendWrapper<T>);
+pub(super) struct CoreLocal<T>(SendWrapper<T>);
 
-/// An extension of a request: where it says which connection it is sent on.
-pub(crate) type PeerOf = CoreLocal<Rc<PeerSlot>>;
+/// An extension of a request: the slot that is told which connection sends it.
+pub(super) type PeerOf = CoreLocal<Rc<PeerSlot>>;
 
 impl<T> CoreLocal<T> {
-    pub(crate) fn new(value: T) -> CoreLocal<T> {
+    pub(super) fn new(value: T) -> CoreLocal<T> {
         CoreLocal(SendWrapper::new(value))
     }
 }
@@ -70,9 +70,10 @@ impl AsRef<[u8]> for CoreLocal<Payload> {
     }
 }
 
-/// A body's bytes for the SDK: one part without a copy, and it lives until the last clone is dropped. Several are copied
-/// into one, because the connector sends one chunk: this client is what the lean one is compared with.
-pub(crate) fn body_of(parts: &[Payload]) -> SdkBody {
+/// A body for the SDK. One part is not copied and lives until the last clone is dropped. Several
+/// are copied into one, because the connector sends a single chunk; the lean client is the fast
+/// path.
+pub(super) fn body_of(parts: &[Payload]) -> SdkBody {
     SdkBody::from(match parts {
         [whole] => Bytes::from_owner(CoreLocal::new(whole.clone())),
         _ => Bytes::from(parts.iter().map(|part| &part[..]).collect::<Vec<_>>().concat()),
@@ -81,7 +82,7 @@ pub(crate) fn body_of(parts: &[Payload]) -> SdkBody {
 
 /// glommio's timer as the SDK's sleep.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct GlommioSleep;
+pub(super) struct GlommioSleep;
 
 impl AsyncSleep for GlommioSleep {
     fn sleep(&self, duration: Duration) -> Sleep {
@@ -93,14 +94,14 @@ impl AsyncSleep for GlommioSleep {
 
 /// The SDK's HTTP client on this core's pool.
 #[derive(Debug)]
-pub(crate) struct GlommioHttp {
-    pool: CoreLocal<Rc<Pool>>,
+pub(super) struct GlommioHttp {
+    pool: CoreLocal<Rc<HyperPool>>,
     connect_timeout: Duration,
 }
 
 impl GlommioHttp {
-    /// `connect_timeout` holds where the SDK's own settings give none.
-    pub(crate) fn new(pool: Rc<Pool>, connect_timeout: Duration) -> GlommioHttp {
+    /// `connect_timeout` applies if the SDK's own settings give none.
+    pub(super) fn new(pool: Rc<HyperPool>, connect_timeout: Duration) -> GlommioHttp {
         GlommioHttp { pool: CoreLocal::new(pool), connect_timeout }
     }
 }
@@ -125,7 +126,7 @@ impl HttpClient for GlommioHttp {
 
 #[derive(Debug)]
 struct Connector {
-    pool: CoreLocal<Rc<Pool>>,
+    pool: CoreLocal<Rc<HyperPool>>,
     connect_timeout: Duration,
     read_timeout: Option<Duration>,
 }
@@ -135,9 +136,9 @@ impl HttpConnector for Connector {
         let pool = Rc::clone(&self.pool);
         let (connect_timeout, read_timeout) = (self.connect_timeout, self.read_timeout);
         let call = async move {
-            let (origin, request) = prepare(request, &pool).await?;
-            let exchange = Exchange { pool, origin, connect_timeout, read_timeout };
-            let proxy = exchange.pool.absolute_form(&exchange.origin);
+            let (server, request) = prepare(request, &pool).await?;
+            let exchange = Exchange { pool, server, connect_timeout, read_timeout };
+            let proxy = exchange.pool.absolute_form(&exchange.server);
             let outcome = exchange.run(request).await;
             outcome.map_err(|error| connector_error(error.through(proxy)))
         };
@@ -146,27 +147,28 @@ impl HttpConnector for Connector {
 }
 
 /// Absolute URI to origin form plus `host`, body to bytes that a retry can send again. A proxy that
-/// takes requests itself, and not a tunnel, is sent the URI as it is: the signature covers only host
-/// and path, which stay what they are.
+/// forwards requests, without a tunnel, gets the absolute URI: the signature covers only host and
+/// path, which do not change.
 async fn prepare(
     request: HttpRequest,
-    pool: &Pool,
-) -> Result<(Origin, http::Request<Full<Bytes>>), ConnectorError> {
+    pool: &HyperPool,
+) -> Result<(ServerAddress, http::Request<Full<Bytes>>), ConnectorError> {
     let request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
     let (mut parts, body) = request.into_parts();
-    let origin = Origin::of(&parts.uri)
-        .ok_or_else(|| ConnectorError::user("the request has no http or https origin".into()))?;
+    let server = ServerAddress::of(&parts.uri).ok_or_else(|| {
+        ConnectorError::user("the URL of the request is neither http nor https".into())
+    })?;
     if body.bytes().is_none() {
         return Err(ConnectorError::user("only bodies in memory can be sent".into()));
     }
-    // Ready at once and without a copy: there is one chunk.
+    // Ready at once and without a copy, because there is one chunk.
     let body = body.collect().await.map_err(ConnectorError::user)?.to_bytes();
     if !parts.headers.contains_key(HOST) {
         let authority = parts.uri.authority().map_or("", |a| a.as_str());
         let host = HeaderValue::from_str(authority).map_err(|e| ConnectorError::user(e.into()))?;
         parts.headers.insert(HOST, host);
     }
-    match pool.absolute_form(&origin) {
+    match pool.absolute_form(&server) {
         None => {
             let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
             let parsed = path.parse();
@@ -179,41 +181,43 @@ async fn prepare(
             }
         }
     }
-    Ok((origin, http::Request::from_parts(parts, Full::new(body))))
+    Ok((server, http::Request::from_parts(parts, Full::new(body))))
 }
 
-/// One request on one connection, or on a second one if the first was kept alive and turned out
-/// dead.
+/// One request on an idle connection, or on a new one if that turns out dead.
 struct Exchange {
-    pool: Rc<Pool>,
-    origin: Origin,
+    pool: Rc<HyperPool>,
+    server: ServerAddress,
     connect_timeout: Duration,
     read_timeout: Option<Duration>,
 }
 
-/// A failed try, and whether the same request may be sent again.
+/// A failed attempt, and whether the same request may be sent again.
 struct Failed {
-    error: LinkError,
+    error: ConnectionError,
     unanswered: bool,
 }
 
 impl Exchange {
-    async fn run(&self, request: http::Request<Full<Bytes>>) -> Result<HttpResponse, LinkError> {
-        if let Some(conn) = self.pool.take(&self.origin) {
+    async fn run(
+        &self,
+        request: http::Request<Full<Bytes>>,
+    ) -> Result<HttpResponse, ConnectionError> {
+        if let Some(conn) = self.pool.take(&self.server).await {
             match self.attempt(conn, request.clone()).await {
                 Ok(response) => return Ok(response),
-                // The store closed it between two requests: that says nothing about this one.
+                // The store closed it between two requests, which says nothing about this one.
                 Err(failed) if failed.unanswered => {}
                 Err(failed) => return Err(failed.error),
             }
         }
-        let conn = self.pool.connect(&self.origin, self.connect_timeout).await?;
+        let conn = self.pool.connect(&self.server, self.connect_timeout).await?;
         self.attempt(conn, request).await.map_err(|failed| failed.error)
     }
 
     async fn attempt(
         &self,
-        mut conn: Conn,
+        mut conn: HyperConnection,
         request: http::Request<Full<Bytes>>,
     ) -> Result<HttpResponse, Failed> {
         if let Some(slot) = request.extensions().get::<PeerOf>() {
@@ -223,18 +227,18 @@ impl Exchange {
         let result = match self.read_timeout {
             None => self.answer(&mut conn, request).await,
             Some(after) => {
-                let Origin { host, port, .. } = self.origin.clone();
-                let late = || Err(LinkError::ReadTimeout { host, port, after });
+                let ServerAddress { host, port, .. } = self.server.clone();
+                let late = || Err(ConnectionError::ReadTimeout { host, port, after });
                 within(after, self.answer(&mut conn, request), late).await
             }
         };
         match result {
             Ok(response) => {
-                Pool::give_back(&self.pool, &self.origin, conn).await;
+                HyperPool::give_back(&self.pool, &self.server, conn).await;
                 Ok(response)
             }
             Err(error) => {
-                let broken = matches!(error, LinkError::Broken { .. });
+                let broken = matches!(error, ConnectionError::Broken { .. });
                 let unanswered = broken && conn.bytes_read.get() == read_before;
                 Err(Failed { error, unanswered })
             }
@@ -243,16 +247,16 @@ impl Exchange {
 
     async fn answer(
         &self,
-        conn: &mut Conn,
+        conn: &mut HyperConnection,
         request: http::Request<Full<Bytes>>,
-    ) -> Result<HttpResponse, LinkError> {
+    ) -> Result<HttpResponse, ConnectionError> {
         let broken = |e: hyper::Error| {
-            let host = self.origin.host.clone();
+            let host = self.server.host.clone();
             let why = with_sources(&e);
             if e.is_parse() {
-                LinkError::BadAnswer { host, why }
+                ConnectionError::BadAnswer { host, why }
             } else {
-                LinkError::Broken { host, why }
+                ConnectionError::Broken { host, why }
             }
         };
         conn.sender.ready().await.map_err(broken)?;
@@ -269,36 +273,36 @@ impl Exchange {
         HttpResponse::try_from(response).map_err(|e| self.bad_answer(e.to_string()))
     }
 
-    fn bad_answer(&self, why: String) -> LinkError {
-        LinkError::BadAnswer { host: self.origin.host.clone(), why }
+    fn bad_answer(&self, why: String) -> ConnectionError {
+        ConnectionError::BadAnswer { host: self.server.host.clone(), why }
     }
 }
 
-fn connector_error(error: LinkError) -> ConnectorError {
+fn connector_error(error: ConnectionError) -> ConnectorError {
     match error.bare().0 {
-        LinkError::ConnectTimeout { .. } | LinkError::ReadTimeout { .. } => {
+        ConnectionError::ConnectTimeout { .. } | ConnectionError::ReadTimeout { .. } => {
             ConnectorError::timeout(error.into())
         }
-        LinkError::BadAnswer { .. } => ConnectorError::other(error.into(), None),
+        ConnectionError::BadAnswer { .. } => ConnectorError::other(error.into(), None),
         _ => ConnectorError::io(error.into()),
     }
 }
 
-/// The link's own error in or below `error`, where it was the link that failed.
-pub(crate) fn link_error<'a>(
+/// The connection's error in `error` or its sources, if the connection failed.
+pub(super) fn connection_error<'a>(
     error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a LinkError> {
+) -> Option<&'a ConnectionError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(link) = error.downcast_ref() {
-            return Some(link);
+        if let Some(failure) = error.downcast_ref() {
+            return Some(failure);
         }
         cause = error.source();
     }
     None
 }
 
-/// An error and its sources in one line; hyper's own text leaves the cause out.
+/// An error and its sources on one line; hyper's own text omits the cause.
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

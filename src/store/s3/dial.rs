@@ -1,9 +1,9 @@
-//! From an origin to a connected byte stream: addresses, TCP, a proxy's tunnel, TLS, all within one
-//! connect timeout.
+//! From a server's address to a connected byte stream: name lookup, TCP, a proxy's tunnel and TLS,
+//! all within one connect timeout.
 //!
 //! Both S3 clients connect here, and so do the probe and the credential services. Names are never
-//! resolved here: they come from the control executor's snapshot (`aws::names`), because
-//! `getaddrinfo` would stop the core; a name that a proxy is asked for is not resolved at all. A
+//! resolved here, because `getaddrinfo` would block the core: addresses come from the control
+//! executor's snapshot (`host_names`). Behind a proxy the store's name is not resolved at all. A
 //! dropped dial closes its sockets.
 
 use std::cell::{Cell, RefCell};
@@ -26,28 +26,28 @@ use super::tunnel;
 use crate::deadline::within;
 use crate::net::{self, Acknowledged, Net};
 use crate::queue::job::Payload;
-use crate::store::s3::names::Names;
+use crate::store::s3::host_names::HostNames;
 use crate::store::s3::proxies::{Proxies, Proxy};
 
 /// TLS sessions one core remembers for resumption.
 const TLS_SESSIONS_MAX: usize = 32;
 
-/// How much of a connection's age is drawn, so that connections opened together do not retire
-/// together: it lies within a fifth of `S3_CONNECTION_AGE` on either side.
+/// Jitter of a connection's maximum age, either way, as a share of `S3_CONNECTION_AGE`, so that
+/// connections opened together do not retire together.
 const AGE_JITTER: f64 = 0.2;
 
 /// Scheme, host and port: what a kept-alive connection can be reused for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Origin {
+pub struct ServerAddress {
     pub https: bool,
     /// Lower case, IPv6 literals without brackets.
     pub host: String,
     pub port: u16,
 }
 
-impl Origin {
-    /// The origin of an absolute `http` or `https` URI.
-    pub fn of(uri: &http::Uri) -> Option<Origin> {
+impl ServerAddress {
+    /// The server of an absolute `http` or `https` URI.
+    pub fn of(uri: &http::Uri) -> Option<ServerAddress> {
         let https = match uri.scheme_str()? {
             "https" => true,
             "http" => false,
@@ -55,71 +55,74 @@ impl Origin {
         };
         let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        Some(Origin { https, host, port })
+        Some(ServerAddress { https, host, port })
     }
 }
 
 /// Why there is no usable connection, or why one broke. No variant holds a credential.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub(in crate::store) enum ConnectionError {
     /// The name has no address, or the resolver did not answer in time.
     #[error("cannot resolve {host}: {why}")]
     Unresolved { host: String, why: String },
-    /// Every address was tried; `source` is the last one's answer.
+    /// Every address was tried; `source` is the last one's error.
     #[error("cannot connect to {host}:{port} ({address})")]
     Unreachable { host: String, port: u16, address: SocketAddr, source: io::Error },
     #[error("no connection to {host}:{port} within {after:?}")]
     ConnectTimeout { host: String, port: u16, after: Duration },
     #[error("TLS handshake with {host}:{port} failed")]
     Tls { host: String, port: u16, source: io::Error },
-    /// The connection was there and broke before a whole answer had come.
+    /// The connection broke before the response was complete.
     #[error("connection to {host} broke: {why}")]
     Broken { host: String, why: String },
-    #[error("no answer from {host} within {after:?}")]
+    #[error("no response from {host} within {after:?}")]
     ReadTimeout { host: String, port: u16, after: Duration },
-    /// What came is not an answer this client takes (too long, not HTTP).
-    #[error("answer from {host} refused: {why}")]
+    /// The response is one this client does not accept (too long, not HTTP).
+    #[error("invalid response from {host}: {why}")]
     BadAnswer { host: String, why: String },
-    /// The proxy was reached and does not connect.
-    #[error("it does not connect to {host}:{port}: it answered {status} {reason}")]
+    /// The proxy was reached but refuses to connect.
+    #[error("it refuses to connect to {host}:{port}: it answered {status} {reason}")]
     TunnelRefused { host: String, port: u16, status: u16, reason: String },
-    /// Any of the others, on the way through a proxy.
+    /// Any of the others, through a proxy.
     #[error("through proxy {proxy}")]
-    ByProxy { proxy: String, source: Box<LinkError> },
+    ByProxy { proxy: String, source: Box<ConnectionError> },
 }
 
-impl LinkError {
-    /// True where nobody was reached, which may pass by itself; what came and was not understood waits for an operator.
-    pub fn may_pass(&self) -> bool {
+impl ConnectionError {
+    /// True if nothing was reached, which may pass by itself. A response that was not understood
+    /// needs an operator.
+    pub(in crate::store) fn may_pass(&self) -> bool {
         use io::ErrorKind::{InvalidData, InvalidInput};
         match self {
-            LinkError::Unresolved { .. }
-            | LinkError::Unreachable { .. }
-            | LinkError::ConnectTimeout { .. }
-            | LinkError::Broken { .. }
-            | LinkError::ReadTimeout { .. } => true,
-            // A certificate or a protocol that does not fit, and not a connection that broke under it.
-            LinkError::Tls { source, .. } => !matches!(source.kind(), InvalidData | InvalidInput),
-            LinkError::BadAnswer { .. } => false,
-            // It could not reach the store, or is busy; every other refusal is a rule of its own.
-            LinkError::TunnelRefused { status, .. } => matches!(status, 408 | 429 | 500..),
-            LinkError::ByProxy { source, .. } => source.may_pass(),
+            ConnectionError::Unresolved { .. }
+            | ConnectionError::Unreachable { .. }
+            | ConnectionError::ConnectTimeout { .. }
+            | ConnectionError::Broken { .. }
+            | ConnectionError::ReadTimeout { .. } => true,
+            // A certificate or protocol error, unlike a connection that broke during the handshake.
+            ConnectionError::Tls { source, .. } => {
+                !matches!(source.kind(), InvalidData | InvalidInput)
+            }
+            ConnectionError::BadAnswer { .. } => false,
+            // The proxy could not reach the store, or is busy. Every other refusal is its policy.
+            ConnectionError::TunnelRefused { status, .. } => matches!(status, 408 | 429 | 500..),
+            ConnectionError::ByProxy { source, .. } => source.may_pass(),
         }
     }
 
-    /// The error itself, whichever way it came, and the proxy it came through.
-    pub fn bare(&self) -> (&LinkError, Option<&str>) {
+    /// The error without the proxy around it, and that proxy.
+    pub(super) fn bare(&self) -> (&ConnectionError, Option<&str>) {
         match self {
-            LinkError::ByProxy { proxy, source } => (source, Some(proxy)),
+            ConnectionError::ByProxy { proxy, source } => (source, Some(proxy)),
             direct => (direct, None),
         }
     }
 
-    /// The same, on the way through `proxy`.
-    pub(crate) fn through(self, proxy: Option<&Proxy>) -> LinkError {
+    /// The same error, through `proxy`.
+    pub(super) fn through(self, proxy: Option<&Proxy>) -> ConnectionError {
         match (self, proxy) {
-            (bare, Some(proxy)) if !matches!(bare, LinkError::ByProxy { .. }) => {
-                LinkError::ByProxy { proxy: proxy.to_string(), source: Box::new(bare) }
+            (bare, Some(proxy)) if !matches!(bare, ConnectionError::ByProxy { .. }) => {
+                ConnectionError::ByProxy { proxy: proxy.to_string(), source: Box::new(bare) }
             }
             (error, _) => error,
         }
@@ -127,19 +130,19 @@ impl LinkError {
 }
 
 /// What one core needs to connect; lives on its core.
-pub struct Dialer {
-    names: Arc<Names>,
+pub(super) struct Dialer {
+    names: Arc<HostNames>,
     proxies: Arc<Proxies>,
     tls: Arc<ClientConfig>,
-    /// `S3_CONNECTION_AGE`; zero: connections do not retire.
+    /// `S3_CONNECTION_AGE`; zero: no maximum.
     age: Duration,
     avoided: RefCell<Avoided>,
 }
 
 impl Dialer {
     /// `tls` is copied so that no core shares its session store with another.
-    pub fn new(
-        names: Arc<Names>,
+    pub(super) fn new(
+        names: Arc<HostNames>,
         proxies: Arc<Proxies>,
         tls: &ClientConfig,
         age: Duration,
@@ -149,31 +152,35 @@ impl Dialer {
         Dialer { names, proxies, tls: Arc::new(tls), age, avoided: RefCell::default() }
     }
 
-    /// The proxy that wants requests to `origin` in absolute form, if there is one.
-    pub(crate) fn absolute_form(&self, origin: &Origin) -> Option<&Proxy> {
-        self.proxies.absolute_form(origin)
+    /// The proxy that takes requests for `server` in absolute form, if there is one.
+    pub(super) fn absolute_form(&self, server: &ServerAddress) -> Option<&Proxy> {
+        self.proxies.absolute_form(server)
     }
 
-    /// Connects to `origin` within `timeout`, resolution, tunnel and TLS handshake included.
-    pub async fn dial(&self, origin: &Origin, timeout: Duration) -> Result<Wire, LinkError> {
+    /// Connects to `server` within `timeout`, resolution, tunnel and TLS handshake included.
+    pub(super) async fn dial(
+        &self,
+        server: &ServerAddress,
+        timeout: Duration,
+    ) -> Result<Wire, ConnectionError> {
         let late = || {
-            let Origin { host, port, .. } = origin.clone();
-            Err(LinkError::ConnectTimeout { host, port, after: timeout })
+            let ServerAddress { host, port, .. } = server.clone();
+            Err(ConnectionError::ConnectTimeout { host, port, after: timeout })
         };
-        let proxy = self.proxies.of(origin);
-        let dialled = self.dial_unbounded(origin, proxy, Instant::now() + timeout);
+        let proxy = self.proxies.of(server);
+        let dialled = self.dial_unbounded(server, proxy, Instant::now() + timeout);
         within(timeout, dialled, late).await.map_err(|error| error.through(proxy))
     }
 
     async fn dial_unbounded(
         &self,
-        origin: &Origin,
+        server: &ServerAddress,
         proxy: Option<&Proxy>,
         deadline: Instant,
-    ) -> Result<Wire, LinkError> {
+    ) -> Result<Wire, ConnectionError> {
         let (host, port) = match proxy {
             Some(proxy) => (&proxy.host, proxy.port),
-            None => (&origin.host, origin.port),
+            None => (&server.host, server.port),
         };
         let addresses = self.names.addresses(host, port, deadline).await?;
         let has_choice = addresses.len() > 1;
@@ -183,43 +190,45 @@ impl Dialer {
         let (address, tcp) = won.map_err(|last| {
             let host = host.clone();
             match last {
-                Some((address, source)) => LinkError::Unreachable { host, port, address, source },
-                None => LinkError::Unresolved { host, why: "the name has no address".into() },
+                Some((address, source)) => {
+                    ConnectionError::Unreachable { host, port, address, source }
+                }
+                None => ConnectionError::Unresolved { host, why: "the name has no address".into() },
             }
         })?;
-        // Without it the last segment of a PUT waits for a delayed acknowledgement.
+        // Otherwise the last segment of a PUT waits for a delayed acknowledgement.
         let _ = tcp.set_nodelay();
         let trial = memory.trial(address);
-        let stream = self.prepare(tcp, origin, proxy).await;
-        // Another address would say the same of a certificate, or of a proxy's rules.
+        let stream = self.prepare(tcp, server, proxy).await;
+        // A bad certificate or a proxy's policy would be the same at another address.
         if stream.as_ref().err().is_none_or(|error| !is_of_address(error)) {
             trial.passed();
         }
         Ok(Wire { stream: stream?, bytes_read: Rc::default(), retire_at: self.retire_at() })
     }
 
-    /// What lies between a TCP connection and the first request: the proxy's tunnel, and TLS.
+    /// What a TCP connection needs before the first request: the proxy's tunnel, and TLS.
     async fn prepare(
         &self,
         mut tcp: net::Stream,
-        origin: &Origin,
+        server: &ServerAddress,
         proxy: Option<&Proxy>,
-    ) -> Result<Stream, LinkError> {
-        if !origin.https {
+    ) -> Result<Stream, ConnectionError> {
+        if !server.https {
             return Ok(Stream::Plain(tcp));
         }
         if let Some(proxy) = proxy {
-            tunnel::open(&mut tcp, proxy, origin).await?;
+            tunnel::open(&mut tcp, proxy, server).await?;
         }
-        let Origin { host, port, .. } = origin;
-        let failed = |source| LinkError::Tls { host: host.clone(), port: *port, source };
+        let ServerAddress { host, port, .. } = server;
+        let failed = |source| ConnectionError::Tls { host: host.clone(), port: *port, source };
         let name = ServerName::try_from(host.clone())
             .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let connector = futures_rustls::TlsConnector::from(self.tls.clone());
         Ok(Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?)))
     }
 
-    /// When a connection that is opened now is too old.
+    /// When a connection opened now becomes too old.
     fn retire_at(&self) -> Option<Instant> {
         let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * fastrand::f64();
         (!self.age.is_zero()).then(|| Instant::now() + self.age.mul_f64(factor))
@@ -227,13 +236,14 @@ impl Dialer {
 }
 
 /// Whether another address of the same name might do better.
-fn is_of_address(error: &LinkError) -> bool {
-    matches!(error, LinkError::Tls { .. } | LinkError::Broken { .. }) && error.may_pass()
+fn is_of_address(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::Tls { .. } | ConnectionError::Broken { .. })
+        && error.may_pass()
 }
 
-/// A connected stream that counts what it has read: whether a failed request saw any byte of an
-/// answer decides whether it may be sent again.
-pub struct Wire {
+/// A connected stream that counts the bytes it has read: a failed request may be sent again only if
+/// no byte of a response has arrived.
+pub(super) struct Wire {
     stream: Stream,
     bytes_read: Rc<Cell<u64>>,
     retire_at: Option<Instant>,
@@ -250,16 +260,17 @@ impl Wire {
         Wire { stream: Stream::Plain(stream), bytes_read: Rc::default(), retire_at: None }
     }
 
-    /// Sends all of `bytes` at once and without a copy, if this wire can; it leaves an empty buffer in their place.
-    pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
+    /// Sends all of `bytes` at once without a copy, if this stream can; leaves an empty buffer in
+    /// their place.
+    pub(super) fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         match &self.stream {
             Stream::Plain(s) => s.send_whole(bytes),
             Stream::Tls(_) => false,
         }
     }
 
-    /// Sends `payload` from `from` on, or as much of it as is taken at once.
-    pub fn poll_send_payload(
+    /// Sends `payload` from `from` on, or as much of it as the socket takes at once.
+    pub(super) fn poll_send_payload(
         &mut self,
         cx: &mut Context<'_>,
         payload: &Payload,
@@ -271,8 +282,8 @@ impl Wire {
         }
     }
 
-    /// Whether all that was written is the kernel's.
-    pub fn has_sent(&self) -> bool {
+    /// Whether the kernel has taken everything written.
+    pub(super) fn has_sent(&self) -> bool {
         match &self.stream {
             Stream::Plain(s) => s.has_sent(),
             Stream::Tls(s) => s.get_ref().0.has_sent(),
@@ -280,21 +291,21 @@ impl Wire {
     }
 
     /// A view of what the peer has acknowledged, below TLS.
-    pub fn acknowledged(&self) -> Acknowledged {
+    pub(super) fn acknowledged(&self) -> Acknowledged {
         match &self.stream {
             Stream::Plain(s) => s.acknowledged(),
             Stream::Tls(s) => s.get_ref().0.acknowledged(),
         }
     }
 
-    /// When it is too old to be used for another request; `None`: never. A connection that were kept
-    /// for as long as it is busy would not follow its name to another address.
-    pub fn retire_at(&self) -> Option<Instant> {
+    /// When it is too old for another request; `None`: never. Without a maximum age a busy
+    /// connection would not follow its host name to another address.
+    pub(super) fn retire_at(&self) -> Option<Instant> {
         self.retire_at
     }
 
     /// The running count of bytes read, above TLS.
-    pub fn bytes_read(&self) -> Rc<Cell<u64>> {
+    pub(super) fn bytes_read(&self) -> Rc<Cell<u64>> {
         self.bytes_read.clone()
     }
 }
@@ -348,15 +359,25 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::store::s3::idle::Idle;
+    use crate::store::s3::idle_pool::{Connection, IdlePool};
     use crate::store::s3::tls;
+
+    impl Connection for Wire {
+        async fn is_alive(&mut self) -> bool {
+            true
+        }
+
+        fn retire_at(&self) -> Option<Instant> {
+            self.retire_at
+        }
+    }
 
     fn on_executor<T>(test: impl Future<Output = T>) -> T {
         let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
         builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test)
     }
 
-    fn dialer(names: Arc<Names>, age: Duration) -> Dialer {
+    fn dialer(names: Arc<HostNames>, age: Duration) -> Dialer {
         let tls = tls::client_config(&[]).unwrap();
         Dialer::new(names, Arc::new(Proxies::none()), &tls, age)
     }
@@ -367,7 +388,7 @@ mod tests {
         let port = old.local_addr().unwrap().port();
         let new = TcpListener::bind(("127.0.0.2", port)).unwrap();
         new.set_nonblocking(true).unwrap();
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         let publish = |address: &str| {
             let address = SocketAddr::new(address.parse().unwrap(), 0);
             names.publish("h".into(), Ok(vec![address]));
@@ -375,22 +396,21 @@ mod tests {
         publish("127.0.0.1");
         on_executor(async {
             let dialer = dialer(names.clone(), Duration::from_millis(200));
-            let origin = Origin { https: false, host: "h".into(), port };
-            let (idle, mut dialled, began) = (Idle::new(1), 0, Instant::now());
+            let server = ServerAddress { https: false, host: "h".into(), port };
+            let (idle, mut dialled, began) = (IdlePool::new(1), 0, Instant::now());
             // One request after the other, for as long as the new address has not been reached.
             while new.accept().is_err() {
                 assert!(began.elapsed() < Duration::from_secs(10), "it stays at the old address");
-                let wire = match idle.take(&origin) {
+                let wire = match idle.take(&server).await {
                     Some(wire) => wire,
                     None => {
                         dialled += 1;
-                        dialer.dial(&origin, Duration::from_secs(5)).await.unwrap()
+                        dialer.dial(&server, Duration::from_secs(5)).await.unwrap()
                     }
                 };
                 publish("127.0.0.2");
                 glommio::timer::sleep(Duration::from_millis(1)).await;
-                let retire_at = wire.retire_at();
-                idle.keep(&origin, wire, retire_at);
+                idle.put(&server, wire);
             }
             assert_eq!(dialled, 2);
             assert!(began.elapsed() >= Duration::from_millis(160), "not before its age");
@@ -400,7 +420,7 @@ mod tests {
     #[test]
     fn ages_are_spread_around_the_setting() {
         let age = Duration::from_secs(60);
-        let dialer = dialer(Names::new(vec![]), age);
+        let dialer = dialer(HostNames::new(vec![]), age);
         let ages: Vec<f64> = (0..200)
             .map(|_| (dialer.retire_at().unwrap() - Instant::now()).as_secs_f64())
             .collect();
@@ -410,7 +430,7 @@ mod tests {
 
     #[test]
     fn without_an_age_nothing_retires() {
-        let dialer = dialer(Names::new(vec![]), Duration::ZERO);
+        let dialer = dialer(HostNames::new(vec![]), Duration::ZERO);
         assert_eq!(dialer.retire_at(), None);
     }
 
@@ -418,9 +438,9 @@ mod tests {
     fn an_error_by_a_proxy_is_wrapped_once_and_means_the_same() {
         let env = |name: &str| (name == "HTTP_PROXY").then(|| "http://u:hunter2@p:1".into());
         let proxies = Proxies::read(&env).unwrap();
-        let origin = Origin { https: false, host: "s3.corp".into(), port: 80 };
-        let proxy = proxies.of(&origin);
-        let refused = |status| LinkError::TunnelRefused {
+        let server = ServerAddress { https: false, host: "s3.corp".into(), port: 80 };
+        let proxy = proxies.of(&server);
+        let refused = |status| ConnectionError::TunnelRefused {
             host: "s3.corp".into(),
             port: 443,
             status,
@@ -433,9 +453,9 @@ mod tests {
             assert_eq!(error.may_pass(), may_pass, "{status}");
             let (bare, by) = error.bare();
             assert_eq!(by, Some("http://p:1"));
-            assert!(matches!(bare, LinkError::TunnelRefused { .. }));
+            assert!(matches!(bare, ConnectionError::TunnelRefused { .. }));
             assert_eq!(error.to_string(), "through proxy http://p:1");
         }
-        assert!(matches!(refused(407).through(None), LinkError::TunnelRefused { .. }));
+        assert!(matches!(refused(407).through(None), ConnectionError::TunnelRefused { .. }));
     }
 }

@@ -1,16 +1,16 @@
-//! The lean S3 client: a single-part PUT laid out from a template, signed with the day's key, on the
-//! core's own kept-alive connections. Everything but the PUT is left to `aws-sdk-s3`.
+//! The lean S3 client: single-part PUTs on the core's own kept-alive connections. `aws-sdk-s3` does
+//! everything else.
 //!
-//! What an SDK does per request is done here once: the head is laid out per store, the signing key
-//! per day, and buffers stay with their connection. Same options, same classification, same
-//! credentials as the SDK's path (`account`). [`Template`], [`Signer`] and
-//! [`ReplyReader`] know neither sockets nor clocks, so that another runtime can use them as well.
+//! What an SDK does per request is done here once: the head is laid out once per store, the signing
+//! key is derived once per day, and buffers stay with their connection. Options, credentials and
+//! classification of failures are the same as in the SDK's client (`client_state`). [`Template`],
+//! [`Signer`] and [`ReplyReader`] use neither sockets nor clocks, so another runtime can use them
+//! too.
 
+mod bucket_url;
+mod connection;
 mod document;
 mod encode;
-mod endpoint;
-mod link;
-mod links;
 mod reply;
 mod request;
 mod sign;
@@ -19,62 +19,65 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+pub use bucket_url::Unsupported;
+pub(super) use bucket_url::server_of_bucket;
 pub use document::{ErrorDocument, error_document};
 pub(crate) use encode::base64;
-pub use endpoint::Unsupported;
-pub(crate) use endpoint::origin;
 pub use reply::{Malformed, Reply, ReplyReader};
-pub use request::{Place, Put, Template};
+pub use request::{Destination, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 
-use super::account::{Account, Refusal, request_ids, unanswered};
-use super::dial::Origin;
-use crate::store::s3::AwsShared;
+use super::client_state::{ClientState, Refusal, request_ids, unanswered};
+use super::dial::{ConnectionError, Dialer, ServerAddress};
+use super::idle_pool::{Connection, IdlePool};
+use crate::store::s3::S3Shared;
 use crate::store::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
-use link::{Failure, Link};
-use links::Links;
+use connection::{DirectConnection, Failure};
 
 /// One core's lean S3 client.
 pub struct DirectStore {
-    account: Account,
-    origin: Origin,
+    state: ClientState,
+    server: ServerAddress,
     template: Template,
     signer: RefCell<Signer>,
-    links: Links,
+    dialer: Dialer,
+    idle: IdlePool<DirectConnection>,
 }
 
-/// An answer on the connection it came on.
-struct Answered {
-    link: Link,
+/// A response, still in the buffer of its connection.
+struct Exchanged {
+    connection: DirectConnection,
     /// The generation of the credentials that signed the request.
     generation: u64,
 }
 
 impl DirectStore {
-    /// A store for this executor. At most `idle_max` idle connections are kept: as many as there
-    /// are workers.
+    /// A store for this executor, which keeps at most `idle_max` idle connections: one per worker.
     ///
     /// # Errors
-    /// The bucket is of a kind that only the SDK can write to.
-    pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> Result<DirectStore, Unsupported> {
-        let endpoint = endpoint::resolve(&shared)?;
+    /// Only the SDK can write to this bucket.
+    pub fn new(shared: Arc<S3Shared>, idle_max: usize) -> Result<DirectStore, Unsupported> {
+        let url = bucket_url::resolve(&shared)?;
         let target = shared.target();
-        let place =
-            Place { origin: &endpoint.origin, path: &endpoint.path, prefix: &target.prefix };
+        let destination =
+            Destination { server: &url.server, path: &url.path, prefix: &target.prefix };
         let integrity =
             Integrity { checksum: shared.checksum(), sign_payload: shared.sign_payload() };
-        let template = Template::new(&place, &target.options, integrity)
+        let template = Template::new(&destination, &target.options, integrity)
             .map_err(|error| Unsupported { why: error.to_string() })?;
-        let template = routed(&shared, &endpoint.origin, template);
-        let dialer = shared.dialer();
-        let links = Links::new(dialer, target.options.connect_timeout, idle_max);
-        let signer = RefCell::new(Signer::new(&endpoint.region, &endpoint.service));
-        let account = Account::new(shared);
-        Ok(DirectStore { account, origin: endpoint.origin, template, signer, links })
+        let template = routed(&shared, &url.server, template);
+        Ok(DirectStore {
+            signer: RefCell::new(Signer::new(&url.region, &url.service)),
+            server: url.server,
+            template,
+            dialer: shared.dialer(),
+            idle: IdlePool::new(idle_max),
+            state: ClientState::new(shared),
+        })
     }
 
-    /// Begins the sums of a body that is yet to come, for [`Object::sums`].
-    pub fn summing(&self) -> Summing {
+    /// Begins the sums of a body that is still to come, for [`Object::sums`].
+    pub(in crate::store) fn summing(&self) -> Summing {
         Summing::new(self.template.integrity())
     }
 
@@ -82,63 +85,68 @@ impl DirectStore {
     /// once. Dropping the future closes its connection.
     ///
     /// # Errors
-    /// Classified by [`classify`](crate::store::classify), the code and message are the store's own.
+    /// Classified by [`classify`](crate::store::classify); code and message are the store's own.
     pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
-        let answered = self.exchange(&self.origin, &self.template, object, progress).await?;
-        match self.redirect(&answered.link.reply()) {
-            None => self.conclude(&self.origin, answered).await,
-            Some((origin, template)) => {
-                self.release(&self.origin, answered.link).await;
-                // Boxed, as it is rare: every put's future would be larger by a template.
-                Box::pin(self.put_there(origin, template, object, progress)).await
+        let exchanged = self.exchange(&self.server, &self.template, object, progress).await?;
+        match self.redirect(&exchanged.connection.reply()) {
+            None => self.conclude(&self.server, exchanged).await,
+            Some((server, template)) => {
+                self.release(&self.server, exchanged.connection).await;
+                // Boxed because redirects are rare and every put's future would hold a template.
+                Box::pin(self.put_redirected(server, template, object, progress)).await
             }
         }
     }
 
-    /// The same at the address that the store named, which the key is part of.
-    async fn put_there(
+    /// As [`DirectStore::put`], to the address that the store named; the key is part of it.
+    async fn put_redirected(
         &self,
-        origin: Origin,
+        server: ServerAddress,
         template: Template,
         object: &Object<'_>,
         progress: &Progress,
     ) -> Result<(), PutError> {
         let object = Object { key: "", ..*object };
-        let answered = self.exchange(&origin, &template, &object, progress).await?;
-        self.conclude(&origin, answered).await
+        let exchanged = self.exchange(&server, &template, &object, progress).await?;
+        self.conclude(&server, exchanged).await
     }
 
-    /// Connections waiting for a request.
+    /// Connections without a request.
     pub fn idle_connections(&self) -> usize {
-        self.links.idle_count()
+        self.idle.count()
     }
 
-    /// One request on a kept connection, or on a new one if there is none or it turned out dead.
+    /// One request on an idle connection; on a new one if there is none, or if it turns out dead.
     async fn exchange(
         &self,
-        origin: &Origin,
+        server: &ServerAddress,
         template: &Template,
         object: &Object<'_>,
         progress: &Progress,
-    ) -> Result<Answered, PutError> {
+    ) -> Result<Exchanged, PutError> {
         let failed = |failure: Failure| {
-            let proxy = self.account.shared.absolute_form(origin);
-            unanswered(&failure.at(&origin.host).through(proxy))
+            let proxy = self.state.shared.absolute_form(server);
+            unanswered(&failure.at(&server.host).through(proxy))
         };
-        if let Some(mut link) = self.links.take(origin).await {
-            let generation = self.write_head(template, object, &mut link)?;
-            match link.exchange(object.body, progress).await {
-                Ok(()) => return Ok(Answered { link, generation }),
-                // The store closed it between two requests: that says nothing about this one.
+        if let Some(mut connection) = self.idle.take(server).await {
+            let generation = self.write_head(template, object, &mut connection)?;
+            match connection.exchange(object.body, progress).await {
+                Ok(()) => return Ok(Exchanged { connection, generation }),
+                // The store closed it between two requests, which says nothing about this one.
                 Err(Failure::Broken { unanswered: true, .. }) => {}
                 Err(failure) => return Err(failed(failure)),
             }
         }
-        let connected = Box::pin(self.links.connect(origin)).await;
-        let mut link = connected.map_err(|error| unanswered(&error))?;
-        let generation = self.write_head(template, object, &mut link)?;
-        link.exchange(object.body, progress).await.map_err(failed)?;
-        Ok(Answered { link, generation })
+        let connected = Box::pin(self.connect(server)).await;
+        let mut connection = connected.map_err(|error| unanswered(&error))?;
+        let generation = self.write_head(template, object, &mut connection)?;
+        connection.exchange(object.body, progress).await.map_err(failed)?;
+        Ok(Exchanged { connection, generation })
+    }
+
+    async fn connect(&self, server: &ServerAddress) -> Result<DirectConnection, ConnectionError> {
+        let timeout = self.state.shared.target().options.connect_timeout;
+        Ok(DirectConnection::new(self.dialer.dial(server, timeout).await?))
     }
 
     /// Lays out and signs the head with the current credentials; returns their generation.
@@ -146,20 +154,20 @@ impl DirectStore {
         &self,
         template: &Template,
         object: &Object<'_>,
-        link: &mut Link,
+        connection: &mut DirectConnection,
     ) -> Result<u64, PutError> {
-        let since_1970 = self.account.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = self.state.now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (unix_s, mut signer) = (since_1970.as_secs(), self.signer.borrow_mut());
-        let generation = self.account.fresh_keys(|keys| {
-            if !signer.is_current(unix_s, keys.generation) {
+        let generation = self.state.with_fresh_credentials(|published| {
+            if !signer.is_current(unix_s, published.generation) {
                 let who = Identity {
-                    access_key: keys.credentials.access_key_id(),
-                    secret_key: keys.credentials.secret_access_key(),
-                    session_token: keys.credentials.session_token(),
+                    access_key: published.credentials.access_key_id(),
+                    secret_key: published.credentials.secret_access_key(),
+                    session_token: published.credentials.session_token(),
                 };
-                signer.renew(unix_s, keys.generation, &who)?;
+                signer.renew(unix_s, published.generation, &who)?;
             }
-            Ok(keys.generation)
+            Ok(published.generation)
         })?;
         let unsendable =
             |error: Unsendable| PutError::new(Class::StoreWide, "NotSent", error.to_string());
@@ -174,26 +182,27 @@ impl DirectStore {
         };
         let Object { key, coding, .. } = *object;
         let put = Put { key, bytes: object.bytes(), coding, sums };
-        template.write_head(&put, unix_s, &mut signer, link.head());
+        template.write_head(&put, unix_s, &mut signer, connection.head());
         Ok(generation)
     }
 
-    /// Where to ask again, if `reply` is a redirect that may be followed.
-    fn redirect(&self, reply: &Reply<'_>) -> Option<(Origin, Template)> {
+    /// Where to send the request again, if `reply` is a redirect that may be followed.
+    fn redirect(&self, reply: &Reply<'_>) -> Option<(ServerAddress, Template)> {
         if reply.status != 307 {
             return None;
         }
         let location = reply.header("location")?;
-        let (origin, uri) = self.account.redirect(location)?;
-        let template = self.template.redirected(&origin, uri.path(), uri.query());
-        let template = routed(&self.account.shared, &origin, template);
-        Some((origin, template))
+        let (server, uri) = self.state.redirect(location)?;
+        let template = self.template.redirected(&server, uri.path(), uri.query());
+        let template = routed(&self.state.shared, &server, template);
+        Some((server, template))
     }
 
-    /// Takes the answer for what it is and keeps its connection.
-    async fn conclude(&self, origin: &Origin, answered: Answered) -> Result<(), PutError> {
-        let outcome = self.outcome(&answered.link.reply(), answered.generation);
-        self.release(origin, answered.link).await;
+    /// The outcome that the response reports; its connection goes back to the pool.
+    async fn conclude(&self, server: &ServerAddress, exchanged: Exchanged) -> Result<(), PutError> {
+        let Exchanged { connection, generation } = exchanged;
+        let outcome = self.outcome(&connection.reply(), generation);
+        self.release(server, connection).await;
         outcome
     }
 
@@ -203,7 +212,7 @@ impl DirectStore {
             return Ok(());
         }
         let said = error_document(reply.body);
-        // Some gateways have sent a 200 before they know; then the body says what happened.
+        // Some gateways send a 200 before they know the outcome; the body then has it.
         if success && said.code.is_none() {
             return Ok(());
         }
@@ -215,21 +224,21 @@ impl DirectStore {
             body: reply.body,
             request_ids: request_ids(|name| reply.header(name), reply.body),
         };
-        self.account.refused(&refusal, generation)
+        self.state.outcome_of(&refusal, generation)
     }
 
-    async fn release(&self, origin: &Origin, mut link: Link) {
-        // From here on the end of the connection is seen when it comes.
-        if link.reply().keep_alive && link.is_quiet().await {
-            self.links.keep(origin, link);
+    async fn release(&self, server: &ServerAddress, mut connection: DirectConnection) {
+        // `is_alive` starts a read, so that a close is noticed while the connection is idle.
+        if connection.reply().keep_alive && connection.is_alive().await {
+            self.idle.put(server, connection);
         }
     }
 }
 
-/// `template` as the proxy on the way to `origin` wants it, if there is one.
-fn routed(shared: &AwsShared, origin: &Origin, template: Template) -> Template {
-    match shared.absolute_form(origin) {
-        Some(proxy) => template.by_proxy(origin, proxy.authorization()),
+/// `template` in the form that the proxy on the way to `server` takes, if there is one.
+fn routed(shared: &S3Shared, server: &ServerAddress, template: Template) -> Template {
+    match shared.absolute_form(server) {
+        Some(proxy) => template.by_proxy(server, proxy.authorization()),
         None => template,
     }
 }

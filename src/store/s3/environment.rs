@@ -1,10 +1,10 @@
-//! The AWS names in the environment and in the shared files, as `aws-config` gets to see them: those that matter here,
-//! trimmed, and nothing else.
+//! The AWS settings in the environment and in the shared files as `aws-config` sees them: those
+//! that matter here, trimmed, and nothing else.
 //!
-//! The libraries take what they read as it is: some panic on a value they cannot use (`AWS_RETRY_MODE`,
-//! `AWS_MAX_ATTEMPTS`, a container's URI without a scheme), some ignore it with a warning, some send it on. So every
-//! name they read is listed here, in [`ENTRIES`] or among those that are left out, and every value is looked at before
-//! they get it. The process's own environment is never changed.
+//! The libraries do not check what they read. Some panic on an invalid value (`AWS_RETRY_MODE`,
+//! `AWS_MAX_ATTEMPTS`, a container's URI without a scheme), some ignore it with a warning, some
+//! send it. So every name they read is listed here, in [`SETTINGS`] or among those left out, and
+//! every value is checked before they get it. The process's own environment is never changed.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -13,13 +13,13 @@ use std::fmt;
 use http::{HeaderValue, Uri};
 
 use super::StartError;
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 
 /// One setting that matters here.
-pub(super) struct Entry {
-    /// Its environment variable; empty where only the files have it.
+pub(super) struct Setting {
+    /// Its environment variable; empty if only the files have it.
     pub(super) variable: &'static str,
-    /// Its key in a profile; empty where only the environment has it.
+    /// Its key in a profile; empty if only the environment has it.
     pub(super) key: &'static str,
     form: Form,
 }
@@ -29,36 +29,37 @@ pub(super) struct Entry {
 enum Form {
     /// Any text on one line.
     Text,
-    /// Goes into a header and is never shown.
+    /// Goes into a header; never shown.
     Secret,
-    /// Keys the signature and is never shown.
+    /// Key of the signature; never shown.
     SigningSecret,
     Switch,
     /// `http://HOST…` or `https://HOST…`
     Url,
-    /// What is put behind the address of the container's agent.
+    /// A path at the address of the container's agent.
     UrlPath,
     Region,
     IpVersion,
-    /// Read by the SDK itself, untrimmed, for a header.
+    /// Read untrimmed by the SDK itself, for a header.
     Verbatim,
-    /// Read by the SDK itself, which panics on what it cannot use, also when it is empty.
+    /// Read by the SDK itself, which panics on an invalid or empty value.
     Never,
 }
 
-const fn entry(variable: &'static str, key: &'static str, form: Form) -> Entry {
-    Entry { variable, key, form }
+const fn entry(variable: &'static str, key: &'static str, form: Form) -> Setting {
+    Setting { variable, key, form }
 }
 
-/// Read out of the sources of aws-config 1.13, aws-runtime 1.10, aws-sdk-s3 1.157 and aws-sdk-sts 1.124. Left out, for
-/// nothing here depends on them: `AWS_RETRY_MODE`, `AWS_MAX_ATTEMPTS`, `AWS_NEW_RETRIES_2026`, `AWS_ACCOUNT_ID`,
-/// `AWS_ACCOUNT_ID_ENDPOINT_MODE`, `AWS_AUTH_SCHEME_PREFERENCE`, `AWS_DISABLE_CLOCK_SKEW_CORRECTION`,
-/// `AWS_DISABLE_REQUEST_COMPRESSION`, `AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES`, `AWS_REQUEST_CHECKSUM_CALCULATION`,
-/// `AWS_RESPONSE_CHECKSUM_VALIDATION`, `AWS_SDK_UA_APP_ID`, `AWS_SIGV4A_SIGNING_REGION_SET`,
-/// `AWS_LOGIN_CACHE_DIRECTORY`, the endpoints of services other than S3 and STS, and the keys of the same names.
-/// `AWS_CA_BUNDLE` is `store::tls`' business.
+/// From the sources of aws-config 1.13, aws-runtime 1.10, aws-sdk-s3 1.157 and aws-sdk-sts 1.124.
+/// Left out, because nothing here depends on them: `AWS_RETRY_MODE`, `AWS_MAX_ATTEMPTS`,
+/// `AWS_NEW_RETRIES_2026`, `AWS_ACCOUNT_ID`, `AWS_ACCOUNT_ID_ENDPOINT_MODE`,
+/// `AWS_AUTH_SCHEME_PREFERENCE`, `AWS_DISABLE_CLOCK_SKEW_CORRECTION`,
+/// `AWS_DISABLE_REQUEST_COMPRESSION`, `AWS_REQUEST_MIN_COMPRESSION_SIZE_BYTES`,
+/// `AWS_REQUEST_CHECKSUM_CALCULATION`, `AWS_RESPONSE_CHECKSUM_VALIDATION`, `AWS_SDK_UA_APP_ID`,
+/// `AWS_SIGV4A_SIGNING_REGION_SET`, `AWS_LOGIN_CACHE_DIRECTORY`, the endpoints of services other
+/// than S3 and STS, and the keys of the same names. `tls` reads `AWS_CA_BUNDLE`.
 #[rustfmt::skip]
-pub(super) const ENTRIES: &[Entry] = &[
+pub(super) const SETTINGS: &[Setting] = &[
     entry("AWS_ACCESS_KEY_ID", "aws_access_key_id", Form::Secret),
     entry("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Form::SigningSecret),
     entry("SECRET_ACCESS_KEY", "", Form::SigningSecret),
@@ -68,7 +69,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("AWS_PROFILE", "", Form::Text),
     entry("AWS_CONFIG_FILE", "", Form::Text),
     entry("AWS_SHARED_CREDENTIALS_FILE", "", Form::Text),
-    // Where the bucket is, `chain` judges.
+    // `endpoint_url` checks these.
     entry("AWS_ENDPOINT_URL", "endpoint_url", Form::Text),
     entry("AWS_ENDPOINT_URL_S3", "", Form::Text),
     entry("AWS_ENDPOINT_URL_STS", "", Form::Url),
@@ -101,7 +102,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("", "sso_session", Form::Text),
 ];
 
-/// What is wrong with a value; `shown` is the value where that is not secret.
+/// What is wrong with a value; `shown` is the value unless it is secret.
 struct Refused {
     shown: Option<String>,
     why: &'static str,
@@ -137,7 +138,7 @@ impl Form {
                 _ => refuse("give true or false"),
             },
             Form::Url => match text.parse::<Uri>() {
-                Ok(uri) if Origin::of(&uri).is_some() && !text.contains('@') => Ok(()),
+                Ok(uri) if ServerAddress::of(&uri).is_some() && !text.contains('@') => Ok(()),
                 _ => refuse("give http://HOST[:PORT] or https://HOST[:PORT]"),
             },
             Form::UrlPath => match text.parse::<Uri>() {
@@ -162,7 +163,7 @@ impl Form {
     }
 }
 
-/// The value as a message may show it: no password, and not without end.
+/// The value as a message may show it: without a password, and bounded.
 fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 200;
     let text = match text.rsplit_once('@') {
@@ -175,10 +176,11 @@ fn shown(text: &str) -> String {
     }
 }
 
-impl Entry {
-    /// Checks the value of its key in a profile; `place` says which profile.
-    pub(super) fn check_key(&self, text: &str, place: &str) -> Result<(), StartError> {
-        let refused = |refused| StartError::BadSetting(format!("{}{refused} ({place})", self.key));
+impl Setting {
+    /// Checks the value of its key in a profile; `found_in` names the profile.
+    pub(super) fn check_key(&self, text: &str, found_in: &str) -> Result<(), StartError> {
+        let refused =
+            |refused| StartError::BadSetting(format!("{}{refused} ({found_in})", self.key));
         self.form.check(text.trim()).map_err(refused)
     }
 
@@ -192,7 +194,7 @@ impl Entry {
             Err(StartError::BadSetting(format!("{}{what} (environment variable)", self.variable)))
         };
         let Some(text) = given.to_str() else {
-            // The SDK ignores what is not UTF-8 where it reads for itself.
+            // The SDK ignores values that are not UTF-8 where it reads them itself.
             return match self.form {
                 Form::Verbatim | Form::Never => Ok(None),
                 _ => bad(&" is not UTF-8: give plain text"),
@@ -213,13 +215,13 @@ impl Entry {
 /// The variables that are set, by name.
 pub(super) type Variables = HashMap<String, String>;
 
-/// Reads every variable that matters; `env` as [`std::env::var_os`].
+/// Reads every variable in [`SETTINGS`]; `env` is like [`std::env::var_os`].
 ///
 /// # Errors
-/// The first that cannot be used, by name.
+/// Names the first that cannot be used.
 pub(super) fn read(env: &impl Fn(&str) -> Option<OsString>) -> Result<Variables, StartError> {
     let mut variables = Variables::new();
-    for entry in ENTRIES {
+    for entry in SETTINGS {
         if let Some(value) = entry.value(env)? {
             variables.insert(entry.variable.to_owned(), value);
         }
@@ -227,13 +229,14 @@ pub(super) fn read(env: &impl Fn(&str) -> Option<OsString>) -> Result<Variables,
     Ok(variables)
 }
 
-/// The entry with `key` in profiles.
-pub(super) fn by_key(key: &str) -> Option<&'static Entry> {
-    ENTRIES.iter().find(|entry| entry.key == key && !key.is_empty())
+/// The setting with `key` in profiles.
+pub(super) fn by_key(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|entry| entry.key == key && !key.is_empty())
 }
 
-/// The variable `name` as a path: blanks and line ends around it are none of it, and `None` when nothing is left.
-pub(crate) fn path_variable(name: &str) -> Option<OsString> {
+/// The variable `name` as a path, without blanks and line ends around it; `None` if nothing is
+/// left.
+pub(super) fn path_variable(name: &str) -> Option<OsString> {
     trimmed(&std::env::var_os(name)?)
 }
 
@@ -248,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// A value that is fine, and one that is not; `None`: there is none.
+    /// A valid value, and an invalid one if there is any.
     fn samples(form: Form) -> (&'static str, Option<&'static str>) {
         match form {
             Form::Text => ("some text", Some("two\nlines")),
@@ -270,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_variable_is_taken_trimmed_or_unset_or_refused_by_name() {
-        for Entry { variable, form, .. } in ENTRIES.iter().filter(|e| !e.variable.is_empty()) {
+        for Setting { variable, form, .. } in SETTINGS.iter().filter(|e| !e.variable.is_empty()) {
             let read = |text: &str| read_one(variable, text.into());
             let refused = |outcome: Result<Variables, StartError>| {
                 let text = outcome.expect_err(variable).to_string();
@@ -305,9 +308,9 @@ mod tests {
     #[test]
     fn nothing_else_is_handed_on() {
         let everything = |name: &str| Some(OsString::from(format!("/{name}")));
-        // What the libraries would ask for beside the entries is not even looked at.
+        // Names that the libraries would read besides are not read at all.
         for name in ["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS", "HOME", "AWS_ENDPOINT_URL_SSO"] {
-            assert!(ENTRIES.iter().all(|entry| entry.variable != name), "{name}");
+            assert!(SETTINGS.iter().all(|entry| entry.variable != name), "{name}");
         }
         assert!(read(&everything).is_err(), "a path is no switch");
         assert_eq!(read(&|_| None), Ok(Variables::new()));

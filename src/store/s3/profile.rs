@@ -1,5 +1,5 @@
-//! What the AWS profile in use says: parsed by `aws-config`'s own parser, its values looked at before a library gets
-//! them.
+//! The AWS profile in use: parsed by `aws-config`'s own parser, its values checked before a library
+//! gets them.
 
 use aws_config::profile::{self, Profile, ProfileSet};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
@@ -7,30 +7,30 @@ use aws_runtime::env_config::property::PropertiesKey;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use super::StartError;
-use super::environment::{ENTRIES, Variables};
-use super::files::{Kind, SharedFile};
+use super::environment::{SETTINGS, Variables};
+use super::shared_files::{Kind, SharedFile};
 use crate::store::s3::connector::with_sources;
 
-/// Checked files and what they settle.
-pub(super) struct Shared {
+/// The checked files and the settings that follow from them.
+pub(super) struct ProfileSettings {
     /// For `aws-config`.
     pub(super) files: EnvConfigFiles,
     /// The region of the environment or of the profile.
     pub(super) region: Option<String>,
-    /// An endpoint is named for the bucket, so it is not AWS that is asked.
+    /// A custom endpoint is set for the bucket, so it is not on AWS.
     pub(super) names_endpoint: bool,
 }
 
-/// Takes the files apart and checks what is said by the profile in use and those it builds on.
+/// Parses the files and checks the settings of the profile in use and of those it builds on.
 ///
 /// # Errors
-/// A file that does not parse, or a value that cannot be used, by name.
+/// Names the file that does not parse, or the value that cannot be used.
 pub(super) async fn parse(
     files: &[SharedFile],
     variables: &Variables,
     env: &Env,
-) -> Result<Shared, StartError> {
-    // One by one first: an error of the library does not say in which file it is.
+) -> Result<ProfileSettings, StartError> {
+    // One by one first: the library's error does not name the file.
     for file in files {
         load(std::slice::from_ref(file), env).await.map_err(|error| {
             StartError::BadSetting(format!("{}: cannot be used: {error}", file.name))
@@ -40,10 +40,10 @@ pub(super) async fn parse(
     let used = in_use(&set);
     let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
     for profile in &used {
-        let place = format!("AWS profile {} in {}", profile.name(), names.join(" or "));
-        for entry in ENTRIES.iter().filter(|entry| !entry.key.is_empty()) {
+        let found_in = format!("AWS profile {} in {}", profile.name(), names.join(" or "));
+        for entry in SETTINGS.iter().filter(|entry| !entry.key.is_empty()) {
             if let Some(text) = profile.get(entry.key) {
-                entry.check_key(text, &place)?;
+                entry.check_key(text, &found_in)?;
             }
         }
     }
@@ -52,10 +52,10 @@ pub(super) async fn parse(
     let region = said("AWS_REGION").or_else(|| said("AWS_DEFAULT_REGION"));
     let region = region.or_else(|| of_profile().map(str::to_owned));
     let names_endpoint = names_endpoint(&set, variables);
-    Ok(Shared { files: contents(files), region, names_endpoint })
+    Ok(ProfileSettings { files: contents(files), region, names_endpoint })
 }
 
-/// What the library makes of `files`, or its reason on one line.
+/// Parses `files` with the library; its error is on one line.
 async fn load(files: &[SharedFile], env: &Env) -> Result<ProfileSet, String> {
     let loaded = profile::load(&Fs::real(), env, &contents(files), None).await;
     loaded.map_err(|error| {
@@ -65,7 +65,7 @@ async fn load(files: &[SharedFile], env: &Env) -> Result<ProfileSet, String> {
 }
 
 fn contents(files: &[SharedFile]) -> EnvConfigFiles {
-    // The builder panics when it is given none.
+    // The builder panics without any file.
     let nothing = EnvConfigFiles::builder().with_contents(EnvConfigFileKind::Config, "");
     let all = files.iter().fold(nothing, |builder, file| {
         let kind = match file.kind {

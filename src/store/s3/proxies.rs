@@ -1,6 +1,7 @@
-//! Which requests go through a proxy: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, as curl reads them.
+//! Which requests go through a proxy: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, as
+//! curl reads them.
 //!
-//! The environment is read here and nowhere else, once, when an `s3://` store starts. The lower-case
+//! These variables are read once, when an `s3://` store starts. The lower-case
 //! name wins over the upper-case one, a scheme's own variable over `ALL_PROXY`, and an empty
 //! variable is not set. Loopback and link-local addresses and the hosts of the metadata and
 //! container credential services are never reached through a proxy. No error, `Debug` or `Display`
@@ -14,7 +15,7 @@ use http::HeaderValue;
 use http::uri::Authority;
 use url::Host;
 
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 use crate::store::s3::direct::base64;
 
 /// Credential services that listen outside the link-local ranges: EC2's and EKS's over IPv6.
@@ -39,8 +40,8 @@ pub struct BadProxy {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     /// Lower case, IPv6 literals without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
     /// `Basic …`, if the URL has a user.
     authorization: Option<String>,
 }
@@ -64,19 +65,19 @@ impl fmt::Debug for Proxy {
 
 impl Proxy {
     /// The value of `proxy-authorization`, which is a secret.
-    pub(crate) fn authorization(&self) -> Option<&str> {
+    pub(super) fn authorization(&self) -> Option<&str> {
         self.authorization.as_deref()
     }
 
     /// The same as a header value that is never logged.
-    pub(crate) fn authorization_header(&self) -> Option<HeaderValue> {
+    pub(super) fn authorization_header(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::from_str(self.authorization.as_deref()?).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
 
-    /// Takes `http://[USER[:PASSWORD]@]HOST[:PORT][/]` apart; the scheme may be missing. The port is
-    /// 80 without one, as the URL says and boto3 and Go read it (curl takes 1080).
+    /// Parses `http://[USER[:PASSWORD]@]HOST[:PORT][/]`; the scheme may be missing. The default
+    /// port is 80, as in any http URL and in boto3 and Go (curl uses 1080).
     fn parse(text: &str) -> Result<Proxy, String> {
         let rest = match text.split_once("://") {
             None => text,
@@ -88,20 +89,20 @@ impl Proxy {
                         .into());
                 }
                 scheme if scheme.starts_with("socks") => {
-                    return Err("names a SOCKS proxy, which millrace does not speak: give \
+                    return Err("names a SOCKS proxy, which millrace does not support: give \
                                 http://HOST:PORT, or name the store's host in NO_PROXY"
                         .into());
                 }
                 _ => return Err("has a scheme that is not http: give http://HOST:PORT".into()),
             },
         };
-        let wrong = || "is no proxy: give http://[USER:PASSWORD@]HOST:PORT".to_owned();
+        let wrong = || "is not a proxy: give http://[USER:PASSWORD@]HOST:PORT".to_owned();
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (user, place) = match rest.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
+        let (user, address) = match rest.rsplit_once('@') {
+            Some((user, address)) => (Some(user), address),
             None => (None, rest),
         };
-        let (host, port) = host_and_port(place).ok_or_else(wrong)?;
+        let (host, port) = host_and_port(address).ok_or_else(wrong)?;
         let authorization = user.map(basic).transpose().map_err(|()| wrong())?;
         Ok(Proxy { host, port: port.unwrap_or(80), authorization })
     }
@@ -123,7 +124,7 @@ fn basic(user: &str) -> Result<String, ()> {
     String::from_utf8(text).map_err(|_| ())
 }
 
-/// Lower case, without a trailing dot, IPv6 literals without brackets; `None` for what is no host.
+/// Lower case, without a trailing dot, IPv6 literals without brackets; `None` if it is not a host.
 fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     let authority: Authority = text.parse().ok().filter(|_| !text.contains('@'))?;
     let bare = authority.host();
@@ -135,13 +136,13 @@ fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     (!host.is_empty()).then(|| (host.to_ascii_lowercase(), port))
 }
 
-/// The proxies of this process, and who is reached without them.
+/// The proxies of this process, and the hosts reached without them.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
     https: Option<Proxy>,
     exempt: Vec<Exempt>,
-    /// Hosts of credential services that the environment names.
+    /// Hosts of the credential services in the environment.
     metadata: Vec<String>,
 }
 
@@ -149,9 +150,9 @@ pub struct Proxies {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Exempt {
     All,
-    /// This host and those below it; with a port, only on that.
+    /// This host and its subdomains; with a port, only that port.
     Name(String, Option<u16>),
-    /// All addresses that share so many leading bits; with a port, only on that.
+    /// All addresses with these leading bits; with a port, only that port.
     Net(IpAddr, u32, Option<u16>),
 }
 
@@ -161,16 +162,16 @@ impl Proxies {
         Proxies::default()
     }
 
-    /// What `env` says.
+    /// Reads the variables from `env`.
     ///
     /// # Errors
-    /// A variable that would be used and cannot be: a wrong `NO_PROXY` would send past the proxy, or
-    /// through it, what must not go there.
+    /// Names a variable that would be used but is invalid: with a wrong `NO_PROXY` requests would
+    /// bypass the proxy, or go through it, although they must not.
     pub fn read(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Proxies, BadProxy> {
         let exempt = read_exempt(env);
         let proxy = |names: &[&str]| match first(env, names)? {
             None => Ok(None),
-            // Nothing goes through it, whatever it is.
+            // No request goes through it, so its value does not matter.
             Some(_) if matches!(&exempt, Ok(list) if list.contains(&Exempt::All)) => Ok(None),
             Some((variable, text)) => {
                 Proxy::parse(&text).map(Some).map_err(|reason| BadProxy { variable, reason })
@@ -183,29 +184,30 @@ impl Proxies {
         }
         let named = |name: &&str| {
             let url: http::Uri = env(name)?.to_str()?.trim().parse().ok()?;
-            Origin::of(&url).map(|origin| origin.host)
+            ServerAddress::of(&url).map(|server| server.host)
         };
         let metadata = METADATA_VARIABLES.iter().filter_map(named).collect();
         Ok(Proxies { http, https, exempt: exempt?, metadata })
     }
 
-    /// The proxy that requests to `origin` go through.
-    pub(crate) fn of(&self, origin: &Origin) -> Option<&Proxy> {
-        let proxy = if origin.https { self.https.as_ref() } else { self.http.as_ref() }?;
-        let host = origin.host.trim_end_matches('.');
+    /// The proxy that requests to `server` go through.
+    pub(super) fn of(&self, server: &ServerAddress) -> Option<&Proxy> {
+        let proxy = if server.https { self.https.as_ref() } else { self.http.as_ref() }?;
+        let host = server.host.trim_end_matches('.');
         let exempt = self.metadata.iter().any(|name| name.trim_end_matches('.') == host)
             || is_of_this_host(host)
-            || self.exempt.iter().any(|entry| entry.covers(host, origin.port));
+            || self.exempt.iter().any(|entry| entry.covers(host, server.port));
         (!exempt).then_some(proxy)
     }
 
-    /// The proxy that wants requests to `origin` in absolute form: through the others goes a tunnel.
-    pub(crate) fn absolute_form(&self, origin: &Origin) -> Option<&Proxy> {
-        self.of(origin).filter(|_| !origin.https)
+    /// The proxy that takes requests for `server` in absolute form. For https it is a tunnel
+    /// instead.
+    pub(super) fn absolute_form(&self, server: &ServerAddress) -> Option<&Proxy> {
+        self.of(server).filter(|_| !server.https)
     }
 }
 
-/// The first of `names` that is set to something, and what to.
+/// The first of `names` that is set and not empty, with its value.
 fn first(
     env: &dyn Fn(&str) -> Option<OsString>,
     names: &[&str],
@@ -222,7 +224,7 @@ fn first(
     Ok(None)
 }
 
-/// What `NO_PROXY` says.
+/// Parses `NO_PROXY`.
 fn read_exempt(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<Exempt>, BadProxy> {
     let Some((variable, text)) = first(env, &["no_proxy", "NO_PROXY"])? else {
         return Ok(Vec::new());
@@ -237,7 +239,7 @@ fn read_exempt(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<Exempt>, Ba
 }
 
 /// # Errors
-/// The number of the first entry that is not understood, from 1.
+/// The number of the first invalid entry, from 1.
 fn parse_exempt(text: &str) -> Result<Vec<Exempt>, usize> {
     let entries = text.split([',', ' ', '\t']).filter(|entry| !entry.is_empty());
     entries.enumerate().map(|(i, entry)| parse_entry(entry).ok_or(i + 1)).collect()

@@ -1,10 +1,11 @@
-//! Which of a name's addresses a connection is opened to: RFC 8305, and what earlier connections have learnt.
+//! Which of a name's addresses a connection is opened to: RFC 8305, and what earlier connections
+//! have learnt.
 //!
 //! Attempts start [`ATTEMPT_DELAY`] apart, or as soon as one fails, over addresses whose families
-//! alternate; the first that connects wins and the others are dropped, which closes them. An address
-//! that failed, or was still silent when another one won, goes to the end of the order for
-//! [`AVOIDED_FOR`]: a dead address costs one connection a delay, not every connection. It is never
-//! left out, for it may be the only one that lives by then.
+//! alternate; the first that connects wins and the others are dropped, which closes them. An
+//! address that failed, or had not responded when another one won, moves to the end of the order
+//! for [`AVOIDED_FOR`], so a dead address delays one connection, not every connection. It is never
+//! left out, because by then it may be the only one that works.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -17,17 +18,17 @@ use std::time::{Duration, Instant};
 use glommio::timer::Timer;
 
 /// How long an attempt runs alone: the connection attempt delay of RFC 8305, section 5.
-pub(crate) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+pub(super) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Attempts of one connection at a time; each holds a descriptor.
 const ATTEMPTS_MAX: usize = 4;
 /// How long an address that did not answer is tried last.
 const AVOIDED_FOR: Duration = Duration::from_secs(60);
-/// Addresses remembered; beyond it the one that is due first is forgotten.
+/// Addresses remembered; beyond that the one that expires first is forgotten.
 const AVOIDED_MAX: usize = 64;
 
-/// Addresses that did not answer lately, and until when each is tried last; one core's.
+/// One core's addresses that did not respond lately, and until when each is tried last.
 #[derive(Default)]
-pub(crate) struct Avoided(Vec<(SocketAddr, Instant)>);
+pub(super) struct Avoided(Vec<(SocketAddr, Instant)>);
 
 impl Avoided {
     /// `addresses` in the order in which they are tried.
@@ -43,7 +44,7 @@ impl Avoided {
         self.0.iter().find(|(of, _)| of == address).map(|(_, until)| *until)
     }
 
-    /// Has `address` tried last from now on; true if it was not already.
+    /// Moves `address` to the end of the order from now on; true if it was not there already.
     fn note(&mut self, address: SocketAddr, now: Instant) -> bool {
         let until = now + AVOIDED_FOR;
         if let Some(known) = self.0.iter_mut().find(|(of, _)| *of == address) {
@@ -63,7 +64,8 @@ impl Avoided {
     }
 }
 
-/// Families in turn, beginning with that of the first address; otherwise as the resolver sorted them.
+/// Families in turn, beginning with that of the first address; otherwise as the resolver sorted
+/// them.
 fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
     let is_first = |a: &&SocketAddr| a.is_ipv4() == first.is_ipv4();
@@ -77,38 +79,38 @@ fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     order
 }
 
-/// What is remembered of the addresses of `host`.
+/// What is remembered about the addresses of `host`.
 #[derive(Clone, Copy)]
-pub(crate) struct Memory<'a> {
-    pub(crate) host: &'a str,
-    pub(crate) avoided: &'a RefCell<Avoided>,
-    /// Whether the host has other addresses: only then it matters which is avoided.
-    pub(crate) has_choice: bool,
+pub(super) struct Memory<'a> {
+    pub(super) host: &'a str,
+    pub(super) avoided: &'a RefCell<Avoided>,
+    /// Whether the host has other addresses: only then avoiding one matters.
+    pub(super) has_choice: bool,
 }
 
 impl Memory<'_> {
     fn note(&self, address: SocketAddr, why: &str) {
         if self.avoided.borrow_mut().note(address, Instant::now()) && self.has_choice {
             let (host, seconds) = (self.host, AVOIDED_FOR.as_secs());
-            tracing::warn!(host, %address, why, "address does not answer, tried last for {seconds} s");
+            tracing::warn!(host, %address, why, "address does not respond, tried last for {seconds} s");
         }
     }
 
-    /// An address that was reached and has yet to prove itself: unless [`Trial::passed`], it is
-    /// avoided when the trial ends.
-    pub(crate) fn trial(&self, address: SocketAddr) -> Trial<'_> {
+    /// An address that accepted a connection but has not proved usable yet: without
+    /// [`Trial::passed`] it is avoided when the trial ends.
+    pub(super) fn trial(&self, address: SocketAddr) -> Trial<'_> {
         Trial { memory: *self, address: Some(address) }
     }
 }
 
-pub(crate) struct Trial<'a> {
+pub(super) struct Trial<'a> {
     memory: Memory<'a>,
     address: Option<SocketAddr>,
 }
 
 impl Trial<'_> {
-    /// What happened, good or bad, says nothing against the address.
-    pub(crate) fn passed(mut self) {
+    /// The outcome, good or bad, is not the address's fault.
+    pub(super) fn passed(mut self) {
         self.address = None;
     }
 }
@@ -116,12 +118,12 @@ impl Trial<'_> {
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
         if let Some(address) = self.address {
-            self.memory.note(address, "it accepts connections and does not get further");
+            self.memory.note(address, "it accepts connections but the handshake does not complete");
         }
     }
 }
 
-/// Attempts under way. However the race ends, those that were silent for a whole delay are noted.
+/// Attempts in flight. However the race ends, those without a response for a whole delay are noted.
 struct Race<'a, F> {
     memory: Memory<'a>,
     running: Vec<Attempt<F>>,
@@ -144,7 +146,7 @@ impl<F> Drop for Race<'_, F> {
 }
 
 impl<F: Future<Output = io::Result<S>>, S> Race<'_, F> {
-    /// Takes out what has ended: the winner, or a failure.
+    /// Removes an attempt that has ended: the winner, or a failure.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(SocketAddr, io::Result<S>)> {
         for i in 0..self.running.len() {
             if let Poll::Ready(outcome) = self.running[i].connect.as_mut().poll(cx) {
@@ -154,7 +156,7 @@ impl<F: Future<Output = io::Result<S>>, S> Race<'_, F> {
         Poll::Pending
     }
 
-    /// The same, or `None` once `timer` has come.
+    /// As [`Race::poll`], or `None` once `timer` has expired.
     async fn next(&mut self, mut timer: Option<&mut Timer>) -> Option<(SocketAddr, io::Result<S>)> {
         poll_fn(|cx| match self.poll(cx) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -167,11 +169,11 @@ impl<F: Future<Output = io::Result<S>>, S> Race<'_, F> {
     }
 }
 
-/// Connects to one of `addresses`. Has no end of its own: the caller drops it at its deadline.
+/// Connects to one of `addresses`. Has no timeout of its own: the caller drops it at its deadline.
 ///
 /// # Errors
-/// Every address failed; this is the last one's error, `None` if there is no address.
-pub(crate) async fn first_of<F, S>(
+/// Every address failed: the last one's error, or `None` without any address.
+pub(super) async fn first_of<F, S>(
     memory: Memory<'_>,
     addresses: &[SocketAddr],
     connect: impl Fn(SocketAddr) -> F,
@@ -204,7 +206,7 @@ where
             Some((address, Err(error))) => {
                 memory.note(address, &error.to_string());
                 failed = Some((address, error));
-                // The next one need not wait for its turn.
+                // The next attempt starts at once.
                 timer = None;
             }
             None => timer = None,

@@ -1,8 +1,8 @@
-//! The `s3://` store on `aws-sdk-s3`, on its own core: own connector, own pool, own clock offset.
+//! The S3 client on `aws-sdk-s3`, one per executor: own connector, own pool, own clock offset.
 //!
 //! One attempt per put: the SDK's retries, timeouts, identity cache and clock correction are off,
-//! the worker owns retry and deadline. Bodies are in memory, so a checksum is a header, never a
-//! trailer. Credentials come from control's snapshot; nothing here waits for a provider.
+//! because the worker owns retry and deadline. Bodies are in memory, so a checksum is a header,
+//! never a trailer. Credentials come from control's snapshot; nothing here waits for a provider.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,29 +21,27 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::account::{Account, Refusal, request_ids, unanswered};
+use super::client_state::{ClientState, Refusal, request_ids, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
-use super::pool::Pool;
+use super::hyper_pool::HyperPool;
 use crate::config::Checksum;
-use crate::store::s3::AwsShared;
+use crate::store::s3::S3Shared;
 use crate::store::{Class, Object, Progress, PutError, classify};
 
-/// One core's S3 client.
+/// One executor's S3 client.
 pub struct S3Store {
-    pub(super) account: Account,
+    pub(super) state: ClientState,
     pub(super) client: Client,
-    pool: Rc<Pool>,
+    pool: Rc<HyperPool>,
 }
 
 impl S3Store {
-    /// A store for this executor. At most `idle_max` idle connections are kept: as many as there
-    /// are workers.
-    pub fn new(shared: Arc<AwsShared>, idle_max: usize) -> S3Store {
-        let dialer = shared.dialer();
-        let pool = Pool::new(dialer, idle_max);
-        let account = Account::new(shared);
-        let client = client(&account, &pool);
-        S3Store { account, client, pool }
+    /// A store for this executor, which keeps at most `idle_max` idle connections: one per worker.
+    pub fn new(shared: Arc<S3Shared>, idle_max: usize) -> S3Store {
+        let pool = HyperPool::new(shared.dialer(), idle_max);
+        let state = ClientState::new(shared);
+        let client = client(&state, &pool);
+        S3Store { state, client, pool }
     }
 
     /// Stores `object` under the prefix and its key. One attempt; a temporary redirect is followed
@@ -52,7 +50,7 @@ impl S3Store {
     /// # Errors
     /// Classified by [`classify`], the code and message are the store's own.
     pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
-        let generation = self.account.fresh_keys(|keys| keys.generation)?;
+        let generation = self.state.with_fresh_credentials(|published| published.generation)?;
         let first = match self.attempt(object, None, progress).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -61,7 +59,7 @@ impl S3Store {
             Some(target) => self.attempt(object, Some(target), progress).await,
             None => Err(first),
         };
-        outcome.or_else(|error| self.refused(error, generation))
+        outcome.or_else(|error| self.outcome_of(error, generation))
     }
 
     /// The SDK's client, for what is not on the data path.
@@ -69,7 +67,7 @@ impl S3Store {
         &self.client
     }
 
-    /// Connections waiting for a request.
+    /// Connections without a request.
     pub fn idle_connections(&self) -> usize {
         self.pool.idle_count()
     }
@@ -83,7 +81,7 @@ impl S3Store {
         let peer = PeerOf::new(progress.of_slot());
         let mut put = self.request(object).customize();
         put = put.mutate_request(move |request| request.add_extension(peer.clone()));
-        if !self.account.shared.sign_payload() {
+        if !self.state.shared.sign_payload() {
             put = put.disable_payload_signing();
         }
         let sent = match target {
@@ -101,9 +99,9 @@ impl S3Store {
     }
 
     fn request(&self, object: &Object<'_>) -> PutObjectFluentBuilder {
-        let target = self.account.shared.target();
+        let target = self.state.shared.target();
         let options = &target.options;
-        let algorithm = match self.account.shared.checksum() {
+        let algorithm = match self.state.shared.checksum() {
             Checksum::Auto | Checksum::None => None,
             Checksum::Crc32c => Some(ChecksumAlgorithm::Crc32C),
             Checksum::Crc64Nvme => Some(ChecksumAlgorithm::Crc64Nvme),
@@ -131,11 +129,12 @@ impl S3Store {
     fn redirect_target(&self, error: &SdkError<PutObjectError, HttpResponse>) -> Option<String> {
         let answer = error.raw_response().filter(|a| a.status().as_u16() == 307)?;
         let location = answer.headers().get("location")?;
-        self.account.redirect(location).map(|_| location.to_owned())
+        self.state.redirect(location).map(|_| location.to_owned())
     }
 
-    /// The worker's view of `error`, the answer to a request signed with credentials of `generation`.
-    fn refused(
+    /// The outcome for the worker of `error`, the response to a request signed with credentials of
+    /// `generation`.
+    fn outcome_of(
         &self,
         error: SdkError<PutObjectError, HttpResponse>,
         generation: u64,
@@ -150,17 +149,17 @@ impl S3Store {
             body,
             request_ids: request_ids(|name| answer.headers().get(name), body),
         };
-        self.account.refused(&refusal, generation)
+        self.state.outcome_of(&refusal, generation)
     }
 }
 
 type PutResult = Result<(), SdkError<PutObjectError, HttpResponse>>;
 
-fn client(account: &Account, pool: &Rc<Pool>) -> Client {
-    let Account { shared, keys, clock } = account;
-    let place = shared.place();
-    // An algorithm named on the request is ignored under `WhenRequired`; without one,
-    // `WhenSupported` would choose one.
+fn client(state: &ClientState, pool: &Rc<HyperPool>) -> Client {
+    let ClientState { shared, credentials, clock } = state;
+    let location = shared.location();
+    // Under `WhenRequired` the SDK ignores an algorithm named on the request; under
+    // `WhenSupported` it chooses one if the request names none.
     let calculation = match shared.checksum() {
         Checksum::None => RequestChecksumCalculation::WhenRequired,
         _ => RequestChecksumCalculation::WhenSupported,
@@ -170,8 +169,8 @@ fn client(account: &Account, pool: &Rc<Pool>) -> Client {
         .http_client(GlommioHttp::new(pool.clone(), shared.target().options.connect_timeout))
         .sleep_impl(GlommioSleep)
         .time_source(clock.clone())
-        .region(Region::new(place.region.clone()))
-        .credentials_provider(keys.clone())
+        .region(Region::new(location.region.clone()))
+        .credentials_provider(credentials.clone())
         .identity_cache(IdentityCache::no_cache())
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
@@ -180,23 +179,23 @@ fn client(account: &Account, pool: &Rc<Pool>) -> Client {
         .request_checksum_calculation(calculation)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .force_path_style(shared.path_style())
-        // An access point says its region itself.
+        // The ARN of an access point names its region.
         .use_arn_region(true);
-    config.set_endpoint_url(place.endpoint.clone());
-    config.set_use_fips(place.fips);
-    config.set_use_dual_stack(place.dual_stack);
+    config.set_endpoint_url(location.endpoint.clone());
+    config.set_use_fips(location.fips);
+    config.set_use_dual_stack(location.dual_stack);
     Client::from_conf(config.build())
 }
 
-/// A failure without an answer: the link's own error if there is one.
+/// A failure without a response: the connection's own error if there is one.
 fn not_answered<E>(error: &SdkError<E, HttpResponse>) -> PutError
 where
     E: std::error::Error + 'static,
 {
-    if let Some(link) = connector::link_error(error) {
-        return unanswered(link);
+    if let Some(error) = connector::connection_error(error) {
+        return unanswered(error);
     }
-    // The request could not be built or signed: a setting, for keys are never empty.
+    // The request could not be built or signed. A setting is the cause: keys are never empty.
     let message = classify::bounded(&connector::with_sources(error));
     PutError::new(Class::StoreWide, "NotSent", message)
 }

@@ -32,14 +32,14 @@ pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConf
             RootCertStore::empty().add_parsable_certificates(bundle.certs.iter().cloned());
         if added == 0 {
             let why = bundle.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
-            return Err(format!("AWS_CA_BUNDLE={} holds no certificate{why}", path.display()));
+            return Err(format!("AWS_CA_BUNDLE={} contains no certificate{why}", path.display()));
         }
         trusted.extend(bundle.certs);
     }
     for root in extra {
         RootCertStore::empty()
             .add(root.clone())
-            .map_err(|e| format!("a given root certificate is refused: {e}"))?;
+            .map_err(|e| format!("a given root certificate is invalid: {e}"))?;
         trusted.push(root.clone());
     }
     let provider = Arc::new(ring::default_provider());
@@ -54,8 +54,8 @@ pub fn client_config(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConf
     Ok(Arc::new(config))
 }
 
-/// The host's roots. `SSL_CERT_FILE` and `SSL_CERT_DIR` stand in for the places where the system has them; blanks and line
-/// ends around them are no part of them, and blank they count as not set.
+/// The host's roots. `SSL_CERT_FILE` and `SSL_CERT_DIR` replace the system's paths. Blanks and line
+/// ends around them are ignored; blank variables count as not set.
 fn system_roots() -> CertificateResult {
     let names = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
     let [file, dirs] = names.map(path_variable);
@@ -73,7 +73,7 @@ fn system_roots() -> CertificateResult {
         }
     };
     if let Some(error) = roots.errors.first().filter(|_| is_given && roots.certs.is_empty()) {
-        tracing::warn!("{} give no root certificate: {error}", names.join(" and "));
+        tracing::warn!("{} contain no root certificate: {error}", names.join(" and "));
     }
     roots
 }

@@ -2,33 +2,36 @@
 
 use futures_lite::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::dial::{LinkError, Origin};
+use super::dial::{ConnectionError, ServerAddress};
 use crate::net;
 use crate::store::s3::proxies::Proxy;
 
-/// Longest head of a proxy's answer, bytes.
+/// Longest head of a proxy's response, bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
-/// Fields in it.
+/// Header fields in it.
 const FIELDS_MAX: usize = 64;
-/// The beginning of an answer in which what is no HTTP shows, bytes.
+/// Bytes of a response after which it is clear that it is not HTTP.
 const STATUS_BYTES: usize = 16;
 /// Longest reason phrase shown, characters.
 const REASON_CHARS_MAX: usize = 80;
 
-/// Has `proxy`, to which `stream` leads, connect to `origin`; what is sent afterwards goes there.
+/// Makes `proxy`, at the other end of `stream`, connect to `server`; what is sent afterwards goes
+/// there.
 ///
 /// # Errors
-/// The proxy refuses, closes, or answers what is no HTTP.
+/// The proxy refuses, closes, or does not answer in HTTP.
 pub(super) async fn open(
     stream: &mut net::Stream,
     proxy: &Proxy,
-    origin: &Origin,
-) -> Result<(), LinkError> {
-    let broken =
-        |why: &std::io::Error| LinkError::Broken { host: proxy.host.clone(), why: why.to_string() };
-    stream.write_all(&request(proxy, origin)).await.map_err(|e| broken(&e))?;
+    server: &ServerAddress,
+) -> Result<(), ConnectionError> {
+    let broken = |why: &std::io::Error| ConnectionError::Broken {
+        host: proxy.host.clone(),
+        why: why.to_string(),
+    };
+    stream.write_all(&request(proxy, server)).await.map_err(|e| broken(&e))?;
     let mut answer = Vec::new();
-    // One byte at a time, out of a buffer: what follows the head is the store's.
+    // One byte at a time, from a buffer: the bytes behind the head come from the store.
     loop {
         let mut byte = [0];
         if stream.read(&mut byte).await.map_err(|e| broken(&e))? == 0 {
@@ -36,22 +39,22 @@ pub(super) async fn open(
             return Err(broken(&closed));
         }
         answer.push(byte[0]);
-        if is_worth_a_look(&answer)
-            && let Some(verdict) = verdict(&answer, proxy, origin)
+        if is_worth_parsing(&answer)
+            && let Some(verdict) = verdict(&answer, proxy, server)
         {
             return verdict;
         }
     }
 }
 
-/// Each look starts at the beginning, so there are few: at the first bytes, at line ends, of which a
-/// head has a limited number, and at the limit.
-fn is_worth_a_look(answer: &[u8]) -> bool {
+/// Each parse starts at the beginning, so there are few: at the first bytes, at line ends (a head
+/// has a limited number), and at the limit.
+fn is_worth_parsing(answer: &[u8]) -> bool {
     answer.len() <= STATUS_BYTES || answer.len() >= ANSWER_BYTES_MAX || answer.ends_with(b"\n")
 }
 
-fn request(proxy: &Proxy, origin: &Origin) -> Vec<u8> {
-    let Origin { host, port, .. } = origin;
+fn request(proxy: &Proxy, server: &ServerAddress) -> Vec<u8> {
+    let ServerAddress { host, port, .. } = server;
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}:{port}\r\n");
     if let Some(authorization) = proxy.authorization() {
@@ -61,10 +64,14 @@ fn request(proxy: &Proxy, origin: &Origin) -> Vec<u8> {
     request.into_bytes()
 }
 
-/// What the proxy has answered; `None` as long as more has to come.
-fn verdict(answer: &[u8], proxy: &Proxy, origin: &Origin) -> Option<Result<(), LinkError>> {
+/// The proxy's response; `None` while it is incomplete.
+fn verdict(
+    answer: &[u8],
+    proxy: &Proxy,
+    server: &ServerAddress,
+) -> Option<Result<(), ConnectionError>> {
     let bad = |why: String| {
-        Some(Err(LinkError::BadAnswer {
+        Some(Err(ConnectionError::BadAnswer {
             host: proxy.host.clone(),
             why: format!("to CONNECT: {why}"),
         }))
@@ -72,7 +79,7 @@ fn verdict(answer: &[u8], proxy: &Proxy, origin: &Origin) -> Option<Result<(), L
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     match response.parse(answer) {
-        Err(error) => bad(format!("it is no HTTP ({error})")),
+        Err(error) => bad(format!("it is not HTTP ({error})")),
         Ok(httparse::Status::Partial) if answer.len() >= ANSWER_BYTES_MAX => {
             bad(format!("its head is over {ANSWER_BYTES_MAX} bytes"))
         }
@@ -88,9 +95,9 @@ fn verdict(answer: &[u8], proxy: &Proxy, origin: &Origin) -> Option<Result<(), L
                 return Some(Ok(()));
             }
             let reason = response.reason.unwrap_or_default();
-            Some(Err(LinkError::TunnelRefused {
-                host: origin.host.clone(),
-                port: origin.port,
+            Some(Err(ConnectionError::TunnelRefused {
+                host: server.host.clone(),
+                port: server.port,
                 status,
                 reason: reason.chars().take(REASON_CHARS_MAX).collect(),
             }))
@@ -105,17 +112,17 @@ mod tests {
 
     fn proxy(url: &str) -> Proxy {
         let proxies = Proxies::read(&|name| (name == "HTTPS_PROXY").then(|| url.into())).unwrap();
-        proxies.of(&origin("s3.corp")).unwrap().clone()
+        proxies.of(&server("s3.corp")).unwrap().clone()
     }
 
-    fn origin(host: &str) -> Origin {
-        Origin { https: true, host: host.into(), port: 443 }
+    fn server(host: &str) -> ServerAddress {
+        ServerAddress { https: true, host: host.into(), port: 443 }
     }
 
     #[test]
     fn the_request_names_the_origin_and_carries_the_credentials() {
         let text =
-            |url: &str, host: &str| String::from_utf8(request(&proxy(url), &origin(host))).unwrap();
+            |url: &str, host: &str| String::from_utf8(request(&proxy(url), &server(host))).unwrap();
         assert_eq!(
             text("http://p:1", "s3.corp"),
             "CONNECT s3.corp:443 HTTP/1.1\r\nhost: s3.corp:443\r\n\r\n"
@@ -130,7 +137,7 @@ mod tests {
     #[test]
     fn answers_are_read_to_the_end_of_their_heads() {
         let verdict = |answer: &str| {
-            let verdict = verdict(answer.as_bytes(), &proxy("http://p:1"), &origin("s3.corp"))?;
+            let verdict = verdict(answer.as_bytes(), &proxy("http://p:1"), &server("s3.corp"))?;
             Some(verdict.map_err(|error| (error.may_pass(), error.to_string())))
         };
         let lines = "\r\n".repeat(FIELDS_MAX + 1);
@@ -146,8 +153,8 @@ mod tests {
             ("HTTP/1.1 403 Forbidden\r\n\r\n", Some(Err((false, "403 Forbidden")))),
             ("HTTP/1.1 502 Bad Gateway\r\n\r\n", Some(Err((true, "502 Bad Gateway")))),
             ("HTTP/1.1 101 x\r\n\r\n", Some(Err((false, "101")))),
-            ("SSH-2.0-OpenSSH_9.2\r\n", Some(Err((false, "it is no HTTP")))),
-            ("\x15\x03\x01\0\x02\x02\x16", Some(Err((false, "it is no HTTP")))),
+            ("SSH-2.0-OpenSSH_9.2\r\n", Some(Err((false, "it is not HTTP")))),
+            ("\x15\x03\x01\0\x02\x02\x16", Some(Err((false, "it is not HTTP")))),
             (&lines, Some(Err((false, "too many lines")))),
             (&long, Some(Err((false, "its head is over")))),
         ] {

@@ -129,8 +129,8 @@ fn keys_that_two_objects_could_share_are_refused() {
         ),
         (
             &[("KEY", "{node}-{core}-{seq}"), ("NODE_ID", "fixed")],
-            "KEY has no {unix_nanos}, so two objects could share a key: add {unix_nanos}, for with a \
-             fixed NODE_ID only the clock tells one start of the process from another",
+            "KEY has no {unix_nanos}, so two objects could share a key: add {unix_nanos}, \
+             because with a fixed NODE_ID only the clock differs after a restart",
         ),
         (
             &[("KEY", "{unix_nanos}-{node}-{core}{seq}")],

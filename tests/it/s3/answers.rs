@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use millrace::config::S3Client;
 use millrace::store::Class::{self, StoreWide, Transient};
-use millrace::store::s3::{Aws, Overrides};
+use millrace::store::s3::{Overrides, S3Control};
 use millrace::store::{Object, Store};
 
 use crate::support::s3::{ACCESS_KEY, SECRET_KEY};
@@ -79,7 +79,7 @@ fn take(socket: &mut TcpStream, with_body: bool) -> Vec<u8> {
     read
 }
 
-async fn store_on(addr: SocketAddr) -> (Aws, Store) {
+async fn store_on(addr: SocketAddr) -> (S3Control, Store) {
     let overrides = Overrides {
         credentials: keys(ACCESS_KEY, SECRET_KEY),
         region: Some("us-east-1".into()),

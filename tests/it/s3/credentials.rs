@@ -46,7 +46,7 @@ fn run(client: S3Client, name: &str, env: &[(&str, &str)]) {
     child::run(&format!("s3::credentials::{name}"), &env);
 }
 
-async fn from_environment() -> Result<s3::Aws, StartError> {
+async fn from_environment() -> Result<s3::S3Control, StartError> {
     let client = match std::env::var("CLIENT").as_deref() {
         Ok("sdk") => S3Client::Sdk,
         _ => S3Client::Direct,
@@ -180,7 +180,7 @@ fn child_finds_region_and_keys_in_metadata() {
     on_executor(async {
         let shared = from_environment().await.expect("a whole environment").shared();
         assert_eq!((shared.region(), shared.endpoint()), ("eu-central-1", None));
-        assert_eq!(shared.keys().credentials.access_key_id(), ACCESS_KEY);
+        assert_eq!(shared.credentials().credentials.access_key_id(), ACCESS_KEY);
     });
 }
 
@@ -214,7 +214,7 @@ fn child_outlives_its_first_keys() {
         let error = store.put(&Object::of("b", &payload("{}"))).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "ExpiredToken"));
         let shared = aws.shared();
-        eventually("newer keys", || shared.keys().generation > 1).await;
+        eventually("newer keys", || shared.credentials().generation > 1).await;
         store.put(&Object::of("b", &payload("{}"))).await.expect("the second keys");
     });
 }
@@ -252,11 +252,11 @@ fn child_takes_corrected_keys_from_its_file() {
         let error = store.put(&Object::of("k", &payload("{}"))).await.unwrap_err();
         assert_eq!(error.class, Class::StoreWide, "{error}");
         let shared = aws.shared();
-        eventually("newer keys", || shared.keys().generation > 1).await;
-        assert!(!shared.keys().stuck, "they are not the same");
+        eventually("newer keys", || shared.credentials().generation > 1).await;
+        assert!(!shared.credentials().stuck, "they are not the same");
         store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
         Timer::new(Duration::from_millis(1_500)).await;
-        assert_eq!(shared.keys().generation, 2, "what works is not asked for again");
+        assert_eq!(shared.credentials().generation, 2, "what works is not asked for again");
     });
 }
 
@@ -272,10 +272,10 @@ fn child_takes_keys_from_its_file_that_come_late() {
             assert_eq!((error.class, error.code.as_str()), (Class::StoreWide, "AccessDenied"));
         };
         refused().await;
-        eventually("loaded again in vain", || shared.keys().stuck).await;
+        eventually("loaded again in vain", || shared.credentials().stuck).await;
         std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
         refused().await;
-        eventually("newer keys", || !shared.keys().stuck).await;
+        eventually("newer keys", || !shared.credentials().stuck).await;
         store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
     });
 }
@@ -358,9 +358,9 @@ fn child_outlives_a_file_that_is_no_text() {
         // Longer than control takes to look; what it had stays.
         Timer::new(Duration::from_millis(300)).await;
         let shared = aws.shared();
-        assert_eq!(shared.keys().generation, 1);
+        assert_eq!(shared.credentials().generation, 1);
         std::fs::copy(file("CORRECTED"), file("AWS_SHARED_CREDENTIALS_FILE")).unwrap();
-        eventually("newer keys", || shared.keys().generation > 1).await;
+        eventually("newer keys", || shared.credentials().generation > 1).await;
         store.put(&Object::of("k", &payload("{}"))).await.expect("the second keys");
     });
 }
@@ -396,7 +396,7 @@ fn child_keeps_putting_across_expiry() {
             store.put(&Object::of(&format!("k{i}"), &payload("{}"))).await.expect("never expired");
             Timer::new(Duration::from_millis(100)).await;
         }
-        assert!(aws.shared().keys().generation >= 3);
+        assert!(aws.shared().credentials().generation >= 3);
     });
 }
 
@@ -424,7 +424,7 @@ fn keys_that_cannot_be_renewed_become_store_wide(client: S3Client) {
         let put = async || store.put(&Object::of("k", &payload("{}"))).await.unwrap_err().class;
         assert_eq!(put().await, Class::Transient);
         let shared = aws.shared();
-        eventually("asked again", || shared.keys().stuck).await;
+        eventually("asked again", || shared.credentials().stuck).await;
         assert_eq!(put().await, Class::StoreWide);
     });
 }
@@ -461,7 +461,7 @@ fn every_refusal_is_one_clear_sentence() {
     let path = |f: &tempfile::NamedTempFile| f.path().to_str().unwrap().to_owned();
     let (process, sso, login) = (path(&process), path(&sso), path(&login));
     let region = ("AWS_REGION", "us-east-1");
-    let uses = |what: &str| format!("the AWS profile uses {what}, which millrace does not run");
+    let uses = |what: &str| format!("the AWS profile uses {what}, which millrace does not support");
     let none = "no AWS credentials found".to_owned();
     let cases = [
         (vec![], "no AWS region is set for bucket payloads: set AWS_REGION".to_owned()),

@@ -34,20 +34,23 @@ fn real_mistakes_are_named() {
     let server = S3Server::start();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     on_executor(async {
-        let place = server.url();
+        let endpoint = server.url();
         let missing = probe_with(overrides(&server), "no-such-bucket").await;
-        let expected =
-            ProbeError::NoSuchBucket { bucket: "no-such-bucket".into(), place: place.clone() };
+        let expected = ProbeError::NoSuchBucket {
+            bucket: "no-such-bucket".into(),
+            endpoint: endpoint.clone(),
+        };
         assert_eq!(missing, Err(expected));
 
         let stranger = Overrides { credentials: keys("AKIDX", "s"), ..overrides(&server) };
         let got = probe_with(stranger, BUCKET).await;
-        let expected = ProbeError::UnknownAccessKey { key: "AKIDX".into(), place: place.clone() };
+        let expected =
+            ProbeError::UnknownAccessKey { key: "AKIDX".into(), endpoint: endpoint.clone() };
         assert_eq!(got, Err(expected));
 
         let mistyped = Overrides { credentials: keys(ACCESS_KEY, "s"), ..overrides(&server) };
         let got = probe_with(mistyped, BUCKET).await;
-        let expected = ProbeError::WrongSecret { key: ACCESS_KEY.into(), place };
+        let expected = ProbeError::WrongSecret { key: ACCESS_KEY.into(), endpoint };
         assert_eq!(got, Err(expected));
 
         let at = |url: String| Overrides { endpoint_url: Some(url), ..overrides(&server) };
@@ -66,20 +69,20 @@ fn real_mistakes_are_named() {
 fn mistakes_that_only_the_message_names_are_named() {
     let server = S3Server::start();
     on_executor(async {
-        let place = server.url();
+        let endpoint = server.url();
         let key = ACCESS_KEY.to_owned();
         for (status, code, message, expected) in [
             (
                 403,
                 "AccessDenied",
                 "Forbidden: No such key: GK1",
-                ProbeError::UnknownAccessKey { key: key.clone(), place: place.clone() },
+                ProbeError::UnknownAccessKey { key: key.clone(), endpoint: endpoint.clone() },
             ),
             (
                 403,
                 "AccessDenied",
                 "Forbidden: Invalid signature",
-                ProbeError::WrongSecret { key: key.clone(), place: place.clone() },
+                ProbeError::WrongSecret { key: key.clone(), endpoint: endpoint.clone() },
             ),
             (
                 403,
@@ -97,7 +100,7 @@ fn mistakes_that_only_the_message_names_are_named() {
                 400,
                 "InvalidArgument",
                 "Invalid Argument: Credential access key has length 25, should be 32",
-                ProbeError::UnknownAccessKey { key, place },
+                ProbeError::UnknownAccessKey { key, endpoint },
             ),
         ] {
             server.fail_next(Fault::error_with(status, code, message, &[]));
@@ -106,7 +109,7 @@ fn mistakes_that_only_the_message_names_are_named() {
         let suspended = Fault::error_with(403, "UserSuspended", "", &[]);
         server.fail_next(suspended);
         let got = probe_with(overrides(&server), BUCKET).await.unwrap_err().to_string();
-        assert!(got.contains("UserSuspended") && got.contains("see the account"), "{got}");
+        assert!(got.contains("UserSuspended") && got.contains("check the account"), "{got}");
         let denied = "Forbidden: Operation is not allowed for this key.";
         server.fail_next(Fault::error_with(403, "AccessDenied", denied, &[]));
         let got = probe_with(overrides(&server), BUCKET).await;

@@ -185,11 +185,11 @@ fn the_probe_goes_through_the_proxy_and_names_it() {
         assert_eq!(server.requests().len(), 1);
         let (http_proxy, secret) = (proxy.url(), proxy.url_of("me:hunter2"));
         for (url, endpoint, answer, may_pass, parts) in [
-            (&secret, &https, "407 No", false, ["does not let requests", "answered 407"]),
-            (&secret, &https, "403 No", false, ["does not let requests", "NO_PROXY"]),
+            (&secret, &https, "407 No", false, ["refuses requests to", "answered 407"]),
+            (&secret, &https, "403 No", false, ["refuses requests to", "NO_PROXY"]),
             (&secret, &https, "504 Late", true, ["cannot be reached", "504 Late"]),
-            (&secret, &http, "407 No", false, ["does not let requests", "answered 407"]),
-            (&secret, &http, "403 No", false, ["does not let requests", "answered 403"]),
+            (&secret, &http, "407 No", false, ["refuses requests to", "answered 407"]),
+            (&secret, &http, "403 No", false, ["refuses requests to", "answered 403"]),
             (
                 &format!("http://me:hunter2@{closed}"),
                 &https,
@@ -261,7 +261,7 @@ fn the_binary_takes_its_proxy_from_the_environment() {
             "HTTPS_PROXY names a proxy that speaks TLS itself",
         ),
         ("all_proxy", "socks5://hunter2:1", "all_proxy names a SOCKS proxy"),
-        ("http_proxy", "http://hunter2:port", "http_proxy is no proxy"),
+        ("http_proxy", "http://hunter2:port", "http_proxy is not a proxy"),
     ] {
         let mut env = keys.to_vec();
         env.extend([("AWS_ENDPOINT_URL", &*endpoint), (variable, value)]);

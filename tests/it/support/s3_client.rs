@@ -11,7 +11,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use millrace::config::{S3Client, S3Options};
 use millrace::queue::job::{Origin, Payload};
 use millrace::store::s3::proxies::Proxies;
-use millrace::store::s3::{self, Aws, Overrides, S3Target};
+use millrace::store::s3::{self, Overrides, S3Control, S3Target};
 use millrace::store::{Store, StoreSeed};
 
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -100,19 +100,19 @@ pub fn host(name: &str, addr: SocketAddr) -> (String, Vec<SocketAddr>) {
     (name.to_owned(), vec![addr])
 }
 
-/// A store on `server` with `options`; keep the [`Aws`] as long as the store.
-pub async fn store_with(server: &S3Server, options: S3Options) -> (Aws, Store) {
+/// A store on `server` with `options`; keep the [`S3Control`] as long as the store.
+pub async fn store_with(server: &S3Server, options: S3Options) -> (S3Control, Store) {
     store_at(target(options), overrides(server)).await
 }
 
-pub async fn store_at(target: S3Target, overrides: Overrides) -> (Aws, Store) {
+pub async fn store_at(target: S3Target, overrides: Overrides) -> (S3Control, Store) {
     let aws = s3::start(target, overrides).await.expect("everything is given");
     let store = store_of(&aws, IDLE_MAX);
     (aws, store)
 }
 
 /// A store with the client that `aws`'s options name.
-pub fn store_of(aws: &Aws, idle_max: usize) -> Store {
+pub fn store_of(aws: &S3Control, idle_max: usize) -> Store {
     let shared = aws.shared();
     let client = shared.target().options.client;
     let origin = Origin::new("test".into(), 0);

@@ -1,19 +1,19 @@
-//! The error document of a refusal, read by the SDK's own XML parser, so that both clients see the
-//! same code and message in it.
+//! The error document of a refusal, parsed by the SDK's own XML parser, so that both clients see
+//! the same code and message.
 
 use aws_smithy_xml::decode::{Document, try_data};
 
-/// What an error document says.
+/// The elements of an error document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorDocument {
     pub code: Option<String>,
     pub message: Option<String>,
-    /// By which the store's support finds the request.
+    /// Ids by which the store's support finds the request.
     pub request_id: Option<String>,
     pub host_id: Option<String>,
 }
 
-/// Reads an error document; what is no such document says nothing.
+/// Parses an error document; all fields are `None` if it is not one.
 pub fn error_document(body: &[u8]) -> ErrorDocument {
     let read = || {
         let mut document = Document::try_from(body).ok()?;

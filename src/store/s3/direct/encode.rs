@@ -1,4 +1,4 @@
-//! The encodings a signed request is made of. Each appends to a buffer that its caller reuses.
+//! The encodings used in a signed request. Each appends to a buffer that its caller reuses.
 
 const HEX_LOWER: &[u8; 16] = b"0123456789abcdef";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -39,7 +39,8 @@ pub(super) fn decimal(mut n: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[first..]);
 }
 
-/// `YYYYMMDDTHHMMSSZ` of a time in seconds since 1970, in the Gregorian calendar, up to the year 9999.
+/// `YYYYMMDDTHHMMSSZ` of a time in seconds since 1970, in the Gregorian calendar, up to the year
+/// 9999.
 pub(super) fn amz_date(unix_s: u64) -> [u8; 16] {
     /// 9999-12-31T23:59:59Z
     const LAST: u64 = 253_402_300_799;

@@ -1,25 +1,25 @@
-//! An HTTP/1 answer, read strictly and within bounds: status, headers for those who ask, and a body by
-//! length, in chunks, or to the end of the connection.
+//! An HTTP/1 response, parsed strictly and within bounds: status, headers on demand, and a body by
+//! length, in chunks, or up to the end of the connection.
 //!
-//! Pure: bytes are read into [`ReplyReader::space`] by whoever has a socket and announced with
-//! [`ReplyReader::advance`]. The buffer is kept from answer to answer. After a [`Malformed`] nothing
-//! on the connection can be trusted: drop it.
+//! No I/O: the owner of the socket reads bytes into [`ReplyReader::space`] and announces them with
+//! [`ReplyReader::advance`]. The buffer is kept between responses. After a [`Malformed`] error the
+//! connection cannot be trusted: drop it.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Longest head, interim answers before it and trailers after it included.
+/// Longest head, including interim responses before it and trailers after it.
 const HEAD_BYTES_MAX: usize = 32 << 10;
-/// Longest body, as the SDK's path takes it.
+/// Longest body, as in the SDK's client.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// Most headers in a head.
 const HEADERS_MAX: usize = 100;
 /// Longest line before a chunk, extensions included.
 const CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
-/// What a reader keeps between answers; those of a PUT are below 1 KiB.
+/// Bytes a reader keeps between responses; those to a PUT are below 1 KiB.
 const BUFFER_BYTES: usize = 4 << 10;
 
-/// Why bytes are no answer.
+/// Why bytes are not a response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("it is not HTTP: {0}")]
@@ -36,7 +36,7 @@ pub enum Malformed {
     Chunk,
 }
 
-/// Where a reader is in its answer.
+/// Where a reader is in its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Head,
@@ -45,7 +45,7 @@ enum State {
         end: usize,
     },
     ChunkLine,
-    /// So many bytes of the chunk are to come, its line end not counted.
+    /// Bytes of the chunk still to come, without its line end.
     ChunkData {
         left: usize,
     },
@@ -54,30 +54,30 @@ enum State {
     Done,
 }
 
-/// What ends an answer's body.
+/// What ends a response's body.
 enum Framing {
     Length(usize),
     Chunked,
     ToTheEnd,
 }
 
-/// Reads one answer after another from one connection.
+/// Reads one response after another from one connection.
 #[derive(Debug)]
 pub struct ReplyReader {
     buffer: Vec<u8>,
     filled: usize,
-    /// All before this has been understood.
+    /// Everything before this has been parsed.
     parsed: usize,
     state: State,
     status: u16,
     keep_alive: bool,
-    /// The final answer's head, for the few who ask for more of it.
+    /// The head of the final response, for [`Reply::header`].
     head: Range<usize>,
-    /// Decoded, so without the lines of its chunks.
+    /// Decoded, without chunk lines.
     body: Range<usize>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
     pub status: u16,
@@ -89,8 +89,8 @@ pub struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// A header's value, by its name in lower case; `None` where it is absent, empty or no text. Reads the head again:
-    /// a success is asked for none.
+    /// The value of a header, by its name in lower case; `None` if it is absent, empty or not text.
+    /// Parses the head again, because headers of a success are not needed.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut answer = httparse::Response::new(&mut headers);
@@ -120,7 +120,7 @@ impl ReplyReader {
         }
     }
 
-    /// Forgets the last answer.
+    /// Forgets the last response.
     pub fn reset(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         if buffer.len() > BUFFER_BYTES {
@@ -130,7 +130,7 @@ impl ReplyReader {
         *self = ReplyReader::on(buffer);
     }
 
-    /// True until the first byte of an answer.
+    /// True until the first byte of a response.
     pub fn is_untouched(&self) -> bool {
         self.filled == 0
     }
@@ -138,26 +138,27 @@ impl ReplyReader {
     /// Where to read to; never empty.
     pub fn space(&mut self) -> &mut [u8] {
         if self.filled == self.buffer.len() && self.in_chunks() {
-            // The lines between chunks are not kept, however many there are.
+            // Chunk lines are not kept, however many there are.
             self.buffer.copy_within(self.parsed..self.filled, self.body.end);
             self.filled -= self.parsed - self.body.end;
             self.parsed = self.body.end;
         }
         if self.filled == self.buffer.len() {
-            // Doubling, so that what is cleared is in all no more than what is read.
+            // Doubled, so that in total no more bytes are cleared than read.
             self.buffer.resize(self.buffer.len() * 2, 0);
         }
         &mut self.buffer[self.filled..]
     }
 
-    /// Takes `n` more bytes, which are now in [`ReplyReader::space`]; true when the answer is whole.
+    /// Parses `n` more bytes, which are now in [`ReplyReader::space`]; true if the response is
+    /// complete.
     ///
     /// # Errors
-    /// What came is no answer, or too much of one.
+    /// The bytes are not a response, or it is too long.
     pub fn advance(&mut self, n: usize) -> Result<bool, Malformed> {
         let news = self.filled..self.filled + n;
         self.filled = news.end;
-        // A head is looked at again only when a line of it has ended.
+        // A head is parsed again only when another line of it is complete.
         if self.state == State::Head && !self.buffer[news].contains(&b'\n') {
             return bound_head(self.filled).map(|()| false);
         }
@@ -169,13 +170,13 @@ impl ReplyReader {
             }
         }
         if self.parsed < self.filled {
-            // Bytes that no request asked for: the answer stands, the connection does not.
+            // Bytes that no request asked for: the response is valid, the connection is not.
             self.keep_alive = false;
         }
         Ok(true)
     }
 
-    /// The connection has ended; true when that completes the answer.
+    /// The connection has ended; true if that completes the response.
     pub fn end(&mut self) -> bool {
         if self.state == State::ToTheEnd {
             self.state = State::Done;
@@ -183,10 +184,10 @@ impl ReplyReader {
         self.state == State::Done
     }
 
-    /// The whole answer.
+    /// The complete response.
     ///
     /// # Panics
-    /// Before [`ReplyReader::advance`] or [`ReplyReader::end`] has said that it is whole.
+    /// If neither [`ReplyReader::advance`] nor [`ReplyReader::end`] has returned true.
     pub fn reply(&self) -> Reply<'_> {
         assert_eq!(self.state, State::Done, "the answer is whole");
         Reply {
@@ -197,7 +198,7 @@ impl ReplyReader {
         }
     }
 
-    /// Takes one piece of the answer, or changes nothing if it is not there yet.
+    /// Parses one element of the response; changes nothing if it is incomplete.
     fn step(&mut self) -> Result<(), Malformed> {
         match self.state {
             State::Head => self.head(),
@@ -235,7 +236,7 @@ impl ReplyReader {
         bound_head(self.parsed)?;
         match status {
             101 => return Err(Malformed::Upgrade),
-            // Interim: the answer itself follows.
+            // Interim: the final response follows.
             100..200 => return Ok(()),
             _ => {}
         }
@@ -251,7 +252,7 @@ impl ReplyReader {
 
     fn chunk_line(&mut self) -> Result<(), Malformed> {
         let bytes = &self.buffer[self.parsed..self.filled];
-        // The parser takes a line without digits for the last chunk.
+        // The parser reads a line without digits as the last chunk.
         if bytes.first().is_some_and(|b| !b.is_ascii_hexdigit()) {
             return Err(Malformed::Chunk);
         }
@@ -274,7 +275,7 @@ impl ReplyReader {
         Ok(())
     }
 
-    /// Moves what is there of a chunk to the end of the body.
+    /// Moves the bytes of a chunk that have arrived to the end of the body.
     fn chunk_data(&mut self, left: usize) -> Result<(), Malformed> {
         let taken = left.min(self.filled - self.parsed);
         self.buffer.copy_within(self.parsed..self.parsed + taken, self.body.end);
@@ -319,7 +320,7 @@ impl ReplyReader {
     }
 }
 
-/// What an answer's headers say of its length and of what comes after it.
+/// What a response's headers say about its length and the connection.
 struct Head {
     length: Option<usize>,
     chunked: bool,
@@ -331,7 +332,7 @@ impl Head {
         let mut head = Head { length: None, chunked: false, keep_alive: answer.version == Some(1) };
         for header in answer.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-            // By length first: most headers are none of these.
+            // Length first, because most headers are none of these.
             match header.name.len() {
                 10 if is("connection") => head.connection(header.value),
                 14 if is("content-length") => {
@@ -365,9 +366,9 @@ impl Head {
 
     fn framing(&self, status: u16) -> Result<Framing, Malformed> {
         match (self.chunked, self.length) {
-            // Two ends: what one reader takes for the body is another's next answer.
+            // Ambiguous: what one parser reads as the body is another's next response.
             (true, Some(_)) => Err(Malformed::Framing),
-            // These have no body, whatever their headers say.
+            // These never have a body, whatever their headers say.
             _ if status < 200 || status == 204 || status == 304 => Ok(Framing::Length(0)),
             (true, None) => Ok(Framing::Chunked),
             (false, Some(length)) if length > BODY_BYTES_MAX => Err(Malformed::BodyTooLong),

@@ -1,10 +1,10 @@
-//! The head of a PUT: a template per store, in which a request fills in its key, length, coding, date, hash,
-//! checksum and signature.
+//! The head of a PUT: one template per store, to which a request adds its key, length, coding,
+//! date, hash, checksum and signature.
 //!
-//! Order and set of headers are fixed but for `content-encoding` and the session token, so that the lists of signed names
-//! are constants. Pure: bytes
-//! from values, no clock, no I/O; the template can be shared between threads, a [`Signer`] cannot.
-//! `content-length` is not signed: the body's hash or TLS says more than it could.
+//! Set and order of the headers are fixed except for `content-encoding` and the session token, so
+//! the lists of signed names are constants. No clock and no I/O. A template can be shared between
+//! threads, a [`Signer`] cannot. `content-length` is not signed: the body's hash or TLS protects
+//! more.
 
 use std::fmt;
 
@@ -13,24 +13,24 @@ use super::sign::{Signer, Unsendable, sendable};
 use crate::coding::Coding;
 use crate::coding::percent::{escape_path, escape_query};
 use crate::config::{Checksum, S3Options};
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 use crate::store::{Integrity, Sums};
 
 const USER_AGENT: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
 const UNSIGNED_PAYLOAD: &[u8] = b"UNSIGNED-PAYLOAD";
 
-/// Where the objects of one store go.
+/// Where the objects of one store are sent.
 #[derive(Clone, Debug)]
-pub struct Place<'a> {
+pub struct Destination<'a> {
     /// Names the host of the request.
-    pub origin: &'a Origin,
+    pub server: &'a ServerAddress,
     /// What stands before every key in the path, escaped: `/` or `/bucket/`.
     pub path: &'a str,
     /// Prepended to every key, not escaped.
     pub prefix: &'a str,
 }
 
-/// One object, as far as its head says something of it.
+/// One object, as described by its head.
 #[derive(Clone, Copy, Debug)]
 pub struct Put<'a> {
     /// Relative to the store's prefix, not escaped.
@@ -38,35 +38,35 @@ pub struct Put<'a> {
     /// Length of the body.
     pub bytes: u64,
     pub coding: Option<Coding>,
-    /// Of the body, made for the template's [`Integrity`].
+    /// Of the body, computed for the template's [`Integrity`].
     pub sums: &'a Sums,
 }
 
-/// What is the same in every PUT to one store, laid out.
+/// What is the same in every PUT to one store, laid out in advance.
 #[derive(Clone)]
 pub struct Template {
     integrity: Integrity,
     /// Every constant header but `host`, sorted by name.
     headers: Vec<(&'static str, String)>,
-    /// Method, whatever a proxy wants before the path, and the path up to the key.
+    /// Method, scheme and host if a proxy needs them, and the path up to the key.
     wire_start: Vec<u8>,
-    /// Where in that the path begins.
+    /// Where the path starts in `wire_start`.
     path_at: usize,
-    /// From behind the key to the length.
+    /// From the end of the key to the length.
     wire_middle: Vec<u8>,
-    /// From behind the path to the first header that changes, but for `content-encoding`.
+    /// From the end of the path to the first header that varies, except `content-encoding`.
     canonical_before: Vec<u8>,
-    /// Where in that `content-encoding` stands, if there is one: it comes first.
+    /// Where `content-encoding` goes in `canonical_before`, if there is one: it sorts first.
     coding_at: usize,
-    /// Constant headers between the date and the token, by name.
+    /// Constant headers that sort between the date and the token.
     canonical_between: Vec<u8>,
-    /// Constant headers behind the date and the token, by name.
+    /// Constant headers that sort after the date and the token.
     canonical_after: Vec<u8>,
-    /// The signed headers' names: by whether there is a coding, then by whether there is a session token.
+    /// The signed headers' names, indexed by whether there is a coding, then a session token.
     signed: [[String; 2]; 2],
 }
 
-/// Shows nothing of the bytes: a proxy's password may be among them.
+/// Does not show the bytes: they may contain a proxy's password.
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Template").field("integrity", &self.integrity).finish_non_exhaustive()
@@ -77,7 +77,7 @@ impl Template {
     /// # Errors
     /// An option that no header can carry.
     pub fn new(
-        place: &Place<'_>,
+        destination: &Destination<'_>,
         options: &S3Options,
         integrity: Integrity,
     ) -> Result<Template, Unsendable> {
@@ -98,26 +98,26 @@ impl Template {
         if let Some((what, _)) = headers.iter().find(|(_, value)| !sendable(value)) {
             return Err(Unsendable { what });
         }
-        let mut path = place.path.as_bytes().to_vec();
-        escape_path(place.prefix, &mut path);
-        Ok(Template::lay_out(&path, "", &host_header(place.origin), headers, integrity))
+        let mut path = destination.path.as_bytes().to_vec();
+        escape_path(destination.prefix, &mut path);
+        Ok(Template::lay_out(&path, "", &host_header(destination.server), headers, integrity))
     }
 
-    /// The same request for the whole address that a redirect named; the key is part of it, so
-    /// [`Put::key`] is empty. `path` and `query` are escaped as they came.
-    pub fn redirected(&self, origin: &Origin, path: &str, query: Option<&str>) -> Template {
+    /// The same request to the complete URL of a redirect. The key is part of it, so [`Put::key`]
+    /// is empty. `path` and `query` are escaped as received.
+    pub fn redirected(&self, server: &ServerAddress, path: &str, query: Option<&str>) -> Template {
         let path = if path.is_empty() { "/" } else { path };
         let query = query.unwrap_or_default();
-        let host = host_header(origin);
+        let host = host_header(server);
         Template::lay_out(path.as_bytes(), query, &host, self.headers.clone(), self.integrity)
     }
 
-    /// The same for a proxy that takes requests itself: the target is in absolute form (RFC 9112,
-    /// section 3.2.2) and `authorization` tells who asks. Neither is signed, so the signature is the
-    /// same.
-    pub fn by_proxy(mut self, origin: &Origin, authorization: Option<&str>) -> Template {
-        let scheme = if origin.https { "https" } else { "http" };
-        let base = format!("{scheme}://{}", host_header(origin));
+    /// The same request for a proxy that forwards requests: the target is in absolute form (RFC
+    /// 9112, section 3.2.2), and `authorization` identifies the client. Neither is signed, so the
+    /// signature stays the same.
+    pub fn by_proxy(mut self, server: &ServerAddress, authorization: Option<&str>) -> Template {
+        let scheme = if server.https { "https" } else { "http" };
+        let base = format!("{scheme}://{}", host_header(server));
         let _ = self.wire_start.splice(self.path_at..self.path_at, base.bytes());
         self.path_at += base.len();
         if let Some(authorization) = authorization {
@@ -136,9 +136,6 @@ impl Template {
         headers: Vec<(&'static str, String)>,
         integrity: Integrity,
     ) -> Template {
-        let mark = if query.is_empty() { "" } else { "?" };
-        let mut middle =
-            format!("{mark}{query} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\n");
         let mut before = format!("\n{}\n", canonical_query(query));
         let coding_at = before.len();
         let mut after = String::new();
@@ -155,7 +152,7 @@ impl Template {
         for (header, value) in early {
             before.push_str(&format!("{header}:{}\n", canonical_value(value)));
             name(&mut signed, header);
-            // All of `content-type`, `host`, `if-none-match`, `x-amz-acl` come before what changes.
+            // `content-type`, `host`, `if-none-match` and `x-amz-acl` sort before what varies.
             if *header == "content-type" {
                 before.push_str(&format!("host:{host}\n"));
                 name(&mut signed, "host");
@@ -179,10 +176,7 @@ impl Template {
             after.push_str(&format!("{header}:{}\n", canonical_value(value)));
             name(&mut signed, header);
         }
-        for (header, value) in &headers {
-            middle.push_str(&format!("{header}: {value}\r\n"));
-        }
-        middle.push_str("content-length: ");
+        let middle = wire_middle(query, host, &headers);
         let coded = signed.each_ref().map(|list| format!("content-encoding;{list}"));
         Template {
             integrity,
@@ -198,7 +192,7 @@ impl Template {
         }
     }
 
-    /// What its requests say about their bodies.
+    /// What these requests say about their bodies.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
@@ -206,7 +200,8 @@ impl Template {
     /// Appends the head of `put`, to be followed by its body, signed for the second `unix_s`.
     ///
     /// # Panics
-    /// When `signer` is not current, see [`Signer::is_current`]; when the sums were made for something else.
+    /// If `signer` is not current (see [`Signer::is_current`]), or the sums are for another
+    /// [`Integrity`].
     pub fn write_head(&self, put: &Put<'_>, unix_s: u64, signer: &mut Signer, out: &mut Vec<u8>) {
         assert_eq!(put.sums.integrity(), self.integrity, "summed as this template wants it");
         let date = signer.date(unix_s);
@@ -223,8 +218,8 @@ impl Template {
         canonical.clear();
         canonical.extend_from_slice(b"PUT\n");
         canonical.extend_from_slice(&out[path]);
-        let said = Said { put, payload, date: &date, signed, token: signer.token() };
-        self.finish_canonical(&said, &mut canonical);
+        let fields = RequestFields { put, payload, date: &date, signed, token: signer.token() };
+        self.finish_canonical(&fields, &mut canonical);
         let signature = signer.sign(&canonical);
         signer.scratch = canonical;
 
@@ -257,10 +252,10 @@ impl Template {
         out.extend_from_slice(b"\r\n\r\n");
     }
 
-    /// Everything of the canonical request behind its path.
-    fn finish_canonical(&self, said: &Said<'_>, canonical: &mut Vec<u8>) {
+    /// Appends the canonical request from the end of its path.
+    fn finish_canonical(&self, fields: &RequestFields<'_>, canonical: &mut Vec<u8>) {
         let mut before = &self.canonical_before[..];
-        if let Some(coding) = said.put.coding {
+        if let Some(coding) = fields.put.coding {
             canonical.extend_from_slice(&before[..self.coding_at]);
             canonical.extend_from_slice(b"content-encoding:");
             canonical.extend_from_slice(coding.name().as_bytes());
@@ -269,31 +264,43 @@ impl Template {
         }
         canonical.extend_from_slice(before);
         if checksum_header(self.integrity.checksum).is_some() {
-            base64(said.put.sums.checksum(), canonical);
+            base64(fields.put.sums.checksum(), canonical);
             canonical.extend_from_slice(b"\nx-amz-content-sha256:");
         }
-        canonical.extend_from_slice(said.payload);
+        canonical.extend_from_slice(fields.payload);
         canonical.extend_from_slice(b"\nx-amz-date:");
-        canonical.extend_from_slice(said.date);
+        canonical.extend_from_slice(fields.date);
         canonical.push(b'\n');
         canonical.extend_from_slice(&self.canonical_between);
-        if let Some(token) = said.token {
+        if let Some(token) = fields.token {
             canonical.extend_from_slice(b"x-amz-security-token:");
             canonical.extend_from_slice(token.as_bytes());
             canonical.push(b'\n');
         }
         canonical.extend_from_slice(&self.canonical_after);
         canonical.push(b'\n');
-        canonical.extend_from_slice(said.signed.as_bytes());
+        canonical.extend_from_slice(fields.signed.as_bytes());
         canonical.push(b'\n');
-        canonical.extend_from_slice(said.payload);
+        canonical.extend_from_slice(fields.payload);
     }
 }
 
-/// What one request says that its template does not.
-struct Said<'a> {
+/// The rest of the request line, and the constant headers as they are sent.
+fn wire_middle(query: &str, host: &str, headers: &[(&'static str, String)]) -> String {
+    let mark = if query.is_empty() { "" } else { "?" };
+    let mut middle =
+        format!("{mark}{query} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\n");
+    for (header, value) in headers {
+        middle.push_str(&format!("{header}: {value}\r\n"));
+    }
+    middle.push_str("content-length: ");
+    middle
+}
+
+/// The parts of one request that are not in its template.
+struct RequestFields<'a> {
     put: &'a Put<'a>,
-    /// The body's hash, or that it is left out.
+    /// The body's hash, or `UNSIGNED-PAYLOAD`.
     payload: &'a [u8],
     date: &'a [u8; 16],
     /// Names of the signed headers.
@@ -310,14 +317,14 @@ fn checksum_header(checksum: Checksum) -> Option<&'static str> {
     }
 }
 
-/// The `host` header, which names a port only where it is not the scheme's own.
-fn host_header(origin: &Origin) -> String {
-    let Origin { https, host, port } = origin;
+/// The `host` header; it has a port only if that is not the scheme's default.
+fn host_header(server: &ServerAddress) -> String {
+    let ServerAddress { https, host, port } = server;
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     if *port == if *https { 443 } else { 80 } { host } else { format!("{host}:{port}") }
 }
 
-/// A header's value as it is signed: no spaces around it, single ones within.
+/// A header's value as it is signed: trimmed, with single spaces.
 fn canonical_value(value: &str) -> String {
     value.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -8,14 +8,14 @@ fn read(env: &[(&str, &str)]) -> Result<Proxies, BadProxy> {
     })
 }
 
-fn origin(url: &str) -> Origin {
-    Origin::of(&url.parse().unwrap()).unwrap()
+fn server(url: &str) -> ServerAddress {
+    ServerAddress::of(&url.parse().unwrap()).unwrap()
 }
 
 /// The proxy that `env` gives `url`, empty if none.
 fn proxy(env: &[(&str, &str)], url: &str) -> String {
     let proxies = read(env).unwrap();
-    proxies.of(&origin(url)).map(ToString::to_string).unwrap_or_default()
+    proxies.of(&server(url)).map(ToString::to_string).unwrap_or_default()
 }
 
 #[test]
@@ -82,15 +82,15 @@ fn a_bad_variable_is_refused_without_its_value() {
         ("HTTPS_PROXY", "https://u:hunter2@p:1", "speaks TLS itself"),
         ("ALL_PROXY", "socks5h://u:hunter2@p:1", "SOCKS proxy"),
         ("HTTP_PROXY", "ftp://hunter2:1", "not http"),
-        ("http_proxy", "http://hunter2:99999", "is no proxy"),
-        ("http_proxy", "http://hunter2:0", "is no proxy"),
-        ("http_proxy", "http://hunter2:", "is no proxy"),
-        ("http_proxy", "http://", "is no proxy"),
-        ("http_proxy", "http://u:hunter2@", "is no proxy"),
-        ("http_proxy", "http://hunter2:1/path", "is no proxy"),
-        ("http_proxy", "http://hunter2:1?q", "is no proxy"),
-        ("http_proxy", "http://hunter2 x:1", "is no proxy"),
-        ("http_proxy", "http://u:hunter2%0d%0ax@p:1", "is no proxy"),
+        ("http_proxy", "http://hunter2:99999", "is not a proxy"),
+        ("http_proxy", "http://hunter2:0", "is not a proxy"),
+        ("http_proxy", "http://hunter2:", "is not a proxy"),
+        ("http_proxy", "http://", "is not a proxy"),
+        ("http_proxy", "http://u:hunter2@", "is not a proxy"),
+        ("http_proxy", "http://hunter2:1/path", "is not a proxy"),
+        ("http_proxy", "http://hunter2:1?q", "is not a proxy"),
+        ("http_proxy", "http://hunter2 x:1", "is not a proxy"),
+        ("http_proxy", "http://u:hunter2%0d%0ax@p:1", "is not a proxy"),
     ] {
         let error = read(&[(variable, value)]).unwrap_err().to_string();
         assert!(error.starts_with(variable) && error.contains(reason), "{value}: {error}");
@@ -199,7 +199,7 @@ fn this_host_and_its_credential_services_are_never_reached_through_a_proxy() {
 #[test]
 fn only_plain_http_is_asked_for_in_absolute_form() {
     let proxies = read(&[("ALL_PROXY", "http://p:1")]).unwrap();
-    assert!(proxies.absolute_form(&origin("http://s3.corp/")).is_some());
-    assert!(proxies.absolute_form(&origin("https://s3.corp/")).is_none());
-    assert!(proxies.absolute_form(&origin("http://127.0.0.1/")).is_none());
+    assert!(proxies.absolute_form(&server("http://s3.corp/")).is_some());
+    assert!(proxies.absolute_form(&server("https://s3.corp/")).is_none());
+    assert!(proxies.absolute_form(&server("http://127.0.0.1/")).is_none());
 }

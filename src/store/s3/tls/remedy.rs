@@ -1,4 +1,4 @@
-//! What an operator can do about a TLS handshake that failed: by what was seen.
+//! What an operator can do about a failed TLS handshake.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use futures_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidM
 
 use super::verifier::is_ca_as_end_entity;
 
-/// What to do about `error`, which a handshake ended with.
+/// What to do about `error`, with which a handshake ended.
 pub(crate) fn remedy(error: &io::Error) -> &'static str {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         return "check the endpoint";
@@ -16,9 +16,9 @@ pub(crate) fn remedy(error: &io::Error) -> &'static str {
             "the store presents a CA's or a self-signed certificate: put that certificate itself in AWS_CA_BUNDLE"
         }
         Error::InvalidCertificate(why) => of_certificate(why),
-        // A plain http answer, above all.
+        // Mostly a plain http response.
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "it does not speak TLS on this port: write http:// in the endpoint, or give its https port"
+            "it does not use TLS on this port: write http:// in the endpoint, or give its https port"
         }
         Error::AlertReceived(AlertDescription::UnrecognisedName) => {
             "the store does not know this host name: correct the endpoint or the bucket"
@@ -31,7 +31,7 @@ pub(crate) fn remedy(error: &io::Error) -> &'static str {
         Error::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
         ) => "the store wants a client certificate, which millrace does not send: turn that off",
-        _ => "correct the endpoint, or look into the store's log",
+        _ => "correct the endpoint, or check the store's log",
     }
 }
 

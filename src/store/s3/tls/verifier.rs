@@ -1,11 +1,11 @@
-//! Which server certificates are taken: what webpki takes, and a certificate that is itself in the trust store.
+//! Which server certificates are accepted: those that webpki accepts, and those in the trust store.
 //!
-//! webpki never takes a CA certificate for a server's, and `openssl req -x509` makes nothing else.
-//! OpenSSL, and with it curl and boto3, trusts a certificate that the operator has put into the
-//! bundle also when the server presents it itself. The same holds here, and only this: the
-//! certificate is byte for byte one of the trusted ones, its period, its purpose and its name are
-//! checked as always, and so is the handshake's signature. Whoever has the key of a trusted CA could
-//! sign any certificate, so nobody gains by this. Other certificates see no difference.
+//! webpki never accepts a CA certificate as a server's, and `openssl req -x509` creates nothing
+//! else. OpenSSL, and with it curl and boto3, trusts a certificate in the operator's bundle also
+//! when the server itself presents it. The same holds here, and nothing more: the certificate must
+//! be byte for byte one of the trusted ones; its validity period, purpose, name and the handshake's
+//! signature are checked as usual. The holder of a trusted CA's key could sign any certificate
+//! anyway, so this gives nobody more power. Other certificates are not affected.
 
 use futures_rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use futures_rustls::rustls::client::danger::{
@@ -26,14 +26,14 @@ use futures_rustls::rustls::{
 #[derive(Debug)]
 pub(super) struct Verifier {
     roots: RootCertStore,
-    /// As they came; those that cannot be roots as well.
+    /// As given, including those that cannot be roots.
     trusted: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    /// Trusts `trusted`, except what cannot be parsed. Without any, every handshake fails with a
-    /// sentence of its own, but a plain http endpoint needs none.
+    /// Trusts `trusted`, except what cannot be parsed. Without any root every handshake fails with
+    /// its own error, but a plain http endpoint needs none.
     pub(super) fn new(
         trusted: Vec<CertificateDer<'static>>,
         provider: &CryptoProvider,
@@ -43,9 +43,9 @@ impl Verifier {
         Verifier { roots, trusted, algorithms: provider.signature_verification_algorithms }
     }
 
-    /// `certificate`, which is trusted, as the end of a chain of one. webpki checks its period
-    /// before it finds that it is a CA's or that nobody has issued it, and everything but the
-    /// purpose by then; tests hold it to that.
+    /// Verifies the trusted `certificate` as a chain of one. webpki checks its validity period
+    /// before it finds that it is a CA's or has no issuer; by then it has checked everything but
+    /// the purpose. Tests pin that.
     fn verify_alone(
         &self,
         parsed: &ParsedCertificate<'_>,
@@ -155,7 +155,7 @@ fn is_for_servers(certificate: &CertificateDer<'_>) -> bool {
     })
 }
 
-/// Tags and contents of the DER values that `der` is a row of; ends early where it is no DER.
+/// Tags and contents of the consecutive DER values in `der`; ends early at invalid DER.
 fn parts(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (&[tag, first], rest) = der.split_first_chunk()?;

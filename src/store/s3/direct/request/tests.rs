@@ -16,7 +16,7 @@ use crate::store::s3::direct::Identity;
 /// Everything a signature depends on.
 #[derive(Clone, Debug)]
 struct Case {
-    origin: Origin,
+    server: ServerAddress,
     path: String,
     prefix: String,
     options: S3Options,
@@ -33,7 +33,7 @@ struct Case {
 
 fn case() -> Case {
     Case {
-        origin: Origin { https: false, host: "127.0.0.1".into(), port: 9000 },
+        server: ServerAddress { https: false, host: "127.0.0.1".into(), port: 9000 },
         path: "/bucket/".into(),
         prefix: "in/".into(),
         options: S3Options {
@@ -80,8 +80,8 @@ impl Head {
 
 impl Case {
     fn template(&self) -> Template {
-        let Case { origin, path, prefix, .. } = self;
-        Template::new(&Place { origin, path, prefix }, &self.options, self.integrity).unwrap()
+        let Case { server, path, prefix, .. } = self;
+        Template::new(&Destination { server, path, prefix }, &self.options, self.integrity).unwrap()
     }
 
     fn signer(&self) -> Signer {
@@ -130,14 +130,15 @@ impl Case {
             .build()
             .unwrap()
             .into();
-        // Of what is sent, everything that S3 wants signed, and what says how the object is to be stored.
+        // Of what is sent, everything that S3 wants signed, and what says how the object is to be
+        // stored.
         let signed = |name: &str| {
             ["content-encoding", "content-type", "if-none-match"].contains(&name)
                 || name.starts_with("x-amz-")
         };
         let headers = head.headers.iter().filter(|(name, _)| signed(name));
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
-        let scheme = if self.origin.https { "https" } else { "http" };
+        let scheme = if self.server.https { "https" } else { "http" };
         let uri = format!("{scheme}://{}{}", head.header("host"), head.path);
         let body = match self.integrity.sign_payload {
             true => SignableBody::Bytes(&self.body),
@@ -214,7 +215,7 @@ fn what_keeps_an_object_from_being_replaced_is_signed() {
     let signed = "SignedHeaders=content-type;host;if-none-match;x-amz-acl;x-amz-content-sha256;";
     assert!(head.header("authorization").contains(signed), "{}", head.header("authorization"));
     case.check();
-    let redirected = case.template().redirected(&case.origin, "/k", None);
+    let redirected = case.template().redirected(&case.server, "/k", None);
     assert_eq!(case.head_of(&redirected, "").header("if-none-match"), "*");
 }
 
@@ -231,9 +232,9 @@ fn a_coding_is_sent_and_signed_before_all_other_names() {
         case.check();
         // A redirect sends the same object, so it says the same of it.
         let mut redirected = case.clone();
-        redirected.origin.host = "elsewhere.example".into();
+        redirected.server.host = "elsewhere.example".into();
         let query = Some("rk=e2c69a31");
-        let head = case.head_of(&case.template().redirected(&redirected.origin, "/k", query), "");
+        let head = case.head_of(&case.template().redirected(&redirected.server, "/k", query), "");
         assert_eq!(head.header("content-encoding"), coding.name());
         assert_eq!(head.header("authorization"), redirected.expected_authorization(&head));
     }
@@ -285,8 +286,8 @@ fn hosts_say_their_port_only_where_it_is_not_the_schemes() {
         (true, "store.example", 443, "store.example"),
         (true, "::1", 9000, "[::1]:9000"),
     ] {
-        let origin = Origin { https, host: host.into(), port };
-        let case = Case { origin, ..case() };
+        let server = ServerAddress { https, host: host.into(), port };
+        let case = Case { server, ..case() };
         assert_eq!(case.head().header("host"), expected);
         case.check();
     }
@@ -296,7 +297,7 @@ fn hosts_say_their_port_only_where_it_is_not_the_schemes() {
 fn a_redirects_address_is_taken_as_it_is() {
     let mut case = case();
     case.options.acl = Some("private".into());
-    let origin = Origin { https: true, host: "bucket.s3-x.amazonaws.com".into(), port: 443 };
+    let server = ServerAddress { https: true, host: "bucket.s3-x.amazonaws.com".into(), port: 443 };
     let first = case.template();
     for (path, query, sent) in [
         ("/in/a%20key", None, "/in/a%20key"),
@@ -304,10 +305,10 @@ fn a_redirects_address_is_taken_as_it_is() {
         ("/k", Some("rk=e2c69a31"), "/k?rk=e2c69a31"),
         ("/k", Some("b=2&a=%2F&a=1&c&d=x+y~z"), "/k?b=2&a=%2F&a=1&c&d=x+y~z"),
     ] {
-        let head = case.head_of(&first.redirected(&origin, path, query), "");
+        let head = case.head_of(&first.redirected(&server, path, query), "");
         assert_eq!(head.path, sent);
         assert_eq!(head.header("host"), "bucket.s3-x.amazonaws.com");
-        case.origin = origin.clone();
+        case.server = server.clone();
         assert_eq!(head.header("authorization"), case.expected_authorization(&head));
     }
 }
@@ -342,8 +343,8 @@ fn one_signer_goes_through_seconds_days_and_credentials() {
 fn what_no_header_can_carry_is_refused() {
     let mut case = case();
     case.options.storage_class = Some("X\r\nx-evil: 1".into());
-    let place = Place { origin: &case.origin, path: "/", prefix: "" };
-    let refused = Template::new(&place, &case.options, case.integrity).unwrap_err();
+    let destination = Destination { server: &case.server, path: "/", prefix: "" };
+    let refused = Template::new(&destination, &case.options, case.integrity).unwrap_err();
     assert_eq!(refused, Unsendable { what: "x-amz-storage-class" });
 }
 
@@ -372,10 +373,10 @@ fn a_proxy_is_told_the_whole_address_and_the_signature_stays() {
         ("s3.corp", 80, "s3.corp"),
         ("fd12::1", 80, "[fd12::1]"),
     ] {
-        case.origin = Origin { https: false, host: host.into(), port };
+        case.server = ServerAddress { https: false, host: host.into(), port };
         let direct = case.head();
         for authorization in [None, Some("Basic dTpw")] {
-            let template = case.template().by_proxy(&case.origin, authorization);
+            let template = case.template().by_proxy(&case.server, authorization);
             let head = case.head_of(&template, &case.key);
             assert_eq!(head.path, format!("http://{authority}{}", direct.path));
             let sent = head.headers.iter().find(|(name, _)| name == "proxy-authorization");
@@ -387,10 +388,10 @@ fn a_proxy_is_told_the_whole_address_and_the_signature_stays() {
             assert_eq!(same(&head), same(&direct), "signature and all");
             assert!(!format!("{template:?}").contains("66, 97, 115"), "the password is not shown");
             // A redirect has to be asked for in its own right.
-            let elsewhere = template.redirected(&case.origin, "/k", Some("a=1"));
+            let elsewhere = template.redirected(&case.server, "/k", Some("a=1"));
             let head = case.head_of(&elsewhere, "");
             assert_eq!(head.path, "/k?a=1");
-            let mut head = case.head_of(&elsewhere.by_proxy(&case.origin, authorization), "");
+            let mut head = case.head_of(&elsewhere.by_proxy(&case.server, authorization), "");
             assert_eq!(head.path, format!("http://{authority}/k?a=1"));
             head.path = "/k?a=1".into();
             assert_eq!(head.header("authorization"), case.expected_authorization(&head));
@@ -429,8 +430,8 @@ prop_compose! {
             acl, storage_class, sse, kms_key_id, bucket_key, tags, expected_owner, content_type, if_none_match,
             ..S3Options::default()
         };
-        let origin = Origin { https, host, port };
-        Case { origin, path, prefix, options, integrity, key, body, coding, unix_s, region, access_key, secret_key, token }
+        let server = ServerAddress { https, host, port };
+        Case { server, path, prefix, options, integrity, key, body, coding, unix_s, region, access_key, secret_key, token }
     }
 }
 

@@ -1,12 +1,12 @@
-//! A custom endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, a profile's) as it can be used, or why it cannot.
+//! Checks a custom endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or a profile's).
 //!
-//! An endpoint that already names the bucket is refused and never corrected: with the bucket put in
-//! a second time, objects would go to `bucket/…` in the bucket without a word. Only the notation is
-//! made regular (case, slashes at the end), because the SDK's rules join `https://host/s3` and
-//! `bucket` to `https://host/s3bucket`.
+//! An endpoint that already names the bucket is refused, never corrected: with the bucket twice in
+//! the URL, objects would silently go to `bucket/…` in the bucket. Only the notation is normalized
+//! (case, trailing slashes), because the SDK's rules join `https://host/s3` and `bucket` to
+//! `https://host/s3bucket`.
 
 use super::StartError;
-use crate::store::s3::dial::Origin;
+use crate::store::s3::dial::ServerAddress;
 
 /// `url` with lower-case scheme and host and, if it has a path, one slash at its end.
 ///
@@ -19,18 +19,18 @@ pub(super) fn usable(
     path_style: Option<bool>,
 ) -> Result<String, StartError> {
     let bad = |why: &'static str| StartError::BadEndpoint { url: shown(url), why };
-    // A password in it would end up in every message that names the endpoint.
+    // A password in it would appear in every message that names the endpoint.
     if url.contains('@') {
-        return Err(bad("it holds a user or a password"));
+        return Err(bad("it contains a user or a password"));
     }
     if url.contains(['?', '#']) {
         return Err(bad("it has a query or a fragment"));
     }
-    let uri: http::Uri = url.parse().map_err(|_| bad("it is no URL"))?;
-    let origin = Origin::of(&uri).ok_or_else(|| bad("it is no http or https URL"))?;
-    // Of which an invalid port is one thing that `http::Uri` lets pass.
+    let uri: http::Uri = url.parse().map_err(|_| bad("it is not a URL"))?;
+    let server = ServerAddress::of(&uri).ok_or_else(|| bad("it is not an http or https URL"))?;
+    // `http::Uri` accepts an invalid port, for one.
     url::Url::parse(url).map_err(|_| bad("its host or port is not valid"))?;
-    let authority = uri.authority().expect("an origin has one").as_str().to_ascii_lowercase();
+    let authority = uri.authority().expect("a server's URL has one").as_str().to_ascii_lowercase();
     if authority.ends_with(':') || uri.port_u16() == Some(0) {
         return Err(bad("its host or port is not valid"));
     }
@@ -44,9 +44,9 @@ pub(super) fn usable(
     {
         return Err(bad("its path has an empty part, or . or .."));
     }
-    let base = format!("{}://{authority}", if origin.https { "https" } else { "http" });
+    let base = format!("{}://{authority}", if server.https { "https" } else { "http" });
     if path_style.is_none()
-        && let Some(without) = without_bucket(&base, &origin.host, path, bucket)
+        && let Some(without) = without_bucket(&base, &server.host, path, bucket)
     {
         let (url, bucket) = (url.to_owned(), bucket.to_owned());
         return Err(StartError::BucketInEndpoint { url, bucket, without });
@@ -54,7 +54,7 @@ pub(super) fn usable(
     Ok(if path.is_empty() { base } else { format!("{base}/{path}/") })
 }
 
-/// What may be shown of `url`.
+/// `url` as a message may show it.
 fn shown(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("…@{host}"),
@@ -62,7 +62,7 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// The endpoint that was probably meant; `None` if this one does not name the bucket.
+/// The endpoint that was probably meant; `None` if this one does not contain the bucket.
 fn without_bucket(base: &str, host: &str, path: &str, bucket: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').collect();
     if let Some(at) = parts.iter().position(|part| *part == bucket) {
@@ -128,12 +128,12 @@ mod tests {
             ("localhost:9000", "bucket", None, Err("http or https")),
             ("h", "bucket", None, Err("http or https")),
             ("ftp://h", "bucket", None, Err("http or https")),
-            ("http://", "bucket", None, Err("no URL")),
+            ("http://", "bucket", None, Err("not a URL")),
             ("http://h:99999", "bucket", None, Err("port is not valid")),
             ("http://h:0", "bucket", None, Err("port is not valid")),
             ("http://h:", "bucket", None, Err("port is not valid")),
             ("http://h:90x", "bucket", None, Err("not")),
-            ("http://a b", "bucket", None, Err("no URL")),
+            ("http://a b", "bucket", None, Err("not a URL")),
             ("http://h?x=1", "bucket", None, Err("a query")),
             ("http://h/p#f", "bucket", None, Err("a fragment")),
             ("http://h/a//b", "bucket", None, Err("an empty part")),

@@ -1,9 +1,10 @@
-//! The shared config and credentials files, read by ourselves and handed to `aws-config` as text.
+//! The shared AWS config and credentials files, read here and passed to `aws-config` as text.
 //!
-//! What is handed on is free of byte order marks and carriage returns, of keys that do not matter here (`retry_mode`,
-//! `max_attempts` and the like) and of keys without a value; lines keep their numbers. A file that is there and cannot
-//! be used is an error, for its settings must not be missing without a word; one that is not there is empty, and so is
-//! one at its default place that this user may not read.
+//! The text has no byte order marks, no carriage returns, no keys that do not matter here
+//! (`retry_mode`, `max_attempts` and the like), and no keys without a value; lines keep their
+//! numbers. A file that exists but cannot be used is an error, because its settings must not be
+//! dropped silently. A file that does not exist counts as empty, and so does one at its default
+//! path that this user may not read.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
@@ -14,10 +15,10 @@ use std::path::{Path, PathBuf};
 use super::StartError;
 use super::environment::{Variables, by_key};
 
-/// A file that is larger is something else.
+/// A larger file is not a config file.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Which of the two.
+/// Which of the two files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Config,
@@ -40,21 +41,21 @@ impl Kind {
     }
 }
 
-/// One file as it was found.
+/// One file.
 pub(super) struct SharedFile {
     pub(super) kind: Kind,
-    /// How messages call it.
+    /// Its name in messages.
     pub(super) name: String,
-    /// Tidied; empty when it could not be read.
+    /// Cleaned text; empty if the file could not be read.
     pub(super) text: String,
-    /// Why it is taken for empty although it was named or is there.
+    /// Why it counts as empty although a variable names it or it exists.
     pub(super) missing: Option<String>,
 }
 
-/// Reads both. Blocks.
+/// Reads both files. Blocks.
 ///
 /// # Errors
-/// A file that is there and cannot be used, by name.
+/// Names a file that exists but cannot be used.
 pub(super) fn read(
     variables: &Variables,
     home: Option<&OsStr>,
@@ -72,7 +73,7 @@ pub(super) fn read(
         let unusable = |why: String| StartError::BadSetting(format!("{name}: {why}"));
         let (text, missing) = match read_bytes(&path) {
             Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => (tidy(&text), None),
+                Ok(text) => (clean(&text), None),
                 Err(_) => {
                     return Err(unusable("the file is not UTF-8: save it as plain text".into()));
                 }
@@ -98,7 +99,7 @@ fn in_home(path: &str, home: Option<&OsStr>) -> PathBuf {
     }
 }
 
-/// Not blocking, or a pipe that nobody writes to would hold up the start.
+/// Opens without blocking: a pipe without a writer would delay the start.
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -113,14 +114,14 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text without what the libraries trip over.
-fn tidy(text: &str) -> String {
+/// The text without what the libraries cannot handle.
+fn clean(text: &str) -> String {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let lines: Vec<&str> = text.split('\n').collect();
-    let mut tidied = String::with_capacity(text.len());
+    let mut cleaned = String::with_capacity(text.len());
     let mut keeps_section = false;
-    // Whether the lines that belong to the last key go with it.
+    // Whether the continuation lines of the last key are dropped with it.
     let mut drops_rest = false;
     for (at, line) in lines.iter().enumerate() {
         let is_indented = line.starts_with([' ', '\t']);
@@ -136,7 +137,7 @@ fn tidy(text: &str) -> String {
             _ => {
                 let has_rest = has_continuation(&lines[at + 1..]);
                 let kept = match property(line, keeps_section || has_rest) {
-                    // A line that is no property is for the parser to name.
+                    // The parser reports a line that is not a property.
                     None => Some((*line).to_owned()),
                     Some(kept) => kept.filter(|_| keeps_section || is_wanted(line)),
                 };
@@ -144,10 +145,10 @@ fn tidy(text: &str) -> String {
                 kept
             }
         };
-        tidied.push_str(kept.as_deref().unwrap_or_default());
-        tidied.push('\n');
+        cleaned.push_str(kept.as_deref().unwrap_or_default());
+        cleaned.push('\n');
     }
-    tidied
+    cleaned
 }
 
 /// `[services x]` and `[sso-session x]`, whose keys are not those of profiles.
@@ -167,8 +168,8 @@ fn has_continuation(rest: &[&str]) -> bool {
     next.is_some_and(|line| line.starts_with([' ', '\t']))
 }
 
-/// `key=value`, trimmed and without a comment; the inner `None` when there is no value and it is not `kept_empty`, the
-/// outer one when the line is no property.
+/// `key=value`, trimmed and without a comment; the inner `None` when there is no value and it is
+/// not `kept_empty`, the outer one when the line is no property.
 fn property(line: &str, kept_empty: bool) -> Option<Option<String>> {
     let (key, value) = line.split_once('=')?;
     let value = without_comment(value).trim();
@@ -179,7 +180,7 @@ fn property(line: &str, kept_empty: bool) -> Option<Option<String>> {
     Some(Some(format!("{}={value}", key.trim_end())))
 }
 
-/// A comment begins with `#` or `;` behind a blank.
+/// A comment starts with `#` or `;` after a blank.
 fn without_comment(value: &str) -> &str {
     let mut after_blank = false;
     for (at, c) in value.char_indices() {
@@ -191,12 +192,12 @@ fn without_comment(value: &str) -> &str {
     value
 }
 
-/// `HOME`, when it names a directory to look in.
+/// `HOME`, if it is not empty.
 pub(super) fn home(env: &impl Fn(&str) -> Option<OsString>) -> Option<OsString> {
     env("HOME").filter(|home| !home.is_empty())
 }
 
-/// What can be said of the token file that `variables` name and that cannot be read; empty when there is nothing. Blocks.
+/// A note on the token file in `variables` that cannot be read; empty if there is none. Blocks.
 pub(super) fn unreadable_tokens(variables: &Variables) -> String {
     let names = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
     let unreadable = names.iter().find_map(|name| {
@@ -212,7 +213,7 @@ mod tests {
     use aws_types::os_shim_internal::Env;
     use futures_lite::future::block_on;
 
-    use super::super::environment::ENTRIES;
+    use super::super::environment::SETTINGS;
     use super::super::profile;
     use super::*;
 
@@ -220,7 +221,8 @@ mod tests {
         [("AWS_CONFIG_FILE".to_owned(), path.to_str().unwrap().to_owned())].into()
     }
 
-    /// What a start makes of a config file with these bytes: region and whether an endpoint is named, or the refusal.
+    /// What a start makes of a config file with these bytes: region and whether an endpoint is
+    /// named, or the refusal.
     fn start(bytes: impl AsRef<[u8]>) -> Result<(Option<String>, bool), String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
@@ -288,7 +290,7 @@ mod tests {
             for value in ["", "legacy", "0", " \u{a0} ", "\u{7f}\u{0}", "\n  x = y\n  z"] {
                 let text = format!("[default]\n{key} = {value}\nregion = eu-west-1\n");
                 assert_eq!(start(&text), found("eu-west-1"), "{text:?}");
-                assert!(!tidy(&text).contains(key), "{text:?}");
+                assert!(!clean(&text).contains(key), "{text:?}");
                 let alone = format!("[default]\n{key} = {value}");
                 assert_eq!(start(&alone), REGION, "{alone:?}");
             }
@@ -300,7 +302,7 @@ mod tests {
     /// Every key that matters: fine without a value, one sentence with nonsense that it cannot be.
     #[test]
     fn every_key_is_unset_when_empty_and_refused_by_name_when_it_is_nonsense() {
-        for key in ENTRIES.iter().map(|entry| entry.key).filter(|key| !key.is_empty()) {
+        for key in SETTINGS.iter().map(|setting| setting.key).filter(|key| !key.is_empty()) {
             for empty in ["", " ", "\t", "\u{a0}", "# nothing"] {
                 let text = format!("[default]\n{key} = {empty}\n");
                 assert_eq!(start(&text), REGION, "{text:?}");

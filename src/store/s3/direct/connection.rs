@@ -1,9 +1,10 @@
-//! One kept-alive connection and its buffers: a request out, an answer in.
+//! One kept-alive connection and its buffers: sends a request, reads the response.
 //!
-//! Head and body leave in one write up to [`COPIED_BYTES_MAX`]; of a larger body its beginning does,
-//! and the rest follows part by part without being copied. A send ends when the kernel has all of it, so
-//! the next one finds a socket that still has as much to send as its buffer holds. The answer is read while the request is still on its
-//! way, for a store may refuse a body before it has come. Dropping a link closes it.
+//! Head and body leave in one write up to [`COPIED_BYTES_MAX`]. Of a larger body only the beginning
+//! does; the rest follows part by part without being copied. A send ends when the kernel has taken
+//! everything, so the next one finds a socket with room for a full buffer. The response is read
+//! while the request is still being sent, because a store may refuse a body before it has arrived.
+//! Dropping a connection closes it.
 
 use std::io;
 use std::pin::Pin;
@@ -16,18 +17,20 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 use super::reply::{Reply, ReplyReader};
 use crate::queue::job::Payload;
 use crate::store::Progress;
-use crate::store::s3::dial::{LinkError, Wire};
+use crate::store::s3::dial::{ConnectionError, Wire};
+use crate::store::s3::idle_pool::Connection;
 
-/// Up to here a body is copied behind its head: 32 KiB went out over loopback in 8.7 µs so, in 13.4 µs
-/// with a second write. It also bounds what a link keeps.
+/// Bodies up to this size are copied behind their head: over loopback 32 KiB left in 8.7 µs this
+/// way, and in 13.4 µs with a second write. It also bounds the buffer that a connection keeps.
 const COPIED_BYTES_MAX: usize = 64 << 10;
 
-/// What is copied of a longer body, so that the head does not travel alone; the rest is sent from where it lies.
+/// Bytes of a longer body that are copied, so that the head does not leave in a packet of its own;
+/// the rest is sent without a copy.
 const FIRST_BYTES: usize = 16 << 10;
 
-pub(super) struct Link {
+pub(super) struct DirectConnection {
     wire: Wire,
-    /// The head, and as much of the body as leaves with it.
+    /// The head, and the bytes of the body that leave with it.
     out: Vec<u8>,
     /// Bytes of the request written so far.
     sent: usize,
@@ -35,35 +38,50 @@ pub(super) struct Link {
     reader: ReplyReader,
 }
 
-/// Why an exchange came to nothing.
+/// Why an exchange failed.
 pub(super) enum Failure {
-    /// The connection ended before a whole answer had come.
+    /// The connection ended before the response was complete.
     Broken {
         why: String,
-        /// Not a byte of an answer was seen: the same request may be sent again.
+        /// Not one byte of a response arrived: the same request may be sent again.
         unanswered: bool,
     },
     BadAnswer(String),
 }
 
 impl Failure {
-    pub(super) fn at(self, host: &str) -> LinkError {
+    pub(super) fn at(self, host: &str) -> ConnectionError {
         let host = host.to_owned();
         match self {
-            Failure::Broken { why, .. } => LinkError::Broken { host, why },
-            Failure::BadAnswer(why) => LinkError::BadAnswer { host, why },
+            Failure::Broken { why, .. } => ConnectionError::Broken { host, why },
+            Failure::BadAnswer(why) => ConnectionError::BadAnswer { host, why },
         }
     }
 }
 
-impl Link {
-    pub(super) fn new(wire: Wire) -> Link {
-        Link { wire, out: Vec::new(), sent: 0, sent_all: false, reader: ReplyReader::default() }
+impl Connection for DirectConnection {
+    /// True if the peer has neither closed the connection nor sent anything unasked, as far as is
+    /// known since the last call.
+    async fn is_alive(&mut self) -> bool {
+        let received =
+            future::poll_fn(|cx| Pin::new(&mut self.wire).poll_read(cx, self.reader.space()));
+        future::poll_once(received).await.is_none()
     }
 
-    /// When it is too old for another request; `None`: never.
-    pub(super) fn retire_at(&self) -> Option<Instant> {
+    fn retire_at(&self) -> Option<Instant> {
         self.wire.retire_at()
+    }
+}
+
+impl DirectConnection {
+    pub(super) fn new(wire: Wire) -> DirectConnection {
+        DirectConnection {
+            wire,
+            out: Vec::new(),
+            sent: 0,
+            sent_all: false,
+            reader: ReplyReader::default(),
+        }
     }
 
     /// Where the next request's head goes.
@@ -72,16 +90,8 @@ impl Link {
         &mut self.out
     }
 
-    /// True while the peer has neither closed the connection nor said anything unasked, as far as
-    /// is known since the last call. Never waits.
-    pub(super) async fn is_quiet(&mut self) -> bool {
-        let said =
-            future::poll_fn(|cx| Pin::new(&mut self.wire).poll_read(cx, self.reader.space()));
-        future::poll_once(said).await.is_none()
-    }
-
-    /// Sends the head in [`Link::head`] with `body` and reads the whole answer; `progress` can see how much of it has
-    /// arrived.
+    /// Sends the head in [`DirectConnection::head`] with `body` and reads the whole response;
+    /// `progress` sees how much of the request the peer has acknowledged.
     pub(super) async fn exchange(
         &mut self,
         body: &[Payload],
@@ -99,7 +109,7 @@ impl Link {
             if !self.sent_all && unsent.is_none() {
                 match self.poll_send(cx, &mut rest) {
                     Poll::Ready(Ok(())) => self.sent_all = true,
-                    // Not yet the end: what made the peer close may be there to be read.
+                    // Not the end yet: the peer may have sent a response that says why it closed.
                     Poll::Ready(Err(error)) => unsent = Some(error),
                     Poll::Pending => {}
                 }
@@ -109,19 +119,19 @@ impl Link {
         .await?;
         self.sent_all &= self.wire.has_sent();
         if !self.sent_all && (200..300).contains(&self.reader.reply().status) {
-            let why = "it confirms an object that was not sent yet".to_owned();
+            let why = "it confirms an object that was not fully sent".to_owned();
             return Err(Failure::BadAnswer(why));
         }
         Ok(())
     }
 
-    /// The answer of the last exchange.
+    /// The response of the last exchange.
     pub(super) fn reply(&self) -> Reply<'_> {
         let reply = self.reader.reply();
         Reply { keep_alive: reply.keep_alive && self.sent_all, ..reply }
     }
 
-    /// Sends the head with what is behind it, then the `rest`.
+    /// Sends the head and what was copied behind it, then the `rest`.
     fn poll_send(&mut self, cx: &mut Context<'_>, rest: &mut Rest<'_>) -> Poll<io::Result<()>> {
         let wire = &mut self.wire;
         loop {
@@ -166,20 +176,20 @@ impl Link {
     }
 }
 
-/// A write takes some of what it is given, or will never take any.
+/// A write that takes nothing never will.
 fn taken(bytes: usize) -> io::Result<usize> {
     if bytes == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(bytes) }
 }
 
-/// What of a body is still to be sent: its first part here from `from` on, which is before that part's end, then the
-/// others.
+/// The part of a body still to be sent: the first of `parts` from `from` on, then the others.
+/// `from` always lies before the end of that part.
 struct Rest<'a> {
     parts: &'a [Payload],
     from: usize,
 }
 
 impl<'a> Rest<'a> {
-    /// Copies what leaves with the head behind it; the rest is what remains.
+    /// Copies to `head` the bytes that leave with it; returns the rest.
     fn behind(head: &mut Vec<u8>, body: &'a [Payload]) -> Rest<'a> {
         let bytes: usize = body.iter().map(|part| part.len()).sum();
         let mut to_copy = if bytes <= COPIED_BYTES_MAX { bytes } else { FIRST_BYTES };
@@ -195,7 +205,7 @@ impl<'a> Rest<'a> {
         rest
     }
 
-    /// Goes on by `bytes`, which lie in the first part, and past parts without any.
+    /// Advances by `bytes`, which lie in the first part, and past empty parts.
     fn skip(&mut self, bytes: usize) {
         self.from += bytes;
         while let [first, others @ ..] = self.parts

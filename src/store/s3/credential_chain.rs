@@ -1,8 +1,10 @@
-//! The credential chain: first load, refresh ahead of expiry, refresh when a core asks.
+//! The credential chain: first load, refresh before expiry, refresh when a core requests it.
 //!
-//! Failures never remove credentials: the old ones stay published until newer ones are there. Tries
-//! are spaced by a bounded backoff, and so are requests from cores, see [`Asked`]: a store that refuses
-//! whatever it is given must not have the credential service asked every second. A first load that reaches nobody is a failure like the later ones.
+//! A failure never removes credentials: the old ones stay published until newer ones are loaded.
+//! Attempts are spaced by a bounded backoff, and so are requests from cores (see
+//! [`RequestSpacing`]): a store that refuses all credentials must not cause a request to the
+//! credential service every second. A first load that reaches no service is a failure like later
+//! ones.
 
 use std::error::Error;
 use std::rc::Rc;
@@ -21,61 +23,62 @@ use aws_types::service_config::ServiceConfigKey;
 use glommio::timer::Timer;
 
 use super::environment::{self, Variables};
-use super::{AwsShared, Overrides, Place, S3Target, StartError, endpoint, files, profile};
+use super::shared::Location;
+use super::{Overrides, S3Shared, S3Target, StartError, endpoint_url, profile, shared_files};
 use crate::deadline::within;
-use crate::store::s3::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
-use crate::store::s3::dial::LinkError;
-use crate::store::s3::pool::Pool;
+use crate::store::s3::connector::{GlommioHttp, GlommioSleep, connection_error, with_sources};
+use crate::store::s3::dial::ConnectionError;
+use crate::store::s3::hyper_pool::HyperPool;
 
-/// Bound on the whole of the first load; a chain that reaches EC2's metadata address in vain takes
-/// seconds.
+/// Bound on the whole first load. A chain that tries EC2's metadata address in vain takes seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bound on one refresh: the services' own clients wait without limit for an answer.
+/// Bound on one refresh: the services' own clients wait for a response without limit.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long before expiry credentials are replaced, or half their life if that is shorter.
 const REFRESH_AHEAD: Duration = Duration::from_secs(300);
 /// Backoff between failed refreshes.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// How long after serving a core's request the next one is served, at first; each further one in a row doubles it, …
-const ASKED_SPACING_MIN: Duration = Duration::from_secs(1);
-/// … up to this, which is also the longest until a corrected credentials file is taken.
-const ASKED_SPACING_MAX: Duration = Duration::from_secs(60);
-/// How often control looks whether something is due.
+/// Pause after a core's request before the next one is served; each further one in a row doubles
+/// it, …
+const REQUEST_SPACING_MIN: Duration = Duration::from_secs(1);
+/// … up to this, which is also the longest time until a corrected credentials file is loaded.
+const REQUEST_SPACING_MAX: Duration = Duration::from_secs(60);
+/// How often control checks whether a refresh is due.
 const POLL: Duration = Duration::from_millis(50);
-/// Where the metadata service, not the store, listens for `connect_timeout`.
+/// Connect timeout for credential services that set none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// What `aws-config`'s chain calls EC2's metadata service.
+/// The name of EC2's metadata service in `aws-config`'s chain.
 const METADATA_PROVIDER: &str = "Ec2InstanceMetadata";
-/// What stores outside AWS sign for when nobody said otherwise.
+/// The region that stores outside AWS expect in signatures by default.
 const CUSTOM_REGION: &str = "us-east-1";
 
-/// What the first load found.
-pub(super) struct First {
-    pub(super) place: Place,
+/// The outcome of the first load.
+pub(super) struct FirstLoad {
+    pub(super) location: Location,
     pub(super) provider: SharedCredentialsProvider,
-    /// Any error is one that may pass.
+    /// An error here is one that may pass by itself.
     pub(super) credentials: Result<Credentials, StartError>,
 }
 
-pub(super) struct Chain {
-    pool: Rc<Pool>,
+pub(super) struct CredentialChain {
+    pool: Rc<HyperPool>,
     overrides: Overrides,
 }
 
-impl Chain {
-    pub(super) fn new(pool: Rc<Pool>, overrides: Overrides) -> Chain {
-        Chain { pool, overrides }
+impl CredentialChain {
+    pub(super) fn new(pool: Rc<HyperPool>, overrides: Overrides) -> CredentialChain {
+        CredentialChain { pool, overrides }
     }
 
     /// Loads everything for the first time.
-    pub(super) async fn first(&self, target: &S3Target) -> Result<First, StartError> {
+    pub(super) async fn load_first(&self, target: &S3Target) -> Result<FirstLoad, StartError> {
         let deadline = Instant::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
         let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
-        let place = match place(&config, target) {
+        let location = match location(&config, target) {
             Err(StartError::NoRegion { bucket, .. }) => {
-                // The region's provider does not say whether the service it asked has answered.
+                // The region's provider does not tell whether the metadata service answered.
                 let error = match config.credentials_provider() {
                     Some(provider) => fetch(&provider).await.err(),
                     None => None,
@@ -95,50 +98,53 @@ impl Chain {
         let credentials = within(left, ask, || Err(late())).await;
         match credentials {
             Err(error) if !error.may_pass() => Err(error),
-            credentials => Ok(First { place, provider, credentials }),
+            credentials => Ok(FirstLoad { location, provider, credentials }),
         }
     }
 
-    /// Keeps `shared`'s credentials fresh for as long as it runs.
-    pub(super) async fn keep(
+    /// Keeps the credentials in `shared` fresh as long as it runs.
+    pub(super) async fn keep_fresh(
         self,
-        shared: Arc<AwsShared>,
+        shared: Arc<S3Shared>,
         mut provider: SharedCredentialsProvider,
     ) {
         let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
-        let mut due = refresh_at(&shared.keys().credentials);
+        let mut due = refresh_at(&shared.credentials().credentials);
         let mut not_before = Instant::now();
-        if shared.no_keys().is_some() {
+        if shared.missing_credentials().is_some() {
             not_before += RETRY_MIN;
         }
         let mut failures = 0;
-        let mut spacing = Asked::default();
+        let mut spacing = RequestSpacing::default();
         loop {
             Timer::new(POLL).await;
             let now = Instant::now();
-            let asked = shared.newer_keys_wanted();
-            if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
+            let requested = shared.newer_credentials_requested();
+            if now < not_before || !(requested || due.is_some_and(|at| now >= at)) {
                 continue;
             }
-            let mut renewed = Ok(());
-            if asked {
-                // Providers remember the files they have read; what an operator replaced on
-                // disk since shows only to a new chain.
+            // Providers cache the files they have read. Only a new chain sees what an operator has
+            // replaced on disk since.
+            let renewed = if requested {
                 let region = Some(Region::new(shared.region().to_owned()));
-                renewed = self.load(region).await.map(|config| {
-                    provider = config.credentials_provider().unwrap_or_else(|| provider.clone());
-                });
-            }
+                self.load(region).await.map(|config| config.credentials_provider())
+            } else {
+                Ok(None)
+            };
             let fetched = match renewed {
-                Ok(()) => fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e))),
+                Ok(newer) => {
+                    provider = newer.unwrap_or(provider);
+                    fetch(&provider).await.map_err(|e| (with_sources(&e), start_error(e)))
+                }
                 Err(error) => Err((error.to_string(), error)),
             };
             match fetched {
                 Ok(credentials) => {
                     failures = 0;
-                    let stuck = asked && same(&credentials, &shared.keys().credentials);
+                    let stuck = requested && same(&credentials, &shared.credentials().credentials);
                     due = refresh_at(&credentials);
-                    not_before = now + if asked { spacing.next(now) } else { ASKED_SPACING_MIN };
+                    not_before =
+                        now + if requested { spacing.next(now) } else { REQUEST_SPACING_MIN };
                     shared.publish(credentials, stuck);
                 }
                 Err((why, error)) => {
@@ -146,18 +152,18 @@ impl Chain {
                     let wait = RETRY_MIN * 2u32.saturating_pow(failures.min(16) - 1);
                     not_before = now + jittered(wait.min(RETRY_MAX));
                     due = Some(not_before);
-                    shared.still_no_keys(&error);
+                    shared.note_still_missing(&error);
                     tracing::warn!(%why, failures, "AWS credentials could not be loaded");
                 }
             }
         }
     }
 
-    /// One run of `aws-config`, on an environment and files that were looked at before. `region` is known after the
-    /// first.
+    /// One run of `aws-config` on a checked environment and checked files. `region` is known after
+    /// the first run.
     ///
     /// # Errors
-    /// A variable, file or entry that cannot be used, by name.
+    /// Names the variable, file or setting that cannot be used.
     async fn load(&self, region: Option<Region>) -> Result<SdkConfig, StartError> {
         let variables = environment::read(&|name| std::env::var_os(name))?;
         let files = read_files(variables.clone()).await?;
@@ -172,16 +178,16 @@ impl Chain {
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http)
             .sleep_impl(GlommioSleep)
-            // Given, it is not looked up: a mode or number of attempts that is none panics there.
+            // Set, so that the library does not look it up: it panics on an invalid mode or number.
             .retry_config(RetryConfig::standard())
             .env(env)
             .profile_files(shared.files);
         let endpoint_named = shared.names_endpoint || self.overrides.endpoint_url.is_some();
-        let told = region.or_else(|| self.overrides.region.clone().map(Region::new));
-        let told = told.or_else(|| shared.region.map(Region::new));
-        // Where nothing is told EC2's metadata service is asked, but not where an endpoint says that this is not AWS:
-        // there it would only time out.
-        match told {
+        let known = region.or_else(|| self.overrides.region.clone().map(Region::new));
+        let known = known.or_else(|| shared.region.map(Region::new));
+        // Without a region the library asks EC2's metadata service. With a custom endpoint this is
+        // not AWS, and that request would only time out.
+        match known {
             Some(region) => loader = loader.region(region),
             None if endpoint_named => loader = loader.region(Region::from_static(CUSTOM_REGION)),
             None => {}
@@ -196,19 +202,20 @@ impl Chain {
     }
 }
 
-/// Off the executor: a file may lie on a slow disk.
-async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, StartError> {
+/// On the blocking thread, because a file may lie on a slow disk.
+async fn read_files(variables: Variables) -> Result<Vec<shared_files::SharedFile>, StartError> {
     let read = move || {
-        let home = files::home(&|name| std::env::var_os(name));
-        files::read(&variables, home.as_deref())
+        let home = shared_files::home(&|name| std::env::var_os(name));
+        shared_files::read(&variables, home.as_deref())
     };
     glommio::executor().spawn_blocking(read).await
 }
 
-fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
+fn location(config: &SdkConfig, target: &S3Target) -> Result<Location, StartError> {
     let (bucket, path_style) = (&target.bucket, target.options.force_path_style);
     let endpoint = s3_endpoint(config);
-    let endpoint = endpoint.map(|url| endpoint::usable(&url, bucket, path_style)).transpose()?;
+    let endpoint =
+        endpoint.map(|url| endpoint_url::usable(&url, bucket, path_style)).transpose()?;
     let region = match (config.region(), &endpoint) {
         (Some(region), _) => region.to_string(),
         (None, Some(_)) => CUSTOM_REGION.to_owned(),
@@ -217,7 +224,7 @@ fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
             return Err(StartError::NoRegion { bucket, metadata });
         }
     };
-    Ok(Place { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
+    Ok(Location { region, endpoint, fips: config.use_fips(), dual_stack: config.use_dual_stack() })
 }
 
 /// `AWS_ENDPOINT_URL_S3` and the profile's `services` section win over `AWS_ENDPOINT_URL`.
@@ -246,30 +253,32 @@ fn same(a: &Credentials, b: &Credentials) -> bool {
         && a.session_token() == b.session_token()
 }
 
-/// Spaces what cores ask for: whether newer credentials are the same as before or other ones that are refused as well,
-/// requests in a row come ever more rarely.
+/// Spaces the requests of cores. Requests in a row are served more and more rarely, whether the
+/// newer credentials are the same as before or different ones that are refused as well.
 #[derive(Default)]
-struct Asked {
-    /// When the last request was served, and what was waited for then.
+struct RequestSpacing {
+    /// When the last request was served, and the pause after it.
     last: Option<(Instant, Duration)>,
 }
 
-impl Asked {
-    /// How long the next request has to wait after the one that is served `now`.
+impl RequestSpacing {
+    /// The pause after the request that is served `now`.
     fn next(&mut self, now: Instant) -> Duration {
-        // Nobody has asked for longer than it would take: the credentials were good meanwhile.
-        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * ASKED_SPACING_MAX);
-        let wait = in_a_row.map_or(ASKED_SPACING_MIN, |(_, wait)| 2 * wait).min(ASKED_SPACING_MAX);
+        // After a long time without a request the credentials have worked meanwhile.
+        let in_a_row = self.last.filter(|(at, _)| now - *at < 2 * REQUEST_SPACING_MAX);
+        let wait =
+            in_a_row.map_or(REQUEST_SPACING_MIN, |(_, wait)| 2 * wait).min(REQUEST_SPACING_MAX);
         self.last = Some((now, wait));
         wait
     }
 }
 
-/// When to replace `credentials`, now being `now` to those who made them; `None` if they do not expire.
+/// When to replace `credentials`; `now` is the time by their issuer's clock. `None` if they do not
+/// expire.
 fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
     let ahead = REFRESH_AHEAD.min(life / 2);
-    // Earlier by up to a tenth, so that a fleet started together does not ask together.
+    // Up to a tenth earlier, so that hosts started together do not refresh together.
     let early = ahead.mul_f64(fastrand::f64() / 10.0);
     Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
 }
@@ -287,7 +296,7 @@ fn start_error(error: CredentialsError) -> StartError {
         return StartError::NoCredentials { profile, metadata, unreached };
     }
     let why = with_sources(&error);
-    // The chain was built without these and says so by the feature's name.
+    // The chain is built without these features, and its error names the feature.
     for (feature, what) in [
         ("credentials-process", "credential_process"),
         ("credentials-login", "login_session"),
@@ -298,27 +307,28 @@ fn start_error(error: CredentialsError) -> StartError {
         }
     }
     let tokens = environment::read(&|name| std::env::var_os(name));
-    let tokens = tokens.map(|variables| files::unreadable_tokens(&variables)).unwrap_or_default();
+    let tokens =
+        tokens.map(|variables| shared_files::unreadable_tokens(&variables)).unwrap_or_default();
     StartError::Credentials { why: why + &tokens, unreached }
 }
 
-/// What to say of EC2's metadata service where it was asked and did not answer; empty if it was not, or did.
+/// A note on EC2's metadata service if it was asked and did not answer; empty otherwise.
 ///
-/// A packet that is dropped for its hop limit looks like this: the connection stands, for only the answer that holds
-/// the session token has the limit, and then nothing comes.
+/// A packet dropped for its hop limit looks like this: the connection is established, because only
+/// the response with the session token has the limit, and then nothing arrives.
 fn silent_metadata(error: &CredentialsError) -> String {
-    let Some(link) = metadata_link_error(error) else { return String::new() };
-    let (host, port, timed_out) = match link.bare().0 {
-        LinkError::ReadTimeout { host, port, .. }
-        | LinkError::ConnectTimeout { host, port, .. } => (host, *port, true),
-        LinkError::Unreachable { host, port, .. } => (host, *port, false),
+    let Some(failure) = metadata_error(error) else { return String::new() };
+    let (host, port, timed_out) = match failure.bare().0 {
+        ConnectionError::ReadTimeout { host, port, .. }
+        | ConnectionError::ConnectTimeout { host, port, .. } => (host, *port, true),
+        ConnectionError::Unreachable { host, port, .. } => (host, *port, false),
         _ => return String::new(),
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let port = if port == 80 { String::new() } else { format!(":{port}") };
     let service = format!("the instance metadata service at http://{host}{port}");
     if !timed_out {
-        return format!("; {service} cannot be reached ({})", with_sources(link));
+        return format!("; {service} cannot be reached ({})", with_sources(failure));
     }
     format!(
         "; {service} did not answer; in a container its hop limit must be 2: aws ec2 \
@@ -326,22 +336,23 @@ fn silent_metadata(error: &CredentialsError) -> String {
     )
 }
 
-fn metadata_link_error(error: &CredentialsError) -> Option<&LinkError> {
+fn metadata_error(error: &CredentialsError) -> Option<&ConnectionError> {
     let chain = error.source()?.downcast_ref::<ProviderChainError<CredentialsError>>()?;
     let attempt = chain.attempts().iter().find(|attempt| attempt.name() == METADATA_PROVIDER)?;
-    link_error(attempt.error())
+    connection_error(attempt.error())
 }
 
-/// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is wrong. A metadata
-/// service that does not answer counts: a host that has none and one whose network is not up yet look alike.
+/// Whether `error` says that nobody was reached, rather than that somebody refused or a setting is
+/// wrong. A metadata service that does not answer counts: a host that has none and one whose
+/// network is not up yet look alike.
 fn not_reached(error: &CredentialsError) -> bool {
-    let by_link = |error| link_error(error).is_some_and(LinkError::may_pass);
+    let may_pass = |error| connection_error(error).is_some_and(ConnectionError::may_pass);
     let chain =
         error.source().and_then(|e| e.downcast_ref::<ProviderChainError<CredentialsError>>());
     match (error, chain) {
         (CredentialsError::ProviderTimedOut(_), _) => true,
-        (_, Some(chain)) => chain.attempts().iter().any(|attempt| by_link(attempt.error())),
-        (_, None) => by_link(error),
+        (_, Some(chain)) => chain.attempts().iter().any(|attempt| may_pass(attempt.error())),
+        (_, None) => may_pass(error),
     }
 }
 
@@ -357,16 +368,16 @@ mod tests {
 
     #[test]
     fn nobody_reached_is_told_from_a_refusal() {
-        let link = |source: ErrorKind| LinkError::Tls {
+        let failure = |source: ErrorKind| ConnectionError::Tls {
             host: "sts".into(),
             port: 443,
             source: source.into(),
         };
         for (error, expected) in [
-            (CredentialsError::provider_error(link(ErrorKind::ConnectionReset)), true),
-            (CredentialsError::unhandled(link(ErrorKind::UnexpectedEof)), true),
+            (CredentialsError::provider_error(failure(ErrorKind::ConnectionReset)), true),
+            (CredentialsError::unhandled(failure(ErrorKind::UnexpectedEof)), true),
             (CredentialsError::provider_timed_out(FETCH_TIMEOUT), true),
-            (CredentialsError::provider_error(link(ErrorKind::InvalidData)), false),
+            (CredentialsError::provider_error(failure(ErrorKind::InvalidData)), false),
             (CredentialsError::provider_error("AccessDenied"), false),
             (CredentialsError::not_loaded("the variable is not set"), false),
             (CredentialsError::invalid_configuration("no such profile"), false),
@@ -378,7 +389,7 @@ mod tests {
 
     #[test]
     fn requests_in_a_row_are_served_ever_more_rarely() {
-        let mut asked = Asked::default();
+        let mut asked = RequestSpacing::default();
         let mut now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..9 {
@@ -388,8 +399,8 @@ mod tests {
             now += wait + Duration::from_secs(10);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        now += 2 * ASKED_SPACING_MAX;
-        assert_eq!(asked.next(now), ASKED_SPACING_MIN, "they were good for a while");
+        now += 2 * REQUEST_SPACING_MAX;
+        assert_eq!(asked.next(now), REQUEST_SPACING_MIN, "they were good for a while");
     }
 
     #[test]

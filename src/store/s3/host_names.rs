@@ -1,14 +1,14 @@
 //! Host names to addresses, resolved on the control executor and published as snapshots.
 //!
-//! Cores never call a resolver. They read the snapshot when they open a connection, and a host that
-//! is not in it yet is asked for through a small bounded set and waited for, within the caller's
-//! connect timeout. Every known host is resolved again every 30 s; a failed round keeps the last
-//! good answer.
+//! Cores never call a resolver. They read the snapshot when they open a connection. A host that is
+//! not in it is requested through a small bounded set, and the core waits for it within its connect
+//! timeout. Every known host is resolved again every 30 s; a failed lookup keeps the last good
+//! result.
 
 #![expect(
     clippy::disallowed_types,
     clippy::disallowed_methods,
-    reason = "the lock is taken only to ask for a host, and names are resolved on the blocking thread"
+    reason = "the lock is taken only to request a host, and names are resolved on the blocking thread"
 )]
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,67 +20,69 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use glommio::timer::Timer;
 
-use crate::store::s3::dial::LinkError;
+use crate::store::s3::dial::ConnectionError;
 
 /// How often every known host is resolved again.
 const ROUND: Duration = Duration::from_secs(30);
-/// How often control looks for hosts that a core has asked for.
+/// How often control checks for requested hosts.
 const ASKED_POLL: Duration = Duration::from_millis(25);
-/// How often a core that waits for a host looks at the snapshot.
+/// How often a core that waits for a host reads the snapshot.
 const ANSWER_POLL: Duration = Duration::from_millis(5);
-/// A failed look-up is asked for again after this long.
+/// A failed lookup may be repeated after this long.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
 /// Hosts known at once: the endpoint, the credential services and a few redirect targets.
 const HOSTS_MAX: usize = 64;
 
-/// The published table and the way to ask for more; shared by control and all cores.
-pub struct Names {
+/// The published table and the requests for more hosts; shared by control and all cores.
+pub(super) struct HostNames {
     /// Written by control only.
-    table: ArcSwap<HashMap<String, Entry>>,
-    /// Hosts asked for and not in the table yet; touched only when a connection is opened to one.
+    table: ArcSwap<HashMap<String, Host>>,
+    /// Hosts requested and not in the table yet; used only when a connection is opened to one.
     asked: Mutex<BTreeSet<String>>,
     any_asked: AtomicBool,
 }
 
 #[derive(Clone)]
-struct Entry {
-    /// The last good answer; empty if there never was one. Port 0 means: the origin's own port.
+struct Host {
+    /// The last good result; empty if there was none. Port 0 stands for the server's own port.
     addresses: Vec<SocketAddr>,
-    /// The last failure, if the last look-up failed.
+    /// The error, if the last lookup failed.
     failed: Option<(String, Instant)>,
-    /// Given by the operator or a test: never resolved.
+    /// Given by a test: never resolved.
     fixed: bool,
 }
 
-impl Names {
-    /// A table that starts with `fixed` hosts, which are never resolved (ports other than 0 win
-    /// over the origin's).
-    pub fn new(fixed: Vec<(String, Vec<SocketAddr>)>) -> Arc<Names> {
+impl HostNames {
+    /// A table with `fixed` hosts, which are never resolved (a port other than 0 replaces the
+    /// server's).
+    pub(super) fn new(fixed: Vec<(String, Vec<SocketAddr>)>) -> Arc<HostNames> {
         let table = fixed
             .into_iter()
-            .map(|(host, addresses)| (host, Entry { addresses, failed: None, fixed: true }))
+            .map(|(host, addresses)| (host, Host { addresses, failed: None, fixed: true }))
             .collect();
-        Arc::new(Names {
+        Arc::new(HostNames {
             table: ArcSwap::from_pointee(table),
             asked: Mutex::default(),
             any_asked: AtomicBool::new(false),
         })
     }
 
-    /// The addresses of `host`, waiting for control until `deadline` if it is not known yet.
+    /// The addresses of `host`. Waits for control until `deadline` if it is not known yet.
     ///
     /// # Errors
-    /// [`LinkError::Unresolved`] when it has no address, is one host too many, or took too long.
-    pub async fn addresses(
+    /// [`ConnectionError::Unresolved`] if it has no address, is one host too many, or took too
+    /// long.
+    pub(super) async fn addresses(
         &self,
         host: &str,
         port: u16,
         deadline: Instant,
-    ) -> Result<Vec<SocketAddr>, LinkError> {
+    ) -> Result<Vec<SocketAddr>, ConnectionError> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let unresolved = |why: &str| LinkError::Unresolved { host: host.into(), why: why.into() };
+        let unresolved =
+            |why: &str| ConnectionError::Unresolved { host: host.into(), why: why.into() };
         let mut asked = false;
         loop {
             match self.known(host) {
@@ -91,13 +93,13 @@ impl Names {
             }
             asked = true;
             if Instant::now() >= deadline {
-                return Err(unresolved("the resolver did not answer in time"));
+                return Err(unresolved("the resolver did not respond in time"));
             }
             Timer::new(ANSWER_POLL).await;
         }
     }
 
-    /// The answer in the snapshot; `None` if there is none, or only an old failure.
+    /// The result in the snapshot; `None` if there is none, or only an old failure.
     fn known(&self, host: &str) -> Option<Result<Vec<SocketAddr>, String>> {
         let table = self.table.load();
         let entry = table.get(host)?;
@@ -112,15 +114,15 @@ impl Names {
         let mut asked = self.asked.lock().unwrap_or_else(|e| e.into_inner());
         let known = self.table.load();
         if !known.contains_key(host) && known.len() + asked.len() >= HOSTS_MAX {
-            return Err("too many different hosts were asked for");
+            return Err("too many different hosts were requested");
         }
         asked.insert(host.to_owned());
         self.any_asked.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Serves the table for as long as it runs; spawned once, on the control executor.
-    pub(crate) async fn keep(self: Arc<Names>) {
+    /// Keeps the table up to date as long as it runs; spawned once, on the control executor.
+    pub(super) async fn keep_resolved(self: Arc<HostNames>) {
         let mut round = Instant::now();
         loop {
             Timer::new(ASKED_POLL).await;
@@ -141,13 +143,10 @@ impl Names {
         }
     }
 
-    pub(crate) fn publish(&self, host: String, answer: Result<Vec<SocketAddr>, String>) {
+    pub(super) fn publish(&self, host: String, answer: Result<Vec<SocketAddr>, String>) {
         let mut table = HashMap::clone(&self.table.load());
-        let entry = table.entry(host).or_insert(Entry {
-            addresses: Vec::new(),
-            failed: None,
-            fixed: false,
-        });
+        let entry =
+            table.entry(host).or_insert(Host { addresses: Vec::new(), failed: None, fixed: false });
         match answer {
             Ok(addresses) => {
                 entry.addresses = addresses;
@@ -195,7 +194,7 @@ mod tests {
     #[test]
     fn literals_need_no_table_and_fixed_hosts_no_resolver() {
         let fixed: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let names = Names::new(vec![("bucket.example".into(), vec![fixed])]);
+        let names = HostNames::new(vec![("bucket.example".into(), vec![fixed])]);
         on_executor(async move {
             let got = names.addresses("::1", 9, soon()).await.unwrap();
             assert_eq!(got, ["[::1]:9".parse().unwrap()]);
@@ -206,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_failed_round_keeps_the_last_good_answer() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         let good: SocketAddr = "10.0.0.1:0".parse().unwrap();
         names.publish("h".into(), Ok(vec![good]));
         names.publish("h".into(), Err("down".into()));
@@ -217,10 +216,10 @@ mod tests {
 
     #[test]
     fn a_host_that_had_no_address_is_asked_for_again() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         names.publish("localhost".into(), Err("the network is not up".into()));
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = glommio::spawn_local(names.clone().keep_resolved());
             let failed = names.addresses("localhost", 7, soon()).await.unwrap_err();
             assert!(failed.to_string().contains("the network is not up"), "{failed}");
             Timer::new(FAILURE_KEPT).await;
@@ -231,9 +230,9 @@ mod tests {
 
     #[test]
     fn an_unknown_host_is_asked_for_and_waited_for() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = glommio::spawn_local(names.clone().keep_resolved());
             let got = names.addresses("localhost", 7, soon()).await.unwrap();
             assert!(got.iter().all(|a| a.ip().is_loopback() && a.port() == 7));
             keeper.cancel().await;
@@ -242,7 +241,7 @@ mod tests {
 
     #[test]
     fn hosts_are_bounded() {
-        let names = Names::new(vec![]);
+        let names = HostNames::new(vec![]);
         for i in 0..HOSTS_MAX {
             names.ask(&format!("h{i}")).unwrap();
         }

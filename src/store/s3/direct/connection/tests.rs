@@ -32,17 +32,20 @@ fn serve<T: Send + 'static>(
     (address, thread)
 }
 
-fn with_link<T>(address: SocketAddr, test: impl AsyncFnOnce(&mut Link) -> T) -> T {
+fn with_connection<T>(
+    address: SocketAddr,
+    test: impl AsyncFnOnce(&mut DirectConnection) -> T,
+) -> T {
     LocalExecutor::default().run(async {
         let stream = Net::here().unwrap().connect(address).await.unwrap();
-        test(&mut Link::new(Wire::plain(stream))).await
+        test(&mut DirectConnection::new(Wire::plain(stream))).await
     })
 }
 
 /// One exchange as the store begins it.
-async fn exchange(link: &mut Link, body: &[Payload]) -> Result<(), Failure> {
-    link.head().extend_from_slice(HEAD);
-    link.exchange(body, &Progress::default()).await
+async fn exchange(connection: &mut DirectConnection, body: &[Payload]) -> Result<(), Failure> {
+    connection.head().extend_from_slice(HEAD);
+    connection.exchange(body, &Progress::default()).await
 }
 
 fn noise(length: usize) -> Vec<u8> {
@@ -95,10 +98,10 @@ fn bodies_of_any_parts_arrive_in_order_on_one_connection() {
         });
         got.collect::<Vec<_>>()
     });
-    with_link(address, async |link| {
+    with_connection(address, async |connection| {
         for body in &bodies {
-            assert!(exchange(link, body).await.is_ok());
-            assert!(link.reply().keep_alive && link.is_quiet().await);
+            assert!(exchange(connection, body).await.is_ok());
+            assert!(connection.reply().keep_alive && connection.is_alive().await);
         }
     });
     for (got, body) in server.join().unwrap().iter().zip(&bodies) {
@@ -128,9 +131,9 @@ fn a_refusal_is_read_before_all_parts_have_gone_and_ends_the_connection() {
         socket.read_to_end(&mut all).map(|_| all.len()).unwrap_or(0)
     });
     let body = body_of(&[256 << 10; 64]);
-    with_link(address, async |link| {
-        assert!(exchange(link, &body).await.is_ok());
-        let reply = link.reply();
+    with_connection(address, async |connection| {
+        assert!(exchange(connection, &body).await.is_ok());
+        let reply = connection.reply();
         assert_eq!((reply.status, reply.body), (400, &b"no"[..]));
         assert!(!reply.keep_alive, "the rest of the body would be taken for a request");
     });
@@ -146,11 +149,11 @@ fn what_is_confirmed_before_its_last_part_is_no_confirmation() {
         socket
     });
     let body = body_of(&[256 << 10; 64]);
-    with_link(address, async |link| {
-        let Err(Failure::BadAnswer(why)) = exchange(link, &body).await else {
+    with_connection(address, async |connection| {
+        let Err(Failure::BadAnswer(why)) = exchange(connection, &body).await else {
             panic!("taken for stored");
         };
-        assert!(why.contains("not sent yet"), "{why}");
+        assert!(why.contains("not fully sent"), "{why}");
     });
     server.join().unwrap();
 }
@@ -162,8 +165,8 @@ fn a_connection_that_ends_between_two_parts_says_that_nothing_was_answered() {
         socket.read_exact(&mut some).unwrap();
     });
     let body = body_of(&[256 << 10; 64]);
-    with_link(address, async |link| {
-        let outcome = exchange(link, &body).await;
+    with_connection(address, async |connection| {
+        let outcome = exchange(connection, &body).await;
         assert!(matches!(outcome, Err(Failure::Broken { unanswered: true, .. })));
     });
     server.join().unwrap();

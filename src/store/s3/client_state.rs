@@ -1,5 +1,5 @@
-//! What both S3 clients do with credentials, the store's clock and its refusals, so that a payload
-//! fares the same on either.
+//! The state that both S3 clients have on one executor: credentials, the store's clock, and the
+//! rules by which refusals are classified. So a payload has the same outcome with either client.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,80 +8,85 @@ use aws_smithy_async::time::TimeSource;
 
 use super::clock::ClockOffset;
 use super::connector;
-use super::dial::{LinkError, Origin};
+use super::credential_snapshot::CredentialSnapshot;
+use super::dial::{ConnectionError, ServerAddress};
 use super::direct::{ErrorDocument, error_document};
-use super::keys::SnapshotKeys;
+use super::shared::{PublishedCredentials, S3Shared};
 use crate::store::classify::Cause;
-use crate::store::s3::{AwsShared, Keys};
 use crate::store::{Class, PutError, classify};
 
-/// One core's standing with the store.
-pub(crate) struct Account {
-    pub(crate) shared: Arc<AwsShared>,
-    pub(crate) keys: SnapshotKeys,
-    pub(crate) clock: ClockOffset,
+/// One executor's credentials and clock for the store.
+pub(super) struct ClientState {
+    pub(super) shared: Arc<S3Shared>,
+    pub(super) credentials: CredentialSnapshot,
+    pub(super) clock: ClockOffset,
 }
 
-/// An answer that is no success.
-pub(crate) struct Refusal<'a> {
-    pub(crate) status: u16,
-    pub(crate) code: Option<&'a str>,
-    pub(crate) message: Option<&'a str>,
-    pub(crate) date: Option<&'a str>,
-    pub(crate) body: &'a [u8],
+/// A response that reports no success.
+pub(super) struct Refusal<'a> {
+    pub(super) status: u16,
+    pub(super) code: Option<&'a str>,
+    pub(super) message: Option<&'a str>,
+    pub(super) date: Option<&'a str>,
+    pub(super) body: &'a [u8],
     /// See [`request_ids`].
-    pub(crate) request_ids: Option<Box<str>>,
+    pub(super) request_ids: Option<Box<str>>,
 }
 
-impl Account {
-    pub(crate) fn new(shared: Arc<AwsShared>) -> Account {
-        let (keys, clock) = (SnapshotKeys::new(&shared), shared.clock.detached());
-        Account { shared, keys, clock }
+impl ClientState {
+    pub(super) fn new(shared: Arc<S3Shared>) -> ClientState {
+        let (credentials, clock) = (CredentialSnapshot::new(&shared), shared.clock.detached());
+        ClientState { shared, credentials, clock }
     }
 
-    /// Reads the current credentials; those known to be expired are not worth a round trip. Known means: by this host's
-    /// clock and by the store's, for either may be wrong, and only an answer says which.
-    pub(crate) fn fresh_keys<R>(&self, read: impl FnOnce(&Keys) -> R) -> Result<R, PutError> {
-        self.keys.current(|keys| {
-            if keys
-                .credentials
-                .expiry()
-                .is_none_or(|at| at > SystemTime::now().min(self.clock.now()))
-            {
-                return Ok(read(keys));
+    /// Reads the current credentials. Expired ones are an error at once, without a round trip. They
+    /// count as expired only if both this host's clock and the store's say so: either may be wrong,
+    /// and only a response shows which.
+    pub(super) fn with_fresh_credentials<R>(
+        &self,
+        read: impl FnOnce(&PublishedCredentials) -> R,
+    ) -> Result<R, PutError> {
+        self.credentials.with_current(|published| {
+            let earliest = SystemTime::now().min(self.clock.now());
+            if published.credentials.expiry().is_none_or(|at| at > earliest) {
+                return Ok(read(published));
             }
-            self.shared.want_newer_keys(keys.generation);
-            Err(self.no_fresh_keys())
+            self.shared.request_newer_credentials(published.generation);
+            Err(self.no_fresh_credentials())
         })
     }
 
-    fn no_fresh_keys(&self) -> PutError {
-        if let Some(why) = self.shared.no_keys() {
+    fn no_fresh_credentials(&self) -> PutError {
+        if let Some(why) = self.shared.missing_credentials() {
             return PutError::new(Class::StoreWide, "NoCredentials", classify::bounded(&why));
         }
-        let expired = "the credentials have expired and newer ones are not there yet";
+        let expired = "the credentials have expired and newer ones are not loaded yet";
         PutError::new(Class::Transient, "ExpiredCredentials", expired)
     }
 
     /// The store's time, as far as it is known.
-    pub(crate) fn now(&self) -> SystemTime {
+    pub(super) fn now(&self) -> SystemTime {
         self.clock.now()
     }
 
-    /// Where a 307 points, if it may be followed: an absolute address, and not from https to http.
-    pub(crate) fn redirect(&self, location: &str) -> Option<(Origin, http::Uri)> {
+    /// Where a 307 points, if it may be followed: to an absolute URL, and never from https to http.
+    pub(super) fn redirect(&self, location: &str) -> Option<(ServerAddress, http::Uri)> {
         let uri = location.parse().ok()?;
-        let target = Origin::of(&uri)?;
+        let target = ServerAddress::of(&uri)?;
         (target.https || !self.shared.https()).then_some((target, uri))
     }
 
-    /// The worker's view of `refusal`, the answer to a request signed with credentials of
-    /// `generation`.
-    pub(crate) fn refused(&self, refusal: &Refusal<'_>, generation: u64) -> Result<(), PutError> {
+    /// The outcome for the worker of `refusal`, the response to a request signed with credentials
+    /// of `generation`.
+    pub(super) fn outcome_of(
+        &self,
+        refusal: &Refusal<'_>,
+        generation: u64,
+    ) -> Result<(), PutError> {
         let code = refusal.code.unwrap_or_default();
         let message = refusal.message.or_else(|| json_text(refusal.body)).unwrap_or_default();
-        // No two payloads share a key, so what is there already is this one. Without `S3_IF_NONE_MATCH` no condition
-        // was sent, and such an answer says something else.
+        // No two payloads share a key, so the object that exists is this one. Without
+        // `S3_IF_NONE_MATCH` no condition was sent, and such a response means something else.
         let conditional = self.shared.target().options.if_none_match;
         if conditional && classify::is_there_already(refusal.status, code, message) {
             return Ok(());
@@ -93,11 +98,13 @@ impl Account {
             error.message = format!("{} (through proxy {proxy})", error.message);
         }
         if cause == Cause::Clock || self.clock.is_shifted() {
-            self.clock.take(refusal.date);
+            self.clock.learn(refusal.date);
         }
         if classify::wants_new_credentials(refusal.status, cause) {
-            self.shared.want_newer_keys(generation);
-            if cause.is_of_credentials() && self.keys.current(|keys| keys.stuck) {
+            self.shared.request_newer_credentials(generation);
+            if cause.is_of_credentials()
+                && self.credentials.with_current(|published| published.stuck)
+            {
                 error.class = Class::StoreWide;
             }
         }
@@ -105,22 +112,22 @@ impl Account {
     }
 }
 
-/// A body of JSON, which S3 never sends: that of another API of the same provider, as at B2, Cloudflare and Google, or
-/// of a gateway. It says more than the status.
+/// A JSON body, which S3 never sends: it comes from another API of the same provider (B2,
+/// Cloudflare, Google) or from a gateway, and says more than the status.
 fn json_text(body: &[u8]) -> Option<&str> {
     std::str::from_utf8(body).ok().filter(|text| text.trim_start().starts_with('{'))
 }
 
-/// Headers by which a store's support finds a request: S3's two, as MinIO, Ceph, B2 and Wasabi send them too, then
-/// Cloudflare's and Google's.
+/// Headers by which a store's support finds a request: S3's two, which MinIO, Ceph, B2 and Wasabi
+/// send too, then Cloudflare's and Google's.
 const REQUEST_ID_HEADERS: [&str; 4] =
     ["x-amz-request-id", "x-amz-id-2", "cf-ray", "x-guploader-uploadid"];
 /// Longest id kept, bytes; those of AWS have up to 76.
 const REQUEST_ID_BYTES_MAX: usize = 160;
 
-/// The ids of a request, `name value` each, from its answer's headers, or else from its error document's `RequestId`
-/// and `HostId`.
-pub(crate) fn request_ids<'a>(
+/// The ids of a request, `name value` each: from the response's headers, or else from `RequestId`
+/// and `HostId` in its error document.
+pub(super) fn request_ids<'a>(
     header: impl Fn(&str) -> Option<&'a str>,
     body: &[u8],
 ) -> Option<Box<str>> {
@@ -148,9 +155,9 @@ fn listed<'a>(ids: impl Iterator<Item = (&'static str, &'a str)>) -> String {
     text
 }
 
-/// The worker's view of a failure to get an answer.
-pub(crate) fn unanswered(error: &LinkError) -> PutError {
-    let (class, code) = classify::link(error);
+/// The worker's view of a failure to get a response.
+pub(super) fn unanswered(error: &ConnectionError) -> PutError {
+    let (class, code) = classify::connection_error(error);
     let text = classify::bounded(&connector::with_sources(error));
     let congestion = classify::is_congestion(error);
     PutError { congestion, ..PutError::new(class, code, text) }

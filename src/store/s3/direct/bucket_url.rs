@@ -1,5 +1,5 @@
-//! Where the bucket is, by the SDK's own rules: path style or virtual host, FIPS, dual stack, access
-//! points.
+//! The URL of the bucket, by the SDK's own rules: path style or virtual host, FIPS, dual stack,
+//! access points.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -7,43 +7,52 @@ use std::task::{Context, Poll, Waker};
 use aws_sdk_s3::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_smithy_types::endpoint::EndpointAuthScheme;
 
-use crate::store::s3::dial::Origin;
-use crate::store::s3::{AwsShared, Place as Where};
+use crate::store::s3::dial::ServerAddress;
+use crate::store::s3::{Location, S3Shared};
 
 /// Where requests go, and what their signatures name.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    pub(super) origin: Origin,
-    /// What stands before a key, escaped; begins and ends with `/`.
+pub(super) struct BucketUrl {
+    pub(super) server: ServerAddress,
+    /// The path before a key, escaped; begins and ends with `/`.
     pub(super) path: String,
     pub(super) region: String,
     pub(super) service: String,
 }
 
-/// A bucket whose requests are not signed as this client signs them, such as one of S3 Express.
+/// The lean client cannot write to this bucket: its requests need another signature (S3 Express),
+/// or an option cannot be sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
 pub struct Unsupported {
     pub(super) why: String,
 }
 
-pub(super) fn resolve(shared: &AwsShared) -> Result<Endpoint, Unsupported> {
-    resolve_for(&shared.target().bucket, shared.place(), shared.path_style())
+pub(super) fn resolve(shared: &S3Shared) -> Result<BucketUrl, Unsupported> {
+    resolve_for(&shared.target().bucket, shared.location(), shared.path_style())
 }
 
-/// The host that requests for `bucket` go to; `None` where no endpoint can be made of it.
-pub(crate) fn origin(bucket: &str, place: &Where, path_style: bool) -> Option<Origin> {
-    resolve_for(bucket, place, path_style).ok().map(|endpoint| endpoint.origin)
+/// The server that requests for `bucket` go to; `None` if the bucket has no plain URL.
+pub(in crate::store::s3) fn server_of_bucket(
+    bucket: &str,
+    location: &Location,
+    path_style: bool,
+) -> Option<ServerAddress> {
+    resolve_for(bucket, location, path_style).ok().map(|url| url.server)
 }
 
-fn resolve_for(bucket: &str, place: &Where, path_style: bool) -> Result<Endpoint, Unsupported> {
+fn resolve_for(
+    bucket: &str,
+    location: &Location,
+    path_style: bool,
+) -> Result<BucketUrl, Unsupported> {
     let unsupported = |why: String| Unsupported { why };
     let params = Params::builder()
         .bucket(bucket)
-        .region(&place.region)
-        .set_use_fips(place.fips)
-        .set_use_dual_stack(place.dual_stack)
-        .set_endpoint(place.endpoint.clone())
+        .region(&location.region)
+        .set_use_fips(location.fips)
+        .set_use_dual_stack(location.dual_stack)
+        .set_endpoint(location.endpoint.clone())
         .force_path_style(path_style)
         .use_arn_region(true)
         .build()
@@ -55,23 +64,23 @@ fn resolve_for(bucket: &str, place: &Where, path_style: bool) -> Result<Endpoint
     };
     let resolved = resolved.map_err(|error| unsupported(error.to_string()))?;
     if let Some((name, _)) = resolved.headers().next() {
-        return Err(unsupported(format!("the endpoint wants a header {name}")));
+        return Err(unsupported(format!("the endpoint requires a header {name}")));
     }
     let scheme = resolved.auth_schemes().first();
     if let Some(other) = scheme.map(EndpointAuthScheme::name).filter(|name| *name != "sigv4") {
-        return Err(unsupported(format!("requests have to be signed with {other}")));
+        return Err(unsupported(format!("requests must be signed with {other}")));
     }
     let part = |name: &str| scheme.and_then(|scheme| scheme.get(name)?.as_string());
     let uri: http::Uri = resolved.url().parse().map_err(|_| {
         let url = resolved.url();
-        unsupported(format!("{url} is no address"))
+        unsupported(format!("{url} is not a URL"))
     })?;
-    let origin = Origin::of(&uri).filter(|_| uri.query().is_none());
-    let origin = origin.ok_or_else(|| unsupported(format!("{uri} is no place for objects")))?;
-    Ok(Endpoint {
-        origin,
+    let server = ServerAddress::of(&uri).filter(|_| uri.query().is_none());
+    let server = server.ok_or_else(|| unsupported(format!("{uri} cannot hold objects")))?;
+    Ok(BucketUrl {
+        server,
         path: format!("{}/", uri.path().trim_end_matches('/')),
-        region: part("signingRegion").unwrap_or(&place.region).to_owned(),
+        region: part("signingRegion").unwrap_or(&location.region).to_owned(),
         service: part("signingName").unwrap_or("s3").to_owned(),
     })
 }
@@ -87,7 +96,7 @@ mod tests {
         for (endpoint, bucket, path_style, expected) in [
             (None, "bucket", false, "https://bucket.s3.us-east-2.amazonaws.com/"),
             (None, "bucket", true, "https://s3.us-east-2.amazonaws.com/bucket/"),
-            // No certificate is for two labels before the domain.
+            // No certificate covers two labels before the domain.
             (None, "my.bucket", false, "https://s3.us-east-2.amazonaws.com/my.bucket/"),
             (None, "Old_Bucket", false, "https://s3.us-east-2.amazonaws.com/Old_Bucket/"),
             (Some("http://h:9000"), "bucket", true, "http://h:9000/bucket/"),
@@ -96,7 +105,7 @@ mod tests {
             (Some("http://h"), "my.bucket", false, "http://h/my.bucket/"),
             (Some("https://h"), "my.bucket", false, "https://h/my.bucket/"),
             (Some("https://h"), "Old_Bucket", false, "https://h/Old_Bucket/"),
-            // An address has no names below it.
+            // An address has no subdomains.
             (Some("http://127.0.0.1:9000"), "bucket", false, "http://127.0.0.1:9000/bucket/"),
             (Some("http://[::1]:9000"), "bucket", false, "http://[::1]:9000/bucket/"),
             (Some("https://h/v1/s3/"), "bucket", true, "https://h/v1/s3/bucket/"),
@@ -111,14 +120,14 @@ mod tests {
             ),
             (Some("https://h"), ACCESS_POINT, false, "https://mine-123456789012.h/"),
         ] {
-            let place = Where {
+            let location = Location {
                 region: "us-east-2".into(),
                 endpoint: endpoint.map(str::to_owned),
                 fips: None,
                 dual_stack: None,
             };
-            let got = resolve_for(bucket, &place, path_style).unwrap();
-            let Origin { https, host, port } = &got.origin;
+            let got = resolve_for(bucket, &location, path_style).unwrap();
+            let ServerAddress { https, host, port } = &got.server;
             let scheme = if *https { "https" } else { "http" };
             let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
             let port = match (port, https) {
@@ -137,9 +146,13 @@ mod tests {
             ("data--use2-az1--x-s3", "sigv4-s3express"),
             ("arn:aws:s3::123456789012:accesspoint:mfzwi23gnjvgw.mrap", "sigv4a"),
         ] {
-            let place =
-                Where { region: "us-east-2".into(), endpoint: None, fips: None, dual_stack: None };
-            let why = resolve_for(bucket, &place, false).unwrap_err().to_string();
+            let location = Location {
+                region: "us-east-2".into(),
+                endpoint: None,
+                fips: None,
+                dual_stack: None,
+            };
+            let why = resolve_for(bucket, &location, false).unwrap_err().to_string();
             assert!(why.contains(scheme), "{bucket}: {why}");
         }
     }
