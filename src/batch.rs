@@ -33,19 +33,18 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use glommio::timer::sleep;
-
 pub use gather::gather;
 
+use crate::budget::{Budget, Charge};
 use crate::config::{BatchOptions, Config, Form};
 use crate::http::ack::{Fate, Tally};
 use crate::key::{KeyTemplate, Partition};
-use crate::metrics::{Cell64, CoreCells};
+use crate::metrics::CoreCells;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
+use crate::rt::{self, sleep};
 use crate::spool::Members;
 use crate::store::{Integrity, Object, Sums};
-use crate::sync::Signal;
 use encoder::{Encoder, EncoderShared};
 use open::Open;
 
@@ -88,7 +87,7 @@ pub struct Batches {
     /// Whether all payloads of one kind share a batch.
     is_partitioned: bool,
     shared: Rc<EncoderShared>,
-    memory: Rc<Memory>,
+    memory: Rc<Budget>,
     open: RefCell<OpenBatches>,
     /// In line for a worker.
     closed: Ring<Rc<Batch>>,
@@ -123,12 +122,7 @@ struct OpenBatches {
 impl Batches {
     pub fn new(config: &Config, cells: &'static CoreCells) -> Option<Rc<Batches>> {
         let options = config.batch.clone()?;
-        let memory = Rc::new(Memory {
-            max: options.memory,
-            used: Cell::new(0),
-            freed: Signal::default(),
-            gauge: &cells.batch_bytes,
-        });
+        let memory = Budget::new(options.memory, &cells.batch_bytes);
         Some(Rc::new(Batches {
             is_partitioned: config.keys.is_partitioned(),
             keys: config.keys.clone(),
@@ -142,7 +136,7 @@ impl Batches {
             partition: RefCell::default(),
             place: RefCell::default(),
             last: RefCell::default(),
-            turn_began: Cell::new(Instant::now()),
+            turn_began: Cell::new(rt::now()),
             parked: RefCell::default(),
             cells,
             options,
@@ -203,7 +197,7 @@ impl Batches {
         self.parked.borrow_mut().push(batch);
         if self.parked.borrow().len() == 1 {
             let batches = self.clone();
-            glommio::spawn_local(async move {
+            rt::spawn(async move {
                 sleep(PARKED_FOR).await;
                 for batch in batches.parked.take() {
                     // Else the stop has come to its end: what is spooled stays there.
@@ -235,47 +229,6 @@ impl Batches {
         self.cells.batches_open.set(0);
         batches.retain(|batch| !batch.is_spooled());
         (job.into_iter().collect(), batches)
-    }
-}
-
-/// Memory of a core's batches.
-struct Memory {
-    max: usize,
-    used: Cell<usize>,
-    /// Some has been given back.
-    freed: Signal,
-    gauge: &'static Cell64,
-}
-
-impl Memory {
-    fn fits(&self, bytes: usize) -> bool {
-        self.used.get() + bytes <= self.max
-    }
-}
-
-/// What one batch holds of it, released when dropped.
-struct Charge {
-    memory: Rc<Memory>,
-    bytes: usize,
-}
-
-impl Charge {
-    fn new(memory: &Rc<Memory>) -> Charge {
-        Charge { memory: memory.clone(), bytes: 0 }
-    }
-
-    fn set(&mut self, bytes: usize) {
-        let used = self.memory.used.get() - self.bytes + bytes;
-        self.bytes = bytes;
-        self.memory.used.set(used);
-        self.memory.gauge.set(used as u64);
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.set(0);
-        self.memory.freed.raise();
     }
 }
 

@@ -17,27 +17,26 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_lite::{AsyncReadExt, FutureExt};
-use glommio::timer::sleep;
-use glommio::{LocalExecutorBuilder, Placement, PoolPlacement, Task};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
 use crate::batch::{Batches, gather};
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::core::drain::drain;
 use crate::deadletter::DeadLetters;
-use crate::deadline::{Waking, waking};
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::body::BodyReader;
 use crate::http::conn::{self, ConnState};
 use crate::http::parse::Scratch;
 use crate::http::tokens::{TokenSet, TokenView};
-use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::{Net, Stream};
-use crate::queue::admission::{Admission, Budget};
+use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Stamp};
+use crate::rt::{self, Executor, Placement, Task, sleep};
 use crate::spool::{Spool, SpoolSetup};
 use crate::store::faulty::ConnFaults;
 use crate::store::{Store, StoreSeed};
@@ -170,7 +169,7 @@ impl Core {
     /// Serves `stream` in a task of its own; a panic there ends that connection and nothing else.
     pub fn spawn_connection(self: &Rc<Self>, stream: Stream, slot: StaticPermit) {
         let core = self.clone();
-        glommio::spawn_local(async move {
+        rt::spawn(async move {
             core.cells.connections_accepted.inc();
             core.cells.connections.inc();
             let served = AssertUnwindSafe(conn::serve(core.clone(), stream)).catch_unwind().await;
@@ -342,19 +341,7 @@ pub fn pin(cpu: usize) -> std::io::Result<CpuSet> {
     Ok(before)
 }
 
-/// What glommio is to pin the executor and its blocking thread to, which does renames and dead letters: off the data cores
-/// if the process may use others. `None` where `/sys` does not tell the topology of this CPU: glommio refuses or panics
-/// there, and [`pin`] does it.
-fn placements(core_id: usize, spare_cpus: &[usize]) -> Option<(Placement, PoolPlacement)> {
-    let online = glommio::CpuSet::online().ok()?;
-    online.iter().find(|cpu| cpu.cpu == core_id)?;
-    let spare = online.filter(|cpu| spare_cpus.contains(&cpu.cpu));
-    let blocking =
-        if spare.is_empty() { PoolPlacement::Unbound(1) } else { PoolPlacement::Fenced(1, spare) };
-    Some((Placement::Fixed(core_id), blocking))
-}
-
-/// What `placements` would do, by hand: the blocking thread inherits the pin, and is released from it later.
+/// What [`Placement::pinned`] would do, by hand, where that cannot: the blocking thread inherits the pin, and is released from it later.
 fn pin_by_hand(core_id: usize, spare_cpus: &[usize]) -> std::io::Result<CpuSet> {
     let allowed = pin(core_id)?;
     Ok(if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) })
@@ -378,7 +365,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name).spawn(move || {
         let _farewell = Farewell { cells: setup.cells, bell };
         let mut blocking_cpus = None;
-        let placed = placements(setup.core_id, &setup.spare_cpus);
+        let placed = Placement::pinned(setup.core_id, &setup.spare_cpus);
         if placed.is_none() {
             // Before the executor allocates: its memory is to lie near this CPU.
             match pin_by_hand(setup.core_id, &setup.spare_cpus) {
@@ -388,16 +375,9 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
                 }
             }
         }
-        let (placement, blocking) =
-            placed.unwrap_or((Placement::Unbound, PoolPlacement::Unbound(1)));
-        let executor = LocalExecutorBuilder::new(placement)
-            .name("millrace-core")
-            .io_memory(IO_MEMORY_BYTES)
-            .preempt_timer(SLICE)
-            .blocking_thread_pool_placement(blocking)
-            .make();
-        match executor {
-            Ok(executor) => executor.run(run(setup, blocking_cpus, waking())),
+        let placement = placed.unwrap_or_else(Placement::unpinned);
+        match Executor::placed("millrace-core", placement, SLICE) {
+            Ok(executor) => executor.run(run(setup, blocking_cpus)),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
@@ -407,7 +387,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
 
 /// The executor's blocking thread has inherited a pin that it must not share.
 async fn release_blocking_thread(cpus: CpuSet) {
-    let released = glommio::executor().spawn_blocking(move || sched_setaffinity(None, &cpus)).await;
+    let released = rt::blocking(move || sched_setaffinity(None, &cpus)).await;
     if let Err(error) = released {
         tracing::warn!("the blocking thread stays on its core: {error}");
     }
@@ -435,11 +415,9 @@ fn ring_doorbell(bell: &Socket) {
 }
 
 /// The core's life; `blocking_cpus` are those to which its blocking thread is to be moved.
-async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
-    // First of all: any wait may need it.
-    glommio::spawn_local(waking.stay_awake()).detach();
+async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if let Some(cpus) = blocking_cpus {
-        glommio::spawn_local(release_blocking_thread(cpus)).detach();
+        rt::spawn(release_blocking_thread(cpus)).detach();
     }
     let net = match Net::here() {
         Ok(net) => net,
@@ -461,19 +439,18 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     let bell = doorbell.try_clone().expect("descriptors suffice at start");
     let mut orders = into_glommio_stream(doorbell);
 
-    let mut tasks: Vec<Task<()>> = (0..limits.workers)
-        .map(|number| glommio::spawn_local(worker_loop(core.clone(), number)))
-        .collect();
-    tasks.push(glommio::spawn_local(notice_retries(core.clone())));
-    tasks.push(glommio::spawn_local(gather(core.clone())));
-    tasks.extend((0..RESTORERS).map(|_| glommio::spawn_local(restore(core.clone()))));
-    let sampler = glommio::spawn_local({
+    let mut tasks: Vec<Task<()>> =
+        (0..limits.workers).map(|number| rt::spawn(worker_loop(core.clone(), number))).collect();
+    tasks.push(rt::spawn(notice_retries(core.clone())));
+    tasks.push(rt::spawn(gather(core.clone())));
+    tasks.extend((0..RESTORERS).map(|_| rt::spawn(restore(core.clone()))));
+    let sampler = rt::spawn({
         let core = core.clone();
         async move {
             let mut idle_memory = IdleMemory::default();
             loop {
                 sleep(Duration::from_secs(1)).await;
-                core.admission.sample(Instant::now());
+                core.admission.sample(rt::now());
                 idle_memory.sample(core.conns.quieted.get());
             }
         }
@@ -484,7 +461,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     if !matches!(orders.read(&mut [0]).await, Ok(1)) {
         return;
     }
-    let acceptor = glommio::spawn_local({
+    let acceptor = rt::spawn({
         let core = core.clone();
         async move {
             accept_loop(core.clone(), listener).await;
@@ -497,7 +474,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     // An error or the end means that control is gone; then stop as well.
     let _order_or_end = orders.read(&mut [0]).await;
     let hurry = Rc::new(Flag::default());
-    let listen = glommio::spawn_local({
+    let listen = rt::spawn({
         let hurry = hurry.clone();
         async move {
             let _order_or_end = orders.read(&mut [0]).await;

@@ -68,9 +68,11 @@ pub mod store;
 
 pub mod net;
 
+pub mod budget;
 pub mod coding;
 pub mod deadline;
 pub mod log;
 pub mod metrics;
+pub mod rt;
 pub mod sync;
 pub mod throttle;

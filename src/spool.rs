@@ -41,18 +41,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_lite::future;
-use glommio::Task;
-use glommio::timer::sleep;
 
 use crate::batch::Batch;
+use crate::budget::{Budget, BudgetExhausted, ChargedBytes};
 use crate::config::SpoolOptions;
 use crate::http::parse::Span;
 use crate::metrics::CoreCells;
-use crate::queue::admission::{Admission, Budget, BudgetExhausted, ChargedBytes, Need, Permit};
+use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Origin, Payload, Stamp};
+use crate::rt::{self, Task, sleep};
 use crate::sync::{Flag, OneShot, Semaphore, Signal};
 use crate::throttle::Throttle;
 use disk::Disk;
@@ -172,7 +171,7 @@ pub struct Spool {
     /// What is on disk only stays there.
     reading_stopped: Flag,
     tasks: RefCell<Vec<Task<()>>>,
-    random: RefCell<fastrand::Rng>,
+    random: RefCell<rt::Rng>,
     log: RefCell<Throttle>,
 }
 
@@ -251,7 +250,7 @@ impl Spool {
         let disk = Rc::new(Disk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
             pending: Budget::new(setup.options.pending, &setup.cells.spool_pending_bytes),
-            random: RefCell::new(fastrand::Rng::with_seed(setup.seed)),
+            random: RefCell::new(rt::Rng::with_seed(setup.seed)),
             dirs: RefCell::new(vec![CoreDir::new(setup.dir.clone(), None)]),
             setup,
             origin,
@@ -273,11 +272,11 @@ impl Spool {
             log: RefCell::default(),
         });
         let tasks = [
-            glommio::spawn_local(spool.clone().write_groups()),
-            glommio::spawn_local(spool.clone().read_back()),
-            glommio::spawn_local(spool.clone().keep()),
-            glommio::spawn_local(spool.clone().prepare_ahead()),
-            glommio::spawn_local(spool.clone().watch_disk()),
+            rt::spawn(spool.clone().write_groups()),
+            rt::spawn(spool.clone().read_back()),
+            rt::spawn(spool.clone().keep()),
+            rt::spawn(spool.clone().prepare_ahead()),
+            rt::spawn(spool.clone().watch_disk()),
         ];
         spool.tasks.borrow_mut().extend(tasks);
         spool.disk.keeper.raise();
@@ -417,7 +416,7 @@ impl Spool {
         let mut buffer = segment.buffer(bytes as usize);
         write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
         format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
-        let started = Instant::now();
+        let started = rt::now();
         let synced = async {
             segment.claim(at + bytes).await?;
             // A file that was removed still takes writes.
@@ -427,7 +426,7 @@ impl Spool {
         };
         let synced = synced.await.and_then(|()| self.sync_fault());
         self.setup.cells.spool_syncs.inc();
-        self.setup.cells.spool_sync_latency.observe(started.elapsed());
+        self.setup.cells.spool_sync_latency.observe(rt::since(started));
         if let Err(error) = synced {
             // What the disk has of it is unknown, and no later sync would tell: nothing more is written there.
             segment.close(true);

@@ -26,6 +26,7 @@ pub use sums::{Integrity, Summing, Sums};
 use crate::config::S3Client;
 use crate::deadline::Alarm;
 use crate::queue::job::Origin;
+use crate::rt;
 use crate::store::s3::AwsShared;
 use faulty::{FaultPlan, Faulty};
 use progress::Stall;
@@ -140,7 +141,7 @@ impl Store {
             }
             loop {
                 ready!(alarm.poll(cx, stall.next_look()));
-                if let Err(late) = stall.look(Instant::now(), &progress) {
+                if let Err(late) = stall.look(rt::now(), &progress) {
                     progress.give_up();
                     return Poll::Ready(Err(late));
                 }

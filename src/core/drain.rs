@@ -5,8 +5,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::Task;
-use glommio::timer::sleep;
 
 use crate::batch::Batch;
 use crate::core::Core;
@@ -15,13 +13,14 @@ use crate::deadline::strictly_within;
 use crate::limits::{LINGER_TIME_MAX, Limits};
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::rt::{self, Task, sleep};
 use crate::sync::Flag;
 use crate::upload::source::Parcel;
 use crate::upload::{Failures, InHand, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
-    let started = Instant::now();
+    let started = rt::now();
     core.cells.set_state(CoreState::Draining);
     core.drain_began.set(Some(started));
     core.draining.set();
@@ -42,7 +41,7 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
     let answered = || core.cells.connections.value() == 0;
-    let linger = (Instant::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
+    let linger = (rt::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
     wait_until(answered, linger, hurry).await;
 
     for task in tasks {
@@ -55,13 +54,13 @@ pub async fn drain(core: &Rc<Core>, limits: &Limits, tasks: Vec<Task<()>>, hurry
     core.net.hand_over().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
-    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
     if let Some(spool) = &core.spool {
         strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
     }
     let mut rest = take_rest(core);
     if let Some(spool) = &core.spool {
-        let left = write_until.saturating_duration_since(Instant::now()) / 2;
+        let left = write_until.saturating_duration_since(rt::now()) / 2;
         strictly_within(left, spool.stop(&mut rest.jobs, &mut rest.batches), || ()).await;
     }
     bury(core, rest, write_until);
@@ -73,7 +72,7 @@ const NAMES_MAX: Duration = Duration::from_millis(500);
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
 async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
-    while !done() && !hurry.get() && Instant::now() < deadline {
+    while !done() && !hurry.get() && rt::now() < deadline {
         sleep(DRAIN_LOOK).or(hurry.wait()).await;
     }
 }
@@ -125,7 +124,7 @@ fn bury(core: &Core, rest: Rest, write_until: Instant) {
     };
     for parcel in parcels {
         parcel.write_key(&core.origin, &mut key);
-        if Instant::now() > write_until {
+        if rt::now() > write_until {
             lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }

@@ -1,11 +1,12 @@
 //! What a dead letter says of its object. Members added since the first version are left out where they would say what
 //! was meant before there were any, so a letter of one plain payload reads and writes as ever.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
 use crate::coding::Coding;
+use crate::rt;
 use crate::store::Object;
 
 /// What is known of one dead object; the JSON file's content.
@@ -40,7 +41,7 @@ impl Letter {
         error: String,
         attempts: u32,
     ) -> Letter {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
         Letter {
             key: object.key.to_owned(),
             store,

@@ -8,16 +8,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_lite::FutureExt;
 use futures_lite::future::poll_once;
 use glommio::net::TcpStream;
-use glommio::timer::sleep;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::core::Core;
 use crate::net::Stream;
+use crate::rt::{self, sleep};
 use crate::sync::StaticPermit;
 use crate::throttle::Throttle;
 
@@ -86,7 +86,7 @@ pub async fn accept_loop(core: Rc<Core>, socket: Socket) {
     let mut drain_end = None;
     loop {
         if core.draining.get()
-            && Instant::now() > *drain_end.get_or_insert_with(|| Instant::now() + QUEUE_DRAIN_MAX)
+            && rt::now() > *drain_end.get_or_insert_with(|| rt::now() + QUEUE_DRAIN_MAX)
         {
             break;
         }

@@ -26,10 +26,11 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::rt;
+use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
+use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::core::Core;
@@ -42,8 +43,9 @@ use crate::http::tokens::TokenView;
 use crate::key;
 use crate::limits::{HEAD_BYTES_MAX, LAME_DUCK, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::Stream;
-use crate::queue::admission::{ChargedBytes, Need, Permit};
+use crate::queue::admission::{Need, Permit};
 use crate::queue::job::{Job, Payload, Stamp};
+use crate::rt;
 use crate::spool::Ticket;
 use crate::sync::keep_waker;
 
@@ -159,7 +161,7 @@ impl ConnState {
             taken: Cell::new(0),
             look: Cell::new(None),
             phase: Cell::new(Phase::Idle),
-            since: Cell::new(Instant::now()),
+            since: Cell::new(rt::now()),
             body_overdue: Cell::new(false),
             gone: Cell::new(false),
             clean: Cell::new(true),
@@ -207,8 +209,8 @@ impl ConnState {
         let deadline = since + limit;
         ready!(alarm.poll(cx, deadline));
         let look = self.look.get();
-        if look.is_none() && was_paused(limit, deadline.elapsed()) {
-            self.since.set(Instant::now());
+        if look.is_none() && was_paused(limit, rt::since(deadline)) {
+            self.since.set(rt::now());
             return Poll::Ready(false);
         }
         stream.net().take_in_now();
@@ -369,7 +371,7 @@ async fn handle(
     state: Rc<ConnState>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let started = Instant::now();
+    let started = rt::now();
     state.enter(Phase::Body, started);
     state.body_overdue.set(false);
     core.faults.on_request();
@@ -381,7 +383,7 @@ async fn handle(
     let (answer, body_left) = answer(&core, &state, wanted, body).await;
     let response = answer.render(body_left || core.draining.get(), room);
     core.cells.count_response(response.status().as_u16());
-    let now = Instant::now();
+    let now = rt::now();
     core.cells.request_latency.observe(now - started);
     state.clean.set(state.arrived.end_of_request(length));
     state.enter(Phase::Idle, now);
@@ -609,17 +611,17 @@ struct Socket {
     state: Rc<ConnState>,
 }
 
-impl rt::Read for Socket {
+impl hyper_rt::Read for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut buf: rt::ReadBufCursor<'_>,
+        mut buf: hyper_rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let state = &self.state;
         // hyper asks for more only if what it has is no whole head.
         if state.phase.get() == Phase::Idle && state.arrived.next_head.take() {
             state.arrived.uncounted.set(true);
-            state.enter(Phase::Head, Instant::now());
+            state.enter(Phase::Head, rt::now());
         }
         let result = ready!(self.stream.poll_read_with(cx, |arrived| {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
@@ -627,7 +629,7 @@ impl rt::Read for Socket {
                 Phase::Idle => {
                     // hyper passes over empty lines before a head.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
-                        state.enter(Phase::Head, Instant::now());
+                        state.enter(Phase::Head, rt::now());
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }
@@ -645,7 +647,7 @@ impl rt::Read for Socket {
     }
 }
 
-impl rt::Write for Socket {
+impl hyper_rt::Write for Socket {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

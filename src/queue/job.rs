@@ -7,13 +7,14 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use crate::http::ack::{Fate, Tally};
 use crate::http::parse::Span;
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
 use crate::limits::JOB_COST_BYTES;
 use crate::queue::admission::Permit;
+use crate::rt;
 use crate::spool::Record;
 
 /// One payload on its way to the store.
@@ -71,7 +72,7 @@ pub struct Stamp {
 impl Stamp {
     /// The wall clock, for [`Stamp::unix_nanos`]; a clock set before 1970 counts as 1970.
     pub fn unix_nanos_now() -> u64 {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
     }
 }

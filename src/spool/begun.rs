@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
-use glommio::timer::sleep;
 
 use super::format::runs::{Place, Run};
 use super::format::scan::{Found, Scan};
@@ -23,6 +22,7 @@ use super::orphans::LeftCore;
 use super::reader::{LOOK_EVERY, Window};
 use super::segment::Segment;
 use super::{CoreDir, Spool, SpoolError};
+use crate::rt::{self, sleep};
 
 /// A batch to be put again. Dropped before it is finished, it is left to the next process, and so are the segments of its
 /// directory.
@@ -230,7 +230,7 @@ impl Begun {
                 // Damage shows as members that are not there.
                 _ => {}
             }
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
     }
 

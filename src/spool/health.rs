@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::metrics::CoreCells;
+use crate::rt;
 use crate::sync::Waiters;
 
 /// Longest time for one operation of a disk that works.
@@ -142,7 +143,7 @@ impl Health {
 
     /// An operation begins, which ends when the result is dropped.
     pub(super) fn begin(&self) -> Operation<'_> {
-        let number = self.operations.borrow_mut().insert(Instant::now());
+        let number = self.operations.borrow_mut().insert(rt::now());
         Operation { health: self, number }
     }
 
@@ -204,10 +205,10 @@ impl Health {
         }
         // What changes from one failure to another is one outage.
         let before = trouble.as_ref();
-        let since = before.map_or_else(Instant::now, |known| known.since);
+        let since = before.map_or_else(rt::now, |known| known.since);
         let is_known = before.is_some_and(|known| known.is_known);
         let new = trouble.insert(Trouble { kind, text: text(), since, said: None, is_known });
-        self.say(new, Instant::now());
+        self.say(new, rt::now());
     }
 
     /// Says a new state unless another was said a moment ago, and reminds of an old one.
@@ -248,7 +249,7 @@ impl Health {
 
     fn recovered(&self, what: &str) {
         let Some(Trouble { since, is_known, .. }) = self.trouble.take() else { return };
-        let (after_s, refused) = (since.elapsed().as_secs(), self.refused.take());
+        let (after_s, refused) = (rt::since(since).as_secs(), self.refused.take());
         // What was not said needs not be taken back.
         if is_known {
             tracing::info!(after_s, refused, "{what}: {}", self.dir.display());

@@ -3,15 +3,14 @@
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
 
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
 
 use super::Spool;
 use super::instances::{SEGMENT, remove, sync_dir};
 use super::prepare::FIRST_BYTES;
 use super::segment::{Note, Segment};
+use crate::rt::{self, sleep};
 
 /// Empty files kept for later; more go back to the file system.
 const SPARES_MAX: usize = 2;
@@ -27,11 +26,11 @@ impl Spool {
     /// The keeper's task.
     pub(super) async fn keep(self: Rc<Self>) {
         let every = self.setup.options.progress;
-        let mut noted = Instant::now();
+        let mut noted = rt::now();
         while !self.closed.get() {
-            let left = every.saturating_sub(noted.elapsed());
+            let left = every.saturating_sub(rt::since(noted));
             self.disk.keeper.wait().or(sleep(left)).await;
-            let due = noted.elapsed() >= every;
+            let due = rt::since(noted) >= every;
             if due || self.short.get() {
                 for dir in self.dirs() {
                     let _was_reported = self.flush(&dir).await;
@@ -41,7 +40,7 @@ impl Spool {
             if due {
                 self.note_progress().await;
                 self.leave_dirs();
-                noted = Instant::now();
+                noted = rt::now();
                 self.check_names().await;
                 if self.disk.health.is_failing() {
                     self.try_again().await;

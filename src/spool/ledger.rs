@@ -21,6 +21,7 @@ use super::format::runs::Runs;
 use super::format::scan::{End, Found};
 use super::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
 use super::instances::{create_private, put_aside, remove, sync_dir};
+use crate::rt;
 
 /// Extension of a journal of batches.
 pub const JOURNAL: &str = "batches";
@@ -175,7 +176,7 @@ impl Ledger {
 
     /// Writes it all to a new journal, which takes the place of those it was read from.
     pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
-        let path = core_dir.join(format!("{}.{JOURNAL}", fastrand::u64(..)));
+        let path = core_dir.join(format!("{}.{JOURNAL}", rt::random()));
         let written = self.write(&path).and_then(|bytes| sync_dir(core_dir).map(|()| bytes));
         let bytes = match written {
             Ok(bytes) => bytes,

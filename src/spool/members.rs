@@ -6,6 +6,7 @@ use super::format::runs::{Encoder, Runs};
 use super::segment::Segment;
 use super::{CoreDir, Record};
 use crate::queue::job::Job;
+use crate::rt;
 
 /// Runs settled before others get a turn.
 const SETTLE_SLICE: usize = 1_000;
@@ -101,7 +102,7 @@ impl Members {
             let MemberSegment { segment, .. } = place.expect("noted when it was pushed");
             segment.settle_run(run.first..run.end());
             if number % SETTLE_SLICE == 0 {
-                glommio::executor().yield_if_needed().await;
+                rt::yield_if_needed().await;
             }
         }
     }

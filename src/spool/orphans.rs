@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
 use super::ledger::{Batch, Settled};
+use crate::rt;
 
 /// What a process that is no more has left, held by its lock.
 pub struct Left {
@@ -36,7 +37,7 @@ pub(super) struct Replayed {
 
 impl Default for Replayed {
     fn default() -> Replayed {
-        Replayed { since: Instant::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Replayed { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 }
 
@@ -50,7 +51,7 @@ impl Replayed {
         tracing::info!(
             payloads = self.payloads.load(Ordering::Relaxed),
             bytes = self.bytes.load(Ordering::Relaxed),
-            took_ms = self.since.elapsed().as_millis() as u64,
+            took_ms = rt::since(self.since).as_millis() as u64,
             "replayed the spool of {}: all of it is stored or dead-lettered",
             path.display()
         );

@@ -13,16 +13,14 @@
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Instant;
 
 use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
-use glommio::timer::sleep;
 
 use super::Spool;
 use super::format::DATA_START;
 use super::health::LOOK_EVERY;
 use super::segment::Segment;
+use crate::rt::{self, sleep, yield_now};
 
 /// Of a new segment, prepared before it is used: both places for progress and the first groups, in one write.
 pub(super) const FIRST_BYTES: u64 = if cfg!(test) { DATA_START } else { ZEROS_BYTES };
@@ -127,7 +125,7 @@ impl Spool {
     pub(super) async fn watch_disk(self: Rc<Self>) {
         while !self.closed.get() {
             self.disk.watcher.wait().or(sleep(LOOK_EVERY)).await;
-            self.disk.health.look(Instant::now());
+            self.disk.health.look(rt::now());
         }
     }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
-use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
@@ -22,6 +21,7 @@ use super::{CoreDir, Place, Spool};
 use crate::http::parse::Span;
 use crate::queue::admission::Need;
 use crate::queue::job::{Origin, Payload};
+use crate::rt::{self, sleep};
 
 /// Bytes read at a time, if no group is longer.
 const READ_BYTES: u64 = 512 << 10;
@@ -123,7 +123,7 @@ impl Spool {
             } else if caught_up {
                 self.overflowed.wait().or(sleep(LOOK_EVERY)).await;
             }
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
     }
 

@@ -9,12 +9,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Spool;
 use super::segment::Segment;
 use crate::batch::Batch;
 use crate::queue::job::Job;
+use crate::rt;
 
 /// How long it is taken for granted that a file's name still leads to it: groups in a file that was removed survive no crash.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
@@ -38,7 +39,7 @@ impl Segment {
     /// # Errors
     /// `ENOENT`: it was removed or renamed, and what is written to it survives no crash. Any other: the disk did not say.
     pub async fn check(&self) -> io::Result<()> {
-        if !self.gone.get() && self.checked.get().elapsed() < CHECK_EVERY {
+        if !self.gone.get() && rt::since(self.checked.get()) < CHECK_EVERY {
             return Ok(());
         }
         self.check_now().await
@@ -49,7 +50,7 @@ impl Segment {
         let found = self.disk.run(move || Ok(Identity::of(&fs::symlink_metadata(path)?))).await;
         match found {
             Ok(found) if found == self.identity => {
-                self.checked.set(Instant::now());
+                self.checked.set(rt::now());
                 return Ok(());
             }
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {

@@ -23,8 +23,9 @@ use super::instances::{put_aside, remove};
 use super::journal::CoreDir;
 use super::orphans::Orphan;
 use super::removed::Identity;
-use crate::net::{self, File, Net};
+use crate::net::{File, Net};
 use crate::queue::job::Origin;
+use crate::rt;
 use crate::sync::Semaphore;
 
 /// A file of the spool, open.
@@ -200,7 +201,7 @@ impl Segment {
             preparing: Semaphore::new(1),
             zeros_in_flight: Cell::new(false),
             identity,
-            checked: Cell::new(Instant::now()),
+            checked: Cell::new(rt::now()),
             gone: Cell::new(false),
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
@@ -230,7 +231,7 @@ impl Segment {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
         let length = buffer.len();
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         let written = self.file.write_at(buffer, at).await.map_err(os_error)?;
         #[cfg(test)]
         super::power::write_ends(noted);
@@ -289,7 +290,7 @@ impl Segment {
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         self.file.fdatasync().await.map_err(os_error)?;
         #[cfg(test)]
         super::power::sync_ends(noted);
@@ -299,7 +300,7 @@ impl Segment {
     /// Reads what of `range`, whole blocks, is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         let bytes = (range.end - range.start).next_multiple_of(BLOCK) as usize;
         self.file.read_at_aligned(range.start, bytes).await.map_err(os_error)
     }
@@ -503,7 +504,7 @@ impl Segment {
 }
 
 async fn dma_open(path: &Path, disk: &Disk) -> io::Result<DmaFile> {
-    let (_elsewhere, _operation) = (net::elsewhere(), disk.health.begin());
+    let (_wait, _operation) = (rt::foreign_wait(), disk.health.begin());
     OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
 }
 

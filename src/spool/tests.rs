@@ -16,9 +16,10 @@ use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
 use super::segment::Note;
 use super::*;
+use crate::budget::Budget;
 use crate::http::ack::Fate;
-use crate::queue::admission::Budget;
 use crate::queue::fifo::Ring;
+use crate::rt;
 
 mod batches;
 
@@ -182,7 +183,7 @@ impl Rig {
         let key = format!("batch-{:016x}", random.u64(..));
         BATCHES.with_borrow_mut(|batches| batches.insert(key.clone(), seqs.clone()));
         let (before, after) = (random.u64(..2), random.u64(..3));
-        glommio::spawn_local(async move {
+        rt::spawn(async move {
             let intent = loop {
                 match spool.intend(&key, "form", &members).await {
                     Ok(intent) => break intent,
@@ -237,11 +238,7 @@ fn disk() -> Rc<super::disk::Disk> {
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    glommio::LocalExecutorBuilder::default()
-        .io_memory(crate::limits::IO_MEMORY_BYTES)
-        .make()
-        .unwrap()
-        .run(test)
+    rt::run_test(test)
 }
 
 fn segments(home: &Home) -> Vec<PathBuf> {
@@ -380,7 +377,7 @@ fn zeros_never_land_on_a_group() {
         let path = dir.path().join("1.seg");
         let bytes = DATA_START + (1 << 20);
         let segment = Rc::new(Segment::create(&path, bytes, DATA_START, disk()).await.unwrap());
-        let step = glommio::spawn_local({
+        let step = rt::spawn({
             let segment = segment.clone();
             async move { segment.prepare_step().await }
         });
@@ -407,7 +404,7 @@ fn a_claim_waits_for_one_step() {
         let path = dir.path().join("1.seg");
         let bytes = DATA_START + (8 << 20);
         let segment = Rc::new(Segment::create(&path, bytes, DATA_START, disk()).await.unwrap());
-        let preparing = glommio::spawn_local({
+        let preparing = rt::spawn({
             let segment = segment.clone();
             async move {
                 while segment.prepared.get() < bytes {

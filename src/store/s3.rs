@@ -36,9 +36,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_credential_types::Credentials;
 use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::ClientConfig;
-use glommio::Task;
 
 use crate::config::{Checksum, S3Options, SignPayload};
+use crate::rt::{self, Task};
 use crate::store::StoreSeed;
 use crate::store::s3::clock::ClockOffset;
 use crate::store::s3::dial::{Dialer, Origin};
@@ -160,7 +160,7 @@ pub struct Aws {
 /// See [`StartError`]; the store cannot work until an operator changes something.
 pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartError> {
     let names = Names::new(overrides.hosts.clone());
-    let names_task = glommio::spawn_local(names.clone().keep());
+    let names_task = rt::spawn(names.clone().keep());
     let tls = tls::client_config(&overrides.roots).map_err(StartError::Tls)?;
     let proxies = match overrides.proxies.clone() {
         Some(proxies) => proxies,
@@ -191,7 +191,7 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<Aws, StartE
     if let Some(proxy) = shared.proxy() {
         tracing::info!("requests to the store go through proxy {proxy}");
     }
-    let keeper = glommio::spawn_local(chain.keep(shared.clone(), provider));
+    let keeper = rt::spawn(chain.keep(shared.clone(), provider));
     Ok(Aws { shared, names: names_task, credentials: keeper })
 }
 

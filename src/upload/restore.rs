@@ -8,15 +8,13 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future::yield_now;
-use glommio::timer::sleep;
-
 use crate::batch::Batch;
 use crate::batch::encoder::{Encoder, EncoderShared};
 use crate::config::Form;
 use crate::core::Core;
 use crate::http::ack::Tally;
 use crate::queue::job::{Origin, Stamp};
+use crate::rt::{sleep, yield_now};
 use crate::spool::Begun;
 use crate::store::Summing;
 use crate::upload::source::Parcel;

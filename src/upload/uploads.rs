@@ -16,12 +16,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
 
 use super::aside::{Aside, Upload};
 use super::limit::PutLimit;
 use crate::core::Core;
 use crate::metrics::CoreCells;
+use crate::rt::{self, sleep};
 use crate::sync::Signal;
 use crate::upload::source::Parcel;
 
@@ -65,7 +65,7 @@ impl Drop for InFlight<'_> {
 
 impl Uploads {
     pub fn new(workers: usize, cells: &'static CoreCells) -> Uploads {
-        let limit = PutLimit::new(workers, Instant::now());
+        let limit = PutLimit::new(workers, rt::now());
         cells.puts_limit.set(limit.limit() as u64);
         Uploads {
             limit: RefCell::new(limit),
@@ -105,7 +105,7 @@ impl Uploads {
     /// Has a batch of another process, which came through no queue, put beside others.
     pub fn submit_restored(&self, parcel: Parcel) {
         self.restored.set(self.restored.get() + 1);
-        self.put_aside(Upload::fresh(parcel), Instant::now());
+        self.put_aside(Upload::fresh(parcel), rt::now());
     }
 
     /// One of those is done with.
@@ -307,7 +307,7 @@ impl Core {
     /// Sets `upload`, which has failed, aside for `backoff`.
     pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
         let backoff = if self.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
-        self.uploads.put_aside(upload, Instant::now() + backoff);
+        self.uploads.put_aside(upload, rt::now() + backoff);
     }
 
     /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
@@ -339,9 +339,9 @@ pub async fn notice_retries(core: Rc<Core>) {
     let mut is_hurried = false;
     loop {
         if core.draining.get() && !std::mem::replace(&mut is_hurried, true) {
-            uploads.aside.borrow_mut().hurry(Instant::now() + DRAIN_BACKOFF_MAX);
+            uploads.aside.borrow_mut().hurry(rt::now() + DRAIN_BACKOFF_MAX);
         }
-        let now = Instant::now();
+        let now = rt::now();
         let due = uploads.aside.borrow_mut().turn(now);
         (0..due).for_each(|_| core.wake_worker());
         let next = uploads.aside.borrow().next_due();

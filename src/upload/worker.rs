@@ -20,6 +20,7 @@ use crate::deadletter::Letter;
 use crate::deadline::Alarm;
 use crate::http::ack::Fate;
 use crate::metrics::CoreCells;
+use crate::rt;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
@@ -54,7 +55,7 @@ pub async fn worker_loop(core: Rc<Core>, number: usize) {
             }
         }
         // A store that answers at once would let one worker empty the ring while nobody else runs.
-        glommio::executor().yield_if_needed().await;
+        rt::yield_if_needed().await;
     }
 }
 
@@ -141,7 +142,7 @@ impl Worker {
         let core = self.core.clone();
         upload.parcel.write_key(&core.origin, &mut self.key);
         let stored_before = core.cells.objects_stored.value();
-        let began = Instant::now();
+        let began = rt::now();
         let attempt = AssertUnwindSafe(self.attempt(&upload.parcel, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
             Ok((Ok(()), now)) => {
@@ -182,7 +183,7 @@ impl Worker {
         let object = parcel.object(&self.key);
         let timeouts = PutTimeouts::of(&core.config);
         let outcome = core.store.put_within(&mut self.alarm, began, timeouts, &object).await;
-        let now = Instant::now();
+        let now = rt::now();
         core.cells.put_latency.observe(now - began);
         if outcome.is_ok() {
             core.health.succeeded(now);
@@ -232,7 +233,7 @@ impl Worker {
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
         let trouble = Trouble { failures, healthy_before, stored_before, intent };
-        let backoff = backoff(&core.config, attempts, fastrand::f64());
+        let backoff = backoff(&core.config, attempts, rt::random_fraction());
         // In this order: else a slot would seem to be free in between.
         core.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
         drop(in_flight);
@@ -244,7 +245,7 @@ impl Worker {
     /// be the object's.
     async fn pause(&self) {
         if let Some(failures) = self.failures.checked_sub(1).filter(|n| *n > 0) {
-            let backoff = backoff(&self.core.config, failures, fastrand::f64());
+            let backoff = backoff(&self.core.config, failures, rt::random_fraction());
             self.core.pause_worker(self.number, backoff).await;
         }
     }

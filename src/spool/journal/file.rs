@@ -13,6 +13,7 @@ use super::super::segment::{Note, Payloads, Segment};
 use super::super::{Spool, SpoolError};
 use super::{Batch, CoreDir, State};
 use crate::deadletter::create_dir;
+use crate::rt;
 
 /// A journal's file, if its open batches do not need more. Filled in ten seconds by a hundred batches a second that each
 /// have a group of their own.
@@ -107,7 +108,7 @@ impl Spool {
             None => {}
         }
         // In a directory of another process its numbers mean nothing here.
-        let number = if dir.is_own() { self.take_number() } else { fastrand::u64(..) };
+        let number = if dir.is_own() { self.take_number() } else { rt::random() };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
         let made = self.create_file(&path, bytes, bytes).await;
         let made = match made {

@@ -11,6 +11,7 @@ use super::connector;
 use super::dial::{LinkError, Origin};
 use super::direct::{ErrorDocument, error_document};
 use super::keys::SnapshotKeys;
+use crate::rt;
 use crate::store::classify::Cause;
 use crate::store::s3::{AwsShared, Keys};
 use crate::store::{Class, PutError, classify};
@@ -46,7 +47,7 @@ impl Account {
             if keys
                 .credentials
                 .expiry()
-                .is_none_or(|at| at > SystemTime::now().min(self.clock.now()))
+                .is_none_or(|at| at > rt::wall_clock().min(self.clock.now()))
             {
                 return Ok(read(keys));
             }

@@ -24,7 +24,6 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use glommio::timer::Timer;
 use http::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http_body_util::{BodyExt, Full, Limited};
 use send_wrapper::SendWrapper;
@@ -33,6 +32,7 @@ use super::dial::{LinkError, Origin};
 use super::pool::{Conn, Pool};
 use crate::deadline::within;
 use crate::queue::job::Payload;
+use crate::rt::Timer;
 use crate::store::PeerSlot;
 
 /// Longest answer taken from a store or a credential service, bytes.

@@ -18,11 +18,11 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::TimeSource;
 use aws_types::os_shim_internal::Env;
 use aws_types::service_config::ServiceConfigKey;
-use glommio::timer::Timer;
 
 use super::environment::{self, Variables};
 use super::{AwsShared, Overrides, Place, S3Target, StartError, endpoint, files, profile};
 use crate::deadline::within;
+use crate::rt::{self, Timer};
 use crate::store::s3::connector::{GlommioHttp, GlommioSleep, link_error, with_sources};
 use crate::store::s3::dial::LinkError;
 use crate::store::s3::pool::Pool;
@@ -70,7 +70,7 @@ impl Chain {
 
     /// Loads everything for the first time.
     pub(super) async fn first(&self, target: &S3Target) -> Result<First, StartError> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = rt::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
         let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
         let place = match place(&config, target) {
@@ -91,7 +91,7 @@ impl Chain {
             unreached: false,
         })?;
         let ask = async { provider.provide_credentials().await.map_err(start_error) };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(rt::now());
         let credentials = within(left, ask, || Err(late())).await;
         match credentials {
             Err(error) if !error.may_pass() => Err(error),
@@ -107,7 +107,7 @@ impl Chain {
     ) {
         let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
         let mut due = refresh_at(&shared.keys().credentials);
-        let mut not_before = Instant::now();
+        let mut not_before = rt::now();
         if shared.no_keys().is_some() {
             not_before += RETRY_MIN;
         }
@@ -115,7 +115,7 @@ impl Chain {
         let mut spacing = Asked::default();
         loop {
             Timer::new(POLL).await;
-            let now = Instant::now();
+            let now = rt::now();
             let asked = shared.newer_keys_wanted();
             if now < not_before || !(asked || due.is_some_and(|at| now >= at)) {
                 continue;
@@ -202,7 +202,7 @@ async fn read_files(variables: Variables) -> Result<Vec<files::SharedFile>, Star
         let home = files::home(&|name| std::env::var_os(name));
         files::read(&variables, home.as_deref())
     };
-    glommio::executor().spawn_blocking(read).await
+    rt::blocking(read).await
 }
 
 fn place(config: &SdkConfig, target: &S3Target) -> Result<Place, StartError> {
@@ -270,12 +270,12 @@ fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
     let ahead = REFRESH_AHEAD.min(life / 2);
     // Earlier by up to a tenth, so that a fleet started together does not ask together.
-    let early = ahead.mul_f64(fastrand::f64() / 10.0);
-    Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
+    let early = ahead.mul_f64(rt::random_fraction() / 10.0);
+    Some(rt::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
 }
 
 fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+    wait.mul_f64(0.5 + rt::random_fraction() / 2.0)
 }
 
 fn start_error(error: CredentialsError) -> StartError {

@@ -26,6 +26,7 @@ use super::tunnel;
 use crate::deadline::within;
 use crate::net::{self, Acknowledged, Net};
 use crate::queue::job::Payload;
+use crate::rt;
 use crate::store::s3::names::Names;
 use crate::store::s3::proxies::{Proxies, Proxy};
 
@@ -161,7 +162,7 @@ impl Dialer {
             Err(LinkError::ConnectTimeout { host, port, after: timeout })
         };
         let proxy = self.proxies.of(origin);
-        let dialled = self.dial_unbounded(origin, proxy, Instant::now() + timeout);
+        let dialled = self.dial_unbounded(origin, proxy, rt::now() + timeout);
         within(timeout, dialled, late).await.map_err(|error| error.through(proxy))
     }
 
@@ -221,8 +222,8 @@ impl Dialer {
 
     /// When a connection that is opened now is too old.
     fn retire_at(&self) -> Option<Instant> {
-        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * fastrand::f64();
-        (!self.age.is_zero()).then(|| Instant::now() + self.age.mul_f64(factor))
+        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * rt::random_fraction();
+        (!self.age.is_zero()).then(|| rt::now() + self.age.mul_f64(factor))
     }
 }
 
@@ -352,8 +353,7 @@ mod tests {
     use crate::store::s3::tls;
 
     fn on_executor<T>(test: impl Future<Output = T>) -> T {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test)
+        rt::run_test(test)
     }
 
     fn dialer(names: Arc<Names>, age: Duration) -> Dialer {
@@ -388,7 +388,7 @@ mod tests {
                     }
                 };
                 publish("127.0.0.2");
-                glommio::timer::sleep(Duration::from_millis(1)).await;
+                rt::sleep(Duration::from_millis(1)).await;
                 let retire_at = wire.retire_at();
                 idle.keep(&origin, wire, retire_at);
             }

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use super::dial::Origin;
+use crate::rt;
 
 /// A connection idle for longer is closed, not reused: stores close theirs soon after.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,12 +30,12 @@ pub(crate) struct Idle<C> {
 
 impl<C> Idle<C> {
     pub(crate) fn new(idle_max: usize) -> Idle<C> {
-        Idle { idle_max, conns: RefCell::default(), swept: Cell::new(Instant::now()) }
+        Idle { idle_max, conns: RefCell::default(), swept: Cell::new(rt::now()) }
     }
 
     /// The connection to `origin` last kept that is neither idle for too long nor too old.
     pub(crate) fn take(&self, origin: &Origin) -> Option<C> {
-        self.take_at(origin, Instant::now())
+        self.take_at(origin, rt::now())
     }
 
     fn take_at(&self, origin: &Origin, now: Instant) -> Option<C> {
@@ -56,7 +57,7 @@ impl<C> Idle<C> {
     /// Keeps `conn` for the next request to `origin`, unless `retire_at` has passed or enough are
     /// kept.
     pub(crate) fn keep(&self, origin: &Origin, conn: C, retire_at: Option<Instant>) {
-        self.keep_at(origin, conn, retire_at, Instant::now());
+        self.keep_at(origin, conn, retire_at, rt::now());
     }
 
     fn keep_at(&self, origin: &Origin, conn: C, retire_at: Option<Instant>, now: Instant) {

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use glommio::timer::Timer;
 
+use crate::rt::{self, Timer};
 use crate::store::s3::dial::LinkError;
 
 /// How often every known host is resolved again.
@@ -90,7 +90,7 @@ impl Names {
                 None => {}
             }
             asked = true;
-            if Instant::now() >= deadline {
+            if rt::now() >= deadline {
                 return Err(unresolved("the resolver did not answer in time"));
             }
             Timer::new(ANSWER_POLL).await;
@@ -105,7 +105,7 @@ impl Names {
             return Some(Ok(entry.addresses.clone()));
         }
         let (why, at) = entry.failed.as_ref()?;
-        (at.elapsed() < FAILURE_KEPT).then(|| Err(why.clone()))
+        (rt::since(*at) < FAILURE_KEPT).then(|| Err(why.clone()))
     }
 
     fn ask(&self, host: &str) -> Result<(), &'static str> {
@@ -121,11 +121,11 @@ impl Names {
 
     /// Serves the table for as long as it runs; spawned once, on the control executor.
     pub(crate) async fn keep(self: Arc<Names>) {
-        let mut round = Instant::now();
+        let mut round = rt::now();
         loop {
             Timer::new(ASKED_POLL).await;
-            let hosts: Vec<String> = if round.elapsed() >= ROUND {
-                round = Instant::now();
+            let hosts: Vec<String> = if rt::since(round) >= ROUND {
+                round = rt::now();
                 let table = self.table.load();
                 table.iter().filter(|(_, e)| !e.fixed).map(|(host, _)| host.clone()).collect()
             } else if self.any_asked.swap(false, Ordering::Acquire) {
@@ -153,7 +153,7 @@ impl Names {
                 entry.addresses = addresses;
                 entry.failed = None;
             }
-            Err(why) => entry.failed = Some((why, Instant::now())),
+            Err(why) => entry.failed = Some((why, rt::now())),
         }
         self.table.store(Arc::new(table));
     }
@@ -162,7 +162,7 @@ impl Names {
 /// One `getaddrinfo` on the executor's blocking thread, never on the executor itself.
 async fn resolve(host: String) -> Result<Vec<SocketAddr>, String> {
     let look_up = move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter);
-    match glommio::executor().spawn_blocking(look_up).await {
+    match rt::blocking(look_up).await {
         Ok(addresses) if addresses.is_empty() => Err("the name has no address".into()),
         Ok(mut addresses) => {
             addresses.dedup();
@@ -184,8 +184,7 @@ mod tests {
     use super::*;
 
     fn on_executor(test: impl Future<Output = ()>) {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test);
+        rt::run_test(test);
     }
 
     fn soon() -> Instant {
@@ -220,7 +219,7 @@ mod tests {
         let names = Names::new(vec![]);
         names.publish("localhost".into(), Err("the network is not up".into()));
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = rt::spawn(names.clone().keep());
             let failed = names.addresses("localhost", 7, soon()).await.unwrap_err();
             assert!(failed.to_string().contains("the network is not up"), "{failed}");
             Timer::new(FAILURE_KEPT).await;
@@ -233,7 +232,7 @@ mod tests {
     fn an_unknown_host_is_asked_for_and_waited_for() {
         let names = Names::new(vec![]);
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep());
+            let keeper = rt::spawn(names.clone().keep());
             let got = names.addresses("localhost", 7, soon()).await.unwrap();
             assert!(got.iter().all(|a| a.ip().is_loopback() && a.port() == 7));
             keeper.cancel().await;

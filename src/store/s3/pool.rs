@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_lite::future;
-use glommio::Task;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use smol_hyper::rt::FuturesIo;
@@ -18,6 +17,7 @@ use super::dial::{Dialer, LinkError, Origin};
 use super::idle::Idle;
 use crate::deadline::within;
 use crate::net::Acknowledged;
+use crate::rt::{self, Task};
 use crate::store::s3::proxies::Proxy;
 
 /// How long a connection whose answer came before its request was fully sent may take to become
@@ -73,7 +73,7 @@ impl Pool {
         let (sender, connection) = http1::handshake(FuturesIo::new(wire))
             .await
             .map_err(|e| LinkError::Broken { host: origin.host.clone(), why: e.to_string() })?;
-        let task = glommio::spawn_local(async move {
+        let task = rt::spawn(async move {
             // Its error reaches the request in flight; without one it is a close by the peer.
             let _ = connection.await;
         });
@@ -89,7 +89,7 @@ impl Pool {
                 // The store answered early, or the connection's task has yet to see the end of the
                 // exchange. Off the request's path, for a bounded time.
                 let (pool, origin) = (Rc::downgrade(pool), origin.clone());
-                glommio::spawn_local(async move {
+                rt::spawn(async move {
                     let settled = async { conn.sender.ready().await.is_ok() };
                     if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()

@@ -6,6 +6,7 @@
 //! [`AVOIDED_FOR`]: a dead address costs one connection a delay, not every connection. It is never
 //! left out, for it may be the only one that lives by then.
 
+use crate::rt::{self, Timer};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -13,8 +14,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-
-use glommio::timer::Timer;
 
 /// How long an attempt runs alone: the connection attempt delay of RFC 8305, section 5.
 pub(crate) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -88,7 +87,7 @@ pub(crate) struct Memory<'a> {
 
 impl Memory<'_> {
     fn note(&self, address: SocketAddr, why: &str) {
-        if self.avoided.borrow_mut().note(address, Instant::now()) && self.has_choice {
+        if self.avoided.borrow_mut().note(address, rt::now()) && self.has_choice {
             let (host, seconds) = (self.host, AVOIDED_FOR.as_secs());
             tracing::warn!(host, %address, why, "address does not answer, tried last for {seconds} s");
         }
@@ -136,7 +135,7 @@ struct Attempt<F> {
 impl<F> Drop for Race<'_, F> {
     fn drop(&mut self) {
         for attempt in &self.running {
-            if attempt.since.elapsed() >= ATTEMPT_DELAY {
+            if rt::since(attempt.since) >= ATTEMPT_DELAY {
                 self.memory.note(attempt.address, "no answer");
             }
         }
@@ -179,7 +178,7 @@ pub(crate) async fn first_of<F, S>(
 where
     F: Future<Output = io::Result<S>>,
 {
-    let order = memory.avoided.borrow_mut().order(addresses, Instant::now());
+    let order = memory.avoided.borrow_mut().order(addresses, rt::now());
     let mut waiting = order.into_iter().peekable();
     let mut race = Race { memory, running: Vec::new() };
     let mut failed = None;
@@ -190,7 +189,7 @@ where
             && let Some(address) = waiting.next()
         {
             let connect = Box::pin(connect(address));
-            race.running.push(Attempt { address, since: Instant::now(), connect });
+            race.running.push(Attempt { address, since: rt::now(), connect });
             timer = waiting.peek().map(|_| Timer::new(ATTEMPT_DELAY));
         }
         if race.running.is_empty() {
@@ -216,9 +215,8 @@ where
 mod tests {
     use std::rc::Rc;
 
-    use glommio::timer::sleep;
-
     use super::*;
+    use crate::rt::sleep;
 
     const DEAD: Duration = Duration::from_secs(3600);
 
@@ -227,8 +225,7 @@ mod tests {
     }
 
     fn on_executor<T>(test: impl Future<Output = T>) -> T {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test)
+        rt::run_test(test)
     }
 
     /// How an address of a test answers.

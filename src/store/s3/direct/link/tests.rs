@@ -5,11 +5,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use glommio::LocalExecutor;
 use proptest::prelude::*;
 
 use super::*;
 use crate::net::Net;
+use crate::rt;
 use crate::store::Progress;
 
 /// Longer than anything here takes.
@@ -33,7 +33,7 @@ fn serve<T: Send + 'static>(
 }
 
 fn with_link<T>(address: SocketAddr, test: impl AsyncFnOnce(&mut Link) -> T) -> T {
-    LocalExecutor::default().run(async {
+    rt::run_test(async {
         let stream = Net::here().unwrap().connect(address).await.unwrap();
         test(&mut Link::new(Wire::plain(stream))).await
     })
