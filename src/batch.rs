@@ -33,14 +33,16 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use glommio::timer::sleep;
+use crate::rt;
+use crate::rt::sleep;
 
 pub use gather::gather;
 
+use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
 use crate::config::{BatchOptions, Config, Form};
 use crate::key::{KeyTemplate, Partition};
-use crate::metrics::{Cell64, CoreCells, Reason};
+use crate::metrics::{CoreCells, Reason};
 use crate::queue::admission::Admission;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
@@ -48,7 +50,6 @@ use crate::queue::outcome::{Fate, Tally};
 use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};
-use crate::sync::Signal;
 use crate::throttle::Throttle;
 use encoder::{Encoder, EncoderShared};
 use open::Open;
@@ -72,7 +73,7 @@ pub struct Batches {
     keys: KeyTemplate,
     feed: Feed,
     shared: Rc<EncoderShared>,
-    memory: Rc<Memory>,
+    memory: Rc<Budget>,
     open: RefCell<OpenBatches>,
     /// In line for a worker.
     closed: Ring<Rc<Batch>>,
@@ -139,12 +140,7 @@ struct OpenBatches {
 impl Batches {
     pub fn new(config: &Config, feed: Feed, cells: &'static CoreCells) -> Option<Rc<Batches>> {
         let options = config.batch.clone()?;
-        let memory = Rc::new(Memory {
-            max: options.memory,
-            used: Cell::new(0),
-            freed: Signal::default(),
-            gauge: &cells.batch_bytes,
-        });
+        let memory = Budget::new(options.memory, &cells.batch_bytes);
         Some(Rc::new(Batches {
             keys: config.keys.clone(),
             feed,
@@ -218,7 +214,7 @@ impl Batches {
         self.parked.batches.borrow_mut().push(batch);
         if self.parked.batches.borrow().len() == 1 {
             let batches = self.clone();
-            glommio::spawn_local(async move {
+            rt::spawn(async move {
                 sleep(PARKED_FOR).await;
                 for batch in batches.parked.batches.take() {
                     // Else the stop has come to its end: what is spooled stays there.
@@ -250,47 +246,6 @@ impl Batches {
         self.cells.batches_open.set(0);
         batches.retain(|batch| !batch.is_spooled());
         (job.into_iter().collect(), batches)
-    }
-}
-
-/// Memory of a core's batches.
-struct Memory {
-    max: usize,
-    used: Cell<usize>,
-    /// Some has been given back.
-    freed: Signal,
-    gauge: &'static Cell64,
-}
-
-impl Memory {
-    fn fits(&self, bytes: usize) -> bool {
-        self.used.get() + bytes <= self.max
-    }
-}
-
-/// What one batch holds of it, released when dropped.
-struct Charge {
-    memory: Rc<Memory>,
-    bytes: usize,
-}
-
-impl Charge {
-    fn new(memory: &Rc<Memory>) -> Charge {
-        Charge { memory: memory.clone(), bytes: 0 }
-    }
-
-    fn set(&mut self, bytes: usize) {
-        let used = self.memory.used.get() - self.bytes + bytes;
-        self.bytes = bytes;
-        self.memory.used.set(used);
-        self.memory.gauge.set(used as u64);
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.set(0);
-        self.memory.freed.raise();
     }
 }
 

@@ -8,9 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-use glommio::timer::sleep;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::control::{Exit, Prepared, prepare_store};
@@ -20,6 +18,7 @@ use crate::deadline::Alarm;
 use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
 use crate::queue::job::{Origin, Payload};
+use crate::rt::{self, sleep};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
 /// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.
@@ -134,7 +133,7 @@ async fn side_by_side<T: 'static>(
     let workers: Vec<_> = (0..REPLAY_WORKERS)
         .map(|_| {
             let shared = shared.clone();
-            glommio::spawn_local(async move {
+            rt::spawn(async move {
                 let (items, work) = &*shared;
                 loop {
                     let Some(next) = items.borrow_mut().next() else { break };
@@ -172,8 +171,7 @@ impl Puts {
         let mut alarm = Alarm::default();
         loop {
             attempts += 1;
-            let put =
-                self.store.put_within(&mut alarm, Instant::now(), self.timeouts, object).await;
+            let put = self.store.put_within(&mut alarm, rt::now(), self.timeouts, object).await;
             match put {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;

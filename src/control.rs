@@ -17,9 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::rt;
+use crate::rt::sleep;
 use arc_swap::ArcSwap;
-use glommio::timer::sleep;
-use glommio::{LocalExecutorBuilder, Placement};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{Ack, Config, core_list};
@@ -27,10 +27,10 @@ use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
 use crate::core::{self, Setup};
 use crate::deadletter::DeadLetters;
-use crate::deadline::{strictly_within, waking};
+use crate::deadline::strictly_within;
 use crate::http::accept;
 use crate::http::tokens::TokenSet;
-use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::limits::Limits;
 use crate::log;
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
@@ -68,16 +68,9 @@ const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 /// # Errors
 /// io_uring is refused or locked memory is short; the preflight says which.
 pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
-    let executor = LocalExecutorBuilder::new(Placement::Unbound)
-        .name("millrace-control")
-        .io_memory(IO_MEMORY_BYTES)
-        .make()
+    let executor = rt::Executor::unpinned("millrace-control")
         .map_err(|error| format!("the control executor does not start: {error}"))?;
-    let waking = waking();
-    Ok(executor.run(async {
-        glommio::spawn_local(waking.stay_awake()).detach();
-        main.await
-    }))
+    Ok(executor.run(main))
 }
 
 /// Serves until a signal or a core's death, then stops. A signal before it serves ends the process, see [`Signals`].
@@ -108,7 +101,7 @@ struct Server {
 }
 
 async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Result<Server, String> {
-    let epoch = Instant::now();
+    let epoch = rt::now();
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
@@ -213,19 +206,19 @@ fn spare_cpus(cores: &[usize]) -> Vec<usize> {
 /// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
 /// replay beside this server takes letters away.
 fn watch_dead_letters(dead_letters: DeadLetters) {
-    glommio::spawn_local(async move {
-        let mut measured = Instant::now();
+    rt::spawn(async move {
+        let mut measured = rt::now();
         loop {
             sleep(DEAD_LETTER_PROBE).await;
-            let measure = dead_letters.used() > 0 && measured.elapsed() >= DEAD_LETTER_MEASURE;
+            let measure = dead_letters.used() > 0 && rt::since(measured) >= DEAD_LETTER_MEASURE;
             if measure {
-                measured = Instant::now();
+                measured = rt::now();
                 let dead_letters = dead_letters.clone();
-                glommio::executor().spawn_blocking(move || dead_letters.remeasure()).await;
+                rt::blocking(move || dead_letters.remeasure()).await;
             }
             if dead_letters.is_failing() {
                 let dead_letters = dead_letters.clone();
-                glommio::executor().spawn_blocking(move || dead_letters.probe()).await;
+                rt::blocking(move || dead_letters.probe()).await;
             }
         }
     })
@@ -236,7 +229,7 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
 fn start_admin(socket: Socket, admin: Admin) -> Result<Socket, String> {
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
-    glommio::spawn_local(admin::serve(Rc::new(admin), net.listener(socket))).detach();
+    rt::spawn(admin::serve(Rc::new(admin), net.listener(socket))).detach();
     Ok(handle)
 }
 
@@ -257,7 +250,7 @@ fn promise(ack: Ack) -> &'static str {
 
 impl Server {
     async fn until_all(&self, state: CoreState) -> Result<(), String> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = rt::now() + START_TIMEOUT;
         loop {
             for (cells, id) in self.cells.iter().zip(&self.config.cores) {
                 if cells.is(CoreState::Died) {
@@ -293,7 +286,7 @@ impl Server {
             queue_bytes_per_core = config.max_queue_bytes,
             body_bytes_per_core = config.max_body_bytes,
             connections_per_core = self.limits.connections,
-            started_in_ms = epoch.elapsed().as_millis() as u64,
+            started_in_ms = rt::since(epoch).as_millis() as u64,
             ack = config.ack.name(),
             spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
             "serving; a 200 means: {}", promise(config.ack)
@@ -303,7 +296,7 @@ impl Server {
     async fn run(self) -> Exit {
         let mut clean = true;
         loop {
-            match self.next_event(Instant::now() + Duration::from_secs(3600)).await {
+            match self.next_event(rt::now() + Duration::from_secs(3600)).await {
                 Some(Event::Stop) => break,
                 Some(Event::Bell) if self.shut_dead_cores() => {
                     clean = false;
@@ -312,7 +305,7 @@ impl Server {
                 Some(Event::Bell) | None => {}
             }
         }
-        let end = Instant::now() + self.limits.stop.exit;
+        let end = rt::now() + self.limits.stop.exit;
         let deadline = end - LAST_WORDS;
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
         self.stopping.set(true);
@@ -344,7 +337,7 @@ impl Server {
 
     /// The next event, or `None` at `deadline`.
     async fn next_event(&self, deadline: Instant) -> Option<Event> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(rt::now());
         strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }
 

@@ -12,12 +12,12 @@ mod run;
 
 use std::rc::Rc;
 
+use crate::budget::Budget;
 use crate::http::body::BodyReader;
 use crate::http::server::{Conns, Server};
 use crate::http::tokens::TokenView;
 use crate::metrics::CoreCells;
 use crate::net::Net;
-use crate::queue::admission::Budget;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
 use pipeline::Pipeline;

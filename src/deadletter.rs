@@ -21,11 +21,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 pub use letter::Letter;
 
 use crate::queue::job::Payload;
+use crate::rt;
 use bundle::{BUNDLE, BundleReader, BundleWriter};
 
 /// Why a dead letter was not written.
@@ -97,7 +98,7 @@ impl DeadLetters {
             directory: Arc::new(directory.to_owned()),
             max,
             used,
-            opened: Instant::now(),
+            opened: rt::now(),
             measure_after: Arc::default(),
             next_unfinished: Arc::default(),
             failing: Arc::default(),
@@ -139,13 +140,13 @@ impl DeadLetters {
             let mut bytes = Vec::with_capacity(part.len());
             for piece in part.chunks(COPY_BYTES) {
                 bytes.extend_from_slice(piece);
-                glommio::executor().yield_if_needed().await;
+                rt::yield_if_needed().await;
             }
             copy.push(bytes);
         }
         let dead = self.clone();
         let write = move || dead.write(&stem, &letter, &copy);
-        glommio::executor().spawn_blocking(write).await
+        rt::blocking(write).await
     }
 
     /// Writes one letter under `stem`, which must be unique; it is durable on return. Blocks.
@@ -296,7 +297,7 @@ impl DeadLetters {
     }
 
     fn may_measure(&self) -> bool {
-        let now = self.opened.elapsed().as_millis() as u64;
+        let now = rt::since(self.opened).as_millis() as u64;
         let next = now + MEASURE_EVERY.as_millis() as u64;
         let due = |after: u64| (after <= now).then_some(next);
         self.measure_after.fetch_update(Relaxed, Relaxed, due).is_ok()
@@ -359,7 +360,7 @@ fn sweep(directory: &Path) -> io::Result<()> {
             _ => false,
         };
         let modified = || entry.metadata()?.modified();
-        let old = |since| SystemTime::now().duration_since(since);
+        let old = |since| rt::wall_clock().duration_since(since);
         if unfinished
             // Removed meanwhile, or dated in the future: kept.
             && modified().is_ok_and(|since| old(since).is_ok_and(|age| age > UNFINISHED_AGE_MAX))
@@ -399,6 +400,7 @@ mod tests {
     use super::*;
     use crate::coding::Coding;
     use crate::store::Object;
+    use std::time::SystemTime;
 
     fn letter(key: &str, payload: &[u8]) -> Letter {
         let payload = Payload::from(payload.to_vec());
@@ -426,11 +428,7 @@ mod tests {
         let coding = Some(Coding::Zstd);
         let object = Object { key: "dt=1/a.zst", body: &body, coding, sums: None };
         let letter = Letter::now(&object, 500, "null:".into(), "Code: message".into(), 3);
-        let written = glommio::LocalExecutor::default().run(dead.write_off_core(
-            "a".into(),
-            letter.clone(),
-            &body,
-        ));
+        let written = rt::run_test(dead.write_off_core("a".into(), letter.clone(), &body));
         written.unwrap();
         assert_eq!(dead.payload("a").unwrap(), parts.concat());
         assert_eq!(dead.used(), measure(dir.path()).unwrap());

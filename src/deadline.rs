@@ -7,16 +7,13 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Once, mpsc};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
-use glommio::timer::Timer;
-use rustix::process::{Pid, getpid};
-use rustix::thread::gettid;
 
 use crate::net::Net;
+use crate::rt::{self, Timer};
 
 /// What `work` gives, or `late` once the peer that it waits for has had `limit`. `work` is asked first, so what is ready
 /// at once costs no timer; it is dropped when it is late.
@@ -25,7 +22,7 @@ pub async fn within<T>(
     work: impl Future<Output = T>,
     late: impl FnOnce() -> T,
 ) -> T {
-    Alarm::default().judge(Instant::now(), limit, work, late).await
+    Alarm::default().judge(rt::now(), limit, work, late).await
 }
 
 /// A delay that no busy core explains, …
@@ -48,7 +45,7 @@ pub async fn take_in_arrived() {
     if let Some(net) = Net::of_this_executor() {
         net.hand_over().await;
     }
-    future::yield_now().await;
+    rt::yield_now().await;
 }
 
 /// What `work` gives, or `late` once `limit` has passed: for a schedule of our own, which no pause makes longer.
@@ -75,7 +72,7 @@ impl Alarm {
     /// Ready once `deadline` has passed; until then the task is woken by then, perhaps earlier. Only ever polled by one
     /// task.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let now = Instant::now();
+        let now = rt::now();
         if now >= deadline {
             return Poll::Ready(());
         }
@@ -105,10 +102,10 @@ impl Alarm {
             if let Some(done) = self.wait(deadline, work.as_mut()).await {
                 return done;
             }
-            if !was_paused(limit, deadline.elapsed()) {
+            if !was_paused(limit, rt::since(deadline)) {
                 break;
             }
-            deadline = Instant::now() + limit;
+            deadline = rt::now() + limit;
         }
         for _ in 0..LOOKS {
             take_in_arrived().await;
@@ -143,76 +140,10 @@ impl Alarm {
     }
 }
 
-/// How often an executor is woken that may have nothing to do.
-const WAKE_EVERY: Duration = Duration::from_millis(50);
-
-/// The thread that wakes an executor. An executor of glommio 0.9 whose time slice ends between its look at the rings and its
-/// look at its tasks (`run_task_queues`) takes that for having no tasks, and sleeps although some are ready, with timers that
-/// are still to be set; on a busy host one start in fifty slept for ever. So a thread of its own wakes each executor, by a
-/// task of no use: 20 short wake-ups a second, and no such sleep lasts longer.
-///
-/// Before an executor has run its first task there is nothing to wake it by, and that sleep was seen as well, in one start
-/// of five hundred. Until then its thread gets a signal, which ends the sleep as well.
-pub struct Waking(mpsc::SyncSender<Waker>);
-
-/// Interrupts system calls, and does nothing else.
-const WAKE_SIGNAL: i32 = signal_hook::consts::SIGURG;
-
-/// Starts it for the executor that the calling thread is about to run; have that run [`Waking::stay_awake`].
-pub fn waking() -> Waking {
-    // Without a handler the kernel ignores it, and nothing is interrupted.
-    static HANDLER: Once = Once::new();
-    HANDLER.call_once(|| {
-        if let Err(error) = signal_hook::flag::register(WAKE_SIGNAL, Arc::default()) {
-            tracing::warn!("no handler for the signal that wakes an executor: {error}");
-        }
-    });
-    let (send, receive) = mpsc::sync_channel::<Waker>(1);
-    let sleeper = gettid();
-    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which is not on a core")]
-    let wake = move || {
-        let waker = loop {
-            match receive.recv_timeout(WAKE_EVERY) {
-                Ok(waker) => break waker,
-                Err(mpsc::RecvTimeoutError::Timeout) => interrupt(sleeper),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            }
-        };
-        loop {
-            std::thread::sleep(WAKE_EVERY);
-            waker.wake_by_ref();
-        }
-    };
-    let thread = std::thread::Builder::new().name("millrace-wake".to_owned());
-    if let Err(error) = thread.spawn(wake) {
-        tracing::warn!("no thread to wake this executor: {error}");
-    }
-    Waking(send)
-}
-
-impl Waking {
-    /// Runs on the executor, for as long as that does.
-    pub async fn stay_awake(self) {
-        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let _without_a_thread = self.0.try_send(waker);
-        std::future::pending().await
-    }
-}
-
-/// Sends [`WAKE_SIGNAL`] to the thread `sleeper` of this process, should it still live.
-#[expect(unsafe_code, reason = "no library has this call")]
-fn interrupt(sleeper: Pid) {
-    let (process, thread) = (getpid().as_raw_pid(), sleeper.as_raw_pid());
-    // SAFETY: takes three numbers and touches no memory of ours; the signal's handler does nothing, and by default it is
-    // ignored.
-    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, WAKE_SIGNAL) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use futures_lite::future::{pending, ready};
-    use glommio::LocalExecutor;
 
     const SHORT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(10);
@@ -241,7 +172,7 @@ mod tests {
     fn what_arrived_during_a_pause_is_in_time() {
         use futures_lite::AsyncReadExt;
         use std::io::Write as _;
-        LocalExecutor::default().run(async {
+        rt::run_test(async {
             let net = Net::here().unwrap();
             // A pause that is long for the limit, and one that is not and ends right with it.
             for (limit, pause_for) in [(SHORT, 10 * SHORT), (5 * SHORT, 6 * SHORT)] {
@@ -253,7 +184,7 @@ mod tests {
                     ours.read_exact(&mut byte).await.unwrap();
                     byte[0]
                 };
-                let during = glommio::spawn_local(async move {
+                let during = rt::spawn(async move {
                     theirs.write_all(b"x").unwrap();
                     pause(pause_for);
                     theirs
@@ -263,12 +194,12 @@ mod tests {
             }
             // Nothing comes: late all the same, the second time.
             let started = Instant::now();
-            let during = glommio::spawn_local(async move { pause(10 * SHORT) });
+            let during = rt::spawn(async move { pause(10 * SHORT) });
             assert!(within(SHORT, async { pending().await }, || true).await);
             assert!(started.elapsed() >= 10 * SHORT);
             during.await;
             // Schedules are not made longer.
-            let during = glommio::spawn_local(async move { pause(10 * SHORT) });
+            let during = rt::spawn(async move { pause(10 * SHORT) });
             let started = Instant::now();
             assert!(strictly_within(SHORT, async { pending().await }, || true).await);
             assert!(started.elapsed() < LONG);
@@ -276,33 +207,16 @@ mod tests {
         });
     }
 
-    /// A thread that sleeps in the kernel, as an executor does before its first task.
-    #[test]
-    fn who_has_not_begun_is_interrupted() {
-        let waking = waking();
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::IN)];
-        let slept = rustix::event::poll(&mut fds, Some(&LONG.try_into().unwrap()));
-        assert_eq!(slept, Err(rustix::io::Errno::INTR));
-        // From its first task on it is not.
-        LocalExecutor::default().run(async {
-            glommio::spawn_local(waking.stay_awake()).detach();
-            glommio::timer::sleep(4 * WAKE_EVERY).await;
-            let soon = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-            assert_eq!(rustix::event::poll(&mut fds, Some(&soon)), Ok(0));
-        });
-    }
-
     #[test]
     fn an_alarm_serves_one_wait_after_another() {
-        LocalExecutor::default().run(async {
+        rt::run_test(async {
             let mut alarm = Alarm::default();
             let started = Instant::now();
             assert!(alarm.until(Instant::now() + LONG, ready(true), || false).await);
             assert!(alarm.set.is_none(), "what is ready costs no timer");
             // A later call is brought forward, and one that has come is set anew.
             let soon = async {
-                glommio::timer::sleep(SHORT / 2).await;
+                rt::sleep(SHORT / 2).await;
                 true
             };
             assert!(alarm.until(Instant::now() + LONG, soon, || false).await);
@@ -313,13 +227,13 @@ mod tests {
             assert!((2 * SHORT..LONG).contains(&started.elapsed()));
             // An earlier one stands.
             let slow = async {
-                glommio::timer::sleep(SHORT / 2).await;
+                rt::sleep(SHORT / 2).await;
                 true
             };
             assert!(alarm.until(Instant::now() + SHORT, slow, || false).await);
             let set = alarm.set.as_ref().map(|(at, _)| *at);
             let slow = async {
-                glommio::timer::sleep(2 * SHORT).await;
+                rt::sleep(2 * SHORT).await;
                 true
             };
             assert!(

@@ -79,11 +79,13 @@ pub mod store;
 
 pub mod config;
 
+pub mod budget;
 pub mod coding;
 pub mod deadline;
 pub mod log;
 pub mod metrics;
 pub mod net;
+pub mod rt;
 pub mod stop;
 pub mod sync;
 pub mod throttle;

@@ -15,20 +15,13 @@ use crate::http::body::ZSTD_WINDOW_LOG_MAX;
 use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
+use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
 use crate::spool;
 use crate::upload::FILES_PER_WORKER;
 use crate::upload::restore::RESTORERS;
 
 /// Connections to the admin listener, all told: a few scrapers, a load balancer's health checks, a browser.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
-
-/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each of its three
-/// rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under the 8 MiB that is the usual
-/// `RLIMIT_MEMLOCK`; glommio's own default of 10 MiB would want 90.
-pub const IO_MEMORY_BYTES: usize = 512 << 10;
-
-/// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory anew.
-pub const RINGS_PER_EXECUTOR: usize = 3;
 
 /// Queues of one executor's rings, the sockets' included, which the kernel counts as locked memory of a user without
 /// privileges. Measured on 6.18: three executors need 576 KiB.
@@ -46,7 +39,7 @@ pub const CORE_FILES: usize = 64;
 pub const PROCESS_FILES: usize = 64;
 
 /// Threads of one executor: its own, glommio's blocking thread, the one that wakes it (see
-/// [`crate::deadline::Waking`]), and two workers that the kernel makes for what io_uring cannot do at once, one for
+/// `rt::waking`), and two workers that the kernel makes for what io_uring cannot do at once, one for
 /// files and one for everything else. It makes more of those when it can.
 pub const THREADS_PER_EXECUTOR: usize = 5;
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
+use crate::rt;
 use writer::{Queue, ToQueue};
 
 pub use writer::QUEUE_BYTES_MAX;
@@ -118,7 +119,7 @@ fn flush(patience: Duration) {
 
 /// Writes the last lines of a process that has to be gone at `end`.
 pub fn end_by(end: Instant) {
-    flush(end.saturating_duration_since(Instant::now()).clamp(FLUSH_MIN, FLUSH_MAX));
+    flush(end.saturating_duration_since(rt::now()).clamp(FLUSH_MIN, FLUSH_MAX));
 }
 
 /// The last line of a process that ends while other threads may be stuck in anything; waits [`FLUSH_MAX`] at most.

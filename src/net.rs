@@ -23,9 +23,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_lite::future::yield_now;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -34,6 +33,7 @@ pub use file::{BLOCK, File};
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 pub use shared::{Share, Shared, Slice};
 
+use crate::rt::{self, yield_now};
 use crate::sync::keep_waker;
 use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
 
@@ -58,19 +58,8 @@ pub struct Net {
     sleeper: RefCell<Option<Waker>>,
     spin: Cell<Duration>,
     nap: Cell<Duration>,
-    /// Waits under way for what glommio sees and this ring does not.
-    elsewhere: Rc<Cell<usize>>,
     /// Numbers sockets, because a token is used again.
     next_number: Cell<u64>,
-}
-
-/// While it lives, glommio is not kept from seeing what has ended on its rings; see [`elsewhere`].
-pub struct Elsewhere(Rc<Cell<usize>>);
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 /// One socket as the driver knows it; outlives its [`Stream`] until its operations have ended.
@@ -117,7 +106,7 @@ impl Net {
     /// # Errors
     /// As [`probe`]'s.
     pub fn here() -> io::Result<Rc<Net>> {
-        let executor = glommio::executor().id();
+        let executor = rt::executor_id();
         HERE.with_borrow_mut(|(of, net)| {
             if let Some(net) = net.upgrade().filter(|_| *of == executor) {
                 return Ok(net);
@@ -130,7 +119,7 @@ impl Net {
 
     /// The calling executor's, if it has any sockets.
     pub fn of_this_executor() -> Option<Rc<Net>> {
-        let executor = glommio::executor().id();
+        let executor = rt::executor_id();
         HERE.with_borrow(|(of, net)| net.upgrade().filter(|_| *of == executor))
     }
 
@@ -145,10 +134,9 @@ impl Net {
             sleeper: RefCell::default(),
             spin: Cell::default(),
             nap: Cell::default(),
-            elsewhere: Rc::default(),
             next_number: Cell::default(),
         });
-        glommio::spawn_local(drive(net.clone(), bell)).detach();
+        rt::spawn(drive(net.clone(), bell)).detach();
         Ok(net)
     }
 
@@ -158,7 +146,7 @@ impl Net {
     }
 
     /// How long the driver may sleep in its own ring before it lets glommio sleep. Meanwhile timers and whatever else glommio
-    /// waits for come late by as much, but for what is announced by [`elsewhere`].
+    /// waits for come late by as much, but for what is announced by [`rt::foreign_wait`].
     pub fn set_nap(&self, nap: Duration) {
         self.nap.set(nap);
     }
@@ -421,8 +409,8 @@ async fn spin(net: &Net) -> bool {
     if spin.is_zero() {
         return false;
     }
-    let since = Instant::now();
-    while since.elapsed() < spin {
+    let since = rt::now();
+    while rt::since(since) < spin {
         yield_now().await;
         if net.turn() {
             return true;
@@ -435,15 +423,10 @@ async fn spin(net: &Net) -> bool {
 /// wakes from it take ten. True if there is something to do now.
 async fn nap(net: &Net) -> bool {
     let limit = net.nap.get();
-    if limit.is_zero() || net.elsewhere.get() > 0 {
+    if limit.is_zero() || rt::has_foreign_waits() {
         return false;
     }
-    // Counted from one yield to the next: a lone task is this one.
-    let executor = glommio::executor();
-    executor.yield_task_queue_now().await;
-    let _before = executor.executor_stats();
-    executor.yield_task_queue_now().await;
-    if executor.executor_stats().tasks_executed() > 1 {
+    if !rt::is_idle().await {
         return true;
     }
     net.take_in(|ring| ring.nap(limit))
@@ -783,14 +766,6 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.net.abandon(self.token);
     }
-}
-
-/// The caller is about to wait for glommio's files or blocking thread, and not for as long as a nap. Nothing where there
-/// are no sockets.
-pub fn elsewhere() -> Option<Elsewhere> {
-    let net = Net::of_this_executor()?;
-    net.elsewhere.set(net.elsewhere.get() + 1);
-    Some(Elsewhere(net.elsewhere.clone()))
 }
 
 /// Whether this host gives us such a ring.

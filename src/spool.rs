@@ -63,11 +63,13 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use glommio::Task;
+use crate::rt;
+use crate::rt::Task;
 
+use crate::budget::{BudgetExhausted, ChargedBytes};
 use crate::config::{JOURNAL_BYTES, SpoolOptions};
 use crate::metrics::CoreCells;
-use crate::queue::admission::{Admission, BudgetExhausted, ChargedBytes};
+use crate::queue::admission::Admission;
 use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::sync::OneShot;
@@ -238,11 +240,11 @@ impl Spool {
             log: RefCell::default(),
         });
         let tasks = [
-            glommio::spawn_local(spool.clone().write_groups()),
-            glommio::spawn_local(spool.clone().read_back()),
-            glommio::spawn_local(spool.clone().keep()),
-            glommio::spawn_local(spool.clone().prepare_ahead()),
-            glommio::spawn_local(spool.clone().watch_disk()),
+            rt::spawn(spool.clone().write_groups()),
+            rt::spawn(spool.clone().read_back()),
+            rt::spawn(spool.clone().keep()),
+            rt::spawn(spool.clone().prepare_ahead()),
+            rt::spawn(spool.clone().watch_disk()),
         ];
         spool.tasks.borrow_mut().extend(tasks);
         spool.disk.keeper.raise();

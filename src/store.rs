@@ -30,6 +30,7 @@ pub use sums::{Integrity, Summing, Sums};
 use crate::config::{FaultPlan, S3Client};
 use crate::deadline::Alarm;
 use crate::queue::job::Origin;
+use crate::rt;
 use crate::store::s3::S3Shared;
 use faulty::Faulty;
 use progress::Stall;
@@ -149,7 +150,7 @@ impl Store {
             }
             loop {
                 ready!(alarm.poll(cx, stall.next_look()));
-                if let Err(late) = stall.look(Instant::now(), &progress) {
+                if let Err(late) = stall.look(rt::now(), &progress) {
                     progress.give_up();
                     return Poll::Ready(Err(late));
                 }

@@ -1,5 +1,6 @@
 //! Limits how often errors that repeat are logged.
 
+use crate::rt;
 use std::time::{Duration, Instant};
 
 /// Lets one line through per `EVERY` and says how many it held back.
@@ -15,7 +16,7 @@ impl Throttle {
 
     /// Logs an error, if its turn has come. Returns whether the line went through.
     pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
-        let passed = self.pass(Instant::now());
+        let passed = self.pass(rt::now());
         if let Some(held_back) = passed {
             tracing::error!(held_back, "{}", text());
         }
@@ -24,7 +25,7 @@ impl Throttle {
 
     /// The same for a warning.
     pub fn warn(&mut self, text: impl FnOnce() -> String) {
-        if let Some(held_back) = self.pass(Instant::now()) {
+        if let Some(held_back) = self.pass(rt::now()) {
             tracing::warn!(held_back, "{}", text());
         }
     }

@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::chunks::{ChunkPool, Chunks};
 use super::compressor::{Compressor, Then, decompress};
@@ -20,6 +20,7 @@ use super::lines::{Splitter, compact, needs_compacting};
 use crate::coding::Compression;
 use crate::config::Form;
 use crate::queue::job::Payload;
+use crate::rt;
 
 /// What one call of [`Encoder::work`] aims at. The limit is 200 µs without yielding: this leaves as much again for data that
 /// compresses more slowly than what came before it.
@@ -176,11 +177,11 @@ impl Encoder {
         match self.compression {
             Compression::None => self.report(slice_bytes, out),
             _ if self.is_due(slice_bytes) => {
-                let started = Instant::now();
+                let started = rt::now();
                 let whole = self.compress(slice_bytes);
                 self.chunks.show(usize::MAX, out);
                 if whole {
-                    self.shared.learn(slice_bytes, started.elapsed());
+                    self.shared.learn(slice_bytes, rt::since(started));
                 }
             }
             _ => {}
@@ -203,9 +204,9 @@ impl Encoder {
             // The clock would cost more than a small payload's copy.
             self.chunks.show(slice_bytes, out);
         } else {
-            let started = Instant::now();
+            let started = rt::now();
             self.chunks.show(slice_bytes, out);
-            self.shared.learn(slice_bytes, started.elapsed());
+            self.shared.learn(slice_bytes, rt::since(started));
         }
         if self.state == State::Finishing && self.chunks.unseen_bytes() == 0 {
             self.state = State::Ended;

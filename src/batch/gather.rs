@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::rt;
+use crate::rt::yield_now;
 use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
 
 use super::open::Open;
 use super::{Batch, Batches, ROOM_BYTES, Reason};
@@ -31,7 +32,7 @@ pub async fn gather(batches: Rc<Batches>) {
     let mut alarm = Alarm::default();
     loop {
         let mut taken = 0;
-        batches.turn_began.set(Instant::now());
+        batches.turn_began.set(rt::now());
         while taken < TURN_PAYLOADS
             && let Some(job) = queue.take()
         {
@@ -102,7 +103,7 @@ impl Batches {
     }
 
     fn is_overdue(&self) -> bool {
-        self.next_expiry().is_some_and(|at| at <= Instant::now())
+        self.next_expiry().is_some_and(|at| at <= rt::now())
     }
 
     /// Puts a payload that has left the ring into its batch, which mostly is all.
@@ -170,7 +171,7 @@ impl Batches {
     /// `None`: it is an object of its own, and in line.
     fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
         // Alone it may be larger than all: one that an earlier process of other limits has spooled.
-        if self.memory.used.get() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
+        if self.memory.used() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
         if job.record.as_ref().and_then(|record| record.origin()).is_some_and(Origin::is_fixed) {
@@ -242,7 +243,7 @@ impl Batches {
         let batch = Open::new(self, number, stamp, partition, job, self.feed.store.summing());
         let batch = Rc::new(RefCell::new(batch));
         open.by_place.insert(place.clone(), batch.clone());
-        open.by_age.insert(number, (Instant::now(), place));
+        open.by_age.insert(number, (rt::now(), place));
         self.cells.batches_open.set(open.by_place.len() as u64);
         Ok(batch)
     }
@@ -274,18 +275,18 @@ impl Batches {
             let open = self.open.borrow();
             open.by_place.values().map(|batch| batch.borrow().charged()).sum()
         };
-        let travelling = self.memory.used.get() - in_open;
-        if 2 * travelling < self.memory.max
+        let travelling = self.memory.used() - in_open;
+        if 2 * travelling < self.memory.max()
             && let Some(largest) = self.largest()
         {
             return self.close(largest, Reason::Memory).await;
         }
         match self.next_expiry() {
-            Some(at) if at > Instant::now() => {
-                alarm.until(at, self.memory.freed.wait(), || ()).await;
+            Some(at) if at > rt::now() => {
+                alarm.until(at, self.memory.freed(), || ()).await;
             }
             Some(_) => self.close_overdue().await,
-            None => self.memory.freed.wait().await,
+            None => self.memory.freed().await,
         }
     }
 
@@ -298,9 +299,9 @@ impl Batches {
                 open.recharge();
                 more
             };
-            if self.turn_began.get().elapsed() >= TURN {
+            if rt::since(self.turn_began.get()) >= TURN {
                 yield_now().await;
-                self.turn_began.set(Instant::now());
+                self.turn_began.set(rt::now());
             }
             if !more {
                 return;

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::encoder::Encoder;
-use super::{BATCH_COST_BYTES, Batch, Batches, Charge, Kind, Reason, Roster};
+use super::{BATCH_COST_BYTES, Batch, Batches, Kind, Reason, Roster};
+use crate::budget::Charge;
 use crate::key::KeyOf;
 use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
@@ -105,7 +106,7 @@ impl Open {
     }
 
     pub(super) fn charged(&self) -> usize {
-        self.charge.bytes
+        self.charge.bytes()
     }
 
     /// Why it takes no more, if so.

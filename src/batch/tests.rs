@@ -57,23 +57,3 @@ fn an_object_says_how_it_is_compressed_in_one_place() {
     assert_eq!(of(Compression::Gzip(1), false), ("ndjson.gz", None));
     assert_eq!(of(Compression::None, true), ("ndjson", None));
 }
-
-#[test]
-fn memory_is_charged_as_it_grows_and_released_once() {
-    let cells = &crate::metrics::cells(1)[0];
-    let memory = Rc::new(Memory {
-        max: 100,
-        used: Cell::new(0),
-        freed: Signal::default(),
-        gauge: &cells.batch_bytes,
-    });
-    let (mut one, mut other) = (Charge::new(&memory), Charge::new(&memory));
-    one.set(60);
-    other.set(30);
-    one.set(50);
-    assert_eq!((memory.used.get(), cells.batch_bytes.value()), (80, 80));
-    assert!(memory.fits(20) && !memory.fits(21));
-    drop(one);
-    drop(other);
-    assert_eq!((memory.used.get(), cells.batch_bytes.value()), (0, 0));
-}

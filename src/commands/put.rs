@@ -12,6 +12,7 @@ use crate::control::{Prepared, prepare_store};
 use crate::deadline::within;
 use crate::preflight::Finding;
 use crate::queue::job::{Origin, Payload, Stamp};
+use crate::rt;
 use crate::store::classify::Cause;
 use crate::store::s3::sdk::S3Store;
 use crate::store::{Object, PutError, PutTimeouts, StoreSeed, classify};
@@ -29,7 +30,7 @@ pub(super) async fn store(config: &Config, put: bool) -> Vec<Finding> {
         }
         StoreUrl::File(dir) => {
             let dir = dir.clone();
-            vec![glommio::executor().spawn_blocking(move || into_directory(&dir)).await]
+            vec![rt::blocking(move || into_directory(&dir)).await]
         }
         StoreUrl::S3 { bucket, prefix } => match probe(config).await {
             Some((asked, Some(seed))) => {

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::rt;
+use crate::rt::Task;
+use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::FutureExt;
-use glommio::Task;
-use glommio::timer::{Timer, sleep};
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -72,7 +73,7 @@ impl Admin {
                 reasons.push(format!("core {id} {text}"));
             }
             let since = cells.store_failing_since.value();
-            let failing = self.epoch.elapsed().saturating_sub(Duration::from_millis(since));
+            let failing = rt::since(self.epoch).saturating_sub(Duration::from_millis(since));
             if since != 0 && failing >= self.store_grace {
                 let failing = failing.as_secs();
                 reasons.push(format!("core {id}: the store has been failing for {failing} s"));
@@ -157,12 +158,12 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
                     oldest.cancel().await;
                 }
                 let state = Rc::new(Open {
-                    since: Cell::new(Instant::now()),
+                    since: Cell::new(rt::now()),
                     patience: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
                 });
                 let (admin, this) = (admin.clone(), state.clone());
-                let task = glommio::spawn_local(async move {
+                let task = rt::spawn(async move {
                     serve_connection(admin, stream, &this).await;
                     this.ended.set(true);
                 });
@@ -178,7 +179,7 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
 
 async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
     let service = service_fn(|request| {
-        state.since.set(Instant::now());
+        state.since.set(rt::now());
         state.patience.set(IDLE_MAX);
         let response = admin.answer(&request);
         async move { Ok::<_, Infallible>(response) }
@@ -195,7 +196,7 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
     let time_up = async {
         loop {
             let (since, patience) = (state.since.get(), state.patience.get());
-            let now = Instant::now();
+            let now = rt::now();
             let deadline = since + patience;
             if now < deadline {
                 // No request makes the patience end sooner than it would have.

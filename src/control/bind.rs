@@ -6,7 +6,8 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use glommio::timer::sleep;
+use crate::rt;
+use crate::rt::sleep;
 
 use crate::preflight;
 
@@ -42,10 +43,10 @@ impl Patience {
                 Ok(bound) => return Ok(bound),
                 Err(error) => error,
             };
-            let since = self.since.get().unwrap_or_else(Instant::now);
+            let since = self.since.get().unwrap_or_else(rt::now);
             self.since.set(Some(since));
             let limit = self.limit;
-            if error.kind() != ErrorKind::AddrInUse || since.elapsed() >= limit {
+            if error.kind() != ErrorKind::AddrInUse || rt::since(since) >= limit {
                 let waited = match error.kind() {
                     ErrorKind::AddrInUse if !limit.is_zero() => {
                         format!(", for BIND_WAIT={limit:?} now")

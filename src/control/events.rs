@@ -9,6 +9,7 @@ use socket2::Socket;
 
 use crate::control::signals::Signals;
 use crate::http::accept::into_glommio_stream;
+use crate::rt;
 use crate::sync::Signal;
 
 pub(super) enum Event {
@@ -70,7 +71,7 @@ impl Events {
 /// Calls `rang` and wakes whoever waits whenever bytes come.
 fn watch(socket: Socket, events: Rc<Events>, rang: fn(&Events)) {
     let mut stream = into_glommio_stream(socket);
-    glommio::spawn_local(async move {
+    rt::spawn(async move {
         let mut bytes = [0; 64];
         while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {
             rang(&events);

@@ -8,7 +8,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use glommio::timer::sleep;
+use crate::rt;
+use crate::rt::sleep;
 
 use crate::config::{Config, StoreUrl};
 use crate::metrics::Cells;
@@ -57,8 +58,7 @@ pub async fn prepare_store(config: &Config, may_wait: bool) -> Result<Prepared, 
         StoreUrl::Null => StoreSeed::Null,
         StoreUrl::File(root) => {
             let (directory, mode) = (root.clone(), config.file_mode);
-            let prepared =
-                glommio::executor().spawn_blocking(move || FileStore::prepare(&directory, mode));
+            let prepared = rt::blocking(move || FileStore::prepare(&directory, mode));
             let root = prepared.await.map_err(|error| format!("STORE {store}: {error}"))?;
             StoreSeed::File { root, puts_max: config.max_workers }
         }
@@ -109,7 +109,7 @@ fn may_pass(answer: &ProbeResult) -> bool {
 pub(super) fn watch(unreached: Option<Unreached>, cells: Cells) -> Rc<RefCell<Option<String>>> {
     let reason = Rc::new(RefCell::new(unreached.as_ref().map(Unreached::reason)));
     if let Some(unreached) = unreached {
-        glommio::spawn_local(unreached.ask_until_usable(reason.clone(), cells)).detach();
+        rt::spawn(unreached.ask_until_usable(reason.clone(), cells)).detach();
     }
     reason
 }

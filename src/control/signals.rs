@@ -25,6 +25,7 @@ use signal_hook::low_level::pipe;
 
 use crate::control::Exit;
 use crate::log;
+use crate::rt;
 
 const STOPS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
@@ -149,10 +150,10 @@ impl Watch {
     }
 
     fn stop(&mut self) {
-        if self.first_stop.is_some_and(|first| first.elapsed() < SAME_STOP) {
+        if self.first_stop.is_some_and(|first| rt::since(first) < SAME_STOP) {
             return;
         }
-        self.first_stop.get_or_insert_with(Instant::now);
+        self.first_stop.get_or_insert_with(rt::now);
         // The first two count; the sum of all others must only not overflow.
         let stops = self.shared.stops.load(SeqCst).saturating_add(1);
         self.shared.stops.store(stops, SeqCst);

@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use glommio::timer::sleep;
+use crate::rt;
+use crate::rt::sleep;
 
 use crate::config::Config;
 use crate::metrics::Cells;
@@ -27,7 +28,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
         let home = Home::open(&dir, &node, &cores)?;
         Ok(if puts_alone { home.putting_alone() } else { home })
     };
-    let home = glommio::executor().spawn_blocking(open).await.map_err(refused)?;
+    let home = rt::blocking(open).await.map_err(refused)?;
     let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
     let home = Arc::new(home.with_threads().map_err(no_thread)?);
     let orphans = Arc::<Orphans>::default();
@@ -44,7 +45,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
         }
         kept => kept.map_err(refused)?,
     }
-    glommio::spawn_local(async move {
+    rt::spawn(async move {
         let mut log = Throttle::default();
         loop {
             sleep(ADOPT_EVERY).await;

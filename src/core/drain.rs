@@ -5,8 +5,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::Task;
-use glommio::timer::sleep;
 
 use super::Core;
 use super::pipeline::Pipeline;
@@ -17,6 +15,7 @@ use crate::http::LINGER_TIME_MAX;
 use crate::limits::Limits;
 use crate::metrics::CoreState;
 use crate::queue::job::Job;
+use crate::rt::{self, Task, sleep};
 use crate::spool::UnspooledBatch;
 use crate::sync::Flag;
 use crate::upload::source::Parcel;
@@ -24,7 +23,7 @@ use crate::upload::{Failures, InHand, Uploader, lose};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
-    let started = Instant::now();
+    let started = rt::now();
     core.cells.set_state(CoreState::Draining);
     core.stop.begin(started);
     // Idle connections have their lame-duck time from now on.
@@ -46,7 +45,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     wait_until(idle, started + limits.stop.upload_stop, hurry).await;
     // Answers still on their way get the time a lingering connection has.
     let answered = || core.cells.connections.value() == 0;
-    let linger = (Instant::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
+    let linger = (rt::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
     wait_until(answered, linger, hurry).await;
 
     for task in tasks {
@@ -58,13 +57,13 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     core.net.hand_over().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
-    let write_until = exit - (exit.saturating_duration_since(Instant::now()) / 4);
+    let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
     if let Some(spool) = spool {
         strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
     }
     let mut rest = take_rest(&core.pipeline);
     if let Some(spool) = spool {
-        let left = write_until.saturating_duration_since(Instant::now()) / 2;
+        let left = write_until.saturating_duration_since(rt::now()) / 2;
         let Rest { jobs, batches, .. } = &mut rest;
         let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
         let next = || {
@@ -84,7 +83,7 @@ const NAMES_MAX: Duration = Duration::from_millis(500);
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
 async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
-    while !done() && !hurry.get() && Instant::now() < deadline {
+    while !done() && !hurry.get() && rt::now() < deadline {
         sleep(DRAIN_LOOK).or(hurry.wait()).await;
     }
 }
@@ -135,7 +134,7 @@ fn bury(uploader: &Uploader, rest: Rest, write_until: Instant) {
     };
     for parcel in parcels {
         parcel.write_key(&uploader.origin, &mut key);
-        if Instant::now() > write_until {
+        if rt::now() > write_until {
             lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }

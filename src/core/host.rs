@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use glommio::{Placement, PoolPlacement};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Pins the calling thread to `cpu`; gives the CPUs that it could use before.
@@ -15,22 +14,8 @@ pub fn pin(cpu: usize) -> std::io::Result<CpuSet> {
     Ok(before)
 }
 
-/// What glommio is to pin the executor and its blocking thread to, which does renames and dead letters: off the data cores
-/// if the process may use others. `None` where `/sys` does not tell the topology of this CPU: glommio refuses or panics
-/// there, and [`pin`] does it.
-pub(super) fn placements(
-    core_id: usize,
-    spare_cpus: &[usize],
-) -> Option<(Placement, PoolPlacement)> {
-    let online = glommio::CpuSet::online().ok()?;
-    online.iter().find(|cpu| cpu.cpu == core_id)?;
-    let spare = online.filter(|cpu| spare_cpus.contains(&cpu.cpu));
-    let blocking =
-        if spare.is_empty() { PoolPlacement::Unbound(1) } else { PoolPlacement::Fenced(1, spare) };
-    Some((Placement::Fixed(core_id), blocking))
-}
-
-/// What `placements` would do, by hand: the blocking thread inherits the pin, and is released from it later.
+/// What [`Placement::pinned`](crate::rt::Placement::pinned) would do, by hand, where that cannot: the blocking thread
+/// inherits the pin, and is released from it later.
 pub(super) fn pin_by_hand(core_id: usize, spare_cpus: &[usize]) -> std::io::Result<CpuSet> {
     let allowed = pin(core_id)?;
     Ok(if spare_cpus.is_empty() { allowed } else { cpu_set(spare_cpus) })

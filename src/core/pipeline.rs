@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use glommio::Task;
+use crate::rt;
+use crate::rt::Task;
 
 use super::run::Setup;
 use crate::batch::{Batches, Feed, gather};
@@ -79,12 +80,11 @@ impl Pipeline {
     /// Starts the tasks that hold payloads, `workers` that upload among them.
     pub(super) fn spawn(&self, workers: usize) -> Vec<Task<()>> {
         let uploader = &self.uploader;
-        let mut tasks: Vec<Task<()>> = (0..workers)
-            .map(|number| glommio::spawn_local(worker_loop(uploader.clone(), number)))
-            .collect();
-        tasks.push(glommio::spawn_local(notice_retries(uploader.clone())));
-        tasks.extend(self.batches.clone().map(|batches| glommio::spawn_local(gather(batches))));
-        tasks.extend((0..RESTORERS).map(|_| glommio::spawn_local(restore(uploader.clone()))));
+        let mut tasks: Vec<Task<()>> =
+            (0..workers).map(|number| rt::spawn(worker_loop(uploader.clone(), number))).collect();
+        tasks.push(rt::spawn(notice_retries(uploader.clone())));
+        tasks.extend(self.batches.clone().map(|batches| rt::spawn(gather(batches))));
+        tasks.extend((0..RESTORERS).map(|_| rt::spawn(restore(uploader.clone()))));
         tasks
     }
 

@@ -6,22 +6,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::rt::{self, Executor, Placement, sleep};
 use arc_swap::ArcSwap;
 use futures_lite::AsyncReadExt;
-use glommio::timer::sleep;
-use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::Socket;
 
 use super::Core;
 use super::drain::drain;
-use super::host::{IdleMemory, pin_by_hand, placements, take_short_turns};
+use super::host::{IdleMemory, pin_by_hand, take_short_turns};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
-use crate::deadline::{Waking, waking};
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::tokens::TokenSet;
-use crate::limits::{IO_MEMORY_BYTES, Limits};
+use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
 use crate::spool::SpoolSetup;
@@ -67,7 +65,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name).spawn(move || {
         let _farewell = Farewell { cells: setup.cells, bell };
         let mut blocking_cpus = None;
-        let placed = placements(setup.core_id, &setup.spare_cpus);
+        let placed = Placement::pinned(setup.core_id, &setup.spare_cpus);
         if placed.is_none() {
             // Before the executor allocates: its memory is to lie near this CPU.
             match pin_by_hand(setup.core_id, &setup.spare_cpus) {
@@ -77,16 +75,9 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
                 }
             }
         }
-        let (placement, blocking) =
-            placed.unwrap_or((Placement::Unbound, PoolPlacement::Unbound(1)));
-        let executor = LocalExecutorBuilder::new(placement)
-            .name("millrace-core")
-            .io_memory(IO_MEMORY_BYTES)
-            .preempt_timer(SLICE)
-            .blocking_thread_pool_placement(blocking)
-            .make();
-        match executor {
-            Ok(executor) => executor.run(run(setup, blocking_cpus, waking())),
+        let placement = placed.unwrap_or_else(Placement::unpinned);
+        match Executor::placed("millrace-core", placement, SLICE) {
+            Ok(executor) => executor.run(run(setup, blocking_cpus)),
             Err(error) => {
                 tracing::error!(core = setup.core_id, %error, "no executor for this core")
             }
@@ -96,7 +87,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
 
 /// The executor's blocking thread has inherited a pin that it must not share.
 async fn release_blocking_thread(cpus: CpuSet) {
-    let released = glommio::executor().spawn_blocking(move || sched_setaffinity(None, &cpus)).await;
+    let released = rt::blocking(move || sched_setaffinity(None, &cpus)).await;
     if let Err(error) = released {
         tracing::warn!("the blocking thread stays on its core: {error}");
     }
@@ -124,11 +115,9 @@ fn ring_doorbell(bell: &Socket) {
 }
 
 /// The core's life; `blocking_cpus` are those to which its blocking thread is to be moved.
-async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
-    // First of all: any wait may need it.
-    glommio::spawn_local(waking.stay_awake()).detach();
+async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if let Some(cpus) = blocking_cpus {
-        glommio::spawn_local(release_blocking_thread(cpus)).detach();
+        rt::spawn(release_blocking_thread(cpus)).detach();
     }
     let net = match Net::here() {
         Ok(net) => net,
@@ -151,13 +140,13 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     let mut orders = into_glommio_stream(doorbell);
 
     let tasks = core.pipeline.spawn(limits.workers);
-    let sampler = glommio::spawn_local({
+    let sampler = rt::spawn({
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
             let mut idle_memory = IdleMemory::default();
             loop {
                 sleep(Duration::from_secs(1)).await;
-                admission.sample(Instant::now());
+                admission.sample(rt::now());
                 idle_memory.sample(server.conns.quieted.get());
             }
         }
@@ -168,14 +157,14 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>, waking: Waking) {
     if !matches!(orders.read(&mut [0]).await, Ok(1)) {
         return;
     }
-    let acceptor = glommio::spawn_local(accept_loop(core.server.clone(), listener));
+    let acceptor = rt::spawn(accept_loop(core.server.clone(), listener));
     core.cells.set_state(CoreState::Serving);
     ring_doorbell(&bell);
 
     // An error or the end means that control is gone; then stop as well.
     let _order_or_end = orders.read(&mut [0]).await;
     let hurry = Rc::new(Flag::default());
-    let listen = glommio::spawn_local({
+    let listen = rt::spawn({
         let hurry = hurry.clone();
         async move {
             let _order_or_end = orders.read(&mut [0]).await;

@@ -1,11 +1,12 @@
 //! The description of a dead object. Members added after the first version are omitted at their
 //! default, so the letter of one plain payload has the same text as in the first version.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
 use crate::coding::Coding;
+use crate::rt;
 use crate::store::Object;
 
 /// What is known about one dead object: the content of the JSON file.
@@ -40,7 +41,7 @@ impl Letter {
         error: String,
         attempts: u32,
     ) -> Letter {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
         Letter {
             key: object.key.to_owned(),
             store,

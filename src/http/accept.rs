@@ -8,12 +8,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::FutureExt;
 use futures_lite::future::poll_once;
 use glommio::net::TcpStream;
-use glommio::timer::sleep;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::conn;
@@ -85,7 +86,7 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
     let mut drain_end = None;
     loop {
         if server.stop.draining.get()
-            && Instant::now() > *drain_end.get_or_insert_with(|| Instant::now() + QUEUE_DRAIN_MAX)
+            && rt::now() > *drain_end.get_or_insert_with(|| rt::now() + QUEUE_DRAIN_MAX)
         {
             break;
         }

@@ -14,8 +14,9 @@ use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
+use crate::budget::{Budget, BudgetExhausted, ChargedBytes};
 use crate::coding::Coding;
-use crate::queue::admission::{Budget, BudgetExhausted, ChargedBytes};
+use crate::rt;
 use crate::sync::Semaphore;
 
 /// Why a body was not read.
@@ -181,7 +182,7 @@ impl Decoder {
             if input.is_empty() && status.bytes_written < piece.len() {
                 break;
             }
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
         if unfinished != 0 {
             let detail = "the last frame is not complete".to_owned();
@@ -203,7 +204,7 @@ async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Resul
             input = &input[read..];
             append(out, decoder.get_ref(), max)?;
             decoder.get_mut().clear();
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
     }
     decoder.try_finish().map_err(corrupt)?;
@@ -265,7 +266,7 @@ mod tests {
         let budget = Budget::new(budget, &cells.body_bytes);
         let mut raw = ChargedBytes::new(&budget, bytes.len()).unwrap();
         raw.extend(bytes).unwrap();
-        let decoded = glommio::LocalExecutor::default().run(async {
+        let decoded = rt::run_test(async {
             let decoder = Decoder::new();
             // Twice: what the first leaves in the decoder must not reach the second.
             let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();

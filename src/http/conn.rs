@@ -11,11 +11,12 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::rt;
 use crate::sync::StaticPermit;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
-use hyper::rt;
+use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
@@ -46,7 +47,7 @@ const QUIET_AFTER: Duration = Duration::from_millis(250);
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
     let _peer_may_be_gone = stream.set_nodelay();
     let server = server.clone();
-    glommio::spawn_local(async move {
+    rt::spawn(async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
         let served = AssertUnwindSafe(serve(server.clone(), stream)).catch_unwind().await;
@@ -218,17 +219,17 @@ struct Socket {
     state: Rc<ConnState>,
 }
 
-impl rt::Read for Socket {
+impl hyper_rt::Read for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        mut buf: rt::ReadBufCursor<'_>,
+        mut buf: hyper_rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let state = &self.state;
         // hyper asks for more only if what it has is no whole head.
         if state.phase.get() == Phase::Idle && state.arrived.next_head.take() {
             state.arrived.uncounted.set(true);
-            state.enter(Phase::Head, Instant::now());
+            state.enter(Phase::Head, rt::now());
         }
         let result = ready!(self.stream.poll_read_with(cx, |arrived| {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
@@ -236,7 +237,7 @@ impl rt::Read for Socket {
                 Phase::Idle => {
                     // hyper passes over empty lines before a head.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
-                        state.enter(Phase::Head, Instant::now());
+                        state.enter(Phase::Head, rt::now());
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }
@@ -254,7 +255,7 @@ impl rt::Read for Socket {
     }
 }
 
-impl rt::Write for Socket {
+impl hyper_rt::Write for Socket {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

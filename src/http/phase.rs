@@ -10,6 +10,7 @@ use super::head_tracker::Arrived;
 use crate::deadline::{Alarm, was_paused};
 use crate::http::{LAME_DUCK, LINGER_TIME_MAX};
 use crate::net::Stream;
+use crate::rt;
 use crate::stop::Stop;
 use crate::sync::keep_waker;
 
@@ -69,7 +70,7 @@ impl ConnState {
             taken: Cell::new(0),
             look: Cell::new(None),
             phase: Cell::new(Phase::Idle),
-            since: Cell::new(Instant::now()),
+            since: Cell::new(rt::now()),
             body_overdue: Cell::new(false),
             gone: Cell::new(false),
             clean: Cell::new(true),
@@ -117,8 +118,8 @@ impl ConnState {
         let deadline = since + limit;
         ready!(alarm.poll(cx, deadline));
         let look = self.look.get();
-        if look.is_none() && was_paused(limit, deadline.elapsed()) {
-            self.since.set(Instant::now());
+        if look.is_none() && was_paused(limit, rt::since(deadline)) {
+            self.since.set(rt::now());
             return Poll::Ready(false);
         }
         stream.net().take_in_now();

@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
@@ -24,13 +23,15 @@ use super::phase::ConnState;
 use super::reply::Answer;
 use super::server::Server;
 use super::tokens::TokenView;
+use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::key;
 use crate::metrics::CoreCells;
-use crate::queue::admission::{Admission, ChargedBytes, Need, Permit};
+use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
 use crate::queue::outcome::Tally;
+use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
 
@@ -53,7 +54,7 @@ pub(super) async fn handle(
     state: Rc<ConnState>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let started = Instant::now();
+    let started = rt::now();
     state.body_begins(started);
     server.faults.on_request();
     let length = request.body().size_hint().exact();
@@ -64,7 +65,7 @@ pub(super) async fn handle(
     let (answer, body_left) = answer(&server, &state, wanted, body).await;
     let response = answer.render(body_left || server.stop.draining.get(), room);
     server.cells.count_response(response.status().as_u16());
-    let now = Instant::now();
+    let now = rt::now();
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);
     Ok(response)

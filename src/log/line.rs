@@ -1,10 +1,9 @@
 //! Log lines that do not come from `tracing`: the writer's own, those of panics, and those that are too long.
 
-use std::time::SystemTime;
-
 use serde_json::{Map, Value};
 
 use super::LogFormat;
+use crate::rt;
 
 /// A longer line is cut. The least of what usual readers keep together: Docker's log drivers split at this length,
 /// journald at 48 KiB.
@@ -22,7 +21,7 @@ pub(super) fn own(
     message: &str,
     fields: &[(&str, Value)],
 ) -> Vec<u8> {
-    let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    let timestamp = humantime::format_rfc3339_micros(rt::wall_clock()).to_string();
     let mut line = match format {
         LogFormat::Text => {
             let mut line = format!("{timestamp} {level:>5} {message}");

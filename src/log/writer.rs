@@ -20,6 +20,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::LogFormat;
 use super::line;
+use crate::rt;
 
 /// Memory of lines that wait for stderr; a line that would exceed it is dropped. About 20,000 lines of the usual
 /// length, so that a stop which loses every payload of a default queue can still name them all.
@@ -67,7 +68,7 @@ impl Queue {
             torn: false,
             failing: false,
             reported: 0,
-            report_due: Instant::now(),
+            report_due: rt::now(),
         };
         (Queue { lines: send, counts, format }, thread)
     }
@@ -95,12 +96,12 @@ impl Queue {
     /// Waits until every line is written or dropped, for `patience` at most; whether it came to that.
     #[expect(clippy::disallowed_methods, reason = "only called where the process ends")]
     pub(super) fn flush(&self, patience: Duration) -> bool {
-        let started = Instant::now();
+        let started = rt::now();
         loop {
             if self.counts.queued_bytes.load(Relaxed) == 0 {
                 return true;
             }
-            if started.elapsed() >= patience {
+            if rt::since(started) >= patience {
                 return false;
             }
             std::thread::sleep(FLUSH_LOOK);
@@ -158,7 +159,7 @@ impl<W: Output> Thread<W> {
     /// Writes until every sender is gone.
     fn run(mut self) {
         while let Ok(line) = self.lines.recv() {
-            self.report_due = Instant::now() + REPORT_EVERY;
+            self.report_due = rt::now() + REPORT_EVERY;
             let mut written = self.take(&line);
             // The last line stays charged until its report is written as well: a flush waits for both.
             while let Ok(line) = self.lines.try_recv() {
@@ -172,7 +173,7 @@ impl<W: Output> Thread<W> {
 
     /// Writes or drops one line; gives back what it was charged.
     fn take(&mut self, line: &[u8]) -> usize {
-        if self.failing || Instant::now() >= self.report_due {
+        if self.failing || rt::now() >= self.report_due {
             self.report();
         }
         self.failing = self.put(line).is_err();
@@ -192,7 +193,7 @@ impl<W: Output> Thread<W> {
         let text = "log lines were dropped: stderr was read too slowly or could not be written";
         if self.put(&line::own(self.format, "WARN", text, &[("dropped", news.into())])).is_ok() {
             self.reported = dropped;
-            self.report_due = Instant::now() + REPORT_EVERY;
+            self.report_due = rt::now() + REPORT_EVERY;
         }
     }
 

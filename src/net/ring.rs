@@ -15,7 +15,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glommio::io::{BufferedFile, DmaBuffer};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -25,6 +25,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use socket2::SockAddr;
 
 use super::shared::Slice;
+use crate::rt;
 
 /// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
 const SUBMISSIONS: u32 = 1024;
@@ -479,8 +480,8 @@ impl Ring {
 
     /// Asks for everything back, and waits a little for it; true if nothing is under way any more.
     fn take_everything_back(&mut self) -> bool {
-        let deadline = Instant::now() + TAKE_BACK_MAX;
-        while self.under_way > 0 && Instant::now() < deadline {
+        let deadline = rt::now() + TAKE_BACK_MAX;
+        while self.under_way > 0 && rt::now() < deadline {
             let _submitted = self.turn();
             let timeout = Timespec::from(Duration::from_millis(1));
             let all = CancelBuilder::any();
@@ -603,6 +604,7 @@ mod tests {
     use std::io::Write as _;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+    use std::time::Instant;
 
     #[test]
     fn a_tag_names_its_owner_and_its_kind() {
@@ -701,7 +703,7 @@ mod tests {
     fn a_chain_waits_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        glommio::LocalExecutor::default().run(async {
+        rt::run_test(async {
             std::fs::write(&path, [0; 4096]).unwrap();
             let near = glommio::io::DmaFile::open(&path).await.unwrap();
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();

@@ -1,19 +1,19 @@
 use super::*;
+use crate::rt::{self, sleep};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
+use std::time::Instant;
 
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
-use glommio::LocalExecutor;
-use glommio::timer::sleep;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `test` on an executor with its sockets, for no longer than is reasonable; afterwards no socket may be left.
 fn with_net<T>(test: impl AsyncFnOnce(&Rc<Net>) -> T) -> T {
-    LocalExecutor::default().run(async {
+    rt::run_test(async {
         let net = Net::here().unwrap();
         assert!(Rc::ptr_eq(&net, &Net::here().unwrap()), "one for the executor");
         let late = async {
@@ -288,7 +288,7 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         let (mut ours, mut theirs) = pair(net).await;
         let started = Instant::now();
         // A task that is always ready: no nap while there is one.
-        let busy = glommio::spawn_local(async move {
+        let busy = rt::spawn(async move {
             let mut turns = 0;
             while started.elapsed() < Duration::from_millis(50) {
                 yield_now().await;
@@ -308,13 +308,12 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         assert!(took < Duration::from_secs(3), "slept through it: {took:?}");
         // What only glommio sees is waited for in glommio.
         net.set_nap(Duration::from_secs(5));
-        let guard = elsewhere();
-        assert!(guard.is_some());
+        let guard = rt::foreign_wait();
         let before = Instant::now();
         sleep(Duration::from_millis(20)).await;
         assert!(before.elapsed() < Duration::from_secs(3));
         drop(guard);
-        assert_eq!(net.elsewhere.get(), 0);
+        assert!(!rt::has_foreign_waits());
         net.set_nap(Duration::ZERO);
         writer.join().unwrap();
     });

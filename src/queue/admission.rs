@@ -18,9 +18,10 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::deadline::strictly_within;
-use crate::metrics::{Cell64, CoreCells};
+use crate::metrics::CoreCells;
 use crate::queue::fifo::Ring;
 use crate::queue::job::{JOB_COST_BYTES, Job};
+use crate::rt;
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,7 +148,7 @@ impl Admission {
             line: RefCell::default(),
             reader: RefCell::default(),
             next_ticket: Cell::new(0),
-            rate: RefCell::new(DrainRate::new(Instant::now())),
+            rate: RefCell::new(DrainRate::new(rt::now())),
             cells,
         })
     }
@@ -333,7 +334,7 @@ impl Admission {
             slots: ahead.slots.saturating_sub(self.ring.free()),
             bytes: ahead.bytes.saturating_sub(self.bytes_max - self.bytes_used.get()),
         };
-        Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, Instant::now()) }
+        Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, rt::now()) }
     }
 }
 
@@ -459,126 +460,6 @@ impl DrainRate {
     }
 }
 
-/// A core's budget for bodies in one of their stages: being read, decompressed or waiting for room (`MAX_BODY_BYTES`), or
-/// waiting for the disk (`SPOOL_PENDING`).
-pub struct Budget {
-    max: usize,
-    used: Cell<usize>,
-    /// Shows what is used.
-    gauge: &'static Cell64,
-}
-
-/// The budget is used up.
-#[derive(Debug, PartialEq, Eq)]
-pub struct BudgetExhausted;
-
-impl Budget {
-    pub fn new(max: usize, gauge: &'static Cell64) -> Rc<Budget> {
-        Rc::new(Budget { max, used: Cell::new(0), gauge })
-    }
-
-    fn change(&self, from: usize, to: usize) -> Result<(), BudgetExhausted> {
-        let used = self.used.get() - from + to;
-        if to > from && used > self.max {
-            return Err(BudgetExhausted);
-        }
-        self.used.set(used);
-        self.gauge.set(used as u64);
-        Ok(())
-    }
-}
-
-/// Bytes that grow against a [`Budget`]: charged by capacity, released on drop or when handed over.
-pub struct ChargedBytes {
-    bytes: Vec<u8>,
-    charged: usize,
-    max: usize,
-    budget: Rc<Budget>,
-}
-
-impl ChargedBytes {
-    /// The first allocation; from there on capacity doubles, so a body pays for at most twice what it has sent,
-    /// whatever it announced. At the default limits, stalled clients on every connection of a core just use up its
-    /// budget: 16384 × 4 KiB = 64 MiB.
-    const FIRST_CAPACITY: usize = 4 * 1024;
-
-    /// Room that will grow up to `max` bytes.
-    pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
-        let capacity = max.min(Self::FIRST_CAPACITY);
-        budget.change(0, capacity)?;
-        let bytes = Vec::with_capacity(capacity);
-        Ok(ChargedBytes { bytes, charged: capacity, max, budget: budget.clone() })
-    }
-
-    /// Appends `more`, which the caller knows to fit in `max`.
-    pub fn extend(&mut self, more: &[u8]) -> Result<(), BudgetExhausted> {
-        let len = self.bytes.len() + more.len();
-        assert!(len <= self.max, "the caller checks the length first");
-        if len > self.charged {
-            let capacity = len.max(self.charged * 2).min(self.max);
-            self.budget.change(self.charged, capacity)?;
-            self.charged = capacity;
-            self.bytes.reserve_exact(capacity - self.bytes.len());
-        }
-        self.bytes.extend_from_slice(more);
-        Ok(())
-    }
-
-    /// How many bytes more may be appended.
-    pub fn room(&self) -> usize {
-        self.max - self.bytes.len()
-    }
-
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    pub fn as_slice(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// What the allocation keeps in memory.
-    pub fn retained(&self) -> usize {
-        self.charged
-    }
-
-    /// Gives back what doubling has allocated too much.
-    pub fn shrink(&mut self) {
-        if self.charged - self.bytes.len() > self.charged / 4 {
-            self.bytes.shrink_to_fit();
-            let _shrinking_never_fails = self.budget.change(self.charged, self.bytes.len());
-            self.charged = self.bytes.len();
-        }
-    }
-
-    /// Charges them and `extra` to `budget` instead.
-    ///
-    /// # Errors
-    /// `budget` has no room; nothing has changed.
-    pub fn move_to(&mut self, budget: &Rc<Budget>, extra: usize) -> Result<(), BudgetExhausted> {
-        budget.change(0, self.charged + extra)?;
-        let _shrinking_never_fails = self.budget.change(self.charged, 0);
-        self.budget = budget.clone();
-        self.charged += extra;
-        Ok(())
-    }
-
-    /// The bytes without their charge: the caller holds the permit that replaces it.
-    pub fn hand_over(mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
-    }
-}
-
-impl Drop for ChargedBytes {
-    fn drop(&mut self) {
-        let _shrinking_never_fails = self.budget.change(self.charged, 0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -586,10 +467,7 @@ mod tests {
     use futures_lite::future::{block_on, poll_once};
 
     fn run(test: impl Future<Output = ()>) {
-        let executor = glommio::LocalExecutorBuilder::default()
-            .io_memory(crate::limits::IO_MEMORY_BYTES)
-            .make();
-        executor.unwrap().run(test);
+        rt::run_test(test);
     }
 
     const NO_WAIT: Duration = Duration::ZERO;
@@ -744,7 +622,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, slots)| {
                     let (admission, order) = (admission.clone(), order.clone());
-                    glommio::spawn_local(async move {
+                    rt::spawn(async move {
                         let permit = admission.admit(need(slots, 1), Duration::from_secs(60)).await;
                         let permit = permit.unwrap_or_else(|why| panic!("{why}"));
                         push(&admission, permit, slots);
@@ -752,7 +630,7 @@ mod tests {
                     })
                 })
                 .collect();
-            glommio::timer::sleep(Duration::from_millis(5)).await;
+            rt::sleep(Duration::from_millis(5)).await;
             assert_eq!(cells.room_waiters.value(), 4);
             for _ in 0..10 {
                 ring.take();
@@ -817,44 +695,5 @@ mod tests {
             let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
             assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");
         });
-    }
-
-    #[test]
-    fn charged_bytes_never_exceed_the_budget_and_always_return() {
-        let cells = &crate::metrics::cells(1)[0];
-        let budget = Budget::new(10_000, &cells.body_bytes);
-        let mut body = ChargedBytes::new(&budget, 20_000).unwrap();
-        assert_eq!(cells.body_bytes.value(), 4_096, "whatever was announced");
-        body.extend(&[1; 5_000]).unwrap();
-        assert_eq!(cells.body_bytes.value(), 8_192);
-        assert!(ChargedBytes::new(&budget, 2_000).is_err());
-        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted));
-        let after = (body.len(), cells.body_bytes.value());
-        assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
-        body.shrink();
-        assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
-        drop(body.hand_over());
-        assert_eq!(cells.body_bytes.value(), 0);
-    }
-
-    #[test]
-    fn charged_bytes_double_up_to_what_was_announced() {
-        let cells = &crate::metrics::cells(1)[0];
-        let budget = Budget::new(1 << 20, &cells.body_bytes);
-        let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
-        let mut charges = vec![body.retained()];
-        while body.room() > 0 {
-            body.extend(&[7; 1_000]).unwrap();
-            assert!(body.retained() <= (2 * body.len()).max(4_096), "at most twice what came");
-            assert_eq!(cells.body_bytes.value(), body.retained() as u64);
-            charges.push(body.retained());
-        }
-        charges.dedup();
-        assert_eq!(charges, [4_096, 8_192, 16_384, 32_768, 65_536, 100_000]);
-        assert_eq!(body.as_slice(), vec![7; 100_000]);
-        // A body announced small takes what it says and no more.
-        assert_eq!(ChargedBytes::new(&budget, 12).unwrap().retained(), 12);
-        drop(body);
-        assert_eq!(cells.body_bytes.value(), 0);
     }
 }

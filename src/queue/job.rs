@@ -7,12 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
 use crate::net::{Share, Shared, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::outcome::{Fate, Tally};
+use crate::rt;
 use crate::spool::Record;
 
 /// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
@@ -75,7 +76,7 @@ pub struct Stamp {
 impl Stamp {
     /// The wall clock, for [`Stamp::unix_nanos`]; a clock set before 1970 counts as 1970.
     pub fn unix_nanos_now() -> u64 {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
     }
 }

@@ -9,7 +9,7 @@ use futures_channel::oneshot;
 use glommio::GlommioError;
 
 use super::health::Health;
-use crate::net;
+use crate::rt;
 use crate::sync::Signal;
 
 /// Longest queue of calls for the thread. Every task of a spool waits for its own call, so only a
@@ -58,7 +58,7 @@ impl DiskThread {
         self.calls.try_send(Box::new(call)).map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, "the disk of the spool does not answer")
         })?;
-        let _elsewhere = net::elsewhere();
+        let _wait = rt::foreign_wait();
         answer
             .await
             .unwrap_or_else(|_| Err(io::Error::other("a call on the spool's disk panicked")))
@@ -108,16 +108,17 @@ mod tests {
 
     #[test]
     fn a_call_that_hangs_holds_up_nothing_but_its_own_thread() {
-        glommio::LocalExecutor::default().run(async {
+        rt::run_test(async {
             let thread = DiskThread::spawn("test").unwrap();
             let (release, hold) = sync_channel::<()>(0);
             let hung = thread.clone();
-            let hung = glommio::spawn_local(async move {
-                hung.run(move || hold.recv().map_err(io::Error::other)).await
-            });
+            let hung =
+                rt::spawn(
+                    async move { hung.run(move || hold.recv().map_err(io::Error::other)).await },
+                );
             futures_lite::future::yield_now().await;
             // The executor's own blocking thread goes on.
-            assert_eq!(glommio::executor().spawn_blocking(|| 7).await, 7);
+            assert_eq!(rt::blocking(|| 7).await, 7);
             let mut waiting = Vec::new();
             let full = loop {
                 let thread = thread.clone();
@@ -141,18 +142,18 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_call_is_an_error_and_the_thread_goes_on() {
-        glommio::LocalExecutor::default().run(async {
+        rt::run_test(async {
             let thread = DiskThread::spawn("test").unwrap();
             let outcome = thread.run(|| -> io::Result<()> { panic!("on purpose") }).await;
             assert!(outcome.unwrap_err().to_string().contains("panicked"));
             assert_eq!(thread.run(|| Ok(3)).await.unwrap(), 3);
-            glommio::timer::sleep(Duration::from_millis(1)).await;
+            rt::sleep(Duration::from_millis(1)).await;
         });
     }
 
     #[test]
     fn glommios_errors_keep_their_errno() {
-        glommio::LocalExecutor::default().run(async {
+        rt::run_test(async {
             let absent = glommio::io::DmaFile::open("/nowhere/at/all").await.err().unwrap();
             assert_eq!(os_error(absent).raw_os_error(), Some(libc::ENOENT));
         });

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::metrics::CoreCells;
+use crate::rt;
 use crate::sync::Waiters;
 
 /// Longest time that one operation takes on a working disk.
@@ -144,7 +145,7 @@ impl Health {
 
     /// Notes that an operation begins; it ends when the result is dropped.
     pub(super) fn begin(&self) -> Operation<'_> {
-        let number = self.operations.borrow_mut().insert(Instant::now());
+        let number = self.operations.borrow_mut().insert(rt::now());
         Operation { health: self, number }
     }
 
@@ -206,10 +207,10 @@ impl Health {
         }
         // A failure that turns into another is one outage.
         let before = trouble.as_ref();
-        let since = before.map_or_else(Instant::now, |known| known.since);
+        let since = before.map_or_else(rt::now, |known| known.since);
         let is_known = before.is_some_and(|known| known.is_known);
         let new = trouble.insert(Trouble { kind, text: text(), since, said: None, is_known });
-        self.say(new, Instant::now());
+        self.say(new, rt::now());
     }
 
     /// Logs a new state unless another was logged a moment ago, and repeats an old one as a
@@ -251,7 +252,7 @@ impl Health {
 
     fn recovered(&self, what: &str) {
         let Some(Trouble { since, is_known, .. }) = self.trouble.take() else { return };
-        let (after_s, refused) = (since.elapsed().as_secs(), self.refused.take());
+        let (after_s, refused) = (rt::since(since).as_secs(), self.refused.take());
         // An outage that was never logged has no end to log.
         if is_known {
             tracing::info!(after_s, refused, "{what}: {}", self.dir.display());

@@ -4,10 +4,10 @@
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
 
 use super::Spool;
 use super::prepare::FIRST_BYTES;
@@ -25,11 +25,11 @@ impl Spool {
     /// The keeper's task.
     pub(super) async fn keep(self: Rc<Self>) {
         let every = self.setup.options.progress;
-        let mut noted = Instant::now();
+        let mut noted = rt::now();
         while !self.closed.get() {
-            let left = every.saturating_sub(noted.elapsed());
+            let left = every.saturating_sub(rt::since(noted));
             self.disk.keeper.wait().or(sleep(left)).await;
-            let due = noted.elapsed() >= every;
+            let due = rt::since(noted) >= every;
             if due || self.own.is_short() {
                 for dir in self.dirs() {
                     let _was_reported = self.flush(&dir).await;
@@ -41,7 +41,7 @@ impl Spool {
                 if self.setup.orphans.is_used_up() {
                     self.adopted.leave_unused();
                 }
-                noted = Instant::now();
+                noted = rt::now();
                 self.check_names().await;
                 if self.disk.health.is_failing() {
                     self.try_again().await;

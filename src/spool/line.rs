@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use super::format::{self, HEAD_BYTES};
 use super::{GROUP_BYTES_MAX, SpoolError, Ticket};
+use crate::budget::{Budget, ChargedBytes};
 use crate::metrics::Cell64;
-use crate::queue::admission::{Budget, ChargedBytes, Need};
+use crate::queue::admission::Need;
 use crate::queue::job::Span;
 use crate::queue::job::Stamp;
 use crate::sync::Signal;

@@ -15,12 +15,12 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Instant;
 
+use crate::rt;
+use crate::rt::sleep;
+use crate::rt::yield_now;
 use crate::sync::Semaphore;
 use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
-use glommio::timer::sleep;
 
 use super::Spool;
 use super::format::DATA_START;
@@ -152,7 +152,7 @@ impl Spool {
     pub(super) async fn watch_disk(self: Rc<Self>) {
         while !self.closed.get() {
             self.disk.watcher.wait().or(sleep(LOOK_EVERY)).await;
-            self.disk.health.look(Instant::now());
+            self.disk.health.look(rt::now());
         }
     }
 }

@@ -12,9 +12,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
-use glommio::timer::sleep;
 
 use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
@@ -168,7 +169,7 @@ impl Spool {
             } else if caught_up {
                 self.overflow.overflowed.wait().or(sleep(LOOK_EVERY)).await;
             }
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
     }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::segment::Segment;
 use super::{Members, Spool};
 use crate::queue::job::Job;
+use crate::rt;
 
 /// How long a check of a file's name counts: a group that is written to a removed file survives no
 /// crash.
@@ -50,7 +51,7 @@ pub(super) struct Name {
 impl Name {
     /// The name of a file that was made or opened just now.
     pub(super) fn new(identity: Identity) -> Name {
-        Name { identity, checked: Cell::new(Instant::now()), gone: Cell::new(false) }
+        Name { identity, checked: Cell::new(rt::now()), gone: Cell::new(false) }
     }
 }
 
@@ -61,7 +62,7 @@ impl Segment {
     /// `ENOENT`: the file was removed or renamed, and what is written to it survives no crash. Any
     /// other: the disk did not answer the question.
     pub async fn check(&self) -> io::Result<()> {
-        if !self.name.gone.get() && self.name.checked.get().elapsed() < CHECK_EVERY {
+        if !self.name.gone.get() && rt::since(self.name.checked.get()) < CHECK_EVERY {
             return Ok(());
         }
         self.check_now().await
@@ -72,7 +73,7 @@ impl Segment {
         let found = self.disk.run(move || Ok(Identity::of(&fs::symlink_metadata(path)?))).await;
         match found {
             Ok(found) if found == self.name.identity => {
-                self.name.checked.set(Instant::now());
+                self.name.checked.set(rt::now());
                 return Ok(());
             }
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {

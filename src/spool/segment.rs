@@ -23,8 +23,9 @@ use super::prepare::Zeros;
 use super::removed::{Identity, Name};
 use super::takeover::instances::{put_aside, remove};
 use super::takeover::orphans::Orphan;
-use crate::net::{self, File, Net};
+use crate::net::{File, Net};
 use crate::queue::job::Origin;
+use crate::rt;
 use crate::sync::Semaphore;
 
 /// An open file of the spool.
@@ -215,7 +216,7 @@ impl Segment {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
         let length = buffer.len();
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         let written = self.file.write_at(buffer, at).await.map_err(os_error)?;
         #[cfg(test)]
         super::power::write_ends(noted);
@@ -276,7 +277,7 @@ impl Segment {
     pub async fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::sync_begins(&self.path);
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         self.file.fdatasync().await.map_err(os_error)?;
         #[cfg(test)]
         super::power::sync_ends(noted);
@@ -286,7 +287,7 @@ impl Segment {
     /// Reads the part of `range`, whole blocks, that is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
-        let (_elsewhere, _operation) = (net::elsewhere(), self.disk.health.begin());
+        let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
         let bytes = (range.end - range.start).next_multiple_of(BLOCK) as usize;
         self.file.read_at_aligned(range.start, bytes).await.map_err(os_error)
     }
@@ -529,7 +530,7 @@ impl Segment {
 }
 
 async fn dma_open(path: &Path, disk: &Disk) -> io::Result<DmaFile> {
-    let (_elsewhere, _operation) = (net::elsewhere(), disk.health.begin());
+    let (_wait, _operation) = (rt::foreign_wait(), disk.health.begin());
     OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
 }
 

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::future::poll_once;
-use glommio::timer::sleep;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
 use super::format::record::{Entry, IntentRef};
@@ -19,7 +20,7 @@ use super::segment::{Note, Payloads};
 use super::takeover::instances::{self, Home};
 use super::takeover::orphans::Left;
 use super::*;
-use crate::queue::admission::Budget;
+use crate::budget::Budget;
 use crate::queue::fifo::Ring;
 use crate::queue::outcome::Fate;
 
@@ -186,7 +187,7 @@ impl Rig {
         let key = format!("batch-{:016x}", random.u64(..));
         BATCHES.with_borrow_mut(|batches| batches.insert(key.clone(), seqs.clone()));
         let (before, after) = (random.u64(..2), random.u64(..3));
-        glommio::spawn_local(async move {
+        rt::spawn(async move {
             let intent = loop {
                 match spool.intend(&key, "form", &members).await {
                     Ok(intent) => break intent,
@@ -241,11 +242,7 @@ fn disk() -> Rc<super::disk::Disk> {
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    glommio::LocalExecutorBuilder::default()
-        .io_memory(crate::limits::IO_MEMORY_BYTES)
-        .make()
-        .unwrap()
-        .run(test)
+    rt::run_test(test)
 }
 
 fn segments(home: &Home) -> Vec<PathBuf> {
@@ -383,7 +380,7 @@ fn zeros_never_land_on_a_group() {
         let path = dir.path().join("1.seg");
         let bytes = DATA_START + (1 << 20);
         let segment = Rc::new(Segment::create(&path, bytes, DATA_START, disk()).await.unwrap());
-        let step = glommio::spawn_local({
+        let step = rt::spawn({
             let segment = segment.clone();
             async move { segment.prepare_step().await }
         });
@@ -414,7 +411,7 @@ fn a_claim_waits_for_one_step() {
         let path = dir.path().join("1.seg");
         let bytes = DATA_START + (8 << 20);
         let segment = Rc::new(Segment::create(&path, bytes, DATA_START, disk()).await.unwrap());
-        let preparing = glommio::spawn_local({
+        let preparing = rt::spawn({
             let segment = segment.clone();
             async move {
                 while segment.zeros.prepared.get() < bytes {

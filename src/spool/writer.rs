@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::future;
-use glommio::timer::sleep;
 
 use super::format::{self, HEAD_BYTES};
 use super::keeper::NoSpare;
@@ -29,12 +29,12 @@ pub(super) struct Place {
 /// Syncs that fail on purpose, for tests.
 pub(super) struct SyncFault {
     probability: f64,
-    random: RefCell<fastrand::Rng>,
+    random: RefCell<rt::Rng>,
 }
 
 impl SyncFault {
     pub(super) fn new(probability: f64, seed: u64) -> SyncFault {
-        SyncFault { probability, random: RefCell::new(fastrand::Rng::with_seed(seed)) }
+        SyncFault { probability, random: RefCell::new(rt::Rng::with_seed(seed)) }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -126,7 +126,7 @@ impl Spool {
         let mut buffer = segment.buffer(bytes as usize);
         write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
         format::finish_group(buffer.as_bytes_mut(), &label, number, first_ordinal, body);
-        let started = Instant::now();
+        let started = rt::now();
         let synced = async {
             segment.claim(at + bytes).await?;
             // A file that was removed still takes writes.
@@ -136,7 +136,7 @@ impl Spool {
         };
         let synced = synced.await.and_then(|()| self.sync_fault.check());
         self.setup.cells.spool_syncs.inc();
-        self.setup.cells.spool_sync_latency.observe(started.elapsed());
+        self.setup.cells.spool_sync_latency.observe(rt::since(started));
         if let Err(error) = synced {
             // What the disk has of the group is unknown, and no later sync would tell, so nothing
             // more is written there.

@@ -2,7 +2,8 @@ use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use glommio::timer::sleep;
+use crate::rt;
+use crate::rt::sleep;
 
 use super::{Class, Object, Progress, PutError, Store, Summing};
 use crate::config::{FaultPlan, Poison};
@@ -16,7 +17,7 @@ const POISON: &[u8] = b"poison";
 pub struct Faulty {
     inner: Store,
     plan: FaultPlan,
-    rng: RefCell<fastrand::Rng>,
+    rng: RefCell<rt::Rng>,
     puts: Cell<u64>,
     first_put: Cell<Option<Instant>>,
 }
@@ -24,8 +25,7 @@ pub struct Faulty {
 impl Faulty {
     /// `stream` separates the sequences of several cores with one seed.
     pub fn new(inner: Store, plan: FaultPlan, stream: u64) -> Faulty {
-        let rng =
-            fastrand::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
+        let rng = rt::Rng::with_seed(plan.seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9)));
         Faulty {
             inner,
             plan,
@@ -58,9 +58,9 @@ impl Faulty {
             return failed(class.into());
         }
         if !self.plan.outage.is_zero() {
-            let first = self.first_put.get().unwrap_or_else(Instant::now);
+            let first = self.first_put.get().unwrap_or_else(rt::now);
             self.first_put.set(Some(first));
-            if first.elapsed() < self.plan.outage {
+            if rt::since(first) < self.plan.outage {
                 return failed(Class::StoreWide);
             }
         }
@@ -94,7 +94,7 @@ impl Faulty {
                 sleep(Duration::from_millis(1)).await;
                 panic!("injected: a core's own task");
             };
-            glommio::spawn_local(own_task).detach();
+            rt::spawn(own_task).detach();
         }
         if self.puts.get() == self.plan.core_stuck {
             tracing::warn!("injected: this core is stuck");
@@ -120,14 +120,14 @@ impl From<Poison> for Class {
 /// The faults that hit connections.
 pub struct ConnFaults {
     share: f64,
-    rng: RefCell<fastrand::Rng>,
+    rng: RefCell<rt::Rng>,
 }
 
 impl ConnFaults {
     pub fn new(plan: Option<&FaultPlan>, stream: u64) -> ConnFaults {
         let seed = plan.map_or(0, |plan| plan.seed).wrapping_add(stream);
         let share = plan.map_or(0.0, |plan| plan.conn_panic);
-        ConnFaults { share, rng: RefCell::new(fastrand::Rng::with_seed(seed)) }
+        ConnFaults { share, rng: RefCell::new(rt::Rng::with_seed(seed)) }
     }
 
     /// Panics with the planned probability.

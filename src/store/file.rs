@@ -25,15 +25,15 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_lite::FutureExt;
 use glommio::io::{BufferedFile, Directory, OpenOptions};
 
 use super::{Class, Object, Progress, PutError};
 use crate::config::FileMode;
-use crate::net;
 use crate::queue::job::Payload;
+use crate::rt;
 use crate::sync::Semaphore;
 
 /// Holds incomplete files; inside the store's directory, because a rename must not cross file
@@ -91,7 +91,7 @@ impl FileStore {
         create_root_synced(&path, mode)?;
         for entry in std::fs::read_dir(&temporary)? {
             let entry = entry?;
-            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+            let age = rt::wall_clock().duration_since(entry.metadata()?.modified()?);
             if age.is_ok_and(|age| age > TEMPORARY_AGE_MAX) {
                 std::fs::remove_file(entry.path())?;
             }
@@ -107,9 +107,9 @@ impl FileStore {
         let (folder, key, body) =
             (self.folder.clone(), object.key.to_owned(), object.body.to_vec());
         let written = progress.of_writer();
-        let task = glommio::spawn_local(async move {
+        let task = rt::spawn(async move {
             let _permit = permit;
-            let _elsewhere = net::elsewhere();
+            let _wait = rt::foreign_wait();
             // A panic belongs to the worker that waits. Uncaught here it would end the core.
             AssertUnwindSafe(folder.store(&key, &body, &written)).catch_unwind().await
         });
@@ -168,7 +168,7 @@ impl Folder {
         let parent = path.parent().unwrap_or(path).to_owned();
         let root = self.root.path.clone();
         let is_blocked = move || is_blocked(&parent, &root);
-        blame_key(error, glommio::executor().spawn_blocking(is_blocked).await)
+        blame_key(error, rt::blocking(is_blocked).await)
     }
 
     fn temporary(&self, number: u64) -> PathBuf {
@@ -182,7 +182,7 @@ impl Folder {
             return Ok(directory.clone());
         }
         let (wanted, root) = (path.clone(), self.root.clone());
-        glommio::executor().spawn_blocking(move || create_synced(&wanted, &root)).await?;
+        rt::blocking(move || create_synced(&wanted, &root)).await?;
         let opened = Directory::open(&path).await.map_err(|error| blame_store(error.into()))?;
         let directory = Rc::new(DirSync::new(opened));
         let mut directories = self.directories.borrow_mut();
@@ -205,7 +205,7 @@ async fn write_synced(
     let written = async {
         if root.set_mode {
             let (path, mode) = (path.to_owned(), root.mode);
-            glommio::executor().spawn_blocking(move || mode.set_on_file(&path)).await?;
+            rt::blocking(move || mode.set_on_file(&path)).await?;
         }
         let mut at = 0;
         for part in body {
@@ -395,8 +395,7 @@ impl DirSync {
 #[expect(clippy::disallowed_methods, reason = "tests look at the directory from outside")]
 mod tests {
     use super::*;
-    use crate::limits::IO_MEMORY_BYTES;
-    use glommio::timer::sleep;
+    use crate::rt::sleep;
     use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
     use std::fs;
     use std::pin::pin;
@@ -417,8 +416,7 @@ mod tests {
         let root = FileStore::prepare(&dir.path().join("made/on the way/store"), mode).unwrap();
         let store = Rc::new(FileStore::new(root.clone(), "node-0", puts_max));
         let root = root.path;
-        let executor = glommio::LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();
-        executor.unwrap().run(test(store, root));
+        rt::run_test(test(store, root));
     }
 
     fn payload(bytes: impl Into<Vec<u8>>) -> Payload {
@@ -542,12 +540,12 @@ mod tests {
         with_store(|store, root| async move {
             let bytes = vec![b'x'; 10_000_000];
             for _ in 0..3 {
-                let put = glommio::spawn_local({
+                let put = rt::spawn({
                     let (store, bytes) = (store.clone(), bytes.clone());
                     async move { put(&store, "key", bytes).await }
                 });
                 let done = Rc::new(Cell::new(false));
-                let watch = glommio::spawn_local({
+                let watch = rt::spawn({
                     let (done, path) = (done.clone(), root.join("key"));
                     async move {
                         let mut looks = 0;
@@ -647,9 +645,7 @@ mod tests {
             let puts: Vec<_> = (0..64)
                 .map(|n| {
                     let store = store.clone();
-                    glommio::spawn_local(async move {
-                        put(&store, &format!("k{n}"), format!("{n}")).await
-                    })
+                    rt::spawn(async move { put(&store, &format!("k{n}"), format!("{n}")).await })
                 })
                 .collect();
             for put in puts {
@@ -676,7 +672,7 @@ mod tests {
             let callers: Vec<_> = (0..64)
                 .map(|_| {
                     let sync = sync.clone();
-                    glommio::spawn_local(async move { sync.sync().await })
+                    rt::spawn(async move { sync.sync().await })
                 })
                 .collect();
             for caller in callers {
@@ -750,7 +746,7 @@ mod tests {
         fs::create_dir_all(&temporary).unwrap();
         for (name, age) in [("old", 2 * TEMPORARY_AGE_MAX), ("young", Duration::from_secs(60))] {
             let file = fs::File::create(temporary.join(name)).unwrap();
-            file.set_modified(SystemTime::now() - age).unwrap();
+            file.set_modified(rt::wall_clock() - age).unwrap();
         }
         fs::write(dir.path().join("object"), "1").unwrap();
         let root = FileStore::prepare(dir.path(), FileMode::parse("0600").unwrap()).unwrap();

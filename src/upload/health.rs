@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::metrics::CoreCells;
+use crate::rt;
 use crate::store::{Class, PutError};
 
 /// Between two lines about a store that fails.
@@ -98,18 +99,18 @@ impl Health {
             return;
         }
         if others_go {
-            if let Some(line) = self.spell.borrow_mut().exception(Instant::now()) {
+            if let Some(line) = self.spell.borrow_mut().exception(rt::now()) {
                 self.report(&line, error);
             }
             return;
         }
         if self.cells.store_failing_since.value() == 0 {
-            let since_start = self.epoch.elapsed().as_millis() as u64;
+            let since_start = rt::since(self.epoch).as_millis() as u64;
             self.cells.store_failing_since.set(since_start + 1);
         }
         self.failing.set(true);
         let mut spell = self.spell.borrow_mut();
-        if let Some(line) = spell.failed(error, Instant::now()) {
+        if let Some(line) = spell.failed(error, rt::now()) {
             self.report(&line, error);
         }
     }

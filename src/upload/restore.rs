@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future::yield_now;
-use glommio::timer::sleep;
+use crate::rt::sleep;
+use crate::rt::yield_now;
 
 use super::uploader::Uploader;
 use crate::batch::Batch;

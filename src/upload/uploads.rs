@@ -15,8 +15,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
 
 use super::aside::{Aside, Upload};
 use super::limit::PutLimit;
@@ -68,7 +69,7 @@ impl Drop for InFlight<'_> {
 
 impl Uploads {
     pub fn new(workers: usize, cells: &'static CoreCells) -> Uploads {
-        let limit = PutLimit::new(workers, Instant::now());
+        let limit = PutLimit::new(workers, rt::now());
         cells.puts_limit.set(limit.limit() as u64);
         Uploads {
             limit: RefCell::new(limit),
@@ -126,7 +127,7 @@ impl Uploads {
     /// Has a batch of another process, which came through no queue, put beside others.
     pub fn submit_restored(&self, parcel: Parcel) {
         self.restored.set(self.restored.get() + 1);
-        self.put_aside(Upload::fresh(parcel), Instant::now());
+        self.put_aside(Upload::fresh(parcel), rt::now());
     }
 
     /// One of those is done with.
@@ -329,7 +330,7 @@ impl Uploader {
     pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
         let backoff =
             if self.stop.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
-        self.uploads.put_aside(upload, Instant::now() + backoff);
+        self.uploads.put_aside(upload, rt::now() + backoff);
     }
 
     /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
@@ -361,9 +362,9 @@ pub async fn notice_retries(uploader: Rc<Uploader>) {
     let mut is_hurried = false;
     loop {
         if uploader.stop.draining.get() && !std::mem::replace(&mut is_hurried, true) {
-            uploads.aside.borrow_mut().hurry(Instant::now() + DRAIN_BACKOFF_MAX);
+            uploads.aside.borrow_mut().hurry(rt::now() + DRAIN_BACKOFF_MAX);
         }
-        let now = Instant::now();
+        let now = rt::now();
         let due = uploads.aside.borrow_mut().turn(now);
         (0..due).for_each(|_| uploader.wake_worker());
         let next = uploads.aside.borrow().next_due();

@@ -18,6 +18,7 @@ use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadline::Alarm;
 use crate::queue::outcome::Fate;
+use crate::rt;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
@@ -50,7 +51,7 @@ pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
             }
         }
         // A store that answers at once would let one worker empty the ring while nobody else runs.
-        glommio::executor().yield_if_needed().await;
+        rt::yield_if_needed().await;
     }
 }
 
@@ -135,7 +136,7 @@ impl Worker {
         let uploader = self.uploader.clone();
         upload.parcel.write_key(&uploader.origin, &mut self.key);
         let stored_before = uploader.cells.objects_stored.value();
-        let began = Instant::now();
+        let began = rt::now();
         let attempt = AssertUnwindSafe(self.attempt(&upload.parcel, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
             Ok((Ok(()), now)) => {
@@ -176,7 +177,7 @@ impl Worker {
         let object = parcel.object(&self.key);
         let timeouts = PutTimeouts::of(&uploader.config);
         let outcome = uploader.store.put_within(&mut self.alarm, began, timeouts, &object).await;
-        let now = Instant::now();
+        let now = rt::now();
         uploader.cells.put_latency.observe(now - began);
         if outcome.is_ok() {
             uploader.health.succeeded(now);
@@ -226,7 +227,7 @@ impl Worker {
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
         let trouble = Trouble { failures, healthy_before, stored_before, intent };
-        let backoff = backoff(&uploader.config, attempts, fastrand::f64());
+        let backoff = backoff(&uploader.config, attempts, rt::random_fraction());
         // In this order: else a slot would seem to be free in between.
         uploader.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
         drop(in_flight);
@@ -238,7 +239,7 @@ impl Worker {
     /// be the object's.
     async fn pause(&self) {
         if let Some(failures) = self.failures.checked_sub(1).filter(|n| *n > 0) {
-            let backoff = backoff(&self.uploader.config, failures, fastrand::f64());
+            let backoff = backoff(&self.uploader.config, failures, rt::random_fraction());
             self.uploader.pause_worker(self.number, backoff).await;
         }
     }

@@ -1,4 +1,5 @@
 use std::io::{BufRead, Read};
+use std::time::Instant;
 
 use proptest::prelude::*;
 

@@ -13,9 +13,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::rt;
+use crate::rt::sleep;
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
-use glommio::timer::sleep;
 
 use super::CoreDir;
 use super::ledger::Batch;
@@ -233,7 +234,7 @@ impl Begun {
                 // Damage shows as members that are not there.
                 _ => {}
             }
-            glommio::executor().yield_if_needed().await;
+            rt::yield_if_needed().await;
         }
     }
 

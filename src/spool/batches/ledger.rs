@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::rt;
 use crate::spool::done::Done;
 use crate::spool::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
 use crate::spool::format::runs::Runs;
@@ -178,7 +179,7 @@ impl Ledger {
 
     /// Writes everything to a new journal, which replaces those it was read from.
     pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
-        let path = core_dir.join(format!("{}.{JOURNAL}", fastrand::u64(..)));
+        let path = core_dir.join(format!("{}.{JOURNAL}", rt::random()));
         let written = self.write(&path).and_then(|bytes| sync_dir(core_dir).map(|()| bytes));
         let bytes = match written {
             Ok(bytes) => bytes,

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::CoreDir;
 use crate::queue::job::Job;
+use crate::rt;
 use crate::spool::Record;
 use crate::spool::format::runs::{Encoder, Runs};
 use crate::spool::segment::Segment;
@@ -102,7 +103,7 @@ impl Members {
             let MemberSegment { segment, .. } = place.expect("noted when it was pushed");
             segment.settle_run(run.first..run.end());
             if number % SETTLE_SLICE == 0 {
-                glommio::executor().yield_if_needed().await;
+                rt::yield_if_needed().await;
             }
         }
     }

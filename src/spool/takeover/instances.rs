@@ -23,13 +23,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::QUARANTINE;
 use crate::deadletter::create_dir;
+use crate::rt;
 use crate::spool::batches::ledger::{is_journal, journals_of};
 use crate::spool::disk::DiskThread;
 
@@ -233,7 +234,7 @@ pub(super) fn set_aside(instance: &Path) -> io::Result<PathBuf> {
     if name.contains('~') {
         return Ok(instance.to_owned());
     }
-    let aside = instance.with_file_name(format!("{name}~{:016x}", fastrand::u64(..)));
+    let aside = instance.with_file_name(format!("{name}~{:016x}", rt::random()));
     fs::rename(instance, &aside)?;
     Ok(aside)
 }
@@ -388,11 +389,11 @@ fn open_lock(path: &Path) -> io::Result<File> {
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     let file = open_lock(&spool_dir.join(DIRECTORY_LOCK)).map_err(at(spool_dir))?;
-    let started = Instant::now();
+    let started = rt::now();
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < DIRECTORY_LOCK_MAX => {
+            Err(rustix::io::Errno::WOULDBLOCK) if rt::since(started) < DIRECTORY_LOCK_MAX => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -14,6 +14,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
+use crate::rt;
 use crate::spool::batches::ledger::{Batch, Settled};
 
 /// The spool of a dead process, held by its lock.
@@ -38,7 +39,7 @@ pub(in crate::spool) struct Replayed {
 
 impl Default for Replayed {
     fn default() -> Replayed {
-        Replayed { since: Instant::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Replayed { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 }
 
@@ -52,7 +53,7 @@ impl Replayed {
         tracing::info!(
             payloads = self.payloads.load(Ordering::Relaxed),
             bytes = self.bytes.load(Ordering::Relaxed),
-            took_ms = self.since.elapsed().as_millis() as u64,
+            took_ms = rt::since(self.since).as_millis() as u64,
             "replayed the spool of {}: all of it is stored or dead-lettered",
             path.display()
         );

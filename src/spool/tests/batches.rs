@@ -2,6 +2,7 @@
 
 use super::super::format::runs::{Encoder, Runs};
 use super::*;
+use crate::rt;
 
 /// A batch of these jobs, in this order.
 fn members(jobs: &[Job]) -> Rc<Members> {
@@ -294,7 +295,7 @@ fn intents_that_wait_share_a_sync() {
             .map(|n| {
                 let (spool, members) = (rig.spool.clone(), members(&jobs[n..n + 1]));
                 let intend = async move { spool.intend(&format!("{n}"), "", &members).await };
-                glommio::spawn_local(intend)
+                rt::spawn(intend)
             })
             .collect();
         for intent in intents {
@@ -426,7 +427,7 @@ fn replayed(
 
 /// Puts a begun batch, with the payloads it was begun with in their order.
 fn put_again(mut begun: Begun, pause: u64) -> Task<()> {
-    glommio::spawn_local(async move {
+    rt::spawn(async move {
         let payloads = read(&mut begun).await;
         let key = begun.key().to_owned();
         let seqs = BATCHES.with_borrow(|batches| batches[&key].clone());
@@ -660,7 +661,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
                 if poll_once(&mut intend).await.is_some() {
                     break;
                 }
-                glommio::executor().yield_now().await;
+                crate::rt::yield_now().await;
             }
             drop(intend);
             let kept = jobs.remove(0);

@@ -12,6 +12,7 @@ use super::credential_snapshot::CredentialSnapshot;
 use super::dial::{ConnectionError, ServerAddress};
 use super::direct::{ErrorDocument, error_document};
 use super::shared::{PublishedCredentials, S3Shared};
+use crate::rt;
 use crate::store::classify::Cause;
 use crate::store::{Class, PutError, classify};
 
@@ -47,7 +48,7 @@ impl ClientState {
         read: impl FnOnce(&PublishedCredentials) -> R,
     ) -> Result<R, PutError> {
         self.credentials.with_current(|published| {
-            let earliest = SystemTime::now().min(self.clock.now());
+            let earliest = rt::wall_clock().min(self.clock.now());
             if published.credentials.expiry().is_none_or(|at| at > earliest) {
                 return Ok(read(published));
             }

@@ -5,6 +5,7 @@
 //! clock can cause a wrong offset, but not for long: while there is an offset, every failed
 //! response updates it, and servers for which it is wrong refuse requests.
 
+use crate::rt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -40,7 +41,7 @@ impl ClockOffset {
         let Some(server) = date.and_then(|d| DateTime::from_str(d, Format::HttpDate).ok()) else {
             return false;
         };
-        let offset_s = server.secs() - DateTime::from(SystemTime::now()).secs();
+        let offset_s = server.secs() - DateTime::from(rt::wall_clock()).secs();
         if offset_s.abs() > OFFSET_MAX_S {
             return false;
         }
@@ -63,7 +64,7 @@ impl TimeSource for ClockOffset {
     fn now(&self) -> SystemTime {
         let offset_s = self.offset_s();
         let offset = Duration::from_secs(offset_s.unsigned_abs());
-        let now = SystemTime::now();
+        let now = rt::wall_clock();
         let shifted = if offset_s < 0 { now.checked_sub(offset) } else { now.checked_add(offset) };
         shifted.unwrap_or(now)
     }

@@ -14,6 +14,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::rt::Timer;
 use aws_smithy_async::rt::sleep::{AsyncSleep, Sleep};
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
 use aws_smithy_runtime_api::client::http::{
@@ -24,7 +25,6 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use glommio::timer::Timer;
 use http::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http_body_util::{BodyExt, Full, Limited};
 use send_wrapper::SendWrapper;

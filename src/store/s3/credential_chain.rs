@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::rt::Timer;
 use aws_config::meta::ProviderChainError;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -20,12 +21,12 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::TimeSource;
 use aws_types::os_shim_internal::Env;
 use aws_types::service_config::ServiceConfigKey;
-use glommio::timer::Timer;
 
 use super::environment::{self, Variables};
 use super::shared::Location;
 use super::{Overrides, S3Shared, S3Target, StartError, endpoint_url, profile, shared_files};
 use crate::deadline::within;
+use crate::rt;
 use crate::store::s3::connector::{GlommioHttp, GlommioSleep, connection_error, with_sources};
 use crate::store::s3::dial::ConnectionError;
 use crate::store::s3::hyper_pool::HyperPool;
@@ -73,7 +74,7 @@ impl CredentialChain {
 
     /// Loads everything for the first time.
     pub(super) async fn load_first(&self, target: &S3Target) -> Result<FirstLoad, StartError> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = rt::now() + START_TIMEOUT;
         let late = || StartError::TimedOut { seconds: START_TIMEOUT.as_secs() };
         let config = within(START_TIMEOUT, self.load(None), || Err(late())).await?;
         let location = match location(&config, target) {
@@ -94,7 +95,7 @@ impl CredentialChain {
             unreached: false,
         })?;
         let ask = async { provider.provide_credentials().await.map_err(start_error) };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(rt::now());
         let credentials = within(left, ask, || Err(late())).await;
         match credentials {
             Err(error) if !error.may_pass() => Err(error),
@@ -110,7 +111,7 @@ impl CredentialChain {
     ) {
         let refresh_at = |credentials: &Credentials| refresh_at(credentials, shared.clock.now());
         let mut due = refresh_at(&shared.credentials().credentials);
-        let mut not_before = Instant::now();
+        let mut not_before = rt::now();
         if shared.missing_credentials().is_some() {
             not_before += RETRY_MIN;
         }
@@ -118,7 +119,7 @@ impl CredentialChain {
         let mut spacing = RequestSpacing::default();
         loop {
             Timer::new(POLL).await;
-            let now = Instant::now();
+            let now = rt::now();
             let requested = shared.newer_credentials_requested();
             if now < not_before || !(requested || due.is_some_and(|at| now >= at)) {
                 continue;
@@ -208,7 +209,7 @@ async fn read_files(variables: Variables) -> Result<Vec<shared_files::SharedFile
         let home = shared_files::home(&|name| std::env::var_os(name));
         shared_files::read(&variables, home.as_deref())
     };
-    glommio::executor().spawn_blocking(read).await
+    rt::blocking(read).await
 }
 
 fn location(config: &SdkConfig, target: &S3Target) -> Result<Location, StartError> {
@@ -279,12 +280,12 @@ fn refresh_at(credentials: &Credentials, now: SystemTime) -> Option<Instant> {
     let life = credentials.expiry()?.duration_since(now).unwrap_or_default();
     let ahead = REFRESH_AHEAD.min(life / 2);
     // Up to a tenth earlier, so that hosts started together do not refresh together.
-    let early = ahead.mul_f64(fastrand::f64() / 10.0);
-    Some(Instant::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
+    let early = ahead.mul_f64(rt::random_fraction() / 10.0);
+    Some(rt::now() + (life - ahead).saturating_sub(early).max(RETRY_MIN))
 }
 
 fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+    wait.mul_f64(0.5 + rt::random_fraction() / 2.0)
 }
 
 fn start_error(error: CredentialsError) -> StartError {

@@ -26,6 +26,7 @@ use super::tunnel;
 use crate::deadline::within;
 use crate::net::{self, Acknowledged, Net};
 use crate::queue::job::Payload;
+use crate::rt;
 use crate::store::s3::host_names::HostNames;
 use crate::store::s3::proxies::{Proxies, Proxy};
 
@@ -168,7 +169,7 @@ impl Dialer {
             Err(ConnectionError::ConnectTimeout { host, port, after: timeout })
         };
         let proxy = self.proxies.of(server);
-        let dialled = self.dial_unbounded(server, proxy, Instant::now() + timeout);
+        let dialled = self.dial_unbounded(server, proxy, rt::now() + timeout);
         within(timeout, dialled, late).await.map_err(|error| error.through(proxy))
     }
 
@@ -230,8 +231,8 @@ impl Dialer {
 
     /// When a connection opened now becomes too old.
     fn retire_at(&self) -> Option<Instant> {
-        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * fastrand::f64();
-        (!self.age.is_zero()).then(|| Instant::now() + self.age.mul_f64(factor))
+        let factor = 1.0 - AGE_JITTER + 2.0 * AGE_JITTER * rt::random_fraction();
+        (!self.age.is_zero()).then(|| rt::now() + self.age.mul_f64(factor))
     }
 }
 
@@ -373,8 +374,7 @@ mod tests {
     }
 
     fn on_executor<T>(test: impl Future<Output = T>) -> T {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test)
+        rt::run_test(test)
     }
 
     fn dialer(names: Arc<HostNames>, age: Duration) -> Dialer {
@@ -409,7 +409,7 @@ mod tests {
                     }
                 };
                 publish("127.0.0.2");
-                glommio::timer::sleep(Duration::from_millis(1)).await;
+                rt::sleep(Duration::from_millis(1)).await;
                 idle.put(&server, wire);
             }
             assert_eq!(dialled, 2);

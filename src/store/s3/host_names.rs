@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::rt::Timer;
 use arc_swap::ArcSwap;
-use glommio::timer::Timer;
 
+use crate::rt;
 use crate::store::s3::dial::ConnectionError;
 
 /// How often every known host is resolved again.
@@ -92,7 +93,7 @@ impl HostNames {
                 None => {}
             }
             asked = true;
-            if Instant::now() >= deadline {
+            if rt::now() >= deadline {
                 return Err(unresolved("the resolver did not respond in time"));
             }
             Timer::new(ANSWER_POLL).await;
@@ -107,7 +108,7 @@ impl HostNames {
             return Some(Ok(entry.addresses.clone()));
         }
         let (why, at) = entry.failed.as_ref()?;
-        (at.elapsed() < FAILURE_KEPT).then(|| Err(why.clone()))
+        (rt::since(*at) < FAILURE_KEPT).then(|| Err(why.clone()))
     }
 
     fn ask(&self, host: &str) -> Result<(), &'static str> {
@@ -123,11 +124,11 @@ impl HostNames {
 
     /// Keeps the table up to date as long as it runs; spawned once, on the control executor.
     pub(super) async fn keep_resolved(self: Arc<HostNames>) {
-        let mut round = Instant::now();
+        let mut round = rt::now();
         loop {
             Timer::new(ASKED_POLL).await;
-            let hosts: Vec<String> = if round.elapsed() >= ROUND {
-                round = Instant::now();
+            let hosts: Vec<String> = if rt::since(round) >= ROUND {
+                round = rt::now();
                 let table = self.table.load();
                 table.iter().filter(|(_, e)| !e.fixed).map(|(host, _)| host.clone()).collect()
             } else if self.any_asked.swap(false, Ordering::Acquire) {
@@ -152,7 +153,7 @@ impl HostNames {
                 entry.addresses = addresses;
                 entry.failed = None;
             }
-            Err(why) => entry.failed = Some((why, Instant::now())),
+            Err(why) => entry.failed = Some((why, rt::now())),
         }
         self.table.store(Arc::new(table));
     }
@@ -161,7 +162,7 @@ impl HostNames {
 /// One `getaddrinfo` on the executor's blocking thread, never on the executor itself.
 async fn resolve(host: String) -> Result<Vec<SocketAddr>, String> {
     let look_up = move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter);
-    match glommio::executor().spawn_blocking(look_up).await {
+    match rt::blocking(look_up).await {
         Ok(addresses) if addresses.is_empty() => Err("the name has no address".into()),
         Ok(mut addresses) => {
             addresses.dedup();
@@ -183,8 +184,7 @@ mod tests {
     use super::*;
 
     fn on_executor(test: impl Future<Output = ()>) {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test);
+        rt::run_test(test);
     }
 
     fn soon() -> Instant {
@@ -219,7 +219,7 @@ mod tests {
         let names = HostNames::new(vec![]);
         names.publish("localhost".into(), Err("the network is not up".into()));
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep_resolved());
+            let keeper = rt::spawn(names.clone().keep_resolved());
             let failed = names.addresses("localhost", 7, soon()).await.unwrap_err();
             assert!(failed.to_string().contains("the network is not up"), "{failed}");
             Timer::new(FAILURE_KEPT).await;
@@ -232,7 +232,7 @@ mod tests {
     fn an_unknown_host_is_asked_for_and_waited_for() {
         let names = HostNames::new(vec![]);
         on_executor(async move {
-            let keeper = glommio::spawn_local(names.clone().keep_resolved());
+            let keeper = rt::spawn(names.clone().keep_resolved());
             let got = names.addresses("localhost", 7, soon()).await.unwrap();
             assert!(got.iter().all(|a| a.ip().is_loopback() && a.port() == 7));
             keeper.cancel().await;

@@ -7,9 +7,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::rt;
+use crate::rt::Task;
 use bytes::Bytes;
 use futures_lite::future;
-use glommio::Task;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use smol_hyper::rt::FuturesIo;
@@ -79,7 +80,7 @@ impl HyperPool {
         let (sender, connection) = http1::handshake(FuturesIo::new(wire)).await.map_err(|e| {
             ConnectionError::Broken { host: server.host.clone(), why: e.to_string() }
         })?;
-        let task = glommio::spawn_local(async move {
+        let task = rt::spawn(async move {
             // An error reaches the request in flight. Without one the peer has closed.
             let _ = connection.await;
         });
@@ -100,7 +101,7 @@ impl HyperPool {
                 // exchange yet. A detached task waits for it, for a bounded time, so that this
                 // request does not.
                 let (pool, server) = (Rc::downgrade(pool), server.clone());
-                glommio::spawn_local(async move {
+                rt::spawn(async move {
                     let settled = async { conn.sender.ready().await.is_ok() };
                     if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()

@@ -5,6 +5,7 @@
 //! would stay with an address that its host name no longer has. Pools are never shared between
 //! cores. A connection that a pool drops closes itself.
 
+use crate::rt;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
@@ -38,13 +39,13 @@ pub(super) struct IdlePool<C> {
 
 impl<C: Connection> IdlePool<C> {
     pub(super) fn new(idle_max: usize) -> IdlePool<C> {
-        IdlePool { idle_max, servers: RefCell::default(), swept: Cell::new(Instant::now()) }
+        IdlePool { idle_max, servers: RefCell::default(), swept: Cell::new(rt::now()) }
     }
 
     /// The connection to `server` put last that is alive, not idle for too long and not too old.
     pub(super) async fn take(&self, server: &ServerAddress) -> Option<C> {
         loop {
-            let mut connection = self.take_at(server, Instant::now())?;
+            let mut connection = self.take_at(server, rt::now())?;
             if connection.is_alive().await {
                 return Some(connection);
             }
@@ -70,7 +71,7 @@ impl<C: Connection> IdlePool<C> {
     /// Keeps `connection` for the next request to `server`, unless it is too old or the server
     /// already has `idle_max`.
     pub(super) fn put(&self, server: &ServerAddress, connection: C) {
-        self.put_at(server, connection, Instant::now());
+        self.put_at(server, connection, rt::now());
     }
 
     fn put_at(&self, server: &ServerAddress, connection: C, now: Instant) {

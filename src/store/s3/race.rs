@@ -7,6 +7,7 @@
 //! for [`AVOIDED_FOR`], so a dead address delays one connection, not every connection. It is never
 //! left out, because by then it may be the only one that works.
 
+use crate::rt;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -15,7 +16,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use glommio::timer::Timer;
+use crate::rt::Timer;
 
 /// How long an attempt runs alone: the connection attempt delay of RFC 8305, section 5.
 pub(super) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -90,7 +91,7 @@ pub(super) struct Memory<'a> {
 
 impl Memory<'_> {
     fn note(&self, address: SocketAddr, why: &str) {
-        if self.avoided.borrow_mut().note(address, Instant::now()) && self.has_choice {
+        if self.avoided.borrow_mut().note(address, rt::now()) && self.has_choice {
             let (host, seconds) = (self.host, AVOIDED_FOR.as_secs());
             tracing::warn!(host, %address, why, "address does not respond, tried last for {seconds} s");
         }
@@ -138,7 +139,7 @@ struct Attempt<F> {
 impl<F> Drop for Race<'_, F> {
     fn drop(&mut self) {
         for attempt in &self.running {
-            if attempt.since.elapsed() >= ATTEMPT_DELAY {
+            if rt::since(attempt.since) >= ATTEMPT_DELAY {
                 self.memory.note(attempt.address, "no answer");
             }
         }
@@ -181,7 +182,7 @@ pub(super) async fn first_of<F, S>(
 where
     F: Future<Output = io::Result<S>>,
 {
-    let order = memory.avoided.borrow_mut().order(addresses, Instant::now());
+    let order = memory.avoided.borrow_mut().order(addresses, rt::now());
     let mut waiting = order.into_iter().peekable();
     let mut race = Race { memory, running: Vec::new() };
     let mut failed = None;
@@ -192,7 +193,7 @@ where
             && let Some(address) = waiting.next()
         {
             let connect = Box::pin(connect(address));
-            race.running.push(Attempt { address, since: Instant::now(), connect });
+            race.running.push(Attempt { address, since: rt::now(), connect });
             timer = waiting.peek().map(|_| Timer::new(ATTEMPT_DELAY));
         }
         if race.running.is_empty() {
@@ -218,7 +219,7 @@ where
 mod tests {
     use std::rc::Rc;
 
-    use glommio::timer::sleep;
+    use crate::rt::sleep;
 
     use super::*;
 
@@ -229,8 +230,7 @@ mod tests {
     }
 
     fn on_executor<T>(test: impl Future<Output = T>) -> T {
-        let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
-        builder.io_memory(64 << 10).make().expect("io_uring is allowed here").run(test)
+        rt::run_test(test)
     }
 
     /// How an address of a test answers.

@@ -7,9 +7,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::rt;
+use crate::rt::Task;
 use aws_credential_types::Credentials;
 use futures_rustls::pki_types::CertificateDer;
-use glommio::Task;
 
 use super::credential_chain::{CredentialChain, FirstLoad};
 use super::dial::Dialer;
@@ -149,7 +150,7 @@ impl S3Control {
 /// See [`StartError`]; the store cannot work until an operator changes something.
 pub async fn start(target: S3Target, overrides: Overrides) -> Result<S3Control, StartError> {
     let names = HostNames::new(overrides.hosts.clone());
-    let resolver = glommio::spawn_local(names.clone().keep_resolved());
+    let resolver = rt::spawn(names.clone().keep_resolved());
     let tls = tls::client_config(&overrides.roots).map_err(StartError::Tls)?;
     let proxies = match overrides.proxies.clone() {
         Some(proxies) => proxies,
@@ -165,7 +166,7 @@ pub async fn start(target: S3Target, overrides: Overrides) -> Result<S3Control, 
     if let Some(proxy) = shared.proxy() {
         tracing::info!("requests to the store go through proxy {proxy}");
     }
-    let refresher = glommio::spawn_local(chain.keep_fresh(shared.clone(), provider));
+    let refresher = rt::spawn(chain.keep_fresh(shared.clone(), provider));
     Ok(S3Control { shared, resolver, refresher })
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::{Batch, CoreDir, State};
 use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
+use crate::rt;
 use crate::spool::batches::ledger::JOURNAL;
 use crate::spool::batches::members::MemberSegment;
 use crate::spool::format::{BLOCK, DATA_START, group_bytes};
@@ -107,7 +108,7 @@ impl Spool {
             None => {}
         }
         // Numbers of this process may be taken in another process's directory.
-        let number = if dir.is_own() { self.own.take_number() } else { fastrand::u64(..) };
+        let number = if dir.is_own() { self.own.take_number() } else { rt::random() };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
         let made = self.create_file(&path, bytes, bytes).await;
         let made = match made {

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use glommio::LocalExecutor;
 use proptest::prelude::*;
 
 use super::*;
@@ -36,7 +35,7 @@ fn with_connection<T>(
     address: SocketAddr,
     test: impl AsyncFnOnce(&mut DirectConnection) -> T,
 ) -> T {
-    LocalExecutor::default().run(async {
+    crate::rt::run_test(async {
         let stream = Net::here().unwrap().connect(address).await.unwrap();
         test(&mut DirectConnection::new(Wire::plain(stream))).await
     })
