@@ -135,11 +135,11 @@ fn what_goes_wrong_names_the_proxy(client: S3Client) {
         for (endpoint, answer, code, class, parts) in [
             (&https, auth.clone(), "ProxyRefused", Class::Transient, "407 Proxy Authentication"),
             (&https, bare("503 Busy"), "ProxyRefused", Class::Transient, "it answered 503 Busy"),
-            (&https, garbage.clone(), "BadAnswer", Class::Transient, "no HTTP"),
+            (&https, garbage.clone(), "BadAnswer", Class::Transient, "not HTTP"),
             (&https, String::new(), "ConnectionBroken", Class::Transient, "closed by the proxy"),
             (&http, auth, "Http407", Class::StoreWide, "answered 407"),
             (&http, bare("502 Bad Gateway"), "Http502", Class::Transient, "answered 502"),
-            (&http, garbage, "BadAnswer", Class::Transient, "refused"),
+            (&http, garbage, "BadAnswer", Class::Transient, "invalid response"),
             (&http, String::new(), "ConnectionBroken", Class::Transient, "broke"),
         ] {
             proxy.answer(&answer);
