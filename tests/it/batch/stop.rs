@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::batches::{Packing, all_lines, batches, in_bucket, s3_settings};
+use crate::support::needs::up_to_two_cores;
 use crate::support::s3::{Fault, S3Server};
 use crate::support::{
     Server, collection, dead_letters, files, mend_store, numbered, sorted, wait_for,
@@ -29,8 +30,7 @@ fn parted(count: usize) -> Vec<String> {
 #[test]
 fn both_signals_flush_open_batches() {
     for (signal, compression) in [("TERM", "none"), ("INT", "zstd"), ("TERM", "gzip")] {
-        let cores =
-            if std::thread::available_parallelism().unwrap().get() > 1 { "0,1" } else { "0" };
+        let cores = up_to_two_cores();
         let more = [("COMPRESSION", compression), ("CORES", cores), ("FAULTS", "delay=50ms")];
         let server = Server::start_batching(&[&OPEN[..], &more].concat());
         let payloads = parted(1_000);

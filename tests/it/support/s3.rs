@@ -62,8 +62,6 @@ pub enum Fault {
     AnswerThenClose,
     /// Sends a head that promises more body than comes, then closes.
     CutAnswer,
-    /// Serves after this long.
-    Delay(Duration),
 }
 
 impl Fault {
@@ -406,10 +404,6 @@ async fn answer(
     let closed = || io::Error::new(io::ErrorKind::ConnectionAborted, "closed by a fault");
     match fault {
         None => pass(request, s3).await,
-        Some(Fault::Delay(delay)) => {
-            tokio::time::sleep(delay).await;
-            pass(request, s3).await
-        }
         Some(Fault::Reply { status, headers, body }) => {
             // All of it is read, or the close that follows could reset the answer away.
             let _ = request.into_body().collect().await;
