@@ -175,7 +175,7 @@ fn a_dead_store_leaves_batches_in_the_spool_for_the_next_start() {
     mend_store(stopped.dir.path());
     assert_eq!(stopped.stored(), BTreeMap::new());
     let next = Server::start_batching_in(
-        stopped.dir.clone(),
+        stopped.dir,
         &[("SPOOL_DIR", "spool"), ("BATCH_AGE", "100ms"), ("NODE_ID", "node")],
     );
     next.wait_spool_empty();

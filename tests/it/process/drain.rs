@@ -313,7 +313,7 @@ fn a_killed_server_leaves_only_whole_objects() {
         assert!(bytes == payload(id).as_bytes(), "{key} is not whole");
     }
     // What it left half written is in nobody's way.
-    let again = Server::start_in(stopped.dir.clone(), &[]);
+    let again = Server::start_in(stopped.dir, &[]);
     assert_eq!(again.post_payloads(&["1"]).status, 200);
     again.wait_idle();
     assert_eq!(again.stored().len(), stored.len() + 1);

@@ -193,7 +193,7 @@ impl S3Server {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let accept = accept(listener, options.tls, s3, state);
                 runtime.expect("a runtime").block_on(async {
-                    tokio::select! { _ = accept => {}, _ = stopped => {} }
+                    tokio::select! { () = accept => {}, _ = stopped => {} }
                 });
             }
         });
