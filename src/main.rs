@@ -68,7 +68,7 @@ fn run(command: Command, flags: Flags) -> Result<Exit, String> {
     let handlers = match command {
         Command::Serve => Some(signals::install().map_err(|error| match error.kind() {
             // A thread, for which the kernel has no other word.
-            ErrorKind::WouldBlock => preflight::no_threads().to_string(),
+            ErrorKind::WouldBlock => preflight::no_threads(),
             _ => format!("no signal handlers: {error}; raise ulimit -n"),
         })?),
         _ => {

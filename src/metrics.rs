@@ -304,7 +304,7 @@ pub fn registry(
 struct LogCollector;
 
 impl Collector for LogCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let help = "Log lines dropped because stderr was read too slowly or could not be written";
         let name = "log_lines_dropped";
         let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -322,7 +322,7 @@ impl<F> fmt::Debug for DeadLetterCollector<F> {
 }
 
 impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for DeadLetterCollector<F> {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let help = "Bytes of all dead letters, as counted here or last measured";
         let bytes = i64::try_from(self.0()).unwrap_or(i64::MAX);
         let name = "dead_letter_directory_bytes";
@@ -440,7 +440,7 @@ const GAUGES: [(&str, &str, Read); 22] = [
 ];
 
 impl Collector for CellCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut requests = encoder.encode_descriptor(
             "requests",
             "Responses by status",

@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_small_object_takes_little_and_a_large_one_whole_chunks() {
         let pool = Rc::new(ChunkPool::default());
-        let mut chunks = Chunks::new(pool.clone());
+        let mut chunks = Chunks::new(pool);
         assert_eq!(chunks.memory(), 0, "nothing before the first byte");
         for (write, held) in [(1, 4 << 10), (4095, 4 << 10), (1, 8 << 10), (100_000, 128 << 10)] {
             chunks.write(&vec![1; write]);

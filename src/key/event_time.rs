@@ -24,10 +24,7 @@ const TIME_BYTES_MAX: usize = 64;
 
 /// Nanoseconds since 1970 of a JSON value.
 pub(super) fn read(raw: &[u8]) -> Option<u64> {
-    let inside = match raw {
-        [b'"', inside @ .., b'"'] => inside,
-        _ => return epoch(raw),
-    };
+    let [b'"', inside @ .., b'"'] = raw else { return epoch(raw) };
     if inside.len() > TIME_BYTES_MAX {
         return None;
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `test` on an executor with its sockets, for no longer than is reasonable; afterwards no socket may be left.
 fn with_net<T>(test: impl AsyncFnOnce(&Rc<Net>) -> T) -> T {

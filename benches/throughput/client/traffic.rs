@@ -53,7 +53,7 @@ fn records(rng: &mut fastrand::Rng, bytes: usize) -> String {
     loop {
         let (x, y) = (rng.u32(..1_000_000), rng.u32(1_000_000..));
         let comma = if text.ends_with('[') { "" } else { "," };
-        let item = format!(r#"{comma}{{"at":{y},"kind":"view","value":{}.25}}"#, x);
+        let item = format!(r#"{comma}{{"at":{y},"kind":"view","value":{x}.25}}"#);
         if text.len() + item.len() + END.len() > bytes {
             break;
         }

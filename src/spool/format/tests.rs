@@ -288,7 +288,7 @@ proptest! {
         // Behind heads that are whole, for else nothing would be looked at.
         let whole = segment(&Label { segment_bytes: 0, ..label(1) }, &three_groups());
         let at = file.len().min(whole.len());
-        let mut bytes = whole.clone();
+        let mut bytes = whole;
         for (block, offset, byte) in patches {
             if let Some(hit) = bytes.get_mut(DATA_START as usize + block * 512 + offset) {
                 *hit = byte;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::store::bulk::{Sent, from_env, post_all};
 use crate::support::batches::{Packing, in_bucket, s3_settings};
+use crate::support::needs::up_to_two_cores;
 use crate::support::s3::{Fault, S3Server};
 use crate::support::{Server, dead_letters, files};
 
@@ -68,7 +69,7 @@ fn run(
     let faults = format!(
         "seed={seed},transient=0.1,late=0.1,object=0.03,store_wide=0.02,hang=0.01,panic=0.02"
     );
-    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { "0,1" } else { "0" };
+    let cores = up_to_two_cores();
     let base = [
         ("CORES", cores),
         ("FAULTS", faults.as_str()),

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::support::batches::{Packing, all_lines, batches, in_bucket, s3_settings};
+use crate::support::needs::up_to_two_cores;
 use crate::support::s3::S3Server;
 use crate::support::{Server, collection, contents, request, sorted};
 
@@ -284,7 +285,7 @@ fn hashes_spread_and_are_the_rest_of_the_keys() {
 /// Two cores and fixed names: no key is anybody else's, though all batches are opened together.
 #[test]
 fn no_two_batches_share_a_key_across_cores_and_starts() {
-    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { "0,1" } else { "0" };
+    let cores = up_to_two_cores();
     let key = "{date:%Y}/{unix_ms}/{node}/{core}/{seq}.{ext}";
     let mut dir = None;
     let mut posted = 0;

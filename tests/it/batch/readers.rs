@@ -2,14 +2,15 @@
 //! in the Hive style and compressed as usual.
 //!
 //! Method: DuckDB, as a Python package, counts and sums over everything, by file and by folder, and must agree with what was
-//! posted. Without the package the test says so and does nothing; `MILLRACE_TEST_PYTHON` names another interpreter.
+//! posted. `MILLRACE_TEST_PYTHON` names another interpreter.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use crate::support::needs::{Need, skip};
 use crate::support::{Server, collection};
 
-/// `None`, with the reason printed, where it cannot run.
+/// `None` where it cannot run.
 fn python() -> Option<String> {
     let python = std::env::var("MILLRACE_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     match Command::new(&python).args(["-c", "import duckdb; print(duckdb.__version__)"]).output() {
@@ -20,11 +21,11 @@ fn python() -> Option<String> {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let why = said.trim().lines().last().unwrap_or_default();
-            println!("skipped: {python} has no duckdb ({why}); pip install duckdb");
+            skip(Need::Duckdb, format!("{python} has no duckdb ({why}); pip install duckdb"));
             None
         }
         Err(error) => {
-            println!("skipped: no {python}: {error}");
+            skip(Need::Duckdb, format!("no {python}: {error}"));
             None
         }
     }

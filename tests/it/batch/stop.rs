@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::batches::{Packing, all_lines, batches, in_bucket, s3_settings};
+use crate::support::needs::up_to_two_cores;
 use crate::support::s3::{Fault, S3Server};
 use crate::support::{
     Server, collection, dead_letters, files, mend_store, numbered, sorted, wait_for,
@@ -29,8 +30,7 @@ fn parted(count: usize) -> Vec<String> {
 #[test]
 fn both_signals_flush_open_batches() {
     for (signal, compression) in [("TERM", "none"), ("INT", "zstd"), ("TERM", "gzip")] {
-        let cores =
-            if std::thread::available_parallelism().unwrap().get() > 1 { "0,1" } else { "0" };
+        let cores = up_to_two_cores();
         let more = [("COMPRESSION", compression), ("CORES", cores), ("FAULTS", "delay=50ms")];
         let server = Server::start_batching(&[&OPEN[..], &more].concat());
         let payloads = parted(1_000);
@@ -175,7 +175,7 @@ fn a_dead_store_leaves_batches_in_the_spool_for_the_next_start() {
     mend_store(stopped.dir.path());
     assert_eq!(stopped.stored(), BTreeMap::new());
     let next = Server::start_batching_in(
-        stopped.dir.clone(),
+        stopped.dir,
         &[("SPOOL_DIR", "spool"), ("BATCH_AGE", "100ms"), ("NODE_ID", "node")],
     );
     next.wait_spool_empty();

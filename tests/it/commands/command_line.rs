@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
+use crate::support::needs::{Need, skip};
 use crate::support::{PATIENCE, Server, run};
 
 fn all(output: &Output) -> String {
@@ -83,7 +84,7 @@ fn a_core_outside_the_allowed_set_is_refused_with_the_set() {
         .env_clear()
         .output();
     let Ok(output) = taskset else {
-        eprintln!("skipped: no taskset (util-linux) to restrict the cores with");
+        skip(Need::Tools, "no taskset (util-linux) to restrict the cores with");
         return;
     };
     let text = all(&output);

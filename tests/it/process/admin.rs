@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::support::needs::up_to_two_cores;
 use crate::support::{Client, Metrics, Server, collection, numbered, request, wait_for};
 
 /// One sample line.
@@ -101,9 +102,8 @@ fn check_open_metrics(text: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn metrics_are_valid_open_metrics_with_every_stage_in_them() {
-    let two = std::thread::available_parallelism().unwrap().get() > 1;
     let server = Server::start(&[
-        ("CORES", if two { "0,1" } else { "0" }),
+        ("CORES", up_to_two_cores()),
         ("FAULTS", "seed=9,transient=0.2,object=0.1"),
         ("RETRY_BASE", "1ms"),
     ]);

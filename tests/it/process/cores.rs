@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Client, Metrics, Server, request, run};
+use crate::support::{Client, Metrics, Server, needs, request, run};
 
 fn two_cores(settings: &[(&str, &str)]) -> Option<Server> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let both = [0, 1].iter().all(|id| cores.iter().any(|core| core.id == *id));
-    both.then(|| Server::start(&[&[("CORES", "0,1")], settings].concat()))
+    let cores = needs::two_cores()?;
+    Some(Server::start(&[&[("CORES", cores)], settings].concat()))
 }
 
 fn of_core(metrics: &Metrics, name: &str, core: usize) -> u64 {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use millrace::http::LAME_DUCK;
 
+use crate::support::needs::up_to_two_cores;
 use crate::support::{
     Client, Server, collection, contents, dead_letters, files, numbered, request, sorted, wait_for,
 };
@@ -180,9 +181,9 @@ fn a_stalled_store_ends_in_dead_letters_in_time_and_a_replay_stores_each_once() 
 
 #[test]
 fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
-    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { 2 } else { 1 };
+    let cores = up_to_two_cores();
     let server = Server::start(&[
-        ("CORES", ["0", "0,1"][cores - 1]),
+        ("CORES", cores),
         ("FAULTS", "store_wide=1"),
         ("DRAIN_TIMEOUT", "4s"),
         ("LOG", "warn,millrace::control=info"),
@@ -198,7 +199,7 @@ fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
                 accepted.extend(payloads);
             }
         }
-        server.metrics().sum("millrace_ring_depth") > cores as u64 * 9_600
+        server.metrics().sum("millrace_ring_depth") > cores.split(',').count() as u64 * 9_600
     });
     let [mut ls, mut replay] = ["ls", "replay"]
         .map(|command| server.command_beside(&["dead-letter", command], &[("FAULTS", "")]));
@@ -312,7 +313,7 @@ fn a_killed_server_leaves_only_whole_objects() {
         assert!(bytes == payload(id).as_bytes(), "{key} is not whole");
     }
     // What it left half written is in nobody's way.
-    let again = Server::start_in(stopped.dir.clone(), &[]);
+    let again = Server::start_in(stopped.dir, &[]);
     assert_eq!(again.post_payloads(&["1"]).status, 200);
     again.wait_idle();
     assert_eq!(again.stored().len(), stored.len() + 1);

@@ -51,6 +51,8 @@ fn with_effect(bucket: &Bucket) -> Vec<(&'static str, String)> {
     vec![
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
+        ("SECRET_ACCESS_KEY", SECRET_KEY.into()),
+        ("AWS_SESSION_TOKEN", "t".into()),
         ("AWS_REGION", "us-east-1".into()),
         ("AWS_DEFAULT_REGION", "us-east-1".into()),
         ("AWS_PROFILE", "default".into()),
@@ -72,6 +74,15 @@ fn with_effect(bucket: &Bucket) -> Vec<(&'static str, String)> {
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{url}/role")),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "t".into()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file("token")),
+        // Nothing on this host is reached through a proxy, so that nobody has to listen there.
+        ("http_proxy", "http://127.0.0.1:1".into()),
+        ("HTTP_PROXY", "http://me:hunter2@127.0.0.1:1".into()),
+        ("https_proxy", "http://127.0.0.1:1".into()),
+        ("HTTPS_PROXY", "127.0.0.1:1".into()),
+        ("all_proxy", "http://127.0.0.1:1".into()),
+        ("ALL_PROXY", "http://127.0.0.1:1".into()),
+        ("no_proxy", "store.corp".into()),
+        ("NO_PROXY", ".corp, 10.0.0.0/8".into()),
     ]
 }
 
@@ -191,21 +202,42 @@ fn what_has_an_effect_is_trimmed_and_unset_when_empty() {
 #[test]
 fn nonsense_and_bytes_are_refused_by_name() {
     let bucket = Bucket::new();
-    for (name, _) in with_effect(&bucket) {
+    // Exempt hosts count only beside a proxy, see below.
+    let alone = |name: &str| !["no_proxy", "NO_PROXY"].contains(&name);
+    for (name, _) in with_effect(&bucket).into_iter().filter(|(name, _)| alone(name)) {
         let bytes = OsStr::from_bytes(NOT_UTF8);
         assert!(!bucket.passes_or_names(name, bytes, &[]), "{name} is text");
         let nonsense = OsStr::new("no?n sense!");
         let passed = bucket.passes_or_names(name, nonsense, &[]);
         let is_text = TEXTS.contains(&name) && !name.ends_with("_KEY") && !name.ends_with("_ID");
-        // A token with a blank is none, an endpoint for all services counts only where there is none for S3.
-        let expected =
-            is_text && name != "AWS_CONTAINER_AUTHORIZATION_TOKEN" || name == "AWS_ENDPOINT_URL";
+        // A token with a blank is none. Two count only where their better half is not set: the endpoint for all services
+        // where there is none for S3, and the old name of the secret.
+        let expected = is_text && name != "AWS_CONTAINER_AUTHORIZATION_TOKEN"
+            || ["AWS_ENDPOINT_URL", "SECRET_ACCESS_KEY"].contains(&name);
         assert_eq!(passed, expected, "{name}");
         let two_lines = OsStr::new("two\nlines");
         assert!(!bucket.passes_or_names(name, two_lines, &[]), "{name} is one line");
     }
     let no_s3 = ["AWS_ENDPOINT_URL_S3"];
     assert!(!bucket.passes_or_names("AWS_ENDPOINT_URL", OsStr::new("no?n sense!"), &no_s3));
+    let no_secret = ["AWS_SECRET_ACCESS_KEY"];
+    assert!(!bucket.passes_or_names("SECRET_ACCESS_KEY", OsStr::new("no?n sense!"), &no_secret));
+    assert!(bucket.passes_or_names("SECRET_ACCESS_KEY", OsStr::new(SECRET_KEY), &no_secret));
+}
+
+#[test]
+fn exempt_hosts_are_refused_by_name_beside_a_proxy() {
+    let bucket = Bucket::new();
+    let values = [OsStr::from_bytes(NOT_UTF8), OsStr::new("no?n sense!"), OsStr::new("two\n?")];
+    for name in ["no_proxy", "NO_PROXY"] {
+        for value in values {
+            assert!(bucket.passes_or_names(name, value, &[]), "{name}={value:?} without a proxy");
+            let proxy = ("HTTPS_PROXY", OsStr::new("http://127.0.0.1:1"));
+            let (status, text) = bucket.check(&[(name, value), proxy], &[]);
+            assert_eq!(status, Some(2), "{name}={value:?}: {text}");
+            assert!(text.contains(name), "{name}={value:?} is not named: {text}");
+        }
+    }
 }
 
 /// Without keys in the environment the chain goes on to what asks services, where values met assertions.
@@ -244,6 +276,13 @@ fn a_bundle_of_roots_is_unset_when_blank_and_named_when_it_is_none() {
         assert!(bucket.passes_or_names("AWS_CA_BUNDLE", OsStr::new(blank), &[]), "{blank:?}");
     }
     let config = bucket.dir.path().join("config");
+    let roots = bucket.dir.path().join("roots.pem");
+    let signed = rcgen::generate_simple_self_signed(vec!["store.corp".into()]).unwrap();
+    std::fs::write(&roots, signed.cert.pem()).unwrap();
+    for around in ["", " ", "\r\n"] {
+        let value = OsString::from(format!("{around}{}{around}", roots.display()));
+        assert!(bucket.passes_or_names("AWS_CA_BUNDLE", &value, &[]), "{value:?}");
+    }
     for none in [OsStr::new("no such file"), OsStr::from_bytes(NOT_UTF8), config.as_os_str()] {
         assert!(!bucket.passes_or_names("AWS_CA_BUNDLE", none, &[]), "{none:?}");
     }

@@ -1,14 +1,16 @@
 //! Odd hosts: goal, with any resource limit, with `/sys` or `/proc` away, the server either serves and stores or refuses
 //! the start in one sentence that names limit and remedy; it never panics and no signal ends it.
 //!
-//! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not allow is skipped.
+//! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not allow is skipped, see
+//! `support::needs`.
 
 use std::os::unix::fs::chown;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 
-use crate::support::{Client, Server, Stopped, allowed, command, request, wait_for, wrap};
+use crate::support::needs::{Need, allowed, skip};
+use crate::support::{Client, Server, Stopped, command, request, wait_for, wrap};
 
 /// Starts behind `prefix`, stores a payload and stops.
 fn serves(prefix: &[&str], dir: Arc<tempfile::TempDir>, settings: &[(&str, &str)]) -> Stopped {
@@ -38,7 +40,7 @@ fn refuses(prefix: &[&str], dir: &std::path::Path, needles: &[&str]) {
 #[test]
 fn every_resource_limit_is_served_with_or_refused_by_name() {
     if !allowed(&["prlimit", "--core=0", "true"]) {
-        eprintln!("skipped: no prlimit");
+        skip(Need::Tools, "no prlimit (util-linux)");
         return;
     }
     for limit in [
@@ -62,9 +64,11 @@ fn every_resource_limit_is_served_with_or_refused_by_name() {
         "--msgqueue=0:0",
         "--sigpending=0:0",
     ] {
-        if allowed(&["prlimit", limit, "true"]) {
-            serves(&["prlimit", limit], Arc::new(tempfile::tempdir().unwrap()), &[]);
+        if !allowed(&["prlimit", limit, "true"]) {
+            skip(Need::Limits, format!("prlimit {limit} is not allowed here"));
+            continue;
         }
+        serves(&["prlimit", limit], Arc::new(tempfile::tempdir().unwrap()), &[]);
     }
     let dir = tempfile::tempdir().unwrap();
     for (limit, needles) in [
@@ -81,6 +85,8 @@ fn every_resource_limit_is_served_with_or_refused_by_name() {
     if allowed(&["chrt", "-f", "1", "true"]) {
         let prefix = ["prlimit", "--rttime=500000:500000", "chrt", "-f", "1"];
         refuses(&prefix, dir.path(), &["RLIMIT_RTTIME", "500000 µs", "LimitRTTIME=infinity"]);
+    } else {
+        skip(Need::Realtime, "chrt -f 1 is not allowed here");
     }
 }
 
@@ -91,7 +97,7 @@ fn a_limit_on_threads_is_served_with_or_refused_by_name() {
     let binary = env!("CARGO_BIN_EXE_millrace");
     let setpriv = ["setpriv", USER, "--regid=61234", "--clear-groups"];
     if !getuid().is_root() || !allowed(&[&setpriv[..], &[binary, "--version"]].concat()) {
-        eprintln!("skipped: not root, or the binary lies where others cannot read");
+        skip(Need::Root, "not root, or the binary lies where others cannot read");
         return;
     }
     let dir = Arc::new(tempfile::tempdir().unwrap());
@@ -101,7 +107,7 @@ fn a_limit_on_threads_is_served_with_or_refused_by_name() {
         let named = ["threads: ", "RLIMIT_NPROC", "user 61234", "ulimit -u", "LimitNPROC"];
         refuses(&limited(limit), dir.path(), &named);
     }
-    serves(&limited("--nproc=6:200"), dir.clone(), &[]);
+    serves(&limited("--nproc=6:200"), dir, &[]);
     let dir = Arc::new(tempfile::tempdir().unwrap());
     chown(dir.path(), Some(61234), Some(61234)).unwrap();
     serves(&limited("--nproc=15:15"), dir, &[]);
@@ -113,7 +119,7 @@ fn without_what_sys_and_proc_tell_it_serves() {
         .into_iter()
         .find(|options| allowed(&["unshare", options, "mount", "-t", "tmpfs", "none", "/sys"]))
     else {
-        eprintln!("skipped: this host allows no mount namespace");
+        skip(Need::Mount, "this host allows no mount namespace");
         return;
     };
     for script in [
@@ -128,7 +134,8 @@ fn without_what_sys_and_proc_tell_it_serves() {
         "mount -t proc -o subset=pid proc /proc",
     ] {
         if !allowed(&["unshare", options, "sh", "-c", script]) {
-            eprintln!("skipped: {script}");
+            let need = if script.contains("-t proc") { Need::Procfs } else { Need::Mount };
+            skip(need, format!("{script} is not allowed here"));
             continue;
         }
         let script = format!("{script} && exec \"$@\"");

@@ -54,7 +54,7 @@ fn requests_that_arrive_during_a_pause_are_answered() {
     }
     let mut used = server.connect();
     assert_eq!(used.post(r#"{"data":[1]}"#).status, 200);
-    clients.push((used, whole.clone()));
+    clients.push((used, whole));
     let_it_read();
     paused(&server, || clients.iter_mut().for_each(|(client, rest)| client.send(rest)));
     for (at, (client, _)) in clients.iter_mut().enumerate() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::support::needs::{Need, skip};
 use crate::support::{PATIENCE, Server, command, kill_command, run, wait_for};
 
 /// An address that was free a moment ago.
@@ -171,7 +172,7 @@ fn alone(options: &str, script: &str) -> std::process::Output {
 #[test]
 fn addresses_that_overlap_have_one_owner() {
     let Some(options) = namespace() else {
-        eprintln!("skipped: this host allows no network namespace, or has no ip(8)");
+        skip(Need::Netns, "this host allows no network namespace, or has no ip(8)");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -190,7 +191,7 @@ fn addresses_that_overlap_have_one_owner() {
         ("0.0.0.0:8080", "0.0.0.0:8081", false, false),
     ] {
         if as_other && options.contains('U') {
-            eprintln!("skipped: only root can run a server as another user");
+            skip(Need::Root, "only root can run a server as another user");
             continue;
         }
         let other = match as_other {

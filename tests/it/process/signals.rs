@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Server, collection, command, contents, kill_command, numbered, run, sorted, wait_for,
+    Server, collection, command, contents, kill_command, numbered, run, sorted, wait_for, wrap,
 };
 
 /// Stops, kills, reports of bugs, and pauses; 19 is SIGSTOP, 20 SIGTSTP. By number: some have no name everywhere.
@@ -129,23 +129,14 @@ fn signals_that_the_parent_had_ignored_or_blocked_work() {
             let dir = Arc::new(tempfile::tempdir().unwrap());
             std::fs::write(dir.path().join("tokens"), "a\n").unwrap();
             let settings = [("TOKENS_FILE", "tokens")];
-            let server = Server::start_by(dir, &settings, |command| through(command, how));
+            let server =
+                Server::start_by(dir, &settings, |command| wrap(command, &["sh", "-c", how, "sh"]));
             kill(&server, libc::SIGHUP);
             wait_for("the reload", || server.logged("1 tokens are accepted from now on"));
             kill(&server, signal);
             assert_eq!(server.wait_stopped().status, 0, "signal {signal}: {how}");
         }
     }
-}
-
-/// Becomes the same command behind a shell script that ends by becoming `"$@"`.
-fn through(command: &mut Command, script: &str) {
-    let mut wrapped = Command::new("sh");
-    wrapped.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
-    wrapped.current_dir(command.get_current_dir().unwrap()).stdin(Stdio::null()).env_clear();
-    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    wrapped.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    *command = wrapped;
 }
 
 /// As in the issue: a second at most, and something for a busy machine.
@@ -258,7 +249,7 @@ fn a_command_survives_the_file_size_limit() {
     let table = String::from_utf8(plain.stdout).unwrap();
     assert!(table.len() > 512, "{table}");
     let mut check = command(dir.path(), &["check"], &settings);
-    through(&mut check, r#"ulimit -f 1; exec "$@" >table"#);
+    wrap(&mut check, &["sh", "-c", r#"ulimit -f 1; exec "$@" >table"#, "sh"]);
     let output = check.output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");

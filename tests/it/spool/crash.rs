@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::store::bulk::{from_env, payload};
+use crate::support::needs::up_to_two_cores;
 use crate::support::{Client, SPOOLED, Server, Stopped, collection, files, mend_store, request};
 
 pub const CLIENTS: u64 = 4;
@@ -138,7 +139,7 @@ pub fn live_under_load(
 /// One round's settings.
 pub fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str, String)> {
     let mut either = |a: &'static str, b: &'static str| if rng.bool() { a } else { b };
-    let several = std::thread::available_parallelism().unwrap().get() > 1;
+    let several = up_to_two_cores() != "0";
     let mut settings = vec![
         ("SPOOL_DIR", "spool"),
         ("NODE_ID", either("crash", "random")),

@@ -185,8 +185,7 @@ fn spool_on_a_disk_that_turned_read_only_is_replayed_after_a_crash() {
     let checked = check.arg(dir.path().join("disk.img")).output().unwrap();
     assert!(checked.status.code().is_some_and(|code| code <= 1), "{checked:?}");
     let options = "-m";
-    let server =
-        Server::start_by(dir.clone(), &SETTINGS, |command| Disk::Ext4.wrap(command, options));
+    let server = Server::start_by(dir, &SETTINGS, |command| Disk::Ext4.wrap(command, options));
     server.wait_spool_empty();
     let replayed = line(&server, "INFO", "replayed the spool of");
     let count = acknowledged.len() as u64;

@@ -61,7 +61,7 @@ fn spool_directory_that_is_removed_acknowledges_nothing_until_it_is_back() {
     // What was acknowledged since survives a crash.
     let stopped = server.kill();
     crate::support::mend_store(stopped.dir.path());
-    let server = Server::start_in(stopped.dir.clone(), &SETTINGS);
+    let server = Server::start_in(stopped.dir, &SETTINGS);
     server.wait_spool_empty();
     assert_eq!(contents(&server.stored()), sorted(&more), "what was on the disk when it died");
 }

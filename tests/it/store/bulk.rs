@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::support::needs::up_to_two_cores;
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::{Client, Server, dead_letters, files};
 
@@ -86,7 +87,7 @@ pub fn run(target: &Target<'_>, payloads: usize) {
     let faults = format!(
         "seed={seed},transient=0.05,late=0.02,object=0.01,store_wide=0.01,hang=0.002,panic=0.002"
     );
-    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { "0,1" } else { "0" };
+    let cores = up_to_two_cores();
     let mut settings = target.settings.clone();
     settings.extend([
         ("CORES", cores),

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::needs::two_cores;
 use crate::support::{Server, collection, contents, numbered, sorted, wait_for};
 
 const FAST_RETRY: [(&str, &str); 2] = [("RETRY_BASE", "5ms"), ("RETRY_MAX", "50ms")];
@@ -190,12 +191,9 @@ fn a_panic_in_a_connection_closes_that_connection_only() {
 
 #[test]
 fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
-    if std::thread::available_parallelism().unwrap().get() < 2 {
-        eprintln!("skipped: one core dies and another must drain, but this host has one");
-        return;
-    }
+    let Some(cores) = two_cores() else { return };
     let server = start(&[
-        ("CORES", "0,1"),
+        ("CORES", cores),
         ("FAULTS", "core_panic=30,delay=20ms"),
         ("MAX_WORKERS", "4"),
         ("DRAIN_TIMEOUT", "20s"),

@@ -1,5 +1,5 @@
 //! Small disks for a server's spool, mounted on `spool` in its working directory, in a mount namespace of the server's own:
-//! they go with it. A host that allows no such namespace has none, which is said.
+//! they go with it. A host that allows no such namespace has none, see [`super::needs`].
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use super::Server;
+use super::needs::{Need, skip};
+use super::{Server, wrap};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
@@ -39,21 +40,15 @@ impl Disk {
             tried.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         });
         if found.is_none() {
-            eprintln!(
-                "SKIPPED: this host lets nobody mount {self:?} in a namespace (are you root?)"
-            );
+            let need = if self == Disk::Ext4 { Need::Loop } else { Need::Mount };
+            skip(need, format!("this host lets nobody mount {self:?} in a namespace"));
         }
         found
     }
 
     /// Becomes the same command in a namespace with the disk.
     pub fn wrap(self, command: &mut Command, options: &str) {
-        let mut wrapped = Command::new("unshare");
-        wrapped.args([options, "sh", "-c", self.script(), "sh"]).arg(command.get_program());
-        wrapped.args(command.get_args()).current_dir(command.get_current_dir().unwrap());
-        wrapped.env_clear().stdin(Stdio::null());
-        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        *command = wrapped;
+        wrap(command, &["unshare", options, "sh", "-c", self.script(), "sh"]);
     }
 
     /// A server with its spool on such a disk, if there can be one.
@@ -70,7 +65,7 @@ pub fn make_image(image: &Path, mib: u64) -> bool {
     made.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").args(["-q", "-F", "-m", "0"]).arg(image);
     let made = made.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !made {
-        eprintln!("SKIPPED: there is no mkfs.ext4 here");
+        skip(Need::Tools, "there is no mkfs.ext4 (e2fsprogs) here");
     }
     made
 }

@@ -62,8 +62,6 @@ pub enum Fault {
     AnswerThenClose,
     /// Sends a head that promises more body than comes, then closes.
     CutAnswer,
-    /// Serves after this long.
-    Delay(Duration),
 }
 
 impl Fault {
@@ -195,7 +193,7 @@ impl S3Server {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let accept = accept(listener, options.tls, s3, state);
                 runtime.expect("a runtime").block_on(async {
-                    tokio::select! { _ = accept => {}, _ = stopped => {} }
+                    tokio::select! { () = accept => {}, _ = stopped => {} }
                 });
             }
         });
@@ -406,10 +404,6 @@ async fn answer(
     let closed = || io::Error::new(io::ErrorKind::ConnectionAborted, "closed by a fault");
     match fault {
         None => pass(request, s3).await,
-        Some(Fault::Delay(delay)) => {
-            tokio::time::sleep(delay).await;
-            pass(request, s3).await
-        }
         Some(Fault::Reply { status, headers, body }) => {
             // All of it is read, or the close that follows could reset the answer away.
             let _ = request.into_body().collect().await;
