@@ -194,7 +194,8 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
             }
             for (at, step) in steps.iter().enumerate().take(requests - 1) {
                 let waited = came[at + 1].at - came[at].at;
-                let asked = Duration::from_millis(990 * u64::from(matches!(step, Answer(503 | 408))));
+                let asked =
+                    Duration::from_millis(990 * u64::from(matches!(step, Answer(503 | 408))));
                 assert!(waited >= asked, "{case}: {waited:?}");
             }
         }
@@ -219,8 +220,12 @@ fn a_client_that_nobody_listens_to_says_that_nothing_was_sent() {
 #[test]
 fn a_full_server_gets_everything_once_its_store_is_back() {
     for (name, client) in clients() {
-        let settings =
-            [("MAX_QUEUE", "600"), ("MAX_WORKERS", "4"), ("RETRY_MAX", "200ms"), ("TOKENS_FILE", "tokens")];
+        let settings = [
+            ("MAX_QUEUE", "600"),
+            ("MAX_WORKERS", "4"),
+            ("RETRY_MAX", "200ms"),
+            ("TOKENS_FILE", "tokens"),
+        ];
         let dir = Arc::new(tempfile::tempdir().unwrap());
         std::fs::write(dir.path().join("tokens"), "a \"token\"\n".replace(' ', "-")).unwrap();
         let server = Server::start_in(dir, &settings);

@@ -287,7 +287,17 @@ fn quoted() -> Vec<Vec<String>> {
     };
     // Names, statuses and commands are not messages.
     let is_message = |span: &String| {
-        let command = ["millrace ", "spool ", "ulimit", "sysctl", "docker", "setcap", "fuser", "chmod", "dead-letter "];
+        let command = [
+            "millrace ",
+            "spool ",
+            "ulimit",
+            "sysctl",
+            "docker",
+            "setcap",
+            "fuser",
+            "chmod",
+            "dead-letter ",
+        ];
         span.contains(' ') && !command.iter().any(|start| span.starts_with(start))
     };
     quoted.filter(is_message).map(pieces).filter(|pieces| !pieces.is_empty()).collect()
@@ -308,8 +318,13 @@ fn messages_that_troubleshooting_quotes_are_in_the_source() {
 
 #[test]
 fn troubleshooting_knows_every_warning_and_error() {
-    const STARTS: [&str; 5] =
-        ["tracing::error!(", "tracing::warn!(", "#[error(", ".error(|| format!(", ".warn(|| format!("];
+    const STARTS: [&str; 5] = [
+        "tracing::error!(",
+        "tracing::warn!(",
+        "#[error(",
+        ".error(|| format!(",
+        ".warn(|| format!(",
+    ];
     let quoted = quoted();
     let is_known = |literal: &str| {
         quoted.iter().any(|pieces| pieces.iter().any(|piece| literal.contains(piece.as_str())))
@@ -552,7 +567,8 @@ fn what_documents_tell_readers_to_run_works() {
 /// Runs `millrace check` in `dir`, which stands in for `/var/lib/millrace`.
 fn check(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
     let mut command = command(dir, args, settings);
-    let output = command.env("HOME", dir).env("AWS_EC2_METADATA_DISABLED", "true").output().unwrap();
+    let output =
+        command.env("HOME", dir).env("AWS_EC2_METADATA_DISABLED", "true").output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
 }
