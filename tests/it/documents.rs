@@ -336,9 +336,9 @@ fn troubleshooting_knows_every_warning_and_error() {
             for (at, _) in code.match_indices(start) {
                 let Some(literal) = longest_literal(&code[at + start.len()..]) else { continue };
                 let literal = shown(&literal);
-                // A message of placeholders only is somebody else's.
+                // A message of placeholders only is somebody else's, and no word by itself is looked for.
                 let own = literal.split(['{', '}']).step_by(2).map(str::trim);
-                if own.map(str::len).max().unwrap_or(0) < 6 {
+                if own.map(str::len).max().unwrap_or(0) < 6 || !literal.contains(' ') {
                     continue;
                 }
                 messages += 1;
@@ -353,10 +353,10 @@ fn troubleshooting_knows_every_warning_and_error() {
     assert!(unknown.is_empty(), "docs/troubleshooting.md lacks: {unknown:#?}");
 }
 
-/// The longest string literal up to the parenthesis that closes what `code` begins in.
+/// The longest string literal up to the parenthesis that closes what `code` begins in; values of fields apart.
 fn longest_literal(code: &str) -> Option<String> {
     let (mut depth, mut longest) = (1, None::<String>);
-    let mut chars = code.chars();
+    let (mut chars, mut is_value) = (code.chars(), false);
     while let Some(c) = chars.next() {
         match c {
             '(' => depth += 1,
@@ -369,7 +369,8 @@ fn longest_literal(code: &str) -> Option<String> {
                         literal.extend(chars.next());
                     }
                 }
-                if longest.as_ref().is_none_or(|known| known.len() < literal.len()) {
+                let is_longer = longest.as_ref().is_none_or(|known| known.len() < literal.len());
+                if is_longer && !is_value {
                     longest = Some(literal);
                 }
             }
@@ -377,6 +378,9 @@ fn longest_literal(code: &str) -> Option<String> {
         }
         if depth == 0 {
             break;
+        }
+        if !c.is_whitespace() {
+            is_value = c == '=';
         }
     }
     longest
@@ -556,7 +560,7 @@ fn what_documents_tell_readers_to_run_works() {
             let place = format!("{document}:{line}, status {status}:\n{text}\n{said}\n{error}");
             assert!(setting.statuses.contains(&status), "{place}");
             for promised in text.lines().filter_map(|line| line.strip_prefix("# ")) {
-                assert!(said.lines().any(|line| line.trim() == promised), "{promised}? {place}");
+                assert!(said.lines().any(|line| line.contains(promised)), "{promised}? {place}");
             }
             run += 1;
         }
