@@ -38,11 +38,11 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn start(steps: &[Step]) -> Scripted {
+    fn start(steps: &'static [Step]) -> Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let came = Arc::new(Mutex::new(Vec::new()));
-        let (seen, mut steps) = (came.clone(), steps.to_vec().into_iter());
+        let (seen, mut steps) = (came.clone(), steps.iter().copied());
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 while let Some(request) = read_request(&stream) {
