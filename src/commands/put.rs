@@ -97,7 +97,7 @@ fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error
 /// What would let the probe object in.
 fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> String {
     if error.remedy.is_empty() {
-        return "correct STORE or the settings named; README, \"S3\", says what a PUT carries"
+        return "correct STORE or the settings named; docs/configuration.md, \"S3\", says what a PUT carries"
             .into();
     }
     if error.remedy != Cause::Denied.remedy() {

@@ -1,5 +1,5 @@
-//! The one table of settings. Flags, environment names, TOML keys, `--help` and the README's table are all
-//! generated from it, so they cannot disagree.
+//! The one table of settings. Flags, environment names, TOML keys, `--help` and the table in
+//! `docs/configuration.md` are all generated from it, so they cannot disagree.
 
 use std::fmt::Write as _;
 
@@ -45,7 +45,7 @@ pub fn setting(name: &str) -> &'static Setting {
     SETTINGS.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no setting named {name}"))
 }
 
-/// The README's configuration table, in markdown, one row per setting, ending with a newline.
+/// The table of `docs/configuration.md`, in markdown, one row per setting, ending with a newline.
 pub fn markdown_table() -> String {
     let mut table = String::from("| name | default | meaning |\n|---|---|---|\n");
     for s in SETTINGS {
@@ -75,7 +75,7 @@ const fn row(
     Setting { name, default, value, group, help }
 }
 
-/// Every setting, in the order `--help` and the README show them.
+/// Every setting, in the order `--help` and `docs/configuration.md` show them.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     row(LISTENING, "LISTEN", "ADDR", "0.0.0.0:8080",
@@ -247,19 +247,19 @@ mod tests {
         assert!(table.contains("| `MAX_WORKERS` | `32` | Upload workers per core"));
     }
 
-    /// `MILLRACE_WRITE_README=1 cargo test readme` writes the table where it belongs.
+    /// `MILLRACE_WRITE_README=1 cargo test --lib readme` writes the table where it belongs.
     #[test]
     fn the_readme_shows_this_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-        let readme = std::fs::read_to_string(path).unwrap();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        let document = std::fs::read_to_string(path).unwrap();
         let marker = "checked by a test -->\n";
-        let start = readme.find(marker).unwrap() + marker.len();
-        let end = start + readme[start..].find("<!-- /settings -->").unwrap();
+        let start = document.find(marker).unwrap() + marker.len();
+        let end = start + document[start..].find("<!-- /settings -->").unwrap();
         if std::env::var_os("MILLRACE_WRITE_README").is_some() {
-            let written = [&readme[..start], &markdown_table(), &readme[end..]].concat();
+            let written = [&document[..start], &markdown_table(), &document[end..]].concat();
             std::fs::write(path, written).unwrap();
         } else {
-            assert_eq!(&readme[start..end], markdown_table());
+            assert_eq!(&document[start..end], markdown_table());
         }
     }
 

@@ -10,6 +10,8 @@
 mod support;
 
 // What the repository's own files say.
+mod clients;
+mod documents;
 mod profiles;
 mod smoke;
 mod tuning;
