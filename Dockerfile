@@ -1,6 +1,6 @@
 # Two stages: a locked build, then a small image that runs as nobody in particular (uid 65532).
 #
-# io_uring needs two things from `docker run`, see README.md:
+# io_uring needs two things from `docker run`, see docs/operations.md:
 #   --security-opt seccomp=tuning/seccomp.json   Docker's default profile refuses the io_uring calls
 #   --ulimit memlock=-1                          the executors pin their I/O buffers
 FROM rust:1.95-bookworm AS build

@@ -23,7 +23,7 @@ block() {
         printing && n == wanted' README.md
 }
 without_comment() {
-    sed 's/ *#.*//'
+    sed 's/ *#.*//; /^$/d'
 }
 
 mapfile -t commands < <(block 1 | without_comment)
