@@ -1,8 +1,9 @@
-//! The clients in `examples/clients`: goal, each retries what may be sent again, and nothing else, and everything it was
-//! given is stored.
+//! The clients in `examples/clients`: goal, each retries what may be sent again, and nothing else,
+//! and everything it was given is stored.
 //!
-//! Method: the clients as processes against a listener that answers as it is told to, and against the real server with a
-//! small queue and a slow store. A client whose tools are not there is skipped, loudly.
+//! Method: the clients as processes against a listener that answers as it is told to, and against
+//! the real server with a small queue and a slow store. A client whose tools are not there is
+//! skipped, loudly.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
