@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use crate::support::needs::{Need, skip};
 use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::{Server, command};
 
@@ -447,12 +448,15 @@ fn every_block_can_be_run_or_says_why_not() {
 /// `None`, with the reason printed, when `tool` is not there.
 fn tool(tool: &str) -> Option<()> {
     let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().unwrap();
-    if found.status.success() { Some(()) } else { skip(&format!("no {tool}")) }
-}
-
-/// Says loudly that something is not tested.
-fn skip(reason: &str) -> Option<()> {
-    println!("SKIPPED: {reason}");
+    if found.status.success() {
+        return Some(());
+    }
+    let need = match tool {
+        "python3" => Need::Python,
+        "curl" => Need::Curl,
+        _ => Need::Tools,
+    };
+    skip(need, format!("there is no {tool}"));
     None
 }
 
