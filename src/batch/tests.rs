@@ -17,12 +17,12 @@ fn a_roster_gives_back_every_stamp_in_order() {
 
 #[test]
 fn a_roster_counts_the_payloads_of_each_request() {
-    let tallies = [Tally::of(3), Tally::of(1)];
+    let request_outcomes = [RequestOutcome::of(3), RequestOutcome::of(1)];
     let mut roster = Roster::default();
     for at in [0, 0, 1, 0] {
-        roster.note_tally(tallies[at].clone());
+        roster.note_request(request_outcomes[at].clone());
     }
-    let counts: Vec<u32> = roster.tallies.iter().map(|(_, count)| *count).collect();
+    let counts: Vec<u32> = roster.request_outcomes.iter().map(|(_, count)| *count).collect();
     assert_eq!(counts, [2, 1, 1]);
 }
 
