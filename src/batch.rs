@@ -447,8 +447,13 @@ impl Batch {
         }
     }
 
-    /// Its payloads by themselves again, as they lie in it; of a batch that is in memory only.
+    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose payloads
+    /// are in memory only: the jobs have no record in the spool, and no request waits for them.
     pub fn jobs(&self) -> Vec<Job> {
+        if let BatchKind::SingleObject(job) = &self.kind {
+            // It has no parts. Its record names a segment file that was removed.
+            return vec![Job::queued(job.payload.clone(), job.stamp)];
+        }
         let mut jobs = Vec::with_capacity(self.payloads as usize);
         let mut stamps = self.roster.stamps();
         encoder::lines(self.form.compression, &self.parts, |line| {

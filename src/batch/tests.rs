@@ -1,6 +1,24 @@
 use super::*;
 use crate::coding::{Coding, Compression};
 
+/// A batch with no parts, of one payload of one byte.
+fn batch(kind: BatchKind) -> Batch {
+    Batch {
+        key: "key".to_owned(),
+        stem: "stem".to_owned(),
+        form: Form { compression: Compression::None, header: false },
+        parts: Vec::new(),
+        sums: Sums::of(&[], Integrity::NONE),
+        payloads: 1,
+        payload_bytes: 1,
+        kind,
+        roster: Roster::default(),
+        version: None,
+        shared: EncoderShared::new(),
+        _charge: None,
+    }
+}
+
 fn stamp(unix_nanos: u64, seq: u64) -> Stamp {
     Stamp { unix_nanos, seq }
 }
@@ -56,4 +74,16 @@ fn an_object_says_how_it_is_compressed_in_one_place() {
     assert_eq!(of(Compression::Zstd(1), true), ("ndjson", Some(Coding::Zstd)));
     assert_eq!(of(Compression::Gzip(1), false), ("ndjson.gz", None));
     assert_eq!(of(Compression::None, true), ("ndjson", None));
+}
+
+#[test]
+fn a_single_object_gives_its_one_job_in_memory_only() {
+    let payload = Payload::uncharged(b"7".to_vec(), Some("1.2"));
+    let batch = batch(BatchKind::SingleObject(Job::queued(payload, stamp(5, 9))));
+    assert!(!batch.is_spooled(), "as when its segment file was removed");
+    let jobs = batch.jobs();
+    let [job] = jobs.as_slice() else { panic!("{} jobs", jobs.len()) };
+    assert_eq!((job.stamp, &*job.payload), (stamp(5, 9), &b"7"[..]));
+    assert_eq!(job.payload.version(), Some("1.2"));
+    assert!(job.record.is_none() && job.request_outcome.is_none());
 }
