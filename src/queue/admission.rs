@@ -653,6 +653,31 @@ mod tests {
     }
 
     #[test]
+    fn slots_held_by_retries_stay_taken_until_they_are_released() {
+        run(async {
+            let (admission, queue, cells) = gate(2, 100);
+            let permit = admission.admit(need(2, 20), NO_WAIT).await.unwrap();
+            push(&admission, permit, 2);
+            let mut waiting = Box::pin(admission.admit(need(1, 1), Duration::from_secs(60)));
+            assert!(poll_once(&mut waiting).await.is_none());
+            let retried = queue.take().unwrap();
+            admission.hold(1);
+            admission.popped();
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2), "one queued, one held");
+            assert!(poll_once(&mut waiting).await.is_none(), "a pop frees no held slot");
+            admission.hold(2);
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 3), "beyond the capacity");
+            let freed = admission.rate.borrow().slots;
+            admission.hold(0);
+            assert_eq!(admission.rate.borrow().slots - freed, 2, "both count as freed");
+            let permit = poll_once(&mut waiting).await.expect("there is a slot").unwrap();
+            push(&admission, permit, 1);
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2));
+            drop(retried);
+        });
+    }
+
+    #[test]
     fn retry_after_is_one_unknown_sixty_still_and_measured_in_between() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);

@@ -383,3 +383,42 @@ pub async fn notice_retries(uploader: Rc<Uploader>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uploads(workers: usize) -> Uploads {
+        Uploads::new(workers, &crate::metrics::cells(1)[0])
+    }
+
+    #[test]
+    fn retries_are_at_most_half_of_the_puts_in_flight_and_alternate_with_fresh_objects() {
+        let uploads = uploads(4);
+        let (fresh_waits, closed) = (true, true);
+        uploads.begin(true);
+        assert!(!uploads.may_retry(fresh_waits, !closed), "a fresh object is next");
+        assert!(uploads.may_retry(!fresh_waits, !closed), "there is none");
+        uploads.begin(false);
+        assert!(uploads.may_retry(fresh_waits, !closed), "one of four is a retry");
+        uploads.begin(true);
+        uploads.begin(false);
+        for fresh_waits in [true, false] {
+            assert!(!uploads.may_retry(fresh_waits, !closed), "two of four are retries");
+        }
+        assert!(!uploads.may_retry(fresh_waits, closed), "fresh objects still wait");
+        assert!(uploads.may_retry(!fresh_waits, closed), "nothing fresh will come");
+        uploads.end(true);
+        assert!(uploads.may_retry(fresh_waits, !closed));
+    }
+
+    #[test]
+    fn a_single_worker_retries_too() {
+        let uploads = uploads(1);
+        assert!(uploads.may_retry(true, false));
+        uploads.begin(true);
+        assert!(!uploads.may_retry(false, false));
+        uploads.end(true);
+        assert!(!uploads.may_retry(true, false), "a fresh object is next");
+    }
+}

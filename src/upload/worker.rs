@@ -309,7 +309,71 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use futures_lite::future::poll_once;
+
     use super::*;
+    use crate::deadletter::DeadLetters;
+    use crate::queue::admission::Admission;
+    use crate::queue::fifo::Fifo;
+    use crate::queue::job::{Job, Origin, Payload, Stamp};
+    use crate::store::Store;
+    use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
+
+    /// Two workers' uploader, with one object per payload and dead letters in `dir`.
+    fn uploader(dir: &tempfile::TempDir) -> Rc<Uploader> {
+        let cells = &crate::metrics::cells(1)[0];
+        let directory = DeadLetters::open(dir.path(), 10_000).unwrap();
+        Rc::new(Uploader {
+            config: Arc::new(Config::from_settings(&[]).unwrap()),
+            cells,
+            origin: Rc::new(Origin::new("n".into(), 0)),
+            stamps: Rc::default(),
+            admission: Admission::new(Rc::new(Fifo::new(4)), 1_000, cells),
+            batches: None,
+            spool: None,
+            store: Rc::new(Store::Null),
+            health: StoreHealth::new(cells, rt::now(), 0),
+            dead_letters: DeadLetterWriter::new(directory, "null:".into(), cells),
+            uploads: Uploads::new(2, cells),
+            stop: Rc::default(),
+        })
+    }
+
+    /// A waker that notes that it was called.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_waiting_worker_is_woken_before_a_dead_letter_is_written() {
+        rt::run_test(async {
+            let dir = tempfile::tempdir().unwrap();
+            let uploader = uploader(&dir);
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            uploader.admission.queue().wait(&Context::from_waker(&waker), 1);
+            let stamp = Stamp { unix_nanos: 1, seq: 2 };
+            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
+            let mut worker = Worker::new(uploader.clone(), 0);
+            upload.write_key(&uploader.origin, &mut worker.key);
+            let given_up = GivenUp { upload, intent: None, error: "e".into(), attempts: 1 };
+            let mut giving_up = Box::pin(worker.give_up(given_up));
+            assert!(poll_once(&mut giving_up).await.is_none(), "the disk takes its time");
+            assert!(woken.0.load(Ordering::Relaxed));
+            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
+            giving_up.await;
+            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
+        });
+    }
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_spins() {
