@@ -23,7 +23,7 @@
 //! its file is reused or removed. Until then a later process stores the payload again. Who settles
 //! it depends on how it left the spool:
 //!
-//! - An object of its own: the worker calls `Job::settle`, and that [`Record::settle`], at once.
+//! - An object of its own: the worker calls `Job::complete`, and that [`Record::settle`], at once.
 //! - A member of a batch of this process: the worker calls [`Spool::finished`]. The journal syncs
 //!   DONE, with its next group or when the keeper flushes it, and then calls `Members::settle`.
 //! - A member of a batch in doubt: the worker tells the task that restored the batch, which calls
@@ -32,9 +32,9 @@
 //! - Lost to damage: the reader.
 //! - In a file that was removed: [`Spool::stop`], in `disown`.
 //!
-//! Requests that wait for the store are told separately: by `Job::settle` for single payloads and
-//! by `Batch::tell` for batches, which therefore settles nothing here. A payload that is neither
-//! stored nor dead-lettered (`Fate::Lost`) is not settled: it stays in the spool for the next
+//! Requests that wait for the store are told separately: by `Job::complete` for single payloads and
+//! by `Batch::complete` for batches, which therefore settles nothing here. A payload that is neither
+//! stored nor dead-lettered (`Outcome::Lost`) is not settled: it stays in the spool for the next
 //! process. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is learned,
 //! which for batches is before their members are settled.
 
@@ -324,7 +324,7 @@ impl Spool {
                 payload,
                 stamp: Stamp { unix_nanos, seq },
                 record: Some(record.clone()),
-                tally: None,
+                request_outcome: None,
             }
         });
         self.admission.push(jobs);

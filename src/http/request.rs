@@ -30,7 +30,7 @@ use crate::key;
 use crate::metrics::CoreCells;
 use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
-use crate::queue::outcome::Tally;
+use crate::queue::outcome::RequestOutcome;
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
@@ -171,7 +171,7 @@ struct Admitted {
 enum Outstanding {
     Nothing,
     /// The store's word on its payloads.
-    Store(Rc<Tally>),
+    Store(Rc<RequestOutcome>),
     /// The disk's.
     Disk(Rc<Ticket>),
 }
@@ -243,7 +243,7 @@ impl Intake {
         version: Option<Box<str>>,
         ack: Ack,
     ) -> Admitted {
-        let tally = (ack == Ack::Stored).then(|| Tally::of(spans.len()));
+        let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
         let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
         let payloads = Payload::split(body.hand_over(), permit, spans, version);
@@ -251,11 +251,11 @@ impl Intake {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
             record: None,
-            tally: tally.clone(),
+            request_outcome: request_outcome.clone(),
         }));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(payload_bytes);
-        let outstanding = tally.map_or(Outstanding::Nothing, Outstanding::Store);
+        let outstanding = request_outcome.map_or(Outstanding::Nothing, Outstanding::Store);
         Admitted { count: spans.len(), outstanding }
     }
 
@@ -280,8 +280,8 @@ async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
     let patience = intake.config.ack_timeout;
     match outstanding {
         Outstanding::Nothing => Answer::Accepted { count, ack },
-        Outstanding::Store(tally) => {
-            ack::stored(&tally, patience, &intake.stop, intake.cells).await
+        Outstanding::Store(request_outcome) => {
+            ack::stored(&request_outcome, patience, &intake.stop, intake.cells).await
         }
         Outstanding::Disk(ticket) => ack::spooled(&ticket, count, patience, &intake.stop).await,
     }

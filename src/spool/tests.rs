@@ -21,8 +21,8 @@ use super::takeover::instances::{self, Home};
 use super::takeover::orphans::Left;
 use super::*;
 use crate::budget::Budget;
-use crate::queue::fifo::Ring;
-use crate::queue::outcome::Fate;
+use crate::queue::fifo::Fifo;
+use crate::queue::outcome::Outcome;
 
 mod batches;
 
@@ -31,7 +31,7 @@ const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 /// A spool on a disk of its own, with a ring and no workers.
 struct Rig {
     spool: Rc<Spool>,
-    ring: Rc<Ring<Job>>,
+    ring: Rc<Fifo<Job>>,
     admission: Rc<Admission>,
     bodies: Rc<Budget>,
     cells: &'static CoreCells,
@@ -70,7 +70,7 @@ impl Rig {
         keys: Option<&str>,
     ) -> Rig {
         let cells = &crate::metrics::cells(1)[0];
-        let ring = Rc::new(Ring::new(size.slots));
+        let ring = Rc::new(Fifo::new(size.slots));
         let admission = Admission::new(ring.clone(), 1 << 20, cells);
         let setup = SpoolSetup {
             options: SpoolOptions {
@@ -159,7 +159,7 @@ impl Rig {
             } else {
                 let job = held.swap_remove(0);
                 power::note(|| Event::Stored { stamp: job.stamp });
-                job.settle(Fate::Stored);
+                job.complete(Outcome::Stored);
             }
         }
         if random.u8(..) < 80 {
@@ -212,7 +212,7 @@ impl Rig {
                 job.payload.to_vec(),
             ));
             power::note(|| Event::Stored { stamp: job.stamp });
-            job.settle(Fate::Stored);
+            job.complete(Outcome::Stored);
         }
         stored
     }
@@ -453,7 +453,7 @@ fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
         let keys: BTreeSet<_> = stored.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), 200);
         until("the reader has caught up", || rig.cells.spool_overflowing.value() == 0).await;
-        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.ring_bytes.value()), (0, 0));
+        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.queue_bytes.value()), (0, 0));
         rig.send(&[b"7"]).await.unwrap();
         assert_eq!(rig.store(1).await[0].1, b"7", "and the ring is used again");
     });
@@ -536,7 +536,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             if process == 2 {
                 until("all is replayed", || orphans.bytes() == 0).await;
                 assert!(rig.ring.is_empty());
-                assert_eq!(rig.cells.payloads_adopted.value(), count as u64);
+                assert_eq!(rig.cells.payloads_taken_over.value(), count as u64);
             }
         }
         let expected = |n: u64| match n % 2 {
@@ -575,7 +575,10 @@ fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
         let payloads: BTreeSet<_> = rig.store(4).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(payloads, [b"0", b"1", b"3", b"4"].map(|p| p.to_vec()).into());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert_eq!((rig.cells.payloads_lost.value(), rig.cells.payloads_adopted.value()), (1, 5));
+        assert_eq!(
+            (rig.cells.payloads_lost.value(), rig.cells.payloads_taken_over.value()),
+            (1, 5)
+        );
         assert_eq!((rig.cells.spool_payloads.value(), rig.cells.spool_bytes.value()), (0, 0));
         let mut aside: Vec<_> = fs::read_dir(dir.path().join("quarantine"))
             .unwrap()
@@ -599,7 +602,7 @@ fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
             payload: Payload::from(seq.to_string().into_bytes()),
             stamp: Stamp { unix_nanos: 5 + seq / 3, seq },
             record: None,
-            tally: None,
+            request_outcome: None,
         };
         let mut rest: Vec<Job> = [10, 11, 12, 20, 7].map(queued).into();
         rig.stop(&mut rest).await;

@@ -262,7 +262,7 @@ impl Reading {
         let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
         self.group = unstored
             .map(|spooled| {
-                let payload = Payload::alone(spooled.bytes.to_vec(), spooled.version);
+                let payload = Payload::uncharged(spooled.bytes.to_vec(), spooled.version);
                 let key = origin.key(spooled.stamp, &payload);
                 Unstored { ordinal: spooled.ordinal, key, payload }
             })

@@ -102,7 +102,7 @@ impl Spool {
 
     fn begun(self: &Rc<Self>, core: Arc<LeftCore>, number: usize) -> Begun {
         let payloads = core.begun[number].1.runs().payloads();
-        self.setup.cells.payloads_adopted.add(payloads);
+        self.setup.cells.payloads_taken_over.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
         Begun {
             spool: self.clone(),

@@ -91,7 +91,7 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
         assert_eq!(read(&mut begun).await, expected);
         assert_eq!(
-            (rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()),
+            (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
             (14, 14)
         );
         assert!(poll_once(rig.spool.next_begun()).await.is_none(), "only one");
@@ -102,7 +102,10 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         let alone = (0..40).filter(|n| *n == 1 || *n >= 30);
         assert_eq!(rest, alone.map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert_eq!((rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()), (25, 0));
+        assert_eq!(
+            (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
+            (25, 0)
+        );
         home.adopt(&mut taken, &orphans).unwrap();
         assert_eq!(instances::instances(dir.path()).unwrap(), [dir.path().join("m")]);
         rig.spool.stop_reading();
@@ -684,7 +687,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
                 rig.admission.popped();
                 let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
                 assert!(number.is_multiple_of(2), "{number} was stored with a batch");
-                job.settle(Fate::Stored);
+                job.complete(Outcome::Stored);
             }
             orphans.bytes() == 0
         })
@@ -745,21 +748,24 @@ fn what_was_put_one_by_one_once_is_never_batched() {
         let (home, taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         let job = rig.pop().await;
-        assert!(!job.record.unwrap().origin().unwrap().is_fixed(), "nobody has put it");
+        assert!(!job.record.unwrap().origin().unwrap().is_single_object(), "nobody has put it");
         rig.crash().await;
         // A process without batches puts it, and is killed before that is noted.
         drop((home, taken, orphans));
         let home = Home::open(dir.path(), "o", &[0]).unwrap().putting_alone();
         let (taken, orphans) = adopt(&home);
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
-        assert!(rig.pop().await.record.unwrap().origin().unwrap().is_fixed());
+        assert!(rig.pop().await.record.unwrap().origin().unwrap().is_single_object());
         rig.crash().await;
         drop((taken, orphans));
         let (home, _taken, orphans) = successor(dir.path(), home, "p");
         let rig = Rig::new(&home, &orphans, "p", SMALL).await;
         let job = rig.pop().await;
-        assert!(job.record.as_ref().unwrap().origin().unwrap().is_fixed(), "it may be stored");
-        job.settle(Fate::Stored);
+        assert!(
+            job.record.as_ref().unwrap().origin().unwrap().is_single_object(),
+            "it may be stored"
+        );
+        job.complete(Outcome::Stored);
         rig.stop(&mut Vec::new()).await;
     });
 }

@@ -199,7 +199,7 @@ fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
                 accepted.extend(payloads);
             }
         }
-        server.metrics().sum("millrace_ring_depth") > cores.split(',').count() as u64 * 9_600
+        server.metrics().sum("millrace_queue_depth") > cores.split(',').count() as u64 * 9_600
     });
     let [mut ls, mut replay] = ["ls", "replay"]
         .map(|command| server.command_beside(&["dead-letter", command], &[("FAULTS", "")]));
