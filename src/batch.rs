@@ -40,7 +40,7 @@ pub use gather::gather;
 
 use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
-use crate::config::{BatchOptions, Config, Form};
+use crate::config::{BatchFormat, BatchOptions, Config};
 use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
@@ -304,7 +304,7 @@ pub struct Batch {
     key: String,
     /// What a dead letter of it is called.
     stem: String,
-    form: Form,
+    form: BatchFormat,
     parts: Vec<Payload>,
     sums: Sums,
     payloads: u64,
@@ -340,7 +340,7 @@ impl Batch {
         Batch {
             key: origin.key(job.stamp, &job.payload),
             stem: origin.stem(job.stamp),
-            form: Form { compression: Compression::None, header: false },
+            form: BatchFormat { compression: Compression::None, header: false },
             parts: Vec::new(),
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,
@@ -357,7 +357,7 @@ impl Batch {
     pub fn restored(
         key: &str,
         stem: String,
-        form: Form,
+        form: BatchFormat,
         encoder: Encoder,
         sums: Sums,
         [payloads, payload_bytes]: [u64; 2],

@@ -331,7 +331,7 @@ impl Server {
         if let Some(admin) = &self.admin {
             let _not_listening = admin.shutdown(std::net::Shutdown::Both);
         }
-        log::end_by(end);
+        log::flush_by(end);
         exit
     }
 

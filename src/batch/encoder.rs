@@ -18,7 +18,7 @@ use super::chunks::{ChunkPool, Chunks};
 use super::compressor::{Compressor, Then, decompress};
 use super::lines::{Splitter, compact, needs_compacting};
 use crate::coding::Compression;
-use crate::config::Form;
+use crate::config::BatchFormat;
 use crate::queue::job::Payload;
 use crate::rt;
 
@@ -337,7 +337,7 @@ impl Encoder {
 /// # Errors
 /// The first of `payloads`.
 pub fn encode(
-    form: Form,
+    form: BatchFormat,
     payloads: impl Iterator<Item = io::Result<Vec<u8>>>,
 ) -> io::Result<Vec<Payload>> {
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());

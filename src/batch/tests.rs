@@ -53,21 +53,21 @@ fn a_form_is_read_as_it_is_written() {
     ];
     for (compression, text) in compressions {
         for header in [false, true] {
-            let form = Form { compression, header };
+            let form = BatchFormat { compression, header };
             let text = format!("{text}{}", if header { " header" } else { "" });
             assert_eq!(form.to_string(), text);
             assert_eq!(text.parse(), Ok(form));
         }
     }
     for bad in ["", "zip", "zstd", "zstd:", "zstd:x", "none:1", "none  header", "gzip:1 head"] {
-        assert!(bad.parse::<Form>().is_err(), "{bad}");
+        assert!(bad.parse::<BatchFormat>().is_err(), "{bad}");
     }
 }
 
 #[test]
 fn an_object_says_how_it_is_compressed_in_one_place() {
     let of = |compression, header| {
-        let form = Form { compression, header };
+        let form = BatchFormat { compression, header };
         (form.ext(), form.coding())
     };
     assert_eq!(of(Compression::Zstd(1), false), ("ndjson.zst", None));

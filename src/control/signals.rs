@@ -159,7 +159,7 @@ impl Watch {
         self.shared.stops.store(stops, SeqCst);
         match self.shared.phase.compare_exchange(STARTING, ENDING, SeqCst, SeqCst) {
             Ok(_) => {
-                log::last_words("stopped before it served");
+                log::log_last_line("stopped before it served");
                 std::process::exit(Exit::Clean as i32);
             }
             // A full buffer has rung already.

@@ -178,7 +178,7 @@ impl Health {
         self.troubled(Kind::Failing(why), || {
             format!(
                 "the spool cannot be written: {}: {error}; spooled requests get 503 until it can, \
-                 which is tried every SPOOL_PROGRESS: {remedy}",
+                 which is tried every SPOOL_CHECKPOINT: {remedy}",
                 path.display()
             )
         });

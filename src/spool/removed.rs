@@ -3,7 +3,7 @@
 //!
 //! So a file's name is checked before a group in it is acknowledged, unless it was checked within
 //! the last [`CHECK_EVERY`]; the keeper also checks the file that takes the next group every
-//! `SPOOL_PROGRESS`. A removed file gets no more groups. Payloads in it are uploaded like all
+//! `SPOOL_CHECKPOINT`. A removed file gets no more groups. Payloads in it are uploaded like all
 //! others. At a stop, those still in memory are treated like payloads that were only queued; those
 //! on disk only are lost, logged and counted. The directory itself is made again by the control
 //! thread, which looks every 5 seconds

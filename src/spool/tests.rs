@@ -79,7 +79,7 @@ impl Rig {
                 segment: size.segment,
                 pending: 1 << 20,
                 linger: Duration::ZERO,
-                progress: size.progress,
+                checkpoint: size.progress,
             },
             dir: home.core_dir(core),
             orphans: orphans.clone(),

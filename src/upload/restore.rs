@@ -14,7 +14,7 @@ use crate::rt::yield_now;
 use super::uploader::Uploader;
 use crate::batch::Batch;
 use crate::batch::encoder::{Encoder, EncoderShared};
-use crate::config::Form;
+use crate::config::BatchFormat;
 use crate::queue::job::{Origin, Stamp};
 use crate::queue::outcome::RequestOutcome;
 use crate::spool::Begun;
@@ -84,7 +84,7 @@ pub async fn restored(
     stamp: Stamp,
     mut summing: Summing,
 ) -> Result<(Begun, Batch), String> {
-    let form: Form = begun.form().parse()?;
+    let form: BatchFormat = begun.form().parse()?;
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());
     let (mut payloads, mut payload_bytes, mut failed_reads) = (0, 0, 0);
     loop {

@@ -15,7 +15,7 @@ use super::batches::MemberFiles;
 use super::{Places, SpoolCommandError, look, lost, of, said, unreadable};
 use crate::batch::encoder::encode;
 use crate::commands::{Puts, print, side_by_side};
-use crate::config::{Config, Form};
+use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
@@ -144,7 +144,7 @@ impl Replay {
         key: &str,
         batch: &Batch,
     ) -> Result<(), String> {
-        let (form, mut lost) = (batch.form.parse::<Form>()?, 0);
+        let (form, mut lost) = (batch.form.parse::<BatchFormat>()?, 0);
         let parts = encode(form, files.payloads(batch, &mut lost));
         let parts = parts.map_err(|error| error.to_string())?;
         let object = Object { key, body: &parts, coding: form.coding(), sums: None };

@@ -146,7 +146,7 @@ pub fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str
         ("CORES", if several { either("0", "0-1") } else { "0" }),
         ("SPOOL_MAX", either("6MiB", "32MiB")),
         ("SPOOL_LINGER", either("0ms", "2ms")),
-        ("SPOOL_PROGRESS", either("10ms", "1s")),
+        ("SPOOL_CHECKPOINT", either("10ms", "1s")),
         ("MAX_QUEUE", either("300", "10000")),
         ("MAX_WORKERS", either("2", "32")),
         ("RETRY_BASE", "5ms"),
