@@ -54,7 +54,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     core.stop.uploads_ended.set(true);
     core.server.conns.wake_all();
     // A last answer to those who wait for the store, and to those whose request was turned away just now.
-    core.net.hand_over().await;
+    core.net.run_tasks_and_turn().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
     let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
@@ -64,7 +64,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     let mut rest = take_rest(&core.pipeline);
     if let Some(spool) = spool {
         let left = write_until.saturating_duration_since(rt::now()) / 2;
-        let Rest { jobs, batches, .. } = &mut rest;
+        let Unstored { jobs, batches, .. } = &mut rest;
         let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
         let next = || {
             let last = batches.iter().rposition(|batch| batch.members().is_none())?;
@@ -89,7 +89,7 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
 }
 
 /// What is unstored and not in the spool.
-struct Rest {
+struct Unstored {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
     /// What was put at least once, by stem.
@@ -97,8 +97,8 @@ struct Rest {
 }
 
 /// Puts in flight and those that wait for a retry included.
-fn take_rest(pipeline: &Pipeline) -> Rest {
-    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
+fn take_rest(pipeline: &Pipeline) -> Unstored {
+    let mut rest = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let Pipeline { uploader, batches, .. } = pipeline;
     for InProgress { upload, failures } in pipeline.take_tried() {
         rest.tried.insert(upload.stem(&uploader.origin), failures);
@@ -121,8 +121,8 @@ fn take_rest(pipeline: &Pipeline) -> Rest {
 
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
-fn bury(uploader: &Uploader, rest: Rest, write_until: Instant) {
-    let Rest { jobs, batches, tried } = rest;
+fn bury(uploader: &Uploader, rest: Unstored, write_until: Instant) {
+    let Unstored { jobs, batches, tried } = rest;
     let store_error = uploader.health.last_error();
     let uploads =
         jobs.into_iter().map(Upload::Payload).chain(batches.into_iter().map(Upload::Batch));

@@ -103,14 +103,14 @@ impl<'a> Wanted<'a> {
 
 /// Where a request goes: the one place that looks at its path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match misdirected(method, uri) {
+    match wrong_route(method, uri) {
         Some(answer) => Err(answer),
         None => Ok(&server.intake),
     }
 }
 
 /// The answer to a request for anything but `POST /payloads`.
-pub fn misdirected(method: &Method, uri: &Uri) -> Option<Answer> {
+pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
     match uri.path() {
         "/payloads" if method == Method::POST => None,
         "/payloads" => Some(Answer::MethodNotAllowed),
@@ -246,7 +246,7 @@ impl Intake {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
         let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
-        let payloads = Payload::split(body.hand_over(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
-use crate::net::{Share, Shared, Slice};
+use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
@@ -224,7 +224,7 @@ impl Span {
 /// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
 #[derive(Clone)]
 pub struct Payload {
-    body: Rc<Shared<Beside>>,
+    body: Rc<SharedBytes<Beside>>,
     start: u32,
     end: u32,
 }
@@ -245,7 +245,7 @@ impl Payload {
         spans: &[Span],
         version: Option<Box<str>>,
     ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = Shared::new(bytes, Beside { version, _permit: Some(permit) });
+        let body = SharedBytes::new(bytes, Beside { version, _permit: Some(permit) });
         spans.iter().map(move |span| Payload {
             body: body.clone(),
             start: span.start,
@@ -257,13 +257,13 @@ impl Payload {
     pub fn uncharged(bytes: Vec<u8>, version: Option<&str>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
         let beside = Beside { version: version.map(Box::from), _permit: None };
-        Payload { body: Shared::new(bytes, beside), start: 0, end }
+        Payload { body: SharedBytes::new(bytes, beside), start: 0, end }
     }
 
     /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
     /// that came with it is released.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
-        Rc::into_inner(self.body).map(Shared::into_bytes)
+        Rc::into_inner(self.body).map(SharedBytes::into_bytes)
     }
 
     /// The `version` of the request it came in.
