@@ -431,7 +431,7 @@ impl Batch {
     pub fn is_spooled(&self) -> bool {
         match &self.kind {
             Kind::Memory => false,
-            Kind::Spooled(members) => !members.is_gone(),
+            Kind::Spooled(members) => !members.is_removed(),
             Kind::Single(job) => job.is_spooled(),
             Kind::Restored => true,
         }

@@ -38,7 +38,7 @@ impl Spool {
             self.finish_segments().await;
             if due {
                 self.note_progress().await;
-                if self.setup.orphans.is_used_up() {
+                if self.setup.takeover.is_used_up() {
                     self.adopted.leave_unused();
                 }
                 noted = rt::now();
@@ -88,7 +88,7 @@ impl Spool {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
-        let adopted = self.setup.orphans.bytes() / self.setup.cores as u64;
+        let adopted = self.setup.takeover.bytes() / self.setup.cores as u64;
         let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
         self.own.set_short(is_short);
         if is_short {
@@ -186,7 +186,7 @@ impl Spool {
             Some(spare) => match spare.check().await {
                 Ok(()) => spare.note(Note::Complete).await.map(drop),
                 Err(error) => {
-                    if spare.is_gone() {
+                    if spare.is_removed() {
                         self.own.remove_spare(&spare);
                     }
                     Err(error)

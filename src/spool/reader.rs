@@ -21,8 +21,8 @@ use super::format::scan::{End, Found, Scan};
 use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
 use super::segment::Segment;
 use super::takeover::instances::{self, put_aside};
-use super::takeover::orphans::LeftCore;
-use super::takeover::orphans::Orphan;
+use super::takeover::offers::OrphanedCore;
+use super::takeover::offers::OrphanedSegment;
 use super::writer::Place;
 use super::{CoreDir, Spool};
 use crate::queue::admission::Need;
@@ -134,7 +134,7 @@ impl Window {
 /// A dead process's segment that is being read back.
 struct Replay {
     dir: Rc<CoreDir>,
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     segment: Rc<Segment>,
     scan: Scan,
     window: Window,
@@ -151,7 +151,7 @@ impl Spool {
         let mut window = Window::default();
         while !self.overflow.is_stopped() {
             if replay.is_none()
-                && let Some(orphan) = self.setup.orphans.take()
+                && let Some(orphan) = self.setup.takeover.take()
             {
                 replay = self.begin_replay(orphan).await;
             }
@@ -249,7 +249,7 @@ impl Spool {
         }
     }
 
-    async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
+    async fn begin_replay(&self, orphan: OrphanedSegment) -> Option<Replay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
             // An empty file: its process died while making it.
@@ -408,7 +408,7 @@ impl Spool {
         &self,
         chunk: &mut Chunk,
         record: &RecordRef<'_>,
-        handle: &Rc<super::Record>,
+        handle: &Rc<super::SpooledRequest>,
     ) -> bool {
         let Chunk { bytes, spans, seqs } = std::mem::take(chunk);
         let version = record.version;

@@ -86,7 +86,7 @@ impl Segment {
 
     /// Whether the file was removed, or something else has its name: what is in it is lost when
     /// this process ends.
-    pub fn is_gone(&self) -> bool {
+    pub fn is_removed(&self) -> bool {
         self.name.gone.get()
     }
 }
@@ -97,7 +97,7 @@ impl Spool {
     pub(super) async fn disown(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
             if let Some(record) = job.record.take() {
-                record.settle(job.stamp, job.payload.len());
+                record.complete(job.stamp, job.payload.len());
             }
         }
         for members in members {
@@ -105,7 +105,7 @@ impl Spool {
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
             members.settle().await;
         }
-        for segment in self.own.segments().iter().filter(|segment| segment.is_gone()) {
+        for segment in self.own.segments().iter().filter(|segment| segment.is_removed()) {
             let lost = segment.unsettled();
             if lost > 0 {
                 let path = segment.path().display();

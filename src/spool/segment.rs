@@ -22,7 +22,7 @@ use super::format::{BLOCK, DATA_START, Head, Label, Progress};
 use super::prepare::Zeros;
 use super::removed::{Identity, Name};
 use super::takeover::instances::{put_aside, remove};
-use super::takeover::orphans::Orphan;
+use super::takeover::offers::OrphanedSegment;
 use crate::net::{File, Net};
 use crate::queue::job::Origin;
 use crate::rt;
@@ -44,7 +44,7 @@ pub struct Segment {
     /// Groups are missing: the file goes to the quarantine when it is finished.
     damaged: Cell<bool>,
     /// Held until this segment is finished; `None` for one of this core's own.
-    orphan: RefCell<Option<Orphan>>,
+    orphan: RefCell<Option<OrphanedSegment>>,
 }
 
 /// Payloads of one group.
@@ -162,7 +162,7 @@ impl Segment {
     }
 
     /// Opens a file that a dead process left, to be emptied and removed.
-    pub async fn adopt(orphan: Orphan, disk: Rc<Disk>) -> io::Result<Segment> {
+    pub async fn adopt(orphan: OrphanedSegment, disk: Rc<Disk>) -> io::Result<Segment> {
         let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
         // Sync what the dead process may not have synced, before we rely on it.
@@ -346,7 +346,7 @@ impl Segment {
 
     /// Whether it takes groups, as long as they fit.
     pub fn is_filling(&self) -> bool {
-        !self.use_of.borrow().closed && !self.is_gone()
+        !self.use_of.borrow().closed && !self.is_removed()
     }
 
     /// Whether a group of `bytes` fits into it.
@@ -415,7 +415,7 @@ impl Segment {
     /// Whether its file may be reused.
     pub fn is_reusable(&self) -> bool {
         let failed = self.use_of.borrow().groups_end.is_some();
-        let is_sound = !failed && !self.damaged.get() && !self.is_gone();
+        let is_sound = !failed && !self.damaged.get() && !self.is_removed();
         is_sound && self.orphan.borrow().is_none()
     }
 
@@ -425,7 +425,7 @@ impl Segment {
         if self.damaged.get() {
             let from = self.path.clone();
             self.disk.run(move || put_aside(&from)).await?;
-        } else if !self.is_gone() {
+        } else if !self.is_removed() {
             let path = self.path.clone();
             self.disk.run(move || remove_if_there(&path)).await?;
         }

@@ -18,7 +18,7 @@ use super::power::{self, Disk, Event};
 use super::reader::LOOK_EVERY;
 use super::segment::{Note, Payloads};
 use super::takeover::instances::{self, Home};
-use super::takeover::orphans::Left;
+use super::takeover::offers::OrphanedSpool;
 use super::*;
 use crate::budget::Budget;
 use crate::queue::fifo::Ring;
@@ -56,14 +56,14 @@ const SMALL: Size = Size {
 };
 
 impl Rig {
-    async fn new(home: &Home, orphans: &Arc<Orphans>, node: &str, size: Size) -> Rig {
+    async fn new(home: &Home, orphans: &Arc<Takeover>, node: &str, size: Size) -> Rig {
         Rig::with(home, orphans, node, size, 0, None)
     }
 
     /// One of two cores.
     fn with(
         home: &Home,
-        orphans: &Arc<Orphans>,
+        orphans: &Arc<Takeover>,
         node: &str,
         size: Size,
         core: usize,
@@ -82,7 +82,7 @@ impl Rig {
                 progress: size.progress,
             },
             dir: home.core_dir(core),
-            orphans: orphans.clone(),
+            takeover: orphans.clone(),
             cores: 1,
             cells,
             keys: keys.map(str::to_owned),
@@ -169,12 +169,12 @@ impl Rig {
 
     /// Takes some of what is held, of one directory, and stores it as one object.
     fn store_batch(&self, random: &mut fastrand::Rng, held: &mut Vec<Job>) -> Task<()> {
-        let home = held[0].record.as_ref().unwrap().home().clone();
+        let home = held[0].record.as_ref().unwrap().core_dir().clone();
         let (mut members, mut seqs) = (Members::of(&home), Vec::new());
         let size = random.usize(1..8);
         held.retain(|job| {
             let record = job.record.as_ref().unwrap();
-            let takes = Rc::ptr_eq(record.home(), &home)
+            let takes = Rc::ptr_eq(record.core_dir(), &home)
                 && !job.stamp.seq.is_multiple_of(3)
                 && seqs.len() < size;
             if takes {
@@ -198,7 +198,7 @@ impl Rig {
             sleep(Duration::from_millis(before)).await;
             power::note(|| Event::Put { key, seqs });
             sleep(Duration::from_millis(after)).await;
-            spool.finished(intent);
+            spool.complete_batch(intent);
         })
     }
 
@@ -253,9 +253,9 @@ fn segments(home: &Home) -> Vec<PathBuf> {
 }
 
 /// What `home` adopts now.
-fn adopt(home: &Home) -> (Vec<Arc<Left>>, Arc<Orphans>) {
-    let (mut taken, orphans) = (Vec::new(), Arc::<Orphans>::default());
-    home.adopt(&mut taken, &orphans).unwrap();
+fn adopt(home: &Home) -> (Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
+    let (mut taken, orphans) = (Vec::new(), Arc::<Takeover>::default());
+    home.take_over(&mut taken, &orphans).unwrap();
     (taken, orphans)
 }
 
@@ -547,7 +547,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             let seq = key.rsplit('-').next().unwrap().trim_end_matches(".json").parse().unwrap();
             assert_eq!(*payload, expected(seq), "{key}");
         }
-        home.adopt(&mut taken, &Orphans::default()).unwrap();
+        home.take_over(&mut taken, &Takeover::default()).unwrap();
         let left: Vec<_> = instances::instances(dir.path()).unwrap();
         assert_eq!(left, [dir.path().join("m")], "what was adopted is gone");
     });
@@ -635,7 +635,7 @@ fn a_directory_in_use_is_refused_and_not_adopted() {
     assert!(orphans.take().is_none());
     fs::remove_file(&orphan.path).unwrap();
     orphan.finished();
-    other.adopt(&mut taken, &orphans).unwrap();
+    other.take_over(&mut taken, &orphans).unwrap();
     assert!(!dir.path().join("n").exists(), "emptied and gone");
 }
 

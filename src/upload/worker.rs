@@ -289,7 +289,7 @@ fn complete(uploader: &Uploader, parcel: &Parcel, fate: Fate, intent: Option<Int
     if let (Some(spool), Some(intent)) = (&uploader.spool, intent)
         && fate != Fate::Lost
     {
-        spool.finished(intent);
+        spool.complete_batch(intent);
     }
     if let Parcel::Batch(batch) = parcel
         && batch.is_restored()

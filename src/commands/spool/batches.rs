@@ -10,7 +10,7 @@ use crate::spool::format::Group;
 use crate::spool::format::runs::Run;
 use crate::spool::format::scan::Found;
 use crate::spool::offline::SegmentFile;
-use crate::spool::takeover::adopt::uses_in;
+use crate::spool::takeover::discover::uses_in;
 
 /// The segments of a core's directory, as members of batches are read from them.
 pub(super) struct MemberFiles {

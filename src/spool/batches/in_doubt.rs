@@ -25,15 +25,15 @@ use crate::spool::format::scan::{Found, Scan};
 use crate::spool::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
 use crate::spool::reader::{LOOK_EVERY, Window};
 use crate::spool::segment::Segment;
-use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{Spool, SpoolError};
 
 /// A batch to be stored again. If it is dropped before it is finished, it is left to the next
 /// process, and so are the segments of its directory.
-pub struct Begun {
+pub struct BatchInDoubt {
     spool: Rc<Spool>,
     dir: Rc<CoreDir>,
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     /// Its index in `core.begun`.
     number: usize,
     payloads: u64,
@@ -88,23 +88,23 @@ enum Next {
 impl Spool {
     /// Waits for a batch that a dead process had begun and not finished. `None` once a stop has
     /// begun.
-    pub async fn next_begun(self: &Rc<Self>) -> Option<Begun> {
+    pub async fn next_in_doubt(self: &Rc<Self>) -> Option<BatchInDoubt> {
         loop {
             if self.overflow.is_stopped() {
                 return None;
             }
-            if let Some((core, number)) = self.setup.orphans.take_begun() {
+            if let Some((core, number)) = self.setup.takeover.take_in_doubt() {
                 return Some(self.begun(core, number));
             }
             self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
-    fn begun(self: &Rc<Self>, core: Arc<LeftCore>, number: usize) -> Begun {
+    fn begun(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
         let payloads = core.begun[number].1.runs().payloads();
         self.setup.cells.payloads_adopted.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
-        Begun {
+        BatchInDoubt {
             spool: self.clone(),
             dir: self.adopted.dir_of(&core),
             core,
@@ -120,7 +120,7 @@ impl Spool {
     }
 }
 
-impl Begun {
+impl BatchInDoubt {
     /// The key of the object, from its intent.
     pub fn key(&self) -> &str {
         &self.core.begun[self.number].0
@@ -246,7 +246,7 @@ impl Begun {
     ///
     /// # Panics
     /// It was finished before.
-    pub async fn finished(&mut self) -> Result<(), SpoolError> {
+    pub async fn complete(&mut self) -> Result<(), SpoolError> {
         self.spool.finish_left(&self.dir, self.key()).await?;
         self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
         self.spool.setup.cells.spool_bytes.sub(self.bytes);

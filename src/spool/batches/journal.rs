@@ -51,14 +51,14 @@ use super::members::Members;
 use crate::spool::format::group_bytes;
 use crate::spool::format::record::{done_bytes, intent_record, write_done};
 use crate::spool::segment::{Payloads, Segment};
-use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{GROUP_BYTES_MAX, Spool, SpoolError};
 
 /// A core directory whose payloads this core takes: its own, or one of a dead process.
 pub struct CoreDir {
     path: PathBuf,
     /// `None`: this core's own.
-    left: Option<Arc<LeftCore>>,
+    left: Option<Arc<OrphanedCore>>,
     journal: Journal,
 }
 
@@ -93,7 +93,7 @@ enum State {
     /// Its intent waits for a group.
     Waiting,
     /// Its intent is synced.
-    Begun,
+    Intended,
     /// It is stored; DONE waits for a group.
     Finished,
     /// DONE is synced, and its members are settled.
@@ -108,7 +108,7 @@ pub struct Intent {
 }
 
 impl CoreDir {
-    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<OrphanedCore>>) -> Rc<CoreDir> {
         let journal = Journal {
             turn: Semaphore::new(1),
             writing: Cell::new(false),
@@ -121,7 +121,7 @@ impl CoreDir {
         Rc::new(CoreDir { path, left, journal })
     }
 
-    pub(in crate::spool) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
+    pub(in crate::spool) fn is_of(&self, left: &Arc<OrphanedCore>) -> bool {
         self.left.as_ref().is_some_and(|own| Arc::ptr_eq(own, left))
     }
 
@@ -178,7 +178,7 @@ impl Journal {
             let more = match state {
                 State::Waiting => batch.intent.len(),
                 State::Finished => done_bytes(&batch.key),
-                State::Begun | State::Done => continue,
+                State::Intended | State::Done => continue,
             };
             if !group.is_empty() && bytes + more > GROUP_BYTES_MAX {
                 break;
@@ -195,7 +195,7 @@ impl Journal {
         for batch in self.batches.borrow().values() {
             let done = match batch.state.get() {
                 State::Waiting => continue,
-                State::Begun | State::Finished => 0,
+                State::Intended | State::Finished => 0,
                 State::Done => done_bytes(&batch.key),
             };
             let bytes = batch.intent.len() + done;
@@ -269,7 +269,7 @@ impl Spool {
 
     /// Notes that the object was stored or dead-lettered. DONE is written with the journal's next
     /// group, or before the keeper's next progress.
-    pub fn finished(&self, intent: Intent) {
+    pub fn complete_batch(&self, intent: Intent) {
         let batches = intent.dir.journal.batches.borrow();
         let batch = batches.get(&intent.number).expect("it stays until it is done");
         batch.state.set(State::Finished);
@@ -332,7 +332,7 @@ impl Spool {
         journal.writing.set(false);
         for (batch, state) in written? {
             match state {
-                State::Waiting => batch.state.set(State::Begun),
+                State::Waiting => batch.state.set(State::Intended),
                 _ => {
                     if let Some(members) = &batch.members {
                         members.settle().await;

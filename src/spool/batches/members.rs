@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::CoreDir;
 use crate::queue::job::Job;
 use crate::rt;
-use crate::spool::Record;
+use crate::spool::SpooledRequest;
 use crate::spool::format::runs::{Encoder, Runs};
 use crate::spool::segment::Segment;
 
@@ -29,7 +29,7 @@ pub(super) struct MemberSegment {
 }
 
 impl Members {
-    /// No members yet; all will lie in `dir`, which is their [`Record::home`].
+    /// No members yet; all will lie in `dir`, which is their [`SpooledRequest::core_dir`].
     pub fn of(dir: &Rc<CoreDir>) -> Members {
         Members {
             dir: dir.clone(),
@@ -46,8 +46,8 @@ impl Members {
     /// # Panics
     /// It lies in another directory.
     #[must_use]
-    pub fn push(&mut self, record: &Record, job: &Job) -> bool {
-        assert!(Rc::ptr_eq(&self.dir, record.home()), "a batch is of one directory");
+    pub fn push(&mut self, record: &SpooledRequest, job: &Job) -> bool {
+        assert!(Rc::ptr_eq(&self.dir, record.core_dir()), "a batch is of one directory");
         let ordinal = record.ordinal(job.stamp.seq);
         let bytes = job.payload.len() as u64;
         // A segment is not used again while one of its payloads is unsettled, so the id stays.
@@ -81,8 +81,8 @@ impl Members {
     }
 
     /// Whether a file with members was removed, so that they survive no crash.
-    pub fn is_gone(&self) -> bool {
-        self.segments.iter().any(|known| known.segment.is_gone())
+    pub fn is_removed(&self) -> bool {
+        self.segments.iter().any(|known| known.segment.is_removed())
     }
 
     /// Bytes of memory it takes; once its intent is noted, twice as many.

@@ -54,7 +54,7 @@ pub struct Home {
     cores: Vec<usize>,
     threads: Vec<DiskThread>,
     /// Adopted payloads are stored as single objects.
-    pub(super) puts_alone: bool,
+    pub(super) single_objects: bool,
     held: ArcSwap<HeldHome>,
 }
 
@@ -97,7 +97,7 @@ impl Home {
         let path = spool_dir.join(node);
         let held = ArcSwap::from_pointee(make_home(spool_dir, &path, cores)?);
         let (spool_dir, cores) = (spool_dir.to_owned(), cores.to_vec());
-        Ok(Home { spool_dir, path, cores, threads: Vec::new(), puts_alone: false, held })
+        Ok(Home { spool_dir, path, cores, threads: Vec::new(), single_objects: false, held })
     }
 
     /// Makes this process's directory again, or what is missing in it, if it was removed while
@@ -161,8 +161,8 @@ impl Home {
     }
 
     /// For a process that does not batch what it takes over.
-    pub fn putting_alone(self) -> Home {
-        Home { puts_alone: true, ..self }
+    pub fn with_single_objects(self) -> Home {
+        Home { single_objects: true, ..self }
     }
 
     pub fn core_dir(&self, core: usize) -> PathBuf {

@@ -18,7 +18,7 @@ use crate::rt;
 use crate::spool::batches::ledger::{Batch, Settled};
 
 /// The spool of a dead process, held by its lock.
-pub struct Left {
+pub struct OrphanedSpool {
     pub(super) path: PathBuf,
     pub(super) _lock: File,
     /// The number of segments that are not finished.
@@ -60,7 +60,7 @@ impl Replayed {
     }
 }
 
-impl Left {
+impl OrphanedSpool {
     pub(super) fn is_finished(&self) -> bool {
         self.segments.load(Ordering::Relaxed) == 0
     }
@@ -68,7 +68,7 @@ impl Left {
 
 /// One core directory of a dead process.
 #[derive(Default)]
-pub struct LeftCore {
+pub struct OrphanedCore {
     pub(in crate::spool) path: PathBuf,
     /// Shared by all cores of its process.
     pub(in crate::spool) replayed: Arc<Replayed>,
@@ -84,7 +84,7 @@ pub struct LeftCore {
     pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
 
-impl LeftCore {
+impl OrphanedCore {
     /// Notes that a batch in doubt is done, durably.
     pub(in crate::spool) fn finish_one(&self) {
         // Whoever finds none open must see the journals that say so, which are on the disk.
@@ -94,17 +94,17 @@ impl LeftCore {
 }
 
 /// A segment of a dead process, taken by one core.
-pub struct Orphan {
+pub struct OrphanedSegment {
     pub path: PathBuf,
     pub bytes: u64,
-    pub core: Arc<LeftCore>,
-    left: Arc<Left>,
-    shared: Arc<Orphans>,
+    pub core: Arc<OrphanedCore>,
+    left: Arc<OrphanedSpool>,
+    shared: Arc<Takeover>,
 }
 
 /// What dead processes left and cores may take.
 #[derive(Default)]
-pub struct Orphans {
+pub struct Takeover {
     offered: ArcSwap<Offer>,
     /// The number of segments that nobody has taken.
     untaken: AtomicUsize,
@@ -120,8 +120,8 @@ struct Offer {
 }
 
 pub(super) struct Offered {
-    pub(super) left: Arc<Left>,
-    pub(super) core: Arc<LeftCore>,
+    pub(super) left: Arc<OrphanedSpool>,
+    pub(super) core: Arc<OrphanedCore>,
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
     pub(super) taken: AtomicBool,
@@ -135,15 +135,15 @@ impl Offered {
 }
 
 struct OfferedBatch {
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     /// Its index in `core.begun`.
     number: usize,
     taken: AtomicBool,
 }
 
-impl Orphans {
+impl Takeover {
     /// Takes a segment of a directory in which no batch is in doubt.
-    pub fn take(self: &Arc<Self>) -> Option<Orphan> {
+    pub fn take(self: &Arc<Self>) -> Option<OrphanedSegment> {
         if self.is_used_up() {
             return None;
         }
@@ -153,11 +153,11 @@ impl Orphans {
         self.untaken.fetch_sub(1, Ordering::Relaxed);
         let Offered { left, core, path, bytes, .. } = &**offered;
         let (left, core, shared) = (left.clone(), core.clone(), self.clone());
-        Some(Orphan { path: path.clone(), bytes: *bytes, core, left, shared })
+        Some(OrphanedSegment { path: path.clone(), bytes: *bytes, core, left, shared })
     }
 
     /// Takes a batch in doubt: its directory, and its index there.
-    pub(in crate::spool) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
+    pub(in crate::spool) fn take_in_doubt(&self) -> Option<(Arc<OrphanedCore>, usize)> {
         let offer = self.offered.load();
         let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
@@ -181,7 +181,7 @@ impl Orphans {
 
     /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
     /// thread calls this.
-    pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<LeftCore>], bytes: u64) {
+    pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<OrphanedCore>], bytes: u64) {
         let before = self.offered.load();
         let untaken = |offered: &&Arc<Offered>| !offered.taken.load(Ordering::Relaxed);
         let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
@@ -202,7 +202,7 @@ impl Orphans {
     }
 }
 
-impl Orphan {
+impl OrphanedSegment {
     /// Notes that everything in it is stored or dead-lettered, and its file is gone. With the last
     /// segment the directory is removed, and its journals, which are no longer needed. Blocks.
     pub fn finished(self) {

@@ -11,7 +11,7 @@ use super::instances::{
     Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_alone,
     lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
 };
-use super::orphans::{Left, LeftCore, Offered, Orphans, Replayed};
+use super::offers::{Offered, OrphanedCore, OrphanedSpool, Replayed, Takeover};
 use crate::spool::batches::ledger::Ledger;
 use crate::spool::format::scan::Found;
 use crate::spool::offline::SegmentFile;
@@ -22,10 +22,10 @@ impl Home {
     ///
     /// # Errors
     /// What cannot be taken over stays as it is until the next call.
-    pub fn adopt(
+    pub fn take_over(
         &self,
-        taken: &mut Vec<Arc<Left>>,
-        orphans: &Orphans,
+        taken: &mut Vec<Arc<OrphanedSpool>>,
+        orphans: &Takeover,
     ) -> Result<(), SpoolDirError> {
         taken.retain(|left| !left.is_finished());
         // Other processes may be idle and can take them. Segments that wait for a batch in doubt
@@ -44,7 +44,7 @@ impl Home {
         let _held = lock_directory(&self.spool_dir)?;
         let mut outcome = Ok(());
         for path in new {
-            match take_over(&path, self.puts_alone) {
+            match take_over_spool(&path, self.single_objects) {
                 Ok(None) => {}
                 Ok(Some(TakenOver { left, cores, segments, bytes })) => {
                     taken.push(left);
@@ -59,14 +59,14 @@ impl Home {
 
 /// What was found in the directory of a dead process.
 struct TakenOver {
-    left: Arc<Left>,
-    cores: Vec<Arc<LeftCore>>,
+    left: Arc<OrphanedSpool>,
+    cores: Vec<Arc<OrphanedCore>>,
     segments: Vec<Offered>,
     bytes: u64,
 }
 
 /// `None`: the directory was removed, its process lives, or nothing is left in it.
-fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
+fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<TakenOver>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
@@ -78,7 +78,7 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
     let (mut journal_bytes, mut begun) = (0, 0);
     let replayed = Arc::<Replayed>::default();
     for core_dir in core_dirs(&path)? {
-        if puts_alone {
+        if single_objects {
             // Before the first payload of it is stored.
             mark_alone(&core_dir)?;
         }
@@ -97,8 +97,8 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
         path.display()
     );
     let segments = AtomicUsize::new(found.len());
-    let left = Arc::new(Left { path, _lock: lock, segments, journal_bytes, replayed });
-    let mut cores: Vec<Arc<LeftCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
+    let left = Arc::new(OrphanedSpool { path, _lock: lock, segments, journal_bytes, replayed });
+    let mut cores: Vec<Arc<OrphanedCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
     cores.dedup_by(|a, b| Arc::ptr_eq(a, b));
     let offered = found.into_iter().map(|(core, path, bytes)| Offered {
         left: left.clone(),
@@ -116,14 +116,14 @@ fn left_core(
     core_dir: &Path,
     replayed: &Arc<Replayed>,
     journal_bytes: &mut u64,
-) -> io::Result<Arc<LeftCore>> {
+) -> io::Result<Arc<OrphanedCore>> {
     let mut ledger = Ledger::read(core_dir)?;
     ledger.settle(core_dir)?;
     *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
     let begun: Vec<_> =
         ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
     let segments = if begun.is_empty() { HashMap::new() } else { uses_in(core_dir)? };
-    Ok(Arc::new(LeftCore {
+    Ok(Arc::new(OrphanedCore {
         path: core_dir.to_owned(),
         replayed: replayed.clone(),
         is_alone: is_marked_alone(core_dir),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::orphans::LeftCore;
+use super::offers::OrphanedCore;
 use crate::spool::batches::CoreDir;
 use crate::spool::segment::Segment;
 
@@ -37,7 +37,7 @@ impl Adopted {
     }
 
     /// This core's view of a dead process's core directory.
-    pub(in crate::spool) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn dir_of(&self, core: &Arc<OrphanedCore>) -> Rc<CoreDir> {
         let mut dirs = self.dirs.borrow_mut();
         if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
             return known.clone();
