@@ -30,7 +30,7 @@
 //!   [`BatchInDoubt::complete`]; that syncs DONE. Segments are offered only once no batch of their
 //!   directory is in doubt, and the reader settles all members when it comes to them.
 //! - Lost to damage: the reader.
-//! - In a file that was removed: [`Spool::stop`], in `disown`.
+//! - In a file that was removed: [`Spool::stop`], in `release_removed`.
 //!
 //! Requests that wait for the store are told separately: by `Job::settle` for single payloads and
 //! by `Batch::tell` for batches, which therefore settles nothing here. A payload that is neither
@@ -39,10 +39,10 @@
 //! which for batches is before their members are settled.
 
 mod disk;
-mod done;
+mod ordinals;
 mod health;
 mod keeper;
-mod line;
+mod pending;
 mod own;
 mod prepare;
 mod reader;
@@ -74,15 +74,15 @@ use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::sync::OneShot;
 use crate::throttle::Throttle;
-use disk::Disk;
+use disk::SpoolDisk;
 use format::VERSION_BYTES_MAX;
-use health::Health;
-use line::Line;
+use health::DiskHealth;
+use pending::PendingRequests;
 use own::OwnFiles;
 use reader::Overflow;
 use segment::Segment;
 use takeover::offers::Takeover;
-use takeover::taken::Adopted;
+use takeover::taken::TakenSegments;
 use writer::SyncFault;
 
 pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
@@ -167,11 +167,11 @@ pub struct Spool {
     setup: SpoolSetup,
     origin: Origin,
     admission: Rc<Admission>,
-    line: Line,
+    pending: PendingRequests,
     own: OwnFiles,
-    adopted: Adopted,
+    adopted: TakenSegments,
     overflow: Overflow,
-    disk: Rc<Disk>,
+    disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
     tasks: RefCell<Vec<Task<()>>>,
     sync_fault: SyncFault,
@@ -223,12 +223,12 @@ impl SpooledRequest {
 impl Spool {
     /// Opens the spool and starts its tasks. The keeper makes the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
-        let health = Health::new(setup.cells, setup.dir.clone());
-        let disk = Rc::new(Disk::new(setup.thread.clone(), health));
+        let health = DiskHealth::new(setup.cells, setup.dir.clone());
+        let disk = Rc::new(SpoolDisk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
-            line: Line::new(setup.options.pending, &setup.cells.spool_pending_bytes),
+            pending: PendingRequests::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             own: OwnFiles::new(setup.dir.clone()),
-            adopted: Adopted::default(),
+            adopted: TakenSegments::default(),
             overflow: Overflow::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
@@ -273,7 +273,7 @@ impl Spool {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));
         }
-        self.line.push(first, body, spans, version)
+        self.pending.push(first, body, spans, version)
     }
 
     /// The directories in which payloads lie that this core takes, its own first.
@@ -291,7 +291,7 @@ impl Spool {
     /// Takes no more requests; those in the line are still written.
     pub fn close(&self) {
         self.closed.set(true);
-        self.line.wake();
+        self.pending.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();
         self.disk.watcher.raise();

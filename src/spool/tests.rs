@@ -10,13 +10,13 @@ use crate::rt::sleep;
 use futures_lite::future::poll_once;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
-use super::format::record::{Entry, IntentRef};
+use super::format::record::{SpoolRecord, IntentRecord};
 use super::format::runs::Run;
-use super::format::scan::{Found, walk};
-use super::format::{DATA_START, Progress, entries, records};
-use super::power::{self, Disk, Event};
+use super::format::scan::{ScanStep, walk};
+use super::format::{DATA_START, Checkpoint, group_records, group_requests};
+use super::power::{self, CutDisk, DiskEvent};
 use super::reader::LOOK_EVERY;
-use super::segment::{Note, Payloads};
+use super::segment::{CheckpointMode, Payloads};
 use super::takeover::instances::{self, Home};
 use super::takeover::offers::OrphanedSpool;
 use super::*;
@@ -124,7 +124,7 @@ impl Rig {
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
         let (first, ticket) = self.submit(payloads)?;
         ticket.wait(&Cell::new(false)).await.unwrap()?;
-        power::note(|| Event::Acknowledged { first, count: payloads.len() as u64 });
+        power::note(|| DiskEvent::Acknowledged { first, count: payloads.len() as u64 });
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Rig {
                 batches.push(self.store_batch(random, held));
             } else {
                 let job = held.swap_remove(0);
-                power::note(|| Event::Stored { stamp: job.stamp });
+                power::note(|| DiskEvent::Stored { stamp: job.stamp });
                 job.settle(Fate::Stored);
             }
         }
@@ -196,7 +196,7 @@ impl Rig {
                 sleep(Duration::from_millis(1)).await;
             };
             sleep(Duration::from_millis(before)).await;
-            power::note(|| Event::Put { key, seqs });
+            power::note(|| DiskEvent::Put { key, seqs });
             sleep(Duration::from_millis(after)).await;
             spool.complete_batch(intent);
         })
@@ -211,7 +211,7 @@ impl Rig {
                 job.origin(&self.spool.origin).key(job.stamp, &job.payload),
                 job.payload.to_vec(),
             ));
-            power::note(|| Event::Stored { stamp: job.stamp });
+            power::note(|| DiskEvent::Stored { stamp: job.stamp });
             job.settle(Fate::Stored);
         }
         stored
@@ -236,9 +236,9 @@ impl Rig {
 }
 
 /// What segments on their own need.
-fn disk() -> Rc<super::disk::Disk> {
-    let health = Health::new(&crate::metrics::cells(1)[0], "unused".into());
-    Rc::new(super::disk::Disk::new(DiskThread::spawn("test").unwrap(), health))
+fn disk() -> Rc<super::disk::SpoolDisk> {
+    let health = DiskHealth::new(&crate::metrics::cells(1)[0], "unused".into());
+    Rc::new(super::disk::SpoolDisk::new(DiskThread::spawn("test").unwrap(), health))
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -656,21 +656,21 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
         let (mut ledger, mut members) = (Ledger::default(), BTreeMap::new());
         for (_, file) in here().filter(|(path, _)| is_journal(path)) {
             walk(file, |what, bytes| match what {
-                Found::Group(_, group) => {
-                    entries(&group.head, bytes).for_each(|entry| ledger.add(entry));
+                ScanStep::Group(_, group) => {
+                    group_records(&group.head, bytes).for_each(|entry| ledger.add(entry));
                 }
-                Found::End(end) => assert_eq!(end.problem(), None),
+                ScanStep::End(end) => assert_eq!(end.problem(), None),
                 what => panic!("a power cut damages no journal: {what:?}"),
             });
         }
         let settled = ledger.members();
         for (_, file) in here().filter(|(path, _)| !is_journal(path)) {
-            let progress = Progress::read(&file[..DATA_START as usize]).unwrap_or_default();
+            let progress = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
             walk(file, |what, bytes| {
-                let Found::Group(_, group) = what else { return };
+                let ScanStep::Group(_, group) = what else { return };
                 let id = group.head.label.id;
                 let mut ordinal = group.head.first_ordinal;
-                for record in records(&group.head, bytes) {
+                for record in group_requests(&group.head, bytes) {
                     for (span, index) in record.spans().zip(0..) {
                         let stamp = Stamp { seq: record.first.seq + index, ..record.first };
                         let here = &record.payloads[span.range()];
@@ -716,14 +716,14 @@ struct World {
 }
 
 impl World {
-    fn after(mut self, events: &[Event]) -> World {
+    fn after(mut self, events: &[DiskEvent]) -> World {
         for event in events {
             match event {
-                Event::Acknowledged { first, count } => {
+                DiskEvent::Acknowledged { first, count } => {
                     self.owed.extend(first.seq..first.seq + count)
                 }
-                Event::Stored { stamp } => self.put(stamp.seq.to_string(), vec![stamp.seq]),
-                Event::Put { key, seqs } => self.put(key.clone(), seqs.clone()),
+                DiskEvent::Stored { stamp } => self.put(stamp.seq.to_string(), vec![stamp.seq]),
+                DiskEvent::Put { key, seqs } => self.put(key.clone(), seqs.clone()),
                 _ => {}
             }
         }
@@ -766,7 +766,7 @@ impl World {
 
 /// A run of a small spool, with requests, stores, progress and segments that are used again, as the
 /// disk saw it.
-fn recorded(seed: u64, requests: u64) -> Vec<Event> {
+fn recorded(seed: u64, requests: u64) -> Vec<DiskEvent> {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -786,7 +786,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
                 .collect();
             for (count, (first, ticket)) in together {
                 match ticket.wait(&Cell::new(false)).await.unwrap() {
-                    Ok(()) => drop(power::note(|| Event::Acknowledged { first, count })),
+                    Ok(()) => drop(power::note(|| DiskEvent::Acknowledged { first, count })),
                     Err(error) => assert_eq!(error, SpoolError::Full),
                 }
             }
@@ -807,9 +807,9 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     let many = std::env::var("MILLRACE_TEST_POWER_CUTS").ok().and_then(|text| text.parse().ok());
     let samples = many.unwrap_or(4);
     let events = recorded(seed, 120);
-    let used_again = events.iter().filter(|event| matches!(event, Event::SyncEnds { .. })).count();
+    let used_again = events.iter().filter(|event| matches!(event, DiskEvent::SyncEnds { .. })).count();
     assert!(used_again > 100, "{used_again} syncs");
-    let renewed = |event: &&Event| matches!(event, Event::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
+    let renewed = |event: &&DiskEvent| matches!(event, DiskEvent::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
     let renewed = events.iter().filter(renewed).count();
     assert!(renewed > 5, "{renewed} times a journal began anew");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -821,7 +821,7 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
 /// extremes.
 fn cut(
     files: &BTreeMap<PathBuf, Vec<u8>>,
-    events: &[Event],
+    events: &[DiskEvent],
     world: &World,
     random: &mut fastrand::Rng,
     samples: usize,
@@ -830,11 +830,11 @@ fn cut(
     let mut cuts = 0;
     for count in 0..=events.len() {
         // Between an event and its consequences nothing on the disk changes.
-        let same = |event| matches!(event, &Event::SyncBegins { .. } | &Event::WriteEnds { .. });
+        let same = |event| matches!(event, &DiskEvent::SyncBegins { .. } | &DiskEvent::WriteEnds { .. });
         if (count > 0 && same(&events[count - 1])) || !here(count) {
             continue;
         }
-        let disk = Disk::after(files, events, count);
+        let disk = CutDisk::after(files, events, count);
         let world = world.clone().after(&events[..count]);
         world.check_after(&disk.with(|_| false), "nothing more");
         world.check_after(&disk.with(|_| true), "everything");
@@ -853,7 +853,7 @@ fn every_power_cut_of_a_short_run() {
     let events = recorded(7, 40);
     let mut states = 0_u64;
     for count in 0..=events.len() {
-        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let disk = CutDisk::after(&BTreeMap::new(), &events, count);
         let world = World::default().after(&events[..count]);
         // The zeros of new files change nothing.
         let written = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
@@ -886,13 +886,13 @@ fn the_recorder_tells_synced_from_unsynced() {
     power::write_begins(b, 0, &[3; 512]);
     power::sync_ends(sync);
     let events = power::stop();
-    let disk = Disk::after(&BTreeMap::new(), &events, events.len());
+    let disk = CutDisk::after(&BTreeMap::new(), &events, events.len());
     assert_eq!(disk.files[a], [1; 1_024]);
     assert_eq!(disk.unsynced.len(), 2, "what began after the sync did, and the other file's");
     assert_eq!(disk.with(|_| true)[a][512..], [2; 512]);
     assert_eq!(disk.with(|_| false)[b], [0; 512]);
     assert_eq!(
-        Disk::after(&BTreeMap::new(), &events, 3).unsynced.len(),
+        CutDisk::after(&BTreeMap::new(), &events, 3).unsynced.len(),
         2,
         "before the sync has ended"
     );

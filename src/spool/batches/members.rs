@@ -6,17 +6,17 @@ use super::CoreDir;
 use crate::queue::job::Job;
 use crate::rt;
 use crate::spool::SpooledRequest;
-use crate::spool::format::runs::{Encoder, Runs};
+use crate::spool::format::runs::{RunEncoder, Runs};
 use crate::spool::segment::Segment;
 
 /// Runs that are settled before other tasks get a turn.
-const SETTLE_SLICE: usize = 1_000;
+const COMPLETE_SLICE: usize = 1_000;
 
 /// Payloads of one core directory that are to be one object, in the order of its lines.
 pub struct Members {
     pub(super) dir: Rc<CoreDir>,
     pub(super) segments: Vec<MemberSegment>,
-    pub(super) runs: Encoder,
+    pub(super) runs: RunEncoder,
     payloads: u64,
     payload_bytes: u64,
 }
@@ -34,7 +34,7 @@ impl Members {
         Members {
             dir: dir.clone(),
             segments: Vec::new(),
-            runs: Encoder::default(),
+            runs: RunEncoder::default(),
             payloads: 0,
             payload_bytes: 0,
         }
@@ -101,8 +101,8 @@ impl Members {
         for (number, run) in (1..).zip(runs.iter()) {
             let place = self.segments.iter().find(|known| known.id == run.segment);
             let MemberSegment { segment, .. } = place.expect("noted when it was pushed");
-            segment.settle_run(run.first..run.end());
-            if number % SETTLE_SLICE == 0 {
+            segment.complete_run(run.first..run.end());
+            if number % COMPLETE_SLICE == 0 {
                 rt::yield_if_needed().await;
             }
         }

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
 use crate::rt;
-use crate::spool::batches::ledger::{Batch, Settled};
+use crate::spool::batches::ledger::{JournalBatch, CompletedMembers};
 
 /// The spool of a dead process, held by its lock.
 pub struct OrphanedSpool {
@@ -25,25 +25,25 @@ pub struct OrphanedSpool {
     pub(super) segments: AtomicUsize,
     /// Bytes of its journals, which are removed with the last segment.
     pub(super) journal_bytes: u64,
-    pub(super) replayed: Arc<Replayed>,
+    pub(super) replayed: Arc<ReplayCounts>,
 }
 
 /// Counts the payloads of one process that were queued again, for the log. Updated a few times per
 /// group.
 #[derive(Debug)]
-pub(in crate::spool) struct Replayed {
+pub(in crate::spool) struct ReplayCounts {
     since: Instant,
     payloads: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Default for Replayed {
-    fn default() -> Replayed {
-        Replayed { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+impl Default for ReplayCounts {
+    fn default() -> ReplayCounts {
+        ReplayCounts { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 }
 
-impl Replayed {
+impl ReplayCounts {
     pub(in crate::spool) fn add(&self, payloads: u64, bytes: u64) {
         self.payloads.fetch_add(payloads, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -71,15 +71,15 @@ impl OrphanedSpool {
 pub struct OrphanedCore {
     pub(in crate::spool) path: PathBuf,
     /// Shared by all cores of its process.
-    pub(in crate::spool) replayed: Arc<Replayed>,
+    pub(in crate::spool) replayed: Arc<ReplayCounts>,
     /// Its payloads may be in the store as single objects, so they must not be batched.
-    pub(in crate::spool) is_alone: bool,
+    pub(in crate::spool) is_single_objects: bool,
     /// Batches in doubt, with their keys.
-    pub(in crate::spool) begun: Vec<(String, Batch)>,
+    pub(in crate::spool) begun: Vec<(String, JournalBatch)>,
     /// The number of those that are still not done.
     pub(in crate::spool) open: AtomicUsize,
     /// Payloads that need nothing more once all of those are done.
-    pub(in crate::spool) members: Settled,
+    pub(in crate::spool) members: CompletedMembers,
     /// The segments by the ids of their uses; only filled if there are batches in doubt.
     pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
@@ -115,11 +115,11 @@ pub struct Takeover {
 /// What was found and is not all taken.
 #[derive(Default)]
 struct Offer {
-    segments: Vec<Arc<Offered>>,
+    segments: Vec<Arc<OfferedSegment>>,
     begun: Vec<Arc<OfferedBatch>>,
 }
 
-pub(super) struct Offered {
+pub(super) struct OfferedSegment {
     pub(super) left: Arc<OrphanedSpool>,
     pub(super) core: Arc<OrphanedCore>,
     pub(super) path: PathBuf,
@@ -127,7 +127,7 @@ pub(super) struct Offered {
     pub(super) taken: AtomicBool,
 }
 
-impl Offered {
+impl OfferedSegment {
     /// Whether nobody has taken it, and no batch of its directory is in doubt.
     fn is_ready(&self) -> bool {
         !self.taken.load(Ordering::Relaxed) && self.core.open.load(Ordering::Acquire) == 0
@@ -151,7 +151,7 @@ impl Takeover {
         let mut ready = offer.segments.iter().filter(|offered| offered.is_ready());
         let offered = ready.find(|offered| !offered.taken.swap(true, Ordering::Relaxed))?;
         self.untaken.fetch_sub(1, Ordering::Relaxed);
-        let Offered { left, core, path, bytes, .. } = &**offered;
+        let OfferedSegment { left, core, path, bytes, .. } = &**offered;
         let (left, core, shared) = (left.clone(), core.clone(), self.clone());
         Some(OrphanedSegment { path: path.clone(), bytes: *bytes, core, left, shared })
     }
@@ -181,9 +181,9 @@ impl Takeover {
 
     /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
     /// thread calls this.
-    pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<OrphanedCore>], bytes: u64) {
+    pub(super) fn offer(&self, segments: Vec<OfferedSegment>, cores: &[Arc<OrphanedCore>], bytes: u64) {
         let before = self.offered.load();
-        let untaken = |offered: &&Arc<Offered>| !offered.taken.load(Ordering::Relaxed);
+        let untaken = |offered: &&Arc<OfferedSegment>| !offered.taken.load(Ordering::Relaxed);
         let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
         let mut offer = Offer {
             segments: before.segments.iter().filter(untaken).cloned().collect(),

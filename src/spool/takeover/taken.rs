@@ -10,12 +10,12 @@ use crate::spool::segment::Segment;
 
 /// Segments of dead processes that this core empties, and the directories they lie in.
 #[derive(Default)]
-pub(in crate::spool) struct Adopted {
+pub(in crate::spool) struct TakenSegments {
     segments: RefCell<Vec<Rc<Segment>>>,
     dirs: RefCell<Vec<Rc<CoreDir>>>,
 }
 
-impl Adopted {
+impl TakenSegments {
     pub(in crate::spool) fn add(&self, segment: Rc<Segment>) {
         self.segments.borrow_mut().push(segment);
     }
@@ -53,7 +53,7 @@ impl Adopted {
         let segments = self.segments.borrow();
         self.dirs.borrow_mut().retain(|dir| {
             let in_use =
-                !dir.is_idle() || segments.iter().any(|segment| segment.is_adopted_from(dir));
+                !dir.is_idle() || segments.iter().any(|segment| segment.is_orphaned_from(dir));
             if !in_use {
                 dir.leave();
             }

@@ -1,6 +1,6 @@
 //! Batches: what a crash between any two steps leaves is stored once.
 
-use super::super::format::runs::{Encoder, Runs};
+use super::super::format::runs::{RunEncoder, Runs};
 use super::*;
 use crate::rt;
 
@@ -241,18 +241,18 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         segment.extend(0, Payloads { count: 1_000, bytes: 0 });
         // So many ranges that they take several sectors.
         (0..200).for_each(|number| segment.settle(4 * number, 0));
-        assert!(segment.note(Note::Durably).await.unwrap());
+        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
         for more in 1..4 {
             (0..100).for_each(|number| segment.settle(4 * number + more, 0));
-            segment.note(Note::Lazily).await.unwrap();
+            segment.note(CheckpointMode::Unsynced).await.unwrap();
         }
         let events = power::stop();
-        let disk = Disk::after(&BTreeMap::new(), &events, events.len());
+        let disk = CutDisk::after(&BTreeMap::new(), &events, events.len());
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..2_000 {
             let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.bool()).collect();
             let file = &disk.with(|number| kept[number])[&path];
-            let progress = Progress::read(&file[..DATA_START as usize]).expect("one is whole");
+            let progress = Checkpoint::read(&file[..DATA_START as usize]).expect("one is whole");
             let has = |ordinal| progress.done.iter().any(|range| range.contains(&ordinal));
             assert!((0..200).all(|number| has(4 * number)));
         }
@@ -269,15 +269,15 @@ fn progress_that_does_not_fit_leaves_the_one_before() {
         segment.begin(1);
         segment.extend(0, Payloads { count: 2_000_000, bytes: 0 });
         let before = 1_500_000..1_500_010;
-        segment.settle_run(before.clone());
-        assert!(segment.note(Note::Durably).await.unwrap());
+        segment.complete_run(before.clone());
+        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
         (0..10_000).for_each(|number| segment.settle(2 * number, 0));
-        for how in [Note::Lazily, Note::Durably, Note::Lazily] {
+        for how in [CheckpointMode::Unsynced, CheckpointMode::Synced, CheckpointMode::Unsynced] {
             assert!(!segment.note(how).await.unwrap(), "10,001 ranges up to 1.5 million");
         }
-        let progress = Progress::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
+        let progress = Checkpoint::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
         assert_eq!(progress.unwrap().done, std::slice::from_ref(&before));
-        segment.settle_run(0..20_000);
+        segment.complete_run(0..20_000);
     });
 }
 
@@ -368,13 +368,13 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
         let events = recorded(random.u64(..), 30);
         let count = random.usize(events.len() / 3..events.len());
         let share = random.f64();
-        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let disk = CutDisk::after(&BTreeMap::new(), &events, count);
         let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.f64() < share).collect();
         let world = World::default().after(&events[..count]);
         let files = disk.with(|number| kept[number]);
         let (files, events) = replayed(&files, &mut random);
         let puts = events.iter().filter_map(|event| match event {
-            Event::Put { key, .. } => Some(world.objects.contains_key(key)),
+            DiskEvent::Put { key, .. } => Some(world.objects.contains_key(key)),
             _ => None,
         });
         let (again, new): (Vec<bool>, Vec<bool>) = puts.partition(|again| *again);
@@ -392,7 +392,7 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
 fn replayed(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     random: &mut fastrand::Rng,
-) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<Event>) {
+) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<DiskEvent>) {
     let dir = tempfile::tempdir().unwrap();
     let core_dir = dir.path().join("n/core-0");
     fs::create_dir_all(&core_dir).unwrap();
@@ -432,7 +432,7 @@ fn put_again(mut begun: BatchInDoubt, pause: u64) -> Task<()> {
         let key = begun.key().to_owned();
         let seqs = BATCHES.with_borrow(|batches| batches[&key].clone());
         assert!(payloads.iter().eq(&seqs.iter().map(|seq| payload(*seq)).collect::<Vec<_>>()));
-        power::note(|| Event::Put { key, seqs });
+        power::note(|| DiskEvent::Put { key, seqs });
         sleep(Duration::from_millis(pause)).await;
         begun.complete().await.unwrap();
     })
@@ -451,7 +451,7 @@ fn crashes_in_a_row_store_everything_once() {
         let mut world = World::default();
         for process in 0..5 {
             let events = one_life(dir.path(), process, &mut random);
-            let known = |event: &&Event| matches!(event, Event::Put { key, .. } if world.objects.contains_key(key));
+            let known = |event: &&DiskEvent| matches!(event, DiskEvent::Put { key, .. } if world.objects.contains_key(key));
             begun_again += events.iter().filter(known).count();
             world = world.after(&events);
         }
@@ -465,7 +465,7 @@ fn crashes_in_a_row_store_everything_once() {
 
 /// The life of the process with this number; the first three take requests, the last one stores all
 /// that is there.
-fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<Event> {
+fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEvent> {
     run(async {
         let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
         let (mut taken, orphans) = adopt(&home);
@@ -550,13 +550,13 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
 fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
     let dir = tempfile::tempdir().unwrap();
     let mut whole = Ledger::default();
-    let mut runs = Encoder::default();
+    let mut runs = RunEncoder::default();
     assert!((0..9).all(|n| runs.push(1, 2 * n)));
     let runs = runs.finish();
     let runs = Runs::check(&runs).unwrap();
     for key in ["a", "b", "c"] {
-        let intent = IntentRef { key, form: "f", runs };
-        whole.add(Entry::Intent(intent));
+        let intent = IntentRecord { key, form: "f", runs };
+        whole.add(SpoolRecord::Intent(intent));
     }
     whole.finish("b");
     whole.rewrite(dir.path()).unwrap();
@@ -585,12 +585,12 @@ fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
 fn batches_with_one_key_and_other_members_are_not_relied_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut ledger = Ledger::default();
-    let mut encoder = Encoder::default();
+    let mut encoder = RunEncoder::default();
     for (key, ordinal) in [("twice", 1), ("once", 2), ("twice", 3)] {
         assert!(encoder.push(1, ordinal));
         let runs = encoder.finish();
         let runs = Runs::check(&runs).unwrap();
-        ledger.add(Entry::Intent(IntentRef { key, form: "", runs }));
+        ledger.add(SpoolRecord::Intent(IntentRecord { key, form: "", runs }));
     }
     ledger.settle(dir.path()).unwrap();
     let begun: Vec<_> = ledger.begun().map(|(key, _)| key).collect();
