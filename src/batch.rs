@@ -5,21 +5,21 @@
 //!                   BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT
 //! ```
 //!
-//! One task (`gather`) empties the queue. When a payload joins a batch it is copied or compressed, and
-//! releases its queue slot and its share of its request's body. From then on the batch is charged to
-//! `BATCH_MEMORY`, until it is stored. When that is used up the queue is no longer emptied, so
-//! admission answers 503. The bound may be exceeded by one payload, one chunk and one compressor
-//! state.
+//! One task (`gather`) empties the queue. When a payload joins a batch it is copied or compressed,
+//! and releases its queue slot and its share of its request's body. From then on the batch is
+//! charged to `BATCH_MEMORY`, until it is stored. When that is used up the queue is no longer
+//! emptied, so admission answers 503. The bound may be exceeded by one payload, one chunk and one
+//! compressor state.
 //!
 //! Payloads share a batch if `KEY` makes the same partition of them (`key::Partition`) and they are
 //! equally safe: all in the same core directory of the spool, or all in memory only. So one journal
 //! says what a crash leaves of a batch, and what a stop leaves is either completely in the spool or
 //! not at all.
 //!
-//! `encoder` turns payloads into the bytes of one object: it puts them on lines (`lines`), compresses
-//! them in bounded slices (`compressor`) and keeps the result in chunks (`chunks`), which are sent
-//! without another copy. `upload::restore` uploads the batches again that a crashed process left in
-//! doubt.
+//! `encoder` turns payloads into the bytes of one object: it puts them on lines (`lines`),
+//! compresses them in bounded slices (`compressor`) and keeps the result in chunks (`chunks`),
+//! which are sent without another copy. `upload::restore` uploads the batches again that a crashed
+//! process left in doubt.
 
 mod chunks;
 mod compressor;
@@ -57,8 +57,8 @@ use crate::throttle::Throttle;
 use encoder::{Encoder, EncoderShared};
 use open::OpenBatch;
 
-/// Charge of a batch in addition to its bytes and member lists: its fields, its key and the partition's
-/// text.
+/// Charge of a batch in addition to its bytes and member lists: its fields, its key and the
+/// partition's text.
 const BATCH_COST_BYTES: usize = 4 << 10;
 
 /// How long a batch waits for the spool's disk before its next attempt: as long as the spool waits
@@ -202,7 +202,8 @@ impl Batches {
             && self.gathering.job.borrow().is_none()
     }
 
-    /// Whether everything that is open, being closed or waiting for a worker is in the spool as well.
+    /// Whether everything that is open, being closed or waiting for a worker is in the spool as
+    /// well.
     pub fn holds_spooled_only(&self) -> bool {
         let is_spooled = |open: &Rc<RefCell<OpenBatch>>| open.borrow().is_spooled();
         self.closed.all(|batch| batch.is_spooled())
@@ -329,8 +330,8 @@ enum BatchKind {
     Memory,
     /// In this core's spool.
     Spooled(Rc<Members>),
-    /// A single payload, which a process with `OBJECT=payload` spooled as a single object. The batch
-    /// has no parts then.
+    /// A single payload, which a process with `OBJECT=payload` spooled as a single object. The
+    /// batch has no parts then.
     SingleObject(Job),
     /// In the spool of a crashed process, which left this batch in doubt.
     Restored,
@@ -442,8 +443,8 @@ impl Batch {
         }
     }
 
-    /// Reports its outcome to the requests that wait for it, and that of a single object also to the
-    /// spool. The worker records the outcome of any other batch there.
+    /// Reports its outcome to the requests that wait for it, and that of a single object also to
+    /// the spool. The worker records the outcome of any other batch there.
     pub fn complete(&self, outcome: Outcome) {
         if let BatchKind::SingleObject(job) = &self.kind {
             job.complete(outcome);
@@ -453,8 +454,9 @@ impl Batch {
         }
     }
 
-    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose payloads
-    /// are in memory only: the jobs have no record in the spool, and no request waits for them.
+    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose
+    /// payloads are in memory only: the jobs have no record in the spool, and no request waits for
+    /// them.
     pub fn jobs(&self) -> Vec<Job> {
         if let BatchKind::SingleObject(job) = &self.kind {
             // It has no parts. Its record names a segment file that was removed.

@@ -2,7 +2,8 @@
 //!
 //! Every cell has one writer, its core, which updates it by a relaxed load and a relaxed store: no
 //! read-modify-write, no shared cache line. The control executor reads the cells without the core's
-//! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its thread.
+//! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its
+//! thread.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -184,8 +185,8 @@ pub struct CoreCells {
     pub bytes_dead_lettered: Cell64,
     /// Payloads that a stop dead-lettered; they decide the exit status.
     pub dead_lettered_at_stop: Cell64,
-    /// Payloads in dead letters of a stop whose sync is still running: they survive this process, but
-    /// not yet a crash of the host.
+    /// Payloads in dead letters of a stop whose sync is still running: they survive this process,
+    /// but not yet a crash of the host.
     pub unsynced_at_stop: Cell64,
     pub payloads_lost: Cell64,
     pub bytes_lost: Cell64,
@@ -220,7 +221,8 @@ pub struct CoreCells {
     pub event_times_unreadable: Cell64,
     /// Bytes of requests that wait for the spool's disk.
     pub spool_pending_bytes: Cell64,
-    /// Payloads in the spool that are neither stored nor dead-lettered, in the queue or on disk only.
+    /// Payloads in the spool that are neither stored nor dead-lettered, in the queue or on disk
+    /// only.
     pub spool_payloads: Cell64,
     /// Bytes of those payloads.
     pub spool_bytes: Cell64,
@@ -228,7 +230,8 @@ pub struct CoreCells {
     pub spool_disk_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
-    /// Error number of the last failed write to the spool; 0 while writes succeed or none was tried.
+    /// Error number of the last failed write to the spool; 0 while writes succeed or none was
+    /// tried.
     pub spool_errno: Cell64,
     /// Seconds for which the spool's disk has not answered; 0 while it answers.
     pub spool_stalled_s: Cell64,
@@ -240,8 +243,8 @@ pub struct CoreCells {
     /// Payloads taken over from spools of processes that have ended.
     pub payloads_taken_over: Cell64,
     pub spool_sync_latency: Latency,
-    /// When the store began to fail without a success since, in milliseconds since process start, plus
-    /// one; 0 while it works.
+    /// When the store began to fail without a success since, in milliseconds since process start,
+    /// plus one; 0 while it works.
     pub store_failing_since: Cell64,
     pub request_latency: Latency,
     pub put_latency: Latency,
@@ -266,9 +269,9 @@ impl CoreCells {
         self.requests[at].inc();
     }
 
-    /// The number of payloads without an outcome that are not in the spool, and of those in dead letters
-    /// of a stop that are not synced yet. Each cell is read once while the core may go on, so the first
-    /// number may be too low, but never too high.
+    /// The number of payloads without an outcome that are not in the spool, and of those in dead
+    /// letters of a stop that are not synced yet. Each cell is read once while the core may go on,
+    /// so the first number may be too low, but never too high.
     pub fn undecided_and_unsynced(&self) -> (u64, u64) {
         let unsynced = self.unsynced_at_stop.value();
         let decided = self.payloads_stored.value()
@@ -283,14 +286,14 @@ impl CoreCells {
 /// The cells of every core, shared by all threads for as long as the process lives.
 pub type Cells = &'static [CoreCells];
 
-/// Makes cells for `cores` cores. They are never freed, because they must outlive every thread, even a
-/// dead one.
+/// Makes cells for `cores` cores. They are never freed, because they must outlive every thread,
+/// even a dead one.
 pub fn cells(cores: usize) -> Cells {
     Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
 }
 
-/// A registry whose scrape reads `cells` (`core_ids` has the `core` label of each) and the bytes of all
-/// dead letters from `dead_letter_bytes`. `put_price` is the price of 1,000 PUTs in dollars.
+/// A registry whose scrape reads `cells` (`core_ids` has the `core` label of each) and the bytes of
+/// all dead letters from `dead_letter_bytes`. `put_price` is the price of 1,000 PUTs in dollars.
 pub fn registry(
     cells: Cells,
     core_ids: Vec<usize>,

@@ -1,4 +1,5 @@
-//! The bytes of one object, in chunks that never move once they are full, and the core's pool of chunks.
+//! The bytes of one object, in chunks that never move once they are full, and the core's pool of
+//! chunks.
 //!
 //! The first chunk grows by doubling, so a batch of a few small payloads takes kilobytes. From
 //! [`CHUNK_BYTES`] on every chunk has that size and comes from the core's pool, because the page
@@ -9,8 +10,8 @@ use std::rc::Rc;
 
 use crate::queue::job::Payload;
 
-/// Capacity of every chunk, except that of a small object. Large enough that a PUT sends few pieces,
-/// small enough that the unfilled half of the last one is 1.5 % of an object of 8 MiB.
+/// Capacity of every chunk, except that of a small object. Large enough that a PUT sends few
+/// pieces, small enough that the unfilled half of the last one is 1.5 % of an object of 8 MiB.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
 /// Capacity for the first line of an object: one page.
@@ -98,8 +99,8 @@ impl Chunks {
         }
     }
 
-    /// Lets `append` append to a chunk that has room for at least one byte, and for `wanted` bytes if
-    /// that fits in one chunk. It must not write beyond the chunk's capacity.
+    /// Lets `append` append to a chunk that has room for at least one byte, and for `wanted` bytes
+    /// if that fits in one chunk. It must not write beyond the chunk's capacity.
     pub(super) fn fill<R>(&mut self, wanted: usize, append: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         if self.list.last().is_none_or(|chunk| chunk.len() == chunk.capacity())
             || (self.list.len() == 1 && self.held < CHUNK_BYTES)

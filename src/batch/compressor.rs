@@ -1,9 +1,10 @@
-//! Compresses one object as one zstd frame or one gzip member, a slice at a time, and decompresses it.
+//! Compresses one object as one zstd frame or one gzip member, a slice at a time, and decompresses
+//! it.
 //!
-//! One frame, because many readers stop after the first. Every slice is flushed as a block: otherwise
-//! zstd would gather 128 KiB and compress them in one stall, and the object's size would be known only
-//! afterwards. A state is reused for one object after another, because a new one costs the page faults
-//! of its memory.
+//! One frame, because many readers stop after the first. Every slice is flushed as a block:
+//! otherwise zstd would gather 128 KiB and compress them in one stall, and the object's size would
+//! be known only afterwards. A state is reused for one object after another, because a new one
+//! costs the page faults of its memory.
 
 use flate2::{Compress, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::zstd_safe::get_error_name;
@@ -13,9 +14,9 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer, ResetDirectiv
 use super::chunks::Chunks;
 use crate::coding::Compression;
 
-/// Window of a zstd frame: 128 KiB. Every open batch pays for it, and up to `MAX_PARTITIONS` are open.
-/// Measured with events of 0.9 kB: memory of one state, and ratio, with windows of 64 KiB / 128 KiB /
-/// 512 KiB and the level's own tables:
+/// Window of a zstd frame: 128 KiB. Every open batch pays for it, and up to `MAX_PARTITIONS` are
+/// open. Measured with events of 0.9 kB: memory of one state, and ratio, with windows of 64 KiB /
+/// 128 KiB / 512 KiB and the level's own tables:
 ///
 /// | level | KiB | ratio |
 /// |---|---|---|
@@ -30,16 +31,17 @@ const ZSTD_WINDOW_LOG: u32 = 17;
 /// From this level on zstd's tables are larger than such a window can use, so they are capped too.
 const ZSTD_LARGE_TABLES_LEVEL: i32 = 4;
 
-/// Memory of a deflate state, which flate2 does not report. zlib-rs allocates at once: window
-/// 2 × 32 KiB, chains 2 × 32 KiB, hash heads 2 × 64 KiB, pending output 64 KiB, symbols 48 KiB, in all
+/// Memory of a deflate state, which flate2 does not report. zlib-rs allocates at once: window 2 ×
+/// 32 KiB, chains 2 × 32 KiB, hash heads 2 × 64 KiB, pending output 64 KiB, symbols 48 KiB, in all
 /// 368 KiB; and 8 KiB for the trees and the rest.
 const GZIP_STATE_BYTES: usize = (368 + 8) << 10;
 
-/// RFC 1952: magic, deflate, no flags, no time (the same payloads must make the same object), no extra
-/// flags, unknown system.
+/// RFC 1952: magic, deflate, no flags, no time (the same payloads must make the same object), no
+/// extra flags, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
-/// An empty last block with its end (2 bytes, including bits of the previous block), CRC-32 and length.
+/// An empty last block with its end (2 bytes, including bits of the previous block), CRC-32 and
+/// length.
 const GZIP_EPILOGUE_BYTES: u64 = 2 + 8;
 
 /// An empty last block and the checksum.
@@ -158,7 +160,8 @@ fn zstd_context(level: i32) -> CCtx<'static> {
     context
 }
 
-/// As used here, zstd fails only if it gets no memory, which is as fatal as for any other allocation.
+/// As used here, zstd fails only if it gets no memory, which is as fatal as for any other
+/// allocation.
 fn checked(outcome: SafeResult) -> usize {
     outcome.unwrap_or_else(|code| panic!("zstd failed: {}", get_error_name(code)))
 }
@@ -217,8 +220,8 @@ impl Gzip {
     }
 }
 
-/// Hands `each` the decompressed bytes of an object in bounded pieces. The object may be unfinished:
-/// then it gets what has been flushed.
+/// Hands `each` the decompressed bytes of an object in bounded pieces. The object may be
+/// unfinished: then it gets what has been flushed.
 pub(super) fn decompress<'a>(
     compression: Compression,
     parts: impl Iterator<Item = &'a [u8]>,

@@ -1,14 +1,14 @@
 //! Encodes the payloads of one object as they come: lines in, compressed chunks out.
 //!
-//! Nothing here waits, yields or does I/O. `push` only copies. `work` compresses and reports at most
-//! one slice per call, so that the caller can let requests through in between. A contract bounds what
-//! is staged: the caller calls `work` until it returns false before it has pushed more than
-//! [`SLICE_BYTES_MAX`] again. Then less than two slices and one payload are staged. Pushing more is
-//! correct, but takes more memory.
+//! Nothing here waits, yields or does I/O. `push` only copies. `work` compresses and reports at
+//! most one slice per call, so that the caller can let requests through in between. A contract
+//! bounds what is staged: the caller calls `work` until it returns false before it has pushed more
+//! than [`SLICE_BYTES_MAX`] again. Then less than two slices and one payload are staged. Pushing
+//! more is correct, but takes more memory.
 //!
-//! The size of a slice adapts, because compression levels differ by a factor of 100 in speed, and so
-//! do the checksums of the result. Below [`SLICE_BYTES_LEAST`] blocks would compress badly, so below
-//! about 20 MB/s (zstd from level 10 or so) a call takes longer than 80 µs.
+//! The size of a slice adapts, because compression levels differ by a factor of 100 in speed, and
+//! so do the checksums of the result. Below [`SLICE_BYTES_LEAST`] blocks would compress badly, so
+//! below about 20 MB/s (zstd from level 10 or so) a call takes longer than 80 µs.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -30,8 +30,8 @@ const SLICE_TIME: Duration = Duration::from_micros(80);
 /// Most bytes compressed or reported at once. Larger blocks hardly compress better.
 pub const SLICE_BYTES_MAX: usize = 64 << 10;
 
-/// Fewest bytes compressed at once, except at the end. Smaller blocks lose more to their headers than
-/// they gain.
+/// Fewest bytes compressed at once, except at the end. Smaller blocks lose more to their headers
+/// than they gain.
 pub const SLICE_BYTES_LEAST: usize = 2 << 10;
 
 /// Size of the first slice, before any was measured.
@@ -44,8 +44,8 @@ const STAGED_KEPT_BYTES_MAX: usize = 2 * SLICE_BYTES_MAX;
 /// Compressor states kept for reuse: as many as objects close and open at about the same time.
 const COMPRESSORS_POOLED_MAX: usize = 4;
 
-/// What the encoders of one core share. Meant for one [`Compression`]: with several, the learned slice
-/// size would fit none of them.
+/// What the encoders of one core share. Meant for one [`Compression`]: with several, the learned
+/// slice size would fit none of them.
 pub struct EncoderShared {
     chunks: Rc<ChunkPool>,
     compressors: RefCell<Vec<Compressor>>,
@@ -74,7 +74,8 @@ impl EncoderShared {
         }
     }
 
-    /// Bytes that are kept for reuse and belong to no object: at most 8 MiB of chunks and four states.
+    /// Bytes that are kept for reuse and belong to no object: at most 8 MiB of chunks and four
+    /// states.
     pub fn memory(&self) -> usize {
         let states = self.compressors.borrow();
         self.chunks.memory() + states.iter().map(Compressor::memory).sum::<usize>()
@@ -96,7 +97,8 @@ impl EncoderShared {
         }
     }
 
-    /// Adapts the slice size, by at most a factor of two, so that one interrupted call has little effect.
+    /// Adapts the slice size, by at most a factor of two, so that one interrupted call has little
+    /// effect.
     fn learn(&self, slice_bytes: usize, took: Duration) {
         let aim = slice_bytes as u128 * SLICE_TIME.as_nanos() / took.as_nanos().max(1);
         let aim = (aim as usize).clamp(slice_bytes / 2, slice_bytes * 2);
@@ -113,8 +115,8 @@ pub struct Encoder {
     /// Lines that are not compressed yet, from `staged_from` on.
     staged: Vec<u8>,
     staged_from: usize,
-    /// Taken when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is open;
-    /// given back at the end.
+    /// Taken when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is
+    /// open; given back at the end.
     compressor: Option<Compressor>,
     raw_bytes: u64,
     state: EncoderState,
@@ -143,8 +145,8 @@ impl Encoder {
         }
     }
 
-    /// Appends one payload, any JSON value, as one line. If it has raw line feeds or carriage returns
-    /// between its tokens, white space outside strings is removed. No other byte changes.
+    /// Appends one payload, any JSON value, as one line. If it has raw line feeds or carriage
+    /// returns between its tokens, white space outside strings is removed. No other byte changes.
     pub fn push(&mut self, payload: &[u8]) {
         assert_eq!(self.state, EncoderState::Open, "no lines after the end");
         let compacts = needs_compacting(payload);
@@ -160,8 +162,8 @@ impl Encoder {
         }
     }
 
-    /// Makes room by moving what is staged to the front, instead of growing, if that frees half. So on
-    /// average each byte is moved at most once.
+    /// Makes room by moving what is staged to the front, instead of growing, if that frees half. So
+    /// on average each byte is moved at most once.
     fn make_staging_room(&mut self, bytes: usize) {
         let full = self.staged.capacity() - self.staged.len() < bytes;
         if full && self.staged_from >= self.staged.len() / 2 {
@@ -177,8 +179,9 @@ impl Encoder {
         self.staged_from = 0;
     }
 
-    /// Compresses and reports at most one slice, with [`SLICE_TIME`] as the target; true if there is more
-    /// to do now. `out` is shown every byte of the object exactly once, in order, and its time counts.
+    /// Compresses and reports at most one slice, with [`SLICE_TIME`] as the target; true if there
+    /// is more to do now. `out` is shown every byte of the object exactly once, in order, and its
+    /// time counts.
     pub fn work(&mut self, out: &mut dyn FnMut(&[u8])) -> bool {
         let slice_bytes = self.shared.slice_bytes.get();
         match self.compression {
@@ -233,8 +236,8 @@ impl Encoder {
         }
     }
 
-    /// Makes one step: takes a state, compresses a slice, or ends. True if it was a slice of full size,
-    /// whose time can be learned from.
+    /// Makes one step: takes a state, compresses a slice, or ends. True if it was a slice of full
+    /// size, whose time can be learned from.
     fn compress(&mut self, slice_bytes: usize) -> bool {
         let bytes = self.staged_bytes().min(slice_bytes);
         let is_last = self.state == EncoderState::Finishing && bytes == self.staged_bytes();
@@ -278,8 +281,8 @@ impl Encoder {
     }
 
     /// The object's size if it were finished now: exact for what has been compressed, estimated for
-    /// what is staged. The estimate uses the object's own ratio or, while it has none, that of the last
-    /// object.
+    /// what is staged. The estimate uses the object's own ratio or, while it has none, that of the
+    /// last object.
     pub fn stored_bytes(&self) -> u64 {
         let (stored, staged) = (self.chunks.bytes(), self.staged_bytes());
         if self.state == EncoderState::Ended || self.compression == Compression::None {
@@ -298,8 +301,8 @@ impl Encoder {
         self.raw_bytes
     }
 
-    /// Memory that it holds, by capacity: chunks, staged lines, compressor state. Only `push` and `work`
-    /// change it.
+    /// Memory that it holds, by capacity: chunks, staged lines, compressor state. Only `push` and
+    /// `work` change it.
     pub fn memory(&self) -> usize {
         let state = self.compressor.as_ref().map_or(0, Compressor::memory);
         self.chunks.memory() + self.staged.capacity() + state
@@ -327,8 +330,8 @@ impl Encoder {
         self.chunks.into_parts()
     }
 
-    /// Shows `each` all lines pushed so far, without their line feeds, at whatever point the object is.
-    /// Takes no more memory than a decoder and the longest line.
+    /// Shows `each` all lines pushed so far, without their line feeds, at whatever point the object
+    /// is. Takes no more memory than a decoder and the longest line.
     pub fn lines(mut self, each: impl FnMut(&[u8])) {
         if let Some(compressor) = self.compressor.take() {
             // Everything it was fed has been flushed into the chunks.

@@ -23,9 +23,9 @@ const TURN_PAYLOADS: usize = 512;
 /// compressed or summed, so one more slice may begin just before the end.
 const TURN: Duration = Duration::from_micros(100);
 
-/// Longest time a batch stays open once the stop has begun. The stop waits for connections to end, and
-/// those of `stored` requests wait for their batch. A batch that stayed open until the queue closes
-/// would have little time remaining for its upload, or none.
+/// Longest time a batch stays open once the stop has begun. The stop waits for connections to end,
+/// and those of `stored` requests wait for their batch. A batch that stayed open until the queue
+/// closes would have little time remaining for its upload, or none.
 const DRAIN_AGE_MAX: Duration = Duration::from_millis(250);
 
 /// Takes payloads out of the queue until it is closed and empty; then closes every batch.
@@ -126,8 +126,8 @@ impl Batches {
         }
     }
 
-    /// Does what remains: the payload joins once there is room, and its batch is closed if it is full
-    /// then.
+    /// Does what remains: the payload joins once there is room, and its batch is closed if it is
+    /// full then.
     async fn finish_joining(&self, alarm: &mut Alarm, remaining: Remaining) {
         let joined = match remaining {
             Remaining::Joined(open) => Some(open),
@@ -178,8 +178,8 @@ impl Batches {
 
     /// The batch that it has joined; `None`: it is a single object, and queued for a worker.
     fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<OpenBatch>>>, Obstacle> {
-        // Without other batches the bound does not hold: a process with larger limits may have spooled
-        // a payload that never fits.
+        // Without other batches the bound does not hold: a process with larger limits may have
+        // spooled a payload that never fits.
         if self.memory.used() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Obstacle::Memory);
         }
@@ -225,7 +225,8 @@ impl Batches {
         time
     }
 
-    /// The open batch of that grouping. The map is not searched if the previous payload had the same.
+    /// The open batch of that grouping. The map is not searched if the previous payload had the
+    /// same.
     fn open_for(&self, job: &Job, grouping: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
         if let Some((last, open)) = &*self.lookup.last.borrow()
             && **last == *grouping
@@ -287,8 +288,8 @@ impl Batches {
         }
     }
 
-    /// Makes one step towards free memory: closes the largest open batch, unless closed batches hold
-    /// half of the memory already; then it waits until one of those is stored.
+    /// Makes one step towards free memory: closes the largest open batch, unless closed batches
+    /// hold half of the memory already; then it waits until one of those is stored.
     async fn make_room(&self, alarm: &mut Alarm) {
         let in_open: usize = {
             let open = self.open.borrow();

@@ -1,9 +1,9 @@
 //! Turns payloads into lines, and splits a stream of bytes into lines again.
 //!
 //! A line feed ends every line, including the last one. A payload with a raw line feed or carriage
-//! return would be several lines, so it is compacted: JSON white space outside strings is dropped. Such
-//! a byte can only be between tokens, because `parse` refuses control characters in strings. No other
-//! byte of any payload changes.
+//! return would be several lines, so it is compacted: JSON white space outside strings is dropped.
+//! Such a byte can only be between tokens, because `parse` refuses control characters in strings.
+//! No other byte of any payload changes.
 
 use memchr::{memchr, memchr2};
 
@@ -42,8 +42,8 @@ fn string_end(payload: &[u8], open: usize) -> usize {
     payload.len()
 }
 
-/// Splits a stream of bytes into lines. Holds at most one incomplete line, so the longest line bounds its
-/// memory.
+/// Splits a stream of bytes into lines. Holds at most one incomplete line, so the longest line
+/// bounds its memory.
 pub(super) struct Splitter<F> {
     each: F,
     incomplete: Vec<u8>,

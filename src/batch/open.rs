@@ -10,8 +10,8 @@ use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
 use crate::store::Summing;
 
-/// Bytes that join a batch before they are summed or compressed. For less, that would cost more than
-/// the copy.
+/// Bytes that join a batch before they are summed or compressed. For less, that would cost more
+/// than the copy.
 const WORK_BYTES_LEAST: usize = 4 << 10;
 
 /// A batch that takes payloads.
@@ -65,8 +65,8 @@ impl OpenBatch {
         self.members.as_ref().is_some_and(|members| !members.is_gone())
     }
 
-    /// Adds the payload; false if the spool has no room for more members of this batch, which must be
-    /// closed then.
+    /// Adds the payload; false if the spool has no room for more members of this batch, which must
+    /// be closed then.
     pub(super) fn push(&mut self, job: &Job) -> bool {
         match (&mut self.members, &job.record) {
             (Some(members), Some(record)) => {

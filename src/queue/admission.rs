@@ -103,7 +103,8 @@ impl Waitlist {
         self.waiting.is_empty()
     }
 
-    /// Wakes, in order, those that fit and were not woken yet; stops at the first that does not fit.
+    /// Wakes, in order, those that fit and were not woken yet; stops at the first that does not
+    /// fit.
     fn wake_fitting(&mut self, fits: impl Fn(Need) -> bool) {
         while let Some(next) = self.waiting.get(self.woken) {
             let Need { slots, bytes } = self.woken_need;
@@ -223,9 +224,9 @@ impl Admission {
     }
 
     /// Waits for room for the spool's reader, the only caller. It is not on the waitlist: half of
-    /// what is freed while it waits is reserved for it, and while half of the queue is free it takes
-    /// that at once. `need` is at most half the queue, or one payload. `None` once the queue is
-    /// closed.
+    /// what is freed while it waits is reserved for it, and while half of the queue is free it
+    /// takes that at once. `need` is at most half the queue, or one payload. `None` once the queue
+    /// is closed.
     pub async fn admit_reader(self: &Rc<Self>, need: Need) -> Option<Permit> {
         // A payload that was spooled under a larger MAX_QUEUE_BYTES must still get in.
         let need = Need { bytes: need.bytes.min(self.bytes_max), ..need };
@@ -426,7 +427,8 @@ impl Drop for Permit {
     }
 }
 
-/// How fast room becomes free, from one sample a second over the last [`DrainRate::WINDOW_S`] seconds.
+/// How fast room becomes free, from one sample a second over the last [`DrainRate::WINDOW_S`]
+/// seconds.
 struct DrainRate {
     slots: u64,
     bytes: u64,
@@ -733,7 +735,8 @@ mod tests {
                 rate.samples[0].at = past;
                 rate.slots = 1;
             }
-            // One slot a second: 8 missing slots are 8 s, not the 16 s of counting the request twice.
+            // One slot a second: 8 missing slots are 8 s, not the 16 s of counting the request
+            // twice.
             let refusal = admission.admit(need(8, 8), Duration::from_millis(20)).await.err();
             let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
             assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");

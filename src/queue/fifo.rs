@@ -1,7 +1,8 @@
-//! One core's queue of jobs: a fixed number of slots, first in, first out, without locks or atomics.
+//! One core's queue of jobs: a fixed number of slots, first in, first out, without locks or
+//! atomics.
 //!
-//! A push to a full queue hands the job back. A closed queue accepts no more jobs; once it is empty,
-//! pops return `None`, which ends the workers.
+//! A push to a full queue hands the job back. A closed queue accepts no more jobs; once it is
+//! empty, pops return `None`, which ends the workers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

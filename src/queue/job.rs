@@ -17,9 +17,9 @@ use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
 use crate::spool::Record;
 
-/// Fixed charge per payload on top of its body's bytes: one queue slot. A `Payload` is 16 bytes, its
-/// `Stamp` 16, the pointers to its `Record` and `RequestOutcome` 8 each, rounded up to the cache line
-/// that it dirties. Without it a body of a million `0,` would cost nothing but its text.
+/// Fixed charge per payload on top of its body's bytes: one queue slot. A `Payload` is 16 bytes,
+/// its `Stamp` 16, the pointers to its `Record` and `RequestOutcome` 8 each, rounded up to the
+/// cache line that it dirties. Without it a body of a million `0,` would cost nothing but its text.
 pub const JOB_COST_BYTES: usize = 64;
 
 /// One payload on its way to the store.
@@ -49,7 +49,7 @@ impl Job {
         self.record.as_ref().is_some_and(|record| !record.is_gone())
     }
 
-    /// Completes the payload: tells the request that waits for it, and settles it in the spool. A
+    /// Completes the payload, for the request that waits for it and in the spool. A
     /// spooled payload whose dead letter failed stays in the spool.
     pub fn complete(&self, outcome: Outcome) {
         if let Some(request_outcome) = &self.request_outcome {
@@ -68,8 +68,8 @@ const _: () = assert!(size_of::<Job>() <= JOB_COST_BYTES, "a job is charged what
 /// What makes a payload's key unique. Set at admission, so a retry writes the same key again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting. Uniqueness within one
-    /// process does not depend on it.
+    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting. Uniqueness within
+    /// one process does not depend on it.
     pub unix_nanos: u64,
     /// The core's counter, which never resets while the process lives.
     pub seq: u64,
@@ -170,7 +170,8 @@ impl Origin {
         &self.name
     }
 
-    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead letter.
+    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead
+    /// letter.
     pub fn stem(&self, stamp: Stamp) -> String {
         let mut stem = String::new();
         self.write_stem(stamp, &mut stem);
@@ -265,8 +266,8 @@ impl Payload {
         Payload { body: Shared::new(bytes, beside), start: 0, end }
     }
 
-    /// The allocation itself, for reuse; `None` while other slices of it live. Releases the permit, if
-    /// there is one.
+    /// The allocation itself, for reuse; `None` while other slices of it live. Releases the permit,
+    /// if there is one.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
         Rc::into_inner(self.body).map(Shared::into_bytes)
     }

@@ -70,8 +70,8 @@ impl RequestOutcome {
         self.outcomes.get()
     }
 
-    /// Waits until every payload has an outcome, or `ended` says that no more will come. Whoever sets
-    /// `ended` wakes the connection.
+    /// Waits until every payload has an outcome, or `ended` says that no more will come. Whoever
+    /// sets `ended` wakes the connection.
     pub async fn wait_for_all(&self, ended: &Cell<bool>) {
         poll_fn(|cx| {
             if self.outcomes.get().all_known() || ended.get() {

@@ -1,5 +1,5 @@
-//! The failures of an object so far. They are kept with the object, so that a dead letter written at a
-//! stop can name them.
+//! The failures of an object so far. They are kept with the object, so that a dead letter written
+//! at a stop can name them.
 
 use crate::store::PutError;
 
@@ -13,8 +13,9 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// `error` and `attempts` of the dead letter that a stop writes for an object. `failures` are its
-    /// own; `in_progress`: a worker was uploading it; `store_error`: why the store accepts nothing.
+    /// `error` and `attempts` of the dead letter that a stop writes for an object. `failures` are
+    /// its own; `in_progress`: a worker was uploading it; `store_error`: why the store accepts
+    /// nothing.
     pub fn of_a_stop(
         failures: Option<&Failures>,
         in_progress: bool,

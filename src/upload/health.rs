@@ -15,8 +15,8 @@ use crate::store::{Class, PutError};
 const LINE_EVERY: Duration = Duration::from_secs(60);
 /// Shortest time between two lines about the beginning of an outage, however often one begins.
 const OUTAGE_LINE_EVERY: Duration = Duration::from_secs(10);
-/// A store-wide failure counts as an outage after this long without a success. Before, it may concern
-/// one object only.
+/// A store-wide failure counts as an outage after this long without a success. Before, it may
+/// concern one object only.
 const OUTAGE_AFTER: Duration = Duration::from_secs(1);
 
 /// Set by the first core of the process that stores something.
@@ -94,8 +94,8 @@ impl StoreHealth {
         self.cells.store_failing_since.set(0);
     }
 
-    /// Records a failed PUT. An error of the object itself says nothing about the store. Neither does
-    /// a failure while others succeed (`others_stored`: since this object first failed).
+    /// Records a failed PUT. An error of the object itself says nothing about the store. Neither
+    /// does a failure while others succeed (`others_stored`: since this object first failed).
     pub(super) fn failed(&self, error: &PutError, others_stored: bool) {
         if error.class == Class::Object {
             return;
@@ -147,8 +147,8 @@ impl StoreHealth {
         failing.then(|| self.spell.borrow().error.clone()).flatten()
     }
 
-    /// The number of payloads that are not stored yet, including those on disk only, and the bytes of
-    /// those that this process received.
+    /// The number of payloads that are not stored yet, including those on disk only, and the bytes
+    /// of those that this process received.
     fn held(&self) -> (u64, u64) {
         let cells = self.cells;
         let (in_memory, _) = cells.undecided_and_unsynced();
@@ -178,7 +178,8 @@ struct Spell {
     reported: bool,
     /// When the log last reported an outage; kept beyond a success.
     last_outage: Option<Instant>,
-    /// When the log last reported anything; kept beyond a success, which may be one among many failures.
+    /// When the log last reported anything; kept beyond a success, which may be one among many
+    /// failures.
     last_line: Option<Instant>,
     /// Failed PUTs since that line, over all spells.
     unreported: u64,
@@ -277,7 +278,8 @@ mod tests {
         assert_eq!(health.healthy_time(), Duration::from_millis(1_300), "an outage counts little");
     }
 
-    /// Rows: time in ms, the failure of the PUT then (`None`: it succeeds), and the line in the log.
+    /// Rows: time in ms, the failure of the PUT then (`None`: it succeeds), and the line in the
+    /// log.
     #[test]
     fn a_store_that_fails_is_reported_at_once_then_once_a_minute() {
         use Class::{StoreWide, Transient};

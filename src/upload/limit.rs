@@ -1,22 +1,22 @@
-//! Limits how many PUTs a core has in flight: between 1 and `MAX_WORKERS`, adapted to what the store
-//! and the network handle.
+//! Limits how many PUTs a core has in flight: between 1 and `MAX_WORKERS`, adapted to what the
+//! store and the network handle.
 //!
 //! Too many uploads at a time make a slow link slower and a busy store busier; too few leave a fast
-//! one idle. Three signals move the limit. Latency alone is not one of them, because it depends on the
-//! size of the objects:
+//! one idle. Three signals move the limit. Latency alone is not one of them, because it depends on
+//! the size of the objects:
 //!
-//! - **Growth.** Once per round the limit grows if it was reached: it doubles at the start and grows
-//!   by one later. A round is one PUT time: it ends when a PUT is stored that began after the round
-//!   did (as BBR counts round trips), and as many were stored as the limit allows at a time. A round
-//!   in which the limit was not reached says nothing about it.
-//! - **Congestion.** A timeout, a reset, 429 or 503 multiplies the limit by [`CUT`], once for all PUTs
-//!   that were in flight together. A limit that the store has refused is approached again only after
-//!   a while (see [`Ceiling`]).
-//! - **No gain in goodput.** Stored bytes per second are compared with those at a lower limit. If half
-//!   as many PUTs again have not brought a quarter of the proportional gain, the limit returns to
-//!   somewhat below the lower one, so it also falls when the link has become slower. PUTs that take
-//!   less than [`HARMLESS`] do not queue, and a limit of [`FEW`] congests nothing: below these,
-//!   goodput is not judged, so a fast store costs no arithmetic and no PUTs.
+//! - **Growth.** Once per round the limit grows if it was reached: it doubles at the start and
+//!   grows by one later. A round is one PUT time: it ends when a PUT is stored that began after the
+//!   round did (as BBR counts round trips), and as many were stored as the limit allows at a time.
+//!   A round in which the limit was not reached says nothing about it.
+//! - **Congestion.** A timeout, a reset, 429 or 503 multiplies the limit by [`CUT`], once for all
+//!   PUTs that were in flight together. A limit that the store has refused is approached again only
+//!   after a while (see [`Ceiling`]).
+//! - **No gain in goodput.** Stored bytes per second are compared with those at a lower limit. If
+//!   half as many PUTs again have not brought a quarter of the proportional gain, the limit returns
+//!   to somewhat below the lower one, so it also falls when the link has become slower. PUTs that
+//!   take less than [`HARMLESS`] do not queue, and a limit of [`FEW`] congests nothing: below
+//!   these, goodput is not judged, so a fast store costs no arithmetic and no PUTs.
 //!
 //! Pure: the caller provides the time. Stays on its core.
 
@@ -70,7 +70,8 @@ struct PutRound {
     objects: u64,
     /// The limit was reached.
     used: bool,
-    /// At some time there was room and nothing to upload, so the goodput says nothing about the limit.
+    /// At some time there was room and nothing to upload, so the goodput says nothing about the
+    /// limit.
     starved: bool,
 }
 
@@ -188,7 +189,8 @@ impl PutLimit {
         }
     }
 
-    /// A PUT that began at `began` failed at `now` because too many were in flight, here or elsewhere.
+    /// A PUT that began at `began` failed at `now` because too many were in flight, here or
+    /// elsewhere.
     pub fn congested(&mut self, began: Instant, now: Instant) {
         if self.cut_at.is_some_and(|cut| began <= cut) {
             return;

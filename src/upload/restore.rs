@@ -1,10 +1,10 @@
-//! Restores the batches that a crashed process left in doubt. The same payloads become the same object
-//! again, and it is uploaded under the same key. An object that is in the store already is replaced by
-//! the same bytes, or kept with `S3_IF_NONE_MATCH`.
+//! Restores the batches that a crashed process left in doubt. The same payloads become the same
+//! object again, and it is uploaded under the same key. An object that is in the store already is
+//! replaced by the same bytes, or kept with `S3_IF_NONE_MATCH`.
 //!
 //! The workers upload a few at a time per core ([`RESTORERS`]). Each takes as much memory as in the
-//! process that made it, and is not charged to `BATCH_MEMORY`: it cannot be split, and must not wait
-//! for payloads that wait for it.
+//! process that made it, and is not charged to `BATCH_MEMORY`: it cannot be split, and must not
+//! wait for payloads that wait for it.
 
 use std::io::ErrorKind;
 use std::rc::Rc;

@@ -1,8 +1,8 @@
 //! The objects that have failed and wait for their retry. No worker waits with them.
 //!
-//! Each stays charged to the budgets it was admitted to, which bound their number: `MAX_QUEUE_BYTES`
-//! and `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), and `BATCH_MEMORY` for
-//! batches. Restored batches, which are few, are charged to none.
+//! Each stays charged to the budgets it was admitted to, which bound their number:
+//! `MAX_QUEUE_BYTES` and `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), and
+//! `BATCH_MEMORY` for batches. Restored batches, which are few, are charged to none.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};

@@ -65,8 +65,8 @@ impl Upload {
         }
     }
 
-    /// Reports the outcome to the requests that wait for it, and that of a single payload also to the
-    /// spool. The worker records the outcome of a batch there.
+    /// Reports the outcome to the requests that wait for it, and that of a single payload also to
+    /// the spool. The worker records the outcome of a batch there.
     pub fn complete(&self, outcome: Outcome) {
         match self {
             Upload::Payload(job) => job.complete(outcome),

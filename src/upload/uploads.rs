@@ -3,13 +3,14 @@
 //!
 //! A failed object waits for its retry and is then uploaded beside fresh ones, so that objects that
 //! cannot be stored never occupy all workers. At most half of the PUTs in flight are retries, and
-//! retries alternate with fresh objects that wait. An object that waits for its retry occupies no PUT.
-//! Once no more fresh objects will come, retries may use all PUTs.
+//! retries alternate with fresh objects that wait. An object that waits for its retry occupies no
+//! PUT. Once no more fresh objects will come, retries may use all PUTs.
 //!
 //! Idle workers wait at the queue of fresh objects. A push wakes one; this module wakes one when a
-//! retry is due or the limit has grown. A worker that was woken for a fresh object but takes a retry
-//! wakes another one, and so does a worker that ends its PUT but does not look for work at once. A
-//! worker that finds the limit reached needs no wake: a PUT in flight ends, and its worker looks again.
+//! retry is due or the limit has grown. A worker that was woken for a fresh object but takes a
+//! retry wakes another one, and so does a worker that ends its PUT but does not look for work at
+//! once. A worker that finds the limit reached needs no wake: a PUT in flight ends, and its worker
+//! looks again.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -29,7 +30,8 @@ use crate::metrics::CoreCells;
 use crate::sync::Signal;
 use crate::upload::source::Upload;
 
-/// Longest backoff while draining, so that workers notice a store that recovers before the deadline.
+/// Longest backoff while draining, so that workers notice a store that recovers before the
+/// deadline.
 pub(super) const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
 
 /// The uploads of one core that have begun: in flight or waiting for a retry.
@@ -38,7 +40,8 @@ pub struct Uploads {
     retry_queue: RefCell<RetryQueue>,
     /// The retry queue has a new object.
     retry_added: Signal,
-    /// How many objects, one per worker, may be taken and not complete before they hold queue slots.
+    /// How many objects, one per worker, may be taken and not complete before they hold queue
+    /// slots.
     workers: usize,
     /// Restored batches that wait for a retry or are in flight. They hold no queue slots.
     restored: Cell<usize>,
@@ -105,8 +108,8 @@ impl Uploads {
             && self.retry_queue.borrow().iter().all(|pending| pending.retry.is_some())
     }
 
-    /// Takes what workers were uploading and what waits for a retry. For the last step of a stop, when
-    /// the workers are cancelled.
+    /// Takes what workers were uploading and what waits for a retry. For the last step of a stop,
+    /// when the workers are cancelled.
     pub fn take_rest(&self) -> Vec<InProgress> {
         let in_progress = self.in_progress.take().into_iter().flatten();
         let retry_queue =
@@ -146,8 +149,8 @@ impl Uploads {
         self.retry_added.raise();
     }
 
-    /// Whether the next PUT may be a retry. `fresh_waits`: there is a fresh object; `closed`: no more
-    /// will come.
+    /// Whether the next PUT may be a retry. `fresh_waits`: there is a fresh object; `closed`: no
+    /// more will come.
     fn may_retry(&self, fresh_waits: bool, closed: bool) -> bool {
         if fresh_waits && self.last_was_retry.get() {
             return false;
@@ -196,7 +199,8 @@ impl Uploader {
         })
         .await;
         if waited {
-            // Something else may have woken it. If it stayed registered, the next wake would be lost.
+            // Something else may have woken it. If it stayed registered, the next wake would be
+            // lost.
             self.leave_queue(number);
         }
         next
@@ -278,8 +282,8 @@ impl Uploader {
         InFlight { uploader: self, is_retry }
     }
 
-    /// Makes payloads that were taken and are not complete hold their queue slots, except for one per
-    /// worker. So a core holds no more than if each worker kept its failed payload.
+    /// Makes payloads that were taken and are not complete hold their queue slots, except for one
+    /// per worker. So a core holds no more than if each worker kept its failed payload.
     fn hold_slots(&self) {
         if self.batches.is_some() {
             // Batches hold no slots: BATCH_MEMORY bounds them.
@@ -339,8 +343,8 @@ impl Uploader {
         self.uploads.push_retry(pending, rt::now() + backoff);
     }
 
-    /// Pauses worker `number` because nothing can be stored: for `backoff`, until a PUT succeeds, or
-    /// until the stop begins.
+    /// Pauses worker `number` because nothing can be stored: for `backoff`, until a PUT succeeds,
+    /// or until the stop begins.
     pub(super) async fn pause_worker(&self, number: usize, backoff: Duration) {
         // Another worker may have failed less often and may go on.
         self.wake_worker();

@@ -1,9 +1,10 @@
 //! The upload workers of one core. Each uploads one object after another until no more will come.
 //!
-//! An object is one payload or a batch. A worker makes one attempt at a time. `uploads` decides what
-//! is next and how many PUTs may be in flight, and keeps failed objects until their retry. Neither an
-//! object's error nor a panic ends a worker: what cannot be stored becomes a dead letter, and if that
-//! cannot be written either, the loss is logged with the object's key and counted.
+//! An object is one payload or a batch. A worker makes one attempt at a time. `uploads` decides
+//! what is next and how many PUTs may be in flight, and keeps failed objects until their retry.
+//! Neither an object's error nor a panic ends a worker: what cannot be stored becomes a dead
+//! letter, and if that cannot be written either, the loss is logged with the object's key and
+//! counted.
 
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -129,8 +130,8 @@ impl Worker {
         }
     }
 
-    /// Makes one attempt and completes the upload unless it is retried. `intent`: the spool's record
-    /// that a batch is in doubt.
+    /// Makes one attempt and completes the upload unless it is retried. `intent`: the spool's
+    /// record that a batch is in doubt.
     async fn put(
         &mut self,
         pending: PendingUpload,
@@ -305,8 +306,8 @@ fn complete(uploader: &Uploader, upload: &Upload, outcome: Outcome, intent: Opti
     upload.complete(outcome);
 }
 
-/// Backoff with full jitter: a random share of `RETRY_BASE` doubled per attempt, at most `RETRY_MAX`
-/// and at least a millisecond.
+/// Backoff with full jitter: a random share of `RETRY_BASE` doubled per attempt, at most
+/// `RETRY_MAX` and at least a millisecond.
 fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
     let doubled = config.retry_base.saturating_mul(1 << (attempts - 1).min(20));
     doubled.min(config.retry_max).mul_f64(dice).max(Duration::from_millis(1))
