@@ -100,12 +100,12 @@ fn line(letter: &Letter) -> String {
 
 fn report_broken(broken: &[(String, String)]) {
     for (stem, why) in broken {
-        complain(format_args!("{stem}.json: not a letter, left where it is: {why}"));
+        complain(format_args!("{stem}.json: not a dead letter, left in place: {why}"));
     }
 }
 
 fn report_damage(stem: &str, damage: &Damage) {
-    complain(format_args!("{stem}.letters: {damage}; from there on it is left as it is"));
+    complain(format_args!("{stem}.letters: {damage}; the rest of it is left in place"));
 }
 
 /// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
@@ -119,7 +119,7 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
         .ok()
 }
 
-/// Puts in flight at a time while replaying.
+/// RetryingStore in flight at a time while replaying.
 const REPLAY_WORKERS: usize = 16;
 /// Tries per payload before it is left where it is.
 const REPLAY_ATTEMPTS: u32 = 3;
@@ -147,22 +147,22 @@ async fn side_by_side<T: 'static>(
     }
 }
 
-/// Puts payloads again.
-struct Puts {
+/// RetryingStore payloads again.
+struct RetryingStore {
     store: Store,
     timeouts: PutTimeouts,
     /// Before the second attempt.
     pause: Duration,
 }
 
-impl Puts {
+impl RetryingStore {
     /// Into the configured store, which must be there.
-    async fn prepare(config: &Config) -> Result<Puts, String> {
+    async fn prepare(config: &Config) -> Result<RetryingStore, String> {
         let origin = Origin::new(config.node_id.clone(), 0);
         let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
         finding.log();
         let store = seed.build(&origin, config.faults.clone(), 0);
-        Ok(Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
+        Ok(RetryingStore { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
     }
 
     /// Tries a few times where that is worth it.
@@ -176,13 +176,13 @@ impl Puts {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;
                 }
-                settled => return settled,
+                result => return result,
             }
         }
     }
 }
 
-/// Puts every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
+/// RetryingStore every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
 /// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
 /// mean something else in this one. Exit 1 when some are left.
 ///
@@ -195,12 +195,12 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     };
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
-        return Err(format!("another replay of {} is under way", dead.directory().display()));
+        return Err(format!("another replay of {} is running", dead.directory().display()));
     };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
-    let replay = Rc::new(Replay {
-        puts: Puts::prepare(config).await?,
+    let replay = Rc::new(DeadLetterReplay {
+        puts: RetryingStore::prepare(config).await?,
         dead,
         only_for: (!any_store).then(|| config.store.to_string()),
         stored: Cell::new(0),
@@ -215,16 +215,19 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     print(|out| {
         writeln!(out, "{stored} of {} dead letters stored in {}", stored + left, config.store)?;
         replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
-            writeln!(out, "{letters} are for {store} and were left; --any-store puts them as well")
+            writeln!(
+                out,
+                "{letters} are for {store} and were skipped; --any-store uploads them too"
+            )
         })
     })?;
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
 /// One replay and its figures.
-struct Replay {
+struct DeadLetterReplay {
     dead: DeadLetters,
-    puts: Puts,
+    puts: RetryingStore,
     /// The only store whose letters are put; `None`: any.
     only_for: Option<String>,
     stored: Cell<usize>,
@@ -235,33 +238,35 @@ struct Replay {
 }
 
 /// A letter to be put; `P` says where it lies.
-struct Found<P> {
+struct Candidate<P> {
     letter: Letter,
     payload: io::Result<Vec<u8>>,
-    place: P,
+    position: P,
 }
 
 /// Why a letter is left where it is.
-enum Stays {
+enum NotStored {
     /// It is for another store; counted and said once for all of them.
     Elsewhere,
     Because(String),
 }
 
-impl Replay {
+impl DeadLetterReplay {
     /// The letters that have files of their own.
     async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, Letter)>) {
         let dead = self.dead.clone();
-        let found = letters.into_iter().map(move |(stem, letter)| Found {
+        let found = letters.into_iter().map(move |(stem, letter)| Candidate {
             payload: dead.payload(&stem),
             letter,
-            place: stem,
+            position: stem,
         });
         let dead = self.dead.clone();
         self.put_all(found, move |stem, outcome| {
             outcome?;
             let removed = dead.remove(stem);
-            removed.map_err(|error| Stays::Because(format!("stored, but not removed: {error}")))
+            removed.map_err(|error| {
+                NotStored::Because(format!("stored, but could not be removed: {error}"))
+            })
         })
         .await;
     }
@@ -278,10 +283,10 @@ impl Replay {
         let found = {
             let damage = damage.clone();
             std::iter::from_fn(move || match records.next()? {
-                Ok(record) => Some(Found {
+                Ok(record) => Some(Candidate {
                     letter: record.letter,
                     payload: Ok(record.payload),
-                    place: record.span,
+                    position: record.span,
                 }),
                 Err(found) => {
                     damage.replace(Some(found));
@@ -307,54 +312,54 @@ impl Replay {
         }
         if let Err(error) = self.dead.keep(stem, &left) {
             complain(format_args!(
-                "{stem}.letters: what was stored could not be taken out of it: {error}"
+                "{stem}.letters: what was stored could not be removed from it: {error}"
             ));
             self.left.set(self.left.get() + 1);
         }
     }
 
-    /// Puts all of `found`; `settle` hears what became of each and has the last word.
+    /// RetryingStore all of `found`; `complete` hears what became of each and has the last word.
     async fn put_all<P: 'static>(
         self: &Rc<Self>,
-        found: impl Iterator<Item = Found<P>> + 'static,
-        settle: impl Fn(&P, Result<(), Stays>) -> Result<(), Stays> + 'static,
+        found: impl Iterator<Item = Candidate<P>> + 'static,
+        complete: impl Fn(&P, Result<(), NotStored>) -> Result<(), NotStored> + 'static,
     ) {
         let replay = self.clone();
-        side_by_side(found, async move |Found { letter, payload, place }| {
+        side_by_side(found, async move |Candidate { letter, payload, position }| {
             let outcome = replay.put(&letter, payload).await;
-            replay.count(letter, settle(&place, outcome));
+            replay.count(letter, complete(&position, outcome));
         })
         .await;
     }
 
-    fn count(&self, letter: Letter, outcome: Result<(), Stays>) {
+    fn count(&self, letter: Letter, outcome: Result<(), NotStored>) {
         match outcome {
             Ok(()) => return self.stored.set(self.stored.get() + 1),
-            Err(Stays::Elsewhere) => {
+            Err(NotStored::Elsewhere) => {
                 *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
             }
-            Err(Stays::Because(why)) => {
-                complain(format_args!("{}: left where it is: {why}", letter.key));
+            Err(NotStored::Because(why)) => {
+                complain(format_args!("{}: left in place: {why}", letter.key));
             }
         }
         self.left.set(self.left.get() + 1);
     }
 
-    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
+    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), NotStored> {
         if self.only_for.as_ref().is_some_and(|store| *store != letter.store) {
-            return Err(Stays::Elsewhere);
+            return Err(NotStored::Elsewhere);
         }
-        let payload = payload.map_err(|error| Stays::Because(error.to_string()))?;
+        let payload = payload.map_err(|error| NotStored::Because(error.to_string()))?;
         let payload = Payload::from(payload);
         if payload.len() as u64 != letter.bytes {
             let (found, recorded) = (payload.len(), letter.bytes);
-            return Err(Stays::Because(format!(
-                "its payload file holds {found} bytes where {recorded} were recorded"
+            return Err(NotStored::Because(format!(
+                "its payload file has {found} bytes instead of the recorded {recorded}"
             )));
         }
         let coding = letter.content_encoding;
         let put = self.puts.put(&Object { coding, ..Object::of(&letter.key, &payload) }).await;
-        put.map_err(|error| Stays::Because(error.to_string()))
+        put.map_err(|error| NotStored::Because(error.to_string()))
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 use crate::rt;
-use writer::{Queue, ToQueue};
+use writer::{LogQueue, MakeQueueWriter};
 
 pub use writer::QUEUE_BYTES_MAX;
 
@@ -24,7 +24,7 @@ pub const FLUSH_MAX: Duration = Duration::from_millis(500);
 /// … and how long it does where it is late already: time for the log's thread to get a CPU and for a reader that reads.
 const FLUSH_MIN: Duration = Duration::from_millis(50);
 
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 /// Puts another filter in the place of the current one.
 static SET_FILTER: OnceLock<Box<SetFilter>> = OnceLock::new();
 type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
@@ -39,9 +39,9 @@ pub enum LogFormat {
 
 /// Writes the last lines when dropped, waiting [`FLUSH_MAX`] at most.
 #[must_use]
-pub struct Log(());
+pub struct LogGuard(());
 
-impl Drop for Log {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         flush(FLUSH_MAX);
     }
@@ -51,10 +51,10 @@ impl Drop for Log {
 ///
 /// # Errors
 /// Names what in `directives` is not understood, or says that there is no thread for the log.
-pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
+pub fn start(directives: &str, format: LogFormat) -> Result<LogGuard, String> {
     let filter = parse(directives)?;
     if QUEUE.get().is_none() {
-        let queue = Queue::to_stderr(format)
+        let queue = LogQueue::to_stderr(format)
             .map_err(|error| format!("no thread to write the log: {error}; raise ulimit -u"))?;
         let _set_just_now = QUEUE.set(queue);
     }
@@ -63,7 +63,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
         .with_env_filter(filter)
         // Printed with `eprintln!`, which panics when stderr is gone.
         .log_internal_errors(false)
-        .with_writer(ToQueue(queue));
+        .with_writer(MakeQueueWriter(queue));
     // The builder's type depends on the format.
     macro_rules! init {
         ($builder:expr) => {{
@@ -84,7 +84,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
         }
     }
     std::panic::set_hook(Box::new(log_panic));
-    Ok(Log(()))
+    Ok(LogGuard(()))
 }
 
 fn parse(directives: &str) -> Result<EnvFilter, String> {
@@ -102,7 +102,7 @@ pub fn set_filter(directives: &str) -> Result<(), String> {
 
 /// Lines that were dropped since the start, because stderr was read too slowly or could not be written.
 pub fn lines_dropped() -> u64 {
-    QUEUE.get().map_or(0, Queue::dropped)
+    QUEUE.get().map_or(0, LogQueue::dropped)
 }
 
 /// Waits until the lines logged so far are written, for `patience` at most, and not again once that was in vain. For the
@@ -145,7 +145,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let at = info.location().map(ToString::to_string);
     let mut fields = vec![
-        ("panic", info.payload_as_str().unwrap_or("a value that is no text").into()),
+        ("panic", info.payload_as_str().unwrap_or("a value that is not text").into()),
         ("thread", thread.name().unwrap_or("unnamed").into()),
         ("at", at.unwrap_or_default().into()),
     ];

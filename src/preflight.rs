@@ -2,7 +2,7 @@
 //!
 //! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
 //! tested on any machine. Before a start ([`Mode::Start`]) soft resource limits are raised towards the hard ones,
-//! missing directories made, and a probe file written to each and removed. `check` ([`Mode::Judge`]) changes nothing
+//! missing directories made, and a probe file written to each and removed. `check` ([`Mode::Check`]) changes nothing
 //! but its own process's limits. Threads are started for a moment, to see whether they can be.
 
 use std::fmt::Write as _;
@@ -16,14 +16,14 @@ mod device;
 mod dirs;
 mod exposed;
 mod host;
-mod places;
+mod inputs;
 mod rlimits;
 mod threads;
 
 pub use host::descriptors;
 pub use threads::not_even_one as no_threads;
 
-pub use places::environment;
+pub use inputs::environment;
 
 /// What looking may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Mode {
     /// A server, or a replay, is about to start: what it needs is made.
     Start,
     /// Nothing is changed on the host.
-    Judge,
+    Check,
 }
 
 /// How bad a finding is.
@@ -97,24 +97,24 @@ pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = for_spool_replay(config, mode);
     findings.extend(dirs::dead_letters(config, mode));
     findings.extend(dirs::spool(config, mode));
-    findings.extend(places::addresses(config, mode == Mode::Start));
-    findings.extend(places::tokens(config));
-    findings.extend(places::config_file(config));
-    findings.push(places::example_key(config));
+    findings.extend(inputs::addresses(config, mode == Mode::Start));
+    findings.extend(inputs::tokens(config));
+    findings.extend(inputs::config_file(config));
+    findings.push(inputs::example_key(config));
     findings.extend(gamble(config));
     findings
 }
 
 /// Why the address of the setting `name` cannot be listened on, and what to do.
 pub fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
-    places::bind_refusal(name, address, error)
+    inputs::bind_refusal(name, address, error)
 }
 
 /// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running. The
 /// letters' own directory is there, or there is nothing to replay.
 pub fn for_replay(config: &Config) -> Vec<Finding> {
     let mut findings = for_spool_replay(config, Mode::Start);
-    findings.extend(dirs::dead_letters(config, Mode::Judge));
+    findings.extend(dirs::dead_letters(config, Mode::Check));
     findings
 }
 
@@ -199,7 +199,7 @@ mod tests {
             ("FAULTS", "delay=1ms"),
         ]);
         let config = config.unwrap();
-        for mode in [Mode::Judge, Mode::Start] {
+        for mode in [Mode::Check, Mode::Start] {
             let findings = run(&config, mode);
             assert!(!failed(&findings), "{}", table(&findings));
             assert!(findings.iter().all(|f| f.remedy.is_some() == (f.level != Level::Ok)));

@@ -6,7 +6,7 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::Puts;
+use super::RetryingStore;
 use crate::config::{Config, StoreUrl};
 use crate::control::{Prepared, prepare_store};
 use crate::deadline::within;
@@ -65,7 +65,7 @@ async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &st
     };
     let origin = Origin::new(config.node_id.clone(), 0);
     let store = seed.build(&origin, None, 0);
-    let puts = Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base };
+    let puts = RetryingStore { store, timeouts: PutTimeouts::of(config), pause: config.retry_base };
     let payload = Payload::from(br#"{"millrace":"check --put"}"#.to_vec());
     if let Err(error) = puts.put(&Object::of(&key, &payload)).await {
         let detail = format!("{whole} could not be written: {error}");
@@ -79,7 +79,9 @@ async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &st
         Ok(()) => Finding::ok("put", format!("{whole} was written, and deleted again")),
         Err(why) => Finding::warn(
             "put",
-            format!("{whole} was written; it is still there, for deleting it was refused: {why}"),
+            format!(
+                "{whole} was written and is still there, because deleting it was refused: {why}"
+            ),
             format!("aws s3 rm {whole}; nothing else: millrace itself never deletes"),
         ),
     }
@@ -125,7 +127,7 @@ fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> Stri
     };
     format!(
         "allow {permissions} on {objects}{on_key} to these credentials (elsewhere than on AWS: write access to the \
-         bucket), or give others{owner}"
+         bucket), or use other credentials{owner}"
     )
 }
 
@@ -143,7 +145,7 @@ fn into_directory(dir: &Path) -> Finding {
         Ok(()) => Finding::ok("put", format!("a file was written to {shown}, and removed again")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::warn(
             "put",
-            format!("{shown} does not exist yet, so nothing was written: a server makes it"),
+            format!("{shown} does not exist yet, so nothing was written: the server creates it"),
             format!("start the server, or make {shown} as its user, and check again"),
         ),
         Err(error) => Finding::fail(

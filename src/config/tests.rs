@@ -82,12 +82,12 @@ fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
     assert!(line("MAX_WORKERS").contains("=\"0\" (flag --max-workers): give a whole number"));
     let said = "\"2GiB\" (environment variable MILLRACE_MAX_LENGTH): give a size";
     assert!(line("MAX_LENGTH").contains(said));
-    assert!(line("CORES").contains("core 7 is not one this process may use"));
+    assert!(line("CORES").contains("core 7 is not available to this process"));
     assert!(line("CORES").contains("0-3"));
     assert!(line("PUT_TIMEOUT").contains("(key put_timeout in "));
     assert!(line("PUT_TIMEOUT").contains("write 10ms, 10s or 10m"));
     assert!(line("max_qeue").contains("did you mean max_queue?"));
-    assert!(line("RETRY_MAX").contains("float is not taken here"));
+    assert!(line("RETRY_MAX").contains("float is not supported here"));
     assert_eq!(all.lines().count(), 6, "{all}");
 }
 
@@ -352,7 +352,7 @@ fn prefixed_names_that_no_setting_has_are_said_once() {
     ];
     let (config, effective) = resolve(&[], &env, None).unwrap();
     assert_eq!((config.max_workers, &config.store), (32, &StoreUrl::File("./data".into())));
-    let said = "no setting has these names: MILLRACE_MAX_WORKER (did you mean \
+    let said = "unknown settings: MILLRACE_MAX_WORKER (did you mean \
                 MILLRACE_MAX_WORKERS?), MILLRACE_PORT_8080_TCP_ADDR, MILLRACE_SERVICE_HOST";
     assert_eq!(effective.unknown_names().unwrap(), said);
 }

@@ -33,7 +33,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
 /// Where log lines go in.
-pub(super) struct Queue {
+pub(super) struct LogQueue {
     lines: Sender<Vec<u8>>,
     counts: Arc<Counts>,
     format: LogFormat,
@@ -46,21 +46,21 @@ struct Counts {
     dropped: AtomicU64,
 }
 
-impl Queue {
+impl LogQueue {
     /// Starts the thread, which writes to stderr.
     ///
     /// # Errors
     /// The thread cannot be made.
-    pub(super) fn to_stderr(format: LogFormat) -> io::Result<Queue> {
-        let (queue, thread) = Queue::to(format, write_stderr);
+    pub(super) fn to_stderr(format: LogFormat) -> io::Result<LogQueue> {
+        let (queue, thread) = LogQueue::to(format, write_stderr);
         std::thread::Builder::new().name("millrace-log".to_owned()).spawn(|| thread.run())?;
         Ok(queue)
     }
 
-    fn to<W: Output>(format: LogFormat, output: W) -> (Queue, Thread<W>) {
+    fn to<W: Output>(format: LogFormat, output: W) -> (LogQueue, LogWriter<W>) {
         let (send, lines) = mpsc::channel();
         let counts = Arc::new(Counts::default());
-        let thread = Thread {
+        let thread = LogWriter {
             lines,
             counts: counts.clone(),
             format,
@@ -70,7 +70,7 @@ impl Queue {
             reported: 0,
             report_due: rt::now(),
         };
-        (Queue { lines: send, counts, format }, thread)
+        (LogQueue { lines: send, counts, format }, thread)
     }
 
     /// Queues one line, which ends with a line feed, or drops it. Never waits.
@@ -114,7 +114,7 @@ fn cost(line: &[u8]) -> usize {
 }
 
 /// One event is one `write_all`.
-impl io::Write for &Queue {
+impl io::Write for &LogQueue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
         Ok(line.len())
@@ -125,13 +125,13 @@ impl io::Write for &Queue {
     }
 }
 
-/// A [`Queue`] as `tracing_subscriber` wants its writer.
-pub(super) struct ToQueue(pub(super) &'static Queue);
+/// A [`LogQueue`] as `tracing_subscriber` wants its writer.
+pub(super) struct MakeQueueWriter(pub(super) &'static LogQueue);
 
-impl MakeWriter<'_> for ToQueue {
-    type Writer = &'static Queue;
+impl MakeWriter<'_> for MakeQueueWriter {
+    type Writer = &'static LogQueue;
 
-    fn make_writer(&self) -> &'static Queue {
+    fn make_writer(&self) -> &'static LogQueue {
         self.0
     }
 }
@@ -140,7 +140,7 @@ impl MakeWriter<'_> for ToQueue {
 trait Output: FnMut(&[u8]) -> io::Result<usize> + Send + 'static {}
 impl<W: FnMut(&[u8]) -> io::Result<usize> + Send + 'static> Output for W {}
 
-struct Thread<W> {
+struct LogWriter<W> {
     lines: Receiver<Vec<u8>>,
     counts: Arc<Counts>,
     format: LogFormat,
@@ -155,7 +155,7 @@ struct Thread<W> {
     report_due: Instant,
 }
 
-impl<W: Output> Thread<W> {
+impl<W: Output> LogWriter<W> {
     /// Writes until every sender is gone.
     fn run(mut self) {
         while let Ok(line) = self.lines.recv() {
@@ -272,7 +272,7 @@ mod tests {
         let (go, gate) = sync_channel::<()>(0);
         let sink = Sink::default();
         let written = sink.clone();
-        let (queue, thread) = Queue::to(TEXT, move |bytes: &[u8]| {
+        let (queue, thread) = LogQueue::to(TEXT, move |bytes: &[u8]| {
             // Blocks until the reader goes on, then never again.
             let _gone = gate.recv();
             written.0.lock().unwrap().extend_from_slice(bytes);
@@ -312,7 +312,7 @@ mod tests {
         let epipe = || Err(io::ErrorKind::BrokenPipe);
         // first: refused. second: its report and itself are refused. third: the report is, and three bytes pass.
         let mut script = vec![epipe(), epipe(), epipe(), epipe(), Ok(3), epipe()].into_iter();
-        let (queue, thread) = Queue::to(LogFormat::Json, move |bytes: &[u8]| {
+        let (queue, thread) = LogQueue::to(LogFormat::Json, move |bytes: &[u8]| {
             let n = script.next().unwrap_or(Ok(bytes.len()))?;
             written.0.lock().unwrap().extend_from_slice(&bytes[..n]);
             Ok(n)

@@ -21,8 +21,8 @@ pub(super) fn finding(directory: &Path) -> Option<Finding> {
     let why = unreadable(Path::new("/sys"), major).err()?;
     Some(Finding::fail(
         "SPOOL_DIR",
-        format!("the device below {} cannot be described: {why}", directory.display()),
-        "let this process read /sys/dev/block (what it links to included), or mount no /sys at all; or put SPOOL_DIR \
+        format!("the block device of {} cannot be examined: {why}", directory.display()),
+        "let this process read /sys/dev/block and what it links to, or do not mount /sys at all; or put SPOOL_DIR \
          on another device",
     ))
 }

@@ -64,19 +64,19 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
     let dir = &spool.dir;
     let shown = dir.display();
     let found = look(dir, mode, create_dir);
-    let Ok(Found { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
+    let Ok(UsableDir { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
     match rustix::fs::statfs(existing) {
         Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
             "SPOOL_DIR",
             format!(
-                "{shown} is in memory (tmpfs): what is spooled there does not survive the host"
+                "{shown} is in memory (tmpfs): payloads spooled there are lost when the host stops"
             ),
             "set SPOOL_DIR to a directory on a disk",
         ),
         _ => match try_direct(existing, mode) {
             Err(error) => Finding::fail(
                 "SPOOL_DIR",
-                format!("{shown} takes no direct I/O (O_DIRECT): {error}"),
+                format!("{shown} does not support direct I/O (O_DIRECT): {error}"),
                 "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
             ),
             Ok(()) => {
@@ -88,26 +88,26 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
 }
 
 /// A directory that can be used.
-struct Found {
+struct UsableDir {
     /// The directory itself or, of one that is still to be made, the nearest above it.
     existing: PathBuf,
     is_made: bool,
 }
 
 /// Whether `dir` can be written: tried at a start, which calls `make` first; otherwise asked.
-fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<Found> {
+fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<UsableDir> {
     match mode {
         Mode::Start => {
             make(dir)?;
             try_dir(dir)?;
-            Ok(Found { existing: dir.to_owned(), is_made: true })
+            Ok(UsableDir { existing: dir.to_owned(), is_made: true })
         }
-        Mode::Judge => judge_access(dir),
+        Mode::Check => judge_access(dir),
     }
 }
 
 /// Whether this user could write to `dir`, or make it: what is asked changes nothing.
-fn judge_access(dir: &Path) -> io::Result<Found> {
+fn judge_access(dir: &Path) -> io::Result<UsableDir> {
     let whole = std::path::absolute(dir)?;
     for existing in whole.ancestors() {
         match fs::metadata(existing) {
@@ -117,7 +117,7 @@ fn judge_access(dir: &Path) -> io::Result<Found> {
                 if free(existing) == Some(0) {
                     return Err(ErrorKind::StorageFull.into());
                 }
-                return Ok(Found { existing: existing.to_owned(), is_made: existing == whole });
+                return Ok(UsableDir { existing: existing.to_owned(), is_made: existing == whole });
             }
             // A link to nowhere is in the way of the directory to be made.
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -144,7 +144,7 @@ fn try_dir(dir: &Path) -> io::Result<()> {
 
 /// Opens a file for direct I/O, as the spool does; to judge, one without a name, where the file system has such.
 fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
-    if mode == Mode::Judge {
+    if mode == Mode::Check {
         let flags = OFlags::TMPFILE | OFlags::DIRECT | OFlags::WRONLY | OFlags::CLOEXEC;
         return match rustix::fs::open(dir, flags, 0o600.into()) {
             Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(()),
@@ -167,17 +167,19 @@ fn free(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
 }
 
-fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<Found>) -> Finding {
+fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<UsableDir>) -> Finding {
     let shown = dir.display();
     let error = match outcome {
-        Ok(Found { is_made: true, .. }) => {
+        Ok(UsableDir { is_made: true, .. }) => {
             return Finding::ok(name, format!("{shown} is writable"));
         }
-        Ok(Found { existing, .. }) => {
+        Ok(UsableDir { existing, .. }) => {
             let above = existing.display();
             return Finding::ok(
                 name,
-                format!("{shown} does not exist; a server makes it, for {above} is writable"),
+                format!(
+                    "{shown} does not exist; the server creates it, because {above} is writable"
+                ),
             );
         }
         Err(error) => error,
@@ -229,7 +231,7 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    const MODES: [Mode; 2] = [Mode::Start, Mode::Judge];
+    const MODES: [Mode; 2] = [Mode::Start, Mode::Check];
 
     fn store_dir(dir: &Path, mode: Mode) -> Finding {
         judge_dir("STORE", dir, &look(dir, mode, |dir| fs::create_dir_all(dir)))
@@ -247,11 +249,15 @@ mod tests {
     fn judging_says_what_a_start_would_find_and_makes_nothing() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("a/b");
-        let finding = store_dir(&dir, Mode::Judge);
+        let finding = store_dir(&dir, Mode::Check);
         assert_eq!(finding.level, Level::Ok, "{}", finding.detail);
         let above = root.path().display();
-        assert!(finding.detail.contains("a server makes it"), "{}", finding.detail);
-        assert!(finding.detail.contains(&format!("for {above} is writable")), "{}", finding.detail);
+        assert!(finding.detail.contains("the server creates it"), "{}", finding.detail);
+        assert!(
+            finding.detail.contains(&format!("because {above} is writable")),
+            "{}",
+            finding.detail
+        );
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
@@ -272,7 +278,7 @@ mod tests {
                 assert!(remedy.contains("a file is in the way"), "{blocked:?}: {remedy}");
             }
         }
-        let proc = store_dir(Path::new("/proc/millrace"), Mode::Judge);
+        let proc = store_dir(Path::new("/proc/millrace"), Mode::Check);
         assert_eq!(proc.level, Level::Fail, "{}", proc.detail);
     }
 
@@ -298,7 +304,7 @@ mod tests {
         let config =
             Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
         let options = config.spool.unwrap();
-        let judged = spool_dir(&options, 1, Mode::Judge);
+        let judged = spool_dir(&options, 1, Mode::Check);
         assert_ne!(judged.level, Level::Fail, "{}", judged.detail);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let finding = spool_dir(&options, 1, Mode::Start);

@@ -56,7 +56,7 @@ fn judge_kernel(release: &str) -> Finding {
         (Some(_), Some(_)) => Finding::fail(
             "kernel",
             format!(
-                "{release} is older than {least_major}.{least_minor}, which io_uring needs here"
+                "{release} is older than {least_major}.{least_minor}, the oldest with the io_uring that millrace needs"
             ),
             "run on a newer kernel: Debian 12, Ubuntu 24.04, Amazon Linux 2023 or later have one",
         ),
@@ -198,13 +198,12 @@ fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
         let least = ByteSize(least);
         Finding::fail(
             name,
-            format!("{limit} allowed, the executors do not start under {least}"),
+            format!("{limit} allowed, but the executors need at least {least} to start"),
             remedy,
         )
     } else if limit < wanted {
         let detail = format!(
-            "{limit} allowed, {wanted} wanted to register every core's I/O buffers; without, I/O \
-             costs a little more"
+            "{limit} allowed, {wanted} needed to register every core's I/O buffers; without it I/O costs slightly more"
         );
         Finding::warn(name, detail, remedy)
     } else {
@@ -233,7 +232,7 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
     };
     if most < least {
         let detail =
-            format!("{most} allowed ({by}), not even {least} for the workers and a few clients");
+            format!("{most} allowed ({by}), but the workers and a few clients need {least}");
         Finding::fail(name, detail, remedy)
     } else if most < wanted {
         let detail = format!(
@@ -264,7 +263,7 @@ fn judge_cores(cores: &[usize], quota: Option<f64>) -> Finding {
 fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     let wanted = ByteSize(limits.core_memory_bytes.saturating_mul(cores as u64));
     let available = ByteSize(available);
-    let detail = format!("{available} there, {wanted} wanted when every limit is reached");
+    let detail = format!("{available} available, {wanted} needed when every limit is reached");
     if wanted <= available {
         return Finding::ok("memory", detail);
     }
@@ -380,7 +379,11 @@ mod tests {
         let (least, connections) = judged(Some(l.files_least), by);
         assert_eq!(connections, 16);
         expect(least, Level::Warn, &["is 16 per core"]);
-        expect(judged(Some(l.files_least - 1), by).0, Level::Fail, &["not even", "RLIMIT_NOFILE"]);
+        expect(
+            judged(Some(l.files_least - 1), by).0,
+            Level::Fail,
+            &["a few clients need", "RLIMIT_NOFILE"],
+        );
         expect(
             judged(Some(900), "fs.nr_open").0,
             Level::Warn,

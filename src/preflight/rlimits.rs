@@ -68,8 +68,7 @@ fn judge_space(limits: [(&str, Option<u64>); 2], room: io::Result<()>, wanted: u
         Err(_no_memory) => Finding::fail(
             name,
             format!(
-                "{}, of which less than the {wanted} is left that is wanted when every limit is \
-                 reached; a process that gets no more is aborted",
+                "{}, which leaves less than the {wanted} needed when every limit is reached; a process that gets no more memory is aborted",
                 set.join(", ")
             ),
             "ulimit -v unlimited -d unlimited; systemd LimitAS=infinity LimitDATA=infinity; or lower \
@@ -89,8 +88,7 @@ fn judge_file_size(limit: Option<u64>, wanted: u64) -> Finding {
         Some(limit) => Finding::fail(
             name,
             format!(
-                "RLIMIT_FSIZE is {}, but what a core may have to write to one file at a stop, or a \
-                 spool segment, is up to {wanted_text}",
+                "RLIMIT_FSIZE is {}, but one file may need up to {wanted_text}: the dead letters of a core at a stop, or a spool segment",
                 ByteSize(limit)
             ),
             "ulimit -f unlimited; systemd LimitFSIZE=infinity; or lower MAX_QUEUE_BYTES, BATCH_MEMORY or \

@@ -122,8 +122,7 @@ fn too_few(started: usize, wanted: usize, cores: &[usize], bounds: &Bounds) -> F
     Finding::fail(
         "threads",
         format!(
-            "only {started} of the {wanted} more that cores {}, control and the kernel's I/O workers need can be \
-             started; {}",
+            "only {started} of the {wanted} more threads that cores {}, control and the kernel's I/O workers need can be started; {}",
             core_list(cores),
             bounds.named()
         ),

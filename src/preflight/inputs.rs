@@ -16,7 +16,7 @@ pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
     let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
     let judge = |(name, address)| match try_bind(address) {
         Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
-            Finding::ok(name, format!("{address} is taken; the start tries again, see BIND_WAIT"))
+            Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
         }
         outcome => judge_bind(name, address, outcome),
     };
@@ -48,15 +48,17 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
             format!("ss -ltnp 'sport = :{port}' shows it; stop it or set {name}"),
         ),
         ErrorKind::PermissionDenied => (
-            format!("port {port} may not be bound by this user"),
+            format!("this user may not bind port {port}"),
             format!(
                 "setcap cap_net_bind_service=+ep on the binary, sysctl -w \
                  net.ipv4.ip_unprivileged_port_start={port}, or set {name} to a port from 1024 on"
             ),
         ),
         ErrorKind::AddrNotAvailable => (
-            format!("{} is no address of this host", address.ip()),
-            format!("ip address shows those there are; set {name} to one, or to 0.0.0.0:{port}"),
+            format!("{} is not an address of this host", address.ip()),
+            format!(
+                "ip address lists the host's addresses; set {name} to one, or to 0.0.0.0:{port}"
+            ),
         ),
         _ => (
             format!("{address} cannot be bound: {error}"),
@@ -89,25 +91,26 @@ pub(super) fn config_file(config: &Config) -> Option<Finding> {
 /// What `MILLRACE_*` variables no setting has.
 pub fn environment(effective: &Effective) -> Option<Finding> {
     let remedy =
-        "correct or unset them; nothing, if Kubernetes adds them for a service of this name";
+        "correct or unset them; ignore this if Kubernetes adds them for a service of this name";
     Some(Finding::warn("environment", effective.unknown_names()?, remedy))
 }
 
 /// One object's name as it will be.
 pub(super) fn example_key(config: &Config) -> Finding {
     let example = config.example_key(Stamp::unix_nanos_now());
-    let detail = format!("objects are called like {example}");
+    let detail = format!("objects are named like {example}");
     let StoreUrl::S3 { bucket, prefix } = &config.store else {
         return Finding::ok("key", detail);
     };
-    let joined = format!("{detail}: the prefix {prefix:?} does not end in /, so it is no folder");
+    let joined =
+        format!("{detail}: the prefix {prefix:?} does not end in /, so it is not a folder");
     match prefix.chars().last() {
         None | Some('/') => Finding::ok("key", detail),
         Some(end) if end.is_alphanumeric() => Finding::warn(
             "key",
             joined,
             format!(
-                "STORE=s3://{bucket}/{prefix}/ makes it one; nothing, if names are to begin so"
+                "STORE=s3://{bucket}/{prefix}/ makes it one; ignore this if names are meant to begin with it"
             ),
         ),
         // `logs-` is meant as it stands.
@@ -148,7 +151,9 @@ mod tests {
             format!("{} {}", finding.detail, finding.remedy.unwrap())
         };
         assert!(judge(ErrorKind::PermissionDenied).contains("ip_unprivileged_port_start=80"));
-        assert!(judge(ErrorKind::AddrNotAvailable).contains("10.9.8.7 is no address of this host"));
+        assert!(
+            judge(ErrorKind::AddrNotAvailable).contains("10.9.8.7 is not an address of this host")
+        );
         // 192.0.2.0/24 is set aside for documentation: no host has it.
         let error = try_bind("192.0.2.1:80".parse().unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
@@ -188,7 +193,7 @@ mod tests {
             let finding = key(store, &[]);
             let detail = &finding.detail;
             assert_eq!(finding.level, level, "{store}: {detail}");
-            assert!(detail.contains(&format!("called like {start}")), "{store}: {detail}");
+            assert!(detail.contains(&format!("named like {start}")), "{store}: {detail}");
             assert!(detail.contains("-n-0-0.json") && detail.contains(says), "{store}: {detail}");
         }
         let template =
