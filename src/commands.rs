@@ -1,4 +1,5 @@
-//! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
+//! The commands other than `serve`: `check`, those on dead letters, and in [`spool`] those on a
+//! spool.
 
 pub mod out;
 mod put;
@@ -21,21 +22,22 @@ use crate::queue::job::{Origin, Payload};
 use crate::rt::{self, sleep};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
-/// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.
-/// Nothing is changed, in the store either, unless `put`: then one probe object is written and deleted.
+/// Adds the findings about the store to the preflight's `findings`, prints them all, and returns
+/// whether a server would start. Changes nothing, unless `put`: then one probe object is written to
+/// the store and deleted.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub async fn check(config: &Config, mut findings: Vec<Finding>, put: bool) -> Result<Exit, String> {
     findings.extend(put::store(config, put).await);
     print_table(&findings)?;
     Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
 }
 
-/// Prints what `check` has found.
+/// Prints the findings of `check`.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub fn print_table(findings: &[Finding]) -> Result<(), String> {
     print(|out| write!(out, "{}", table(findings)))
 }
@@ -43,13 +45,13 @@ pub fn print_table(findings: &[Finding]) -> Result<(), String> {
 /// Prints a report.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
     let mut out = out::stdout();
     report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
 }
 
-/// `None` when there is no directory, so no letters: it is a server's to make.
+/// `None` if there is no directory, so no dead letters. It is not created: that is up to a server.
 fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
     let directory = &config.dead_letter_dir;
     if matches!(directory.try_exists(), Ok(false)) {
@@ -60,10 +62,11 @@ fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))
 }
 
-/// One line per letter, oldest first: time, attempts, size, how many payloads if it is not one, store, key, error.
+/// Prints one line per dead letter, oldest first: time, attempts, size, the number of payloads if
+/// it is not one, store, key, error.
 ///
 /// # Errors
-/// The directory cannot be read, or standard output takes no more.
+/// The directory cannot be read, or standard output cannot be written.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
     let Some(dead) = open_letters(config)? else {
         print(|out| writeln!(out, "0 dead letters, 0 bytes"))?;
@@ -108,7 +111,8 @@ fn report_damage(stem: &str, damage: &Damage) {
     complain(format_args!("{stem}.letters: {damage}; the rest of it is left in place"));
 }
 
-/// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
+/// `None` if there is nothing to read: another process has replayed it meanwhile, or it is
+/// unreadable, which is reported.
 fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
     dead.read_bundle(stem)
         .inspect_err(|error| {
@@ -119,12 +123,12 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
         .ok()
 }
 
-/// RetryingStore in flight at a time while replaying.
+/// PUTs in flight at a time while replaying.
 const REPLAY_WORKERS: usize = 16;
-/// Tries per payload before it is left where it is.
+/// Attempts per payload before it is left in place.
 const REPLAY_ATTEMPTS: u32 = 3;
 
-/// Works on all of `items`, [`REPLAY_WORKERS`] at a time.
+/// Runs `work` on all `items`, [`REPLAY_WORKERS`] at a time.
 async fn side_by_side<T: 'static>(
     items: impl Iterator<Item = T> + 'static,
     work: impl AsyncFn(T) + 'static,
@@ -147,16 +151,16 @@ async fn side_by_side<T: 'static>(
     }
 }
 
-/// RetryingStore payloads again.
+/// A store whose PUTs are retried.
 struct RetryingStore {
     store: Store,
     timeouts: PutTimeouts,
-    /// Before the second attempt.
+    /// The pause before the second attempt.
     pause: Duration,
 }
 
 impl RetryingStore {
-    /// Into the configured store, which must be there.
+    /// The configured store, which must be reachable.
     async fn prepare(config: &Config) -> Result<RetryingStore, String> {
         let origin = Origin::new(config.node_id.clone(), 0);
         let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
@@ -165,7 +169,7 @@ impl RetryingStore {
         Ok(RetryingStore { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
     }
 
-    /// Tries a few times where that is worth it.
+    /// Retries transient failures, up to [`REPLAY_ATTEMPTS`] attempts.
     async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         let mut attempts = 0;
         let mut alarm = Alarm::default();
@@ -182,12 +186,13 @@ impl RetryingStore {
     }
 }
 
-/// RetryingStore every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
-/// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
-/// mean something else in this one. Exit 1 when some are left.
+/// Uploads every dead letter again under its recorded key and removes those that the store
+/// confirmed. Safe while a server runs, which only adds whole dead letters. Dead letters recorded
+/// for a different store are skipped unless `any_store`, because their keys may mean something else
+/// in this one. Exit 1 if some are left.
 ///
 /// # Errors
-/// The directory or the store cannot be used at all, or another replay is under way.
+/// The directory or the store cannot be used at all, or another replay is running.
 pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
     let Some(dead) = open_letters(config)? else {
         print(|out| writeln!(out, "0 of 0 dead letters stored in {}", config.store))?;
@@ -224,35 +229,35 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
-/// One replay and its figures.
+/// One replay and its counts.
 struct DeadLetterReplay {
     dead: DeadLetters,
     puts: RetryingStore,
-    /// The only store whose letters are put; `None`: any.
+    /// The only store whose dead letters are uploaded; `None`: any.
     only_for: Option<String>,
     stored: Cell<usize>,
-    /// Letters, and places where there may be some, that stay.
+    /// Dead letters that stay, and unreadable files that may contain some.
     left: Cell<usize>,
-    /// Letters among those left that are for other stores, by store.
+    /// The dead letters among them that are for other stores, by store.
     elsewhere: RefCell<BTreeMap<String, usize>>,
 }
 
-/// A letter to be put; `P` says where it lies.
+/// A dead letter to upload; `P` is its position on disk.
 struct Candidate<P> {
     letter: Letter,
     payload: io::Result<Vec<u8>>,
     position: P,
 }
 
-/// Why a letter is left where it is.
+/// Why a dead letter is left in place.
 enum NotStored {
-    /// It is for another store; counted and said once for all of them.
+    /// It is for another store; these are counted and reported together.
     Elsewhere,
     Because(String),
 }
 
 impl DeadLetterReplay {
-    /// The letters that have files of their own.
+    /// Uploads the dead letters that have files of their own.
     async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, Letter)>) {
         let dead = self.dead.clone();
         let found = letters.into_iter().map(move |(stem, letter)| Candidate {
@@ -271,7 +276,8 @@ impl DeadLetterReplay {
         .await;
     }
 
-    /// The letters of one file, which is written anew with those that are left, and removed when there are none.
+    /// Uploads the dead letters of one bundle file. It is rewritten with those that are left, or
+    /// removed if there are none.
     async fn put_bundle(self: &Rc<Self>, stem: &str) {
         let Some(mut records) = open_bundle(&self.dead, stem) else {
             self.left.set(self.left.get() + 1);
@@ -318,7 +324,7 @@ impl DeadLetterReplay {
         }
     }
 
-    /// RetryingStore all of `found`; `complete` hears what became of each and has the last word.
+    /// Uploads all of `found`. `complete` gets each result and may still turn it into a failure.
     async fn put_all<P: 'static>(
         self: &Rc<Self>,
         found: impl Iterator<Item = Candidate<P>> + 'static,

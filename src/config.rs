@@ -286,6 +286,7 @@ impl fmt::Display for ConfigErrors {
 
 impl Config {
     /// Reads the configuration of this process: `flags`, its environment, the file the flags name.
+    ///
     /// Call it before any thread is pinned: a pinned thread sees only one allowed core.
     ///
     /// # Errors

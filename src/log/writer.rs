@@ -1,9 +1,9 @@
-//! The way of a log line to stderr: a bounded queue, and a thread that writes, so that nobody who logs waits for a
-//! reader.
+//! Writes log lines to stderr: a bounded queue and a thread, so that logging never waits for the
+//! reader of stderr.
 //!
-//! A line is dropped and counted when the queue is full or stderr refuses it (no reader, disk full). The thread never
-//! gives up: a FIFO can get a new reader, and a disk can be cleaned up. Once stderr takes lines again, one line says
-//! how many were dropped.
+//! A line is dropped and counted if the queue is full or stderr refuses it (no reader, disk full).
+//! The thread keeps trying, because a FIFO can get a new reader and a disk can be cleaned up. Once
+//! stderr accepts lines again, one line says how many were dropped.
 //!
 //! `tracing-appender` has such a writer, but its queue counts lines and not bytes, lines that the output refuses are not
 //! counted, and its guard reports a full queue with `println!`, which panics when stdout is gone.
@@ -22,17 +22,19 @@ use super::LogFormat;
 use super::line;
 use crate::rt;
 
-/// Memory of lines that wait for stderr; a line that would exceed it is dropped. About 20,000 lines of the usual
-/// length, so that a stop which loses every payload of a default queue can still name them all.
+/// Memory for lines that wait for stderr; a line that would exceed it is dropped. About 20,000
+/// lines of usual length, so that a stop that loses every payload of a default queue can still name
+/// them all.
 pub const QUEUE_BYTES_MAX: usize = 4 << 20;
-/// Memory of one queued line beside its text: the vector, its place in the channel, the allocator's rounding.
+/// Memory of one queued line besides its text: the vector, its entry in the channel, the
+/// allocator's rounding.
 const LINE_COST_BYTES: usize = 96;
-/// Between two lines that report dropped ones while stderr is slower than what is logged.
+/// The interval between reports of dropped lines while stderr is slower than the log.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// How often a flush looks whether it is done.
+/// How often a flush checks whether it is done.
 const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
-/// Where log lines go in.
+/// The sending side of the queue.
 pub(super) struct LogQueue {
     lines: Sender<Vec<u8>>,
     counts: Arc<Counts>,
@@ -47,10 +49,10 @@ struct Counts {
 }
 
 impl LogQueue {
-    /// Starts the thread, which writes to stderr.
+    /// Starts the thread that writes to stderr.
     ///
     /// # Errors
-    /// The thread cannot be made.
+    /// The thread cannot be started.
     pub(super) fn to_stderr(format: LogFormat) -> io::Result<LogQueue> {
         let (queue, thread) = LogQueue::to(format, write_stderr);
         std::thread::Builder::new().name("millrace-log".to_owned()).spawn(|| thread.run())?;
@@ -93,7 +95,8 @@ impl LogQueue {
         self.format
     }
 
-    /// Waits until every line is written or dropped, for `patience` at most; whether it came to that.
+    /// Waits until every line is written or dropped, for at most `patience`. Returns whether all
+    /// were.
     #[expect(clippy::disallowed_methods, reason = "only called where the process ends")]
     pub(super) fn flush(&self, patience: Duration) -> bool {
         let started = rt::now();
@@ -125,7 +128,7 @@ impl io::Write for &LogQueue {
     }
 }
 
-/// A [`LogQueue`] as `tracing_subscriber` wants its writer.
+/// Adapts [`LogQueue`] to `tracing_subscriber`.
 pub(super) struct MakeQueueWriter(pub(super) &'static LogQueue);
 
 impl MakeWriter<'_> for MakeQueueWriter {
@@ -145,13 +148,13 @@ struct LogWriter<W> {
     counts: Arc<Counts>,
     format: LogFormat,
     output: W,
-    /// The last line was written in part: what comes next begins with a line feed.
+    /// The last line was partly written, so the next write begins with a line feed.
     torn: bool,
     /// The last line was refused.
     failing: bool,
     /// How many of the dropped lines a line has reported.
     reported: u64,
-    /// When the next report is due while the queue does not get empty.
+    /// When the next report is due if the queue does not become empty.
     report_due: Instant,
 }
 
@@ -171,7 +174,7 @@ impl<W: Output> LogWriter<W> {
         }
     }
 
-    /// Writes or drops one line; gives back what it was charged.
+    /// Writes or drops one line; returns what it was charged.
     fn take(&mut self, line: &[u8]) -> usize {
         if self.failing || rt::now() >= self.report_due {
             self.report();
@@ -183,7 +186,7 @@ impl<W: Output> LogWriter<W> {
         cost(line)
     }
 
-    /// Says how many lines were dropped since it was last said, if any were.
+    /// Reports how many lines were dropped since the last report, if any.
     fn report(&mut self) {
         let dropped = self.counts.dropped.load(Relaxed);
         let news = dropped - self.reported;
@@ -223,13 +226,13 @@ fn write_all(output: &mut impl Output, bytes: &[u8]) -> Result<(), (usize, io::E
     Ok(())
 }
 
-/// Past the lock of `std::io::stderr`, which a thread stuck in a write would hold.
+/// Bypasses the lock of `std::io::stderr`, which a thread stuck in a write would hold.
 fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     let stderr = std::io::stderr();
     loop {
         match rustix::io::write(&stderr, bytes) {
             Err(Errno::INTR) => {}
-            // Whoever shares the description of the file may have made it non-blocking.
+            // Another process that shares the open file description may have made it non-blocking.
             Err(Errno::AGAIN) => {
                 let _interrupted = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
             }
@@ -238,7 +241,7 @@ fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes a short text to stderr if that can be done at once; past the queue, for when there is none yet.
+/// Writes a short text to stderr if that does not block. For use before the queue exists.
 pub(super) fn write_at_once(text: &str) {
     let stderr = std::io::stderr();
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,7 +1,7 @@
-//! Directories that the configuration names: the `file:` store's, the dead letters', the spool's.
+//! The directories in the configuration: the `file:` store's, the dead letters', the spool's.
 //!
-//! A start makes what is missing and writes a probe file into each. `check` must change nothing, so it only asks the
-//! kernel whether this user could ([`Mode`]).
+//! A start creates missing ones and writes a probe file into each. `check` must not change
+//! anything, so it only asks the kernel whether this user could ([`Mode`]).
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
@@ -19,11 +19,11 @@ use super::{Finding, Mode, exposed};
 use crate::config::{Config, SpoolOptions, StoreUrl};
 use crate::deadletter::create_dir;
 
-/// The store's directory, when it is one.
+/// The store's directory, if it is a `file:` store.
 pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
     match &config.store {
         StoreUrl::File(dir) => {
-            // With the permissions that the store would give it.
+            // With the same permissions as the store itself.
             let make = |dir: &Path| config.file_mode.create_dir_all(dir);
             let finding = judge_dir("STORE", dir, &look(dir, mode, make));
             [finding].into_iter().chain(exposed::dir("STORE", dir)).collect()
@@ -33,12 +33,12 @@ pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
             "null: confirms every payload and keeps none",
             "set STORE to file:DIR or s3://BUCKET/PREFIX outside benchmarks",
         )],
-        // The store's own probe speaks to the bucket.
+        // The store's probe checks the bucket.
         StoreUrl::S3 { .. } => Vec::new(),
     }
 }
 
-/// The dead letter's directory.
+/// `DEAD_LETTER_DIR`.
 pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
     const NAME: &str = "DEAD_LETTER_DIR";
     let dir = &config.dead_letter_dir;
@@ -52,14 +52,15 @@ pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::dir(NAME, dir)).collect()
 }
 
-/// `SPOOL_DIR`, when one is set.
+/// `SPOOL_DIR`, if set.
 pub(super) fn spool(config: &Config, mode: Mode) -> Vec<Finding> {
     let Some(spool) = &config.spool else { return Vec::new() };
     let finding = spool_dir(spool, config.cores.len() as u64, mode);
     [finding].into_iter().chain(exposed::dir("SPOOL_DIR", &spool.dir)).collect()
 }
 
-/// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.
+/// `SPOOL_DIR` must be writable with direct I/O, should survive a reboot, and should have enough
+/// free space.
 fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
     let dir = &spool.dir;
     let shown = dir.display();
@@ -87,14 +88,14 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
     }
 }
 
-/// A directory that can be used.
+/// A directory that can be written to, or created.
 struct UsableDir {
-    /// The directory itself or, of one that is still to be made, the nearest above it.
+    /// The directory itself or, if it does not exist yet, its nearest existing ancestor.
     existing: PathBuf,
     is_made: bool,
 }
 
-/// Whether `dir` can be written: tried at a start, which calls `make` first; otherwise asked.
+/// Whether `dir` can be written to. A start tries it, after `make`; `check` only asks the kernel.
 fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<UsableDir> {
     match mode {
         Mode::Start => {
@@ -106,7 +107,7 @@ fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::R
     }
 }
 
-/// Whether this user could write to `dir`, or make it: what is asked changes nothing.
+/// Whether this user could write to `dir` or create it, without changing anything.
 fn judge_access(dir: &Path) -> io::Result<UsableDir> {
     let whole = std::path::absolute(dir)?;
     for existing in whole.ancestors() {
@@ -119,7 +120,7 @@ fn judge_access(dir: &Path) -> io::Result<UsableDir> {
                 }
                 return Ok(UsableDir { existing: existing.to_owned(), is_made: existing == whole });
             }
-            // A link to nowhere is in the way of the directory to be made.
+            // A dangling link would block the creation of the directory.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if fs::symlink_metadata(existing).is_ok() {
                     return Err(ErrorKind::AlreadyExists.into());
@@ -142,7 +143,8 @@ fn try_dir(dir: &Path) -> io::Result<()> {
     written.and(removed)
 }
 
-/// Opens a file for direct I/O, as the spool does; to judge, one without a name, where the file system has such.
+/// Opens a file for direct I/O, as the spool does. `check` uses a file without a name, if the file
+/// system supports that.
 fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
     if mode == Mode::Check {
         let flags = OFlags::TMPFILE | OFlags::DIRECT | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -162,7 +164,7 @@ fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
     opened.map(drop).and(removed)
 }
 
-/// Bytes that this user may still write there.
+/// Free bytes that this user may use there.
 fn free(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
 }
@@ -212,7 +214,7 @@ fn judge_room(dir: &Path, free: u64, wanted: u64) -> Finding {
     )
 }
 
-/// A warning when there is less room than the spool may need.
+/// A warning if there is less space than the spool may need.
 fn judge_spool_room(dir: &Path, free: Option<u64>, wanted: u64) -> Option<Finding> {
     let shown = dir.display();
     let free = free.filter(|free| *free < wanted)?;

@@ -1,4 +1,4 @@
-//! Addresses, files and names that come out of the configuration; its directories are `dirs`' business.
+//! Addresses, files and names from the configuration; `dirs` checks its directories.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -10,7 +10,8 @@ use crate::config::{Config, Effective, StoreUrl};
 use crate::http::tokens::TokenSet;
 use crate::queue::job::Stamp;
 
-/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
+/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` an address in use is not a failure, because its
+/// listener may be about to exit.
 pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
     let named = [("LISTEN", Some(config.listen)), ("ADMIN_LISTEN", config.admin_listen)];
     let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
@@ -23,14 +24,14 @@ pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
     addresses.map(judge).collect()
 }
 
-/// Why the address of the setting `name` cannot be listened on, and what to do.
+/// Why the server cannot listen on the address of the setting `name`, and what to do.
 pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
     judge_bind(name, address, Err(error))
 }
 
-/// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port unnoticed and take
-/// half the connections. SO_REUSEADDR lets a restart pass over connections in TIME_WAIT. Not listening, the socket
-/// disturbs nobody.
+/// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port
+/// unnoticed and get half the connections. SO_REUSEADDR lets a restart ignore connections in
+/// TIME_WAIT. The socket does not listen, so it receives nothing.
 fn try_bind(address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -68,7 +69,7 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
     Finding::fail(name, why, remedy)
 }
 
-/// `TOKENS_FILE`, when one is set.
+/// `TOKENS_FILE`, if set.
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let Some(path) = config.tokens_file.as_deref() else { return Vec::new() };
     let shown = path.display();
@@ -83,19 +84,19 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::secret_file("TOKENS_FILE", path)).collect()
 }
 
-/// The TOML file, when others may write to it. It holds no secret, so they may read it.
+/// The TOML file, if others may write to it. It contains no secret, so they may read it.
 pub(super) fn config_file(config: &Config) -> Option<Finding> {
     exposed::file("config file", config.file.as_deref()?)
 }
 
-/// What `MILLRACE_*` variables no setting has.
+/// `MILLRACE_*` variables that are not settings.
 pub fn environment(effective: &Effective) -> Option<Finding> {
     let remedy =
         "correct or unset them; ignore this if Kubernetes adds them for a service of this name";
     Some(Finding::warn("environment", effective.unknown_names()?, remedy))
 }
 
-/// One object's name as it will be.
+/// An example of an object's full name.
 pub(super) fn example_key(config: &Config) -> Finding {
     let example = config.example_key(Stamp::unix_nanos_now());
     let detail = format!("objects are named like {example}");
@@ -113,7 +114,7 @@ pub(super) fn example_key(config: &Config) -> Finding {
                 "STORE=s3://{bucket}/{prefix}/ makes it one; ignore this if names are meant to begin with it"
             ),
         ),
-        // `logs-` is meant as it stands.
+        // `logs-` is clearly meant as a name prefix.
         Some(_) => Finding::ok("key", joined),
     }
 }
@@ -123,8 +124,8 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    /// Pins the kernel's behaviour the check rests on: a listener that shares its port by SO_REUSEPORT still
-    /// shows to a bind without it.
+    /// Verifies the kernel's behaviour that the check relies on: a bind without SO_REUSEPORT fails
+    /// even if the listener set it.
     #[test]
     fn another_server_on_the_port_is_noticed() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
