@@ -10,7 +10,7 @@ use crate::rt::sleep;
 use crate::config::Config;
 use crate::metrics::Cells;
 use crate::spool::takeover::instances::{Home, SpoolDirError};
-use crate::spool::takeover::orphans::{Left, Orphans};
+use crate::spool::takeover::offers::{OrphanedSpool, Takeover};
 use crate::spool::{DiskThread, SpoolSetup};
 use crate::throttle::Throttle;
 
@@ -19,22 +19,23 @@ use crate::throttle::Throttle;
 const ADOPT_EVERY: Duration = Duration::from_secs(5);
 
 /// This process's spool directory, and what others have left, which is looked for again and again.
-pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orphans>)>, String> {
+pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeover>)>, String> {
     let Some(options) = &config.spool else { return Ok(None) };
     let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
     let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
     let puts_alone = config.batch.is_none();
     let open = move || {
         let home = Home::open(&dir, &node, &cores)?;
-        Ok(if puts_alone { home.putting_alone() } else { home })
+        Ok(if puts_alone { home.with_single_objects() } else { home })
     };
     let home = rt::blocking(open).await.map_err(refused)?;
     let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
     let home = Arc::new(home.with_threads().map_err(no_thread)?);
-    let orphans = Arc::<Orphans>::default();
+    let orphans = Arc::<Takeover>::default();
     // Not the executor's own blocking thread: a disk that hangs must hold up nothing else.
     let thread = DiskThread::spawn("millrace-adopt").map_err(no_thread)?;
-    let mut keeping = Keeping { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
+    let mut keeping =
+        SpoolUpkeep { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
     let kept;
     // The first time before any core starts: what is adopted counts in SPOOL_MAX.
     (keeping, kept) = thread.run(move || Ok(keeping.keep())).await.map_err(no_thread)?;
@@ -71,22 +72,22 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
 }
 
 /// What is done on the spool directory now and then. Blocks.
-struct Keeping {
+struct SpoolUpkeep {
     home: Arc<Home>,
-    orphans: Arc<Orphans>,
+    orphans: Arc<Takeover>,
     /// Spools of other processes that are not emptied yet.
-    taken: Vec<Arc<Left>>,
+    taken: Vec<Arc<OrphanedSpool>>,
 }
 
-impl Keeping {
-    fn keep(mut self) -> (Keeping, Result<(), SpoolDirError>) {
+impl SpoolUpkeep {
+    fn keep(mut self) -> (SpoolUpkeep, Result<(), SpoolDirError>) {
         let kept = self.home.restore().and_then(|restored| {
             if restored {
                 tracing::warn!(
                     "this process's directory in SPOOL_DIR was removed, and is made again"
                 );
             }
-            self.home.adopt(&mut self.taken, &self.orphans)
+            self.home.take_over(&mut self.taken, &self.orphans)
         });
         (self, kept)
     }
@@ -97,13 +98,13 @@ pub(super) fn setup(
     index: usize,
     cells: Cells,
     home: &Home,
-    orphans: &Arc<Orphans>,
+    orphans: &Arc<Takeover>,
 ) -> SpoolSetup {
     let faults = config.faults.as_ref();
     SpoolSetup {
         options: config.spool.clone().expect("there is a home, so there is a spool"),
         dir: home.core_dir(config.cores[index]),
-        orphans: orphans.clone(),
+        takeover: orphans.clone(),
         cores: config.cores.len(),
         cells: &cells[index],
         keys: config.payload_keys(),

@@ -176,7 +176,7 @@ fn spool_of_a_killed_process_is_adopted_by_another_that_runs() {
     assert_eq!(heir.stored().len(), 1, "what a living process has is its own");
     victim.kill();
     let killed = Instant::now();
-    heir.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 30);
+    heir.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 30);
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     let stopped = finish(heir);
     assert_eq!(contents(&stopped.stored()), sorted(&numbered(0..31)));
@@ -188,14 +188,14 @@ fn spool_name_is_free_again_while_another_process_holds_what_was_adopted() {
     let heir = start_in(&victim.dir(), &[("NODE_ID", "heir"), DOWN]);
     assert_spooled(&victim.spool(&numbered(0..3)), 3);
     victim.kill();
-    heir.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 3);
+    heir.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 3);
     let again = start_in(&heir.dir(), &[("NODE_ID", "victim")]);
     assert_spooled(&again.spool(&numbered(3..6)), 3);
     again.wait_spool_empty();
     assert_eq!(contents(&again.stored()), numbered(3..6), "the heir has the others");
     // Held by a process that cannot store them, they come back with its end.
     heir.kill();
-    again.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 3);
+    again.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 3);
     let stopped = finish(again);
     assert_eq!(contents(&stopped.stored()), numbered(0..6));
 }
