@@ -120,8 +120,9 @@ A setting's value comes from its flag (--max-workers), else the environment vari
 else its default. MILLRACE_CONFIG names the TOML file, like --config.
 Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.";
 
-/// The settings that the commands read. A server and `check` read all of them.
+/// What every command on dead letters reads.
 const DEAD_LETTERS: &[&str] = &["DEAD_LETTER_DIR"];
+/// What every command on a spool reads.
 const SPOOL: &[&str] = &["SPOOL_DIR"];
 /// What an upload depends on, besides the `S3_` settings.
 const UPLOADS: &[&str] = &[
@@ -139,7 +140,7 @@ const UPLOADS: &[&str] = &[
 /// Which settings a command's `--help` explains.
 #[derive(Clone, Copy)]
 enum Reads {
-    /// All of them, which is too many: their flags are listed, and `millrace --help` is referred to.
+    /// All of them, which is too many to explain: only their flags are listed.
     All,
     /// Only these.
     Only(&'static [&'static str]),
@@ -229,7 +230,7 @@ fn spool_command() -> clap::Command {
         )
 }
 
-/// A command that has subcommands and explains no setting.
+/// A command with subcommands, whose help explains no setting.
 fn group(name: &'static str, about: &'static str) -> clap::Command {
     command(name, about, Reads::Only(&[]))
         .subcommand_required(true)
@@ -239,8 +240,8 @@ fn group(name: &'static str, about: &'static str) -> clap::Command {
 
 /// A subcommand that accepts every setting and explains those that it reads.
 fn command(name: &'static str, about: &'static str, reads: Reads) -> clap::Command {
-    // A subcommand's own argument with the id of a global one replaces it, but only in the help: the
-    // values are still shared.
+    // An argument of the subcommand replaces the global one with its id in the help; clap still
+    // shares the values.
     let settings = SETTINGS.iter().map(|s| setting_arg(s).hide(!reads.explains(s)));
     let after = match reads {
         Reads::All => format!("Settings (`millrace --help` explains them):\n{}", flag_list()),

@@ -83,6 +83,7 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
             }
         }
     }
+    // Keys begin with their time by default.
     letters.sort_by(|a, b| a.key.cmp(&b.key));
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     print(|out| {
@@ -163,6 +164,7 @@ impl RetryingStore {
     /// The configured store, which must be reachable.
     async fn prepare(config: &Config) -> Result<RetryingStore, String> {
         let origin = Origin::new(config.node_id.clone(), 0);
+        // Without a spool to fall back on, a store that cannot be reached is an error.
         let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
         finding.log();
         let store = seed.build(&origin, config.faults.clone(), 0);
@@ -300,6 +302,7 @@ impl DeadLetterReplay {
                 }
             })
         };
+        // Tells whether this file has to change at all.
         let before = self.stored.get();
         let note = left.clone();
         self.put_all(found, move |span, outcome| {
@@ -307,10 +310,12 @@ impl DeadLetterReplay {
         })
         .await;
         let mut left = left.take();
+        // Uploads end in any order.
         left.sort_by_key(|span| span.start);
         if let Some(damage) = damage.take() {
             report_damage(stem, &damage);
             self.left.set(self.left.get() + 1);
+            // The unreadable rest may contain dead letters, so it is kept.
             left.push(damage.at..length);
         }
         if self.stored.get() == before {

@@ -43,6 +43,7 @@ const PANICKED: u8 = 101;
 fn start() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
+        // `Error::exit` would ignore that standard output cannot be written.
         Err(help) if !help.use_stderr() => {
             return match commands::print(|out| write!(out, "{}", help.render())) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -77,6 +78,7 @@ fn run(command: Command, flags: Flags) -> Result<Exit, String> {
         }
     };
     let (config, effective) = Config::load(&flags).map_err(|errors| errors.to_string())?;
+    // Its drop writes the last lines.
     let _log = millrace::log::start(&config.log, config.log_format)?;
     let outcome = match handlers {
         Some((signals, reloads)) => serve(config, flags, effective, signals, reloads),
@@ -113,6 +115,7 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
             let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
             let set = set.chain(preflight::environment(effective));
             let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Check)).collect();
+            // The store is probed only from a host on which a server would start.
             if preflight::failed(&findings) {
                 commands::print_table(&findings)?;
                 return Ok(Exit::Refused);

@@ -126,6 +126,7 @@ impl Effective {
                 .or_else(|| from_env(host, setting, errors))
                 .or_else(|| file.value(setting))
                 .unwrap_or_else(|| (setting.default.into(), SettingSource::Default));
+            // Texts from files and shells often end with a line feed.
             SettingValue { setting, text: text.trim().into(), source }
         };
         let values = SETTINGS.iter().map(value).collect();
@@ -166,6 +167,7 @@ impl Effective {
     /// One sentence about `MILLRACE_*` variables that are not settings: mistakes, or what
     /// Kubernetes adds for a service called `millrace`.
     pub fn unknown_names(&self) -> Option<String> {
+        // Stricter than for keys of the file: Kubernetes' names must not look like mistakes.
         let shown = |name: &String| match nearest(name.trim_start_matches(ENV_PREFIX), 0.9) {
             Some(setting) => format!("{name} (did you mean {}?)", setting.env()),
             None => name.clone(),

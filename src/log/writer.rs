@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_holds_nobody_up_and_costs_lines_that_are_counted() {
+    fn a_stalled_reader_blocks_no_logger_and_dropped_lines_are_counted() {
         let (go, gate) = sync_channel::<()>(0);
         let sink = Sink::default();
         let written = sink.clone();

@@ -115,6 +115,7 @@ fn judge_access(dir: &Path) -> io::Result<UsableDir> {
             Ok(found) if !found.is_dir() => return Err(ErrorKind::NotADirectory.into()),
             Ok(_) => {
                 accessat(CWD, existing, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+                // The kernel grants access to a full disk too.
                 if free(existing) == Some(0) {
                     return Err(ErrorKind::StorageFull.into());
                 }

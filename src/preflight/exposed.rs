@@ -128,7 +128,7 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    /// Mode, owner, group, and what each look says: a word of it, or nothing.
+    /// Mode, owner, group, and a word of each finding, or nothing.
     #[test]
     fn who_may_write_and_read() {
         let me = Me { uid: 1000, gid: 1000 };

@@ -43,6 +43,7 @@ fn start_at_once(wanted: usize) -> usize {
     for _ in 0..wanted {
         let done = done.clone();
         let wait = move || {
+            // `park` may return early.
             while !done.load(Ordering::Acquire) {
                 park();
             }
