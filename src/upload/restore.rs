@@ -64,7 +64,7 @@ pub async fn restore(uploader: Rc<Uploader>) {
 /// Records that the batch is done. Retried until the disk has it, because nothing else in its core
 /// directory is replayed before.
 async fn finish(mut begun: BatchInDoubt) {
-    while let Err(error) = begun.finished().await {
+    while let Err(error) = begun.complete().await {
         tracing::warn!("{} is stored, but the spool could not record that: {error}", begun.key());
         sleep(PAUSE).await;
     }

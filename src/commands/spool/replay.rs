@@ -14,7 +14,7 @@ use std::rc::Rc;
 use super::batches::MemberFiles;
 use super::{SpoolCommandError, SpoolTarget, look, lost, of, said, unreadable};
 use crate::batch::encoder::encode;
-use crate::commands::{Puts, print, side_by_side};
+use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
 use crate::log::complain;
@@ -35,7 +35,7 @@ impl SpoolTarget {
     /// # Errors
     /// A directory cannot be read, or the store cannot be used at all.
     pub async fn replay(&self, config: &Config) -> Result<Exit, String> {
-        let puts = Puts::prepare(config).await?;
+        let puts = RetryingStore::prepare(config).await?;
         let replay = Rc::new(ReplayRun {
             puts,
             stored: Cell::new(0),
@@ -80,7 +80,7 @@ impl SpoolTarget {
 
 /// One replay and its figures.
 struct ReplayRun {
-    puts: Puts,
+    puts: RetryingStore,
     stored: Cell<u64>,
     /// Payloads that stay in the spool.
     left: Cell<u64>,
