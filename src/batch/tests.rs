@@ -6,7 +6,7 @@ fn batch(kind: BatchKind) -> Batch {
     Batch {
         key: "key".to_owned(),
         stem: "stem".to_owned(),
-        form: Form { compression: Compression::None, header: false },
+        form: BatchFormat { compression: Compression::None, header: false },
         parts: Vec::new(),
         sums: Sums::of(&[], Integrity::NONE),
         payloads: 1,
