@@ -59,7 +59,7 @@ pub(super) fn take_short_turns() -> std::io::Result<()> {
 /// while it is asked for some, which on a core full of silent connections nobody does.
 #[derive(Default)]
 pub(super) struct IdleMemory {
-    /// [`Conns::quieted`](crate::http::server::Conns::quieted) at the last look, and when the allocator was last told.
+    /// [`Conns::buffers_released`](crate::http::server::Conns::buffers_released) at the last look, and when the allocator was last told.
     seen: u64,
     told: u64,
 }
@@ -68,13 +68,13 @@ impl IdleMemory {
     /// Fewer silent connections than this are not worth the time it takes: 2 ms for 10,000 of them.
     const WORTH: u64 = 64;
 
-    /// Once a second, until then `quieted` connections have fallen silent. While many do so every second the memory
+    /// Once a second, until then `buffers_released` connections have fallen silent. While many do so every second the memory
     /// is in use again at once, and giving it back would cost page faults.
-    pub(super) fn sample(&mut self, quieted: u64) {
-        let pending = quieted - self.told;
-        let lately = quieted - std::mem::replace(&mut self.seen, quieted);
+    pub(super) fn sample(&mut self, buffers_released: u64) {
+        let pending = buffers_released - self.told;
+        let lately = buffers_released - std::mem::replace(&mut self.seen, buffers_released);
         if pending >= Self::WORTH && lately * 100 <= pending {
-            self.told = quieted;
+            self.told = buffers_released;
             collect();
         }
     }

@@ -147,7 +147,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             loop {
                 sleep(Duration::from_secs(1)).await;
                 admission.sample(rt::now());
-                idle_memory.sample(server.conns.quieted.get());
+                idle_memory.sample(server.conns.buffers_released.get());
             }
         }
     });
