@@ -32,7 +32,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
     let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
     let home = Arc::new(home.with_threads().map_err(no_thread)?);
     let orphans = Arc::<Orphans>::default();
-    // Not the executor's own blocking thread: a disk that hangs must hold up nothing else.
+    // Not the executor's own blocking thread, because a hanging disk must delay nothing else.
     let thread = DiskThread::spawn("millrace-adopt").map_err(no_thread)?;
     let mut keeping =
         SpoolUpkeep { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
@@ -40,7 +40,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
     // The first time before any core starts: what is adopted counts in SPOOL_MAX.
     (keeping, kept) = thread.run(move || Ok(keeping.keep())).await.map_err(no_thread)?;
     match kept {
-        // Nothing is lost by waiting for room.
+        // Waiting for room loses nothing.
         Err(SpoolDirError::Io { path, source }) if source.kind() == ErrorKind::StorageFull => {
             tracing::error!("{} cannot be adopted now, tried again: {source}", path.display());
         }
@@ -58,7 +58,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Orpha
                     return;
                 }
             };
-            // A directory that is gone is the cores' to report: they watch their files.
+            // The cores report a directory that is gone, because they watch their files.
             let is_gone = |error: &SpoolDirError| matches!(error, SpoolDirError::Io { source, .. } if source.kind() == ErrorKind::NotFound);
             if let Err(error) = kept
                 && !is_gone(&error)
@@ -93,6 +93,7 @@ impl SpoolUpkeep {
     }
 }
 
+/// The spool settings of one core.
 pub(super) fn setup(
     config: &Config,
     index: usize,
