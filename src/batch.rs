@@ -431,7 +431,7 @@ impl Batch {
     pub fn is_spooled(&self) -> bool {
         match &self.kind {
             BatchKind::Memory => false,
-            BatchKind::Spooled(members) => !members.is_gone(),
+            BatchKind::Spooled(members) => !members.is_removed(),
             BatchKind::SingleObject(job) => job.is_spooled(),
             BatchKind::Restored => true,
         }

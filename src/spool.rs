@@ -23,14 +23,14 @@
 //! its file is reused or removed. Until then a later process stores the payload again. Who settles
 //! it depends on how it left the spool:
 //!
-//! - An object of its own: the worker calls `Job::complete`, and that [`Record::settle`], at once.
-//! - A member of a batch of this process: the worker calls [`Spool::finished`]. The journal syncs
+//! - An object of its own: the worker calls `Job::complete`, and that [`SpooledRequest::complete`], at once.
+//! - A member of a batch of this process: the worker calls [`Spool::complete_batch`]. The journal syncs
 //!   DONE, with its next group or when the keeper flushes it, and then calls `Members::settle`.
 //! - A member of a batch in doubt: the worker tells the task that restored the batch, which calls
-//!   [`Begun::finished`]; that syncs DONE. Segments are offered only once no batch of their
+//!   [`BatchInDoubt::complete`]; that syncs DONE. Segments are offered only once no batch of their
 //!   directory is in doubt, and the reader settles all members when it comes to them.
 //! - Lost to damage: the reader.
-//! - In a file that was removed: [`Spool::stop`], in `disown`.
+//! - In a file that was removed: [`Spool::stop`], in `release_removed`.
 //!
 //! Requests that wait for the store are told separately: by `Job::complete` for single payloads and
 //! by `Batch::complete` for batches, which therefore settles nothing here. A payload that is neither
@@ -39,11 +39,11 @@
 //! which for batches is before their members are settled.
 
 mod disk;
-mod done;
 mod health;
 mod keeper;
-mod line;
+mod ordinals;
 mod own;
+mod pending;
 mod prepare;
 mod reader;
 mod removed;
@@ -74,18 +74,18 @@ use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::sync::OneShot;
 use crate::throttle::Throttle;
-use disk::Disk;
+use disk::SpoolDisk;
 use format::VERSION_BYTES_MAX;
-use health::Health;
-use line::Line;
+use health::DiskHealth;
 use own::OwnFiles;
+use pending::PendingRequests;
 use reader::Overflow;
 use segment::Segment;
-use takeover::adopted::Adopted;
-use takeover::orphans::Orphans;
+use takeover::offers::Takeover;
+use takeover::taken::TakenSegments;
 use writer::SyncFault;
 
-pub use batches::{Begun, CoreDir, Intent, Members};
+pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
 pub use stop::UnspooledBatch;
@@ -148,7 +148,7 @@ pub struct SpoolSetup {
     pub options: SpoolOptions,
     /// The directory of this core's segments.
     pub dir: PathBuf,
-    pub orphans: Arc<Orphans>,
+    pub takeover: Arc<Takeover>,
     /// The number of cores that share the orphans.
     pub cores: usize,
     pub cells: &'static CoreCells,
@@ -167,11 +167,11 @@ pub struct Spool {
     setup: SpoolSetup,
     origin: Origin,
     admission: Rc<Admission>,
-    line: Line,
+    pending: PendingRequests,
     own: OwnFiles,
-    adopted: Adopted,
+    adopted: TakenSegments,
     overflow: Overflow,
-    disk: Rc<Disk>,
+    disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
     tasks: RefCell<Vec<Task<()>>>,
     sync_fault: SyncFault,
@@ -182,7 +182,7 @@ pub struct Spool {
 pub type Ticket = OneShot<Result<(), SpoolError>>;
 
 /// A spooled request whose payloads are jobs: knows where each of them is settled.
-pub struct Record {
+pub struct SpooledRequest {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
     first_ordinal: u32,
@@ -192,17 +192,17 @@ pub struct Record {
     cells: &'static CoreCells,
 }
 
-impl Record {
+impl SpooledRequest {
     /// Settles the payload with this stamp and of `bytes`: it is stored or dead-lettered.
-    pub fn settle(&self, stamp: Stamp, bytes: usize) {
+    pub fn complete(&self, stamp: Stamp, bytes: usize) {
         self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
         self.cells.spool_bytes.sub(bytes as u64);
     }
 
     /// Whether its file was removed, so that it survives no crash.
-    pub fn is_gone(&self) -> bool {
-        self.segment.is_gone()
+    pub fn is_removed(&self) -> bool {
+        self.segment.is_removed()
     }
 
     /// The number in its segment of the payload that has `seq` in the core's sequence.
@@ -211,7 +211,7 @@ impl Record {
     }
 
     /// The core directory it lies in. All members of a batch lie in the same one.
-    pub fn home(&self) -> &Rc<CoreDir> {
+    pub fn core_dir(&self) -> &Rc<CoreDir> {
         &self.dir
     }
 
@@ -223,12 +223,12 @@ impl Record {
 impl Spool {
     /// Opens the spool and starts its tasks. The keeper makes the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
-        let health = Health::new(setup.cells, setup.dir.clone());
-        let disk = Rc::new(Disk::new(setup.thread.clone(), health));
+        let health = DiskHealth::new(setup.cells, setup.dir.clone());
+        let disk = Rc::new(SpoolDisk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
-            line: Line::new(setup.options.pending, &setup.cells.spool_pending_bytes),
+            pending: PendingRequests::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             own: OwnFiles::new(setup.dir.clone()),
-            adopted: Adopted::default(),
+            adopted: TakenSegments::default(),
             overflow: Overflow::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
@@ -273,7 +273,7 @@ impl Spool {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));
         }
-        self.line.push(first, body, spans, version)
+        self.pending.push(first, body, spans, version)
     }
 
     /// The directories in which payloads lie that this core takes, its own first.
@@ -291,7 +291,7 @@ impl Spool {
     /// Takes no more requests; those in the line are still written.
     pub fn close(&self) {
         self.closed.set(true);
-        self.line.wake();
+        self.pending.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();
         self.disk.watcher.raise();
@@ -304,9 +304,9 @@ impl Spool {
         first_ordinal: u32,
         first_seq: u64,
         origin: Option<Rc<Origin>>,
-    ) -> Rc<Record> {
+    ) -> Rc<SpooledRequest> {
         let cells = self.setup.cells;
-        Rc::new(Record { dir, segment, first_ordinal, first_seq, origin, cells })
+        Rc::new(SpooledRequest { dir, segment, first_ordinal, first_seq, origin, cells })
     }
 
     /// Queues payloads, which were admitted already, with these sequence numbers.
@@ -315,7 +315,7 @@ impl Spool {
         payloads: impl ExactSizeIterator<Item = Payload>,
         seqs: impl IntoIterator<Item = u64>,
         unix_nanos: u64,
-        record: &Rc<Record>,
+        record: &Rc<SpooledRequest>,
     ) {
         let mut seqs = seqs.into_iter();
         let jobs = payloads.map(|payload| {

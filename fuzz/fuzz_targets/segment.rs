@@ -25,11 +25,11 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use millrace::queue::job::Stamp;
-use millrace::spool::format::record::{Entry, done_bytes, intent_record, write_done};
-use millrace::spool::format::runs::{Encoder, Runs};
-use millrace::spool::format::scan::{Found, walk};
+use millrace::spool::format::record::{SpoolRecord, done_bytes, intent_record, write_done};
+use millrace::spool::format::runs::{RunEncoder, Runs};
+use millrace::spool::format::scan::{ScanStep, walk};
 use millrace::spool::format::{
-    DATA_START, HEAD_BYTES, Label, PROGRESS_BYTES, Progress, entries, finish_group, group_bytes,
+    DATA_START, HEAD_BYTES, Label, CHECKPOINT_BYTES, Checkpoint, group_records, finish_group, group_bytes,
     keys_bytes, record_bytes, write_keys, write_record,
 };
 
@@ -60,7 +60,7 @@ enum Said {
     Keys(String),
     /// Key, form, and the runs of members.
     Begun(String, String, Vec<u8>),
-    Done(String),
+    OrdinalSet(String),
 }
 
 /// Before the requests of every group.
@@ -78,7 +78,7 @@ static WHOLE: LazyLock<Segment> = LazyLock::new(|| {
     let mut segment =
         Segment { file: vec![0; DATA_START as usize], records: Vec::new(), checksums: Vec::new() };
     segment.write_groups(BEFORE, &[3, 1, 1, 4, 2, 3, 2]);
-    let completed = Progress { id: BEFORE, serial: 6, complete: true, ..Progress::default() };
+    let completed = Checkpoint { id: BEFORE, serial: 6, complete: true, ..Checkpoint::default() };
     segment.note(&completed);
     let end = segment.file.len();
     let before = segment.file.split_off(DATA_START as usize);
@@ -118,7 +118,7 @@ impl Segment {
 
     /// The records of batches with a group's: as in a journal, but that has no requests.
     fn write_batches(&mut self, id: u64, number: u32, ordinal: u32) {
-        let mut encoder = Encoder::default();
+        let mut encoder = RunEncoder::default();
         for member in 0..20 * (number + 1) {
             assert!(encoder.push(id + u64::from(member % 3), member * member));
         }
@@ -131,7 +131,7 @@ impl Segment {
         group[HEAD_BYTES..HEAD_BYTES + body.len()].copy_from_slice(&body);
         self.finish_group(group, id, 2 * number + 1, ordinal, body.len());
         self.records.push((id, ordinal, Said::Begun(key.clone(), "zstd".into(), runs)));
-        self.records.push((id, ordinal, Said::Done(key)));
+        self.records.push((id, ordinal, Said::OrdinalSet(key)));
     }
 
     fn finish_group(
@@ -170,7 +170,7 @@ impl Segment {
         self.finish_group(group, id, 2 * number, ordinal, body);
     }
 
-    fn note(&mut self, progress: &Progress) {
+    fn note(&mut self, progress: &Checkpoint) {
         let at = progress.place() as usize;
         progress.write(&mut self.file[at..at + progress.bytes()]);
         self.checksums.extend(at + 8..at + 12);
@@ -189,7 +189,7 @@ fn runs(bytes: &[u8]) {
     if runs.payloads() > 10_000 {
         return;
     }
-    let mut encoder = Encoder::default();
+    let mut encoder = RunEncoder::default();
     for run in runs.iter() {
         assert!(run.count > 0 && run.first < run.end());
         assert!((run.first..run.end()).all(|ordinal| encoder.push(run.segment, ordinal)));
@@ -209,7 +209,7 @@ fn patched(kind: u8, mut rest: &[u8]) {
     if kind & 4 != 0 {
         let done = vec![0..1, 3..5];
         let progress =
-            Progress { id: NOW, serial: 7, groups: u32::from(kind >> 5), done, ..<_>::default() };
+            Checkpoint { id: NOW, serial: 7, groups: u32::from(kind >> 5), done, ..<_>::default() };
         let at = progress.place() as usize;
         progress.write(&mut file[at..at + progress.bytes()]);
     }
@@ -222,7 +222,7 @@ fn patched(kind: u8, mut rest: &[u8]) {
         for (at, byte) in (at..).zip(patch) {
             if !whole.checksums.contains(&at) && file[at] != *byte {
                 file[at] = *byte;
-                use_is_known &= at >= 2 * PROGRESS_BYTES as usize;
+                use_is_known &= at >= 2 * CHECKPOINT_BYTES as usize;
             }
         }
         rest = more;
@@ -240,36 +240,36 @@ fn patched(kind: u8, mut rest: &[u8]) {
 fn read(file: &[u8]) -> Vec<Record> {
     let (mut found, mut behind, mut ends) = (Vec::new(), 0, 0);
     walk(file, |what, bytes| match what {
-        Found::Group(at, group) => {
+        ScanStep::Group(at, group) => {
             assert!(at >= behind, "a walk goes forward");
             behind = at + group.head.group_bytes();
             let (id, mut ordinal) = (group.head.label.id, group.head.first_ordinal);
-            for entry in entries(&group.head, bytes) {
+            for entry in group_records(&group.head, bytes) {
                 let first = ordinal;
                 let said = match entry {
-                    Entry::Payloads(record) => {
+                    SpoolRecord::Request(record) => {
                         ordinal = ordinal.wrapping_add(record.count());
                         let version = record.version.map(str::to_owned);
                         let bytes =
                             record.spans().map(|span| record.payloads[span.range()].to_vec());
                         Said::Request(record.first, version, bytes.collect())
                     }
-                    Entry::Keys(keys) => Said::Keys(keys.into()),
-                    Entry::Intent(intent) => {
+                    SpoolRecord::Keys(keys) => Said::Keys(keys.into()),
+                    SpoolRecord::Intent(intent) => {
                         let runs = intent.runs.bytes().to_vec();
                         Said::Begun(intent.key.into(), intent.form.into(), runs)
                     }
-                    Entry::Done(key) => Said::Done(key.into()),
+                    SpoolRecord::Done(key) => Said::OrdinalSet(key.into()),
                 };
                 found.push((id, first, said));
             }
         }
-        Found::Damage(damage) => {
+        ScanStep::Damage(damage) => {
             assert!(behind <= damage.at.start && damage.at.start < damage.at.end);
             assert!(damage.at.end <= file.len() as u64);
         }
-        Found::End(_) => ends += 1,
-        Found::Nothing => unreachable!("walk keeps it to itself"),
+        ScanStep::End(_) => ends += 1,
+        ScanStep::NeedBytes => unreachable!("walk keeps it to itself"),
     });
     assert_eq!(ends, 1, "a walk ends once");
     found

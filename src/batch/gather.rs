@@ -206,7 +206,7 @@ impl Batches {
     /// What those payloads have in common that share a batch.
     fn write_place(&self, job: &Job, place: &mut Vec<u8>) -> EventTime {
         // No other directory has this address while one of its payloads is here.
-        let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.home()) as usize);
+        let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.core_dir()) as usize);
         place.clear();
         place.extend_from_slice(&home.to_ne_bytes());
         if !self.lookup.is_partitioned {

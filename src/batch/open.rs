@@ -49,7 +49,7 @@ impl OpenBatch {
             summing,
             stamp,
             partition: partition.into(),
-            members: job.record.as_ref().map(|record| Members::of(record.home())),
+            members: job.record.as_ref().map(|record| Members::of(record.core_dir())),
             roster: Roster::default(),
             version: job.payload.version().map(Box::from),
             payloads: 0,
@@ -60,7 +60,7 @@ impl OpenBatch {
     }
 
     pub(super) fn is_spooled(&self) -> bool {
-        self.members.as_ref().is_some_and(|members| !members.is_gone())
+        self.members.as_ref().is_some_and(|members| !members.is_removed())
     }
 
     /// Takes the payload in; false when what the spool may note of a batch is full: then it is to be closed first.

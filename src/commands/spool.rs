@@ -17,15 +17,15 @@ use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::Stamp;
-use crate::spool::batches::ledger::{JournalFile, Ledger, Settled};
-use crate::spool::format::scan::{End, Found};
+use crate::spool::batches::ledger::{CompletedMembers, JournalFile, Ledger};
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::offline::{SegmentFile, Spooled};
 use crate::spool::takeover::instances::{
-    Held, core_dirs, files_of, instances_in, is_instance, quarantined,
+    LockedSpool, core_dirs, files_of, instances_in, is_instance, quarantined,
 };
 
 /// The spool that an operator means.
-pub struct Places {
+pub struct SpoolTarget {
     dir: PathBuf,
     /// Directories of processes.
     instances: Vec<PathBuf>,
@@ -40,20 +40,20 @@ enum SpoolCommandError {
     #[error("{}", out::unwritable(.0))]
     Out(#[from] io::Error),
     #[error("{0}")]
-    Place(String),
+    Path(String),
 }
 
 /// Turns an error into one of the directory or file at `path`.
 fn of<E: fmt::Display>(path: &Path) -> impl FnOnce(E) -> SpoolCommandError {
     let path = path.display().to_string();
-    move |error| SpoolCommandError::Place(format!("{path}: {error}"))
+    move |error| SpoolCommandError::Path(format!("{path}: {error}"))
 }
 
 /// Finds the directories that `dir` means, or the configured spool's.
 ///
 /// # Errors
 /// One sentence: neither is given, or it is no spool.
-pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<Places, String> {
+pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<SpoolTarget, String> {
     let dir = dir.or_else(|| config.spool.as_ref().map(|spool| spool.dir.clone()));
     let dir = dir.ok_or("which spool? Give its directory, or set SPOOL_DIR")?;
     let shown = dir.display();
@@ -62,10 +62,10 @@ pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<Places, String> {
         format!("{shown} is no spool: it holds neither servers' directories nor core-N")
     })?;
     let is_one = is_instance(&dir);
-    Ok(Places { dir, instances, is_one })
+    Ok(SpoolTarget { dir, instances, is_one })
 }
 
-impl Places {
+impl SpoolTarget {
     /// One line per segment, and a sum.
     ///
     /// # Errors
@@ -80,16 +80,16 @@ impl Places {
         let mut segments = 0;
         for instance in &self.instances {
             // Released at once: a server that starts now must not be refused because of a listing.
-            let in_use = Held::take(instance).map_err(of(instance))?.is_none();
+            let in_use = LockedSpool::take(instance).map_err(of(instance))?.is_none();
             for (path, batched) in files_with(instance, |ledger| list_journals(out, ledger))? {
                 let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
                 let state = if in_use { "in use".to_owned() } else { survey.state() };
                 let Survey { groups, payloads, unstored, bytes, .. } = survey;
-                let place = Place(&path);
+                let name = SegmentName(&path);
                 let age = survey.age(now);
                 writeln!(
                     out,
-                    "{place}  {groups:>5} groups  {payloads:>7} payloads  {unstored:>7} unstored  \
+                    "{name}  {groups:>5} groups  {payloads:>7} payloads  {unstored:>7} unstored  \
                      {bytes:>10} B  oldest {age:<10}  {state}"
                 )?;
                 segments += 1;
@@ -122,7 +122,7 @@ impl Places {
         let mut journals = Vec::new();
         for instance in &self.instances {
             // Not locked: what a server does meanwhile changes no checksum.
-            if Held::take(instance).map_err(of(instance))?.is_none() {
+            if LockedSpool::take(instance).map_err(of(instance))?.is_none() {
                 writeln!(out, "{}", skipped(instance))?;
                 continue;
             }
@@ -192,8 +192,8 @@ impl Places {
 
     /// Locks what a process left, for as long as the result is kept; `None` and a message when that
     /// process lives.
-    fn hold(&self, instance: &Path) -> Result<Option<Held>, SpoolCommandError> {
-        let held = Held::take(instance).map_err(of(instance))?;
+    fn hold(&self, instance: &Path) -> Result<Option<LockedSpool>, SpoolCommandError> {
+        let held = LockedSpool::take(instance).map_err(of(instance))?;
         if held.is_none() {
             if self.is_one {
                 return Err(of(instance)("in use by a running server"));
@@ -228,9 +228,9 @@ fn write_line(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
 }
 
 /// A segment's path as `ls` shows it: process, core, file.
-struct Place<'a>(&'a Path);
+struct SegmentName<'a>(&'a Path);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for SegmentName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut names = self.0.iter().rev().map(|name| name.to_string_lossy());
         let mut next = || names.next().unwrap_or_default();
@@ -262,7 +262,7 @@ struct Survey {
 fn files_with(
     instance: &Path,
     mut visit: impl FnMut(&Ledger) -> io::Result<()>,
-) -> Result<Vec<(PathBuf, Rc<Settled>)>, SpoolCommandError> {
+) -> Result<Vec<(PathBuf, Rc<CompletedMembers>)>, SpoolCommandError> {
     let mut found = Vec::new();
     for core_dir in core_dirs(instance).map_err(of(instance))? {
         let ledger = Ledger::read(&core_dir).map_err(of(&core_dir))?;
@@ -278,13 +278,14 @@ fn files_with(
 fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
     let files = ledger.files();
     let Some(first) = files.first() else { return Ok(()) };
-    let (place, bytes) = (Place(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
+    let (name, bytes) =
+        (SegmentName(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
     let problem = files.iter().flat_map(|file| &file.problems).next();
     let state = problem.map_or("whole", String::as_str);
     let (begun, done) = (ledger.begun().count(), ledger.done().count());
     writeln!(
         out,
-        "{place}  {begun} batches begun and not finished, {done} finished  {bytes} B  {state}"
+        "{name}  {begun} batches begun and not finished, {done} finished  {bytes} B  {state}"
     )
 }
 
@@ -292,7 +293,7 @@ fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
 /// was faster.
 fn look(
     path: &Path,
-    batched: &Rc<Settled>,
+    batched: &Rc<CompletedMembers>,
     mut visit: impl FnMut(&Spooled<'_>) -> io::Result<()>,
 ) -> Result<Option<Survey>, SpoolCommandError> {
     let mut survey = Survey::default();
@@ -306,19 +307,21 @@ fn look(
     };
     loop {
         match file.find_next() {
-            Ok(Found::Group(_, group)) => {
+            Ok(ScanStep::Group(_, group)) => {
                 survey.groups += 1;
                 for payload in file.payloads(&group) {
                     survey.count(&payload);
                     visit(&payload)?;
                 }
             }
-            Ok(Found::Damage(damage)) => survey.problems.push(damage.to_string()),
-            Ok(Found::End(end)) => {
+            Ok(ScanStep::Damage(damage)) => survey.problems.push(damage.to_string()),
+            Ok(ScanStep::End(end)) => {
                 survey.end(&file, end);
                 return Ok(Some(survey));
             }
-            Ok(Found::Nothing) => unreachable!("a file's walk goes on until something is found"),
+            Ok(ScanStep::NeedBytes) => {
+                unreachable!("a file's walk goes on until something is found")
+            }
             Err(error) => {
                 survey.problems.push(unreadable(&error));
                 return Ok(Some(survey));
@@ -348,14 +351,14 @@ impl Survey {
         }
     }
 
-    fn end(&mut self, file: &SegmentFile, end: End) {
+    fn end(&mut self, file: &SegmentFile, end: SegmentEnd) {
         self.was_used = file.was_used();
         self.problems.extend(lost(file));
         self.problems.extend(end.problem());
-        if file.progress_is_lost() {
+        if file.checkpoint_is_lost() {
             self.notes.push("what was stored is not known: it would be put again".to_owned());
         }
-        if let End::Torn { at, why } = end {
+        if let SegmentEnd::Torn { at, why } = end {
             self.notes.push(format!("torn at byte {at}, which was never acknowledged: {why}"));
         }
     }

@@ -27,7 +27,7 @@ use crate::http::HEAD_BYTES_MAX;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
-use crate::spool::takeover::orphans::Orphans;
+use crate::spool::takeover::offers::Takeover;
 
 /// How long an admin connection has for its first complete request, …
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub struct Admin {
     pub registry: Registry,
     pub dead_letters: DeadLetters,
     /// The orphaned spools of crashed processes, if there is a spool.
-    pub orphans: Option<Arc<Orphans>>,
+    pub orphans: Option<Arc<Takeover>>,
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
     pub epoch: Instant,

@@ -14,7 +14,7 @@ use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
-use crate::spool::Record;
+use crate::spool::SpooledRequest;
 
 /// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
 /// `RequestOutcome` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
@@ -27,7 +27,7 @@ pub struct Job {
     pub payload: Payload,
     pub stamp: Stamp,
     /// Where its payload is in the spool, if it is.
-    pub record: Option<Rc<Record>>,
+    pub record: Option<Rc<SpooledRequest>>,
     /// Told what became of this payload; `None` when nobody waits for that.
     pub request_outcome: Option<Rc<RequestOutcome>>,
 }
@@ -45,7 +45,7 @@ impl Job {
 
     /// It survives this process.
     pub fn is_spooled(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| !record.is_gone())
+        self.record.as_ref().is_some_and(|record| !record.is_removed())
     }
 
     /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
@@ -56,7 +56,7 @@ impl Job {
         if let Some(record) = &self.record
             && outcome != Outcome::Lost
         {
-            record.settle(self.stamp, self.payload.len());
+            record.complete(self.stamp, self.payload.len());
         }
     }
 }

@@ -11,6 +11,6 @@ mod journal;
 pub mod ledger;
 mod members;
 
-pub use in_doubt::Begun;
+pub use in_doubt::BatchInDoubt;
 pub use journal::{CoreDir, Intent};
 pub use members::Members;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use futures_channel::oneshot;
 use glommio::GlommioError;
 
-use super::health::Health;
+use super::health::DiskHealth;
 use crate::rt;
 use crate::sync::Signal;
 
@@ -66,9 +66,9 @@ impl DiskThread {
 }
 
 /// The disk of one core's spool.
-pub(super) struct Disk {
+pub(super) struct SpoolDisk {
     pub(super) thread: DiskThread,
-    pub(super) health: Health,
+    pub(super) health: DiskHealth,
     /// Wakes the keeper: there is progress to write, a segment to finish, or room to make.
     pub(super) keeper: Signal,
     /// Wakes the task that prepares segments.
@@ -77,13 +77,13 @@ pub(super) struct Disk {
     pub(super) watcher: Signal,
 }
 
-impl Disk {
-    pub(super) fn new(thread: DiskThread, health: Health) -> Disk {
+impl SpoolDisk {
+    pub(super) fn new(thread: DiskThread, health: DiskHealth) -> SpoolDisk {
         let (keeper, preparer, watcher) = (Signal::default(), Signal::default(), Signal::default());
-        Disk { thread, health, keeper, preparer, watcher }
+        SpoolDisk { thread, health, keeper, preparer, watcher }
     }
 
-    /// [`DiskThread::run`], watched by [`Health`].
+    /// [`DiskThread::run`], watched by [`DiskHealth`].
     pub(super) async fn run<T: Send + 'static>(
         &self,
         call: impl FnOnce() -> io::Result<T> + Send + 'static,

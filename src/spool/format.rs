@@ -30,23 +30,23 @@ pub mod runs;
 pub mod scan;
 
 pub use crate::net::BLOCK;
-use record::{Entry, read_entry};
 pub use record::{
-    KEYS_BYTES_MAX, RecordRef, VERSION_BYTES_MAX, entries, keys_bytes, keys_of, record_bytes,
-    records, slices, write_keys, write_record,
+    KEYS_BYTES_MAX, RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes,
+    keys_of, record_bytes, slices, write_keys, write_record,
 };
+use record::{SpoolRecord, read_record};
 
 /// One of the two places for progress.
-pub const PROGRESS_BYTES: u64 = 64 << 10;
+pub const CHECKPOINT_BYTES: u64 = 64 << 10;
 /// Where the first group lies.
-pub const DATA_START: u64 = 2 * PROGRESS_BYTES;
+pub const DATA_START: u64 = 2 * CHECKPOINT_BYTES;
 /// Of a group, before its records.
 pub const HEAD_BYTES: usize = 128;
 /// Longest `NODE_ID`.
 const NODE_BYTES_MAX: usize = 64;
 
 const GROUP_MAGIC: [u8; 7] = *b"MRSPOOL";
-const PROGRESS_MAGIC: [u8; 7] = *b"MRSPROG";
+const CHECKPOINT_MAGIC: [u8; 7] = *b"MRSPROG";
 const VERSION: u8 = 1;
 
 /// What every group of one segment's use has in common.
@@ -64,7 +64,7 @@ pub struct Label {
 
 /// A group's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct GroupHead {
     pub label: Label,
     /// Counts the groups of a segment, from 0.
     pub number: u32,
@@ -75,7 +75,7 @@ pub struct Head {
     body_crc: u32,
 }
 
-impl Head {
+impl GroupHead {
     /// Bytes in the file, up to the next group.
     pub fn group_bytes(&self) -> u64 {
         group_bytes(self.body_bytes as usize)
@@ -127,8 +127,8 @@ fn crc(bytes: &[u8]) -> u32 {
 
 /// What the start of a block may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    Head(Head),
+pub enum BlockStart {
+    Head(GroupHead),
     /// A group's, of another version.
     Version(u8),
     Zeros,
@@ -136,16 +136,20 @@ pub enum Start {
 }
 
 /// Reads the start of a block, at least [`HEAD_BYTES`].
-pub fn read_start(block: &[u8]) -> Start {
+pub fn read_start(block: &[u8]) -> BlockStart {
     let head = &block[..HEAD_BYTES];
     if head[..7] != GROUP_MAGIC {
-        return if block.iter().all(|byte| *byte == 0) { Start::Zeros } else { Start::Other };
+        return if block.iter().all(|byte| *byte == 0) {
+            BlockStart::Zeros
+        } else {
+            BlockStart::Other
+        };
     }
     let whole = crc(&head[12..]) == u32_at(head, 8);
     let node = str::from_utf8(&head[49..HEAD_BYTES]).unwrap_or_default();
     match node.get(..usize::from(head[48])) {
-        _ if head[7] != VERSION => Start::Version(head[7]),
-        Some(node) if whole && node.len() <= NODE_BYTES_MAX => Start::Head(Head {
+        _ if head[7] != VERSION => BlockStart::Version(head[7]),
+        Some(node) if whole && node.len() <= NODE_BYTES_MAX => BlockStart::Head(GroupHead {
             label: Label {
                 segment_bytes: u64_at(head, 32),
                 id: u64_at(head, 24),
@@ -157,7 +161,7 @@ pub fn read_start(block: &[u8]) -> Start {
             body_bytes: u32_at(head, 16),
             body_crc: u32_at(head, 12),
         }),
-        _ => Start::Other,
+        _ => BlockStart::Other,
     }
 }
 
@@ -172,25 +176,25 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// Where and why a segment is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("damaged from byte {} to {}: {why}", .at.start, .at.end)]
-pub struct Damage {
+pub struct SegmentDamage {
     pub at: Range<u64>,
     pub why: &'static str,
 }
 
 /// A group whose checksums hold and whose records add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    pub head: Head,
+pub struct CommitGroup {
+    pub head: GroupHead,
     /// Payloads in all its records.
     pub payloads: u32,
 }
 
-impl Group {
+impl CommitGroup {
     /// Checks `bytes`, which `head` was read from and which are all of the group.
     ///
     /// # Errors
     /// Why it is none.
-    pub fn check(head: Head, bytes: &[u8]) -> Result<Group, &'static str> {
+    pub fn check(head: GroupHead, bytes: &[u8]) -> Result<CommitGroup, &'static str> {
         let body = bytes.get(HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize);
         let body = body.ok_or("a group is cut short")?;
         if crc(body) != head.body_crc {
@@ -200,23 +204,25 @@ impl Group {
         let mut at = 0;
         while at < body.len() {
             let (entry, bytes) =
-                read_entry(&body[at..]).ok_or("a record does not fit its group")?;
+                read_record(&body[at..]).ok_or("a record does not fit its group")?;
             match entry {
-                Entry::Payloads(record) => {
+                SpoolRecord::Request(record) => {
                     payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
                 }
-                Entry::Keys(_) if at > 0 => return Err("a template of keys behind other records"),
-                Entry::Keys(_) | Entry::Intent(_) | Entry::Done(_) => {}
+                SpoolRecord::Keys(_) if at > 0 => {
+                    return Err("a template of keys behind other records");
+                }
+                SpoolRecord::Keys(_) | SpoolRecord::Intent(_) | SpoolRecord::Done(_) => {}
             }
             at += bytes;
         }
-        Ok(Group { head, payloads })
+        Ok(CommitGroup { head, payloads })
     }
 }
 
 /// What of a segment needs nothing more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct Checkpoint {
     /// Of the use of the segment that this is about.
     pub id: u64,
     /// Orders progress of one file, across its uses.
@@ -232,15 +238,15 @@ pub struct Progress {
     pub done: Vec<Range<u32>>,
 }
 
-const PROGRESS_HEAD_BYTES: usize = 48;
+const CHECKPOINT_HEAD_BYTES: usize = 48;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
 const MAP: u8 = 4;
 /// Ranges that fit, of eight bytes each; in their place as many words of a bit for every payload,
 /// when those are fewer.
-const WORDS_MAX: usize = (PROGRESS_BYTES as usize - PROGRESS_HEAD_BYTES) / 8;
+const WORDS_MAX: usize = (CHECKPOINT_BYTES as usize - CHECKPOINT_HEAD_BYTES) / 8;
 
-impl Progress {
+impl Checkpoint {
     /// Whether it can be written. A core that puts payloads one by one leaves a hole per worker;
     /// batches of interleaved partitions may leave one per payload, and then the first 523,904
     /// payloads of a segment have room. What does not fit is not written in part: a synced progress
@@ -264,23 +270,23 @@ impl Progress {
 
     /// Where in the file it is written.
     pub fn place(&self) -> u64 {
-        self.serial % 2 * PROGRESS_BYTES
+        self.serial % 2 * CHECKPOINT_BYTES
     }
 
     /// Bytes it takes, in whole blocks.
     pub fn bytes(&self) -> usize {
-        (PROGRESS_HEAD_BYTES + 8 * self.words()).next_multiple_of(BLOCK as usize)
+        (CHECKPOINT_HEAD_BYTES + 8 * self.words()).next_multiple_of(BLOCK as usize)
     }
 
-    /// Writes it to the whole of `buffer`, which has [`Progress::bytes`].
+    /// Writes it to the whole of `buffer`, which has [`Checkpoint::bytes`].
     ///
     /// # Panics
     /// It does not [fit](Progress::fits).
     pub fn write(&self, buffer: &mut [u8]) {
         assert!(self.fits() && buffer.len() == self.bytes());
-        let length = PROGRESS_HEAD_BYTES + 8 * self.words();
+        let length = CHECKPOINT_HEAD_BYTES + 8 * self.words();
         buffer.fill(0);
-        buffer[..7].copy_from_slice(&PROGRESS_MAGIC);
+        buffer[..7].copy_from_slice(&CHECKPOINT_MAGIC);
         buffer[7] = VERSION;
         buffer[12..16].copy_from_slice(&u32_bytes(self.words()));
         buffer[16..24].copy_from_slice(&self.id.to_le_bytes());
@@ -290,7 +296,7 @@ impl Progress {
             + u8::from(self.is_map()) * MAP;
         buffer[36..40].copy_from_slice(&self.groups_end.unwrap_or(0).to_le_bytes());
         buffer[40..44].copy_from_slice(&self.groups.to_le_bytes());
-        let body = &mut buffer[PROGRESS_HEAD_BYTES..length];
+        let body = &mut buffer[CHECKPOINT_HEAD_BYTES..length];
         if self.is_map() {
             for ordinal in self.done.iter().cloned().flatten() {
                 body[ordinal as usize / 8] |= 1 << (ordinal % 8);
@@ -306,16 +312,16 @@ impl Progress {
     }
 
     /// From one place of a file; `None` when nothing whole is there.
-    fn read_one(bytes: &[u8]) -> Option<Progress> {
-        let head = bytes.get(..PROGRESS_HEAD_BYTES)?;
-        if head[..7] != PROGRESS_MAGIC || head[7] != VERSION {
+    fn read_one(bytes: &[u8]) -> Option<Checkpoint> {
+        let head = bytes.get(..CHECKPOINT_HEAD_BYTES)?;
+        if head[..7] != CHECKPOINT_MAGIC || head[7] != VERSION {
             return None;
         }
-        let length = PROGRESS_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(WORDS_MAX);
+        let length = CHECKPOINT_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(WORDS_MAX);
         let covered = bytes.get(12..length).filter(|covered| crc(covered) == u32_at(head, 8))?;
-        let body = &covered[PROGRESS_HEAD_BYTES - 12..];
+        let body = &covered[CHECKPOINT_HEAD_BYTES - 12..];
         let ranges = body.chunks_exact(8).map(|range| u32_at(range, 0)..u32_at(range, 4));
-        Some(Progress {
+        Some(Checkpoint {
             id: u64_at(head, 16),
             serial: u64_at(head, 24),
             complete: head[32] & COMPLETE != 0,
@@ -328,22 +334,22 @@ impl Progress {
     /// Whether something was written to this place of a file and is not whole, which is no harm
     /// while the other is.
     pub fn is_torn(place: &[u8]) -> bool {
-        let begun = place.iter().take(PROGRESS_HEAD_BYTES).any(|byte| *byte != 0);
-        begun && Progress::read_one(place).is_none()
+        let begun = place.iter().take(CHECKPOINT_HEAD_BYTES).any(|byte| *byte != 0);
+        begun && Checkpoint::read_one(place).is_none()
     }
 
     /// The progress in the first [`DATA_START`] bytes of a file.
-    pub fn read(bytes: &[u8]) -> Option<Progress> {
-        let places = bytes.chunks(PROGRESS_BYTES as usize).take(2);
-        places.filter_map(Progress::read_one).max_by_key(|progress| progress.serial)
+    pub fn read(bytes: &[u8]) -> Option<Checkpoint> {
+        let places = bytes.chunks(CHECKPOINT_BYTES as usize).take(2);
+        places.filter_map(Checkpoint::read_one).max_by_key(|progress| progress.serial)
     }
 
     /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a
     /// file, if perhaps not whole.
     fn may_be_torn(bytes: &[u8]) -> bool {
-        bytes
-            .chunks(PROGRESS_BYTES as usize)
-            .all(|place| place.starts_with(&PROGRESS_MAGIC) || place.iter().all(|byte| *byte == 0))
+        bytes.chunks(CHECKPOINT_BYTES as usize).all(|place| {
+            place.starts_with(&CHECKPOINT_MAGIC) || place.iter().all(|byte| *byte == 0)
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //! and refusals.
 //!
 //! The log has one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO
-//! when the spool works again. A state that alternates is logged at most every [`SAY_EVERY`].
+//! when the spool works again. A state that alternates is logged at most every [`LOG_EVERY`].
 //!
 //! A disk that hangs returns no error, so operations in flight are watched: one that takes longer
 //! than [`STALL_AFTER`] marks the disk as stalled. Requests still wait for it then, up to
@@ -27,7 +27,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Time between two log lines about a state that continues.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 /// Time between two log lines about new states.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the disk refused a write, as an errno; its text includes the remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl DiskError {
             libc::EMFILE => "raise the limit of open files (ulimit -n, LimitNOFILE)",
             libc::ENFILE => "raise the system's limit of open files (fs.file-max)",
             libc::EACCES | libc::EPERM => "give the server's user its rights on SPOOL_DIR",
-            _ => "check the disk of SPOOL_DIR; the kernel's log may say more",
+            _ => "check the disk of SPOOL_DIR; the kernel's log may log more",
         }
     }
 }
@@ -82,42 +82,42 @@ pub fn not_ready(cells: &CoreCells) -> Option<String> {
 }
 
 /// The health of one core's spool.
-pub(super) struct Health {
+pub(super) struct DiskHealth {
     cells: &'static CoreCells,
     /// Where this core's segments lie.
     dir: PathBuf,
-    trouble: RefCell<Option<Trouble>>,
-    stall: RefCell<Option<Trouble>>,
+    outage: RefCell<Option<Outage>>,
+    stall: RefCell<Option<Outage>>,
     /// When each operation in flight began.
     operations: RefCell<Slab<Instant>>,
-    /// Requests refused since the trouble began.
+    /// Requests refused since the outage began.
     refused: Cell<u64>,
-    said_last: Cell<Option<Instant>>,
+    last_logged: Cell<Option<Instant>>,
     /// Tasks that wait for the disk to stall.
     waiters: Waiters,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum OutageKind {
     /// `SPOOL_MAX` is used up.
     Full,
     Failing(DiskError),
     Stalled,
 }
 
-struct Trouble {
-    kind: Kind,
+struct Outage {
+    kind: OutageKind,
     text: String,
     since: Instant,
     /// When it was last logged; `None`: not yet.
-    said: Option<Instant>,
-    /// It was logged, or the trouble that it replaced was.
+    logged: Option<Instant>,
+    /// It was logged, or the outage that it replaced was.
     is_known: bool,
 }
 
 /// A disk operation in flight.
 pub(super) struct Operation<'a> {
-    health: &'a Health,
+    health: &'a DiskHealth,
     number: usize,
 }
 
@@ -127,18 +127,18 @@ impl Drop for Operation<'_> {
     }
 }
 
-impl Health {
+impl DiskHealth {
     /// The health of a spool that has no segment yet.
-    pub(super) fn new(cells: &'static CoreCells, dir: PathBuf) -> Health {
+    pub(super) fn new(cells: &'static CoreCells, dir: PathBuf) -> DiskHealth {
         cells.spool_preparing.set(1);
-        Health {
+        DiskHealth {
             cells,
             dir,
-            trouble: RefCell::default(),
+            outage: RefCell::default(),
             stall: RefCell::default(),
             operations: RefCell::default(),
             refused: Cell::default(),
-            said_last: Cell::default(),
+            last_logged: Cell::default(),
             waiters: Waiters::default(),
         }
     }
@@ -155,9 +155,9 @@ impl Health {
     }
 
     pub(super) fn failure(&self) -> Option<DiskError> {
-        match self.trouble.borrow().as_ref()?.kind {
-            Kind::Failing(error) => Some(error),
-            Kind::Full | Kind::Stalled => None,
+        match self.outage.borrow().as_ref()?.kind {
+            OutageKind::Failing(error) => Some(error),
+            OutageKind::Full | OutageKind::Stalled => None,
         }
     }
 
@@ -175,7 +175,7 @@ impl Health {
         let why = DiskError::of(error);
         self.cells.spool_errno.set(why.0 as u64);
         let remedy = why.remedy();
-        self.troubled(Kind::Failing(why), || {
+        self.begin_outage(OutageKind::Failing(why), || {
             format!(
                 "the spool cannot be written: {}: {error}; spooled requests get 503 until it can, \
                  which is tried every SPOOL_CHECKPOINT: {remedy}",
@@ -191,7 +191,7 @@ impl Health {
             return;
         }
         self.cells.spool_full.set(1);
-        self.troubled(Kind::Full, || {
+        self.begin_outage(OutageKind::Full, || {
             format!(
                 "the spool is full: {}: payloads that are not stored use up SPOOL_MAX; spooled \
                  requests get 503 until the store has taken some: see to the store, or raise SPOOL_MAX",
@@ -200,34 +200,34 @@ impl Health {
         });
     }
 
-    fn troubled(&self, kind: Kind, text: impl FnOnce() -> String) {
-        let mut trouble = self.trouble.borrow_mut();
-        if trouble.as_ref().is_some_and(|known| known.kind == kind) {
+    fn begin_outage(&self, kind: OutageKind, text: impl FnOnce() -> String) {
+        let mut outage = self.outage.borrow_mut();
+        if outage.as_ref().is_some_and(|known| known.kind == kind) {
             return;
         }
         // A failure that turns into another is one outage.
-        let before = trouble.as_ref();
+        let before = outage.as_ref();
         let since = before.map_or_else(rt::now, |known| known.since);
         let is_known = before.is_some_and(|known| known.is_known);
-        let new = trouble.insert(Trouble { kind, text: text(), since, said: None, is_known });
-        self.say(new, rt::now());
+        let new = outage.insert(Outage { kind, text: text(), since, logged: None, is_known });
+        self.log(new, rt::now());
     }
 
     /// Logs a new state unless another was logged a moment ago, and repeats an old one as a
     /// reminder.
-    fn say(&self, trouble: &mut Trouble, now: Instant) {
-        let due = match trouble.said {
-            None => self.said_last.get().is_none_or(|last| now - last >= SAY_EVERY),
-            Some(said) => now - said >= REMIND_EVERY,
+    fn log(&self, outage: &mut Outage, now: Instant) {
+        let due = match outage.logged {
+            None => self.last_logged.get().is_none_or(|last| now - last >= LOG_EVERY),
+            Some(logged) => now - logged >= REMIND_EVERY,
         };
         if !due {
             return;
         }
-        let (for_s, refused) = ((now - trouble.since).as_secs(), self.refused.get());
-        tracing::error!(for_s, refused, "{}", trouble.text);
-        trouble.said = Some(now);
-        trouble.is_known = true;
-        self.said_last.set(Some(now));
+        let (for_s, refused) = ((now - outage.since).as_secs(), self.refused.get());
+        tracing::error!(for_s, refused, "{}", outage.text);
+        outage.logged = Some(now);
+        outage.is_known = true;
+        self.last_logged.set(Some(now));
     }
 
     /// Counts a request that was refused.
@@ -251,7 +251,7 @@ impl Health {
     }
 
     fn recovered(&self, what: &str) {
-        let Some(Trouble { since, is_known, .. }) = self.trouble.take() else { return };
+        let Some(Outage { since, is_known, .. }) = self.outage.take() else { return };
         let (after_s, refused) = (rt::since(since).as_secs(), self.refused.take());
         // An outage that was never logged has no end to log.
         if is_known {
@@ -265,7 +265,7 @@ impl Health {
         let age = oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let mut stall = self.stall.borrow_mut();
         if age < STALL_AFTER {
-            if let Some(Trouble { since, is_known: true, .. }) = stall.take() {
+            if let Some(Outage { since, is_known: true, .. }) = stall.take() {
                 let (after_s, dir) = ((now - since).as_secs(), self.dir.display());
                 tracing::info!(after_s, "the spool's disk answers again: {dir}");
             }
@@ -280,14 +280,14 @@ impl Health {
                      SPOOL_DIR"
                 );
                 let since = now - age;
-                Trouble { kind: Kind::Stalled, text, since, said: None, is_known: false }
+                Outage { kind: OutageKind::Stalled, text, since, logged: None, is_known: false }
             });
-            self.say(stalled, now);
+            self.log(stalled, now);
             drop(stall);
             self.waiters.wake_all();
         }
-        if let Some(trouble) = &mut *self.trouble.borrow_mut() {
-            self.say(trouble, now);
+        if let Some(outage) = &mut *self.outage.borrow_mut() {
+            self.log(outage, now);
         }
     }
 }
@@ -296,12 +296,12 @@ impl Health {
 mod tests {
     use super::*;
 
-    fn health() -> Health {
-        Health::new(&crate::metrics::cells(1)[0], "spool/n/core-0".into())
+    fn health() -> DiskHealth {
+        DiskHealth::new(&crate::metrics::cells(1)[0], "spool/n/core-0".into())
     }
 
-    fn said(health: &Health) -> bool {
-        health.trouble.borrow().as_ref().is_some_and(|trouble| trouble.said.is_some())
+    fn logged(health: &DiskHealth) -> bool {
+        health.outage.borrow().as_ref().is_some_and(|outage| outage.logged.is_some())
     }
 
     #[test]
@@ -316,8 +316,8 @@ mod tests {
             (libc::EACCES, "denied", "rights"),
             (libc::EIO, "error (os error 5)", "kernel's log"),
         ] {
-            let said = DiskError::of(&io::Error::from_raw_os_error(errno)).to_string();
-            assert!(said.contains(text) && said.contains(remedy), "{said}");
+            let logged = DiskError::of(&io::Error::from_raw_os_error(errno)).to_string();
+            assert!(logged.contains(text) && logged.contains(remedy), "{logged}");
         }
         let other = DiskError::of(&io::Error::other("FAULTS=spool_sync"));
         assert_eq!(other, DiskError(libc::EIO), "what has no errno is an I/O error");
@@ -329,8 +329,8 @@ mod tests {
         let now = Instant::now();
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         health.failed(Path::new("a"), &full);
-        let first = health.trouble.borrow().as_ref().unwrap().said.unwrap();
-        let said_at = || health.trouble.borrow().as_ref().unwrap().said.unwrap();
+        let first = health.outage.borrow().as_ref().unwrap().logged.unwrap();
+        let said_at = || health.outage.borrow().as_ref().unwrap().logged.unwrap();
         health.failed(Path::new("a"), &full);
         health.look(now + REMIND_EVERY / 2);
         assert_eq!(said_at(), first, "not again");
@@ -348,12 +348,12 @@ mod tests {
         let health = health();
         let error = io::Error::from_raw_os_error(libc::EIO);
         health.failed(Path::new("a"), &error);
-        assert!(said(&health));
+        assert!(logged(&health));
         health.works();
         health.failed(Path::new("a"), &error);
-        assert!(!said(&health), "a moment after the first");
-        health.look(Instant::now() + SAY_EVERY);
-        assert!(said(&health), "it goes on, so it is said");
+        assert!(!logged(&health), "a moment after the first");
+        health.look(Instant::now() + LOG_EVERY);
+        assert!(logged(&health), "it goes on, so it is logged");
     }
 
     #[test]
@@ -361,8 +361,8 @@ mod tests {
         let health = health();
         health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::EROFS));
         health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::ENOENT));
-        assert!(!said(&health), "a moment after the first");
-        assert!(health.trouble.borrow().as_ref().unwrap().is_known, "its end is to be said");
+        assert!(!logged(&health), "a moment after the first");
+        assert!(health.outage.borrow().as_ref().unwrap().is_known, "its end is to be logged");
         assert!(not_ready(health.cells).unwrap().contains("No such file"), "the last reason");
     }
 

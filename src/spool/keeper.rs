@@ -11,7 +11,7 @@ use futures_lite::FutureExt;
 
 use super::Spool;
 use super::prepare::FIRST_BYTES;
-use super::segment::{Note, Segment};
+use super::segment::{CheckpointMode, Segment};
 use super::takeover::instances::{SEGMENT, remove, sync_dir};
 
 /// Why no empty segment could be made.
@@ -37,14 +37,14 @@ impl Spool {
             }
             self.finish_segments().await;
             if due {
-                self.note_progress().await;
-                if self.setup.orphans.is_used_up() {
+                self.write_checkpoints().await;
+                if self.setup.takeover.is_used_up() {
                     self.adopted.leave_unused();
                 }
                 noted = rt::now();
                 self.check_names().await;
                 if self.disk.health.is_failing() {
-                    self.try_again().await;
+                    self.retry_disk().await;
                 }
             }
             if !self.own.has_spare() && !self.disk.health.is_failing() {
@@ -88,7 +88,7 @@ impl Spool {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
-        let adopted = self.setup.orphans.bytes() / self.setup.cores as u64;
+        let adopted = self.setup.takeover.bytes() / self.setup.cores as u64;
         let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
         self.own.set_short(is_short);
         if is_short {
@@ -98,7 +98,7 @@ impl Spool {
         let segment = self.create_file(&path, bytes, FIRST_BYTES).await.map_err(NoSpare::Io)?;
         self.own.add_spare(Rc::new(segment));
         self.disk.preparer.raise();
-        self.count_bytes();
+        self.update_disk_bytes();
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl Spool {
         files as u64 * self.setup.options.segment + journals
     }
 
-    pub(super) fn count_bytes(&self) {
+    pub(super) fn update_disk_bytes(&self) {
         self.setup.cells.spool_disk_bytes.set(self.own_bytes());
     }
 
@@ -142,8 +142,8 @@ impl Spool {
             let Some(segment) = finished else { break };
             // Synced: a later process must not take groups of the next use for damage in this one.
             let noted = match () {
-                () if segment.is_strange() => Ok(()),
-                () => segment.note(Note::Complete).await.map(drop),
+                () if segment.is_foreign() => Ok(()),
+                () => segment.note(CheckpointMode::Complete).await.map(drop),
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {
@@ -156,7 +156,7 @@ impl Spool {
             if !(reusable && self.own.keep_spare(&segment)) {
                 self.discard(&segment).await;
             }
-            self.count_bytes();
+            self.update_disk_bytes();
         }
     }
 
@@ -169,24 +169,24 @@ impl Spool {
 
     /// Writes down what has been settled, for the process that comes after a crash. Not synced:
     /// payloads of which the note is lost are stored again under the same key.
-    pub(super) async fn note_progress(&self) {
+    pub(super) async fn write_checkpoints(&self) {
         let mut segments = self.own.segments();
         segments.extend(self.adopted.segments());
         segments.retain(|segment| segment.is_dirty());
         for segment in segments {
-            if let Err(error) = segment.note(Note::Lazily).await {
+            if let Err(error) = segment.note(CheckpointMode::Unsynced).await {
                 self.fail(segment.path(), &error);
             }
         }
     }
 
     /// Tries whether a disk that failed takes writes again.
-    async fn try_again(&self) {
+    async fn retry_disk(&self) {
         let works = match self.own.next_spare() {
             Some(spare) => match spare.check().await {
-                Ok(()) => spare.note(Note::Complete).await.map(drop),
+                Ok(()) => spare.note(CheckpointMode::Complete).await.map(drop),
                 Err(error) => {
-                    if spare.is_gone() {
+                    if spare.is_removed() {
                         self.own.remove_spare(&spare);
                     }
                     Err(error)
@@ -206,14 +206,14 @@ impl Spool {
 
     /// Finishes the spool's own files at a stop: empty ones are removed, progress of the others is
     /// written and synced.
-    pub(super) async fn put_away(&self) {
+    pub(super) async fn finish_files(&self) {
         self.end_journals().await;
         self.finish_segments().await;
         if let Some(last) = self.own.last().filter(|last| !last.is_closed()) {
             last.close(false);
             self.finish_segments().await;
         }
-        self.note_progress().await;
+        self.write_checkpoints().await;
         for segment in self.own.take_spares() {
             self.discard(&segment).await;
         }
@@ -222,6 +222,6 @@ impl Spool {
                 tracing::warn!("{}: {error}", segment.path().display());
             }
         }
-        self.count_bytes();
+        self.update_disk_bytes();
     }
 }

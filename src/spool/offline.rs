@@ -7,31 +7,33 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::batches::ledger::Settled;
-use super::done::Done;
-use super::format::record::Entry;
-use super::format::scan::{Found, Scan};
-use super::format::{DATA_START, Group, PROGRESS_BYTES, Progress, entries, keys_of, records};
+use super::batches::ledger::CompletedMembers;
+use super::format::record::SpoolRecord;
+use super::format::scan::{ScanStep, SegmentScan};
+use super::format::{
+    CHECKPOINT_BYTES, Checkpoint, CommitGroup, DATA_START, group_records, group_requests, keys_of,
+};
+use super::ordinals::OrdinalSet;
 use crate::queue::job::Stamp;
 
 /// A walk through a file.
 pub struct SegmentFile {
     path: PathBuf,
     file: File,
-    scan: Scan,
+    scan: SegmentScan,
     /// What was read last; after a group was found, all of it.
     bytes: Vec<u8>,
     /// The progress that was found, and what was settled since.
-    progress: Progress,
-    done: Done,
+    progress: Checkpoint,
+    done: OrdinalSet,
     /// Progress was written, but both pages are damaged.
-    progress_lost: bool,
+    checkpoint_lost: bool,
     /// The number that the next payload has if nothing is missing.
     next_ordinal: u32,
     /// Payloads before it that are neither there nor done.
     missing: u64,
     /// What the journals say is done, until the segment's id is known.
-    batched: Option<Rc<Settled>>,
+    batched: Option<Rc<CompletedMembers>>,
 }
 
 /// One payload in a group.
@@ -53,12 +55,12 @@ impl SegmentFile {
         let file_bytes = file.metadata()?.len();
         let mut bytes = vec![0; DATA_START.min(file_bytes) as usize];
         file.read_exact_at(&mut bytes, 0)?;
-        let noted = Progress::read(&bytes);
-        let torn = bytes.chunks(PROGRESS_BYTES as usize).any(Progress::is_torn);
-        let scan = Scan::new(file_bytes, &bytes);
-        let progress_lost = noted.is_none() && torn;
+        let noted = Checkpoint::read(&bytes);
+        let torn = bytes.chunks(CHECKPOINT_BYTES as usize).any(Checkpoint::is_torn);
+        let scan = SegmentScan::new(file_bytes, &bytes);
+        let checkpoint_lost = noted.is_none() && torn;
         let mut progress = noted.unwrap_or_default();
-        let mut done = Done::default();
+        let mut done = OrdinalSet::default();
         if !progress.complete {
             progress.done.drain(..).for_each(|range| done.insert(range));
         }
@@ -69,7 +71,7 @@ impl SegmentFile {
             bytes,
             progress,
             done,
-            progress_lost,
+            checkpoint_lost,
             next_ordinal: 0,
             missing: 0,
             batched: None,
@@ -77,7 +79,7 @@ impl SegmentFile {
     }
 
     /// Opens a segment whose members of batches are stored as the directory's journals say.
-    pub fn open_with(path: &Path, batched: &Rc<Settled>) -> io::Result<SegmentFile> {
+    pub fn open_with(path: &Path, batched: &Rc<CompletedMembers>) -> io::Result<SegmentFile> {
         Ok(SegmentFile { batched: Some(batched.clone()), ..SegmentFile::open(path)? })
     }
 
@@ -86,23 +88,23 @@ impl SegmentFile {
     }
 
     /// Returns what comes next; nothing does after the end.
-    pub fn find_next(&mut self) -> io::Result<Found> {
+    pub fn find_next(&mut self) -> io::Result<ScanStep> {
         loop {
             let wanted = self.scan.wants();
             self.bytes.resize((wanted.end - wanted.start) as usize, 0);
             self.file.read_exact_at(&mut self.bytes, wanted.start)?;
             match self.scan.feed(&self.bytes) {
-                Found::Nothing => {}
-                Found::Group(at, group) => {
+                ScanStep::NeedBytes => {}
+                ScanStep::Group(at, group) => {
                     self.pass(&group);
-                    return Ok(Found::Group(at, group));
+                    return Ok(ScanStep::Group(at, group));
                 }
                 found => return Ok(found),
             }
         }
     }
 
-    fn pass(&mut self, group: &Group) {
+    fn pass(&mut self, group: &CommitGroup) {
         let head = &group.head;
         if let Some(batched) = self.batched.take() {
             batched.of_segment(head.label.id).for_each(|run| {
@@ -115,7 +117,7 @@ impl SegmentFile {
         if self.progress.complete {
             // A new use has begun, for which no progress was written yet.
             let serial = self.progress.serial;
-            self.progress = Progress { serial, ..Progress::default() };
+            self.progress = Checkpoint { serial, ..Checkpoint::default() };
         }
         self.progress.id = head.label.id;
         self.progress.groups = self.progress.groups.max(head.number + 1);
@@ -125,17 +127,17 @@ impl SegmentFile {
     ///
     /// # Errors
     /// `InvalidData`: it is no longer there.
-    pub fn read_again(&mut self, at: u64, group: &Group) -> io::Result<()> {
+    pub fn read_again(&mut self, at: u64, group: &CommitGroup) -> io::Result<()> {
         self.bytes.resize(group.head.group_bytes() as usize, 0);
         self.file.read_exact_at(&mut self.bytes, at)?;
-        let again = Group::check(group.head.clone(), &self.bytes);
+        let again = CommitGroup::check(group.head.clone(), &self.bytes);
         again.map(drop).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
     /// The payloads of `group`, which was found last.
-    pub fn payloads(&self, group: &Group) -> impl Iterator<Item = Spooled<'_>> {
+    pub fn payloads(&self, group: &CommitGroup) -> impl Iterator<Item = Spooled<'_>> {
         let mut next = group.head.first_ordinal;
-        records(&group.head, &self.bytes).flat_map(move |record| {
+        group_requests(&group.head, &self.bytes).flat_map(move |record| {
             let ordinals = next..;
             next += record.count();
             let Stamp { unix_nanos, seq } = record.first;
@@ -150,12 +152,12 @@ impl SegmentFile {
     }
 
     /// All records of `group`, which was found last.
-    pub fn entries(&self, group: &Group) -> impl Iterator<Item = Entry<'_>> {
-        entries(&group.head, &self.bytes)
+    pub fn entries(&self, group: &CommitGroup) -> impl Iterator<Item = SpoolRecord<'_>> {
+        group_records(&group.head, &self.bytes)
     }
 
     /// The template of the keys of `group`, which was found last; `None`: the default.
-    pub fn keys(&self, group: &Group) -> Option<&str> {
+    pub fn keys(&self, group: &CommitGroup) -> Option<&str> {
         keys_of(&group.head, &self.bytes)
     }
 
@@ -165,8 +167,8 @@ impl SegmentFile {
     }
 
     /// Whether it is unknown what had been stored.
-    pub fn progress_is_lost(&self) -> bool {
-        self.progress_lost
+    pub fn checkpoint_is_lost(&self) -> bool {
+        self.checkpoint_lost
     }
 
     /// Whether it was ever used.
@@ -185,7 +187,7 @@ impl SegmentFile {
     }
 
     /// Writes what has been settled, durably, for the next reader of the file.
-    pub fn note_progress(&mut self) -> io::Result<()> {
+    pub fn write_checkpoints(&mut self) -> io::Result<()> {
         self.progress.serial += 1;
         self.progress.done = self.done.ranges().collect();
         if !self.progress.fits() {

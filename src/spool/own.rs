@@ -136,7 +136,7 @@ impl OwnFiles {
 
     /// Forgets spares whose files were removed.
     pub(super) fn drop_gone_spares(&self) {
-        self.spares.borrow_mut().retain(|spare| !spare.is_gone());
+        self.spares.borrow_mut().retain(|spare| !spare.is_removed());
     }
 
     pub(super) fn take_spares(&self) -> Vec<Rc<Segment>> {
@@ -148,6 +148,6 @@ impl OwnFiles {
         let (segments, spares) = (self.segments.borrow(), self.spares.borrow());
         let current = segments.back().filter(|segment| segment.is_filling());
         let mut next = current.into_iter().chain(spares.iter().rev());
-        next.find(|segment| !segment.is_prepared() && !segment.is_gone()).cloned()
+        next.find(|segment| !segment.is_prepared() && !segment.is_removed()).cloned()
     }
 }

@@ -12,7 +12,7 @@ pub(super) const SECTOR: usize = 512;
 
 /// Something that happened, in order.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub(super) enum DiskEvent {
     /// A file of this size, which reads as zeros; durable with its first sync.
     Created {
         path: PathBuf,
@@ -49,7 +49,7 @@ pub(super) enum Event {
 }
 
 thread_local! {
-    static LOG: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
+    static LOG: RefCell<Option<Vec<DiskEvent>>> = const { RefCell::new(None) };
 }
 
 /// From now on events of this thread are noted.
@@ -57,12 +57,12 @@ pub(super) fn start() {
     LOG.set(Some(Vec::new()));
 }
 
-pub(super) fn stop() -> Vec<Event> {
+pub(super) fn stop() -> Vec<DiskEvent> {
     LOG.take().expect("started")
 }
 
 /// Notes an event; its number.
-pub(super) fn note(event: impl FnOnce() -> Event) -> usize {
+pub(super) fn note(event: impl FnOnce() -> DiskEvent) -> usize {
     LOG.with_borrow_mut(|log| match log {
         Some(log) => {
             log.push(event());
@@ -73,60 +73,60 @@ pub(super) fn note(event: impl FnOnce() -> Event) -> usize {
 }
 
 pub(super) fn created(path: &Path, bytes: u64) {
-    note(|| Event::Created { path: path.to_owned(), bytes });
+    note(|| DiskEvent::Created { path: path.to_owned(), bytes });
 }
 
 pub(super) fn write_begins(path: &Path, at: u64, bytes: &[u8]) -> usize {
-    note(|| Event::WriteBegins { path: path.to_owned(), at, bytes: bytes.to_vec() })
+    note(|| DiskEvent::WriteBegins { path: path.to_owned(), at, bytes: bytes.to_vec() })
 }
 
 pub(super) fn write_ends(write: usize) {
-    note(|| Event::WriteEnds { write });
+    note(|| DiskEvent::WriteEnds { write });
 }
 
 pub(super) fn sync_begins(path: &Path) -> usize {
-    note(|| Event::SyncBegins { path: path.to_owned() })
+    note(|| DiskEvent::SyncBegins { path: path.to_owned() })
 }
 
 pub(super) fn sync_ends(sync: usize) {
-    note(|| Event::SyncEnds { sync });
+    note(|| DiskEvent::SyncEnds { sync });
 }
 
 /// The disk right after some events.
-pub(super) struct Disk {
+pub(super) struct CutDisk {
     /// What is there for certain.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// Sectors that may be there or not, in the order they were written.
     pub unsynced: Vec<(PathBuf, usize, Vec<u8>)>,
 }
 
-impl Disk {
+impl CutDisk {
     /// On which were `files`, after the first `count` of `events`.
     pub(super) fn after(
         files: &BTreeMap<PathBuf, Vec<u8>>,
-        events: &[Event],
+        events: &[DiskEvent],
         count: usize,
-    ) -> Disk {
+    ) -> CutDisk {
         let events = &events[..count];
         // A sync covers what had ended when it began; nothing says so of what was still under way.
         let mut synced = vec![false; count];
         for event in events {
-            let Event::SyncEnds { sync } = event else { continue };
-            let Event::SyncBegins { path: of } = &events[*sync] else { unreachable!() };
+            let DiskEvent::SyncEnds { sync } = event else { continue };
+            let DiskEvent::SyncBegins { path: of } = &events[*sync] else { unreachable!() };
             for ended in &events[..*sync] {
-                if let Event::WriteEnds { write } = ended
-                    && matches!(&events[*write], Event::WriteBegins { path, .. } if path == of)
+                if let DiskEvent::WriteEnds { write } = ended
+                    && matches!(&events[*write], DiskEvent::WriteBegins { path, .. } if path == of)
                 {
                     synced[*write] = true;
                 }
             }
         }
-        let mut disk = Disk { files: files.clone(), unsynced: Vec::new() };
+        let mut disk = CutDisk { files: files.clone(), unsynced: Vec::new() };
         for (number, event) in events.iter().enumerate() {
-            if let Event::Created { path, bytes } = event {
+            if let DiskEvent::Created { path, bytes } = event {
                 disk.files.insert(path.clone(), vec![0; *bytes as usize]);
             }
-            let Event::WriteBegins { path, at, bytes } = event else { continue };
+            let DiskEvent::WriteBegins { path, at, bytes } = event else { continue };
             let file = disk.files.entry(path.clone()).or_default();
             let (at, end) = (*at as usize, *at as usize + bytes.len());
             file.resize(file.len().max(end), 0);

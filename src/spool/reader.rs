@@ -17,13 +17,16 @@ use crate::rt::sleep;
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 
-use super::format::scan::{End, Found, Scan};
-use super::format::{BLOCK, DATA_START, Damage, Group, Progress, RecordRef, keys_of, records};
+use super::format::scan::{ScanStep, SegmentEnd, SegmentScan};
+use super::format::{
+    BLOCK, Checkpoint, CommitGroup, DATA_START, RequestRecord, SegmentDamage, group_requests,
+    keys_of,
+};
 use super::segment::Segment;
-use super::takeover::instances::{self, put_aside};
-use super::takeover::orphans::LeftCore;
-use super::takeover::orphans::Orphan;
-use super::writer::Place;
+use super::takeover::instances::{self, move_to_quarantine};
+use super::takeover::offers::OrphanedCore;
+use super::takeover::offers::OrphanedSegment;
+use super::writer::CommittedGroup;
 use super::{CoreDir, Spool};
 use crate::queue::admission::Need;
 use crate::queue::job::Span;
@@ -42,7 +45,7 @@ const CHUNK_PAYLOADS_MAX: usize = 1_000;
 #[derive(Default)]
 pub(super) struct Overflow {
     /// `None` while the reader has caught up.
-    behind: RefCell<Option<Behind>>,
+    behind: RefCell<Option<OverflowPosition>>,
     /// Wakes the reader.
     overflowed: Signal,
     /// A stop has begun: payloads that are on disk only stay there.
@@ -54,7 +57,7 @@ impl Overflow {
         self.behind.borrow().is_some()
     }
 
-    pub(super) fn begin(&self, behind: Behind) {
+    pub(super) fn begin(&self, behind: OverflowPosition) {
         self.behind.replace(Some(behind));
         self.overflowed.raise();
     }
@@ -76,7 +79,7 @@ impl Overflow {
 
 /// Position of the first payload that is on disk only.
 #[derive(Clone)]
-pub(super) struct Behind {
+pub(super) struct OverflowPosition {
     segment: Rc<Segment>,
     /// The group to read next.
     at: u64,
@@ -85,10 +88,10 @@ pub(super) struct Behind {
     ordinal: u32,
 }
 
-impl Behind {
-    pub(super) fn new(place: &Place, ordinal: u32) -> Behind {
-        let Place { segment, at, number, .. } = place;
-        Behind { segment: segment.clone(), at: *at, number: *number, ordinal }
+impl OverflowPosition {
+    pub(super) fn new(place: &CommittedGroup, ordinal: u32) -> OverflowPosition {
+        let CommittedGroup { segment, at, number, .. } = place;
+        OverflowPosition { segment: segment.clone(), at: *at, number: *number, ordinal }
     }
 }
 
@@ -105,8 +108,8 @@ impl Window {
     pub(super) async fn next(
         &mut self,
         segment: &Segment,
-        scan: &mut Scan,
-    ) -> io::Result<(Found, Range<u64>)> {
+        scan: &mut SegmentScan,
+    ) -> io::Result<(ScanStep, Range<u64>)> {
         loop {
             let wanted = scan.wants();
             if (self.bytes(&wanted).len() as u64) < wanted.end - wanted.start {
@@ -116,7 +119,7 @@ impl Window {
                 self.start = wanted.start;
             }
             match scan.feed(self.bytes(&wanted)) {
-                Found::Nothing => {}
+                ScanStep::NeedBytes => {}
                 found => return Ok((found, wanted)),
             }
         }
@@ -132,11 +135,11 @@ impl Window {
 }
 
 /// A dead process's segment that is being read back.
-struct Replay {
+struct SegmentReplay {
     dir: Rc<CoreDir>,
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     segment: Rc<Segment>,
-    scan: Scan,
+    scan: SegmentScan,
     window: Window,
     /// What the keys of its payloads are made from.
     origin: Option<Rc<Origin>>,
@@ -151,7 +154,7 @@ impl Spool {
         let mut window = Window::default();
         while !self.overflow.is_stopped() {
             if replay.is_none()
-                && let Some(orphan) = self.setup.orphans.take()
+                && let Some(orphan) = self.setup.takeover.take()
             {
                 replay = self.begin_replay(orphan).await;
             }
@@ -176,10 +179,10 @@ impl Spool {
     /// Queues one group of this core's own segments; whether there may be more.
     async fn step_own(&self, window: &mut Window) -> bool {
         let Some(behind) = self.overflow.behind.borrow().clone() else { return false };
-        let Behind { segment, at, number, ordinal } = behind;
+        let OverflowPosition { segment, at, number, ordinal } = behind;
         let (id, end, closed, payloads) = {
-            let use_of = segment.use_of.borrow();
-            (use_of.id, use_of.end, use_of.closed, use_of.payloads)
+            let generation = segment.generation.borrow();
+            (generation.id, generation.end, generation.closed, generation.payloads)
         };
         if at >= end {
             *window = Window::default();
@@ -191,20 +194,20 @@ impl Spool {
             self.setup.cells.spool_overflowing.set(more.into());
             return more;
         }
-        let mut scan = Scan::from(end, id, at, number);
+        let mut scan = SegmentScan::from(end, id, at, number);
         let mut damage = None;
         loop {
             match window.next(&segment, &mut scan).await {
-                Ok((Found::Group(at, group), range)) => {
+                Ok((ScanStep::Group(at, group), range)) => {
                     if let Some(damage) = damage {
-                        self.lose(&segment, ordinal..group.head.first_ordinal, &damage);
+                        self.record_loss(&segment, ordinal..group.head.first_ordinal, &damage);
                     }
                     let bytes = window.bytes(&range);
                     let from = (self.own.dir(), &segment);
-                    if !self.bring(from, &group, bytes, None, |n| n < ordinal).await {
+                    if !self.enqueue_group(from, &group, bytes, None, |n| n < ordinal).await {
                         return false;
                     }
-                    self.overflow.behind.replace(Some(Behind {
+                    self.overflow.behind.replace(Some(OverflowPosition {
                         segment,
                         at: at + group.head.group_bytes(),
                         number: group.head.number + 1,
@@ -212,11 +215,11 @@ impl Spool {
                     }));
                     return true;
                 }
-                Ok((Found::Damage(found), _)) => damage = Some(found),
+                Ok((ScanStep::Damage(found), _)) => damage = Some(found),
                 Ok(_) => {
-                    let found = Damage { at: at..end, why: "its groups are not whole" };
-                    self.lose(&segment, ordinal..payloads, &found);
-                    let behind = Behind { segment, at: end, number, ordinal: payloads };
+                    let found = SegmentDamage { at: at..end, why: "its groups are not whole" };
+                    self.record_loss(&segment, ordinal..payloads, &found);
+                    let behind = OverflowPosition { segment, at: end, number, ordinal: payloads };
                     self.overflow.behind.replace(Some(behind));
                     return true;
                 }
@@ -231,25 +234,25 @@ impl Spool {
     }
 
     /// The start of the segment that follows the one with `id`.
-    fn after(&self, id: u64) -> Option<Behind> {
+    fn after(&self, id: u64) -> Option<OverflowPosition> {
         let segment = self.own.after(id)?;
-        Some(Behind { segment, at: DATA_START, number: 0, ordinal: 0 })
+        Some(OverflowPosition { segment, at: DATA_START, number: 0, ordinal: 0 })
     }
 
     /// Reports payloads that were synced and can no longer be read, and settles them.
-    fn lose(&self, segment: &Segment, ordinals: Range<u32>, damage: &Damage) {
-        let lost = segment.settle_missing(ordinals);
+    fn record_loss(&self, segment: &Segment, ordinals: Range<u32>, damage: &SegmentDamage) {
+        let lost = segment.complete_missing(ordinals);
         let file = segment.path().display();
         tracing::error!(lost, "payloads lost: {file} is {damage}");
         segment.note_damage();
         self.setup.cells.payloads_lost.add(lost);
-        match segment.is_adopted() {
+        match segment.is_orphaned() {
             true => self.setup.cells.payloads_taken_over.add(lost),
             false => self.setup.cells.spool_payloads.sub(lost),
         }
     }
 
-    async fn begin_replay(&self, orphan: Orphan) -> Option<Replay> {
+    async fn begin_replay(&self, orphan: OrphanedSegment) -> Option<SegmentReplay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
             // An empty file: its process died while making it.
@@ -258,7 +261,7 @@ impl Spool {
                 tracing::error!("{} is no spool segment", path.display());
             }
             let finish = move || {
-                let gone = if empty { instances::remove(&path) } else { put_aside(&path) };
+                let gone = if empty { instances::remove(&path) } else { move_to_quarantine(&path) };
                 if let Err(error) = gone {
                     tracing::warn!("{} could not be taken away: {error}", path.display());
                 }
@@ -272,8 +275,8 @@ impl Spool {
         let opened = async {
             let segment = Segment::adopt(orphan, self.disk.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
-            let scan = Scan::new(segment.bytes(), &head);
-            let progress = Progress::read(&head);
+            let scan = SegmentScan::new(segment.bytes(), &head);
+            let progress = Checkpoint::read(&head);
             segment.resume(progress);
             io::Result::Ok((Rc::new(segment), scan))
         };
@@ -282,7 +285,15 @@ impl Spool {
                 self.adopted.add(segment.clone());
                 let window = Window::default();
                 let dir = self.adopted.dir_of(&core);
-                Some(Replay { dir, core, segment, scan, window, origin: None, next_ordinal: 0 })
+                Some(SegmentReplay {
+                    dir,
+                    core,
+                    segment,
+                    scan,
+                    window,
+                    origin: None,
+                    next_ordinal: 0,
+                })
             }
             Err(error) => {
                 let path = path.display();
@@ -295,19 +306,21 @@ impl Spool {
     }
 
     /// Queues one group of a dead process; whether there may be more.
-    async fn step_replay(&self, replay: &mut Replay) -> bool {
-        let Replay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
+    async fn step_replay(&self, replay: &mut SegmentReplay) -> bool {
+        let SegmentReplay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
         let file = segment.path().display().to_string();
         match window.next(segment, scan).await {
-            Ok((Found::Group(_, group), range)) => {
+            Ok((ScanStep::Group(_, group), range)) => {
                 let head = &group.head;
                 if origin.is_none() {
                     // By now all batches of this directory are done, so their members are settled.
-                    core.members.of_segment(head.label.id).for_each(|run| segment.settle_run(run));
+                    core.members
+                        .of_segment(head.label.id)
+                        .for_each(|run| segment.complete_run(run));
                 }
                 if head.first_ordinal > *next_ordinal {
-                    let damage = Damage { at: range.clone(), why: "missing before here" };
-                    self.lose(segment, *next_ordinal..head.first_ordinal, &damage);
+                    let damage = SegmentDamage { at: range.clone(), why: "missing before here" };
+                    self.record_loss(segment, *next_ordinal..head.first_ordinal, &damage);
                 }
                 *next_ordinal = head.first_ordinal + group.payloads;
                 segment.found_group(head);
@@ -315,21 +328,23 @@ impl Spool {
                 let origin = origin.get_or_insert_with(|| {
                     let of = Origin::new(head.label.node.clone(), head.label.core as usize);
                     let of = of.with_keys(keys_of(head, bytes));
-                    Rc::new(if core.is_alone { of.for_single_objects() } else { of })
+                    Rc::new(if core.is_single_objects { of.for_single_objects() } else { of })
                 });
                 let done = |ordinal| segment.is_done(ordinal);
-                self.bring((dir, segment), &group, bytes, Some(origin), done).await
+                self.enqueue_group((dir, segment), &group, bytes, Some(origin), done).await
             }
-            Ok((Found::Damage(damage), _)) => {
+            Ok((ScanStep::Damage(damage), _)) => {
                 tracing::error!("{file} is {damage}; the rest of it is read");
                 segment.note_damage();
                 true
             }
-            Ok((Found::End(end), _)) => {
+            Ok((ScanStep::End(end), _)) => {
                 self.end_replay(segment, *next_ordinal, end);
                 false
             }
-            Ok((Found::Nothing, _)) => unreachable!("a window goes on until something is found"),
+            Ok((ScanStep::NeedBytes, _)) => {
+                unreachable!("a window goes on until something is found")
+            }
             Err(error) => {
                 tracing::error!(
                     "{file} of the spool cannot be read, tried again at the next start: {error}"
@@ -339,36 +354,36 @@ impl Spool {
         }
     }
 
-    fn end_replay(&self, segment: &Segment, payloads: u32, end: End) {
+    fn end_replay(&self, segment: &Segment, payloads: u32, end: SegmentEnd) {
         let file = segment.path().display();
         match end {
-            End::Clean => {}
-            End::Torn { at, why } => tracing::info!(
+            SegmentEnd::Clean => {}
+            SegmentEnd::Torn { at, why } => tracing::info!(
                 "{file} ends at byte {at} in a group that was never acknowledged ({why}): cut"
             ),
-            End::Lost { at, why } => {
+            SegmentEnd::Lost { at, why } => {
                 tracing::error!("{file} is damaged from byte {at} on, where payloads were: {why}");
             }
-            End::Foreign => tracing::error!("{file} is no spool segment"),
-            End::Version(version) => tracing::error!(
+            SegmentEnd::Foreign => tracing::error!("{file} is no spool segment"),
+            SegmentEnd::Version(version) => tracing::error!(
                 "{file} was written by another version (format {version}): start that one to empty it"
             ),
-            End::Truncated { bytes, of } => {
+            SegmentEnd::Truncated { bytes, of } => {
                 tracing::error!("{file} is cut short: {bytes} bytes of {of}");
             }
         }
-        if !matches!(end, End::Clean | End::Torn { .. }) {
+        if !matches!(end, SegmentEnd::Clean | SegmentEnd::Torn { .. }) {
             segment.note_damage();
         }
-        segment.close_adopted(payloads);
+        segment.close_orphaned(payloads);
     }
 
     /// Queues the payloads of a group except those that `skip` names, waiting for room; false once
     /// the ring has closed.
-    async fn bring(
+    async fn enqueue_group(
         &self,
         (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),
-        group: &Group,
+        group: &CommitGroup,
         bytes: &[u8],
         origin: Option<&Rc<Origin>>,
         skip: impl Fn(u32) -> bool,
@@ -376,11 +391,11 @@ impl Spool {
         let payloads_max = CHUNK_PAYLOADS_MAX.min(self.admission.slots_max());
         let bytes_max = self.admission.bytes_max() / 2;
         let mut ordinal = group.head.first_ordinal;
-        for record in records(&group.head, bytes) {
+        for record in group_requests(&group.head, bytes) {
             let first_seq = record.first.seq;
             let (dir, segment) = (dir.clone(), segment.clone());
             let handle = self.record(dir, segment, ordinal, first_seq, origin.cloned());
-            let mut chunk = Chunk::default();
+            let mut chunk = PayloadChunk::default();
             for (span, at) in record.spans().zip(0..) {
                 if skip(ordinal + at) {
                     continue;
@@ -406,11 +421,11 @@ impl Spool {
 
     async fn push_chunk(
         &self,
-        chunk: &mut Chunk,
-        record: &RecordRef<'_>,
-        handle: &Rc<super::Record>,
+        chunk: &mut PayloadChunk,
+        record: &RequestRecord<'_>,
+        handle: &Rc<super::SpooledRequest>,
     ) -> bool {
-        let Chunk { bytes, spans, seqs } = std::mem::take(chunk);
+        let PayloadChunk { bytes, spans, seqs } = std::mem::take(chunk);
         let version = record.version;
         let need = Need::of(spans.len(), bytes.len() + version.map_or(0, str::len));
         let Some(permit) = self.admission.admit_reader(need).await else { return false };
@@ -430,14 +445,14 @@ impl Spool {
 
 /// Payloads of one record that are queued together.
 #[derive(Default)]
-struct Chunk {
+struct PayloadChunk {
     bytes: Vec<u8>,
     spans: Vec<Span>,
     seqs: Vec<u64>,
 }
 
-impl Chunk {
-    fn add(&mut self, record: &RecordRef<'_>, span: Span, seq: u64) {
+impl PayloadChunk {
+    fn add(&mut self, record: &RequestRecord<'_>, span: Span, seq: u64) {
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(&record.payloads[span.range()]);
         self.spans.push(Span { start, end: self.bytes.len() as u32 });

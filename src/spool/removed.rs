@@ -27,31 +27,31 @@ const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Identifies a file, whatever its name is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct FileId {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
-    pub(super) fn of(metadata: &fs::Metadata) -> Identity {
-        Identity { device: metadata.dev(), inode: metadata.ino() }
+impl FileId {
+    pub(super) fn of(metadata: &fs::Metadata) -> FileId {
+        FileId { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
 /// What is known about a file's name.
-pub(super) struct Name {
+pub(super) struct NameCheck {
     /// The file that the name led to when it was made or opened.
-    identity: Identity,
+    identity: FileId,
     /// When the name was last seen to lead to it.
     checked: Cell<Instant>,
     /// The name no longer leads to it.
     gone: Cell<bool>,
 }
 
-impl Name {
+impl NameCheck {
     /// The name of a file that was made or opened just now.
-    pub(super) fn new(identity: Identity) -> Name {
-        Name { identity, checked: Cell::new(rt::now()), gone: Cell::new(false) }
+    pub(super) fn new(identity: FileId) -> NameCheck {
+        NameCheck { identity, checked: Cell::new(rt::now()), gone: Cell::new(false) }
     }
 }
 
@@ -70,7 +70,7 @@ impl Segment {
 
     async fn check_now(&self) -> io::Result<()> {
         let path = self.path().to_owned();
-        let found = self.disk.run(move || Ok(Identity::of(&fs::symlink_metadata(path)?))).await;
+        let found = self.disk.run(move || Ok(FileId::of(&fs::symlink_metadata(path)?))).await;
         match found {
             Ok(found) if found == self.name.identity => {
                 self.name.checked.set(rt::now());
@@ -86,7 +86,7 @@ impl Segment {
 
     /// Whether the file was removed, or something else has its name: what is in it is lost when
     /// this process ends.
-    pub fn is_gone(&self) -> bool {
+    pub fn is_removed(&self) -> bool {
         self.name.gone.get()
     }
 }
@@ -94,10 +94,10 @@ impl Segment {
 impl Spool {
     /// Releases payloads whose files were removed. Those in `rest` and the `members` of batches are
     /// in memory and can be kept; those that were on disk only are lost.
-    pub(super) async fn disown(&self, rest: &mut [Job], members: &[Rc<Members>]) {
+    pub(super) async fn release_removed(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
             if let Some(record) = job.record.take() {
-                record.settle(job.stamp, job.payload.len());
+                record.complete(job.stamp, job.payload.len());
             }
         }
         for members in members {
@@ -105,15 +105,15 @@ impl Spool {
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
             members.settle().await;
         }
-        for segment in self.own.segments().iter().filter(|segment| segment.is_gone()) {
-            let lost = segment.unsettled();
+        for segment in self.own.segments().iter().filter(|segment| segment.is_removed()) {
+            let lost = segment.incomplete();
             if lost > 0 {
                 let path = segment.path().display();
                 tracing::error!(
                     lost,
                     "payloads lost: {path} was removed while they were on disk only"
                 );
-                segment.settle_missing(0..segment.payloads());
+                segment.complete_missing(0..segment.payloads());
                 self.setup.cells.payloads_lost.add(lost);
                 self.setup.cells.spool_payloads.sub(lost);
             }

@@ -16,13 +16,13 @@ use std::rc::Rc;
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
 use super::batches::CoreDir;
-use super::disk::{Disk, os_error};
-use super::done::Done;
-use super::format::{BLOCK, DATA_START, Head, Label, Progress};
+use super::disk::{SpoolDisk, os_error};
+use super::format::{BLOCK, Checkpoint, DATA_START, GroupHead, Label};
+use super::ordinals::OrdinalSet;
 use super::prepare::Zeros;
-use super::removed::{Identity, Name};
-use super::takeover::instances::{put_aside, remove};
-use super::takeover::orphans::Orphan;
+use super::removed::{FileId, NameCheck};
+use super::takeover::instances::{move_to_quarantine, remove};
+use super::takeover::offers::OrphanedSegment;
 use crate::net::{File, Net};
 use crate::queue::job::Origin;
 use crate::rt;
@@ -35,16 +35,16 @@ pub struct Segment {
     durable: File,
     path: PathBuf,
     bytes: u64,
-    pub(super) use_of: RefCell<Use>,
+    pub(super) generation: RefCell<Generation>,
     /// Held while progress is written: two at a time would write over each other.
     noting: Semaphore,
-    pub(super) disk: Rc<Disk>,
+    pub(super) disk: Rc<SpoolDisk>,
     pub(super) zeros: Zeros,
-    pub(super) name: Name,
+    pub(super) name: NameCheck,
     /// Groups are missing: the file goes to the quarantine when it is finished.
     damaged: Cell<bool>,
     /// Held until this segment is finished; `None` for one of this core's own.
-    orphan: RefCell<Option<Orphan>>,
+    orphan: RefCell<Option<OrphanedSegment>>,
 }
 
 /// Payloads of one group.
@@ -56,7 +56,7 @@ pub struct Payloads {
 }
 
 /// The state of the current use of a segment.
-pub struct Use {
+pub struct Generation {
     pub id: u64,
     /// End of the synced groups; the next one goes here.
     pub end: u64,
@@ -70,7 +70,7 @@ pub struct Use {
     pub closed: bool,
     /// The number of the group that failed; none follows it.
     groups_end: Option<u32>,
-    done: Done,
+    done: OrdinalSet,
     /// Serial number of the progress that was written last.
     serial: u64,
     /// That progress is synced.
@@ -83,17 +83,17 @@ pub struct Use {
 
 /// How progress is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Note {
+pub enum CheckpointMode {
     /// Not synced: payloads of which the note is lost are stored again under the same key.
-    Lazily,
-    Durably,
+    Unsynced,
+    Synced,
     /// Synced, and says that everything is settled.
     Complete,
 }
 
-impl Use {
-    fn new(id: u64, serial: u64) -> Use {
-        Use {
+impl Generation {
+    fn new(id: u64, serial: u64) -> Generation {
+        Generation {
             id,
             end: DATA_START,
             groups: 0,
@@ -101,7 +101,7 @@ impl Use {
             unstored_bytes: 0,
             closed: false,
             groups_end: None,
-            done: Done::default(),
+            done: OrdinalSet::default(),
             serial,
             is_synced: true,
             is_complete: false,
@@ -113,8 +113,8 @@ impl Use {
         self.closed && self.done.count == u64::from(self.payloads)
     }
 
-    fn progress(&self, complete: bool) -> Progress {
-        Progress {
+    fn progress(&self, complete: bool) -> Checkpoint {
+        Checkpoint {
             id: self.id,
             // On the other page, or over the one that is not synced.
             serial: self.serial + if self.is_synced { 1 } else { 2 },
@@ -133,7 +133,7 @@ impl Segment {
         path: &Path,
         bytes: u64,
         prepared: u64,
-        disk: Rc<Disk>,
+        disk: Rc<SpoolDisk>,
     ) -> io::Result<Segment> {
         let new = path.to_owned();
         let make = move || {
@@ -151,7 +151,7 @@ impl Segment {
     }
 
     /// Opens a file that a dead process left at `path`.
-    pub async fn open(path: PathBuf, disk: Rc<Disk>) -> io::Result<Segment> {
+    pub async fn open(path: PathBuf, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
         let file = dma_open(&path, &disk).await?;
         let bytes = file.file_size().await.map_err(os_error)?;
         let again = path.clone();
@@ -162,7 +162,7 @@ impl Segment {
     }
 
     /// Opens a file that a dead process left, to be emptied and removed.
-    pub async fn adopt(orphan: Orphan, disk: Rc<Disk>) -> io::Result<Segment> {
+    pub async fn adopt(orphan: OrphanedSegment, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
         let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
         // Sync what the dead process may not have synced, before we rely on it.
@@ -173,21 +173,21 @@ impl Segment {
     fn new(
         file: DmaFile,
         durable: File,
-        identity: Identity,
+        identity: FileId,
         path: PathBuf,
         bytes: u64,
-        disk: Rc<Disk>,
+        disk: Rc<SpoolDisk>,
     ) -> Segment {
         Segment {
             file,
             durable,
             path,
             bytes,
-            use_of: RefCell::new(Use::new(0, 0)),
+            generation: RefCell::new(Generation::new(0, 0)),
             noting: Semaphore::new(1),
             disk,
             zeros: Zeros::new(0),
-            name: Name::new(identity),
+            name: NameCheck::new(identity),
             damaged: Cell::new(false),
             orphan: RefCell::new(None),
         }
@@ -294,79 +294,79 @@ impl Segment {
 
     /// Begins a new use; what was in it before is complete.
     pub fn begin(&self, id: u64) {
-        let serial = self.use_of.borrow().serial;
-        self.use_of.replace(Use::new(id, serial));
+        let serial = self.generation.borrow().serial;
+        self.generation.replace(Generation::new(id, serial));
     }
 
     /// Continues from the progress that was found in an adopted file.
-    pub fn resume(&self, progress: Option<Progress>) {
-        let mut use_of = self.use_of.borrow_mut();
+    pub fn resume(&self, progress: Option<Checkpoint>) {
+        let mut generation = self.generation.borrow_mut();
         let Some(progress) = progress else { return };
-        use_of.serial = progress.serial;
+        generation.serial = progress.serial;
         // Also of a complete use: progress noted for a lower id would bring its groups back.
-        use_of.id = progress.id;
+        generation.id = progress.id;
         if !progress.complete {
-            use_of.groups = progress.groups;
-            use_of.groups_end = progress.groups_end;
-            progress.done.into_iter().for_each(|range| use_of.done.insert(range));
+            generation.groups = progress.groups;
+            generation.groups_end = progress.groups_end;
+            progress.done.into_iter().for_each(|range| generation.done.insert(range));
         }
     }
 
     /// The id of its current use.
     pub fn id(&self) -> u64 {
-        self.use_of.borrow().id
+        self.generation.borrow().id
     }
 
     /// Payloads in it, settled or not.
     pub fn payloads(&self) -> u32 {
-        self.use_of.borrow().payloads
+        self.generation.borrow().payloads
     }
 
     /// No more groups will come.
     pub fn is_closed(&self) -> bool {
-        self.use_of.borrow().closed
+        self.generation.borrow().closed
     }
 
     /// Nothing in it needs anything more, and nothing more will come.
     pub fn is_finished(&self) -> bool {
-        self.use_of.borrow().is_finished()
+        self.generation.borrow().is_finished()
     }
 
     /// The payload with this number needs nothing more.
     pub fn is_done(&self, ordinal: u32) -> bool {
-        self.use_of.borrow().done.contains(ordinal)
+        self.generation.borrow().done.contains(ordinal)
     }
 
     /// In an adopted file a group with this head was found.
-    pub fn found_group(&self, head: &Head) {
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.id = head.label.id;
-        use_of.groups = use_of.groups.max(head.number + 1);
+    pub fn found_group(&self, head: &GroupHead) {
+        let mut generation = self.generation.borrow_mut();
+        generation.id = head.label.id;
+        generation.groups = generation.groups.max(head.number + 1);
     }
 
     /// Whether it takes groups, as long as they fit.
     pub fn is_filling(&self) -> bool {
-        !self.use_of.borrow().closed && !self.is_gone()
+        !self.generation.borrow().closed && !self.is_removed()
     }
 
     /// Whether a group of `bytes` fits into it.
     pub fn has_room(&self, bytes: u64) -> bool {
-        let use_of = self.use_of.borrow();
-        !use_of.closed && use_of.end + bytes <= self.bytes
+        let generation = self.generation.borrow();
+        !generation.closed && generation.end + bytes <= self.bytes
     }
 
     /// Notes a synced group that takes `bytes` and holds `payloads`.
     pub fn extend(&self, bytes: u64, payloads: Payloads) {
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.end += bytes;
-        use_of.groups += 1;
-        use_of.payloads += payloads.count;
-        use_of.unstored_bytes += payloads.bytes;
+        let mut generation = self.generation.borrow_mut();
+        generation.end += bytes;
+        generation.groups += 1;
+        generation.payloads += payloads.count;
+        generation.unstored_bytes += payloads.bytes;
     }
 
     /// Notes that payloads of `bytes` of an adopted segment are queued.
     pub fn add_unstored(&self, bytes: u64) {
-        self.use_of.borrow_mut().unstored_bytes += bytes;
+        self.generation.borrow_mut().unstored_bytes += bytes;
     }
 
     /// Counts payloads of an adopted segment that are queued, for the log.
@@ -378,25 +378,25 @@ impl Segment {
 
     /// Notes that payloads of `bytes` are about to be settled.
     pub fn sub_unstored(&self, bytes: u64) {
-        let mut use_of = self.use_of.borrow_mut();
-        let left = use_of.unstored_bytes.checked_sub(bytes);
-        use_of.unstored_bytes = left.expect("they were added");
+        let mut generation = self.generation.borrow_mut();
+        let left = generation.unstored_bytes.checked_sub(bytes);
+        generation.unstored_bytes = left.expect("they were added");
     }
 
     /// Takes the bytes of unstored payloads out of a finished segment: those that damage took.
     pub fn take_unstored(&self) -> u64 {
-        std::mem::take(&mut self.use_of.borrow_mut().unstored_bytes)
+        std::mem::take(&mut self.generation.borrow_mut().unstored_bytes)
     }
 
     /// Takes no more groups. `failed`: the last group failed, and was never acknowledged.
     pub fn close(&self, failed: bool) {
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.closed = true;
+        let mut generation = self.generation.borrow_mut();
+        generation.closed = true;
         if failed {
-            use_of.groups_end = Some(use_of.groups);
-            use_of.dirty = true;
+            generation.groups_end = Some(generation.groups);
+            generation.dirty = true;
         }
-        if failed || use_of.is_finished() {
+        if failed || generation.is_finished() {
             self.disk.keeper.raise();
         }
     }
@@ -408,14 +408,14 @@ impl Segment {
 
     /// Whether it holds nothing of ours, or nothing that this version reads. It is left as it is
     /// for its owner.
-    pub fn is_strange(&self) -> bool {
-        self.damaged.get() && self.use_of.borrow().payloads == 0
+    pub fn is_foreign(&self) -> bool {
+        self.damaged.get() && self.generation.borrow().payloads == 0
     }
 
     /// Whether its file may be reused.
     pub fn is_reusable(&self) -> bool {
-        let failed = self.use_of.borrow().groups_end.is_some();
-        let is_sound = !failed && !self.damaged.get() && !self.is_gone();
+        let failed = self.generation.borrow().groups_end.is_some();
+        let is_sound = !failed && !self.damaged.get() && !self.is_removed();
         is_sound && self.orphan.borrow().is_none()
     }
 
@@ -424,8 +424,8 @@ impl Segment {
     pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
-            self.disk.run(move || put_aside(&from)).await?;
-        } else if !self.is_gone() {
+            self.disk.run(move || move_to_quarantine(&from)).await?;
+        } else if !self.is_removed() {
             let path = self.path.clone();
             self.disk.run(move || remove_if_there(&path)).await?;
         }
@@ -440,96 +440,96 @@ impl Segment {
     }
 
     /// Whether a dead process made it.
-    pub fn is_adopted(&self) -> bool {
+    pub fn is_orphaned(&self) -> bool {
         self.orphan.borrow().is_some()
     }
 
     /// Whether it lies in this directory of a dead process.
-    pub fn is_adopted_from(&self, dir: &CoreDir) -> bool {
+    pub fn is_orphaned_from(&self, dir: &CoreDir) -> bool {
         self.orphan.borrow().as_ref().is_some_and(|orphan| dir.is_of(&orphan.core))
     }
 
     /// Notes that all of an adopted segment has been read: it has `payloads` payloads, as far as
     /// can be told.
-    pub fn close_adopted(&self, payloads: u32) {
-        let mut use_of = self.use_of.borrow_mut();
-        let done_end = use_of.done.ranges().last().map_or(0, |range| range.end);
-        use_of.payloads = payloads.max(done_end);
-        let missing = payloads..use_of.payloads;
-        use_of.done.fill(missing);
-        drop(use_of);
+    pub fn close_orphaned(&self, payloads: u32) {
+        let mut generation = self.generation.borrow_mut();
+        let done_end = generation.done.ranges().last().map_or(0, |range| range.end);
+        generation.payloads = payloads.max(done_end);
+        let missing = payloads..generation.payloads;
+        generation.done.fill(missing);
+        drop(generation);
         self.close(false);
     }
 
     /// Settles payloads that are gone. Returns how many of them were not settled before.
-    pub fn settle_missing(&self, ordinals: Range<u32>) -> u64 {
-        self.settle_with(|done| done.fill(ordinals))
+    pub fn complete_missing(&self, ordinals: Range<u32>) -> u64 {
+        self.complete_with(|done| done.fill(ordinals))
     }
 
     /// Settles one payload of `bytes`, which is stored or dead-lettered.
     pub fn settle(&self, ordinal: u32, bytes: u64) {
         self.sub_unstored(bytes);
-        self.settle_with(|done| done.insert(ordinal..ordinal + 1));
+        self.complete_with(|done| done.insert(ordinal..ordinal + 1));
     }
 
     /// The number of payloads in it that are not settled.
-    pub fn unsettled(&self) -> u64 {
-        let use_of = self.use_of.borrow();
-        u64::from(use_of.payloads) - use_of.done.count
+    pub fn incomplete(&self) -> u64 {
+        let generation = self.generation.borrow();
+        u64::from(generation.payloads) - generation.done.count
     }
 
     /// Settles those of `ordinals` that are not settled yet.
-    pub fn settle_run(&self, ordinals: Range<u32>) {
-        self.settle_with(|done| done.fill(ordinals));
+    pub fn complete_run(&self, ordinals: Range<u32>) {
+        self.complete_with(|done| done.fill(ordinals));
     }
 
-    fn settle_with<T>(&self, settle: impl FnOnce(&mut Done) -> T) -> T {
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.dirty = true;
-        let settled = settle(&mut use_of.done);
-        if use_of.is_finished() {
+    fn complete_with<T>(&self, settle: impl FnOnce(&mut OrdinalSet) -> T) -> T {
+        let mut generation = self.generation.borrow_mut();
+        generation.dirty = true;
+        let settled = settle(&mut generation.done);
+        if generation.is_finished() {
             self.disk.keeper.raise();
         }
         settled
     }
 
     pub fn is_dirty(&self) -> bool {
-        self.use_of.borrow().dirty
+        self.generation.borrow().dirty
     }
 
     /// Writes what has been settled up to now. Returns false if there is too much of it to fit.
-    pub async fn note(&self, how: Note) -> io::Result<bool> {
+    pub async fn note(&self, how: CheckpointMode) -> io::Result<bool> {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
         let progress = {
-            let mut use_of = self.use_of.borrow_mut();
-            if use_of.is_complete && how != Note::Complete {
+            let mut generation = self.generation.borrow_mut();
+            if generation.is_complete && how != CheckpointMode::Complete {
                 return Ok(true);
             }
-            use_of.dirty = false;
-            let progress = use_of.progress(how == Note::Complete);
+            generation.dirty = false;
+            let progress = generation.progress(how == CheckpointMode::Complete);
             if !progress.fits() {
                 return Ok(false);
             }
-            use_of.serial = progress.serial;
-            use_of.is_synced = false;
+            generation.serial = progress.serial;
+            generation.is_synced = false;
             progress
         };
         let mut buffer = self.buffer(progress.bytes());
         progress.write(buffer.as_bytes_mut());
         let noted = match self.write(buffer, progress.place()).await {
-            Ok(_) if how == Note::Lazily => return Ok(true),
+            Ok(_) if how == CheckpointMode::Unsynced => return Ok(true),
             Ok(_) => self.sync().await,
             Err(error) => Err(error),
         };
-        let mut use_of = self.use_of.borrow_mut();
-        use_of.dirty |= noted.is_err();
-        use_of.is_synced = noted.is_ok();
-        use_of.is_complete |= noted.is_ok() && progress.complete;
+        let mut generation = self.generation.borrow_mut();
+        generation.dirty |= noted.is_err();
+        generation.is_synced = noted.is_ok();
+        generation.is_complete |= noted.is_ok() && progress.complete;
         noted.map(|()| true)
     }
 }
 
-async fn dma_open(path: &Path, disk: &Disk) -> io::Result<DmaFile> {
+async fn dma_open(path: &Path, disk: &SpoolDisk) -> io::Result<DmaFile> {
     let (_wait, _operation) = (rt::foreign_wait(), disk.health.begin());
     OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
 }
@@ -548,10 +548,10 @@ fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
 }
 
 /// Opens the file for groups; their writes bypass the page cache like all others.
-fn open_direct(path: &Path) -> io::Result<(OwnedFd, Identity)> {
+fn open_direct(path: &Path) -> io::Result<(OwnedFd, FileId)> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let file = fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?;
-    let identity = Identity::of(&file.metadata()?);
+    let identity = FileId::of(&file.metadata()?);
     Ok((file.into(), identity))
 }
 

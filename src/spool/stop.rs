@@ -35,7 +35,7 @@ impl Spool {
         for task in self.tasks.take() {
             task.await;
         }
-        self.disown(rest, members).await;
+        self.release_removed(rest, members).await;
         while !rest.is_empty() {
             if self.keep_jobs(rest, None).await.is_err() {
                 break;
@@ -49,7 +49,7 @@ impl Spool {
                 break;
             }
         }
-        self.put_away().await;
+        self.finish_files().await;
     }
 
     /// Spools the payloads of a batch, and notes that they were to be one object: the object may be

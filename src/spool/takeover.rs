@@ -2,7 +2,7 @@
 //! and who holds what in it, `adopt` finds and takes over what a dead process left, `orphans` hands
 //! it out to the cores of this process, and `adopted` is what one core has of it.
 
-pub mod adopt;
-pub(super) mod adopted;
+pub mod discover;
 pub mod instances;
-pub mod orphans;
+pub mod offers;
+pub(super) mod taken;

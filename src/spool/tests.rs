@@ -10,15 +10,15 @@ use crate::rt::sleep;
 use futures_lite::future::poll_once;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
-use super::format::record::{Entry, IntentRef};
+use super::format::record::{IntentRecord, SpoolRecord};
 use super::format::runs::Run;
-use super::format::scan::{Found, walk};
-use super::format::{DATA_START, Progress, entries, records};
-use super::power::{self, Disk, Event};
+use super::format::scan::{ScanStep, walk};
+use super::format::{Checkpoint, DATA_START, group_records, group_requests};
+use super::power::{self, CutDisk, DiskEvent};
 use super::reader::LOOK_EVERY;
-use super::segment::{Note, Payloads};
+use super::segment::{CheckpointMode, Payloads};
 use super::takeover::instances::{self, Home};
-use super::takeover::orphans::Left;
+use super::takeover::offers::OrphanedSpool;
 use super::*;
 use crate::budget::Budget;
 use crate::queue::fifo::Fifo;
@@ -56,14 +56,14 @@ const SMALL: Size = Size {
 };
 
 impl Rig {
-    async fn new(home: &Home, orphans: &Arc<Orphans>, node: &str, size: Size) -> Rig {
+    async fn new(home: &Home, orphans: &Arc<Takeover>, node: &str, size: Size) -> Rig {
         Rig::with(home, orphans, node, size, 0, None)
     }
 
     /// One of two cores.
     fn with(
         home: &Home,
-        orphans: &Arc<Orphans>,
+        orphans: &Arc<Takeover>,
         node: &str,
         size: Size,
         core: usize,
@@ -82,7 +82,7 @@ impl Rig {
                 checkpoint: size.progress,
             },
             dir: home.core_dir(core),
-            orphans: orphans.clone(),
+            takeover: orphans.clone(),
             cores: 1,
             cells,
             keys: keys.map(str::to_owned),
@@ -124,7 +124,7 @@ impl Rig {
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
         let (first, ticket) = self.submit(payloads)?;
         ticket.wait(&Cell::new(false)).await.unwrap()?;
-        power::note(|| Event::Acknowledged { first, count: payloads.len() as u64 });
+        power::note(|| DiskEvent::Acknowledged { first, count: payloads.len() as u64 });
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Rig {
                 batches.push(self.store_batch(random, held));
             } else {
                 let job = held.swap_remove(0);
-                power::note(|| Event::Stored { stamp: job.stamp });
+                power::note(|| DiskEvent::Stored { stamp: job.stamp });
                 job.complete(Outcome::Stored);
             }
         }
@@ -169,12 +169,12 @@ impl Rig {
 
     /// Takes some of what is held, of one directory, and stores it as one object.
     fn store_batch(&self, random: &mut fastrand::Rng, held: &mut Vec<Job>) -> Task<()> {
-        let home = held[0].record.as_ref().unwrap().home().clone();
+        let home = held[0].record.as_ref().unwrap().core_dir().clone();
         let (mut members, mut seqs) = (Members::of(&home), Vec::new());
         let size = random.usize(1..8);
         held.retain(|job| {
             let record = job.record.as_ref().unwrap();
-            let takes = Rc::ptr_eq(record.home(), &home)
+            let takes = Rc::ptr_eq(record.core_dir(), &home)
                 && !job.stamp.seq.is_multiple_of(3)
                 && seqs.len() < size;
             if takes {
@@ -196,9 +196,9 @@ impl Rig {
                 sleep(Duration::from_millis(1)).await;
             };
             sleep(Duration::from_millis(before)).await;
-            power::note(|| Event::Put { key, seqs });
+            power::note(|| DiskEvent::Put { key, seqs });
             sleep(Duration::from_millis(after)).await;
-            spool.finished(intent);
+            spool.complete_batch(intent);
         })
     }
 
@@ -211,7 +211,7 @@ impl Rig {
                 job.origin(&self.spool.origin).key(job.stamp, &job.payload),
                 job.payload.to_vec(),
             ));
-            power::note(|| Event::Stored { stamp: job.stamp });
+            power::note(|| DiskEvent::Stored { stamp: job.stamp });
             job.complete(Outcome::Stored);
         }
         stored
@@ -236,9 +236,9 @@ impl Rig {
 }
 
 /// What segments on their own need.
-fn disk() -> Rc<super::disk::Disk> {
-    let health = Health::new(&crate::metrics::cells(1)[0], "unused".into());
-    Rc::new(super::disk::Disk::new(DiskThread::spawn("test").unwrap(), health))
+fn disk() -> Rc<super::disk::SpoolDisk> {
+    let health = DiskHealth::new(&crate::metrics::cells(1)[0], "unused".into());
+    Rc::new(super::disk::SpoolDisk::new(DiskThread::spawn("test").unwrap(), health))
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -253,9 +253,9 @@ fn segments(home: &Home) -> Vec<PathBuf> {
 }
 
 /// What `home` adopts now.
-fn adopt(home: &Home) -> (Vec<Arc<Left>>, Arc<Orphans>) {
-    let (mut taken, orphans) = (Vec::new(), Arc::<Orphans>::default());
-    home.adopt(&mut taken, &orphans).unwrap();
+fn adopt(home: &Home) -> (Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
+    let (mut taken, orphans) = (Vec::new(), Arc::<Takeover>::default());
+    home.take_over(&mut taken, &orphans).unwrap();
     (taken, orphans)
 }
 
@@ -547,7 +547,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             let seq = key.rsplit('-').next().unwrap().trim_end_matches(".json").parse().unwrap();
             assert_eq!(*payload, expected(seq), "{key}");
         }
-        home.adopt(&mut taken, &Orphans::default()).unwrap();
+        home.take_over(&mut taken, &Takeover::default()).unwrap();
         let left: Vec<_> = instances::instances(dir.path()).unwrap();
         assert_eq!(left, [dir.path().join("m")], "what was adopted is gone");
     });
@@ -638,7 +638,7 @@ fn a_directory_in_use_is_refused_and_not_adopted() {
     assert!(orphans.take().is_none());
     fs::remove_file(&orphan.path).unwrap();
     orphan.finished();
-    other.adopt(&mut taken, &orphans).unwrap();
+    other.take_over(&mut taken, &orphans).unwrap();
     assert!(!dir.path().join("n").exists(), "emptied and gone");
 }
 
@@ -659,21 +659,21 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
         let (mut ledger, mut members) = (Ledger::default(), BTreeMap::new());
         for (_, file) in here().filter(|(path, _)| is_journal(path)) {
             walk(file, |what, bytes| match what {
-                Found::Group(_, group) => {
-                    entries(&group.head, bytes).for_each(|entry| ledger.add(entry));
+                ScanStep::Group(_, group) => {
+                    group_records(&group.head, bytes).for_each(|entry| ledger.add(entry));
                 }
-                Found::End(end) => assert_eq!(end.problem(), None),
+                ScanStep::End(end) => assert_eq!(end.problem(), None),
                 what => panic!("a power cut damages no journal: {what:?}"),
             });
         }
         let settled = ledger.members();
         for (_, file) in here().filter(|(path, _)| !is_journal(path)) {
-            let progress = Progress::read(&file[..DATA_START as usize]).unwrap_or_default();
+            let progress = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
             walk(file, |what, bytes| {
-                let Found::Group(_, group) = what else { return };
+                let ScanStep::Group(_, group) = what else { return };
                 let id = group.head.label.id;
                 let mut ordinal = group.head.first_ordinal;
-                for record in records(&group.head, bytes) {
+                for record in group_requests(&group.head, bytes) {
                     for (span, index) in record.spans().zip(0..) {
                         let stamp = Stamp { seq: record.first.seq + index, ..record.first };
                         let here = &record.payloads[span.range()];
@@ -719,14 +719,14 @@ struct World {
 }
 
 impl World {
-    fn after(mut self, events: &[Event]) -> World {
+    fn after(mut self, events: &[DiskEvent]) -> World {
         for event in events {
             match event {
-                Event::Acknowledged { first, count } => {
+                DiskEvent::Acknowledged { first, count } => {
                     self.owed.extend(first.seq..first.seq + count)
                 }
-                Event::Stored { stamp } => self.put(stamp.seq.to_string(), vec![stamp.seq]),
-                Event::Put { key, seqs } => self.put(key.clone(), seqs.clone()),
+                DiskEvent::Stored { stamp } => self.put(stamp.seq.to_string(), vec![stamp.seq]),
+                DiskEvent::Put { key, seqs } => self.put(key.clone(), seqs.clone()),
                 _ => {}
             }
         }
@@ -769,7 +769,7 @@ impl World {
 
 /// A run of a small spool, with requests, stores, progress and segments that are used again, as the
 /// disk saw it.
-fn recorded(seed: u64, requests: u64) -> Vec<Event> {
+fn recorded(seed: u64, requests: u64) -> Vec<DiskEvent> {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -789,7 +789,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<Event> {
                 .collect();
             for (count, (first, ticket)) in together {
                 match ticket.wait(&Cell::new(false)).await.unwrap() {
-                    Ok(()) => drop(power::note(|| Event::Acknowledged { first, count })),
+                    Ok(()) => drop(power::note(|| DiskEvent::Acknowledged { first, count })),
                     Err(error) => assert_eq!(error, SpoolError::Full),
                 }
             }
@@ -810,9 +810,10 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     let many = std::env::var("MILLRACE_TEST_POWER_CUTS").ok().and_then(|text| text.parse().ok());
     let samples = many.unwrap_or(4);
     let events = recorded(seed, 120);
-    let used_again = events.iter().filter(|event| matches!(event, Event::SyncEnds { .. })).count();
+    let used_again =
+        events.iter().filter(|event| matches!(event, DiskEvent::SyncEnds { .. })).count();
     assert!(used_again > 100, "{used_again} syncs");
-    let renewed = |event: &&Event| matches!(event, Event::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
+    let renewed = |event: &&DiskEvent| matches!(event, DiskEvent::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
     let renewed = events.iter().filter(renewed).count();
     assert!(renewed > 5, "{renewed} times a journal began anew");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -824,7 +825,7 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
 /// extremes.
 fn cut(
     files: &BTreeMap<PathBuf, Vec<u8>>,
-    events: &[Event],
+    events: &[DiskEvent],
     world: &World,
     random: &mut fastrand::Rng,
     samples: usize,
@@ -833,11 +834,12 @@ fn cut(
     let mut cuts = 0;
     for count in 0..=events.len() {
         // Between an event and its consequences nothing on the disk changes.
-        let same = |event| matches!(event, &Event::SyncBegins { .. } | &Event::WriteEnds { .. });
+        let same =
+            |event| matches!(event, &DiskEvent::SyncBegins { .. } | &DiskEvent::WriteEnds { .. });
         if (count > 0 && same(&events[count - 1])) || !here(count) {
             continue;
         }
-        let disk = Disk::after(files, events, count);
+        let disk = CutDisk::after(files, events, count);
         let world = world.clone().after(&events[..count]);
         world.check_after(&disk.with(|_| false), "nothing more");
         world.check_after(&disk.with(|_| true), "everything");
@@ -856,7 +858,7 @@ fn every_power_cut_of_a_short_run() {
     let events = recorded(7, 40);
     let mut states = 0_u64;
     for count in 0..=events.len() {
-        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let disk = CutDisk::after(&BTreeMap::new(), &events, count);
         let world = World::default().after(&events[..count]);
         // The zeros of new files change nothing.
         let written = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
@@ -889,13 +891,13 @@ fn the_recorder_tells_synced_from_unsynced() {
     power::write_begins(b, 0, &[3; 512]);
     power::sync_ends(sync);
     let events = power::stop();
-    let disk = Disk::after(&BTreeMap::new(), &events, events.len());
+    let disk = CutDisk::after(&BTreeMap::new(), &events, events.len());
     assert_eq!(disk.files[a], [1; 1_024]);
     assert_eq!(disk.unsynced.len(), 2, "what began after the sync did, and the other file's");
     assert_eq!(disk.with(|_| true)[a][512..], [2; 512]);
     assert_eq!(disk.with(|_| false)[b], [0; 512]);
     assert_eq!(
-        Disk::after(&BTreeMap::new(), &events, 3).unsynced.len(),
+        CutDisk::after(&BTreeMap::new(), &events, 3).unsynced.len(),
         2,
         "before the sync has ended"
     );

@@ -12,14 +12,14 @@ use futures_lite::future;
 
 use super::format::{self, HEAD_BYTES};
 use super::keeper::NoSpare;
-use super::line::Waiting;
-use super::reader::Behind;
+use super::pending::PendingRequest;
+use super::reader::OverflowPosition;
 use super::segment::{Payloads, Segment};
 use super::{Spool, SpoolError};
 use crate::queue::job::Payload;
 
 /// A group that was written and synced.
-pub(super) struct Place {
+pub(super) struct CommittedGroup {
     pub(super) segment: Rc<Segment>,
     pub(super) at: u64,
     pub(super) number: u32,
@@ -50,17 +50,17 @@ impl Spool {
     /// it.
     pub(super) async fn write_groups(self: Rc<Self>) {
         loop {
-            if self.line.is_empty() {
+            if self.pending.is_empty() {
                 if self.closed.get() {
                     return;
                 }
-                self.line.wait().await;
+                self.pending.wait().await;
                 continue;
             }
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
-            let group = self.line.next_group();
+            let group = self.pending.next_group();
             match self.put(&group).await {
                 Ok(place) => self.deliver(group, &place),
                 Err(error) => group.iter().for_each(|request| {
@@ -72,14 +72,14 @@ impl Spool {
     }
 
     /// Writes and syncs one group.
-    async fn put(&self, group: &[Waiting]) -> Result<Place, SpoolError> {
-        let body = group.iter().map(Waiting::record_bytes).sum();
+    async fn put(&self, group: &[PendingRequest]) -> Result<CommittedGroup, SpoolError> {
+        let body = group.iter().map(PendingRequest::record_bytes).sum();
         let payloads = Payloads {
             count: group.iter().map(|request| request.spans.len() as u32).sum(),
             bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
         };
         let write = |mut out: &mut [u8]| {
-            for Waiting { first, body, spans, version, .. } in group {
+            for PendingRequest { first, body, spans, version, .. } in group {
                 let payloads = format::slices(body.as_slice(), spans);
                 let written = format::write_record(out, *first, version.as_deref(), payloads);
                 out = &mut out[written..];
@@ -94,7 +94,7 @@ impl Spool {
         body: usize,
         payloads: Payloads,
         write: impl FnOnce(&mut [u8]),
-    ) -> Result<Place, SpoolError> {
+    ) -> Result<CommittedGroup, SpoolError> {
         let keys = self.setup.keys.as_deref();
         let body = format::keys_bytes(keys) + body;
         let segment = self.segment_for(format::group_bytes(body)).await?;
@@ -105,7 +105,7 @@ impl Spool {
         let (at, number, first_ordinal) = self.append(&segment, body, payloads, write).await?;
         self.setup.cells.spool_payloads.add(payloads.count.into());
         self.setup.cells.spool_bytes.add(payloads.bytes);
-        Ok(Place { segment, at, number, first_ordinal })
+        Ok(CommittedGroup { segment, at, number, first_ordinal })
     }
 
     /// Writes and syncs one group of records at the end of `segment`. Returns the offset of the
@@ -119,9 +119,9 @@ impl Spool {
     ) -> Result<(u64, u32, u32), SpoolError> {
         let bytes = format::group_bytes(body);
         let (at, number, first_ordinal, label) = {
-            let use_of = segment.use_of.borrow();
-            let label = segment.label(use_of.id, &self.origin);
-            (use_of.end, use_of.groups, use_of.payloads, label)
+            let generation = segment.generation.borrow();
+            let label = segment.label(generation.id, &self.origin);
+            (generation.end, generation.groups, generation.payloads, label)
         };
         let mut buffer = segment.buffer(bytes as usize);
         write(&mut buffer.as_bytes_mut()[HEAD_BYTES..]);
@@ -179,10 +179,11 @@ impl Spool {
 
     /// Queues the payloads of a synced group while the ring has room, and leaves the rest to the
     /// reader.
-    fn deliver(&self, group: Vec<Waiting>, place: &Place) {
+    fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
         for request in group {
-            let Waiting { first, body, need, spans, payload_bytes, version, ticket } = request;
+            let PendingRequest { first, body, need, spans, payload_bytes, version, ticket } =
+                request;
             let count = spans.len() as u32;
             let permit = match self.overflow.is_behind() {
                 false => self.admission.admit_now(need).ok().flatten(),
@@ -196,7 +197,7 @@ impl Spool {
                     self.push(payloads, first.seq.., first.unix_nanos, &record);
                 }
                 None if !self.overflow.is_behind() => {
-                    self.overflow.begin(Behind::new(place, ordinal));
+                    self.overflow.begin(OverflowPosition::new(place, ordinal));
                     self.setup.cells.spool_overflowing.set(1);
                 }
                 None => {}

@@ -17,7 +17,7 @@ use crate::batch::encoder::{Encoder, EncoderShared};
 use crate::config::BatchFormat;
 use crate::queue::job::{Origin, Stamp};
 use crate::queue::outcome::RequestOutcome;
-use crate::spool::Begun;
+use crate::spool::BatchInDoubt;
 use crate::store::Summing;
 use crate::upload::source::Upload;
 
@@ -32,7 +32,7 @@ const READS_MAX: u32 = 5;
 /// The task: puts one after the other, until the stop begins.
 pub async fn restore(uploader: Rc<Uploader>) {
     let Some(spool) = uploader.spool.clone() else { return };
-    while let Some(begun) = spool.next_begun().await {
+    while let Some(begun) = spool.next_in_doubt().await {
         let key = begun.key().to_owned();
         match restored(begun, &uploader.origin, uploader.stamps.take(1), uploader.store.summing())
             .await
@@ -59,8 +59,8 @@ pub async fn restore(uploader: Rc<Uploader>) {
 }
 
 /// It is done with; tried until the disk has it, for before that nothing else of its directory is touched.
-async fn finish(mut begun: Begun) {
-    while let Err(error) = begun.finished().await {
+async fn finish(mut begun: BatchInDoubt) {
+    while let Err(error) = begun.complete().await {
         tracing::warn!("{} is stored, but that could not be noted: {error}", begun.key());
         sleep(PAUSE).await;
     }
@@ -79,11 +79,11 @@ async fn work(encoder: &mut Encoder, summing: &mut Summing) {
 /// # Errors
 /// How it was made is not known here, or it cannot be read.
 pub async fn restored(
-    mut begun: Begun,
+    mut begun: BatchInDoubt,
     origin: &Origin,
     stamp: Stamp,
     mut summing: Summing,
-) -> Result<(Begun, Batch), String> {
+) -> Result<(BatchInDoubt, Batch), String> {
     let form: BatchFormat = begun.form().parse()?;
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());
     let (mut payloads, mut payload_bytes, mut failed_reads) = (0, 0, 0);

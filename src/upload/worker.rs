@@ -291,7 +291,7 @@ fn complete(uploader: &Uploader, upload: &Upload, outcome: Outcome, intent: Opti
     if let (Some(spool), Some(intent)) = (&uploader.spool, intent)
         && outcome != Outcome::Lost
     {
-        spool.finished(intent);
+        spool.complete_batch(intent);
     }
     if let Upload::Batch(batch) = upload
         && batch.is_restored()

@@ -5,35 +5,35 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::spool::batches::ledger::Batch;
-use crate::spool::format::Group;
+use crate::spool::batches::ledger::JournalBatch;
+use crate::spool::format::CommitGroup;
 use crate::spool::format::runs::Run;
-use crate::spool::format::scan::Found;
+use crate::spool::format::scan::ScanStep;
 use crate::spool::offline::SegmentFile;
-use crate::spool::takeover::adopt::uses_in;
+use crate::spool::takeover::discover::generations_in;
 
 /// The segments of a core's directory, as members of batches are read from them.
 pub(super) struct MemberFiles {
     /// Segments by the ids of their uses.
     paths: HashMap<u64, PathBuf>,
-    open: HashMap<u64, MemberFile>,
+    open: HashMap<u64, IndexedFile>,
 }
 
 /// One of them, and where its groups lie.
-struct MemberFile {
+struct IndexedFile {
     file: SegmentFile,
-    groups: Vec<(u64, Group)>,
+    groups: Vec<(u64, CommitGroup)>,
 }
 
 impl MemberFiles {
     pub(super) fn of(core_dir: &Path) -> io::Result<MemberFiles> {
-        Ok(MemberFiles { paths: uses_in(core_dir)?, open: HashMap::new() })
+        Ok(MemberFiles { paths: generations_in(core_dir)?, open: HashMap::new() })
     }
 
     /// The members of `batch` in order. Those that are gone are left out and counted in `lost`.
     pub(super) fn payloads<'a>(
         &'a mut self,
-        batch: &'a Batch,
+        batch: &'a JournalBatch,
         lost: &'a mut u64,
     ) -> impl Iterator<Item = io::Result<Vec<u8>>> + 'a {
         batch.runs().iter().flat_map(move |run| match self.read(run) {
@@ -47,13 +47,13 @@ impl MemberFiles {
 
     /// The payloads of one run that are there.
     fn read(&mut self, run: Run) -> io::Result<Vec<Vec<u8>>> {
-        let Some(MemberFile { file, groups }) = self.open(run.segment)? else {
+        let Some(IndexedFile { file, groups }) = self.open(run.segment)? else {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
-        let end = |group: &Group| group.head.first_ordinal.saturating_add(group.payloads);
+        let end = |group: &CommitGroup| group.head.first_ordinal.saturating_add(group.payloads);
         let from = groups.partition_point(|(_, group)| end(group) <= run.first);
-        let within = |(_, group): &&(u64, Group)| group.head.first_ordinal < run.end();
+        let within = |(_, group): &&(u64, CommitGroup)| group.head.first_ordinal < run.end();
         for (at, group) in groups[from..].iter().take_while(within) {
             match file.read_again(*at, group) {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
@@ -67,20 +67,20 @@ impl MemberFiles {
         Ok(found)
     }
 
-    fn open(&mut self, id: u64) -> io::Result<Option<&mut MemberFile>> {
+    fn open(&mut self, id: u64) -> io::Result<Option<&mut IndexedFile>> {
         if !self.open.contains_key(&id) {
             let Some(path) = self.paths.get(&id) else { return Ok(None) };
             let (mut file, mut groups) = (SegmentFile::open(path)?, Vec::new());
             loop {
                 match file.find_next()? {
-                    Found::Group(at, group) if group.head.label.id == id => {
+                    ScanStep::Group(at, group) if group.head.label.id == id => {
                         groups.push((at, group))
                     }
-                    Found::End(_) => break,
+                    ScanStep::End(_) => break,
                     _ => {}
                 }
             }
-            self.open.insert(id, MemberFile { file, groups });
+            self.open.insert(id, IndexedFile { file, groups });
         }
         Ok(self.open.get_mut(&id))
     }
@@ -96,8 +96,8 @@ mod tests {
     use crate::control::{Exit, on_executor};
     use crate::queue::job::Stamp;
     use crate::spool::batches::ledger::{Ledger, journals_of};
-    use crate::spool::format::record::{Entry, IntentRef};
-    use crate::spool::format::runs::{Encoder, Runs};
+    use crate::spool::format::record::{IntentRecord, SpoolRecord};
+    use crate::spool::format::runs::{RunEncoder, Runs};
     use crate::spool::format::{
         DATA_START, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
     };
@@ -139,11 +139,11 @@ mod tests {
         write_segment(&core_dir.join("5.seg"), damaged);
         let mut ledger = Ledger::default();
         for (key, members) in [("done.ndjson", &[0, 1][..]), ("begun.ndjson", &[7, 2, 3])] {
-            let mut encoder = Encoder::default();
+            let mut encoder = RunEncoder::default();
             assert!(members.iter().all(|number| encoder.push(5, *number)));
             let runs = encoder.finish();
             let runs = Runs::check(&runs).unwrap();
-            ledger.add(Entry::Intent(IntentRef { key, form, runs }));
+            ledger.add(SpoolRecord::Intent(IntentRecord { key, form, runs }));
         }
         ledger.finish("done.ndjson");
         ledger.rewrite(&core_dir).unwrap();

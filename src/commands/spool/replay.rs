@@ -12,23 +12,23 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::batches::MemberFiles;
-use super::{Places, SpoolCommandError, look, lost, of, said, unreadable};
+use super::{SpoolCommandError, SpoolTarget, look, lost, of, said, unreadable};
 use crate::batch::encoder::encode;
 use crate::commands::{Puts, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
-use crate::spool::batches::ledger::{Batch, Ledger, Settled};
-use crate::spool::format::Group;
-use crate::spool::format::scan::{End, Found};
+use crate::spool::batches::ledger::{CompletedMembers, JournalBatch, Ledger};
+use crate::spool::format::CommitGroup;
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::offline::SegmentFile;
 use crate::spool::takeover::instances::{
-    core_dirs, files_of, mark_alone, put_aside, remove, sync_dir,
+    core_dirs, files_of, mark_single_objects, move_to_quarantine, remove, sync_dir,
 };
 use crate::store::{Class, Object};
 
-impl Places {
+impl SpoolTarget {
     /// Stores every unstored payload in the configured store, whichever it is. Exit 1 when some are
     /// left or lost.
     ///
@@ -36,7 +36,7 @@ impl Places {
     /// A directory cannot be read, or the store cannot be used at all.
     pub async fn replay(&self, config: &Config) -> Result<Exit, String> {
         let puts = Puts::prepare(config).await?;
-        let replay = Rc::new(Replay {
+        let replay = Rc::new(ReplayRun {
             puts,
             stored: Cell::new(0),
             left: Cell::new(0),
@@ -56,12 +56,12 @@ impl Places {
         said(outcome)
     }
 
-    async fn replay_with(&self, replay: &Rc<Replay>) -> Result<Exit, SpoolCommandError> {
+    async fn replay_with(&self, replay: &Rc<ReplayRun>) -> Result<Exit, SpoolCommandError> {
         for instance in &self.instances {
             let Some(held) = self.hold(instance)? else { continue };
             for core_dir in core_dirs(instance).map_err(of(instance))? {
                 let files = files_of(&core_dir).map_err(of(&core_dir))?;
-                mark_alone(&core_dir).map_err(of(&core_dir))?;
+                mark_single_objects(&core_dir).map_err(of(&core_dir))?;
                 let (batched, all) = replay.put_batches(&core_dir).await.map_err(of(&core_dir))?;
                 for (path, _) in files {
                     if all {
@@ -79,7 +79,7 @@ impl Places {
 }
 
 /// One replay and its figures.
-struct Replay {
+struct ReplayRun {
     puts: Puts,
     stored: Cell<u64>,
     /// Payloads that stay in the spool.
@@ -98,7 +98,7 @@ struct Unstored {
 }
 
 /// One file while its payloads are stored.
-struct Reading {
+struct FileReplay {
     file: SegmentFile,
     /// Payloads of the group that was read last.
     group: VecDeque<Unstored>,
@@ -111,14 +111,14 @@ struct Reading {
     left: u64,
 }
 
-impl Replay {
+impl ReplayRun {
     /// Stores the batches in doubt of a core again and notes that they are done. Returns which
     /// payloads need nothing more then, and whether all batches are done. If not, the rest has to
     /// wait, because some of it may be in those batches.
-    async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<Settled>, bool)> {
+    async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<CompletedMembers>, bool)> {
         let mut ledger = Ledger::read(core_dir)?;
         ledger.settle(core_dir)?;
-        let begun: Vec<(String, Batch)> =
+        let begun: Vec<(String, JournalBatch)> =
             ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
         if begun.is_empty() {
             return Ok((Rc::new(ledger.done_members()), true));
@@ -142,7 +142,7 @@ impl Replay {
         &self,
         files: &mut MemberFiles,
         key: &str,
-        batch: &Batch,
+        batch: &JournalBatch,
     ) -> Result<(), String> {
         let (form, mut lost) = (batch.form.parse::<BatchFormat>()?, 0);
         let parts = encode(form, files.payloads(batch, &mut lost));
@@ -159,9 +159,9 @@ impl Replay {
         Ok(())
     }
 
-    async fn put_segment(self: &Rc<Self>, path: &Path, batched: &Rc<Settled>) {
+    async fn put_segment(self: &Rc<Self>, path: &Path, batched: &Rc<CompletedMembers>) {
         let reading = match SegmentFile::open_with(path, batched) {
-            Ok(file) => Rc::new(RefCell::new(Reading::new(file))),
+            Ok(file) => Rc::new(RefCell::new(FileReplay::new(file))),
             Err(error) => return self.leave(path, &unreadable(&error)),
         };
         let source = {
@@ -202,27 +202,27 @@ impl Replay {
     }
 
     /// Removes a file in which nothing is left, or notes what was stored.
-    fn finish(&self, reading: &mut Reading) -> io::Result<()> {
+    fn finish(&self, reading: &mut FileReplay) -> io::Result<()> {
         let path = reading.file.path().to_owned();
         for text in &reading.problems {
             complain(format_args!("{}: {text}", path.display()));
             self.troubled.set(true);
         }
         if reading.stays || reading.left > 0 {
-            return if reading.stored > 0 { reading.file.note_progress() } else { Ok(()) };
+            return if reading.stored > 0 { reading.file.write_checkpoints() } else { Ok(()) };
         }
         if reading.problems.is_empty() {
             remove(&path)?
         } else {
-            put_aside(&path)?
+            move_to_quarantine(&path)?
         }
         path.parent().map_or(Ok(()), sync_dir)
     }
 }
 
-impl Reading {
-    fn new(file: SegmentFile) -> Reading {
-        Reading {
+impl FileReplay {
+    fn new(file: SegmentFile) -> FileReplay {
+        FileReplay {
             file,
             group: VecDeque::new(),
             problems: Vec::new(),
@@ -237,15 +237,15 @@ impl Reading {
     fn next(&mut self) -> Option<Unstored> {
         while self.group.is_empty() && !self.ended {
             match self.file.find_next() {
-                Ok(Found::Group(_, group)) => self.take(&group),
-                Ok(Found::Damage(damage)) => self.problems.push(damage.to_string()),
-                Ok(Found::End(end)) => {
+                Ok(ScanStep::Group(_, group)) => self.take(&group),
+                Ok(ScanStep::Damage(damage)) => self.problems.push(damage.to_string()),
+                Ok(ScanStep::End(end)) => {
                     self.ended = true;
-                    self.stays = matches!(end, End::Version(_));
+                    self.stays = matches!(end, SegmentEnd::Version(_));
                     self.problems.extend(lost(&self.file));
                     self.problems.extend(end.problem());
                 }
-                Ok(Found::Nothing) => unreachable!("a file's walk goes on"),
+                Ok(ScanStep::NeedBytes) => unreachable!("a file's walk goes on"),
                 Err(error) => {
                     (self.ended, self.stays) = (true, true);
                     self.problems.push(unreadable(&error));
@@ -255,7 +255,7 @@ impl Reading {
         self.group.pop_front()
     }
 
-    fn take(&mut self, group: &Group) {
+    fn take(&mut self, group: &CommitGroup) {
         let label = &group.head.label;
         let origin =
             Origin::new(label.node.clone(), label.core as usize).with_keys(self.file.keys(group));

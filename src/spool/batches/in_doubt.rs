@@ -19,57 +19,59 @@ use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 
 use super::CoreDir;
-use super::ledger::Batch;
-use crate::spool::format::runs::{Place, Run};
-use crate::spool::format::scan::{Found, Scan};
-use crate::spool::format::{BLOCK, DATA_START, Group, HEAD_BYTES, Start, read_start, records};
+use super::ledger::JournalBatch;
+use crate::spool::format::runs::{Run, RunCursor};
+use crate::spool::format::scan::{ScanStep, SegmentScan};
+use crate::spool::format::{
+    BLOCK, BlockStart, CommitGroup, DATA_START, HEAD_BYTES, group_requests, read_start,
+};
 use crate::spool::reader::{LOOK_EVERY, Window};
 use crate::spool::segment::Segment;
-use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{Spool, SpoolError};
 
 /// A batch to be stored again. If it is dropped before it is finished, it is left to the next
 /// process, and so are the segments of its directory.
-pub struct Begun {
+pub struct BatchInDoubt {
     spool: Rc<Spool>,
     dir: Rc<CoreDir>,
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     /// Its index in `core.begun`.
     number: usize,
     payloads: u64,
     /// Position of the run to be read next.
-    place: Place,
+    cursor: RunCursor,
     /// The rest of the current run.
     run: Option<Run>,
-    files: HashMap<u64, MemberFile>,
-    loaded: Option<Loaded>,
+    files: HashMap<u64, IndexedSegment>,
+    loaded: Option<LoadedGroup>,
     lost: u64,
     /// Bytes of the payloads that were read.
     bytes: u64,
 }
 
 /// A segment that has members of the batch.
-struct MemberFile {
+struct IndexedSegment {
     segment: Segment,
     /// The groups in it that are not damaged.
-    groups: Vec<GroupAt>,
+    groups: Vec<GroupIndex>,
 }
 
-struct GroupAt {
+struct GroupIndex {
     at: u64,
     bytes: u64,
     first_ordinal: u32,
     payloads: u32,
 }
 
-impl GroupAt {
+impl GroupIndex {
     fn ordinals(&self) -> Range<u32> {
         self.first_ordinal..self.first_ordinal + self.payloads
     }
 }
 
 /// The group that was read most recently.
-struct Loaded {
+struct LoadedGroup {
     segment: u64,
     first_ordinal: u32,
     bytes: ReadResult,
@@ -78,7 +80,7 @@ struct Loaded {
 }
 
 /// Where to find the next member.
-enum Next {
+enum MemberAt {
     /// It is this payload of the loaded group.
     Loaded(usize),
     /// So many members, from the next on, are gone.
@@ -88,29 +90,29 @@ enum Next {
 impl Spool {
     /// Waits for a batch that a dead process had begun and not finished. `None` once a stop has
     /// begun.
-    pub async fn next_begun(self: &Rc<Self>) -> Option<Begun> {
+    pub async fn next_in_doubt(self: &Rc<Self>) -> Option<BatchInDoubt> {
         loop {
             if self.overflow.is_stopped() {
                 return None;
             }
-            if let Some((core, number)) = self.setup.orphans.take_begun() {
+            if let Some((core, number)) = self.setup.takeover.take_in_doubt() {
                 return Some(self.begun(core, number));
             }
             self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
-    fn begun(self: &Rc<Self>, core: Arc<LeftCore>, number: usize) -> Begun {
+    fn begun(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
         let payloads = core.begun[number].1.runs().payloads();
         self.setup.cells.payloads_taken_over.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
-        Begun {
+        BatchInDoubt {
             spool: self.clone(),
             dir: self.adopted.dir_of(&core),
             core,
             number,
             payloads,
-            place: Place::default(),
+            cursor: RunCursor::default(),
             run: None,
             files: HashMap::new(),
             loaded: None,
@@ -120,7 +122,7 @@ impl Spool {
     }
 }
 
-impl Begun {
+impl BatchInDoubt {
     /// The key of the object, from its intent.
     pub fn key(&self) -> &str {
         &self.core.begun[self.number].0
@@ -131,7 +133,7 @@ impl Begun {
         &self.batch().form
     }
 
-    fn batch(&self) -> &Batch {
+    fn batch(&self) -> &JournalBatch {
         &self.core.begun[self.number].1
     }
 
@@ -147,31 +149,31 @@ impl Begun {
     /// continues after them. Any other: the disk does not deliver them now; the next call retries.
     pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.run.is_none() {
-            let (runs, mut place) = (self.batch().runs(), self.place);
-            self.run = place.next(runs.bytes());
-            self.place = place;
+            let (runs, mut cursor) = (self.batch().runs(), self.cursor);
+            self.run = cursor.next(runs.bytes());
+            self.cursor = cursor;
         }
         let Some(run) = self.run else { return Ok(None) };
         let next = self.find(run).await?;
         let passed = match next {
-            Next::Loaded(_) => 1,
-            Next::Lost(count) => count,
+            MemberAt::Loaded(_) => 1,
+            MemberAt::Lost(count) => count,
         };
         let left = Run { first: run.first + passed, count: run.count - passed, ..run };
         self.run = (left.count > 0).then_some(left);
         match next {
-            Next::Loaded(index) => {
+            MemberAt::Loaded(index) => {
                 let loaded = self.loaded.as_ref().expect("found there");
                 let payload = &loaded.bytes[loaded.spans[index].clone()];
                 self.bytes += payload.len() as u64;
                 self.spool.setup.cells.spool_bytes.add(payload.len() as u64);
                 Ok(Some(payload))
             }
-            Next::Lost(count) => Err(self.lose(run, count)),
+            MemberAt::Lost(count) => Err(self.record_loss(run, count)),
         }
     }
 
-    fn lose(&mut self, run: Run, count: u32) -> io::Error {
+    fn record_loss(&mut self, run: Run, count: u32) -> io::Error {
         let Run { segment, first, .. } = run;
         let (key, dir, count) = (self.key(), self.core.path.display(), u64::from(count));
         let text =
@@ -184,16 +186,16 @@ impl Begun {
     }
 
     /// Loads the group that has the first payload of `run`, unless it is loaded.
-    async fn find(&mut self, run: Run) -> io::Result<Next> {
+    async fn find(&mut self, run: Run) -> io::Result<MemberAt> {
         if let Some(loaded) = self.loaded.as_ref().filter(|loaded| loaded.segment == run.segment)
             && let Some(index) = run.first.checked_sub(loaded.first_ordinal)
             && (index as usize) < loaded.spans.len()
         {
-            return Ok(Next::Loaded(index as usize));
+            return Ok(MemberAt::Loaded(index as usize));
         }
         if !self.files.contains_key(&run.segment) {
             let Some(path) = self.core.segments.get(&run.segment).cloned() else {
-                return Ok(Next::Lost(run.count));
+                return Ok(MemberAt::Lost(run.count));
             };
             let file = self.open(&path, run.segment).await?;
             self.files.insert(run.segment, file);
@@ -203,7 +205,7 @@ impl Begun {
         let before = after.checked_sub(1).map(|at| &file.groups[at]);
         let Some(group) = before.filter(|group| group.ordinals().contains(&run.first)) else {
             let next = file.groups.get(after).map_or(u32::MAX, |group| group.first_ordinal);
-            return Ok(Next::Lost(run.count.min(next - run.first)));
+            return Ok(MemberAt::Lost(run.count.min(next - run.first)));
         };
         let (first_ordinal, payloads) = (group.first_ordinal, group.payloads);
         self.loaded = None;
@@ -211,26 +213,26 @@ impl Begun {
         match loaded {
             Some(loaded) => {
                 self.loaded = Some(loaded);
-                Ok(Next::Loaded((run.first - first_ordinal) as usize))
+                Ok(MemberAt::Loaded((run.first - first_ordinal) as usize))
             }
             // It was damaged after the index was made.
-            None => Ok(Next::Lost(run.count.min(first_ordinal + payloads - run.first))),
+            None => Ok(MemberAt::Lost(run.count.min(first_ordinal + payloads - run.first))),
         }
     }
 
     /// Opens a segment and notes where its groups are.
-    async fn open(&self, path: &Path, id: u64) -> io::Result<MemberFile> {
+    async fn open(&self, path: &Path, id: u64) -> io::Result<IndexedSegment> {
         let segment = Segment::open(path.to_owned(), self.spool.disk.clone()).await?;
         let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
-        let mut scan = Scan::new(segment.bytes(), &head);
+        let mut scan = SegmentScan::new(segment.bytes(), &head);
         let (mut window, mut groups) = (Window::default(), Vec::new());
         loop {
             match window.next(&segment, &mut scan).await?.0 {
-                Found::Group(at, Group { head, payloads }) if head.label.id == id => {
+                ScanStep::Group(at, CommitGroup { head, payloads }) if head.label.id == id => {
                     let (bytes, first_ordinal) = (head.group_bytes(), head.first_ordinal);
-                    groups.push(GroupAt { at, bytes, first_ordinal, payloads });
+                    groups.push(GroupIndex { at, bytes, first_ordinal, payloads });
                 }
-                Found::End(_) => return Ok(MemberFile { segment, groups }),
+                ScanStep::End(_) => return Ok(IndexedSegment { segment, groups }),
                 // Damage shows as members that are not there.
                 _ => {}
             }
@@ -246,8 +248,8 @@ impl Begun {
     ///
     /// # Panics
     /// It was finished before.
-    pub async fn finished(&mut self) -> Result<(), SpoolError> {
-        self.spool.finish_left(&self.dir, self.key()).await?;
+    pub async fn complete(&mut self) -> Result<(), SpoolError> {
+        self.spool.complete_orphaned(&self.dir, self.key()).await?;
         self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
         self.spool.setup.cells.spool_bytes.sub(self.bytes);
         self.core.replayed.add(self.payloads - self.lost, self.bytes);
@@ -256,16 +258,18 @@ impl Begun {
     }
 }
 
-impl MemberFile {
+impl IndexedSegment {
     /// `None`: the group is damaged.
-    async fn load(&self, group: &GroupAt, segment: u64) -> io::Result<Option<Loaded>> {
+    async fn load(&self, group: &GroupIndex, segment: u64) -> io::Result<Option<LoadedGroup>> {
         debug_assert!(group.bytes.is_multiple_of(BLOCK));
         let bytes = self.segment.read(group.at..group.at + group.bytes).await?;
         let whole = bytes.len() as u64 >= group.bytes && bytes.len() >= HEAD_BYTES;
-        let Some(Start::Head(head)) = whole.then(|| read_start(&bytes)) else { return Ok(None) };
-        let Ok(checked) = Group::check(head, &bytes) else { return Ok(None) };
+        let Some(BlockStart::Head(head)) = whole.then(|| read_start(&bytes)) else {
+            return Ok(None);
+        };
+        let Ok(checked) = CommitGroup::check(head, &bytes) else { return Ok(None) };
         let mut spans = Vec::with_capacity(checked.payloads as usize);
-        for record in records(&checked.head, &bytes) {
+        for record in group_requests(&checked.head, &bytes) {
             let start = record.payloads.as_ptr().addr() - bytes.as_ptr().addr();
             spans.extend(record.spans().map(|span| {
                 let Range { start: from, end: to } = span.range();
@@ -275,6 +279,6 @@ impl MemberFile {
         if spans.len() != group.payloads as usize {
             return Ok(None);
         }
-        Ok(Some(Loaded { segment, first_ordinal: group.first_ordinal, bytes, spans }))
+        Ok(Some(LoadedGroup { segment, first_ordinal: group.first_ordinal, bytes, spans }))
     }
 }

@@ -51,14 +51,14 @@ use super::members::Members;
 use crate::spool::format::group_bytes;
 use crate::spool::format::record::{done_bytes, intent_record, write_done};
 use crate::spool::segment::{Payloads, Segment};
-use crate::spool::takeover::orphans::LeftCore;
+use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{GROUP_BYTES_MAX, Spool, SpoolError};
 
 /// A core directory whose payloads this core takes: its own, or one of a dead process.
 pub struct CoreDir {
     path: PathBuf,
     /// `None`: this core's own.
-    left: Option<Arc<LeftCore>>,
+    left: Option<Arc<OrphanedCore>>,
     journal: Journal,
 }
 
@@ -74,28 +74,28 @@ struct Journal {
     /// Files that were replaced, but not yet durably.
     stale: RefCell<Vec<Rc<Segment>>>,
     /// Batches that the file names, or is about to name, in the order they were begun.
-    batches: RefCell<BTreeMap<u64, Rc<Batch>>>,
+    batches: RefCell<BTreeMap<u64, Rc<TrackedBatch>>>,
     next_number: Cell<u64>,
 }
 
 /// A batch from its intent until the journal may drop it.
-struct Batch {
+struct TrackedBatch {
     key: String,
     /// The record of its intent; empty where another journal of the directory has it.
     intent: Box<[u8]>,
     /// `None` for a batch in doubt: the reader settles its members.
     members: Option<Rc<Members>>,
-    state: Cell<State>,
+    state: Cell<BatchState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BatchState {
     /// Its intent waits for a group.
     Waiting,
     /// Its intent is synced.
-    Begun,
+    Intended,
     /// It is stored; DONE waits for a group.
-    Finished,
+    Completed,
     /// DONE is synced, and its members are settled.
     Done,
 }
@@ -108,7 +108,7 @@ pub struct Intent {
 }
 
 impl CoreDir {
-    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<LeftCore>>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn new(path: PathBuf, left: Option<Arc<OrphanedCore>>) -> Rc<CoreDir> {
         let journal = Journal {
             turn: Semaphore::new(1),
             writing: Cell::new(false),
@@ -121,7 +121,7 @@ impl CoreDir {
         Rc::new(CoreDir { path, left, journal })
     }
 
-    pub(in crate::spool) fn is_of(&self, left: &Arc<LeftCore>) -> bool {
+    pub(in crate::spool) fn is_of(&self, left: &Arc<OrphanedCore>) -> bool {
         self.left.as_ref().is_some_and(|own| Arc::ptr_eq(own, left))
     }
 
@@ -138,7 +138,7 @@ impl CoreDir {
 
     /// Whether no batch waits for a group or is being stored.
     pub(in crate::spool) fn is_idle(&self) -> bool {
-        self.journal.batches.borrow().values().all(|batch| batch.state.get() == State::Done)
+        self.journal.batches.borrow().values().all(|batch| batch.state.get() == BatchState::Done)
     }
 
     #[cfg(test)]
@@ -160,25 +160,25 @@ impl CoreDir {
 }
 
 impl Journal {
-    fn add(&self, batch: Rc<Batch>) -> u64 {
+    fn add(&self, batch: Rc<TrackedBatch>) -> u64 {
         let number = self.next_number.replace(self.next_number.get() + 1);
         self.batches.borrow_mut().insert(number, batch);
         number
     }
 
     fn has_finished(&self) -> bool {
-        self.batches.borrow().values().any(|batch| batch.state.get() == State::Finished)
+        self.batches.borrow().values().any(|batch| batch.state.get() == BatchState::Completed)
     }
 
     /// What the next group says: batches with their states, at least one if any waits.
-    fn next_group(&self) -> (Vec<(Rc<Batch>, State)>, usize) {
+    fn next_group(&self) -> (Vec<(Rc<TrackedBatch>, BatchState)>, usize) {
         let (mut group, mut bytes) = (Vec::new(), 0);
         for batch in self.batches.borrow().values() {
             let state = batch.state.get();
             let more = match state {
-                State::Waiting => batch.intent.len(),
-                State::Finished => done_bytes(&batch.key),
-                State::Begun | State::Done => continue,
+                BatchState::Waiting => batch.intent.len(),
+                BatchState::Completed => done_bytes(&batch.key),
+                BatchState::Intended | BatchState::Done => continue,
             };
             if !group.is_empty() && bytes + more > GROUP_BYTES_MAX {
                 break;
@@ -194,9 +194,9 @@ impl Journal {
         let mut groups: Vec<Vec<u8>> = Vec::new();
         for batch in self.batches.borrow().values() {
             let done = match batch.state.get() {
-                State::Waiting => continue,
-                State::Begun | State::Finished => 0,
-                State::Done => done_bytes(&batch.key),
+                BatchState::Waiting => continue,
+                BatchState::Intended | BatchState::Completed => 0,
+                BatchState::Done => done_bytes(&batch.key),
             };
             let bytes = batch.intent.len() + done;
             if groups.last().is_none_or(|last| last.len() + bytes > GROUP_BYTES_MAX) {
@@ -216,15 +216,15 @@ impl Journal {
 }
 
 /// Removes a batch from the journal if its waiter is dropped before the intent was written.
-struct InLine<'a> {
+struct PendingIntent<'a> {
     journal: &'a Journal,
     number: u64,
-    batch: &'a Batch,
+    batch: &'a TrackedBatch,
 }
 
-impl Drop for InLine<'_> {
+impl Drop for PendingIntent<'_> {
     fn drop(&mut self) {
-        if self.batch.state.get() == State::Waiting {
+        if self.batch.state.get() == BatchState::Waiting {
             self.journal.batches.borrow_mut().remove(&self.number);
         }
     }
@@ -251,28 +251,28 @@ impl Spool {
     ) -> Result<Intent, SpoolError> {
         assert!(!members.is_empty(), "a batch has members");
         let dir = members.dir.clone();
-        let batch = Rc::new(Batch {
+        let batch = Rc::new(TrackedBatch {
             key: key.to_owned(),
             intent: intent_record(key, form, &members.runs.finish()),
             members: Some(members.clone()),
-            state: Cell::new(State::Waiting),
+            state: Cell::new(BatchState::Waiting),
         });
         let number = dir.journal.add(batch.clone());
-        let _in_line = InLine { journal: &dir.journal, number, batch: &batch };
+        let _in_line = PendingIntent { journal: &dir.journal, number, batch: &batch };
         let stalled = async {
             self.disk.health.stalled().await;
             Err(SpoolError::Stalled)
         };
-        stalled.or(self.commit(&dir, &batch, State::Waiting)).await?;
+        stalled.or(self.commit(&dir, &batch, BatchState::Waiting)).await?;
         Ok(Intent { dir: dir.clone(), number })
     }
 
     /// Notes that the object was stored or dead-lettered. DONE is written with the journal's next
     /// group, or before the keeper's next progress.
-    pub fn finished(&self, intent: Intent) {
+    pub fn complete_batch(&self, intent: Intent) {
         let batches = intent.dir.journal.batches.borrow();
         let batch = batches.get(&intent.number).expect("it stays until it is done");
-        batch.state.set(State::Finished);
+        batch.state.set(BatchState::Completed);
         if let Some(members) = &batch.members {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
@@ -284,16 +284,17 @@ impl Spool {
 
     /// Notes durably that the batch with this key is done. Its intent is in a journal of a dead
     /// process.
-    pub(in crate::spool) async fn finish_left(
+    pub(in crate::spool) async fn complete_orphaned(
         &self,
         dir: &CoreDir,
         key: &str,
     ) -> Result<(), SpoolError> {
-        let state = Cell::new(State::Finished);
-        let batch = Batch { key: key.to_owned(), intent: Box::default(), members: None, state };
+        let state = Cell::new(BatchState::Completed);
+        let batch =
+            TrackedBatch { key: key.to_owned(), intent: Box::default(), members: None, state };
         let batch = Rc::new(batch);
         let number = dir.journal.add(batch.clone());
-        let noted = self.commit(dir, &batch, State::Finished).await;
+        let noted = self.commit(dir, &batch, BatchState::Completed).await;
         if noted.is_err() {
             dir.journal.batches.borrow_mut().remove(&number);
         }
@@ -311,7 +312,12 @@ impl Spool {
 
     /// Writes groups until one is synced that has what `batch` waits for in `state`. Another caller
     /// may have written it.
-    async fn commit(&self, dir: &CoreDir, batch: &Batch, state: State) -> Result<(), SpoolError> {
+    async fn commit(
+        &self,
+        dir: &CoreDir,
+        batch: &TrackedBatch,
+        state: BatchState,
+    ) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while batch.state.get() == state {
             self.write_batches(dir).await?;
@@ -332,26 +338,29 @@ impl Spool {
         journal.writing.set(false);
         for (batch, state) in written? {
             match state {
-                State::Waiting => batch.state.set(State::Begun),
+                BatchState::Waiting => batch.state.set(BatchState::Intended),
                 _ => {
                     if let Some(members) = &batch.members {
                         members.settle().await;
                     }
-                    batch.state.set(State::Done);
+                    batch.state.set(BatchState::Done);
                 }
             }
         }
         Ok(())
     }
 
-    async fn write_next_group(&self, dir: &CoreDir) -> Result<Vec<(Rc<Batch>, State)>, SpoolError> {
+    async fn write_next_group(
+        &self,
+        dir: &CoreDir,
+    ) -> Result<Vec<(Rc<TrackedBatch>, BatchState)>, SpoolError> {
         let (group, body) = dir.journal.next_group();
         let bytes = group_bytes(body);
         let file = self.journal_file(dir, bytes).await?;
         let write = |mut out: &mut [u8]| {
             for (batch, state) in &group {
                 let written = match state {
-                    State::Waiting => {
+                    BatchState::Waiting => {
                         out[..batch.intent.len()].copy_from_slice(&batch.intent);
                         batch.intent.len()
                     }

@@ -17,13 +17,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::rt;
-use crate::spool::done::Done;
-use crate::spool::format::record::{Entry, IntentRef, done_bytes, intent_record, write_done};
+use crate::spool::format::record::{
+    IntentRecord, SpoolRecord, done_bytes, intent_record, write_done,
+};
 use crate::spool::format::runs::Runs;
-use crate::spool::format::scan::{End, Found};
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
 use crate::spool::offline::SegmentFile;
-use crate::spool::takeover::instances::{create_private, put_aside, remove, sync_dir};
+use crate::spool::ordinals::OrdinalSet;
+use crate::spool::takeover::instances::{create_private, move_to_quarantine, remove, sync_dir};
 
 /// Extension of a journal of batches.
 pub const JOURNAL: &str = "batches";
@@ -32,13 +34,13 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// A batch that was begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct JournalBatch {
     pub form: String,
     /// Its members, encoded.
     runs: Box<[u8]>,
 }
 
-impl Batch {
+impl JournalBatch {
     pub fn runs(&self) -> Runs<'_> {
         Runs::check(&self.runs).expect("checked when it was read")
     }
@@ -47,7 +49,7 @@ impl Batch {
 /// The batches of one core directory.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    batches: BTreeMap<String, Batch>,
+    batches: BTreeMap<String, JournalBatch>,
     done: BTreeSet<String>,
     /// Keys for which journals name different batches, so that none of them can be relied on.
     disputed: BTreeSet<String>,
@@ -91,18 +93,20 @@ impl Ledger {
             JournalFile { path, bytes, groups: 0, problems: Vec::new(), notes: Vec::new() };
         loop {
             match file.find_next()? {
-                Found::Group(_, group) => {
+                ScanStep::Group(_, group) => {
                     read.groups += 1;
                     file.entries(&group).for_each(|entry| self.add(entry));
                 }
-                Found::Damage(damage) => read.problems.push(damage.to_string()),
-                Found::Nothing => unreachable!("a file's walk goes on until something is found"),
-                Found::End(End::Torn { at, why }) => {
+                ScanStep::Damage(damage) => read.problems.push(damage.to_string()),
+                ScanStep::NeedBytes => {
+                    unreachable!("a file's walk goes on until something is found")
+                }
+                ScanStep::End(SegmentEnd::Torn { at, why }) => {
                     let text = format!("torn at byte {at}, which no batch waited for: {why}");
                     read.notes.push(text);
                     return Ok(read);
                 }
-                Found::End(end) => {
+                ScanStep::End(end) => {
                     read.problems.extend(end.problem());
                     return Ok(read);
                 }
@@ -111,18 +115,18 @@ impl Ledger {
     }
 
     /// Adds one record of a journal; their order does not matter.
-    pub fn add(&mut self, entry: Entry<'_>) {
+    pub fn add(&mut self, entry: SpoolRecord<'_>) {
         match entry {
-            Entry::Intent(IntentRef { key, form, runs }) => {
-                let batch = Batch { form: form.to_owned(), runs: runs.bytes().into() };
+            SpoolRecord::Intent(IntentRecord { key, form, runs }) => {
+                let batch = JournalBatch { form: form.to_owned(), runs: runs.bytes().into() };
                 match self.batches.get(key) {
                     Some(known) if *known != batch => drop(self.disputed.insert(key.to_owned())),
                     Some(_) => {}
                     None => drop(self.batches.insert(key.to_owned(), batch)),
                 }
             }
-            Entry::Done(key) => drop(self.done.insert(key.to_owned())),
-            Entry::Payloads(_) | Entry::Keys(_) => {}
+            SpoolRecord::Done(key) => drop(self.done.insert(key.to_owned())),
+            SpoolRecord::Request(_) | SpoolRecord::Keys(_) => {}
         }
     }
 
@@ -131,29 +135,29 @@ impl Ledger {
     }
 
     /// Batches that are not disputed, by key.
-    fn sound(&self) -> impl Iterator<Item = (&str, &Batch)> {
+    fn sound(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
         let sound = self.batches.iter().filter(|(key, _)| !self.disputed.contains(*key));
         sound.map(|(key, batch)| (key.as_str(), batch))
     }
 
     /// Batches that were begun and are not done, by key.
-    pub fn begun(&self) -> impl Iterator<Item = (&str, &Batch)> {
+    pub fn begun(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
         self.sound().filter(|(key, _)| !self.done.contains(*key))
     }
 
     /// Batches that are done, by key.
-    pub fn done(&self) -> impl Iterator<Item = (&str, &Batch)> {
+    pub fn done(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
         self.sound().filter(|(key, _)| self.done.contains(*key))
     }
 
     /// The payloads that need nothing more once the batches in doubt are done too.
-    pub fn members(&self) -> Settled {
-        Settled::of(self.sound().map(|(_, batch)| batch))
+    pub fn members(&self) -> CompletedMembers {
+        CompletedMembers::of(self.sound().map(|(_, batch)| batch))
     }
 
     /// The payloads that need nothing more.
-    pub fn done_members(&self) -> Settled {
-        Settled::of(self.done().map(|(_, batch)| batch))
+    pub fn done_members(&self) -> CompletedMembers {
+        CompletedMembers::of(self.done().map(|(_, batch)| batch))
     }
 
     /// Notes that the batch with this key is done.
@@ -199,7 +203,7 @@ impl Ledger {
             tracing::error!(
                 "{path} is damaged: {problems}; members of batches it told of may be stored twice"
             );
-            put_aside(&old.path)?;
+            move_to_quarantine(&old.path)?;
         }
         sync_dir(core_dir)
     }
@@ -228,7 +232,7 @@ impl Ledger {
         Ok(bytes)
     }
 
-    fn record(&self, key: &str, batch: &Batch) -> Vec<u8> {
+    fn record(&self, key: &str, batch: &JournalBatch) -> Vec<u8> {
         let mut record = intent_record(key, &batch.form, &batch.runs).into_vec();
         if self.done.contains(key) {
             let at = record.len();
@@ -241,15 +245,15 @@ impl Ledger {
 
 /// The members of batches, by the ids of their segments.
 #[derive(Debug, Default)]
-pub struct Settled(HashMap<u64, Done>);
+pub struct CompletedMembers(HashMap<u64, OrdinalSet>);
 
-impl Settled {
-    fn of<'a>(batches: impl Iterator<Item = &'a Batch>) -> Settled {
-        let mut members = HashMap::<u64, Done>::new();
+impl CompletedMembers {
+    fn of<'a>(batches: impl Iterator<Item = &'a JournalBatch>) -> CompletedMembers {
+        let mut members = HashMap::<u64, OrdinalSet>::new();
         for run in batches.flat_map(|batch| batch.runs().iter()) {
             members.entry(run.segment).or_default().fill(run.first..run.end());
         }
-        Settled(members)
+        CompletedMembers(members)
     }
 
     pub fn contains(&self, segment: u64, ordinal: u32) -> bool {
@@ -258,7 +262,7 @@ impl Settled {
 
     /// The members that lie in one segment.
     pub fn of_segment(&self, segment: u64) -> impl Iterator<Item = Range<u32>> {
-        self.0.get(&segment).into_iter().flat_map(Done::ranges)
+        self.0.get(&segment).into_iter().flat_map(OrdinalSet::ranges)
     }
 }
 

@@ -5,18 +5,18 @@ use std::rc::Rc;
 use super::CoreDir;
 use crate::queue::job::Job;
 use crate::rt;
-use crate::spool::Record;
-use crate::spool::format::runs::{Encoder, Runs};
+use crate::spool::SpooledRequest;
+use crate::spool::format::runs::{RunEncoder, Runs};
 use crate::spool::segment::Segment;
 
 /// Runs that are settled before other tasks get a turn.
-const SETTLE_SLICE: usize = 1_000;
+const COMPLETE_SLICE: usize = 1_000;
 
 /// Payloads of one core directory that are to be one object, in the order of its lines.
 pub struct Members {
     pub(super) dir: Rc<CoreDir>,
     pub(super) segments: Vec<MemberSegment>,
-    pub(super) runs: Encoder,
+    pub(super) runs: RunEncoder,
     payloads: u64,
     payload_bytes: u64,
 }
@@ -29,12 +29,12 @@ pub(super) struct MemberSegment {
 }
 
 impl Members {
-    /// No members yet; all will lie in `dir`, which is their [`Record::home`].
+    /// No members yet; all will lie in `dir`, which is their [`SpooledRequest::core_dir`].
     pub fn of(dir: &Rc<CoreDir>) -> Members {
         Members {
             dir: dir.clone(),
             segments: Vec::new(),
-            runs: Encoder::default(),
+            runs: RunEncoder::default(),
             payloads: 0,
             payload_bytes: 0,
         }
@@ -46,8 +46,8 @@ impl Members {
     /// # Panics
     /// It lies in another directory.
     #[must_use]
-    pub fn push(&mut self, record: &Record, job: &Job) -> bool {
-        assert!(Rc::ptr_eq(&self.dir, record.home()), "a batch is of one directory");
+    pub fn push(&mut self, record: &SpooledRequest, job: &Job) -> bool {
+        assert!(Rc::ptr_eq(&self.dir, record.core_dir()), "a batch is of one directory");
         let ordinal = record.ordinal(job.stamp.seq);
         let bytes = job.payload.len() as u64;
         // A segment is not used again while one of its payloads is unsettled, so the id stays.
@@ -81,8 +81,8 @@ impl Members {
     }
 
     /// Whether a file with members was removed, so that they survive no crash.
-    pub fn is_gone(&self) -> bool {
-        self.segments.iter().any(|known| known.segment.is_gone())
+    pub fn is_removed(&self) -> bool {
+        self.segments.iter().any(|known| known.segment.is_removed())
     }
 
     /// Bytes of memory it takes; once its intent is noted, twice as many.
@@ -101,8 +101,8 @@ impl Members {
         for (number, run) in (1..).zip(runs.iter()) {
             let place = self.segments.iter().find(|known| known.id == run.segment);
             let MemberSegment { segment, .. } = place.expect("noted when it was pushed");
-            segment.settle_run(run.first..run.end());
-            if number % SETTLE_SLICE == 0 {
+            segment.complete_run(run.first..run.end());
+            if number % COMPLETE_SLICE == 0 {
                 rt::yield_if_needed().await;
             }
         }

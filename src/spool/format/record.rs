@@ -15,7 +15,7 @@
 use std::fmt;
 
 use super::runs::Runs;
-use super::{HEAD_BYTES, Head, u32_at, u32_bytes, u64_at};
+use super::{GroupHead, HEAD_BYTES, u32_at, u32_bytes, u64_at};
 use crate::queue::job::{Span, Stamp};
 
 /// Longest template of keys.
@@ -32,35 +32,35 @@ const START_BYTES: usize = 8;
 /// Of a request's record, before its lengths.
 const REQUEST_HEAD_BYTES: usize = 32;
 /// Of a begun batch's, before its key.
-const BEGUN_HEAD_BYTES: usize = 12;
+const INTENT_HEAD_BYTES: usize = 12;
 
 const REQUEST: u8 = 1;
 const KEYS: u8 = 2;
-const BEGUN: u8 = 3;
+const INTENT: u8 = 3;
 const DONE: u8 = 4;
 
 /// A record as it lies in a file.
 #[derive(Clone, Copy, Debug)]
-pub enum Entry<'a> {
-    Payloads(RecordRef<'a>),
+pub enum SpoolRecord<'a> {
+    Request(RequestRecord<'a>),
     Keys(&'a str),
-    Intent(IntentRef<'a>),
+    Intent(IntentRecord<'a>),
     /// The batch with this key is stored or dead-lettered.
     Done(&'a str),
 }
 
 /// The record at the front of `bytes`, and its length, if there is a whole one that adds up.
-pub(super) fn read_entry(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
+pub(super) fn read_record(bytes: &[u8]) -> Option<(SpoolRecord<'_>, usize)> {
     let start = bytes.get(..START_BYTES)?;
     let length = u32_at(start, 0) as usize;
     let record = bytes.get(..length)?;
     let body = record.get(START_BYTES..)?;
     let [kind, 0, 0, 0] = start[4..] else { return None };
     let entry = match kind {
-        REQUEST => Entry::Payloads(RecordRef::read(record)?),
-        KEYS => Entry::Keys(text(body, KEYS_BYTES_MAX)?),
-        BEGUN => Entry::Intent(IntentRef::read(record)?),
-        DONE => Entry::Done(text(body, KEY_BYTES_MAX)?),
+        REQUEST => SpoolRecord::Request(RequestRecord::read(record)?),
+        KEYS => SpoolRecord::Keys(text(body, KEYS_BYTES_MAX)?),
+        INTENT => SpoolRecord::Intent(IntentRecord::read(record)?),
+        DONE => SpoolRecord::Done(text(body, KEY_BYTES_MAX)?),
         _ => return None,
     };
     Some((entry, length))
@@ -70,35 +70,41 @@ fn text(bytes: &[u8], bytes_max: usize) -> Option<&str> {
     str::from_utf8(bytes).ok().filter(|text| text.len() <= bytes_max)
 }
 
-/// All records in the bytes of a group that [`Group::check`](super::Group::check) has passed.
-pub fn entries<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = Entry<'a>> {
+/// All records in the bytes of a group that [`CommitGroup::check`](super::Group::check) has passed.
+pub fn group_records<'a>(
+    head: &GroupHead,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = SpoolRecord<'a>> {
     let mut rest = &bytes[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
     std::iter::from_fn(move || {
-        let (entry, length) = read_entry(rest)?;
+        let (entry, length) = read_record(rest)?;
         rest = &rest[length..];
         Some(entry)
     })
 }
 
 /// The requests among them.
-pub fn records<'a>(head: &Head, bytes: &'a [u8]) -> impl Iterator<Item = RecordRef<'a>> {
-    entries(head, bytes).filter_map(|entry| match entry {
-        Entry::Payloads(record) => Some(record),
-        Entry::Keys(_) | Entry::Intent(_) | Entry::Done(_) => None,
+pub fn group_requests<'a>(
+    head: &GroupHead,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = RequestRecord<'a>> {
+    group_records(head, bytes).filter_map(|entry| match entry {
+        SpoolRecord::Request(record) => Some(record),
+        SpoolRecord::Keys(_) | SpoolRecord::Intent(_) | SpoolRecord::Done(_) => None,
     })
 }
 
 /// The template that the keys of its requests are made from; `None`: the default.
-pub fn keys_of<'a>(head: &Head, bytes: &'a [u8]) -> Option<&'a str> {
-    match entries(head, bytes).next() {
-        Some(Entry::Keys(keys)) => Some(keys),
+pub fn keys_of<'a>(head: &GroupHead, bytes: &'a [u8]) -> Option<&'a str> {
+    match group_records(head, bytes).next() {
+        Some(SpoolRecord::Keys(keys)) => Some(keys),
         _ => None,
     }
 }
 
 /// One request as it lies in a segment.
 #[derive(Clone, Copy)]
-pub struct RecordRef<'a> {
+pub struct RequestRecord<'a> {
     /// Of its first payload.
     pub first: Stamp,
     pub version: Option<&'a str>,
@@ -107,9 +113,9 @@ pub struct RecordRef<'a> {
     pub payloads: &'a [u8],
 }
 
-impl<'a> RecordRef<'a> {
+impl<'a> RequestRecord<'a> {
     /// From the whole of a record.
-    fn read(record: &'a [u8]) -> Option<RecordRef<'a>> {
+    fn read(record: &'a [u8]) -> Option<RequestRecord<'a>> {
         let (head, rest) = record.split_at_checked(REQUEST_HEAD_BYTES)?;
         let (count, version) = (u32_at(head, 24) as usize, u32_at(head, 28) as usize);
         let (lengths, rest) = rest.split_at_checked(count.checked_mul(4)?)?;
@@ -121,7 +127,7 @@ impl<'a> RecordRef<'a> {
             }
         };
         let first = Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) };
-        let record = RecordRef { first, version, lengths, payloads };
+        let record = RequestRecord { first, version, lengths, payloads };
         let sum: u64 = record.lengths().map(u64::from).sum();
         (sum == payloads.len() as u64).then_some(record)
     }
@@ -130,7 +136,7 @@ impl<'a> RecordRef<'a> {
         self.lengths.chunks_exact(4).map(|length| u32_at(length, 0))
     }
 
-    /// Where each payload lies in [`RecordRef::payloads`].
+    /// Where each payload lies in [`RequestRecord::payloads`].
     pub fn spans(self) -> impl ExactSizeIterator<Item = Span> + 'a {
         let mut end = 0;
         self.lengths().map(move |length| {
@@ -145,7 +151,7 @@ impl<'a> RecordRef<'a> {
     }
 }
 
-impl fmt::Debug for RecordRef<'_> {
+impl fmt::Debug for RequestRecord<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} × {}", self.first, self.count())
     }
@@ -221,7 +227,7 @@ fn write_text(out: &mut [u8], kind: u8, text: &str) -> usize {
 
 /// One batch that was begun, as it lies in a journal.
 #[derive(Clone, Copy, Debug)]
-pub struct IntentRef<'a> {
+pub struct IntentRecord<'a> {
     pub key: &'a str,
     /// How its object is made, in the words of who made it.
     pub form: &'a str,
@@ -229,13 +235,13 @@ pub struct IntentRef<'a> {
     pub runs: Runs<'a>,
 }
 
-impl<'a> IntentRef<'a> {
-    fn read(record: &'a [u8]) -> Option<IntentRef<'a>> {
-        let (head, rest) = record.split_at_checked(BEGUN_HEAD_BYTES)?;
+impl<'a> IntentRecord<'a> {
+    fn read(record: &'a [u8]) -> Option<IntentRecord<'a>> {
+        let (head, rest) = record.split_at_checked(INTENT_HEAD_BYTES)?;
         let length = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
         let (key, rest) = rest.split_at_checked(length(8))?;
         let (form, runs) = rest.split_at_checked(length(10))?;
-        Some(IntentRef {
+        Some(IntentRecord {
             key: text(key, KEY_BYTES_MAX)?,
             form: text(form, FORM_BYTES_MAX)?,
             runs: Runs::check(runs)?,
@@ -250,9 +256,9 @@ impl<'a> IntentRef<'a> {
 pub fn intent_record(key: &str, form: &str, runs: &[u8]) -> Box<[u8]> {
     assert!(key.len() <= KEY_BYTES_MAX, "the key of a batch is too long: {key}");
     assert!(form.len() <= FORM_BYTES_MAX, "the form of a batch is too long: {form}");
-    let mut head = [0; BEGUN_HEAD_BYTES];
+    let mut head = [0; INTENT_HEAD_BYTES];
     let length = head.len() + key.len() + form.len() + runs.len();
-    write_start(&mut head, BEGUN, length);
+    write_start(&mut head, INTENT, length);
     head[8..10].copy_from_slice(&(key.len() as u16).to_le_bytes());
     head[10..12].copy_from_slice(&(form.len() as u16).to_le_bytes());
     [&head, key.as_bytes(), form.as_bytes(), runs].concat().into()

@@ -33,7 +33,7 @@ impl Run {
 
 /// Runs being gathered.
 #[derive(Clone, Debug, Default)]
-pub struct Encoder {
+pub struct RunEncoder {
     /// All but the last.
     bytes: Vec<u8>,
     /// Of the run before the last.
@@ -41,7 +41,7 @@ pub struct Encoder {
     last: Option<Run>,
 }
 
-impl Encoder {
+impl RunEncoder {
     /// Adds the payload with this number; false, and nothing is changed, when it needs a run of its
     /// own and there is no room for one more.
     pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
@@ -108,7 +108,7 @@ pub struct Runs<'a>(&'a [u8]);
 impl<'a> Runs<'a> {
     /// `None` when these bytes are no runs.
     pub fn check(bytes: &'a [u8]) -> Option<Runs<'a>> {
-        let mut place = Place::default();
+        let mut place = RunCursor::default();
         while place.at < bytes.len() {
             place.next(bytes)?;
         }
@@ -120,7 +120,7 @@ impl<'a> Runs<'a> {
     }
 
     pub fn iter(self) -> impl Iterator<Item = Run> + 'a {
-        let mut place = Place::default();
+        let mut place = RunCursor::default();
         std::iter::from_fn(move || place.next(self.0))
     }
 
@@ -132,12 +132,12 @@ impl<'a> Runs<'a> {
 
 /// A place among encoded runs.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Place {
+pub struct RunCursor {
     at: usize,
     before: Option<Run>,
 }
 
-impl Place {
+impl RunCursor {
     /// The run here in `bytes`, and on to the next; `None` at the end, or where there is no run.
     pub fn next(&mut self, bytes: &[u8]) -> Option<Run> {
         let mut at = self.at;
@@ -154,7 +154,7 @@ impl Place {
         let first = u32::try_from(first).ok()?;
         first.checked_add(count)?;
         let run = Run { segment, first, count };
-        *self = Place { at, before: Some(run) };
+        *self = RunCursor { at, before: Some(run) };
         Some(run)
     }
 }
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     fn gathered(payloads: &[(u64, u32)]) -> Vec<u8> {
-        let mut encoder = Encoder::default();
+        let mut encoder = RunEncoder::default();
         assert!(payloads.iter().all(|(segment, ordinal)| encoder.push(*segment, *ordinal)));
         encoder.finish()
     }
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_run_too_many_is_refused_and_the_others_stay() {
-        let mut encoder = Encoder::default();
+        let mut encoder = RunEncoder::default();
         let fitted = (0..).take_while(|n| encoder.push(1 + n % 2, 3_000_000_000)).count();
         assert!((100_000..350_000).contains(&fitted), "{fitted}");
         let bytes = encoder.finish();

@@ -1,7 +1,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::scan::{End, Found, Scan, walk};
+use super::scan::{ScanStep, SegmentEnd, SegmentScan, walk};
 use super::*;
 use crate::queue::job::Stamp;
 
@@ -56,18 +56,18 @@ fn segment(label: &Label, groups: &[Vec<Request>]) -> Vec<u8> {
     file
 }
 
-fn put_progress(file: &mut [u8], progress: &Progress) {
+fn put_progress(file: &mut [u8], progress: &Checkpoint) {
     let (at, bytes) = (progress.place() as usize, progress.bytes());
     progress.write(&mut file[at..at + bytes]);
 }
 
 /// Everything a walk finds: requests with the number of their first payload, damages, and the end.
-fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<Damage>, End) {
+fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<SegmentDamage>, SegmentEnd) {
     let (mut requests, mut damages, mut end) = (Vec::new(), Vec::new(), None);
     walk(file, |found, bytes| match found {
-        Found::Group(_, Group { head, payloads }) => {
+        ScanStep::Group(_, CommitGroup { head, payloads }) => {
             let mut ordinal = head.first_ordinal;
-            for record in records(&head, bytes) {
+            for record in group_requests(&head, bytes) {
                 assert_eq!(record.version, version(record.first).as_deref());
                 let payloads = record.spans().map(|span| record.payloads[span.range()].to_vec());
                 requests.push((ordinal, (record.first, payloads.collect())));
@@ -75,9 +75,9 @@ fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<Damage>, End) {
             }
             assert_eq!(ordinal - head.first_ordinal, payloads);
         }
-        Found::Damage(damage) => damages.push(damage),
-        Found::End(last) => end = Some(last),
-        Found::Nothing => unreachable!("walk keeps it to itself"),
+        ScanStep::Damage(damage) => damages.push(damage),
+        ScanStep::End(last) => end = Some(last),
+        ScanStep::NeedBytes => unreachable!("walk keeps it to itself"),
     });
     (requests, damages, end.expect("a walk ends"))
 }
@@ -103,10 +103,10 @@ fn flat(groups: &[Vec<Request>]) -> Vec<(u32, Request)> {
 #[test]
 fn what_was_written_is_read_with_its_stamps_and_numbers() {
     let groups = three_groups();
-    assert_eq!(read(&segment(&label(1), &groups)), (flat(&groups), vec![], End::Clean));
+    assert_eq!(read(&segment(&label(1), &groups)), (flat(&groups), vec![], SegmentEnd::Clean));
     let empty = segment(&label(1), &[]);
-    assert_eq!(read(&empty), (vec![], vec![], End::Clean));
-    assert_eq!(read(&[]), (vec![], vec![], End::Clean));
+    assert_eq!(read(&empty), (vec![], vec![], SegmentEnd::Clean));
+    assert_eq!(read(&[]), (vec![], vec![], SegmentEnd::Clean));
 }
 
 #[test]
@@ -121,12 +121,12 @@ fn a_torn_last_group_is_cut_and_damage_before_a_whole_one_is_reported() {
     };
     let (found, damages, end) = hit(starts[2] + 200 - 60);
     assert_eq!((found, damages), (flat(&groups[..2]), vec![]));
-    assert!(matches!(end, End::Torn { at, .. } if at == starts[2]), "{end:?}");
+    assert!(matches!(end, SegmentEnd::Torn { at, .. } if at == starts[2]), "{end:?}");
     // The second block of a group whose head is whole.
     let (found, damages, end) = hit(starts[1] + BLOCK + 7);
     assert_eq!(found, [&flat(&groups)[..2], &flat(&groups)[3..]].concat());
     assert_eq!((damages.len(), &damages[0].at), (1, &(starts[1]..starts[2])));
-    assert_eq!(end, End::Clean);
+    assert_eq!(end, SegmentEnd::Clean);
     // Even the very first one.
     let (found, damages, _) = hit(starts[0]);
     assert_eq!((found.len(), &damages[0].at), (2, &(starts[0]..starts[1])));
@@ -136,21 +136,21 @@ fn a_torn_last_group_is_cut_and_damage_before_a_whole_one_is_reported() {
 fn a_flip_of_any_byte_is_cut_or_reported_and_never_yields_other_data() {
     let groups = three_groups();
     let mut file = segment(&Label { segment_bytes: DATA_START + 5 * BLOCK, ..label(1) }, &groups);
-    put_progress(&mut file, &Progress { id: 1, serial: 1, groups: 3, ..Progress::default() });
+    put_progress(&mut file, &Checkpoint { id: 1, serial: 1, groups: 3, ..Checkpoint::default() });
     let whole = flat(&groups);
     let used = [
         0..64,
-        PROGRESS_BYTES as usize..PROGRESS_BYTES as usize + 64,
+        CHECKPOINT_BYTES as usize..CHECKPOINT_BYTES as usize + 64,
         DATA_START as usize..file.len(),
     ];
     let before = read(&file);
-    assert_eq!(before, (whole.clone(), vec![], End::Clean));
+    assert_eq!(before, (whole.clone(), vec![], SegmentEnd::Clean));
     for at in used.into_iter().flatten() {
         for bit in [0x01, 0x80] {
             file[at] ^= bit;
             let (found, damages, end) = read(&file);
             assert!(found.iter().all(|record| whole.contains(record)), "other data, byte {at}");
-            let told = !damages.is_empty() || end != End::Clean;
+            let told = !damages.is_empty() || end != SegmentEnd::Clean;
             assert!(told || found == whole, "lost in silence, byte {at}");
             file[at] ^= bit;
         }
@@ -166,8 +166,8 @@ fn a_file_cut_anywhere_keeps_what_is_whole_and_is_told_from_a_torn_one() {
         assert!(flat(&groups).starts_with(&found), "{length}");
         assert!(damages.is_empty());
         let expected_end = match length as u64 {
-            bytes if bytes < DATA_START + HEAD_BYTES as u64 => End::Clean,
-            bytes => End::Truncated { bytes, of: 1 << 20 },
+            bytes if bytes < DATA_START + HEAD_BYTES as u64 => SegmentEnd::Clean,
+            bytes => SegmentEnd::Truncated { bytes, of: 1 << 20 },
         };
         assert_eq!(end, expected_end, "{length}");
     }
@@ -177,84 +177,88 @@ fn a_file_cut_anywhere_keeps_what_is_whole_and_is_told_from_a_torn_one() {
 fn groups_of_an_earlier_use_are_nothing() {
     let (old, new) = (three_groups(), vec![vec![request(9, &[b"9"])]]);
     let mut file = segment(&label(1), &old);
-    put_progress(&mut file, &Progress { id: 1, serial: 4, complete: true, ..Progress::default() });
-    assert_eq!(read(&file), (vec![], vec![], End::Clean), "complete and not used again");
+    put_progress(
+        &mut file,
+        &Checkpoint { id: 1, serial: 4, complete: true, ..Checkpoint::default() },
+    );
+    assert_eq!(read(&file), (vec![], vec![], SegmentEnd::Clean), "complete and not used again");
     let written = group(&label(2), 0, 0, &new[0]);
     let at = DATA_START as usize;
     file[at..at + written.len()].copy_from_slice(&written);
-    assert_eq!(read(&file), (flat(&new), vec![], End::Clean));
+    assert_eq!(read(&file), (flat(&new), vec![], SegmentEnd::Clean));
     file[at + 130] ^= 1;
     let (found, damages, end) = read(&file);
     assert_eq!((found, damages), (vec![], vec![]));
-    assert!(matches!(end, End::Torn { at, .. } if at == DATA_START), "{end:?}");
+    assert!(matches!(end, SegmentEnd::Torn { at, .. } if at == DATA_START), "{end:?}");
     // The first group of the new use does not get there at all, or only its second half.
     file[at..at + 64].fill(0xAA);
-    assert_eq!(read(&file), (vec![], vec![], End::Clean));
+    assert_eq!(read(&file), (vec![], vec![], SegmentEnd::Clean));
 }
 
 #[test]
 fn groups_that_were_never_acknowledged_are_not_read() {
     let groups = three_groups();
     let mut file = segment(&label(1), &groups);
-    let cut = Progress { id: 1, serial: 1, groups: 1, groups_end: Some(1), ..Progress::default() };
+    let cut =
+        Checkpoint { id: 1, serial: 1, groups: 1, groups_end: Some(1), ..Checkpoint::default() };
     put_progress(&mut file, &cut);
-    assert_eq!(read(&file), (flat(&groups[..1]), vec![], End::Clean));
+    assert_eq!(read(&file), (flat(&groups[..1]), vec![], SegmentEnd::Clean));
     // Nor looked for behind damage.
     file[DATA_START as usize] ^= 1;
     let (found, damages, end) = read(&file);
     assert_eq!((found, damages), (vec![], vec![]));
-    assert!(matches!(end, End::Lost { at, .. } if at == DATA_START), "{end:?}");
+    assert!(matches!(end, SegmentEnd::Lost { at, .. } if at == DATA_START), "{end:?}");
 }
 
 #[test]
 fn foreign_files_and_other_versions_are_told() {
-    assert_eq!(read(&vec![b'x'; 1 << 20]).2, End::Foreign);
+    assert_eq!(read(&vec![b'x'; 1 << 20]).2, SegmentEnd::Foreign);
     let mut other = segment(&label(1), &three_groups()[..1]);
     other[DATA_START as usize + 7] = 9;
-    assert_eq!(read(&other), (vec![], vec![], End::Version(9)));
+    assert_eq!(read(&other), (vec![], vec![], SegmentEnd::Version(9)));
 }
 
 #[test]
 fn progress_alternates_and_the_newest_whole_one_counts() {
     let mut file = vec![0; DATA_START as usize];
-    assert_eq!(Progress::read(&file), None);
-    let at = |serial| Progress {
+    assert_eq!(Checkpoint::read(&file), None);
+    let at = |serial| Checkpoint {
         id: 7,
         serial,
         groups: 5,
         done: vec![0..serial as u32, 1_000..1_001],
-        ..Progress::default()
+        ..Checkpoint::default()
     };
     for serial in 1..5 {
         put_progress(&mut file, &at(serial));
-        assert_eq!(Progress::read(&file), Some(at(serial)));
+        assert_eq!(Checkpoint::read(&file), Some(at(serial)));
     }
     file[at(4).place() as usize + 50] ^= 1;
-    assert_eq!(Progress::read(&file), Some(at(3)), "a torn one does not take the other along");
+    assert_eq!(Checkpoint::read(&file), Some(at(3)), "a torn one does not take the other along");
     for count in [WORDS_MAX as u32, WORDS_MAX as u32 + 1, 100_000, 261_951] {
-        let many = Progress { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };
-        assert!(many.fits() && many.bytes() <= PROGRESS_BYTES as usize, "{count}");
+        let many = Checkpoint { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };
+        assert!(many.fits() && many.bytes() <= CHECKPOINT_BYTES as usize, "{count}");
         put_progress(&mut file, &many);
-        assert_eq!(Progress::read(&file), Some(many), "{count}");
+        assert_eq!(Checkpoint::read(&file), Some(many), "{count}");
     }
-    let with_room = Progress { done: vec![0..3, 400_000..u32::MAX], ..at(6) };
+    let with_room = Checkpoint { done: vec![0..3, 400_000..u32::MAX], ..at(6) };
     put_progress(&mut file, &with_room);
-    assert_eq!(Progress::read(&file), Some(with_room));
-    assert!(!Progress { done: (0..261_953).map(|n| 2 * n..2 * n + 1).collect(), ..at(6) }.fits());
+    assert_eq!(Checkpoint::read(&file), Some(with_room));
+    assert!(!Checkpoint { done: (0..261_953).map(|n| 2 * n..2 * n + 1).collect(), ..at(6) }.fits());
 }
 
 #[test]
 fn a_walk_may_begin_at_any_group() {
     let groups = three_groups();
     let file = segment(&label(1), &groups);
-    let mut scan = Scan::from(file.len() as u64, 1, DATA_START + BLOCK, 1);
+    let mut scan = SegmentScan::from(file.len() as u64, 1, DATA_START + BLOCK, 1);
     let mut numbers = Vec::new();
     loop {
         let wanted = scan.wants();
         match scan.feed(&file[wanted.start as usize..wanted.end as usize]) {
-            Found::Nothing => {}
-            Found::Group(at, group) => numbers.push((at, group.head.number)),
-            end => break assert_eq!(end, Found::End(End::Clean)),
+            ScanStep::NeedBytes => {}
+            ScanStep::Group(at, group) => numbers.push((at, group.head.number)),
+            end => break assert_eq!(end, ScanStep::End(SegmentEnd::Clean)),
         }
     }
     assert_eq!(numbers, [(DATA_START + BLOCK, 1), (DATA_START + 3 * BLOCK, 2)]);
@@ -277,7 +281,7 @@ proptest! {
         let label = Label { segment_bytes: 1 << 18, id, core: u32::MAX, node };
         let mut file = segment(&label, &groups);
         file.truncate(file.len().max(1 << 18));
-        prop_assert_eq!(read(&file), (flat(&groups), vec![], End::Clean));
+        prop_assert_eq!(read(&file), (flat(&groups), vec![], SegmentEnd::Clean));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::spool::format::scan::End;
+use crate::spool::format::scan::SegmentEnd;
 use crate::spool::format::{
     BLOCK, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
 };
@@ -28,11 +28,11 @@ fn write(path: &Path, id: u64, groups: &[u32]) -> Vec<u8> {
 }
 
 /// Payloads that are not stored, and the end.
-fn unstored(file: &mut SegmentFile) -> (Vec<u32>, End) {
+fn unstored(file: &mut SegmentFile) -> (Vec<u32>, SegmentEnd) {
     let mut found = Vec::new();
     loop {
         match file.find_next().unwrap() {
-            Found::Group(_, group) => {
+            ScanStep::Group(_, group) => {
                 for payload in file.payloads(&group) {
                     assert_eq!(payload.bytes, payload.ordinal.to_string().as_bytes());
                     assert_eq!(payload.stamp.seq, 100 + u64::from(payload.ordinal));
@@ -41,9 +41,9 @@ fn unstored(file: &mut SegmentFile) -> (Vec<u32>, End) {
                     }
                 }
             }
-            Found::Damage(_) => {}
-            Found::End(end) => return (found, end),
-            Found::Nothing => unreachable!(),
+            ScanStep::Damage(_) => {}
+            ScanStep::End(end) => return (found, end),
+            ScanStep::NeedBytes => unreachable!(),
         }
     }
 }
@@ -55,15 +55,15 @@ fn what_was_settled_and_noted_is_stored_for_the_next_reader() {
     write(&path, 5, &[3, 4, 1]);
     let mut file = SegmentFile::open(&path).unwrap();
     assert!(!file.was_used());
-    assert_eq!(unstored(&mut file), ((0..8).collect(), End::Clean));
+    assert_eq!(unstored(&mut file), ((0..8).collect(), SegmentEnd::Clean));
     assert!(file.was_used());
     for left in [vec![0, 1, 3, 5, 6, 7], vec![3, 7], vec![]] {
         for ordinal in (0..8).filter(|ordinal| !left.contains(ordinal)) {
             file.settle(ordinal);
         }
-        file.note_progress().unwrap();
+        file.write_checkpoints().unwrap();
         file = SegmentFile::open(&path).unwrap();
-        assert_eq!(unstored(&mut file), (left, End::Clean));
+        assert_eq!(unstored(&mut file), (left, SegmentEnd::Clean));
     }
     assert_eq!(file.progress.serial, 3);
     assert_eq!((file.progress.id, file.progress.groups, file.missing()), (5, 3, 0));
@@ -77,13 +77,13 @@ fn payloads_that_damage_took_are_counted_unless_they_had_been_stored() {
     let mut file = SegmentFile::open(&path).unwrap();
     unstored(&mut file);
     file.settle(4);
-    file.note_progress().unwrap();
+    file.write_checkpoints().unwrap();
     bytes =
         [&fs::read(&path).unwrap()[..DATA_START as usize], &bytes[DATA_START as usize..]].concat();
     bytes[(DATA_START + BLOCK) as usize + 160] ^= 1;
     fs::write(&path, bytes).unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
-    assert_eq!(unstored(&mut file), (vec![0, 1, 2, 7], End::Clean));
+    assert_eq!(unstored(&mut file), (vec![0, 1, 2, 7], SegmentEnd::Clean));
     assert_eq!(file.missing(), 3);
 }
 
@@ -92,16 +92,16 @@ fn the_next_use_of_a_file_begins_with_nothing_stored() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 6, &[2]);
-    let before = Progress { id: 5, serial: 9, complete: true, ..Progress::default() };
+    let before = Checkpoint { id: 5, serial: 9, complete: true, ..Checkpoint::default() };
     let at = before.place() as usize;
     before.write(&mut bytes[at..at + before.bytes()]);
     fs::write(&path, &bytes).unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
-    assert_eq!(unstored(&mut file), (vec![0, 1], End::Clean));
+    assert_eq!(unstored(&mut file), (vec![0, 1], SegmentEnd::Clean));
     file.settle(1);
-    file.note_progress().unwrap();
+    file.write_checkpoints().unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
-    assert_eq!(unstored(&mut file), (vec![0], End::Clean));
+    assert_eq!(unstored(&mut file), (vec![0], SegmentEnd::Clean));
     assert_eq!((file.progress.id, file.progress.serial), (6, 10));
 }
 
@@ -110,16 +110,16 @@ fn progress_of_which_nothing_is_whole_is_said_and_costs_no_payload() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 5, &[2]);
-    assert!(!SegmentFile::open(&path).unwrap().progress_is_lost());
+    assert!(!SegmentFile::open(&path).unwrap().checkpoint_is_lost());
     bytes[16] = 1;
     fs::write(&path, &bytes).unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
-    assert!(file.progress_is_lost());
-    assert_eq!(unstored(&mut file), (vec![0, 1], End::Clean));
+    assert!(file.checkpoint_is_lost());
+    assert_eq!(unstored(&mut file), (vec![0, 1], SegmentEnd::Clean));
     for bytes in [0, 1, 5_000] {
         fs::write(&path, vec![0; bytes]).unwrap();
         let mut file = SegmentFile::open(&path).unwrap();
-        assert_eq!(unstored(&mut file), (vec![], End::Clean));
+        assert_eq!(unstored(&mut file), (vec![], SegmentEnd::Clean));
         assert!(!file.was_used());
     }
 }

@@ -40,8 +40,8 @@ pub const SEGMENT: &str = "seg";
 const CORE: &str = "core-";
 const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
-/// A mark in the directory of a core's segments, see [`mark_alone`].
-const ALONE: &str = "alone";
+/// A mark in the directory of a core's segments, see [`mark_single_objects`].
+const SINGLE_OBJECTS: &str = "alone";
 /// Longest wait for other processes that start or end at the moment.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
 /// Longest time for the removal of an empty directory at the end of a process.
@@ -54,7 +54,7 @@ pub struct Home {
     cores: Vec<usize>,
     threads: Vec<DiskThread>,
     /// Adopted payloads are stored as single objects.
-    pub(super) puts_alone: bool,
+    pub(super) single_objects: bool,
     held: ArcSwap<HeldHome>,
 }
 
@@ -65,7 +65,7 @@ struct HeldHome {
 }
 
 /// The spool of a dead process, held by a command.
-pub struct Held {
+pub struct LockedSpool {
     path: PathBuf,
     _lock: File,
 }
@@ -97,7 +97,7 @@ impl Home {
         let path = spool_dir.join(node);
         let held = ArcSwap::from_pointee(make_home(spool_dir, &path, cores)?);
         let (spool_dir, cores) = (spool_dir.to_owned(), cores.to_vec());
-        Ok(Home { spool_dir, path, cores, threads: Vec::new(), puts_alone: false, held })
+        Ok(Home { spool_dir, path, cores, threads: Vec::new(), single_objects: false, held })
     }
 
     /// Makes this process's directory again, or what is missing in it, if it was removed while
@@ -161,8 +161,8 @@ impl Home {
     }
 
     /// For a process that does not batch what it takes over.
-    pub fn putting_alone(self) -> Home {
-        Home { puts_alone: true, ..self }
+    pub fn with_single_objects(self) -> Home {
+        Home { single_objects: true, ..self }
     }
 
     pub fn core_dir(&self, core: usize) -> PathBuf {
@@ -194,7 +194,7 @@ fn make_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome,
             let node = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             return Err(SpoolDirError::InUse { node });
         }
-        set_aside(path).map_err(at(path))?;
+        rename_orphan(path).map_err(at(path))?;
     }
     fill_home(spool_dir, path, cores)
 }
@@ -229,7 +229,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 /// Renames the directory of a dead process to a name that no process has; returns the new path.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-pub(super) fn set_aside(instance: &Path) -> io::Result<PathBuf> {
+pub(super) fn rename_orphan(instance: &Path) -> io::Result<PathBuf> {
     let name = instance.file_name().expect("below the spool directory").to_string_lossy();
     if name.contains('~') {
         return Ok(instance.to_owned());
@@ -243,14 +243,14 @@ fn core_dir(instance: &Path, core: usize) -> PathBuf {
     instance.join(format!("{CORE}{core}"))
 }
 
-impl Held {
+impl LockedSpool {
     /// Locks what a process left; `None` while it lives, or while another process has taken it
     /// over.
-    pub fn take(instance: &Path) -> Result<Option<Held>, SpoolDirError> {
+    pub fn take(instance: &Path) -> Result<Option<LockedSpool>, SpoolDirError> {
         // A process of that name that starts now must not take this one for a live one.
         let _held = lock_directory(instance.parent().unwrap_or(Path::new("/")))?;
         let lock = try_lock(instance).map_err(at(instance))?;
-        Ok(lock.map(|lock| Held { path: instance.to_owned(), _lock: lock }))
+        Ok(lock.map(|lock| LockedSpool { path: instance.to_owned(), _lock: lock }))
     }
 
     /// Removes the directory if nothing is left in it.
@@ -338,7 +338,7 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     for entry in fs::read_dir(core_dir)? {
         let entry = entry?;
         let path = entry.path();
-        if is_journal(&path) || entry.file_name() == ALONE {
+        if is_journal(&path) || entry.file_name() == SINGLE_OBJECTS {
             continue;
         }
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
@@ -350,8 +350,8 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
 
 /// Notes durably that payloads in `core_dir` are stored as single objects from now on. Whoever
 /// finds them later must not batch them, because they may be in the store under keys of their own.
-pub fn mark_alone(core_dir: &Path) -> io::Result<()> {
-    match create_private(&core_dir.join(ALONE)) {
+pub fn mark_single_objects(core_dir: &Path) -> io::Result<()> {
+    match create_private(&core_dir.join(SINGLE_OBJECTS)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => {
             made?;
@@ -360,9 +360,9 @@ pub fn mark_alone(core_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether [`mark_alone`] was called for it.
-pub(super) fn is_marked_alone(core_dir: &Path) -> bool {
-    core_dir.join(ALONE).exists()
+/// Whether [`mark_single_objects`] was called for it.
+pub(super) fn is_marked_single_objects(core_dir: &Path) -> bool {
+    core_dir.join(SINGLE_OBJECTS).exists()
 }
 
 /// Takes the lock of one process's directory; `None` while that process lives.
@@ -424,7 +424,7 @@ fn remove_empty_core(core_dir: &Path) -> bool {
         for journal in journals_of(core_dir).unwrap_or_default() {
             let _is_found_not_empty_then = remove(&journal);
         }
-        let _mostly_absent = remove(&core_dir.join(ALONE));
+        let _mostly_absent = remove(&core_dir.join(SINGLE_OBJECTS));
     }
     fs::remove_dir(core_dir).is_ok()
 }
@@ -456,7 +456,7 @@ fn quarantine(path: &Path) -> PathBuf {
 
 /// Moves a damaged segment to the quarantine.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
-pub fn put_aside(path: &Path) -> io::Result<()> {
+pub fn move_to_quarantine(path: &Path) -> io::Result<()> {
     let to = quarantine(path);
     if let Some(directory) = to.parent() {
         create_dir(directory)?;

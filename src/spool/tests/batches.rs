@@ -1,13 +1,13 @@
 //! Batches: what a crash between any two steps leaves is stored once.
 
-use super::super::format::runs::{Encoder, Runs};
+use super::super::format::runs::{RunEncoder, Runs};
 use super::*;
 use crate::rt;
 
 /// A batch of these jobs, in this order.
 fn members(jobs: &[Job]) -> Rc<Members> {
     let record = |job: &Job| job.record.clone().expect("spooled");
-    let mut members = Members::of(record(&jobs[0]).home());
+    let mut members = Members::of(record(&jobs[0]).core_dir());
     for job in jobs {
         assert!(members.push(&record(job), job));
     }
@@ -15,7 +15,7 @@ fn members(jobs: &[Job]) -> Rc<Members> {
 }
 
 /// The payloads of a begun batch, in order; none is damaged.
-async fn read(begun: &mut Begun) -> Vec<Vec<u8>> {
+async fn read(begun: &mut BatchInDoubt) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     while let Some(payload) = begun.next().await.unwrap() {
         found.push(payload.to_vec());
@@ -46,7 +46,7 @@ impl Rig {
 }
 
 /// The process at `home` is dead; `node` takes over what it left.
-fn successor(dir: &Path, home: Home, node: &str) -> (Home, Vec<Arc<Left>>, Arc<Orphans>) {
+fn successor(dir: &Path, home: Home, node: &str) -> (Home, Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
     drop(home);
     let home = Home::open(dir, node, &[0, 1]).unwrap();
     let (taken, orphans) = adopt(&home);
@@ -74,9 +74,9 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         begun_jobs.swap(0, 9);
         let begun = rig.intend("begun", &begun_jobs).await;
         let finished = rig.intend("finished", &jobs[5..20]).await;
-        rig.spool.finished(finished);
+        rig.spool.complete_batch(finished);
         assert_eq!(rig.cells.spool_payloads.value(), 25);
-        let home_dir = jobs[0].record.as_ref().unwrap().home().clone();
+        let home_dir = jobs[0].record.as_ref().unwrap().core_dir().clone();
         until("it is noted", || !home_dir.has_finished()).await;
         assert!(rig.cells.spool_disk_bytes.value() > 3 * SEGMENT_BYTES, "the journal counts");
         drop((begun, jobs.clone(), home_dir));
@@ -86,7 +86,7 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         sleep(LOOK_EVERY + Duration::from_millis(200)).await;
         assert!(rig.ring.is_empty(), "a begun batch goes first");
-        let mut begun = rig.spool.next_begun().await.unwrap();
+        let mut begun = rig.spool.next_in_doubt().await.unwrap();
         assert_eq!((begun.key(), begun.form()), ("begun", "ndjson+zstd"));
         let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
         assert_eq!(read(&mut begun).await, expected);
@@ -94,9 +94,9 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
             (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
             (14, 14)
         );
-        assert!(poll_once(rig.spool.next_begun()).await.is_none(), "only one");
+        assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "only one");
         assert!(rig.ring.is_empty());
-        begun.finished().await.unwrap();
+        begun.complete().await.unwrap();
         drop(begun);
         let rest: BTreeSet<_> = rig.store(11).await.into_iter().map(|(_, p)| p).collect();
         let alone = (0..40).filter(|n| *n == 1 || *n >= 30);
@@ -106,10 +106,10 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
             (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
             (25, 0)
         );
-        home.adopt(&mut taken, &orphans).unwrap();
+        home.take_over(&mut taken, &orphans).unwrap();
         assert_eq!(instances::instances(dir.path()).unwrap(), [dir.path().join("m")]);
         rig.spool.stop_reading();
-        assert!(rig.spool.next_begun().await.is_none());
+        assert!(rig.spool.next_in_doubt().await.is_none());
     });
 }
 
@@ -126,35 +126,35 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
         // One batch is finished, one only read.
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        let mut a = rig.spool.next_begun().await.unwrap();
-        let mut b = rig.spool.next_begun().await.unwrap();
+        let mut a = rig.spool.next_in_doubt().await.unwrap();
+        let mut b = rig.spool.next_in_doubt().await.unwrap();
         read(&mut a).await;
         read(&mut b).await;
-        a.finished().await.unwrap();
+        a.complete().await.unwrap();
         drop((a, b));
         rig.crash().await;
         drop((_taken, orphans));
         // Now the other one, and of what is left some is batched, some is not.
         let (home, _taken, orphans) = successor(dir.path(), home, "o");
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
-        let mut b = rig.spool.next_begun().await.unwrap();
+        let mut b = rig.spool.next_in_doubt().await.unwrap();
         assert_eq!(b.key(), "b");
         assert_eq!(read(&mut b).await, [text(3), text(4), text(5)]);
-        b.finished().await.unwrap();
+        b.complete().await.unwrap();
         let jobs = rig.pops(4).await;
         let c = rig.intend("c", &jobs[..1]).await;
         let d = rig.intend("d", &jobs[1..2]).await;
-        rig.spool.finished(c);
-        rig.spool.flush(jobs[0].record.as_ref().unwrap().home()).await.unwrap();
+        rig.spool.complete_batch(c);
+        rig.spool.flush(jobs[0].record.as_ref().unwrap().core_dir()).await.unwrap();
         drop((b, d, jobs));
         rig.crash().await;
         drop((_taken, orphans));
         let (home, _taken, orphans) = successor(dir.path(), home, "p");
         let rig = Rig::new(&home, &orphans, "p", SMALL).await;
-        let mut d = rig.spool.next_begun().await.unwrap();
+        let mut d = rig.spool.next_in_doubt().await.unwrap();
         assert_eq!(d.key(), "d");
         assert_eq!(read(&mut d).await, [text(7)]);
-        d.finished().await.unwrap();
+        d.complete().await.unwrap();
         let rest: Vec<_> = rig.store(2).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, [text(8), text(9)]);
         until("all is replayed", || orphans.bytes() == 0).await;
@@ -175,7 +175,7 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
             rig.numbers(round..round + 1).await;
             let jobs = rig.pops(1).await;
             let intent = rig.intend(&format!("round-{round}"), &jobs).await;
-            rig.spool.finished(intent);
+            rig.spool.complete_batch(intent);
             assert!(journals_at(&home.core_dir(0)).len() <= 2);
         }
         let own = rig.spool.own.dir().clone();
@@ -187,10 +187,10 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         for number in 0..2 {
-            let mut begun = rig.spool.next_begun().await.unwrap();
+            let mut begun = rig.spool.next_in_doubt().await.unwrap();
             assert_eq!(begun.key(), format!("open-{number}"));
             assert_eq!(read(&mut begun).await, [text(number)]);
-            begun.finished().await.unwrap();
+            begun.complete().await.unwrap();
         }
         until("all is replayed", || orphans.bytes() == 0).await;
         assert!(rig.ring.is_empty(), "nothing else was open");
@@ -209,15 +209,15 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         rig.crash().await;
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        let mut begun = rig.spool.next_begun().await.unwrap();
-        begun.finished().await.unwrap();
+        let mut begun = rig.spool.next_in_doubt().await.unwrap();
+        begun.complete().await.unwrap();
         drop(begun);
         let jobs = rig.pops(59).await;
         for (number, job) in jobs[..40].iter().enumerate() {
             let intent = rig.intend(&format!("{number}"), std::slice::from_ref(job)).await;
-            rig.spool.finished(intent);
+            rig.spool.complete_batch(intent);
         }
-        let left = jobs[0].record.as_ref().unwrap().home().clone();
+        let left = jobs[0].record.as_ref().unwrap().core_dir().clone();
         rig.spool.flush(&left).await.unwrap();
         assert!(left.batches() < 1 + 18, "{} batches are kept", left.batches());
         drop((jobs, left));
@@ -225,7 +225,7 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         drop((_taken, orphans));
         let (home, _taken, orphans) = successor(dir.path(), home, "o");
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
-        assert!(poll_once(rig.spool.next_begun()).await.is_none(), "it was finished");
+        assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "it was finished");
         let rest: BTreeSet<_> = rig.store(19).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, (41..60).map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
@@ -244,18 +244,18 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         segment.extend(0, Payloads { count: 1_000, bytes: 0 });
         // So many ranges that they take several sectors.
         (0..200).for_each(|number| segment.settle(4 * number, 0));
-        assert!(segment.note(Note::Durably).await.unwrap());
+        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
         for more in 1..4 {
             (0..100).for_each(|number| segment.settle(4 * number + more, 0));
-            segment.note(Note::Lazily).await.unwrap();
+            segment.note(CheckpointMode::Unsynced).await.unwrap();
         }
         let events = power::stop();
-        let disk = Disk::after(&BTreeMap::new(), &events, events.len());
+        let disk = CutDisk::after(&BTreeMap::new(), &events, events.len());
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..2_000 {
             let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.bool()).collect();
             let file = &disk.with(|number| kept[number])[&path];
-            let progress = Progress::read(&file[..DATA_START as usize]).expect("one is whole");
+            let progress = Checkpoint::read(&file[..DATA_START as usize]).expect("one is whole");
             let has = |ordinal| progress.done.iter().any(|range| range.contains(&ordinal));
             assert!((0..200).all(|number| has(4 * number)));
         }
@@ -272,15 +272,15 @@ fn progress_that_does_not_fit_leaves_the_one_before() {
         segment.begin(1);
         segment.extend(0, Payloads { count: 2_000_000, bytes: 0 });
         let before = 1_500_000..1_500_010;
-        segment.settle_run(before.clone());
-        assert!(segment.note(Note::Durably).await.unwrap());
+        segment.complete_run(before.clone());
+        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
         (0..10_000).for_each(|number| segment.settle(2 * number, 0));
-        for how in [Note::Lazily, Note::Durably, Note::Lazily] {
+        for how in [CheckpointMode::Unsynced, CheckpointMode::Synced, CheckpointMode::Unsynced] {
             assert!(!segment.note(how).await.unwrap(), "10,001 ranges up to 1.5 million");
         }
-        let progress = Progress::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
+        let progress = Checkpoint::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
         assert_eq!(progress.unwrap().done, std::slice::from_ref(&before));
-        segment.settle_run(0..20_000);
+        segment.complete_run(0..20_000);
     });
 }
 
@@ -302,7 +302,7 @@ fn intents_that_wait_share_a_sync() {
             })
             .collect();
         for intent in intents {
-            rig.spool.finished(intent.await.unwrap());
+            rig.spool.complete_batch(intent.await.unwrap());
         }
         let syncs = rig.cells.spool_syncs.value() - before;
         // Some more if progress is due meanwhile.
@@ -371,13 +371,13 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
         let events = recorded(random.u64(..), 30);
         let count = random.usize(events.len() / 3..events.len());
         let share = random.f64();
-        let disk = Disk::after(&BTreeMap::new(), &events, count);
+        let disk = CutDisk::after(&BTreeMap::new(), &events, count);
         let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.f64() < share).collect();
         let world = World::default().after(&events[..count]);
         let files = disk.with(|number| kept[number]);
         let (files, events) = replayed(&files, &mut random);
         let puts = events.iter().filter_map(|event| match event {
-            Event::Put { key, .. } => Some(world.objects.contains_key(key)),
+            DiskEvent::Put { key, .. } => Some(world.objects.contains_key(key)),
             _ => None,
         });
         let (again, new): (Vec<bool>, Vec<bool>) = puts.partition(|again| *again);
@@ -395,7 +395,7 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
 fn replayed(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     random: &mut fastrand::Rng,
-) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<Event>) {
+) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<DiskEvent>) {
     let dir = tempfile::tempdir().unwrap();
     let core_dir = dir.path().join("n/core-0");
     fs::create_dir_all(&core_dir).unwrap();
@@ -412,7 +412,7 @@ fn replayed(
         rig.seq.set(1_000_000);
         let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..random.u64(20..60) {
-            if let Some(Some(begun)) = poll_once(rig.spool.next_begun()).await {
+            if let Some(Some(begun)) = poll_once(rig.spool.next_in_doubt()).await {
                 batches.push(put_again(begun, random.u64(..3)));
             }
             let seq = rig.seq.get();
@@ -429,15 +429,15 @@ fn replayed(
 }
 
 /// Puts a begun batch, with the payloads it was begun with in their order.
-fn put_again(mut begun: Begun, pause: u64) -> Task<()> {
+fn put_again(mut begun: BatchInDoubt, pause: u64) -> Task<()> {
     rt::spawn(async move {
         let payloads = read(&mut begun).await;
         let key = begun.key().to_owned();
         let seqs = BATCHES.with_borrow(|batches| batches[&key].clone());
         assert!(payloads.iter().eq(&seqs.iter().map(|seq| payload(*seq)).collect::<Vec<_>>()));
-        power::note(|| Event::Put { key, seqs });
+        power::note(|| DiskEvent::Put { key, seqs });
         sleep(Duration::from_millis(pause)).await;
-        begun.finished().await.unwrap();
+        begun.complete().await.unwrap();
     })
 }
 
@@ -454,7 +454,7 @@ fn crashes_in_a_row_store_everything_once() {
         let mut world = World::default();
         for process in 0..5 {
             let events = one_life(dir.path(), process, &mut random);
-            let known = |event: &&Event| matches!(event, Event::Put { key, .. } if world.objects.contains_key(key));
+            let known = |event: &&DiskEvent| matches!(event, DiskEvent::Put { key, .. } if world.objects.contains_key(key));
             begun_again += events.iter().filter(known).count();
             world = world.after(&events);
         }
@@ -468,7 +468,7 @@ fn crashes_in_a_row_store_everything_once() {
 
 /// The life of the process with this number; the first three take requests, the last one stores all
 /// that is there.
-fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<Event> {
+fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEvent> {
     run(async {
         let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
         let (mut taken, orphans) = adopt(&home);
@@ -489,14 +489,14 @@ fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<Event> 
                     let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                     rig.send(&slices).await.unwrap();
                 }
-                if let Some(Some(begun)) = poll_once(rig.spool.next_begun()).await {
+                if let Some(Some(begun)) = poll_once(rig.spool.next_in_doubt()).await {
                     batches.push(put_again(begun, random.u64(..5)));
                 }
                 rig.hold(held).await;
                 rig.work(random, held, batches).await;
             }
             if is_last && orphans.bytes() == 0 {
-                home.adopt(&mut taken, &orphans).unwrap();
+                home.take_over(&mut taken, &orphans).unwrap();
                 if orphans.bytes() == 0 {
                     break;
                 }
@@ -536,10 +536,10 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
             let (home, _taken, orphans) = successor(dir.path(), home, "m");
             let rig = Rig::new(&home, &orphans, "m", SMALL).await;
             for number in (0..6_u32).filter(|number| u64::from(*number) != group) {
-                let mut begun = rig.spool.next_begun().await.unwrap();
+                let mut begun = rig.spool.next_in_doubt().await.unwrap();
                 assert_eq!(begun.key(), format!("batch-{number}"));
                 assert_eq!(read(&mut begun).await, [text(number)]);
-                begun.finished().await.unwrap();
+                begun.complete().await.unwrap();
             }
             assert_eq!(rig.store(1).await[0].1, text(group as u32), "comes back alone");
             until("all is replayed", || orphans.bytes() == 0).await;
@@ -553,13 +553,13 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
 fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
     let dir = tempfile::tempdir().unwrap();
     let mut whole = Ledger::default();
-    let mut runs = Encoder::default();
+    let mut runs = RunEncoder::default();
     assert!((0..9).all(|n| runs.push(1, 2 * n)));
     let runs = runs.finish();
     let runs = Runs::check(&runs).unwrap();
     for key in ["a", "b", "c"] {
-        let intent = IntentRef { key, form: "f", runs };
-        whole.add(Entry::Intent(intent));
+        let intent = IntentRecord { key, form: "f", runs };
+        whole.add(SpoolRecord::Intent(intent));
     }
     whole.finish("b");
     whole.rewrite(dir.path()).unwrap();
@@ -588,12 +588,12 @@ fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
 fn batches_with_one_key_and_other_members_are_not_relied_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut ledger = Ledger::default();
-    let mut encoder = Encoder::default();
+    let mut encoder = RunEncoder::default();
     for (key, ordinal) in [("twice", 1), ("once", 2), ("twice", 3)] {
         assert!(encoder.push(1, ordinal));
         let runs = encoder.finish();
         let runs = Runs::check(&runs).unwrap();
-        ledger.add(Entry::Intent(IntentRef { key, form: "", runs }));
+        ledger.add(SpoolRecord::Intent(IntentRecord { key, form: "", runs }));
     }
     ledger.settle(dir.path()).unwrap();
     let begun: Vec<_> = ledger.begun().map(|(key, _)| key).collect();
@@ -620,7 +620,7 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         fs::write(&segment, bytes).unwrap();
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        let mut begun = rig.spool.next_begun().await.unwrap();
+        let mut begun = rig.spool.next_in_doubt().await.unwrap();
         let (mut found, mut errors) = (Vec::new(), Vec::new());
         loop {
             match begun.next().await {
@@ -634,7 +634,7 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         assert!(errors[0].to_string().contains("2 payloads of batch"), "{errors:?}");
         assert_eq!((errors.len(), rig.cells.payloads_lost.value()), (2, 3));
         assert_eq!(rig.cells.spool_payloads.value(), 4);
-        begun.finished().await.unwrap();
+        begun.complete().await.unwrap();
         drop(begun);
         assert_eq!(rig.cells.spool_payloads.value(), 0);
         assert_eq!(rig.store(1).await[0].1, text(7));
@@ -669,7 +669,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
             drop(intend);
             let kept = jobs.remove(0);
             let intent = rig.intend(&format!("kept-{round}"), &[kept]).await;
-            rig.spool.finished(intent);
+            rig.spool.complete_batch(intent);
         }
         let own = rig.spool.own.dir().clone();
         rig.spool.flush(&own).await.unwrap();
@@ -679,8 +679,8 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
         assert_eq!(ledger.begun().filter(|(key, _)| *key != "dropped").count(), 0);
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        while let Some(Some(mut begun)) = poll_once(rig.spool.next_begun()).await {
-            begun.finished().await.unwrap();
+        while let Some(Some(mut begun)) = poll_once(rig.spool.next_in_doubt()).await {
+            begun.complete().await.unwrap();
         }
         until("all is replayed", || {
             while let Some(job) = rig.ring.take() {
@@ -752,7 +752,7 @@ fn what_was_put_one_by_one_once_is_never_batched() {
         rig.crash().await;
         // A process without batches puts it, and is killed before that is noted.
         drop((home, taken, orphans));
-        let home = Home::open(dir.path(), "o", &[0]).unwrap().putting_alone();
+        let home = Home::open(dir.path(), "o", &[0]).unwrap().with_single_objects();
         let (taken, orphans) = adopt(&home);
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
         assert!(rig.pop().await.record.unwrap().origin().unwrap().is_single_object());

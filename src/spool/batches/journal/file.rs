@@ -6,14 +6,14 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{Batch, CoreDir, State};
+use super::{BatchState, CoreDir, TrackedBatch};
 use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
 use crate::rt;
 use crate::spool::batches::ledger::JOURNAL;
 use crate::spool::batches::members::MemberSegment;
 use crate::spool::format::{BLOCK, DATA_START, group_bytes};
-use crate::spool::segment::{Note, Payloads, Segment};
+use crate::spool::segment::{CheckpointMode, Payloads, Segment};
 use crate::spool::takeover::instances::{remove, sync_dir};
 use crate::spool::{Spool, SpoolError};
 
@@ -37,7 +37,7 @@ impl Spool {
     /// group of `bytes`.
     async fn renew(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
         let journal = &dir.journal;
-        self.forget_settled(dir).await;
+        self.drop_completed(dir).await;
         let carried = journal.carried();
         // Each group takes up to one block more than its records, and two in a row have over a
         // megabyte.
@@ -59,16 +59,16 @@ impl Spool {
             journal.stale.borrow_mut().push(old);
         }
         self.drop_stale(dir).await?;
-        self.count_bytes();
+        self.update_disk_bytes();
         Ok(file)
     }
 
     /// Makes the settling of members of done batches durable, and drops those batches. A batch
     /// stays if that is not certain.
-    async fn forget_settled(&self, dir: &CoreDir) {
-        let done: Vec<(u64, Rc<Batch>)> = {
+    async fn drop_completed(&self, dir: &CoreDir) {
+        let done: Vec<(u64, Rc<TrackedBatch>)> = {
             let batches = dir.journal.batches.borrow();
-            let done = batches.iter().filter(|(_, batch)| batch.state.get() == State::Done);
+            let done = batches.iter().filter(|(_, batch)| batch.state.get() == BatchState::Done);
             done.map(|(number, batch)| (*number, batch.clone())).collect()
         };
         // For each use of a segment: whether what was settled in it is on the disk.
@@ -82,7 +82,7 @@ impl Spool {
                     Some(is_noted) => *is_noted,
                     // Reused, so it was complete.
                     None if segment.id() != *id => true,
-                    None => match segment.note(Note::Durably).await {
+                    None => match segment.note(CheckpointMode::Synced).await {
                         Ok(written) => written,
                         Err(error) => {
                             self.fail(segment.path(), &error);
@@ -127,7 +127,7 @@ impl Spool {
     async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         loop {
             let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
-            let noted = file.note(Note::Complete).await;
+            let noted = file.note(CheckpointMode::Complete).await;
             let gone = match &noted {
                 // A group whose writer was dropped may still be in flight: it must not land in the
                 // next use.

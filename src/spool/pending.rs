@@ -15,15 +15,15 @@ use crate::queue::job::Stamp;
 use crate::sync::Signal;
 
 /// The waiting line of one core's spool; first in, first out.
-pub(super) struct Line {
+pub(super) struct PendingRequests {
     max: usize,
-    pending: Rc<Budget>,
-    waiting: RefCell<VecDeque<Waiting>>,
+    budget: Rc<Budget>,
+    waiting: RefCell<VecDeque<PendingRequest>>,
     arrived: Signal,
 }
 
 /// A request in the line.
-pub(super) struct Waiting {
+pub(super) struct PendingRequest {
     pub(super) first: Stamp,
     pub(super) body: ChargedBytes,
     /// The room that its payloads need in the ring, if they go there right after the sync.
@@ -34,17 +34,17 @@ pub(super) struct Waiting {
     pub(super) ticket: Rc<Ticket>,
 }
 
-impl Waiting {
+impl PendingRequest {
     pub(super) fn record_bytes(&self) -> usize {
         format::record_bytes(self.spans.len(), self.payload_bytes, self.version.as_deref())
     }
 }
 
-impl Line {
+impl PendingRequests {
     /// An empty line for requests of at most `max` bytes, which `gauge` shows.
-    pub(super) fn new(max: usize, gauge: &'static Cell64) -> Line {
-        let pending = Budget::new(max, gauge);
-        Line { max, pending, waiting: RefCell::default(), arrived: Signal::default() }
+    pub(super) fn new(max: usize, gauge: &'static Cell64) -> PendingRequests {
+        let budget = Budget::new(max, gauge);
+        PendingRequests { max, budget, waiting: RefCell::default(), arrived: Signal::default() }
     }
 
     /// Charges a request to the line's budget and appends it.
@@ -62,10 +62,10 @@ impl Line {
         let need = Need::of(spans.len(), body.retained() + version_bytes);
         // The longest request must fit when nothing else waits.
         let room = self.max - body.retained();
-        body.move_to(&self.pending, (size_of_val(spans) + version_bytes).min(room))?;
+        body.move_to(&self.budget, (size_of_val(spans) + version_bytes).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
-        self.waiting.borrow_mut().push_back(Waiting {
+        self.waiting.borrow_mut().push_back(PendingRequest {
             first,
             body,
             need,
@@ -82,7 +82,7 @@ impl Line {
         self.waiting.borrow().is_empty()
     }
 
-    /// Returns once a request has arrived, or [`wake`](Line::wake) was called.
+    /// Returns once a request has arrived, or [`wake`](PendingRequests::wake) was called.
     pub(super) async fn wait(&self) {
         self.arrived.wait().await;
     }
@@ -93,10 +93,10 @@ impl Line {
     }
 
     /// Takes the requests that share the next group, at least one if any waits.
-    pub(super) fn next_group(&self) -> Vec<Waiting> {
+    pub(super) fn next_group(&self) -> Vec<PendingRequest> {
         let mut waiting = self.waiting.borrow_mut();
         let mut bytes = HEAD_BYTES;
-        let too_many = |request: &Waiting| {
+        let too_many = |request: &PendingRequest| {
             bytes += request.record_bytes();
             bytes > GROUP_BYTES_MAX
         };

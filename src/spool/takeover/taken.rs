@@ -4,18 +4,18 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::orphans::LeftCore;
+use super::offers::OrphanedCore;
 use crate::spool::batches::CoreDir;
 use crate::spool::segment::Segment;
 
 /// Segments of dead processes that this core empties, and the directories they lie in.
 #[derive(Default)]
-pub(in crate::spool) struct Adopted {
+pub(in crate::spool) struct TakenSegments {
     segments: RefCell<Vec<Rc<Segment>>>,
     dirs: RefCell<Vec<Rc<CoreDir>>>,
 }
 
-impl Adopted {
+impl TakenSegments {
     pub(in crate::spool) fn add(&self, segment: Rc<Segment>) {
         self.segments.borrow_mut().push(segment);
     }
@@ -37,7 +37,7 @@ impl Adopted {
     }
 
     /// This core's view of a dead process's core directory.
-    pub(in crate::spool) fn dir_of(&self, core: &Arc<LeftCore>) -> Rc<CoreDir> {
+    pub(in crate::spool) fn dir_of(&self, core: &Arc<OrphanedCore>) -> Rc<CoreDir> {
         let mut dirs = self.dirs.borrow_mut();
         if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
             return known.clone();
@@ -53,7 +53,7 @@ impl Adopted {
         let segments = self.segments.borrow();
         self.dirs.borrow_mut().retain(|dir| {
             let in_use =
-                !dir.is_idle() || segments.iter().any(|segment| segment.is_adopted_from(dir));
+                !dir.is_idle() || segments.iter().any(|segment| segment.is_orphaned_from(dir));
             if !in_use {
                 dir.leave();
             }

@@ -15,35 +15,35 @@ use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
 use crate::rt;
-use crate::spool::batches::ledger::{Batch, Settled};
+use crate::spool::batches::ledger::{CompletedMembers, JournalBatch};
 
 /// The spool of a dead process, held by its lock.
-pub struct Left {
+pub struct OrphanedSpool {
     pub(super) path: PathBuf,
     pub(super) _lock: File,
     /// The number of segments that are not finished.
     pub(super) segments: AtomicUsize,
     /// Bytes of its journals, which are removed with the last segment.
     pub(super) journal_bytes: u64,
-    pub(super) replayed: Arc<Replayed>,
+    pub(super) replayed: Arc<ReplayCounts>,
 }
 
 /// Counts the payloads of one process that were queued again, for the log. Updated a few times per
 /// group.
 #[derive(Debug)]
-pub(in crate::spool) struct Replayed {
+pub(in crate::spool) struct ReplayCounts {
     since: Instant,
     payloads: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Default for Replayed {
-    fn default() -> Replayed {
-        Replayed { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+impl Default for ReplayCounts {
+    fn default() -> ReplayCounts {
+        ReplayCounts { since: rt::now(), payloads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 }
 
-impl Replayed {
+impl ReplayCounts {
     pub(in crate::spool) fn add(&self, payloads: u64, bytes: u64) {
         self.payloads.fetch_add(payloads, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -60,7 +60,7 @@ impl Replayed {
     }
 }
 
-impl Left {
+impl OrphanedSpool {
     pub(super) fn is_finished(&self) -> bool {
         self.segments.load(Ordering::Relaxed) == 0
     }
@@ -68,23 +68,23 @@ impl Left {
 
 /// One core directory of a dead process.
 #[derive(Default)]
-pub struct LeftCore {
+pub struct OrphanedCore {
     pub(in crate::spool) path: PathBuf,
     /// Shared by all cores of its process.
-    pub(in crate::spool) replayed: Arc<Replayed>,
+    pub(in crate::spool) replayed: Arc<ReplayCounts>,
     /// Its payloads may be in the store as single objects, so they must not be batched.
-    pub(in crate::spool) is_alone: bool,
+    pub(in crate::spool) is_single_objects: bool,
     /// Batches in doubt, with their keys.
-    pub(in crate::spool) begun: Vec<(String, Batch)>,
+    pub(in crate::spool) begun: Vec<(String, JournalBatch)>,
     /// The number of those that are still not done.
     pub(in crate::spool) open: AtomicUsize,
     /// Payloads that need nothing more once all of those are done.
-    pub(in crate::spool) members: Settled,
+    pub(in crate::spool) members: CompletedMembers,
     /// The segments by the ids of their uses; only filled if there are batches in doubt.
     pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
 
-impl LeftCore {
+impl OrphanedCore {
     /// Notes that a batch in doubt is done, durably.
     pub(in crate::spool) fn finish_one(&self) {
         // Whoever finds none open must see the journals that say so, which are on the disk.
@@ -94,17 +94,17 @@ impl LeftCore {
 }
 
 /// A segment of a dead process, taken by one core.
-pub struct Orphan {
+pub struct OrphanedSegment {
     pub path: PathBuf,
     pub bytes: u64,
-    pub core: Arc<LeftCore>,
-    left: Arc<Left>,
-    shared: Arc<Orphans>,
+    pub core: Arc<OrphanedCore>,
+    left: Arc<OrphanedSpool>,
+    shared: Arc<Takeover>,
 }
 
 /// What dead processes left and cores may take.
 #[derive(Default)]
-pub struct Orphans {
+pub struct Takeover {
     offered: ArcSwap<Offer>,
     /// The number of segments that nobody has taken.
     untaken: AtomicUsize,
@@ -115,19 +115,19 @@ pub struct Orphans {
 /// What was found and is not all taken.
 #[derive(Default)]
 struct Offer {
-    segments: Vec<Arc<Offered>>,
+    segments: Vec<Arc<OfferedSegment>>,
     begun: Vec<Arc<OfferedBatch>>,
 }
 
-pub(super) struct Offered {
-    pub(super) left: Arc<Left>,
-    pub(super) core: Arc<LeftCore>,
+pub(super) struct OfferedSegment {
+    pub(super) left: Arc<OrphanedSpool>,
+    pub(super) core: Arc<OrphanedCore>,
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
     pub(super) taken: AtomicBool,
 }
 
-impl Offered {
+impl OfferedSegment {
     /// Whether nobody has taken it, and no batch of its directory is in doubt.
     fn is_ready(&self) -> bool {
         !self.taken.load(Ordering::Relaxed) && self.core.open.load(Ordering::Acquire) == 0
@@ -135,15 +135,15 @@ impl Offered {
 }
 
 struct OfferedBatch {
-    core: Arc<LeftCore>,
+    core: Arc<OrphanedCore>,
     /// Its index in `core.begun`.
     number: usize,
     taken: AtomicBool,
 }
 
-impl Orphans {
+impl Takeover {
     /// Takes a segment of a directory in which no batch is in doubt.
-    pub fn take(self: &Arc<Self>) -> Option<Orphan> {
+    pub fn take(self: &Arc<Self>) -> Option<OrphanedSegment> {
         if self.is_used_up() {
             return None;
         }
@@ -151,13 +151,13 @@ impl Orphans {
         let mut ready = offer.segments.iter().filter(|offered| offered.is_ready());
         let offered = ready.find(|offered| !offered.taken.swap(true, Ordering::Relaxed))?;
         self.untaken.fetch_sub(1, Ordering::Relaxed);
-        let Offered { left, core, path, bytes, .. } = &**offered;
+        let OfferedSegment { left, core, path, bytes, .. } = &**offered;
         let (left, core, shared) = (left.clone(), core.clone(), self.clone());
-        Some(Orphan { path: path.clone(), bytes: *bytes, core, left, shared })
+        Some(OrphanedSegment { path: path.clone(), bytes: *bytes, core, left, shared })
     }
 
     /// Takes a batch in doubt: its directory, and its index there.
-    pub(in crate::spool) fn take_begun(&self) -> Option<(Arc<LeftCore>, usize)> {
+    pub(in crate::spool) fn take_in_doubt(&self) -> Option<(Arc<OrphanedCore>, usize)> {
         let offer = self.offered.load();
         let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
@@ -181,9 +181,14 @@ impl Orphans {
 
     /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
     /// thread calls this.
-    pub(super) fn offer(&self, segments: Vec<Offered>, cores: &[Arc<LeftCore>], bytes: u64) {
+    pub(super) fn offer(
+        &self,
+        segments: Vec<OfferedSegment>,
+        cores: &[Arc<OrphanedCore>],
+        bytes: u64,
+    ) {
         let before = self.offered.load();
-        let untaken = |offered: &&Arc<Offered>| !offered.taken.load(Ordering::Relaxed);
+        let untaken = |offered: &&Arc<OfferedSegment>| !offered.taken.load(Ordering::Relaxed);
         let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
         let mut offer = Offer {
             segments: before.segments.iter().filter(untaken).cloned().collect(),
@@ -202,7 +207,7 @@ impl Orphans {
     }
 }
 
-impl Orphan {
+impl OrphanedSegment {
     /// Notes that everything in it is stored or dead-lettered, and its file is gone. With the last
     /// segment the directory is removed, and its journals, which are no longer needed. Blocks.
     pub fn finished(self) {

@@ -6,13 +6,13 @@ use std::ops::Range;
 /// A set of payload numbers, stored as ranges: at most as many as there are unsettled payloads
 /// below the highest, so few.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct OrdinalSet {
     /// From start to end; no range is empty or touches another.
     ranges: BTreeMap<u32, u32>,
     pub(super) count: u64,
 }
 
-impl Done {
+impl OrdinalSet {
     /// Adds numbers that are not in it.
     pub(super) fn insert(&mut self, range: Range<u32>) {
         debug_assert!(!self.contains(range.start), "settled twice");
@@ -62,7 +62,7 @@ mod tests {
         let mut numbers: Vec<u32> = (0..200).collect();
         let mut random = fastrand::Rng::with_seed(4);
         random.shuffle(&mut numbers);
-        let mut done = Done::default();
+        let mut done = OrdinalSet::default();
         for (count, number) in numbers.iter().enumerate() {
             assert!(!done.contains(*number));
             done.insert(*number..number + 1);
@@ -78,7 +78,7 @@ mod tests {
     fn filling_adds_what_is_missing_and_nothing_twice() {
         for seed in 0..200 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut done = Done::default();
+            let mut done = OrdinalSet::default();
             let mut expected = std::collections::BTreeSet::new();
             for _ in 0..20 {
                 let start = random.u32(..60);

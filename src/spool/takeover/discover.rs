@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::instances::{
-    Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_alone,
-    lock_directory, mark_alone, remove_empty, segments_of, set_aside, try_lock,
+    Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_single_objects,
+    lock_directory, mark_single_objects, remove_empty, rename_orphan, segments_of, try_lock,
 };
-use super::orphans::{Left, LeftCore, Offered, Orphans, Replayed};
+use super::offers::{OfferedSegment, OrphanedCore, OrphanedSpool, ReplayCounts, Takeover};
 use crate::spool::batches::ledger::Ledger;
-use crate::spool::format::scan::Found;
+use crate::spool::format::scan::ScanStep;
 use crate::spool::offline::SegmentFile;
 
 impl Home {
@@ -22,10 +22,10 @@ impl Home {
     ///
     /// # Errors
     /// What cannot be taken over stays as it is until the next call.
-    pub fn adopt(
+    pub fn take_over(
         &self,
-        taken: &mut Vec<Arc<Left>>,
-        orphans: &Orphans,
+        taken: &mut Vec<Arc<OrphanedSpool>>,
+        orphans: &Takeover,
     ) -> Result<(), SpoolDirError> {
         taken.retain(|left| !left.is_finished());
         // Other processes may be idle and can take them. Segments that wait for a batch in doubt
@@ -44,9 +44,9 @@ impl Home {
         let _held = lock_directory(&self.spool_dir)?;
         let mut outcome = Ok(());
         for path in new {
-            match take_over(&path, self.puts_alone) {
+            match take_over_spool(&path, self.single_objects) {
                 Ok(None) => {}
-                Ok(Some(TakenOver { left, cores, segments, bytes })) => {
+                Ok(Some(ClaimedSpool { left, cores, segments, bytes })) => {
                     taken.push(left);
                     orphans.offer(segments, &cores, bytes);
                 }
@@ -58,31 +58,31 @@ impl Home {
 }
 
 /// What was found in the directory of a dead process.
-struct TakenOver {
-    left: Arc<Left>,
-    cores: Vec<Arc<LeftCore>>,
-    segments: Vec<Offered>,
+struct ClaimedSpool {
+    left: Arc<OrphanedSpool>,
+    cores: Vec<Arc<OrphanedCore>>,
+    segments: Vec<OfferedSegment>,
     bytes: u64,
 }
 
 /// `None`: the directory was removed, its process lives, or nothing is left in it.
-fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
+fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<ClaimedSpool>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
         return Ok(None);
     }
     // A process of that name may start again before this directory is empty.
-    let path = set_aside(path)?;
+    let path = rename_orphan(path)?;
     let mut found = Vec::new();
     let (mut journal_bytes, mut begun) = (0, 0);
-    let replayed = Arc::<Replayed>::default();
+    let replayed = Arc::<ReplayCounts>::default();
     for core_dir in core_dirs(&path)? {
-        if puts_alone {
+        if single_objects {
             // Before the first payload of it is stored.
-            mark_alone(&core_dir)?;
+            mark_single_objects(&core_dir)?;
         }
-        let core = left_core(&core_dir, &replayed, &mut journal_bytes)?;
+        let core = read_core(&core_dir, &replayed, &mut journal_bytes)?;
         begun += core.begun.len();
         for (path, bytes) in files_of(&core_dir)? {
             found.push((core.clone(), path, bytes));
@@ -97,10 +97,10 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
         path.display()
     );
     let segments = AtomicUsize::new(found.len());
-    let left = Arc::new(Left { path, _lock: lock, segments, journal_bytes, replayed });
-    let mut cores: Vec<Arc<LeftCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
+    let left = Arc::new(OrphanedSpool { path, _lock: lock, segments, journal_bytes, replayed });
+    let mut cores: Vec<Arc<OrphanedCore>> = found.iter().map(|(core, ..)| core.clone()).collect();
     cores.dedup_by(|a, b| Arc::ptr_eq(a, b));
-    let offered = found.into_iter().map(|(core, path, bytes)| Offered {
+    let offered = found.into_iter().map(|(core, path, bytes)| OfferedSegment {
         left: left.clone(),
         core,
         path,
@@ -108,25 +108,25 @@ fn take_over(path: &Path, puts_alone: bool) -> io::Result<Option<TakenOver>> {
         taken: AtomicBool::new(false),
     });
     let segments = offered.collect();
-    Ok(Some(TakenOver { left, cores, segments, bytes }))
+    Ok(Some(ClaimedSpool { left, cores, segments, bytes }))
 }
 
 /// Reads what the journals in `core_dir` say, and makes it durable in one of them.
-fn left_core(
+fn read_core(
     core_dir: &Path,
-    replayed: &Arc<Replayed>,
+    replayed: &Arc<ReplayCounts>,
     journal_bytes: &mut u64,
-) -> io::Result<Arc<LeftCore>> {
+) -> io::Result<Arc<OrphanedCore>> {
     let mut ledger = Ledger::read(core_dir)?;
     ledger.settle(core_dir)?;
     *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
     let begun: Vec<_> =
         ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
-    let segments = if begun.is_empty() { HashMap::new() } else { uses_in(core_dir)? };
-    Ok(Arc::new(LeftCore {
+    let segments = if begun.is_empty() { HashMap::new() } else { generations_in(core_dir)? };
+    Ok(Arc::new(OrphanedCore {
         path: core_dir.to_owned(),
         replayed: replayed.clone(),
-        is_alone: is_marked_alone(core_dir),
+        is_single_objects: is_marked_single_objects(core_dir),
         open: AtomicUsize::new(begun.len()),
         begun,
         members: ledger.members(),
@@ -135,13 +135,13 @@ fn left_core(
 }
 
 /// The segments in a core directory, by the ids of their uses.
-pub fn uses_in(core_dir: &Path) -> io::Result<HashMap<u64, PathBuf>> {
+pub fn generations_in(core_dir: &Path) -> io::Result<HashMap<u64, PathBuf>> {
     let mut found = HashMap::new();
     for (path, _) in files_of(core_dir)?.into_iter().filter(|(path, _)| path.is_file()) {
         let mut file = SegmentFile::open(&path)?;
         // Without progress, the first sound group says it.
         while file.id() == 0 {
-            if let Found::Group(..) | Found::End(_) = file.find_next()? {
+            if let ScanStep::Group(..) | ScanStep::End(_) = file.find_next()? {
                 break;
             }
         }
