@@ -1,5 +1,5 @@
-//! Budgets of bytes of one core. Whoever holds memory holds a [`Charge`], which gives it back when it is dropped; a gauge
-//! shows what is used.
+//! Byte budgets of one core. A holder of memory also holds a [`Charge`], which is released when it is dropped. A gauge
+//! shows how much is used.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,14 +7,14 @@ use std::rc::Rc;
 use crate::metrics::Cell64;
 use crate::sync::Signal;
 
-/// Bytes that a core has for one purpose: bodies in one of their stages, which are being read, decompressed or waiting for
-/// room (`MAX_BODY_BYTES`) or waiting for the disk (`SPOOL_PENDING`); batches (`BATCH_MEMORY`).
+/// The bytes that a core may use for one purpose: bodies that are being read, decompressed or waiting for room
+/// (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches (`BATCH_MEMORY`).
 pub struct Budget {
     max: usize,
     used: Cell<usize>,
-    /// A charge has ended.
+    /// Raised when a charge is dropped.
     freed: Signal,
-    /// Shows what is used.
+    /// Shows `used`.
     gauge: &'static Cell64,
 }
 
@@ -23,27 +23,27 @@ pub struct Budget {
 pub struct BudgetExhausted;
 
 impl Budget {
-    /// A budget of `max` bytes, of which none are used.
+    /// A budget of `max` bytes, none of them used.
     pub fn new(max: usize, gauge: &'static Cell64) -> Rc<Budget> {
         Rc::new(Budget { max, used: Cell::new(0), freed: Signal::default(), gauge })
     }
 
-    /// All its bytes.
+    /// The size of the budget.
     pub fn max(&self) -> usize {
         self.max
     }
 
-    /// The bytes of all charges. More than [`Budget::max`] if a charge was [set](Charge::set) so.
+    /// The sum of all charges. It exceeds [`Budget::max`] if [`Charge::set`] made it.
     pub fn used(&self) -> usize {
         self.used.get()
     }
 
-    /// Whether so many more do not exceed it.
+    /// Whether `bytes` more fit.
     pub fn fits(&self, bytes: usize) -> bool {
         self.used.get() + bytes <= self.max
     }
 
-    /// Ready once a charge has ended since the last call; one task waits for that.
+    /// Waits until a charge has been dropped since the last call. One task may wait.
     pub async fn freed(&self) {
         self.freed.wait().await;
     }
@@ -55,14 +55,14 @@ impl Budget {
     }
 }
 
-/// What somebody holds of a [`Budget`], released when dropped.
+/// A part of a [`Budget`] that is in use, released when dropped.
 pub struct Charge {
     budget: Rc<Budget>,
     bytes: usize,
 }
 
 impl Charge {
-    /// A charge of nothing, which is to grow.
+    /// A charge of zero bytes, to be set later.
     pub fn new(budget: &Rc<Budget>) -> Charge {
         Charge { budget: budget.clone(), bytes: 0 }
     }
@@ -72,17 +72,17 @@ impl Charge {
         self.bytes
     }
 
-    /// Charges `bytes` in all, whether or not they fit: for memory that is in use already.
+    /// Sets the charge to `bytes`, whether or not they fit: for memory that is already in use.
     #[inline]
     pub fn set(&mut self, bytes: usize) {
         self.budget.set_used(self.budget.used.get() - self.bytes + bytes);
         self.bytes = bytes;
     }
 
-    /// Charges `bytes` in all, if they fit or are fewer than before.
+    /// Sets the charge to `bytes` if they fit or are fewer than before.
     ///
     /// # Errors
-    /// They do not fit; nothing has changed.
+    /// They do not fit. Nothing has changed.
     #[inline]
     pub fn try_set(&mut self, bytes: usize) -> Result<(), BudgetExhausted> {
         if bytes > self.bytes && !self.budget.fits(bytes - self.bytes) {
@@ -100,7 +100,8 @@ impl Drop for Charge {
     }
 }
 
-/// Bytes that grow against a [`Budget`]: charged by capacity, released on drop or when handed over.
+/// A growing buffer that is charged to a [`Budget`] by its capacity, until it is dropped or [`ChargedBytes::into_bytes`]
+/// is called.
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     max: usize,
@@ -108,12 +109,15 @@ pub struct ChargedBytes {
 }
 
 impl ChargedBytes {
-    /// The first allocation; from there on capacity doubles, so a body pays for at most twice what it has sent,
-    /// whatever it announced. At the default limits, stalled clients on every connection of a core just use up its
+    /// Size of the first allocation. From there capacity doubles, so a body is charged for at most twice what has arrived,
+    /// whatever was announced. At the default limits, stalled clients on every connection of a core just use up its
     /// budget: 16384 × 4 KiB = 64 MiB.
     const FIRST_CAPACITY: usize = 4 * 1024;
 
-    /// Room that will grow up to `max` bytes.
+    /// An empty buffer that grows up to `max` bytes.
+    ///
+    /// # Errors
+    /// The first allocation does not fit.
     pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
         let capacity = max.min(Self::FIRST_CAPACITY);
         let mut charge = Charge::new(budget);
@@ -121,7 +125,10 @@ impl ChargedBytes {
         Ok(ChargedBytes { bytes: Vec::with_capacity(capacity), max, charge })
     }
 
-    /// Appends `more`, which the caller knows to fit in `max`.
+    /// Appends `more`. The caller has checked that it fits in `max`.
+    ///
+    /// # Errors
+    /// The budget has no room. Nothing has changed.
     pub fn extend(&mut self, more: &[u8]) -> Result<(), BudgetExhausted> {
         let len = self.bytes.len() + more.len();
         assert!(len <= self.max, "the caller checks the length first");
@@ -135,32 +142,32 @@ impl ChargedBytes {
         Ok(())
     }
 
-    /// How many bytes more may be appended.
+    /// How many more bytes may be appended.
     pub fn room(&self) -> usize {
         self.max - self.bytes.len()
     }
 
-    /// Of those that were appended.
+    /// The number of bytes in the buffer.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether none was appended.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// All that were appended.
+    /// The bytes of the buffer.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// What the allocation keeps in memory.
+    /// The size of the allocation.
     pub fn retained(&self) -> usize {
         self.charge.bytes
     }
 
-    /// Gives back what doubling has allocated too much.
+    /// Frees the excess of a doubled allocation.
     pub fn shrink(&mut self) {
         let charged = self.charge.bytes;
         if charged - self.bytes.len() > charged / 4 {
@@ -169,10 +176,10 @@ impl ChargedBytes {
         }
     }
 
-    /// Charges them and `extra` to `budget` instead.
+    /// Moves the charge, increased by `extra`, to `budget`.
     ///
     /// # Errors
-    /// `budget` has no room; nothing has changed.
+    /// `budget` has no room. Nothing has changed.
     pub fn move_to(&mut self, budget: &Rc<Budget>, extra: usize) -> Result<(), BudgetExhausted> {
         let mut charge = Charge::new(budget);
         charge.try_set(self.charge.bytes + extra)?;
@@ -180,7 +187,7 @@ impl ChargedBytes {
         Ok(())
     }
 
-    /// The bytes without their charge: the caller holds the permit that replaces it.
+    /// The bytes without their charge. The caller holds the permit that replaces it.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
@@ -204,7 +211,7 @@ mod tests {
         assert_eq!(other.try_set(51), Err(BudgetExhausted));
         assert_eq!(budget.used(), 80, "nothing has changed");
         assert_eq!(other.try_set(50), Ok(()));
-        // What is in use is charged, and less of it is better than more.
+        // `set` charges more than fits, and a smaller charge is always accepted.
         other.set(70);
         assert_eq!((budget.used(), other.try_set(60)), (120, Ok(())));
         drop(one);
@@ -213,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_charge_is_told() {
+    fn dropping_a_charge_wakes_the_waiting_task() {
         let budget = Budget::new(100, &crate::metrics::cells(1)[0].batch_bytes);
         let mut charge = Charge::new(&budget);
         charge.set(100);
         charge.set(10);
-        assert!(block_on(poll_once(budget.freed())).is_none(), "it goes on");
+        assert!(block_on(poll_once(budget.freed())).is_none(), "not dropped yet");
         drop(charge);
         block_on(budget.freed());
     }

@@ -1,5 +1,5 @@
-//! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener,
-//! the store's names and credentials), starts the cores, and sees them stop.
+//! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener, the
+//! store's names and credentials), starts the cores, and supervises their stop.
 
 mod admin;
 mod bind;
@@ -48,32 +48,33 @@ pub use reach::{Prepared, prepare_store};
 pub enum Exit {
     /// Nothing acknowledged was lost, and the drain left nothing unstored.
     Clean = 0,
-    /// The drain had to dead-letter something, or something was lost, or a core died.
+    /// The drain dead-lettered something, or something was lost, or a core died.
     Unstored = 1,
-    /// Bad configuration, or the server could not start.
+    /// The configuration is invalid, or the server could not start.
     Refused = 2,
 }
 
-/// Cores that have not come up by now will not.
+/// How long cores may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Control's own last words before `DRAIN_TIMEOUT` is over.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-/// How often a dead-letter directory that fails is tried again.
+/// Time that control keeps for its last log lines before `DRAIN_TIMEOUT` is over.
+const SUMMARY_TIME: Duration = Duration::from_millis(100);
+/// How often a failing dead-letter directory is tried again.
 const DEAD_LETTER_PROBE: Duration = Duration::from_secs(5);
-/// How often one that holds letters is measured again.
+/// How often a directory that holds dead letters is measured again.
 const DEAD_LETTER_MEASURE: Duration = Duration::from_secs(60);
 
 /// Runs `main` on an unpinned executor.
 ///
 /// # Errors
-/// io_uring is refused or locked memory is short; the preflight says which.
+/// io_uring is refused, or locked memory is short; the preflight says which.
 pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
     let executor = rt::Executor::unpinned("millrace-control")
         .map_err(|error| format!("the control executor does not start: {error}"))?;
     Ok(executor.run(main))
 }
 
-/// Serves until a signal or a core's death, then stops. A signal before it serves ends the process, see [`Signals`].
+/// Serves until a signal or a core's death, then stops. A signal that comes before it serves ends the process, see
+/// [`Signals`].
 pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit {
     match start(config, signals, reloader).await {
         Ok(server) => server.run().await,
@@ -84,16 +85,19 @@ pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit
     }
 }
 
+/// A running server, as control sees it.
 struct Supervisor {
     config: Arc<Config>,
     limits: Limits,
     cells: Cells,
-    bells: Vec<Socket>,
-    /// Shut down should their core die, lest the kernel go on giving it connections; `None` once that is done.
+    /// Control's ends of the cores' control channels.
+    core_channels: Vec<Socket>,
+    /// Duplicates of the cores' listeners. A dead core's is shut down so that the kernel gives it no more connections, and
+    /// is then `None`.
     listeners: RefCell<Vec<Option<Socket>>>,
-    /// Shut down at the very end: a disk that hangs can keep the ended process, and with it its ports, for long.
+    /// Shut down at the very end, because a hanging disk can keep the ended process, and so its ports, for a long time.
     admin: Option<Socket>,
-    /// Its lock is held until the process ends.
+    /// Holds the lock of this process's spool directory until the process ends.
     home: Option<Arc<Home>>,
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
@@ -157,13 +161,13 @@ async fn start(
         None => None,
     };
     let spare = spare_cpus(&config.cores);
-    let mut bells = Vec::new();
+    let mut core_channels = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
-        let (ours, theirs) = pair.map_err(|error| format!("doorbell: {error}"))?;
+        let (ours, theirs) = pair.map_err(|error| format!("control channel: {error}"))?;
         let clone = |socket: &Socket| socket.try_clone().map_err(|error| error.to_string());
         events.watch_core(clone(&ours)?);
-        bells.push(ours);
+        core_channels.push(ours);
         let core_id = config.cores[index];
         let setup = Setup {
             config: config.clone(),
@@ -173,7 +177,7 @@ async fn start(
             cells: &cells[index],
             epoch,
             listener: clone(listener)?,
-            doorbell: theirs,
+            control: theirs,
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
@@ -182,34 +186,43 @@ async fn start(
                 .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
             spare_cpus: spare.clone(),
         };
-        // Not joined: a thread that hangs must not hold up the exit, and the cells say when it has ended.
+        // Not joined: a hanging thread must not delay the exit, and the cells say when a core has ended.
         core::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let home = spools.map(|(home, _)| home);
-    let server =
-        Supervisor { config, limits, cells, bells, listeners, admin, home, stopping, events };
+    let server = Supervisor {
+        config,
+        limits,
+        cells,
+        core_channels,
+        listeners,
+        admin,
+        home,
+        stopping,
+        events,
+    };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
-        // A signal came first: its thread is ending this process.
+        // A signal came first, and its thread is ending this process.
         std::future::pending::<()>().await;
     }
     reloader.run().map_err(|error| format!("no thread for reloads: {error}; raise ulimit -u"))?;
-    // Only now do cores accept: up to here nothing can have been acknowledged.
-    server.order_all();
+    // Cores accept only from here on, so until now nothing can have been acknowledged.
+    server.command_all();
     server.announce(address, epoch);
     Ok(server)
 }
 
-/// CPUs that the process may use and that are no data core's.
+/// CPUs that the process may use and that belong to no data core.
 fn spare_cpus(cores: &[usize]) -> Vec<usize> {
     let allowed = core_affinity::get_core_ids().unwrap_or_default();
     allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect()
 }
 
-/// While letters are being lost, tries whether the directory takes them again; and measures it now and then, for a
-/// replay beside this server takes letters away.
+/// While dead letters cannot be written, tries whether the directory accepts them again. Also measures it now and then,
+/// because a replay that runs beside this server removes dead letters.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     rt::spawn(async move {
         let mut measured = rt::now();
@@ -230,7 +243,7 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-/// Serves the admin pages; the socket that comes back is for taking the port away.
+/// Serves the admin pages. Returns a duplicate of the socket, to shut it down.
 fn start_admin(socket: Socket, admin: Admin) -> Result<Socket, String> {
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
@@ -238,7 +251,7 @@ fn start_admin(socket: Socket, admin: Admin) -> Result<Socket, String> {
     Ok(handle)
 }
 
-/// What a 200 of this level means, for the log.
+/// What a 200 of this level means, in words for the log.
 fn promise(ack: Ack) -> &'static str {
     match ack {
         Ack::Queued => {
@@ -254,6 +267,7 @@ fn promise(ack: Ack) -> &'static str {
 }
 
 impl Supervisor {
+    /// Waits until every core has reached `state`.
     async fn until_all(&self, state: CoreState) -> Result<(), String> {
         let deadline = rt::now() + START_TIMEOUT;
         loop {
@@ -272,7 +286,7 @@ impl Supervisor {
         }
     }
 
-    /// The start-up summary: one line, whatever the format.
+    /// Logs the start-up summary, one line in any log format.
     fn announce(&self, address: Option<SocketAddr>, epoch: Instant) {
         let config = &self.config;
         let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
@@ -298,6 +312,7 @@ impl Supervisor {
         );
     }
 
+    /// Waits for a signal or a core's death, then stops every core.
     async fn run(self) -> Exit {
         let mut clean = true;
         loop {
@@ -311,19 +326,19 @@ impl Supervisor {
             }
         }
         let end = rt::now() + self.limits.stop.exit;
-        let deadline = end - LAST_WORDS;
+        let deadline = end - SUMMARY_TIME;
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
         self.stopping.set(true);
-        self.order_all();
-        let mut hurried = false;
+        self.command_all();
+        let mut forced = false;
         while !self.all_ended() {
             match self.next_event(deadline).await {
-                // There is nothing that a third could speed up.
-                Some(ControlEvent::Stop) if hurried => {}
+                // A third signal has nothing left to speed up.
+                Some(ControlEvent::Stop) if forced => {}
                 Some(ControlEvent::Stop) => {
-                    hurried = true;
-                    tracing::warn!("second signal: what is unstored goes to the dead letter now");
-                    self.order_all();
+                    forced = true;
+                    tracing::warn!("second signal: everything unstored is dead-lettered now");
+                    self.command_all();
                 }
                 Some(ControlEvent::CoreChanged) => clean &= !self.shut_dead_cores(),
                 None => break,
@@ -334,7 +349,7 @@ impl Supervisor {
             home.leave();
         }
         if let Some(admin) = &self.admin {
-            let _not_listening = admin.shutdown(std::net::Shutdown::Both);
+            let _no_longer_listening = admin.shutdown(std::net::Shutdown::Both);
         }
         log::flush_by(end);
         exit
@@ -346,11 +361,10 @@ impl Supervisor {
         strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }
 
-    /// One byte to every core: the first means serve, the second drain, the third hurry.
-    fn order_all(&self) {
-        for bell in &self.bells {
-            let mut bell = bell;
-            let _dead_core_does_not_listen = bell.write(b"!");
+    /// Sends one byte to every core. The first means serve, the second drain, the third force the stop.
+    fn command_all(&self) {
+        for mut channel in &self.core_channels {
+            let _or_the_core_is_dead = channel.write(b"!");
         }
     }
 
@@ -358,7 +372,7 @@ impl Supervisor {
         self.cells.iter().all(|c| c.is(CoreState::Stopped) || c.is(CoreState::Died))
     }
 
-    /// Stops the kernel from giving connections to cores that have died; whether there are any.
+    /// Shuts the listeners of dead cores down, so that the kernel gives them no more connections. True if any core is dead.
     fn shut_dead_cores(&self) -> bool {
         let mut any = false;
         for (at, cells) in self.cells.iter().enumerate() {
@@ -366,7 +380,7 @@ impl Supervisor {
                 continue;
             }
             any = true;
-            // Once per core: the bell also rings for others.
+            // Only once for each core: other cores' changes lead here as well.
             if let Some(listener) = self.listeners.borrow_mut()[at].take() {
                 let id = self.config.cores[at];
                 tracing::error!(core = id, "a core died; the others drain and the process exits 1");
@@ -376,7 +390,7 @@ impl Supervisor {
         any
     }
 
-    /// The stop's summary and what the process exits with.
+    /// Logs the stop's summary. Returns the process's exit status.
     fn sum_up(&self, clean: bool) -> Exit {
         let mut lost = 0;
         let mut unsynced = 0;
@@ -384,7 +398,11 @@ impl Supervisor {
             let (undecided, written) = cells.undecided_and_unsynced();
             if undecided > 0 {
                 let ended = if cells.is(CoreState::Died) { "died" } else { "did not stop in time" };
-                tracing::error!(core = id, lost = undecided, "payloads lost: their core {ended}");
+                tracing::error!(
+                    core = id,
+                    lost = undecided,
+                    "payloads lost because their core {ended}"
+                );
             }
             if written > 0 {
                 tracing::error!(
@@ -413,7 +431,7 @@ impl Supervisor {
     }
 }
 
-/// What has become of the payloads of all cores.
+/// The outcomes of all payloads of all cores.
 struct Summary {
     accepted: u64,
     stored: u64,
@@ -424,7 +442,7 @@ struct Summary {
 }
 
 impl Summary {
-    /// The last line of a server. With dead letters it is a warning that says where they are and what to do.
+    /// Logs the last line of a server. With dead letters it is a warning that says where they are and what to do.
     fn log(&self, dead_letter_dir: &Path) {
         let Summary { accepted, stored, dead_lettered, at_stop, left_in_spool, lost } = *self;
         if dead_lettered == 0 {

@@ -1,9 +1,9 @@
 //! One data core: a pinned executor with its own listener, connections, pipeline and store, and the order in which they
 //! start and stop.
 //!
-//! A core talks to the control executor through its cells and a doorbell, a socket pair on which control sends one
-//! byte to serve, one to drain and one to hurry, and the core one byte whenever its state has changed. Nothing else is
-//! shared, and nothing at all on the data path.
+//! A core and the control executor share the core's cells and a control channel, a socket pair. On it control sends one
+//! byte to make the core serve, one to make it drain and one to force the stop; the core sends one byte whenever its
+//! state has changed. They share nothing else, and nothing at all on the data path.
 
 mod drain;
 mod host;
@@ -25,7 +25,7 @@ use pipeline::Pipeline;
 pub use host::pin;
 pub use run::{Setup, spawn};
 
-/// One core, as its start and its stop see it; its tasks get the part that they need.
+/// One core, for its start and its stop. Its tasks get only the parts that they need.
 struct Core {
     net: Rc<Net>,
     cells: &'static CoreCells,
@@ -57,7 +57,7 @@ impl Core {
         Core { net, cells, server, pipeline, stop }
     }
 
-    /// Ends admission: everybody waiting for room, every idle connection and the listener go.
+    /// Ends admission: turns away requests that wait for room, and closes idle connections and the listener.
     fn close(&self) {
         self.stop.closed.set(true);
         self.pipeline.close();

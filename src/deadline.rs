@@ -1,9 +1,9 @@
-//! A wait with an end: every wait on somebody else goes through here, or says beside it why not.
+//! Waits with a deadline. Every wait for a peer goes through here, or has a comment that says why not.
 //!
-//! A deadline that judges a peer must not count what this process did not do. A virtual machine that was paused, or a
-//! process that was stopped and continued, finds all its deadlines past, and in its sockets all that came meanwhile. So
-//! before such a deadline is acted on, two things are looked at: whether it is noticed so late that the peer had no
-//! chance, see [`was_paused`], and whether something has arrived that was not taken in yet, see [`collect_arrived`].
+//! A deadline must not blame a peer for time in which this process did not run. After a virtual machine was paused, or a
+//! process stopped and continued, all deadlines have passed, and the sockets hold all that arrived meanwhile. So before
+//! such a deadline is acted on, two checks are made: whether it is noticed so late that the peer had no chance
+//! ([`was_paused`]), and whether bytes have arrived that were not read yet ([`collect_arrived`]).
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -15,32 +15,33 @@ use futures_lite::future;
 use crate::net::Net;
 use crate::rt::{self, Timer};
 
-/// What `work` gives, or `late` once the peer that it waits for has had `limit`. `work` is asked first, so what is ready
-/// at once costs no timer; it is dropped when it is late.
+/// Runs `work`, or returns `late()` once the peer that `work` waits for has had `limit`. `work` is polled first, so a
+/// result that is ready costs no timer. When it is late, it is dropped.
 pub async fn within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
     late: impl FnOnce() -> T,
 ) -> T {
-    Alarm::default().judge(rt::now(), limit, work, late).await
+    Alarm::default().within(rt::now(), limit, work, late).await
 }
 
-/// A delay that no busy core explains, …
+/// A delay that a busy core does not explain, …
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
-/// …and the share of a limit that matters: a peer that had three quarters of its time was not wronged.
+/// … and the divisor of a limit that gives the delay that matters: a peer that had three quarters of its time was treated
+/// fairly.
 const PAUSE_SHARE: u32 = 4;
 
-/// Whether a deadline at the end of `limit` that is noticed `late` after it says less of the peer than of this process,
-/// which was paused or did not get its CPU. Then the peer gets the whole limit again.
+/// Whether this process was paused or got no CPU, judged by a deadline after `limit` that was noticed `late` after it had
+/// passed. If so, the peer gets the whole limit again.
 pub fn was_paused(limit: Duration, late: Duration) -> bool {
     late > (limit / PAUSE_SHARE).max(PAUSE_LEAST)
 }
 
-/// How often a deadline that has come lets the other tasks take in what has arrived: an answer may pass from the socket
-/// to the connection's task and from there to who waits for it.
-const LOOKS: usize = 3;
+/// How often a deadline that has passed lets other tasks read what has arrived: an answer may pass from the socket to the
+/// connection's task, and from there to the task that waits.
+const COLLECT_ROUNDS: usize = 3;
 
-/// Takes in what the kernel has for the sockets of this executor, and lets those run who wait for it.
+/// Collects what the kernel has for the sockets of this executor, and runs the tasks that wait for it.
 pub async fn collect_arrived() {
     if let Some(net) = Net::of_this_executor() {
         net.run_tasks_and_turn().await;
@@ -48,7 +49,7 @@ pub async fn collect_arrived() {
     rt::yield_now().await;
 }
 
-/// What `work` gives, or `late` once `limit` has passed: for a schedule of our own, which no pause makes longer.
+/// Runs `work`, or returns `late()` once `limit` has passed. For schedules of our own, which a pause does not extend.
 pub async fn strictly_within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
@@ -61,16 +62,15 @@ pub async fn strictly_within<T>(
     future::or(work, time_up).await
 }
 
-/// One task's wake-up call, kept from wait to wait: as long as an earlier call still stands and comes in time, the next
-/// wait costs a look at the clock and no timer operation.
+/// One task's timer, kept from wait to wait. While an earlier timer is still set and fires in time, the next wait only reads
+/// the clock and costs no timer operation.
 #[derive(Default)]
 pub struct Alarm {
     set: Option<(Instant, Timer)>,
 }
 
 impl Alarm {
-    /// Ready once `deadline` has passed; until then the task is woken by then, perhaps earlier. Only ever polled by one
-    /// task.
+    /// Ready once `deadline` has passed. Otherwise the task is woken then, or earlier. Only one task may poll it.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let now = rt::now();
         if now >= deadline {
@@ -79,7 +79,7 @@ impl Alarm {
         let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
         if !stands {
             let mut timer = Timer::new(deadline - now);
-            // A timer that is due already has registered nobody.
+            // A timer that is already due keeps no waker.
             if Pin::new(&mut timer).poll(cx).is_ready() {
                 return Poll::Ready(());
             }
@@ -88,8 +88,8 @@ impl Alarm {
         Poll::Pending
     }
 
-    /// As [`within`], for a task that waits again and again, and for a peer that has had its time since `since`.
-    pub async fn judge<T>(
+    /// As [`within`], for a task that waits repeatedly. The peer's time runs from `since`.
+    pub async fn within<T>(
         &mut self,
         since: Instant,
         limit: Duration,
@@ -107,7 +107,7 @@ impl Alarm {
             }
             deadline = rt::now() + limit;
         }
-        for _ in 0..LOOKS {
+        for _ in 0..COLLECT_ROUNDS {
             collect_arrived().await;
             if let Some(done) = future::poll_once(work.as_mut()).await {
                 return done;
@@ -116,7 +116,7 @@ impl Alarm {
         late()
     }
 
-    /// As [`strictly_within`], for a task that waits again and again.
+    /// As [`strictly_within`], for a task that waits repeatedly.
     pub async fn until<T>(
         &mut self,
         deadline: Instant,
@@ -126,7 +126,7 @@ impl Alarm {
         self.wait(deadline, pin!(work)).await.unwrap_or_else(late)
     }
 
-    /// What `work` gives, or `None` once `deadline` has passed.
+    /// The result of `work`, or `None` once `deadline` has passed.
     async fn wait<T>(
         &mut self,
         deadline: Instant,
@@ -149,7 +149,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     #[test]
-    fn late_means_both_in_itself_and_for_the_limit() {
+    fn a_pause_is_long_in_itself_and_for_the_limit() {
         let ms = Duration::from_millis;
         for (limit, late, paused) in [
             (100, 99, false),
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Stops the thread, as a pause of the machine stops it.
+    /// Stops the thread, like a pause of the machine.
     fn pause(time: Duration) {
         std::thread::sleep(time);
     }
@@ -174,7 +174,7 @@ mod tests {
         use std::io::Write as _;
         rt::run_test(async {
             let net = Net::here().unwrap();
-            // A pause that is long for the limit, and one that is not and ends right with it.
+            // A pause that is long for the limit, and one that is not long and ends just after the limit.
             for (limit, pause_for) in [(SHORT, 10 * SHORT), (5 * SHORT, 6 * SHORT)] {
                 let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
@@ -192,13 +192,13 @@ mod tests {
                 assert_eq!(within(limit, read, || 0).await, b'x', "{pause_for:?} of {limit:?}");
                 drop(during.await);
             }
-            // Nothing comes: late all the same, the second time.
+            // If nothing arrives, it is late after the second limit.
             let started = Instant::now();
             let during = rt::spawn(async move { pause(10 * SHORT) });
             assert!(within(SHORT, async { pending().await }, || true).await);
             assert!(started.elapsed() >= 10 * SHORT);
             during.await;
-            // Schedules are not made longer.
+            // A pause does not extend a schedule.
             let during = rt::spawn(async move { pause(10 * SHORT) });
             let started = Instant::now();
             assert!(strictly_within(SHORT, async { pending().await }, || true).await);
@@ -214,7 +214,7 @@ mod tests {
             let started = Instant::now();
             assert!(alarm.until(Instant::now() + LONG, ready(true), || false).await);
             assert!(alarm.set.is_none(), "what is ready costs no timer");
-            // A later call is brought forward, and one that has come is set anew.
+            // A timer that is set for later is replaced, and one that has fired is set again.
             let soon = async {
                 rt::sleep(SHORT / 2).await;
                 true
@@ -225,7 +225,7 @@ mod tests {
                 assert!(!alarm.until(Instant::now() + SHORT, pending(), || false).await);
             }
             assert!((2 * SHORT..LONG).contains(&started.elapsed()));
-            // An earlier one stands.
+            // A timer that is set for earlier stays.
             let slow = async {
                 rt::sleep(SHORT / 2).await;
                 true
@@ -240,7 +240,7 @@ mod tests {
                 alarm.until(Instant::now() + LONG, slow, || false).await,
                 "woken early, and not late yet"
             );
-            assert_ne!(alarm.set.as_ref().map(|(at, _)| *at), set, "set anew after it came");
+            assert_ne!(alarm.set.as_ref().map(|(at, _)| *at), set, "set again after it fired");
         });
     }
 }

@@ -1,10 +1,10 @@
-//! The one door to the runtime: tasks, timers, clocks, random numbers, blocking work and executors.
+//! The only interface to the runtime: tasks, timers, clocks, random numbers, blocking work and executors.
 //!
 //! No other module names glommio's executor, timers, tasks or thread pool, the system's clocks, or the source of random
-//! numbers; a test below reads the sources and says where one does. So what a core does depends on nothing but its inputs
-//! and this module, and whoever replaces this module decides what time it is.
+//! numbers; a test reads the sources and reports where one does. So the behaviour of a core depends only on its inputs
+//! and on this module, and a replacement of this module could run a core in simulated time.
 //!
-//! Not behind this door: glommio's files and streams (`glommio::io`, `glommio::net`), and threads of our own.
+//! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create threads.
 
 mod waking;
 
@@ -21,22 +21,22 @@ pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 
-/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each of its three
-/// rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under the 8 MiB that is the usual
-/// `RLIMIT_MEMLOCK`; glommio's own default of 10 MiB would want 90.
+/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each of its three rings, so
+/// two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under the usual `RLIMIT_MEMLOCK` of 8 MiB. glommio's
+/// default of 10 MiB would need 90.
 pub const IO_MEMORY_BYTES: usize = 512 << 10;
 
 /// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory again.
 pub const RINGS_PER_EXECUTOR: usize = 3;
 
-/// Starts a task on this executor. Dropping the [`Task`] cancels it, [`Task::detach`] lets it run on alone. It is polled for the
-/// first time inside this call, unless the executor is due to look at its rings.
+/// Starts a task on this executor. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run on. This call also polls
+/// it for the first time, unless the executor is due to check its rings.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
     glommio::spawn_local(work)
 }
 
-/// Ready once `time` has passed.
+/// Waits until `time` has passed.
 #[inline]
 pub async fn sleep(time: Duration) {
     Timer::new(time).await;
@@ -48,13 +48,13 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// How long ago `earlier` was; zero if it is still to come.
+/// The time since `earlier`; zero if `earlier` is in the future.
 #[inline]
 pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)
 }
 
-/// The time of day, which the system may set back.
+/// The system time, which may be set back.
 #[inline]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
@@ -72,37 +72,37 @@ pub fn random_fraction() -> f64 {
     fastrand::f64()
 }
 
-/// Makes this thread's random numbers repeat.
+/// Seeds this thread's generator, so that its numbers repeat.
 #[inline]
 pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }
 
-/// Lets other tasks run if the kernel has news for this executor or this task's time slice has ended.
+/// Lets other tasks run if the kernel has completions for this executor or this task's time slice has ended.
 #[inline]
 pub async fn yield_if_needed() {
     glommio::executor().yield_if_needed().await;
 }
 
-/// The number of the executor that runs the calling task; no two of a process have the same.
+/// The id of the executor that runs the calling task, unique in the process.
 #[inline]
 pub fn executor_id() -> usize {
     glommio::executor().id()
 }
 
-/// Whether no other task of this executor wants to run. All that are ready run meanwhile.
+/// Runs the tasks that are ready, then returns whether none of them is ready again.
 pub async fn is_idle() -> bool {
     let executor = glommio::executor();
     executor.yield_task_queue_now().await;
-    // Reading the statistics resets them, so they count from one yield to the next.
+    // Reading the statistics resets them, so the second reading counts one yield.
     let _before = executor.executor_stats();
     executor.yield_task_queue_now().await;
-    // The one task is this one.
+    // One task is this one.
     executor.executor_stats().tasks_executed() <= 1
 }
 
-/// What `work` gives, which runs on the executor's blocking thread, after what that has in line. Dropped early, the work is
-/// done all the same.
+/// Runs `work` on the executor's blocking thread, after earlier work, and returns its result. Dropping the future does not
+/// stop the work.
 #[inline]
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let _wait = foreign_wait();
@@ -114,9 +114,9 @@ thread_local! {
     static FOREIGN_WAITS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A wait for a result that does not arrive in the ring of this executor's sockets; see [`foreign_wait`].
+/// A wait for a result that does not arrive through the socket ring of this executor; see [`foreign_wait`].
 pub struct ForeignWait {
-    /// Counted on the thread that made it.
+    /// Counted on the thread that created it.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -126,8 +126,8 @@ impl Drop for ForeignWait {
     }
 }
 
-/// To be held while the caller waits for glommio's files or for another thread. An executor with sockets may otherwise sleep
-/// in their ring for as long as `Net::set_nap` says, where it does not see that such a wait has ended.
+/// To be held while the caller waits for glommio's files or for another thread. Otherwise an executor with sockets may nap
+/// in their ring for as long as `Net::set_nap` says, where it does not notice the end of such a wait.
 #[inline]
 pub fn foreign_wait() -> ForeignWait {
     FOREIGN_WAITS.set(FOREIGN_WAITS.get() + 1);
@@ -140,20 +140,20 @@ pub fn has_foreign_waits() -> bool {
     FOREIGN_WAITS.get() > 0
 }
 
-/// The CPUs of an executor's two threads: its own and its blocking one.
+/// The CPUs of an executor's own thread and of its blocking thread.
 pub struct Placement {
     executor: glommio::Placement,
     blocking: PoolPlacement,
 }
 
 impl Placement {
-    /// Wherever the calling thread may run.
+    /// Any CPU that the calling thread may use.
     pub fn unpinned() -> Placement {
         Placement { executor: glommio::Placement::Unbound, blocking: PoolPlacement::Unbound(1) }
     }
 
-    /// The executor on `cpu`; the blocking thread on `spare_cpus`, or anywhere if there are none. `None` where `/sys` does
-    /// not tell the topology of `cpu`: glommio refuses or panics there.
+    /// The executor on `cpu`, the blocking thread on `spare_cpus`, or anywhere if there are none. `None` if `/sys` does not
+    /// have the topology of `cpu`, because glommio then refuses or panics.
     pub fn pinned(cpu: usize, spare_cpus: &[usize]) -> Option<Placement> {
         let online = glommio::CpuSet::online().ok()?;
         online.iter().find(|known| known.cpu == cpu)?;
@@ -167,14 +167,14 @@ impl Placement {
     }
 }
 
-/// An executor on the calling thread that has not begun.
+/// An executor for the calling thread that has not started.
 pub struct Executor {
     executor: LocalExecutor,
     wake_thread: WakeThread,
 }
 
 impl Executor {
-    /// One that runs anywhere, with glommio's time slice of 100 ms.
+    /// An executor that runs anywhere, with glommio's time slice of 100 ms.
     ///
     /// # Errors
     /// io_uring is refused, or locked memory is short.
@@ -182,10 +182,10 @@ impl Executor {
         Executor::made(LocalExecutorBuilder::new(glommio::Placement::Unbound).name(name))
     }
 
-    /// One that runs at `placement`; a task that asks with [`yield_if_needed`] goes on for `slice` at most.
+    /// An executor that runs at `placement`. A task that calls [`yield_if_needed`] runs for `slice` at most.
     ///
     /// # Errors
-    /// As [`Executor::unpinned`]'s; or the threads cannot be pinned.
+    /// As for [`Executor::unpinned`]; or the threads cannot be pinned.
     pub fn placed(
         name: &str,
         placement: Placement,
@@ -203,18 +203,18 @@ impl Executor {
         Ok(Executor { executor, wake_thread: waking::start_wake_thread() })
     }
 
-    /// Runs `main` to its end; what it has started and not waited for goes no further.
+    /// Runs `main` to its end. Tasks that it has spawned and not awaited then stop.
     pub fn run<T>(self, main: impl Future<Output = T>) -> T {
         let Executor { executor, wake_thread } = self;
         executor.run(async move {
-            // First of all: any wait may need it.
+            // Before anything else, because any wait may need it.
             spawn(wake_thread.stay_awake()).detach();
             main.await
         })
     }
 }
 
-/// Runs a test on an executor of its own.
+/// Runs a test on its own executor.
 #[cfg(test)]
 pub fn run_test<T>(test: impl Future<Output = T>) -> T {
     let executor = LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();

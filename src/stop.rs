@@ -1,4 +1,4 @@
-//! How far the stop of one core has come, as its tasks see it. `core::drain` sets it, in this order; nothing is taken back.
+//! How far the stop of one core has come. `core::drain` sets the fields in this order and never resets them.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -8,18 +8,18 @@ use crate::sync::Flag;
 /// Shared by all tasks of a core.
 #[derive(Default)]
 pub struct Stop {
-    /// The stop has begun: answers carry `connection: close`, retries are hurried, batches are closed soon.
+    /// The stop has begun: answers carry `connection: close`, retries come sooner, batches are closed soon.
     pub draining: Flag,
-    /// When that was.
+    /// When the stop began.
     pub began: Cell<Option<Instant>>,
-    /// No queue takes anything any more: whoever waits for a request closes its connection.
+    /// Queues are closed: connections that wait for a request are closed.
     pub closed: Cell<bool>,
-    /// The workers are cancelled: nobody is told any more what became of a payload.
+    /// The workers are cancelled: no more outcomes follow.
     pub uploads_ended: Cell<bool>,
 }
 
 impl Stop {
-    /// The first step, at `now`.
+    /// Begins the stop.
     pub fn begin(&self, now: Instant) {
         self.began.set(Some(now));
         self.draining.set();

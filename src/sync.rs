@@ -1,12 +1,12 @@
-//! How the tasks of one executor wait for each other. Nothing here leaves its thread, so nothing is locked and nothing is
-//! atomic.
+//! Primitives with which the tasks of one executor wait for each other. Nothing here leaves its thread, so nothing is
+//! locked or atomic.
 //!
-//! | type | happens | waiting tasks |
+//! | type | event | waiting tasks |
 //! |---|---|---|
-//! | [`Flag`] | once | any number |
-//! | [`Signal`] | again and again; what happened before the wait counts once | one |
-//! | [`OneShot`] | once, with a value | one |
-//! | [`Waiters`] | the owner knows when | any number |
+//! | [`Flag`] | occurs once | any number |
+//! | [`Signal`] | occurs repeatedly; all occurrences before the wait count as one | one |
+//! | [`OneShot`] | occurs once, with a value | one |
+//! | [`Waiters`] | a condition of the owner | any number |
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 pub use glommio::sync::{Semaphore, StaticPermit};
 
-/// Keeps the polling task's waker in `waker`, without a new one if it is there already.
+/// Stores the polling task's waker in `waker`, without cloning it if it is stored already.
 #[inline]
 pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     match waker {
@@ -23,15 +23,15 @@ pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
-/// Tasks that wait for a condition which their owner knows. Each polls the condition itself when it is woken.
+/// Tasks that wait for a condition of their owner. Each checks the condition itself when it is woken.
 #[derive(Default)]
 pub struct Waiters {
-    /// One per task that waits or has waited: few, and waking one too many does no harm.
+    /// One for each task that waits or has waited. They are few, and waking one too many does no harm.
     wakers: RefCell<Vec<Waker>>,
 }
 
 impl Waiters {
-    /// Ready once `condition` holds. It is looked at now and whenever [`Waiters::wake_all`] is called.
+    /// Waits until `condition` holds. It is checked now and after each [`Waiters::wake_all`].
     pub async fn until(&self, condition: impl Fn() -> bool) {
         poll_fn(|cx| {
             if condition() {
@@ -46,13 +46,13 @@ impl Waiters {
         .await;
     }
 
-    /// The condition may hold now.
+    /// To be called when the condition may hold.
     pub fn wake_all(&self) {
         self.wakers.take().into_iter().for_each(Waker::wake);
     }
 }
 
-/// Something that happens once; any number of tasks wait for it.
+/// An event that occurs once. Any number of tasks may wait for it.
 #[derive(Default)]
 pub struct Flag {
     set: Cell<bool>,
@@ -60,24 +60,24 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// Whether it has happened.
+    /// Whether it is set.
     pub fn get(&self) -> bool {
         self.set.get()
     }
 
-    /// It has happened. Later calls change nothing.
+    /// Sets the flag and wakes the waiting tasks. Later calls change nothing.
     pub fn set(&self) {
         self.set.set(true);
         self.waiters.wake_all();
     }
 
-    /// Ready once it has happened.
+    /// Waits until the flag is set.
     pub async fn wait(&self) {
         self.waiters.until(|| self.set.get()).await;
     }
 }
 
-/// Something that happens now and then; one task waits for it.
+/// An event that occurs repeatedly. One task may wait for it.
 #[derive(Default)]
 pub struct Signal {
     raised: Cell<bool>,
@@ -85,7 +85,7 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// It has happened.
+    /// Raises the signal and wakes the waiting task.
     pub fn raise(&self) {
         self.raised.set(true);
         if let Some(waker) = &*self.waker.borrow() {
@@ -93,7 +93,7 @@ impl Signal {
         }
     }
 
-    /// Ready once for all that was raised before.
+    /// Waits until the signal is raised. However often it was raised before, this returns once.
     pub async fn wait(&self) {
         poll_fn(|cx| {
             if self.raised.take() {
@@ -106,7 +106,7 @@ impl Signal {
     }
 }
 
-/// A value that one task gives to another that waits for it.
+/// A value that one task passes to another that waits for it.
 pub struct OneShot<T> {
     value: RefCell<Option<T>>,
     waker: RefCell<Option<Waker>>,
@@ -119,7 +119,7 @@ impl<T> Default for OneShot<T> {
 }
 
 impl<T> OneShot<T> {
-    /// Gives the value; to be called once.
+    /// Passes the value. To be called once.
     pub fn set(&self, value: T) {
         self.value.replace(Some(value));
         if let Some(waker) = self.waker.take() {
@@ -127,8 +127,8 @@ impl<T> OneShot<T> {
         }
     }
 
-    /// Waits for the value, and takes it. `None` when `ended` says that none will be given any more; whoever sets `ended`
-    /// wakes the waiting task.
+    /// Waits for the value and takes it. `None` if `ended` says that none will follow; the code that sets `ended` must
+    /// wake the waiting task.
     pub async fn wait(&self, ended: &Cell<bool>) -> Option<T> {
         poll_fn(|cx| match self.value.take() {
             Some(value) => Poll::Ready(Some(value)),
@@ -160,7 +160,7 @@ mod tests {
         }
     }
 
-    /// Polls `wait` as a task of its own would; whether it is ready.
+    /// Polls `wait` as `task`; true if it is ready.
     fn poll(wait: std::pin::Pin<&mut impl Future>, task: &Arc<Woken>) -> bool {
         let waker = task.clone().into();
         wait.poll(&mut Context::from_waker(&waker)).is_ready()

@@ -1,9 +1,9 @@
-//! Limits how often errors that repeat are logged.
+//! Limits how often a repeated error is logged.
 
 use crate::rt;
 use std::time::{Duration, Instant};
 
-/// Lets one line through per `EVERY` and says how many it held back.
+/// Logs one line per `EVERY`, with the number of lines that were held back.
 #[derive(Debug, Default)]
 pub struct Throttle {
     last: Option<Instant>,
@@ -11,10 +11,10 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Between two lines.
+    /// Time between two lines.
     const EVERY: Duration = Duration::from_secs(10);
 
-    /// Logs an error, if its turn has come. Returns whether the line went through.
+    /// Logs an error unless the last line is too recent. Returns whether the line was logged.
     pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
         let passed = self.pass(rt::now());
         if let Some(held_back) = passed {
@@ -23,7 +23,7 @@ impl Throttle {
         passed.is_some()
     }
 
-    /// The same for a warning.
+    /// Logs a warning likewise.
     pub fn warn(&mut self, text: impl FnOnce() -> String) {
         if let Some(held_back) = self.pass(rt::now()) {
             tracing::warn!(held_back, "{}", text());

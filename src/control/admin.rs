@@ -1,5 +1,5 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, on the control executor, so that they answer also while a
-//! core is stuck.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`. It runs on the control executor, so it answers while a core is
+//! stuck.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -29,32 +29,32 @@ use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
 
-/// How long an admin connection has for its first whole request.
+/// How long an admin connection has for its first complete request, …
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
-/// …and from each request to the end of the next one's head; what scrapes less often connects again.
+/// … and from each request to the end of the next one's head. A client that scrapes less often reconnects.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the admin pages are made of.
+/// The data of the admin pages.
 pub struct Admin {
     pub cells: Cells,
     pub core_ids: Vec<usize>,
     pub registry: Registry,
     pub dead_letters: DeadLetters,
-    /// What crashed processes have left in the spool directory, if there is one.
+    /// The orphaned spools of crashed processes, if there is a spool.
     pub orphans: Option<Arc<Takeover>>,
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
     pub epoch: Instant,
-    /// Set by control when the stop begins: a stuck core does not say by itself that it is draining.
+    /// Set by control when the stop begins, because a stuck core does not report that it is draining.
     pub stopping: Rc<Cell<bool>>,
-    /// Why the store cannot be used yet: set where a start did not wait for it, and cleared once it answers.
+    /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it answers.
     pub store_trouble: Rc<RefCell<Option<String>>>,
 }
 
 impl Admin {
-    /// Why this server should get no traffic now; empty when it should.
+    /// The reasons why this server should get no traffic now; empty if it should.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stopping.get() {
@@ -91,7 +91,7 @@ impl Admin {
         reasons
     }
 
-    /// What is still to be replayed, while it is; no reason against traffic.
+    /// How much of orphaned spools is still to be replayed, if any. Not a reason against traffic.
     fn replaying(&self) -> Option<String> {
         let bytes = self.orphans.as_ref()?.bytes();
         let files = "of spool files that earlier processes left are being replayed";
@@ -135,16 +135,17 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// One open connection, as the listener's loop sees it.
+/// One open admin connection.
 struct AdminConn {
-    /// Its last request, or its beginning.
+    /// When its last request or the connection itself began.
     since: Cell<Instant>,
-    patience: Cell<Duration>,
+    /// How long after `since` it is closed.
+    idle_limit: Cell<Duration>,
     ended: Cell<bool>,
 }
 
-/// Serves the admin pages until the process ends. With every place taken, a newcomer gets that of the connection which
-/// has been silent for longest: no client can keep a health check waiting.
+/// Serves the admin pages until the process ends. If all connections are taken, a new one replaces the one that has been
+/// silent for longest, so that no client can keep a health check waiting.
 pub async fn serve(admin: Rc<Admin>, listener: Listener) {
     let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {
@@ -159,7 +160,7 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
                 }
                 let state = Rc::new(AdminConn {
                     since: Cell::new(rt::now()),
-                    patience: Cell::new(FIRST_REQUEST_MAX),
+                    idle_limit: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
                 });
                 let (admin, this) = (admin.clone(), state.clone());
@@ -180,7 +181,7 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
 async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &AdminConn) {
     let service = service_fn(|request| {
         state.since.set(rt::now());
-        state.patience.set(IDLE_MAX);
+        state.idle_limit.set(IDLE_MAX);
         let response = admin.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
@@ -195,13 +196,13 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &AdminConn) {
     };
     let time_up = async {
         loop {
-            let (since, patience) = (state.since.get(), state.patience.get());
+            let (since, idle_limit) = (state.since.get(), state.idle_limit.get());
             let now = rt::now();
-            let deadline = since + patience;
+            let deadline = since + idle_limit;
             if now < deadline {
-                // No request makes the patience end sooner than it would have.
+                // A request meanwhile only moves the deadline later.
                 Timer::new(deadline - now).await;
-            } else if was_paused(patience, now - deadline) {
+            } else if was_paused(idle_limit, now - deadline) {
                 state.since.set(now);
             } else {
                 collect_arrived().await;

@@ -1,5 +1,5 @@
-//! Listening on addresses that may be free only in a moment: a process that was killed keeps its sockets for as long as
-//! the kernel needs to take its io_uring apart, which is some time after `wait` has returned.
+//! Binds addresses that may become free only in a moment: a killed process keeps its sockets until the kernel has torn
+//! down its io_uring, which is some time after `wait` has returned.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind};
@@ -11,23 +11,24 @@ use crate::rt::sleep;
 
 use crate::preflight;
 
-/// Between two tries.
+/// Time between two tries.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
-/// How long a start waits, for all its addresses together.
+/// How long a start waits for its addresses, all of them together.
 pub(super) struct BindRetry {
     /// `BIND_WAIT`.
     limit: Duration,
-    /// When the first address was found taken.
+    /// When an address was first found to be taken.
     since: Cell<Option<Instant>>,
 }
 
 impl BindRetry {
+    /// Retries for up to `limit` in all.
     pub(super) fn new(limit: Duration) -> BindRetry {
         BindRetry { limit, since: Cell::new(None) }
     }
 
-    /// What `bind` gives for the address of the setting `name`, tried again while it is taken.
+    /// Binds `address`, the value of the setting `name`. Retries while it is taken.
     ///
     /// # Errors
     /// One sentence with the remedy.
@@ -37,7 +38,7 @@ impl BindRetry {
         address: SocketAddr,
         bind: impl Fn(SocketAddr) -> io::Result<T>,
     ) -> Result<T, String> {
-        let mut said = false;
+        let mut logged = false;
         loop {
             let error = match bind(address) {
                 Ok(bound) => return Ok(bound),
@@ -57,9 +58,9 @@ impl BindRetry {
                 let remedy = refusal.remedy.unwrap_or_default();
                 return Err(format!("{name}: {}{waited}: {remedy}", refusal.detail));
             }
-            if !said {
-                said = true;
-                tracing::info!("{name} {address} is taken, trying again for up to {limit:?}");
+            if !logged {
+                logged = true;
+                tracing::info!("{name} {address} is taken, retrying for up to {limit:?}");
             }
             sleep(TRY_EVERY).await;
         }

@@ -1,8 +1,8 @@
-//! The store as a start finds it: prepared, asked whether it takes payloads and, where a spool keeps them meanwhile,
-//! asked again until it does.
+//! Prepares and probes the store at the start. If a spool keeps payloads meanwhile, a store that cannot be reached is
+//! probed again until it accepts them.
 //!
-//! Only the first answer can refuse a start. What a later one says waits for an operator in `/readyz` and in the log:
-//! by then payloads are held, and the workers try them all the time.
+//! Only the first probe can refuse a start. Later results are in `/readyz` and in the log: by then payloads are held, and
+//! the workers keep trying them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,35 +20,35 @@ use crate::store::s3::probe::{Probe, ProbeError, ProbeResult};
 use crate::store::s3::sdk::S3Store;
 use crate::store::s3::{self, Probed, S3Target};
 
-/// Before a store that was not reached is asked for the second time; each further pause is twice as long, …
-const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// Pause before the second probe of a store that was not reached. Each further pause is twice as long, …
+const PROBE_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Remedy of a store that is not there yet.
-const ASKED_AGAIN: &str =
-    "nothing, if it passes: a server starts, holds payloads and asks until the store answers";
+/// Remedy for a store that cannot be reached yet.
+const PROBED_AGAIN: &str =
+    "nothing, if it passes: a server starts, holds payloads and retries until the store answers";
 
-/// A store that cores can be given.
+/// A store that is ready for the cores.
 pub struct Prepared {
     pub seed: StoreSeed,
-    /// What the store had to say.
+    /// The result of the probe.
     pub finding: Finding,
-    /// To be asked again.
+    /// Set if the store is to be probed again.
     pub unreached: Option<Unreached>,
 }
 
-/// A store that nobody has reached yet.
+/// A store that was not reached yet.
 pub struct Unreached {
-    /// As configured.
+    /// The store as configured.
     store: String,
-    /// What it said last, or what was said in its place.
+    /// The last error.
     why: String,
     prober: S3Store,
 }
 
-/// Prepares what the configured store needs before any core uses it. `may_wait`: the caller can do without the store
-/// for a while, so that nobody is reached is no error.
+/// Prepares and probes the configured store before any core uses it. With `may_wait` the caller can do without the store
+/// for a while, so it is no error if the store cannot be reached.
 ///
 /// # Errors
 /// One sentence that names what is wrong.
@@ -65,9 +65,9 @@ pub async fn prepare_store(config: &Config, may_wait: bool) -> Result<Prepared, 
         StoreUrl::S3 { bucket, prefix } => {
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
             let target = S3Target { bucket, prefix, options: config.s3.clone() };
-            let asked = s3::prepare(target, config.max_workers).await;
-            let asked = asked.map_err(|error| format!("STORE {store}: {error}"))?;
-            return judge(store, asked, may_wait);
+            let probed = s3::prepare(target, config.max_workers).await;
+            let probed = probed.map_err(|error| format!("STORE {store}: {error}"))?;
+            return judge(store, probed, may_wait);
         }
     };
     Ok(Prepared { seed, finding: usable(&store), unreached: None })
@@ -77,49 +77,51 @@ fn usable(store: &str) -> Finding {
     Finding::ok("probe", format!("{store} can be used"))
 }
 
-fn judge(store: String, asked: Probed, may_wait: bool) -> Result<Prepared, String> {
-    let Probed { seed, result: answer, prober } = asked;
-    let trouble = trouble(&answer).filter(|_| may_wait && may_pass(&answer));
+/// Decides whether the result of the first probe refuses the start.
+fn judge(store: String, probed: Probed, may_wait: bool) -> Result<Prepared, String> {
+    let Probed { seed, result, prober } = probed;
+    let trouble = trouble(&result).filter(|_| may_wait && may_pass(&result));
     if let Some(why) = trouble {
         let unreached = Unreached { store, why, prober };
-        let finding = Finding::warn("probe", unreached.reason(), ASKED_AGAIN);
+        let finding = Finding::warn("probe", unreached.reason(), PROBED_AGAIN);
         return Ok(Prepared { seed, finding, unreached: Some(unreached) });
     }
-    let finding = match answer.map_err(|error| format!("STORE {store}: {error}"))? {
+    let finding = match result.map_err(|error| format!("STORE {store}: {error}"))? {
         Probe::Ok => usable(&store),
         Probe::Warning { said, remedy, .. } => Finding::warn("probe", said, remedy),
     };
     Ok(Prepared { seed, finding, unreached: None })
 }
 
-/// Why the store cannot be used yet; `None` when it can.
-fn trouble(answer: &ProbeResult) -> Option<String> {
-    match answer {
+/// Why the store cannot be used yet; `None` if it can.
+fn trouble(result: &ProbeResult) -> Option<String> {
+    match result {
         Ok(Probe::Warning { said, down: true, .. }) => Some(said.clone()),
         Ok(Probe::Warning { .. } | Probe::Ok) => None,
         Err(error) => Some(error.to_string()),
     }
 }
 
-fn may_pass(answer: &ProbeResult) -> bool {
-    answer.as_ref().err().is_none_or(ProbeError::may_pass)
+/// Whether the trouble may end without an operator.
+fn may_pass(result: &ProbeResult) -> bool {
+    result.as_ref().err().is_none_or(ProbeError::may_pass)
 }
 
-/// Has a store that was not reached asked until it can be used; what is given back says until then why not.
+/// Starts probing a store that was not reached until it can be used. Until then the returned cell says why it cannot.
 pub(super) fn watch(unreached: Option<Unreached>, cells: Cells) -> Rc<RefCell<Option<String>>> {
     let reason = Rc::new(RefCell::new(unreached.as_ref().map(Unreached::reason)));
     if let Some(unreached) = unreached {
-        rt::spawn(unreached.ask_until_usable(reason.clone(), cells)).detach();
+        rt::spawn(unreached.probe_until_usable(reason.clone(), cells)).detach();
     }
     reason
 }
 
 impl Unreached {
-    async fn ask_until_usable(mut self, reason: Rc<RefCell<Option<String>>>, cells: Cells) {
-        let mut pause = ASK_AGAIN_MIN;
+    async fn probe_until_usable(mut self, reason: Rc<RefCell<Option<String>>>, cells: Cells) {
+        let mut pause = PROBE_PAUSE_MIN;
         let warning = loop {
             sleep(pause).await;
-            pause = (2 * pause).min(ASK_AGAIN_MAX);
+            pause = (2 * pause).min(PROBE_PAUSE_MAX);
             let answer = self.prober.probe().await;
             let Some(why) = trouble(&answer) else {
                 break match answer {
@@ -127,7 +129,7 @@ impl Unreached {
                     _ => None,
                 };
             };
-            // That it takes payloads is answer enough, whatever it says to a listing.
+            // A store that accepts payloads can be used, whatever it answers to the probe's listing.
             if cells.iter().any(|cells| cells.payloads_stored.value() > 0) {
                 break None;
             }

@@ -1,6 +1,6 @@
-//! What SIGHUP does: `TOKENS_FILE` and `LOG` are taken anew, other settings that have changed are named.
+//! Reloads on SIGHUP: applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that have changed.
 //!
-//! On a thread of its own, one reload at a time: a disk that hangs holds up nothing but this.
+//! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,30 +13,30 @@ use crate::config::{Config, Effective, Flags};
 use crate::http::tokens::TokenSet;
 use crate::log;
 
-/// What a reload compares with, and where it puts what is new.
+/// The settings that a reload compares with, and the places that it updates.
 pub struct Reloader {
     flags: Flags,
-    /// In force.
+    /// The settings in effect.
     settings: Effective,
     tokens: Option<(PathBuf, Arc<ArcSwap<TokenSet>>)>,
     requests: Receiver<()>,
 }
 
 impl Reloader {
-    /// `settings` are what `flags`, the environment and the file gave at the start; each of `requests` is a reload.
+    /// `settings` are those that `flags`, the environment and the file gave at the start. Each of `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
         Reloader { flags, settings, tokens: None, requests }
     }
 
-    /// Reads `path` at each reload as well, for the cores that look at `published`.
+    /// Makes each reload also read `path` and store the tokens in `published`, which the cores read.
     pub fn follow_tokens(&mut self, path: PathBuf, published: Arc<ArcSwap<TokenSet>>) {
         self.tokens = Some((path, published));
     }
 
-    /// Reloads whenever one is requested, on a thread of its own.
+    /// Starts the thread that reloads whenever one is requested.
     ///
     /// # Errors
-    /// The thread cannot be made.
+    /// The thread cannot be created.
     pub fn run(mut self) -> io::Result<()> {
         let thread = std::thread::Builder::new().name("millrace-reload".to_owned());
         let reload = move || {
@@ -71,7 +71,7 @@ impl Reloader {
         }
         if !changed.is_empty() {
             let changed = changed.join(", ");
-            tracing::warn!("reload: needs a restart, and is not in force before: {changed}");
+            tracing::warn!("reload: needs a restart, and is not in effect before: {changed}");
         }
     }
 
@@ -96,5 +96,5 @@ impl Reloader {
     }
 }
 
-/// The only setting that can be changed without a restart; `TOKENS_FILE` names a file that is read again.
+/// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read again.)
 const LOG: &str = "LOG";

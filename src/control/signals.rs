@@ -1,16 +1,16 @@
-//! What signals do to a server. `install` comes first in `main`, before anything that can take long.
+//! Signals and their effects on a server. `main` calls `install` first, before anything that can take long.
 //!
 //! | signal | does |
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGQUIT | stop; a second one skips to the last step |
 //! | SIGHUP | reload |
-//! | SIGTSTP, SIGSTOP, SIGCONT | pause and resume, as ever |
+//! | SIGTSTP, SIGSTOP, SIGCONT | pause and resume, as usual |
 //! | SIGKILL, and those that report a bug (SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP) | end the process |
 //! | all others | ignored |
 //!
-//! A thread of its own waits for them, so that a stop during the start does not depend on what the start is stuck in:
-//! a disk, name resolution, a store. Until [`Signals::hand_over`] nothing was acknowledged, and the thread ends the process
-//! by itself; from then on it tells the control executor. It never waits for anything but signals.
+//! A separate thread waits for signals, so that a stop works even if the start is stuck in a disk, name resolution or a
+//! store. Until [`Signals::hand_over`] nothing was acknowledged, and the thread itself ends the process; after that it
+//! notifies the control executor. It never waits for anything but signals.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,10 +29,10 @@ use crate::rt;
 
 const STOPS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
-/// Signals that keep the kernel's disposition, besides [`STOPS`] and SIGHUP: those that cannot be changed, that are harmless
-/// (SIGCHLD, SIGCONT, SIGWINCH, and SIGURG, for which `deadline` has a handler), that an operator pauses a job with (SIGTSTP), and that report a bug, after which
-/// nothing can be trusted.
-const LEFT_ALONE: [i32; 14] = [
+/// Signals that keep the kernel's disposition, besides [`STOPS`] and SIGHUP: those that cannot be changed; those that are
+/// harmless (SIGCHLD, SIGCONT, SIGWINCH, and SIGURG, for which `rt` has a handler); SIGTSTP, with which an operator pauses a
+/// job; and those that report a bug, after which nothing can be trusted.
+const NOT_CHANGED: [i32; 14] = [
     libc::SIGABRT,
     libc::SIGBUS,
     libc::SIGCHLD,
@@ -55,8 +55,8 @@ const SIGNALS: i32 = 64;
 /// The signals of a server that has installed its handlers.
 pub struct Signals {
     shared: Arc<SharedSignals>,
-    /// A byte whenever [`Signals::stops`] has grown.
-    pub bell: UnixStream,
+    /// Receives a byte whenever [`Signals::stops`] has grown.
+    pub notices: UnixStream,
 }
 
 struct SharedSignals {
@@ -64,24 +64,25 @@ struct SharedSignals {
     stops: AtomicU32,
 }
 
-/// Phases: nothing is acknowledged yet; control has taken over; the thread is ending the process.
+/// Phase: nothing is acknowledged yet.
 const STARTING: u8 = 0;
+/// Phase: control handles stops.
 const SERVING: u8 = 1;
+/// Phase: the thread is ending the process.
 const ENDING: u8 = 2;
 
-/// Of a command that ends by itself: signals end it as usual, but a write beyond the file size limit is an error, and a
-/// soft limit on CPU time a finding of the preflight.
+/// Sets the signals of a command that ends by itself. They end it as usual, but a write beyond the file size limit is an
+/// error, and the preflight reports a soft limit on CPU time.
 pub fn for_command() {
     ignore(libc::SIGXFSZ);
     ignore(libc::SIGXCPU);
 }
 
-/// Puts the handlers of a server in place; the receiver gets SIGHUPs, of which at most one waits: what a reload reads is
-/// the newest in any case. In place also where its parent had signals ignored or blocked (`nohup`, a shell's
-/// background job).
+/// Installs the handlers of a server, even if its parent had ignored or blocked signals (`nohup`, a shell's background
+/// job). The receiver gets SIGHUPs. At most one is pending, because any reload reads the newest files.
 ///
 /// # Errors
-/// No descriptors or no thread for them.
+/// No descriptors or no thread are available.
 pub fn install() -> io::Result<(Signals, Receiver<()>)> {
     let (stop, stop_write) = UnixStream::pair()?;
     let (reload, reload_write) = UnixStream::pair()?;
@@ -90,45 +91,45 @@ pub fn install() -> io::Result<(Signals, Receiver<()>)> {
     }
     pipe::register(SIGHUP, reload_write)?;
     for signal in 1..=SIGNALS {
-        if !STOPS.contains(&signal) && signal != SIGHUP && !LEFT_ALONE.contains(&signal) {
+        if !STOPS.contains(&signal) && signal != SIGHUP && !NOT_CHANGED.contains(&signal) {
             ignore(signal);
         }
     }
     unblock_all();
     let shared =
         Arc::new(SharedSignals { phase: AtomicU8::new(STARTING), stops: AtomicU32::new(0) });
-    let (bell, ring) = UnixStream::pair()?;
-    ring.set_nonblocking(true)?;
+    let (notices, notify) = UnixStream::pair()?;
+    notify.set_nonblocking(true)?;
     let (requests, reloads) = sync_channel(1);
-    let watch = Watch { stop, reload, shared: shared.clone(), ring, requests, first_stop: None };
+    let watch = Watch { stop, reload, shared: shared.clone(), notify, requests, first_stop: None };
     std::thread::Builder::new().name("millrace-signals".to_owned()).spawn(|| watch.run())?;
-    Ok((Signals { shared, bell }, reloads))
+    Ok((Signals { shared, notices }, reloads))
 }
 
 impl Signals {
-    /// From now on stops are the caller's business; `false` when one came first: then the process is ending.
+    /// From now on the caller handles stops. `false` if one came before; then the process is ending.
     pub fn hand_over(&self) -> bool {
         self.shared.phase.compare_exchange(STARTING, SERVING, SeqCst, SeqCst).is_ok()
     }
 
-    /// How many signals to stop have come.
+    /// The number of signals to stop so far.
     pub fn stops(&self) -> u32 {
         self.shared.stops.load(SeqCst)
     }
 }
 
 struct Watch {
-    /// A byte for each signal; one that finds the buffer full finds hundreds that were not looked at.
+    /// Receives a byte for each signal. If its buffer is full, hundreds are unread already, so none is missed.
     stop: UnixStream,
     reload: UnixStream,
     shared: Arc<SharedSignals>,
-    ring: UnixStream,
+    notify: UnixStream,
     requests: SyncSender<()>,
     first_stop: Option<Instant>,
 }
 
-/// Signals to stop that come within this time of the first are the same stop: timeout(1), for one, signals its child and
-/// then the group that the child is in.
+/// Signals to stop within this time of the first count as the same stop. For example, timeout(1) signals its child and
+/// then the child's process group.
 const SAME_STOP: Duration = Duration::from_millis(1);
 
 impl Watch {
@@ -145,7 +146,7 @@ impl Watch {
                 self.stop();
             }
             if reload && self.reload.read(&mut bytes).is_ok() {
-                let _waits_already = self.requests.try_send(());
+                let _or_one_is_pending = self.requests.try_send(());
             }
         }
     }
@@ -155,7 +156,7 @@ impl Watch {
             return;
         }
         self.first_stop.get_or_insert_with(rt::now);
-        // The first two count; the sum of all others must only not overflow.
+        // Only the first two matter; the count must not overflow.
         let stops = self.shared.stops.load(SeqCst).saturating_add(1);
         self.shared.stops.store(stops, SeqCst);
         match self.shared.phase.compare_exchange(STARTING, ENDING, SeqCst, SeqCst) {
@@ -163,13 +164,13 @@ impl Watch {
                 log::log_last_line("stopped before it served");
                 std::process::exit(Exit::Clean as i32);
             }
-            // A full buffer has rung already.
-            Err(_) => drop(self.ring.write(b"!")),
+            // With a full buffer, control has a notice to read already.
+            Err(_) => drop(self.notify.write(b"!")),
         }
     }
 }
 
-/// As the kernel's `rt_sigaction` takes it; architectures without `restorer` read a part of it, which is all zeros.
+/// The kernel's structure for `rt_sigaction`. Architectures without `restorer` read a shorter part, which is all zeros.
 #[repr(C)]
 struct KernelAction {
     handler: libc::sighandler_t,
@@ -178,9 +179,9 @@ struct KernelAction {
     mask: u64,
 }
 
-/// Ignores `signal`. By the system call: the C library refuses to touch the two that it uses itself (32 and 33), which would
-/// end the process when sent by others. It sets a handler of its own when it comes to need them. No child inherits what is
-/// ignored here: a server starts none.
+/// Ignores `signal` by the system call, because the C library refuses to touch the two that it uses itself (32 and 33).
+/// They would end the process if another process sent them; the C library sets its own handler before it uses them. A
+/// server starts no children that could inherit this.
 #[expect(unsafe_code, reason = "no library ignores signals, let alone those")]
 fn ignore(signal: i32) {
     let action = KernelAction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
@@ -193,7 +194,7 @@ fn ignore(signal: i32) {
     debug_assert_eq!(failed, 0, "signal {signal}: {}", io::Error::last_os_error());
 }
 
-/// Lets every signal through to this thread and those it will make, whatever mask the process was started with.
+/// Unblocks every signal for this thread and those that it creates, whatever mask the process was started with.
 #[expect(unsafe_code, reason = "no library has it")]
 fn unblock_all() {
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();

@@ -1,4 +1,4 @@
-//! This process's spool directory, and what processes that are no more have left beside it.
+//! Opens and maintains this process's spool directory, and takes over the orphaned spools of dead processes beside it.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -14,56 +14,56 @@ use crate::spool::takeover::offers::{OrphanedSpool, Takeover};
 use crate::spool::{DiskThread, SpoolSetup};
 use crate::throttle::Throttle;
 
-/// How often this looks for spools of dead processes, and whether this process's own directory was
-/// removed.
-const ADOPT_EVERY: Duration = Duration::from_secs(5);
+/// How often this looks for orphaned spools, and whether this process's own directory was removed.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// This process's spool directory, and what others have left, which is looked for again and again.
+/// Opens this process's spool directory and takes over orphaned spools, now and every [`UPKEEP_EVERY`]. `None` without a
+/// spool.
 pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeover>)>, String> {
     let Some(options) = &config.spool else { return Ok(None) };
     let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());
     let (dir, node, cores) = (options.dir.clone(), config.node_id.clone(), config.cores.clone());
-    let puts_alone = config.batch.is_none();
+    let single_objects = config.batch.is_none();
     let open = move || {
         let home = Home::open(&dir, &node, &cores)?;
-        Ok(if puts_alone { home.with_single_objects() } else { home })
+        Ok(if single_objects { home.with_single_objects() } else { home })
     };
     let home = rt::blocking(open).await.map_err(refused)?;
     let no_thread = |error| format!("a thread for the disk of SPOOL_DIR: {error}");
     let home = Arc::new(home.with_threads().map_err(no_thread)?);
     let orphans = Arc::<Takeover>::default();
-    // Not the executor's own blocking thread: a disk that hangs must hold up nothing else.
-    let thread = DiskThread::spawn("millrace-adopt").map_err(no_thread)?;
-    let mut keeping =
+    // Not the executor's own blocking thread, because a hanging disk must delay nothing else.
+    let thread = DiskThread::spawn("millrace-takeover").map_err(no_thread)?;
+    let mut upkeep =
         SpoolUpkeep { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
-    let kept;
-    // The first time before any core starts: what is adopted counts in SPOOL_MAX.
-    (keeping, kept) = thread.run(move || Ok(keeping.keep())).await.map_err(no_thread)?;
-    match kept {
-        // Nothing is lost by waiting for room.
+    let outcome;
+    // For the first time before any core starts, because what is taken over counts in SPOOL_MAX.
+    (upkeep, outcome) = thread.run(move || Ok(upkeep.run())).await.map_err(no_thread)?;
+    match outcome {
+        // Waiting for room loses nothing.
         Err(SpoolDirError::Io { path, source }) if source.kind() == ErrorKind::StorageFull => {
-            tracing::error!("{} cannot be adopted now, tried again: {source}", path.display());
+            tracing::error!("{} cannot be taken over now, retrying: {source}", path.display());
         }
-        kept => kept.map_err(refused)?,
+        outcome => outcome.map_err(refused)?,
     }
     rt::spawn(async move {
         let mut log = Throttle::default();
         loop {
-            sleep(ADOPT_EVERY).await;
-            let kept;
-            (keeping, kept) = match thread.run(move || Ok(keeping.keep())).await {
-                Ok(kept) => kept,
+            sleep(UPKEEP_EVERY).await;
+            let outcome;
+            (upkeep, outcome) = match thread.run(move || Ok(upkeep.run())).await {
+                Ok(done) => done,
                 Err(error) => {
-                    tracing::error!("spools of other processes are not adopted any more: {error}");
+                    tracing::error!("orphaned spools are no longer taken over: {error}");
                     return;
                 }
             };
-            // A directory that is gone is the cores' to report: they watch their files.
+            // The cores report a directory that is gone, because they watch their files.
             let is_gone = |error: &SpoolDirError| matches!(error, SpoolDirError::Io { source, .. } if source.kind() == ErrorKind::NotFound);
-            if let Err(error) = kept
+            if let Err(error) = outcome
                 && !is_gone(&error)
             {
-                log.error(|| format!("the spool directory cannot be kept: {error}"));
+                log.error(|| format!("the spool directory cannot be maintained: {error}"));
             }
         }
     })
@@ -71,28 +71,30 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeo
     Ok(Some((home, orphans)))
 }
 
-/// What is done on the spool directory now and then. Blocks.
+/// The periodic work on the spool directory.
 struct SpoolUpkeep {
     home: Arc<Home>,
     orphans: Arc<Takeover>,
-    /// Spools of other processes that are not emptied yet.
+    /// Orphaned spools that were taken over and are not empty yet.
     taken: Vec<Arc<OrphanedSpool>>,
 }
 
 impl SpoolUpkeep {
-    fn keep(mut self) -> (SpoolUpkeep, Result<(), SpoolDirError>) {
-        let kept = self.home.restore().and_then(|restored| {
+    /// Does it once. Blocks.
+    fn run(mut self) -> (SpoolUpkeep, Result<(), SpoolDirError>) {
+        let outcome = self.home.restore().and_then(|restored| {
             if restored {
                 tracing::warn!(
-                    "this process's directory in SPOOL_DIR was removed, and is made again"
+                    "this process's directory in SPOOL_DIR was removed and has been created again"
                 );
             }
             self.home.take_over(&mut self.taken, &self.orphans)
         });
-        (self, kept)
+        (self, outcome)
     }
 }
 
+/// The spool settings of one core.
 pub(super) fn setup(
     config: &Config,
     index: usize,

@@ -1,4 +1,4 @@
-//! The stop of one core: open connections, then uploads, then what is left to the spool or the dead letter.
+//! The stop of one core: it finishes connections, then uploads, and writes what is left to the spool or to dead letters.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -21,50 +21,54 @@ use crate::sync::Flag;
 use crate::upload::source::Upload;
 use crate::upload::{Failures, InProgress, Uploader, record_loss};
 
-/// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
-pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
+/// Stops one core. [`crate::limits::StopSchedule`] has the times. `tasks` are those that hold payloads; `force_stop` skips
+/// every wait.
+pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, force_stop: &Flag) {
     let started = rt::now();
     core.cells.set_state(CoreState::Draining);
     core.stop.begin(started);
-    // Idle connections have their lame-duck time from now on.
+    // The idle grace of a stop begins for idle connections.
     core.server.conns.wake_all();
     let Pipeline { spool, uploader, .. } = &core.pipeline;
     if let Some(spool) = spool {
         spool.stop_reading();
     }
-    let quiet = || !core.server.conns.is_accepting() && core.cells.connections.value() == 0;
-    wait_until(quiet, started + limits.stop.queue_close, hurry).await;
+    let no_connections =
+        || !core.server.conns.is_accepting() && core.cells.connections.value() == 0;
+    wait_until(no_connections, started + limits.stop.queue_close, force_stop).await;
 
     core.close();
     let idle = || {
-        // What is spooled does not wait for a store that fails, or that takes everything but this.
-        let fails = || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
+        // Spooled payloads are safe, so they do not wait for a store that fails, or that accepts everything but them.
+        let store_fails =
+            || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
         uploader.holds_nothing()
-            || uploader.holds_spooled_only() && (fails() || uploader.holds_failed_only())
+            || uploader.holds_spooled_only() && (store_fails() || uploader.holds_failed_only())
     };
-    wait_until(idle, started + limits.stop.upload_stop, hurry).await;
-    // Answers still on their way get the time a lingering connection has.
+    wait_until(idle, started + limits.stop.upload_stop, force_stop).await;
+    // Answers that are being sent get the time that a lingering connection has.
     let answered = || core.cells.connections.value() == 0;
     let linger = (rt::now() + LINGER_TIME_MAX).min(started + limits.stop.upload_stop);
-    wait_until(answered, linger, hurry).await;
+    wait_until(answered, linger, force_stop).await;
 
     for task in tasks {
         task.cancel().await;
     }
     core.stop.uploads_ended.set(true);
     core.server.conns.wake_all();
-    // A last answer to those who wait for the store, and to those whose request was turned away just now.
+    // Requests that wait for the store, and those turned away just now, get their answer.
     core.net.run_tasks_and_turn().await;
     let exit = started + limits.stop.exit;
-    // Left for dead letters, their sync, and control's own last words.
+    // A quarter of the time left is kept for the sync of the dead letters and for control's last log lines.
     let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
     if let Some(spool) = spool {
-        strictly_within(NAMES_MAX, spool.check_all(), || ()).await;
+        strictly_within(NAME_CHECK_MAX, spool.check_all(), || ()).await;
     }
-    let mut rest = take_rest(&core.pipeline);
+    let mut unstored = take_unstored(&core.pipeline);
     if let Some(spool) = spool {
+        // Half of the time, so that dead letters can follow if the spool fails.
         let left = write_until.saturating_duration_since(rt::now()) / 2;
-        let Unstored { jobs, batches, .. } = &mut rest;
+        let Unstored { jobs, batches, .. } = &mut unstored;
         let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
         let next = || {
             let last = batches.iter().rposition(|batch| batch.members().is_none())?;
@@ -74,55 +78,56 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
         };
         strictly_within(left, spool.stop(jobs, &members, next), || ()).await;
     }
-    bury(uploader, rest, write_until);
+    dead_letter_all(uploader, unstored, write_until);
 }
 
-/// Longest look at the names of the spool's files, which a disk that hangs does not give.
-const NAMES_MAX: Duration = Duration::from_millis(500);
-/// How often a drain looks whether it can go on; nothing else is delayed by it.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);
+/// Longest check of the names of the spool's files, because a hanging disk does not answer.
+const NAME_CHECK_MAX: Duration = Duration::from_millis(500);
+/// How often a drain checks whether it can proceed. Nothing else is delayed by it.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
 
-async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
-    while !done() && !hurry.get() && rt::now() < deadline {
-        sleep(DRAIN_LOOK).or(hurry.wait()).await;
+async fn wait_until(done: impl Fn() -> bool, deadline: Instant, force_stop: &Flag) {
+    while !done() && !force_stop.get() && rt::now() < deadline {
+        sleep(DRAIN_POLL).or(force_stop.wait()).await;
     }
 }
 
-/// What is unstored and not in the spool.
+/// Everything that is neither stored nor in the spool.
 struct Unstored {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
-    /// What was put at least once, by stem.
+    /// The failures of uploads that were tried at least once, by stem.
     tried: HashMap<String, Option<Failures>>,
 }
 
-/// Puts in flight and those that wait for a retry included.
-fn take_rest(pipeline: &Pipeline) -> Unstored {
-    let mut rest = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
+/// Takes everything unstored out of the pipeline: uploads in flight, those that wait for a retry, open batches and the
+/// queue.
+fn take_unstored(pipeline: &Pipeline) -> Unstored {
+    let mut unstored = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let Pipeline { uploader, batches, .. } = pipeline;
     for InProgress { upload, failures } in pipeline.take_tried() {
-        rest.tried.insert(upload.stem(&uploader.origin), failures);
+        unstored.tried.insert(upload.stem(&uploader.origin), failures);
         match upload {
-            Upload::Payload(job) => rest.jobs.push(job),
-            Upload::Batch(batch) => rest.batches.push(batch),
+            Upload::Payload(job) => unstored.jobs.push(job),
+            Upload::Batch(batch) => unstored.batches.push(batch),
         }
     }
     if let Some(batches) = batches {
         let (jobs, batches) = batches.take_rest();
-        rest.jobs.extend(jobs);
-        rest.batches.extend(batches);
+        unstored.jobs.extend(jobs);
+        unstored.batches.extend(batches);
     }
-    rest.jobs.extend(pipeline.take_queued());
-    rest.jobs.retain(|job| !job.is_spooled());
-    rest.batches.retain(|batch| !batch.is_spooled());
+    unstored.jobs.extend(pipeline.take_queued());
+    unstored.jobs.retain(|job| !job.is_spooled());
+    unstored.batches.retain(|batch| !batch.is_spooled());
     uploader.cells.queue_depth.set(0);
-    rest
+    unstored
 }
 
-/// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
-/// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
-fn bury(uploader: &Uploader, rest: Unstored, write_until: Instant) {
-    let Unstored { jobs, batches, tried } = rest;
+/// The last step without a spool, or with one that failed: writes everything unstored as dead letters, into one file with
+/// one sync, a batch as the object that it would have been. Blocks the core, which has nothing else left to do.
+fn dead_letter_all(uploader: &Uploader, unstored: Unstored, write_until: Instant) {
+    let Unstored { jobs, batches, tried } = unstored;
     let store_error = uploader.health.last_error();
     let uploads =
         jobs.into_iter().map(Upload::Payload).chain(batches.into_iter().map(Upload::Batch));
@@ -164,7 +169,7 @@ fn bury(uploader: &Uploader, rest: Unstored, write_until: Instant) {
     if written.is_empty() {
         return;
     }
-    // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
+    // The sync waits for a disk that may be busy. If it does not end in time, control reports this count.
     let payloads = written.iter().map(Upload::payloads).sum();
     let cells = uploader.cells;
     cells.unsynced_at_stop.set(payloads);

@@ -1,4 +1,4 @@
-//! From admission to the store: one way that payloads take through a core, with limits of its own.
+//! A pipeline: one path for payloads through a core, from admission to the store, with limits of its own.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
+    /// A pipeline without tasks; [`Pipeline::spawn`] starts them.
     pub(super) fn new(setup: &mut Setup, stop: &Rc<Stop>) -> Pipeline {
         let spool = setup.spool.take();
         let Setup { config, limits, cells, .. } = setup;
@@ -70,7 +71,7 @@ impl Pipeline {
         Pipeline { admission, spool, batches, uploader }
     }
 
-    /// The side that requests see.
+    /// The pipeline's entrance for requests.
     pub(super) fn intake(&self, config: &Arc<Config>) -> Intake {
         Intake {
             config: config.clone(),
@@ -83,7 +84,7 @@ impl Pipeline {
         }
     }
 
-    /// Starts the tasks that hold payloads, `workers` that upload among them.
+    /// Starts the tasks that hold payloads, among them `workers` that upload.
     pub(super) fn spawn(&self, workers: usize) -> Vec<Task<()>> {
         let uploader = &self.uploader;
         let mut tasks: Vec<Task<()>> =
@@ -94,7 +95,7 @@ impl Pipeline {
         tasks
     }
 
-    /// Takes nothing more; everybody who waits for room is turned away.
+    /// Ends admission, and turns away requests that wait for room.
     pub(super) fn close(&self) {
         self.admission.close();
         if let Some(spool) = &self.spool {
@@ -102,12 +103,12 @@ impl Pipeline {
         }
     }
 
-    /// What its tasks held, once they are cancelled: what workers had and what waited for a retry, …
+    /// After its tasks are cancelled: the uploads that workers had and those that waited for a retry, …
     pub(super) fn take_tried(&self) -> Vec<InProgress> {
         self.uploader.uploads.take_rest()
     }
 
-    /// … and what is still queued.
+    /// … and the jobs that are still queued.
     pub(super) fn take_queued(&self) -> impl Iterator<Item = Job> {
         std::iter::from_fn(|| self.admission.queue().take())
     }

@@ -1,4 +1,4 @@
-//! The life of a core on its own thread: the order of its start.
+//! Runs a core on its own thread: the order of its start.
 
 use std::io::Write;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use socket2::Socket;
 
 use super::Core;
 use super::drain::drain;
-use super::host::{IdleMemory, pin_by_hand, take_short_turns};
+use super::host::{IdleMemory, pin_by_hand, set_short_slices};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
@@ -26,77 +26,79 @@ use crate::spool::SpoolSetup;
 use crate::store::StoreSeed;
 use crate::sync::Flag;
 
-/// What control hands to a core's thread.
+/// Everything that control gives to a core's thread.
 pub struct Setup {
     pub config: Arc<Config>,
     pub limits: Limits,
-    /// Position in `config.cores`, for cells and seeds.
+    /// Index in `config.cores`, for cells and seeds.
     pub index: usize,
-    /// CPU id, pinned and part of every key.
+    /// CPU id: the core is pinned to it, and every key contains it.
     pub core_id: usize,
     pub cells: &'static CoreCells,
+    /// When the start began. Times in cells are relative to it.
     pub epoch: Instant,
     pub listener: Socket,
-    pub doorbell: Socket,
+    /// The core's end of its control channel.
+    pub control: Socket,
     pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
-    /// CPUs this process may use that are no data core's.
+    /// CPUs that this process may use and that belong to no data core.
     pub spare_cpus: Vec<usize>,
 }
 
-/// How long a core may sleep in the ring of its sockets before it goes to sleep on glommio's, which takes ten system calls:
-/// long enough for the gaps of a thousand requests a second, and not much for a timer to be late.
+/// How long a core may nap in the ring of its sockets before it sleeps on glommio's, which takes ten system calls. Long
+/// enough for the gaps between a thousand requests a second; short enough for a timer to be that late.
 const NAP: Duration = Duration::from_millis(1);
 
-/// How long one task may go on while sockets have news, if it asks: what `yield_if_needed` goes by. glommio's own
-/// 100 ms would let one compressed body hold up every other client for as long. The timer is set in every round of the
-/// executor's loop whatever it says, so a short one costs nothing.
-const SLICE: Duration = Duration::from_millis(2);
+/// How long a task may run until `yield_if_needed` yields. With glommio's own 100 ms, one compressed body could delay
+/// every other client for as long. glommio sets the timer in every round of its loop in any case, so a short slice costs
+/// nothing.
+const TASK_SLICE: Duration = Duration::from_millis(2);
 
-/// Starts a core on its own thread. The thread's end, a panic included, rings the doorbell.
+/// Starts a core on its own thread. When the thread ends, also by a panic, it notifies control.
 ///
 /// # Errors
-/// The thread could not be made.
+/// The thread could not be created.
 pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let name = format!("millrace-core-{}", setup.core_id);
-    let bell = setup.doorbell.try_clone()?;
+    let control = setup.control.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
-        let _farewell = ExitNotice { cells: setup.cells, bell };
+        let _exit_notice = ExitNotice { cells: setup.cells, control };
         let mut blocking_cpus = None;
         let placed = Placement::pinned(setup.core_id, &setup.spare_cpus);
         if placed.is_none() {
-            // Before the executor allocates: its memory is to lie near this CPU.
+            // Before the executor allocates, so that its memory is near this CPU.
             match pin_by_hand(setup.core_id, &setup.spare_cpus) {
                 Ok(cpus) => blocking_cpus = Some(cpus),
                 Err(error) => {
-                    return tracing::error!(core = setup.core_id, %error, "cannot pin to this core");
+                    return tracing::error!(core = setup.core_id, %error, "cannot pin the thread to this core");
                 }
             }
         }
         let placement = placed.unwrap_or_else(Placement::unpinned);
-        match Executor::placed("millrace-core", placement, SLICE) {
+        match Executor::placed("millrace-core", placement, TASK_SLICE) {
             Ok(executor) => executor.run(run(setup, blocking_cpus)),
             Err(error) => {
-                tracing::error!(core = setup.core_id, %error, "no executor for this core")
+                tracing::error!(core = setup.core_id, %error, "cannot start the executor of this core")
             }
         }
     })
 }
 
-/// The executor's blocking thread has inherited a pin that it must not share.
+/// Moves the executor's blocking thread, which has inherited the core's pin, to `cpus`.
 async fn release_blocking_thread(cpus: CpuSet) {
     let released = rt::blocking(move || sched_setaffinity(None, &cpus)).await;
     if let Err(error) = released {
-        tracing::warn!("the blocking thread stays on its core: {error}");
+        tracing::warn!("the blocking thread could not be moved off its core: {error}");
     }
 }
 
-/// Tells control that the thread has ended, however it did.
+/// Tells control that the thread has ended, whatever the reason.
 struct ExitNotice {
     cells: &'static CoreCells,
-    bell: Socket,
+    control: Socket,
 }
 
 impl Drop for ExitNotice {
@@ -104,17 +106,18 @@ impl Drop for ExitNotice {
         if !self.cells.is(CoreState::Stopped) {
             self.cells.set_state(CoreState::Died);
         }
-        ring_doorbell(&self.bell);
+        notify(&self.control);
     }
 }
 
-fn ring_doorbell(bell: &Socket) {
-    let mut bell = bell;
-    // A full buffer has rung already, and a closed one has nobody listening.
-    let _nobody_to_tell = bell.write(b"!");
+/// Tells control that this core's state has changed.
+fn notify(control: &Socket) {
+    let mut control = control;
+    // With a full buffer, control has a notice to read already; with a closed one, control is gone.
+    let _needs_no_notice = control.write(b"!");
 }
 
-/// The core's life; `blocking_cpus` are those to which its blocking thread is to be moved.
+/// Runs the core from its start to its stop. Its blocking thread is moved to `blocking_cpus`.
 async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if let Some(cpus) = blocking_cpus {
         rt::spawn(release_blocking_thread(cpus)).detach();
@@ -122,22 +125,22 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {
-            tracing::error!(core = setup.core_id, %error, "no sockets for this core");
+            tracing::error!(core = setup.core_id, %error, "cannot create the socket ring of this core");
             return;
         }
     };
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
     let workers = [&[setup.core_id], &*setup.spare_cpus].concat();
-    for placed in [net.set_worker_cpus(&workers), take_short_turns()] {
+    for placed in [net.set_worker_cpus(&workers), set_short_slices()] {
         if let Err(error) = placed {
-            tracing::debug!(%error, "the kernel's workers run as it likes");
+            tracing::debug!(%error, "could not set io-wq affinity or scheduler slice");
         }
     }
     let core = Core::new(&mut setup, net);
-    let Setup { limits, listener, doorbell, .. } = setup;
-    let bell = doorbell.try_clone().expect("descriptors suffice at start");
-    let mut orders = into_glommio_stream(doorbell);
+    let Setup { limits, listener, control, .. } = setup;
+    let notices = control.try_clone().expect("descriptors suffice at start");
+    let mut commands = into_glommio_stream(control);
 
     let tasks = core.pipeline.spawn(limits.workers);
     let sampler = rt::spawn({
@@ -147,33 +150,33 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             loop {
                 sleep(Duration::from_secs(1)).await;
                 admission.sample(rt::now());
-                idle_memory.sample(server.conns.quieted.get());
+                idle_memory.sample(server.conns.buffers_released.get());
             }
         }
     });
     core.cells.set_state(CoreState::Ready);
-    ring_doorbell(&bell);
-    // The first order is to serve. Until then a start that fails has nothing to lose.
-    if !matches!(orders.read(&mut [0]).await, Ok(1)) {
+    notify(&notices);
+    // The first command is to serve. Until then nothing is accepted, so a failed start loses nothing.
+    if !matches!(commands.read(&mut [0]).await, Ok(1)) {
         return;
     }
     let acceptor = rt::spawn(accept_loop(core.server.clone(), listener));
     core.cells.set_state(CoreState::Serving);
-    ring_doorbell(&bell);
+    notify(&notices);
 
-    // An error or the end means that control is gone; then stop as well.
-    let _order_or_end = orders.read(&mut [0]).await;
-    let hurry = Rc::new(Flag::default());
+    // The second command is to drain. An error or the end means that control is gone, which also means to stop.
+    let _command_or_end = commands.read(&mut [0]).await;
+    let force_stop = Rc::new(Flag::default());
     let listen = rt::spawn({
-        let hurry = hurry.clone();
+        let force_stop = force_stop.clone();
         async move {
-            let _order_or_end = orders.read(&mut [0]).await;
-            hurry.set();
+            let _command_or_end = commands.read(&mut [0]).await;
+            force_stop.set();
         }
     });
-    drain(&core, &limits, tasks, &hurry).await;
+    drain(&core, &limits, tasks, &force_stop).await;
     drop((listen, sampler, acceptor));
     core.cells.set_state(CoreState::Stopped);
-    // Before the executor and the thread end, which a disk that hangs may delay.
-    ring_doorbell(&bell);
+    // Before the executor and the thread end, which a hanging disk may delay.
+    notify(&notices);
 }

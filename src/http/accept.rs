@@ -1,8 +1,8 @@
-//! One core's listener: takes a connection slot before it accepts, so that at `MAX_CONNECTIONS` the kernel queues the
-//! rest, and survives every accept error.
+//! One core's listener. It takes a connection slot before it accepts, so that at `MAX_CONNECTIONS` the kernel queues the
+//! rest. It survives every accept error.
 //!
-//! The sockets are made before the cores start: SO_REUSEPORT, the kernel's own backlog limit, and for port 0 one port
-//! for all of them.
+//! The sockets are created before the cores start, with SO_REUSEPORT and the largest backlog that the kernel grants. With
+//! port 0 all of them share one port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,45 +23,45 @@ use crate::throttle::Throttle;
 
 /// While draining, how long the accept queue must stay empty before the listener closes.
 const QUEUE_EMPTY_FOR: Duration = Duration::from_millis(20);
-/// While draining, how long newcomers can keep the listener open by leaving it no such pause.
+/// While draining, how long new connections can keep the listener open by leaving no such pause.
 const QUEUE_DRAIN_MAX: Duration = Duration::from_secs(1);
-/// After an accept error (usually: out of file descriptors), how long until the next try.
+/// Pause after an accept error, usually a lack of file descriptors.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listening sockets on `address`, one per core; with port 0 all get the same port.
 ///
 /// # Errors
-/// Among others, `AddrInUse` while any other socket listens there or on an address that overlaps, also one that shares its
+/// For example `AddrInUse` while any other socket listens there or on an overlapping address, even one that shares its
 /// port by SO_REUSEPORT.
 pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
-    let owner = own(address)?;
+    let owner = claim(address)?;
     let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
-    // The owner goes when the others listen, so there is no moment at which nobody does.
+    // The owner is dropped after the others listen, so there is always a listener.
     (0..cores).map(|_| bind(address, true)).collect()
 }
 
-/// The one socket that may decide who gets `address`. The kernel lets a single socket without SO_REUSEPORT listen there,
-/// among all processes, users and containers of the network namespace, and knows which addresses overlap (wildcards,
-/// IPv4 in IPv6). So of several servers that start at the same moment one gets it, and the others' are refused as long
-/// as the winner has any listener.
+/// Claims `address` for this server. The kernel lets only one socket without SO_REUSEPORT listen there, among all
+/// processes, users and containers of the network namespace, and knows which addresses overlap (wildcards, IPv4 in IPv6).
+/// So if several servers start at the same moment, one gets the address, and the others are refused as long as it has any
+/// listener.
 ///
-/// Afterwards it shares its port, so that the cores' listeners can join. It is none of them itself: the kernel balances
-/// connections only over sockets that had SO_REUSEPORT when they began to listen.
-fn own(address: SocketAddr) -> io::Result<Socket> {
+/// Afterwards the socket shares its port, so that the cores' listeners can join. It is not one of them: the kernel
+/// balances connections only over sockets that had SO_REUSEPORT when they began to listen.
+fn claim(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    // No connection may end up here. A client that comes in these microseconds is not heard, and asks again after a second.
-    let _then_it_is_reset = socket.attach_filter(&[DROP_ALL]);
+    // No connection may end up here. The SYN of a client in these microseconds is dropped; TCP repeats it after a second.
+    let _or_a_connection_is_reset = socket.attach_filter(&[DROP_ALL]);
     socket.listen(1)?;
     socket.set_reuse_port(true)?;
     Ok(socket)
 }
 
-/// `ret #0`, the BPF program that keeps nothing of any packet.
+/// `ret #0`, the BPF program that drops every packet.
 const DROP_ALL: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
 
-/// One listening socket on `address`; without `share` nobody else may have the port.
+/// One listening socket on `address`. Without `share`, no other socket may use the port.
 pub fn bind(address: SocketAddr, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -78,7 +78,10 @@ fn backlog() -> i32 {
     text.trim().parse().unwrap_or(4096)
 }
 
-/// Accepts until the core drains and the queue is empty, or the ring closes; then stops listening.
+/// Accepts connections until the core drains and the accept queue is empty, or until [`Conns::close`]; then stops
+/// listening.
+///
+/// [`Conns::close`]: super::server::Conns::close
 pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
     let listener = server.net.listener(socket);
@@ -99,7 +102,7 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
         };
         match next.or(stop).await {
             Ok(None) => {
-                // It may have come just now.
+                // A connection may have arrived since.
                 server.net.run_tasks_and_turn().await;
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await {
                     conn::spawn(&server, stream, slot);
@@ -109,20 +112,21 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
             Ok(Some(stream)) => conn::spawn(&server, stream, slot),
             Err(error) => {
                 server.cells.accept_errors.inc();
-                errors.error(|| format!("accepting a connection failed, trying on: {error}"));
+                errors.error(|| format!("accepting a connection failed, retrying: {error}"));
                 sleep(ERROR_PAUSE).await;
             }
         }
     }
-    // Closing would not do: control holds the socket as well, to take it from a core that dies.
-    let _not_listening = handle.shutdown(std::net::Shutdown::Both);
+    // Closing is not enough: control holds a duplicate, with which it closes the listener of a core that has died.
+    let _no_longer_listening = handle.shutdown(std::net::Shutdown::Both);
     server.conns.accepting_ended();
 }
 
-/// Any connected stream socket, also one end of a pair: what is TCP about glommio's stream is not used by readers.
-#[expect(unsafe_code, reason = "glommio takes sockets of our own making only as raw descriptors")]
+/// Makes a glommio stream of any connected stream socket, also of one end of a socket pair: reading and writing need
+/// nothing that is specific to TCP.
+#[expect(unsafe_code, reason = "glommio takes existing sockets only as raw descriptors")]
 pub fn into_glommio_stream(socket: Socket) -> TcpStream {
-    // SAFETY: `into_raw_fd` gives up `socket`'s ownership of an open descriptor, so the stream is its only owner.
+    // SAFETY: `into_raw_fd` releases `socket`'s ownership of an open descriptor, so the stream is its only owner.
     unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
 }
 
@@ -159,9 +163,9 @@ mod tests {
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     }
 
-    /// Also servers of one user, whose sockets could share the port, and also when all bind before any listens.
+    /// Even servers of one user, whose sockets could share the port, and even when all bind before any listens.
     #[test]
-    fn of_those_who_start_at_the_same_moment_one_gets_the_port() {
+    fn of_servers_that_start_at_the_same_moment_one_gets_the_port() {
         for round in 0..50 {
             let free = port(&listeners(loopback(0), 1).unwrap());
             let start = Barrier::new(4);
@@ -192,7 +196,7 @@ mod tests {
             sockets.pop();
         }
         listeners(loopback(port), 1).unwrap();
-        // The address of another host's network card would be another port's owner all the same.
+        // A different address does not overlap, so it has its own owner.
         let other = listeners(([127, 0, 0, 2], port).into(), 1).unwrap();
         let both = (listeners(loopback(port), 1).unwrap(), other);
         drop(both);

@@ -1,11 +1,11 @@
-//! What the 200 of one request promises, and the wait for the store.
+//! The ack level of a request: what its 200 promises, and the wait for it.
 //!
-//! The level is chosen by the head. A `stored` request gives its [`RequestOutcome`] to each of its jobs, and the workers tell it
-//! what became of them; only a stop drops a job without a word, and then wakes everybody who waits. Jobs that are to be
-//! queued and no more have none, so their request pays no allocation for it.
+//! The head selects the level. A `stored` request gives its [`RequestOutcome`] to each of its jobs, and the workers add
+//! the outcomes. Only a stop drops a job without an outcome; it then wakes every waiting request. A `queued` request has
+//! none, which saves an allocation.
 //!
-//! Known gap: hyper does not read while a request is being answered, so a client that has gone away keeps its
-//! connection's place until the store has decided or `ACK_TIMEOUT` has passed.
+//! Known gap: hyper does not read while a request is being answered. So a client that has gone away keeps its connection
+//! slot until the outcomes are known or `ACK_TIMEOUT` has passed.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use crate::queue::outcome::RequestOutcome;
 use crate::spool::Ticket;
 use crate::stop::Stop;
 
-/// The request header that says the level of one request.
+/// The request header that selects the level of one request.
 static HEADER: HeaderName = HeaderName::from_static("millrace-ack");
 
-/// Why a request's level cannot be had.
+/// Why a requested level is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LevelError {
     #[error("millrace-ack must be queued, spooled or stored, and only one of them")]
@@ -34,8 +34,11 @@ pub enum LevelError {
     NoSpool,
 }
 
-/// The level that the header asks for, or else the server's.
-pub fn level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
+/// The level that the header asks for, by default the server's.
+///
+/// # Errors
+/// The header is invalid, or asks for a level that this server does not have.
+pub fn requested_level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
     let mut values = headers.get_all(&HEADER).iter();
     let Some(value) = values.next() else { return Ok(config.ack) };
     let name = std::str::from_utf8(value.as_bytes().trim_ascii());
@@ -47,9 +50,9 @@ pub fn level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
     }
 }
 
-/// Waits up to `ACK_TIMEOUT` until the store has decided on every payload of a request. What it has not decided on by
-/// then goes on without anybody waiting.
-pub(super) async fn stored(
+/// Waits up to `ack_timeout` until the outcome of every payload of a request is known. Uploads that are not finished by
+/// then continue, and nothing waits for them.
+pub(super) async fn wait_until_stored(
     request_outcome: &RequestOutcome,
     ack_timeout: Duration,
     stop: &Stop,
@@ -68,8 +71,8 @@ pub(super) async fn stored(
     }
 }
 
-/// Waits up to `ACK_TIMEOUT` until a request of `count` payloads is on the disk.
-pub(super) async fn spooled(
+/// Waits up to `ack_timeout` until a request of `count` payloads is on the disk.
+pub(super) async fn wait_until_spooled(
     ticket: &Ticket,
     count: usize,
     ack_timeout: Duration,
@@ -83,7 +86,7 @@ pub(super) async fn spooled(
     }
 }
 
-/// One request that waits, counted until it is dropped.
+/// Counts one waiting request until it is dropped.
 struct Waiter {
     cells: &'static CoreCells,
 }
@@ -106,13 +109,13 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    /// The level of a request with one such header for each of `values`, on a server with `settings`.
+    /// The level of a request with one header for each of `values`, on a server with `settings`.
     fn level_of(values: &[&[u8]], settings: &[(&str, &str)]) -> Result<Ack, LevelError> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(&HEADER, HeaderValue::from_bytes(value).unwrap());
         }
-        level(&headers, &Config::from_settings(settings).unwrap())
+        requested_level(&headers, &Config::from_settings(settings).unwrap())
     }
 
     const STORED: [(&str, &str); 1] = [("ACK", "stored")];

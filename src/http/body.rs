@@ -1,8 +1,8 @@
 //! Reads one request body within its budgets: `MAX_LENGTH` for its size, `MAX_BODY_BYTES` for the core's memory.
 //!
-//! A body pays for what it has sent, not for what it announced, so a slow client holds little. Compressed bodies are
-//! read whole and then decompressed by the core's one decoder, in slices between which other tasks run; the cap counts
-//! decompressed bytes, and the compressed form is capped alike.
+//! A body is charged for what has arrived, not for what was announced, so a slow client holds little. A compressed body
+//! is read whole, then decompressed by the core's one decoder in slices between which other tasks run. `MAX_LENGTH` caps
+//! the decompressed bytes and the compressed bytes alike.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,7 +19,7 @@ use crate::coding::Coding;
 use crate::rt;
 use crate::sync::Semaphore;
 
-/// Why a body was not read.
+/// Why there is no body to work on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     #[error("the body is larger than MAX_LENGTH ({max} bytes); split the collection")]
@@ -32,6 +32,8 @@ pub enum BodyError {
     Corrupt { encoding: &'static str, detail: String },
     #[error("the body ended early: {0}")]
     Disconnected(String),
+    #[error("the request body was not complete in BODY_TIMEOUT")]
+    Overdue,
 }
 
 impl From<BudgetExhausted> for BodyError {
@@ -40,7 +42,7 @@ impl From<BudgetExhausted> for BodyError {
     }
 }
 
-/// From `content-encoding`: none, or one of the two; a list is refused.
+/// The coding that `content-encoding` names. A list of several is refused.
 pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
     let mut values = headers.get_all(CONTENT_ENCODING).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -67,15 +69,15 @@ impl BodyReader {
         BodyReader { budget, length_max, decoder: Decoder::new() }
     }
 
-    /// The whole body as it was sent. Refuses by `content-length` before the first byte is asked for, so that a client
-    /// that waits for `100 Continue` gets the refusal instead.
+    /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before reading a byte, so
+    /// that a client that waits for `100 Continue` gets the refusal instead.
     pub async fn read(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         let announced = body.size_hint().exact();
         if announced.is_some_and(|length| length > max as u64) {
             return Err(BodyError::TooLarge { max });
         }
-        // hyper hands out no more than what was announced.
+        // hyper returns no more bytes than were announced.
         let room = announced.map_or(max, |length| length as usize);
         let mut bytes = ChargedBytes::new(&self.budget, room)?;
         while let Some(data) = next_data(&mut body).await? {
@@ -85,7 +87,7 @@ impl BodyReader {
         Ok(bytes)
     }
 
-    /// `raw` decompressed; waits for its turn.
+    /// Decompresses `raw`. Waits while another body is being decompressed.
     pub async fn decode(
         &self,
         raw: ChargedBytes,
@@ -98,7 +100,7 @@ impl BodyReader {
     }
 }
 
-/// The next piece of the body; trailers are passed over.
+/// The next piece of the body; trailers are skipped.
 async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     loop {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
@@ -113,13 +115,13 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     }
 }
 
-/// Decompresses one body at a time: a core has one CPU, so a second decoder would only cost memory.
+/// Decompresses one body at a time. A core has one CPU, so a second decoder would only cost memory.
 struct Decoder {
     turn: Semaphore,
     zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
 }
 
-/// Compressed bytes fed to the decoder between two chances for other tasks to run; each piece of output is one as well.
+/// Compressed bytes given to the decoder between two yields. It also yields after each piece of output.
 const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
@@ -157,7 +159,7 @@ impl Decoder {
         use zstd::stream::raw::Operation;
         let corrupt =
             |e: std::io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
-        // Taken out, so that a request dropped half-way leaves no half-used decoder behind.
+        // Taken out so that a request that is dropped half-way does not leave a half-used decoder.
         let mut decoder = match self.zstd.take() {
             Some(decoder) => decoder,
             None => {
@@ -255,7 +257,7 @@ mod tests {
         }
     }
 
-    /// A reader's decoder and budget, on an executor, because decoding yields.
+    /// Runs a decoder with a budget on an executor, because decoding yields.
     fn decode(
         coding: Coding,
         bytes: &[u8],
@@ -268,7 +270,7 @@ mod tests {
         raw.extend(bytes).unwrap();
         let decoded = rt::run_test(async {
             let decoder = Decoder::new();
-            // Twice: what the first leaves in the decoder must not reach the second.
+            // Twice, because state that the first body leaves in the decoder must not reach the second.
             let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
             let _cut = decoder.decode(&budget, first, coding, max).await;

@@ -1,9 +1,9 @@
-//! One connection: hyper reads requests from it, each is parsed, admitted and answered, and its deadlines are kept here.
+//! One connection: hyper reads its requests and writes their answers, and this file keeps its deadlines.
 //!
-//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. Each has one
-//! alarm, set anew only when it has gone off or would come too late, so a request costs no timer operation. hyper never
-//! closes the socket: after its last answer the connection lingers, so that an answer reaches a client that is still
-//! sending.
+//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. A connection
+//! has one alarm, which is reset only after it has fired or when it would fire too late, so a request costs no timer
+//! operation. hyper never closes the socket: after the last answer the connection lingers, so that the answer reaches a
+//! client that is still sending.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -29,23 +29,23 @@ use crate::deadline::{Alarm, within};
 use crate::http::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::Stream;
 
-/// Why hyper's part of a connection ended.
+/// Why the wait for a first byte or hyper's part of a connection ended.
 enum ConnEnd {
-    /// hyper is done: the peer closed, `connection: close`, or an error hyper has answered.
+    /// hyper has finished: the peer closed, `connection: close`, or an error that hyper has answered.
     Done,
     HeadOverdue,
     IdleOverdue,
-    /// Silent for [`QUIET_AFTER`], and nothing of hyper's state is needed to go on.
+    /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
 
-/// A connection silent for this long gives hyper's buffers back until its next byte comes: 20 kB of 23. Clients that
-/// send more often never pay for making them anew.
+/// A connection that is silent for this long releases hyper's buffers until its next byte arrives: 20 kB of 23. Clients
+/// that send more often never pay for new buffers.
 const QUIET_AFTER: Duration = Duration::from_millis(250);
 
-/// Serves `stream` in a task of its own; a panic there ends that connection and nothing else.
+/// Serves `stream` in its own task. A panic there ends only that connection.
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
-    let _peer_may_be_gone = stream.set_nodelay();
+    let _or_the_peer_is_gone = stream.set_nodelay();
     let server = server.clone();
     rt::spawn(async move {
         server.cells.connections_accepted.inc();
@@ -54,7 +54,7 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
         if served.is_err() {
             server.cells.conn_panics.inc();
             let text = || "a connection panicked and was closed".to_owned();
-            server.conns.panics.borrow_mut().error(text);
+            server.conns.panic_log.borrow_mut().error(text);
         }
         server.cells.connections.sub(1);
         drop(slot);
@@ -65,7 +65,7 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
 /// Serves `stream` until either side closes it.
 async fn serve(server: Rc<Server>, stream: Stream) {
     let state = ConnState::new();
-    let listed = server.conns.list(&state);
+    let listed = server.conns.register(&state);
     let stream = Rc::new(stream);
     let mut alarm = Alarm::default();
     let end = loop {
@@ -73,19 +73,22 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             break end;
         }
         let socket = Socket { stream: stream.clone(), state: state.clone() };
-        // In a box of its own, which a silent connection does without.
+        // Boxed so that an idle connection can drop hyper's state.
         match Box::pin(drive(&server, &state, socket, &mut alarm)).await {
-            ConnEnd::Quiet => server.conns.quieted.set(server.conns.quieted.get() + 1),
+            ConnEnd::Quiet => {
+                let released = &server.conns.buffers_released;
+                released.set(released.get() + 1);
+            }
             end => break end,
         }
     };
     let stream = Rc::into_inner(stream).expect("hyper dropped its half");
     match end {
         ConnEnd::IdleOverdue | ConnEnd::Quiet => {}
-        // What was answered may still be on its way to a client that has only closed its half.
+        // The client may have closed only its half and still read the answer that is being sent.
         ConnEnd::Done if state.gone.get() => {
             let sent = poll_fn(|cx| stream.poll_sent(cx));
-            let _or_nobody_reads_it = within(LINGER_TIME_MAX, sent, || Ok(())).await;
+            let _or_not_in_time = within(LINGER_TIME_MAX, sent, || Ok(())).await;
         }
         ConnEnd::Done => linger(stream, b"").await,
         ConnEnd::HeadOverdue => {
@@ -96,7 +99,7 @@ async fn serve(server: Rc<Server>, stream: Stream) {
     drop(listed);
 }
 
-/// Waits between requests for anything to arrive; the connection's end if that comes first.
+/// Waits between requests until a byte arrives. Returns the connection's end if that comes first.
 async fn first_byte(
     server: &Server,
     state: &ConnState,
@@ -125,7 +128,7 @@ async fn first_byte(
     .await
 }
 
-/// Polls hyper and the connection's deadlines until one of them ends it.
+/// Polls hyper and the connection's deadlines until one of them ends the connection.
 async fn drive(
     server: &Rc<Server>,
     state: &Rc<ConnState>,
@@ -155,6 +158,7 @@ async fn drive(
             }
             let config = &server.config;
             let since = state.since.get();
+            // When the peer is overdue, and the end that this means; an overdue body gets an answer instead.
             let (limit, overdue) = match state.phase.get() {
                 ConnPhase::Idle
                     if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout =>
@@ -183,27 +187,27 @@ async fn drive(
     .await
 }
 
-/// The status hyper has answered a head with that it could not take; the service never saw it. A 414 cannot happen: a
-/// head is over its limit before its URI is.
+/// The status with which hyper has answered a head that it refused and that our service has not seen. A 414 cannot
+/// happen: a head exceeds its limit before its URI does.
 fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     match () {
         () if error.is_parse_too_large() => Some(431),
-        // The start of an HTTP/2 connection is closed without a word.
+        // hyper closes an HTTP/2 connection without an answer.
         () if error.is_parse() && !error.is_parse_version_h2() => Some(400),
         () => None,
     }
 }
 
-/// Writes `last`, half-closes, then reads and discards what the client still sends: closing with unread bytes would
-/// reset the connection and could destroy the answer before the client has read it.
+/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with unread bytes would
+/// reset the connection, which can destroy the answer before the client has read it.
 async fn linger(mut stream: Stream, last: &[u8]) {
     let discard = async {
         stream.write_all(last).await?;
         stream.close().await?;
         let mut left = LINGER_BYTES_MAX;
-        let mut scrap = vec![0; 16 * 1024];
+        let mut discarded = vec![0; 16 * 1024];
         while left > 0 {
-            match stream.read(&mut scrap).await? {
+            match stream.read(&mut discarded).await? {
                 0 => break,
                 n => left = left.saturating_sub(n),
             }
@@ -215,7 +219,7 @@ async fn linger(mut stream: Stream, last: &[u8]) {
     }
 }
 
-/// The socket as hyper sees it: notices the first byte of a head and the peer's end, and leaves closing to [`linger`].
+/// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves closing to [`linger`].
 struct Socket {
     stream: Rc<Stream>,
     state: Rc<ConnState>,
@@ -228,7 +232,8 @@ impl hyper_rt::Read for Socket {
         mut buf: hyper_rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let state = &self.state;
-        // hyper asks for more only if what it has is no whole head.
+        // hyper reads more only if its buffer does not hold a complete head. So a head has begun that was read together
+        // with the request before it.
         if state.phase.get() == ConnPhase::Idle && state.arrived.next_head.take() {
             state.arrived.uncounted.set(true);
             state.enter(ConnPhase::Head, rt::now());
@@ -237,7 +242,7 @@ impl hyper_rt::Read for Socket {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
             match state.phase.get() {
                 ConnPhase::Idle => {
-                    // hyper passes over empty lines before a head.
+                    // hyper skips empty lines before a head, so they do not begin one.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
                         state.enter(ConnPhase::Head, rt::now());
                         state.arrived.part_of_head(&bytes[first..]);

@@ -1,16 +1,15 @@
-//! Bytes to collection: which JSON a client may send, and where in it each payload lies.
+//! Parses a body into a collection: which JSON a client may send, and where in it each payload is.
 //!
-//! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the
-//! body. Valid is what `serde_json`'s `RawValue` accepts, nested at most [`DEPTH_MAX`] deep. What is
-//! not accepted at once is looked at again by `RawValue`, which words the error.
+//! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the body. A body is valid
+//! if `serde_json`'s `RawValue` accepts it and it is nested at most [`DEPTH_MAX`] deep. A body that is refused is parsed
+//! again by `RawValue`, which words the error.
 //!
-//! `simd-json`'s first stage finds the structural index: the offset of every bracket, colon and comma
-//! outside strings and of the first byte of every string and scalar. It also proves that the body is
-//! UTF-8, that strings end, and that they hold no control characters. One walk along the index then
-//! checks the rest, which is the order of the marks, the spelling of scalars and the escapes, and
-//! notes where the elements of `data` lie. `simd-json`'s second stage, which unescapes strings and
-//! reads numbers into a tape, would cost three times as much as the walk for nothing that is used here.
-//!
+//! `simd-json`'s first stage builds the structural index: the offset of every bracket, colon and comma outside strings
+//! and of the first byte of every string and scalar. It also proves that the body is UTF-8, that strings end, and that
+//! they hold no control characters. One walk along the index then checks the rest (the order of the marks, the spelling
+//! of scalars, the escapes) and records where the elements of `data` are. `simd-json`'s second stage, which unescapes
+//! strings and reads numbers into a tape, would cost three times as much as the walk and is not needed here.
+
 use std::borrow::Cow;
 use std::fmt;
 use std::mem;
@@ -21,23 +20,23 @@ use thiserror::Error;
 
 use crate::queue::job::Span;
 
-/// Arrays and objects inside one another, the collection's own two levels included. The same count
-/// at which `serde_json` stops, so a stored payload can be read back with its defaults.
+/// Deepest nesting of arrays and objects, the collection's own two levels included. `serde_json` has the same limit, so a
+/// stored payload can be read back with its defaults.
 pub const DEPTH_MAX: usize = 127;
 
-/// One POSTed collection: slices of the body, and spans that live until the scratch is used again.
+/// One POSTed collection: slices of the body, and spans that live until the scratch is reused.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Collection<'body, 'scratch> {
     /// The envelope's `version`, unescaped.
     pub version: Option<Cow<'body, str>>,
     /// The envelope's `token`, unescaped.
     pub token: Option<Cow<'body, str>>,
-    /// The elements of `data` in order: their exact bytes without the white space around them.
+    /// The elements of `data` in order: their exact bytes, without the white space around them.
     pub payloads: &'scratch [Span],
 }
 
-/// Why a body is no collection. The text is what the client reads: it says what and where, and
-/// holds none of the client's own bytes.
+/// Why a body is not a collection. The client reads the text: it says what is wrong and where, and holds none of the
+/// client's own bytes.
 #[derive(Debug, Error)]
 pub enum ParseError {
     #[error("the body is empty")]
@@ -58,14 +57,14 @@ pub enum ParseError {
     DataNotAnArray(BodyPosition),
     #[error("{member} is not a string, at {at}")]
     NotAString { member: EnvelopeMember, at: BodyPosition },
-    /// A lone surrogate escape: JSON's grammar has it, but no text does.
+    /// A lone surrogate escape: JSON's grammar allows it, but it is not text.
     #[error("{member} has a surrogate escape without its pair, at {at}")]
     NotUnicode { member: EnvelopeMember, at: BodyPosition },
     #[error("a second {member} at {at}")]
     GivenTwice { member: EnvelopeMember, at: BodyPosition },
 }
 
-/// A member of the envelope that means something here; all others are ignored.
+/// A member of the envelope that has a meaning here; all others are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EnvelopeMember {
     Version,
@@ -94,7 +93,7 @@ impl fmt::Display for EnvelopeMember {
     }
 }
 
-/// Where in the body, counted as `serde_json` counts: lines and bytes within the line, from 1.
+/// A position in the body, counted as `serde_json` counts: lines and bytes within the line, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyPosition {
     pub line: usize,
@@ -120,7 +119,7 @@ impl fmt::Display for BodyPosition {
 /// Splits a body into its collection.
 ///
 /// # Errors
-/// What is wrong with the body and where.
+/// What is wrong with the body, and where.
 ///
 /// # Panics
 /// If the body is 4 GiB or longer: callers cap it far below.
@@ -138,22 +137,22 @@ pub fn parse<'body, 'scratch>(
     Ok(Collection { version, token, payloads: &scratch.payloads })
 }
 
-/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body, with a
-/// mark every 4 bytes, needs about 10 MiB; the densest, 1 MiB of `1,1,1,…`, has 2^20 marks and needs
-/// 34 MiB: copy 1, unescaping 1, index 4 (4 B a mark), tape 24 (room for a node a mark, reserved and
-/// never written), spans 4 (8 B each). What is over the line is given back before `parse` returns.
+/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body, with a mark every 4 bytes,
+/// needs about 10 MiB. The densest, 1 MiB of `1,1,1,…`, has 2^20 marks and needs 34 MiB: copy 1, unescaping 1, index 4
+/// (4 B per mark), tape 24 (room for a node per mark, reserved and never written), spans 4 (8 B each). If the buffers
+/// exceed this, they are freed before `parse` returns.
 pub const SCRATCH_KEPT_BYTES_MAX: usize = 12 << 20;
 
-/// Spans kept between two bodies. The caller still reads them after the parse, so what is over the
-/// line is given back at the start of the next one.
+/// Spans kept between two bodies. The caller reads them after the parse, so excess capacity is freed at the start of the
+/// next one.
 const PAYLOADS_KEPT_MAX: usize = 64 << 10;
 
-/// One core's working memory, so that parsing a body allocates nothing once it has warmed up.
+/// One core's working memory. Once it has grown, parsing a body allocates nothing.
 pub struct Scratch {
-    /// The body again, with padding: `simd-json` unescapes strings in place.
+    /// A padded copy of the body: `simd-json` unescapes strings in place.
     copy: Vec<u8>,
     buffers: Buffers,
-    /// Empty between two bodies; only its allocation is kept.
+    /// Empty between two bodies, to keep its allocation.
     tape: Tape<'static>,
     payloads: Vec<Span>,
 }
@@ -169,7 +168,7 @@ impl Default for Scratch {
     }
 }
 
-/// The second stage gives up at the first bracket, which is deeper than nothing.
+/// Buffers with which the second stage fails at the first bracket, because that exceeds a depth of zero.
 fn first_stage_only() -> Buffers {
     Buffers::with_max_depth(0, 0)
 }
@@ -179,7 +178,7 @@ impl Scratch {
         let start = body.iter().position(|byte| !is_space(*byte));
         if let Some(at) = start.filter(|at| !matches!(body[*at], b'{' | b'[')) {
             let scalar = || ParseError::NotAnObject(BodyPosition::of(body, at));
-            return Err(look_again(body).err().unwrap_or_else(scalar));
+            return Err(check_json(body).err().unwrap_or_else(scalar));
         }
         let walked = match self.find_marks(body) {
             true => Walk::new(body, self.buffers.structural_indexes()).body(&mut self.payloads),
@@ -188,7 +187,7 @@ impl Scratch {
         walked.map_err(|flaw| self.refusal(body, flaw))
     }
 
-    /// What is wrong with the body: the first thing that makes it no JSON of this depth; if there is none, `flaw`.
+    /// What is wrong with the body: the first thing that makes it invalid JSON or too deep, otherwise `flaw`.
     #[cold]
     fn refusal(&mut self, body: &[u8], flaw: Flaw) -> ParseError {
         self.payloads.clear();
@@ -200,14 +199,14 @@ impl Scratch {
             flaw => flaw,
         };
         match flaw {
-            // Everything before this bracket was valid.
+            // The walk has found everything before this bracket to be valid.
             Flaw::TooDeep { at } => ParseError::TooDeep(BodyPosition::of(body, at)),
-            Flaw::NotJson => look_again(body).expect_err("serde_json refuses it as well"),
-            Flaw::Envelope(error) => look_again(body).err().unwrap_or(error),
+            Flaw::NotJson => check_json(body).expect_err("serde_json refuses it too"),
+            Flaw::Envelope(error) => check_json(body).err().unwrap_or(error),
         }
     }
 
-    /// Fills the structural index of a body that begins with a bracket; false if it cannot be JSON.
+    /// Builds the structural index of a body that begins with a bracket; false if it cannot be JSON.
     fn find_marks(&mut self, body: &[u8]) -> bool {
         self.copy.clear();
         self.copy.reserve(body.len() + INPUT_PADDING);
@@ -218,7 +217,7 @@ impl Scratch {
         let verdict =
             simd_json::fill_tape_padded(&mut self.copy, body.len(), &mut self.buffers, &mut tape);
         self.tape = tape.reset();
-        // The first stage was content.
+        // This error is the second stage's, so the first stage has accepted the body.
         verdict.is_err_and(|error| matches!(error.error(), ErrorType::DepthLimitExceeded))
     }
 
@@ -232,7 +231,7 @@ impl Scratch {
     }
 
     fn release_excess(&mut self) {
-        // The unescaping buffer is as long as the copy; the index may have grown to twice its use.
+        // The unescaping buffer is as long as the copy; the index may have grown to twice the length in use.
         let held = 2 * self.copy.capacity()
             + 2 * size_of_val(self.index())
             + self.tape.0.capacity() * size_of::<simd_json::Node<'_>>();
@@ -244,9 +243,9 @@ impl Scratch {
     }
 }
 
-/// What is wrong with a body that was not accepted, as far as is known.
+/// What is wrong with a refused body as JSON; `Ok` if it is valid JSON.
 #[cold]
-fn look_again(body: &[u8]) -> Result<(), ParseError> {
+fn check_json(body: &[u8]) -> Result<(), ParseError> {
     if body.is_empty() {
         return Err(ParseError::Empty);
     }
@@ -259,7 +258,7 @@ fn look_again(body: &[u8]) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// What the walk found beside the payloads.
+/// What the walk finds besides the payloads.
 #[derive(Default)]
 struct Envelope<'body> {
     version: Option<Cow<'body, str>>,
@@ -272,19 +271,18 @@ enum Flaw {
     TooDeep {
         at: usize,
     },
-    /// JSON as far as the walk has come, but no collection.
+    /// JSON as far as the walk has come, but not a collection.
     Envelope(ParseError),
 }
 
-/// One pass along the structural index: each method takes the marks of what its name says and leaves the
-/// walk behind them.
+/// One pass along the structural index. Each method consumes the marks of the thing that its name says.
 struct Walk<'body, 'index> {
     body: &'body [u8],
     index: std::slice::Iter<'index, u32>,
 }
 
-/// An entry of the index: a bracket, colon or comma outside strings, or the first byte of anything else.
-/// Between two marks lies what began at the first one, then white space.
+/// An entry of the index: a bracket, colon or comma outside strings, or the first byte of a string or scalar. Between two
+/// marks is what begins at the first one, then white space.
 #[derive(Clone, Copy)]
 struct Mark {
     at: usize,
@@ -296,14 +294,14 @@ impl<'body, 'index> Walk<'body, 'index> {
         Walk { body, index: index.iter() }
     }
 
-    /// The whole body.
+    /// Walks the whole body as a collection.
     fn body(mut self, payloads: &mut Vec<Span>) -> Result<Envelope<'body>, Flaw> {
         let envelope = self.envelope(payloads)?;
         let ends_here = self.index.next().is_none();
         if ends_here && escapes_are_valid(self.body) { Ok(envelope) } else { Err(Flaw::NotJson) }
     }
 
-    /// An array or object of any kind, for its depth.
+    /// Walks any array or object, to check its depth.
     fn whole(mut self) -> Result<(), Flaw> {
         let first = self.mark()?;
         self.nested(first, 0).map(drop)
@@ -346,7 +344,7 @@ impl<'body, 'index> Walk<'body, 'index> {
         }
     }
 
-    /// A key and its colon: which member it names, however it is escaped.
+    /// A key and its colon: the member that it names, also if it is escaped.
     fn key(&mut self, key: Mark) -> Result<Option<EnvelopeMember>, Flaw> {
         let colon = self.mark()?;
         if key.byte != b'"' || colon.byte != b':' {
@@ -355,7 +353,7 @@ impl<'body, 'index> Walk<'body, 'index> {
         let quoted = self.trimmed(key.at, colon.at);
         Ok(match &quoted[1..quoted.len() - 1] {
             plain if !plain.contains(&b'\\') => EnvelopeMember::named(plain),
-            // A key with an unpaired surrogate cannot be one of ours.
+            // `None` for an unpaired surrogate, which none of our names has.
             _ => unescape(quoted).and_then(|name| EnvelopeMember::named(name.as_bytes())),
         })
     }
@@ -410,13 +408,13 @@ impl<'body, 'index> Walk<'body, 'index> {
                 (first.at + self.simple(first, separator)?, separator)
             }
         };
-        // The body's length is asserted to fit.
+        // `parse` asserts that the body's length fits.
         Ok((Span { start: first.at as u32, end: end as u32 }, separator))
     }
 
-    /// An array or object from its opening mark on; where it closes.
+    /// An array or object from its opening mark. Returns the offset of its closing bracket.
     fn nested(&mut self, first: Mark, depth: usize) -> Result<usize, Flaw> {
-        // Of each that is open, whether it is an object; the innermost in the lowest bit.
+        // One bit for each open bracket, the innermost lowest: whether it is an object.
         const { assert!(DEPTH_MAX < 128) };
         let mut objects: u128 = 0;
         let mut open = 0;
@@ -459,7 +457,7 @@ impl<'body, 'index> Walk<'body, 'index> {
         }
     }
 
-    /// A key that nobody asks for; the first mark of its value.
+    /// A key without a meaning here, and its colon. Returns the first mark of its value.
     fn member(&mut self, key: Mark) -> Result<Mark, Flaw> {
         let colon = self.mark()?;
         if key.byte == b'"' && colon.byte == b':' { self.mark() } else { Err(Flaw::NotJson) }
@@ -469,7 +467,7 @@ impl<'body, 'index> Walk<'body, 'index> {
     fn simple(&self, first: Mark, separator: Mark) -> Result<usize, Flaw> {
         let text = self.trimmed(first.at, separator.at);
         let valid = match first.byte {
-            // Up to its end, or there would be a mark behind it.
+            // The first stage has checked it, and anything after its end would have a mark.
             b'"' => true,
             b't' => text == b"true",
             b'f' => text == b"false",
@@ -484,7 +482,7 @@ impl<'body, 'index> Walk<'body, 'index> {
         Ok(Mark { at, byte: self.body[at] })
     }
 
-    /// Without the white space of JSON at its end.
+    /// A range of the body without the white space at its end.
     fn trimmed(&self, start: usize, end: usize) -> &'body [u8] {
         let mut end = end;
         while is_space(self.body[end - 1]) {
@@ -508,7 +506,7 @@ fn closing(object: bool) -> u8 {
     if object { b'}' } else { b']' }
 }
 
-/// RFC 8259, section 6; of any size and precision.
+/// A number by RFC 8259, section 6, of any size and precision.
 fn is_number(text: &[u8]) -> bool {
     let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let mut rest = text.strip_prefix(b"-").unwrap_or(text);
@@ -534,8 +532,7 @@ fn is_number(text: &[u8]) -> bool {
     rest.is_empty()
 }
 
-/// Whether every backslash begins an escape (RFC 8259, section 7). Outside strings there is none: no word or number
-/// has one.
+/// Whether every backslash begins an escape (RFC 8259, section 7). The walk has shown that there is none outside strings.
 fn escapes_are_valid(body: &[u8]) -> bool {
     let mut rest = body;
     while let Some(at) = memchr::memchr(b'\\', rest) {
@@ -549,7 +546,7 @@ fn escapes_are_valid(body: &[u8]) -> bool {
     true
 }
 
-/// The text of a valid JSON string, quotes included; none if an escape stands for half a character.
+/// The text of a valid JSON string with its quotes. `None` if an escape is an unpaired surrogate.
 fn unescape(quoted: &[u8]) -> Option<Cow<'_, str>> {
     let inner = &quoted[1..quoted.len() - 1];
     if inner.contains(&b'\\') {
@@ -608,16 +605,16 @@ mod tests {
                 r#"{"data":["],","\\",{"}":"\\\"]"},"\"",",:"]}"#,
                 &[r#""],""#, r#""\\""#, r#"{"}":"\\\"]"}"#, r#""\"""#, r#"",:""#],
             ),
-            // Keys named like ours inside payloads and inside unknown members.
+            // The envelope's keys inside payloads and inside unknown members.
             (
                 r#"{"x":{"data":[9],"data":0},"data":[{"data":[1],"data":2,"version":null}]}"#,
                 &[r#"{"data":[1],"data":2,"version":null}"#],
             ),
-            // Any order, unknown members also twice, near misses of the names.
+            // Any order, duplicate unknown members, names that almost match.
             (r#"{"a":1,"data":[7],"a":[2],"Data":0,"data ":1,"":{},"dat":3,"versio":4}"#, &["7"]),
             (r#"{"d\u0061ta":[1]}"#, &["1"]),
             (r#"{"\u0064\u0061\u0074\u0061":[1]}"#, &["1"]),
-            // An escaped backslash is no escape of what follows it.
+            // An escaped backslash does not escape what follows it.
             (r#"{"d\\u0061ta":[1],"data":[2]}"#, &["2"]),
             (
                 r#"{"data":["é\u00e9","𝄞\ud834\udd1e","\u0000"]}"#,
@@ -641,7 +638,7 @@ mod tests {
                 r#"{"data":["\ud800","\udc00 ", "\ud800\ud800"]}"#,
                 &[r#""\ud800""#, r#""\udc00 ""#, r#""\ud800\ud800""#],
             ),
-            // In a key such an escape makes the name no text, so it is none of ours.
+            // A key with such an escape is not text, so it matches no name.
             (r#"{"dat\ud800":0,"data":[{"\udfff":1}]}"#, &[r#"{"\udfff":1}"#]),
             // The value of an unknown member, after `data`.
             (r#"{"data":[1],"x":[1e999]}"#, &["1"]),
@@ -709,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused_with_its_place() {
+    fn what_is_not_json_is_refused_with_its_position() {
         let cases: &[&[u8]] = &[
             b"{\"data\":[]} x",
             b"{\"data\":[]}{}",
@@ -770,7 +767,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf8_is_refused_with_its_place() {
+    fn what_is_not_utf8_is_refused_with_its_position() {
         let stray = |bytes: &[u8]| [b"{\"data\":[\n\"ab", bytes, b"\"]}"].concat();
         // A stray byte, an overlong form, an encoded surrogate, beyond U+10FFFF, cut short.
         for bytes in
@@ -790,10 +787,10 @@ mod tests {
             for first in ["1", "1e400"] {
                 let deepest = nested(DEPTH_MAX - 2, open, first, close);
                 assert_eq!(payloads(&deepest).len(), 2);
-                let place = 11 + first.len() + (DEPTH_MAX - 2) * open.len();
+                let column = 11 + first.len() + (DEPTH_MAX - 2) * open.len();
                 assert_eq!(
                     refusal(nested(DEPTH_MAX - 1, open, first, close)),
-                    format!("nested deeper than 127 levels at line 1 column {place}"),
+                    format!("nested deeper than 127 levels at line 1 column {column}"),
                 );
             }
         }
@@ -829,7 +826,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_gives_back_what_one_dense_body_took() {
+    fn a_scratch_frees_what_one_dense_body_took() {
         let dense = format!("{{\"data\":[1{}]}}", ",1".repeat(1 << 19));
         let mut scratch = Scratch::default();
         assert_eq!(parse(dense.as_bytes(), &mut scratch).unwrap().payloads.len(), (1 << 19) + 1);
@@ -865,7 +862,7 @@ mod properties {
         payloads: Vec<Range<usize>>,
     }
 
-    /// What the contract says, by `serde_json`'s own parsing; none is a 400.
+    /// What the contract says, by `serde_json`'s own parsing; `None` means 400.
     fn oracle(body: &[u8]) -> Option<Expected> {
         let whole = serde_json::from_slice::<&RawValue>(body).ok()?;
         if !nests_within(whole, 127) {
@@ -907,7 +904,7 @@ mod properties {
         levels > 0 && children.into_iter().all(|child| nests_within(child, levels - 1))
     }
 
-    /// An object's members as they stand, duplicates and undecodable keys included.
+    /// An object's members in order, with duplicates and undecodable keys.
     struct Members<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
     impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -934,7 +931,7 @@ mod properties {
     }
 
     thread_local! {
-        /// One scratch for all cases of a test: what a body leaves behind must not show.
+        /// One scratch for all cases of a test, so that state left by a body would show.
         static SCRATCH: RefCell<Scratch> = RefCell::default();
     }
 
@@ -1040,7 +1037,7 @@ mod properties {
         })
     }
 
-    /// A collection as clients send it, with every liberty they have.
+    /// A collection in any form that a client may send.
     fn document() -> impl Strategy<Value = String> {
         let payloads = member(name("data"), array(value(), 6));
         let sometimes =
@@ -1124,23 +1121,23 @@ mod properties {
         }
 
         fn apply(&self, body: &mut Vec<u8>) {
-            let place = |at: &Index| at.index(body.len() + 1);
+            let offset = |at: &Index| at.index(body.len() + 1);
             match self {
                 Mutation::Flip(at, bits) => {
-                    let at = place(at);
+                    let at = offset(at);
                     body[at..].iter_mut().take(1).for_each(|byte| *byte ^= bits);
                 }
                 Mutation::Insert(at, bytes) => {
-                    let at = place(at);
+                    let at = offset(at);
                     body.splice(at..at, bytes.iter().copied());
                 }
                 Mutation::Delete(at, len) => {
-                    let at = place(at);
+                    let at = offset(at);
                     body.drain(at..body.len().min(at + len));
                 }
-                Mutation::Truncate(at) => body.truncate(place(at)),
+                Mutation::Truncate(at) => body.truncate(offset(at)),
                 Mutation::Repeat(at, len) => {
-                    let at = place(at);
+                    let at = offset(at);
                     let again = body[at..body.len().min(at + len)].to_vec();
                     body.splice(at..at, again);
                 }

@@ -1,4 +1,4 @@
-//! What a connection is waiting for, and since when: state that its deadlines, its request and its socket share.
+//! The phase of a connection and when it began: state that its deadlines, its request and its socket share.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -17,50 +17,50 @@ use crate::sync::keep_waker;
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnPhase {
-    /// Between requests: closed silently after `IDLE_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
+    /// Between requests: closed without an answer after `IDLE_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
     Idle,
-    /// Some bytes of a head have arrived: 408 after `HEADER_TIMEOUT`.
+    /// Part of a head has arrived: 408 after `HEADER_TIMEOUT`.
     Head,
     /// A body is being read: 408 after `BODY_TIMEOUT`.
     Body,
-    /// The request waits for room or for the store, or its answer is being made; bounded by `ENQUEUE_WAIT` and
-    /// `ACK_TIMEOUT`.
+    /// The request is being handled. `ENQUEUE_WAIT` and `ACK_TIMEOUT` bound this phase.
     Working,
 }
 
-/// What is known of one open connection; also held by the core's list, to wake it when a stop goes on.
+/// The state of one open connection. The core's list also holds it, to wake the connection when a stop proceeds.
 pub(super) struct ConnState {
     pub(super) phase: Cell<ConnPhase>,
+    /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
     body_overdue: Cell<bool>,
-    /// The peer has closed or the socket has failed: nothing to linger for.
+    /// The peer has closed or the socket has failed, so there is no reason to linger.
     pub(super) gone: Cell<bool>,
-    /// Between requests, and hyper holds nothing of the next one.
+    /// Between requests, and hyper holds no part of the next one.
     pub(super) clean: Cell<bool>,
-    /// hyper has more to write than the socket takes now.
+    /// hyper has bytes to write that the socket does not take now.
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
     /// Bytes read from the socket.
     pub(super) taken: Cell<u64>,
-    /// While a deadline has passed and what had arrived by then is being read.
-    look: Cell<Option<Look>>,
+    /// Set while a deadline has passed and the bytes that had arrived by then are being read.
+    late_read: Cell<Option<LateRead>>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// A deadline that has passed waits for what had arrived by then.
+/// How far the bytes that had arrived at a deadline have been read since.
 #[derive(Clone, Copy)]
-struct Look {
-    /// [`ConnState::taken`] at the end of that.
+struct LateRead {
+    /// Value of [`ConnState::taken`] once all of them are read.
     until: u64,
-    /// The same at the last look.
+    /// Value of [`ConnState::taken`] at the last poll.
     taken: u64,
-    /// Looks since then that have found nothing taken.
-    vain: u32,
+    /// Polls since the last one that saw progress.
+    idle_polls: u32,
 }
 
-impl Look {
-    /// A receive passes through the kernel and the driver's turn; when it has not been read by then, nobody wants it.
-    const VAIN_MAX: u32 = 3;
+impl LateRead {
+    /// A receive needs the kernel and one turn of the driver. Bytes that are unread after that are not wanted.
+    const IDLE_POLLS_MAX: u32 = 3;
 }
 
 impl ConnState {
@@ -68,7 +68,7 @@ impl ConnState {
         Rc::new(ConnState {
             arrived: HeadTracker::default(),
             taken: Cell::new(0),
-            look: Cell::new(None),
+            late_read: Cell::new(None),
             phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
             body_overdue: Cell::new(false),
@@ -79,24 +79,26 @@ impl ConnState {
         })
     }
 
-    /// Makes the connection look at the core's stop state again.
+    /// Makes the connection check the core's stop state again.
     pub(super) fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
     }
 
+    /// Remembers the connection's task, for [`ConnState::wake`].
     pub(super) fn keep_waker(&self, cx: &Context<'_>) {
         keep_waker(&mut self.waker.borrow_mut(), cx);
     }
 
+    /// Begins a phase at `now`.
     pub(super) fn enter(&self, phase: ConnPhase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
-        self.look.set(None);
+        self.late_read.set(None);
     }
 
-    /// From when on an idle connection has how long: `idle`, and less once a stop has begun.
+    /// Since when an idle connection is judged, and its limit: `idle`, or less once a stop has begun.
     pub(super) fn idle_limit(&self, stop: &Stop, idle: Duration) -> (Instant, Duration) {
         let since = self.since.get();
         match stop.began.get() {
@@ -106,8 +108,8 @@ impl ConnState {
         }
     }
 
-    /// Ready with true once the peer has had `limit` since `since`, and all that had arrived by then has been read; with
-    /// false when it gets the whole limit again, because this process was paused.
+    /// Ready with true once the peer has had `limit` since `since` and all that had arrived by then has been read. Ready
+    /// with false if this process was paused: then the peer gets the whole limit again.
     pub(super) fn poll_overdue(
         &self,
         cx: &mut Context<'_>,
@@ -117,49 +119,51 @@ impl ConnState {
     ) -> Poll<bool> {
         let deadline = since + limit;
         ready!(alarm.poll(cx, deadline));
-        let look = self.look.get();
-        if look.is_none() && was_paused(limit, rt::since(deadline)) {
+        let late_read = self.late_read.get();
+        if late_read.is_none() && was_paused(limit, rt::since(deadline)) {
             self.since.set(rt::now());
             return Poll::Ready(false);
         }
         stream.net().turn_now();
         let (arrived, taken) = (stream.arrived(), self.taken.get());
-        let mut look = look.unwrap_or(Look { until: taken + arrived as u64, taken, vain: 0 });
-        look.vain = if taken > look.taken { 0 } else { look.vain + 1 };
-        look.taken = taken;
-        if arrived == 0 || taken >= look.until || look.vain > Look::VAIN_MAX {
+        let first = LateRead { until: taken + arrived as u64, taken, idle_polls: 0 };
+        let mut late_read = late_read.unwrap_or(first);
+        late_read.idle_polls = if taken > late_read.taken { 0 } else { late_read.idle_polls + 1 };
+        late_read.taken = taken;
+        let is_stuck = late_read.idle_polls > LateRead::IDLE_POLLS_MAX;
+        if arrived == 0 || taken >= late_read.until || is_stuck {
             return Poll::Ready(true);
         }
-        self.look.set(Some(look));
-        // The others have their turn in between.
+        self.late_read.set(Some(late_read));
+        // Other tasks run before the next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// A request's head is whole, and its body is read from now on.
+    /// The head is complete; the body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
         self.enter(ConnPhase::Body, now);
         self.body_overdue.set(false);
     }
 
-    /// The body has come too late: the request answers this itself when it is polled next.
+    /// `BODY_TIMEOUT` has passed. The request answers this itself when it is polled next.
     pub(super) fn set_body_overdue(&self) {
         self.body_overdue.set(true);
         self.phase.set(ConnPhase::Working);
     }
 
-    /// Ready once the driver has found the body overdue; the driver polls the request right after setting it.
+    /// Ready once the body is overdue. It needs no waker: the connection polls the request right after it has set this.
     pub(super) async fn body_overdue(&self) {
         poll_fn(|_| if self.body_overdue.get() { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
-    /// The client has done its part; what follows has no deadline of its own, so the time it began is not needed.
+    /// The whole body has arrived. `Working` has no deadline here, so `since` stays as it is.
     pub(super) fn body_is_whole(&self) {
         self.phase.set(ConnPhase::Working);
         self.body_overdue.set(false);
     }
 
-    /// The answer is made, to a request with a body of `length` bytes if that is known.
+    /// The answer is ready. `length` is the length of the request's body, if known.
     pub(super) fn request_ended(&self, length: Option<u64>, now: Instant) {
         self.clean.set(self.arrived.end_of_request(length));
         self.enter(ConnPhase::Idle, now);

@@ -1,4 +1,4 @@
-//! The only place where an outcome becomes a status, headers and a body.
+//! Answers: the only place where the result of a request becomes a status, headers and a body.
 
 use std::cell::RefCell;
 
@@ -10,37 +10,39 @@ use http::header::{
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use super::ack::LevelError;
+use super::body::BodyError;
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
 use crate::spool::SpoolError;
 
-/// What became of one request.
+/// The result of one request.
 #[derive(Debug)]
 pub enum Answer {
-    /// Every payload was admitted, and what `ack` promises of them is so.
+    /// Every payload was admitted, and the promise of `ack` holds.
     Accepted {
         count: usize,
         ack: Ack,
     },
-    /// Every payload was admitted, and not all of them will ever be in the store.
+    /// Every payload was admitted, and some of them will never be in the store.
     NotStored(Outcomes),
-    /// Every payload was admitted, and of some it was not known in time whether the store has them.
+    /// Every payload was admitted, and it was not known in time whether the store has all of them.
     Undecided {
         outcomes: Outcomes,
-        /// It will not be known here: the server has stopped.
+        /// The server has stopped, so it will never be known here.
         stopped: bool,
     },
-    /// The disk did not confirm the request in time, and may still do so.
+    /// The disk did not confirm the payloads in time. It may still do so.
     NotSynced,
     NotFound,
     MethodNotAllowed,
     BadRequest(String),
     Unauthorized,
-    BodyTimeout,
+    BodyTimeout(String),
     TooLarge(String),
     UnsupportedEncoding,
-    /// No room now; nothing of the request was admitted.
+    /// There is no room now. No payload was admitted.
     Unavailable {
         error: String,
         retry_after_s: u64,
@@ -62,7 +64,26 @@ impl From<Refusal> for Answer {
     }
 }
 
-/// A spool that is full has room again when the store has taken something; one that fails is tried every second.
+impl From<LevelError> for Answer {
+    fn from(error: LevelError) -> Answer {
+        Answer::BadRequest(error.to_string())
+    }
+}
+
+impl From<BodyError> for Answer {
+    fn from(error: BodyError) -> Answer {
+        let text = error.to_string();
+        match error {
+            BodyError::Corrupt { .. } | BodyError::Disconnected(_) => Answer::BadRequest(text),
+            BodyError::TooLarge { .. } => Answer::TooLarge(text),
+            BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
+            BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
+            BodyError::Overdue => Answer::BodyTimeout(text),
+        }
+    }
+}
+
+/// A full spool has room again once the store has taken something. A failing one is tried every second.
 const SPOOL_RETRY_AFTER_S: u64 = 5;
 
 impl From<SpoolError> for Answer {
@@ -77,14 +98,14 @@ impl From<SpoolError> for Answer {
     }
 }
 
-/// The head-timeout reply, written as bytes because hyper has no request to answer yet.
+/// The reply to a head that is overdue, as bytes because hyper has no request to answer yet.
 pub const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
 content-type: application/json\r\ncontent-length: 63\r\n\r\n\
 {\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
 
 impl Answer {
-    /// The reply; `close` asks the client to end the connection after it. `room` is an empty map whose memory is used
-    /// again: hyper keeps a reply's map for the next request, so that in the long run there is one per connection.
+    /// The reply. `close` asks the client to end the connection after it. `room` is an empty map whose memory is reused:
+    /// hyper keeps a reply's map for the next request, so in the long run a connection has one map.
     pub fn render(self, close: bool, room: HeaderMap) -> Response<Full<Bytes>> {
         let mut close = close;
         let mut response = match self {
@@ -123,10 +144,9 @@ impl Answer {
                 let text = "the token is missing or unknown";
                 with(error(StatusCode::UNAUTHORIZED, text), WWW_AUTHENTICATE, "Bearer")
             }
-            Answer::BodyTimeout => {
+            Answer::BodyTimeout(text) => {
                 close = true;
-                let text = "the request body was not complete in BODY_TIMEOUT";
-                error(StatusCode::REQUEST_TIMEOUT, text)
+                error(StatusCode::REQUEST_TIMEOUT, &text)
             }
             Answer::TooLarge(text) => error(StatusCode::PAYLOAD_TOO_LARGE, &text),
             Answer::UnsupportedEncoding => {
@@ -152,7 +172,7 @@ impl Answer {
     }
 }
 
-/// Payloads a request up to which each count's reply body is made only once for each level.
+/// Reply bodies are cached for requests of fewer payloads than this, one for each count and level.
 const ACCEPTED_KEPT: usize = 256;
 
 fn accepted(count: usize, ack: Ack) -> Bytes {
@@ -173,7 +193,7 @@ fn accepted(count: usize, ack: Ack) -> Bytes {
     })
 }
 
-/// The body of an answer to a request that was admitted and whose promise was not kept.
+/// The reply body of a request that was admitted and whose promise was not kept.
 fn unkept(text: &str, outcomes: Outcomes) -> String {
     let Outcomes { accepted, stored, dead_lettered, .. } = outcomes;
     let text = serde_json::Value::from(text);

@@ -1,7 +1,7 @@
 //! One request, from its head to its answer: handle → split → admit → enqueue → wait → answer.
 //!
-//! Only [`route`] knows how many pipelines a server has; what stands before it belongs to the core, and everything
-//! behind it gets the [`Intake`] that the path has chosen.
+//! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code after it works on the
+//! [`Intake`] that the path selects.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::ack::{self, LevelError};
+use super::ack;
 use super::body::{self, BodyError};
 use super::parse::{self, Collection, Scratch};
 use super::phase::ConnState;
@@ -35,20 +35,20 @@ use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
 
-/// One pipeline, as requests see it.
+/// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {
-    /// Its ack level, and how long a request waits for room and for its acknowledgement.
+    /// The default ack level, and how long a request waits for room and for its acknowledgement.
     pub config: Arc<Config>,
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
     pub spool: Option<Rc<Spool>>,
-    /// Whether anything asks for the `version` of a payload's request.
+    /// Whether a key template uses the `version` of a request.
     pub needs_version: bool,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
 
-/// Answers one request.
+/// Handles one request: measures it, answers it, and tells the connection how far it is.
 pub(super) async fn handle(
     server: Rc<Server>,
     state: Rc<ConnState>,
@@ -60,10 +60,12 @@ pub(super) async fn handle(
     let length = request.body().size_hint().exact();
     let (head, body) = request.into_parts();
     let wanted = Wanted::of(&head, &server);
-    // Its fields and the buffer they lie in would outweigh the rest of the connection while the body comes.
-    let room = emptied(head);
-    let (answer, body_left) = answer(&server, &state, wanted, body).await;
-    let response = answer.render(body_left || server.stop.draining.get(), room);
+    // While the body arrives, the head's fields and their buffer would outweigh the rest of the connection.
+    let reply_headers = emptied(head);
+    let (answer, body_left) = process(&server, &state, wanted, body).await;
+    // The next request of this connection would begin in the middle of an unread body.
+    let close = body_left || server.stop.draining.get();
+    let response = answer.render(close, reply_headers);
     server.cells.count_response(response.status().as_u16());
     let now = rt::now();
     server.cells.request_latency.observe(now - started);
@@ -71,37 +73,25 @@ pub(super) async fn handle(
     Ok(response)
 }
 
-/// Fields for which a connection keeps room between its requests, 150 bytes each.
-const FIELDS_KEPT: usize = 16;
-
-/// The head's map without its fields, for the reply.
-fn emptied(head: Parts) -> HeaderMap {
-    let mut headers = head.headers;
-    headers.clear();
-    if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
-}
-
-/// What a head asks for, as far as that matters here.
+/// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
-    ack: Result<Ack, LevelError>,
-    coding: Result<Option<Coding>, BodyError>,
+    ack: Ack,
+    coding: Option<Coding>,
 }
 
 impl<'a> Wanted<'a> {
     /// # Errors
-    /// The request is for nobody here.
+    /// The answer to a request that its head alone refuses.
     fn of(head: &Parts, server: &'a Server) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)?;
-        Ok(Wanted {
-            intake,
-            ack: ack::level(&head.headers, &intake.config),
-            coding: body::coding_of(&head.headers),
-        })
+        let ack = ack::requested_level(&head.headers, &intake.config)?;
+        let coding = body::coding_of(&head.headers)?;
+        Ok(Wanted { intake, ack, coding })
     }
 }
 
-/// Where a request goes: the one place that looks at its path.
+/// Selects the pipeline of a request. No other code looks at a path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
     match wrong_route(method, uri) {
         Some(answer) => Err(answer),
@@ -109,7 +99,7 @@ fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intak
     }
 }
 
-/// The answer to a request for anything but `POST /payloads`.
+/// The answer to any request but `POST /payloads`.
 pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
     match uri.path() {
         "/payloads" if method == Method::POST => None,
@@ -118,8 +108,18 @@ pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
     }
 }
 
-/// The outcome, and whether some of the body was left unread (then the connection cannot be used again).
-async fn answer(
+/// Largest capacity, in header fields of 150 bytes, of a map that a connection keeps between requests.
+const FIELDS_KEPT: usize = 16;
+
+/// The head's header map without its fields, so that the reply needs no allocation.
+fn emptied(head: Parts) -> HeaderMap {
+    let mut headers = head.headers;
+    headers.clear();
+    if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
+}
+
+/// Takes a request from its body to its answer. Also says whether part of the body is left unread.
+async fn process(
     server: &Server,
     state: &ConnState,
     wanted: Result<Wanted<'_>, Answer>,
@@ -128,55 +128,56 @@ async fn answer(
     let has_body = !body.is_end_stream();
     let Wanted { intake, ack, coding } = match wanted {
         Ok(wanted) => wanted,
-        Err(answer) => return (answer, has_body),
+        Err(refusal) => return (refusal, has_body),
     };
-    let ack = match ack {
-        Ok(ack) => ack,
-        Err(error) => return (Answer::BadRequest(error.to_string()), has_body),
+    let body = match read(server, state, body, coding).await {
+        Ok(body) => body,
+        // Corrupt compression is found after the whole body was read. Every other error leaves some of it unread.
+        Err(error @ BodyError::Corrupt { .. }) => return (error.into(), false),
+        Err(error) => return (error.into(), has_body),
     };
-    let read = async {
-        let coding = coding?;
-        let raw = server.bodies.read(body).await?;
-        state.body_is_whole();
-        server.bodies.decode(raw, coding).await.map(Some)
-    };
-    let overdue = async {
-        state.body_overdue().await;
-        Ok(None)
-    };
-    // Corrupt compression is found after the body was read whole; the other errors leave some of it behind.
-    match read.or(overdue).await {
-        Ok(Some(body)) => match admit(server, intake, body, ack).await {
-            Ok(admitted) => (wait(intake, admitted, ack).await, false),
-            Err(refusal) => (refusal, false),
-        },
-        Ok(None) => (Answer::BodyTimeout, true),
-        Err(error @ BodyError::Corrupt { .. }) => (Answer::BadRequest(error.to_string()), false),
-        Err(error @ BodyError::TooLarge { .. }) => (Answer::TooLarge(error.to_string()), has_body),
-        Err(error @ BodyError::Disconnected(_)) => (Answer::BadRequest(error.to_string()), true),
-        Err(BodyError::UnsupportedEncoding) => (Answer::UnsupportedEncoding, has_body),
-        Err(error @ BodyError::MemoryExhausted) => {
-            (Answer::Unavailable { error: error.to_string(), retry_after_s: 1 }, has_body)
-        }
+    match admit(server, intake, body, ack).await {
+        Ok(admitted) => (wait(intake, admitted, ack).await, false),
+        Err(refusal) => (refusal, false),
     }
 }
 
-/// A request whose payloads were taken, all of them.
+/// Reads and decompresses the body.
+async fn read(
+    server: &Server,
+    state: &ConnState,
+    body: Incoming,
+    coding: Option<Coding>,
+) -> Result<ChargedBytes, BodyError> {
+    let whole = async {
+        let raw = server.bodies.read(body).await?;
+        // From here on the client is not waited for, so BODY_TIMEOUT ends.
+        state.body_is_whole();
+        server.bodies.decode(raw, coding).await
+    };
+    let overdue = async {
+        state.body_overdue().await;
+        Err(BodyError::Overdue)
+    };
+    whole.or(overdue).await
+}
+
+/// A request whose payloads were all admitted.
 struct Admitted {
     count: usize,
-    outstanding: Outstanding,
+    awaited: Awaited,
 }
 
 /// What an admitted request still waits for.
-enum Outstanding {
+enum Awaited {
     Nothing,
-    /// The store's word on its payloads.
+    /// The outcome of every payload.
     Store(Rc<RequestOutcome>),
-    /// The disk's.
+    /// The sync of its payloads to the spool.
     Disk(Rc<Ticket>),
 }
 
-/// Splits the body and takes its payloads, all or none, in the way that `ack` asks for.
+/// Splits the body and admits its payloads, all or none. If there is no room now, waits up to `ENQUEUE_WAIT`.
 async fn admit(
     server: &Server,
     intake: &Intake,
@@ -185,11 +186,12 @@ async fn admit(
 ) -> Result<Admitted, Answer> {
     let tokens = server.tokens.as_ref();
     let need = {
+        // The core's one scratch: this borrow must end before the next await.
         let mut scratch = server.scratch.borrow_mut();
         let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
         let version = intake.version_for_keys(version);
         if payloads.is_empty() {
-            let nothing = Admitted { count: 0, outstanding: Outstanding::Nothing };
+            let nothing = Admitted { count: 0, awaited: Awaited::Nothing };
             return if intake.stop.closed.get() { Err(Answer::Stopping) } else { Ok(nothing) };
         }
         let need = need(payloads, &body, version.as_deref());
@@ -201,7 +203,7 @@ async fn admit(
         }
         need
     };
-    // In line a request holds its body and nothing else: its spans could weigh four times that. They are found anew.
+    // A waiting request holds its body only. Its spans could weigh four times as much, so the body is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let mut scratch = server.scratch.borrow_mut();
     let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
@@ -209,7 +211,7 @@ async fn admit(
     Ok(intake.enqueue(permit, body, payloads, version, ack))
 }
 
-/// What the body is, if it is a collection from somebody who may send one.
+/// Finds the payloads of a body and checks its token.
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
@@ -223,18 +225,18 @@ pub fn split<'body, 'scratch>(
     }
 }
 
-/// What a request with these payloads asks for.
+/// The queue slots and bytes that these payloads need.
 fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
     Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
 }
 
 impl Intake {
-    /// What keys are made of in a request's `version`, if they are.
+    /// The part of a request's `version` that keys use; `None` if no template uses it.
     fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
         version.filter(|_| self.needs_version).map(|version| key::version(&version))
     }
 
-    /// Queues the payloads of a body that has its permit.
+    /// Puts the payloads of a body into the queue. `permit` is its room there.
     fn enqueue(
         &self,
         permit: Permit,
@@ -246,6 +248,7 @@ impl Intake {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
         let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
+        // The permit replaces the charge for the body's memory.
         let payloads = Payload::split(body.into_bytes(), permit, spans, version);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
@@ -255,11 +258,11 @@ impl Intake {
         }));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(payload_bytes);
-        let outstanding = request_outcome.map_or(Outstanding::Nothing, Outstanding::Store);
-        Admitted { count: spans.len(), outstanding }
+        let awaited = request_outcome.map_or(Awaited::Nothing, Awaited::Store);
+        Admitted { count: spans.len(), awaited }
     }
 
-    /// Queues the payloads for the disk, from where they come to the queue.
+    /// Hands the payloads to the spool, which queues them once they are on the disk.
     fn enqueue_for_disk(
         &self,
         need: Need,
@@ -268,21 +271,22 @@ impl Intake {
         version: Option<&str>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
+        // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
         let ticket = spool.submit(self.stamps.take(spans.len()), body, spans, version)?;
-        Ok(Admitted { count: spans.len(), outstanding: Outstanding::Disk(ticket) })
+        Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
     }
 }
 
-/// Waits for what `ack` promises of the payloads.
+/// Waits up to `ACK_TIMEOUT` for what `ack` promises.
 async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
-    let Admitted { count, outstanding } = admitted;
-    let patience = intake.config.ack_timeout;
-    match outstanding {
-        Outstanding::Nothing => Answer::Accepted { count, ack },
-        Outstanding::Store(request_outcome) => {
-            ack::stored(&request_outcome, patience, &intake.stop, intake.cells).await
+    let Admitted { count, awaited } = admitted;
+    let limit = intake.config.ack_timeout;
+    match awaited {
+        Awaited::Nothing => Answer::Accepted { count, ack },
+        Awaited::Store(outcome) => {
+            ack::wait_until_stored(&outcome, limit, &intake.stop, intake.cells).await
         }
-        Outstanding::Disk(ticket) => ack::spooled(&ticket, count, patience, &intake.stop).await,
+        Awaited::Disk(ticket) => ack::wait_until_spooled(&ticket, count, limit, &intake.stop).await,
     }
 }

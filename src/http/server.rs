@@ -1,4 +1,4 @@
-//! What the connections of one core share.
+//! State that the connections of one core share.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
 use crate::throttle::Throttle;
 
-/// One core's side towards its clients.
+/// One core's server for its clients.
 pub struct Server {
     pub config: Arc<Config>,
     pub net: Rc<Net>,
@@ -27,75 +27,76 @@ pub struct Server {
     pub conns: Conns,
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
-    /// `None`: anybody may send.
+    /// `None`: requests need no token.
     pub tokens: Option<TokenView>,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
-    /// Where `POST /payloads` goes.
+    /// The entrance of the pipeline for `POST /payloads`.
     pub intake: Intake,
 }
 
-/// The open connections of one core: how many there may be, and who they are, to wake them when a stop has come further.
+/// The open connections of one core: their limit, and a list to wake them when the stop proceeds.
 pub struct Conns {
     slots: Rc<Semaphore>,
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
     next: Cell<u64>,
-    /// How often one has given its buffers back because it was silent.
-    pub quieted: Cell<u64>,
-    /// The listener is open.
+    /// How often a connection has released hyper's buffers because it was silent.
+    pub buffers_released: Cell<u64>,
+    /// Whether the listener is open.
     accepting: Cell<bool>,
-    /// For connections that panic.
-    pub(super) panics: RefCell<Throttle>,
+    /// Limits log lines about connections that panicked.
+    pub(super) panic_log: RefCell<Throttle>,
 }
 
-/// Takes its connection off the list when dropped.
+/// Removes its connection from the list when dropped.
 pub(super) struct RegisteredConn<'a> {
     conns: &'a Conns,
     number: u64,
 }
 
 impl Conns {
-    /// No connection yet, and never more than `max`.
+    /// An empty list of at most `max` connections.
     pub fn new(max: usize) -> Conns {
         Conns {
             slots: Rc::new(Semaphore::new(max as u64)),
             open: RefCell::default(),
             next: Cell::new(0),
-            quieted: Cell::new(0),
+            buffers_released: Cell::new(0),
             accepting: Cell::new(true),
-            panics: RefCell::default(),
+            panic_log: RefCell::default(),
         }
     }
 
-    /// A slot for one more connection, waiting for one to end if there is none; `None` once [`Conns::close`] was called.
+    /// Waits for a free connection slot. `None` once [`Conns::close`] was called.
     pub(super) async fn slot(&self) -> Option<StaticPermit> {
         self.slots.acquire_static_permit(1).await.ok()
     }
 
-    pub(super) fn list(&self, state: &Rc<ConnState>) -> RegisteredConn<'_> {
+    /// Lists a connection until the guard is dropped.
+    pub(super) fn register(&self, state: &Rc<ConnState>) -> RegisteredConn<'_> {
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, state.clone());
         RegisteredConn { conns: self, number }
     }
 
-    /// Makes every connection look at how far the stop has come.
+    /// Makes every connection check how far the stop has come.
     pub fn wake_all(&self) {
         for state in self.open.borrow().values() {
             state.wake();
         }
     }
 
-    /// Connections are still accepted.
+    /// Whether the listener still accepts connections.
     pub fn is_accepting(&self) -> bool {
         self.accepting.get()
     }
 
-    /// The listener is closed.
+    /// Records that the listener is closed.
     pub(super) fn accepting_ended(&self) {
         self.accepting.set(false);
     }
 
-    /// Ends accepting and wakes everybody.
+    /// Ends accepting and wakes every connection.
     pub fn close(&self) {
         self.slots.close();
         self.wake_all();

@@ -1,8 +1,8 @@
 //! The tokens of `TOKENS_FILE`, kept as digests, compared in constant time.
 //!
-//! How long [`TokenSet::contains`] takes depends on the number of tokens and on the length of the one asked
-//! for, never on how much of it is right: every digest is compared whole, also after one has matched.
-//! Neither tokens nor digests are ever printed.
+//! The duration of [`TokenSet::contains`] depends on the number of tokens and on the length of the given one, never on
+//! how much of it is right: every digest is compared in full, also after one has matched. Neither tokens nor digests are
+//! ever printed.
 
 #![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
@@ -18,11 +18,11 @@ use arc_swap::cache::Cache;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConstantTimeEq as _};
 
-/// A file that is larger holds something else: 4096 tokens of 255 bytes.
+/// Largest file: 4096 tokens of 255 bytes. A larger one is not a tokens file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Every request is compared with every token: 4096 digests are some 128 KiB, which is about what a core's L2
-/// cache gives up without other work noticing.
+/// Most tokens. Each request is compared with all of them: 4096 digests are 128 KiB, about as much of a core's L2 cache
+/// as can be used without slowing other work.
 const TOKENS_MAX: usize = 4096;
 
 /// The accepted tokens; never empty.
@@ -30,7 +30,7 @@ pub struct TokenSet {
     digests: Vec<[u8; 32]>,
 }
 
-/// Why a tokens file was not taken. Lines count from 1; no variant carries what a line said.
+/// Why a tokens file was refused. Lines count from 1; no variant holds the text of a line.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     #[error("cannot be read: {0}")]
@@ -48,11 +48,11 @@ pub enum TokensError {
 }
 
 impl TokenSet {
-    /// Reads one token per line; white space around it, blank lines, lines beginning with `#` and repetitions
-    /// are ignored.
+    /// Reads one token per line. White space around it, blank lines, lines that begin with `#` and duplicates are
+    /// ignored.
     ///
     /// # Errors
-    /// What is wrong with the file and on which line, without the file's name.
+    /// What is wrong and on which line, without the file's name.
     pub fn load(path: &Path) -> Result<TokenSet, TokensError> {
         let mut bytes = Vec::new();
         File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
@@ -87,7 +87,7 @@ impl TokenSet {
         if digests.is_empty() { Err(TokensError::Empty) } else { Ok(TokenSet { digests }) }
     }
 
-    /// Whether `token` is one of the set; `None`, a request without one, is not.
+    /// Whether `token` is in the set. `None`, a request without a token, is not.
     pub fn contains(&self, token: Option<&str>) -> bool {
         let Some(token) = token else { return false };
         let asked: [u8; 32] = Sha256::digest(token.as_bytes()).into();
@@ -98,27 +98,28 @@ impl TokenSet {
         found.into()
     }
 
-    /// How many tokens there are, at least 1.
+    /// The number of tokens, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "an empty set cannot exist")]
     pub fn len(&self) -> usize {
         self.digests.len()
     }
 }
 
-/// One core's view of the published tokens: a look costs one atomic load, and a new set is seen by the next request.
+/// One core's view of the published tokens. Reading it costs one atomic load; the next request sees a new set.
 pub struct TokenView(RefCell<Cache<Arc<ArcSwap<TokenSet>>, Arc<TokenSet>>>);
 
 impl TokenView {
+    /// A view that follows what is published.
     pub fn new(published: Arc<ArcSwap<TokenSet>>) -> TokenView {
         TokenView(RefCell::new(Cache::new(published)))
     }
 
-    /// A view of a set that stays as it is.
+    /// A view of a set that never changes.
     pub fn fixed(set: Arc<TokenSet>) -> TokenView {
         TokenView::new(Arc::new(ArcSwap::new(set)))
     }
 
-    /// [`TokenSet::contains`] of the newest set.
+    /// [`TokenSet::contains`] on the newest set.
     pub fn contains(&self, token: Option<&str>) -> bool {
         self.0.borrow_mut().load().contains(token)
     }

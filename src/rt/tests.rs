@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What only this module may name in code that is not a test, and …
-const DOOR: [&str; 5] =
+const RT_ONLY: [&str; 5] =
     ["Instant::now", "SystemTime::now", ".elapsed()", "fastrand::", "future::yield_now"];
 /// … what may follow `glommio::` elsewhere, also in tests.
 const GLOMMIO: [&str; 3] = ["io::", "net::", "GlommioError"];
@@ -20,14 +20,14 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The lines of `text` that go round the door, with their numbers.
-fn round_the_door(path: &Path, text: &str) -> Vec<(usize, String)> {
+/// The lines of `text` that bypass this module, with their numbers.
+fn bypasses(path: &Path, text: &str) -> Vec<(usize, String)> {
     let is_sync = path.ends_with("sync.rs");
     let mut is_test =
         path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        // By convention tests are the end of a file.
+        // By convention tests are at the end of a file.
         is_test |= line == "#[cfg(test)]" && text.lines().nth(number + 1).is_none_or(is_tests);
         let code = line.split("//").next().unwrap_or_default();
         let allowed = |after: &str| {
@@ -35,40 +35,40 @@ fn round_the_door(path: &Path, text: &str) -> Vec<(usize, String)> {
                 || is_sync && after.starts_with("sync::")
         };
         let of_glommio = code.split("glommio::").skip(1).any(|after| !allowed(after));
-        if of_glommio || !is_test && DOOR.iter().any(|name| code.contains(name)) {
+        if of_glommio || !is_test && RT_ONLY.iter().any(|name| code.contains(name)) {
             found.push((number + 1, line.trim().to_owned()));
         }
     }
     found
 }
 
-/// A module of tests, or what is told to the compiler about it.
+/// A module of tests, or an attribute of one.
 fn is_tests(line: &str) -> bool {
     line.starts_with("mod tests") || line.starts_with("#[")
 }
 
 #[test]
-fn nobody_goes_round_the_door() {
+fn no_module_bypasses_rt() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);
     assert!(files.len() > 100, "{}", files.len());
-    let door = [root.join("rt.rs"), root.join("rt")];
-    files.retain(|path| !door.iter().any(|door| path.starts_with(door)));
+    let own = [root.join("rt.rs"), root.join("rt")];
+    files.retain(|path| !own.iter().any(|own| path.starts_with(own)));
     let mut wrong = Vec::new();
     for path in files {
-        for (line, text) in round_the_door(&path, &fs::read_to_string(&path).unwrap()) {
+        for (line, text) in bypasses(&path, &fs::read_to_string(&path).unwrap()) {
             let name = path.strip_prefix(&root).unwrap().display();
             wrong.push(format!("src/{name}:{line}: {text}"));
         }
     }
-    assert!(wrong.is_empty(), "crate::rt has these:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "use crate::rt instead:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn a_way_round_the_door_is_found() {
+fn a_bypass_is_found() {
     let lines = |path: &str, text: &str| -> Vec<usize> {
-        round_the_door(Path::new(path), text).into_iter().map(|(line, _)| line).collect()
+        bypasses(Path::new(path), text).into_iter().map(|(line, _)| line).collect()
     };
     let text = "use glommio::io::DmaFile;\nglommio::spawn_local(x);\n// glommio::Task\n\
                 let now = Instant::now();\nfastrand::f64();\nat.elapsed()\n\
@@ -102,7 +102,7 @@ fn blocking_work_counts_as_a_foreign_wait() {
         assert!(has_foreign_waits());
         go.send(7).unwrap();
         assert_eq!(work.await, 7);
-        // One that is dropped early counts no more.
+        // One that is dropped early no longer counts.
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let work = spawn(blocking(move || wait.recv().is_ok()));
         yield_now().await;
@@ -114,7 +114,7 @@ fn blocking_work_counts_as_a_foreign_wait() {
 }
 
 #[test]
-fn an_executor_is_idle_when_nobody_else_wants_to_run() {
+fn an_executor_is_idle_when_no_other_task_is_ready() {
     run_test(async {
         assert!(is_idle().await);
         let busy = spawn(async {
@@ -129,7 +129,7 @@ fn an_executor_is_idle_when_nobody_else_wants_to_run() {
 }
 
 #[test]
-fn time_goes_on_and_is_never_negative() {
+fn time_advances_and_is_never_negative() {
     let before = now();
     assert_eq!(since(before + Duration::from_secs(3600)), Duration::ZERO);
     run_test(sleep(Duration::from_millis(2)));

@@ -111,12 +111,12 @@ fn the_filter_is_taken_from_the_file_and_other_changes_are_named() {
     assert!(!logs_debug(&server));
     write(dir.path(), "m.toml", "log = \"debug\"\nmax_workers = 4\nmax_queue = 50\n");
     reload(&server, "LOG is debug from now on");
-    wait_for("the names", || server.logged("not in force before: MAX_WORKERS, MAX_QUEUE"));
+    wait_for("the names", || server.logged("not in effect before: MAX_WORKERS, MAX_QUEUE"));
     assert!(logs_debug(&server));
     // Said once more at the next, for it is still so; the filter is in force.
     let line = "LOG is debug from now on";
     let said = server.count_logged(line);
-    reload(&server, "not in force before: MAX_WORKERS, MAX_QUEUE");
+    reload(&server, "not in effect before: MAX_WORKERS, MAX_QUEUE");
     assert_eq!(server.count_logged(line), said);
 
     for (bad, says) in [
