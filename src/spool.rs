@@ -39,11 +39,11 @@
 //! which for batches is before their members are settled.
 
 mod disk;
-mod ordinals;
 mod health;
 mod keeper;
-mod pending;
+mod ordinals;
 mod own;
+mod pending;
 mod prepare;
 mod reader;
 mod removed;
@@ -77,8 +77,8 @@ use crate::throttle::Throttle;
 use disk::SpoolDisk;
 use format::VERSION_BYTES_MAX;
 use health::DiskHealth;
-use pending::PendingRequests;
 use own::OwnFiles;
+use pending::PendingRequests;
 use reader::Overflow;
 use segment::Segment;
 use takeover::offers::Takeover;
@@ -169,7 +169,7 @@ pub struct Spool {
     admission: Rc<Admission>,
     pending: PendingRequests,
     own: OwnFiles,
-    adopted: TakenSegments,
+    taken: TakenSegments,
     overflow: Overflow,
     disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
@@ -195,7 +195,7 @@ pub struct SpooledRequest {
 impl SpooledRequest {
     /// Settles the payload with this stamp and of `bytes`: it is stored or dead-lettered.
     pub fn complete(&self, stamp: Stamp, bytes: usize) {
-        self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
+        self.segment.complete(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
         self.cells.spool_bytes.sub(bytes as u64);
     }
@@ -228,7 +228,7 @@ impl Spool {
         let spool = Rc::new(Spool {
             pending: PendingRequests::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             own: OwnFiles::new(setup.dir.clone()),
-            adopted: TakenSegments::default(),
+            taken: TakenSegments::default(),
             overflow: Overflow::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
@@ -279,7 +279,7 @@ impl Spool {
     /// The directories in which payloads lie that this core takes, its own first.
     fn dirs(&self) -> Vec<Rc<CoreDir>> {
         let mut dirs = vec![self.own.dir().clone()];
-        dirs.extend(self.adopted.dirs());
+        dirs.extend(self.taken.dirs());
         dirs
     }
 

@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::Stamp;
-use crate::spool::batches::ledger::{JournalFile, Ledger, CompletedMembers};
-use crate::spool::format::scan::{SegmentEnd, ScanStep};
+use crate::spool::batches::ledger::{CompletedMembers, JournalFile, Ledger};
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::offline::{SegmentFile, Spooled};
 use crate::spool::takeover::instances::{
     LockedSpool, core_dirs, files_of, instances_in, is_instance, quarantined,
@@ -278,13 +278,14 @@ fn files_with(
 fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
     let files = ledger.files();
     let Some(first) = files.first() else { return Ok(()) };
-    let (name, bytes) = (SegmentName(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
+    let (name, bytes) =
+        (SegmentName(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
     let problem = files.iter().flat_map(|file| &file.problems).next();
     let state = problem.map_or("whole", String::as_str);
-    let (begun, done) = (ledger.begun().count(), ledger.done().count());
+    let (in_doubt, done) = (ledger.in_doubt().count(), ledger.done().count());
     writeln!(
         out,
-        "{name}  {begun} batches begun and not finished, {done} finished  {bytes} B  {state}"
+        "{name}  {in_doubt} batches begun and not finished, {done} finished  {bytes} B  {state}"
     )
 }
 
@@ -318,7 +319,9 @@ fn look(
                 survey.end(&file, end);
                 return Ok(Some(survey));
             }
-            Ok(ScanStep::NeedBytes) => unreachable!("a file's walk goes on until something is found"),
+            Ok(ScanStep::NeedBytes) => {
+                unreachable!("a file's walk goes on until something is found")
+            }
             Err(error) => {
                 survey.problems.push(unreadable(&error));
                 return Ok(Some(survey));

@@ -30,11 +30,11 @@ pub mod runs;
 pub mod scan;
 
 pub use crate::net::BLOCK;
-use record::{SpoolRecord, read_record};
 pub use record::{
-    KEYS_BYTES_MAX, RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes, keys_of, record_bytes,
-    slices, write_keys, write_record,
+    KEYS_BYTES_MAX, RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes,
+    keys_of, record_bytes, slices, write_keys, write_record,
 };
+use record::{SpoolRecord, read_record};
 
 /// One of the two places for progress.
 pub const CHECKPOINT_BYTES: u64 = 64 << 10;
@@ -139,7 +139,11 @@ pub enum BlockStart {
 pub fn read_start(block: &[u8]) -> BlockStart {
     let head = &block[..HEAD_BYTES];
     if head[..7] != GROUP_MAGIC {
-        return if block.iter().all(|byte| *byte == 0) { BlockStart::Zeros } else { BlockStart::Other };
+        return if block.iter().all(|byte| *byte == 0) {
+            BlockStart::Zeros
+        } else {
+            BlockStart::Other
+        };
     }
     let whole = crc(&head[12..]) == u32_at(head, 8);
     let node = str::from_utf8(&head[49..HEAD_BYTES]).unwrap_or_default();
@@ -205,7 +209,9 @@ impl CommitGroup {
                 SpoolRecord::Request(record) => {
                     payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
                 }
-                SpoolRecord::Keys(_) if at > 0 => return Err("a template of keys behind other records"),
+                SpoolRecord::Keys(_) if at > 0 => {
+                    return Err("a template of keys behind other records");
+                }
                 SpoolRecord::Keys(_) | SpoolRecord::Intent(_) | SpoolRecord::Done(_) => {}
             }
             at += bytes;
@@ -328,22 +334,22 @@ impl Checkpoint {
     /// Whether something was written to this place of a file and is not whole, which is no harm
     /// while the other is.
     pub fn is_torn(place: &[u8]) -> bool {
-        let begun = place.iter().take(CHECKPOINT_HEAD_BYTES).any(|byte| *byte != 0);
-        begun && Checkpoint::read_one(place).is_none()
+        let is_written = place.iter().take(CHECKPOINT_HEAD_BYTES).any(|byte| *byte != 0);
+        is_written && Checkpoint::read_one(place).is_none()
     }
 
     /// The progress in the first [`DATA_START`] bytes of a file.
     pub fn read(bytes: &[u8]) -> Option<Checkpoint> {
         let places = bytes.chunks(CHECKPOINT_BYTES as usize).take(2);
-        places.filter_map(Checkpoint::read_one).max_by_key(|progress| progress.serial)
+        places.filter_map(Checkpoint::read_one).max_by_key(|checkpoint| checkpoint.serial)
     }
 
     /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a
     /// file, if perhaps not whole.
     fn may_be_torn(bytes: &[u8]) -> bool {
-        bytes
-            .chunks(CHECKPOINT_BYTES as usize)
-            .all(|place| place.starts_with(&CHECKPOINT_MAGIC) || place.iter().all(|byte| *byte == 0))
+        bytes.chunks(CHECKPOINT_BYTES as usize).all(|place| {
+            place.starts_with(&CHECKPOINT_MAGIC) || place.iter().all(|byte| *byte == 0)
+        })
     }
 }
 

@@ -39,7 +39,7 @@ impl Spool {
             if due {
                 self.write_checkpoints().await;
                 if self.setup.takeover.is_used_up() {
-                    self.adopted.leave_unused();
+                    self.taken.leave_unused();
                 }
                 noted = rt::now();
                 self.check_names().await;
@@ -88,8 +88,8 @@ impl Spool {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
-        let adopted = self.setup.takeover.bytes() / self.setup.cores as u64;
-        let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
+        let taken = self.setup.takeover.bytes() / self.setup.cores as u64;
+        let is_short = self.own_bytes() + bytes + taken > self.setup.options.max;
         self.own.set_short(is_short);
         if is_short {
             return Err(NoSpare::Full);
@@ -138,12 +138,12 @@ impl Spool {
     /// their files.
     async fn finish_segments(&self) {
         loop {
-            let finished = self.own.finished().or_else(|| self.adopted.finished());
+            let finished = self.own.finished().or_else(|| self.taken.finished());
             let Some(segment) = finished else { break };
             // Synced: a later process must not take groups of the next use for damage in this one.
             let noted = match () {
                 () if segment.is_foreign() => Ok(()),
-                () => segment.note(CheckpointMode::Complete).await.map(drop),
+                () => segment.write_checkpoint(CheckpointMode::Complete).await.map(drop),
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {
@@ -152,7 +152,7 @@ impl Spool {
             let left = segment.take_unstored();
             self.setup.cells.spool_bytes.sub(left);
             self.own.remove(&segment);
-            self.adopted.remove(&segment);
+            self.taken.remove(&segment);
             if !(reusable && self.own.keep_spare(&segment)) {
                 self.discard(&segment).await;
             }
@@ -171,10 +171,10 @@ impl Spool {
     /// payloads of which the note is lost are stored again under the same key.
     pub(super) async fn write_checkpoints(&self) {
         let mut segments = self.own.segments();
-        segments.extend(self.adopted.segments());
+        segments.extend(self.taken.segments());
         segments.retain(|segment| segment.is_dirty());
         for segment in segments {
-            if let Err(error) = segment.note(CheckpointMode::Unsynced).await {
+            if let Err(error) = segment.write_checkpoint(CheckpointMode::Unsynced).await {
                 self.fail(segment.path(), &error);
             }
         }
@@ -184,7 +184,7 @@ impl Spool {
     async fn retry_disk(&self) {
         let works = match self.own.next_spare() {
             Some(spare) => match spare.check().await {
-                Ok(()) => spare.note(CheckpointMode::Complete).await.map(drop),
+                Ok(()) => spare.write_checkpoint(CheckpointMode::Complete).await.map(drop),
                 Err(error) => {
                     if spare.is_removed() {
                         self.own.remove_spare(&spare);

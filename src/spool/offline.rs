@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::batches::ledger::CompletedMembers;
-use super::ordinals::OrdinalSet;
 use super::format::record::SpoolRecord;
 use super::format::scan::{ScanStep, SegmentScan};
-use super::format::{DATA_START, CommitGroup, CHECKPOINT_BYTES, Checkpoint, group_records, keys_of, group_requests};
+use super::format::{
+    CHECKPOINT_BYTES, Checkpoint, CommitGroup, DATA_START, group_records, group_requests, keys_of,
+};
+use super::ordinals::OrdinalSet;
 use crate::queue::job::Stamp;
 
 /// A walk through a file.
@@ -22,7 +24,7 @@ pub struct SegmentFile {
     /// What was read last; after a group was found, all of it.
     bytes: Vec<u8>,
     /// The progress that was found, and what was settled since.
-    progress: Checkpoint,
+    checkpoint: Checkpoint,
     done: OrdinalSet,
     /// Progress was written, but both pages are damaged.
     checkpoint_lost: bool,
@@ -57,17 +59,17 @@ impl SegmentFile {
         let torn = bytes.chunks(CHECKPOINT_BYTES as usize).any(Checkpoint::is_torn);
         let scan = SegmentScan::new(file_bytes, &bytes);
         let checkpoint_lost = noted.is_none() && torn;
-        let mut progress = noted.unwrap_or_default();
+        let mut checkpoint = noted.unwrap_or_default();
         let mut done = OrdinalSet::default();
-        if !progress.complete {
-            progress.done.drain(..).for_each(|range| done.insert(range));
+        if !checkpoint.complete {
+            checkpoint.done.drain(..).for_each(|range| done.insert(range));
         }
         Ok(SegmentFile {
             path: path.to_owned(),
             file,
             scan,
             bytes,
-            progress,
+            checkpoint,
             done,
             checkpoint_lost,
             next_ordinal: 0,
@@ -112,13 +114,13 @@ impl SegmentFile {
         let before = self.next_ordinal..head.first_ordinal;
         self.missing += before.filter(|ordinal| !self.done.contains(*ordinal)).count() as u64;
         self.next_ordinal = head.first_ordinal.saturating_add(group.payloads);
-        if self.progress.complete {
+        if self.checkpoint.complete {
             // A new use has begun, for which no progress was written yet.
-            let serial = self.progress.serial;
-            self.progress = Checkpoint { serial, ..Checkpoint::default() };
+            let serial = self.checkpoint.serial;
+            self.checkpoint = Checkpoint { serial, ..Checkpoint::default() };
         }
-        self.progress.id = head.label.id;
-        self.progress.groups = self.progress.groups.max(head.number + 1);
+        self.checkpoint.id = head.label.id;
+        self.checkpoint.groups = self.checkpoint.groups.max(head.number + 1);
     }
 
     /// Reads `group` again, which was found at offset `at`.
@@ -150,7 +152,7 @@ impl SegmentFile {
     }
 
     /// All records of `group`, which was found last.
-    pub fn entries(&self, group: &CommitGroup) -> impl Iterator<Item = SpoolRecord<'_>> {
+    pub fn records(&self, group: &CommitGroup) -> impl Iterator<Item = SpoolRecord<'_>> {
         group_records(&group.head, &self.bytes)
     }
 
@@ -171,34 +173,34 @@ impl SegmentFile {
 
     /// Whether it was ever used.
     pub fn was_used(&self) -> bool {
-        self.progress.id > 0
+        self.checkpoint.id > 0
     }
 
     /// Settles the payload with this number, which is stored.
-    pub fn settle(&mut self, ordinal: u32) {
+    pub fn complete(&mut self, ordinal: u32) {
         self.done.fill(ordinal..ordinal + 1);
     }
 
     /// The id of its use, as far as has been read; 0 if it was never used.
     pub fn id(&self) -> u64 {
-        if self.progress.complete { 0 } else { self.progress.id }
+        if self.checkpoint.complete { 0 } else { self.checkpoint.id }
     }
 
     /// Writes what has been settled, durably, for the next reader of the file.
     pub fn write_checkpoints(&mut self) -> io::Result<()> {
-        self.progress.serial += 1;
-        self.progress.done = self.done.ranges().collect();
-        if !self.progress.fits() {
+        self.checkpoint.serial += 1;
+        self.checkpoint.done = self.done.ranges().collect();
+        if !self.checkpoint.fits() {
             // As in the server: what was stored is stored again under the same keys.
             return Ok(());
         }
-        let mut buffer = vec![0; self.progress.bytes()];
-        self.progress.write(&mut buffer);
+        let mut buffer = vec![0; self.checkpoint.bytes()];
+        self.checkpoint.write(&mut buffer);
         let file = OpenOptions::new().write(true).open(&self.path)?;
         // The latest progress may not be synced, and the one that is overwritten now would be
         // missing.
         file.sync_data()?;
-        file.write_all_at(&buffer, self.progress.place())?;
+        file.write_all_at(&buffer, self.checkpoint.place())?;
         file.sync_data()
     }
 }

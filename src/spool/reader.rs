@@ -17,8 +17,11 @@ use crate::rt::sleep;
 use futures_lite::FutureExt;
 use glommio::io::ReadResult;
 
-use super::format::scan::{SegmentEnd, ScanStep, SegmentScan};
-use super::format::{BLOCK, DATA_START, SegmentDamage, CommitGroup, Checkpoint, RequestRecord, keys_of, group_requests};
+use super::format::scan::{ScanStep, SegmentEnd, SegmentScan};
+use super::format::{
+    BLOCK, Checkpoint, CommitGroup, DATA_START, RequestRecord, SegmentDamage, group_requests,
+    keys_of,
+};
 use super::segment::Segment;
 use super::takeover::instances::{self, move_to_quarantine};
 use super::takeover::offers::OrphanedCore;
@@ -241,7 +244,7 @@ impl Spool {
         let lost = segment.complete_missing(ordinals);
         let file = segment.path().display();
         tracing::error!(lost, "payloads lost: {file} is {damage}");
-        segment.note_damage();
+        segment.mark_damaged();
         self.setup.cells.payloads_lost.add(lost);
         match segment.is_orphaned() {
             true => self.setup.cells.payloads_adopted.add(lost),
@@ -273,16 +276,24 @@ impl Spool {
             let segment = Segment::adopt(orphan, self.disk.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
             let scan = SegmentScan::new(segment.bytes(), &head);
-            let progress = Checkpoint::read(&head);
-            segment.resume(progress);
+            let checkpoint = Checkpoint::read(&head);
+            segment.resume(checkpoint);
             io::Result::Ok((Rc::new(segment), scan))
         };
         match opened.await {
             Ok((segment, scan)) => {
-                self.adopted.add(segment.clone());
+                self.taken.add(segment.clone());
                 let window = Window::default();
-                let dir = self.adopted.dir_of(&core);
-                Some(SegmentReplay { dir, core, segment, scan, window, origin: None, next_ordinal: 0 })
+                let dir = self.taken.dir_of(&core);
+                Some(SegmentReplay {
+                    dir,
+                    core,
+                    segment,
+                    scan,
+                    window,
+                    origin: None,
+                    next_ordinal: 0,
+                })
             }
             Err(error) => {
                 let path = path.display();
@@ -303,7 +314,9 @@ impl Spool {
                 let head = &group.head;
                 if origin.is_none() {
                     // By now all batches of this directory are done, so their members are settled.
-                    core.members.of_segment(head.label.id).for_each(|run| segment.complete_run(run));
+                    core.members
+                        .of_segment(head.label.id)
+                        .for_each(|run| segment.complete_run(run));
                 }
                 if head.first_ordinal > *next_ordinal {
                     let damage = SegmentDamage { at: range.clone(), why: "missing before here" };
@@ -322,14 +335,16 @@ impl Spool {
             }
             Ok((ScanStep::Damage(damage), _)) => {
                 tracing::error!("{file} is {damage}; the rest of it is read");
-                segment.note_damage();
+                segment.mark_damaged();
                 true
             }
             Ok((ScanStep::End(end), _)) => {
                 self.end_replay(segment, *next_ordinal, end);
                 false
             }
-            Ok((ScanStep::NeedBytes, _)) => unreachable!("a window goes on until something is found"),
+            Ok((ScanStep::NeedBytes, _)) => {
+                unreachable!("a window goes on until something is found")
+            }
             Err(error) => {
                 tracing::error!(
                     "{file} of the spool cannot be read, tried again at the next start: {error}"
@@ -358,7 +373,7 @@ impl Spool {
             }
         }
         if !matches!(end, SegmentEnd::Clean | SegmentEnd::Torn { .. }) {
-            segment.note_damage();
+            segment.mark_damaged();
         }
         segment.close_orphaned(payloads);
     }

@@ -103,7 +103,7 @@ impl Spool {
         for members in members {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
-            members.settle().await;
+            members.complete().await;
         }
         for segment in self.own.segments().iter().filter(|segment| segment.is_removed()) {
             let lost = segment.incomplete();

@@ -17,8 +17,8 @@ use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 
 use super::batches::CoreDir;
 use super::disk::{SpoolDisk, os_error};
+use super::format::{BLOCK, Checkpoint, DATA_START, GroupHead, Label};
 use super::ordinals::OrdinalSet;
-use super::format::{BLOCK, DATA_START, GroupHead, Label, Checkpoint};
 use super::prepare::Zeros;
 use super::removed::{FileId, NameCheck};
 use super::takeover::instances::{move_to_quarantine, remove};
@@ -113,7 +113,7 @@ impl Generation {
         self.closed && self.done.count == u64::from(self.payloads)
     }
 
-    fn progress(&self, complete: bool) -> Checkpoint {
+    fn checkpoint(&self, complete: bool) -> Checkpoint {
         Checkpoint {
             id: self.id,
             // On the other page, or over the one that is not synced.
@@ -299,16 +299,16 @@ impl Segment {
     }
 
     /// Continues from the progress that was found in an adopted file.
-    pub fn resume(&self, progress: Option<Checkpoint>) {
+    pub fn resume(&self, checkpoint: Option<Checkpoint>) {
         let mut generation = self.generation.borrow_mut();
-        let Some(progress) = progress else { return };
-        generation.serial = progress.serial;
+        let Some(checkpoint) = checkpoint else { return };
+        generation.serial = checkpoint.serial;
         // Also of a complete use: progress noted for a lower id would bring its groups back.
-        generation.id = progress.id;
-        if !progress.complete {
-            generation.groups = progress.groups;
-            generation.groups_end = progress.groups_end;
-            progress.done.into_iter().for_each(|range| generation.done.insert(range));
+        generation.id = checkpoint.id;
+        if !checkpoint.complete {
+            generation.groups = checkpoint.groups;
+            generation.groups_end = checkpoint.groups_end;
+            checkpoint.done.into_iter().for_each(|range| generation.done.insert(range));
         }
     }
 
@@ -402,7 +402,7 @@ impl Segment {
     }
 
     /// Notes that damage in it was reported; the file must not be reused.
-    pub fn note_damage(&self) {
+    pub fn mark_damaged(&self) {
         self.damaged.set(true);
     }
 
@@ -467,7 +467,7 @@ impl Segment {
     }
 
     /// Settles one payload of `bytes`, which is stored or dead-lettered.
-    pub fn settle(&self, ordinal: u32, bytes: u64) {
+    pub fn complete(&self, ordinal: u32, bytes: u64) {
         self.sub_unstored(bytes);
         self.complete_with(|done| done.insert(ordinal..ordinal + 1));
     }
@@ -483,14 +483,14 @@ impl Segment {
         self.complete_with(|done| done.fill(ordinals));
     }
 
-    fn complete_with<T>(&self, settle: impl FnOnce(&mut OrdinalSet) -> T) -> T {
+    fn complete_with<T>(&self, complete: impl FnOnce(&mut OrdinalSet) -> T) -> T {
         let mut generation = self.generation.borrow_mut();
         generation.dirty = true;
-        let settled = settle(&mut generation.done);
+        let completed = complete(&mut generation.done);
         if generation.is_finished() {
             self.disk.keeper.raise();
         }
-        settled
+        completed
     }
 
     pub fn is_dirty(&self) -> bool {
@@ -498,33 +498,33 @@ impl Segment {
     }
 
     /// Writes what has been settled up to now. Returns false if there is too much of it to fit.
-    pub async fn note(&self, how: CheckpointMode) -> io::Result<bool> {
+    pub async fn write_checkpoint(&self, mode: CheckpointMode) -> io::Result<bool> {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
-        let progress = {
+        let checkpoint = {
             let mut generation = self.generation.borrow_mut();
-            if generation.is_complete && how != CheckpointMode::Complete {
+            if generation.is_complete && mode != CheckpointMode::Complete {
                 return Ok(true);
             }
             generation.dirty = false;
-            let progress = generation.progress(how == CheckpointMode::Complete);
-            if !progress.fits() {
+            let checkpoint = generation.checkpoint(mode == CheckpointMode::Complete);
+            if !checkpoint.fits() {
                 return Ok(false);
             }
-            generation.serial = progress.serial;
+            generation.serial = checkpoint.serial;
             generation.is_synced = false;
-            progress
+            checkpoint
         };
-        let mut buffer = self.buffer(progress.bytes());
-        progress.write(buffer.as_bytes_mut());
-        let noted = match self.write(buffer, progress.place()).await {
-            Ok(_) if how == CheckpointMode::Unsynced => return Ok(true),
+        let mut buffer = self.buffer(checkpoint.bytes());
+        checkpoint.write(buffer.as_bytes_mut());
+        let noted = match self.write(buffer, checkpoint.place()).await {
+            Ok(_) if mode == CheckpointMode::Unsynced => return Ok(true),
             Ok(_) => self.sync().await,
             Err(error) => Err(error),
         };
         let mut generation = self.generation.borrow_mut();
         generation.dirty |= noted.is_err();
         generation.is_synced = noted.is_ok();
-        generation.is_complete |= noted.is_ok() && progress.complete;
+        generation.is_complete |= noted.is_ok() && checkpoint.complete;
         noted.map(|()| true)
     }
 }

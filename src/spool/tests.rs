@@ -10,10 +10,10 @@ use crate::rt::sleep;
 use futures_lite::future::poll_once;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
-use super::format::record::{SpoolRecord, IntentRecord};
+use super::format::record::{IntentRecord, SpoolRecord};
 use super::format::runs::Run;
 use super::format::scan::{ScanStep, walk};
-use super::format::{DATA_START, Checkpoint, group_records, group_requests};
+use super::format::{Checkpoint, DATA_START, group_records, group_requests};
 use super::power::{self, CutDisk, DiskEvent};
 use super::reader::LOOK_EVERY;
 use super::segment::{CheckpointMode, Payloads};
@@ -44,7 +44,7 @@ struct Size {
     segments: u64,
     segment: u64,
     sync_fault: f64,
-    progress: Duration,
+    checkpoint: Duration,
 }
 
 const SMALL: Size = Size {
@@ -52,7 +52,7 @@ const SMALL: Size = Size {
     segments: 100,
     segment: SEGMENT_BYTES,
     sync_fault: 0.0,
-    progress: Duration::from_millis(10),
+    checkpoint: Duration::from_millis(10),
 };
 
 impl Rig {
@@ -79,7 +79,7 @@ impl Rig {
                 segment: size.segment,
                 pending: 1 << 20,
                 linger: Duration::ZERO,
-                progress: size.progress,
+                progress: size.checkpoint,
             },
             dir: home.core_dir(core),
             takeover: orphans.clone(),
@@ -513,7 +513,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
         let mut taken = Vec::new();
         for process in 0..3 {
             let dirty = |rig: &Rig| {
-                let all = [rig.spool.own.segments(), rig.spool.adopted.segments()];
+                let all = [rig.spool.own.segments(), rig.spool.taken.segments()];
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
             until("progress is written", || !dirty(&rig)).await;
@@ -645,7 +645,7 @@ struct Recovered {
     /// Payloads on their own.
     alone: Vec<Stamp>,
     /// Batches under their keys: the numbers of their members.
-    begun: Vec<(String, Vec<u64>)>,
+    in_doubt: Vec<(String, Vec<u64>)>,
 }
 
 fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
@@ -663,9 +663,9 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                 what => panic!("a power cut damages no journal: {what:?}"),
             });
         }
-        let settled = ledger.members();
+        let completed = ledger.members();
         for (_, file) in here().filter(|(path, _)| !is_journal(path)) {
-            let progress = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
+            let checkpoint = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
             walk(file, |what, bytes| {
                 let ScanStep::Group(_, group) = what else { return };
                 let id = group.head.label.id;
@@ -675,10 +675,10 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                         let stamp = Stamp { seq: record.first.seq + index, ..record.first };
                         let here = &record.payloads[span.range()];
                         assert_eq!(here, payload(stamp.seq), "another payload for {stamp:?}");
-                        let done = progress.id == id
-                            && progress.done.iter().any(|range| range.contains(&ordinal));
+                        let done = checkpoint.id == id
+                            && checkpoint.done.iter().any(|range| range.contains(&ordinal));
                         members.insert((id, ordinal), stamp.seq);
-                        if !done && !settled.contains(id, ordinal) {
+                        if !done && !completed.contains(id, ordinal) {
                             found.alone.push(stamp);
                         }
                         ordinal += 1;
@@ -686,7 +686,7 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                 }
             });
         }
-        found.begun.extend(ledger.begun().map(|(key, batch)| {
+        found.in_doubt.extend(ledger.in_doubt().map(|(key, batch)| {
             let ordinals = |run: Run| (run.first..run.end()).map(move |n| (run.segment, n));
             let seqs = batch.runs().iter().flat_map(ordinals).map(|place| members[&place]);
             (key.to_owned(), seqs.collect())
@@ -753,8 +753,8 @@ impl World {
     /// then.
     fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
         let mut world = self.clone();
-        let Recovered { alone, begun } = recovered(files);
-        for (key, seqs) in begun {
+        let Recovered { alone, in_doubt } = recovered(files);
+        for (key, seqs) in in_doubt {
             world.put(key, seqs);
         }
         for stamp in alone {
@@ -772,7 +772,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<DiskEvent> {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         power::start();
         let mut random = fastrand::Rng::with_seed(seed);
-        let size = Size { slots: 12, segments: 6, progress: Duration::from_millis(2), ..SMALL };
+        let size = Size { slots: 12, segments: 6, checkpoint: Duration::from_millis(2), ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size).await;
         let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..requests {
@@ -807,7 +807,8 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     let many = std::env::var("MILLRACE_TEST_POWER_CUTS").ok().and_then(|text| text.parse().ok());
     let samples = many.unwrap_or(4);
     let events = recorded(seed, 120);
-    let used_again = events.iter().filter(|event| matches!(event, DiskEvent::SyncEnds { .. })).count();
+    let used_again =
+        events.iter().filter(|event| matches!(event, DiskEvent::SyncEnds { .. })).count();
     assert!(used_again > 100, "{used_again} syncs");
     let renewed = |event: &&DiskEvent| matches!(event, DiskEvent::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
     let renewed = events.iter().filter(renewed).count();
@@ -830,7 +831,8 @@ fn cut(
     let mut cuts = 0;
     for count in 0..=events.len() {
         // Between an event and its consequences nothing on the disk changes.
-        let same = |event| matches!(event, &DiskEvent::SyncBegins { .. } | &DiskEvent::WriteEnds { .. });
+        let same =
+            |event| matches!(event, &DiskEvent::SyncBegins { .. } | &DiskEvent::WriteEnds { .. });
         if (count > 0 && same(&events[count - 1])) || !here(count) {
             continue;
         }

@@ -182,7 +182,8 @@ impl Spool {
     fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
         for request in group {
-            let PendingRequest { first, body, need, spans, payload_bytes, version, ticket } = request;
+            let PendingRequest { first, body, need, spans, payload_bytes, version, ticket } =
+                request;
             let count = spans.len() as u32;
             let permit = match self.overflow.is_behind() {
                 false => self.admission.admit_now(need).ok().flatten(),

@@ -96,7 +96,7 @@ mod tests {
     use crate::control::{Exit, on_executor};
     use crate::queue::job::Stamp;
     use crate::spool::batches::ledger::{Ledger, journals_of};
-    use crate::spool::format::record::{SpoolRecord, IntentRecord};
+    use crate::spool::format::record::{IntentRecord, SpoolRecord};
     use crate::spool::format::runs::{RunEncoder, Runs};
     use crate::spool::format::{
         DATA_START, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
@@ -145,7 +145,7 @@ mod tests {
             let runs = Runs::check(&runs).unwrap();
             ledger.add(SpoolRecord::Intent(IntentRecord { key, form, runs }));
         }
-        ledger.finish("done.ndjson");
+        ledger.mark_done("done.ndjson");
         ledger.rewrite(&core_dir).unwrap();
         core_dir
     }

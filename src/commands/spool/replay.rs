@@ -12,16 +12,16 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::batches::MemberFiles;
-use super::{SpoolTarget, SpoolCommandError, look, lost, of, said, unreadable};
+use super::{SpoolCommandError, SpoolTarget, look, lost, of, said, unreadable};
 use crate::batch::encoder::encode;
 use crate::commands::{Puts, print, side_by_side};
 use crate::config::{Config, Form};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
-use crate::spool::batches::ledger::{JournalBatch, Ledger, CompletedMembers};
+use crate::spool::batches::ledger::{CompletedMembers, JournalBatch, Ledger};
 use crate::spool::format::CommitGroup;
-use crate::spool::format::scan::{SegmentEnd, ScanStep};
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::offline::SegmentFile;
 use crate::spool::takeover::instances::{
     core_dirs, files_of, mark_single_objects, move_to_quarantine, remove, sync_dir,
@@ -117,17 +117,17 @@ impl ReplayRun {
     /// wait, because some of it may be in those batches.
     async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<CompletedMembers>, bool)> {
         let mut ledger = Ledger::read(core_dir)?;
-        ledger.settle(core_dir)?;
-        let begun: Vec<(String, JournalBatch)> =
-            ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
-        if begun.is_empty() {
+        ledger.consolidate(core_dir)?;
+        let in_doubt: Vec<(String, JournalBatch)> =
+            ledger.in_doubt().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+        if in_doubt.is_empty() {
             return Ok((Rc::new(ledger.done_members()), true));
         }
         let mut files = MemberFiles::of(core_dir)?;
         let mut all = true;
-        for (key, batch) in begun {
+        for (key, batch) in in_doubt {
             match self.put_batch(&mut files, &key, &batch).await {
-                Ok(()) => ledger.finish(&key),
+                Ok(()) => ledger.mark_done(&key),
                 Err(why) => {
                     all = false;
                     self.leave(core_dir, &format!("the batch {key} could not be put: {why}"));
@@ -171,7 +171,7 @@ impl ReplayRun {
         let (replay, note) = (self.clone(), reading.clone());
         side_by_side(source, async move |found| {
             let stored = replay.put(&Object::of(&found.key, &found.payload)).await;
-            note.borrow_mut().settle(found.ordinal, stored);
+            note.borrow_mut().complete(found.ordinal, stored);
         })
         .await;
         let mut reading = reading.borrow_mut();
@@ -269,9 +269,9 @@ impl FileReplay {
             .collect();
     }
 
-    fn settle(&mut self, ordinal: u32, stored: bool) {
+    fn complete(&mut self, ordinal: u32, stored: bool) {
         if stored {
-            self.file.settle(ordinal);
+            self.file.complete(ordinal);
             self.stored += 1;
         } else {
             self.left += 1;

@@ -22,7 +22,9 @@ use super::CoreDir;
 use super::ledger::JournalBatch;
 use crate::spool::format::runs::{Run, RunCursor};
 use crate::spool::format::scan::{ScanStep, SegmentScan};
-use crate::spool::format::{BLOCK, DATA_START, CommitGroup, HEAD_BYTES, BlockStart, read_start, group_requests};
+use crate::spool::format::{
+    BLOCK, BlockStart, CommitGroup, DATA_START, HEAD_BYTES, group_requests, read_start,
+};
 use crate::spool::reader::{LOOK_EVERY, Window};
 use crate::spool::segment::Segment;
 use crate::spool::takeover::offers::OrphanedCore;
@@ -34,7 +36,7 @@ pub struct BatchInDoubt {
     spool: Rc<Spool>,
     dir: Rc<CoreDir>,
     core: Arc<OrphanedCore>,
-    /// Its index in `core.begun`.
+    /// Its index in `core.in_doubt`.
     number: usize,
     payloads: u64,
     /// Position of the run to be read next.
@@ -94,19 +96,19 @@ impl Spool {
                 return None;
             }
             if let Some((core, number)) = self.setup.takeover.take_in_doubt() {
-                return Some(self.begun(core, number));
+                return Some(self.in_doubt(core, number));
             }
             self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
-    fn begun(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
-        let payloads = core.begun[number].1.runs().payloads();
+    fn in_doubt(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
+        let payloads = core.in_doubt[number].1.runs().payloads();
         self.setup.cells.payloads_adopted.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
         BatchInDoubt {
             spool: self.clone(),
-            dir: self.adopted.dir_of(&core),
+            dir: self.taken.dir_of(&core),
             core,
             number,
             payloads,
@@ -123,7 +125,7 @@ impl Spool {
 impl BatchInDoubt {
     /// The key of the object, from its intent.
     pub fn key(&self) -> &str {
-        &self.core.begun[self.number].0
+        &self.core.in_doubt[self.number].0
     }
 
     /// How the object is made, from its intent.
@@ -132,7 +134,7 @@ impl BatchInDoubt {
     }
 
     fn batch(&self) -> &JournalBatch {
-        &self.core.begun[self.number].1
+        &self.core.in_doubt[self.number].1
     }
 
     /// Payloads of the object, including lost ones.
@@ -262,7 +264,9 @@ impl IndexedSegment {
         debug_assert!(group.bytes.is_multiple_of(BLOCK));
         let bytes = self.segment.read(group.at..group.at + group.bytes).await?;
         let whole = bytes.len() as u64 >= group.bytes && bytes.len() >= HEAD_BYTES;
-        let Some(BlockStart::Head(head)) = whole.then(|| read_start(&bytes)) else { return Ok(None) };
+        let Some(BlockStart::Head(head)) = whole.then(|| read_start(&bytes)) else {
+            return Ok(None);
+        };
         let Ok(checked) = CommitGroup::check(head, &bytes) else { return Ok(None) };
         let mut spans = Vec::with_capacity(checked.payloads as usize);
         for record in group_requests(&checked.head, &bytes) {

@@ -290,7 +290,8 @@ impl Spool {
         key: &str,
     ) -> Result<(), SpoolError> {
         let state = Cell::new(BatchState::Completed);
-        let batch = TrackedBatch { key: key.to_owned(), intent: Box::default(), members: None, state };
+        let batch =
+            TrackedBatch { key: key.to_owned(), intent: Box::default(), members: None, state };
         let batch = Rc::new(batch);
         let number = dir.journal.add(batch.clone());
         let noted = self.commit(dir, &batch, BatchState::Completed).await;
@@ -311,7 +312,12 @@ impl Spool {
 
     /// Writes groups until one is synced that has what `batch` waits for in `state`. Another caller
     /// may have written it.
-    async fn commit(&self, dir: &CoreDir, batch: &TrackedBatch, state: BatchState) -> Result<(), SpoolError> {
+    async fn commit(
+        &self,
+        dir: &CoreDir,
+        batch: &TrackedBatch,
+        state: BatchState,
+    ) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while batch.state.get() == state {
             self.write_batches(dir).await?;
@@ -335,7 +341,7 @@ impl Spool {
                 BatchState::Waiting => batch.state.set(BatchState::Intended),
                 _ => {
                     if let Some(members) = &batch.members {
-                        members.settle().await;
+                        members.complete().await;
                     }
                     batch.state.set(BatchState::Done);
                 }
@@ -344,7 +350,10 @@ impl Spool {
         Ok(())
     }
 
-    async fn write_next_group(&self, dir: &CoreDir) -> Result<Vec<(Rc<TrackedBatch>, BatchState)>, SpoolError> {
+    async fn write_next_group(
+        &self,
+        dir: &CoreDir,
+    ) -> Result<Vec<(Rc<TrackedBatch>, BatchState)>, SpoolError> {
         let (group, body) = dir.journal.next_group();
         let bytes = group_bytes(body);
         let file = self.journal_file(dir, bytes).await?;

@@ -17,12 +17,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::rt;
-use crate::spool::ordinals::OrdinalSet;
-use crate::spool::format::record::{SpoolRecord, IntentRecord, done_bytes, intent_record, write_done};
+use crate::spool::format::record::{
+    IntentRecord, SpoolRecord, done_bytes, intent_record, write_done,
+};
 use crate::spool::format::runs::Runs;
-use crate::spool::format::scan::{SegmentEnd, ScanStep};
+use crate::spool::format::scan::{ScanStep, SegmentEnd};
 use crate::spool::format::{DATA_START, HEAD_BYTES, Label, finish_group, group_bytes};
 use crate::spool::offline::SegmentFile;
+use crate::spool::ordinals::OrdinalSet;
 use crate::spool::takeover::instances::{create_private, move_to_quarantine, remove, sync_dir};
 
 /// Extension of a journal of batches.
@@ -93,10 +95,12 @@ impl Ledger {
             match file.find_next()? {
                 ScanStep::Group(_, group) => {
                     read.groups += 1;
-                    file.entries(&group).for_each(|entry| self.add(entry));
+                    file.records(&group).for_each(|entry| self.add(entry));
                 }
                 ScanStep::Damage(damage) => read.problems.push(damage.to_string()),
-                ScanStep::NeedBytes => unreachable!("a file's walk goes on until something is found"),
+                ScanStep::NeedBytes => {
+                    unreachable!("a file's walk goes on until something is found")
+                }
                 ScanStep::End(SegmentEnd::Torn { at, why }) => {
                     let text = format!("torn at byte {at}, which no batch waited for: {why}");
                     read.notes.push(text);
@@ -137,7 +141,7 @@ impl Ledger {
     }
 
     /// Batches that were begun and are not done, by key.
-    pub fn begun(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
+    pub fn in_doubt(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
         self.sound().filter(|(key, _)| !self.done.contains(*key))
     }
 
@@ -157,13 +161,13 @@ impl Ledger {
     }
 
     /// Notes that the batch with this key is done.
-    pub fn finish(&mut self, key: &str) {
+    pub fn mark_done(&mut self, key: &str) {
         self.done.insert(key.to_owned());
     }
 
     /// Makes what was read durable in one new file. Damaged journals are reported and moved to the
     /// quarantine.
-    pub fn settle(&mut self, core_dir: &Path) -> io::Result<()> {
+    pub fn consolidate(&mut self, core_dir: &Path) -> io::Result<()> {
         for key in std::mem::take(&mut self.disputed) {
             tracing::error!(
                 "{}: two batches with the key {key} were begun; their payloads are put again",

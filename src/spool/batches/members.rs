@@ -91,7 +91,7 @@ impl Members {
     }
 
     /// Settles all members in their segments, run by run.
-    pub(in crate::spool) async fn settle(&self) {
+    pub(in crate::spool) async fn complete(&self) {
         // Before settling: a segment is finished with its last payload.
         for MemberSegment { segment, bytes, .. } in &self.segments {
             segment.sub_unstored(*bytes);

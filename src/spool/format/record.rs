@@ -15,7 +15,7 @@
 use std::fmt;
 
 use super::runs::Runs;
-use super::{HEAD_BYTES, GroupHead, u32_at, u32_bytes, u64_at};
+use super::{GroupHead, HEAD_BYTES, u32_at, u32_bytes, u64_at};
 use crate::queue::job::{Span, Stamp};
 
 /// Longest template of keys.
@@ -71,7 +71,10 @@ fn text(bytes: &[u8], bytes_max: usize) -> Option<&str> {
 }
 
 /// All records in the bytes of a group that [`CommitGroup::check`](super::Group::check) has passed.
-pub fn group_records<'a>(head: &GroupHead, bytes: &'a [u8]) -> impl Iterator<Item = SpoolRecord<'a>> {
+pub fn group_records<'a>(
+    head: &GroupHead,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = SpoolRecord<'a>> {
     let mut rest = &bytes[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
     std::iter::from_fn(move || {
         let (entry, length) = read_record(rest)?;
@@ -81,7 +84,10 @@ pub fn group_records<'a>(head: &GroupHead, bytes: &'a [u8]) -> impl Iterator<Ite
 }
 
 /// The requests among them.
-pub fn group_requests<'a>(head: &GroupHead, bytes: &'a [u8]) -> impl Iterator<Item = RequestRecord<'a>> {
+pub fn group_requests<'a>(
+    head: &GroupHead,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = RequestRecord<'a>> {
     group_records(head, bytes).filter_map(|entry| match entry {
         SpoolRecord::Request(record) => Some(record),
         SpoolRecord::Keys(_) | SpoolRecord::Intent(_) | SpoolRecord::Done(_) => None,

@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, DATA_START, SegmentDamage, CommitGroup, HEAD_BYTES, GroupHead, Checkpoint, BlockStart, read_start};
+use super::{
+    BLOCK, BlockStart, Checkpoint, CommitGroup, DATA_START, GroupHead, HEAD_BYTES, SegmentDamage,
+    read_start,
+};
 
 /// Bytes looked through at a time for the next whole group.
 const SEARCH_BYTES: u64 = 1 << 20;
@@ -107,11 +110,15 @@ impl SegmentEnd {
         match self {
             SegmentEnd::Clean | SegmentEnd::Torn { .. } => None,
             SegmentEnd::Lost { at, why } => Some(format!("damaged from byte {at} on: {why}")),
-            SegmentEnd::Foreign => Some("damaged from the first group on, or no spool file".to_owned()),
+            SegmentEnd::Foreign => {
+                Some("damaged from the first group on, or no spool file".to_owned())
+            }
             SegmentEnd::Version(version) => {
                 Some(format!("written by another version, which must read it (format {version})"))
             }
-            SegmentEnd::Truncated { bytes, of } => Some(format!("cut short: {bytes} bytes of {of}")),
+            SegmentEnd::Truncated { bytes, of } => {
+                Some(format!("cut short: {bytes} bytes of {of}"))
+            }
         }
     }
 }
@@ -119,20 +126,20 @@ impl SegmentEnd {
 impl SegmentScan {
     /// A walk through a whole file of `file_bytes`, of which `head` are the first [`DATA_START`].
     pub fn new(file_bytes: u64, head: &[u8]) -> SegmentScan {
-        let progress = Checkpoint::read(head);
-        let foreign = progress.is_none() && !Checkpoint::may_be_torn(head);
-        let progress = progress.as_ref();
-        let open = progress.filter(|progress| !progress.complete);
-        let completed = progress.filter(|progress| progress.complete);
+        let checkpoint = Checkpoint::read(head);
+        let foreign = checkpoint.is_none() && !Checkpoint::may_be_torn(head);
+        let checkpoint = checkpoint.as_ref();
+        let open = checkpoint.filter(|checkpoint| !checkpoint.complete);
+        let completed = checkpoint.filter(|checkpoint| checkpoint.complete);
         SegmentScan {
             file_bytes,
             segment_bytes: None,
             at: DATA_START,
             number: 0,
-            id: open.map(|progress| progress.id),
-            completed: completed.map(|progress| progress.id),
-            groups_end: open.and_then(|progress| progress.groups_end).unwrap_or(u32::MAX),
-            groups_synced: open.map_or(0, |progress| progress.groups),
+            id: open.map(|checkpoint| checkpoint.id),
+            completed: completed.map(|checkpoint| checkpoint.id),
+            groups_end: open.and_then(|checkpoint| checkpoint.groups_end).unwrap_or(u32::MAX),
+            groups_synced: open.map_or(0, |checkpoint| checkpoint.groups),
             foreign,
             state: ScanState::Start,
         }
@@ -243,8 +250,12 @@ impl SegmentScan {
     fn end(&self, bad: Unexpected) -> ScanStep {
         let unknown = self.id.is_none() && self.completed.is_none();
         ScanStep::End(match (bad, self.segment_bytes) {
-            (_, Some(of)) if self.file_bytes < of => SegmentEnd::Truncated { bytes: self.file_bytes, of },
-            _ if self.number < self.groups_synced => SegmentEnd::Lost { at: self.at, why: bad.why() },
+            (_, Some(of)) if self.file_bytes < of => {
+                SegmentEnd::Truncated { bytes: self.file_bytes, of }
+            }
+            _ if self.number < self.groups_synced => {
+                SegmentEnd::Lost { at: self.at, why: bad.why() }
+            }
             (Unexpected::Torn(why), _) => SegmentEnd::Torn { at: self.at, why },
             (Unexpected::Version(version), _) if unknown => SegmentEnd::Version(version),
             (Unexpected::Garbage, _) if unknown => SegmentEnd::Foreign,
@@ -257,7 +268,8 @@ impl SegmentScan {
 /// Walks through a file that is whole in memory; `visit` hears everything that is found, with a
 /// group's own bytes.
 pub fn walk(file: &[u8], mut visit: impl FnMut(ScanStep, &[u8])) {
-    let mut scan = SegmentScan::new(file.len() as u64, &file[..file.len().min(DATA_START as usize)]);
+    let mut scan =
+        SegmentScan::new(file.len() as u64, &file[..file.len().min(DATA_START as usize)]);
     loop {
         let wanted = scan.wants();
         let bytes = &file[wanted.start as usize..wanted.end as usize];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::instances::{
     Home, SpoolDirError, at, core_dirs, files_of, instances, is_instance, is_marked_single_objects,
-    lock_directory, mark_single_objects, remove_empty, segments_of, rename_orphan, try_lock,
+    lock_directory, mark_single_objects, remove_empty, rename_orphan, segments_of, try_lock,
 };
 use super::offers::{OfferedSegment, OrphanedCore, OrphanedSpool, ReplayCounts, Takeover};
 use crate::spool::batches::ledger::Ledger;
@@ -75,7 +75,7 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
     // A process of that name may start again before this directory is empty.
     let path = rename_orphan(path)?;
     let mut found = Vec::new();
-    let (mut journal_bytes, mut begun) = (0, 0);
+    let (mut journal_bytes, mut in_doubt) = (0, 0);
     let replayed = Arc::<ReplayCounts>::default();
     for core_dir in core_dirs(&path)? {
         if single_objects {
@@ -83,7 +83,7 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
             mark_single_objects(&core_dir)?;
         }
         let core = read_core(&core_dir, &replayed, &mut journal_bytes)?;
-        begun += core.begun.len();
+        in_doubt += core.in_doubt.len();
         for (path, bytes) in files_of(&core_dir)? {
             found.push((core.clone(), path, bytes));
         }
@@ -91,7 +91,7 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
     let bytes = journal_bytes + found.iter().map(|(.., bytes)| bytes).sum::<u64>();
     tracing::info!(
         segments = found.len(),
-        begun_batches = begun,
+        begun_batches = in_doubt,
         bytes,
         "adopted the spool of {}",
         path.display()
@@ -118,17 +118,17 @@ fn read_core(
     journal_bytes: &mut u64,
 ) -> io::Result<Arc<OrphanedCore>> {
     let mut ledger = Ledger::read(core_dir)?;
-    ledger.settle(core_dir)?;
+    ledger.consolidate(core_dir)?;
     *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
-    let begun: Vec<_> =
-        ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
-    let segments = if begun.is_empty() { HashMap::new() } else { generations_in(core_dir)? };
+    let in_doubt: Vec<_> =
+        ledger.in_doubt().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+    let segments = if in_doubt.is_empty() { HashMap::new() } else { generations_in(core_dir)? };
     Ok(Arc::new(OrphanedCore {
         path: core_dir.to_owned(),
         replayed: replayed.clone(),
         is_single_objects: is_marked_single_objects(core_dir),
-        open: AtomicUsize::new(begun.len()),
-        begun,
+        open: AtomicUsize::new(in_doubt.len()),
+        in_doubt,
         members: ledger.members(),
         segments,
     }))

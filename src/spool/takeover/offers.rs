@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 
 use super::instances::{lock_directory, remove_empty};
 use crate::rt;
-use crate::spool::batches::ledger::{JournalBatch, CompletedMembers};
+use crate::spool::batches::ledger::{CompletedMembers, JournalBatch};
 
 /// The spool of a dead process, held by its lock.
 pub struct OrphanedSpool {
@@ -75,7 +75,7 @@ pub struct OrphanedCore {
     /// Its payloads may be in the store as single objects, so they must not be batched.
     pub(in crate::spool) is_single_objects: bool,
     /// Batches in doubt, with their keys.
-    pub(in crate::spool) begun: Vec<(String, JournalBatch)>,
+    pub(in crate::spool) in_doubt: Vec<(String, JournalBatch)>,
     /// The number of those that are still not done.
     pub(in crate::spool) open: AtomicUsize,
     /// Payloads that need nothing more once all of those are done.
@@ -116,7 +116,7 @@ pub struct Takeover {
 #[derive(Default)]
 struct Offer {
     segments: Vec<Arc<OfferedSegment>>,
-    begun: Vec<Arc<OfferedBatch>>,
+    in_doubt: Vec<Arc<OfferedBatch>>,
 }
 
 pub(super) struct OfferedSegment {
@@ -136,7 +136,7 @@ impl OfferedSegment {
 
 struct OfferedBatch {
     core: Arc<OrphanedCore>,
-    /// Its index in `core.begun`.
+    /// Its index in `core.in_doubt`.
     number: usize,
     taken: AtomicBool,
 }
@@ -159,7 +159,8 @@ impl Takeover {
     /// Takes a batch in doubt: its directory, and its index there.
     pub(in crate::spool) fn take_in_doubt(&self) -> Option<(Arc<OrphanedCore>, usize)> {
         let offer = self.offered.load();
-        let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
+        let mut untaken =
+            offer.in_doubt.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
         Some((batch.core.clone(), batch.number))
     }
@@ -181,16 +182,21 @@ impl Takeover {
 
     /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
     /// thread calls this.
-    pub(super) fn offer(&self, segments: Vec<OfferedSegment>, cores: &[Arc<OrphanedCore>], bytes: u64) {
+    pub(super) fn offer(
+        &self,
+        segments: Vec<OfferedSegment>,
+        cores: &[Arc<OrphanedCore>],
+        bytes: u64,
+    ) {
         let before = self.offered.load();
         let untaken = |offered: &&Arc<OfferedSegment>| !offered.taken.load(Ordering::Relaxed);
         let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
         let mut offer = Offer {
             segments: before.segments.iter().filter(untaken).cloned().collect(),
-            begun: before.begun.iter().filter(open).cloned().collect(),
+            in_doubt: before.in_doubt.iter().filter(open).cloned().collect(),
         };
         for core in cores {
-            offer.begun.extend((0..core.begun.len()).map(|number| {
+            offer.in_doubt.extend((0..core.in_doubt.len()).map(|number| {
                 let (core, taken) = (core.clone(), AtomicBool::new(false));
                 Arc::new(OfferedBatch { core, number, taken })
             }));

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::{TrackedBatch, CoreDir, BatchState};
+use super::{BatchState, CoreDir, TrackedBatch};
 use crate::config::JOURNAL_BYTES;
 use crate::deadletter::create_dir;
 use crate::rt;
@@ -82,7 +82,7 @@ impl Spool {
                     Some(is_noted) => *is_noted,
                     // Reused, so it was complete.
                     None if segment.id() != *id => true,
-                    None => match segment.note(CheckpointMode::Synced).await {
+                    None => match segment.write_checkpoint(CheckpointMode::Synced).await {
                         Ok(written) => written,
                         Err(error) => {
                             self.fail(segment.path(), &error);
@@ -127,7 +127,7 @@ impl Spool {
     async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         loop {
             let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
-            let noted = file.note(CheckpointMode::Complete).await;
+            let noted = file.write_checkpoint(CheckpointMode::Complete).await;
             let gone = match &noted {
                 // A group whose writer was dropped may still be in flight: it must not land in the
                 // next use.
