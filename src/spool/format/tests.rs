@@ -57,7 +57,7 @@ fn segment(label: &Label, groups: &[Vec<Request>]) -> Vec<u8> {
 }
 
 fn put_checkpoint(file: &mut [u8], checkpoint: &Checkpoint) {
-    let (at, bytes) = (checkpoint.place() as usize, checkpoint.bytes());
+    let (at, bytes) = (checkpoint.offset() as usize, checkpoint.bytes());
     checkpoint.write(&mut file[at..at + bytes]);
 }
 
@@ -233,7 +233,7 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
         put_checkpoint(&mut file, &at(serial));
         assert_eq!(Checkpoint::read(&file), Some(at(serial)));
     }
-    file[at(4).place() as usize + 50] ^= 1;
+    file[at(4).offset() as usize + 50] ^= 1;
     assert_eq!(Checkpoint::read(&file), Some(at(3)), "a torn one does not take the other along");
     for count in [WORDS_MAX as u32, WORDS_MAX as u32 + 1, 100_000, 261_951] {
         let many = Checkpoint { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };

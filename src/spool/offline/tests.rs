@@ -93,7 +93,7 @@ fn the_next_use_of_a_file_begins_with_nothing_stored() {
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 6, &[2]);
     let before = Checkpoint { id: 5, serial: 9, complete: true, ..Checkpoint::default() };
-    let at = before.place() as usize;
+    let at = before.offset() as usize;
     before.write(&mut bytes[at..at + before.bytes()]);
     fs::write(&path, &bytes).unwrap();
     let mut file = SegmentFile::open(&path).unwrap();

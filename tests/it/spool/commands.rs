@@ -281,7 +281,7 @@ fn damage_costs_the_group_it_hit_and_the_file_is_put_aside() {
 
     let (start, end) = (DATA_START + BLOCK, DATA_START + 2 * BLOCK);
     let damage =
-        format!("damaged from byte {start} to {end}: a group is not what its checksum says");
+        format!("damaged from byte {start} to {end}: the checksum of a group does not match");
     let verified = spool(dir, &["verify"]);
     assert_eq!(verified.status.code(), Some(1), "{}", text(&verified));
     let line = format!("{}: {damage}", path.canonicalize().unwrap().display());
