@@ -340,9 +340,9 @@ fn what_is_no_spool_is_named_and_not_touched() {
         for (args, settings, said) in [
             (&[command][..], &[][..], "SPOOL_DIR"),
             (&[command, "nowhere"], &[], "nowhere"),
-            (&[command, "home"], &[], "home is no spool"),
-            (&[command], &[("SPOOL_DIR", "home")], "home is no spool"),
-            (&[command, "home/user/docs"], &[], "docs is no spool"),
+            (&[command, "home"], &[], "home is not a spool"),
+            (&[command], &[("SPOOL_DIR", "home")], "home is not a spool"),
+            (&[command, "home/user/docs"], &[], "docs is not a spool"),
         ] {
             let (status, text) = say(&spool_with(dir, args, settings));
             assert_eq!(status, Some(2), "{args:?}: {text}");
