@@ -40,19 +40,19 @@ pub use gather::gather;
 
 use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
-use crate::config::{BatchOptions, Config, Form};
+use crate::config::{BatchFormat, BatchOptions, Config};
 use crate::key::{KeyTemplate, Partition};
-use crate::metrics::{CoreCells, Reason};
+use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
-use crate::queue::fifo::Ring;
+use crate::queue::fifo::Fifo;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
-use crate::queue::outcome::{Fate, Tally};
+use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};
 use crate::throttle::Throttle;
 use encoder::{Encoder, EncoderShared};
-use open::Open;
+use open::OpenBatch;
 
 /// What a batch is charged beside its bytes and the lists of its members: its own fields, its key, the partition's text.
 const BATCH_COST_BYTES: usize = 4 << 10;
@@ -76,8 +76,8 @@ pub struct Batches {
     memory: Rc<Budget>,
     open: RefCell<OpenBatches>,
     /// In line for a worker.
-    closed: Ring<Rc<Batch>>,
-    held: Held,
+    closed: Fifo<Rc<Batch>>,
+    held: InGathering,
     lookup: Lookup,
     /// When the gathering task last let others run.
     turn_began: Cell<Instant>,
@@ -99,9 +99,9 @@ pub struct Feed {
 
 /// What the gathering task is busy with, where a stop that cancels it finds it.
 #[derive(Default)]
-struct Held {
+struct InGathering {
     /// Being finished: no longer open and not yet closed.
-    closing: RefCell<Option<Rc<RefCell<Open>>>>,
+    closing: RefCell<Option<Rc<RefCell<OpenBatch>>>>,
     /// A payload that waits for room.
     job: RefCell<Option<Job>>,
 }
@@ -126,12 +126,12 @@ struct Lookup {
 }
 
 /// What payloads of one batch have in common, and that batch.
-type Place = (Rc<[u8]>, Rc<RefCell<Open>>);
+type Place = (Rc<[u8]>, Rc<RefCell<OpenBatch>>);
 
 /// The open batches, by what their members have in common, and by age.
 #[derive(Default)]
 struct OpenBatches {
-    by_place: HashMap<Rc<[u8]>, Rc<RefCell<Open>>>,
+    by_place: HashMap<Rc<[u8]>, Rc<RefCell<OpenBatch>>>,
     /// By number, so the oldest first.
     by_age: BTreeMap<u64, (Instant, Rc<[u8]>)>,
     next_number: u64,
@@ -148,8 +148,8 @@ impl Batches {
             memory,
             open: RefCell::default(),
             // Each is charged at least its cost, and nothing enters beyond the bound.
-            closed: Ring::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
-            held: Held::default(),
+            closed: Fifo::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
+            held: InGathering::default(),
             lookup: Lookup { is_partitioned: config.keys.is_partitioned(), ..Lookup::default() },
             turn_began: Cell::new(Instant::now()),
             parked: Parked::default(),
@@ -199,7 +199,7 @@ impl Batches {
 
     /// All that is open, being closed or in line is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
-        let is_spooled = |open: &Rc<RefCell<Open>>| open.borrow().is_spooled();
+        let is_spooled = |open: &Rc<RefCell<OpenBatch>>| open.borrow().is_spooled();
         self.closed.all(|batch| batch.is_spooled())
             && self.open.borrow().by_place.values().all(is_spooled)
             && self.held.closing.borrow().iter().all(is_spooled)
@@ -241,7 +241,7 @@ impl Batches {
             open.encoder.finish();
             while open.work() {}
             batches.push(Rc::new(open.into_batch(self, &self.feed.origin)));
-            self.cells.batches_closed[Reason::Drain as usize].inc();
+            self.cells.batches_closed[CloseReason::Drain as usize].inc();
         }
         self.cells.batches_open.set(0);
         batches.retain(|batch| !batch.is_spooled());
@@ -262,7 +262,7 @@ struct Roster {
     /// What each payload would be called by itself, in the order of the lines; of payloads that are in memory only.
     stamps: Vec<StampRun>,
     /// Requests that wait for the store, with how many payloads each has here.
-    tallies: Vec<(Rc<Tally>, u32)>,
+    request_outcomes: Vec<(Rc<RequestOutcome>, u32)>,
 }
 
 impl Roster {
@@ -279,16 +279,16 @@ impl Roster {
         }
     }
 
-    fn note_tally(&mut self, tally: Rc<Tally>) {
-        match self.tallies.last_mut() {
-            Some((last, count)) if Rc::ptr_eq(last, &tally) => *count += 1,
-            _ => self.tallies.push((tally, 1)),
+    fn note_request(&mut self, request_outcome: Rc<RequestOutcome>) {
+        match self.request_outcomes.last_mut() {
+            Some((last, count)) if Rc::ptr_eq(last, &request_outcome) => *count += 1,
+            _ => self.request_outcomes.push((request_outcome, 1)),
         }
     }
 
     fn memory(&self) -> usize {
         self.stamps.capacity() * size_of::<StampRun>()
-            + self.tallies.capacity() * size_of::<(Rc<Tally>, u32)>()
+            + self.request_outcomes.capacity() * size_of::<(Rc<RequestOutcome>, u32)>()
     }
 
     fn stamps(&self) -> impl Iterator<Item = Stamp> {
@@ -304,13 +304,13 @@ pub struct Batch {
     key: String,
     /// What a dead letter of it is called.
     stem: String,
-    form: Form,
+    form: BatchFormat,
     parts: Vec<Payload>,
     sums: Sums,
     payloads: u64,
     /// Of the payloads as they came, without line feeds.
     payload_bytes: u64,
-    kind: Kind,
+    kind: BatchKind,
     roster: Roster,
     /// Of its payloads' requests, as far as keys tell them apart.
     version: Option<Box<str>>,
@@ -319,33 +319,33 @@ pub struct Batch {
 }
 
 /// Where the payloads of a batch are beside it.
-enum Kind {
+enum BatchKind {
     /// Nowhere: a crash loses them.
     Memory,
     /// In this core's spool.
     Spooled(Rc<Members>),
     /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
     /// parts.
-    Single(Job),
+    SingleObject(Job),
     /// In the spool of a process that has crashed and had begun to put this batch.
     Restored,
 }
 
 impl Batch {
     /// `job` as an object of its own.
-    fn single(job: Job, batches: &Batches) -> Batch {
+    fn single_object(job: Job, batches: &Batches) -> Batch {
         let mut charge = Charge::new(&batches.memory);
         charge.set(BATCH_COST_BYTES + job.payload.len());
         let origin = job.origin(&batches.feed.origin);
         Batch {
             key: origin.key(job.stamp, &job.payload),
             stem: origin.stem(job.stamp),
-            form: Form { compression: Compression::None, header: false },
+            form: BatchFormat { compression: Compression::None, header: false },
             parts: Vec::new(),
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,
             payload_bytes: job.payload.len() as u64,
-            kind: Kind::Single(job),
+            kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
             version: None,
             shared: batches.shared.clone(),
@@ -357,7 +357,7 @@ impl Batch {
     pub fn restored(
         key: &str,
         stem: String,
-        form: Form,
+        form: BatchFormat,
         encoder: Encoder,
         sums: Sums,
         [payloads, payload_bytes]: [u64; 2],
@@ -371,7 +371,7 @@ impl Batch {
             sums,
             payloads,
             payload_bytes,
-            kind: Kind::Restored,
+            kind: BatchKind::Restored,
             roster: Roster::default(),
             version: None,
             shared,
@@ -380,8 +380,8 @@ impl Batch {
     }
 
     /// Also `tally` is told what becomes of it, as of one payload.
-    pub fn tell_too(&mut self, tally: Rc<Tally>) {
-        self.roster.tallies.push((tally, 1));
+    pub fn report_to(&mut self, request_outcome: Rc<RequestOutcome>) {
+        self.roster.request_outcomes.push((request_outcome, 1));
     }
 
     pub fn key(&self) -> &str {
@@ -394,7 +394,7 @@ impl Batch {
     }
 
     pub fn object(&self) -> Object<'_> {
-        if let Kind::Single(job) = &self.kind {
+        if let BatchKind::SingleObject(job) = &self.kind {
             return Object::of(&self.key, &job.payload);
         }
         let Batch { key, parts, form, sums, .. } = self;
@@ -417,43 +417,48 @@ impl Batch {
     /// Where its members lie in this core's spool, if they do.
     pub fn members(&self) -> Option<&Rc<Members>> {
         match &self.kind {
-            Kind::Spooled(members) => Some(members),
+            BatchKind::Spooled(members) => Some(members),
             _ => None,
         }
     }
 
     /// It was begun by a process that is no more.
     pub fn is_restored(&self) -> bool {
-        matches!(self.kind, Kind::Restored)
+        matches!(self.kind, BatchKind::Restored)
     }
 
     /// Its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
         match &self.kind {
-            Kind::Memory => false,
-            Kind::Spooled(members) => !members.is_removed(),
-            Kind::Single(job) => job.is_spooled(),
-            Kind::Restored => true,
+            BatchKind::Memory => false,
+            BatchKind::Spooled(members) => !members.is_removed(),
+            BatchKind::SingleObject(job) => job.is_spooled(),
+            BatchKind::Restored => true,
         }
     }
 
     /// Tells whom its fate concerns, but for what the spool notes of a batch.
-    pub fn tell(&self, fate: Fate) {
-        if let Kind::Single(job) = &self.kind {
-            job.settle(fate);
+    pub fn complete(&self, outcome: Outcome) {
+        if let BatchKind::SingleObject(job) = &self.kind {
+            job.complete(outcome);
         }
-        for (tally, count) in &self.roster.tallies {
-            (0..*count).for_each(|_| tally.tell(fate));
+        for (request_outcome, count) in &self.roster.request_outcomes {
+            (0..*count).for_each(|_| request_outcome.add(outcome));
         }
     }
 
-    /// Its payloads by themselves again, as they lie in it; of a batch that is in memory only.
+    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose payloads
+    /// are in memory only: the jobs have no record in the spool, and no request waits for them.
     pub fn jobs(&self) -> Vec<Job> {
+        if let BatchKind::SingleObject(job) = &self.kind {
+            // It has no parts. Its record names a segment file that was removed.
+            return vec![Job::queued(job.payload.clone(), job.stamp)];
+        }
         let mut jobs = Vec::with_capacity(self.payloads as usize);
         let mut stamps = self.roster.stamps();
         encoder::lines(self.form.compression, &self.parts, |line| {
             let stamp = stamps.next().expect("one for each line");
-            let payload = Payload::alone(line.to_vec(), self.version.as_deref());
+            let payload = Payload::uncharged(line.to_vec(), self.version.as_deref());
             jobs.push(Job::queued(payload, stamp));
         });
         jobs

@@ -181,7 +181,7 @@ impl ChargedBytes {
     }
 
     /// The bytes without their charge: the caller holds the permit that replaces it.
-    pub fn hand_over(self) -> Vec<u8> {
+    pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();
         assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
-        drop(body.hand_over());
+        drop(body.into_bytes());
         assert_eq!(cells.body_bytes.value(), 0);
     }
 

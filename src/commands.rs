@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::control::{Exit, Prepared, prepare_store};
-use crate::deadletter::bundle::{BundleReader, Damage};
-use crate::deadletter::{DeadLetters, Letter, Listing};
+use crate::deadletter::bundle::{BundleDamage, BundleReader};
+use crate::deadletter::{DeadLetter, DeadLetters, Listing};
 use crate::deadline::Alarm;
 use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
@@ -70,7 +70,7 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
         return Ok(Exit::Clean);
     };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
-    let mut letters: Vec<Letter> = letters.into_iter().map(|(_, letter)| letter).collect();
+    let mut letters: Vec<DeadLetter> = letters.into_iter().map(|(_, letter)| letter).collect();
     for stem in &bundles {
         let Some(records) = open_bundle(&dead, stem) else { continue };
         for record in records {
@@ -90,8 +90,8 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
     Ok(Exit::Clean)
 }
 
-fn line(letter: &Letter) -> String {
-    let Letter { key, store, error, attempts, unix_seconds, bytes, payloads, .. } = letter;
+fn line(letter: &DeadLetter) -> String {
+    let DeadLetter { key, store, error, attempts, unix_seconds, bytes, payloads, .. } = letter;
     let given_up = std::time::UNIX_EPOCH + Duration::from_secs(*unix_seconds);
     let time = humantime::format_rfc3339_seconds(given_up);
     let many = if *payloads == 1 { String::new() } else { format!("{payloads} payloads  ") };
@@ -104,7 +104,7 @@ fn report_broken(broken: &[(String, String)]) {
     }
 }
 
-fn report_damage(stem: &str, damage: &Damage) {
+fn report_damage(stem: &str, damage: &BundleDamage) {
     complain(format_args!("{stem}.letters: {damage}; from there on it is left as it is"));
 }
 
@@ -236,7 +236,7 @@ struct Replay {
 
 /// A letter to be put; `P` says where it lies.
 struct Found<P> {
-    letter: Letter,
+    letter: DeadLetter,
     payload: io::Result<Vec<u8>>,
     place: P,
 }
@@ -250,7 +250,7 @@ enum Stays {
 
 impl Replay {
     /// The letters that have files of their own.
-    async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, Letter)>) {
+    async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, DeadLetter)>) {
         let dead = self.dead.clone();
         let found = letters.into_iter().map(move |(stem, letter)| Found {
             payload: dead.payload(&stem),
@@ -327,7 +327,7 @@ impl Replay {
         .await;
     }
 
-    fn count(&self, letter: Letter, outcome: Result<(), Stays>) {
+    fn count(&self, letter: DeadLetter, outcome: Result<(), Stays>) {
         match outcome {
             Ok(()) => return self.stored.set(self.stored.get() + 1),
             Err(Stays::Elsewhere) => {
@@ -340,7 +340,7 @@ impl Replay {
         self.left.set(self.left.get() + 1);
     }
 
-    async fn put(&self, letter: &Letter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
+    async fn put(&self, letter: &DeadLetter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
         if self.only_for.as_ref().is_some_and(|store| *store != letter.store) {
             return Err(Stays::Elsewhere);
         }
@@ -368,10 +368,10 @@ mod tests {
         let payload = Payload::from(b"{}".to_vec());
         let object = Object { coding: Some(Coding::Gzip), ..Object::of("k", &payload) };
         let (store, error) = ("null:".to_owned(), "Code: message".to_owned());
-        let one = Letter { unix_seconds: 0, ..Letter::now(&object, 1, store, error, 3) };
+        let one = DeadLetter { unix_seconds: 0, ..DeadLetter::now(&object, 1, store, error, 3) };
         let start = "1970-01-01T00:00:00Z     3 tries          2 B  ";
         assert_eq!(line(&one), format!("{start}null:  k  Code: message"));
-        let many = Letter { payloads: 500, ..one };
+        let many = DeadLetter { payloads: 500, ..one };
         assert_eq!(line(&many), format!("{start}500 payloads  null:  k  Code: message"));
     }
 }

@@ -23,8 +23,10 @@ mod value;
 
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
-pub use layers::{ENV_PREFIX, Effective, Environment, Flags, Host, Source, Value};
-pub use objects::{BatchOptions, Form};
+pub use layers::{
+    ENV_PREFIX, Effective, Environment, Flags, HostContext, SettingSource, SettingValue,
+};
+pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, markdown_table, setting};
 pub use value::core_list;
 
@@ -67,7 +69,7 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// `None` without `SPOOL_DIR`.
     pub spool: Option<SpoolOptions>,
-    /// Of one put without progress.
+    /// Of one put without checkpoint.
     pub put_timeout: Duration,
     /// Of one put, however it goes on.
     pub put_timeout_max: Duration,
@@ -155,7 +157,7 @@ pub struct SpoolOptions {
     /// Of requests that wait for their sync.
     pub pending: usize,
     pub linger: Duration,
-    pub progress: Duration,
+    pub checkpoint: Duration,
 }
 
 /// What every PUT to S3 carries besides the payload. `None` sends no header.
@@ -226,7 +228,7 @@ pub enum ConfigError {
     #[error("{quoted}: {reason}")]
     Refused {
         name: &'static str,
-        /// Name, text and source, as [`Value`] prints them.
+        /// Name, text and source, as [`SettingValue`] prints them.
         quoted: String,
         reason: String,
     },
@@ -240,15 +242,15 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// `value` is not allowed by itself, because of `reason`, which may quote it.
-    fn refuse(value: &Value, reason: String) -> ConfigError {
+    fn refuse(value: &SettingValue, reason: String) -> ConfigError {
         let help = value.setting.help;
         let reason = if value.is_hidden() { format!("is not allowed: {help}") } else { reason };
         ConfigError::refuse_saying(value, reason)
     }
 
     /// The same, where `reason` does not quote it.
-    fn refuse_saying(value: &Value, mut reason: String) -> ConfigError {
-        let Value { setting, .. } = value;
+    fn refuse_saying(value: &SettingValue, mut reason: String) -> ConfigError {
+        let SettingValue { setting, .. } = value;
         if value.is_hidden() {
             let (name, env) = (setting.name, setting.env());
             reason += &format!(
@@ -289,7 +291,10 @@ impl Config {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn load(flags: &Flags) -> Result<(Config, Effective), ConfigErrors> {
-        Config::resolve(flags, &Host { env: std::env::vars_os().collect(), ..Host::bare() })
+        Config::resolve(
+            flags,
+            &HostContext { env: std::env::vars_os().collect(), ..HostContext::bare() },
+        )
     }
 
     /// The template of keys of payloads by themselves, as the spool keeps it; `None`: payloads are for batches, and one that
@@ -309,20 +314,20 @@ impl Config {
     pub fn from_settings(settings: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
         let values = settings.iter().map(|(name, text)| (setting(name).name, (*text).into()));
         let flags = Flags { file: None, values: values.collect() };
-        Config::resolve(&flags, &Host::bare()).map(|(config, _)| config)
+        Config::resolve(&flags, &HostContext::bare()).map(|(config, _)| config)
     }
 
     /// [`Config::load`] against a given environment and set of cores.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
-    pub fn resolve(flags: &Flags, host: &Host) -> Result<(Config, Effective), ConfigErrors> {
+    pub fn resolve(flags: &Flags, host: &HostContext) -> Result<(Config, Effective), ConfigErrors> {
         let mut errors = Vec::new();
         let effective = Effective::merge(flags, host, &mut errors);
         if host.cores_allowed.is_empty() {
             errors.push(ConfigError::CoresUnknown);
         }
-        let mut reader = Reader { effective: &effective, errors };
+        let mut reader = SettingsReader { effective: &effective, errors };
         let config = read(&mut reader, &host.cores_allowed);
         check_relations(&mut reader, &config);
         match reader.errors {
@@ -332,28 +337,28 @@ impl Config {
     }
 }
 
-impl Host {
+impl HostContext {
     /// No environment, and the cores the calling thread may use.
-    fn bare() -> Host {
+    fn bare() -> HostContext {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let mut cores_allowed: Vec<usize> = cores.iter().map(|core| core.id).collect();
         cores_allowed.sort_unstable();
-        Host { env: Environment::new(), cores_allowed }
+        HostContext { env: Environment::new(), cores_allowed }
     }
 }
 
 /// Hands out typed values and collects refusals.
-struct Reader<'a> {
+struct SettingsReader<'a> {
     effective: &'a Effective,
     errors: Vec<ConfigError>,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// The value of `name`. A refused one is noted and stands in as its default, so that reading goes on; the
     /// configuration is thrown away at the end.
     fn take<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> value::Parsed<T>) -> T {
         let given = self.effective.get(name);
-        let emptied = given.text.is_empty() && given.source != Source::Default;
+        let emptied = given.text.is_empty() && given.source != SettingSource::Default;
         let parsed = match emptied {
             // `--tokens-file "$TOKENS"` with the variable unset must not open the door silently.
             true => Err("is empty: give a value, or leave it out to have the default".into()),
@@ -367,7 +372,13 @@ impl Reader<'_> {
 
     /// Notes that `name` does not go with `other`, for a reason that quotes neither's text, unless one of the two was refused already: a stand-in
     /// default must not produce a second, puzzling error.
-    fn require(&mut self, holds: bool, name: &str, other: &str, reason: impl Fn(&Value) -> String) {
+    fn require(
+        &mut self,
+        holds: bool,
+        name: &str,
+        other: &str,
+        reason: impl Fn(&SettingValue) -> String,
+    ) {
         let refused = |wanted: &str| {
             self.errors
                 .iter()
@@ -391,7 +402,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
-fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
+fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
     use value::{address, address_or_off, count, memory, optional, path, size, time};
     let batch = objects::read_batch(r);
     let content_type =
@@ -442,24 +453,24 @@ fn read(r: &mut Reader<'_>, cores_allowed: &[usize]) -> Config {
     }
 }
 
-fn read_spool(r: &mut Reader<'_>) -> Option<SpoolOptions> {
+fn read_spool(r: &mut SettingsReader<'_>) -> Option<SpoolOptions> {
     use value::{memory, optional, path, size, time};
     let dir = r.take("SPOOL_DIR", optional(path));
     let (max, segment) = (r.take("SPOOL_MAX", size(2 << 20..=1 << 50)), segment_size(r));
     let pending = r.take("SPOOL_PENDING", memory(1..=MEMORY_MAX));
     let linger = r.take("SPOOL_LINGER", time(Duration::ZERO..=Duration::from_secs(1)));
-    let progress = r.take("SPOOL_PROGRESS", time(10 * MILLISECOND..=MINUTE));
-    dir.map(|dir| SpoolOptions { dir, max, segment, pending, linger, progress })
+    let checkpoint = r.take("SPOOL_CHECKPOINT", time(10 * MILLISECOND..=MINUTE));
+    dir.map(|dir| SpoolOptions { dir, max, segment, pending, linger, checkpoint })
 }
 
 /// In whole blocks, as direct I/O wants them.
-fn segment_size(r: &mut Reader<'_>) -> u64 {
+fn segment_size(r: &mut SettingsReader<'_>) -> u64 {
     let size = r.take("SPOOL_SEGMENT", value::size(1 << 20..=16 << 30));
     size - size % BLOCK
 }
 
 /// What must hold between settings that are each allowed alone.
-fn check_relations(r: &mut Reader<'_>, c: &Config) {
+fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
         format!("is below {length}: one longest request must fit; raise it or lower MAX_LENGTH")
     });
@@ -508,7 +519,7 @@ fn check_relations(r: &mut Reader<'_>, c: &Config) {
     });
 }
 
-fn check_spool(r: &mut Reader<'_>, c: &Config, spool: &SpoolOptions) {
+fn check_spool(r: &mut SettingsReader<'_>, c: &Config, spool: &SpoolOptions) {
     r.require(spool.max / 2 >= spool.segment, "SPOOL_MAX", "SPOOL_SEGMENT", |segment| {
         format!("is below 2 × {segment}: one file is filled while another is emptied; raise it")
     });

@@ -38,7 +38,7 @@ use crate::preflight;
 use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use admin::Admin;
-use events::{Event, Events};
+use events::{ControlEvent, Events};
 
 pub use reach::{Prepared, prepare_store};
 
@@ -84,7 +84,7 @@ pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit
     }
 }
 
-struct Server {
+struct Supervisor {
     config: Arc<Config>,
     limits: Limits,
     cells: Cells,
@@ -100,7 +100,11 @@ struct Server {
     events: Rc<Events>,
 }
 
-async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Result<Server, String> {
+async fn start(
+    config: Config,
+    signals: Signals,
+    mut reloader: Reloader,
+) -> Result<Supervisor, String> {
     let epoch = rt::now();
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
@@ -124,7 +128,7 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
     let store = prepared.seed;
     let events = Events::new(signals).map_err(|error| format!("signal handlers: {error}"))?;
 
-    let bind = bind::Patience::new(config.bind_wait);
+    let bind = bind::BindRetry::new(config.bind_wait);
     let cores = config.cores.len();
     let listeners =
         bind.retry("LISTEN", config.listen, |address| accept::listeners(address, cores)).await?;
@@ -158,7 +162,7 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("doorbell: {error}"))?;
         let clone = |socket: &Socket| socket.try_clone().map_err(|error| error.to_string());
-        events.watch_bell(clone(&ours)?);
+        events.watch_core(clone(&ours)?);
         bells.push(ours);
         let core_id = config.cores[index];
         let setup = Setup {
@@ -184,7 +188,8 @@ async fn start(config: Config, signals: Signals, mut reloader: Reloader) -> Resu
     watch_dead_letters(dead_letters);
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let home = spools.map(|(home, _)| home);
-    let server = Server { config, limits, cells, bells, listeners, admin, home, stopping, events };
+    let server =
+        Supervisor { config, limits, cells, bells, listeners, admin, home, stopping, events };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
         // A signal came first: its thread is ending this process.
@@ -248,7 +253,7 @@ fn promise(ack: Ack) -> &'static str {
     }
 }
 
-impl Server {
+impl Supervisor {
     async fn until_all(&self, state: CoreState) -> Result<(), String> {
         let deadline = rt::now() + START_TIMEOUT;
         loop {
@@ -261,7 +266,7 @@ impl Server {
                 return Ok(());
             }
             match self.next_event(deadline).await {
-                Some(Event::Stop | Event::Bell) => {}
+                Some(ControlEvent::Stop | ControlEvent::CoreChanged) => {}
                 None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
             }
         }
@@ -297,12 +302,12 @@ impl Server {
         let mut clean = true;
         loop {
             match self.next_event(rt::now() + Duration::from_secs(3600)).await {
-                Some(Event::Stop) => break,
-                Some(Event::Bell) if self.shut_dead_cores() => {
+                Some(ControlEvent::Stop) => break,
+                Some(ControlEvent::CoreChanged) if self.shut_dead_cores() => {
                     clean = false;
                     break;
                 }
-                Some(Event::Bell) | None => {}
+                Some(ControlEvent::CoreChanged) | None => {}
             }
         }
         let end = rt::now() + self.limits.stop.exit;
@@ -314,13 +319,13 @@ impl Server {
         while !self.all_ended() {
             match self.next_event(deadline).await {
                 // There is nothing that a third could speed up.
-                Some(Event::Stop) if hurried => {}
-                Some(Event::Stop) => {
+                Some(ControlEvent::Stop) if hurried => {}
+                Some(ControlEvent::Stop) => {
                     hurried = true;
                     tracing::warn!("second signal: what is unstored goes to the dead letter now");
                     self.order_all();
                 }
-                Some(Event::Bell) => clean &= !self.shut_dead_cores(),
+                Some(ControlEvent::CoreChanged) => clean &= !self.shut_dead_cores(),
                 None => break,
             }
         }
@@ -331,12 +336,12 @@ impl Server {
         if let Some(admin) = &self.admin {
             let _not_listening = admin.shutdown(std::net::Shutdown::Both);
         }
-        log::end_by(end);
+        log::flush_by(end);
         exit
     }
 
     /// The next event, or `None` at `deadline`.
-    async fn next_event(&self, deadline: Instant) -> Option<Event> {
+    async fn next_event(&self, deadline: Instant) -> Option<ControlEvent> {
         let left = deadline.saturating_duration_since(rt::now());
         strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }

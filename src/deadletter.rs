@@ -2,7 +2,7 @@
 //! one payload each.
 //!
 //! A dead letter written while the server runs is two files: `{stem}.payload` with the object's
-//! bytes and `{stem}.json` with a [`Letter`]. The JSON file is renamed into place last, so a
+//! bytes and `{stem}.json` with a [`DeadLetter`]. The JSON file is renamed into place last, so a
 //! visible letter is complete. The letters of a stop share one file per core; see [`bundle`].
 //! `DEAD_LETTER_MAX` bounds the directory. A letter without room is lost, which the caller logs and
 //! counts. Writes block: a core runs them on its blocking thread, except in the last step of a
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-pub use letter::Letter;
+pub use letter::DeadLetter;
 
 use crate::queue::job::Payload;
 use crate::rt;
@@ -31,7 +31,7 @@ use bundle::{BUNDLE, BundleReader, BundleWriter};
 
 /// Why a dead letter was not written.
 #[derive(Debug, thiserror::Error)]
-pub enum LetterError {
+pub enum DeadLetterError {
     #[error(
         "the dead-letter directory is full (DEAD_LETTER_MAX {max} bytes); run `millrace dead-letter replay`"
     )]
@@ -58,7 +58,7 @@ pub struct DeadLetters {
 }
 
 /// A dead letter's line of JSON in the file that a stop writes, at most: key, store and error.
-pub const LETTER_HEAD_BYTES: usize = 512;
+pub const DEAD_LETTER_HEAD_BYTES: usize = 512;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
@@ -76,7 +76,7 @@ const PROBE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Complete single letters with their stems, in the order of names.
-    pub letters: Vec<(String, Letter)>,
+    pub letters: Vec<(String, DeadLetter)>,
     /// Stems of the bundles, in the order of names.
     pub bundles: Vec<String>,
     /// JSON files that are not letters, as after a power failure, with the reason.
@@ -132,9 +132,9 @@ impl DeadLetters {
     pub async fn write_off_core(
         &self,
         stem: String,
-        letter: Letter,
+        letter: DeadLetter,
         body: &[Payload],
-    ) -> Result<(), LetterError> {
+    ) -> Result<(), DeadLetterError> {
         let mut copy = Vec::with_capacity(body.len());
         for part in body {
             let mut bytes = Vec::with_capacity(part.len());
@@ -156,9 +156,9 @@ impl DeadLetters {
     pub fn write(
         &self,
         stem: &str,
-        letter: &Letter,
+        letter: &DeadLetter,
         body: &[impl AsRef<[u8]>],
-    ) -> Result<(), LetterError> {
+    ) -> Result<(), DeadLetterError> {
         let body: Vec<&[u8]> = body.iter().map(AsRef::as_ref).collect();
         let written = self.try_write(stem, letter, &body);
         self.failing.store(written.is_err(), Relaxed);
@@ -186,7 +186,12 @@ impl DeadLetters {
         }
     }
 
-    fn try_write(&self, stem: &str, letter: &Letter, body: &[&[u8]]) -> Result<(), LetterError> {
+    fn try_write(
+        &self,
+        stem: &str,
+        letter: &DeadLetter,
+        body: &[&[u8]],
+    ) -> Result<(), DeadLetterError> {
         let meta = serde_json::to_vec(letter).expect("a letter is plain data");
         let bytes: usize = body.iter().map(|part| part.len()).sum();
         let size = (bytes + meta.len()) as u64;
@@ -278,7 +283,7 @@ impl DeadLetters {
 
     /// Reserves `size` bytes. Without room it measures the directory again, because a replay may
     /// have freed some, at most once in [`MEASURE_EVERY`].
-    fn reserve(&self, size: u64) -> Result<(), LetterError> {
+    fn reserve(&self, size: u64) -> Result<(), DeadLetterError> {
         if self.take_room(size) {
             return Ok(());
         }
@@ -288,7 +293,7 @@ impl DeadLetters {
                 return Ok(());
             }
         }
-        Err(LetterError::Full { max: self.max })
+        Err(DeadLetterError::Full { max: self.max })
     }
 
     fn take_room(&self, size: u64) -> bool {
@@ -402,9 +407,9 @@ mod tests {
     use crate::store::Object;
     use std::time::SystemTime;
 
-    fn letter(key: &str, payload: &[u8]) -> Letter {
+    fn letter(key: &str, payload: &[u8]) -> DeadLetter {
         let payload = Payload::from(payload.to_vec());
-        Letter::now(&Object::of(key, &payload), 1, "null:".into(), "Code: message".into(), 3)
+        DeadLetter::now(&Object::of(key, &payload), 1, "null:".into(), "Code: message".into(), 3)
     }
 
     #[test]
@@ -427,7 +432,7 @@ mod tests {
         let body: Vec<Payload> = parts.iter().cloned().map(Payload::from).collect();
         let coding = Some(Coding::Zstd);
         let object = Object { key: "dt=1/a.zst", body: &body, coding, sums: None };
-        let letter = Letter::now(&object, 500, "null:".into(), "Code: message".into(), 3);
+        let letter = DeadLetter::now(&object, 500, "null:".into(), "Code: message".into(), 3);
         let written = rt::run_test(dead.write_off_core("a".into(), letter.clone(), &body));
         written.unwrap();
         assert_eq!(dead.payload("a").unwrap(), parts.concat());
@@ -462,7 +467,7 @@ mod tests {
         let dead = DeadLetters::open(dir.path(), 400).unwrap();
         dead.write("a", &letter("a", &[b'1'; 100]), &[[b'1'; 100]]).unwrap();
         let full = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
-        assert!(matches!(full, Err(LetterError::Full { max: 400 })));
+        assert!(matches!(full, Err(DeadLetterError::Full { max: 400 })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
         dead.remove("a").unwrap();
         let again = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
@@ -514,7 +519,7 @@ mod tests {
         let dead = DeadLetters::open(&dir.path().join("sub"), 10_000).unwrap();
         fs::remove_dir(dir.path().join("sub")).unwrap();
         let written = dead.write("a", &letter("a", b"1"), &[b"1"]);
-        assert!(matches!(written, Err(LetterError::Io(_))));
+        assert!(matches!(written, Err(DeadLetterError::Io(_))));
         assert_eq!(dead.used(), 0);
     }
 

@@ -3,7 +3,7 @@
 //! A deadline that judges a peer must not count what this process did not do. A virtual machine that was paused, or a
 //! process that was stopped and continued, finds all its deadlines past, and in its sockets all that came meanwhile. So
 //! before such a deadline is acted on, two things are looked at: whether it is noticed so late that the peer had no
-//! chance, see [`was_paused`], and whether something has arrived that was not taken in yet, see [`take_in_arrived`].
+//! chance, see [`was_paused`], and whether something has arrived that was not taken in yet, see [`collect_arrived`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -41,9 +41,9 @@ pub fn was_paused(limit: Duration, late: Duration) -> bool {
 const LOOKS: usize = 3;
 
 /// Takes in what the kernel has for the sockets of this executor, and lets those run who wait for it.
-pub async fn take_in_arrived() {
+pub async fn collect_arrived() {
     if let Some(net) = Net::of_this_executor() {
-        net.hand_over().await;
+        net.run_tasks_and_turn().await;
     }
     rt::yield_now().await;
 }
@@ -108,7 +108,7 @@ impl Alarm {
             deadline = rt::now() + limit;
         }
         for _ in 0..LOOKS {
-            take_in_arrived().await;
+            collect_arrived().await;
             if let Some(done) = future::poll_once(work.as_mut()).await {
                 return done;
             }

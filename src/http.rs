@@ -37,4 +37,4 @@ pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// How long an idle connection stays open once a stop has begun, or after it was accepted during the stop: a client may
 /// just be sending its next request. Half a second is a round trip of a bad mobile network and what such a stop then takes.
-pub const LAME_DUCK: Duration = Duration::from_millis(500);
+pub const STOP_IDLE_GRACE: Duration = Duration::from_millis(500);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::batch;
 use crate::config::{Config, S3Client};
-use crate::deadletter::LETTER_HEAD_BYTES;
+use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
 use crate::http::body::ZSTD_WINDOW_LOG_MAX;
 use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
@@ -57,9 +57,9 @@ pub const EXECUTOR_MAPPINGS_BYTES: usize = 96 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Ring positions.
-    pub ring_slots: usize,
+    pub queue_slots: usize,
     /// Bytes of admitted, unfinished requests, [`JOB_COST_BYTES`] per payload included.
-    pub ring_bytes: usize,
+    pub queue_bytes: usize,
     /// Bytes of bodies being read, decompressed or waiting for room.
     pub body_bytes: usize,
     /// Longest decompressed body.
@@ -90,7 +90,7 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StopSchedule {
     /// Open connections are served until now; then the ring closes and requests get 503.
-    pub ring_drain_deadline: Duration,
+    pub queue_close: Duration,
     /// Uploads stop; what is unstored goes to the dead letter.
     pub upload_stop: Duration,
     /// The process is gone: `DRAIN_TIMEOUT`.
@@ -106,7 +106,7 @@ impl Limits {
         assert!(c.max_queue_bytes >= c.max_length, "a longest request must fit an empty ring");
         assert!(c.max_body_bytes / 2 >= c.max_length, "a body and its decompressed form must fit");
         // `MAX_QUEUE_BYTES` may be as small as `MAX_LENGTH`, and a longest body of one payload still fits.
-        let ring_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
+        let queue_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
@@ -130,19 +130,19 @@ impl Limits {
         // The control executor registers I/O memory like the cores.
         let executors = c.cores.len() + 1;
         let core_memory_bytes =
-            (ring_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
+            (queue_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
         // With a spool, a thread for each core's disk and one for what others have left.
         let spool_threads = c.spool.as_ref().map_or(0, |_| c.cores.len() + 1);
         let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS + spool_threads;
         let mapped = threads * STACK_BYTES + executors * EXECUTOR_MAPPINGS_BYTES;
         let core_memory = core_memory_bytes * c.cores.len() as u64;
-        let held_at_stop = ring_bytes
-            + c.max_queue * LETTER_HEAD_BYTES
+        let held_at_stop = queue_bytes
+            + c.max_queue * DEAD_LETTER_HEAD_BYTES
             + c.batch.as_ref().map_or(0, |batch| batch.memory);
         let segment = c.spool.as_ref().map_or(0, |spool| spool.segment);
         Limits {
-            ring_slots: c.max_queue,
-            ring_bytes,
+            queue_slots: c.max_queue,
+            queue_bytes,
             body_bytes: c.max_body_bytes,
             request_bytes: c.max_length,
             connections: c.max_connections,
@@ -181,14 +181,11 @@ impl StopSchedule {
         let half = drain_timeout / 2;
         let last_step = (drain_timeout / 5).max(Duration::from_secs(2)).min(half);
         let stop = StopSchedule {
-            ring_drain_deadline: half,
+            queue_close: half,
             upload_stop: drain_timeout - last_step,
             exit: drain_timeout,
         };
-        assert!(
-            stop.ring_drain_deadline <= stop.upload_stop,
-            "the ring closes before uploads stop"
-        );
+        assert!(stop.queue_close <= stop.upload_stop, "the ring closes before uploads stop");
         assert!(stop.upload_stop < stop.exit, "the dead letter gets some time");
         stop
     }
@@ -200,7 +197,7 @@ mod tests {
 
     fn schedule_ms(drain_ms: u64) -> (u128, u128, u128) {
         let s = StopSchedule::new(Duration::from_millis(drain_ms));
-        (s.ring_drain_deadline.as_millis(), s.upload_stop.as_millis(), s.exit.as_millis())
+        (s.queue_close.as_millis(), s.upload_stop.as_millis(), s.exit.as_millis())
     }
 
     #[test]
@@ -264,9 +261,9 @@ mod tests {
     fn a_longest_body_of_one_payload_fits_the_smallest_ring() {
         let sizes = [("MAX_QUEUE_BYTES", "64KiB"), ("MAX_LENGTH", "64KiB")];
         let limits = Limits::new(&Config::from_settings(&sizes).unwrap());
-        assert_eq!(limits.ring_bytes, limits.request_bytes + JOB_COST_BYTES);
+        assert_eq!(limits.queue_bytes, limits.request_bytes + JOB_COST_BYTES);
         let larger = [("MAX_QUEUE_BYTES", "128KiB"), ("MAX_LENGTH", "64KiB")];
-        assert_eq!(Limits::new(&Config::from_settings(&larger).unwrap()).ring_bytes, 128 << 10);
+        assert_eq!(Limits::new(&Config::from_settings(&larger).unwrap()).queue_bytes, 128 << 10);
     }
 
     #[test]

@@ -118,12 +118,12 @@ fn flush(patience: Duration) {
 }
 
 /// Writes the last lines of a process that has to be gone at `end`.
-pub fn end_by(end: Instant) {
+pub fn flush_by(end: Instant) {
     flush(end.saturating_duration_since(rt::now()).clamp(FLUSH_MIN, FLUSH_MAX));
 }
 
 /// The last line of a process that ends while other threads may be stuck in anything; waits [`FLUSH_MAX`] at most.
-pub fn last_words(text: &str) {
+pub fn log_last_line(text: &str) {
     if QUEUE.get().is_some() {
         tracing::info!("{text}");
         flush(FLUSH_MAX);

@@ -146,7 +146,7 @@ pub enum CoreState {
 /// Why a batch was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Reason {
+pub enum CloseReason {
     Size,
     RawSize,
     Age,
@@ -156,7 +156,7 @@ pub enum Reason {
     Drain,
 }
 
-impl Reason {
+impl CloseReason {
     /// As the metric's label says them, in the order of their numbers.
     pub const NAMES: [&str; 7] =
         ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
@@ -196,8 +196,8 @@ pub struct CoreCells {
     /// Set once: `MAX_CONNECTIONS`, or what there are descriptors for.
     pub connections_max: Cell64,
     pub body_bytes: Cell64,
-    pub ring_depth: Cell64,
-    pub ring_bytes: Cell64,
+    pub queue_depth: Cell64,
+    pub queue_bytes: Cell64,
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
@@ -205,12 +205,12 @@ pub struct CoreCells {
     /// Of puts in flight, between 1 and `MAX_WORKERS`.
     pub puts_limit: Cell64,
     /// Objects that have failed and wait for their retry.
-    pub puts_set_aside: Cell64,
+    pub puts_awaiting_retry: Cell64,
     pub batches_open: Cell64,
     /// Memory of open, closed and travelling batches.
     pub batch_bytes: Cell64,
-    /// By reason, see [`Reason`].
-    pub batches_closed: [Cell64; Reason::NAMES.len()],
+    /// By reason, see [`CloseReason`].
+    pub batches_closed: [Cell64; CloseReason::NAMES.len()],
     /// Of closed batches, before compression.
     pub batch_raw_bytes: Sizes,
     /// The same, as stored.
@@ -237,7 +237,7 @@ pub struct CoreCells {
     pub spool_preparing: Cell64,
     pub spool_syncs: Cell64,
     /// Payloads that crashed processes had spooled.
-    pub payloads_adopted: Cell64,
+    pub payloads_taken_over: Cell64,
     pub spool_sync_latency: Latency,
     /// Milliseconds since process start at which the store began to fail without a success since, plus one; 0 when it works.
     pub store_failing_since: Cell64,
@@ -272,7 +272,7 @@ impl CoreCells {
             + self.payloads_dead_lettered.value()
             + self.payloads_lost.value();
         let safe = decided + unsynced + self.spool_payloads.value();
-        let taken = self.payloads_accepted.value() + self.payloads_adopted.value();
+        let taken = self.payloads_accepted.value() + self.payloads_taken_over.value();
         (taken.saturating_sub(safe), unsynced)
     }
 }
@@ -370,9 +370,9 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     }),
     ("bytes_lost", "Payload bytes admitted and lost", |c| c.bytes_lost.value()),
     (
-        "payloads_adopted",
+        "payloads_taken_over",
         "Payloads taken over from the spools of processes that are no more",
-        |c| c.payloads_adopted.value(),
+        |c| c.payloads_taken_over.value(),
     ),
     ("spool_syncs", "Syncs of the spool, each of one group of requests", |c| c.spool_syncs.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
@@ -393,11 +393,11 @@ const GAUGES: [(&str, &str, Read); 22] = [
     }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     (
-        "ring_depth",
+        "queue_depth",
         "Payloads queued, those set aside for a retry beyond one per worker included",
-        |c| c.ring_depth.value(),
+        |c| c.queue_depth.value(),
     ),
-    ("ring_bytes", "Bytes of admitted, unfinished requests", |c| c.ring_bytes.value()),
+    ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
     ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
     ("ack_waiters", "Requests waiting for the store before their answer", |c| {
         c.ack_waiters.value()
@@ -407,8 +407,8 @@ const GAUGES: [(&str, &str, Read); 22] = [
     ("puts_limit", "Puts that may be in flight, adapted between 1 and MAX_WORKERS", |c| {
         c.puts_limit.value()
     }),
-    ("puts_set_aside", "Objects that have failed and wait for their retry", |c| {
-        c.puts_set_aside.value()
+    ("puts_awaiting_retry", "Objects that have failed and wait for their retry", |c| {
+        c.puts_awaiting_retry.value()
     }),
     ("batches_open", "Batches that take payloads", |c| c.batches_open.value()),
     ("batch_bytes", "Memory of open, closed and travelling batches", |c| c.batch_bytes.value()),
@@ -519,7 +519,7 @@ impl CellCollector {
         let mut family =
             encoder.encode_descriptor("batches_closed", help, None, MetricType::Counter)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            for (cell, reason) in cells.batches_closed.iter().zip(Reason::NAMES) {
+            for (cell, reason) in cells.batches_closed.iter().zip(CloseReason::NAMES) {
                 let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }

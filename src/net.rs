@@ -1,14 +1,15 @@
-//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes costs no system call; and
-//! the durable writes of its spool ([`File`]).
+//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes costs no system call.
+//! Also the durable writes of its spool ([`File`]).
 //!
-//! Every operation is a submission; one task, the driver, hands all that were made since its last turn to the kernel in
-//! one call, takes what has completed and wakes who waits for it. It goes on as long as something completes, each turn
-//! after all other tasks have run. Then it naps in this ring for as long as `set_nap` says, which takes one call, and after that
-//! sleeps on glommio until the ring's bell rings. What is received arrives in
-//! buffers of a common pool, so a silent connection holds none; a receive is under way only while somebody waits for
-//! it, so what a reader leaves alone stays in the kernel and the peer is slowed down.
+//! Every operation is a submission. One task, the driver, takes turns: it submits all operations since its last turn in
+//! one system call, reads the completions and wakes the tasks that wait for them. It repeats this while operations
+//! complete, and lets all other tasks run between two turns. Then it naps: it sleeps in this ring for as long as
+//! `set_nap` says, which takes one call. After that it sleeps on glommio until a completion signals the ring's eventfd.
 //!
-//! glommio's streams poll, then receive: three system calls where this has a share of one.
+//! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive is in flight only
+//! while a task waits for it, so unread bytes stay in the kernel, and TCP slows the peer down.
+//!
+//! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
 mod file;
 mod ring;
@@ -31,80 +32,81 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub use file::{BLOCK, File};
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
-pub use shared::{Share, Shared, Slice};
+pub use shared::{Share, SharedBytes, Slice};
 
 use crate::rt::{self, yield_now};
 use crate::sync::keep_waker;
-use ring::{Buffer, Completion, Outcome, Outgoing, Ring};
+use ring::{Buffer, Completion, OpResult, Outgoing, Ring};
 
-/// Bytes that one write takes over at most; the next waits until they are the kernel's.
+/// Most bytes that one write accepts. The next write waits until the kernel has taken them.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
-/// Room for outgoing bytes that a connection keeps between two sends: an answer takes 150 bytes, a small PUT 1 KiB.
+/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150 bytes, a small PUT 1 KiB.
 const SEND_BYTES_KEPT: usize = 4 << 10;
 
 thread_local! {
-    /// The executor's number, and its sockets for as long as it or one of them lives.
+    /// The executor's id, and its `Net` for as long as the driver or a socket holds it.
     static HERE: RefCell<(usize, Weak<Net>)> = const { RefCell::new((0, Weak::new())) };
 }
 
-/// The ring of one executor and what its sockets wait for.
+/// The ring of one executor and the state of its sockets and files.
 pub struct Net {
     ring: RefCell<Ring>,
-    sockets: RefCell<Slab<Entry>>,
-    files: RefCell<Slab<file::Entry>>,
-    /// Sockets whose receive found no buffer.
+    sockets: RefCell<Slab<SocketEntry>>,
+    files: RefCell<Slab<file::FileEntry>>,
+    /// Tokens of sockets whose receive found no buffer.
     starved: RefCell<VecDeque<usize>>,
-    /// The driver, while it sleeps.
+    /// The driver's waker while it sleeps on glommio.
     sleeper: RefCell<Option<Waker>>,
     spin: Cell<Duration>,
     nap: Cell<Duration>,
-    /// Numbers sockets, because a token is used again.
+    /// Numbers sockets, because tokens are reused.
     next_number: Cell<u64>,
 }
 
-/// One socket as the driver knows it; outlives its [`Stream`] until its operations have ended.
-struct Entry {
+/// One socket as the driver sees it. It outlives its [`Stream`] until its operations have ended.
+struct SocketEntry {
     fd: OwnedFd,
-    /// Unlike any other socket's of this executor.
+    /// Unique among the sockets of this executor.
     number: u64,
+    /// Its `Stream` or `Listener` was dropped.
     abandoned: bool,
-    /// Operations under way.
-    under_way: u32,
-    receive: Receive,
-    send: Send,
+    /// Operations that have not completed.
+    in_flight: u32,
+    receive: ReceiveState,
+    send: SendState,
     accepted: Option<io::Result<OwnedFd>>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
 
-enum Receive {
-    /// Nobody has asked.
-    Quiet,
-    UnderWay,
-    /// Asked, and there was no buffer.
+enum ReceiveState {
+    /// No task waits for bytes.
+    Idle,
+    InFlight,
+    /// The pool had no buffer for the receive.
     Starved,
-    /// So many bytes of the buffer are taken.
+    /// A buffer of the pool, and how many of its bytes are read.
     Held(Buffer, usize),
-    /// The same, when the pool ran dry.
-    Moved(Vec<u8>, usize),
+    /// A copy of its unread bytes, made when the pool was empty, and how many of them are read.
+    Copied(Vec<u8>, usize),
     End,
     Failed(i32),
 }
 
-enum Send {
-    /// With room from the last one.
+enum SendState {
+    /// Holds the empty buffer of the last send, for the next one.
     Idle(Vec<u8>),
-    UnderWay {
+    InFlight {
         sent: usize,
     },
     Failed(i32),
 }
 
 impl Net {
-    /// The calling executor's, made at its first use.
+    /// The `Net` of the calling executor, created on first use.
     ///
     /// # Errors
-    /// As [`probe`]'s.
+    /// As for [`probe`].
     pub fn here() -> io::Result<Rc<Net>> {
         let executor = rt::executor_id();
         HERE.with_borrow_mut(|(of, net)| {
@@ -117,7 +119,7 @@ impl Net {
         })
     }
 
-    /// The calling executor's, if it has any sockets.
+    /// The `Net` of the calling executor, if it has sockets.
     pub fn of_this_executor() -> Option<Rc<Net>> {
         let executor = rt::executor_id();
         HERE.with_borrow(|(of, net)| net.upgrade().filter(|_| *of == executor))
@@ -125,7 +127,7 @@ impl Net {
 
     fn start() -> io::Result<Rc<Net>> {
         let ring = Ring::new()?;
-        let bell = ring.bell()?;
+        let eventfd = ring.eventfd()?;
         let net = Rc::new(Net {
             ring: RefCell::new(ring),
             sockets: RefCell::default(),
@@ -136,37 +138,37 @@ impl Net {
             nap: Cell::default(),
             next_number: Cell::default(),
         });
-        rt::spawn(drive(net.clone(), bell)).detach();
+        rt::spawn(drive(net.clone(), eventfd)).detach();
         Ok(net)
     }
 
-    /// How long the driver goes on looking when nothing completes, before it sleeps: trades CPU for latency.
+    /// Sets how long the driver keeps polling when nothing completes, before it sleeps. Trades CPU for latency.
     pub fn set_spin(&self, spin: Duration) {
         self.spin.set(spin);
     }
 
-    /// How long the driver may sleep in its own ring before it lets glommio sleep. Meanwhile timers and whatever else glommio
-    /// waits for come late by as much, but for what is announced by [`rt::foreign_wait`].
+    /// Sets how long the driver may nap (sleep in its own ring) before it lets glommio sleep. A nap delays timers and
+    /// whatever else glommio waits for by up to that time. There is no nap while a task holds a [`rt::foreign_wait`].
     pub fn set_nap(&self, nap: Duration) {
         self.nap.set(nap);
     }
 
-    /// Where the kernel may do what it cannot do at once: syncs, above all.
-    pub fn place_kernel_workers(&self, cpus: &[usize]) -> io::Result<()> {
-        self.ring.borrow().place_workers(cpus)
+    /// Sets the CPU affinity of io-wq workers, which run blocking operations such as fsync.
+    pub fn set_worker_cpus(&self, cpus: &[usize]) -> io::Result<()> {
+        self.ring.borrow().set_worker_cpus(cpus)
     }
 
-    /// A connected stream socket.
+    /// Takes over a connected stream socket.
     pub fn stream(self: &Rc<Net>, fd: impl Into<OwnedFd>) -> Stream {
-        Stream { net: self.clone(), token: self.enter(fd.into()) }
+        Stream { net: self.clone(), token: self.register(fd.into()) }
     }
 
-    /// A listening socket.
+    /// Takes over a listening socket.
     pub fn listener(self: &Rc<Net>, socket: Socket) -> Listener {
-        Listener { net: self.clone(), token: self.enter(socket.into()) }
+        Listener { net: self.clone(), token: self.register(socket.into()) }
     }
 
-    /// Connects to `address`; dropped early, it closes the socket.
+    /// Connects to `address`. Dropping the future closes the socket.
     pub async fn connect(self: &Rc<Net>, address: SocketAddr) -> io::Result<Stream> {
         let kind = Type::STREAM.cloexec().nonblocking();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
@@ -174,8 +176,8 @@ impl Net {
         {
             let mut sockets = self.sockets.borrow_mut();
             let entry = &mut sockets[stream.token];
-            entry.send = Send::UnderWay { sent: 0 };
-            entry.under_way += 1;
+            entry.send = SendState::InFlight { sent: 0 };
+            entry.in_flight += 1;
             self.ring.borrow_mut().connect(entry.fd.as_fd(), stream.token, address);
         }
         self.pushed();
@@ -183,67 +185,71 @@ impl Net {
         Ok(stream)
     }
 
-    /// Lets every task run that can, and gives the kernel what they have written.
-    pub async fn hand_over(&self) {
+    /// Lets every task run that is ready, then submits what they have written.
+    pub async fn run_tasks_and_turn(&self) {
         yield_now().await;
-        // The driver goes on with what that has made to do.
-        self.take_in_now();
+        // The driver handles whatever this turn makes ready.
+        self.turn_now();
     }
 
-    /// Gives the kernel what was written and takes in what it has; who waits for that is woken.
-    pub fn take_in_now(&self) {
+    /// Takes a turn now: submits operations, reads completions and wakes the tasks that wait for them.
+    pub fn turn_now(&self) {
         self.turn();
         self.pushed();
     }
 
-    fn enter(&self, fd: OwnedFd) -> usize {
+    fn register(&self, fd: OwnedFd) -> usize {
         let number = self.next_number.replace(self.next_number.get() + 1);
-        self.sockets.borrow_mut().insert(Entry {
+        self.sockets.borrow_mut().insert(SocketEntry {
             fd,
             number,
             abandoned: false,
-            under_way: 0,
-            receive: Receive::Quiet,
-            send: Send::Idle(Vec::new()),
+            in_flight: 0,
+            receive: ReceiveState::Idle,
+            send: SendState::Idle(Vec::new()),
             accepted: None,
             reader: None,
             writer: None,
         })
     }
 
-    /// Its operations are ended, and when they have, it is closed.
+    /// Cancels the operations of a dropped socket, which is closed when the last of them has completed.
     fn abandon(&self, token: usize) {
         let mut sockets = self.sockets.borrow_mut();
         let entry = &mut sockets[token];
         (entry.abandoned, entry.reader, entry.writer) = (true, None, None);
-        if let Receive::Held(buffer, _) = std::mem::replace(&mut entry.receive, Receive::Quiet) {
+        if let ReceiveState::Held(buffer, _) =
+            std::mem::replace(&mut entry.receive, ReceiveState::Idle)
+        {
             self.ring.borrow_mut().give_back(buffer);
         }
-        if entry.under_way == 0 {
+        if entry.in_flight == 0 {
             sockets.remove(token);
             return;
         }
+        // The entry, and so the descriptor, stays until then: the kernel must not see a number that is reused.
         self.ring.borrow_mut().cancel(entry.fd.as_fd());
         drop(sockets);
         self.pushed();
     }
 
-    /// A submission waits for the driver's next turn.
+    /// To be called after a submission: wakes the driver if it sleeps on glommio.
     fn pushed(&self) {
         if let Some(sleeper) = self.sleeper.take() {
             sleeper.wake();
         }
     }
 
-    /// Hands over and takes in; true if anything had completed.
+    /// One turn; true if anything had completed.
     fn turn(&self) -> bool {
-        self.take_in(Ring::turn)
+        self.turn_with(Ring::turn)
     }
 
-    /// The same after what the kernel says in `look`.
-    fn take_in(&self, look: impl FnOnce(&mut Ring) -> io::Result<bool>) -> bool {
+    /// One turn that calls the kernel by `enter`.
+    fn turn_with(&self, enter: impl FnOnce(&mut Ring) -> io::Result<bool>) -> bool {
         let mut ring = self.ring.borrow_mut();
-        if !look(&mut ring).expect("the kernel goes on with a ring that it made") {
+        // An error here is the ring's own; the core cannot go on without its sockets.
+        if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
             return false;
         }
         let mut sockets = self.sockets.borrow_mut();
@@ -251,122 +257,127 @@ impl Net {
             self.completed(&mut ring, &mut sockets, completion);
         }
         if !self.starved.borrow().is_empty() {
-            self.feed(&mut ring, &mut sockets);
+            self.refill_starved(&mut ring, &mut sockets);
         }
         true
     }
 
-    fn completed(&self, ring: &mut Ring, sockets: &mut Slab<Entry>, completion: Completion) {
-        let Completion { token, what } = completion;
-        let what = match what {
-            Outcome::Synced(outcome) => {
-                return file::synced(&mut self.files.borrow_mut(), token, outcome);
+    /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of glommio only queues
+    /// its task and runs no code of it.
+    fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
+        let Completion { token, result } = completion;
+        let result = match result {
+            OpResult::Synced(synced) => {
+                return file::synced(&mut self.files.borrow_mut(), token, synced);
             }
-            of_socket => of_socket,
+            socket_result => socket_result,
         };
         let entry = &mut sockets[token];
-        entry.under_way -= 1;
-        let waker = match what {
-            Outcome::Received(Ok(Some(buffer))) if entry.abandoned => {
+        entry.in_flight -= 1;
+        let waker = match result {
+            OpResult::Received(Ok(Some(buffer))) if entry.abandoned => {
                 ring.give_back(buffer);
                 &None
             }
-            Outcome::Received(Err(e)) if ring::is_exhausted(&e) && !entry.abandoned => {
-                entry.receive = Receive::Starved;
+            OpResult::Received(Err(e)) if ring::is_exhausted(&e) && !entry.abandoned => {
+                entry.receive = ReceiveState::Starved;
                 self.starved.borrow_mut().push_back(token);
                 &None
             }
-            Outcome::Received(received) => {
+            OpResult::Received(received) => {
                 entry.receive = match received {
-                    Ok(Some(buffer)) => Receive::Held(buffer, 0),
-                    Ok(None) => Receive::End,
-                    Err(e) => Receive::Failed(code(&e)),
+                    Ok(Some(buffer)) => ReceiveState::Held(buffer, 0),
+                    Ok(None) => ReceiveState::End,
+                    Err(e) => ReceiveState::Failed(code(&e)),
                 };
                 &entry.reader
             }
-            Outcome::Sent(bytes, sent) => entry.sent(ring, token, bytes, sent),
-            Outcome::Accepted(accepted) => {
+            OpResult::Sent(bytes, sent) => entry.sent(ring, token, bytes, sent),
+            OpResult::Accepted(accepted) => {
                 entry.accepted = Some(accepted);
                 &entry.reader
             }
-            Outcome::Connected(connected) => {
+            OpResult::Connected(connected) => {
                 entry.send = match connected {
-                    Ok(()) => Send::Idle(Vec::new()),
-                    Err(e) => Send::Failed(code(&e)),
+                    Ok(()) => SendState::Idle(Vec::new()),
+                    Err(e) => SendState::Failed(code(&e)),
                 };
                 &entry.writer
             }
-            Outcome::Synced(_) => unreachable!("of a file"),
+            OpResult::Synced(_) => unreachable!("handled above"),
         };
         if let Some(waker) = waker {
             waker.wake_by_ref();
         }
-        if entry.abandoned && entry.under_way == 0 {
+        if entry.abandoned && entry.in_flight == 0 {
             sockets.remove(token);
         }
     }
 
-    /// The pool had run dry: buffers whose readers have not come for them are emptied, and who had none tries again.
-    fn feed(&self, ring: &mut Ring, sockets: &mut Slab<Entry>) {
+    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and repeats the receives that
+    /// had found none.
+    fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
         for (_, entry) in sockets.iter_mut() {
-            if let Receive::Held(buffer, taken) = &entry.receive {
-                let moved = Receive::Moved(ring.bytes(buffer)[*taken..].to_vec(), 0);
-                if let Receive::Held(buffer, _) = std::mem::replace(&mut entry.receive, moved) {
+            if let ReceiveState::Held(buffer, taken) = &entry.receive {
+                let moved = ReceiveState::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
+                if let ReceiveState::Held(buffer, _) = std::mem::replace(&mut entry.receive, moved)
+                {
                     ring.give_back(buffer);
                 }
             }
         }
         for token in self.starved.take() {
-            // The token may have another owner by now.
+            // By now the token may belong to another socket.
             if let Some(entry) = sockets.get_mut(token)
-                && matches!(entry.receive, Receive::Starved)
+                && matches!(entry.receive, ReceiveState::Starved)
             {
-                entry.ask(ring, token);
+                entry.begin_receive(ring, token);
             }
         }
     }
 }
 
-impl Entry {
-    /// Lets the kernel look for bytes.
-    fn ask(&mut self, ring: &mut Ring, token: usize) {
-        self.receive = Receive::UnderWay;
-        self.under_way += 1;
+impl SocketEntry {
+    fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
+        self.receive = ReceiveState::InFlight;
+        self.in_flight += 1;
         ring.receive(self.fd.as_fd(), token);
     }
 
     fn begin_send(&mut self, ring: &mut Ring, token: usize, outgoing: Outgoing, from: usize) {
-        self.send = Send::UnderWay { sent: from };
-        self.under_way += 1;
+        self.send = SendState::InFlight { sent: from };
+        self.in_flight += 1;
         ring.send(self.fd.as_fd(), token, outgoing, from);
     }
 
-    /// A send has ended; its rest goes on.
+    /// Handles the end of a send. A short send continues with the rest of its bytes.
     fn sent(
         &mut self,
         ring: &mut Ring,
         token: usize,
         bytes: Outgoing,
-        outcome: io::Result<usize>,
+        result: io::Result<usize>,
     ) -> &Option<Waker> {
-        let Send::UnderWay { sent: before } = self.send else { unreachable!("it was under way") };
-        self.send = match outcome {
-            Err(e) => Send::Failed(code(&e)),
-            Ok(0) => Send::Failed(libc::EPIPE),
+        let SendState::InFlight { sent: before } = self.send else {
+            unreachable!("it was in flight")
+        };
+        self.send = match result {
+            Err(e) => SendState::Failed(code(&e)),
+            Ok(0) => SendState::Failed(libc::EPIPE),
             Ok(n) if before + n < bytes.len() && !self.abandoned => {
                 let sent = before + n;
-                self.under_way += 1;
+                self.in_flight += 1;
                 ring.send(self.fd.as_fd(), token, bytes, sent);
-                self.send = Send::UnderWay { sent };
+                self.send = SendState::InFlight { sent };
                 return &None;
             }
             Ok(_) => match bytes {
                 Outgoing::Buffer(mut bytes) => {
                     bytes.clear();
                     bytes.shrink_to(SEND_BYTES_KEPT);
-                    Send::Idle(bytes)
+                    SendState::Idle(bytes)
                 }
-                Outgoing::Shared(_) => Send::Idle(Vec::new()),
+                Outgoing::Shared(_) => SendState::Idle(Vec::new()),
             },
         };
         &self.writer
@@ -377,11 +388,12 @@ fn code(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
-/// Turns, as long as there is something to do; else sleeps until there is.
-async fn drive(net: Rc<Net>, bell: glommio::io::BufferedFile) {
-    let bell = Rc::new(bell);
-    let mut ringing = None;
-    net.ring.borrow_mut().announce(false);
+/// The driver: takes turns while operations complete, otherwise sleeps until one does.
+async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
+    let eventfd = Rc::new(eventfd);
+    // One read outlasts several sleeps that a submission has ended.
+    let mut signalled = None;
+    net.ring.borrow_mut().enable_eventfd(false);
     loop {
         while net.turn() {
             yield_now().await;
@@ -389,21 +401,20 @@ async fn drive(net: Rc<Net>, bell: glommio::io::BufferedFile) {
         if spin(&net).await || nap(&net).await {
             continue;
         }
-        net.ring.borrow_mut().announce(true);
-        // What completed before the bell could ring.
+        net.ring.borrow_mut().enable_eventfd(true);
+        // An operation may have completed before the eventfd was enabled.
         if !net.turn() {
-            let ringing = ringing.get_or_insert_with(|| Box::pin(wait_for(bell.clone())));
-            let rang = sleep(&net, ringing.as_mut()).await;
-            if rang {
-                ringing.set(wait_for(bell.clone()));
+            let read = signalled.get_or_insert_with(|| Box::pin(wait_for(eventfd.clone())));
+            if sleep(&net, read.as_mut()).await {
+                read.set(wait_for(eventfd.clone()));
             }
         }
-        net.ring.borrow_mut().announce(false);
+        net.ring.borrow_mut().enable_eventfd(false);
         yield_now().await;
     }
 }
 
-/// Looks for as long as `Net::set_spin` says; true as soon as something had completed.
+/// Polls for as long as `Net::set_spin` says; true as soon as something has completed.
 async fn spin(net: &Net) -> bool {
     let spin = net.spin.get();
     if spin.is_zero() {
@@ -419,32 +430,33 @@ async fn spin(net: &Net) -> bool {
     false
 }
 
-/// Waits in the ring itself if this executor has nothing else to do: one system call, where glommio's sleep and what
-/// wakes from it take ten. True if there is something to do now.
+/// Sleeps in the ring itself if this executor has nothing else to do: one system call, where sleeping and waking on
+/// glommio take ten. True if there is something to do now.
 async fn nap(net: &Net) -> bool {
     let limit = net.nap.get();
+    // The ring would not see the end of a foreign wait.
     if limit.is_zero() || rt::has_foreign_waits() {
         return false;
     }
     if !rt::is_idle().await {
         return true;
     }
-    net.take_in(|ring| ring.nap(limit))
+    net.turn_with(|ring| ring.nap(limit))
 }
 
-async fn wait_for(bell: Rc<glommio::io::BufferedFile>) {
-    bell.read_at(0, 8).await.expect("an event descriptor can be read");
+async fn wait_for(eventfd: Rc<glommio::io::BufferedFile>) {
+    eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
 }
 
-/// Until the bell has rung (then true) or a submission waits.
-async fn sleep(net: &Net, mut bell: Pin<&mut impl Future<Output = ()>>) -> bool {
+/// Sleeps on glommio until the eventfd is signalled (then true) or a task has pushed a submission.
+async fn sleep(net: &Net, mut signalled: Pin<&mut impl Future<Output = ()>>) -> bool {
     let mut asleep = false;
     poll_fn(|cx| {
-        if bell.as_mut().poll(cx).is_ready() {
+        if signalled.as_mut().poll(cx).is_ready() {
             net.sleeper.take();
             return Poll::Ready(true);
         }
-        // Taken by who pushed.
+        // `Net::pushed` has taken the waker.
         if asleep && net.sleeper.borrow().is_none() {
             return Poll::Ready(false);
         }
@@ -455,19 +467,22 @@ async fn sleep(net: &Net, mut bell: Pin<&mut impl Future<Output = ()>>) -> bool 
     .await
 }
 
-/// One connected socket; dropping it ends its operations and closes it.
+/// One connected socket. Dropping it cancels its operations and closes it.
 pub struct Stream {
     net: Rc<Net>,
     token: usize,
 }
 
 impl Stream {
-    /// The sockets that it is one of.
+    /// The `Net` that it belongs to.
     pub fn net(&self) -> &Net {
         &self.net
     }
 
-    /// Lets `take` see what has arrived and say how much of that it has taken, or waits; 0 is the peer's end.
+    /// Waits for bytes and passes them to `take`, which returns how many it has read. 0 is the peer's end.
+    ///
+    /// `take` must not use this or any other socket or file of the same executor: it runs while the ring and the
+    /// sockets are borrowed, and re-entry panics.
     pub fn poll_read_with(
         &self,
         cx: &mut Context<'_>,
@@ -477,52 +492,56 @@ impl Stream {
         let entry = &mut sockets[self.token];
         let mut ring = self.net.ring.borrow_mut();
         let (n, empty) = match &mut entry.receive {
-            Receive::Held(buffer, taken) => {
+            ReceiveState::Held(buffer, taken) => {
                 let n = take(&ring.bytes(buffer)[*taken..]);
                 *taken += n;
                 (n, *taken == buffer.len())
             }
-            Receive::Moved(bytes, taken) => {
+            ReceiveState::Copied(bytes, taken) => {
                 let n = take(&bytes[*taken..]);
                 *taken += n;
                 (n, *taken == bytes.len())
             }
-            Receive::End => return Poll::Ready(Ok(0)),
-            Receive::Failed(code) => {
+            ReceiveState::End => return Poll::Ready(Ok(0)),
+            ReceiveState::Failed(code) => {
                 return Poll::Ready(Err(io::Error::from_raw_os_error(*code)));
             }
-            Receive::Quiet => {
-                entry.ask(&mut ring, self.token);
+            ReceiveState::Idle => {
+                entry.begin_receive(&mut ring, self.token);
                 keep_waker(&mut entry.reader, cx);
                 drop((ring, sockets));
                 self.net.pushed();
                 return Poll::Pending;
             }
-            Receive::UnderWay | Receive::Starved => {
+            ReceiveState::InFlight | ReceiveState::Starved => {
                 keep_waker(&mut entry.reader, cx);
                 return Poll::Pending;
             }
         };
         if empty
-            && let Receive::Held(buffer, _) = std::mem::replace(&mut entry.receive, Receive::Quiet)
+            && let ReceiveState::Held(buffer, _) =
+                std::mem::replace(&mut entry.receive, ReceiveState::Idle)
         {
             ring.give_back(buffer);
         }
         Poll::Ready(Ok(n))
     }
 
-    /// Waits until there is something to read, the peer's end and an error included.
+    /// Waits until a read would not wait: for bytes, the peer's end or an error.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
         match entry.receive {
-            Receive::Held(..) | Receive::Moved(..) | Receive::End | Receive::Failed(_) => {
+            ReceiveState::Held(..)
+            | ReceiveState::Copied(..)
+            | ReceiveState::End
+            | ReceiveState::Failed(_) => {
                 return Poll::Ready(());
             }
-            Receive::UnderWay | Receive::Starved => keep_waker(&mut entry.reader, cx),
-            Receive::Quiet => {
+            ReceiveState::InFlight | ReceiveState::Starved => keep_waker(&mut entry.reader, cx),
+            ReceiveState::Idle => {
                 keep_waker(&mut entry.reader, cx);
-                entry.ask(&mut self.net.ring.borrow_mut(), self.token);
+                entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
                 drop(sockets);
                 self.net.pushed();
             }
@@ -530,24 +549,24 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Bytes that have arrived and that nobody has read, here and in the kernel. The peer's end and an error count as one.
+    /// Bytes that have arrived and are unread, here and in the kernel. The peer's end and an error count as one.
     pub fn arrived(&self) -> usize {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
         let here = match &entry.receive {
-            Receive::Held(buffer, taken) => buffer.len() - taken,
-            Receive::Moved(bytes, taken) => bytes.len() - taken,
-            Receive::End | Receive::Failed(_) => 1,
-            Receive::Quiet | Receive::UnderWay | Receive::Starved => 0,
+            ReceiveState::Held(buffer, taken) => buffer.len() - taken,
+            ReceiveState::Copied(bytes, taken) => bytes.len() - taken,
+            ReceiveState::End | ReceiveState::Failed(_) => 1,
+            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => 0,
         };
         here + rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize)
     }
 
-    /// Takes over up to [`SEND_BYTES_MAX`] of `bytes` and sends them, unless some are still on their way to the kernel.
+    /// Copies up to [`SEND_BYTES_MAX`] of `bytes` and sends them. Waits while an earlier send is in flight.
     pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        let Send::Idle(room) = &mut entry.send else {
+        let SendState::Idle(room) = &mut entry.send else {
             return entry.poll_sent(cx).map_ok(|()| 0);
         };
         let taken = bytes.len().min(SEND_BYTES_MAX);
@@ -563,12 +582,12 @@ impl Stream {
         Poll::Ready(Ok(taken))
     }
 
-    /// Sends all of `bytes` without copying them and leaves an empty buffer in their place; false if others are still on
-    /// their way, or none can be sent any more.
+    /// Sends all of `bytes` without copying them and leaves an empty buffer in their place. False if an earlier send is in
+    /// flight or has failed.
     pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        let Send::Idle(room) = &mut entry.send else { return false };
+        let SendState::Idle(room) = &mut entry.send else { return false };
         if bytes.is_empty() {
             return false;
         }
@@ -579,7 +598,7 @@ impl Stream {
         true
     }
 
-    /// Sends `bytes` from `from` to their end, without copying them, unless other bytes are still on their way.
+    /// Sends `bytes[from..]` without copying them. Waits while an earlier send is in flight.
     pub fn poll_send_shared(
         &self,
         cx: &mut Context<'_>,
@@ -588,7 +607,7 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        if !matches!(entry.send, Send::Idle(_)) || from == bytes.len() {
+        if !matches!(entry.send, SendState::Idle(_)) || from == bytes.len() {
             return entry.poll_sent(cx).map_ok(|()| 0);
         }
         let outgoing = Outgoing::Shared(bytes.share());
@@ -598,25 +617,25 @@ impl Stream {
         Poll::Ready(Ok(bytes.len() - from))
     }
 
-    /// Whether all that was taken over is the kernel's.
+    /// Waits until the kernel has taken everything that was sent.
     pub fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.net.sockets.borrow_mut()[self.token].poll_sent(cx)
     }
 
-    /// Whether all that was taken over is the kernel's, as far as is known.
+    /// Whether the kernel has taken everything that was sent, as far as is known.
     pub fn has_sent(&self) -> bool {
-        matches!(self.net.sockets.borrow()[self.token].send, Send::Idle(_))
+        matches!(self.net.sockets.borrow()[self.token].send, SendState::Idle(_))
     }
 
-    /// Nothing waits here for a flush; tells of a send that has failed.
+    /// Nothing is buffered here, so a flush only reports a send that has failed.
     pub fn poll_flush(&self) -> Poll<io::Result<()>> {
         match self.net.sockets.borrow()[self.token].send {
-            Send::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
-            Send::Idle(_) | Send::UnderWay { .. } => Poll::Ready(Ok(())),
+            SendState::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
+            SendState::Idle(_) | SendState::InFlight { .. } => Poll::Ready(Ok(())),
         }
     }
 
-    /// Ends our half once everything is sent.
+    /// Closes our half of the connection after everything is sent.
     pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_sent(cx))?;
         let sockets = self.net.sockets.borrow();
@@ -624,19 +643,20 @@ impl Stream {
         Poll::Ready(socket.shutdown(Shutdown::Write))
     }
 
+    /// Turns Nagle's algorithm off.
     pub fn set_nodelay(&self) -> io::Result<()> {
         let sockets = self.net.sockets.borrow();
         SockRef::from(&sockets[self.token].fd).set_tcp_nodelay(true)
     }
 
-    /// A view of how much its peer has acknowledged, which does not keep the socket open.
+    /// A handle to read how much the peer has acknowledged. It does not keep the socket open.
     pub fn acknowledged(&self) -> Acknowledged {
         let number = self.net.sockets.borrow()[self.token].number;
         Acknowledged { net: Rc::downgrade(&self.net), token: self.token, number }
     }
 }
 
-/// How much of what was sent on one socket its peer has acknowledged.
+/// Reads how much of what was sent on one socket its peer has acknowledged.
 #[derive(Clone)]
 pub struct Acknowledged {
     net: Weak<Net>,
@@ -645,7 +665,7 @@ pub struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// The socket's number and the bytes acknowledged so far; `None` once it is closed. One system call.
+    /// The socket's number and the bytes acknowledged so far, or `None` once it is closed. One system call.
     pub fn read(&self) -> Option<(u64, u64)> {
         let net = self.net.upgrade()?;
         let sockets = net.sockets.borrow();
@@ -653,8 +673,8 @@ impl Acknowledged {
         Some((self.number, bytes_acknowledged(entry.fd.as_fd()).ok()?))
     }
 
-    /// When the socket is closed, what it has not sent yet is thrown away. Without this the kernel goes on sending it,
-    /// up to 4 MiB (`tcp_wmem`), over a link that may be too slow already.
+    /// Makes closing the socket discard what it has not sent yet. Otherwise the kernel keeps sending up to 4 MiB
+    /// (`tcp_wmem`) over a link that may already be too slow.
     pub fn discard_on_close(&self) {
         let Some(net) = self.net.upgrade() else { return };
         let sockets = net.sockets.borrow();
@@ -664,14 +684,14 @@ impl Acknowledged {
     }
 }
 
-/// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`): unlike what the socket buffer has
-/// taken, these bytes have reached the peer.
+/// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`). These bytes have reached the peer, not
+/// only the socket buffer.
 #[expect(unsafe_code, reason = "neither socket2 nor rustix has TCP_INFO")]
 fn bytes_acknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    // SAFETY: plain numbers, for which all zeros is a value.
+    // SAFETY: the structure holds plain numbers, for which all zeros is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes to `info`, which has as many.
+    // SAFETY: the kernel writes at most `size` bytes to `info`, which is that long.
     let done = unsafe {
         let info = (&raw mut info).cast();
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut size)
@@ -688,12 +708,12 @@ impl Drop for Stream {
     }
 }
 
-impl Entry {
+impl SocketEntry {
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.send {
-            Send::Idle(_) => Poll::Ready(Ok(())),
-            Send::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
-            Send::UnderWay { .. } => {
+            SendState::Idle(_) => Poll::Ready(Ok(())),
+            SendState::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
+            SendState::InFlight { .. } => {
                 keep_waker(&mut self.writer, cx);
                 Poll::Pending
             }
@@ -740,7 +760,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The next connection. Dropped early it loses none: a connection that comes in the meantime is the next call's.
+    /// The next connection. Dropping the future loses none: the next call returns a connection that arrives meanwhile.
     pub async fn accept(&self) -> io::Result<Stream> {
         let fd = poll_fn(|cx| {
             let mut sockets = self.net.sockets.borrow_mut();
@@ -749,8 +769,8 @@ impl Listener {
                 return Poll::Ready(accepted);
             }
             keep_waker(&mut entry.reader, cx);
-            if entry.under_way == 0 {
-                entry.under_way += 1;
+            if entry.in_flight == 0 {
+                entry.in_flight += 1;
                 self.net.ring.borrow_mut().accept(entry.fd.as_fd(), self.token);
                 drop(sockets);
                 self.net.pushed();
@@ -768,7 +788,7 @@ impl Drop for Listener {
     }
 }
 
-/// Whether this host gives us such a ring.
+/// Checks that this host allows such a ring.
 ///
 /// # Errors
 /// The kernel is older than 6.1, or forbids io_uring.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 
-use waking::Waking;
+use waking::WakeThread;
 
 pub use fastrand::Rng;
 pub use futures_lite::future::yield_now;
@@ -170,7 +170,7 @@ impl Placement {
 /// An executor on the calling thread that has not begun.
 pub struct Executor {
     executor: LocalExecutor,
-    waking: Waking,
+    wake_thread: WakeThread,
 }
 
 impl Executor {
@@ -200,15 +200,15 @@ impl Executor {
 
     fn made(builder: LocalExecutorBuilder) -> Result<Executor, GlommioError<()>> {
         let executor = builder.io_memory(IO_MEMORY_BYTES).make()?;
-        Ok(Executor { executor, waking: waking::waking() })
+        Ok(Executor { executor, wake_thread: waking::start_wake_thread() })
     }
 
     /// Runs `main` to its end; what it has started and not waited for goes no further.
     pub fn run<T>(self, main: impl Future<Output = T>) -> T {
-        let Executor { executor, waking } = self;
+        let Executor { executor, wake_thread } = self;
         executor.run(async move {
             // First of all: any wait may need it.
-            spawn(waking.stay_awake()).detach();
+            spawn(wake_thread.stay_awake()).detach();
             main.await
         })
     }

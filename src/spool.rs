@@ -23,7 +23,7 @@
 //! or removed. An incomplete payload is uploaded again by a later process. Who completes it depends
 //! on how it left the spool:
 //!
-//! - A single object: the worker calls `Job::settle`, which calls [`SpooledRequest::complete`] at
+//! - A single object: the worker calls `Job::complete`, which calls [`SpooledRequest::complete`] at
 //!   once.
 //! - A member of a batch of this process: the worker calls [`Spool::complete_batch`]. The journal
 //!   syncs DONE, with its next commit group or when the keeper flushes it, and then calls
@@ -34,9 +34,9 @@
 //! - Lost to corruption: the reader.
 //! - In a file that was removed: `release_removed`, called by [`Spool::stop`].
 //!
-//! Requests that wait for the store get their outcome separately: from `Job::settle` for single
-//! payloads and from `Batch::tell` for batches, which therefore completes nothing here. A payload
-//! that is neither stored nor dead-lettered (`Fate::Lost`) stays incomplete, so the next process
+//! Requests that wait for the store get their outcome separately: from `Job::complete` for single
+//! payloads and from `Batch::complete` for batches, which therefore completes nothing here. A payload
+//! that is neither stored nor dead-lettered (`Outcome::Lost`) stays incomplete, so the next process
 //! finds it in the spool. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is
 //! known, which for batches is before their members are complete.
 
@@ -326,7 +326,7 @@ impl Spool {
                 payload,
                 stamp: Stamp { unix_nanos, seq },
                 record: Some(record.clone()),
-                tally: None,
+                request_outcome: None,
             }
         });
         self.admission.push(jobs);

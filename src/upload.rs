@@ -1,23 +1,23 @@
 //! From the queue to the store: workers, what they put, and what they do about failures.
 
-mod aside;
+mod dead_letter;
 mod failures;
 mod health;
-mod letters;
 mod limit;
 pub mod restore;
+mod retry_queue;
 pub mod source;
 pub mod uploader;
 mod uploads;
 pub mod worker;
 
-pub use aside::{Trouble, Upload};
+pub use dead_letter::{DeadLetterWriter, record_loss};
 pub use failures::Failures;
-pub use health::Health;
-pub use letters::{Letters, lose};
+pub use health::StoreHealth;
+pub use retry_queue::{PendingUpload, RetryState};
 pub use uploader::Uploader;
 pub use uploads::{InFlight, Uploads, notice_retries};
-pub use worker::{InHand, worker_loop};
+pub use worker::{InProgress, worker_loop};
 
 /// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
 /// the dead letter being written.

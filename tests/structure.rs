@@ -34,42 +34,24 @@ const FLOORS: &[&[&str]] = &[
     &["deadletter"],
     &["store"],
     &["queue"],
-    &["key"],
     &["config"],
+    &["key"],
     &["budget"],
     &["metrics"],
     &["deadline"],
     &["net"],
     &["log"],
-    &["rt"],
-    &["sync"],
-    &["throttle", "coding"],
+    &["throttle", "stop"],
+    &["rt", "sync"],
+    &["coding"],
 ];
 
 /// Imports that still run up, as (from, to). A pair that is no longer needed fails the test, so
 /// that the list only shrinks. The target is an empty list.
 const STILL_UPWARD: &[(&str, &str)] = &[
-    ("batch", "core"),
-    ("batch", "http"),
-    ("config", "batch"),
-    ("config", "key"),
-    ("config", "queue"),
-    ("config", "spool"),
-    ("config", "store"),
-    ("http", "core"),
-    ("http", "limits"),
-    ("log", "config"),
-    ("metrics", "batch"),
-    ("metrics", "deadletter"),
-    ("net", "queue"),
-    ("queue", "http"),
-    ("queue", "limits"),
+    // A job carries the record of the spool that it completes; a trait in between would cost
+    // spooled payloads a dynamic call and readers a jump.
     ("queue", "spool"),
-    ("spool", "batch"),
-    ("spool", "core"),
-    ("spool", "http"),
-    ("upload", "core"),
-    ("upload", "http"),
 ];
 
 /// Structs above the bound whose fields are data that belong side by side, with the reason.
@@ -85,27 +67,20 @@ const DATA: &[(&str, &str)] = &[
 /// accepted connection to the put, in reading order. Each is linked by an import to one that stands
 /// before it: the reader arrives from a file that is already known.
 const PATH: &[&str] = &[
-    "control.rs",
-    "core.rs",
     "http/accept.rs",
-    "net.rs",
-    "net/ring.rs",
     "http/conn.rs",
-    "http/ack.rs",
+    "http/request.rs",
     "http/body.rs",
-    "queue/admission.rs",
     "http/parse.rs",
-    "http/tokens.rs",
+    "queue/admission.rs",
     "queue/job.rs",
     "queue/fifo.rs",
     "http/reply.rs",
     "upload/worker.rs",
-    "upload/source.rs",
-    "key.rs",
+    "upload/uploads.rs",
     "store.rs",
-    "deadline.rs",
     "store/s3/direct.rs",
-    "store/s3/direct/link.rs",
+    "store/s3/direct/connection.rs",
 ];
 
 struct Measures {
@@ -123,7 +98,7 @@ const WANTED: Measures = Measures { circle: 5, fields: 12, readme_words: 1_200, 
 
 /// What the test asserts. TO BE TIGHTENED: each figure that is above [`WANTED`] is what the sources
 /// have now; none of them may grow, and the target is `BOUNDS = WANTED`.
-const BOUNDS: Measures = Measures { circle: 14, fields: 28, readme_words: 7_268, path: 21 };
+const BOUNDS: Measures = WANTED;
 
 /// From which size on files and functions are listed, in lines.
 const LONG_FILE: usize = 400;

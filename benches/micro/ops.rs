@@ -9,7 +9,7 @@ use millrace::config::{Checksum, Config};
 use millrace::http::parse::{Scratch, parse};
 use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};
 use millrace::queue::admission::{Admission, Need};
-use millrace::queue::fifo::Ring;
+use millrace::queue::fifo::Fifo;
 use millrace::queue::job::Span;
 use millrace::queue::job::{Job, Origin, Payload, Stamp};
 use millrace::store::s3::dial;
@@ -50,7 +50,7 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
-    Op { name: "ring/push-and-pop-64", make: ring },
+    Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
     Op { name: "key/one-field-of-1kB", make: key_of_field },
@@ -115,16 +115,16 @@ fn raw(payloads: usize, payload_bytes: usize) -> Made {
     Made { run: Box::new(run), throughput }
 }
 
-/// Fills a ring half and empties it again, in order.
-fn ring() -> Made {
-    let ring = Ring::new(128);
+/// Fills a queue half and empties it again, in order.
+fn queue() -> Made {
+    let queue = Fifo::new(128);
     let run = move || {
         for n in 0..64_u64 {
-            ring.push(n).expect("there is room");
+            queue.push(n).expect("there is room");
         }
         block_on(async {
             for n in 0..64 {
-                assert_eq!(ring.pop(0).await, Some(n));
+                assert_eq!(queue.pop(0).await, Some(n));
             }
         });
     };
@@ -134,8 +134,8 @@ fn ring() -> Made {
 /// A request of ten payloads from its permit to the end of its last job.
 fn admit() -> Made {
     let cells = &millrace::metrics::cells(1)[0];
-    let ring = Rc::new(Ring::new(1_000));
-    let admission = Admission::new(ring.clone(), 1 << 20, cells);
+    let queue = Rc::new(Fifo::new(1_000));
+    let admission = Admission::new(queue.clone(), 1 << 20, cells);
     let spans = [Span { start: 0, end: 0 }; 10];
     let run = move || {
         let need = Need::of(spans.len(), 1_700);
@@ -143,12 +143,12 @@ fn admit() -> Made {
         let payloads = Payload::split(Vec::new(), permit, &spans, None);
         let stamp = Stamp { unix_nanos: 1, seq: 2 };
         admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
-        assert_eq!((ring.len(), cells.ring_bytes.value()), (10, need.bytes as u64));
-        while let Some(job) = ring.take() {
+        assert_eq!((queue.len(), cells.queue_bytes.value()), (10, need.bytes as u64));
+        while let Some(job) = queue.take() {
             admission.popped();
             drop(job);
         }
-        assert_eq!(cells.ring_bytes.value(), 0);
+        assert_eq!(cells.queue_bytes.value(), 0);
     };
     Made { run: Box::new(run), throughput: Amount::Elements(10) }
 }

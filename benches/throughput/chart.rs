@@ -1,4 +1,5 @@
-//! The chart for `docs/benchmarks.md`: one bar per lane and rival, how many times better millrace is, with its spread.
+//! The chart for `docs/benchmarks.md`: one bar per lane and rival, how many times better millrace
+//! is, with its spread.
 
 use std::path::Path;
 

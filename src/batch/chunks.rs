@@ -53,12 +53,12 @@ pub(super) struct Chunks {
     /// Capacity of all chunks.
     held: usize,
     /// Where the bytes begin that [`Chunks::show`] has not shown.
-    unseen: Position,
+    unseen: ChunkPosition,
     unseen_bytes: usize,
 }
 
 #[derive(Default)]
-struct Position {
+struct ChunkPosition {
     chunk: usize,
     offset: usize,
 }
@@ -70,7 +70,7 @@ impl Chunks {
             list: Vec::new(),
             bytes: 0,
             held: 0,
-            unseen: Position::default(),
+            unseen: ChunkPosition::default(),
             unseen_bytes: 0,
         }
     }
@@ -151,7 +151,7 @@ impl Chunks {
             self.unseen_bytes -= now;
             most -= now;
             if self.unseen.offset == chunk.len() && self.unseen.chunk + 1 < self.list.len() {
-                self.unseen = Position { chunk: self.unseen.chunk + 1, offset: 0 };
+                self.unseen = ChunkPosition { chunk: self.unseen.chunk + 1, offset: 0 };
             }
         }
     }

@@ -18,7 +18,7 @@ use super::chunks::{ChunkPool, Chunks};
 use super::compressor::{Compressor, Then, decompress};
 use super::lines::{Splitter, compact, needs_compacting};
 use crate::coding::Compression;
-use crate::config::Form;
+use crate::config::BatchFormat;
 use crate::queue::job::Payload;
 use crate::rt;
 
@@ -111,11 +111,11 @@ pub struct Encoder {
     /// Made when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is open; given back at the end.
     compressor: Option<Compressor>,
     raw_bytes: u64,
-    state: State,
+    state: EncoderState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum EncoderState {
     Open,
     Finishing,
     /// The object is whole.
@@ -133,14 +133,14 @@ impl Encoder {
             staged_from: 0,
             compressor: None,
             raw_bytes: 0,
-            state: State::Open,
+            state: EncoderState::Open,
         }
     }
 
     /// Appends one payload, any JSON value, as one line. One with raw line feeds or carriage returns between its tokens is
     /// compacted (white space outside strings removed); nothing else changes a byte.
     pub fn push(&mut self, payload: &[u8]) {
-        assert_eq!(self.state, State::Open, "no lines after the end");
+        assert_eq!(self.state, EncoderState::Open, "no lines after the end");
         let compacts = needs_compacting(payload);
         if self.compression == Compression::None {
             let before = self.chunks.bytes();
@@ -208,8 +208,8 @@ impl Encoder {
             self.chunks.show(slice_bytes, out);
             self.shared.learn(slice_bytes, rt::since(started));
         }
-        if self.state == State::Finishing && self.chunks.unseen_bytes() == 0 {
-            self.state = State::Ended;
+        if self.state == EncoderState::Finishing && self.chunks.unseen_bytes() == 0 {
+            self.state = EncoderState::Ended;
         }
     }
 
@@ -220,16 +220,16 @@ impl Encoder {
             None => SLICE_BYTES_MAX,
         };
         match self.state {
-            State::Open => self.staged_bytes() >= least,
-            State::Finishing => true,
-            State::Ended => false,
+            EncoderState::Open => self.staged_bytes() >= least,
+            EncoderState::Finishing => true,
+            EncoderState::Ended => false,
         }
     }
 
     /// One step: a state, a slice, or the end. True if it was a slice of full size, whose time says something.
     fn compress(&mut self, slice_bytes: usize) -> bool {
         let bytes = self.staged_bytes().min(slice_bytes);
-        let is_last = self.state == State::Finishing && bytes == self.staged_bytes();
+        let is_last = self.state == EncoderState::Finishing && bytes == self.staged_bytes();
         let Some(compressor) = &mut self.compressor else {
             let mut compressor = self.shared.take_compressor(self.compression);
             // A small object is compressed at once, by a state that is made to its measure.
@@ -255,7 +255,7 @@ impl Encoder {
     }
 
     fn end(&mut self) {
-        self.state = State::Ended;
+        self.state = EncoderState::Ended;
         self.staged = Vec::new();
         if let Some(compressor) = self.compressor.take() {
             self.shared.give_compressor(compressor);
@@ -273,7 +273,7 @@ impl Encoder {
     /// object's own ratio or, before it has one, by that of the last object.
     pub fn stored_bytes(&self) -> u64 {
         let (stored, staged) = (self.chunks.bytes(), self.staged_bytes());
-        if self.state == State::Ended || self.compression == Compression::None {
+        if self.state == EncoderState::Ended || self.compression == Compression::None {
             return stored;
         }
         let compressed = self.raw_bytes - staged as u64;
@@ -297,10 +297,11 @@ impl Encoder {
 
     /// No more lines. `work` goes on until it returns false; then [`Encoder::into_parts`].
     pub fn finish(&mut self) {
-        if self.state == State::Open {
+        if self.state == EncoderState::Open {
             let is_empty = self.raw_bytes == 0;
             let is_seen = self.compression == Compression::None && self.chunks.unseen_bytes() == 0;
-            self.state = if is_empty || is_seen { State::Ended } else { State::Finishing };
+            self.state =
+                if is_empty || is_seen { EncoderState::Ended } else { EncoderState::Finishing };
         }
     }
 
@@ -312,7 +313,7 @@ impl Encoder {
     /// The whole object, to be sent as it lies; then to be given back with [`EncoderShared::give_back`]. Of no lines
     /// there are no parts.
     pub fn into_parts(self) -> Vec<Payload> {
-        assert_eq!(self.state, State::Ended, "work returns false after finish");
+        assert_eq!(self.state, EncoderState::Ended, "work returns false after finish");
         self.chunks.into_parts()
     }
 
@@ -336,7 +337,7 @@ impl Encoder {
 /// # Errors
 /// The first of `payloads`.
 pub fn encode(
-    form: Form,
+    form: BatchFormat,
     payloads: impl Iterator<Item = io::Result<Vec<u8>>>,
 ) -> io::Result<Vec<Payload>> {
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());

@@ -8,8 +8,8 @@ use crate::rt;
 use crate::rt::yield_now;
 use futures_lite::FutureExt;
 
-use super::open::Open;
-use super::{Batch, Batches, ROOM_BYTES, Reason};
+use super::open::OpenBatch;
+use super::{Batch, Batches, CloseReason, ROOM_BYTES};
 use crate::deadline::Alarm;
 use crate::key::EventTime;
 use crate::queue::job::{Job, Origin};
@@ -59,7 +59,7 @@ pub async fn gather(batches: Rc<Batches>) {
         }
     }
     while let Some(oldest) = batches.oldest() {
-        batches.close(oldest, Reason::Drain).await;
+        batches.close(oldest, CloseReason::Drain).await;
     }
     batches.closed.close();
 }
@@ -81,10 +81,10 @@ async fn pop(batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
 }
 
 /// What is left to do of a payload, and takes its time.
-enum Left {
+enum Remaining {
     Hindered(Job, Hindrance),
     /// It is in this batch.
-    Entered(Rc<RefCell<Open>>),
+    Entered(Rc<RefCell<OpenBatch>>),
 }
 
 /// What keeps a payload from entering.
@@ -92,7 +92,7 @@ enum Hindrance {
     Memory,
     Partitions,
     /// The spool can note no more of that batch.
-    Members(Rc<RefCell<Open>>),
+    Members(Rc<RefCell<OpenBatch>>),
 }
 
 impl Batches {
@@ -107,10 +107,10 @@ impl Batches {
     }
 
     /// Puts a payload that has left the ring into its batch, which mostly is all.
-    fn enter(&self, job: Job) -> Result<(), Left> {
+    fn enter(&self, job: Job) -> Result<(), Remaining> {
         self.feed.admission.popped();
         match self.try_add(&job) {
-            Err(hindrance) => Err(Left::Hindered(job, hindrance)),
+            Err(hindrance) => Err(Remaining::Hindered(job, hindrance)),
             // Its slot went when it left the ring, and here goes its share of the request's body.
             Ok(None) => Ok(()),
             Ok(Some(open)) => {
@@ -118,16 +118,16 @@ impl Batches {
                     let open = open.borrow();
                     !open.wants_work() && open.full(self).is_none()
                 };
-                if done { Ok(()) } else { Err(Left::Entered(open)) }
+                if done { Ok(()) } else { Err(Remaining::Entered(open)) }
             }
         }
     }
 
     /// Does the rest: once there is room the payload enters, and its batch is closed if it is full then.
-    async fn go_on(&self, alarm: &mut Alarm, left: Left) {
+    async fn go_on(&self, alarm: &mut Alarm, left: Remaining) {
         let entered = match left {
-            Left::Entered(open) => Some(open),
-            Left::Hindered(job, hindrance) => {
+            Remaining::Entered(open) => Some(open),
+            Remaining::Hindered(job, hindrance) => {
                 // Where a stop that cancels this task finds it.
                 self.held.job.replace(Some(job));
                 self.add(alarm, hindrance).await
@@ -144,15 +144,19 @@ impl Batches {
     }
 
     /// Overcomes what keeps the payload in hand from entering.
-    async fn add(&self, alarm: &mut Alarm, mut hindrance: Hindrance) -> Option<Rc<RefCell<Open>>> {
+    async fn add(
+        &self,
+        alarm: &mut Alarm,
+        mut hindrance: Hindrance,
+    ) -> Option<Rc<RefCell<OpenBatch>>> {
         loop {
             match hindrance {
                 Hindrance::Memory => self.make_room(alarm).await,
                 Hindrance::Partitions => {
                     let oldest = self.oldest().expect("there are as many as allowed");
-                    self.close(oldest, Reason::Partitions).await;
+                    self.close(oldest, CloseReason::Partitions).await;
                 }
-                Hindrance::Members(full) => self.close(full, Reason::Count).await,
+                Hindrance::Members(full) => self.close(full, CloseReason::Count).await,
             }
             let entered = {
                 let job = self.held.job.borrow();
@@ -169,13 +173,18 @@ impl Batches {
     }
 
     /// `None`: it is an object of its own, and in line.
-    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<Open>>>, Hindrance> {
+    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<OpenBatch>>>, Hindrance> {
         // Alone it may be larger than all: one that an earlier process of other limits has spooled.
         if self.memory.used() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
             return Err(Hindrance::Memory);
         }
-        if job.record.as_ref().and_then(|record| record.origin()).is_some_and(Origin::is_fixed) {
-            self.queue(Batch::single(job.clone(), self));
+        if job
+            .record
+            .as_ref()
+            .and_then(|record| record.origin())
+            .is_some_and(Origin::is_single_object)
+        {
+            self.queue(Batch::single_object(job.clone(), self));
             return Ok(None);
         }
         let mut place = self.lookup.place.borrow_mut();
@@ -212,7 +221,7 @@ impl Batches {
     }
 
     /// The batch of that place; that of the payload before is found without a look at the map.
-    fn open_at(&self, job: &Job, place: &[u8]) -> Result<Rc<RefCell<Open>>, Hindrance> {
+    fn open_at(&self, job: &Job, place: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Hindrance> {
         if let Some((last, open)) = &*self.lookup.last.borrow()
             && **last == *place
         {
@@ -231,7 +240,7 @@ impl Batches {
         Ok(open)
     }
 
-    fn begin(&self, job: &Job, place: Rc<[u8]>) -> Result<Rc<RefCell<Open>>, Hindrance> {
+    fn begin(&self, job: &Job, place: Rc<[u8]>) -> Result<Rc<RefCell<OpenBatch>>, Hindrance> {
         let mut open = self.open.borrow_mut();
         if open.by_place.len() >= self.options.partitions {
             return Err(Hindrance::Partitions);
@@ -240,7 +249,7 @@ impl Batches {
         open.next_number += 1;
         let partition = self.lookup.partition.borrow();
         let partition = if self.lookup.is_partitioned { partition.text() } else { "" };
-        let batch = Open::new(self, number, stamp, partition, job, self.feed.store.summing());
+        let batch = OpenBatch::new(self, number, stamp, partition, job, self.feed.store.summing());
         let batch = Rc::new(RefCell::new(batch));
         open.by_place.insert(place.clone(), batch.clone());
         open.by_age.insert(number, (rt::now(), place));
@@ -248,13 +257,13 @@ impl Batches {
         Ok(batch)
     }
 
-    fn oldest(&self) -> Option<Rc<RefCell<Open>>> {
+    fn oldest(&self) -> Option<Rc<RefCell<OpenBatch>>> {
         let open = self.open.borrow();
         let (_, place) = open.by_age.first_key_value()?.1;
         open.by_place.get(place).cloned()
     }
 
-    fn largest(&self) -> Option<Rc<RefCell<Open>>> {
+    fn largest(&self) -> Option<Rc<RefCell<OpenBatch>>> {
         let open = self.open.borrow();
         open.by_place.values().max_by_key(|batch| batch.borrow().charged()).cloned()
     }
@@ -263,7 +272,8 @@ impl Batches {
         while self.is_overdue()
             && let Some(oldest) = self.oldest()
         {
-            let reason = if self.feed.stop.draining.get() { Reason::Drain } else { Reason::Age };
+            let reason =
+                if self.feed.stop.draining.get() { CloseReason::Drain } else { CloseReason::Age };
             self.close(oldest, reason).await;
         }
     }
@@ -279,7 +289,7 @@ impl Batches {
         if 2 * travelling < self.memory.max()
             && let Some(largest) = self.largest()
         {
-            return self.close(largest, Reason::Memory).await;
+            return self.close(largest, CloseReason::Memory).await;
         }
         match self.next_expiry() {
             Some(at) if at > rt::now() => {
@@ -291,7 +301,7 @@ impl Batches {
     }
 
     /// Compresses and sums what has come; other tasks of the core run when that has taken its time.
-    async fn work(&self, open: &RefCell<Open>) {
+    async fn work(&self, open: &RefCell<OpenBatch>) {
         loop {
             let more = {
                 let mut open = open.borrow_mut();
@@ -310,7 +320,7 @@ impl Batches {
     }
 
     /// Finishes an open batch and puts it in line for a worker.
-    async fn close(&self, open: Rc<RefCell<Open>>, reason: Reason) {
+    async fn close(&self, open: Rc<RefCell<OpenBatch>>, reason: CloseReason) {
         {
             let mut batches = self.open.borrow_mut();
             let number = open.borrow().number;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::encoder::Encoder;
-use super::{BATCH_COST_BYTES, Batch, Batches, Kind, Reason, Roster};
+use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
 use crate::budget::Charge;
 use crate::key::KeyOf;
 use crate::queue::job::{Job, Origin, Stamp};
@@ -13,7 +13,7 @@ use crate::store::Summing;
 /// Bytes that enter a batch before they are summed or compressed: for less, that would cost more than the copy.
 const LOOK_BYTES: usize = 4 << 10;
 
-pub(super) struct Open {
+pub(super) struct OpenBatch {
     /// Orders the open batches of a core.
     pub(super) number: u64,
     pub(super) encoder: Encoder,
@@ -33,7 +33,7 @@ pub(super) struct Open {
     charge: Charge,
 }
 
-impl Open {
+impl OpenBatch {
     /// An empty one for what `job` has in common with others.
     pub(super) fn new(
         batches: &Batches,
@@ -42,8 +42,8 @@ impl Open {
         partition: &str,
         job: &Job,
         summing: Summing,
-    ) -> Open {
-        Open {
+    ) -> OpenBatch {
+        OpenBatch {
             number,
             encoder: Encoder::new(batches.options.form.compression, &batches.shared),
             summing,
@@ -74,8 +74,8 @@ impl Open {
             (None, None) => self.roster.note_stamp(job.stamp),
             _ => unreachable!("what is in memory only is kept apart"),
         }
-        if let Some(tally) = &job.tally {
-            self.roster.note_tally(tally.clone());
+        if let Some(request_outcome) = &job.request_outcome {
+            self.roster.note_request(request_outcome.clone());
         }
         self.encoder.push(&job.payload);
         self.payloads += 1;
@@ -110,12 +110,14 @@ impl Open {
     }
 
     /// Why it takes no more, if so.
-    pub(super) fn full(&self, batches: &Batches) -> Option<Reason> {
+    pub(super) fn full(&self, batches: &Batches) -> Option<CloseReason> {
         let options = &batches.options;
         match () {
-            () if self.encoder.stored_bytes() >= options.bytes => Some(Reason::Size),
-            () if self.encoder.raw_bytes() >= options.raw_bytes => Some(Reason::RawSize),
-            () if options.count.is_some_and(|count| self.payloads >= count) => Some(Reason::Count),
+            () if self.encoder.stored_bytes() >= options.bytes => Some(CloseReason::Size),
+            () if self.encoder.raw_bytes() >= options.raw_bytes => Some(CloseReason::RawSize),
+            () if options.count.is_some_and(|count| self.payloads >= count) => {
+                Some(CloseReason::Count)
+            }
             () => None,
         }
     }
@@ -139,7 +141,8 @@ impl Open {
         batches.keys.write_key(&of, &mut key);
         let cells = batches.cells;
         cells.batch_raw_bytes.observe(self.encoder.raw_bytes());
-        let kind = self.members.map_or(Kind::Memory, |members| Kind::Spooled(Rc::new(members)));
+        let kind =
+            self.members.map_or(BatchKind::Memory, |members| BatchKind::Spooled(Rc::new(members)));
         let parts = self.encoder.into_parts();
         cells.batch_stored_bytes.observe(parts.iter().map(|part| part.len() as u64).sum());
         Batch {

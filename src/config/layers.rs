@@ -36,7 +36,7 @@ pub type Environment = HashMap<OsString, OsString>;
 
 /// What a configuration is read against: the environment and the cores this process may use. Injected, so
 /// that tests neither read nor write the process's own.
-pub struct Host {
+pub struct HostContext {
     pub env: Environment,
     /// CPU ids, ascending; empty when the kernel would not say.
     pub cores_allowed: Vec<usize>,
@@ -44,7 +44,7 @@ pub struct Host {
 
 /// Where a setting's text came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum SettingSource {
     Flag,
     /// `MILLRACE_<NAME>`
     Env,
@@ -54,39 +54,39 @@ pub enum Source {
     Default,
 }
 
-impl Source {
+impl SettingSource {
     /// `flag --max-workers`, `environment variable MILLRACE_MAX_WORKERS`, `key max_workers in FILE`, `default`.
     pub fn describe(&self, setting: &Setting) -> String {
         match self {
-            Source::Flag => format!("flag --{}", setting.flag()),
-            Source::Env => format!("environment variable {}", setting.env()),
-            Source::BareEnv => format!("environment variable {}", setting.name),
-            Source::File(path) => format!("key {} in {}", setting.key(), path.display()),
-            Source::Default => "default".into(),
+            SettingSource::Flag => format!("flag --{}", setting.flag()),
+            SettingSource::Env => format!("environment variable {}", setting.env()),
+            SettingSource::BareEnv => format!("environment variable {}", setting.name),
+            SettingSource::File(path) => format!("key {} in {}", setting.key(), path.display()),
+            SettingSource::Default => "default".into(),
         }
     }
 }
 
 /// One setting as it stands after the layers were merged.
 #[derive(Clone, Debug)]
-pub struct Value {
+pub struct SettingValue {
     pub setting: &'static Setting,
     /// As the operator wrote it; empty when optional and not set.
     pub text: String,
-    pub source: Source,
+    pub source: SettingSource,
 }
 
-impl Value {
+impl SettingValue {
     /// Its text may be another program's.
     pub fn is_hidden(&self) -> bool {
-        self.source == Source::BareEnv
+        self.source == SettingSource::BareEnv
     }
 }
 
 /// `MAX_WORKERS="0" (flag --max-workers)`: how messages quote a setting.
-impl fmt::Display for Value {
+impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Value { setting, text, source } = self;
+        let SettingValue { setting, text, source } = self;
         let described = source.describe(setting);
         match self.is_hidden() {
             true => write!(f, "{} ({described}, text not shown)", setting.name),
@@ -98,7 +98,7 @@ impl fmt::Display for Value {
 /// Every setting's text and source, in table order.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    values: Vec<Value>,
+    values: Vec<SettingValue>,
     /// The TOML file.
     file: Option<PathBuf>,
     /// `MILLRACE_*` variables that no setting has, sorted.
@@ -107,7 +107,11 @@ pub struct Effective {
 
 impl Effective {
     /// Merges the layers. What cannot be read becomes an error in `errors` and the next layer's text counts.
-    pub(super) fn merge(flags: &Flags, host: &Host, errors: &mut Vec<ConfigError>) -> Effective {
+    pub(super) fn merge(
+        flags: &Flags,
+        host: &HostContext,
+        errors: &mut Vec<ConfigError>,
+    ) -> Effective {
         let (path, named_by) = match (&flags.file, &host.env.get(OsStr::new(ENV_CONFIG))) {
             (Some(path), _) => (Some(path.clone()), "--config"),
             (None, Some(path)) => (trimmed_path(path), ENV_CONFIG),
@@ -121,8 +125,8 @@ impl Effective {
             let (text, source) = from_flag(flags, setting)
                 .or_else(|| from_env(host, setting, errors))
                 .or_else(|| file.value(setting))
-                .unwrap_or_else(|| (setting.default.into(), Source::Default));
-            Value { setting, text: text.trim().into(), source }
+                .unwrap_or_else(|| (setting.default.into(), SettingSource::Default));
+            SettingValue { setting, text: text.trim().into(), source }
         };
         let values = SETTINGS.iter().map(value).collect();
         Effective { values, file: path, unknown: unknown_names(&host.env) }
@@ -132,7 +136,7 @@ impl Effective {
     ///
     /// # Panics
     /// When there is no such setting.
-    pub fn get(&self, name: &str) -> &Value {
+    pub fn get(&self, name: &str) -> &SettingValue {
         let found = self.values.iter().find(|v| v.setting.name == name);
         found.unwrap_or_else(|| panic!("no {name}"))
     }
@@ -150,8 +154,8 @@ impl Effective {
     }
 
     /// The settings somebody set, for `check`.
-    pub fn changed(&self) -> impl Iterator<Item = &Value> {
-        self.values.iter().filter(|v| v.source != Source::Default)
+    pub fn changed(&self) -> impl Iterator<Item = &SettingValue> {
+        self.values.iter().filter(|v| v.source != SettingSource::Default)
     }
 
     /// The TOML file, if one was named.
@@ -188,28 +192,28 @@ fn trimmed_path(text: &OsStr) -> Option<PathBuf> {
     (!text.is_empty()).then(|| text.into())
 }
 
-fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, Source)> {
+fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, SettingSource)> {
     let (_, text) = flags.values.iter().find(|(name, _)| *name == setting.name)?;
-    Some((text.clone(), Source::Flag))
+    Some((text.clone(), SettingSource::Flag))
 }
 
 /// Set but empty counts as not set: `MAX_WORKERS=` is how compose files and shells spell "leave it". Of the prefixed
 /// name that is enough to keep the other from being looked at.
 fn from_env(
-    host: &Host,
+    host: &HostContext,
     setting: &'static Setting,
     errors: &mut Vec<ConfigError>,
-) -> Option<(String, Source)> {
+) -> Option<(String, SettingSource)> {
     let look = |name: &str| host.env.get(OsStr::new(name));
     let (text, source) = match look(&setting.env()) {
-        Some(text) => (text, Source::Env),
-        None => (look(setting.name)?, Source::BareEnv),
+        Some(text) => (text, SettingSource::Env),
+        None => (look(setting.name)?, SettingSource::BareEnv),
     };
     match text.to_str() {
         Some(text) if text.trim().is_empty() => None,
         Some(text) => Some((text.into(), source)),
         None => {
-            let value = Value { setting, text: text.to_string_lossy().into_owned(), source };
+            let value = SettingValue { setting, text: text.to_string_lossy().into_owned(), source };
             errors.push(ConfigError::refuse(&value, "is not UTF-8: give plain text".into()));
             None
         }
@@ -250,8 +254,8 @@ impl FileLayer {
                 Some(text) => self.values.push((setting.name, text)),
                 None => {
                     let kind = value.type_str();
-                    let source = Source::File(self.path.clone());
-                    let value = Value { setting, text: format!("{value:?}"), source };
+                    let source = SettingSource::File(self.path.clone());
+                    let value = SettingValue { setting, text: format!("{value:?}"), source };
                     let reason = format!("{kind} is not taken here: give a string or an integer");
                     errors.push(ConfigError::refuse(&value, reason));
                 }
@@ -259,9 +263,9 @@ impl FileLayer {
         }
     }
 
-    fn value(&self, setting: &Setting) -> Option<(String, Source)> {
+    fn value(&self, setting: &Setting) -> Option<(String, SettingSource)> {
         let (_, text) = self.values.iter().find(|(name, _)| *name == setting.name)?;
-        Some((text.clone(), Source::File(self.path.clone())))
+        Some((text.clone(), SettingSource::File(self.path.clone())))
     }
 }
 

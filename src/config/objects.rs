@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, Reader, StoreUrl, value};
+use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, SettingsReader, StoreUrl, value};
 use crate::coding::{Coding, Compression};
 use crate::key::{self, KeyOf, KeyTemplate, Partition};
 
@@ -19,18 +19,18 @@ pub struct BatchOptions {
     pub count: Option<u64>,
     pub memory: usize,
     pub partitions: usize,
-    pub form: Form,
+    pub form: BatchFormat,
 }
 
 /// How a batch's object is made, which has to be known again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Form {
+pub struct BatchFormat {
     pub compression: Compression,
     /// The store is told of the compression, and the name is not.
     pub header: bool,
 }
 
-impl Form {
+impl BatchFormat {
     /// What `content-encoding` says of it.
     pub fn coding(self) -> Option<Coding> {
         self.compression.coding().filter(|_| self.header)
@@ -56,7 +56,7 @@ impl Form {
 }
 
 /// `zstd:1 header`; the spool keeps it beside a batch that has been begun.
-impl fmt::Display for Form {
+impl fmt::Display for BatchFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.compression {
             Compression::None => f.write_str("none")?,
@@ -67,9 +67,9 @@ impl fmt::Display for Form {
     }
 }
 
-impl FromStr for Form {
+impl FromStr for BatchFormat {
     type Err = String;
-    fn from_str(text: &str) -> Result<Form, String> {
+    fn from_str(text: &str) -> Result<BatchFormat, String> {
         let (how, header) = match text.strip_suffix(" header") {
             Some(how) => (how, true),
             None => (text, false),
@@ -81,14 +81,14 @@ impl FromStr for Form {
             Some(("zstd", number)) => Compression::Zstd(level(number)?),
             _ => return Err(format!("no form: {text}")),
         };
-        Ok(Form { compression, header })
+        Ok(BatchFormat { compression, header })
     }
 }
 
 /// What `CONTENT_TYPE=auto` makes of a payload by itself.
 pub(super) const OCTET_STREAM: &str = "application/octet-stream";
 
-pub(super) fn read_batch(r: &mut Reader<'_>) -> Option<BatchOptions> {
+pub(super) fn read_batch(r: &mut SettingsReader<'_>) -> Option<BatchOptions> {
     use value::{count, memory, optional, size, time};
     let is_batch = r.take("OBJECT", value::object_is_batch);
     let kind = r.take("COMPRESSION", value::compression);
@@ -101,13 +101,13 @@ pub(super) fn read_batch(r: &mut Reader<'_>) -> Option<BatchOptions> {
         count: r.take("BATCH_COUNT", optional(count(1..=1_000_000_000))).map(|n| n as u64),
         memory: r.take("BATCH_MEMORY", memory(1 << 20..=MEMORY_MAX)),
         partitions: r.take("MAX_PARTITIONS", count(1..=100_000)),
-        form: Form { compression, header },
+        form: BatchFormat { compression, header },
     };
     is_batch.then_some(options)
 }
 
 /// A template that is refused for itself, and not for what goes with it, is noted here.
-pub(super) fn read_keys(r: &mut Reader<'_>, is_batch: bool) -> KeyTemplate {
+pub(super) fn read_keys(r: &mut SettingsReader<'_>, is_batch: bool) -> KeyTemplate {
     let default = if is_batch { key::DEFAULT_BATCH } else { key::DEFAULT_PAYLOAD };
     let text = r.take("KEY", value::optional(|text| Ok(text.to_owned())));
     let event_time = r.take("EVENT_TIME", value::optional(|text| Ok(text.to_owned())));
@@ -147,7 +147,7 @@ const EXAMPLE_COUNT: u64 = 1000;
 /// S3's limit.
 const KEY_BYTES_MAX: usize = 1024;
 
-pub(super) fn check_keys(r: &mut Reader<'_>, c: &Config) {
+pub(super) fn check_keys(r: &mut SettingsReader<'_>, c: &Config) {
     let random = r.effective.get("NODE_ID").text == "random";
     if let Err(error) = c.keys.check_unique(random) {
         let reason = match r.effective.get("KEY").is_hidden() {
@@ -174,7 +174,7 @@ pub(super) fn check_keys(r: &mut Reader<'_>, c: &Config) {
 /// Of `BATCH_MEMORY` beside two batches and a payload: two compressor states, and chunks that are only begun.
 const BATCH_MEMORY_BESIDE: u64 = 4 << 20;
 
-pub(super) fn check_batch(r: &mut Reader<'_>, c: &Config, batch: &BatchOptions) {
+pub(super) fn check_batch(r: &mut SettingsReader<'_>, c: &Config, batch: &BatchOptions) {
     let least = 2 * batch.bytes + c.max_length as u64 + BATCH_MEMORY_BESIDE;
     r.require(batch.memory as u64 >= least, "BATCH_MEMORY", "BATCH_BYTES", |bytes| {
         format!(

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Config, HOUR, MILLISECOND, MINUTE, Reader, S3Options, StoreUrl, value};
+use super::{Config, HOUR, MILLISECOND, MINUTE, S3Options, SettingsReader, StoreUrl, value};
 use crate::coding::percent::escape_query;
 use value::Parsed;
 
-pub(super) fn read(r: &mut Reader<'_>, content_type: &str) -> S3Options {
+pub(super) fn read(r: &mut SettingsReader<'_>, content_type: &str) -> S3Options {
     use value::{boolean, header_token, optional};
     S3Options {
         acl: r.take("S3_ACL", optional(header_token)),
@@ -29,7 +29,7 @@ pub(super) fn read(r: &mut Reader<'_>, content_type: &str) -> S3Options {
     }
 }
 
-pub(super) fn check(r: &mut Reader<'_>, c: &Config) {
+pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
     let sse = c.s3.sse.as_deref();
     let with_kms = c.s3.kms_key_id.is_none() || sse.is_some_and(|sse| sse.starts_with("aws:kms"));
     r.require(with_kms, "S3_KMS_KEY_ID", "S3_SSE", |sse| {

@@ -179,7 +179,7 @@ pub const SETTINGS: &[Setting] = &[
         "Memory of requests waiting for their sync per core, not below MAX_LENGTH; when it is used up, `spooled` requests get 503."),
     row(ACKS, "SPOOL_LINGER", "TIME", "0ms",
         "How long a sync waits for more requests to share it, up to 1s; those that arrive while one is under way share the next in any case."),
-    row(ACKS, "SPOOL_PROGRESS", "TIME", "1s",
+    row(ACKS, "SPOOL_CHECKPOINT", "TIME", "1s",
         "How often the spool notes what has been stored, 10ms to 1m; after a crash, what was stored since is put again under the same key."),
 
     row(S3, "S3_ACL", "ACL", "",

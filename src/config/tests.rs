@@ -18,7 +18,7 @@ fn resolve(
         file: file.as_ref().map(|f| f.path().into()),
         values: flags.iter().map(|(k, v)| (setting(k).name, (*v).into())).collect(),
     };
-    Config::resolve(&flags, &Host { env, cores_allowed: vec![0, 1, 2, 3] })
+    Config::resolve(&flags, &HostContext { env, cores_allowed: vec![0, 1, 2, 3] })
 }
 
 fn refusals(result: Result<(Config, Effective), ConfigErrors>) -> String {
@@ -55,10 +55,10 @@ fn a_flag_beats_the_environment_beats_the_file() {
     let env = [("MAX_WORKERS", "2"), ("MAX_QUEUE", "2")];
     let (config, effective) = resolve(&[("MAX_WORKERS", "3")], &env, toml).unwrap();
     assert_eq!((config.max_workers, config.max_queue, config.max_connections), (3, 2, 1));
-    assert_eq!(effective.get("MAX_WORKERS").source, Source::Flag);
-    assert_eq!(effective.get("MAX_QUEUE").source, Source::BareEnv);
-    assert!(matches!(effective.get("MAX_CONNECTIONS").source, Source::File(_)));
-    assert_eq!(effective.get("MAX_LENGTH").source, Source::Default);
+    assert_eq!(effective.get("MAX_WORKERS").source, SettingSource::Flag);
+    assert_eq!(effective.get("MAX_QUEUE").source, SettingSource::BareEnv);
+    assert!(matches!(effective.get("MAX_CONNECTIONS").source, SettingSource::File(_)));
+    assert_eq!(effective.get("MAX_LENGTH").source, SettingSource::Default);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
 #[test]
 fn a_file_that_is_missing_or_not_toml_is_one_error() {
     let missing = Flags { file: Some("no/such.toml".into()), values: vec![] };
-    let host = Host { env: Environment::new(), cores_allowed: vec![0] };
+    let host = HostContext { env: Environment::new(), cores_allowed: vec![0] };
     let all = Config::resolve(&missing, &host).unwrap_err().to_string();
     assert!(all.contains("no/such.toml (named by --config) cannot be opened"), "{all}");
     let all = refusals(resolve(&[], &[], Some("idle_timeout = 10s")));
@@ -178,7 +178,7 @@ fn node_ids_are_drawn_anew_unless_given() {
 
 #[test]
 fn no_allowed_cores_is_an_error_not_a_panic() {
-    let host = Host { env: Environment::new(), cores_allowed: vec![] };
+    let host = HostContext { env: Environment::new(), cores_allowed: vec![] };
     let errors = Config::resolve(&Flags::default(), &host).unwrap_err();
     assert_eq!(errors.0, [ConfigError::CoresUnknown]);
 }
@@ -198,7 +198,7 @@ fn core_affinity_reports_the_allowed_set() {
     let online = expand(&std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap());
     let mut expected = expand(allowed);
     expected.retain(|core| online.contains(core));
-    assert_eq!(Host::bare().cores_allowed, expected);
+    assert_eq!(HostContext::bare().cores_allowed, expected);
 }
 
 /// Why the set is read before anything is pinned.
@@ -207,7 +207,7 @@ fn a_pinned_thread_sees_one_core_only() {
     let seen = std::thread::spawn(|| {
         let core = core_affinity::get_core_ids().unwrap()[0];
         assert!(core_affinity::set_for_current(core));
-        Host::bare().cores_allowed.len()
+        HostContext::bare().cores_allowed.len()
     });
     assert_eq!(seen.join().unwrap(), 1);
 }
@@ -219,7 +219,7 @@ fn the_spool_is_off_without_a_directory_and_its_sizes_must_go_together() {
     let (config, _) = resolve(&[("SPOOL_DIR", "s"), ("ACK", "spooled")], &[], None).unwrap();
     let spool = config.spool.unwrap();
     assert_eq!((spool.max, spool.segment, spool.pending), (1 << 30, 64 << 20, 64 << 20));
-    assert_eq!((spool.linger, spool.progress), (Duration::ZERO, Duration::from_secs(1)));
+    assert_eq!((spool.linger, spool.checkpoint), (Duration::ZERO, Duration::from_secs(1)));
     let refused = |settings: &[(&str, &str)]| refusals(resolve(settings, &[], None));
     assert!(refused(&[("ACK", "spooled")]).contains("set SPOOL_DIR"));
     assert!(refused(&[("ACK", "synced")]).contains("give queued, spooled or stored"));
@@ -234,13 +234,13 @@ fn the_spool_is_off_without_a_directory_and_its_sizes_must_go_together() {
 #[test]
 fn of_two_names_in_the_environment_the_prefixed_one_counts_even_empty() {
     for (env, expected, source) in [
-        (&[("MILLRACE_MAX_WORKERS", "5")][..], 5, Source::Env),
-        (&[("MAX_WORKERS", "4")], 4, Source::BareEnv),
-        (&[("MILLRACE_MAX_WORKERS", "5"), ("MAX_WORKERS", "4")], 5, Source::Env),
-        (&[("MILLRACE_MAX_WORKERS", " 5\n"), ("MAX_WORKERS", "no")], 5, Source::Env),
-        (&[("MILLRACE_MAX_WORKERS", ""), ("MAX_WORKERS", "no")], 32, Source::Default),
-        (&[("MILLRACE_MAX_WORKERS", "\n"), ("MAX_WORKERS", "no")], 32, Source::Default),
-        (&[("MAX_WORKERS", " \t")], 32, Source::Default),
+        (&[("MILLRACE_MAX_WORKERS", "5")][..], 5, SettingSource::Env),
+        (&[("MAX_WORKERS", "4")], 4, SettingSource::BareEnv),
+        (&[("MILLRACE_MAX_WORKERS", "5"), ("MAX_WORKERS", "4")], 5, SettingSource::Env),
+        (&[("MILLRACE_MAX_WORKERS", " 5\n"), ("MAX_WORKERS", "no")], 5, SettingSource::Env),
+        (&[("MILLRACE_MAX_WORKERS", ""), ("MAX_WORKERS", "no")], 32, SettingSource::Default),
+        (&[("MILLRACE_MAX_WORKERS", "\n"), ("MAX_WORKERS", "no")], 32, SettingSource::Default),
+        (&[("MAX_WORKERS", " \t")], 32, SettingSource::Default),
     ] {
         let (config, effective) = resolve(&[], env, None).unwrap();
         assert_eq!(config.max_workers, expected, "{env:?}");
@@ -268,7 +268,7 @@ fn the_text_of_a_bare_name_is_never_shown() {
                 assert_eq!(text.lines().count(), 1, "{text}");
                 text
             }
-            Ok((_, effective)) => effective.changed().map(Value::to_string).collect(),
+            Ok((_, effective)) => effective.changed().map(SettingValue::to_string).collect(),
         };
         assert!(!text.contains("hush"), "{}: {text}", setting.name);
         assert_eq!(prefixed.is_err(), bare.is_err(), "{}", setting.name);
@@ -293,7 +293,7 @@ fn the_text_of_a_bare_name_is_never_shown() {
     }
     // Values that are fine are not listed with their text either.
     let (_, effective) = resolve(&[], &[("NODE_ID", "hush"), ("LISTEN", "[::]:80")], None).unwrap();
-    let listed: Vec<String> = effective.changed().map(Value::to_string).collect();
+    let listed: Vec<String> = effective.changed().map(SettingValue::to_string).collect();
     assert_eq!(listed[0], "LISTEN (environment variable LISTEN, text not shown)");
     assert!(!listed.concat().contains("hush"), "{listed:?}");
 }
@@ -305,7 +305,7 @@ fn texts_that_are_not_utf8_are_refused_by_name() {
         for (name, is_shown) in [(setting.env(), true), (setting.name.to_owned(), false)] {
             let text = std::ffi::OsString::from_vec(b"hush\xff".to_vec());
             let env = [(name.clone().into(), text)].into();
-            let host = Host { env, cores_allowed: vec![0] };
+            let host = HostContext { env, cores_allowed: vec![0] };
             let text = Config::resolve(&Flags::default(), &host).unwrap_err().to_string();
             assert!(text.contains(&format!("environment variable {name}")), "{text}");
             assert_eq!(text.contains("hush"), is_shown, "{text}");
@@ -323,7 +323,7 @@ fn the_environment_names_the_file_unless_a_flag_does() {
     let load = |flag: Option<String>, variable: &str| {
         let env = [("MILLRACE_CONFIG".into(), variable.into())].into();
         let flags = Flags { file: flag.map(PathBuf::from), values: vec![] };
-        let config = Config::resolve(&flags, &Host { env, cores_allowed: vec![0] });
+        let config = Config::resolve(&flags, &HostContext { env, cores_allowed: vec![0] });
         config.map(|(config, _)| (config.max_workers, config.file)).map_err(|e| e.to_string())
     };
     let (a, b) = (path("a.toml"), path("b.toml"));

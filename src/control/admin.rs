@@ -22,7 +22,7 @@ use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
 use crate::deadletter::DeadLetters;
-use crate::deadline::{take_in_arrived, was_paused};
+use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
@@ -136,7 +136,7 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 }
 
 /// One open connection, as the listener's loop sees it.
-struct Open {
+struct AdminConn {
     /// Its last request, or its beginning.
     since: Cell<Instant>,
     patience: Cell<Duration>,
@@ -146,7 +146,7 @@ struct Open {
 /// Serves the admin pages until the process ends. With every place taken, a newcomer gets that of the connection which
 /// has been silent for longest: no client can keep a health check waiting.
 pub async fn serve(admin: Rc<Admin>, listener: Listener) {
-    let mut open: Vec<(Rc<Open>, Task<()>)> = Vec::new();
+    let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {
         match listener.accept().await {
             Ok(stream) => {
@@ -157,7 +157,7 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
                     let (_, oldest) = open.swap_remove(at);
                     oldest.cancel().await;
                 }
-                let state = Rc::new(Open {
+                let state = Rc::new(AdminConn {
                     since: Cell::new(rt::now()),
                     patience: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
@@ -177,7 +177,7 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
     }
 }
 
-async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
+async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &AdminConn) {
     let service = service_fn(|request| {
         state.since.set(rt::now());
         state.patience.set(IDLE_MAX);
@@ -204,7 +204,7 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &Open) {
             } else if was_paused(patience, now - deadline) {
                 state.since.set(now);
             } else {
-                take_in_arrived().await;
+                collect_arrived().await;
                 if state.since.get() == since {
                     break;
                 }

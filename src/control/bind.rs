@@ -15,16 +15,16 @@ use crate::preflight;
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
 /// How long a start waits, for all its addresses together.
-pub(super) struct Patience {
+pub(super) struct BindRetry {
     /// `BIND_WAIT`.
     limit: Duration,
     /// When the first address was found taken.
     since: Cell<Option<Instant>>,
 }
 
-impl Patience {
-    pub(super) fn new(limit: Duration) -> Patience {
-        Patience { limit, since: Cell::new(None) }
+impl BindRetry {
+    pub(super) fn new(limit: Duration) -> BindRetry {
+        BindRetry { limit, since: Cell::new(None) }
     }
 
     /// What `bind` gives for the address of the setting `name`, tried again while it is taken.

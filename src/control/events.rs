@@ -12,11 +12,11 @@ use crate::http::accept::into_glommio_stream;
 use crate::rt;
 use crate::sync::Signal;
 
-pub(super) enum Event {
+pub(super) enum ControlEvent {
     /// A signal to stop, each once.
     Stop,
     /// A core's state may have changed.
-    Bell,
+    CoreChanged,
 }
 
 /// Set by tasks that watch sockets, looked at by one task.
@@ -43,7 +43,7 @@ impl Events {
     }
 
     /// Watches a core's doorbell.
-    pub(super) fn watch_bell(self: &Rc<Self>, bell: Socket) {
+    pub(super) fn watch_core(self: &Rc<Self>, bell: Socket) {
         watch(bell, self.clone(), |events| events.bell.set(true));
     }
 
@@ -54,14 +54,14 @@ impl Events {
     }
 
     /// The next event; to be awaited by one task at a time.
-    pub(super) async fn next(&self) -> Event {
+    pub(super) async fn next(&self) -> ControlEvent {
         loop {
             if self.signals.stops() > self.stops_seen.get() {
                 self.stops_seen.set(self.stops_seen.get() + 1);
-                return Event::Stop;
+                return ControlEvent::Stop;
             }
             if self.bell.take() {
-                return Event::Bell;
+                return ControlEvent::CoreChanged;
             }
             self.changed.wait().await;
         }

@@ -54,12 +54,12 @@ const SIGNALS: i32 = 64;
 
 /// The signals of a server that has installed its handlers.
 pub struct Signals {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSignals>,
     /// A byte whenever [`Signals::stops`] has grown.
     pub bell: UnixStream,
 }
 
-struct Shared {
+struct SharedSignals {
     phase: AtomicU8,
     stops: AtomicU32,
 }
@@ -95,7 +95,8 @@ pub fn install() -> io::Result<(Signals, Receiver<()>)> {
         }
     }
     unblock_all();
-    let shared = Arc::new(Shared { phase: AtomicU8::new(STARTING), stops: AtomicU32::new(0) });
+    let shared =
+        Arc::new(SharedSignals { phase: AtomicU8::new(STARTING), stops: AtomicU32::new(0) });
     let (bell, ring) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
     let (requests, reloads) = sync_channel(1);
@@ -120,7 +121,7 @@ struct Watch {
     /// A byte for each signal; one that finds the buffer full finds hundreds that were not looked at.
     stop: UnixStream,
     reload: UnixStream,
-    shared: Arc<Shared>,
+    shared: Arc<SharedSignals>,
     ring: UnixStream,
     requests: SyncSender<()>,
     first_stop: Option<Instant>,
@@ -159,7 +160,7 @@ impl Watch {
         self.shared.stops.store(stops, SeqCst);
         match self.shared.phase.compare_exchange(STARTING, ENDING, SeqCst, SeqCst) {
             Ok(_) => {
-                log::last_words("stopped before it served");
+                log::log_last_line("stopped before it served");
                 std::process::exit(Exit::Clean as i32);
             }
             // A full buffer has rung already.

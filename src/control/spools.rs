@@ -34,7 +34,8 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeo
     let orphans = Arc::<Takeover>::default();
     // Not the executor's own blocking thread: a disk that hangs must hold up nothing else.
     let thread = DiskThread::spawn("millrace-adopt").map_err(no_thread)?;
-    let mut keeping = Keeping { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
+    let mut keeping =
+        SpoolUpkeep { home: home.clone(), orphans: orphans.clone(), taken: Vec::new() };
     let kept;
     // The first time before any core starts: what is adopted counts in SPOOL_MAX.
     (keeping, kept) = thread.run(move || Ok(keeping.keep())).await.map_err(no_thread)?;
@@ -71,15 +72,15 @@ pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeo
 }
 
 /// What is done on the spool directory now and then. Blocks.
-struct Keeping {
+struct SpoolUpkeep {
     home: Arc<Home>,
     orphans: Arc<Takeover>,
     /// Spools of other processes that are not emptied yet.
     taken: Vec<Arc<OrphanedSpool>>,
 }
 
-impl Keeping {
-    fn keep(mut self) -> (Keeping, Result<(), SpoolDirError>) {
+impl SpoolUpkeep {
+    fn keep(mut self) -> (SpoolUpkeep, Result<(), SpoolDirError>) {
         let kept = self.home.restore().and_then(|restored| {
             if restored {
                 tracing::warn!(

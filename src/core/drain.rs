@@ -9,7 +9,7 @@ use futures_lite::FutureExt;
 use super::Core;
 use super::pipeline::Pipeline;
 use crate::batch::Batch;
-use crate::deadletter::Letter;
+use crate::deadletter::DeadLetter;
 use crate::deadline::strictly_within;
 use crate::http::LINGER_TIME_MAX;
 use crate::limits::Limits;
@@ -18,8 +18,8 @@ use crate::queue::job::Job;
 use crate::rt::{self, Task, sleep};
 use crate::spool::UnspooledBatch;
 use crate::sync::Flag;
-use crate::upload::source::Parcel;
-use crate::upload::{Failures, InHand, Uploader, lose};
+use crate::upload::source::Upload;
+use crate::upload::{Failures, InProgress, Uploader, record_loss};
 
 /// The stop of one core, see [`crate::limits::StopSchedule`] for its times. `tasks` are those that hold payloads.
 pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &Flag) {
@@ -33,7 +33,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
         spool.stop_reading();
     }
     let quiet = || !core.server.conns.is_accepting() && core.cells.connections.value() == 0;
-    wait_until(quiet, started + limits.stop.ring_drain_deadline, hurry).await;
+    wait_until(quiet, started + limits.stop.queue_close, hurry).await;
 
     core.close();
     let idle = || {
@@ -54,7 +54,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     core.stop.uploads_ended.set(true);
     core.server.conns.wake_all();
     // A last answer to those who wait for the store, and to those whose request was turned away just now.
-    core.net.hand_over().await;
+    core.net.run_tasks_and_turn().await;
     let exit = started + limits.stop.exit;
     // Left for dead letters, their sync, and control's own last words.
     let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
@@ -64,7 +64,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, hurry: &F
     let mut rest = take_rest(&core.pipeline);
     if let Some(spool) = spool {
         let left = write_until.saturating_duration_since(rt::now()) / 2;
-        let Rest { jobs, batches, .. } = &mut rest;
+        let Unstored { jobs, batches, .. } = &mut rest;
         let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
         let next = || {
             let last = batches.iter().rposition(|batch| batch.members().is_none())?;
@@ -89,7 +89,7 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, hurry: &Flag) {
 }
 
 /// What is unstored and not in the spool.
-struct Rest {
+struct Unstored {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
     /// What was put at least once, by stem.
@@ -97,14 +97,14 @@ struct Rest {
 }
 
 /// Puts in flight and those that wait for a retry included.
-fn take_rest(pipeline: &Pipeline) -> Rest {
-    let mut rest = Rest { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
+fn take_rest(pipeline: &Pipeline) -> Unstored {
+    let mut rest = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let Pipeline { uploader, batches, .. } = pipeline;
-    for InHand { parcel, failures } in pipeline.take_tried() {
-        rest.tried.insert(parcel.stem(&uploader.origin), failures);
-        match parcel {
-            Parcel::Payload(job) => rest.jobs.push(job),
-            Parcel::Batch(batch) => rest.batches.push(batch),
+    for InProgress { upload, failures } in pipeline.take_tried() {
+        rest.tried.insert(upload.stem(&uploader.origin), failures);
+        match upload {
+            Upload::Payload(job) => rest.jobs.push(job),
+            Upload::Batch(batch) => rest.batches.push(batch),
         }
     }
     if let Some(batches) = batches {
@@ -115,67 +115,67 @@ fn take_rest(pipeline: &Pipeline) -> Rest {
     rest.jobs.extend(pipeline.take_queued());
     rest.jobs.retain(|job| !job.is_spooled());
     rest.batches.retain(|batch| !batch.is_spooled());
-    uploader.cells.ring_depth.set(0);
+    uploader.cells.queue_depth.set(0);
     rest
 }
 
 /// The last step without a spool, or with one that failed: what is unstored goes to the dead letter, into one file with
 /// one sync, a batch as the object it would have been. Blocks the core, which has nothing else left to do.
-fn bury(uploader: &Uploader, rest: Rest, write_until: Instant) {
-    let Rest { jobs, batches, tried } = rest;
+fn bury(uploader: &Uploader, rest: Unstored, write_until: Instant) {
+    let Unstored { jobs, batches, tried } = rest;
     let store_error = uploader.health.last_error();
-    let parcels =
-        jobs.into_iter().map(Parcel::Payload).chain(batches.into_iter().map(Parcel::Batch));
-    let mut bundle = uploader.letters.dead_letters.bundle();
-    let mut written: Vec<Parcel> = Vec::new();
+    let uploads =
+        jobs.into_iter().map(Upload::Payload).chain(batches.into_iter().map(Upload::Batch));
+    let mut bundle = uploader.dead_letters.directory.bundle();
+    let mut written: Vec<Upload> = Vec::new();
     let mut key = String::new();
-    let lose = |parcel: &Parcel, key: &str, why: &str| {
-        lose(uploader.cells, key, parcel.payloads(), parcel.payload_bytes(), why);
+    let record_loss = |upload: &Upload, key: &str, why: &str| {
+        record_loss(uploader.cells, key, upload.payloads(), upload.payload_bytes(), why);
     };
-    for parcel in parcels {
-        parcel.write_key(&uploader.origin, &mut key);
+    for upload in uploads {
+        upload.write_key(&uploader.origin, &mut key);
         if rt::now() > write_until {
-            lose(&parcel, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
+            record_loss(&upload, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
         }
-        let stem = parcel.stem(&uploader.origin);
+        let stem = upload.stem(&uploader.origin);
         let own = tried.get(&stem);
         let failures = own.and_then(Option::as_ref);
         let (error, attempts) = Failures::of_a_stop(failures, own.is_some(), store_error.as_ref());
-        let object = parcel.object(&key);
-        let store = uploader.letters.store_name.clone();
-        let letter = Letter::now(&object, parcel.payloads(), store, error, attempts);
+        let object = upload.object(&key);
+        let store = uploader.dead_letters.store_name.clone();
+        let letter = DeadLetter::now(&object, upload.payloads(), store, error, attempts);
         match bundle.append(&stem, &letter, object.body) {
-            Ok(()) => written.push(parcel),
-            Err(error) => lose(&parcel, &key, &error.to_string()),
+            Ok(()) => written.push(upload),
+            Err(error) => record_loss(&upload, &key, &error.to_string()),
         }
     }
     let published = bundle.publish();
-    let mut lose_all = |parcels: &[Parcel], why: &str| {
-        for parcel in parcels {
-            parcel.write_key(&uploader.origin, &mut key);
-            lose(parcel, &key, why);
+    let mut record_losses = |uploads: &[Upload], why: &str| {
+        for upload in uploads {
+            upload.write_key(&uploader.origin, &mut key);
+            record_loss(upload, &key, why);
         }
     };
     let (written, unwritten) = written.split_at(published.letters);
     if let Some(error) = &published.error {
-        lose_all(unwritten, &format!("its dead letter could not be written: {error}"));
+        record_losses(unwritten, &format!("its dead letter could not be written: {error}"));
     }
     if written.is_empty() {
         return;
     }
     // The sync waits for a disk that may be busy; should it not end in time, control says what is at stake.
-    let payloads = written.iter().map(Parcel::payloads).sum();
+    let payloads = written.iter().map(Upload::payloads).sum();
     let cells = uploader.cells;
     cells.unsynced_at_stop.set(payloads);
     match published.sync() {
         Ok(()) => {
             cells.payloads_dead_lettered.add(payloads);
-            cells.bytes_dead_lettered.add(written.iter().map(Parcel::payload_bytes).sum());
+            cells.bytes_dead_lettered.add(written.iter().map(Upload::payload_bytes).sum());
             cells.dead_lettered_at_stop.add(payloads);
         }
         Err(error) => {
-            lose_all(written, &format!("its dead letter could not be synced: {error}"));
+            record_losses(written, &format!("its dead letter could not be synced: {error}"));
         }
     }
     cells.unsynced_at_stop.set(0);

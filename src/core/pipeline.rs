@@ -11,12 +11,14 @@ use crate::batch::{Batches, Feed, gather};
 use crate::config::Config;
 use crate::http::request::Intake;
 use crate::queue::admission::Admission;
-use crate::queue::fifo::Ring;
+use crate::queue::fifo::Fifo;
 use crate::queue::job::{Job, Origin, Stamps};
 use crate::spool::Spool;
 use crate::stop::Stop;
 use crate::upload::restore::{RESTORERS, restore};
-use crate::upload::{Health, InHand, Letters, Uploader, Uploads, notice_retries, worker_loop};
+use crate::upload::{
+    DeadLetterWriter, InProgress, StoreHealth, Uploader, Uploads, notice_retries, worker_loop,
+};
 
 /// One pipeline: admission, queue, spool, batches, workers, store, dead letters.
 pub(super) struct Pipeline {
@@ -31,8 +33,8 @@ impl Pipeline {
         let spool = setup.spool.take();
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
-        let queue = Rc::new(Ring::new(limits.ring_slots));
-        let admission = Admission::new(queue, limits.ring_bytes, cells);
+        let queue = Rc::new(Fifo::new(limits.queue_slots));
+        let admission = Admission::new(queue, limits.queue_bytes, cells);
         let origin = Origin::new(config.node_id.clone(), setup.core_id);
         let origin = Rc::new(origin.with_keys(config.payload_keys().as_deref()));
         let spool = spool.map(|spool| Spool::open(spool, (*origin).clone(), admission.clone()));
@@ -56,8 +58,12 @@ impl Pipeline {
             batches: batches.clone(),
             spool: spool.clone(),
             store,
-            health: Health::new(cells, setup.epoch, setup.core_id),
-            letters: Letters::new(setup.dead_letters.clone(), config.store.to_string(), cells),
+            health: StoreHealth::new(cells, setup.epoch, setup.core_id),
+            dead_letters: DeadLetterWriter::new(
+                setup.dead_letters.clone(),
+                config.store.to_string(),
+                cells,
+            ),
             uploads: Uploads::new(limits.workers, cells),
             stop: stop.clone(),
         });
@@ -97,7 +103,7 @@ impl Pipeline {
     }
 
     /// What its tasks held, once they are cancelled: what workers had and what waited for a retry, …
-    pub(super) fn take_tried(&self) -> Vec<InHand> {
+    pub(super) fn take_tried(&self) -> Vec<InProgress> {
         self.uploader.uploads.take_rest()
     }
 

@@ -63,7 +63,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let name = format!("millrace-core-{}", setup.core_id);
     let bell = setup.doorbell.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
-        let _farewell = Farewell { cells: setup.cells, bell };
+        let _farewell = ExitNotice { cells: setup.cells, bell };
         let mut blocking_cpus = None;
         let placed = Placement::pinned(setup.core_id, &setup.spare_cpus);
         if placed.is_none() {
@@ -94,12 +94,12 @@ async fn release_blocking_thread(cpus: CpuSet) {
 }
 
 /// Tells control that the thread has ended, however it did.
-struct Farewell {
+struct ExitNotice {
     cells: &'static CoreCells,
     bell: Socket,
 }
 
-impl Drop for Farewell {
+impl Drop for ExitNotice {
     fn drop(&mut self) {
         if !self.cells.is(CoreState::Stopped) {
             self.cells.set_state(CoreState::Died);
@@ -129,7 +129,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
     let workers = [&[setup.core_id], &*setup.spare_cpus].concat();
-    for placed in [net.place_kernel_workers(&workers), take_short_turns()] {
+    for placed in [net.set_worker_cpus(&workers), take_short_turns()] {
         if let Err(error) = placed {
             tracing::debug!(%error, "the kernel's workers run as it likes");
         }

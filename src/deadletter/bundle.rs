@@ -7,7 +7,7 @@
 //! [1,2]
 //! ```
 //!
-//! One line of JSON (the [`Letter`] and a checksum), then the object's bytes, then a line feed.
+//! One line of JSON (the [`DeadLetter`] and a checksum), then the object's bytes, then a line feed.
 //! `bytes` gives their number, because the object may contain line feeds. The checksum is the
 //! CRC-32 of the line up to `,"crc32"` and of the object's bytes. A file gets its name only after
 //! it has been written completely. If the disk loses or changes a part, lengths and checksums tell,
@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use flate2::Crc;
 
-use super::{DeadLetters, Letter, LetterError, create_private};
+use super::{DeadLetter, DeadLetterError, DeadLetters, create_private};
 
 /// Extension of a file of many letters.
 pub(super) const BUNDLE: &str = "letters";
@@ -74,9 +74,9 @@ impl BundleWriter {
     pub fn append(
         &mut self,
         stem: &str,
-        letter: &Letter,
+        letter: &DeadLetter,
         body: &[impl AsRef<[u8]>],
-    ) -> Result<(), LetterError> {
+    ) -> Result<(), DeadLetterError> {
         let body: Vec<&[u8]> = body.iter().map(AsRef::as_ref).collect();
         if let Some(why) = &self.failed {
             return Err(io::Error::other(why.clone()).into());
@@ -85,7 +85,7 @@ impl BundleWriter {
         let bytes: usize = body.iter().map(|part| part.len()).sum();
         let size = (line.len() + bytes + 1) as u64;
         if !self.dead.take_room(size) {
-            return Err(LetterError::Full { max: self.dead.max });
+            return Err(DeadLetterError::Full { max: self.dead.max });
         }
         if let Err(error) = self.write(stem, line.as_bytes(), &body) {
             self.dead.used.fetch_sub(size, Relaxed);
@@ -160,7 +160,7 @@ impl Published {
 }
 
 /// The line before a letter's body, line feed included.
-fn line(letter: &Letter, body: &[&[u8]]) -> String {
+fn line(letter: &DeadLetter, body: &[&[u8]]) -> String {
     let mut line = serde_json::to_string(letter).expect("a letter is plain data");
     assert_eq!(line.pop(), Some('}'), "a letter is a JSON object");
     let crc = crc(line.as_bytes(), body);
@@ -177,8 +177,8 @@ fn crc(line: &[u8], body: &[&[u8]]) -> u32 {
 
 /// One letter of a bundle.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Record {
-    pub letter: Letter,
+pub struct BundleRecord {
+    pub letter: DeadLetter,
     /// Its object's bytes.
     pub payload: Vec<u8>,
     /// Its range in the file.
@@ -188,7 +188,7 @@ pub struct Record {
 /// The first damaged position of a bundle; nothing after it is read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("damaged at byte {at}: {why}")]
-pub struct Damage {
+pub struct BundleDamage {
     pub at: u64,
     pub why: String,
 }
@@ -221,7 +221,7 @@ impl<R: Read> BundleReader<R> {
         self.length
     }
 
-    fn read(&mut self) -> Result<Record, String> {
+    fn read(&mut self) -> Result<BundleRecord, String> {
         let unreadable = |error: io::Error| format!("it cannot be read: {error}");
         let mut line = Vec::new();
         let mut limited = (&mut self.input).take(LINE_BYTES_MAX);
@@ -230,7 +230,7 @@ impl<R: Read> BundleReader<R> {
         if line.pop() != Some(b'\n') {
             return Err("the line of a letter has no end".to_owned());
         }
-        let letter: Letter = serde_json::from_slice(&line)
+        let letter: DeadLetter = serde_json::from_slice(&line)
             .map_err(|error| format!("the line of a letter was expected: {error}"))?;
         let (covered, recorded) = split_crc(&line).ok_or("a letter has no checksum")?;
         // Checked before a buffer of that size is allocated.
@@ -245,7 +245,7 @@ impl<R: Read> BundleReader<R> {
             return Err("a letter does not match its checksum".to_owned());
         }
         let span = self.at..payload_at + letter.bytes + 1;
-        Ok(Record { letter, payload, span })
+        Ok(BundleRecord { letter, payload, span })
     }
 }
 
@@ -259,14 +259,14 @@ fn split_crc(line: &[u8]) -> Option<(&[u8], u32)> {
 }
 
 impl<R: Read> Iterator for BundleReader<R> {
-    type Item = Result<Record, Damage>;
+    type Item = Result<BundleRecord, BundleDamage>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
             return None;
         }
         // A file without a letter is never written, so it counts as damage too.
-        let record = self.read().map_err(|why| Damage { at: self.at, why });
+        let record = self.read().map_err(|why| BundleDamage { at: self.at, why });
         self.at = record.as_ref().map_or(self.length, |record| record.span.end);
         self.ended = self.at == self.length;
         Some(record)
@@ -314,9 +314,15 @@ mod tests {
     const PAYLOADS: [&[u8]; 5] =
         [b"{}", b"", b"[1,\n2]\n\n{\"key\":\"x\",\"bytes\":0}\n", b"\"\xe2\x98\x83\"", b"\n"];
 
-    fn letter(key: &str, payload: &[u8]) -> Letter {
+    fn letter(key: &str, payload: &[u8]) -> DeadLetter {
         let payload = Payload::from(payload.to_vec());
-        Letter::now(&Object::of(key, &payload), 1, "null:".into(), "Stopped: \"so\"\n".into(), 0)
+        DeadLetter::now(
+            &Object::of(key, &payload),
+            1,
+            "null:".into(),
+            "Stopped: \"so\"\n".into(),
+            0,
+        )
     }
 
     fn open(max: u64) -> (tempfile::TempDir, DeadLetters) {
@@ -360,7 +366,7 @@ mod tests {
         let reader = dead.read_bundle("0").unwrap();
         let length = reader.length();
         assert_eq!(length, dead.used());
-        let records: Vec<Record> = reader.map(Result::unwrap).collect();
+        let records: Vec<BundleRecord> = reader.map(Result::unwrap).collect();
         let payloads: Vec<&[u8]> = records.iter().map(|record| &record.payload[..]).collect();
         assert_eq!(payloads, [&PAYLOADS[..], &[b"1"]].concat());
         assert_eq!(records[5].letter, last);
@@ -375,18 +381,19 @@ mod tests {
         let crc = crc(line.as_bytes(), &[b"[1]"]);
         fs::write(dir.path().join("0.letters"), format!("{line},\"crc32\":\"{crc:08x}\"}}\n[1]\n"))
             .unwrap();
-        let old: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        let old: Vec<BundleRecord> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
         assert_eq!((old[0].letter.payloads, old[0].letter.content_encoding), (1, None));
         assert_eq!((&old[0].letter.key[..], &old[0].payload[..]), ("1.json", &b"[1]"[..]));
 
         let parts: Vec<Payload> = PAYLOADS.iter().map(|part| part.to_vec().into()).collect();
         let coding = Some(Coding::Gzip);
         let object = Object { key: "dt=1/x.gz", body: &parts, coding, sums: None };
-        let letter = Letter::now(&object, 5, "null:".into(), "Stopped: so".into(), 0);
+        let letter = DeadLetter::now(&object, 5, "null:".into(), "Stopped: so".into(), 0);
         let mut bundle = append_all(&dead, &[b"{}"]);
         bundle.append("many", &letter, &parts).unwrap();
         assert_eq!(bundle.publish().letters, 2);
-        let records: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        let records: Vec<BundleRecord> =
+            dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
         assert_eq!((&records[1].letter, &records[1].payload), (&letter, &PAYLOADS.concat()));
         assert_eq!(letter.bytes, PAYLOADS.concat().len() as u64);
     }
@@ -403,7 +410,7 @@ mod tests {
         let (dir, dead) = open(500);
         let mut bundle = append_all(&dead, &[&[b'1'; 100]]);
         let large = bundle.append("1", &letter("1", &[b'1'; 300]), &[&[b'1'; 300]]);
-        assert!(matches!(large, Err(LetterError::Full { max: 500 })));
+        assert!(matches!(large, Err(DeadLetterError::Full { max: 500 })));
         bundle.append("2", &letter("2", b"2"), &[b"2"]).unwrap();
         assert!(dead.may_measure(), "nobody did");
         assert_eq!(bundle.publish().letters, 2);
@@ -447,7 +454,7 @@ mod tests {
         let (dir, dead) = open(10_000);
         write(&dead, &PAYLOADS);
         let whole = fs::read(dir.path().join("0.letters")).unwrap();
-        let read = |bytes: &[u8]| -> Vec<Result<Record, Damage>> {
+        let read = |bytes: &[u8]| -> Vec<Result<BundleRecord, BundleDamage>> {
             BundleReader::new(bytes, bytes.len() as u64).collect()
         };
         let intact = read(&whole);
@@ -493,19 +500,19 @@ mod tests {
     #[test]
     fn a_size_beyond_the_file_allocates_nothing() {
         let (dir, dead) = open(10_000);
-        let huge = Letter { bytes: u64::MAX - 3, ..letter("0", b"") };
+        let huge = DeadLetter { bytes: u64::MAX - 3, ..letter("0", b"") };
         fs::write(dir.path().join("0.letters"), line(&huge, &[]) + "\n").unwrap();
         let found: Vec<_> = dead.read_bundle("0").unwrap().collect();
-        assert_eq!(found, [Err(Damage { at: 0, why: "a payload is cut short".into() })]);
+        assert_eq!(found, [Err(BundleDamage { at: 0, why: "a payload is cut short".into() })]);
     }
 
     #[test]
     fn what_is_kept_is_read_again_and_keeping_nothing_removes() {
         let (dir, dead) = open(10_000);
         write(&dead, &PAYLOADS);
-        let all: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        let all: Vec<BundleRecord> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
         dead.keep("0", &[all[1].span.clone(), all[3].span.start..all[4].span.end]).unwrap();
-        let left: Vec<Record> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
+        let left: Vec<BundleRecord> = dead.read_bundle("0").unwrap().map(Result::unwrap).collect();
         assert_eq!(left.iter().map(|r| &r.letter.key[..]).collect::<Vec<_>>(), ["1", "3", "4"]);
         assert_eq!(left[1].payload, all[3].payload);
         assert_eq!(names(&dir), ["0.letters"]);

@@ -11,7 +11,7 @@ use crate::store::Object;
 
 /// What is known about one dead object: the content of the JSON file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
+pub struct DeadLetter {
     /// The object key, relative to the store's prefix; a replay stores it under the same key.
     pub key: String,
     /// The store for which it was recorded, as configured.
@@ -32,7 +32,7 @@ pub struct Letter {
     pub content_encoding: Option<Coding>,
 }
 
-impl Letter {
+impl DeadLetter {
     /// The letter of `object`, which contains `payloads` payloads and is abandoned now.
     pub fn now(
         object: &Object<'_>,
@@ -40,9 +40,9 @@ impl Letter {
         store: String,
         error: String,
         attempts: u32,
-    ) -> Letter {
+    ) -> DeadLetter {
         let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Letter {
+        DeadLetter {
             key: object.key.to_owned(),
             store,
             error,
@@ -74,13 +74,13 @@ mod tests {
 
     #[test]
     fn a_letter_of_one_plain_payload_reads_and_writes_as_ever() {
-        let read: Letter = serde_json::from_str(OLD).unwrap();
+        let read: DeadLetter = serde_json::from_str(OLD).unwrap();
         assert_eq!((read.payloads, read.content_encoding), (1, None));
         assert_eq!(serde_json::to_string(&read).unwrap(), OLD);
         let payload = Payload::from(b"{}".to_vec());
         let object = Object::of("a.json", &payload);
-        let now = Letter::now(&object, 1, "null:".into(), "Code: message".into(), 3);
-        assert_eq!(Letter { unix_seconds: 1_700_000_000, ..now }, read);
+        let now = DeadLetter::now(&object, 1, "null:".into(), "Code: message".into(), 3);
+        assert_eq!(DeadLetter { unix_seconds: 1_700_000_000, ..now }, read);
     }
 
     #[test]
@@ -88,12 +88,12 @@ mod tests {
         let body = [b"12".to_vec(), b"345".to_vec()].map(Payload::from);
         let coding = Some(Coding::Gzip);
         let object = Object { key: "k", body: &body, coding, sums: None };
-        let letter = Letter::now(&object, 0, "null:".into(), "e".into(), 3);
+        let letter = DeadLetter::now(&object, 0, "null:".into(), "e".into(), 3);
         assert_eq!((letter.bytes, letter.content_encoding), (5, coding));
         for payloads in [0, 2] {
-            let letter = Letter { payloads, ..letter.clone() };
+            let letter = DeadLetter { payloads, ..letter.clone() };
             let json = serde_json::to_string(&letter).unwrap();
-            assert_eq!(serde_json::from_str::<Letter>(&json).unwrap(), letter, "{json}");
+            assert_eq!(serde_json::from_str::<DeadLetter>(&json).unwrap(), letter, "{json}");
         }
     }
 }

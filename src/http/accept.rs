@@ -100,7 +100,7 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
         match next.or(stop).await {
             Ok(None) => {
                 // It may have come just now.
-                server.net.hand_over().await;
+                server.net.run_tasks_and_turn().await;
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await {
                     conn::spawn(&server, stream, slot);
                 }

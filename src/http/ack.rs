@@ -1,6 +1,6 @@
 //! What the 200 of one request promises, and the wait for the store.
 //!
-//! The level is chosen by the head. A `stored` request gives its [`Tally`] to each of its jobs, and the workers tell it
+//! The level is chosen by the head. A `stored` request gives its [`RequestOutcome`] to each of its jobs, and the workers tell it
 //! what became of them; only a stop drops a job without a word, and then wakes everybody who waits. Jobs that are to be
 //! queued and no more have none, so their request pays no allocation for it.
 //!
@@ -15,7 +15,7 @@ use crate::config::{Ack, Config};
 use crate::deadline::within;
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
-use crate::queue::outcome::Tally;
+use crate::queue::outcome::RequestOutcome;
 use crate::spool::Ticket;
 use crate::stop::Stop;
 
@@ -50,21 +50,21 @@ pub fn level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
 /// Waits up to `ACK_TIMEOUT` until the store has decided on every payload of a request. What it has not decided on by
 /// then goes on without anybody waiting.
 pub(super) async fn stored(
-    tally: &Tally,
+    request_outcome: &RequestOutcome,
     ack_timeout: Duration,
     stop: &Stop,
     cells: &'static CoreCells,
 ) -> Answer {
     let _counted = Waiter::new(cells);
     let ended = &stop.uploads_ended;
-    within(ack_timeout, tally.all_known(ended), || ()).await;
-    let fates = tally.fates();
+    within(ack_timeout, request_outcome.wait_for_all(ended), || ()).await;
+    let outcomes = request_outcome.outcomes();
     match () {
-        () if fates.stored == fates.accepted => {
-            Answer::Accepted { count: fates.accepted, ack: Ack::Stored }
+        () if outcomes.stored == outcomes.accepted => {
+            Answer::Accepted { count: outcomes.accepted, ack: Ack::Stored }
         }
-        () if fates.all_known() => Answer::NotStored(fates),
-        () => Answer::Undecided { fates, stopped: ended.get() },
+        () if outcomes.all_known() => Answer::NotStored(outcomes),
+        () => Answer::Undecided { outcomes, stopped: ended.get() },
     }
 }
 

@@ -21,7 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
-use super::phase::{ConnState, Phase};
+use super::phase::{ConnPhase, ConnState};
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
 use super::server::Server;
@@ -30,7 +30,7 @@ use crate::http::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
 use crate::net::Stream;
 
 /// Why hyper's part of a connection ended.
-enum End {
+enum ConnEnd {
     /// hyper is done: the peer closed, `connection: close`, or an error hyper has answered.
     Done,
     HeadOverdue,
@@ -75,20 +75,20 @@ async fn serve(server: Rc<Server>, stream: Stream) {
         let socket = Socket { stream: stream.clone(), state: state.clone() };
         // In a box of its own, which a silent connection does without.
         match Box::pin(drive(&server, &state, socket, &mut alarm)).await {
-            End::Quiet => server.conns.quieted.set(server.conns.quieted.get() + 1),
+            ConnEnd::Quiet => server.conns.quieted.set(server.conns.quieted.get() + 1),
             end => break end,
         }
     };
     let stream = Rc::into_inner(stream).expect("hyper dropped its half");
     match end {
-        End::IdleOverdue | End::Quiet => {}
+        ConnEnd::IdleOverdue | ConnEnd::Quiet => {}
         // What was answered may still be on its way to a client that has only closed its half.
-        End::Done if state.gone.get() => {
+        ConnEnd::Done if state.gone.get() => {
             let sent = poll_fn(|cx| stream.poll_sent(cx));
             let _or_nobody_reads_it = within(LINGER_TIME_MAX, sent, || Ok(())).await;
         }
-        End::Done => linger(stream, b"").await,
-        End::HeadOverdue => {
+        ConnEnd::Done => linger(stream, b"").await,
+        ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
             linger(stream, HEAD_TIMEOUT).await;
         }
@@ -102,11 +102,11 @@ async fn first_byte(
     state: &ConnState,
     stream: &Stream,
     alarm: &mut Alarm,
-) -> Option<End> {
+) -> Option<ConnEnd> {
     poll_fn(|cx| {
         state.keep_waker(cx);
         if server.stop.closed.get() {
-            return Poll::Ready(Some(End::IdleOverdue));
+            return Poll::Ready(Some(ConnEnd::IdleOverdue));
         }
         loop {
             if stream.poll_readable(cx).is_ready() {
@@ -118,7 +118,7 @@ async fn first_byte(
                 alarm,
                 state.idle_limit(&server.stop, server.config.idle_timeout)
             )) {
-                return Poll::Ready(Some(End::IdleOverdue));
+                return Poll::Ready(Some(ConnEnd::IdleOverdue));
             }
         }
     })
@@ -131,7 +131,7 @@ async fn drive(
     state: &Rc<ConnState>,
     socket: Socket,
     alarm: &mut Alarm,
-) -> End {
+) -> ConnEnd {
     let stream = socket.stream.clone();
     let service = service_fn(|request| handle(server.clone(), state.clone(), request));
     let mut builder = http1::Builder::new();
@@ -147,26 +147,28 @@ async fn drive(
                     }
                     tracing::debug!(%error, "connection ended");
                 }
-                return Poll::Ready(End::Done);
+                return Poll::Ready(ConnEnd::Done);
             }
-            let idle = state.phase.get() == Phase::Idle && !state.unsent.get();
+            let idle = state.phase.get() == ConnPhase::Idle && !state.unsent.get();
             if server.stop.closed.get() && idle {
-                return Poll::Ready(End::IdleOverdue);
+                return Poll::Ready(ConnEnd::IdleOverdue);
             }
             let config = &server.config;
             let since = state.since.get();
             let (limit, overdue) = match state.phase.get() {
-                Phase::Idle if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout => {
+                ConnPhase::Idle
+                    if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout =>
+                {
                     ready!(alarm.poll(cx, since + QUIET_AFTER));
-                    return Poll::Ready(End::Quiet);
+                    return Poll::Ready(ConnEnd::Quiet);
                 }
-                Phase::Idle => (
+                ConnPhase::Idle => (
                     state.idle_limit(&server.stop, server.config.idle_timeout),
-                    Some(End::IdleOverdue),
+                    Some(ConnEnd::IdleOverdue),
                 ),
-                Phase::Head => ((since, config.header_timeout), Some(End::HeadOverdue)),
-                Phase::Body => ((since, config.body_timeout), None),
-                Phase::Working => return Poll::Pending,
+                ConnPhase::Head => ((since, config.header_timeout), Some(ConnEnd::HeadOverdue)),
+                ConnPhase::Body => ((since, config.body_timeout), None),
+                ConnPhase::Working => return Poll::Pending,
             };
             if !ready!(state.poll_overdue(cx, &stream, alarm, limit)) {
                 continue;
@@ -227,22 +229,22 @@ impl hyper_rt::Read for Socket {
     ) -> Poll<io::Result<()>> {
         let state = &self.state;
         // hyper asks for more only if what it has is no whole head.
-        if state.phase.get() == Phase::Idle && state.arrived.next_head.take() {
+        if state.phase.get() == ConnPhase::Idle && state.arrived.next_head.take() {
             state.arrived.uncounted.set(true);
-            state.enter(Phase::Head, rt::now());
+            state.enter(ConnPhase::Head, rt::now());
         }
         let result = ready!(self.stream.poll_read_with(cx, |arrived| {
             let bytes = &arrived[..arrived.len().min(buf.remaining())];
             match state.phase.get() {
-                Phase::Idle => {
+                ConnPhase::Idle => {
                     // hyper passes over empty lines before a head.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
-                        state.enter(Phase::Head, rt::now());
+                        state.enter(ConnPhase::Head, rt::now());
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }
-                Phase::Head => state.arrived.part_of_head(bytes),
-                Phase::Body | Phase::Working => state.arrived.after_head(bytes),
+                ConnPhase::Head => state.arrived.part_of_head(bytes),
+                ConnPhase::Body | ConnPhase::Working => state.arrived.after_head(bytes),
             }
             buf.put_slice(bytes);
             state.taken.set(state.taken.get() + bytes.len() as u64);

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 /// What has arrived of the current request, and whether it was more than that.
 #[derive(Default)]
-pub(super) struct Arrived {
+pub(super) struct HeadTracker {
     /// Bytes of the head's last line so far, should it have begun.
     line: Cell<usize>,
     /// Bytes that came after the head's end; `None` when that was not seen.
@@ -21,7 +21,7 @@ pub(super) struct Arrived {
     pub(super) uncounted: Cell<bool>,
 }
 
-impl Arrived {
+impl HeadTracker {
     pub(super) fn part_of_head(&self, bytes: &[u8]) {
         if self.uncounted.get() {
             return;

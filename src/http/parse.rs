@@ -45,73 +45,73 @@ pub enum ParseError {
     #[error("the body starts with a byte order mark")]
     ByteOrderMark,
     #[error("not UTF-8 at {0}")]
-    NotUtf8(Position),
+    NotUtf8(BodyPosition),
     #[error("not JSON: {0}")]
     NotJson(serde_json::Error),
     #[error("nested deeper than {DEPTH_MAX} levels at {0}")]
-    TooDeep(Position),
+    TooDeep(BodyPosition),
     #[error("the body is not an object, at {0}")]
-    NotAnObject(Position),
+    NotAnObject(BodyPosition),
     #[error("\"data\" is missing")]
     DataMissing,
     #[error("\"data\" is not an array, at {0}")]
-    DataNotAnArray(Position),
+    DataNotAnArray(BodyPosition),
     #[error("{member} is not a string, at {at}")]
-    NotAString { member: Member, at: Position },
+    NotAString { member: EnvelopeMember, at: BodyPosition },
     /// A lone surrogate escape: JSON's grammar has it, but no text does.
     #[error("{member} has a surrogate escape without its pair, at {at}")]
-    NotUnicode { member: Member, at: Position },
+    NotUnicode { member: EnvelopeMember, at: BodyPosition },
     #[error("a second {member} at {at}")]
-    GivenTwice { member: Member, at: Position },
+    GivenTwice { member: EnvelopeMember, at: BodyPosition },
 }
 
 /// A member of the envelope that means something here; all others are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Member {
+pub enum EnvelopeMember {
     Version,
     Token,
     Data,
 }
 
-impl Member {
-    fn named(name: &[u8]) -> Option<Member> {
+impl EnvelopeMember {
+    fn named(name: &[u8]) -> Option<EnvelopeMember> {
         match name {
-            b"version" => Some(Member::Version),
-            b"token" => Some(Member::Token),
-            b"data" => Some(Member::Data),
+            b"version" => Some(EnvelopeMember::Version),
+            b"token" => Some(EnvelopeMember::Token),
+            b"data" => Some(EnvelopeMember::Data),
             _ => None,
         }
     }
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for EnvelopeMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Member::Version => "\"version\"",
-            Member::Token => "\"token\"",
-            Member::Data => "\"data\"",
+            EnvelopeMember::Version => "\"version\"",
+            EnvelopeMember::Token => "\"token\"",
+            EnvelopeMember::Data => "\"data\"",
         })
     }
 }
 
 /// Where in the body, counted as `serde_json` counts: lines and bytes within the line, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
+pub struct BodyPosition {
     pub line: usize,
     pub column: usize,
 }
 
-impl Position {
+impl BodyPosition {
     #[cold]
-    fn of(body: &[u8], at: usize) -> Position {
+    fn of(body: &[u8], at: usize) -> BodyPosition {
         let before = &body[..at];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        Position { line, column: at - line_start + 1 }
+        BodyPosition { line, column: at - line_start + 1 }
     }
 }
 
-impl fmt::Display for Position {
+impl fmt::Display for BodyPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {} column {}", self.line, self.column)
     }
@@ -178,7 +178,7 @@ impl Scratch {
     fn split<'body>(&mut self, body: &'body [u8]) -> Result<Envelope<'body>, ParseError> {
         let start = body.iter().position(|byte| !is_space(*byte));
         if let Some(at) = start.filter(|at| !matches!(body[*at], b'{' | b'[')) {
-            let scalar = || ParseError::NotAnObject(Position::of(body, at));
+            let scalar = || ParseError::NotAnObject(BodyPosition::of(body, at));
             return Err(look_again(body).err().unwrap_or_else(scalar));
         }
         let walked = match self.find_marks(body) {
@@ -201,7 +201,7 @@ impl Scratch {
         };
         match flaw {
             // Everything before this bracket was valid.
-            Flaw::TooDeep { at } => ParseError::TooDeep(Position::of(body, at)),
+            Flaw::TooDeep { at } => ParseError::TooDeep(BodyPosition::of(body, at)),
             Flaw::NotJson => look_again(body).expect_err("serde_json refuses it as well"),
             Flaw::Envelope(error) => look_again(body).err().unwrap_or(error),
         }
@@ -254,7 +254,7 @@ fn look_again(body: &[u8]) -> Result<(), ParseError> {
         return Err(ParseError::ByteOrderMark);
     }
     let text = std::str::from_utf8(body)
-        .map_err(|error| ParseError::NotUtf8(Position::of(body, error.valid_up_to())))?;
+        .map_err(|error| ParseError::NotUtf8(BodyPosition::of(body, error.valid_up_to())))?;
     serde_json::from_str::<&RawValue>(text).map_err(ParseError::NotJson)?;
     Ok(())
 }
@@ -329,13 +329,17 @@ impl<'body, 'index> Walk<'body, 'index> {
             let value = self.mark()?;
             let separator = match member {
                 None => self.value(value, 1)?.1,
-                Some(Member::Data) => self.elements(value, payloads)?,
-                Some(Member::Version) => self.string(value, Member::Version, &mut found.version)?,
-                Some(Member::Token) => self.string(value, Member::Token, &mut found.token)?,
+                Some(EnvelopeMember::Data) => self.elements(value, payloads)?,
+                Some(EnvelopeMember::Version) => {
+                    self.string(value, EnvelopeMember::Version, &mut found.version)?
+                }
+                Some(EnvelopeMember::Token) => {
+                    self.string(value, EnvelopeMember::Token, &mut found.token)?
+                }
             };
             mark = self.after(separator, b'}')?;
         }
-        if seen[Member::Data as usize] {
+        if seen[EnvelopeMember::Data as usize] {
             Ok(found)
         } else {
             Err(Flaw::Envelope(ParseError::DataMissing))
@@ -343,16 +347,16 @@ impl<'body, 'index> Walk<'body, 'index> {
     }
 
     /// A key and its colon: which member it names, however it is escaped.
-    fn key(&mut self, key: Mark) -> Result<Option<Member>, Flaw> {
+    fn key(&mut self, key: Mark) -> Result<Option<EnvelopeMember>, Flaw> {
         let colon = self.mark()?;
         if key.byte != b'"' || colon.byte != b':' {
             return Err(Flaw::NotJson);
         }
         let quoted = self.trimmed(key.at, colon.at);
         Ok(match &quoted[1..quoted.len() - 1] {
-            plain if !plain.contains(&b'\\') => Member::named(plain),
+            plain if !plain.contains(&b'\\') => EnvelopeMember::named(plain),
             // A key with an unpaired surrogate cannot be one of ours.
-            _ => unescape(quoted).and_then(|name| Member::named(name.as_bytes())),
+            _ => unescape(quoted).and_then(|name| EnvelopeMember::named(name.as_bytes())),
         })
     }
 
@@ -360,7 +364,7 @@ impl<'body, 'index> Walk<'body, 'index> {
     fn string(
         &mut self,
         value: Mark,
-        member: Member,
+        member: EnvelopeMember,
         text: &mut Option<Cow<'body, str>>,
     ) -> Result<Mark, Flaw> {
         if value.byte != b'"' {
@@ -490,8 +494,8 @@ impl<'body, 'index> Walk<'body, 'index> {
     }
 
     #[cold]
-    fn flaw(&self, mark: Mark, error: impl FnOnce(Position) -> ParseError) -> Flaw {
-        Flaw::Envelope(error(Position::of(self.body, mark.at)))
+    fn flaw(&self, mark: Mark, error: impl FnOnce(BodyPosition) -> ParseError) -> Flaw {
+        Flaw::Envelope(error(BodyPosition::of(self.body, mark.at)))
     }
 }
 

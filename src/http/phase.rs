@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use super::head_tracker::Arrived;
+use super::head_tracker::HeadTracker;
 use crate::deadline::{Alarm, was_paused};
-use crate::http::{LAME_DUCK, LINGER_TIME_MAX};
+use crate::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use crate::net::Stream;
 use crate::rt;
 use crate::stop::Stop;
@@ -16,8 +16,8 @@ use crate::sync::keep_waker;
 
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Between requests: closed silently after `IDLE_TIMEOUT`, during a stop after [`LAME_DUCK`].
+pub(super) enum ConnPhase {
+    /// Between requests: closed silently after `IDLE_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
     Idle,
     /// Some bytes of a head have arrived: 408 after `HEADER_TIMEOUT`.
     Head,
@@ -30,7 +30,7 @@ pub(super) enum Phase {
 
 /// What is known of one open connection; also held by the core's list, to wake it when a stop goes on.
 pub(super) struct ConnState {
-    pub(super) phase: Cell<Phase>,
+    pub(super) phase: Cell<ConnPhase>,
     pub(super) since: Cell<Instant>,
     body_overdue: Cell<bool>,
     /// The peer has closed or the socket has failed: nothing to linger for.
@@ -39,7 +39,7 @@ pub(super) struct ConnState {
     pub(super) clean: Cell<bool>,
     /// hyper has more to write than the socket takes now.
     pub(super) unsent: Cell<bool>,
-    pub(super) arrived: Arrived,
+    pub(super) arrived: HeadTracker,
     /// Bytes read from the socket.
     pub(super) taken: Cell<u64>,
     /// While a deadline has passed and what had arrived by then is being read.
@@ -66,10 +66,10 @@ impl Look {
 impl ConnState {
     pub(super) fn new() -> Rc<ConnState> {
         Rc::new(ConnState {
-            arrived: Arrived::default(),
+            arrived: HeadTracker::default(),
             taken: Cell::new(0),
             look: Cell::new(None),
-            phase: Cell::new(Phase::Idle),
+            phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
             body_overdue: Cell::new(false),
             gone: Cell::new(false),
@@ -90,7 +90,7 @@ impl ConnState {
         keep_waker(&mut self.waker.borrow_mut(), cx);
     }
 
-    pub(super) fn enter(&self, phase: Phase, now: Instant) {
+    pub(super) fn enter(&self, phase: ConnPhase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
         self.look.set(None);
@@ -102,7 +102,7 @@ impl ConnState {
         match stop.began.get() {
             None => (since, idle),
             Some(began) if self.unsent.get() => (since.max(began), LINGER_TIME_MAX.min(idle)),
-            Some(began) => (since.max(began), LAME_DUCK.min(idle)),
+            Some(began) => (since.max(began), STOP_IDLE_GRACE.min(idle)),
         }
     }
 
@@ -122,7 +122,7 @@ impl ConnState {
             self.since.set(rt::now());
             return Poll::Ready(false);
         }
-        stream.net().take_in_now();
+        stream.net().turn_now();
         let (arrived, taken) = (stream.arrived(), self.taken.get());
         let mut look = look.unwrap_or(Look { until: taken + arrived as u64, taken, vain: 0 });
         look.vain = if taken > look.taken { 0 } else { look.vain + 1 };
@@ -138,14 +138,14 @@ impl ConnState {
 
     /// A request's head is whole, and its body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
-        self.enter(Phase::Body, now);
+        self.enter(ConnPhase::Body, now);
         self.body_overdue.set(false);
     }
 
     /// The body has come too late: the request answers this itself when it is polled next.
     pub(super) fn set_body_overdue(&self) {
         self.body_overdue.set(true);
-        self.phase.set(Phase::Working);
+        self.phase.set(ConnPhase::Working);
     }
 
     /// Ready once the driver has found the body overdue; the driver polls the request right after setting it.
@@ -155,13 +155,13 @@ impl ConnState {
 
     /// The client has done its part; what follows has no deadline of its own, so the time it began is not needed.
     pub(super) fn body_is_whole(&self) {
-        self.phase.set(Phase::Working);
+        self.phase.set(ConnPhase::Working);
         self.body_overdue.set(false);
     }
 
     /// The answer is made, to a request with a body of `length` bytes if that is known.
     pub(super) fn request_ended(&self, length: Option<u64>, now: Instant) {
         self.clean.set(self.arrived.end_of_request(length));
-        self.enter(Phase::Idle, now);
+        self.enter(ConnPhase::Idle, now);
     }
 }

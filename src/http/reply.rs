@@ -12,7 +12,7 @@ use http_body_util::Full;
 
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
-use crate::queue::outcome::Fates;
+use crate::queue::outcome::Outcomes;
 use crate::spool::SpoolError;
 
 /// What became of one request.
@@ -24,10 +24,10 @@ pub enum Answer {
         ack: Ack,
     },
     /// Every payload was admitted, and not all of them will ever be in the store.
-    NotStored(Fates),
+    NotStored(Outcomes),
     /// Every payload was admitted, and of some it was not known in time whether the store has them.
     Undecided {
-        fates: Fates,
+        outcomes: Outcomes,
         /// It will not be known here: the server has stopped.
         stopped: bool,
     },
@@ -93,20 +93,20 @@ impl Answer {
                 *response.headers_mut() = room;
                 with(response, CONTENT_TYPE, "application/json")
             }
-            Answer::NotStored(fates) => {
-                let Fates { dead_lettered, lost, .. } = fates;
+            Answer::NotStored(outcomes) => {
+                let Outcomes { dead_lettered, lost, .. } = outcomes;
                 let text = format!(
                     "the store did not take every payload: {dead_lettered} dead-lettered, {lost} lost"
                 );
-                json(StatusCode::BAD_GATEWAY, unkept(&text, fates))
+                json(StatusCode::BAD_GATEWAY, unkept(&text, outcomes))
             }
-            Answer::Undecided { fates, stopped } => {
+            Answer::Undecided { outcomes, stopped } => {
                 let why = match stopped {
                     true => "the server stopped before every payload was stored",
                     false => "not every payload was stored within ACK_TIMEOUT",
                 };
                 let text = format!("{why}; a 504 leaves open whether the others will be");
-                json(StatusCode::GATEWAY_TIMEOUT, unkept(&text, fates))
+                json(StatusCode::GATEWAY_TIMEOUT, unkept(&text, outcomes))
             }
             Answer::NotSynced => {
                 let text = "the disk did not confirm the request within ACK_TIMEOUT, or the server stopped before; this \
@@ -174,8 +174,8 @@ fn accepted(count: usize, ack: Ack) -> Bytes {
 }
 
 /// The body of an answer to a request that was admitted and whose promise was not kept.
-fn unkept(text: &str, fates: Fates) -> String {
-    let Fates { accepted, stored, dead_lettered, .. } = fates;
+fn unkept(text: &str, outcomes: Outcomes) -> String {
+    let Outcomes { accepted, stored, dead_lettered, .. } = outcomes;
     let text = serde_json::Value::from(text);
     format!(
         r#"{{"error":{text},"accepted":{accepted},"stored":{stored},"dead_lettered":{dead_lettered}}}"#
@@ -224,10 +224,10 @@ mod tests {
 
     #[test]
     fn a_promise_not_kept_is_answered_with_what_is_known() {
-        let fates = Fates { accepted: 9, stored: 4, dead_lettered: 2, lost: 1 };
-        let undecided = |stopped| Answer::Undecided { fates, stopped };
+        let outcomes = Outcomes { accepted: 9, stored: 4, dead_lettered: 2, lost: 1 };
+        let undecided = |stopped| Answer::Undecided { outcomes, stopped };
         for (answer, status, says) in [
-            (Answer::NotStored(fates), 502, "2 dead-lettered, 1 lost"),
+            (Answer::NotStored(outcomes), 502, "2 dead-lettered, 1 lost"),
             (undecided(false), 504, "ACK_TIMEOUT"),
             (undecided(true), 504, "stopped"),
         ] {

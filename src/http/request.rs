@@ -30,7 +30,7 @@ use crate::key;
 use crate::metrics::CoreCells;
 use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
-use crate::queue::outcome::Tally;
+use crate::queue::outcome::RequestOutcome;
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
@@ -103,14 +103,14 @@ impl<'a> Wanted<'a> {
 
 /// Where a request goes: the one place that looks at its path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match misdirected(method, uri) {
+    match wrong_route(method, uri) {
         Some(answer) => Err(answer),
         None => Ok(&server.intake),
     }
 }
 
 /// The answer to a request for anything but `POST /payloads`.
-pub fn misdirected(method: &Method, uri: &Uri) -> Option<Answer> {
+pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
     match uri.path() {
         "/payloads" if method == Method::POST => None,
         "/payloads" => Some(Answer::MethodNotAllowed),
@@ -171,7 +171,7 @@ struct Admitted {
 enum Outstanding {
     Nothing,
     /// The store's word on its payloads.
-    Store(Rc<Tally>),
+    Store(Rc<RequestOutcome>),
     /// The disk's.
     Disk(Rc<Ticket>),
 }
@@ -243,19 +243,19 @@ impl Intake {
         version: Option<Box<str>>,
         ack: Ack,
     ) -> Admitted {
-        let tally = (ack == Ack::Stored).then(|| Tally::of(spans.len()));
+        let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
         let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
-        let payloads = Payload::split(body.hand_over(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
             record: None,
-            tally: tally.clone(),
+            request_outcome: request_outcome.clone(),
         }));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(payload_bytes);
-        let outstanding = tally.map_or(Outstanding::Nothing, Outstanding::Store);
+        let outstanding = request_outcome.map_or(Outstanding::Nothing, Outstanding::Store);
         Admitted { count: spans.len(), outstanding }
     }
 
@@ -280,8 +280,8 @@ async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
     let patience = intake.config.ack_timeout;
     match outstanding {
         Outstanding::Nothing => Answer::Accepted { count, ack },
-        Outstanding::Store(tally) => {
-            ack::stored(&tally, patience, &intake.stop, intake.cells).await
+        Outstanding::Store(request_outcome) => {
+            ack::stored(&request_outcome, patience, &intake.stop, intake.cells).await
         }
         Outstanding::Disk(ticket) => ack::spooled(&ticket, count, patience, &intake.stop).await,
     }

@@ -49,7 +49,7 @@ pub struct Conns {
 }
 
 /// Takes its connection off the list when dropped.
-pub(super) struct Listed<'a> {
+pub(super) struct RegisteredConn<'a> {
     conns: &'a Conns,
     number: u64,
 }
@@ -72,10 +72,10 @@ impl Conns {
         self.slots.acquire_static_permit(1).await.ok()
     }
 
-    pub(super) fn list(&self, state: &Rc<ConnState>) -> Listed<'_> {
+    pub(super) fn list(&self, state: &Rc<ConnState>) -> RegisteredConn<'_> {
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, state.clone());
-        Listed { conns: self, number }
+        RegisteredConn { conns: self, number }
     }
 
     /// Makes every connection look at how far the stop has come.
@@ -102,7 +102,7 @@ impl Conns {
     }
 }
 
-impl Drop for Listed<'_> {
+impl Drop for RegisteredConn<'_> {
     fn drop(&mut self) {
         self.conns.open.borrow_mut().remove(&self.number);
     }

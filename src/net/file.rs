@@ -1,8 +1,8 @@
-//! Durable writes of files on the executor's own ring: a write and the sync behind it are one linked submission, handed over and
-//! seen to have ended in the driver's turns like everything of the sockets.
+//! Durable file writes on the executor's own ring: a write and its sync are one linked submission, which the driver
+//! submits and completes in its turns, like the operations of sockets.
 //!
-//! glommio would take two operations for that, and looks for what has ended only when its run queue is empty or its time
-//! slice is over: measured, that made 0.84 ms of the 0.2 ms that the disk takes.
+//! glommio would need two operations, and looks for completions only when its run queue is empty or its time slice is
+//! over. Measured, that took 0.84 ms where the disk takes 0.2 ms.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,66 +16,68 @@ use slab::Slab;
 use super::Net;
 use crate::sync::keep_waker;
 
-/// What direct I/O is aligned to, and the unit in which a disk is assumed to write.
+/// Alignment of direct I/O, and the unit in which a disk is assumed to write.
 pub const BLOCK: u64 = 4096;
 
-/// A file open for writing, one write at a time. Dropped while one is under way, it is closed when that has ended.
+/// A file open for writing, one write at a time. If it is dropped during a write, it is closed when the write has ended.
 pub struct File {
     net: Rc<Net>,
     token: usize,
 }
 
-/// One file as the driver knows it.
-pub(super) struct Entry {
+/// One file as the driver sees it.
+pub(super) struct FileEntry {
     fd: OwnedFd,
+    /// Its `File` was dropped.
     abandoned: bool,
-    state: State,
+    state: WriteState,
     writer: Option<Waker>,
 }
 
-enum State {
+enum WriteState {
     Idle,
-    UnderWay,
+    InFlight,
     Ended(io::Result<()>),
 }
 
 impl Net {
-    /// A file of which nobody else counts on the position; with `O_DIRECT`, buffers and places must be aligned.
+    /// Takes over a file. With `O_DIRECT`, buffers and offsets must be aligned to [`BLOCK`].
     pub fn file(self: &Rc<Net>, fd: OwnedFd) -> File {
-        let entry = Entry { fd, abandoned: false, state: State::Idle, writer: None };
+        let entry = FileEntry { fd, abandoned: false, state: WriteState::Idle, writer: None };
         File { net: self.clone(), token: self.files.borrow_mut().insert(entry) }
     }
 }
 
 impl File {
-    /// Nothing is being written.
+    /// Whether no write is in flight.
     pub fn is_idle(&self) -> bool {
         !self.net.files.borrow()[self.token].is_busy()
     }
 
-    /// Writes all of `bytes` from byte `at` on and syncs the file's data. Dropped early, it goes on by itself.
+    /// Writes all of `bytes` at offset `at` and syncs the file's data. Dropping the future does not stop the write.
     ///
     /// # Errors
-    /// Of the write or of the sync: what of it is on the disk is unknown then.
+    /// The write or the sync failed. How much of `bytes` is on the disk is then unknown.
     ///
     /// # Panics
-    /// An earlier call has not ended.
+    /// An earlier write has not ended.
     pub async fn write_synced(&self, bytes: DmaBuffer, at: u64) -> io::Result<()> {
         {
             let mut files = self.net.files.borrow_mut();
             let entry = &mut files[self.token];
             assert!(!entry.is_busy(), "one write at a time");
-            entry.state = State::UnderWay;
+            entry.state = WriteState::InFlight;
             self.net.ring.borrow_mut().write_synced(entry.fd.as_fd(), self.token, bytes, at);
         }
         self.net.pushed();
         poll_fn(|cx| {
             let mut files = self.net.files.borrow_mut();
             let entry = &mut files[self.token];
-            if let State::Ended(_) = entry.state
-                && let State::Ended(outcome) = std::mem::replace(&mut entry.state, State::Idle)
+            if let WriteState::Ended(_) = entry.state
+                && let WriteState::Ended(result) =
+                    std::mem::replace(&mut entry.state, WriteState::Idle)
             {
-                return Poll::Ready(outcome);
+                return Poll::Ready(result);
             }
             keep_waker(&mut entry.writer, cx);
             Poll::Pending
@@ -96,16 +98,16 @@ impl Drop for File {
     }
 }
 
-impl Entry {
+impl FileEntry {
     fn is_busy(&self) -> bool {
-        matches!(self.state, State::UnderWay)
+        matches!(self.state, WriteState::InFlight)
     }
 }
 
-/// The write of `token` and the sync behind it have ended.
-pub(super) fn synced(files: &mut Slab<Entry>, token: usize, outcome: io::Result<()>) {
+/// Handles the end of the write of `token` and of its sync.
+pub(super) fn synced(files: &mut Slab<FileEntry>, token: usize, result: io::Result<()>) {
     let entry = &mut files[token];
-    entry.state = State::Ended(outcome);
+    entry.state = WriteState::Ended(result);
     if let Some(waker) = &entry.writer {
         waker.wake_by_ref();
     }

@@ -1,8 +1,10 @@
-//! An io_uring of our own with receive buffers that the kernel picks from; all raw memory of the transport is here.
+//! An io_uring of our own with receive buffers that the kernel picks from. This file holds all raw memory of the
+//! transport.
 //!
-//! The interface is safe because whatever the kernel may still write to or read from is owned by [`Ring`] until the
-//! operation's completion has been seen: receive buffers by the pool, outgoing bytes and addresses by `lent`. A ring
-//! that ends with operations under way takes them back first, and leaks what it cannot take back.
+//! The interface is safe because [`Ring`] owns whatever the kernel may still write to or read from until it has seen
+//! the operation's completion: the pool owns receive buffers, `lent` owns outgoing bytes and addresses, `written` owns
+//! what is written to files. A ring that is dropped with operations in flight cancels them first, and leaks the memory
+//! of those that do not complete in time.
 //!
 //! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register_buf_ring(3)`.
 #![expect(unsafe_code, reason = "submissions name memory by address")]
@@ -27,45 +29,45 @@ use socket2::SockAddr;
 use super::shared::Slice;
 use crate::rt;
 
-/// Submissions gathered before the kernel is asked to take them; a full queue is handed over at once.
+/// Capacity of the submission queue. A full queue is submitted at once.
 const SUBMISSIONS: u32 = 1024;
-/// Completions the kernel keeps in shared memory; more wait in the kernel until these are read.
+/// Capacity of the completion queue. Further completions wait in the kernel until these are read.
 const COMPLETIONS: u32 = 4096;
-/// Bytes of one receive buffer: as much as hyper reads at a time.
+/// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
-/// Receive buffers, a power of two. One is held from a completion until its reader has run, so this bounds how many
-/// connections are served between two looks at the kernel, not how many there are.
+/// Number of receive buffers, a power of two. A buffer is held from a completion until its reader has run, so this
+/// bounds how many connections are served in one turn, not how many there are.
 pub const BUFFERS: u16 = 256;
-/// The pool's number; a ring has one.
+/// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
-/// How long a ring that ends waits for the kernel to give back what it was lent.
-const TAKE_BACK_MAX: Duration = Duration::from_millis(100);
+/// How long a ring that is dropped waits for cancelled operations to complete.
+const CANCEL_WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// What an operation was.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum OpKind {
     Receive = 0,
     Send = 1,
     Accept = 2,
     Connect = 3,
-    /// Of a file, whose tokens are numbers of their own.
+    /// Writes to a file. File tokens are numbered separately from socket tokens.
     Write = 4,
-    /// Of the same file, linked behind the write: begun only once that has ended whole.
+    /// Syncs the same file. Linked to the write: the kernel starts it only if the write was complete.
     Sync = 5,
-    /// Nobody waits for its outcome, so it has no token.
+    /// Nobody waits for the result, so a cancel has no token.
     Cancel = 6,
 }
 
-/// The `user_data` of a submission and of its completion: the kind in the low bits, its owner's token above them.
+/// The `user_data` of a submission and of its completion: the kind in the low bits, the owner's token above them.
 #[derive(Clone, Copy)]
 struct Tag(u64);
 
 impl Tag {
     const KIND_BITS: u32 = 3;
     const KIND_MASK: u64 = (1 << Tag::KIND_BITS) - 1;
-    const CANCEL: Tag = Tag::new(0, Kind::Cancel);
+    const CANCEL: Tag = Tag::new(0, OpKind::Cancel);
 
-    const fn new(token: usize, kind: Kind) -> Tag {
+    const fn new(token: usize, kind: OpKind) -> Tag {
         Tag((token as u64) << Tag::KIND_BITS | kind as u64)
     }
 
@@ -73,30 +75,32 @@ impl Tag {
         (self.0 >> Tag::KIND_BITS) as usize
     }
 
-    const fn kind(self) -> Kind {
+    const fn kind(self) -> OpKind {
         match self.0 & Tag::KIND_MASK {
-            0 => Kind::Receive,
-            1 => Kind::Send,
-            2 => Kind::Accept,
-            3 => Kind::Connect,
-            4 => Kind::Write,
-            5 => Kind::Sync,
-            6 => Kind::Cancel,
+            0 => OpKind::Receive,
+            1 => OpKind::Send,
+            2 => OpKind::Accept,
+            3 => OpKind::Connect,
+            4 => OpKind::Write,
+            5 => OpKind::Sync,
+            6 => OpKind::Cancel,
+            // 7 is no kind, and a tag is only ever made from one.
             _ => unreachable!(),
         }
     }
 }
 
-/// Something that ended.
+/// An operation that has ended.
 pub struct Completion {
     pub token: usize,
-    pub what: Outcome,
+    pub result: OpResult,
 }
 
-pub enum Outcome {
-    /// What was received; without bytes at the peer's end.
+/// What an operation gave.
+pub enum OpResult {
+    /// The bytes received, or `None` when the peer has closed its half.
     Received(io::Result<Option<Buffer>>),
-    /// What was lent, and how many bytes more of it are now the kernel's.
+    /// The bytes that were lent, and how many more of them the kernel has taken.
     Sent(Outgoing, io::Result<usize>),
     Accepted(io::Result<OwnedFd>),
     Connected(io::Result<()>),
@@ -104,7 +108,7 @@ pub enum Outcome {
     Synced(io::Result<()>),
 }
 
-/// One receive buffer with bytes in it; give it back with [`Ring::give_back`].
+/// One receive buffer with bytes in it, to be returned with [`Ring::give_back`].
 pub struct Buffer {
     id: u16,
     length: u32,
@@ -116,10 +120,10 @@ impl Buffer {
     }
 }
 
-/// Bytes to be sent.
+/// Bytes to send.
 pub enum Outgoing {
     Buffer(Vec<u8>),
-    /// Whoever else holds them does not change them.
+    /// Other holders do not change them.
     Shared(Slice),
 }
 
@@ -133,33 +137,35 @@ impl Deref for Outgoing {
     }
 }
 
-/// What the kernel may read until the operation has ended.
+/// Memory that the kernel may read until the operation has ended.
 enum Lent {
     Bytes(Outgoing),
     Address(#[expect(dead_code, reason = "read by the kernel")] Box<SockAddr>),
 }
 
+/// An io_uring with its buffer pool, used by one thread.
 pub struct Ring {
     uring: ManuallyDrop<IoUring>,
     pool: ManuallyDrop<Pool>,
-    /// By token: each has at most one such operation under way.
+    /// By socket token. A socket has at most one send or connect in flight.
     lent: ManuallyDrop<Vec<Option<Lent>>>,
-    /// By a file's token: what is being written to it.
+    /// By file token: the buffer that is being written.
     written: ManuallyDrop<Vec<Option<DmaBuffer>>>,
+    /// The eventfd that the kernel signals on completions, if enabled.
     event: OwnedFd,
     /// Operations that have not ended.
-    under_way: usize,
-    /// Chains of submissions that found the queue full while the kernel took nothing; they go to the queue in this order
-    /// before any later one. Bounded by what can be under way: a receive, a send and a cancel of each socket, a write of
-    /// each file.
+    in_flight: usize,
+    /// Chains of submissions that found the queue full while the kernel took nothing. They enter the queue in this
+    /// order, before any later one. Bounded by what can be in flight: a receive, a send and a cancel for each socket, a
+    /// write for each file.
     backlog: VecDeque<Vec<squeue::Entry>>,
-    /// Error numbers that the next calls of the kernel give instead of being made.
+    /// Errors that the next calls to the kernel return instead of being made.
     #[cfg(test)]
     refusals: VecDeque<i32>,
 }
 
 impl Ring {
-    /// A ring of the calling thread.
+    /// A ring for the calling thread.
     ///
     /// # Errors
     /// The kernel is older than 6.1, or forbids io_uring.
@@ -178,7 +184,7 @@ impl Ring {
         let event = eventfd(0, EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(event.as_raw_fd())?;
         let pool = Pool::new()?;
-        // SAFETY: the pool's ring is mapped until the pool is dropped, which is after `uring`, see `drop`.
+        // SAFETY: the pool's entries stay mapped until the pool is dropped, which is after `uring`, see `drop`.
         unsafe {
             let entries = pool.entries.as_ptr() as u64;
             uring.submitter().register_buf_ring_with_flags(entries, BUFFERS, GROUP, 0)?;
@@ -189,43 +195,44 @@ impl Ring {
             lent: ManuallyDrop::default(),
             written: ManuallyDrop::default(),
             event,
-            under_way: 0,
+            in_flight: 0,
             backlog: VecDeque::new(),
             #[cfg(test)]
             refusals: VecDeque::new(),
         })
     }
 
-    /// Which CPUs the kernel may use for what this thread's rings cannot do at once, such as syncs. By default it takes any that
-    /// the cgroup has, whatever this thread is pinned to.
-    pub fn place_workers(&self, cpus: &[usize]) -> io::Result<()> {
+    /// Sets the CPU affinity of this thread's io-wq workers, which run blocking operations such as fsync. By default
+    /// they use any CPU of the cgroup, whatever this thread is pinned to.
+    pub fn set_worker_cpus(&self, cpus: &[usize]) -> io::Result<()> {
         // SAFETY: a set of CPUs is a plain bit field, and all zeros is the empty one.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         for cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as usize) {
-            // SAFETY: within the set, as has just been looked at.
+            // SAFETY: the filter has checked that `cpu` is within the set.
             unsafe { libc::CPU_SET(*cpu, &mut set) };
         }
         self.uring.submitter().register_iowq_aff(&set)
     }
 
-    /// A file on which glommio can wait for [`Ring::announce`]d completions: a read of 8 bytes ends when there are some.
-    pub fn bell(&self) -> io::Result<BufferedFile> {
+    /// The eventfd as a file on which glommio can wait: after [`Ring::enable_eventfd`], a read of 8 bytes ends when an
+    /// operation has completed.
+    pub fn eventfd(&self) -> io::Result<BufferedFile> {
         let event = self.event.try_clone()?;
-        // SAFETY: the duplicate belongs to nobody else.
+        // SAFETY: the duplicate has no other owner.
         Ok(unsafe { BufferedFile::from_raw_fd(event.into_raw_fd()) })
     }
 
-    /// Whether completions ring the bell.
-    pub fn announce(&mut self, yes: bool) {
+    /// Whether completions signal the eventfd.
+    pub fn enable_eventfd(&mut self, enabled: bool) {
         let completions = self.uring.completion();
-        if yes { completions.enable_eventfd() } else { completions.disable_eventfd() }
+        if enabled { completions.enable_eventfd() } else { completions.disable_eventfd() }
     }
 
-    /// Receives once from `fd` into a buffer of the pool. Error of an exhausted pool: see [`is_exhausted`].
+    /// Receives once from `fd` into a buffer of the pool. [`is_exhausted`] recognizes the error of an empty pool.
     ///
-    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request; it goes on receiving what nobody reads.
+    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request, but it keeps receiving what nobody reads.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
-        // The socket is not asked before it has said that there is something: mostly there is nothing yet.
+        // Mostly nothing has arrived yet, so the kernel polls the socket instead of trying to receive first.
         const POLL_FIRST: u16 = 1;
         let entry =
             opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
@@ -234,83 +241,88 @@ impl Ring {
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT);
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
-        unsafe { self.push(entry, token, Kind::Receive) };
+        unsafe { self.push(entry, token, OpKind::Receive) };
     }
 
-    /// Sends `bytes[from..]`; they come back with the completion.
+    /// Sends `bytes[from..]`. The completion returns `bytes`.
     ///
     /// # Panics
-    /// Another send or connect of `token` is under way.
+    /// Another send or connect of `token` is in flight.
     pub fn send(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: Outgoing, from: usize) {
         let rest = &bytes[from..];
         let (start, length) = (rest.as_ptr(), u32::try_from(rest.len()).expect("a send is short"));
-        // The kernel goes on by itself after a short write.
+        // With MSG_WAITALL the kernel itself continues after a short send.
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, length).flags(flags).build();
         self.lend(token, Lent::Bytes(bytes));
-        // SAFETY: the bytes lie in an allocation of their own, which does not move with `bytes` and which `lent` keeps
-        // unchanged until the completion.
-        unsafe { self.push(entry, token, Kind::Send) };
+        // SAFETY: the bytes are in a heap allocation, which does not move with `bytes` and which `lent` keeps unchanged
+        // until the completion.
+        unsafe { self.push(entry, token, OpKind::Send) };
     }
 
+    /// Accepts one connection on `fd`.
     pub fn accept(&mut self, fd: BorrowedFd<'_>, token: usize) {
         let null = std::ptr::null_mut();
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), null, null.cast()).flags(flags).build();
-        // SAFETY: names no memory: the peer's address is not asked for.
-        unsafe { self.push(entry, token, Kind::Accept) };
+        // SAFETY: names no memory, because the peer's address is not requested.
+        unsafe { self.push(entry, token, OpKind::Accept) };
     }
 
+    /// Connects `fd` to `address`.
+    ///
     /// # Panics
-    /// Another send or connect of `token` is under way.
+    /// Another send or connect of `token` is in flight.
     pub fn connect(&mut self, fd: BorrowedFd<'_>, token: usize, address: SocketAddr) {
         let address = Box::new(SockAddr::from(address));
         let (start, length) = (address.as_ptr(), address.len());
         let entry = opcode::Connect::new(Fd(fd.as_raw_fd()), start.cast(), length).build();
         self.lend(token, Lent::Address(address));
-        // SAFETY: the boxed address stays where it is in `lent` until the completion.
-        unsafe { self.push(entry, token, Kind::Connect) };
+        // SAFETY: `lent` keeps the boxed address, which does not move, until the completion.
+        unsafe { self.push(entry, token, OpKind::Connect) };
     }
 
-    /// Writes all of `bytes` to the file `fd` from byte `at` on, and behind that syncs its data. Both are `token`'s, a number
-    /// of files. There is one completion: the sync's, or the write's if that fails, and then nothing is said of the sync
-    /// (`IOSQE_CQE_SKIP_SUCCESS`), so nobody has to run in between.
+    /// Writes all of `bytes` to the file `fd` at offset `at`, then syncs its data. `token` is a file token. No task
+    /// has to run in between, and there is one completion (`IOSQE_CQE_SKIP_SUCCESS`): the sync's, or the write's if the
+    /// write fails; the sync then posts none.
     ///
     /// # Panics
-    /// Another write of `token` is under way.
+    /// Another write of `token` is in flight.
     pub fn write_synced(&mut self, fd: BorrowedFd<'_>, token: usize, bytes: DmaBuffer, at: u64) {
         if self.written.len() <= token {
             self.written.resize_with(token + 1, || None);
         }
         assert!(self.written[token].is_none(), "one write of a file at a time");
         let fd = Fd(fd.as_raw_fd());
-        let length = u32::try_from(bytes.len()).expect("a group is short");
+        let length = u32::try_from(bytes.len()).expect("a commit group is short");
         let write = opcode::Write::new(fd, bytes.as_ptr(), length).offset(at).build();
         let write = write.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS);
-        let write = write.user_data(Tag::new(token, Kind::Write).0);
+        let write = write.user_data(Tag::new(token, OpKind::Write).0);
         let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
-        let sync = sync.user_data(Tag::new(token, Kind::Sync).0);
+        let sync = sync.user_data(Tag::new(token, OpKind::Sync).0);
         self.written[token] = Some(bytes);
-        // SAFETY: the buffer lies in an allocation of its own, which does not move with `bytes` and which `written` keeps
-        // until the completion, which comes when the write has ended; the sync names no memory.
+        // SAFETY: the buffer is in an allocation that does not move with `bytes`. `written` keeps `bytes` until the
+        // completion, which comes after the write has ended. The allocation is part of glommio's arena; a `DmaBuffer`
+        // holds an `Rc` of its allocator (glommio 0.9, `sys/uring.rs`, `UringBuffer`), so the arena lives as long as
+        // the buffer, also when a dropped ring leaks it. The sync names no memory.
         unsafe { self.push_linked(&[write, sync]) };
-        self.under_way += 1;
+        self.in_flight += 1;
     }
 
-    /// Ends all operations on `fd` early; they still complete.
+    /// Cancels all operations on `fd`. They still complete, with an error.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>) {
         let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
         let entry = opcode::AsyncCancel2::new(builder).build().user_data(Tag::CANCEL.0);
         // SAFETY: names no memory.
         unsafe { self.push_entry(&entry) };
-        self.under_way += 1;
+        self.in_flight += 1;
     }
 
-    /// Hands what was pushed to the kernel and lets it post completions; true if there are some, or if the kernel has not
-    /// come to the end of its own work. No system call when there is nothing to do.
+    /// Submits what was pushed and lets the kernel post completions. True if there are any, or if the kernel has more
+    /// work to do. Makes no system call when there is nothing to do.
     ///
     /// # Errors
-    /// The kernel refuses the ring itself: nothing will work any more.
+    /// The kernel refuses the ring itself: no later call can succeed.
     pub fn turn(&mut self) -> io::Result<bool> {
         const GET_EVENTS: u32 = 1;
         let submissions = self.uring.submission();
@@ -330,10 +342,10 @@ impl Ring {
         Ok(unfinished || !self.uring.completion().is_empty())
     }
 
-    /// [`Ring::turn`], waiting up to `limit` for something to complete.
+    /// [`Ring::turn`] that sleeps up to `limit` in this ring until something completes: a short sleep, a "nap".
     ///
     /// # Errors
-    /// As `turn`'s.
+    /// As for [`Ring::turn`].
     pub fn nap(&mut self, limit: Duration) -> io::Result<bool> {
         if !self.backlog.is_empty() {
             return self.turn();
@@ -344,7 +356,7 @@ impl Ring {
         Ok(!self.uring.completion().is_empty())
     }
 
-    /// Every call that hands submissions over goes through here, and [`judge`] says what its outcome means.
+    /// Makes every call that submits; [`judge`] interprets the result.
     fn enter(&mut self, call: impl FnOnce(&Submitter<'_>) -> io::Result<usize>) -> io::Result<()> {
         #[cfg(test)]
         if let Some(errno) = self.refusals.pop_front() {
@@ -353,44 +365,45 @@ impl Ring {
         judge(call(&self.uring.submitter()))
     }
 
-    /// The next completion that somebody waits for.
+    /// The next completion other than a cancel's.
     pub fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.uring.completion().next()?;
-            self.under_way -= 1;
+            self.in_flight -= 1;
             let tag = Tag(entry.user_data());
             let token = tag.token();
-            let result = match entry.result() {
+            let value = match entry.result() {
                 code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
                 value => Ok(value as u32),
             };
-            let what = match tag.kind() {
-                Kind::Cancel => continue,
-                Kind::Receive => {
-                    // Also of an error, which has no bytes.
-                    let buffer = self.buffer(&entry, *result.as_ref().unwrap_or(&0));
-                    Outcome::Received(result.map(|_| buffer))
+            let result = match tag.kind() {
+                OpKind::Cancel => continue,
+                OpKind::Receive => {
+                    // A failed receive may have picked a buffer as well, which returns to the pool.
+                    let buffer = self.buffer(&entry, *value.as_ref().unwrap_or(&0));
+                    OpResult::Received(value.map(|_| buffer))
                 }
-                Kind::Send => match self.take_back(token) {
-                    Lent::Bytes(bytes) => Outcome::Sent(bytes, result.map(|n| n as usize)),
-                    Lent::Address(_) => unreachable!("one operation a token borrows at a time"),
+                OpKind::Send => match self.take_back(token) {
+                    Lent::Bytes(bytes) => OpResult::Sent(bytes, value.map(|n| n as usize)),
+                    Lent::Address(_) => unreachable!("one send or connect per token at a time"),
                 },
-                Kind::Accept => Outcome::Accepted(result.map(|fd| {
-                    // SAFETY: the kernel has just opened this descriptor for us.
+                OpKind::Accept => OpResult::Accepted(value.map(|fd| {
+                    // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
                     unsafe { OwnedFd::from_raw_fd(fd as i32) }
                 })),
-                Kind::Connect => {
+                OpKind::Connect => {
                     drop(self.take_back(token));
-                    Outcome::Connected(result.map(drop))
+                    OpResult::Connected(value.map(drop))
                 }
-                kind @ (Kind::Write | Kind::Sync) => {
+                kind @ (OpKind::Write | OpKind::Sync) => {
                     drop(self.written[token].take());
-                    let partly = kind == Kind::Write && result.is_ok();
-                    let partly = partly.then(|| io::Error::from(io::ErrorKind::WriteZero));
-                    Outcome::Synced(result.and(partly.map_or(Ok(()), Err)))
+                    // A write that completes without an error was short: a full one posts no completion.
+                    let is_short_write = kind == OpKind::Write && value.is_ok();
+                    let short = is_short_write.then(|| io::Error::from(io::ErrorKind::WriteZero));
+                    OpResult::Synced(value.and(short.map_or(Ok(()), Err)))
                 }
             };
-            return Some(Completion { token, what });
+            return Some(Completion { token, result });
         }
     }
 
@@ -399,7 +412,7 @@ impl Ring {
         self.pool.bytes(buffer)
     }
 
-    /// Makes the buffer one that the kernel may pick.
+    /// Returns the buffer to the pool, where the kernel may pick it again.
     pub fn give_back(&mut self, buffer: Buffer) {
         self.pool.give_back(buffer.id);
     }
@@ -413,40 +426,40 @@ impl Ring {
         Some(buffer)
     }
 
-    fn lend(&mut self, token: usize, what: Lent) {
+    fn lend(&mut self, token: usize, memory: Lent) {
         if self.lent.len() <= token {
             self.lent.resize_with(token + 1, || None);
         }
-        assert!(self.lent[token].is_none(), "one operation a token borrows at a time");
-        self.lent[token] = Some(what);
+        assert!(self.lent[token].is_none(), "one send or connect per token at a time");
+        self.lent[token] = Some(memory);
     }
 
     fn take_back(&mut self, token: usize) -> Lent {
-        self.lent[token].take().expect("lent until its completion")
+        self.lent[token].take().expect("lent until the completion")
     }
 
     /// # Safety
-    /// Memory that `entry` names stays valid until its completion was seen.
-    unsafe fn push(&mut self, entry: squeue::Entry, token: usize, kind: Kind) {
+    /// Memory that `entry` names stays valid until its completion has been seen.
+    unsafe fn push(&mut self, entry: squeue::Entry, token: usize, kind: OpKind) {
         let entry = entry.user_data(Tag::new(token, kind).0);
-        // SAFETY: as the caller's.
+        // SAFETY: the caller's promise.
         unsafe { self.push_entry(&entry) };
-        self.under_way += 1;
+        self.in_flight += 1;
     }
 
     /// # Safety
-    /// As [`Ring::push`]'s.
+    /// As for [`Ring::push`].
     unsafe fn push_entry(&mut self, entry: &squeue::Entry) {
-        // SAFETY: as the caller's.
+        // SAFETY: the caller's promise.
         unsafe { self.push_linked(std::slice::from_ref(entry)) }
     }
 
-    /// All of `entries` or none: a chain must not be torn apart by a full queue.
+    /// Pushes all of `entries` or none: a link between two entries does not outlast one submission call.
     ///
     /// # Safety
-    /// As [`Ring::push`]'s.
+    /// As for [`Ring::push`].
     unsafe fn push_linked(&mut self, entries: &[squeue::Entry]) {
-        // SAFETY: as the caller's.
+        // SAFETY: the caller's promise.
         let pushed = self.backlog.is_empty()
             && unsafe { self.uring.submission().push_multiple(entries) }.is_ok();
         if !pushed {
@@ -454,23 +467,25 @@ impl Ring {
         }
     }
 
-    /// The queue is full. Mostly the kernel takes it at once; if it does not, `entries` wait for a later turn.
+    /// The queue is full, so the kernel is asked to take it now. If it does not, `entries` wait for a later turn, after
+    /// completions have been read: EINTR, EAGAIN and EBUSY are no errors here either, see [`judge`].
     #[cold]
     fn push_to_backlog(&mut self, entries: &[squeue::Entry]) {
         self.backlog.push_back(entries.to_vec());
         if let Err(error) = self.enter(|kernel| kernel.submit()) {
-            // The driver's next turn gets the same answer and ends the core.
-            tracing::error!("io_uring takes no submissions: {error}");
+            // The driver's next turn gets the same error and ends the core.
+            tracing::error!("io_uring does not accept submissions: {error}");
         }
         self.take_from_backlog();
         if !self.backlog.is_empty() {
-            tracing::debug!(waiting = self.backlog.len(), "io_uring takes no submissions now");
+            tracing::debug!(waiting = self.backlog.len(), "io_uring accepts no submissions now");
         }
     }
 
     fn take_from_backlog(&mut self) {
         while let Some(entries) = self.backlog.front() {
-            // SAFETY: promised by who pushed them: nothing of them has been submitted yet, so none has completed.
+            // SAFETY: promised by the caller that pushed them. They have not been submitted yet, so none has completed
+            // and their memory is still kept.
             if unsafe { self.uring.submission().push_multiple(entries) }.is_err() {
                 return;
             }
@@ -478,10 +493,11 @@ impl Ring {
         }
     }
 
-    /// Asks for everything back, and waits a little for it; true if nothing is under way any more.
-    fn take_everything_back(&mut self) -> bool {
-        let deadline = rt::now() + TAKE_BACK_MAX;
-        while self.under_way > 0 && rt::now() < deadline {
+    /// Cancels everything and waits up to [`CANCEL_WAIT_MAX`] for the completions. True if nothing is in flight any
+    /// longer.
+    fn cancel_all(&mut self) -> bool {
+        let deadline = rt::now() + CANCEL_WAIT_MAX;
+        while self.in_flight > 0 && rt::now() < deadline {
             let _submitted = self.turn();
             let timeout = Timespec::from(Duration::from_millis(1));
             let all = CancelBuilder::any();
@@ -490,17 +506,18 @@ impl Ring {
                 drop(completion);
             }
         }
-        self.under_way == 0
+        self.in_flight == 0
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        let returned = self.take_everything_back();
-        // SAFETY: dropped once, here; the ring goes before the memory it was given.
+        let all_ended = self.cancel_all();
+        // SAFETY: each is dropped once, here, and the ring before the memory that it uses. With operations in flight the
+        // kernel may still use that memory, so it is leaked.
         unsafe {
             ManuallyDrop::drop(&mut self.uring);
-            if returned {
+            if all_ended {
                 ManuallyDrop::drop(&mut self.pool);
                 ManuallyDrop::drop(&mut self.lent);
                 ManuallyDrop::drop(&mut self.written);
@@ -509,19 +526,19 @@ impl Drop for Ring {
     }
 }
 
-/// True of the error of a receive for which the pool had no buffer left.
+/// Whether a receive failed because the pool had no buffer left.
 pub fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// What the outcome of a call that hands submissions over means. `Ok`: the kernel took them, or not now: interrupted, short
-/// of memory, with completions to be read first, or nothing completed in time. What it did not take stays in the queue and
-/// goes with the next call.
+/// Interprets the result of a call that submits. `Ok`: the kernel took the submissions, or cannot take them now because
+/// it was interrupted, is short of memory, wants completions to be read first, or nothing completed in time. What it did
+/// not take stays in the queue and goes with the next call.
 ///
 /// # Errors
-/// The ring itself is refused: nothing will work any more.
-fn judge(outcome: io::Result<usize>) -> io::Result<()> {
-    match outcome {
+/// The kernel refuses the ring itself: no later call can succeed.
+fn judge(result: io::Result<usize>) -> io::Result<()> {
+    match result {
         Ok(_) => Ok(()),
         Err(error) => match error.raw_os_error() {
             Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME) => Ok(()),
@@ -530,15 +547,16 @@ fn judge(outcome: io::Result<usize>) -> io::Result<()> {
     }
 }
 
-/// The receive buffers and the ring in which the kernel finds them.
+/// The receive buffers, and the entries through which the kernel finds them.
 struct Pool {
     entries: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
+    /// Number of entries ever added, modulo 2^16.
     tail: u16,
 }
 
 const ENTRIES_BYTES: usize = BUFFERS as usize * size_of::<BufRingEntry>();
-/// All receive buffers of one executor.
+/// Size of all receive buffers of one executor.
 pub const MEMORY_BYTES: usize = BUFFERS as usize * BUFFER_BYTES;
 
 impl Pool {
@@ -546,7 +564,7 @@ impl Pool {
         assert!(BUFFERS.is_power_of_two());
         let map = |length| {
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-            // SAFETY: a new mapping at a place of the kernel's choice touches no other memory.
+            // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
             let start = unsafe { mmap_anonymous(std::ptr::null_mut(), length, access, flags) }?;
             io::Result::Ok(NonNull::new(start).expect("never mapped at zero"))
         };
@@ -563,8 +581,8 @@ impl Pool {
         assert!(id < BUFFERS);
         let at = usize::from(self.tail & (BUFFERS - 1));
         // SAFETY: `at` and `id` are below BUFFERS, so entry, buffer and tail lie in the two mappings. The kernel reads an
-        // entry only once the tail has passed it, and it has used up the one that was here: there are no more buffers
-        // than entries.
+        // entry only once the tail has passed it, and it has consumed the one that was here before, because there are
+        // no more buffers than entries.
         unsafe {
             let entry = self.entries.add(at).as_mut();
             entry.set_addr(self.memory.add(usize::from(id) * BUFFER_BYTES).as_ptr() as u64);
@@ -578,8 +596,8 @@ impl Pool {
 
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         assert!(buffer.id < BUFFERS && buffer.len() <= BUFFER_BYTES);
-        // SAFETY: inside the mapping, which began as zeroes; the kernel writes to it only while it holds the buffer,
-        // and there is no `Buffer` then.
+        // SAFETY: inside the mapping, which starts zeroed. The kernel writes to a buffer only while it holds it, and no
+        // `Buffer` exists then.
         unsafe {
             let start = self.memory.add(usize::from(buffer.id) * BUFFER_BYTES);
             std::slice::from_raw_parts(start.as_ptr(), buffer.len())
@@ -589,7 +607,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and nothing refers to it any more.
+        // SAFETY: mapped in `new`, and nothing refers to it any longer.
         let unmapped = unsafe {
             munmap(self.entries.as_ptr().cast(), ENTRIES_BYTES)
                 .and(munmap(self.memory.as_ptr().cast(), MEMORY_BYTES))
@@ -608,7 +626,7 @@ mod tests {
 
     #[test]
     fn a_tag_names_its_owner_and_its_kind() {
-        use Kind::*;
+        use OpKind::*;
         for kind in [Receive, Send, Accept, Connect, Write, Sync, Cancel] {
             for token in [0, 1, 7, 8, 1 << 40] {
                 let tag = Tag::new(token, kind);
@@ -629,21 +647,21 @@ mod tests {
         }
     }
 
-    /// What has completed, in order; no more than `turns` are made.
-    fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, Outcome)> {
+    /// What has completed in at most `turns` turns, in order.
+    fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, OpResult)> {
         let mut all = Vec::new();
         for _ in 0..turns {
             ring.turn().unwrap();
-            while let Some(Completion { token, what }) = ring.next() {
-                all.push((token, what));
+            while let Some(Completion { token, result }) = ring.next() {
+                all.push((token, result));
             }
         }
         all
     }
 
-    fn received(ring: &mut Ring, outcomes: Vec<(usize, Outcome)>) -> Vec<(usize, Vec<u8>)> {
-        let each = outcomes.into_iter().map(|(token, what)| match what {
-            Outcome::Received(Ok(Some(buffer))) => {
+    fn received(ring: &mut Ring, outcomes: Vec<(usize, OpResult)>) -> Vec<(usize, Vec<u8>)> {
+        let each = outcomes.into_iter().map(|(token, result)| match result {
+            OpResult::Received(Ok(Some(buffer))) => {
                 let bytes = ring.bytes(&buffer).to_vec();
                 ring.give_back(buffer);
                 (token, bytes)
@@ -655,7 +673,7 @@ mod tests {
         all
     }
 
-    /// Whatever the kernel says to a full queue, nothing is lost and nothing changes places.
+    /// Whatever the kernel answers when the queue is full, nothing is lost or reordered.
     #[test]
     fn submissions_that_find_the_queue_full_wait_for_their_turn() {
         for refusal in [None, Some(libc::EAGAIN), Some(libc::EBUSY), Some(libc::EINTR)] {
@@ -665,9 +683,9 @@ mod tests {
             for (token, (ours, _)) in pairs.iter().enumerate() {
                 ring.receive(ours.as_fd(), token);
             }
-            assert_eq!(ring.under_way, 40);
+            assert_eq!(ring.in_flight, 40);
             assert_eq!(ring.backlog.len(), if refusal.is_some() { 36 } else { 0 }, "{refusal:?}");
-            // Behind the receives that it ends, wherever those wait.
+            // The cancel must stay behind the receives that it cancels, wherever those wait.
             ring.cancel(pairs[39].0.as_fd());
             for (token, (_, theirs)) in pairs.iter().enumerate().take(39) {
                 let mut theirs = theirs;
@@ -675,15 +693,15 @@ mod tests {
             }
             let mut outcomes = completions(&mut ring, 100);
             let canceled = outcomes.iter().position(|(token, _)| *token == 39).unwrap();
-            assert!(matches!(outcomes.remove(canceled).1, Outcome::Received(Err(_))));
+            assert!(matches!(outcomes.remove(canceled).1, OpResult::Received(Err(_))));
             let got = received(&mut ring, outcomes);
             let sent: Vec<_> = (0..39).map(|token| (token, vec![token as u8])).collect();
             assert_eq!(got, sent, "{refusal:?}");
-            assert!(ring.backlog.is_empty() && ring.under_way == 0);
+            assert!(ring.backlog.is_empty() && ring.in_flight == 0);
         }
     }
 
-    /// More completions than the shared queue holds while nobody reads them, and submissions on top.
+    /// More completions than the shared queue holds, unread, while submissions go on.
     #[test]
     fn a_completion_queue_that_overflows_loses_nothing() {
         let mut ring = Ring::sized(4, 8).unwrap();
@@ -729,8 +747,8 @@ mod tests {
                 outcomes.extend(completions(&mut ring, 1));
             }
             outcomes.sort_by_key(|(token, _)| *token);
-            assert!(matches!(outcomes[0], (5, Outcome::Synced(Ok(())))));
-            assert!(matches!(outcomes[1], (6, Outcome::Received(Ok(_)))));
+            assert!(matches!(outcomes[0], (5, OpResult::Synced(Ok(())))));
+            assert!(matches!(outcomes[1], (6, OpResult::Received(Ok(_)))));
             assert_eq!(std::fs::read(&path).unwrap(), [9; 4096]);
             near.close().await.unwrap();
         });

@@ -1,45 +1,48 @@
-//! Bytes that are sent from where they lie.
+//! Bytes that are sent without copying them.
 
 use std::any::Any;
 use std::ops::{Deref, Range};
 use std::rc::Rc;
 
-/// Bytes that do not change while they live, and what is to live as long as they do.
-pub struct Shared<T: ?Sized> {
+/// Immutable bytes, and a value that lives as long as they do.
+pub struct SharedBytes<T: ?Sized> {
     bytes: Vec<u8>,
     with: T,
 }
 
-impl<T> Shared<T> {
-    pub fn new(bytes: Vec<u8>, with: T) -> Rc<Shared<T>> {
-        Rc::new(Shared { bytes, with })
+impl<T> SharedBytes<T> {
+    /// `bytes`, and `with` to live as long as they do.
+    pub fn new(bytes: Vec<u8>, with: T) -> Rc<SharedBytes<T>> {
+        Rc::new(SharedBytes { bytes, with })
     }
 
+    /// All of the bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// What lives as long as the bytes.
+    /// The value that lives as long as the bytes.
     pub fn with(&self) -> &T {
         &self.with
     }
 
-    /// The bytes alone; the rest is dropped.
+    /// The bytes; drops the value that came with them.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// Some of them, whatever lives with them: what a send holds until the kernel has read it. To make one
-/// takes no allocation, and to read it no dynamic dispatch.
+/// A part of [`SharedBytes`], of any `T`: a send holds it until the kernel has read it. Creating one takes no
+/// allocation, and reading it no dynamic dispatch.
 #[derive(Clone)]
 pub struct Slice {
-    of: Rc<Shared<dyn Any>>,
+    of: Rc<SharedBytes<dyn Any>>,
     range: Range<usize>,
 }
 
 impl Slice {
-    pub fn new<T: Any>(of: Rc<Shared<T>>, range: Range<usize>) -> Slice {
+    /// The bytes of `of` in `range`.
+    pub fn new<T: Any>(of: Rc<SharedBytes<T>>, range: Range<usize>) -> Slice {
         Slice { of, range }
     }
 }
@@ -51,8 +54,9 @@ impl Deref for Slice {
     }
 }
 
-/// What can be sent without copying it.
+/// Bytes that can be sent without copying them.
 pub trait Share: Deref<Target = [u8]> {
+    /// The same bytes, for the send to hold.
     fn share(&self) -> Slice;
 }
 

@@ -11,7 +11,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs `test` on an executor with its sockets, for no longer than is reasonable; afterwards no socket may be left.
+/// Runs `test` on an executor with its sockets, for at most [`PATIENCE`]. Afterwards no socket may be left.
 fn with_net<T>(test: impl AsyncFnOnce(&Rc<Net>) -> T) -> T {
     rt::run_test(async {
         let net = Net::here().unwrap();
@@ -39,7 +39,7 @@ fn listen(net: &Rc<Net>) -> (Listener, SocketAddr) {
     (net.listener(socket), address)
 }
 
-/// One of our streams and the other end of it.
+/// One of our streams and its peer.
 async fn pair(net: &Rc<Net>) -> (Stream, TcpStream) {
     let (listener, address) = listen(net);
     let theirs = TcpStream::connect(address).unwrap();
@@ -69,9 +69,9 @@ fn bytes_arrive_whole_and_in_order_both_ways() {
         let echo = async {
             let mut all = Vec::new();
             theirs.read_to_end(&mut all).await.unwrap();
-            // By reference, from somewhere in the middle, after a copied beginning.
+            // The beginning is copied, the rest is sent by reference.
             let length = all.len();
-            let (all, start) = (Slice::new(Shared::new(all, ()), 0..length), 100_000);
+            let (all, start) = (Slice::new(SharedBytes::new(all, ()), 0..length), 100_000);
             theirs.write_all(&all[..start]).await.unwrap();
             let taken = poll_fn(|cx| match theirs.poll_send_shared(cx, &all, start) {
                 Poll::Ready(Ok(0)) => Poll::Pending,
@@ -91,7 +91,7 @@ fn a_send_without_a_copy_waits_for_the_one_before() {
         let (mut first, mut second) = (noise(4 << 20), b"second".to_vec());
         let all = [first.as_slice(), &second].concat();
         assert!(ours.send_whole(&mut first));
-        assert!(first.is_empty() && !ours.send_whole(&mut second), "the first is under way");
+        assert!(first.is_empty() && !ours.send_whole(&mut second), "the first is in flight");
         let reader = thread::spawn(move || {
             let mut got = vec![0; all.len()];
             theirs.read_exact(&mut got).unwrap();
@@ -106,7 +106,7 @@ fn a_send_without_a_copy_waits_for_the_one_before() {
     });
 }
 
-/// More connections have something to read, and do not read it, than there are buffers.
+/// More connections hold unread bytes than there are buffers.
 #[test]
 fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
     with_net(async |net| {
@@ -153,7 +153,7 @@ fn the_peers_end_and_failures_are_told() {
         drop(theirs);
         assert_eq!(ours.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(ours.read(&mut [0; 8]).await.unwrap(), 0, "and again");
-        // The first write is answered with a reset, which the next one learns.
+        // The peer answers the first write with a reset, which the next write reports.
         let failure = loop {
             if let Err(error) = ours.write_all(b"anybody?").await {
                 break error;
@@ -183,7 +183,7 @@ fn an_accept_given_up_loses_no_connection() {
     });
 }
 
-/// The driver sleeps on glommio between any two of these, and is woken by the kernel or by a submission.
+/// The driver sleeps on glommio between any two of these. The kernel or a submission wakes it.
 #[test]
 fn a_sleeping_driver_is_woken_by_either_side() {
     with_net(async |net| {
@@ -207,7 +207,7 @@ fn a_sleeping_driver_is_woken_by_either_side() {
     });
 }
 
-/// Room for direct I/O, filled with `byte`.
+/// A buffer for direct I/O, filled with `byte`.
 async fn blocks(near: &glommio::io::DmaFile, count: usize, byte: u8) -> glommio::io::DmaBuffer {
     let mut buffer = near.alloc_dma_buffer(count * 4096);
     buffer.as_bytes_mut().fill(byte);
@@ -237,8 +237,8 @@ fn a_synced_write_is_in_the_file_when_it_has_ended() {
             let at = u64::from(turn % 8) * 2 * 4096;
             file.write_synced(blocks(&near, 2, turn + 1).await, at).await.unwrap();
             let written = std::fs::read(&path).unwrap();
-            let place = at as usize..at as usize + 2 * 4096;
-            assert!(written[place].iter().all(|byte| *byte == turn + 1));
+            let range = at as usize..at as usize + 2 * 4096;
+            assert!(written[range].iter().all(|byte| *byte == turn + 1));
             assert_eq!(written.len(), 16 * 4096);
         }
         near.close().await.unwrap();
@@ -287,7 +287,7 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         net.set_nap(Duration::from_secs(5));
         let (mut ours, mut theirs) = pair(net).await;
         let started = Instant::now();
-        // A task that is always ready: no nap while there is one.
+        // There is no nap while a task is ready.
         let busy = rt::spawn(async move {
             let mut turns = 0;
             while started.elapsed() < Duration::from_millis(50) {
@@ -306,7 +306,7 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         ours.read_exact(&mut byte).await.unwrap();
         let took = started.elapsed();
         assert!(took < Duration::from_secs(3), "slept through it: {took:?}");
-        // What only glommio sees is waited for in glommio.
+        // There is no nap during a wait that only glommio sees.
         net.set_nap(Duration::from_secs(5));
         let guard = rt::foreign_wait();
         let before = Instant::now();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadline::strictly_within;
 use crate::metrics::CoreCells;
-use crate::queue::fifo::Ring;
+use crate::queue::fifo::Fifo;
 use crate::queue::job::{JOB_COST_BYTES, Job};
 use crate::rt;
 
@@ -59,25 +59,25 @@ pub enum Refusal {
 
 /// The gate of one core in front of its ring.
 pub struct Admission {
-    ring: Rc<Ring<Job>>,
+    queue: Rc<Fifo<Job>>,
     bytes_max: usize,
     bytes_used: Cell<usize>,
-    line: RefCell<Line>,
-    reader: RefCell<Option<Reader>>,
+    line: RefCell<Waitlist>,
+    reader: RefCell<Option<WaitingReader>>,
     next_ticket: Cell<u64>,
     rate: RefCell<DrainRate>,
     cells: &'static CoreCells,
 }
 
 /// The spool's reader, waiting for room beside the line.
-struct Reader {
+struct WaitingReader {
     need: Need,
     /// What was freed since it waits; half of that is set aside for it.
     freed: Need,
     waker: Waker,
 }
 
-impl Reader {
+impl WaitingReader {
     fn set_aside(&self) -> Need {
         Need {
             slots: self.need.slots.min(self.freed.slots / 2),
@@ -88,14 +88,14 @@ impl Reader {
 
 /// Requests that stand in line for room.
 #[derive(Default)]
-struct Line {
-    waiting: VecDeque<Waiting>,
+struct Waitlist {
+    waiting: VecDeque<WaitingRequest>,
     /// How many of the first were woken, for what they need in all is free, and have not yet taken it.
     woken: usize,
     woken_need: Need,
 }
 
-impl Line {
+impl Waitlist {
     fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -133,16 +133,16 @@ impl Line {
 }
 
 /// One request standing in line for room.
-struct Waiting {
+struct WaitingRequest {
     ticket: u64,
     need: Need,
     waker: Waker,
 }
 
 impl Admission {
-    pub fn new(ring: Rc<Ring<Job>>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
+    pub fn new(queue: Rc<Fifo<Job>>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
         Rc::new(Admission {
-            ring,
+            queue,
             bytes_max,
             bytes_used: Cell::new(0),
             line: RefCell::default(),
@@ -156,7 +156,7 @@ impl Admission {
     /// The room a request needs, or `None` if it is not there now or others stand in line for it.
     pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
         self.could_fit(need)?;
-        if self.ring.is_closed() {
+        if self.queue.is_closed() {
             return Err(Refusal::Closed);
         }
         let free = self.line.borrow().is_empty() && self.fits(need);
@@ -172,7 +172,7 @@ impl Admission {
         if wait.is_zero() {
             return Err(self.full(need, self.next_ticket.get()));
         }
-        let place = Place { admission: self.clone(), ticket: self.next_ticket.get() };
+        let place = WaitlistGuard { admission: self.clone(), ticket: self.next_ticket.get() };
         self.next_ticket.set(place.ticket + 1);
         let ticket = place.ticket;
         strictly_within(wait, place.wait(need), || Err(self.full(need, ticket))).await
@@ -181,21 +181,21 @@ impl Admission {
     /// Queues jobs that were admitted: their payloads hold the permit. No await may lie between taking it and this call.
     pub fn push(&self, jobs: impl ExactSizeIterator<Item = Job>) {
         for job in jobs {
-            let pushed = self.ring.push(job);
+            let pushed = self.queue.push(job);
             assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
         }
-        let taken = self.ring.len() + self.ring.reserved();
-        self.cells.ring_depth.set(taken as u64);
+        let taken = self.queue.len() + self.queue.reserved();
+        self.cells.queue_depth.set(taken as u64);
     }
 
     /// The queue behind this gate.
-    pub fn queue(&self) -> &Ring<Job> {
-        &self.ring
+    pub fn queue(&self) -> &Fifo<Job> {
+        &self.queue
     }
 
-    /// Ring positions.
+    /// Fifo positions.
     pub fn slots_max(&self) -> usize {
-        self.ring.capacity()
+        self.queue.capacity()
     }
 
     pub fn bytes_max(&self) -> usize {
@@ -207,8 +207,8 @@ impl Admission {
     /// # Errors
     /// Which limit it exceeds.
     pub fn could_fit(&self, need: Need) -> Result<(), Refusal> {
-        if need.slots > self.ring.capacity() {
-            let (given, max) = (need.slots, self.ring.capacity());
+        if need.slots > self.queue.capacity() {
+            let (given, max) = (need.slots, self.queue.capacity());
             return Err(Refusal::TooManyPayloads { given, max });
         }
         if need.bytes > self.bytes_max {
@@ -222,14 +222,14 @@ impl Admission {
     /// half a ring, or one payload. `None` once the ring has closed.
     pub async fn admit_reader(self: &Rc<Self>, need: Need) -> Option<Permit> {
         let need = Need { bytes: need.bytes.min(self.bytes_max), ..need };
-        let _place = ReaderPlace(self);
+        let _place = ReaderGuard(self);
         poll_fn(|cx| {
-            if self.ring.is_closed() {
+            if self.queue.is_closed() {
                 return Poll::Ready(None);
             }
             let mut reader = self.reader.borrow_mut();
             let freed = reader.as_ref().map_or(NOTHING, |reader| reader.freed);
-            let waiting = Reader { need, freed, waker: cx.waker().clone() };
+            let waiting = WaitingReader { need, freed, waker: cx.waker().clone() };
             if self.fits_reader(&waiting) {
                 return Poll::Ready(Some(self.take(need)));
             }
@@ -239,11 +239,11 @@ impl Admission {
         .await
     }
 
-    fn fits_reader(&self, reader: &Reader) -> bool {
-        let Reader { need, .. } = reader;
+    fn fits_reader(&self, reader: &WaitingReader) -> bool {
+        let WaitingReader { need, .. } = reader;
         let aside = reader.set_aside();
-        let (slots, bytes) = (self.ring.free(), self.bytes_max - self.bytes_used.get());
-        let slots_its = aside.slots >= need.slots || 2 * slots >= self.ring.capacity();
+        let (slots, bytes) = (self.queue.free(), self.bytes_max - self.bytes_used.get());
+        let slots_its = aside.slots >= need.slots || 2 * slots >= self.queue.capacity();
         let bytes_its = aside.bytes >= need.bytes || 2 * bytes >= self.bytes_max;
         need.slots <= slots && need.bytes <= bytes && slots_its && bytes_its
     }
@@ -251,7 +251,7 @@ impl Admission {
     /// Room was made: a slot popped, bytes released, or the ring closed. Wakes those in line who can move.
     pub fn room_changed(&self) {
         if let Some(reader) = &*self.reader.borrow()
-            && (self.fits_reader(reader) || self.ring.is_closed())
+            && (self.fits_reader(reader) || self.queue.is_closed())
         {
             reader.waker.wake_by_ref();
         }
@@ -259,13 +259,13 @@ impl Admission {
         if line.is_empty() {
             return;
         }
-        let closed = self.ring.is_closed();
+        let closed = self.queue.is_closed();
         line.wake_fitting(|need| closed || self.fits(need));
     }
 
     /// Closes the ring and turns everybody in line away.
     pub fn close(&self) {
-        self.ring.close();
+        self.queue.close();
         self.room_changed();
         for waiting in &self.line.borrow().waiting {
             waiting.waker.wake_by_ref();
@@ -275,8 +275,8 @@ impl Admission {
     /// A worker has taken a job out of the ring, which frees its slot unless jobs that are set aside hold more
     /// ([`Admission::hold`], which is said first).
     pub fn popped(&self) {
-        let held = self.ring.reserved();
-        self.cells.ring_depth.set((self.ring.len() + held) as u64);
+        let held = self.queue.reserved();
+        self.cells.queue_depth.set((self.queue.len() + held) as u64);
         if held > 0 {
             return;
         }
@@ -286,9 +286,9 @@ impl Admission {
 
     /// So many jobs that were popped hold their slots, because they are set aside for a retry.
     pub fn hold(&self, slots: usize) {
-        let freed = self.ring.reserved().saturating_sub(slots);
-        self.ring.reserve(slots);
-        self.cells.ring_depth.set((self.ring.len() + slots) as u64);
+        let freed = self.queue.reserved().saturating_sub(slots);
+        self.queue.reserve(slots);
+        self.cells.queue_depth.set((self.queue.len() + slots) as u64);
         if freed > 0 {
             self.rate.borrow_mut().slots += freed as u64;
             self.freed(Need { slots: freed, bytes: 0 });
@@ -310,15 +310,15 @@ impl Admission {
     }
 
     fn fits(&self, need: Need) -> bool {
-        let aside = self.reader.borrow().as_ref().map_or(NOTHING, Reader::set_aside);
-        need.slots + aside.slots <= self.ring.free()
+        let aside = self.reader.borrow().as_ref().map_or(NOTHING, WaitingReader::set_aside);
+        need.slots + aside.slots <= self.queue.free()
             && need.bytes + aside.bytes <= self.bytes_max - self.bytes_used.get()
     }
 
     fn take(self: &Rc<Self>, need: Need) -> Permit {
         self.bytes_used.set(self.bytes_used.get() + need.bytes);
         assert!(self.bytes_used.get() <= self.bytes_max);
-        self.cells.ring_bytes.set(self.bytes_used.get() as u64);
+        self.cells.queue_bytes.set(self.bytes_used.get() as u64);
         Permit { admission: self.clone(), bytes: need.bytes }
     }
 
@@ -331,7 +331,7 @@ impl Admission {
             bytes: sum.bytes + waiting.need.bytes,
         });
         let missing = Need {
-            slots: ahead.slots.saturating_sub(self.ring.free()),
+            slots: ahead.slots.saturating_sub(self.queue.free()),
             bytes: ahead.bytes.saturating_sub(self.bytes_max - self.bytes_used.get()),
         };
         Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, rt::now()) }
@@ -339,9 +339,9 @@ impl Admission {
 }
 
 /// The reader's, likewise.
-struct ReaderPlace<'a>(&'a Admission);
+struct ReaderGuard<'a>(&'a Admission);
 
-impl Drop for ReaderPlace<'_> {
+impl Drop for ReaderGuard<'_> {
     fn drop(&mut self) {
         self.0.reader.take();
         self.0.room_changed();
@@ -349,16 +349,16 @@ impl Drop for ReaderPlace<'_> {
 }
 
 /// A place in the line, given up on every way out.
-struct Place {
+struct WaitlistGuard {
     admission: Rc<Admission>,
     ticket: u64,
 }
 
-impl Place {
+impl WaitlistGuard {
     async fn wait(self, need: Need) -> Result<Permit, Refusal> {
         let admission = &self.admission;
         poll_fn(|cx| {
-            if admission.ring.is_closed() {
+            if admission.queue.is_closed() {
                 return Poll::Ready(Err(Refusal::Closed));
             }
             let mut line = admission.line.borrow_mut();
@@ -367,7 +367,7 @@ impl Place {
                 Some(waiting) => waiting.waker.clone_from(cx.waker()),
                 None => {
                     let waker = cx.waker().clone();
-                    waiting.push_back(Waiting { ticket: self.ticket, need, waker });
+                    waiting.push_back(WaitingRequest { ticket: self.ticket, need, waker });
                 }
             }
             admission.cells.room_waiters.set(waiting.len() as u64);
@@ -386,7 +386,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WaitlistGuard {
     fn drop(&mut self) {
         let mut line = self.admission.line.borrow_mut();
         line.leave(self.ticket);
@@ -407,7 +407,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
         admission.bytes_used.set(admission.bytes_used.get() - self.bytes);
-        admission.cells.ring_bytes.set(admission.bytes_used.get() as u64);
+        admission.cells.queue_bytes.set(admission.bytes_used.get() as u64);
         admission.rate.borrow_mut().bytes += self.bytes as u64;
         admission.freed(Need { slots: 0, bytes: self.bytes });
     }
@@ -417,10 +417,10 @@ impl Drop for Permit {
 struct DrainRate {
     slots: u64,
     bytes: u64,
-    samples: VecDeque<Sample>,
+    samples: VecDeque<RateSample>,
 }
 
-struct Sample {
+struct RateSample {
     at: Instant,
     slots: u64,
     bytes: u64,
@@ -432,7 +432,7 @@ impl DrainRate {
     const WINDOW_S: usize = 5;
 
     fn new(now: Instant) -> DrainRate {
-        let first = Sample { at: now, slots: 0, bytes: 0, busy: false };
+        let first = RateSample { at: now, slots: 0, bytes: 0, busy: false };
         DrainRate { slots: 0, bytes: 0, samples: VecDeque::from([first]) }
     }
 
@@ -440,7 +440,7 @@ impl DrainRate {
         if self.samples.len() > Self::WINDOW_S {
             self.samples.pop_front();
         }
-        self.samples.push_back(Sample { at: now, slots: self.slots, bytes: self.bytes, busy });
+        self.samples.push_back(RateSample { at: now, slots: self.slots, bytes: self.bytes, busy });
     }
 
     /// Seconds until `missing` is free at the measured rate, 1 to 60: no rate known yet → 1, standing still → 60.
@@ -472,10 +472,10 @@ mod tests {
 
     const NO_WAIT: Duration = Duration::ZERO;
 
-    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Ring<Job>>, &'static CoreCells) {
+    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Fifo<Job>>, &'static CoreCells) {
         let cells = &crate::metrics::cells(1)[0];
-        let ring = Rc::new(Ring::new(slots));
-        (Admission::new(ring.clone(), bytes, cells), ring, cells)
+        let queue = Rc::new(Fifo::new(slots));
+        (Admission::new(queue.clone(), bytes, cells), queue, cells)
     }
 
     fn need(slots: usize, bytes: usize) -> Need {
@@ -491,22 +491,22 @@ mod tests {
 
     #[test]
     fn bytes_return_with_the_last_job_and_slots_with_each_pop() {
-        let (admission, ring, cells) = gate(3, 100);
+        let (admission, queue, cells) = gate(3, 100);
         let permit = block_on(admission.admit(need(2, 60), NO_WAIT)).unwrap();
         push(&admission, permit, 2);
-        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (2, 60));
+        assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (2, 60));
         for refused in [need(2, 10), need(1, 50)] {
             let full = block_on(admission.admit(refused, NO_WAIT)).err();
             assert_eq!(full, Some(Refusal::Full { retry_after_s: 1 }));
         }
-        assert_eq!(cells.ring_bytes.value(), 60, "a refusal holds nothing");
-        let first = block_on(ring.pop(0)).unwrap();
+        assert_eq!(cells.queue_bytes.value(), 60, "a refusal holds nothing");
+        let first = block_on(queue.pop(0)).unwrap();
         admission.popped();
         drop(first);
-        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (1, 60));
-        drop(block_on(ring.pop(0)).unwrap());
+        assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (1, 60));
+        drop(block_on(queue.pop(0)).unwrap());
         admission.popped();
-        assert_eq!((cells.ring_depth.value(), cells.ring_bytes.value()), (0, 0));
+        assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (0, 0));
     }
 
     #[test]
@@ -523,7 +523,7 @@ mod tests {
     #[test]
     fn nobody_overtakes_the_head_of_the_line_and_close_turns_all_away() {
         run(async {
-            let (admission, ring, cells) = gate(2, 100);
+            let (admission, queue, cells) = gate(2, 100);
             let wait = Duration::from_secs(60);
             let permit = admission.admit(need(1, 1), wait).await.unwrap();
             push(&admission, permit, 1);
@@ -532,7 +532,7 @@ mod tests {
             let mut small = Box::pin(admission.admit(need(1, 1), wait));
             assert!(poll_once(&mut small).await.is_none(), "it fits, but stands behind");
             assert_eq!(cells.room_waiters.value(), 2);
-            ring.take();
+            queue.take();
             admission.popped();
             let permit = large.await.unwrap();
             push(&admission, permit, 2);
@@ -550,7 +550,7 @@ mod tests {
     #[test]
     fn the_reader_gets_half_of_what_is_freed_and_others_the_rest() {
         block_on(async {
-            let (admission, ring, _) = gate(10, 1_000);
+            let (admission, queue, _) = gate(10, 1_000);
             for _ in 0..10 {
                 let permit = admission.admit(need(1, 10), NO_WAIT).await.unwrap();
                 push(&admission, permit, 1);
@@ -558,7 +558,7 @@ mod tests {
             let mut reader = Box::pin(admission.admit_reader(need(2, 20)));
             assert!(poll_once(&mut reader).await.is_none());
             let free_one = || {
-                drop(ring.take().unwrap());
+                drop(queue.take().unwrap());
                 admission.popped();
             };
             let mut taken = 0;
@@ -571,7 +571,7 @@ mod tests {
                 }
                 assert!(poll_once(&mut reader).await.is_none(), "{freed} freed");
             }
-            assert_eq!((taken, ring.free()), (2, 1), "one of three is set aside");
+            assert_eq!((taken, queue.free()), (2, 1), "one of three is set aside");
             free_one();
             assert!(admission.admit_now(need(1, 10)).unwrap().is_none(), "the second half is its");
             let permit = poll_once(&mut reader).await.expect("its turn").expect("open");
@@ -588,13 +588,13 @@ mod tests {
     #[test]
     fn a_reader_with_half_the_ring_free_need_not_wait_and_one_that_asks_for_too_much_gets_it_all() {
         block_on(async {
-            let (admission, ring, _) = gate(4, 100);
+            let (admission, queue, _) = gate(4, 100);
             let first = admission.admit_reader(need(2, 10)).await.unwrap();
             push(&admission, first, 2);
             // More bytes than there are: as many as there are, once all are free.
             let mut reader = Box::pin(admission.admit_reader(need(1, 1_000)));
             assert!(poll_once(&mut reader).await.is_none());
-            while let Some(job) = ring.take() {
+            while let Some(job) = queue.take() {
                 drop(job);
                 admission.popped();
             }
@@ -612,7 +612,7 @@ mod tests {
 
     #[test]
     fn all_who_fit_are_woken_at_once_and_in_order() {
-        let (admission, ring, cells) = gate(10, 1_000);
+        let (admission, queue, cells) = gate(10, 1_000);
         run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
             push(&admission, permit, 10);
@@ -633,7 +633,7 @@ mod tests {
             rt::sleep(Duration::from_millis(5)).await;
             assert_eq!(cells.room_waiters.value(), 4);
             for _ in 0..10 {
-                ring.take();
+                queue.take();
                 admission.popped();
             }
             // Three of them have room, and one round of the executor is enough for all three.
@@ -641,7 +641,7 @@ mod tests {
             assert_eq!((*order.borrow()).as_slice(), [0, 1, 2]);
             assert_eq!(cells.room_waiters.value(), 1);
             for _ in 0..9 {
-                ring.take();
+                queue.take();
                 admission.popped();
             }
             for wait in waits {
@@ -649,6 +649,31 @@ mod tests {
             }
             assert_eq!(order.borrow().len(), 4);
             assert_eq!((cells.room_waiters.value(), admission.line.borrow().woken), (0, 0));
+        });
+    }
+
+    #[test]
+    fn slots_held_by_retries_stay_taken_until_they_are_released() {
+        run(async {
+            let (admission, queue, cells) = gate(2, 100);
+            let permit = admission.admit(need(2, 20), NO_WAIT).await.unwrap();
+            push(&admission, permit, 2);
+            let mut waiting = Box::pin(admission.admit(need(1, 1), Duration::from_secs(60)));
+            assert!(poll_once(&mut waiting).await.is_none());
+            let retried = queue.take().unwrap();
+            admission.hold(1);
+            admission.popped();
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2), "one queued, one held");
+            assert!(poll_once(&mut waiting).await.is_none(), "a pop frees no held slot");
+            admission.hold(2);
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 3), "beyond the capacity");
+            let freed = admission.rate.borrow().slots;
+            admission.hold(0);
+            assert_eq!(admission.rate.borrow().slots - freed, 2, "both count as freed");
+            let permit = poll_once(&mut waiting).await.expect("there is a slot").unwrap();
+            push(&admission, permit, 1);
+            assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2));
+            drop(retried);
         });
     }
 

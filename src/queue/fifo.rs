@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
 /// A bounded queue that never leaves its core.
-pub struct Ring<T> {
+pub struct Fifo<T> {
     slots: RefCell<VecDeque<T>>,
     capacity: usize,
     closed: Cell<bool>,
@@ -18,10 +18,10 @@ pub struct Ring<T> {
     idle: RefCell<VecDeque<(usize, Waker)>>,
 }
 
-impl<T> Ring<T> {
-    pub fn new(capacity: usize) -> Ring<T> {
-        assert!(capacity > 0, "a ring has at least one slot");
-        Ring {
+impl<T> Fifo<T> {
+    pub fn new(capacity: usize) -> Fifo<T> {
+        assert!(capacity > 0, "a queue has at least one slot");
+        Fifo {
             slots: RefCell::new(VecDeque::with_capacity(capacity)),
             capacity,
             closed: Cell::new(false),
@@ -77,7 +77,7 @@ impl<T> Ring<T> {
         }
     }
 
-    /// `worker` is to be woken by [`Ring::wake_one`].
+    /// `worker` is to be woken by [`Fifo::wake_one`].
     pub fn wait(&self, cx: &Context<'_>, worker: usize) {
         self.leave(worker);
         self.idle.borrow_mut().push_back((worker, cx.waker().clone()));
@@ -128,62 +128,62 @@ mod tests {
 
     #[test]
     fn full_ring_hands_the_job_back_and_keeps_order() {
-        let ring = Ring::new(2);
-        assert_eq!((ring.push(1), ring.push(2), ring.push(3)), (Ok(()), Ok(()), Err(3)));
-        assert_eq!(block_on(ring.pop(0)), Some(1));
-        assert_eq!(ring.push(4), Ok(()));
-        assert_eq!((block_on(ring.pop(0)), block_on(ring.pop(0))), (Some(2), Some(4)));
-        assert!(ring.is_empty());
+        let queue = Fifo::new(2);
+        assert_eq!((queue.push(1), queue.push(2), queue.push(3)), (Ok(()), Ok(()), Err(3)));
+        assert_eq!(block_on(queue.pop(0)), Some(1));
+        assert_eq!(queue.push(4), Ok(()));
+        assert_eq!((block_on(queue.pop(0)), block_on(queue.pop(0))), (Some(2), Some(4)));
+        assert!(queue.is_empty());
     }
 
     #[test]
     fn close_refuses_pushes_and_ends_pops_when_empty() {
-        let ring = Ring::new(2);
-        ring.push(1).unwrap();
-        ring.close();
-        assert_eq!(ring.push(2), Err(2));
-        assert_eq!((block_on(ring.pop(0)), block_on(ring.pop(0))), (Some(1), None));
+        let queue = Fifo::new(2);
+        queue.push(1).unwrap();
+        queue.close();
+        assert_eq!(queue.push(2), Err(2));
+        assert_eq!((block_on(queue.pop(0)), block_on(queue.pop(0))), (Some(1), None));
     }
 
     #[test]
     fn a_waiting_pop_wakes_on_push_and_on_close() {
-        let ring = Ring::new(1);
+        let queue = Fifo::new(1);
         block_on(async {
-            let mut first = Box::pin(ring.pop(0));
-            let mut second = Box::pin(ring.pop(1));
+            let mut first = Box::pin(queue.pop(0));
+            let mut second = Box::pin(queue.pop(1));
             assert!(poll_once(&mut first).await.is_none());
             assert!(poll_once(&mut first).await.is_none(), "polled twice stands once");
             assert!(poll_once(&mut second).await.is_none());
-            assert_eq!(ring.idle.borrow().len(), 2);
-            ring.push(9).unwrap();
+            assert_eq!(queue.idle.borrow().len(), 2);
+            queue.push(9).unwrap();
             assert_eq!(first.await, Some(9));
-            ring.close();
+            queue.close();
             assert_eq!(second.await, None);
         });
     }
 
     #[test]
     fn reserved_slots_are_taken() {
-        let ring = Ring::new(2);
-        ring.push(1).unwrap();
-        assert_eq!(ring.take(), Some(1));
-        ring.reserve(1);
-        assert_eq!((ring.free(), ring.push(2), ring.push(3)), (1, Ok(()), Err(3)));
-        ring.reserve(2);
-        assert_eq!(ring.free(), 0, "one slot had been given away");
-        ring.reserve(0);
-        assert_eq!(ring.free(), 1);
+        let queue = Fifo::new(2);
+        queue.push(1).unwrap();
+        assert_eq!(queue.take(), Some(1));
+        queue.reserve(1);
+        assert_eq!((queue.free(), queue.push(2), queue.push(3)), (1, Ok(()), Err(3)));
+        queue.reserve(2);
+        assert_eq!(queue.free(), 0, "one slot had been given away");
+        queue.reserve(0);
+        assert_eq!(queue.free(), 1);
     }
 
     #[test]
     fn capacity_never_grows() {
-        let ring = Ring::new(100);
-        let before = ring.slots.borrow().capacity();
+        let queue = Fifo::new(100);
+        let before = queue.slots.borrow().capacity();
         for round in 0..1_000 {
-            if ring.push(round).is_err() {
-                ring.take();
+            if queue.push(round).is_err() {
+                queue.take();
             }
         }
-        assert_eq!(ring.slots.borrow().capacity(), before);
+        assert_eq!(queue.slots.borrow().capacity(), before);
     }
 }

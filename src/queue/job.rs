@@ -10,14 +10,14 @@ use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
 use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
-use crate::net::{Share, Shared, Slice};
+use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
-use crate::queue::outcome::{Fate, Tally};
+use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
 use crate::spool::SpooledRequest;
 
 /// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
-/// `Tally` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
+/// `RequestOutcome` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
 /// text.
 pub const JOB_COST_BYTES: usize = 64;
 
@@ -29,13 +29,13 @@ pub struct Job {
     /// Where its payload is in the spool, if it is.
     pub record: Option<Rc<SpooledRequest>>,
     /// Told what became of this payload; `None` when nobody waits for that.
-    pub tally: Option<Rc<Tally>>,
+    pub request_outcome: Option<Rc<RequestOutcome>>,
 }
 
 impl Job {
     /// A payload that is in memory only, and for which nobody waits.
     pub fn queued(payload: Payload, stamp: Stamp) -> Job {
-        Job { payload, stamp, record: None, tally: None }
+        Job { payload, stamp, record: None, request_outcome: None }
     }
 
     /// What its key is made of: `own`, the core's, unless another process had taken it in.
@@ -49,12 +49,12 @@ impl Job {
     }
 
     /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
-    pub fn settle(&self, fate: Fate) {
-        if let Some(tally) = &self.tally {
-            tally.tell(fate);
+    pub fn complete(&self, outcome: Outcome) {
+        if let Some(request_outcome) = &self.request_outcome {
+            request_outcome.add(outcome);
         }
         if let Some(record) = &self.record
-            && fate != Fate::Lost
+            && outcome != Outcome::Lost
         {
             record.complete(self.stamp, self.payload.len());
         }
@@ -107,7 +107,7 @@ pub struct Origin {
     /// `None`: the default key, which costs nothing to lay out.
     keys: Option<Rc<Keys>>,
     /// Payloads are objects of their own under these keys, whatever this process makes of others.
-    is_fixed: bool,
+    is_single_object: bool,
 }
 
 /// A template, and room for what it makes of a payload.
@@ -120,7 +120,14 @@ struct Keys {
 impl Origin {
     pub fn new(node: String, core: usize) -> Origin {
         let name = format!("{node}-{core}");
-        Origin { middle: format!("-{name}-"), name, node, core, keys: None, is_fixed: false }
+        Origin {
+            middle: format!("-{name}-"),
+            name,
+            node,
+            core,
+            keys: None,
+            is_single_object: false,
+        }
     }
 
     /// With keys of payloads by themselves, made from the template with this text; `None`: they are for batches.
@@ -131,17 +138,17 @@ impl Origin {
         });
         let template = template.filter(|t| t.texts() != (DEFAULT_PAYLOAD, None));
         let with_room = |template| Rc::new(Keys { template, partition: RefCell::default() });
-        Origin { is_fixed: keys.is_some(), keys: template.map(with_room), ..self }
+        Origin { is_single_object: keys.is_some(), keys: template.map(with_room), ..self }
     }
 
     /// The same, and payloads are objects of their own even if they were spooled for batches.
-    pub fn fixed(self) -> Origin {
-        Origin { is_fixed: true, ..self }
+    pub fn for_single_objects(self) -> Origin {
+        Origin { is_single_object: true, ..self }
     }
 
     /// Whether its payloads have keys already: they were spooled to be objects of their own, and perhaps are.
-    pub fn is_fixed(&self) -> bool {
-        self.is_fixed
+    pub fn is_single_object(&self) -> bool {
+        self.is_single_object
     }
 
     /// The text of the template that keys are made from; `None`: the default key.
@@ -217,7 +224,7 @@ impl Span {
 /// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
 #[derive(Clone)]
 pub struct Payload {
-    body: Rc<Shared<Beside>>,
+    body: Rc<SharedBytes<Beside>>,
     start: u32,
     end: u32,
 }
@@ -238,7 +245,7 @@ impl Payload {
         spans: &[Span],
         version: Option<Box<str>>,
     ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = Shared::new(bytes, Beside { version, _permit: Some(permit) });
+        let body = SharedBytes::new(bytes, Beside { version, _permit: Some(permit) });
         spans.iter().map(move |span| Payload {
             body: body.clone(),
             start: span.start,
@@ -247,16 +254,16 @@ impl Payload {
     }
 
     /// Bytes by themselves, of a request with this `version`, charged to no budget.
-    pub fn alone(bytes: Vec<u8>, version: Option<&str>) -> Payload {
+    pub fn uncharged(bytes: Vec<u8>, version: Option<&str>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
         let beside = Beside { version: version.map(Box::from), _permit: None };
-        Payload { body: Shared::new(bytes, beside), start: 0, end }
+        Payload { body: SharedBytes::new(bytes, beside), start: 0, end }
     }
 
     /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
     /// that came with it is released.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
-        Rc::into_inner(self.body).map(Shared::into_bytes)
+        Rc::into_inner(self.body).map(SharedBytes::into_bytes)
     }
 
     /// The `version` of the request it came in.
@@ -268,7 +275,7 @@ impl Payload {
 impl From<Vec<u8>> for Payload {
     /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
-        Payload::alone(bytes, None)
+        Payload::uncharged(bytes, None)
     }
 }
 

@@ -18,13 +18,13 @@ const WAKE_EVERY: Duration = Duration::from_millis(50);
 ///
 /// Before an executor has run its first task there is nothing to wake it by, and that sleep was seen as well, in one start
 /// of five hundred. Until then its thread gets a signal, which ends the sleep as well.
-pub(super) struct Waking(mpsc::SyncSender<Waker>);
+pub(super) struct WakeThread(mpsc::SyncSender<Waker>);
 
 /// Interrupts system calls, and does nothing else.
 const WAKE_SIGNAL: i32 = signal_hook::consts::SIGURG;
 
-/// Starts it for the executor that the calling thread is about to run; have that run [`Waking::stay_awake`].
-pub(super) fn waking() -> Waking {
+/// Starts it for the executor that the calling thread is about to run; have that run [`WakeThread::stay_awake`].
+pub(super) fn start_wake_thread() -> WakeThread {
     // Without a handler the kernel ignores it, and nothing is interrupted.
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -52,10 +52,10 @@ pub(super) fn waking() -> Waking {
     if let Err(error) = thread.spawn(wake) {
         tracing::warn!("no thread to wake this executor: {error}");
     }
-    Waking(send)
+    WakeThread(send)
 }
 
-impl Waking {
+impl WakeThread {
     /// Runs on the executor, for as long as that does.
     pub(super) async fn stay_awake(self) {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
@@ -83,14 +83,14 @@ mod tests {
     /// A thread that sleeps in the kernel, as an executor does before its first task.
     #[test]
     fn who_has_not_begun_is_interrupted() {
-        let waking = waking();
+        let wake_thread = start_wake_thread();
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut fds = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::IN)];
         let slept = rustix::event::poll(&mut fds, Some(&LONG.try_into().unwrap()));
         assert_eq!(slept, Err(rustix::io::Errno::INTR));
         // From its first task on it is not.
         rt::run_test(async {
-            rt::spawn(waking.stay_awake()).detach();
+            rt::spawn(wake_thread.stay_awake()).detach();
             rt::sleep(4 * WAKE_EVERY).await;
             let soon = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
             assert_eq!(rustix::event::poll(&mut fds, Some(&soon)), Ok(0));

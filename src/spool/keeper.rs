@@ -24,7 +24,7 @@ pub(super) enum NoSpare {
 impl Spool {
     /// The keeper's task.
     pub(super) async fn keep(self: Rc<Self>) {
-        let every = self.setup.options.progress;
+        let every = self.setup.options.checkpoint;
         let mut noted = rt::now();
         while !self.closed.get() {
             let left = every.saturating_sub(rt::since(noted));

@@ -247,7 +247,7 @@ impl Spool {
         segment.mark_damaged();
         self.setup.cells.payloads_lost.add(lost);
         match segment.is_orphaned() {
-            true => self.setup.cells.payloads_adopted.add(lost),
+            true => self.setup.cells.payloads_taken_over.add(lost),
             false => self.setup.cells.spool_payloads.sub(lost),
         }
     }
@@ -327,7 +327,7 @@ impl Spool {
                 let origin = origin.get_or_insert_with(|| {
                     let of = Origin::new(head.label.node.clone(), head.label.core as usize);
                     let of = of.with_keys(keys_of(head, bytes));
-                    Rc::new(if core.is_single_objects { of.fixed() } else { of })
+                    Rc::new(if core.is_single_objects { of.for_single_objects() } else { of })
                 });
                 let done = |ordinal| segment.is_done(ordinal);
                 self.enqueue_group((dir, segment), &group, bytes, Some(origin), done).await
@@ -430,7 +430,7 @@ impl Spool {
         let Some(permit) = self.admission.admit_reader(need).await else { return false };
         if handle.origin().is_some() {
             let (payloads, bytes) = (spans.len() as u64, bytes.len() as u64);
-            self.setup.cells.payloads_adopted.add(payloads);
+            self.setup.cells.payloads_taken_over.add(payloads);
             self.setup.cells.spool_payloads.add(payloads);
             self.setup.cells.spool_bytes.add(bytes);
             handle.segment.add_unstored(bytes);

@@ -21,8 +21,8 @@ use super::takeover::instances::{self, Home};
 use super::takeover::offers::OrphanedSpool;
 use super::*;
 use crate::budget::Budget;
-use crate::queue::fifo::Ring;
-use crate::queue::outcome::Fate;
+use crate::queue::fifo::Fifo;
+use crate::queue::outcome::Outcome;
 
 mod batches;
 
@@ -31,7 +31,7 @@ const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 /// A spool on a disk of its own, with a ring and no workers.
 struct Rig {
     spool: Rc<Spool>,
-    ring: Rc<Ring<Job>>,
+    queue: Rc<Fifo<Job>>,
     admission: Rc<Admission>,
     bodies: Rc<Budget>,
     cells: &'static CoreCells,
@@ -70,8 +70,8 @@ impl Rig {
         keys: Option<&str>,
     ) -> Rig {
         let cells = &crate::metrics::cells(1)[0];
-        let ring = Rc::new(Ring::new(size.slots));
-        let admission = Admission::new(ring.clone(), 1 << 20, cells);
+        let queue = Rc::new(Fifo::new(size.slots));
+        let admission = Admission::new(queue.clone(), 1 << 20, cells);
         let setup = SpoolSetup {
             options: SpoolOptions {
                 dir: "unused".into(),
@@ -79,7 +79,7 @@ impl Rig {
                 segment: size.segment,
                 pending: 1 << 20,
                 linger: Duration::ZERO,
-                progress: size.checkpoint,
+                checkpoint: size.checkpoint,
             },
             dir: home.core_dir(core),
             takeover: orphans.clone(),
@@ -93,7 +93,7 @@ impl Rig {
         let origin = Origin::new(node.into(), core);
         let spool = Spool::open(setup, origin, admission.clone());
         let bodies = Budget::new(1 << 20, &cells.body_bytes);
-        Rig { spool, ring, admission, bodies, cells, seq: Cell::new(0) }
+        Rig { spool, queue, admission, bodies, cells, seq: Cell::new(0) }
     }
 
     /// Submits one request.
@@ -130,14 +130,14 @@ impl Rig {
 
     /// The next job, without settling it.
     async fn pop(&self) -> Job {
-        let job = self.ring.pop(0).await.expect("open");
+        let job = self.queue.pop(0).await.expect("open");
         self.admission.popped();
         job
     }
 
     /// Pops what there is.
     async fn hold(&self, held: &mut Vec<Job>) {
-        while let Some(Some(job)) = poll_once(self.ring.pop(0)).await {
+        while let Some(Some(job)) = poll_once(self.queue.pop(0)).await {
             self.admission.popped();
             held.push(job);
         }
@@ -159,7 +159,7 @@ impl Rig {
             } else {
                 let job = held.swap_remove(0);
                 power::note(|| DiskEvent::Stored { stamp: job.stamp });
-                job.settle(Fate::Stored);
+                job.complete(Outcome::Stored);
             }
         }
         if random.u8(..) < 80 {
@@ -212,7 +212,7 @@ impl Rig {
                 job.payload.to_vec(),
             ));
             power::note(|| DiskEvent::Stored { stamp: job.stamp });
-            job.settle(Fate::Stored);
+            job.complete(Outcome::Stored);
         }
         stored
     }
@@ -230,7 +230,7 @@ impl Rig {
             task.cancel().await;
         }
         // They hold the locks of what was adopted, and each other.
-        while self.ring.take().is_some() {}
+        while self.queue.take().is_some() {}
         self.spool.dirs().iter().for_each(|dir| dir.leave());
     }
 }
@@ -276,9 +276,9 @@ fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         let (_, ticket) = rig.submit(&[b"1", b"[2]"]).unwrap();
-        assert!(poll_once(rig.ring.pop(0)).await.is_none(), "not before its sync");
+        assert!(poll_once(rig.queue.pop(0)).await.is_none(), "not before its sync");
         ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
-        assert_eq!((rig.ring.len(), rig.cells.spool_payloads.value()), (2, 2));
+        assert_eq!((rig.queue.len(), rig.cells.spool_payloads.value()), (2, 2));
         assert_eq!(rig.cells.spool_bytes.value(), 4, "of the payloads, not of the files");
         let stored = rig.store(2).await;
         assert_eq!(stored[0], ("1000000-n-0-0.json".into(), b"1".to_vec()));
@@ -367,7 +367,7 @@ fn segments_are_prepared_while_they_are_filled() {
         assert!(stored == numbers.map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
         assert_eq!((rig.cells.payloads_lost.value(), rig.cells.spool_bytes.value()), (0, 0));
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -444,7 +444,7 @@ fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
             expected.extend(payloads);
         }
         assert_eq!(rig.cells.spool_overflowing.value(), 1);
-        assert!(rig.ring.len() <= 5);
+        assert!(rig.queue.len() <= 5);
         assert_eq!(rig.cells.payloads_accepted.value(), 200);
         let stored = rig.store(200).await;
         let payloads: Vec<_> =
@@ -453,7 +453,7 @@ fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
         let keys: BTreeSet<_> = stored.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), 200);
         until("the reader has caught up", || rig.cells.spool_overflowing.value() == 0).await;
-        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.ring_bytes.value()), (0, 0));
+        assert_eq!((rig.cells.spool_payloads.value(), rig.cells.queue_bytes.value()), (0, 0));
         rig.send(&[b"7"]).await.unwrap();
         assert_eq!(rig.store(1).await[0].1, b"7", "and the ring is used again");
     });
@@ -479,7 +479,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
             }
         }
         assert!(failed > 20, "{failed}");
-        assert_eq!(rig.ring.len(), acknowledged.len());
+        assert_eq!(rig.queue.len(), acknowledged.len());
         until("progress is written", || {
             rig.spool.own.segments().iter().all(|segment| !segment.is_dirty())
         })
@@ -494,7 +494,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
             rig.store(acknowledged.len()).await.into_iter().map(|(_, payload)| payload).collect();
         assert!(replayed == acknowledged);
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -535,8 +535,8 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             }
             if process == 2 {
                 until("all is replayed", || orphans.bytes() == 0).await;
-                assert!(rig.ring.is_empty());
-                assert_eq!(rig.cells.payloads_adopted.value(), count as u64);
+                assert!(rig.queue.is_empty());
+                assert_eq!(rig.cells.payloads_taken_over.value(), count as u64);
             }
         }
         let expected = |n: u64| match n % 2 {
@@ -575,7 +575,10 @@ fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
         let payloads: BTreeSet<_> = rig.store(4).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(payloads, [b"0", b"1", b"3", b"4"].map(|p| p.to_vec()).into());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert_eq!((rig.cells.payloads_lost.value(), rig.cells.payloads_adopted.value()), (1, 5));
+        assert_eq!(
+            (rig.cells.payloads_lost.value(), rig.cells.payloads_taken_over.value()),
+            (1, 5)
+        );
         assert_eq!((rig.cells.spool_payloads.value(), rig.cells.spool_bytes.value()), (0, 0));
         let mut aside: Vec<_> = fs::read_dir(dir.path().join("quarantine"))
             .unwrap()
@@ -599,7 +602,7 @@ fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
             payload: Payload::from(seq.to_string().into_bytes()),
             stamp: Stamp { unix_nanos: 5 + seq / 3, seq },
             record: None,
-            tally: None,
+            request_outcome: None,
         };
         let mut rest: Vec<Job> = [10, 11, 12, 20, 7].map(queued).into();
         rig.stop(&mut rest).await;

@@ -194,7 +194,7 @@ impl Spool {
                 Some(permit) => {
                     let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
                     let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.hand_over(), permit, &spans, version);
+                    let payloads = Payload::split(body.into_bytes(), permit, &spans, version);
                     self.push(payloads, first.seq.., first.unix_nanos, &record);
                 }
                 None if !self.overflow.is_behind() => {

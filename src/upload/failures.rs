@@ -17,12 +17,12 @@ impl Failures {
     /// worker was putting it; `store_error`: why the store takes nothing.
     pub fn of_a_stop(
         failures: Option<&Failures>,
-        in_hand: bool,
+        in_progress: bool,
         store_error: Option<&PutError>,
     ) -> (String, u32) {
         match (failures, store_error) {
             (Some(Failures { attempts, last }), _) => (last.to_string(), *attempts),
-            (None, _) if in_hand => {
+            (None, _) if in_progress => {
                 ("Stopped: the server stopped before the store answered".to_owned(), 1)
             }
             (None, Some(error)) => (
@@ -44,7 +44,7 @@ mod tests {
         let error = |code| PutError::new(Class::StoreWide, code, "no");
         let own = Failures { attempts: 7, last: error("AccessDenied") };
         let down = error("NoSuchBucket");
-        for (failures, in_hand, store_error, expected) in [
+        for (failures, in_progress, store_error, expected) in [
             (Some(&own), true, Some(&down), ("AccessDenied: no", 7)),
             (Some(&own), false, None, ("AccessDenied: no", 7)),
             (None, true, None, ("Stopped: the server stopped before the store answered", 1)),
@@ -59,7 +59,7 @@ mod tests {
             ),
             (None, false, None, ("Stopped: the server stopped before it was put", 0)),
         ] {
-            let (text, attempts) = Failures::of_a_stop(failures, in_hand, store_error);
+            let (text, attempts) = Failures::of_a_stop(failures, in_progress, store_error);
             assert_eq!((text.as_str(), attempts), expected);
         }
     }

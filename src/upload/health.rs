@@ -22,7 +22,7 @@ const NOTHING_TAKEN: Duration = Duration::from_secs(1);
 static FIRST_STORED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.
-pub struct Health {
+pub struct StoreHealth {
     cells: &'static CoreCells,
     /// Process start, which `store_failing_since` counts from.
     epoch: Instant,
@@ -35,12 +35,12 @@ pub struct Health {
     spell: RefCell<Spell>,
 }
 
-impl Health {
+impl StoreHealth {
     /// Two successes further apart than this count as this much healthy time.
     const GAP_MAX: Duration = Duration::from_secs(1);
 
-    pub fn new(cells: &'static CoreCells, epoch: Instant, core_id: usize) -> Health {
-        Health {
+    pub fn new(cells: &'static CoreCells, epoch: Instant, core_id: usize) -> StoreHealth {
+        StoreHealth {
             cells,
             epoch,
             core_id,
@@ -115,18 +115,18 @@ impl Health {
         }
     }
 
-    fn report(&self, line: &Line, error: &PutError) {
+    fn report(&self, line: &LogLine, error: &PutError) {
         let (payloads_held, bytes_held) = self.held();
         let core = self.core_id;
         match *line {
-            Line::Retrying { failed_puts } => tracing::warn!(
+            LogLine::Retrying { failed_puts } => tracing::warn!(
                 core,
                 failed_puts,
                 payloads_held,
                 bytes_held,
                 "a put failed and will be tried again: {error}"
             ),
-            Line::TakesNothing { failing_for, failed_puts } => tracing::error!(
+            LogLine::TakesNothing { failing_for, failed_puts } => tracing::error!(
                 core,
                 failing_for = %seconds(failing_for),
                 failed_puts,
@@ -183,7 +183,7 @@ struct Spell {
 
 /// What the log is to be told of a failure.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+enum LogLine {
     /// Puts fail, and others may not.
     Retrying { failed_puts: u64 },
     /// Nothing was stored since the first failure.
@@ -200,7 +200,7 @@ struct Recovery {
 }
 
 impl Spell {
-    fn failed(&mut self, error: &PutError, now: Instant) -> Option<Line> {
+    fn failed(&mut self, error: &PutError, now: Instant) -> Option<LogLine> {
         let failing_for = now - *self.since.get_or_insert(now);
         self.failed_puts += 1;
         self.unsaid += 1;
@@ -220,21 +220,21 @@ impl Spell {
         self.last_line = Some(now);
         let unsaid = std::mem::take(&mut self.unsaid);
         if !takes_nothing {
-            return Some(Line::Retrying { failed_puts: unsaid });
+            return Some(LogLine::Retrying { failed_puts: unsaid });
         }
         self.said = true;
         self.last_outage = Some(now);
-        Some(Line::TakesNothing { failing_for, failed_puts: self.failed_puts })
+        Some(LogLine::TakesNothing { failing_for, failed_puts: self.failed_puts })
     }
 
     /// An object has failed while others were stored.
-    fn exception(&mut self, now: Instant) -> Option<Line> {
+    fn exception(&mut self, now: Instant) -> Option<LogLine> {
         self.unsaid += 1;
         if self.last_line.is_some_and(|last| now - last < LINE_EVERY) {
             return None;
         }
         self.last_line = Some(now);
-        Some(Line::Retrying { failed_puts: std::mem::take(&mut self.unsaid) })
+        Some(LogLine::Retrying { failed_puts: std::mem::take(&mut self.unsaid) })
     }
 
     /// A put has succeeded. Only a spell that the log knows of as one has an end worth a line.
@@ -253,9 +253,9 @@ impl Spell {
 mod tests {
     use super::*;
 
-    fn health() -> (&'static CoreCells, Health) {
+    fn health() -> (&'static CoreCells, StoreHealth) {
         let cells = &crate::metrics::cells(1)[0];
-        (cells, Health::new(cells, Instant::now(), 0))
+        (cells, StoreHealth::new(cells, Instant::now(), 0))
     }
 
     fn error(class: Class, code: &str) -> PutError {
@@ -285,8 +285,8 @@ mod tests {
             match failure {
                 Some((class, code)) => match spell.failed(&error(class, code), now) {
                     None => String::new(),
-                    Some(Line::Retrying { failed_puts }) => format!("retrying, {failed_puts}"),
-                    Some(Line::TakesNothing { failing_for, failed_puts }) => {
+                    Some(LogLine::Retrying { failed_puts }) => format!("retrying, {failed_puts}"),
+                    Some(LogLine::TakesNothing { failing_for, failed_puts }) => {
                         format!("nothing for {} s, {failed_puts}", failing_for.as_secs())
                     }
                 },

@@ -50,8 +50,8 @@ pub struct PutLimit {
     max: usize,
     limit: usize,
     in_flight: usize,
-    round: Round,
-    phase: Phase,
+    round: PutRound,
+    phase: LimitPhase,
     ceiling: Option<Ceiling>,
     /// When the limit was last lowered by congestion: what began before says nothing new.
     cut_at: Option<Instant>,
@@ -59,7 +59,7 @@ pub struct PutLimit {
 
 /// One PUT time.
 #[derive(Debug)]
-struct Round {
+struct PutRound {
     began: Instant,
     bytes: u64,
     objects: u64,
@@ -70,15 +70,15 @@ struct Round {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Phase {
+enum LimitPhase {
     /// Doubling, for as long as that brings goodput: the best limit so far, and rounds without a gain.
-    Startup { best: Sample, flat: u32 },
+    Startup { best: GoodputSample, flat: u32 },
     /// After the limit was lowered: the round that is under way began with more puts in flight.
     Settling { before: Option<f64> },
     /// The goodput at the present limit is measured, and compared with that `before` it was lowered.
     Measuring { before: Option<f64>, rounds: Rounds },
     /// Growing by one, to be compared with a lower limit.
-    Growing { base: Sample, since: Instant, rounds: Rounds },
+    Growing { base: GoodputSample, since: Instant, rounds: Rounds },
 }
 
 /// What several rounds have stored: one alone is too noisy to be judged.
@@ -106,7 +106,7 @@ impl Rounds {
 
 /// Bytes per second with so many puts in flight.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct GoodputSample {
     limit: usize,
     goodput: f64,
 }
@@ -133,8 +133,8 @@ impl PutLimit {
             max,
             limit: AT_START.min(max),
             in_flight: 0,
-            round: Round::new(now),
-            phase: Phase::STARTUP,
+            round: PutRound::new(now),
+            phase: LimitPhase::STARTUP,
             ceiling: None,
             cut_at: None,
         }
@@ -191,34 +191,34 @@ impl PutLimit {
         self.cut_at = Some(now);
         if self.limit == 1 {
             // The number of puts is not the reason.
-            (self.ceiling, self.phase) = (None, Phase::STARTUP);
+            (self.ceiling, self.phase) = (None, LimitPhase::STARTUP);
         } else {
             let again = self.ceiling.filter(|ceiling| now < ceiling.until + ceiling.hold);
             let hold = again.map_or(Ceiling::HOLD_MIN, |ceiling| 2 * ceiling.hold);
             let hold = hold.min(Ceiling::HOLD_MAX);
             self.ceiling = Some(Ceiling { limit: self.limit - 1, until: now + hold, hold });
             self.limit = scaled(self.limit, CUT).max(1);
-            self.phase = Phase::Settling { before: None };
+            self.phase = LimitPhase::Settling { before: None };
         }
-        self.round = Round::new(now);
+        self.round = PutRound::new(now);
     }
 
     /// `began` is when the put did that ends the round.
     fn end_round(&mut self, began: Instant, now: Instant) {
-        let round = std::mem::replace(&mut self.round, Round::new(now));
+        let round = std::mem::replace(&mut self.round, PutRound::new(now));
         if !round.used {
             return;
         }
-        if matches!(self.phase, Phase::Startup { .. })
+        if matches!(self.phase, LimitPhase::Startup { .. })
             && now.saturating_duration_since(began) >= SLOW
         {
             self.limit = (self.limit / 2).max(FEW.min(self.limit));
-            self.phase = Phase::Settling { before: None };
+            self.phase = LimitPhase::Settling { before: None };
             return;
         }
         if round.starved {
             let grown = match self.phase {
-                Phase::Startup { .. } => 2 * self.limit,
+                LimitPhase::Startup { .. } => 2 * self.limit,
                 _ => self.limit + 1,
             };
             return self.raise_to(grown, now);
@@ -229,14 +229,16 @@ impl PutLimit {
         let is_harmless = put_time < HARMLESS;
         let this = Rounds::default().with(round.bytes, took);
         self.phase = match self.phase {
-            Phase::Startup { best, flat } => {
+            LimitPhase::Startup { best, flat } => {
                 self.start_up(this.goodput(), is_harmless, best, flat, now)
             }
-            Phase::Settling { before } => Phase::Measuring { before, rounds: Rounds::default() },
-            Phase::Measuring { before, rounds } => {
+            LimitPhase::Settling { before } => {
+                LimitPhase::Measuring { before, rounds: Rounds::default() }
+            }
+            LimitPhase::Measuring { before, rounds } => {
                 self.measure(before, rounds.with(round.bytes, took), now)
             }
-            Phase::Growing { base, since, rounds } => {
+            LimitPhase::Growing { base, since, rounds } => {
                 let judged = self.limit >= self.judged_at(base);
                 let rounds = if judged { rounds.with(round.bytes, took) } else { rounds };
                 self.grow(is_harmless, base, since, rounds, now)
@@ -249,47 +251,47 @@ impl PutLimit {
         &mut self,
         goodput: f64,
         is_harmless: bool,
-        best: Sample,
+        best: GoodputSample,
         flat: u32,
         now: Instant,
-    ) -> Phase {
+    ) -> LimitPhase {
         let gained = goodput >= best.goodput * (1.0 + WORTH);
-        let here = Sample { limit: self.limit, goodput };
+        let here = GoodputSample { limit: self.limit, goodput };
         let (best, flat) = if gained { (here, 0) } else { (best, flat + 1) };
         let is_flat = flat >= FLAT_ROUNDS;
         if is_flat && !is_harmless && best.limit < self.limit {
             self.limit = best.limit.max(FEW.min(self.limit));
-            return Phase::Settling { before: None };
+            return LimitPhase::Settling { before: None };
         }
         if is_flat && (self.limit == self.max || !is_harmless) {
-            return Phase::Growing { base: here, since: now, rounds: Rounds::default() };
+            return LimitPhase::Growing { base: here, since: now, rounds: Rounds::default() };
         }
         if gained || is_harmless {
             self.raise_to(2 * self.limit, now);
         }
-        Phase::Startup { best, flat }
+        LimitPhase::Startup { best, flat }
     }
 
     /// Lowers the limit once more where a lower one does as well; else it grows from here.
-    fn measure(&mut self, before: Option<f64>, rounds: Rounds, now: Instant) -> Phase {
+    fn measure(&mut self, before: Option<f64>, rounds: Rounds, now: Instant) -> LimitPhase {
         if !rounds.are_enough() {
-            return Phase::Measuring { before, rounds };
+            return LimitPhase::Measuring { before, rounds };
         }
         let goodput = rounds.goodput();
         if before.is_some_and(|before| goodput >= before * AS_GOOD) && self.limit > FEW {
             return self.step_back(self.limit, goodput);
         }
-        let base = Sample { limit: self.limit, goodput };
-        Phase::Growing { base, since: now, rounds: Rounds::default() }
+        let base = GoodputSample { limit: self.limit, goodput };
+        LimitPhase::Growing { base, since: now, rounds: Rounds::default() }
     }
 
-    fn step_back(&mut self, from: usize, goodput: f64) -> Phase {
+    fn step_back(&mut self, from: usize, goodput: f64) -> LimitPhase {
         self.limit = scaled(from, STEP_BACK).max(FEW.min(from));
-        Phase::Settling { before: Some(goodput) }
+        LimitPhase::Settling { before: Some(goodput) }
     }
 
     /// From which limit on goodput is compared with that of `base`.
-    fn judged_at(&self, base: Sample) -> usize {
+    fn judged_at(&self, base: GoodputSample) -> usize {
         scaled(base.limit, JUDGED_AT).max(base.limit + 1).min(self.max)
     }
 
@@ -297,17 +299,17 @@ impl PutLimit {
     fn grow(
         &mut self,
         is_harmless: bool,
-        base: Sample,
+        base: GoodputSample,
         since: Instant,
         rounds: Rounds,
         now: Instant,
-    ) -> Phase {
+    ) -> LimitPhase {
         let limit = self.limit;
         if limit < self.judged_at(base) {
             self.raise_to(limit + 1, now);
         }
         if !rounds.are_enough() {
-            return Phase::Growing { base, since, rounds };
+            return LimitPhase::Growing { base, since, rounds };
         }
         let goodput = rounds.goodput();
         if base.limit >= limit {
@@ -315,15 +317,15 @@ impl PutLimit {
             if !is_harmless && now - since >= LOOKED_BELOW_AFTER && limit > FEW {
                 return self.step_back(limit, goodput);
             }
-            let base = Sample { limit, goodput };
-            return Phase::Growing { base, since, rounds: Rounds::default() };
+            let base = GoodputSample { limit, goodput };
+            return LimitPhase::Growing { base, since, rounds: Rounds::default() };
         }
         let gain = 1.0 + WORTH * (limit as f64 / base.limit as f64 - 1.0);
         if !is_harmless && goodput < base.goodput * gain {
             return self.step_back(base.limit, base.goodput);
         }
-        let base = Sample { limit, goodput };
-        Phase::Growing { base, since: now, rounds: Rounds::default() }
+        let base = GoodputSample { limit, goodput };
+        LimitPhase::Growing { base, since: now, rounds: Rounds::default() }
     }
 
     fn raise_to(&mut self, limit: usize, now: Instant) {
@@ -333,13 +335,14 @@ impl PutLimit {
     }
 }
 
-impl Phase {
-    const STARTUP: Phase = Phase::Startup { best: Sample { limit: 0, goodput: 0.0 }, flat: 0 };
+impl LimitPhase {
+    const STARTUP: LimitPhase =
+        LimitPhase::Startup { best: GoodputSample { limit: 0, goodput: 0.0 }, flat: 0 };
 }
 
-impl Round {
-    fn new(now: Instant) -> Round {
-        Round { began: now, bytes: 0, objects: 0, used: false, starved: false }
+impl PutRound {
+    fn new(now: Instant) -> PutRound {
+        PutRound { began: now, bytes: 0, objects: 0, used: false, starved: false }
     }
 }
 

@@ -14,12 +14,12 @@ use crate::rt::yield_now;
 use super::uploader::Uploader;
 use crate::batch::Batch;
 use crate::batch::encoder::{Encoder, EncoderShared};
-use crate::config::Form;
+use crate::config::BatchFormat;
 use crate::queue::job::{Origin, Stamp};
-use crate::queue::outcome::Tally;
+use crate::queue::outcome::RequestOutcome;
 use crate::spool::BatchInDoubt;
 use crate::store::Summing;
-use crate::upload::source::Parcel;
+use crate::upload::source::Upload;
 
 /// Batches put again at a time: with many small ones each waits for the store, and all else of their directory for them.
 pub const RESTORERS: usize = 4;
@@ -43,10 +43,10 @@ pub async fn restore(uploader: Rc<Uploader>) {
                     return;
                 }
                 if batch.payloads() > 0 {
-                    let outcome = Tally::of(1);
-                    batch.tell_too(outcome.clone());
-                    uploader.uploads.submit_restored(Parcel::Batch(Rc::new(batch)));
-                    outcome.all_known(&uploader.stop.uploads_ended).await;
+                    let outcome = RequestOutcome::of(1);
+                    batch.report_to(outcome.clone());
+                    uploader.uploads.submit_restored(Upload::Batch(Rc::new(batch)));
+                    outcome.wait_for_all(&uploader.stop.uploads_ended).await;
                 }
                 finish(begun).await;
             }
@@ -84,7 +84,7 @@ pub async fn restored(
     stamp: Stamp,
     mut summing: Summing,
 ) -> Result<(BatchInDoubt, Batch), String> {
-    let form: Form = begun.form().parse()?;
+    let form: BatchFormat = begun.form().parse()?;
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());
     let (mut payloads, mut payload_bytes, mut failed_reads) = (0, 0, 0);
     loop {

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::letters::Letters;
-use super::{Health, Uploads};
+use super::dead_letter::DeadLetterWriter;
+use super::{StoreHealth, Uploads};
 use crate::batch::Batches;
 use crate::config::Config;
 use crate::metrics::CoreCells;
@@ -26,8 +26,8 @@ pub struct Uploader {
     pub batches: Option<Rc<Batches>>,
     pub spool: Option<Rc<Spool>>,
     pub store: Rc<Store>,
-    pub health: Health,
-    pub letters: Letters,
+    pub health: StoreHealth,
+    pub dead_letters: DeadLetterWriter,
     pub uploads: Uploads,
     pub stop: Rc<Stop>,
 }

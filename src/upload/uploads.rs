@@ -19,13 +19,13 @@ use crate::rt;
 use crate::rt::sleep;
 use futures_lite::FutureExt;
 
-use super::aside::{Aside, Upload};
 use super::limit::PutLimit;
+use super::retry_queue::{PendingUpload, RetryQueue};
 use super::uploader::Uploader;
-use super::worker::InHand;
+use super::worker::InProgress;
 use crate::metrics::CoreCells;
 use crate::sync::Signal;
-use crate::upload::source::Parcel;
+use crate::upload::source::Upload;
 
 /// Longest backoff while draining, so that workers notice a store that recovers before the deadline.
 pub(super) const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
@@ -33,7 +33,7 @@ pub(super) const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// The uploads of one core.
 pub struct Uploads {
     limit: RefCell<PutLimit>,
-    aside: RefCell<Aside>,
+    retry_queue: RefCell<RetryQueue>,
     /// Something was set aside.
     set_aside: Signal,
     /// Objects that may be taken and not done with before they hold slots of the queue: one per worker.
@@ -48,7 +48,7 @@ pub struct Uploads {
     /// How often pauses were ended by an object that was stored.
     recoveries: Cell<u64>,
     /// What each worker is busy with, where a stop that cancels it finds it.
-    in_hand: RefCell<Vec<Option<InHand>>>,
+    in_progress: RefCell<Vec<Option<InProgress>>>,
     cells: &'static CoreCells,
 }
 
@@ -73,7 +73,7 @@ impl Uploads {
         cells.puts_limit.set(limit.limit() as u64);
         Uploads {
             limit: RefCell::new(limit),
-            aside: RefCell::default(),
+            retry_queue: RefCell::default(),
             set_aside: Signal::default(),
             workers,
             restored: Cell::new(0),
@@ -81,53 +81,54 @@ impl Uploads {
             last_was_retry: Cell::new(false),
             pausing: RefCell::default(),
             recoveries: Cell::new(0),
-            in_hand: RefCell::new((0..workers).map(|_| None).collect()),
+            in_progress: RefCell::new((0..workers).map(|_| None).collect()),
             cells,
         }
     }
 
     /// Nothing is set aside.
     pub fn is_empty(&self) -> bool {
-        self.cells.puts_set_aside.value() == 0
+        self.cells.puts_awaiting_retry.value() == 0
     }
 
     /// All that workers have and that is set aside is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
-        self.in_hand.borrow().iter().flatten().all(|held| held.parcel.is_spooled())
-            && self.aside.borrow().iter().all(|upload| upload.parcel.is_spooled())
+        self.in_progress.borrow().iter().flatten().all(|held| held.upload.is_spooled())
+            && self.retry_queue.borrow().iter().all(|pending| pending.upload.is_spooled())
     }
 
     /// All that workers have and that is set aside has failed before.
     pub fn holds_failed_only(&self) -> bool {
-        self.in_hand.borrow().iter().flatten().all(|held| held.failures.is_some())
-            && self.aside.borrow().iter().all(|upload| upload.trouble.is_some())
+        self.in_progress.borrow().iter().flatten().all(|held| held.failures.is_some())
+            && self.retry_queue.borrow().iter().all(|pending| pending.retry.is_some())
     }
 
     /// For the last step of a stop, when the workers are cancelled: what they had, and what is set aside.
-    pub fn take_rest(&self) -> Vec<InHand> {
-        let in_hand = self.in_hand.take().into_iter().flatten();
-        let aside = self.aside.borrow_mut().take_all().into_iter().map(InHand::from);
+    pub fn take_rest(&self) -> Vec<InProgress> {
+        let in_progress = self.in_progress.take().into_iter().flatten();
+        let retry_queue =
+            self.retry_queue.borrow_mut().take_all().into_iter().map(InProgress::from);
         self.cells.workers_busy.set(0);
-        self.cells.puts_set_aside.set(0);
-        in_hand.chain(aside).collect()
+        self.cells.puts_awaiting_retry.set(0);
+        in_progress.chain(retry_queue).collect()
     }
 
     /// Worker `number` begins an attempt.
-    pub(super) fn take_in_hand(&self, number: usize, object: InHand) {
-        self.in_hand.borrow_mut()[number] = Some(object);
+    pub(super) fn start_attempt(&self, number: usize, object: InProgress) {
+        self.in_progress.borrow_mut()[number] = Some(object);
         self.cells.workers_busy.inc();
     }
 
     /// Worker `number` is done with it.
     pub(super) fn done(&self, number: usize) {
-        self.in_hand.borrow_mut()[number] = None;
+        self.in_progress.borrow_mut()[number] = None;
         self.cells.workers_busy.sub(1);
     }
 
     /// Has a batch of another process, which came through no queue, put beside others.
-    pub fn submit_restored(&self, parcel: Parcel) {
+    pub fn submit_restored(&self, upload: Upload) {
         self.restored.set(self.restored.get() + 1);
-        self.put_aside(Upload::fresh(parcel), rt::now());
+        self.push_retry(PendingUpload::fresh(upload), rt::now());
     }
 
     /// One of those is done with.
@@ -135,10 +136,10 @@ impl Uploads {
         self.restored.set(self.restored.get() - 1);
     }
 
-    fn put_aside(&self, upload: Upload, due: Instant) {
-        let mut aside = self.aside.borrow_mut();
-        aside.push(upload, due);
-        self.cells.puts_set_aside.set(aside.len() as u64);
+    fn push_retry(&self, pending: PendingUpload, due: Instant) {
+        let mut retry_queue = self.retry_queue.borrow_mut();
+        retry_queue.push(pending, due);
+        self.cells.puts_awaiting_retry.set(retry_queue.len() as u64);
         self.set_aside.raise();
     }
 
@@ -182,7 +183,7 @@ impl Uploads {
 
 impl Uploader {
     /// The next object for worker `number`, and its place among the puts in flight; `None` once nothing more will come.
-    pub(super) async fn next_upload(&self, number: usize) -> Option<(Upload, InFlight<'_>)> {
+    pub(super) async fn next_upload(&self, number: usize) -> Option<(PendingUpload, InFlight<'_>)> {
         let mut waited = false;
         let next = poll_fn(|cx| {
             let next = self.poll_next_upload(cx, number);
@@ -208,7 +209,7 @@ impl Uploader {
         &self,
         cx: &mut Context<'_>,
         number: usize,
-    ) -> Poll<Option<(Upload, InFlight<'_>)>> {
+    ) -> Poll<Option<(PendingUpload, InFlight<'_>)>> {
         let uploads = &self.uploads;
         if uploads.limit.borrow().has_room() {
             if !uploads.is_empty()
@@ -231,20 +232,20 @@ impl Uploader {
         Poll::Pending
     }
 
-    fn take_retry(&self) -> Option<(Upload, InFlight<'_>)> {
+    fn take_retry(&self) -> Option<(PendingUpload, InFlight<'_>)> {
         let fresh_waits = match &self.batches {
             Some(batches) => batches.has_closed(),
             None => !self.admission.queue().is_empty(),
         };
-        if !self.uploads.aside.borrow().has_due()
+        if !self.uploads.retry_queue.borrow().has_due()
             || !self.uploads.may_retry(fresh_waits, self.is_closed())
         {
             return None;
         }
-        let mut aside = self.uploads.aside.borrow_mut();
-        let retry = aside.pop_due()?;
-        self.uploads.cells.puts_set_aside.set(aside.len() as u64);
-        drop(aside);
+        let mut retry_queue = self.uploads.retry_queue.borrow_mut();
+        let retry = retry_queue.pop_due()?;
+        self.uploads.cells.puts_awaiting_retry.set(retry_queue.len() as u64);
+        drop(retry_queue);
         let in_flight = self.begin(true);
         if fresh_waits {
             // This worker may have been woken for that.
@@ -254,15 +255,15 @@ impl Uploader {
     }
 
     /// A closed batch where there are batches, else the oldest payload in the ring.
-    fn take_fresh(&self) -> Option<(Upload, InFlight<'_>)> {
+    fn take_fresh(&self) -> Option<(PendingUpload, InFlight<'_>)> {
         if let Some(batches) = &self.batches {
             let batch = batches.take_closed()?;
-            return Some((Upload::fresh(Parcel::Batch(batch)), self.begin(false)));
+            return Some((PendingUpload::fresh(Upload::Batch(batch)), self.begin(false)));
         }
         let job = self.admission.queue().take()?;
         let in_flight = self.begin(false);
         self.admission.popped();
-        Some((Upload::fresh(Parcel::Payload(job)), in_flight))
+        Some((PendingUpload::fresh(Upload::Payload(job)), in_flight))
     }
 
     fn begin(&self, is_retry: bool) -> InFlight<'_> {
@@ -281,7 +282,7 @@ impl Uploader {
             return;
         }
         let uploads = &self.uploads;
-        let taken = uploads.aside.borrow().len() + uploads.limit.borrow().in_flight();
+        let taken = uploads.retry_queue.borrow().len() + uploads.limit.borrow().in_flight();
         let queued = taken.saturating_sub(uploads.restored.get());
         self.admission.hold(queued.saturating_sub(uploads.workers));
     }
@@ -327,10 +328,10 @@ impl Uploader {
     }
 
     /// Sets `upload`, which has failed, aside for `backoff`.
-    pub(super) fn set_aside(&self, upload: Upload, backoff: Duration) {
+    pub(super) fn set_aside(&self, pending: PendingUpload, backoff: Duration) {
         let backoff =
             if self.stop.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
-        self.uploads.put_aside(upload, rt::now() + backoff);
+        self.uploads.push_retry(pending, rt::now() + backoff);
     }
 
     /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
@@ -362,12 +363,12 @@ pub async fn notice_retries(uploader: Rc<Uploader>) {
     let mut is_hurried = false;
     loop {
         if uploader.stop.draining.get() && !std::mem::replace(&mut is_hurried, true) {
-            uploads.aside.borrow_mut().hurry(rt::now() + DRAIN_BACKOFF_MAX);
+            uploads.retry_queue.borrow_mut().hurry(rt::now() + DRAIN_BACKOFF_MAX);
         }
         let now = rt::now();
-        let due = uploads.aside.borrow_mut().turn(now);
+        let due = uploads.retry_queue.borrow_mut().turn(now);
         (0..due).for_each(|_| uploader.wake_worker());
-        let next = uploads.aside.borrow().next_due();
+        let next = uploads.retry_queue.borrow().next_due();
         let changed = uploads.set_aside.wait();
         let time = async {
             match next {
@@ -380,5 +381,44 @@ pub async fn notice_retries(uploader: Rc<Uploader>) {
         } else {
             changed.or(time).or(uploader.stop.draining.wait()).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uploads(workers: usize) -> Uploads {
+        Uploads::new(workers, &crate::metrics::cells(1)[0])
+    }
+
+    #[test]
+    fn retries_are_at_most_half_of_the_puts_in_flight_and_alternate_with_fresh_objects() {
+        let uploads = uploads(4);
+        let (fresh_waits, closed) = (true, true);
+        uploads.begin(true);
+        assert!(!uploads.may_retry(fresh_waits, !closed), "a fresh object is next");
+        assert!(uploads.may_retry(!fresh_waits, !closed), "there is none");
+        uploads.begin(false);
+        assert!(uploads.may_retry(fresh_waits, !closed), "one of four is a retry");
+        uploads.begin(true);
+        uploads.begin(false);
+        for fresh_waits in [true, false] {
+            assert!(!uploads.may_retry(fresh_waits, !closed), "two of four are retries");
+        }
+        assert!(!uploads.may_retry(fresh_waits, closed), "fresh objects still wait");
+        assert!(uploads.may_retry(!fresh_waits, closed), "nothing fresh will come");
+        uploads.end(true);
+        assert!(uploads.may_retry(fresh_waits, !closed));
+    }
+
+    #[test]
+    fn a_single_worker_retries_too() {
+        let uploads = uploads(1);
+        assert!(uploads.may_retry(true, false));
+        uploads.begin(true);
+        assert!(!uploads.may_retry(false, false));
+        uploads.end(true);
+        assert!(!uploads.may_retry(true, false), "a fresh object is next");
     }
 }

@@ -11,40 +11,40 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 
-use super::source::Parcel;
+use super::source::Upload;
 use super::uploader::Uploader;
-use super::{Failures, InFlight, Trouble, Upload};
+use super::{Failures, InFlight, PendingUpload, RetryState};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadline::Alarm;
-use crate::queue::outcome::Fate;
+use crate::queue::outcome::Outcome;
 use crate::rt;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
 /// Before what found no room in the dead letter is put again.
-const LETTER_PAUSE: Duration = Duration::from_secs(10);
+const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
 
 /// Worker `number` of its uploader.
 pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
     let mut worker = Worker::new(uploader.clone(), number);
-    while let Some((upload, in_flight)) = uploader.next_upload(number).await {
+    while let Some((pending, in_flight)) = uploader.next_upload(number).await {
         // Held where a drain that cancels this worker finds it.
-        uploader.uploads.take_in_hand(number, InHand::of(&upload));
-        let outcome = match &upload.parcel {
-            Parcel::Payload(_) => worker.put(upload, in_flight, None).await,
+        uploader.uploads.start_attempt(number, InProgress::of(&pending));
+        let outcome = match &pending.upload {
+            Upload::Payload(_) => worker.put(pending, in_flight, None).await,
             // Boxed, for each put has room for it.
-            Parcel::Batch(batch) => {
+            Upload::Batch(batch) => {
                 let batch = batch.clone();
-                Box::pin(worker.put_noted(batch, upload, in_flight)).await
+                Box::pin(worker.put_noted(batch, pending, in_flight)).await
             }
         };
         uploader.uploads.done(number);
         match outcome {
-            Outcome::Stored => {}
-            Outcome::Failing { alone: true } => worker.pause().await,
-            Outcome::Failing { alone: false } => {}
-            Outcome::GivenUp => {
+            AttemptResult::Stored => {}
+            AttemptResult::Failing { alone: true } => worker.pause().await,
+            AttemptResult::Failing { alone: false } => {}
+            AttemptResult::GivenUp => {
                 if uploader.holds_nothing() || uploader.holds_failed_only() {
                     uploader.health.nothing_held();
                 }
@@ -56,27 +56,27 @@ pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
 }
 
 /// What a worker is busy with, for a stop that has to write its dead letter.
-pub struct InHand {
-    pub parcel: Parcel,
+pub struct InProgress {
+    pub upload: Upload,
     /// `None`: no attempt has failed yet.
     pub failures: Option<Failures>,
 }
 
-impl InHand {
-    fn of(upload: &Upload) -> InHand {
-        let failures = upload.trouble.as_ref().map(|trouble| trouble.failures.clone());
-        InHand { parcel: upload.parcel.clone(), failures }
+impl InProgress {
+    fn of(pending: &PendingUpload) -> InProgress {
+        let failures = pending.retry.as_ref().map(|retry| retry.failures.clone());
+        InProgress { upload: pending.upload.clone(), failures }
     }
 }
 
-impl From<Upload> for InHand {
-    fn from(upload: Upload) -> InHand {
-        InHand::of(&upload)
+impl From<PendingUpload> for InProgress {
+    fn from(pending: PendingUpload) -> InProgress {
+        InProgress::of(&pending)
     }
 }
 
 /// How an attempt ended.
-enum Outcome {
+enum AttemptResult {
     Stored,
     /// It is set aside. `alone`: nothing else was stored meanwhile.
     Failing {
@@ -106,21 +106,21 @@ impl Worker {
     async fn put_noted(
         &mut self,
         batch: Rc<Batch>,
-        mut upload: Upload,
+        mut pending: PendingUpload,
         in_flight: InFlight<'_>,
-    ) -> Outcome {
+    ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        let noted = upload.trouble.as_mut().and_then(|trouble| trouble.intent.take());
+        let noted = pending.retry.as_mut().and_then(|retry| retry.intent.take());
         let (Some(spool), Some(members), None) = (&uploader.spool, batch.members(), &noted) else {
-            return self.put(upload, in_flight, noted).await;
+            return self.put(pending, in_flight, noted).await;
         };
         match spool.intend(batch.key(), &batch.form(), members).await {
-            Ok(intent) => self.put(upload, in_flight, Some(intent)).await,
+            Ok(intent) => self.put(pending, in_flight, Some(intent)).await,
             Err(error) => {
                 if let Some(batches) = &uploader.batches {
                     batches.park(batch.clone(), &error);
                 }
-                Outcome::GivenUp
+                AttemptResult::GivenUp
             }
         }
     }
@@ -129,31 +129,31 @@ impl Worker {
     /// batch is being put.
     async fn put(
         &mut self,
-        upload: Upload,
+        pending: PendingUpload,
         in_flight: InFlight<'_>,
         intent: Option<Intent>,
-    ) -> Outcome {
+    ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        upload.parcel.write_key(&uploader.origin, &mut self.key);
+        pending.upload.write_key(&uploader.origin, &mut self.key);
         let stored_before = uploader.cells.objects_stored.value();
         let began = rt::now();
-        let attempt = AssertUnwindSafe(self.attempt(&upload.parcel, began)).catch_unwind().await;
+        let attempt = AssertUnwindSafe(self.attempt(&pending.upload, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
             Ok((Ok(()), now)) => {
-                let bytes = upload.parcel.object(&self.key).bytes();
+                let bytes = pending.upload.object(&self.key).bytes();
                 uploader.put_stored(began, now, bytes);
                 drop(in_flight);
                 self.failures = 0;
                 uploader.cells.objects_stored.inc();
                 uploader.cells.object_bytes_stored.add(bytes);
-                uploader.cells.payloads_stored.add(upload.parcel.payloads());
-                uploader.cells.bytes_stored.add(upload.parcel.payload_bytes());
-                complete(&uploader, &upload.parcel, Fate::Stored, intent);
-                return Outcome::Stored;
+                uploader.cells.payloads_stored.add(pending.upload.payloads());
+                uploader.cells.bytes_stored.add(pending.upload.payload_bytes());
+                complete(&uploader, &pending.upload, Outcome::Stored, intent);
+                return AttemptResult::Stored;
             }
             Ok((Err(error), now)) => {
-                let failed = Failed { error, stored_before, began, now };
-                match self.failed(upload, failed, in_flight, intent) {
+                let failed = FailedAttempt { error, stored_before, began, now };
+                match self.failed(pending, failed, in_flight, intent) {
                     Ok(outcome) => return outcome,
                     Err(given_up) => return self.give_up(given_up).await,
                 }
@@ -164,17 +164,17 @@ impl Worker {
             }
         };
         drop(in_flight);
-        self.give_up(GivenUp { parcel: upload.parcel, intent, error, attempts }).await
+        self.give_up(GivenUp { upload: pending.upload, intent, error, attempts }).await
     }
 
     /// One put within its timeouts, and when it ended.
     async fn attempt(
         &mut self,
-        parcel: &Parcel,
+        upload: &Upload,
         began: Instant,
     ) -> (Result<(), PutError>, Instant) {
         let uploader = &*self.uploader;
-        let object = parcel.object(&self.key);
+        let object = upload.object(&self.key);
         let timeouts = PutTimeouts::of(&uploader.config);
         let outcome = uploader.store.put_within(&mut self.alarm, began, timeouts, &object).await;
         let now = rt::now();
@@ -191,16 +191,16 @@ impl Worker {
     /// The store refuses this object, or has taken others for `RETRY_FOR` but never this one.
     fn failed(
         &mut self,
-        upload: Upload,
-        failed: Failed,
+        pending: PendingUpload,
+        failed: FailedAttempt,
         in_flight: InFlight<'_>,
         intent: Option<Intent>,
-    ) -> Result<Outcome, GivenUp> {
+    ) -> Result<AttemptResult, GivenUp> {
         let uploader = &self.uploader;
-        let Failed { error, stored_before, began, now } = failed;
-        let Upload { parcel, trouble } = upload;
+        let FailedAttempt { error, stored_before, began, now } = failed;
+        let PendingUpload { upload, retry } = pending;
         let healthy = uploader.health.healthy_time();
-        let (attempts, healthy_before, stored_at_first) = match &trouble {
+        let (attempts, healthy_before, stored_at_first) = match &retry {
             Some(t) => (t.failures.attempts + 1, t.healthy_before, t.stored_before),
             None => (1, healthy, stored_before),
         };
@@ -213,26 +213,26 @@ impl Worker {
         uploader.health.failed(&error, stored != stored_at_first);
         // `>`: also with RETRY_FOR=0s others must have succeeded since.
         // What is spooled can wait for the store for ever.
-        let given_up = healthy - healthy_before > uploader.config.retry_for && !parcel.is_spooled();
+        let given_up = healthy - healthy_before > uploader.config.retry_for && !upload.is_spooled();
         if error.class == Class::Object || given_up {
             drop(in_flight);
             let error = error.to_string();
-            return Err(GivenUp { parcel, intent, error, attempts });
+            return Err(GivenUp { upload, intent, error, attempts });
         }
         uploader.cells.put_retries.inc();
         if attempts == 1 {
-            uploader.cells.payloads_retried.add(parcel.payloads());
-            uploader.cells.bytes_retried.add(parcel.payload_bytes());
+            uploader.cells.payloads_retried.add(upload.payloads());
+            uploader.cells.bytes_retried.add(upload.payload_bytes());
         }
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
-        let trouble = Trouble { failures, healthy_before, stored_before, intent };
+        let retry = RetryState { failures, healthy_before, stored_before, intent };
         let backoff = backoff(&uploader.config, attempts, rt::random_fraction());
         // In this order: else a slot would seem to be free in between.
-        uploader.set_aside(Upload { parcel, trouble: Some(Box::new(trouble)) }, backoff);
+        uploader.set_aside(PendingUpload { upload, retry: Some(Box::new(retry)) }, backoff);
         drop(in_flight);
         self.failures = if alone { self.failures + 1 } else { 0 };
-        Ok(Outcome::Failing { alone })
+        Ok(AttemptResult::Failing { alone })
     }
 
     /// Waits before the next attempt while nothing can be stored at all. One failure by itself is no reason to: it may
@@ -245,29 +245,31 @@ impl Worker {
     }
 
     /// Writes the dead letter of an object, and tells whom it concerns.
-    async fn give_up(&mut self, given_up: GivenUp) -> Outcome {
+    async fn give_up(&mut self, given_up: GivenUp) -> AttemptResult {
         let uploader = self.uploader.clone();
-        let GivenUp { parcel, intent, error, attempts } = given_up;
+        let GivenUp { upload, intent, error, attempts } = given_up;
         // Its place among the puts in flight is free, and this worker will not take it for a while.
         uploader.wake_worker();
-        let fate =
-            uploader.letters.write(&parcel, &uploader.origin, &self.key, error, attempts).await;
-        match &parcel {
+        let outcome = uploader
+            .dead_letters
+            .write(&upload, &uploader.origin, &self.key, error, attempts)
+            .await;
+        match &upload {
             // All else of its directory waits for it.
-            Parcel::Batch(batch) if fate == Fate::Lost && batch.is_restored() => {
+            Upload::Batch(batch) if outcome == Outcome::Lost && batch.is_restored() => {
                 // At a stop it is left to the spool, where it is.
                 if !uploader.stop.draining.get() {
-                    uploader.set_aside(Upload::fresh(parcel), LETTER_PAUSE);
+                    uploader.set_aside(PendingUpload::fresh(upload), DEAD_LETTER_PAUSE);
                 }
             }
-            _ => complete(&uploader, &parcel, fate, intent),
+            _ => complete(&uploader, &upload, outcome, intent),
         }
-        Outcome::GivenUp
+        AttemptResult::GivenUp
     }
 }
 
 /// An attempt that has failed.
-struct Failed {
+struct FailedAttempt {
     error: PutError,
     /// Objects that the core had stored when it began.
     stored_before: u64,
@@ -277,26 +279,26 @@ struct Failed {
 
 /// An object the store will not have.
 struct GivenUp {
-    parcel: Parcel,
+    upload: Upload,
     intent: Option<Intent>,
     error: String,
     attempts: u32,
 }
 
 /// Tells whom an object's fate concerns.
-fn complete(uploader: &Uploader, parcel: &Parcel, fate: Fate, intent: Option<Intent>) {
+fn complete(uploader: &Uploader, upload: &Upload, outcome: Outcome, intent: Option<Intent>) {
     // What is neither stored nor dead-lettered is left to the next process.
     if let (Some(spool), Some(intent)) = (&uploader.spool, intent)
-        && fate != Fate::Lost
+        && outcome != Outcome::Lost
     {
         spool.complete_batch(intent);
     }
-    if let Parcel::Batch(batch) = parcel
+    if let Upload::Batch(batch) = upload
         && batch.is_restored()
     {
         uploader.uploads.restored_done();
     }
-    parcel.settle(fate);
+    upload.complete(outcome);
 }
 
 /// Full jitter: anything up to `RETRY_BASE` doubled per attempt, at most `RETRY_MAX`, and at least a millisecond.
@@ -307,7 +309,71 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use futures_lite::future::poll_once;
+
     use super::*;
+    use crate::deadletter::DeadLetters;
+    use crate::queue::admission::Admission;
+    use crate::queue::fifo::Fifo;
+    use crate::queue::job::{Job, Origin, Payload, Stamp};
+    use crate::store::Store;
+    use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
+
+    /// Two workers' uploader, with one object per payload and dead letters in `dir`.
+    fn uploader(dir: &tempfile::TempDir) -> Rc<Uploader> {
+        let cells = &crate::metrics::cells(1)[0];
+        let directory = DeadLetters::open(dir.path(), 10_000).unwrap();
+        Rc::new(Uploader {
+            config: Arc::new(Config::from_settings(&[]).unwrap()),
+            cells,
+            origin: Rc::new(Origin::new("n".into(), 0)),
+            stamps: Rc::default(),
+            admission: Admission::new(Rc::new(Fifo::new(4)), 1_000, cells),
+            batches: None,
+            spool: None,
+            store: Rc::new(Store::Null),
+            health: StoreHealth::new(cells, rt::now(), 0),
+            dead_letters: DeadLetterWriter::new(directory, "null:".into(), cells),
+            uploads: Uploads::new(2, cells),
+            stop: Rc::default(),
+        })
+    }
+
+    /// A waker that notes that it was called.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_waiting_worker_is_woken_before_a_dead_letter_is_written() {
+        rt::run_test(async {
+            let dir = tempfile::tempdir().unwrap();
+            let uploader = uploader(&dir);
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            uploader.admission.queue().wait(&Context::from_waker(&waker), 1);
+            let stamp = Stamp { unix_nanos: 1, seq: 2 };
+            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
+            let mut worker = Worker::new(uploader.clone(), 0);
+            upload.write_key(&uploader.origin, &mut worker.key);
+            let given_up = GivenUp { upload, intent: None, error: "e".into(), attempts: 1 };
+            let mut giving_up = Box::pin(worker.give_up(given_up));
+            assert!(poll_once(&mut giving_up).await.is_none(), "the disk takes its time");
+            assert!(woken.0.load(Ordering::Relaxed));
+            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
+            giving_up.await;
+            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
+        });
+    }
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_spins() {

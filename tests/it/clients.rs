@@ -1,8 +1,9 @@
-//! The clients in `examples/clients`: goal, each retries what may be sent again, and nothing else, and everything it was
-//! given is stored.
+//! The clients in `examples/clients`: goal, each retries what may be sent again, and nothing else,
+//! and everything it was given is stored.
 //!
-//! Method: the clients as processes against a listener that answers as it is told to, and against the real server with a
-//! small queue and a slow store. A client whose tools are not there is skipped, loudly.
+//! Method: the clients as processes against a listener that answers as it is told to, and against
+//! the real server with a small queue and a slow store. A client whose tools are not there is
+//! skipped, loudly.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::support::needs::{Need, skip};
 use crate::support::{Server, numbered, sorted};
 
 /// One answer of a listener that does as it is told.
@@ -119,24 +121,23 @@ fn built_go() -> Option<PathBuf> {
 /// The clients whose tools are there, each by its name and command.
 fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
     let mut found = Vec::new();
-    for (name, tool) in [("client.py", "python3"), ("client.sh", "bash"), ("client.mjs", "node")] {
+    for (name, tool, need) in [
+        ("client.py", "python3", Need::Python),
+        ("client.sh", "bash", Need::Curl),
+        ("client.mjs", "node", Need::Node),
+    ] {
         let wanted = if tool == "bash" { "bash && command -v curl" } else { tool };
         let there = Command::new("sh").args(["-c", &format!("command -v {wanted}")]).output();
         match there.unwrap().status.success() {
             true => found.push((name, vec![tool.into(), example(name)])),
-            false => skip(&format!("{name}: no {tool}")),
+            false => skip(need, format!("{name} needs {wanted}")),
         }
     }
     match built_go() {
         Some(client) => found.push(("client.go", vec![client])),
-        None => skip("client.go: no go"),
+        None => skip(Need::Go, "client.go needs go"),
     }
     found
-}
-
-/// Says loudly that something is not tested.
-fn skip(reason: &str) {
-    println!("SKIPPED: {reason}");
 }
 
 /// Runs `client` with `payloads` on its standard input.

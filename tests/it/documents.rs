@@ -1,7 +1,8 @@
 //! The documents: goal, what they say can be done, names what is there, and is complete.
 //!
-//! Method: every shell block of README, CONTRIBUTING and `docs/` is run by bash against the real binary, and lines of it that
-//! begin with `# ` must be in its output. How is said by an HTML comment right above the block (invisible to readers):
+//! Method: every shell block of README, CONTRIBUTING and `docs/` is run by bash against the real
+//! binary, and lines of it that begin with `# ` must be in its output. How is said by an HTML
+//! comment right above the block (invisible to readers):
 //!
 //! ```text
 //! <!-- test: plain -->                     the block as it is
@@ -14,8 +15,8 @@
 //! status N …                               with these exit statuses instead of 0
 //! ```
 //!
-//! A block that cannot be run says so to its readers: its first line is `# not tested here: REASON`. TOML blocks and
-//! `docs/samples` must pass `millrace check`.
+//! A block that cannot be run says so to its readers: its first line is `# not tested here:
+//! REASON`. TOML blocks and `docs/samples` must pass `millrace check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use crate::support::needs::{Need, skip};
 use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::{Server, command};
 
@@ -202,6 +204,39 @@ fn paths_of_the_source_that_documents_name_are_there() {
 }
 
 #[test]
+fn settings_that_documents_name_are_settings() {
+    // Names of others: the system's, AWS's, the compiler's, and what only tests read.
+    const STARTS: [&str; 6] =
+        ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
+    const ENDS: [&str; 1] = ["_PROXY"];
+    const OTHERS: [&str; 5] = ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "WRITE_README", "PID"];
+    let is_setting = |name: &str| millrace::config::SETTINGS.iter().any(|s| s.name == name);
+    let is_others = |name: &str| {
+        STARTS.iter().any(|start| name.starts_with(start))
+            || ENDS.iter().any(|end| name.ends_with(end))
+            || OTHERS.contains(&name)
+    };
+    let not_of_a_name = |c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let mut seen = 0;
+    for document in documents() {
+        let prefixed = text(&document);
+        let prefixed = prefixed.split("MILLRACE_").skip(1);
+        let prefixed = prefixed.map(|rest| rest.split(not_of_a_name).next().unwrap().to_owned());
+        let prose = prose(&document);
+        let named = prose.iter().flat_map(|line| spans(line)).filter_map(|span| {
+            let name = span.strip_prefix("MILLRACE_").unwrap_or(span).split(['=', ' ']).next()?;
+            (name.len() > 2 && name.contains('_') && !name.contains(not_of_a_name))
+                .then(|| name.to_owned())
+        });
+        for name in prefixed.chain(named).filter(|name| !name.is_empty()) {
+            assert!(is_setting(&name) || is_others(&name), "{document}: {name} is no setting");
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "{seen}");
+}
+
+#[test]
 fn the_metric_reference_is_what_a_scrape_shows() {
     let server = Server::start(&[]);
     let scrape = server.metrics().0;
@@ -244,7 +279,8 @@ fn the_metric_reference_is_what_a_scrape_shows() {
     }
 }
 
-/// The sources without their tests, with the texts in them as they are shown: lines joined, escapes resolved.
+/// The sources without their tests, with the texts in them as they are shown: lines joined, escapes
+/// resolved.
 fn sources() -> BTreeMap<PathBuf, String> {
     fn walk(dir: &Path, into: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -336,7 +372,8 @@ fn troubleshooting_knows_every_warning_and_error() {
             for (at, _) in code.match_indices(start) {
                 let Some(literal) = longest_literal(&code[at + start.len()..]) else { continue };
                 let literal = shown(&literal);
-                // A message of placeholders only is somebody else's, and no word by itself is looked for.
+                // A message of placeholders only is somebody else's, and no word by itself is
+                // looked for.
                 let own = literal.split(['{', '}']).step_by(2).map(str::trim);
                 if own.map(str::len).max().unwrap_or(0) < 6 || !literal.contains(' ') {
                     continue;
@@ -353,7 +390,8 @@ fn troubleshooting_knows_every_warning_and_error() {
     assert!(unknown.is_empty(), "docs/troubleshooting.md lacks: {unknown:#?}");
 }
 
-/// The longest string literal up to the parenthesis that closes what `code` begins in; values of fields apart.
+/// The longest string literal up to the parenthesis that closes what `code` begins in; values of
+/// fields apart.
 fn longest_literal(code: &str) -> Option<String> {
     let (mut depth, mut longest) = (1, None::<String>);
     let (mut chars, mut is_value) = (code.chars(), false);
@@ -410,12 +448,15 @@ fn every_block_can_be_run_or_says_why_not() {
 /// `None`, with the reason printed, when `tool` is not there.
 fn tool(tool: &str) -> Option<()> {
     let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output().unwrap();
-    if found.status.success() { Some(()) } else { skip(&format!("no {tool}")) }
-}
-
-/// Says loudly that something is not tested.
-fn skip(reason: &str) -> Option<()> {
-    println!("SKIPPED: {reason}");
+    if found.status.success() {
+        return Some(());
+    }
+    let need = match tool {
+        "python3" => Need::Python,
+        "curl" => Need::Curl,
+        _ => Need::Tools,
+    };
+    skip(need, format!("there is no {tool}"));
     None
 }
 
@@ -511,7 +552,8 @@ impl Setting {
     }
 }
 
-/// Serves without arguments until it is ready, and is told to stop; with arguments it is the binary.
+/// Serves without arguments until it is ready, and is told to stop; with arguments it is the
+/// binary.
 const WRAPPER: &str = r#"#!/bin/bash
 [ $# = 0 ] || exec MILLRACE "$@"
 MILLRACE 2>serve.log &

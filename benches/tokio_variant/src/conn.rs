@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use millrace::config::Ack;
 use millrace::http::parse::Scratch;
 use millrace::http::reply::Answer;
-use millrace::http::request::{misdirected, split};
+use millrace::http::request::{split, wrong_route};
 use millrace::http::tokens::TokenView;
 use millrace::queue::admission::Need;
 use millrace::queue::job::Stamp;
@@ -44,7 +44,7 @@ pub async fn handle(
 /// The outcome, and whether some of the body was left unread.
 async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    if let Some(answer) = misdirected(&head.method, &head.uri) {
+    if let Some(answer) = wrong_route(&head.method, &head.uri) {
         return (answer, has_body);
     }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {

@@ -15,7 +15,7 @@ use super::batches::MemberFiles;
 use super::{SpoolCommandError, SpoolTarget, exit_of, look, lost, of, unreadable};
 use crate::batch::encoder::encode;
 use crate::commands::{Puts, print, side_by_side};
-use crate::config::{Config, Form};
+use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
 use crate::log::complain;
 use crate::queue::job::{Origin, Payload};
@@ -144,7 +144,7 @@ impl ReplayRun {
         key: &str,
         batch: &JournalBatch,
     ) -> Result<(), String> {
-        let (form, mut lost) = (batch.form.parse::<Form>()?, 0);
+        let (form, mut lost) = (batch.form.parse::<BatchFormat>()?, 0);
         let parts = encode(form, files.payloads(batch, &mut lost));
         let parts = parts.map_err(|error| error.to_string())?;
         let object = Object { key, body: &parts, coding: form.coding(), sums: None };
@@ -264,7 +264,7 @@ impl FileReplay {
         let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
         self.group = unstored
             .map(|spooled| {
-                let payload = Payload::alone(spooled.bytes.to_vec(), spooled.version);
+                let payload = Payload::uncharged(spooled.bytes.to_vec(), spooled.version);
                 let key = origin.key(spooled.stamp, &payload);
                 Unstored { ordinal: spooled.ordinal, key, payload }
             })

@@ -103,7 +103,7 @@ impl Spool {
 
     fn in_doubt(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
         let payloads = core.in_doubt[number].1.runs().payloads();
-        self.setup.cells.payloads_adopted.add(payloads);
+        self.setup.cells.payloads_taken_over.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
         BatchInDoubt {
             spool: self.clone(),

@@ -85,24 +85,27 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         let (home, mut taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         sleep(LOOK_EVERY + Duration::from_millis(200)).await;
-        assert!(rig.ring.is_empty(), "a begun batch goes first");
+        assert!(rig.queue.is_empty(), "a begun batch goes first");
         let mut batch = rig.spool.next_in_doubt().await.unwrap();
         assert_eq!((batch.key(), batch.form()), ("begun", "ndjson+zstd"));
         let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
         assert_eq!(read(&mut batch).await, expected);
         assert_eq!(
-            (rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()),
+            (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
             (14, 14)
         );
         assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "only one");
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
         batch.complete().await.unwrap();
         drop(batch);
         let rest: BTreeSet<_> = rig.store(11).await.into_iter().map(|(_, p)| p).collect();
         let alone = (0..40).filter(|n| *n == 1 || *n >= 30);
         assert_eq!(rest, alone.map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert_eq!((rig.cells.payloads_adopted.value(), rig.cells.spool_payloads.value()), (25, 0));
+        assert_eq!(
+            (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
+            (25, 0)
+        );
         home.take_over(&mut taken, &orphans).unwrap();
         assert_eq!(instances::instances(dir.path()).unwrap(), [dir.path().join("m")]);
         rig.spool.stop_reading();
@@ -155,7 +158,7 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
         let rest: Vec<_> = rig.store(2).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, [text(8), text(9)]);
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -190,7 +193,7 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
             batch.complete().await.unwrap();
         }
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty(), "nothing else was open");
+        assert!(rig.queue.is_empty(), "nothing else was open");
     });
 }
 
@@ -226,7 +229,7 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         let rest: BTreeSet<_> = rig.store(19).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, (41..60).map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -683,11 +686,11 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
             batch.complete().await.unwrap();
         }
         until("all is replayed", || {
-            while let Some(job) = rig.ring.take() {
+            while let Some(job) = rig.queue.take() {
                 rig.admission.popped();
                 let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
                 assert!(number.is_multiple_of(2), "{number} was stored with a batch");
-                job.settle(Fate::Stored);
+                job.complete(Outcome::Stored);
             }
             orphans.bytes() == 0
         })
@@ -724,7 +727,7 @@ fn versions_and_the_template_of_keys_come_back() {
         check(&rig).await;
         let queued = Job::queued(Payload::from(b"7".to_vec()), Stamp { unix_nanos: 7, seq: 99 });
         rig.stop(&mut vec![queued]).await;
-        while rig.ring.take().is_some() {}
+        while rig.queue.take().is_some() {}
         drop(rig);
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
@@ -748,21 +751,24 @@ fn what_was_put_one_by_one_once_is_never_batched() {
         let (home, taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         let job = rig.pop().await;
-        assert!(!job.record.unwrap().origin().unwrap().is_fixed(), "nobody has put it");
+        assert!(!job.record.unwrap().origin().unwrap().is_single_object(), "nobody has put it");
         rig.crash().await;
         // A process without batches puts it, and is killed before that is noted.
         drop((home, taken, orphans));
         let home = Home::open(dir.path(), "o", &[0]).unwrap().with_single_objects();
         let (taken, orphans) = adopt(&home);
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
-        assert!(rig.pop().await.record.unwrap().origin().unwrap().is_fixed());
+        assert!(rig.pop().await.record.unwrap().origin().unwrap().is_single_object());
         rig.crash().await;
         drop((taken, orphans));
         let (home, _taken, orphans) = successor(dir.path(), home, "p");
         let rig = Rig::new(&home, &orphans, "p", SMALL).await;
         let job = rig.pop().await;
-        assert!(job.record.as_ref().unwrap().origin().unwrap().is_fixed(), "it may be stored");
-        job.settle(Fate::Stored);
+        assert!(
+            job.record.as_ref().unwrap().origin().unwrap().is_single_object(),
+            "it may be stored"
+        );
+        job.complete(Outcome::Stored);
         rig.stop(&mut Vec::new()).await;
     });
 }

@@ -152,11 +152,11 @@ fn spooled_is_answered_at_once_while_the_batch_is_open() {
     }
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     drop(client);
-    server.wait("all taken in", |m| m.sum("millrace_ring_depth") == 0);
+    server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
     let metrics = server.metrics();
     assert_eq!(metrics.sum("millrace_batches_open"), 1);
     assert_eq!(metrics.sum("millrace_spool_payloads"), 200);
-    assert_eq!(metrics.sum("millrace_ring_bytes"), 0, "bodies are given back");
+    assert_eq!(metrics.sum("millrace_queue_bytes"), 0, "bodies are given back");
     assert_eq!(server.stored().len(), 0);
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.stored), (0, 200), "{}", stopped.log_text());

@@ -66,7 +66,7 @@ fn run(plan: &Plan) {
     let server = Server::start_in(dir.clone(), &last);
     server.wait_spool_empty();
     let replayed = started.elapsed();
-    figures.adopted += server.metrics().sum("millrace_payloads_adopted_total");
+    figures.adopted += server.metrics().sum("millrace_payloads_taken_over_total");
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.dead_lettered, stopped.lost), (0, 0, 0));
     assert!(stopped.errors().is_empty(), "{}", stopped.log_text());

@@ -66,7 +66,7 @@ const MANY: [(&str, &str); 6] = [
 fn run_partitions(payloads: &[String]) -> (u64, Vec<(&'static str, u64)>, usize) {
     let server = Server::start_batching(&MANY);
     post_all(&server, payloads, 20);
-    server.wait("all taken in", |m| m.sum("millrace_ring_depth") == 0);
+    server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
     let (metrics, peak) = (server.metrics(), peak(&server));
     assert!(metrics.sum("millrace_batches_open") <= 256);
     let reasons = metrics.closed_by_reason();
@@ -111,12 +111,12 @@ fn a_ring_of_100_takes_10000_payloads_while_a_batch_fills() {
     let server = Server::start_batching(&[("MAX_QUEUE", "100"), ("BATCH_AGE", "15s")]);
     let payloads = numbered(0..10_000);
     assert_eq!(post_all(&server, &payloads, 40), 0, "no 503");
-    server.wait("all taken in", |m| m.sum("millrace_ring_depth") == 0);
+    server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
     let metrics = server.metrics();
     assert_eq!(metrics.sum("millrace_payloads_accepted_total"), 10_000);
     assert_eq!(metrics.sum("millrace_batches_open"), 1);
     assert_eq!(metrics.sum("millrace_batches_closed_total"), 0);
-    assert_eq!(metrics.sum("millrace_ring_bytes"), 0, "bodies are given back");
+    assert_eq!(metrics.sum("millrace_queue_bytes"), 0, "bodies are given back");
     let held = metrics.sum("millrace_batch_bytes");
     let bytes: usize = payloads.iter().map(|payload| payload.len() + 1).sum();
     assert!((bytes as u64..2 * bytes as u64 + (1 << 20)).contains(&held), "{held} for {bytes}");
@@ -165,7 +165,7 @@ fn full_and_back(server: &Server, payloads: &[String], accepted: usize, back: im
     // 7 MiB, one payload and one chunk; half of it or more is used, and the ring holds the rest.
     let held = metrics.sum("millrace_batch_bytes");
     assert!((4 << 20..(7 << 20) + (512 << 10)).contains(&held), "{held}\n{}", metrics.0);
-    assert!(metrics.sum("millrace_ring_depth") > 80, "{}", metrics.0);
+    assert!(metrics.sum("millrace_queue_depth") > 80, "{}", metrics.0);
     assert_eq!(metrics.sum("millrace_payloads_accepted_total"), accepted as u64);
     assert_eq!(metrics.sum("millrace_payloads_stored_total"), 0);
     assert_eq!(server.admin("/healthz").status, 200);

@@ -179,7 +179,7 @@ fn a_batch_is_closed_by_whichever_limit_comes_first() {
         let server = Server::start_batching(&[limit, ("BATCH_AGE", "15s")]);
         let payloads: Vec<String> = (0..640).map(payload).collect();
         post_all(&server, &payloads);
-        server.wait("all taken in", |m| m.sum("millrace_ring_depth") == 0);
+        server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
         let metrics = server.metrics();
         let open = u64::from(reason != "count");
         assert_eq!(metrics.sum("millrace_batches_open"), open, "{reason}");

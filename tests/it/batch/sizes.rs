@@ -60,7 +60,7 @@ fn run(compression: &str, event_bytes: std::ops::Range<usize>, objects: u64) {
     }
     drop(client);
     // Of what is still to be compressed at a stop, objects are not as large.
-    server.wait("all taken in", |m| m.sum("millrace_ring_depth") == 0);
+    server.wait("all taken in", |m| m.sum("millrace_queue_depth") == 0);
     let longest = posted.iter().map(String::len).max().unwrap();
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.stored), (0, posted.len() as u64));

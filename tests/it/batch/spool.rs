@@ -149,7 +149,7 @@ fn a_running_server_puts_begun_batches_of_a_killed_one_under_their_keys() {
     server.wait_spool_empty();
     let metrics = server.metrics();
     assert_eq!(metrics.sum("millrace_payloads_stored_total"), 35, "each counted once");
-    assert_eq!(metrics.sum("millrace_payloads_adopted_total"), 35);
+    assert_eq!(metrics.sum("millrace_payloads_taken_over_total"), 35);
     let stored = server.stored();
     assert!(before.iter().all(|(key, bytes)| stored.get(key) == Some(bytes)));
     let mut sizes: Vec<(Packing, usize)> = stored

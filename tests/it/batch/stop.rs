@@ -133,7 +133,7 @@ fn full_memory_and_a_dead_store_at_the_stop_lose_nothing() {
                 accepted.extend(some);
             }
         }
-        server.metrics().sum("millrace_ring_depth") > 150
+        server.metrics().sum("millrace_queue_depth") > 150
     });
     let mut replay = server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "")]);
     let stopped = server.stop();
@@ -179,7 +179,7 @@ fn a_dead_store_leaves_batches_in_the_spool_for_the_next_start() {
         &[("SPOOL_DIR", "spool"), ("BATCH_AGE", "100ms"), ("NODE_ID", "node")],
     );
     next.wait_spool_empty();
-    assert_eq!(next.metrics().sum("millrace_payloads_adopted_total"), 503);
+    assert_eq!(next.metrics().sum("millrace_payloads_taken_over_total"), 503);
     let ended = next.stop();
     assert_eq!((ended.status, ended.lost, ended.dead_lettered), (0, 0, 0), "{}", ended.log_text());
     assert!(all_lines(&ended.batches()) == sorted(&[spooled, queued].concat()), "each once");

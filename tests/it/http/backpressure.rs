@@ -24,7 +24,7 @@ fn stall(server: &Server) {
     server.break_store();
     assert_eq!(server.post(collection(&numbered([0]))).status, 200);
     server.wait("the payload has failed", |m| m.sum("millrace_put_retries_total") > 0);
-    assert_eq!(server.metrics().sum("millrace_ring_depth"), 0);
+    assert_eq!(server.metrics().sum("millrace_queue_depth"), 0);
 }
 
 fn retry_after(reply: &Reply) -> u64 {
@@ -46,7 +46,7 @@ fn a_ring_without_slots_refuses_whole_requests_and_recovers_with_the_store() {
     assert_eq!(post(4..5).status, 200, "what fits still enters");
     retry_after(&post(102..103));
     let metrics = server.metrics();
-    assert_eq!(metrics.sum("millrace_ring_depth"), 4);
+    assert_eq!(metrics.sum("millrace_queue_depth"), 4);
     assert_eq!(metrics.sum("millrace_payloads_accepted_total"), 5);
     assert_eq!(metrics.requests(503), 2);
     server.mend_store();
@@ -68,7 +68,7 @@ fn a_ring_without_bytes_refuses_whole_requests_and_recovers_with_the_store() {
     let refused = server.post_payloads(&["1", &large("c")]);
     assert_eq!(retry_after(&refused), 1, "no bytes were ever freed, so no rate is known");
     assert_eq!(server.post_payloads(&["2"]).status, 200, "what fits still enters");
-    assert!(server.metrics().sum("millrace_ring_bytes") <= 128 << 10);
+    assert!(server.metrics().sum("millrace_queue_bytes") <= 128 << 10);
     server.mend_store();
     server.wait_idle();
     assert_eq!(server.post_payloads(&[&large("d")]).status, 200);

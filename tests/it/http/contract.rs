@@ -278,10 +278,10 @@ fn what_no_empty_ring_could_hold_is_413_naming_the_limit() {
     let pad = " ".repeat(65536 - r#"{"data":[1,2]}"#.len());
     let reply = client.post(format!(r#"{{"data":[1,2]{pad}}}"#));
     assert_error(&reply, 413, "MAX_QUEUE_BYTES");
-    server.wait("an empty ring", |m| m.sum("millrace_ring_bytes") == 0);
+    server.wait("an empty ring", |m| m.sum("millrace_queue_bytes") == 0);
     // One payload always fits, also in the smallest MAX_QUEUE_BYTES there may be.
     assert_eq!(client.post(format!(r#"{{"data":["5"]{pad}}}"#)).status, 200);
-    server.wait("an empty ring", |m| m.sum("millrace_ring_bytes") == 0);
+    server.wait("an empty ring", |m| m.sum("millrace_queue_bytes") == 0);
     assert_eq!(client.post(r#"{"data":[9]}"#).status, 200);
     drop(client);
     server.wait_idle();

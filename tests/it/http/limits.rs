@@ -175,9 +175,10 @@ fn resident_memory_stays_bounded_by_the_ring_whatever_a_payload_weighs() {
     // that refuse.
     assert_eq!(statuses, [[200; 15].as_slice(), &[503; 45]].concat());
     let metrics = server.metrics();
-    let (busy, queued) = (metrics.sum("millrace_workers_busy"), metrics.sum("millrace_ring_depth"));
+    let (busy, queued) =
+        (metrics.sum("millrace_workers_busy"), metrics.sum("millrace_queue_depth"));
     assert_eq!(busy + queued, 16);
-    let held = metrics.sum("millrace_ring_bytes") as usize;
+    let held = metrics.sum("millrace_queue_bytes") as usize;
     assert!((15 * MIB..=16 * MIB).contains(&held), "{held}");
     // Beside both budgets: the parser's buffers (about twice a body) and what the allocator keeps.
     let bound = (16 + 4 + 16) * MIB;

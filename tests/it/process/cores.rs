@@ -59,7 +59,7 @@ fn each_core_has_its_own_workers() {
     let full = |metrics: &Metrics| {
         [0, 1].iter().all(|core| {
             of_core(metrics, "millrace_workers_busy", *core) == 3
-                && of_core(metrics, "millrace_ring_depth", *core) >= 4
+                && of_core(metrics, "millrace_queue_depth", *core) >= 4
         })
     };
     let mut clients = Vec::new();
@@ -72,7 +72,7 @@ fn each_core_has_its_own_workers() {
     let metrics = server.metrics();
     for core in [0, 1] {
         assert!(of_core(&metrics, "millrace_workers_busy", core) <= 3);
-        assert!(of_core(&metrics, "millrace_ring_depth", core) <= 8);
+        assert!(of_core(&metrics, "millrace_queue_depth", core) <= 8);
     }
     drop(clients);
     server.wait_idle();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use millrace::http::LAME_DUCK;
+use millrace::http::STOP_IDLE_GRACE;
 
 use crate::support::needs::up_to_two_cores;
 use crate::support::{
@@ -127,10 +127,10 @@ fn idle_connections_close_soon_and_after_half_the_time_late_requests_get_503() {
     let signalled = Instant::now();
     server.signal("TERM");
     assert!(idle.closed(), "closed silently");
-    let lame = signalled.elapsed();
-    assert!(lame >= LAME_DUCK && lame < Duration::from_millis(3_500), "{lame:?}");
+    let grace = signalled.elapsed();
+    assert!(grace >= STOP_IDLE_GRACE && grace < Duration::from_millis(3_500), "{grace:?}");
     // Past half of DRAIN_TIMEOUT.
-    std::thread::sleep(Duration::from_millis(4_600).saturating_sub(lame));
+    std::thread::sleep(Duration::from_millis(4_600).saturating_sub(grace));
     // Nothing to admit is no reason to say yes: a client is to go elsewhere.
     for (client, rest) in [
         (&mut late, "content-length: 12\r\n\r\n{\"data\":[2]}"),
@@ -199,7 +199,7 @@ fn full_rings_and_a_dead_store_lose_nothing_and_a_replay_stores_each_once() {
                 accepted.extend(payloads);
             }
         }
-        server.metrics().sum("millrace_ring_depth") > cores.split(',').count() as u64 * 9_600
+        server.metrics().sum("millrace_queue_depth") > cores.split(',').count() as u64 * 9_600
     });
     let [mut ls, mut replay] = ["ls", "replay"]
         .map(|command| server.command_beside(&["dead-letter", command], &[("FAULTS", "")]));

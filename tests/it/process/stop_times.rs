@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace::http::{LAME_DUCK, LINGER_TIME_MAX};
+use millrace::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use socket2::SockRef;
 
 use crate::support::{Client, Server, chunked_request, request};
@@ -21,12 +21,16 @@ type Prepare = fn(&Server) -> Vec<Client>;
 /// The states, and how long a connection in it may go on.
 const STATES: [(&str, Prepare, Duration); 13] = [
     ("no connection", |_| vec![], Duration::ZERO),
-    ("never sent a byte", |server| vec![server.connect()], LAME_DUCK),
-    ("idle after a request", |server| vec![idle(server, &request(BODY_OF_ONE, ""))], LAME_DUCK),
+    ("never sent a byte", |server| vec![server.connect()], STOP_IDLE_GRACE),
+    (
+        "idle after a request",
+        |server| vec![idle(server, &request(BODY_OF_ONE, ""))],
+        STOP_IDLE_GRACE,
+    ),
     (
         "idle after a chunked request",
         |server| vec![idle(server, &chunked_request(&[BODY_OF_ONE], ""))],
-        LAME_DUCK,
+        STOP_IDLE_GRACE,
     ),
     (
         "idle for so long that it has given its buffers back",
@@ -35,9 +39,9 @@ const STATES: [(&str, Prepare, Duration); 13] = [
             std::thread::sleep(Duration::from_millis(600));
             vec![client]
         },
-        LAME_DUCK,
+        STOP_IDLE_GRACE,
     ),
-    ("line ends only", |server| vec![sent(server, b"\r\n\r\n")], LAME_DUCK),
+    ("line ends only", |server| vec![sent(server, b"\r\n\r\n")], STOP_IDLE_GRACE),
     ("half a head", |server| vec![sent(server, b"POST /payloads HTTP/1.1\r\n")], HEADER),
     ("a head that trickles", |server| trickling(server, "POST / HTTP/1.1\r\n"), HEADER),
     ("half a body", |server| vec![sent(server, HALF_A_BODY)], BODY),
@@ -115,8 +119,11 @@ fn a_stop_takes_as_long_as_its_slowest_connection_may() {
                 let stopped = server.stop();
                 let took = signalled.elapsed();
                 assert!(took < allowed + SLACK, "{state}: {took:?}\n{}", stopped.log_text());
-                if allowed == LAME_DUCK {
-                    assert!(took >= LAME_DUCK, "{state}: {took:?}, no time for another request");
+                if allowed == STOP_IDLE_GRACE {
+                    assert!(
+                        took >= STOP_IDLE_GRACE,
+                        "{state}: {took:?}, no time for another request"
+                    );
                 }
                 assert_eq!(stopped.status, 0, "{state}\n{}", stopped.log_text());
                 drop(clients);

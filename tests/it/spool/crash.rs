@@ -86,7 +86,7 @@ fn run(store_fails: bool) {
     let server = Server::start_in(dir.clone(), &[("SPOOL_DIR", "spool")]);
     server.wait_spool_empty();
     let replayed = started.elapsed();
-    figures.adopted += server.metrics().sum("millrace_payloads_adopted_total");
+    figures.adopted += server.metrics().sum("millrace_payloads_taken_over_total");
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.dead_lettered, stopped.lost), (0, 0, 0));
     let objects = stopped.stored();
@@ -146,7 +146,7 @@ pub fn settings(store_fails: bool, rng: &mut fastrand::Rng) -> Vec<(&'static str
         ("CORES", if several { either("0", "0-1") } else { "0" }),
         ("SPOOL_MAX", either("6MiB", "32MiB")),
         ("SPOOL_LINGER", either("0ms", "2ms")),
-        ("SPOOL_PROGRESS", either("10ms", "1s")),
+        ("SPOOL_CHECKPOINT", either("10ms", "1s")),
         ("MAX_QUEUE", either("300", "10000")),
         ("MAX_WORKERS", either("2", "32")),
         ("RETRY_BASE", "5ms"),
@@ -183,7 +183,7 @@ pub fn live(
         }
     }
     let metrics = server.metrics();
-    figures.adopted += metrics.sum("millrace_payloads_adopted_total");
+    figures.adopted += metrics.sum("millrace_payloads_taken_over_total");
     figures.overflows += u64::from(metrics.sum("millrace_spool_overflowing") > 0);
     // A stop in between hands over likewise.
     if rng.u8(..6) == 0 {

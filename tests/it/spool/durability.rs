@@ -176,7 +176,7 @@ fn spool_of_a_killed_process_is_adopted_by_another_that_runs() {
     assert_eq!(heir.stored().len(), 1, "what a living process has is its own");
     victim.kill();
     let killed = Instant::now();
-    heir.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 30);
+    heir.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 30);
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     let stopped = finish(heir);
     assert_eq!(contents(&stopped.stored()), sorted(&numbered(0..31)));
@@ -188,14 +188,14 @@ fn spool_name_is_free_again_while_another_process_holds_what_was_adopted() {
     let heir = start_in(&victim.dir(), &[("NODE_ID", "heir"), DOWN]);
     assert_spooled(&victim.spool(&numbered(0..3)), 3);
     victim.kill();
-    heir.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 3);
+    heir.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 3);
     let again = start_in(&heir.dir(), &[("NODE_ID", "victim")]);
     assert_spooled(&again.spool(&numbered(3..6)), 3);
     again.wait_spool_empty();
     assert_eq!(contents(&again.stored()), numbered(3..6), "the heir has the others");
     // Held by a process that cannot store them, they come back with its end.
     heir.kill();
-    again.wait("adopted", |m| m.sum("millrace_payloads_adopted_total") == 3);
+    again.wait("adopted", |m| m.sum("millrace_payloads_taken_over_total") == 3);
     let stopped = finish(again);
     assert_eq!(contents(&stopped.stored()), numbered(0..6));
 }
@@ -337,7 +337,7 @@ fn spool_leaves_files_that_are_not_its_own_to_their_owner() {
 fn spool_sync_that_fails_is_a_503_and_stores_nothing_of_it() {
     let settings = [
         ("FAULTS", "seed=3,spool_sync=0.2"),
-        ("SPOOL_PROGRESS", "20ms"),
+        ("SPOOL_CHECKPOINT", "20ms"),
         ("SPOOL_MAX", "200MiB"),
         ("NODE_ID", "n"),
     ];
@@ -375,7 +375,7 @@ fn spool_sync_that_fails_is_a_503_and_stores_nothing_of_it() {
 
 #[test]
 fn spool_that_fails_is_not_ready_and_recovers_by_itself() {
-    let server = start(&[("FAULTS", "spool_sync=1"), ("SPOOL_PROGRESS", "2s")]);
+    let server = start(&[("FAULTS", "spool_sync=1"), ("SPOOL_CHECKPOINT", "2s")]);
     let mut client = server.connect();
     for _ in 0..2 {
         assert_eq!(client.spool(&["0"]).status, 503);
@@ -404,7 +404,7 @@ fn spool_replay_into_a_bucket_stores_once_what_the_store_had_already() {
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("HOME", "/nonexistent"),
         ("S3_IF_NONE_MATCH", "true"),
-        ("SPOOL_PROGRESS", "1m"),
+        ("SPOOL_CHECKPOINT", "1m"),
     ];
     let server = start(&settings);
     s3.fail_when(|seen| (seen.method == "PUT").then_some(Fault::ServeThenClose));
@@ -448,7 +448,7 @@ fn spool_brings_back_requests_larger_than_what_there_is_room_for() {
     drop(client);
     let dir = server.kill().dir;
     // Killed again on the way, and then with room for none of them at once.
-    let server = start_in(&dir, &[("SPOOL_PROGRESS", "50ms")]);
+    let server = start_in(&dir, &[("SPOOL_CHECKPOINT", "50ms")]);
     server.wait("some are stored", |m| m.sum("millrace_payloads_stored_total") > 1_000);
     server.kill();
     let tight = [("MAX_QUEUE", "100"), ("MAX_QUEUE_BYTES", "64KiB")];

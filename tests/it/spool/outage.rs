@@ -41,18 +41,18 @@ fn an_outage_of_the_store_fills_the_disk_and_not_memory() {
     let (ok, other) = answered.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     let grown = server.resident().saturating_sub(resident_before);
     let metrics = server.metrics();
-    let ring_bytes = metrics.sum("millrace_ring_bytes");
+    let queue_bytes = metrics.sum("millrace_queue_bytes");
     println!(
         "{ok} requests in {seconds} s, {other} not 200; resident memory grew by {} KiB, the ring holds {} KiB, the spool {} MiB",
         grown >> 10,
-        ring_bytes >> 10,
+        queue_bytes >> 10,
         metrics.sum("millrace_spool_disk_bytes") >> 20,
     );
     assert_eq!(other, 0);
     assert!(ok > seconds * u64::from(RATE) / 4, "{ok} requests");
     assert_eq!(metrics.sum("millrace_payloads_stored_total"), 0, "the store was away");
     assert_eq!(metrics.sum("millrace_spool_overflowing"), 1);
-    assert!(grown <= ring_bytes + (32 << 20), "{grown} bytes beside {ring_bytes} in the ring");
+    assert!(grown <= queue_bytes + (32 << 20), "{grown} bytes beside {queue_bytes} in the ring");
 
     let accepted = (ok + 1) * PAYLOADS as u64;
     let back = Instant::now();

@@ -16,7 +16,7 @@ const SETTINGS: [(&str, &str); 6] = [
     ("SPOOL_DIR", "spool"),
     ("SPOOL_SEGMENT", "1MiB"),
     ("MAX_LENGTH", "64KiB"),
-    ("SPOOL_PROGRESS", "300ms"),
+    ("SPOOL_CHECKPOINT", "300ms"),
     ("RETRY_BASE", "5ms"),
     ("RETRY_MAX", "50ms"),
 ];

@@ -103,7 +103,7 @@ pub fn run(target: &Target<'_>, payloads: usize) {
     let started = Instant::now();
     let sent = post_all(&server, payloads, seed);
     let posted = started.elapsed();
-    server.wait("nearly everything stored", |m| m.sum("millrace_ring_depth") == 0);
+    server.wait("nearly everything stored", |m| m.sum("millrace_queue_depth") == 0);
     server.wait_idle();
     let took = started.elapsed();
 

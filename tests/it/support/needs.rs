@@ -10,8 +10,12 @@ use std::process::{Command, Stdio};
 pub enum Need {
     /// CPUs 0 and 1, for servers of two cores.
     Cores,
+    /// curl(1), for the client in shell and the examples of the documents.
+    Curl,
     /// The Python package.
     Duckdb,
+    /// The Go toolchain, for the client in Go.
+    Go,
     /// Resource limits as high as those that a test lowers them to.
     Limits,
     /// A loop device mounted in a namespace.
@@ -20,8 +24,12 @@ pub enum Need {
     Mount,
     /// A network namespace, with ip(8).
     Netns,
+    /// Node.js, for the client in JavaScript.
+    Node,
     /// `proc` mounted with options of its own.
     Procfs,
+    /// Python 3, for the client in Python and the examples of the documents.
+    Python,
     /// A real-time scheduling class.
     Realtime,
     /// root, and a binary that another user can run.

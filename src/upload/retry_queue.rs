@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use super::failures::Failures;
 use crate::spool::Intent;
-use crate::upload::source::Parcel;
+use crate::upload::source::Upload;
 
 /// One object on its way to the store.
-pub struct Upload {
-    pub parcel: Parcel,
+pub struct PendingUpload {
+    pub upload: Upload,
     /// `None`: it has not failed yet.
-    pub trouble: Option<Box<Trouble>>,
+    pub retry: Option<Box<RetryState>>,
 }
 
 /// What is known of an object that has failed.
-pub struct Trouble {
+pub struct RetryState {
     pub failures: Failures,
     /// The core's healthy time and the objects it had stored when this one first failed.
     pub healthy_before: Duration,
@@ -28,29 +28,29 @@ pub struct Trouble {
     pub intent: Option<Intent>,
 }
 
-impl Upload {
-    pub fn fresh(parcel: Parcel) -> Upload {
-        Upload { parcel, trouble: None }
+impl PendingUpload {
+    pub fn fresh(upload: Upload) -> PendingUpload {
+        PendingUpload { upload, retry: None }
     }
 }
 
 /// What is set aside on one core.
 #[derive(Default)]
-pub(super) struct Aside {
+pub(super) struct RetryQueue {
     /// The one that is due first on top.
-    waiting: BinaryHeap<Reverse<Waiting>>,
-    due: VecDeque<Upload>,
+    waiting: BinaryHeap<Reverse<QueuedRetry>>,
+    due: VecDeque<PendingUpload>,
     next_number: u64,
 }
 
-struct Waiting {
+struct QueuedRetry {
     due: Instant,
     /// Tells apart what is due at the same time.
     number: u64,
-    upload: Upload,
+    pending: PendingUpload,
 }
 
-impl Aside {
+impl RetryQueue {
     pub(super) fn len(&self) -> usize {
         self.waiting.len() + self.due.len()
     }
@@ -60,14 +60,14 @@ impl Aside {
         !self.due.is_empty()
     }
 
-    pub(super) fn push(&mut self, upload: Upload, due: Instant) {
+    pub(super) fn push(&mut self, pending: PendingUpload, due: Instant) {
         let number = self.next_number;
         self.next_number += 1;
-        self.waiting.push(Reverse(Waiting { due, number, upload }));
+        self.waiting.push(Reverse(QueuedRetry { due, number, pending }));
     }
 
     /// The one that has been due for longest.
-    pub(super) fn pop_due(&mut self) -> Option<Upload> {
+    pub(super) fn pop_due(&mut self) -> Option<PendingUpload> {
         self.due.pop_front()
     }
 
@@ -81,7 +81,7 @@ impl Aside {
         let before = self.due.len();
         while self.next_due().is_some_and(|due| due <= now) {
             let Reverse(first) = self.waiting.pop().expect("it was looked at");
-            self.due.push_back(first.upload);
+            self.due.push_back(first.pending);
         }
         self.due.len() - before
     }
@@ -90,43 +90,43 @@ impl Aside {
     pub(super) fn hurry(&mut self, latest: Instant) {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
         let sooner =
-            |Reverse(w): Reverse<Waiting>| Reverse(Waiting { due: w.due.min(latest), ..w });
+            |Reverse(w): Reverse<QueuedRetry>| Reverse(QueuedRetry { due: w.due.min(latest), ..w });
         self.waiting = waiting.map(sooner).collect();
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Upload> {
-        self.due.iter().chain(self.waiting.iter().map(|Reverse(waiting)| &waiting.upload))
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PendingUpload> {
+        self.due.iter().chain(self.waiting.iter().map(|Reverse(waiting)| &waiting.pending))
     }
 
-    pub(super) fn take_all(&mut self) -> Vec<Upload> {
+    pub(super) fn take_all(&mut self) -> Vec<PendingUpload> {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let waiting = waiting.map(|Reverse(waiting)| waiting.upload);
+        let waiting = waiting.map(|Reverse(waiting)| waiting.pending);
         std::mem::take(&mut self.due).into_iter().chain(waiting).collect()
     }
 }
 
-impl Waiting {
+impl QueuedRetry {
     fn order(&self) -> (Instant, u64) {
         (self.due, self.number)
     }
 }
 
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Waiting) -> bool {
+impl PartialEq for QueuedRetry {
+    fn eq(&self, other: &QueuedRetry) -> bool {
         self.order() == other.order()
     }
 }
 
-impl Eq for Waiting {}
+impl Eq for QueuedRetry {}
 
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Waiting) -> Option<Ordering> {
+impl PartialOrd for QueuedRetry {
+    fn partial_cmp(&self, other: &QueuedRetry) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Waiting {
-    fn cmp(&self, other: &Waiting) -> Ordering {
+impl Ord for QueuedRetry {
+    fn cmp(&self, other: &QueuedRetry) -> Ordering {
         self.order().cmp(&other.order())
     }
 }
@@ -136,36 +136,36 @@ mod tests {
     use super::*;
     use crate::queue::job::{Job, Payload, Stamp};
 
-    fn upload(seq: u64) -> Upload {
+    fn pending(seq: u64) -> PendingUpload {
         let payload = Payload::from(b"1".to_vec());
-        Upload::fresh(Parcel::Payload(Job::queued(payload, Stamp { unix_nanos: 0, seq })))
+        PendingUpload::fresh(Upload::Payload(Job::queued(payload, Stamp { unix_nanos: 0, seq })))
     }
 
-    fn pop(aside: &mut Aside) -> Option<u64> {
-        aside.pop_due().map(|upload| match upload.parcel {
-            Parcel::Payload(job) => job.stamp.seq,
-            Parcel::Batch(_) => unreachable!("none was pushed"),
+    fn pop(retry_queue: &mut RetryQueue) -> Option<u64> {
+        retry_queue.pop_due().map(|pending| match pending.upload {
+            Upload::Payload(job) => job.stamp.seq,
+            Upload::Batch(_) => unreachable!("none was pushed"),
         })
     }
 
     #[test]
     fn objects_come_back_when_they_are_due_the_earliest_first() {
-        let (mut aside, start) = (Aside::default(), Instant::now());
+        let (mut retry_queue, start) = (RetryQueue::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         for (seq, due) in [(0, 30), (1, 10), (2, 20), (3, 10)] {
-            aside.push(upload(seq), at(due));
+            retry_queue.push(pending(seq), at(due));
         }
-        assert_eq!((aside.turn(at(9)), aside.next_due()), (0, Some(at(10))));
-        assert_eq!(pop(&mut aside), None);
-        assert_eq!((aside.turn(at(20)), aside.len()), (3, 4));
-        assert_eq!([(); 4].map(|()| pop(&mut aside)), [Some(1), Some(3), Some(2), None]);
-        aside.push(upload(4), at(10_000));
-        aside.hurry(at(100));
-        assert_eq!(aside.turn(at(100)), 2);
+        assert_eq!((retry_queue.turn(at(9)), retry_queue.next_due()), (0, Some(at(10))));
+        assert_eq!(pop(&mut retry_queue), None);
+        assert_eq!((retry_queue.turn(at(20)), retry_queue.len()), (3, 4));
+        assert_eq!([(); 4].map(|()| pop(&mut retry_queue)), [Some(1), Some(3), Some(2), None]);
+        retry_queue.push(pending(4), at(10_000));
+        retry_queue.hurry(at(100));
+        assert_eq!(retry_queue.turn(at(100)), 2);
         assert_eq!(
-            (pop(&mut aside), aside.iter().count(), aside.take_all().len()),
+            (pop(&mut retry_queue), retry_queue.iter().count(), retry_queue.take_all().len()),
             (Some(0), 1, 1)
         );
-        assert_eq!(aside.len(), 0);
+        assert_eq!(retry_queue.len(), 0);
     }
 }
