@@ -1,22 +1,25 @@
 //! Batches of one core: many payloads in one NDJSON object, one payload per line.
 //!
 //! ```text
-//!  ring → gather → open batches, one per partition → closed → workers → store
-//!                  BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT
+//!  queue → gather → open batches, one per partition → closed → workers → store
+//!                   BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT
 //! ```
 //!
-//! One task (`gather`) empties the ring. In entering a batch a payload is copied or compressed, and gives up its ring slot and
-//! its share of its request's body; from then on the batch is charged to `BATCH_MEMORY`, open, closed and travelling. When that
-//! is used up the ring is not emptied any more, so admission answers 503. The bound may be exceeded by one payload,
-//! one chunk and one compressor state.
+//! One task (`gather`) empties the queue. When a payload joins a batch it is copied or compressed,
+//! and releases its queue slot and its share of its request's body. From then on the batch is
+//! charged to `BATCH_MEMORY`, until it is stored. When that is used up the queue is no longer
+//! emptied, so admission answers 503. The bound may be exceeded by one payload, one chunk and one
+//! compressor state.
 //!
-//! Payloads share a batch if `KEY` makes the same text of them (`key::Partition`) and they are equally safe: those of one
-//! core directory of the spool, or those that are in memory only, are together. So what a crash leaves of a batch is known
-//! from one journal, and what a stop leaves is either in the spool already or not at all.
+//! Payloads share a batch if `KEY` makes the same partition of them (`key::Partition`) and they are
+//! equally safe: all in the same core directory of the spool, or all in memory only. So one journal
+//! says what a crash leaves of a batch, and what a stop leaves is either completely in the spool or
+//! not at all.
 //!
-//! `encoder` turns payloads into the bytes of one object: it puts them on lines (`lines`), compresses them in bounded
-//! slices (`compressor`) and keeps the outcome in chunks (`chunks`) that are sent as they lie. `restore` puts batches again
-//! that a crashed process had begun.
+//! `encoder` turns payloads into the bytes of one object: it puts them on lines (`lines`),
+//! compresses them in bounded slices (`compressor`) and keeps the result in chunks (`chunks`),
+//! which are sent without another copy. `upload::restore` uploads the batches again that a crashed
+//! process left in doubt.
 
 mod chunks;
 mod compressor;
@@ -54,17 +57,19 @@ use crate::throttle::Throttle;
 use encoder::{Encoder, EncoderShared};
 use open::OpenBatch;
 
-/// What a batch is charged beside its bytes and the lists of its members: its own fields, its key, the partition's text.
+/// Charge of a batch in addition to its bytes and member lists: its fields, its key and the
+/// partition's text.
 const BATCH_COST_BYTES: usize = 4 << 10;
 
-/// How long a batch is set aside that waits for the spool's disk: as long as a failed disk goes untried.
+/// How long a batch waits for the spool's disk before its next attempt: as long as the spool waits
+/// before it tries a failed disk again.
 const PARKED_FOR: Duration = Duration::from_secs(1);
 
-/// Room that is made before a payload enters: a chunk may be begun for it.
+/// Memory that must be free before a payload joins: it may need a new chunk.
 const ROOM_BYTES: usize = 256 << 10;
 
-/// What a core's batches may take beyond `BATCH_MEMORY`: a compressor state and a chunk, and what the encoders keep for
-/// reuse (32 chunks of 256 KiB and four states of up to 3 MiB).
+/// Memory of a core's batches beyond `BATCH_MEMORY`: a compressor state and a chunk, and what the
+/// encoders keep for reuse (32 chunks of 256 KiB and four states of up to 3 MiB).
 pub const MEMORY_BESIDE_BYTES: usize = (4 + 8 + 12) << 20;
 
 /// The batches of one core.
@@ -75,64 +80,64 @@ pub struct Batches {
     shared: Rc<EncoderShared>,
     memory: Rc<Budget>,
     open: RefCell<OpenBatches>,
-    /// In line for a worker.
+    /// Closed batches, waiting for a worker.
     closed: Fifo<Rc<Batch>>,
-    held: InGathering,
+    gathering: GatherState,
     lookup: Lookup,
-    /// When the gathering task last let others run.
+    /// When the gathering task last let other tasks run.
     turn_began: Cell<Instant>,
     parked: Parked,
     cells: &'static CoreCells,
 }
 
-/// What of a core its batches need beside themselves.
+/// The parts of a core that its batches use.
 pub struct Feed {
-    /// Where payloads come from.
+    /// The source of payloads.
     pub admission: Rc<Admission>,
-    /// A batch is numbered like a payload.
+    /// Batches are numbered like payloads, from the same sequence.
     pub stamps: Rc<Stamps>,
     pub origin: Rc<Origin>,
-    /// Which sums objects need.
+    /// Says which checksums objects need.
     pub store: Rc<Store>,
     pub stop: Rc<Stop>,
 }
 
-/// What the gathering task is busy with, where a stop that cancels it finds it.
+/// What the gathering task is busy with. A stop that cancels the task finds it here.
 #[derive(Default)]
-struct InGathering {
-    /// Being finished: no longer open and not yet closed.
+struct GatherState {
+    /// A batch that is being finished: no longer open and not yet closed.
     closing: RefCell<Option<Rc<RefCell<OpenBatch>>>>,
-    /// A payload that waits for room.
+    /// A payload that cannot join a batch yet.
     job: RefCell<Option<Job>>,
 }
 
-/// Batches that wait for the spool's journal, which failed.
+/// Batches that wait for the spool's journal after it failed.
 #[derive(Default)]
 struct Parked {
     batches: RefCell<Vec<Rc<Batch>>>,
     log: RefCell<Throttle>,
 }
 
-/// Finds the batch of a payload; each is used again for the next.
+/// Finds the batch of a payload. The buffers are reused for the next one.
 #[derive(Default)]
 struct Lookup {
-    /// Whether not all payloads of one kind share a batch.
+    /// Whether `KEY` has a partition.
     is_partitioned: bool,
-    /// Room for what the next payload's place is made of, and for the place.
+    /// The partition of the current payload, and its grouping.
     partition: RefCell<Partition>,
-    place: RefCell<Vec<u8>>,
-    /// Where the payload before went.
-    last: RefCell<Option<Place>>,
+    grouping: RefCell<Vec<u8>>,
+    /// The batch that the previous payload joined.
+    last: RefCell<Option<LastBatch>>,
 }
 
-/// What payloads of one batch have in common, and that batch.
-type Place = (Rc<[u8]>, Rc<RefCell<OpenBatch>>);
+/// The grouping of a batch (what its payloads have in common), and the batch.
+type LastBatch = (Rc<[u8]>, Rc<RefCell<OpenBatch>>);
 
-/// The open batches, by what their members have in common, and by age.
+/// The open batches, by grouping and by age.
 #[derive(Default)]
 struct OpenBatches {
-    by_place: HashMap<Rc<[u8]>, Rc<RefCell<OpenBatch>>>,
-    /// By number, so the oldest first.
+    by_grouping: HashMap<Rc<[u8]>, Rc<RefCell<OpenBatch>>>,
+    /// By number, so the oldest is first.
     by_age: BTreeMap<u64, (Instant, Rc<[u8]>)>,
     next_number: u64,
 }
@@ -147,9 +152,9 @@ impl Batches {
             shared: EncoderShared::new(),
             memory,
             open: RefCell::default(),
-            // Each is charged at least its cost, and nothing enters beyond the bound.
+            // The memory bounds the number of batches, because each is charged at least its cost.
             closed: Fifo::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
-            held: InGathering::default(),
+            gathering: GatherState::default(),
             lookup: Lookup { is_partitioned: config.keys.is_partitioned(), ..Lookup::default() },
             turn_began: Cell::new(Instant::now()),
             parked: Parked::default(),
@@ -158,17 +163,17 @@ impl Batches {
         }))
     }
 
-    /// The batch that has been closed for longest, if there is one.
+    /// Takes the batch that was closed first, if there is one.
     pub fn take_closed(&self) -> Option<Rc<Batch>> {
         self.closed.take()
     }
 
-    /// Whether a closed batch is in line.
+    /// Whether a closed batch waits for a worker.
     pub fn has_closed(&self) -> bool {
         !self.closed.is_empty()
     }
 
-    /// No more batches will be closed.
+    /// Whether no more batches will be closed.
     pub fn is_closed(&self) -> bool {
         self.closed.is_closed()
     }
@@ -178,36 +183,37 @@ impl Batches {
         self.closed.wait(cx, number);
     }
 
-    /// Worker `number` waits no longer.
+    /// Worker `number` no longer waits.
     pub fn leave(&self, number: usize) {
         self.closed.leave(number);
     }
 
-    /// Wakes a worker that waits.
+    /// Wakes an idle worker, if there is one.
     pub fn wake_worker(&self) {
         self.closed.wake_one();
     }
 
-    /// Nothing is open, being closed or in line.
+    /// Whether no batch is open, being closed, or waiting for a worker or the journal.
     pub fn is_empty(&self) -> bool {
         self.closed.is_empty()
             && self.parked.batches.borrow().is_empty()
-            && self.open.borrow().by_place.is_empty()
-            && self.held.closing.borrow().is_none()
-            && self.held.job.borrow().is_none()
+            && self.open.borrow().by_grouping.is_empty()
+            && self.gathering.closing.borrow().is_none()
+            && self.gathering.job.borrow().is_none()
     }
 
-    /// All that is open, being closed or in line is in the spool as well.
+    /// Whether everything that is open, being closed or waiting for a worker is in the spool as
+    /// well.
     pub fn holds_spooled_only(&self) -> bool {
         let is_spooled = |open: &Rc<RefCell<OpenBatch>>| open.borrow().is_spooled();
         self.closed.all(|batch| batch.is_spooled())
-            && self.open.borrow().by_place.values().all(is_spooled)
-            && self.held.closing.borrow().iter().all(is_spooled)
-            && self.held.job.borrow().iter().all(|job| job.record.is_some())
+            && self.open.borrow().by_grouping.values().all(is_spooled)
+            && self.gathering.closing.borrow().iter().all(is_spooled)
+            && self.gathering.job.borrow().iter().all(|job| job.record.is_some())
     }
 
-    /// Sets a batch aside that cannot be put before the spool's disk works again, so that no worker waits with it; it is in
-    /// line again after a while.
+    /// Parks a batch that cannot be uploaded before the spool's disk works again, so that no worker
+    /// waits with it. It is queued again after [`PARKED_FOR`].
     pub fn park(self: &Rc<Self>, batch: Rc<Batch>, error: &SpoolError) {
         let text = || format!("{} waits for the spool's journal: {error}", batch.key());
         self.parked.log.borrow_mut().warn(text);
@@ -217,24 +223,24 @@ impl Batches {
             rt::spawn(async move {
                 sleep(PARKED_FOR).await;
                 for batch in batches.parked.batches.take() {
-                    // Else the stop has come to its end: what is spooled stays there.
-                    let _in_line = batches.closed.push(batch);
+                    // Refused only once the stop has ended. Then the batch stays in the spool.
+                    let _queued = batches.closed.push(batch);
                 }
             })
             .detach();
         }
     }
 
-    /// For the last step of a stop, when the gathering task and the workers are no more: what is not in the spool. Batches
-    /// that were open are closed, in one go.
+    /// Takes what is not in the spool, for the last step of a stop, when the gathering task and the
+    /// workers have ended. Closes open batches without yielding.
     pub fn take_rest(&self) -> (Vec<Job>, Vec<Rc<Batch>>) {
-        let job = self.held.job.take().filter(|job| job.record.is_none());
+        let job = self.gathering.job.take().filter(|job| job.record.is_none());
         self.parked.batches.take();
         self.lookup.last.take();
-        let open = std::mem::take(&mut *self.open.borrow_mut()).by_place.into_values();
+        let open = std::mem::take(&mut *self.open.borrow_mut()).by_grouping.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
-        for open in open.chain(self.held.closing.take()) {
-            let mut open = Rc::into_inner(open).expect("its task is no more").into_inner();
+        for open in open.chain(self.gathering.closing.take()) {
+            let mut open = Rc::into_inner(open).expect("its task has ended").into_inner();
             if open.is_spooled() {
                 continue;
             }
@@ -249,19 +255,19 @@ impl Batches {
     }
 }
 
-/// Payloads in a row whose stamps follow each other.
+/// Consecutive payloads with consecutive stamps.
 #[derive(Clone, Copy)]
 struct StampRun {
     first: Stamp,
     count: u32,
 }
 
-/// Whom an object's fate concerns beside the spool.
+/// The stamps of a batch's payloads, and the requests that wait for its outcome.
 #[derive(Default)]
 struct Roster {
-    /// What each payload would be called by itself, in the order of the lines; of payloads that are in memory only.
+    /// The stamp of each payload, in the order of the lines; empty for spooled payloads.
     stamps: Vec<StampRun>,
-    /// Requests that wait for the store, with how many payloads each has here.
+    /// The requests that wait for the store, each with its number of payloads in the batch.
     request_outcomes: Vec<(Rc<RequestOutcome>, u32)>,
 }
 
@@ -299,40 +305,40 @@ impl Roster {
     }
 }
 
-/// A batch that takes no more payloads: one object, and whom its fate concerns.
+/// A closed batch: one object, and those that wait for its outcome.
 pub struct Batch {
     key: String,
-    /// What a dead letter of it is called.
+    /// The file name of its dead letter, without an extension.
     stem: String,
     form: BatchFormat,
     parts: Vec<Payload>,
     sums: Sums,
     payloads: u64,
-    /// Of the payloads as they came, without line feeds.
+    /// Bytes of the payloads as received, without line feeds.
     payload_bytes: u64,
     kind: BatchKind,
     roster: Roster,
-    /// Of its payloads' requests, as far as keys tell them apart.
+    /// The `version` of its payloads' requests, if keys use it.
     version: Option<Box<str>>,
     shared: Rc<EncoderShared>,
     _charge: Option<Charge>,
 }
 
-/// Where the payloads of a batch are beside it.
+/// Where the payloads of a batch are stored besides the batch itself.
 enum BatchKind {
-    /// Nowhere: a crash loses them.
+    /// Nowhere: a crash would lose them.
     Memory,
     /// In this core's spool.
     Spooled(Rc<Members>),
-    /// The one payload, which was spooled to be an object of its own by a process of `OBJECT=payload`; then there are no
-    /// parts.
+    /// A single payload, which a process with `OBJECT=payload` spooled as a single object. The
+    /// batch has no parts then.
     SingleObject(Job),
-    /// In the spool of a process that has crashed and had begun to put this batch.
+    /// In the spool of a crashed process, which left this batch in doubt.
     Restored,
 }
 
 impl Batch {
-    /// `job` as an object of its own.
+    /// `job` as a single object.
     fn single_object(job: Job, batches: &Batches) -> Batch {
         let mut charge = Charge::new(&batches.memory);
         charge.set(BATCH_COST_BYTES + job.payload.len());
@@ -353,7 +359,7 @@ impl Batch {
         }
     }
 
-    /// A batch that a crashed process had begun, made again by an encoder that has ended: `payloads` of `payload_bytes`.
+    /// A batch that a crashed process left in doubt, made again by an encoder that has ended.
     pub fn restored(
         key: &str,
         stem: String,
@@ -379,7 +385,7 @@ impl Batch {
         }
     }
 
-    /// Also `tally` is told what becomes of it, as of one payload.
+    /// Reports its outcome to `request_outcome` as well, as that of one payload.
     pub fn report_to(&mut self, request_outcome: Rc<RequestOutcome>) {
         self.roster.request_outcomes.push((request_outcome, 1));
     }
@@ -388,7 +394,7 @@ impl Batch {
         &self.key
     }
 
-    /// Unlike that of any other batch or payload of this process.
+    /// Unique among the batches and payloads of this process.
     pub fn stem(&self) -> &str {
         &self.stem
     }
@@ -401,7 +407,7 @@ impl Batch {
         Object { key, body: parts, coding: form.coding(), sums: Some(sums) }
     }
 
-    /// How it is made, for the spool.
+    /// How the object is made, as recorded in the spool.
     pub fn form(&self) -> String {
         self.form.to_string()
     }
@@ -414,7 +420,7 @@ impl Batch {
         self.payload_bytes
     }
 
-    /// Where its members lie in this core's spool, if they do.
+    /// Its members in this core's spool, if it is spooled there.
     pub fn members(&self) -> Option<&Rc<Members>> {
         match &self.kind {
             BatchKind::Spooled(members) => Some(members),
@@ -422,12 +428,12 @@ impl Batch {
         }
     }
 
-    /// It was begun by a process that is no more.
+    /// Whether a process that has ended left it in doubt.
     pub fn is_restored(&self) -> bool {
         matches!(self.kind, BatchKind::Restored)
     }
 
-    /// Its payloads survive this process.
+    /// Whether its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
         match &self.kind {
             BatchKind::Memory => false,
@@ -437,7 +443,8 @@ impl Batch {
         }
     }
 
-    /// Tells whom its fate concerns, but for what the spool notes of a batch.
+    /// Reports its outcome to the requests that wait for it, and that of a single object also to
+    /// the spool. The worker records the outcome of any other batch there.
     pub fn complete(&self, outcome: Outcome) {
         if let BatchKind::SingleObject(job) = &self.kind {
             job.complete(outcome);
@@ -447,8 +454,9 @@ impl Batch {
         }
     }
 
-    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose payloads
-    /// are in memory only: the jobs have no record in the spool, and no request waits for them.
+    /// The payloads as jobs again, in the order of the object's lines. Only for a batch whose
+    /// payloads are in memory only: the jobs have no record in the spool, and no request waits for
+    /// them.
     pub fn jobs(&self) -> Vec<Job> {
         if let BatchKind::SingleObject(job) = &self.kind {
             // It has no parts. Its record names a segment file that was removed.

@@ -1,5 +1,8 @@
-//! The command line: which command, and what it said about settings. Flags are generated from
-//! [`SETTINGS`] and handed on as text; what the text means is `config`'s business.
+//! The command line: the command and the settings given as flags. Flags are generated from
+//! [`SETTINGS`] and passed on as text, which `config` interprets.
+//!
+//! Every command accepts every setting, because each validates the whole configuration. Its
+//! `--help` shows only those that it reads; `millrace --help` shows them all.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,62 +12,62 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use crate::config::{Flags, SETTINGS, Setting};
 
-/// What the process is to do.
+/// What the process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Take requests until a signal; the default.
+    /// Serve requests until a signal; the default.
     Serve,
-    /// Validate the configuration, look at the host, probe the store; exit 0 or 2.
+    /// Validate the configuration, check the host, probe the store; exit 0 or 2.
     Check {
-        /// Write one probe object as well, and delete it.
+        /// Also write one probe object and delete it.
         put: bool,
     },
-    /// List what the store would not take.
+    /// List the dead letters.
     DeadLetterLs,
-    /// Put it again under its recorded keys.
+    /// Upload dead letters again under their recorded keys.
     DeadLetterReplay {
-        /// Also letters that were meant for another store than the configured one.
+        /// Also dead letters recorded for a store other than the configured one.
         any_store: bool,
     },
-    /// Do something with what lies in a spool.
+    /// Inspect or empty a spool without a server.
     Spool {
         what: SpoolCommand,
-        /// A spool directory, or that of one process in it; `None`: the configured one.
+        /// A spool directory, or one process's directory in it; `None`: `SPOOL_DIR`.
         dir: Option<PathBuf>,
     },
 }
 
-/// What is done with a spool.
+/// The commands on a spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpoolCommand {
     /// List the segments.
     Ls,
     /// Check every checksum.
     Verify,
-    /// Put what is not stored, and remove what is.
+    /// Upload what is not stored, and remove what is.
     Replay,
-    /// Write it to standard output.
+    /// Write the payloads to standard output.
     Export {
-        /// Also what is stored.
+        /// Also payloads that are already stored.
         all: bool,
     },
 }
 
-/// The command line, taken apart.
+/// The parsed command line.
 #[derive(Clone, Debug)]
 pub struct Invocation {
     pub command: Command,
     pub flags: Flags,
 }
 
-/// Takes `args` apart, program name first (as [`std::env::args_os`] gives them).
+/// Parses `args`, program name first (as [`std::env::args_os`] gives them).
 ///
 /// # Errors
-/// Clap's: bad usage, but also `--help` and `--version`. `Error::exit` prints each where it belongs and exits
-/// 2 for bad usage, 0 for the others.
+/// Clap's: bad usage, but also `--help` and `--version`. `Error::exit` prints each to the right
+/// stream and exits 2 for bad usage, 0 for the others.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
     let root = command_line().try_get_matches_from(args)?;
-    // Settings are global: clap copies them to the innermost subcommand, wherever they were written.
+    // Settings are global: clap copies them to the innermost subcommand, wherever they stand.
     let (command, matches) = match root.subcommand() {
         None => (Command::Serve, &root),
         Some(("serve", matches)) => (Command::Serve, matches),
@@ -102,25 +105,67 @@ fn flags(matches: &ArgMatches) -> Flags {
 
 /// The id of `--config`; no setting has this name.
 const CONFIG: &str = "CONFIG";
-/// The id of `--put`, likewise.
+/// The id of `--put`; no setting has this name, nor those of the next three.
 const PUT: &str = "PUT";
-/// The id of `--any-store`, likewise.
+/// The id of `--any-store`.
 const ANY_STORE: &str = "ANY_STORE";
-/// The id of `--all`, likewise.
+/// The id of `--all`.
 const ALL: &str = "ALL";
-/// The id of a spool's directory, likewise.
+/// The id of a spool's directory.
 const DIR: &str = "DIR";
+
+const SETTINGS_HELP: &str = "\
+A setting's value comes from its flag (--max-workers), else the environment variable
+(MILLRACE_MAX_WORKERS or, if that is absent, MAX_WORKERS), else the TOML file (max_workers),
+else its default. MILLRACE_CONFIG names the TOML file, like --config.
+Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.";
+
+/// What every command on dead letters reads.
+const DEAD_LETTERS: &[&str] = &["DEAD_LETTER_DIR"];
+/// What every command on a spool reads.
+const SPOOL: &[&str] = &["SPOOL_DIR"];
+/// What an upload depends on, besides the `S3_` settings.
+const UPLOADS: &[&str] = &[
+    "STORE",
+    "FILE_MODE",
+    "CONTENT_TYPE",
+    "PUT_TIMEOUT",
+    "PUT_TIMEOUT_MAX",
+    "RETRY_BASE",
+    "LOG",
+    "LOG_FORMAT",
+    "FAULTS",
+];
+
+/// Which settings a command's `--help` explains.
+#[derive(Clone, Copy)]
+enum Reads {
+    /// All of them, which is too many to explain: only their flags are listed.
+    All,
+    /// Only these.
+    Only(&'static [&'static str]),
+    /// These, and all that uploads depend on.
+    AndUploads(&'static [&'static str]),
+}
+
+impl Reads {
+    fn explains(self, setting: &Setting) -> bool {
+        let is_in = |names: &[&str]| names.contains(&setting.name);
+        match self {
+            Reads::All => false,
+            Reads::Only(names) => is_in(names),
+            Reads::AndUploads(names) => {
+                is_in(names) || is_in(UPLOADS) || setting.name.starts_with("S3_")
+            }
+        }
+    }
+}
 
 fn command_line() -> clap::Command {
     clap::Command::new(env!("CARGO_PKG_NAME"))
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Takes POSTs of JSON collections and writes every payload to Amazon S3")
-        .after_help(
-            "A setting is taken from its flag (--max-workers), else from the environment\n\
-             (MILLRACE_MAX_WORKERS, or MAX_WORKERS where that is not there), else from the TOML file\n\
-             (max_workers), else its default. MILLRACE_CONFIG names the file like --config.\n\
-             Sizes and times carry units: 64MiB, 1GB, 250ms, 10s, 5m.",
-        )
+        .about("Receives POSTs of JSON collections and writes every payload to Amazon S3")
+        .after_help(SETTINGS_HELP)
         .disable_help_subcommand(true)
         .arg(
             Arg::new(CONFIG)
@@ -134,59 +179,96 @@ fn command_line() -> clap::Command {
                 ),
         )
         .args(SETTINGS.iter().map(setting_arg))
-        .subcommand(clap::Command::new("serve").about("Take requests until a signal (the default)"))
+        .subcommand(command("serve", "Serve requests until a signal (the default)", Reads::All))
         .subcommand(
-            clap::Command::new("check")
-                .about("Validate the configuration, check this host and probe the store, changing nothing; exit 0 or 2")
-                .arg(
-                    Arg::new(PUT)
-                        .long("put")
-                        .action(ArgAction::SetTrue)
-                        .help("Also write one probe object into the store, and delete it"),
-                ),
+            command(
+                "check",
+                "Validate the configuration, check this host and probe the store without changing \
+                 anything; exit 0 or 2",
+                Reads::All,
+            )
+            .arg(
+                Arg::new(PUT)
+                    .long("put")
+                    .action(ArgAction::SetTrue)
+                    .help("Also write one probe object to the store, and delete it"),
+            ),
         )
-        .subcommand(
-            clap::Command::new("dead-letter")
-                .about("Payloads the store would not take")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .disable_help_subcommand(true)
-                .subcommand(clap::Command::new("ls").about("List them"))
-                .subcommand(
-                    clap::Command::new("replay")
-                        .about("Put them again under their recorded keys")
-                        .arg(
-                            Arg::new(ANY_STORE)
-                                .long("any-store")
-                                .action(ArgAction::SetTrue)
-                                .help("Also those that were meant for another store than STORE"),
-                        ),
-                ),
-        )
+        .subcommand(dead_letter_command())
         .subcommand(spool_command())
 }
 
+fn dead_letter_command() -> clap::Command {
+    let any_store = Arg::new(ANY_STORE)
+        .long("any-store")
+        .action(ArgAction::SetTrue)
+        .help("Also those recorded for a store other than STORE");
+    let replay = "Upload dead letters again under their recorded keys; exit 1 if some are left";
+    group("dead-letter", "List or upload payloads that the store did not accept")
+        .subcommand(command("ls", "List dead letters, oldest first", Reads::Only(DEAD_LETTERS)))
+        .subcommand(command("replay", replay, Reads::AndUploads(DEAD_LETTERS)).arg(any_store))
+}
+
 fn spool_command() -> clap::Command {
-    let command = |name: &'static str, about: &'static str| {
+    let command = |name: &'static str, about: &'static str, reads: Reads| {
         let dir = Arg::new(DIR)
             .value_name("DIR")
             .value_parser(ValueParser::path_buf())
             .help("A SPOOL_DIR, or one directory in it [default: SPOOL_DIR]");
-        clap::Command::new(name).about(about).arg(dir)
+        command(name, about, reads).arg(dir)
     };
-    let all = Arg::new(ALL)
-        .long("all")
-        .action(ArgAction::SetTrue)
-        .help("Also those that are stored already");
-    clap::Command::new("spool")
-        .about("Payloads that stopped or crashed servers have left on this host's disk")
+    let only = Reads::Only(SPOOL);
+    let all =
+        Arg::new(ALL).long("all").action(ArgAction::SetTrue).help("Also those already stored");
+    let replay = "Upload the payloads under their keys, and remove what is stored";
+    group("spool", "Handle payloads that stopped or crashed servers left on this host's disk")
+        .subcommand(command("ls", "List the files of a spool", only))
+        .subcommand(command("verify", "Check every checksum; exit 1 if there is damage", only))
+        .subcommand(command("replay", replay, Reads::AndUploads(SPOOL)))
+        .subcommand(
+            command("export", "Write the payloads to standard output, one per line", only).arg(all),
+        )
+}
+
+/// A command with subcommands, whose help explains no setting.
+fn group(name: &'static str, about: &'static str) -> clap::Command {
+    command(name, about, Reads::Only(&[]))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommand(command("ls", "List the files that hold them"))
-        .subcommand(command("verify", "Check every checksum; exit 1 when there is damage"))
-        .subcommand(command("replay", "Put them under their keys, and remove what is stored"))
-        .subcommand(command("export", "Write them to standard output, one payload a line").arg(all))
+}
+
+/// A subcommand that accepts every setting and explains those that it reads.
+fn command(name: &'static str, about: &'static str, reads: Reads) -> clap::Command {
+    // An argument of the subcommand replaces the global one with its id in the help; clap still
+    // shares the values.
+    let settings = SETTINGS.iter().map(|s| setting_arg(s).hide(!reads.explains(s)));
+    let after = match reads {
+        Reads::All => format!("Settings (`millrace --help` explains them):\n{}", flag_list()),
+        Reads::Only(_) | Reads::AndUploads(_) => {
+            "`millrace --help` shows all settings and where their values come from.".to_owned()
+        }
+    };
+    clap::Command::new(name).about(about).args(settings).after_help(after)
+}
+
+/// The flags of all settings, in lines of at most 100 characters, a paragraph per group.
+fn flag_list() -> String {
+    let mut list = String::new();
+    for group in SETTINGS.chunk_by(|a, b| a.group == b.group) {
+        list.push_str(&format!("  {}:\n", group[0].group));
+        let mut line = String::from("   ");
+        for setting in group {
+            let flag = format!(" --{}", setting.flag());
+            if line.len() + flag.len() > 100 {
+                list.push_str(&format!("{line}\n"));
+                line = String::from("   ");
+            }
+            line.push_str(&flag);
+        }
+        list.push_str(&format!("{line}\n"));
+    }
+    list
 }
 
 fn setting_arg(s: &'static Setting) -> Arg {
@@ -200,7 +282,7 @@ fn setting_arg(s: &'static Setting) -> Arg {
         .help(format!("{} [env: {}]{default}", s.help, s.env()))
         .help_heading(s.group)
         .global(true)
-        // `--max-workers -1` is a bad value, for which `config` has the better words.
+        // `config` has the better message for `--max-workers -1`.
         .allow_negative_numbers(true)
 }
 
@@ -275,6 +357,56 @@ mod tests {
         }
         for line in ["millrace --help", "millrace --version", "millrace check --help"] {
             assert_eq!(invoke(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+
+    /// Every subcommand with the settings that its help explains; for a server and `check` their
+    /// flags suffice.
+    #[test]
+    fn the_help_of_a_subcommand_is_short_and_names_what_it_reads() {
+        // A replay explains what uploads depend on, 14 of it for S3 alone.
+        let lines_max = |command: &str| if command.ends_with("replay") { 100 } else { 40 };
+        let uploads: Vec<&str> = SETTINGS
+            .iter()
+            .map(|s| s.name)
+            .filter(|name| UPLOADS.contains(name) || name.starts_with("S3_"))
+            .collect();
+        for (command, own, settings) in [
+            ("dead-letter", &["ls", "replay"][..], vec![]),
+            ("dead-letter ls", &[], vec!["DEAD_LETTER_DIR"]),
+            ("dead-letter replay", &["--any-store"], [&["DEAD_LETTER_DIR"], &*uploads].concat()),
+            ("spool", &["ls", "verify", "replay", "export"], vec![]),
+            ("spool ls", &["[DIR]"], vec!["SPOOL_DIR"]),
+            ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),
+            ("spool export", &["[DIR]", "--all"], vec!["SPOOL_DIR"]),
+            ("spool replay", &["[DIR]"], [&["SPOOL_DIR"], &*uploads].concat()),
+            ("serve", &[], vec![]),
+            ("check", &["--put"], vec![]),
+        ] {
+            let help = invoke(&format!("millrace {command} --help")).unwrap_err().to_string();
+            let lines = help.lines().count();
+            assert!(lines <= lines_max(command), "{command}: {lines} lines\n{help}");
+            // Wrapping may break a line anywhere.
+            let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(help.contains("millrace --help"), "{command}:\n{help}");
+            for own in own.iter().chain(&["--config <FILE>"]) {
+                assert!(help.contains(own), "{command} {own}:\n{help}");
+            }
+            for s in SETTINGS {
+                let is_explained = help.contains(&format!("[env: {}]", s.env()));
+                assert_eq!(is_explained, settings.contains(&s.name), "{command} {}", s.name);
+                if ["serve", "check"].contains(&command) {
+                    assert!(help.contains(&format!(" --{}", s.flag())), "{command} {}", s.name);
+                }
+            }
+        }
+    }
+
+    /// Hidden in the help is not refused: a command validates every setting.
+    #[test]
+    fn settings_that_a_help_does_not_explain_are_accepted() {
+        for line in ["millrace spool ls --max-workers 3", "millrace --max-workers 3 spool ls"] {
+            assert_eq!(invoke(line).unwrap().flags.values, [("MAX_WORKERS", "3".to_owned())]);
         }
     }
 

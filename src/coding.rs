@@ -1,11 +1,11 @@
-//! How bytes are compressed, by the name that HTTP has for it: bodies of requests, and objects that say
-//! so in a header. And how text in URLs is escaped (`percent`).
+//! Content codings of request bodies and objects, by their HTTP names, and escaping of text in URLs
+//! (`percent`).
 
 pub mod percent;
 
 use serde::{Deserialize, Serialize};
 
-/// A content coding; its absence is `Option`'s.
+/// A content coding; `None` of an `Option` means uncompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Coding {
@@ -14,7 +14,7 @@ pub enum Coding {
 }
 
 impl Coding {
-    /// As `content-encoding` says it.
+    /// The name in `content-encoding`.
     pub fn name(self) -> &'static str {
         match self {
             Coding::Gzip => "gzip",
@@ -34,7 +34,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What others call it; `None`: nothing is compressed.
+    /// The content coding; `None` if nothing is compressed.
     pub fn coding(self) -> Option<Coding> {
         match self {
             Compression::None => None,

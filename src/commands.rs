@@ -1,4 +1,5 @@
-//! The commands beside `serve`: `check`, what is done with dead letters, and in [`spool`] with what lies in a spool.
+//! The commands other than `serve`: `check`, those on dead letters, and in [`spool`] those on a
+//! spool.
 
 pub mod out;
 mod put;
@@ -21,21 +22,22 @@ use crate::queue::job::{Origin, Payload};
 use crate::rt::{self, sleep};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
 
-/// Adds the store's rows to the preflight's `findings`, prints them all, and says whether a server would start.
-/// Nothing is changed, in the store either, unless `put`: then one probe object is written and deleted.
+/// Adds the findings about the store to the preflight's `findings`, prints them all, and returns
+/// whether a server would start. Changes nothing, unless `put`: then one probe object is written to
+/// the store and deleted.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub async fn check(config: &Config, mut findings: Vec<Finding>, put: bool) -> Result<Exit, String> {
     findings.extend(put::store(config, put).await);
     print_table(&findings)?;
     Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
 }
 
-/// Prints what `check` has found.
+/// Prints the findings of `check`.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub fn print_table(findings: &[Finding]) -> Result<(), String> {
     print(|out| write!(out, "{}", table(findings)))
 }
@@ -43,13 +45,13 @@ pub fn print_table(findings: &[Finding]) -> Result<(), String> {
 /// Prints a report.
 ///
 /// # Errors
-/// Standard output takes no more.
+/// Standard output cannot be written.
 pub fn print(report: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), String> {
     let mut out = out::stdout();
     report(&mut out).and_then(|()| out.flush()).map_err(|error| out::unwritable(&error))
 }
 
-/// `None` when there is no directory, so no letters: it is a server's to make.
+/// `None` if there is no directory, so no dead letters. It is not created: that is up to a server.
 fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
     let directory = &config.dead_letter_dir;
     if matches!(directory.try_exists(), Ok(false)) {
@@ -60,10 +62,11 @@ fn open_letters(config: &Config) -> Result<Option<DeadLetters>, String> {
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))
 }
 
-/// One line per letter, oldest first: time, attempts, size, how many payloads if it is not one, store, key, error.
+/// Prints one line per dead letter, oldest first: time, attempts, size, the number of payloads if
+/// it is not one, store, key, error.
 ///
 /// # Errors
-/// The directory cannot be read, or standard output takes no more.
+/// The directory cannot be read, or standard output cannot be written.
 pub fn list_letters(config: &Config) -> Result<Exit, String> {
     let Some(dead) = open_letters(config)? else {
         print(|out| writeln!(out, "0 dead letters, 0 bytes"))?;
@@ -80,6 +83,7 @@ pub fn list_letters(config: &Config) -> Result<Exit, String> {
             }
         }
     }
+    // Keys begin with their time by default.
     letters.sort_by(|a, b| a.key.cmp(&b.key));
     let bytes: u64 = letters.iter().map(|letter| letter.bytes).sum();
     print(|out| {
@@ -100,15 +104,16 @@ fn line(letter: &DeadLetter) -> String {
 
 fn report_broken(broken: &[(String, String)]) {
     for (stem, why) in broken {
-        complain(format_args!("{stem}.json: not a letter, left where it is: {why}"));
+        complain(format_args!("{stem}.json: not a dead letter, left in place: {why}"));
     }
 }
 
 fn report_damage(stem: &str, damage: &BundleDamage) {
-    complain(format_args!("{stem}.letters: {damage}; from there on it is left as it is"));
+    complain(format_args!("{stem}.letters: {damage}; the rest of it is left in place"));
 }
 
-/// `None` when there is nothing to read: replayed by somebody else in the meantime, or unreadable, which is said.
+/// `None` if there is nothing to read: another process has replayed it meanwhile, or it is
+/// unreadable, which is reported.
 fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
     dead.read_bundle(stem)
         .inspect_err(|error| {
@@ -119,12 +124,12 @@ fn open_bundle(dead: &DeadLetters, stem: &str) -> Option<BundleReader> {
         .ok()
 }
 
-/// Puts in flight at a time while replaying.
+/// PUTs in flight at a time while replaying.
 const REPLAY_WORKERS: usize = 16;
-/// Tries per payload before it is left where it is.
+/// Attempts per payload before it is left in place.
 const REPLAY_ATTEMPTS: u32 = 3;
 
-/// Works on all of `items`, [`REPLAY_WORKERS`] at a time.
+/// Runs `work` on all `items`, [`REPLAY_WORKERS`] at a time.
 async fn side_by_side<T: 'static>(
     items: impl Iterator<Item = T> + 'static,
     work: impl AsyncFn(T) + 'static,
@@ -147,25 +152,26 @@ async fn side_by_side<T: 'static>(
     }
 }
 
-/// Puts payloads again.
-struct Puts {
+/// A store whose PUTs are retried.
+struct RetryingStore {
     store: Store,
     timeouts: PutTimeouts,
-    /// Before the second attempt.
+    /// The pause before the second attempt.
     pause: Duration,
 }
 
-impl Puts {
-    /// Into the configured store, which must be there.
-    async fn prepare(config: &Config) -> Result<Puts, String> {
+impl RetryingStore {
+    /// The configured store, which must be reachable.
+    async fn prepare(config: &Config) -> Result<RetryingStore, String> {
         let origin = Origin::new(config.node_id.clone(), 0);
+        // Without a spool to fall back on, a store that cannot be reached is an error.
         let Prepared { seed, finding, .. } = prepare_store(config, false).await?;
         finding.log();
         let store = seed.build(&origin, config.faults.clone(), 0);
-        Ok(Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
+        Ok(RetryingStore { store, timeouts: PutTimeouts::of(config), pause: config.retry_base })
     }
 
-    /// Tries a few times where that is worth it.
+    /// Retries transient failures, up to [`REPLAY_ATTEMPTS`] attempts.
     async fn put(&self, object: &Object<'_>) -> Result<(), PutError> {
         let mut attempts = 0;
         let mut alarm = Alarm::default();
@@ -176,18 +182,19 @@ impl Puts {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;
                 }
-                settled => return settled,
+                result => return result,
             }
         }
     }
 }
 
-/// Puts every letter again under its recorded key and removes what the store confirmed; safe beside a running server,
-/// which only adds whole letters. Letters that were meant for another store are left unless `any_store`: their keys may
-/// mean something else in this one. Exit 1 when some are left.
+/// Uploads every dead letter again under its recorded key and removes those that the store
+/// confirmed. Safe while a server runs, which only adds whole dead letters. Dead letters recorded
+/// for a different store are skipped unless `any_store`, because their keys may mean something else
+/// in this one. Exit 1 if some are left.
 ///
 /// # Errors
-/// The directory or the store cannot be used at all, or another replay is under way.
+/// The directory or the store cannot be used at all, or another replay is running.
 pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, String> {
     let Some(dead) = open_letters(config)? else {
         print(|out| writeln!(out, "0 of 0 dead letters stored in {}", config.store))?;
@@ -195,12 +202,12 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     };
     let lock = dead.lock().map_err(|error| error.to_string())?;
     let Some(_held) = lock else {
-        return Err(format!("another replay of {} is under way", dead.directory().display()));
+        return Err(format!("another replay of {} is running", dead.directory().display()));
     };
     let Listing { letters, bundles, broken } = dead.list().map_err(|error| error.to_string())?;
     report_broken(&broken);
-    let replay = Rc::new(Replay {
-        puts: Puts::prepare(config).await?,
+    let replay = Rc::new(DeadLetterReplay {
+        puts: RetryingStore::prepare(config).await?,
         dead,
         only_for: (!any_store).then(|| config.store.to_string()),
         stored: Cell::new(0),
@@ -215,58 +222,64 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
     print(|out| {
         writeln!(out, "{stored} of {} dead letters stored in {}", stored + left, config.store)?;
         replay.elsewhere.borrow().iter().try_for_each(|(store, letters)| {
-            writeln!(out, "{letters} are for {store} and were left; --any-store puts them as well")
+            writeln!(
+                out,
+                "{letters} are for {store} and were skipped; --any-store uploads them too"
+            )
         })
     })?;
     Ok(if left == 0 { Exit::Clean } else { Exit::Unstored })
 }
 
-/// One replay and its figures.
-struct Replay {
+/// One replay and its counts.
+struct DeadLetterReplay {
     dead: DeadLetters,
-    puts: Puts,
-    /// The only store whose letters are put; `None`: any.
+    puts: RetryingStore,
+    /// The only store whose dead letters are uploaded; `None`: any.
     only_for: Option<String>,
     stored: Cell<usize>,
-    /// Letters, and places where there may be some, that stay.
+    /// Dead letters that stay, and unreadable files that may contain some.
     left: Cell<usize>,
-    /// Letters among those left that are for other stores, by store.
+    /// The dead letters among them that are for other stores, by store.
     elsewhere: RefCell<BTreeMap<String, usize>>,
 }
 
-/// A letter to be put; `P` says where it lies.
-struct Found<P> {
+/// A dead letter to upload; `P` is its position on disk.
+struct Candidate<P> {
     letter: DeadLetter,
     payload: io::Result<Vec<u8>>,
-    place: P,
+    position: P,
 }
 
-/// Why a letter is left where it is.
-enum Stays {
-    /// It is for another store; counted and said once for all of them.
+/// Why a dead letter is left in place.
+enum NotStored {
+    /// It is for another store; these are counted and reported together.
     Elsewhere,
     Because(String),
 }
 
-impl Replay {
-    /// The letters that have files of their own.
+impl DeadLetterReplay {
+    /// Uploads the dead letters that have files of their own.
     async fn put_pairs(self: &Rc<Self>, letters: Vec<(String, DeadLetter)>) {
         let dead = self.dead.clone();
-        let found = letters.into_iter().map(move |(stem, letter)| Found {
+        let found = letters.into_iter().map(move |(stem, letter)| Candidate {
             payload: dead.payload(&stem),
             letter,
-            place: stem,
+            position: stem,
         });
         let dead = self.dead.clone();
         self.put_all(found, move |stem, outcome| {
             outcome?;
             let removed = dead.remove(stem);
-            removed.map_err(|error| Stays::Because(format!("stored, but not removed: {error}")))
+            removed.map_err(|error| {
+                NotStored::Because(format!("stored, but could not be removed: {error}"))
+            })
         })
         .await;
     }
 
-    /// The letters of one file, which is written anew with those that are left, and removed when there are none.
+    /// Uploads the dead letters of one bundle file. It is rewritten with those that are left, or
+    /// removed if there are none.
     async fn put_bundle(self: &Rc<Self>, stem: &str) {
         let Some(mut records) = open_bundle(&self.dead, stem) else {
             self.left.set(self.left.get() + 1);
@@ -278,10 +291,10 @@ impl Replay {
         let found = {
             let damage = damage.clone();
             std::iter::from_fn(move || match records.next()? {
-                Ok(record) => Some(Found {
+                Ok(record) => Some(Candidate {
                     letter: record.letter,
                     payload: Ok(record.payload),
-                    place: record.span,
+                    position: record.span,
                 }),
                 Err(found) => {
                     damage.replace(Some(found));
@@ -289,6 +302,7 @@ impl Replay {
                 }
             })
         };
+        // Tells whether this file has to change at all.
         let before = self.stored.get();
         let note = left.clone();
         self.put_all(found, move |span, outcome| {
@@ -296,10 +310,12 @@ impl Replay {
         })
         .await;
         let mut left = left.take();
+        // Uploads end in any order.
         left.sort_by_key(|span| span.start);
         if let Some(damage) = damage.take() {
             report_damage(stem, &damage);
             self.left.set(self.left.get() + 1);
+            // The unreadable rest may contain dead letters, so it is kept.
             left.push(damage.at..length);
         }
         if self.stored.get() == before {
@@ -307,54 +323,58 @@ impl Replay {
         }
         if let Err(error) = self.dead.keep(stem, &left) {
             complain(format_args!(
-                "{stem}.letters: what was stored could not be taken out of it: {error}"
+                "{stem}.letters: what was stored could not be removed from it: {error}"
             ));
             self.left.set(self.left.get() + 1);
         }
     }
 
-    /// Puts all of `found`; `settle` hears what became of each and has the last word.
+    /// Uploads all of `found`. `complete` gets each result and may still turn it into a failure.
     async fn put_all<P: 'static>(
         self: &Rc<Self>,
-        found: impl Iterator<Item = Found<P>> + 'static,
-        settle: impl Fn(&P, Result<(), Stays>) -> Result<(), Stays> + 'static,
+        found: impl Iterator<Item = Candidate<P>> + 'static,
+        complete: impl Fn(&P, Result<(), NotStored>) -> Result<(), NotStored> + 'static,
     ) {
         let replay = self.clone();
-        side_by_side(found, async move |Found { letter, payload, place }| {
+        side_by_side(found, async move |Candidate { letter, payload, position }| {
             let outcome = replay.put(&letter, payload).await;
-            replay.count(letter, settle(&place, outcome));
+            replay.count(letter, complete(&position, outcome));
         })
         .await;
     }
 
-    fn count(&self, letter: DeadLetter, outcome: Result<(), Stays>) {
+    fn count(&self, letter: DeadLetter, outcome: Result<(), NotStored>) {
         match outcome {
             Ok(()) => return self.stored.set(self.stored.get() + 1),
-            Err(Stays::Elsewhere) => {
+            Err(NotStored::Elsewhere) => {
                 *self.elsewhere.borrow_mut().entry(letter.store).or_default() += 1
             }
-            Err(Stays::Because(why)) => {
-                complain(format_args!("{}: left where it is: {why}", letter.key));
+            Err(NotStored::Because(why)) => {
+                complain(format_args!("{}: left in place: {why}", letter.key));
             }
         }
         self.left.set(self.left.get() + 1);
     }
 
-    async fn put(&self, letter: &DeadLetter, payload: io::Result<Vec<u8>>) -> Result<(), Stays> {
+    async fn put(
+        &self,
+        letter: &DeadLetter,
+        payload: io::Result<Vec<u8>>,
+    ) -> Result<(), NotStored> {
         if self.only_for.as_ref().is_some_and(|store| *store != letter.store) {
-            return Err(Stays::Elsewhere);
+            return Err(NotStored::Elsewhere);
         }
-        let payload = payload.map_err(|error| Stays::Because(error.to_string()))?;
+        let payload = payload.map_err(|error| NotStored::Because(error.to_string()))?;
         let payload = Payload::from(payload);
         if payload.len() as u64 != letter.bytes {
             let (found, recorded) = (payload.len(), letter.bytes);
-            return Err(Stays::Because(format!(
-                "its payload file holds {found} bytes where {recorded} were recorded"
+            return Err(NotStored::Because(format!(
+                "its payload file has {found} bytes instead of the recorded {recorded}"
             )));
         }
         let coding = letter.content_encoding;
         let put = self.puts.put(&Object { coding, ..Object::of(&letter.key, &payload) }).await;
-        put.map_err(|error| Stays::Because(error.to_string()))
+        put.map_err(|error| NotStored::Because(error.to_string()))
     }
 }
 

@@ -1,8 +1,8 @@
-//! What the operator said: flag > environment > TOML file > default, parsed into types in which a bad value
-//! cannot exist.
+//! The configuration: flag > environment > TOML file > default, parsed into types that cannot
+//! contain a bad value.
 //!
-//! Every setting is read even after one was refused, so that a start with three mistakes names all three. Each
-//! refusal says which setting, where its text came from, what it was, and what to write instead.
+//! Every setting is read even after one was refused, so that a start with three mistakes reports
+//! all three. Each error names the setting, its source, the given text, and what to write instead.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -36,11 +36,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
-    /// For both addresses, while they are taken; zero: not at all.
+    /// How long the start retries while an address is in use; zero: not at all.
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
     pub cores: Vec<usize>,
-    /// Before a core sleeps.
+    /// How long an idle core polls before it sleeps.
     pub spin: Duration,
     pub max_workers: usize,
     pub max_queue: usize,
@@ -54,24 +54,24 @@ pub struct Config {
     pub idle_timeout: Duration,
     pub tokens_file: Option<PathBuf>,
     pub store: StoreUrl,
-    /// Of what a `file:` store makes.
+    /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
     pub s3: S3Options,
-    /// Of payloads by themselves or of batches, as `batch` says.
+    /// The keys of single payloads or, if `batch` is set, of batches.
     pub keys: KeyTemplate,
     /// `None`: one object per payload.
     pub batch: Option<BatchOptions>,
-    /// Of 1,000 PUTs, in dollars.
+    /// Price of 1,000 PUTs, in dollars.
     pub put_price: f64,
     /// What a 200 promises unless the request says otherwise.
     pub ack: Ack,
-    /// Of a wait for the store or for the disk.
+    /// The longest wait for the store or the disk; then the request gets 504.
     pub ack_timeout: Duration,
     /// `None` without `SPOOL_DIR`.
     pub spool: Option<SpoolOptions>,
-    /// Of one put without checkpoint.
+    /// The longest time that one PUT may make no progress.
     pub put_timeout: Duration,
-    /// Of one put, however it goes on.
+    /// The longest duration of one PUT, whatever its progress.
     pub put_timeout_max: Duration,
     pub retry_base: Duration,
     pub retry_max: Duration,
@@ -80,7 +80,7 @@ pub struct Config {
     pub dead_letter_max: u64,
     pub ready_store_grace: Duration,
     pub drain_timeout: Duration,
-    /// `NODE_ID`, or 64 random bits in hex drawn at this process start.
+    /// `NODE_ID`, or 64 random bits in hex, generated at process start.
     pub node_id: String,
     /// A `tracing_subscriber::EnvFilter` directive string.
     pub log: String,
@@ -140,12 +140,12 @@ impl Ack {
     }
 }
 
-/// The directory in `SPOOL_DIR` for damaged files, so no process's.
+/// The directory in `SPOOL_DIR` for damaged files. No process may use this name as its own.
 pub const QUARANTINE: &str = "quarantine";
 
-/// Size of one journal of batches if those that are open do not need more. A core has two at most, and
-/// `SPOOL_MAX` must have room for them. Filled in ten seconds by a hundred batches a second that each have
-/// a group of their own.
+/// Size of one batch journal, unless the open batches need more. A core has at most two, and
+/// `SPOOL_MAX` must have space for them. A hundred batches per second, each with its own commit
+/// group, fill one in ten seconds.
 pub const JOURNAL_BYTES: u64 = 4 << 20;
 
 /// The spool of each core; sizes are bytes.
@@ -154,7 +154,7 @@ pub struct SpoolOptions {
     pub dir: PathBuf,
     pub max: u64,
     pub segment: u64,
-    /// Of requests that wait for their sync.
+    /// Memory for requests that wait for their sync.
     pub pending: usize,
     pub linger: Duration,
     pub checkpoint: Duration,
@@ -185,7 +185,7 @@ pub struct S3Options {
     pub connection_age: Duration,
     pub client: S3Client,
     pub sign_payload: SignPayload,
-    /// `If-None-Match: *`: an object that is there already is kept and counts as stored.
+    /// `If-None-Match: *`: an existing object is kept and counts as stored.
     pub if_none_match: bool,
 }
 
@@ -221,10 +221,10 @@ pub enum Checksum {
     Sha256,
 }
 
-/// One thing that is wrong with the configuration.
+/// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that is not allowed, alone or beside another one.
+    /// A value that is not allowed, on its own or together with another one.
     #[error("{quoted}: {reason}")]
     Refused {
         name: &'static str,
@@ -232,29 +232,30 @@ pub enum ConfigError {
         quoted: String,
         reason: String,
     },
-    #[error("{}: {key} is no setting{}", path.display(), did_you_mean(nearest.as_deref()))]
+    #[error("{}: unknown setting {key}{}", path.display(), did_you_mean(nearest.as_deref()))]
     UnknownKey { path: PathBuf, key: String, nearest: Option<String> },
     #[error("{} {reason}", path.display())]
     File { path: PathBuf, reason: String },
-    #[error("the kernel does not say which cores this process may use (sched_getaffinity failed)")]
+    #[error("cannot determine which cores this process may use (sched_getaffinity failed)")]
     CoresUnknown,
 }
 
 impl ConfigError {
-    /// `value` is not allowed by itself, because of `reason`, which may quote it.
+    /// An error about `value` on its own. `reason` may quote the text, so it is not shown if the
+    /// text is hidden.
     fn refuse(value: &SettingValue, reason: String) -> ConfigError {
         let help = value.setting.help;
         let reason = if value.is_hidden() { format!("is not allowed: {help}") } else { reason };
         ConfigError::refuse_saying(value, reason)
     }
 
-    /// The same, where `reason` does not quote it.
+    /// An error about `value` whose `reason` does not quote the text.
     fn refuse_saying(value: &SettingValue, mut reason: String) -> ConfigError {
         let SettingValue { setting, .. } = value;
         if value.is_hidden() {
             let (name, env) = (setting.name, setting.env());
             reason += &format!(
-                " (if {name} is another program's, set {env}, even empty: then {name} is not looked at)"
+                " (if {name} belongs to another program, set {env}, even to nothing: then {name} is ignored)"
             );
         }
         ConfigError::Refused { name: setting.name, quoted: value.to_string(), reason }
@@ -268,7 +269,7 @@ fn did_you_mean(nearest: Option<&str>) -> String {
     }
 }
 
-/// Everything that is wrong with the configuration; never empty.
+/// All mistakes in the configuration; never empty.
 #[derive(Clone, Debug, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -286,10 +287,10 @@ impl fmt::Display for ConfigErrors {
 impl Config {
     /// Reads the configuration of this process: `flags`, its environment, the file the flags name.
     ///
-    /// Call it before any thread is pinned: a pinned thread sees one allowed core only.
+    /// Call it before any thread is pinned: a pinned thread sees only one allowed core.
     ///
     /// # Errors
-    /// Everything that is wrong, at once.
+    /// All mistakes at once.
     pub fn load(flags: &Flags) -> Result<(Config, Effective), ConfigErrors> {
         Config::resolve(
             flags,
@@ -297,20 +298,20 @@ impl Config {
         )
     }
 
-    /// The template of keys of payloads by themselves, as the spool keeps it; `None`: payloads are for batches, and one that
-    /// is by itself after all gets the default key.
+    /// The key template of single payloads, as the spool records it. `None`: payloads go into
+    /// batches, and one that becomes a single object anyway gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
         self.batch.is_none().then(|| self.keys.text())
     }
 
-    /// The configuration in which `settings` (name, text) are said and everything else is default; the
+    /// The configuration with `settings` (name, text), and defaults for everything else. The
     /// environment is not read. For tests and benches.
     ///
     /// # Errors
-    /// Everything that is wrong, at once.
+    /// All mistakes at once.
     ///
     /// # Panics
-    /// When a name is not in [`SETTINGS`].
+    /// If a name is not in [`SETTINGS`].
     pub fn from_settings(settings: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
         let values = settings.iter().map(|(name, text)| (setting(name).name, (*text).into()));
         let flags = Flags { file: None, values: values.collect() };
@@ -320,7 +321,7 @@ impl Config {
     /// [`Config::load`] against a given environment and set of cores.
     ///
     /// # Errors
-    /// Everything that is wrong, at once.
+    /// All mistakes at once.
     pub fn resolve(flags: &Flags, host: &HostContext) -> Result<(Config, Effective), ConfigErrors> {
         let mut errors = Vec::new();
         let effective = Effective::merge(flags, host, &mut errors);
@@ -347,21 +348,22 @@ impl HostContext {
     }
 }
 
-/// Hands out typed values and collects refusals.
+/// Returns typed values and collects errors.
 struct SettingsReader<'a> {
     effective: &'a Effective,
     errors: Vec<ConfigError>,
 }
 
 impl SettingsReader<'_> {
-    /// The value of `name`. A refused one is noted and stands in as its default, so that reading goes on; the
-    /// configuration is thrown away at the end.
+    /// The value of `name`. If it is refused, the error is recorded and the default returned, so
+    /// that reading continues; the configuration is discarded at the end.
     fn take<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> value::Parsed<T>) -> T {
         let given = self.effective.get(name);
         let emptied = given.text.is_empty() && given.source != SettingSource::Default;
         let parsed = match emptied {
-            // `--tokens-file "$TOKENS"` with the variable unset must not open the door silently.
-            true => Err("is empty: give a value, or leave it out to have the default".into()),
+            // `--tokens-file "$TOKENS"` with the variable unset must not disable authentication
+            // silently.
+            true => Err("is empty: give a value, or remove it to use the default".into()),
             false => parse(&given.text),
         };
         parsed.unwrap_or_else(|reason| {
@@ -370,8 +372,9 @@ impl SettingsReader<'_> {
         })
     }
 
-    /// Notes that `name` does not go with `other`, for a reason that quotes neither's text, unless one of the two was refused already: a stand-in
-    /// default must not produce a second, puzzling error.
+    /// Records an error unless `holds`: `name` cannot be combined with `other`. `reason` must not
+    /// quote either text. If one of the two was refused already, nothing is recorded, because the
+    /// default in its place would cause a second, confusing error.
     fn require(
         &mut self,
         holds: bool,
@@ -392,7 +395,7 @@ impl SettingsReader<'_> {
     }
 }
 
-/// Beyond this a number is a mistake, not a wish; sums over all cores must also stay far from `u64::MAX`.
+/// A larger number is a mistake. Sums over all cores must also stay far below `u64::MAX`.
 const MEMORY_MAX: u64 = 1 << 40;
 /// One request's body is one allocation, and its slices are addressed by `u32`.
 const LENGTH_MAX: u64 = 1 << 30;
@@ -463,16 +466,18 @@ fn read_spool(r: &mut SettingsReader<'_>) -> Option<SpoolOptions> {
     dir.map(|dir| SpoolOptions { dir, max, segment, pending, linger, checkpoint })
 }
 
-/// In whole blocks, as direct I/O wants them.
+/// The segment size in whole blocks, as direct I/O requires.
 fn segment_size(r: &mut SettingsReader<'_>) -> u64 {
     let size = r.take("SPOOL_SEGMENT", value::size(1 << 20..=16 << 30));
     size - size % BLOCK
 }
 
-/// What must hold between settings that are each allowed alone.
+/// Checks relations between settings that are each valid on their own.
 fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
-        format!("is below {length}: one longest request must fit; raise it or lower MAX_LENGTH")
+        format!(
+            "is below {length}: a request of maximum length must fit; raise it or lower MAX_LENGTH"
+        )
     });
     let doubled = c.max_length.saturating_mul(2);
     r.require(c.max_body_bytes >= doubled, "MAX_BODY_BYTES", "MAX_LENGTH", |length| {
@@ -490,7 +495,7 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     s3::check(r, c);
     let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
-        format!("is taken by {listen}: give another port, or off")
+        format!("is already used by {listen}: give another port, or off")
     });
     r.require(c.ack != Ack::Spooled || c.spool.is_some(), "ACK", "SPOOL_DIR", |_| {
         "needs a spool: set SPOOL_DIR, or give queued or stored".into()
@@ -505,7 +510,7 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
             let compression = r.effective.get("COMPRESSION").text == "none";
             r.require(compression, "COMPRESSION", "OBJECT", |object| {
                 format!(
-                    "needs OBJECT=batch, but here is {object}: payloads are stored as they came"
+                    "needs OBJECT=batch instead of {object}: single payloads are stored as received"
                 )
             });
         }
@@ -515,7 +520,7 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
         StoreUrl::S3 { .. } | StoreUrl::Null => true,
     };
     r.require(own_dir, "DEAD_LETTER_DIR", "STORE", |store| {
-        format!("is also {store}: dead letters need a directory of their own")
+        format!("is the same as {store}: dead letters need a directory of their own")
     });
 }
 
@@ -535,10 +540,12 @@ fn check_spool(r: &mut SettingsReader<'_>, c: &Config, spool: &SpoolOptions) {
         format!("is below 4 × {length}: any request must fit; raise it or lower MAX_LENGTH")
     });
     r.require(spool.pending >= c.max_length, "SPOOL_PENDING", "MAX_LENGTH", |length| {
-        format!("is below {length}: one longest request must fit; raise it or lower MAX_LENGTH")
+        format!(
+            "is below {length}: a request of maximum length must fit; raise it or lower MAX_LENGTH"
+        )
     });
     r.require(!same_dir(&spool.dir, &c.dead_letter_dir), "SPOOL_DIR", "DEAD_LETTER_DIR", |dir| {
-        format!("is also {dir}: the spool needs a directory of its own")
+        format!("is the same as {dir}: the spool needs a directory of its own")
     });
     let name = c.node_id != QUARANTINE && !c.node_id.starts_with('.');
     r.require(name, "NODE_ID", "SPOOL_DIR", |dir| {
@@ -546,29 +553,31 @@ fn check_spool(r: &mut SettingsReader<'_>, c: &Config, spool: &SpoolOptions) {
     });
     let is_store = matches!(&c.store, StoreUrl::File(dir) if same_dir(dir, &spool.dir));
     r.require(!is_store, "SPOOL_DIR", "STORE", |store| {
-        format!("is also {store}: the spool needs a directory of its own")
+        format!("is the same as {store}: the spool needs a directory of its own")
     });
 }
 
-/// Whether two listeners would fight for a port. Port 0 is drawn by the kernel, each time another.
+/// Whether two listeners would use the same port. For port 0 the kernel picks a different one each
+/// time.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && same_ip
 }
 
-/// Lexically the same directory: `data`, `./data` and `data/` are one.
+/// Whether two paths are lexically the same directory, as `data`, `./data` and `data/` are.
 fn same_dir(a: &Path, b: &Path) -> bool {
     let plain =
         |path: &Path| path.components().filter(|c| c.as_os_str() != ".").collect::<PathBuf>();
     plain(a) == plain(b)
 }
 
-/// 64 bits from the kernel: among a million starts the odds that any two are alike are n²/2⁶⁵, below one in
-/// thirty million, and a key also needs the same nanosecond, core and sequence number.
+/// 64 bits from the kernel: among a million starts the probability that any two are equal is
+/// n²/2⁶⁵, below one in thirty million, and a key also needs the same nanosecond, core and sequence
+/// number.
 fn random_node_id() -> String {
     let mut bits = [0; 8];
     let flags = rustix::rand::GetRandomFlags::empty();
-    // From kernel 5.8 on, the first start-up check, up to 256 bytes come whole and without interruption.
+    // Requests of up to 256 bytes are never interrupted or short.
     rustix::rand::getrandom(&mut bits, flags).expect("getrandom gives 8 bytes");
     format!("{:016x}", u64::from_ne_bytes(bits))
 }

@@ -3,13 +3,13 @@
 //!
 //! A dead letter written while the server runs is two files: `{stem}.payload` with the object's
 //! bytes and `{stem}.json` with a [`DeadLetter`]. The JSON file is renamed into place last, so a
-//! visible letter is complete. The letters of a stop share one file per core; see [`bundle`].
-//! `DEAD_LETTER_MAX` bounds the directory. A letter without room is lost, which the caller logs and
-//! counts. Writes block: a core runs them on its blocking thread, except in the last step of a
-//! drain, when nothing else is left to run.
+//! visible dead letter is complete. The dead letters of a stop share one file per core; see
+//! [`bundle`]. `DEAD_LETTER_MAX` bounds the directory. A dead letter without room is lost, which
+//! the caller logs and counts. Writes block: a core runs them on its blocking thread, except in the
+//! last step of a drain, when nothing else is left to run.
 //!
-//! A letter that was being written when a stop began may exist in both forms; a replay stores it
-//! twice under the same key.
+//! A dead letter that was being written when a stop began may exist in both forms; a replay stores
+//! it twice under the same key.
 
 pub mod bundle;
 mod letter;
@@ -49,21 +49,22 @@ pub struct DeadLetters {
     opened: Instant,
     /// The directory may be measured again this many milliseconds after `opened`.
     measure_after: Arc<AtomicU64>,
-    /// Numbers unfinished files, so that two writers never share one, even for the same letter.
+    /// Numbers unfinished files, so that two writers never share one, even for the same dead
+    /// letter.
     next_unfinished: Arc<AtomicU64>,
     /// The last write failed, and no write or probe has succeeded since.
     failing: Arc<AtomicBool>,
-    /// Size of the letter that failed last: a probe checks for this much room.
+    /// Size of the dead letter that failed last: a probe checks for this much room.
     failed_bytes: Arc<AtomicU64>,
 }
 
-/// A dead letter's line of JSON in the file that a stop writes, at most: key, store and error.
+/// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store and error.
 pub const DEAD_LETTER_HEAD_BYTES: usize = 512;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
 /// Shortest time between two measurements of a full directory: with many files one takes long, and
-/// letters keep coming.
+/// dead letters keep coming.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Unfinished files older than this belong to a dead process: no write takes that long.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -75,11 +76,11 @@ const PROBE_BYTES_MAX: u64 = 1 << 20;
 /// The result of [`DeadLetters::list`].
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Complete single letters with their stems, in the order of names.
+    /// Complete single dead letters with their stems, in the order of names.
     pub letters: Vec<(String, DeadLetter)>,
     /// Stems of the bundles, in the order of names.
     pub bundles: Vec<String>,
-    /// JSON files that are not letters, as after a power failure, with the reason.
+    /// JSON files that are not dead letters, as after a power failure, with the reason.
     pub broken: Vec<(String, String)>,
 }
 
@@ -111,7 +112,7 @@ impl DeadLetters {
         self.used.load(Relaxed)
     }
 
-    /// Measures the directory again; the result is ignored if a letter is written meanwhile.
+    /// Measures the directory again; the result is ignored if a dead letter is written meanwhile.
     /// Blocks.
     pub fn remeasure(&self) {
         let before = self.used();
@@ -125,7 +126,8 @@ impl DeadLetters {
     }
 
     /// [`DeadLetters::write`] for a core: on its executor's blocking thread, with a copy, because
-    /// the body's parts belong to the core. Callers bound it by waiting: one letter per worker.
+    /// the body's parts belong to the core. Callers bound it by waiting: one dead letter per
+    /// worker.
     ///
     /// # Errors
     /// As [`DeadLetters::write`].
@@ -149,10 +151,10 @@ impl DeadLetters {
         rt::blocking(write).await
     }
 
-    /// Writes one letter under `stem`, which must be unique; it is durable on return. Blocks.
+    /// Writes one dead letter under `stem`, which must be unique; it is durable on return. Blocks.
     ///
     /// # Errors
-    /// The directory is full or not writable; then nothing of the letter is left.
+    /// The directory is full or not writable; then nothing of the dead letter is left.
     pub fn write(
         &self,
         stem: &str,
@@ -165,13 +167,13 @@ impl DeadLetters {
         written
     }
 
-    /// Whether letters are lost: the last one could not be written.
+    /// Whether dead letters are lost: the last one could not be written.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Relaxed)
     }
 
-    /// After a failure: writes and removes a test file of the failed letter's size, to check
-    /// whether letters can be written again. Blocks.
+    /// After a failure: writes and removes a test file of the failed dead letter's size, to check
+    /// whether dead letters can be written again. Blocks.
     pub fn probe(&self) {
         let size = self.failed_bytes.load(Relaxed);
         let fits = self.reserve(size).map(|()| self.used.fetch_sub(size, Relaxed));
@@ -192,7 +194,7 @@ impl DeadLetters {
         letter: &DeadLetter,
         body: &[&[u8]],
     ) -> Result<(), DeadLetterError> {
-        let meta = serde_json::to_vec(letter).expect("a letter is plain data");
+        let meta = serde_json::to_vec(letter).expect("a dead letter is plain data");
         let bytes: usize = body.iter().map(|part| part.len()).sum();
         let size = (bytes + meta.len()) as u64;
         self.failed_bytes.store(size, Relaxed);
@@ -206,7 +208,7 @@ impl DeadLetters {
             self.sync_directory()
         })();
         if let Err(error) = written {
-            // The JSON first: a visible letter must have its payload.
+            // The JSON first: a visible dead letter must have its payload.
             for path in made.iter().rev() {
                 let _left_for_the_sweep = fs::remove_file(path);
             }
@@ -216,7 +218,7 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// A writer for all letters of a stop; never measures the directory.
+    /// A writer for all dead letters of a stop; never measures the directory.
     pub fn bundle(&self) -> BundleWriter {
         BundleWriter::new(self.clone())
     }
@@ -226,7 +228,7 @@ impl DeadLetters {
         BundleReader::open(&self.path(stem, BUNDLE))
     }
 
-    /// Lists every letter and bundle; an unreadable one does not hide the others.
+    /// Lists every dead letter and bundle; an unreadable one does not hide the others.
     pub fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&*self.directory)? {
@@ -259,8 +261,8 @@ impl DeadLetters {
         fs::read(self.path(stem, PAYLOAD))
     }
 
-    /// Removes a letter that has been stored: the JSON first, so that a crash leaves no letter
-    /// without a payload.
+    /// Removes a dead letter that has been stored: the JSON first, so that a crash leaves no dead
+    /// letter without a payload.
     pub fn remove(&self, stem: &str) -> io::Result<()> {
         fs::remove_file(self.path(stem, META))?;
         match fs::remove_file(self.path(stem, PAYLOAD)) {
@@ -352,7 +354,7 @@ fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// Removes old files without a letter. A running server may still finish young ones.
+/// Removes old files without a dead letter. A running server may still finish young ones.
 #[expect(clippy::disallowed_methods, reason = "runs before the executors serve anything")]
 fn sweep(directory: &Path) -> io::Result<()> {
     let mut swept = 0;
@@ -468,10 +470,16 @@ mod tests {
         dead.write("a", &letter("a", &[b'1'; 100]), &[[b'1'; 100]]).unwrap();
         let full = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
         assert!(matches!(full, Err(DeadLetterError::Full { max: 400 })));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a refused letter leaves nothing");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            2,
+            "a refused dead letter leaves nothing"
+        );
         dead.remove("a").unwrap();
         let again = dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]);
-        again.expect_err("measured a moment ago: a full directory is not read for every letter");
+        again.expect_err(
+            "measured a moment ago: a full directory is not read for every dead letter",
+        );
         let_time_pass(&dead);
         dead.write("b", &letter("b", &[b'1'; 100]), &[[b'1'; 100]]).unwrap();
     }
@@ -493,7 +501,7 @@ mod tests {
         write("b", 500).unwrap_err();
         assert!(dead.is_failing());
         dead.probe();
-        assert!(dead.is_failing(), "a smaller letter would fit, but not this one");
+        assert!(dead.is_failing(), "a smaller dead letter would fit, but not this one");
         dead.remove("a").unwrap();
         let_time_pass(&dead);
         dead.probe();

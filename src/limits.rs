@@ -1,9 +1,9 @@
-//! What the code uses: per-core budgets and the stop's schedule, derived once from [`Config`].
+//! Per-core budgets, the process's needs and the stop's schedule, derived once from [`Config`].
 //!
-//! Everything bounded has its bound in `Config` or as a constant of the module that it belongs to, with
-//! the reason for its size. Here are those of executors and of the process, which `core` and `control`
-//! make, above. The relations that the rest relies on are asserted where they are made; `Config` has
-//! already refused what would break them.
+//! Every bound is a setting or a constant of the module that it belongs to, with the reason for its
+//! size. The constants here belong to executors and the process, which `core` and `control`, above
+//! this module, create. The relations that other code relies on are asserted; `Config` has already
+//! refused what would break them.
 
 use std::time::Duration;
 
@@ -20,18 +20,20 @@ use crate::spool;
 use crate::upload::FILES_PER_WORKER;
 use crate::upload::restore::RESTORERS;
 
-/// Connections to the admin listener, all told: a few scrapers, a load balancer's health checks, a browser.
+/// Connections to the admin listener in total: a few scrapers, a load balancer's health checks, a
+/// browser.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 
-/// Queues of one executor's rings, the sockets' included, which the kernel counts as locked memory of a user without
-/// privileges. Measured on 6.18: three executors need 576 KiB.
+/// Submission and completion queues of one executor's rings, including the sockets' ring. The
+/// kernel counts them as locked memory of an unprivileged user. Measured on 6.18: three executors
+/// need 576 KiB.
 pub const QUEUES_BYTES: usize = 192 << 10;
 
-/// glommio refuses to start an executor under this soft limit, privileged or not.
+/// glommio does not start an executor below this soft limit, even with privileges.
 const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 
-/// File descriptors of one core beside connections and puts: 3 rings, eventfds, timers, the listener, open
-/// directories and the files of syncs that are shared (about 20 counted, rounded up).
+/// File descriptors of one core besides connections and puts: 3 rings, eventfds, timers, the
+/// listener, open directories and the files of shared syncs (about 20 counted, rounded up).
 pub const CORE_FILES: usize = 64;
 
 /// Descriptors of the process outside the data cores: standard streams, configuration, trust store, name
@@ -39,47 +41,53 @@ pub const CORE_FILES: usize = 64;
 pub const PROCESS_FILES: usize = 64;
 
 /// Threads of one executor: its own, glommio's blocking thread, the one that wakes it (see
-/// `rt::waking`), and two workers that the kernel makes for what io_uring cannot do at once, one for
-/// files and one for everything else. It makes more of those when it can.
+/// `rt::waking`), and two workers that the kernel starts for operations that would block, one for
+/// files and one for everything else. It starts more of those if it can.
 pub const THREADS_PER_EXECUTOR: usize = 5;
 
-/// Threads of the process outside the executors: the main one, the log's writer, those for signals and reloads.
+/// Threads of the process outside the executors: the main one, the log writer, and those for
+/// signals and reloads.
 pub const PROCESS_THREADS: usize = 4;
 
-/// Stack of the threads that this process makes: Rust's default, whatever `RLIMIT_STACK` says.
+/// Stack of the threads that this process starts: Rust's default, which does not depend on
+/// `RLIMIT_STACK`.
 pub const STACK_BYTES: usize = 2 << 20;
 
-/// Address space of one executor beside what its limits name: the rings and registered memory of glommio, its code's
+/// Address space of one executor besides its budgets: glommio's rings and registered memory, its
 /// heap, and what the allocator reserves for a thread (a segment of 32 MiB, aligned).
 pub const EXECUTOR_MAPPINGS_BYTES: usize = 96 << 20;
 
 /// Per-core budgets, the process's needs, and the stop's schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Ring positions.
+    /// Queue slots.
     pub queue_slots: usize,
     /// Bytes of admitted, unfinished requests, [`JOB_COST_BYTES`] per payload included.
     pub queue_bytes: usize,
-    /// Bytes of bodies being read, decompressed or waiting for room.
+    /// Bytes of bodies being read, decompressed or waiting for queue space.
     pub body_bytes: usize,
     /// Longest decompressed body.
     pub request_bytes: usize,
     pub connections: usize,
     pub workers: usize,
-    /// Most memory one core's clients can make it hold: budgets, connections, ring slots, and the buffers that parsing
-    /// and decompressing keep. Beside it, while one body is being split: up to 34 bytes for each of its bytes.
+    /// Most memory one core's clients can make it hold: budgets, connections, queue slots, and the
+    /// buffers that parsing and decompressing keep. While a body is being split, up to 34 bytes for
+    /// each of its bytes are added.
     pub core_memory_bytes: u64,
-    /// File descriptors the whole process needs when every budget is used.
+    /// File descriptors that the whole process needs when every limit is reached.
     pub files: u64,
-    /// Fewest file descriptors with which it makes sense to start: all workers, sixteen clients per core.
+    /// The fewest file descriptors with which a start makes sense: all workers, sixteen clients per
+    /// core.
     pub files_least: u64,
     /// Threads of the whole process, the kernel's workers included.
     pub threads: usize,
-    /// Address space of the whole process when every limit is reached, beside its code and what it uses at the start.
+    /// Address space of the whole process when every limit is reached, besides its code and what it
+    /// uses at the start.
     pub address_space_bytes: u64,
-    /// Longest file that it may have to write: an object, a spool segment, or the dead letters of a core at a stop.
+    /// The longest file that it may have to write: an object, a spool segment, or the dead letters
+    /// of a core at a stop.
     pub file_bytes: u64,
-    /// Locked memory for every ring, and for registering all I/O memory.
+    /// Locked memory for every ring and for registering all I/O memory.
     pub memlock_bytes: u64,
     /// Locked memory without which the executors do not start.
     pub memlock_least: u64,
@@ -89,30 +97,32 @@ pub struct Limits {
 /// Times after the stop signal, ascending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StopSchedule {
-    /// Open connections are served until now; then the ring closes and requests get 503.
+    /// Open connections are served until this time; then the queue closes and requests get 503.
     pub queue_close: Duration,
-    /// Uploads stop; what is unstored goes to the dead letter.
+    /// Uploads stop; what is not stored is dead-lettered.
     pub upload_stop: Duration,
-    /// The process is gone: `DRAIN_TIMEOUT`.
+    /// The process has exited: `DRAIN_TIMEOUT`.
     pub exit: Duration,
 }
 
 impl Limits {
     /// # Panics
-    /// When `config` breaks a relation that [`Config`] promises.
+    /// If `config` breaks a relation that [`Config`] guarantees.
     pub fn new(config: &Config) -> Limits {
         let c = config;
         assert!(!c.cores.is_empty(), "a server without cores serves nothing");
-        assert!(c.max_queue_bytes >= c.max_length, "a longest request must fit an empty ring");
+        assert!(c.max_queue_bytes >= c.max_length, "a longest request must fit an empty queue");
         assert!(c.max_body_bytes / 2 >= c.max_length, "a body and its decompressed form must fit");
-        // `MAX_QUEUE_BYTES` may be as small as `MAX_LENGTH`, and a longest body of one payload still fits.
+        // `MAX_QUEUE_BYTES` may equal `MAX_LENGTH`, and a body of that length with one payload must
+        // still fit.
         let queue_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
         let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
         let batches = c.batch.as_ref().map_or(0, |batch| {
             let journal = c.spool.as_ref().map_or(0, |_| spool::JOURNAL_MEMORY);
-            // Those that are put again after a crash, a dead letter being written; the SDK's client copies what it puts.
+            // Batches uploaded again after a crash, and a dead letter being written. The SDK's
+            // client copies what it uploads.
             let copies = RESTORERS + 1;
             let copies = match c.s3.client {
                 S3Client::Direct => copies,
@@ -131,7 +141,7 @@ impl Limits {
         let executors = c.cores.len() + 1;
         let core_memory_bytes =
             (queue_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
-        // With a spool, a thread for each core's disk and one for what others have left.
+        // With a spool, one thread for each core's disk and one for orphaned spools.
         let spool_threads = c.spool.as_ref().map_or(0, |_| c.cores.len() + 1);
         let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS + spool_threads;
         let mapped = threads * STACK_BYTES + executors * EXECUTOR_MAPPINGS_BYTES;
@@ -151,7 +161,7 @@ impl Limits {
             files: files(c.max_connections),
             files_least: files(c.max_connections.min(16)),
             threads,
-            // A quarter more, for no allocator packs without gaps.
+            // A quarter more, because allocators leave gaps.
             address_space_bytes: core_memory + core_memory / 4 + mapped as u64,
             file_bytes: (held_at_stop as u64).max(segment),
             memlock_bytes: (executors * (RINGS_PER_EXECUTOR * IO_MEMORY_BYTES + QUEUES_BYTES))
@@ -161,8 +171,9 @@ impl Limits {
         }
     }
 
-    /// The same for a process that may open `descriptors` files: with no more connections than there are descriptors
-    /// for, those of workers, admin listener and store set aside. `cores` as in `config`; `None` is unlimited.
+    /// The limits for a process that may open `descriptors` files (`None` is unlimited): after
+    /// those for workers, admin listener and store are reserved, the rest bounds the connections.
+    /// `cores` is as in `config`.
     pub fn for_descriptors(self, descriptors: Option<u64>, cores: usize) -> Limits {
         let missing = self.files.saturating_sub(descriptors.unwrap_or(u64::MAX));
         let fewer = (missing.div_ceil(cores as u64) as usize).min(self.connections - 1);
@@ -175,8 +186,9 @@ impl Limits {
 }
 
 impl StopSchedule {
-    /// The schedule for a `DRAIN_TIMEOUT`. The last step, writing what is unstored to the dead letter, gets
-    /// max(2 s, 20 %), but never more than half: a short timeout still leaves time to upload.
+    /// The schedule for a `DRAIN_TIMEOUT`. The last step, writing dead letters for what is not
+    /// stored, gets max(2 s, 20 %), but never more than half, so that a short timeout still leaves
+    /// time to upload.
     pub fn new(drain_timeout: Duration) -> StopSchedule {
         let half = drain_timeout / 2;
         let last_step = (drain_timeout / 5).max(Duration::from_secs(2)).min(half);
@@ -185,7 +197,7 @@ impl StopSchedule {
             upload_stop: drain_timeout - last_step,
             exit: drain_timeout,
         };
-        assert!(stop.queue_close <= stop.upload_stop, "the ring closes before uploads stop");
+        assert!(stop.queue_close <= stop.upload_stop, "the queue closes before uploads stop");
         assert!(stop.upload_stop < stop.exit, "the dead letter gets some time");
         stop
     }
@@ -215,7 +227,7 @@ mod tests {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0];
         let limits = Limits::new(&config);
-        // 64 MiB ring + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12 MiB for parsing + 8
+        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12 MiB for parsing + 8
         // MiB of zstd window + 4 MiB of receive buffers.
         let kept = (12 << 20) + (8 << 20) + (4 << 20);
         assert_eq!(
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longest_body_of_one_payload_fits_the_smallest_ring() {
+    fn a_longest_body_of_one_payload_fits_the_smallest_queue() {
         let sizes = [("MAX_QUEUE_BYTES", "64KiB"), ("MAX_LENGTH", "64KiB")];
         let limits = Limits::new(&Config::from_settings(&sizes).unwrap());
         assert_eq!(limits.queue_bytes, limits.request_bytes + JOB_COST_BYTES);

@@ -1,6 +1,7 @@
-//! Log set-up and the panic hook.
+//! Log setup and the panic hook.
 //!
-//! Nobody who logs waits for whoever reads stderr, see `writer`; nothing else in a server writes there.
+//! Logging never waits for the reader of stderr (see `writer`). Nothing else in a server writes to
+//! stderr.
 
 mod line;
 mod writer;
@@ -15,17 +16,18 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 use crate::rt;
-use writer::{Queue, ToQueue};
+use writer::{LogQueue, MakeQueueWriter};
 
 pub use writer::QUEUE_BYTES_MAX;
 
-/// How long the end of the process waits for stderr to take the last lines, …
+/// The longest time that the end of the process waits for stderr to accept the last lines.
 pub const FLUSH_MAX: Duration = Duration::from_millis(500);
-/// … and how long it does where it is late already: time for the log's thread to get a CPU and for a reader that reads.
+/// The same if the process is already late: enough for the log's thread to get a CPU and for an
+/// attentive reader.
 const FLUSH_MIN: Duration = Duration::from_millis(50);
 
-static QUEUE: OnceLock<Queue> = OnceLock::new();
-/// Puts another filter in the place of the current one.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
+/// Replaces the current filter.
 static SET_FILTER: OnceLock<Box<SetFilter>> = OnceLock::new();
 type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
 
@@ -37,11 +39,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// Writes the last lines when dropped, waiting [`FLUSH_MAX`] at most.
+/// Writes the last lines when dropped, waiting at most [`FLUSH_MAX`].
 #[must_use]
-pub struct Log(());
+pub struct LogGuard(());
 
-impl Drop for Log {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         flush(FLUSH_MAX);
     }
@@ -50,20 +52,20 @@ impl Drop for Log {
 /// Starts logging to stderr, panics included. `directives` is the value of `LOG`. Once per process.
 ///
 /// # Errors
-/// Names what in `directives` is not understood, or says that there is no thread for the log.
-pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
+/// Names what is invalid in `directives`, or says that the log's thread cannot be started.
+pub fn start(directives: &str, format: LogFormat) -> Result<LogGuard, String> {
     let filter = parse(directives)?;
     if QUEUE.get().is_none() {
-        let queue = Queue::to_stderr(format)
+        let queue = LogQueue::to_stderr(format)
             .map_err(|error| format!("no thread to write the log: {error}; raise ulimit -u"))?;
         let _set_just_now = QUEUE.set(queue);
     }
     let queue = QUEUE.get().expect("set above");
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Printed with `eprintln!`, which panics when stderr is gone.
+        // They would be printed with `eprintln!`, which panics if stderr is closed.
         .log_internal_errors(false)
-        .with_writer(ToQueue(queue));
+        .with_writer(MakeQueueWriter(queue));
     // The builder's type depends on the format.
     macro_rules! init {
         ($builder:expr) => {{
@@ -84,7 +86,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<Log, String> {
         }
     }
     std::panic::set_hook(Box::new(log_panic));
-    Ok(Log(()))
+    Ok(LogGuard(()))
 }
 
 fn parse(directives: &str) -> Result<EnvFilter, String> {
@@ -94,19 +96,20 @@ fn parse(directives: &str) -> Result<EnvFilter, String> {
 /// Filters by `directives` from now on.
 ///
 /// # Errors
-/// Names what in them is not understood.
+/// Names what is invalid in them.
 pub fn set_filter(directives: &str) -> Result<(), String> {
     let filter = parse(directives)?;
     SET_FILTER.get().map_or(Ok(()), |set| set(filter))
 }
 
-/// Lines that were dropped since the start, because stderr was read too slowly or could not be written.
+/// The number of lines dropped since the start, because stderr was read too slowly or could not be
+/// written.
 pub fn lines_dropped() -> u64 {
-    QUEUE.get().map_or(0, Queue::dropped)
+    QUEUE.get().map_or(0, LogQueue::dropped)
 }
 
-/// Waits until the lines logged so far are written, for `patience` at most, and not again once that was in vain. For the
-/// end of the process.
+/// Waits until the lines logged so far are written, for at most `patience`. After one timeout it
+/// does not wait again. For the end of the process.
 fn flush(patience: Duration) {
     static IN_VAIN: AtomicBool = AtomicBool::new(false);
     if let Some(queue) = QUEUE.get()
@@ -117,12 +120,13 @@ fn flush(patience: Duration) {
     }
 }
 
-/// Writes the last lines of a process that has to be gone at `end`.
+/// Writes the last lines of a process that must exit by `end`.
 pub fn flush_by(end: Instant) {
     flush(end.saturating_duration_since(rt::now()).clamp(FLUSH_MIN, FLUSH_MAX));
 }
 
-/// The last line of a process that ends while other threads may be stuck in anything; waits [`FLUSH_MAX`] at most.
+/// Logs the last line of a process that ends while other threads may be stuck; waits at most
+/// [`FLUSH_MAX`].
 pub fn log_last_line(text: &str) {
     if QUEUE.get().is_some() {
         tracing::info!("{text}");
@@ -132,20 +136,20 @@ pub fn log_last_line(text: &str) {
     }
 }
 
-/// Says something to whoever ran the command, on stderr, where nobody may be listening: before the log has started, or
-/// from a command that ends by itself.
+/// Writes a line to stderr and ignores errors: before the log has started, or from a command other
+/// than `serve`.
 pub fn complain(text: impl std::fmt::Display) {
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
 }
 
-/// In place of std's hook, which writes to stderr itself and with that may hold up a core for ever. Not by way of
-/// `tracing`: a panic is logged whatever `LOG` says, and wherever it happens.
+/// Replaces std's panic hook, which writes to stderr itself and so could block a core forever. It
+/// bypasses `tracing`, because a panic is logged whatever `LOG` says and wherever it happens.
 fn log_panic(info: &PanicHookInfo<'_>) {
     let Some(queue) = QUEUE.get() else { return };
     let thread = std::thread::current();
     let at = info.location().map(ToString::to_string);
     let mut fields = vec![
-        ("panic", info.payload_as_str().unwrap_or("a value that is no text").into()),
+        ("panic", info.payload_as_str().unwrap_or("a value that is not text").into()),
         ("thread", thread.name().unwrap_or("unnamed").into()),
         ("at", at.unwrap_or_default().into()),
     ];

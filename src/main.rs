@@ -1,4 +1,4 @@
-//! Arguments → signal handlers → configuration → host checks → control executor → exit status; nothing else.
+//! Arguments → signal handlers → configuration → host checks → control executor → exit status.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -18,22 +18,22 @@ use millrace::{commands, preflight};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Stack of the thread that everything but the cores runs on: what `RLIMIT_STACK` mostly gives the main thread.
+/// Stack of the thread that runs everything except the cores: what a main thread has by default.
 const STACK_BYTES: usize = 8 << 20;
 
-/// All work is done on a thread whose stack has a size of our choice: the main thread has what `RLIMIT_STACK` says, and
-/// 64 KiB of it would not do.
+/// Runs everything on a thread with a stack of known size: the main thread's depends on
+/// `RLIMIT_STACK`, and 64 KiB would not be enough.
 fn main() -> ExitCode {
     let main = std::thread::Builder::new().name("millrace-control".to_owned());
     let ended = match main.stack_size(STACK_BYTES).spawn(start) {
         Ok(main) => main.join(),
-        // Always for the same reason, which names no limit.
+        // The error is always EAGAIN, which names no limit.
         Err(_) => {
             complain(preflight::no_threads());
             return ExitCode::from(Exit::Refused as u8);
         }
     };
-    // It has said why.
+    // The panic hook has logged it.
     ended.unwrap_or_else(|_panic| ExitCode::from(PANICKED))
 }
 
@@ -43,6 +43,7 @@ const PANICKED: u8 = 101;
 fn start() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
+        // `Error::exit` would ignore that standard output cannot be written.
         Err(help) if !help.use_stderr() => {
             return match commands::print(|out| write!(out, "{}", help.render())) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -62,12 +63,12 @@ fn start() -> ExitCode {
 }
 
 /// # Errors
-/// The log could not be started, or what it would have to be started with is wrong.
+/// The log could not be started, or the configuration is invalid.
 fn run(command: Command, flags: Flags) -> Result<Exit, String> {
-    // Before anything that can take long: from here on a stop is an orderly end.
+    // Before anything slow: from here on a signal ends the process in order.
     let handlers = match command {
         Command::Serve => Some(signals::install().map_err(|error| match error.kind() {
-            // A thread, for which the kernel has no other word.
+            // EAGAIN: the thread for signals could not be started.
             ErrorKind::WouldBlock => preflight::no_threads(),
             _ => format!("no signal handlers: {error}; raise ulimit -n"),
         })?),
@@ -77,6 +78,7 @@ fn run(command: Command, flags: Flags) -> Result<Exit, String> {
         }
     };
     let (config, effective) = Config::load(&flags).map_err(|errors| errors.to_string())?;
+    // Its drop writes the last lines.
     let _log = millrace::log::start(&config.log, config.log_format)?;
     let outcome = match handlers {
         Some((signals, reloads)) => serve(config, flags, effective, signals, reloads),
@@ -112,7 +114,8 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
         Command::Check { put } => {
             let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
             let set = set.chain(preflight::environment(effective));
-            let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Judge)).collect();
+            let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Check)).collect();
+            // The store is probed only from a host on which a server would start.
             if preflight::failed(&findings) {
                 commands::print_table(&findings)?;
                 return Ok(Exit::Refused);

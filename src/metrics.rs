@@ -1,8 +1,9 @@
-//! What each core counts, and how a scrape reads it.
+//! The counters and gauges of each core, and how a scrape reads them.
 //!
-//! Every cell has one writer, the core it belongs to, which updates it by a relaxed load and a relaxed store: no
-//! read-modify-write, no shared cache line. The control executor reads the cells without the core's help, so a scrape
-//! is answered while a core is stuck, and a dead core's figures outlive its thread.
+//! Every cell has one writer, its core, which updates it by a relaxed load and a relaxed store: no
+//! read-modify-write, no shared cache line. The control executor reads the cells without the core's
+//! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its
+//! thread.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,7 +16,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// A number with one writer. Counters only grow; gauges also fall.
+/// A number with one writer: a counter, which only grows, or a gauge.
 #[derive(Debug, Default)]
 pub struct Cell64(AtomicU64);
 
@@ -32,13 +33,13 @@ impl Cell64 {
     pub fn inc(&self) {
         self.add(1);
     }
-    /// Lowers a gauge; going below zero is a broken invariant.
+    /// Lowers a gauge. Panics below zero, which is a broken invariant.
     pub fn sub(&self, n: u64) {
         self.set(self.value().checked_sub(n).expect("a gauge never goes below zero"));
     }
 }
 
-/// The statuses this server sends; anything else is counted as the last one, 0 (`other`).
+/// The statuses this server sends. Any other is counted as the last one, 0 (`other`).
 pub const STATUSES: [u16; 14] =
     [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 502, 503, 504, 0];
 
@@ -81,7 +82,7 @@ impl Latency {
         self.sum_us.add(us);
     }
 
-    /// How many were observed.
+    /// Number of observations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(Cell64::value).sum()
     }
@@ -119,7 +120,7 @@ impl Sizes {
         self.sum.add(bytes);
     }
 
-    /// Of all sizes.
+    /// Sum of all sizes.
     pub fn sum(&self) -> u64 {
         self.sum.value()
     }
@@ -129,17 +130,17 @@ impl Sizes {
     }
 }
 
-/// Where a core is in its life; stored in [`CoreCells::state`].
+/// The stage of a core's life; stored in [`CoreCells::state`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum CoreState {
     Starting = 0,
-    /// Built, and accepting nothing until control says that all cores are.
+    /// Ready, but accepting nothing until control says that all cores are ready.
     Ready = 1,
     Serving = 2,
     Draining = 3,
     Stopped = 4,
-    /// The thread ended without stopping: a panic outside connections and workers.
+    /// The thread ended without a stop: a panic outside connections and workers.
     Died = 5,
 }
 
@@ -157,7 +158,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// As the metric's label says them, in the order of their numbers.
+    /// The values of the metric's label, in the order of the variants.
     pub const NAMES: [&str; 7] =
         ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
 }
@@ -172,19 +173,20 @@ pub struct CoreCells {
     pub bytes_accepted: Cell64,
     pub payloads_stored: Cell64,
     pub bytes_stored: Cell64,
-    /// Objects that the store confirmed: payloads by themselves, or batches.
+    /// Objects that the store confirmed: single payloads or batches.
     pub objects_stored: Cell64,
-    /// As stored.
+    /// Bytes of those objects, as stored.
     pub object_bytes_stored: Cell64,
     pub put_retries: Cell64,
-    /// Payloads whose first put failed, however many followed.
+    /// Payloads whose first PUT failed, however many PUTs followed.
     pub payloads_retried: Cell64,
     pub bytes_retried: Cell64,
     pub payloads_dead_lettered: Cell64,
     pub bytes_dead_lettered: Cell64,
-    /// Of those, the ones a stop left unstored; they decide the exit status.
+    /// Payloads that a stop dead-lettered; they decide the exit status.
     pub dead_lettered_at_stop: Cell64,
-    /// Dead letters written by the stop whose sync is still running: they survive this process, but not yet the host.
+    /// Payloads in dead letters of a stop whose sync is still running: they survive this process,
+    /// but not yet a crash of the host.
     pub unsynced_at_stop: Cell64,
     pub payloads_lost: Cell64,
     pub bytes_lost: Cell64,
@@ -193,7 +195,7 @@ pub struct CoreCells {
     pub conn_panics: Cell64,
     pub worker_panics: Cell64,
     pub connections: Cell64,
-    /// Set once: `MAX_CONNECTIONS`, or what there are descriptors for.
+    /// Set once: `MAX_CONNECTIONS`, or as many as there are file descriptors for.
     pub connections_max: Cell64,
     pub body_bytes: Cell64,
     pub queue_depth: Cell64,
@@ -202,44 +204,47 @@ pub struct CoreCells {
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
     pub puts_in_flight: Cell64,
-    /// Of puts in flight, between 1 and `MAX_WORKERS`.
+    /// Limit of PUTs in flight, between 1 and `MAX_WORKERS`.
     pub puts_limit: Cell64,
     /// Objects that have failed and wait for their retry.
     pub puts_awaiting_retry: Cell64,
     pub batches_open: Cell64,
-    /// Memory of open, closed and travelling batches.
+    /// Memory of all batches that are not stored yet.
     pub batch_bytes: Cell64,
-    /// By reason, see [`CloseReason`].
+    /// Closed batches by [`CloseReason`].
     pub batches_closed: [Cell64; CloseReason::NAMES.len()],
-    /// Of closed batches, before compression.
+    /// Sizes of closed batches before compression.
     pub batch_raw_bytes: Sizes,
-    /// The same, as stored.
+    /// Sizes of closed batches as stored.
     pub batch_stored_bytes: Sizes,
-    /// Payloads whose event time was missing or no time.
+    /// Payloads whose event time is missing or not a time.
     pub event_times_unreadable: Cell64,
     /// Bytes of requests that wait for the spool's disk.
     pub spool_pending_bytes: Cell64,
-    /// Payloads in the spool that are neither stored nor dead-lettered, in the ring or on disk only.
+    /// Payloads in the spool that are neither stored nor dead-lettered, in the queue or on disk
+    /// only.
     pub spool_payloads: Cell64,
-    /// Of those payloads.
+    /// Bytes of those payloads.
     pub spool_bytes: Cell64,
-    /// Of this core's own files, empty ones included.
+    /// Bytes of this core's own spool files, including empty ones.
     pub spool_disk_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
-    /// Why the spool cannot be written; 0 while it can, or nobody has tried.
+    /// Error number of the last failed write to the spool; 0 while writes succeed or none was
+    /// tried.
     pub spool_errno: Cell64,
-    /// Seconds for which the spool's disk has not answered; 0 while it does.
+    /// Seconds for which the spool's disk has not answered; 0 while it answers.
     pub spool_stalled_s: Cell64,
     /// 1 while `SPOOL_MAX` is used up.
     pub spool_full: Cell64,
     /// 1 until the spool has room for its first requests.
     pub spool_preparing: Cell64,
     pub spool_syncs: Cell64,
-    /// Payloads that crashed processes had spooled.
+    /// Payloads taken over from spools of processes that have ended.
     pub payloads_taken_over: Cell64,
     pub spool_sync_latency: Latency,
-    /// Milliseconds since process start at which the store began to fail without a success since, plus one; 0 when it works.
+    /// When the store began to fail without a success since, in milliseconds since process start,
+    /// plus one; 0 while it works.
     pub store_failing_since: Cell64,
     pub request_latency: Latency,
     pub put_latency: Latency,
@@ -254,7 +259,7 @@ impl CoreCells {
         self.state.value() == state as u64
     }
 
-    /// The spool's disk refuses writes, or does not answer.
+    /// Whether the spool's disk refuses writes or does not answer.
     pub fn spool_is_failing(&self) -> bool {
         self.spool_errno.value() != 0 || self.spool_stalled_s.value() != 0
     }
@@ -264,8 +269,9 @@ impl CoreCells {
         self.requests[at].inc();
     }
 
-    /// Payloads whose fate is not decided and that are not in the spool, as far as the counters know, and those of a stop that are written to the dead
-    /// letter but not synced. A core that goes on meanwhile is read once per cell, so the first may be low, never high.
+    /// The number of payloads without an outcome that are not in the spool, and of those in dead
+    /// letters of a stop that are not synced yet. Each cell is read once while the core may go on,
+    /// so the first number may be too low, but never too high.
     pub fn undecided_and_unsynced(&self) -> (u64, u64) {
         let unsynced = self.unsynced_at_stop.value();
         let decided = self.payloads_stored.value()
@@ -280,13 +286,14 @@ impl CoreCells {
 /// The cells of every core, shared by all threads for as long as the process lives.
 pub type Cells = &'static [CoreCells];
 
-/// Makes cells for `cores` cores that are never freed: they must outlive every thread, also a dead one.
+/// Makes cells for `cores` cores. They are never freed, because they must outlive every thread,
+/// even a dead one.
 pub fn cells(cores: usize) -> Cells {
     Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
 }
 
-/// A registry whose scrape reads `cells`, `core_ids` giving each its `core` label, and the bytes of all dead
-/// letters from `dead_letter_bytes`; `put_price` is that of 1,000 PUTs, in dollars.
+/// A registry whose scrape reads `cells` (`core_ids` has the `core` label of each) and the bytes of
+/// all dead letters from `dead_letter_bytes`. `put_price` is the price of 1,000 PUTs in dollars.
 pub fn registry(
     cells: Cells,
     core_ids: Vec<usize>,
@@ -312,7 +319,7 @@ impl Collector for LogCollector {
     }
 }
 
-/// Asks for the number at each scrape.
+/// Calls the function at each scrape.
 struct DeadLetterCollector<F>(F);
 
 impl<F> fmt::Debug for DeadLetterCollector<F> {
@@ -345,20 +352,18 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
     ("bytes_stored", "Payload bytes the store confirmed", |c| c.bytes_stored.value()),
-    ("objects_stored", "Objects the store confirmed, payloads by themselves or batches", |c| {
+    ("objects_stored", "Objects the store confirmed, single payloads or batches", |c| {
         c.objects_stored.value()
     }),
     ("object_bytes_stored", "Bytes of objects the store confirmed, as stored", |c| {
         c.object_bytes_stored.value()
     }),
-    ("event_times_unreadable", "Payloads without a time where EVENT_TIME points", |c| {
+    ("event_times_unreadable", "Payloads without a time at EVENT_TIME", |c| {
         c.event_times_unreadable.value()
     }),
-    ("put_retries", "Puts tried again after a failure", |c| c.put_retries.value()),
-    ("payloads_retried", "Payloads that needed more than one put", |c| c.payloads_retried.value()),
-    ("bytes_retried", "Bytes of payloads that needed more than one put", |c| {
-        c.bytes_retried.value()
-    }),
+    ("put_retries", "PUTs that failed and are retried", |c| c.put_retries.value()),
+    ("payloads_retried", "Payloads whose first PUT failed", |c| c.payloads_retried.value()),
+    ("bytes_retried", "Bytes of payloads whose first PUT failed", |c| c.bytes_retried.value()),
     ("payloads_dead_lettered", "Payloads written to the dead-letter directory", |c| {
         c.payloads_dead_lettered.value()
     }),
@@ -371,16 +376,16 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("bytes_lost", "Payload bytes admitted and lost", |c| c.bytes_lost.value()),
     (
         "payloads_taken_over",
-        "Payloads taken over from the spools of processes that are no more",
+        "Payloads taken over from the spools of processes that have ended",
         |c| c.payloads_taken_over.value(),
     ),
-    ("spool_syncs", "Syncs of the spool, each of one group of requests", |c| c.spool_syncs.value()),
+    ("spool_syncs", "Syncs of the spool, one per commit group", |c| c.spool_syncs.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
     }),
     ("connection_panics", "Connections closed by a panic", |c| c.conn_panics.value()),
-    ("worker_panics", "Payloads dead-lettered by a panic in their put", |c| {
+    ("worker_panics", "Objects dead-lettered because their PUT panicked", |c| {
         c.worker_panics.value()
     }),
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
@@ -394,24 +399,26 @@ const GAUGES: [(&str, &str, Read); 22] = [
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     (
         "queue_depth",
-        "Payloads queued, those set aside for a retry beyond one per worker included",
+        "Payloads queued, including those that wait for a retry beyond one per worker",
         |c| c.queue_depth.value(),
     ),
     ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
-    ("room_waiters", "Requests waiting for ring room", |c| c.room_waiters.value()),
+    ("room_waiters", "Requests waiting for room in the queue", |c| c.room_waiters.value()),
     ("ack_waiters", "Requests waiting for the store before their answer", |c| {
         c.ack_waiters.value()
     }),
-    ("workers_busy", "Upload workers with a payload in hand", |c| c.workers_busy.value()),
-    ("puts_in_flight", "Puts in flight, or about to be", |c| c.puts_in_flight.value()),
-    ("puts_limit", "Puts that may be in flight, adapted between 1 and MAX_WORKERS", |c| {
+    ("workers_busy", "Upload workers that upload an object", |c| c.workers_busy.value()),
+    ("puts_in_flight", "PUTs in flight or about to be", |c| c.puts_in_flight.value()),
+    ("puts_limit", "Limit of PUTs in flight, adapted between 1 and MAX_WORKERS", |c| {
         c.puts_limit.value()
     }),
     ("puts_awaiting_retry", "Objects that have failed and wait for their retry", |c| {
         c.puts_awaiting_retry.value()
     }),
     ("batches_open", "Batches that take payloads", |c| c.batches_open.value()),
-    ("batch_bytes", "Memory of open, closed and travelling batches", |c| c.batch_bytes.value()),
+    ("batch_bytes", "Memory of batches that are open, closed or in flight", |c| {
+        c.batch_bytes.value()
+    }),
     ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {
         c.spool_payloads.value()
     }),
@@ -424,7 +431,7 @@ const GAUGES: [(&str, &str, Read); 22] = [
     ("spool_disk_bytes", "Bytes of the spool's files, empty and prepared ones included", |c| {
         c.spool_disk_bytes.value()
     }),
-    ("spool_overflowing", "1 while spooled payloads find the ring full and wait on disk", |c| {
+    ("spool_overflowing", "1 while spooled payloads wait on disk because the queue is full", |c| {
         c.spool_overflowing.value()
     }),
     ("spool_failing", "1 while the spool cannot be written, or its disk does not answer", |c| {
@@ -475,7 +482,7 @@ impl Collector for CellCollector {
             "From a request's head to its answer",
             |c| &c.request_latency,
         )?;
-        self.encode_latency(&mut encoder, "put_latency", "Each attempt to store a payload", |c| {
+        self.encode_latency(&mut encoder, "put_latency", "Each attempt to store an object", |c| {
             &c.put_latency
         })?;
         let help = "Each write and sync of the spool";
@@ -490,17 +497,17 @@ impl Collector for CellCollector {
     }
 }
 
-/// What is computed from sums over all cores.
+/// A figure computed from sums over all cores.
 type Total = fn(&dyn Fn(Read) -> f64, f64) -> f64;
 
-/// Each PUT is paid for, also one that is tried again; what has not been is 0.
+/// Every PUT costs, including retries. A ratio to nothing is 0.
 const TOTALS: [(&str, &str, Total); 3] = [
     (
         "batch_compression_ratio",
-        "Bytes of closed batches before compression, for each as stored",
+        "Bytes of closed batches before compression, per byte as stored",
         |sum, _| ratio(sum(|c| c.batch_raw_bytes.sum()), sum(|c| c.batch_stored_bytes.sum())),
     ),
-    ("puts_per_million_payloads", "PUTs sent for each million payloads stored", |sum, _| {
+    ("puts_per_million_payloads", "PUTs sent per million payloads stored", |sum, _| {
         1e6 * ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))
     }),
     ("put_dollars_per_million_payloads", "What those PUTs cost at PUT_PRICE", |sum, price| {
@@ -515,7 +522,7 @@ fn ratio(of: f64, to: f64) -> f64 {
 
 impl CellCollector {
     fn encode_closed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Batches that were closed, by reason";
+        let help = "Batches closed, by reason";
         let mut family =
             encoder.encode_descriptor("batches_closed", help, None, MetricType::Counter)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {

@@ -1,9 +1,10 @@
-//! What must be true of this host before a core is started, each with the command that mends it.
+//! Checks of this host before a core starts. Each finding has the command that fixes it.
 //!
-//! Looking is separated from judging: small functions read the host, pure ones decide, so that every verdict is
-//! tested on any machine. Before a start ([`Mode::Start`]) soft resource limits are raised towards the hard ones,
-//! missing directories made, and a probe file written to each and removed. `check` ([`Mode::Judge`]) changes nothing
-//! but its own process's limits. Threads are started for a moment, to see whether they can be.
+//! Small functions read the host and pure functions judge, so that tests cover every verdict on any
+//! machine. A start ([`Mode::Start`]) raises soft resource limits towards the hard ones, creates
+//! missing directories, and writes and removes a probe file in each. `check` ([`Mode::Check`])
+//! changes nothing but its own process's limits. Both start threads for a moment, to see whether
+//! they can.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,43 +17,43 @@ mod device;
 mod dirs;
 mod exposed;
 mod host;
-mod places;
+mod inputs;
 mod rlimits;
 mod threads;
 
 pub use host::descriptors;
 pub use threads::not_even_one as no_threads;
 
-pub use places::environment;
+pub use inputs::environment;
 
-/// What looking may change.
+/// What the checks may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A server, or a replay, is about to start: what it needs is made.
+    /// A server or a replay is about to start: missing directories are created.
     Start,
     /// Nothing is changed on the host.
-    Judge,
+    Check,
 }
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Ok,
-    /// The server starts, and the operator should know.
+    /// The server starts, but the operator should know.
     Warn,
     /// The server must not start.
     Fail,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at, in a word or two: `kernel`, `open files`, `LISTEN`.
+    /// What was checked, in a word or two: `kernel`, `open files`, `LISTEN`.
     pub name: &'static str,
     pub level: Level,
     /// What was found, with the figures behind the verdict.
     pub detail: String,
-    /// The command or setting that mends it; present on every warning and failure.
+    /// The command or setting that fixes it; every warning and failure has one.
     pub remedy: Option<String>,
 }
 
@@ -79,7 +80,7 @@ impl Finding {
         Finding { name, level: Level::Fail, detail, remedy }
     }
 
-    /// One log line, for a server that starts or refuses to.
+    /// Logs the finding in one line, for a server that starts or refuses to.
     pub fn log(&self) {
         let Finding { name, level, detail, remedy } = self;
         let mend = remedy.as_deref().unwrap_or_default();
@@ -91,34 +92,35 @@ impl Finding {
     }
 }
 
-/// Everything `serve` and `check` need. Before a start an address that is taken is left to the start, which waits for
-/// it. Blocks: call it before any executor runs.
+/// Everything that `serve` and `check` need. In [`Mode::Start`] an address in use is not a failure,
+/// because the start waits for it. Blocks: call it before any executor runs.
 pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = for_spool_replay(config, mode);
     findings.extend(dirs::dead_letters(config, mode));
     findings.extend(dirs::spool(config, mode));
-    findings.extend(places::addresses(config, mode == Mode::Start));
-    findings.extend(places::tokens(config));
-    findings.extend(places::config_file(config));
-    findings.push(places::example_key(config));
-    findings.extend(gamble(config));
+    findings.extend(inputs::addresses(config, mode == Mode::Start));
+    findings.extend(inputs::tokens(config));
+    findings.extend(inputs::config_file(config));
+    findings.push(inputs::example_key(config));
+    findings.extend(fault_injection(config));
     findings
 }
 
-/// Why the address of the setting `name` cannot be listened on, and what to do.
+/// Why the server cannot listen on the address of the setting `name`, and what to do.
 pub fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
-    places::bind_refusal(name, address, error)
+    inputs::bind_refusal(name, address, error)
 }
 
-/// What `dead-letter replay` needs: the host and the directories, but no free ports, for a server may be running. The
-/// letters' own directory is there, or there is nothing to replay.
+/// What `dead-letter replay` needs: the host and the directories, but no free ports, because a
+/// server may be running. The dead-letter directory is not created: without it there is nothing to
+/// replay.
 pub fn for_replay(config: &Config) -> Vec<Finding> {
     let mut findings = for_spool_replay(config, Mode::Start);
-    findings.extend(dirs::dead_letters(config, Mode::Judge));
+    findings.extend(dirs::dead_letters(config, Mode::Check));
     findings
 }
 
-/// What `spool replay` needs: the same without a place for dead letters.
+/// What `spool replay` needs: the same without the dead-letter directory.
 pub fn for_spool_replay(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
     findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
@@ -131,7 +133,7 @@ pub fn failed(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.level == Level::Fail)
 }
 
-/// The findings as `check` prints them, remedies below what they mend; ends with a newline.
+/// The findings as `check` prints them, each remedy below its finding; ends with a newline.
 pub fn table(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut table = String::new();
@@ -149,14 +151,14 @@ pub fn table(findings: &[Finding]) -> String {
     table
 }
 
-/// Settings that are allowed but must never be in force unnoticed.
-fn gamble(config: &Config) -> Option<Finding> {
+/// A warning about `FAULTS`, which must not be in force unnoticed.
+fn fault_injection(config: &Config) -> Option<Finding> {
     let faults = config.faults.as_ref()?;
     let detail = format!("{faults:?} makes the store fail on purpose");
     Some(Finding::warn("FAULTS", detail, "unset FAULTS outside tests and game days"))
 }
 
-/// Asserts of a verdict what it is and what it says.
+/// Asserts the level and the text of a finding.
 #[cfg(test)]
 #[track_caller]
 fn expect(finding: Finding, level: Level, needles: &[&str]) {
@@ -199,7 +201,7 @@ mod tests {
             ("FAULTS", "delay=1ms"),
         ]);
         let config = config.unwrap();
-        for mode in [Mode::Judge, Mode::Start] {
+        for mode in [Mode::Check, Mode::Start] {
             let findings = run(&config, mode);
             assert!(!failed(&findings), "{}", table(&findings));
             assert!(findings.iter().all(|f| f.remedy.is_some() == (f.level != Level::Ok)));

@@ -1,4 +1,4 @@
-//! From admitted to popped: who may enter, the queue itself, and what stands in it.
+//! From admission to the pop: who may enter, the queue itself, its jobs, and their outcomes.
 
 pub mod admission;
 pub mod fifo;

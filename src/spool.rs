@@ -2,41 +2,43 @@
 //! queues their payloads for upload afterwards.
 //!
 //! ```text
-//!  conn → submit → line → group: write, sync ─┬─ room in the ring → jobs
-//!             (SPOOL_PENDING)                 └─ none → left on disk → reader → jobs
+//!  connection → submit → pending → commit group: write, sync ─┬─ room in the queue → jobs
+//!                        (SPOOL_PENDING)                     └─ no room → disk only → reader → jobs
 //! ```
 //!
-//! Requests that arrive during a sync share the next one. Nobody gets a payload before its sync has
-//! succeeded, so a sync that fails uploads nothing. When the ring is full, payloads stay on disk,
-//! and all later ones do too until the reader has caught up.
+//! Requests that arrive during a sync share the next commit group. No payload is queued before its
+//! sync has succeeded, so a failed sync uploads nothing. When the queue is full, payloads stay on
+//! disk, and all later ones do too until the reader has caught up.
 //!
-//! Each core runs five tasks: the `writer`, the `reader`, the `keeper`, which writes progress and
-//! makes segments, one that `prepare`s those segments, and one that watches the disk's `health`.
-//! Payloads that are stored many to an object are noted in the journal of [`batches`], so that also
-//! after a crash none is in two objects. What dead processes left is found and handed to the cores
-//! by [`takeover`].
+//! Each core runs five tasks: the `writer`, the `reader`, the `keeper`, which writes checkpoints
+//! and creates segments, one that `prepare`s those segments, and one that watches the disk's
+//! `health`. Payloads that share an object are recorded in the journal of [`batches`], so that none
+//! ends up in two objects, even after a crash. [`takeover`] finds orphaned spools and hands them to
+//! the cores.
 //!
-//! # Who settles a payload
+//! # Who completes a payload
 //!
-//! A payload is settled once it needs nothing more: it is stored or dead-lettered. It is settled by
-//! its number in its `Segment`, and a closed segment whose payloads are all settled is finished:
-//! its file is reused or removed. Until then a later process stores the payload again. Who settles
-//! it depends on how it left the spool:
+//! A payload is complete once it is stored or dead-lettered. It is marked complete by its number in
+//! its `Segment`. A closed segment whose payloads are all complete is finished: its file is reused
+//! or removed. An incomplete payload is uploaded again by a later process. Who completes it depends
+//! on how it left the spool:
 //!
-//! - An object of its own: the worker calls `Job::complete`, and that [`SpooledRequest::complete`], at once.
-//! - A member of a batch of this process: the worker calls [`Spool::complete_batch`]. The journal syncs
-//!   DONE, with its next group or when the keeper flushes it, and then calls `Members::settle`.
+//! - A single object: the worker calls `Job::complete`, which calls [`SpooledRequest::complete`] at
+//!   once.
+//! - A member of a batch of this process: the worker calls [`Spool::complete_batch`]. The journal
+//!   syncs DONE, with its next commit group or when the keeper flushes it, and then calls
+//!   `Members::complete`.
 //! - A member of a batch in doubt: the worker tells the task that restored the batch, which calls
 //!   [`BatchInDoubt::complete`]; that syncs DONE. Segments are offered only once no batch of their
-//!   directory is in doubt, and the reader settles all members when it comes to them.
-//! - Lost to damage: the reader.
-//! - In a file that was removed: [`Spool::stop`], in `release_removed`.
+//!   directory is in doubt; the reader completes all members when it reaches them.
+//! - Lost to corruption: the reader.
+//! - In a file that was removed: `release_removed`, called by [`Spool::stop`].
 //!
-//! Requests that wait for the store are told separately: by `Job::complete` for single payloads and
-//! by `Batch::complete` for batches, which therefore settles nothing here. A payload that is neither
-//! stored nor dead-lettered (`Outcome::Lost`) is not settled: it stays in the spool for the next
-//! process. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is learned,
-//! which for batches is before their members are settled.
+//! Requests that wait for the store get their outcome separately: from `Job::complete` for single
+//! payloads and from `Batch::complete` for batches, which therefore completes nothing here. A payload
+//! that is neither stored nor dead-lettered (`Outcome::Lost`) stays incomplete, so the next process
+//! finds it in the spool. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is
+//! known, which for batches is before their members are complete.
 
 mod disk;
 mod health;
@@ -90,29 +92,30 @@ pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
 pub use stop::UnspooledBatch;
 
-/// Requests share a group up to this size; a larger request has a group of its own. A megabyte
-/// takes a disk as long as ten syncs, so larger groups would gain little and delay their first
-/// requests.
+/// Largest commit group that requests share; a larger request gets a group of its own. A disk takes
+/// as long for a megabyte as for ten syncs, so larger groups would gain little and delay their
+/// first requests.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
-/// Memory of one core's spool in addition to `SPOOL_PENDING`: a group that is written and one that
-/// is read, each at most a record of `request_bytes` in payloads and their lengths.
+/// Memory of one core's spool in addition to `SPOOL_PENDING`: one commit group being written and
+/// one being read, each at most one record with `request_bytes` of payloads and their lengths.
 pub fn memory(request_bytes: usize) -> usize {
     2 * GROUP_BYTES_MAX.max(3 * request_bytes)
 }
 
 /// Memory of one core's journal in addition to the members of open batches ([`Members::memory`]):
-/// members and intents of the batches that its file still names, and a group that is written.
+/// members and intents of the batches that its file still names, and one commit group being
+/// written.
 pub const JOURNAL_MEMORY: usize = 2 * JOURNAL_BYTES as usize + GROUP_BYTES_MAX;
 
-/// Files that one core's spool may have open: its segments and spares, its journals, and those of
-/// dead processes that it empties. Each is open twice, for reading and on this core's own io_uring
-/// for groups.
+/// Files that one core's spool may have open: its segments and spares, its journals, and the
+/// orphaned ones that it empties. Each is open twice: for reading, and on this core's own io_uring
+/// for commit groups.
 pub fn files(options: &SpoolOptions) -> usize {
     2 * ((options.max / options.segment) as usize + 12)
 }
 
-/// Why a request was not spooled. Nothing of it will be uploaded.
+/// Why a request was not spooled. None of its payloads will be uploaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpoolError {
     #[error(
@@ -146,14 +149,13 @@ impl From<BudgetExhausted> for SpoolError {
 /// What a core's spool is opened with.
 pub struct SpoolSetup {
     pub options: SpoolOptions,
-    /// The directory of this core's segments.
+    /// Directory of this core's segments.
     pub dir: PathBuf,
     pub takeover: Arc<Takeover>,
-    /// The number of cores that share the orphans.
+    /// Number of cores that share the takeover's work.
     pub cores: usize,
     pub cells: &'static CoreCells,
-    /// The template that keys are made from, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the
-    /// default.
+    /// Key template, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the default.
     pub keys: Option<String>,
     /// Probability that a sync fails, for tests, and the seed of its random numbers.
     pub sync_fault: f64,
@@ -169,7 +171,7 @@ pub struct Spool {
     admission: Rc<Admission>,
     pending: PendingRequests,
     own: OwnFiles,
-    adopted: TakenSegments,
+    taken: TakenSegments,
     overflow: Overflow,
     disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
@@ -178,39 +180,39 @@ pub struct Spool {
     log: RefCell<Throttle>,
 }
 
-/// What a request that waits for the disk is told: that its group is synced, or that it failed.
+/// Result for a request that waits for the disk: its commit group is synced, or it failed.
 pub type Ticket = OneShot<Result<(), SpoolError>>;
 
-/// A spooled request whose payloads are jobs: knows where each of them is settled.
+/// A spooled request whose payloads are jobs: knows where each of them is marked complete.
 pub struct SpooledRequest {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
     first_ordinal: u32,
     first_seq: u64,
-    /// What its keys are made from; `None`: this core's own origin.
+    /// Origin of its keys; `None`: this core's own.
     origin: Option<Rc<Origin>>,
     cells: &'static CoreCells,
 }
 
 impl SpooledRequest {
-    /// Settles the payload with this stamp and of `bytes`: it is stored or dead-lettered.
+    /// Marks the payload with this stamp and size complete: it is stored or dead-lettered.
     pub fn complete(&self, stamp: Stamp, bytes: usize) {
-        self.segment.settle(self.ordinal(stamp.seq), bytes as u64);
+        self.segment.complete(self.ordinal(stamp.seq), bytes as u64);
         self.cells.spool_payloads.sub(1);
         self.cells.spool_bytes.sub(bytes as u64);
     }
 
-    /// Whether its file was removed, so that it survives no crash.
+    /// Whether its file was removed, so that it would not survive a crash.
     pub fn is_removed(&self) -> bool {
         self.segment.is_removed()
     }
 
-    /// The number in its segment of the payload that has `seq` in the core's sequence.
+    /// The segment number of the payload whose number in the core's sequence is `seq`.
     fn ordinal(&self, seq: u64) -> u32 {
         self.first_ordinal + u32::try_from(seq - self.first_seq).expect("within the record")
     }
 
-    /// The core directory it lies in. All members of a batch lie in the same one.
+    /// The core directory that holds it. All members of a batch are in the same one.
     pub fn core_dir(&self) -> &Rc<CoreDir> {
         &self.dir
     }
@@ -221,14 +223,14 @@ impl SpooledRequest {
 }
 
 impl Spool {
-    /// Opens the spool and starts its tasks. The keeper makes the first segment.
+    /// Opens the spool and starts its tasks. The keeper creates the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
         let health = DiskHealth::new(setup.cells, setup.dir.clone());
         let disk = Rc::new(SpoolDisk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
             pending: PendingRequests::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             own: OwnFiles::new(setup.dir.clone()),
-            adopted: TakenSegments::default(),
+            taken: TakenSegments::default(),
             overflow: Overflow::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
@@ -251,11 +253,11 @@ impl Spool {
         spool
     }
 
-    /// Appends a request to the line for the disk. Its payloads lie in `body` at `spans`, the first
-    /// has the stamp `first`, and all have the request's `version`.
+    /// Adds a request to those that wait for the disk. Its payloads are at `spans` in `body`, the
+    /// first has the stamp `first`, and all have the request's `version`.
     ///
     /// # Errors
-    /// It is not in the line, and nothing of it is kept.
+    /// The request was not added and nothing of it is kept.
     pub fn submit(
         &self,
         first: Stamp,
@@ -276,19 +278,19 @@ impl Spool {
         self.pending.push(first, body, spans, version)
     }
 
-    /// The directories in which payloads lie that this core takes, its own first.
+    /// Directories whose payloads this core uploads, its own first.
     fn dirs(&self) -> Vec<Rc<CoreDir>> {
         let mut dirs = vec![self.own.dir().clone()];
-        dirs.extend(self.adopted.dirs());
+        dirs.extend(self.taken.dirs());
         dirs
     }
 
-    /// Begins a stop: payloads that are on disk only stay there for the next process.
+    /// Begins a stop: payloads that are only on disk stay there for the next process.
     pub fn stop_reading(&self) {
         self.overflow.stop();
     }
 
-    /// Takes no more requests; those in the line are still written.
+    /// Refuses further requests; those that wait are still written.
     pub fn close(&self) {
         self.closed.set(true);
         self.pending.wake();
@@ -309,7 +311,7 @@ impl Spool {
         Rc::new(SpooledRequest { dir, segment, first_ordinal, first_seq, origin, cells })
     }
 
-    /// Queues payloads, which were admitted already, with these sequence numbers.
+    /// Queues payloads that are already admitted, with these sequence numbers.
     fn push(
         &self,
         payloads: impl ExactSizeIterator<Item = Payload>,

@@ -1,4 +1,4 @@
-//! From the queue to the store: workers, what they put, and what they do about failures.
+//! From the queue to the store: the workers, what they upload, and how they handle failures.
 
 mod dead_letter;
 mod failures;
@@ -16,9 +16,9 @@ pub use failures::Failures;
 pub use health::StoreHealth;
 pub use retry_queue::{PendingUpload, RetryState};
 pub use uploader::Uploader;
-pub use uploads::{InFlight, Uploads, notice_retries};
+pub use uploads::{InFlight, Uploads, wake_for_retries};
 pub use worker::{InProgress, worker_loop};
 
-/// Descriptors a worker may need at once: its connection or temporary file, and a stale one being replaced or
-/// the dead letter being written.
+/// File descriptors that a worker may need at once: its connection or temporary file, and a stale
+/// connection being replaced or the dead letter being written.
 pub const FILES_PER_WORKER: usize = 2;

@@ -171,7 +171,7 @@ impl Segment {
     }
 
     fn note(&mut self, progress: &Checkpoint) {
-        let at = progress.place() as usize;
+        let at = progress.offset() as usize;
         progress.write(&mut self.file[at..at + progress.bytes()]);
         self.checksums.extend(at + 8..at + 12);
     }
@@ -210,7 +210,7 @@ fn patched(kind: u8, mut rest: &[u8]) {
         let done = vec![0..1, 3..5];
         let progress =
             Checkpoint { id: NOW, serial: 7, groups: u32::from(kind >> 5), done, ..<_>::default() };
-        let at = progress.place() as usize;
+        let at = progress.offset() as usize;
         progress.write(&mut file[at..at + progress.bytes()]);
     }
     let mut use_is_known = true;

@@ -1,19 +1,20 @@
-//! The bytes of one object, in pieces that never move once they are full, and the core's store of such pieces.
+//! The bytes of one object, in chunks that never move once they are full, and the core's pool of
+//! chunks.
 //!
-//! The first chunk grows by doubling, so that a batch of a few small payloads takes kilobytes; from [`CHUNK_BYTES`] on
-//! every chunk has that size and comes from the core's pool, because the page faults of fresh memory cost more than
-//! the copy into it.
+//! The first chunk grows by doubling, so a batch of a few small payloads takes kilobytes. From
+//! [`CHUNK_BYTES`] on every chunk has that size and comes from the core's pool, because the page
+//! faults of fresh memory cost more than the copy into it.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::queue::job::Payload;
 
-/// Capacity of every chunk but a small object's only one. Large enough that a put sends few pieces, small enough that the
-/// unfilled half of the last one is 1.5 % of an object of 8 MiB.
+/// Capacity of every chunk, except that of a small object. Large enough that a PUT sends few
+/// pieces, small enough that the unfilled half of the last one is 1.5 % of an object of 8 MiB.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
-/// What the first line of an object takes: one page.
+/// Capacity for the first line of an object: one page.
 const CHUNK_BYTES_LEAST: usize = 4 << 10;
 
 /// Chunks kept for reuse: one object of 8 MiB, the default size.
@@ -30,7 +31,7 @@ impl ChunkPool {
         self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES))
     }
 
-    /// Keeps `chunk` if it is one of ours and there is room for it.
+    /// Keeps `chunk` if it has full size and the pool has room for it.
     pub(super) fn give(&self, mut chunk: Vec<u8>) {
         let mut free = self.free.borrow_mut();
         if chunk.capacity() == CHUNK_BYTES && free.len() < CHUNKS_POOLED_MAX {
@@ -39,20 +40,20 @@ impl ChunkPool {
         }
     }
 
-    /// Bytes held.
+    /// Bytes held by the pool.
     pub(super) fn memory(&self) -> usize {
         self.free.borrow().len() * CHUNK_BYTES
     }
 }
 
-/// One object's chunks: every one but the last is full.
+/// One object's chunks. All but the last are full.
 pub(super) struct Chunks {
     pool: Rc<ChunkPool>,
     list: Vec<Vec<u8>>,
     bytes: u64,
     /// Capacity of all chunks.
     held: usize,
-    /// Where the bytes begin that [`Chunks::show`] has not shown.
+    /// Start of the bytes that [`Chunks::show`] has not shown.
     unseen: ChunkPosition,
     unseen_bytes: usize,
 }
@@ -98,8 +99,8 @@ impl Chunks {
         }
     }
 
-    /// Lets `append` write behind what is there, into a chunk with room for a byte at least and for `wanted` if a chunk
-    /// can have that. It must not write beyond the chunk's capacity.
+    /// Lets `append` append to a chunk that has room for at least one byte, and for `wanted` bytes
+    /// if that fits in one chunk. It must not write beyond the chunk's capacity.
     pub(super) fn fill<R>(&mut self, wanted: usize, append: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         if self.list.last().is_none_or(|chunk| chunk.len() == chunk.capacity())
             || (self.list.len() == 1 && self.held < CHUNK_BYTES)
@@ -116,7 +117,7 @@ impl Chunks {
         outcome
     }
 
-    /// Grows the first chunk, or adds one to those that are full.
+    /// Grows the first chunk, or adds one after those that are full.
     fn make_room(&mut self, wanted: usize) {
         match self.list.as_mut_slice() {
             [first] if first.capacity() < CHUNK_BYTES => {
@@ -138,7 +139,7 @@ impl Chunks {
         self.list.push(chunk);
     }
 
-    /// Shows `out` at most `most` bytes that it has not seen, in order.
+    /// Shows `out`, in order, at most `most` bytes that it has not seen.
     pub(super) fn show(&mut self, mut most: usize, out: &mut dyn FnMut(&[u8])) {
         while most > 0 && self.unseen_bytes > 0 {
             let chunk = &self.list[self.unseen.chunk];
@@ -164,7 +165,7 @@ impl Chunks {
         self.list.into_iter().filter(|chunk| !chunk.is_empty()).map(Payload::from).collect()
     }
 
-    /// What is really allocated.
+    /// Bytes that are really allocated.
     #[cfg(test)]
     pub(super) fn capacities(&self) -> usize {
         self.list.iter().map(Vec::capacity).sum()
@@ -176,7 +177,7 @@ impl Chunks {
     }
 }
 
-/// A first chunk for `needed` bytes, or for as many as a chunk can have.
+/// A first chunk for `needed` bytes, or for as many as fit in one chunk.
 fn fresh(pool: &ChunkPool, needed: usize) -> Vec<u8> {
     if needed > CHUNK_BYTES / 2 {
         return pool.take();
@@ -224,7 +225,7 @@ mod tests {
     fn the_pool_keeps_full_chunks_up_to_its_bound() {
         let pool = Rc::new(ChunkPool::default());
         pool.give(Vec::with_capacity(CHUNK_BYTES / 2));
-        assert_eq!(pool.memory(), 0, "no chunk of ours");
+        assert_eq!(pool.memory(), 0, "not of full size");
         for _ in 0..CHUNKS_POOLED_MAX + 3 {
             pool.give(Vec::with_capacity(CHUNK_BYTES));
         }

@@ -1,8 +1,10 @@
-//! Compression of one object as one zstd frame or one gzip member, a slice at a time, and back.
+//! Compresses one object as one zstd frame or one gzip member, a slice at a time, and decompresses
+//! it.
 //!
-//! One frame, because many readers stop after the first. Every slice is flushed as a block: zstd would otherwise gather
-//! 128 KiB and compress them in one stall, and the object's size would be known only afterwards. A state serves one
-//! object after the other: making one costs the page faults of its memory.
+//! One frame, because many readers stop after the first. Every slice is flushed as a block:
+//! otherwise zstd would gather 128 KiB and compress them in one stall, and the object's size would
+//! be known only afterwards. A state is reused for one object after another, because a new one
+//! costs the page faults of its memory.
 
 use flate2::{Compress, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::zstd_safe::get_error_name;
@@ -12,8 +14,9 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer, ResetDirectiv
 use super::chunks::Chunks;
 use crate::coding::Compression;
 
-/// Window of a zstd frame: 128 KiB. Every open batch pays for it, and up to `MAX_PARTITIONS` are open. Measured on events
-/// of 0.9 kB, memory of one state and ratio, with 64 KiB / 128 KiB / 512 KiB and tables as the level has them:
+/// Window of a zstd frame: 128 KiB. Every open batch pays for it, and up to `MAX_PARTITIONS` are
+/// open. Measured with events of 0.9 kB: memory of one state, and ratio, with windows of 64 KiB /
+/// 128 KiB / 512 KiB and the level's own tables:
 ///
 /// | level | KiB | ratio |
 /// |---|---|---|
@@ -25,17 +28,20 @@ use crate::coding::Compression;
 /// Level 1 compressed 346 / 428 / 466 MB/s, so 64 KiB would cost more than it saves.
 const ZSTD_WINDOW_LOG: u32 = 17;
 
-/// From this level on the tables are larger than such a window has use for, and are capped with it.
+/// From this level on zstd's tables are larger than such a window can use, so they are capped too.
 const ZSTD_LARGE_TABLES_LEVEL: i32 = 4;
 
-/// What a deflate state holds, which flate2 does not say. zlib-rs allocates at once: window 2 × 32 KiB, chains 2 × 32 KiB,
-/// hash heads 2 × 64 KiB, pending output 64 KiB, symbols 48 KiB: 368 KiB; and 8 KiB for the trees and the rest.
+/// Memory of a deflate state, which flate2 does not report. zlib-rs allocates at once: window 2 ×
+/// 32 KiB, chains 2 × 32 KiB, hash heads 2 × 64 KiB, pending output 64 KiB, symbols 48 KiB, in all
+/// 368 KiB; and 8 KiB for the trees and the rest.
 const GZIP_STATE_BYTES: usize = (368 + 8) << 10;
 
-/// RFC 1952: magic, deflate, no flags, no time (the same payloads make the same object), no extra flags, unknown system.
+/// RFC 1952: magic, deflate, no flags, no time (the same payloads must make the same object), no
+/// extra flags, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
-/// An empty last block with its end (2 bytes, bits of the block before included), CRC-32 and length.
+/// An empty last block with its end (2 bytes, including bits of the previous block), CRC-32 and
+/// length.
 const GZIP_EPILOGUE_BYTES: u64 = 2 + 8;
 
 /// An empty last block and the checksum.
@@ -45,7 +51,7 @@ const ZSTD_EPILOGUE_BYTES: u64 = 3 + 4;
 const DECODE_BYTES: usize = 64 << 10;
 
 impl Compression {
-    /// Bytes that follow what has been flushed once the object is finished.
+    /// Bytes that finishing the object adds to what has been flushed.
     pub(super) fn epilogue_bytes(self) -> u64 {
         match self {
             Compression::None => 0,
@@ -58,7 +64,7 @@ impl Compression {
 /// What follows the input of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
-    /// More input: what there is can be decoded already.
+    /// More input will come. What there is so far can be decoded.
     Flush,
     /// The end of the object.
     End,
@@ -82,7 +88,8 @@ struct Gzip {
 }
 
 impl Compressor {
-    /// A state for `compression`, which must not be `None`. Little is allocated before [`Compressor::begin`].
+    /// A state for `compression`, which must not be `None`. Allocates little before
+    /// [`Compressor::begin`].
     pub(super) fn new(compression: Compression) -> Compressor {
         let engine = match compression {
             Compression::None => unreachable!("nothing to compress with"),
@@ -100,7 +107,7 @@ impl Compressor {
         self.compression
     }
 
-    /// Allocates and clears what the state needs, so that the first slice does not pay for it.
+    /// Allocates and clears the state's memory, so that the first slice does not pay for it.
     pub(super) fn begin(&mut self, chunks: &mut Chunks) {
         if let Engine::Zstd(context) = &mut self.engine {
             let none = &mut InBuffer::around(&[]);
@@ -117,7 +124,7 @@ impl Compressor {
         }
     }
 
-    /// Bytes held, the state's own included.
+    /// Bytes held by the state.
     pub(super) fn memory(&self) -> usize {
         match &self.engine {
             Engine::Zstd(context) => context.sizeof(),
@@ -125,7 +132,7 @@ impl Compressor {
         }
     }
 
-    /// Makes it ready for another object, whatever has become of this one.
+    /// Resets it for another object, at whatever point it is.
     pub(super) fn reset(&mut self) {
         match &mut self.engine {
             Engine::Zstd(context) => {
@@ -153,7 +160,8 @@ fn zstd_context(level: i32) -> CCtx<'static> {
     context
 }
 
-/// zstd fails for want of memory only, as it is used here: the same end as for any other allocation.
+/// As used here, zstd fails only if it gets no memory, which is as fatal as for any other
+/// allocation.
 fn checked(outcome: SafeResult) -> usize {
     outcome.unwrap_or_else(|code| panic!("zstd failed: {}", get_error_name(code)))
 }
@@ -174,7 +182,7 @@ fn feed_zstd(context: &mut CCtx<'static>, input: &[u8], then: Then, chunks: &mut
         Then::End => ZSTD_EndDirective::ZSTD_e_end,
     };
     let mut input = InBuffer::around(input);
-    // 0 says that all input is taken and all output is written.
+    // 0: all input is taken and all output is written.
     while chunks.fill(1, |chunk| checked(compress(context, &mut input, chunk, directive))) > 0 {}
 }
 
@@ -212,7 +220,8 @@ impl Gzip {
     }
 }
 
-/// Hands `each` the decompressed bytes of an object, whole or as far as it has been flushed, in bounded pieces.
+/// Hands `each` the decompressed bytes of an object in bounded pieces. The object may be
+/// unfinished: then it gets what has been flushed.
 pub(super) fn decompress<'a>(
     compression: Compression,
     parts: impl Iterator<Item = &'a [u8]>,
@@ -243,7 +252,7 @@ pub(super) fn decompress<'a>(
 fn gunzip<'a>(parts: impl Iterator<Item = &'a [u8]>, mut each: impl FnMut(&[u8])) {
     let mut inflate = Decompress::new(false);
     let mut piece = Vec::with_capacity(DECODE_BYTES);
-    // The header is in the first part: no chunk is that small.
+    // The header is in the first part, because no chunk is that small.
     let mut header = GZIP_HEADER.len();
     for part in parts {
         let mut input = &part[header..];

@@ -1,13 +1,14 @@
-//! One object's bytes while its payloads come in: lines in, compressed chunks out.
+//! Encodes the payloads of one object as they come: lines in, compressed chunks out.
 //!
-//! Nothing here waits, yields or does I/O. `push` only copies; `work` compresses and reports at most one slice a call, so that
-//! the caller can let requests through in between. The contract that bounds what is staged: the caller calls `work` until
-//! it returns false before it has pushed more than [`SLICE_BYTES_MAX`] again; then less than two slices and one payload
-//! are staged. More is correct, but its memory is the caller's to pay.
+//! Nothing here waits, yields or does I/O. `push` only copies. `work` compresses and reports at
+//! most one slice per call, so that the caller can let requests through in between. A contract
+//! bounds what is staged: the caller calls `work` until it returns false before it has pushed more
+//! than [`SLICE_BYTES_MAX`] again. Then less than two slices and one payload are staged. Pushing
+//! more is correct, but takes more memory.
 //!
-//! The size of a slice is learnt: levels differ by a factor of 100 in speed, and so do ways to hash what comes out. Below
-//! [`SLICE_BYTES_LEAST`] blocks would compress badly, so from about 20 MB/s down (zstd from level 10 or so) a call
-//! takes longer than 80 µs.
+//! The size of a slice adapts, because compression levels differ by a factor of 100 in speed, and
+//! so do the checksums of the result. Below [`SLICE_BYTES_LEAST`] blocks would compress badly, so
+//! below about 20 MB/s (zstd from level 10 or so) a call takes longer than 80 µs.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -22,32 +23,36 @@ use crate::config::BatchFormat;
 use crate::queue::job::Payload;
 use crate::rt;
 
-/// What one call of [`Encoder::work`] aims at. The limit is 200 µs without yielding: this leaves as much again for data that
-/// compresses more slowly than what came before it.
+/// Target time of one call of [`Encoder::work`]. The limit is 200 µs without yielding. The target
+/// leaves as much again for data that compresses more slowly than what came before.
 const SLICE_TIME: Duration = Duration::from_micros(80);
 
-/// Bytes compressed or reported at once, at most. Larger blocks compress no better to speak of.
+/// Most bytes compressed or reported at once. Larger blocks hardly compress better.
 pub const SLICE_BYTES_MAX: usize = 64 << 10;
 
-/// The same, at least, unless it is the end: smaller blocks pay more for their headers than they gain.
+/// Fewest bytes compressed at once, except at the end. Smaller blocks lose more to their headers
+/// than they gain.
 pub const SLICE_BYTES_LEAST: usize = 2 << 10;
 
-/// The slice before anything has been learnt.
+/// Size of the first slice, before any was measured.
 const SLICE_BYTES_FIRST: usize = 4 << 10;
 
-/// Staging room beyond this is given back once a slice at most is staged: what the contract allows for payloads of ordinary size.
+/// Staging memory beyond this is released once at most a slice is staged. It is what the contract
+/// needs with payloads of ordinary size.
 const STAGED_KEPT_BYTES_MAX: usize = 2 * SLICE_BYTES_MAX;
 
-/// Compressor states kept for reuse: objects that close and open about the same time.
+/// Compressor states kept for reuse: as many as objects close and open at about the same time.
 const COMPRESSORS_POOLED_MAX: usize = 4;
 
-/// What the encoders of one core share. Meant for one [`Compression`]: with several the slices fit none of them.
+/// What the encoders of one core share. Meant for one [`Compression`]: with several, the learned
+/// slice size would fit none of them.
 pub struct EncoderShared {
     chunks: Rc<ChunkPool>,
     compressors: RefCell<Vec<Compressor>>,
-    /// The slice that took about [`SLICE_TIME`] last.
+    /// Size of the slice that last took about [`SLICE_TIME`].
     slice_bytes: Cell<usize>,
-    /// Stored bytes per raw byte of the object finished last, for those that have compressed nothing yet.
+    /// Stored bytes per raw byte of the last finished object: the estimate for objects that have
+    /// compressed nothing yet.
     ratio: Cell<f64>,
 }
 
@@ -61,15 +66,16 @@ impl EncoderShared {
         })
     }
 
-    /// Takes back what [`Encoder::into_parts`] returned, for other objects. Parts that are still in use elsewhere are
-    /// only dropped.
+    /// Takes back what [`Encoder::into_parts`] returned, for reuse. Parts that are still in use
+    /// elsewhere are only dropped.
     pub fn give_back(&self, parts: Vec<Payload>) {
         for bytes in parts.into_iter().filter_map(Payload::into_bytes) {
             self.chunks.give(bytes);
         }
     }
 
-    /// Bytes that are kept for reuse and belong to no object: at most 8 MiB of chunks and four states.
+    /// Bytes that are kept for reuse and belong to no object: at most 8 MiB of chunks and four
+    /// states.
     pub fn memory(&self) -> usize {
         let states = self.compressors.borrow();
         self.chunks.memory() + states.iter().map(Compressor::memory).sum::<usize>()
@@ -91,7 +97,8 @@ impl EncoderShared {
         }
     }
 
-    /// Halves or doubles the slice at most, so that one call the kernel interrupted does not decide.
+    /// Adapts the slice size, by at most a factor of two, so that one interrupted call has little
+    /// effect.
     fn learn(&self, slice_bytes: usize, took: Duration) {
         let aim = slice_bytes as u128 * SLICE_TIME.as_nanos() / took.as_nanos().max(1);
         let aim = (aim as usize).clamp(slice_bytes / 2, slice_bytes * 2);
@@ -103,12 +110,13 @@ impl EncoderShared {
 pub struct Encoder {
     shared: Rc<EncoderShared>,
     compression: Compression,
-    /// The object as far as it exists.
+    /// The object so far.
     chunks: Chunks,
     /// Lines that are not compressed yet, from `staged_from` on.
     staged: Vec<u8>,
     staged_from: usize,
-    /// Made when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is open; given back at the end.
+    /// Taken when [`SLICE_BYTES_MAX`] is staged, so that a small object needs none while it is
+    /// open; given back at the end.
     compressor: Option<Compressor>,
     raw_bytes: u64,
     state: EncoderState,
@@ -118,7 +126,7 @@ pub struct Encoder {
 enum EncoderState {
     Open,
     Finishing,
-    /// The object is whole.
+    /// The object is complete.
     Ended,
 }
 
@@ -137,8 +145,8 @@ impl Encoder {
         }
     }
 
-    /// Appends one payload, any JSON value, as one line. One with raw line feeds or carriage returns between its tokens is
-    /// compacted (white space outside strings removed); nothing else changes a byte.
+    /// Appends one payload, any JSON value, as one line. If it has raw line feeds or carriage
+    /// returns between its tokens, white space outside strings is removed. No other byte changes.
     pub fn push(&mut self, payload: &[u8]) {
         assert_eq!(self.state, EncoderState::Open, "no lines after the end");
         let compacts = needs_compacting(payload);
@@ -154,7 +162,8 @@ impl Encoder {
         }
     }
 
-    /// Moves what is staged to the front rather than grow, if that frees half: each byte is moved once at most on average.
+    /// Makes room by moving what is staged to the front, instead of growing, if that frees half. So
+    /// on average each byte is moved at most once.
     fn make_staging_room(&mut self, bytes: usize) {
         let full = self.staged.capacity() - self.staged.len() < bytes;
         if full && self.staged_from >= self.staged.len() / 2 {
@@ -170,8 +179,9 @@ impl Encoder {
         self.staged_from = 0;
     }
 
-    /// Compresses and reports at most one slice, aiming at 100 µs; true if there is more to do now. `out` is shown every
-    /// byte of the object exactly once, in order; its time is part of the call's.
+    /// Compresses and reports at most one slice, with [`SLICE_TIME`] as the target; true if there
+    /// is more to do now. `out` is shown every byte of the object exactly once, in order, and its
+    /// time counts.
     pub fn work(&mut self, out: &mut dyn FnMut(&[u8])) -> bool {
         let slice_bytes = self.shared.slice_bytes.get();
         match self.compression {
@@ -189,7 +199,7 @@ impl Encoder {
         self.is_due(self.shared.slice_bytes.get())
     }
 
-    /// How many bytes the next call of [`Encoder::work`] compresses or reports; 0: it has nothing to do.
+    /// How many bytes the next call of [`Encoder::work`] will compress or report; 0: nothing to do.
     pub fn due_bytes(&self) -> usize {
         let slice_bytes = self.shared.slice_bytes.get();
         match self.compression {
@@ -201,7 +211,7 @@ impl Encoder {
 
     fn report(&mut self, slice_bytes: usize, out: &mut dyn FnMut(&[u8])) {
         if self.chunks.unseen_bytes() < slice_bytes {
-            // The clock would cost more than a small payload's copy.
+            // Reading the clock would cost more than copying a small payload.
             self.chunks.show(slice_bytes, out);
         } else {
             let started = rt::now();
@@ -226,13 +236,14 @@ impl Encoder {
         }
     }
 
-    /// One step: a state, a slice, or the end. True if it was a slice of full size, whose time says something.
+    /// Makes one step: takes a state, compresses a slice, or ends. True if it was a slice of full
+    /// size, whose time can be learned from.
     fn compress(&mut self, slice_bytes: usize) -> bool {
         let bytes = self.staged_bytes().min(slice_bytes);
         let is_last = self.state == EncoderState::Finishing && bytes == self.staged_bytes();
         let Some(compressor) = &mut self.compressor else {
             let mut compressor = self.shared.take_compressor(self.compression);
-            // A small object is compressed at once, by a state that is made to its measure.
+            // A small object is compressed in one call, for which zstd sizes the state itself.
             if !is_last {
                 compressor.begin(&mut self.chunks);
             }
@@ -269,8 +280,9 @@ impl Encoder {
         self.staged.len() - self.staged_from
     }
 
-    /// The object's size if it were finished now: exact for what has been compressed, estimated for what is staged, by the
-    /// object's own ratio or, before it has one, by that of the last object.
+    /// The object's size if it were finished now: exact for what has been compressed, estimated for
+    /// what is staged. The estimate uses the object's own ratio or, while it has none, that of the
+    /// last object.
     pub fn stored_bytes(&self) -> u64 {
         let (stored, staged) = (self.chunks.bytes(), self.staged_bytes());
         if self.state == EncoderState::Ended || self.compression == Compression::None {
@@ -289,13 +301,14 @@ impl Encoder {
         self.raw_bytes
     }
 
-    /// What it holds in memory, by capacity: chunks, staged lines, compressor state. Changes with `push` and `work` only.
+    /// Memory that it holds, by capacity: chunks, staged lines, compressor state. Only `push` and
+    /// `work` change it.
     pub fn memory(&self) -> usize {
         let state = self.compressor.as_ref().map_or(0, Compressor::memory);
         self.chunks.memory() + self.staged.capacity() + state
     }
 
-    /// No more lines. `work` goes on until it returns false; then [`Encoder::into_parts`].
+    /// Ends the lines. Call `work` until it returns false, then [`Encoder::into_parts`].
     pub fn finish(&mut self) {
         if self.state == EncoderState::Open {
             let is_empty = self.raw_bytes == 0;
@@ -305,23 +318,23 @@ impl Encoder {
         }
     }
 
-    /// What it shares with the core's others.
+    /// What it shares with the core's other encoders.
     pub fn shared(&self) -> &Rc<EncoderShared> {
         &self.shared
     }
 
-    /// The whole object, to be sent as it lies; then to be given back with [`EncoderShared::give_back`]. Of no lines
-    /// there are no parts.
+    /// The complete object, to be sent without another copy and then returned with
+    /// [`EncoderShared::give_back`]. Without lines there are no parts.
     pub fn into_parts(self) -> Vec<Payload> {
         assert_eq!(self.state, EncoderState::Ended, "work returns false after finish");
         self.chunks.into_parts()
     }
 
-    /// Shows `each` all lines pushed so far, without their line feeds, wherever the object stands; for a stop, which must
-    /// put the payloads elsewhere. Takes no more memory than a decoder and the longest line.
+    /// Shows `each` all lines pushed so far, without their line feeds, at whatever point the object
+    /// is. Takes no more memory than a decoder and the longest line.
     pub fn lines(mut self, each: impl FnMut(&[u8])) {
         if let Some(compressor) = self.compressor.take() {
-            // All it was fed has been flushed.
+            // Everything it was fed has been flushed into the chunks.
             self.shared.give_compressor(compressor);
         }
         let mut splitter = Splitter::new(each);
@@ -332,10 +345,10 @@ impl Encoder {
     }
 }
 
-/// The whole object of `payloads`, in one go: for a command, which has no requests to let through.
+/// Encodes a whole object without yielding: for a command, which serves no requests meanwhile.
 ///
 /// # Errors
-/// The first of `payloads`.
+/// The first error of `payloads`.
 pub fn encode(
     form: BatchFormat,
     payloads: impl Iterator<Item = io::Result<Vec<u8>>>,

@@ -1,4 +1,4 @@
-//! The task that empties the ring into batches.
+//! The task that empties the queue into batches.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,19 +14,21 @@ use crate::deadline::Alarm;
 use crate::key::EventTime;
 use crate::queue::job::{Job, Origin};
 
-/// Payloads taken in before other tasks of the core run: less than [`TURN`] of small ones. Shorter turns cost more of what
-/// comes once a turn, the kernel's share included, and fall behind admission: with 64 a request took 40 % more CPU.
+/// Payloads taken before other tasks of the core run: with small ones less than [`TURN`]. Shorter
+/// turns pay more often for what comes once per turn, in the kernel too, and fall behind admission:
+/// with 64 a request took 40 % more CPU.
 const TURN_PAYLOADS: usize = 512;
 
-/// How long the task goes on before others of the core run, looked at after each slice that was compressed or summed; one
-/// more may begin just before.
+/// How long the task runs before other tasks of the core do. It checks after each slice that it has
+/// compressed or summed, so one more slice may begin just before the end.
 const TURN: Duration = Duration::from_micros(100);
 
-/// Longest a batch is open once the stop has begun: it waits for connections to end, and those of `stored` requests wait for
-/// their batch. One that stays open until the ring closes would find little time left to travel, or none.
+/// Longest time a batch stays open once the stop has begun. The stop waits for connections to end,
+/// and those of `stored` requests wait for their batch. A batch that stayed open until the queue
+/// closes would have little time remaining for its upload, or none.
 const DRAIN_AGE_MAX: Duration = Duration::from_millis(250);
 
-/// Takes payloads out of the ring until that is closed and empty; then closes every batch.
+/// Takes payloads out of the queue until it is closed and empty; then closes every batch.
 pub async fn gather(batches: Rc<Batches>) {
     let queue = batches.feed.admission.queue();
     let mut alarm = Alarm::default();
@@ -37,8 +39,8 @@ pub async fn gather(batches: Rc<Batches>) {
             && let Some(job) = queue.take()
         {
             taken += 1;
-            if let Err(left) = batches.enter(job) {
-                batches.go_on(&mut alarm, left).await;
+            if let Err(remaining) = batches.join(job) {
+                batches.finish_joining(&mut alarm, remaining).await;
             }
         }
         batches.close_overdue().await;
@@ -48,13 +50,13 @@ pub async fn gather(batches: Rc<Batches>) {
         }
         match pop(&batches, &mut alarm).await {
             Some(Some(job)) => {
-                if let Err(left) = batches.enter(job) {
-                    batches.go_on(&mut alarm, left).await;
+                if let Err(remaining) = batches.join(job) {
+                    batches.finish_joining(&mut alarm, remaining).await;
                 }
             }
-            // Closed and empty.
+            // The queue is closed and empty.
             Some(None) => break,
-            // A batch is due.
+            // A batch is overdue.
             None => {}
         }
     }
@@ -64,7 +66,7 @@ pub async fn gather(batches: Rc<Batches>) {
     batches.closed.close();
 }
 
-/// The next payload, if there will be any; the outer `None`: a batch may be overdue.
+/// The next payload; the inner `None`: no more will come; the outer `None`: a batch may be overdue.
 async fn pop(batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
     let pop = async { Some(batches.feed.admission.queue().pop(0).await) };
     match batches.next_expiry() {
@@ -80,18 +82,19 @@ async fn pop(batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
     }
 }
 
-/// What is left to do of a payload, and takes its time.
+/// What remains to be done after a payload was taken, and may take time.
 enum Remaining {
-    Hindered(Job, Hindrance),
-    /// It is in this batch.
-    Entered(Rc<RefCell<OpenBatch>>),
+    /// The payload has not joined a batch yet.
+    Blocked(Job, Obstacle),
+    /// It has joined this batch, which may need work or be full.
+    Joined(Rc<RefCell<OpenBatch>>),
 }
 
-/// What keeps a payload from entering.
-enum Hindrance {
+/// What keeps a payload from joining a batch.
+enum Obstacle {
     Memory,
     Partitions,
-    /// The spool can note no more of that batch.
+    /// The spool has no room for more members of that batch.
     Members(Rc<RefCell<OpenBatch>>),
 }
 
@@ -106,77 +109,79 @@ impl Batches {
         self.next_expiry().is_some_and(|at| at <= rt::now())
     }
 
-    /// Puts a payload that has left the ring into its batch, which mostly is all.
-    fn enter(&self, job: Job) -> Result<(), Remaining> {
+    /// Adds a popped payload to its batch. Mostly that is all there is to do.
+    fn join(&self, job: Job) -> Result<(), Remaining> {
         self.feed.admission.popped();
         match self.try_add(&job) {
-            Err(hindrance) => Err(Remaining::Hindered(job, hindrance)),
-            // Its slot went when it left the ring, and here goes its share of the request's body.
+            Err(obstacle) => Err(Remaining::Blocked(job, obstacle)),
+            // It released its slot at the pop, and releases its share of the request's body here.
             Ok(None) => Ok(()),
             Ok(Some(open)) => {
                 let done = {
                     let open = open.borrow();
                     !open.wants_work() && open.full(self).is_none()
                 };
-                if done { Ok(()) } else { Err(Remaining::Entered(open)) }
+                if done { Ok(()) } else { Err(Remaining::Joined(open)) }
             }
         }
     }
 
-    /// Does the rest: once there is room the payload enters, and its batch is closed if it is full then.
-    async fn go_on(&self, alarm: &mut Alarm, left: Remaining) {
-        let entered = match left {
-            Remaining::Entered(open) => Some(open),
-            Remaining::Hindered(job, hindrance) => {
-                // Where a stop that cancels this task finds it.
-                self.held.job.replace(Some(job));
-                self.add(alarm, hindrance).await
+    /// Does what remains: the payload joins once there is room, and its batch is closed if it is
+    /// full then.
+    async fn finish_joining(&self, alarm: &mut Alarm, remaining: Remaining) {
+        let joined = match remaining {
+            Remaining::Joined(open) => Some(open),
+            Remaining::Blocked(job, obstacle) => {
+                // A stop may cancel this task, and must find the payload then.
+                self.gathering.job.replace(Some(job));
+                self.add(alarm, obstacle).await
             }
         };
-        let Some(entered) = entered else { return };
-        if entered.borrow().wants_work() {
-            self.work(&entered).await;
+        let Some(joined) = joined else { return };
+        if joined.borrow().wants_work() {
+            self.work(&joined).await;
         }
-        let full = entered.borrow().full(self);
+        let full = joined.borrow().full(self);
         if let Some(reason) = full {
-            self.close(entered, reason).await;
+            self.close(joined, reason).await;
         }
     }
 
-    /// Overcomes what keeps the payload in hand from entering.
+    /// Removes one obstacle after another until the current payload can join a batch.
     async fn add(
         &self,
         alarm: &mut Alarm,
-        mut hindrance: Hindrance,
+        mut obstacle: Obstacle,
     ) -> Option<Rc<RefCell<OpenBatch>>> {
         loop {
-            match hindrance {
-                Hindrance::Memory => self.make_room(alarm).await,
-                Hindrance::Partitions => {
+            match obstacle {
+                Obstacle::Memory => self.make_room(alarm).await,
+                Obstacle::Partitions => {
                     let oldest = self.oldest().expect("there are as many as allowed");
                     self.close(oldest, CloseReason::Partitions).await;
                 }
-                Hindrance::Members(full) => self.close(full, CloseReason::Count).await,
+                Obstacle::Members(full) => self.close(full, CloseReason::Count).await,
             }
-            let entered = {
-                let job = self.held.job.borrow();
+            let joined = {
+                let job = self.gathering.job.borrow();
                 self.try_add(job.as_ref().expect("put there before"))
             };
-            match entered {
+            match joined {
                 Ok(open) => {
-                    self.held.job.take();
+                    self.gathering.job.take();
                     return open;
                 }
-                Err(next) => hindrance = next,
+                Err(next) => obstacle = next,
             }
         }
     }
 
-    /// `None`: it is an object of its own, and in line.
-    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<OpenBatch>>>, Hindrance> {
-        // Alone it may be larger than all: one that an earlier process of other limits has spooled.
+    /// The batch that it has joined; `None`: it is a single object, and queued for a worker.
+    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<OpenBatch>>>, Obstacle> {
+        // Without other batches the bound does not hold: a process with larger limits may have
+        // spooled a payload that never fits.
         if self.memory.used() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
-            return Err(Hindrance::Memory);
+            return Err(Obstacle::Memory);
         }
         if job
             .record
@@ -187,13 +192,13 @@ impl Batches {
             self.queue(Batch::single_object(job.clone(), self));
             return Ok(None);
         }
-        let mut place = self.lookup.place.borrow_mut();
-        let time = self.write_place(job, &mut place);
-        let open = self.open_at(job, &place)?;
+        let mut grouping = self.lookup.grouping.borrow_mut();
+        let time = self.write_grouping(job, &mut grouping);
+        let open = self.open_for(job, &grouping)?;
         let mut batch = open.borrow_mut();
         if !batch.push(job) {
             drop(batch);
-            return Err(Hindrance::Members(open));
+            return Err(Obstacle::Members(open));
         }
         batch.recharge();
         drop(batch);
@@ -203,12 +208,12 @@ impl Batches {
         Ok(Some(open))
     }
 
-    /// What those payloads have in common that share a batch.
-    fn write_place(&self, job: &Job, place: &mut Vec<u8>) -> EventTime {
-        // No other directory has this address while one of its payloads is here.
+    /// Writes the grouping of a payload: what the payloads of one batch have in common.
+    fn write_grouping(&self, job: &Job, grouping: &mut Vec<u8>) -> EventTime {
+        // The address identifies the core directory: a batch with payloads in it keeps it alive.
         let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.core_dir()) as usize);
-        place.clear();
-        place.extend_from_slice(&home.to_ne_bytes());
+        grouping.clear();
+        grouping.extend_from_slice(&home.to_ne_bytes());
         if !self.lookup.is_partitioned {
             return EventTime::NotAsked;
         }
@@ -216,34 +221,39 @@ impl Batches {
         let (payload, version) = (&job.payload, job.payload.version());
         let came = job.stamp.unix_nanos;
         let time = self.keys.write_partition(payload, version, came, &mut partition);
-        place.extend_from_slice(partition.text().as_bytes());
+        grouping.extend_from_slice(partition.text().as_bytes());
         time
     }
 
-    /// The batch of that place; that of the payload before is found without a look at the map.
-    fn open_at(&self, job: &Job, place: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Hindrance> {
+    /// The open batch of that grouping. The map is not searched if the previous payload had the
+    /// same.
+    fn open_for(&self, job: &Job, grouping: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
         if let Some((last, open)) = &*self.lookup.last.borrow()
-            && **last == *place
+            && **last == *grouping
         {
             return Ok(open.clone());
         }
-        let found =
-            self.open.borrow().by_place.get_key_value(place).map(|(p, o)| (p.clone(), o.clone()));
-        let (place, open) = match found {
+        let found = self
+            .open
+            .borrow()
+            .by_grouping
+            .get_key_value(grouping)
+            .map(|(p, o)| (p.clone(), o.clone()));
+        let (grouping, open) = match found {
             Some(found) => found,
             None => {
-                let place: Rc<[u8]> = place.into();
-                (place.clone(), self.begin(job, place)?)
+                let grouping: Rc<[u8]> = grouping.into();
+                (grouping.clone(), self.begin(job, grouping)?)
             }
         };
-        self.lookup.last.replace(Some((place, open.clone())));
+        self.lookup.last.replace(Some((grouping, open.clone())));
         Ok(open)
     }
 
-    fn begin(&self, job: &Job, place: Rc<[u8]>) -> Result<Rc<RefCell<OpenBatch>>, Hindrance> {
+    fn begin(&self, job: &Job, grouping: Rc<[u8]>) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
         let mut open = self.open.borrow_mut();
-        if open.by_place.len() >= self.options.partitions {
-            return Err(Hindrance::Partitions);
+        if open.by_grouping.len() >= self.options.partitions {
+            return Err(Obstacle::Partitions);
         }
         let (number, stamp) = (open.next_number, self.feed.stamps.take(1));
         open.next_number += 1;
@@ -251,21 +261,21 @@ impl Batches {
         let partition = if self.lookup.is_partitioned { partition.text() } else { "" };
         let batch = OpenBatch::new(self, number, stamp, partition, job, self.feed.store.summing());
         let batch = Rc::new(RefCell::new(batch));
-        open.by_place.insert(place.clone(), batch.clone());
-        open.by_age.insert(number, (rt::now(), place));
-        self.cells.batches_open.set(open.by_place.len() as u64);
+        open.by_grouping.insert(grouping.clone(), batch.clone());
+        open.by_age.insert(number, (rt::now(), grouping));
+        self.cells.batches_open.set(open.by_grouping.len() as u64);
         Ok(batch)
     }
 
     fn oldest(&self) -> Option<Rc<RefCell<OpenBatch>>> {
         let open = self.open.borrow();
-        let (_, place) = open.by_age.first_key_value()?.1;
-        open.by_place.get(place).cloned()
+        let (_, grouping) = open.by_age.first_key_value()?.1;
+        open.by_grouping.get(grouping).cloned()
     }
 
     fn largest(&self) -> Option<Rc<RefCell<OpenBatch>>> {
         let open = self.open.borrow();
-        open.by_place.values().max_by_key(|batch| batch.borrow().charged()).cloned()
+        open.by_grouping.values().max_by_key(|batch| batch.borrow().charged()).cloned()
     }
 
     async fn close_overdue(&self) {
@@ -278,15 +288,15 @@ impl Batches {
         }
     }
 
-    /// Once, when there is no memory: closes the largest batch unless half of the memory travels already, or waits until
-    /// one that travels is stored.
+    /// Makes one step towards free memory: closes the largest open batch, unless closed batches
+    /// hold half of the memory already; then it waits until one of those is stored.
     async fn make_room(&self, alarm: &mut Alarm) {
         let in_open: usize = {
             let open = self.open.borrow();
-            open.by_place.values().map(|batch| batch.borrow().charged()).sum()
+            open.by_grouping.values().map(|batch| batch.borrow().charged()).sum()
         };
-        let travelling = self.memory.used() - in_open;
-        if 2 * travelling < self.memory.max()
+        let in_closed = self.memory.used() - in_open;
+        if 2 * in_closed < self.memory.max()
             && let Some(largest) = self.largest()
         {
             return self.close(largest, CloseReason::Memory).await;
@@ -300,7 +310,7 @@ impl Batches {
         }
     }
 
-    /// Compresses and sums what has come; other tasks of the core run when that has taken its time.
+    /// Compresses and sums what was added; lets other tasks of the core run after [`TURN`].
     async fn work(&self, open: &RefCell<OpenBatch>) {
         loop {
             let more = {
@@ -319,21 +329,21 @@ impl Batches {
         }
     }
 
-    /// Finishes an open batch and puts it in line for a worker.
+    /// Finishes an open batch and queues it for a worker.
     async fn close(&self, open: Rc<RefCell<OpenBatch>>, reason: CloseReason) {
         {
             let mut batches = self.open.borrow_mut();
             let number = open.borrow().number;
-            if let Some((_, place)) = batches.by_age.remove(&number) {
-                batches.by_place.remove(&place);
+            if let Some((_, grouping)) = batches.by_age.remove(&number) {
+                batches.by_grouping.remove(&grouping);
             }
-            self.cells.batches_open.set(batches.by_place.len() as u64);
+            self.cells.batches_open.set(batches.by_grouping.len() as u64);
         }
         self.lookup.last.take();
-        self.held.closing.replace(Some(open.clone()));
+        self.gathering.closing.replace(Some(open.clone()));
         open.borrow_mut().encoder.finish();
         self.work(&open).await;
-        self.held.closing.take();
+        self.gathering.closing.take();
         self.cells.batches_closed[reason as usize].inc();
         let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
         self.queue(open.into_inner().into_batch(self, &self.feed.origin));
@@ -341,6 +351,6 @@ impl Batches {
 
     fn queue(&self, batch: Batch) {
         let queued = self.closed.push(Rc::new(batch));
-        assert!(queued.is_ok(), "there are as many places as batches can be charged for");
+        assert!(queued.is_ok(), "there is a slot for each batch that the memory allows");
     }
 }

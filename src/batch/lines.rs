@@ -1,12 +1,13 @@
-//! Payloads as lines, and lines out of a stream of bytes again.
+//! Turns payloads into lines, and splits a stream of bytes into lines again.
 //!
-//! A line feed ends every line, the last one included. A payload that holds a raw line feed or carriage return would
-//! be several lines, so it is compacted: JSON white space outside strings is dropped. Such a byte can only stand between tokens,
-//! because `parse` refuses control characters in strings. No other byte of any payload changes.
+//! A line feed ends every line, including the last one. A payload with a raw line feed or carriage
+//! return would be several lines, so it is compacted: JSON white space outside strings is dropped.
+//! Such a byte can only be between tokens, because `parse` refuses control characters in strings.
+//! No other byte of any payload changes.
 
 use memchr::{memchr, memchr2};
 
-/// Whether `payload` cannot stand on one line as it is.
+/// Whether `payload` does not fit on one line as it is.
 pub(super) fn needs_compacting(payload: &[u8]) -> bool {
     memchr2(b'\n', b'\r', payload).is_some()
 }
@@ -28,7 +29,7 @@ pub(super) fn compact(payload: &[u8], mut keep: impl FnMut(&[u8])) {
     keep(&payload[run..]);
 }
 
-/// Where the string that opens at `open` has ended; the end of the payload if it does not.
+/// The end of the string that opens at `open`; the end of the payload if it does not end.
 fn string_end(payload: &[u8], open: usize) -> usize {
     let mut at = open + 1;
     while let Some(found) = payload.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
@@ -41,35 +42,36 @@ fn string_end(payload: &[u8], open: usize) -> usize {
     payload.len()
 }
 
-/// Cuts a stream of bytes into lines. Holds the beginning of one line at most, so its memory is bounded by the longest.
+/// Splits a stream of bytes into lines. Holds at most one incomplete line, so the longest line
+/// bounds its memory.
 pub(super) struct Splitter<F> {
     each: F,
-    begun: Vec<u8>,
+    incomplete: Vec<u8>,
 }
 
 impl<F: FnMut(&[u8])> Splitter<F> {
-    /// `each` is shown every line, without its line feed.
+    /// Shows `each` every line, without its line feed.
     pub(super) fn new(each: F) -> Splitter<F> {
-        Splitter { each, begun: Vec::new() }
+        Splitter { each, incomplete: Vec::new() }
     }
 
     pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while let Some(end) = memchr(b'\n', bytes) {
-            if self.begun.is_empty() {
+            if self.incomplete.is_empty() {
                 (self.each)(&bytes[..end]);
             } else {
-                self.begun.extend_from_slice(&bytes[..end]);
-                (self.each)(&self.begun);
-                self.begun.clear();
+                self.incomplete.extend_from_slice(&bytes[..end]);
+                (self.each)(&self.incomplete);
+                self.incomplete.clear();
             }
             bytes = &bytes[end + 1..];
         }
-        self.begun.extend_from_slice(bytes);
+        self.incomplete.extend_from_slice(bytes);
     }
 
-    /// Every line must have been ended: what is cut off would be a payload lost in silence.
+    /// Asserts that the last line has ended: a cut line would be a payload lost silently.
     pub(super) fn finish(self) {
-        assert!(self.begun.is_empty(), "a batch ends with a line feed");
+        assert!(self.incomplete.is_empty(), "a batch ends with a line feed");
     }
 }
 
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn only_white_space_between_tokens_goes() {
+    fn only_white_space_between_tokens_is_removed() {
         for (payload, line) in [
             ("{\n  \"a b\": [1 , 2.50,\r\n 1e400 ]\n}", r#"{"a b":[1,2.50,1e400]}"#),
             ("[\n\"a \\\" b\\\\\" ,\t\"\\\\\\\" \"]", r#"["a \" b\\","\\\" "]"#),

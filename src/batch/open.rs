@@ -1,4 +1,4 @@
-//! One open batch: what is in it, and when it is full.
+//! One open batch: its contents, and when it is full.
 
 use std::rc::Rc;
 
@@ -10,31 +10,33 @@ use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
 use crate::store::Summing;
 
-/// Bytes that enter a batch before they are summed or compressed: for less, that would cost more than the copy.
-const LOOK_BYTES: usize = 4 << 10;
+/// Bytes that join a batch before they are summed or compressed. For less, that would cost more
+/// than the copy.
+const WORK_BYTES_LEAST: usize = 4 << 10;
 
+/// A batch that takes payloads.
 pub(super) struct OpenBatch {
     /// Orders the open batches of a core.
     pub(super) number: u64,
     pub(super) encoder: Encoder,
     summing: Summing,
-    /// When it was opened, and the number its key has.
+    /// When it was opened, and the number in its key.
     stamp: Stamp,
     partition: Box<str>,
-    /// Where its payloads lie in the spool, if they do.
+    /// Where its payloads are in the spool, if they are spooled.
     members: Option<Members>,
     roster: Roster,
-    /// Of the first payload's request: what a key makes of it is the same for all.
+    /// The `version` of the first payload's request. Keys make the same of it for all payloads.
     version: Option<Box<str>>,
     payloads: u64,
     payload_bytes: u64,
-    /// Entered since the last look.
-    unseen_bytes: usize,
+    /// Bytes that joined since the last work.
+    pending_bytes: usize,
     charge: Charge,
 }
 
 impl OpenBatch {
-    /// An empty one for what `job` has in common with others.
+    /// An empty batch for payloads of the same grouping as `job`.
     pub(super) fn new(
         batches: &Batches,
         number: u64,
@@ -54,7 +56,7 @@ impl OpenBatch {
             version: job.payload.version().map(Box::from),
             payloads: 0,
             payload_bytes: 0,
-            unseen_bytes: 0,
+            pending_bytes: 0,
             charge: Charge::new(&batches.memory),
         }
     }
@@ -63,7 +65,8 @@ impl OpenBatch {
         self.members.as_ref().is_some_and(|members| !members.is_removed())
     }
 
-    /// Takes the payload in; false when what the spool may note of a batch is full: then it is to be closed first.
+    /// Adds the payload; false if the spool has no room for more members of this batch, which must
+    /// be closed then.
     pub(super) fn push(&mut self, job: &Job) -> bool {
         match (&mut self.members, &job.record) {
             (Some(members), Some(record)) => {
@@ -72,7 +75,7 @@ impl OpenBatch {
                 }
             }
             (None, None) => self.roster.note_stamp(job.stamp),
-            _ => unreachable!("what is in memory only is kept apart"),
+            _ => unreachable!("a batch is spooled or in memory only"),
         }
         if let Some(request_outcome) = &job.request_outcome {
             self.roster.note_request(request_outcome.clone());
@@ -80,25 +83,25 @@ impl OpenBatch {
         self.encoder.push(&job.payload);
         self.payloads += 1;
         self.payload_bytes += job.payload.len() as u64;
-        self.unseen_bytes += job.payload.len();
+        self.pending_bytes += job.payload.len();
         true
     }
 
-    /// Whether there is enough to be compressed or summed that it is worth a look.
+    /// Whether there is enough to compress or sum that it is worth a call.
     pub(super) fn wants_work(&self) -> bool {
-        self.unseen_bytes >= LOOK_BYTES
+        self.pending_bytes >= WORK_BYTES_LEAST
     }
 
     /// Compresses and sums a slice; true if there is more to do now.
     pub(super) fn work(&mut self) -> bool {
-        self.unseen_bytes = 0;
+        self.pending_bytes = 0;
         let summing = &mut self.summing;
         self.encoder.work(&mut |bytes| summing.update(bytes))
     }
 
     /// Charges what it holds now.
     pub(super) fn recharge(&mut self) {
-        // Of what the spool notes there is a second copy once the batch travels.
+        // Twice: once the batch is in flight its intent has a second copy of the members.
         let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
         let texts = self.partition.len() + self.version.as_ref().map_or(0, |version| version.len());
         let lists = members + self.roster.memory() + texts;
@@ -109,7 +112,7 @@ impl OpenBatch {
         self.charge.bytes()
     }
 
-    /// Why it takes no more, if so.
+    /// Why it is full, if it is.
     pub(super) fn full(&self, batches: &Batches) -> Option<CloseReason> {
         let options = &batches.options;
         match () {
@@ -122,7 +125,7 @@ impl OpenBatch {
         }
     }
 
-    /// The batch, whose encoder has come to its end.
+    /// The closed batch. The encoder must have ended.
     pub(super) fn into_batch(mut self, batches: &Batches, origin: &Origin) -> Batch {
         self.recharge();
         let form = batches.options.form;

@@ -30,7 +30,7 @@ fn a_roster_gives_back_every_stamp_in_order() {
     let mut roster = Roster::default();
     stamps.into_iter().for_each(|stamp| roster.note_stamp(stamp));
     assert!(roster.stamps().eq(stamps));
-    assert_eq!(roster.stamps.len(), 4, "one for each row");
+    assert_eq!(roster.stamps.len(), 4, "one for each run");
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! Text in URLs as S3 signs it. Each appends to a buffer that its caller reuses.
+//! Escapes text in URLs as S3 signs it. Each function appends to a buffer that its caller reuses.
 
 const HEX_UPPER: &[u8; 16] = b"0123456789ABCDEF";
 
-/// What S3's canonical path keeps as it is: RFC 3986's unreserved characters and `/`.
+/// The characters that S3's canonical path keeps unescaped: RFC 3986's unreserved characters and
+/// `/`.
 const KEPT: [bool; 256] = {
     let mut kept = [false; 256];
     let mut b = 0;
@@ -19,7 +20,7 @@ pub fn escape_path(key: &str, out: &mut Vec<u8>) {
     escape(key, |byte| KEPT[usize::from(byte)], out);
 }
 
-/// The same for a query's names and values, where `/` is escaped too.
+/// The same for names and values of a query, where `/` is escaped too.
 pub fn escape_query(text: &str, out: &mut Vec<u8>) {
     escape(text, |byte| KEPT[usize::from(byte)] && byte != b'/', out);
 }

@@ -1,22 +1,23 @@
-//! Standard output of the commands that report something. A reader that has seen enough (`… | head`) is nobody's mistake:
-//! the command goes on, and its exit status says what it found. Any other error is reported, for what was to be read
-//! is not there.
+//! Standard output of the commands that print reports or data. If the reader of a report closes the
+//! pipe early (`… | head`), the command continues, and its exit status is as usual. Any other error
+//! is reported, because output is missing.
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 
-/// For reports; see the module. To be flushed at the end, or an error may go unseen.
+/// For reports; see the module. Flush it at the end, or an error may be missed.
 pub fn stdout() -> impl Write {
     UntilClosed { out: BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock()), closed: false }
 }
 
-/// For data, of which none may be missing unnoticed: a reader that goes early is an error.
+/// For data, which must not be incomplete unnoticed: a reader that closes the pipe early is an
+/// error.
 pub(super) fn data() -> impl Write {
     BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock())
 }
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What to say of an error of standard output.
+/// The message for an error of standard output.
 pub fn unwritable(error: &io::Error) -> String {
     format!("cannot write to standard output: {error}")
 }

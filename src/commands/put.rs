@@ -1,12 +1,14 @@
-//! What `check` asks the store: whether it is there and, with `--put`, whether it takes an object.
+//! How `check` tests the store: whether it can be reached and, with `--put`, whether it accepts an
+//! object.
 //!
-//! The probe object is written as the server would write payloads: by the same client, with the same headers, under
-//! the same prefix. Its name is no payload's, and it is deleted again where that is allowed.
+//! The probe object is written as the server writes payloads: by the same client, with the same
+//! headers, under the same prefix. No payload can have its name, and it is deleted again if that is
+//! allowed.
 
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::Puts;
+use super::RetryingStore;
 use crate::config::{Config, StoreUrl};
 use crate::control::{Prepared, prepare_store};
 use crate::deadline::within;
@@ -17,7 +19,7 @@ use crate::store::classify::Cause;
 use crate::store::s3::sdk::S3Store;
 use crate::store::{Object, PutError, PutTimeouts, StoreSeed, classify};
 
-/// The rows of the store itself.
+/// The findings about the store.
 pub(super) async fn store(config: &Config, put: bool) -> Vec<Finding> {
     const NOT_TRIED: &str =
         "not tried: `millrace check --put` writes one probe object, and deletes it";
@@ -41,8 +43,8 @@ pub(super) async fn store(config: &Config, put: bool) -> Vec<Finding> {
     }
 }
 
-/// What the store says without being written to, and what its clients are made from; `None` for what is no bucket:
-/// directories have been looked at.
+/// The finding of a probe that writes nothing, and what clients are made from; `None` if the store
+/// is not a bucket, because directories were checked before.
 async fn probe(config: &Config) -> Option<(Finding, Option<StoreSeed>)> {
     let StoreUrl::S3 { .. } = config.store else { return None };
     Some(match prepare_store(config, config.spool.is_some()).await {
@@ -53,11 +55,12 @@ async fn probe(config: &Config) -> Option<(Finding, Option<StoreSeed>)> {
     })
 }
 
-/// Begins the name of every probe object.
+/// The prefix of every probe object's name.
 const PROBE: &str = "millrace-check-put-";
 
 async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &str) -> Finding {
-    // New each time: with `S3_IF_NONE_MATCH` an old one would count as written.
+    // A new name each time, because with `S3_IF_NONE_MATCH` an existing object would count as
+    // written.
     let key = format!("{PROBE}{}-{}.json", Stamp::unix_nanos_now(), config.node_id);
     let whole = format!("s3://{bucket}/{prefix}{key}");
     let StoreSeed::S3 { shared, .. } = seed.clone() else {
@@ -65,7 +68,7 @@ async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &st
     };
     let origin = Origin::new(config.node_id.clone(), 0);
     let store = seed.build(&origin, None, 0);
-    let puts = Puts { store, timeouts: PutTimeouts::of(config), pause: config.retry_base };
+    let puts = RetryingStore { store, timeouts: PutTimeouts::of(config), pause: config.retry_base };
     let payload = Payload::from(br#"{"millrace":"check --put"}"#.to_vec());
     if let Err(error) = puts.put(&Object::of(&key, &payload)).await {
         let detail = format!("{whole} could not be written: {error}");
@@ -79,13 +82,15 @@ async fn into_bucket(config: &Config, seed: StoreSeed, bucket: &str, prefix: &st
         Ok(()) => Finding::ok("put", format!("{whole} was written, and deleted again")),
         Err(why) => Finding::warn(
             "put",
-            format!("{whole} was written; it is still there, for deleting it was refused: {why}"),
+            format!(
+                "{whole} was written and is still there, because deleting it was refused: {why}"
+            ),
             format!("aws s3 rm {whole}; nothing else: millrace itself never deletes"),
         ),
     }
 }
 
-/// The store's words, or what was in their place.
+/// The store's error message, or the client's if there is none.
 fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error: &E) -> String {
     match (error.code(), error.message()) {
         (Some(code), Some(message)) => classify::bounded(&format!("{code}: {message}")),
@@ -94,7 +99,7 @@ fn refusal<E: std::error::Error + aws_sdk_s3::error::ProvideErrorMetadata>(error
     }
 }
 
-/// What would let the probe object in.
+/// What would allow the probe object to be written.
 fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> String {
     if error.remedy.is_empty() {
         return "correct STORE or the settings named; docs/configuration.md, \"S3\", says what a PUT carries"
@@ -125,11 +130,11 @@ fn remedy(config: &Config, error: &PutError, bucket: &str, prefix: &str) -> Stri
     };
     format!(
         "allow {permissions} on {objects}{on_key} to these credentials (elsewhere than on AWS: write access to the \
-         bucket), or give others{owner}"
+         bucket), or use other credentials{owner}"
     )
 }
 
-/// Writes, syncs and removes a file in the store's directory, which is not made.
+/// Writes, syncs and removes a file in the store's directory, which is not created.
 #[expect(clippy::disallowed_methods, reason = "runs on a blocking thread")]
 fn into_directory(dir: &Path) -> Finding {
     let shown = dir.display();
@@ -143,7 +148,7 @@ fn into_directory(dir: &Path) -> Finding {
         Ok(()) => Finding::ok("put", format!("a file was written to {shown}, and removed again")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::warn(
             "put",
-            format!("{shown} does not exist yet, so nothing was written: a server makes it"),
+            format!("{shown} does not exist yet, so nothing was written: the server creates it"),
             format!("start the server, or make {shown} as its user, and check again"),
         ),
         Err(error) => Finding::fail(

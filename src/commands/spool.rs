@@ -1,7 +1,7 @@
-//! `millrace spool …`: lists, checks, stores or exports what dead servers left on this host's disk.
+//! `millrace spool …`: lists, verifies, replays or exports orphaned spools on this host's disk.
 //!
-//! Everything blocks: nothing else runs in this process. The directory of a live process is only
-//! listed, and a running server takes over what others have left by itself.
+//! Everything blocks: nothing else runs in this process. The directory of a running server is only
+//! listed. A running server takes over orphaned spools by itself.
 
 mod batches;
 mod replay;
@@ -24,54 +24,54 @@ use crate::spool::takeover::instances::{
     LockedSpool, core_dirs, files_of, instances_in, is_instance, quarantined,
 };
 
-/// The spool that an operator means.
+/// The spool that a command works on.
 pub struct SpoolTarget {
     dir: PathBuf,
     /// Directories of processes.
     instances: Vec<PathBuf>,
-    /// The directory that was named itself: skipping it would mean doing nothing.
+    /// The argument names one process's directory, so skipping it would mean doing nothing.
     is_one: bool,
 }
 
 /// Why a command cannot continue.
 #[derive(Debug, thiserror::Error)]
 enum SpoolCommandError {
-    /// Standard output failed.
+    /// Standard output cannot be written.
     #[error("{}", out::unwritable(.0))]
     Out(#[from] io::Error),
     #[error("{0}")]
     Path(String),
 }
 
-/// Turns an error into one of the directory or file at `path`.
+/// Adds `path` to an error.
 fn of<E: fmt::Display>(path: &Path) -> impl FnOnce(E) -> SpoolCommandError {
     let path = path.display().to_string();
     move |error| SpoolCommandError::Path(format!("{path}: {error}"))
 }
 
-/// Finds the directories that `dir` means, or the configured spool's.
+/// Finds the processes' directories in `dir`, or in the configured spool.
 ///
 /// # Errors
-/// One sentence: neither is given, or it is no spool.
+/// Neither is given, or the directory is not a spool.
 pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<SpoolTarget, String> {
     let dir = dir.or_else(|| config.spool.as_ref().map(|spool| spool.dir.clone()));
     let dir = dir.ok_or("which spool? Give its directory, or set SPOOL_DIR")?;
     let shown = dir.display();
     let found = instances_in(&dir).map_err(|error| format!("{shown}: {error}"))?;
     let instances = found.ok_or_else(|| {
-        format!("{shown} is no spool: it holds neither servers' directories nor core-N")
+        format!("{shown} is not a spool: it holds neither servers' directories nor core-N")
     })?;
     let is_one = is_instance(&dir);
     Ok(SpoolTarget { dir, instances, is_one })
 }
 
 impl SpoolTarget {
-    /// One line per segment, and a sum.
+    /// Prints one line per segment, and a total.
     ///
     /// # Errors
     /// A directory cannot be read.
     pub fn list(&self) -> Result<Exit, String> {
-        said(self.list_to(&mut out::stdout()))
+        exit_of(self.list_to(&mut out::stdout()))
     }
 
     fn list_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
@@ -79,7 +79,7 @@ impl SpoolTarget {
         let mut sum = Survey::default();
         let mut segments = 0;
         for instance in &self.instances {
-            // Released at once: a server that starts now must not be refused because of a listing.
+            // Released at once: a listing must not keep a server from starting.
             let in_use = LockedSpool::take(instance).map_err(of(instance))?.is_none();
             for (path, batched) in files_with(instance, |ledger| list_journals(out, ledger))? {
                 let Some(survey) = look(&path, &batched, |_| Ok(()))? else { continue };
@@ -109,19 +109,19 @@ impl SpoolTarget {
         Ok(Exit::Clean)
     }
 
-    /// Checks every checksum; exit 1 when there is damage.
+    /// Checks every checksum; exit 1 if a file is corrupt.
     ///
     /// # Errors
     /// A directory cannot be read.
     pub fn verify(&self) -> Result<Exit, String> {
-        said(self.verify_to(&mut out::stdout()))
+        exit_of(self.verify_to(&mut out::stdout()))
     }
 
     fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
         let (mut segments, mut damaged, mut groups) = (0, 0, 0);
         let mut journals = Vec::new();
         for instance in &self.instances {
-            // Not locked: what a server does meanwhile changes no checksum.
+            // The lock is dropped at once: a server that starts meanwhile invalidates no checksum.
             if LockedSpool::take(instance).map_err(of(instance))?.is_none() {
                 writeln!(out, "{}", skipped(instance))?;
                 continue;
@@ -158,12 +158,12 @@ impl SpoolTarget {
         Ok(if damaged == 0 { Exit::Clean } else { Exit::Unstored })
     }
 
-    /// Writes payloads to standard output, one a line; exit 1 when some could not be read.
+    /// Writes payloads to standard output, one per line; exit 1 if some could not be read.
     ///
     /// # Errors
-    /// A directory cannot be read, or standard output takes no more.
+    /// A directory cannot be read, or standard output cannot be written.
     pub fn export(&self, all: bool) -> Result<Exit, String> {
-        said(self.export_to(&mut out::data(), all))
+        exit_of(self.export_to(&mut out::data(), all))
     }
 
     fn export_to(&self, out: &mut impl Write, all: bool) -> Result<Exit, SpoolCommandError> {
@@ -190,8 +190,8 @@ impl SpoolTarget {
         Ok(exit)
     }
 
-    /// Locks what a process left, for as long as the result is kept; `None` and a message when that
-    /// process lives.
+    /// Locks an orphaned spool until the result is dropped; `None` and a message if its process is
+    /// running.
     fn hold(&self, instance: &Path) -> Result<Option<LockedSpool>, SpoolCommandError> {
         let held = LockedSpool::take(instance).map_err(of(instance))?;
         if held.is_none() {
@@ -204,8 +204,9 @@ impl SpoolTarget {
     }
 }
 
-/// A reader that closes the pipe early is no error, but not everything was written either.
-fn said(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
+/// A closed pipe is not an error to report, but the exit status tells that not everything was
+/// written.
+fn exit_of(outcome: Result<Exit, SpoolCommandError>) -> Result<Exit, String> {
     match outcome {
         Err(SpoolCommandError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             Ok(Exit::Unstored)
@@ -218,8 +219,8 @@ fn skipped(instance: &Path) -> String {
     format!("{}: in use by a running server, skipped", instance.display())
 }
 
-/// Writes a payload on a line of its own: line feeds and carriage returns, which only stand between
-/// its tokens, are left out.
+/// Writes a payload on one line. Line feeds and carriage returns are omitted; they occur only
+/// between its tokens.
 fn write_line(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {
     for part in payload.split(|byte| matches!(byte, b'\n' | b'\r')) {
         out.write_all(part)?;
@@ -239,7 +240,7 @@ impl fmt::Display for SegmentName<'_> {
     }
 }
 
-/// What is in one file.
+/// Summary of one file.
 #[derive(Debug, Default)]
 struct Survey {
     groups: u32,
@@ -248,17 +249,17 @@ struct Survey {
     unstored: u64,
     /// Bytes of payloads.
     bytes: u64,
-    /// When the oldest unstored payload came, nanoseconds since 1970.
+    /// When the oldest unstored payload was received, in nanoseconds since 1970.
     oldest: Option<u64>,
     was_used: bool,
-    /// Damage that was found.
+    /// Corruption that was found.
     problems: Vec<String>,
-    /// Remarks about what a crash may leave.
+    /// Notes on harmless traces of a crash.
     notes: Vec<String>,
 }
 
-/// The segments of a process, with what is stored of them in batches; `visit` gets every
-/// core's journals.
+/// The segments of a process, each with its members of completed batches; `visit` gets the ledger
+/// of every core.
 fn files_with(
     instance: &Path,
     mut visit: impl FnMut(&Ledger) -> io::Result<()>,
@@ -282,15 +283,12 @@ fn list_journals(out: &mut impl Write, ledger: &Ledger) -> io::Result<()> {
         (SegmentName(&first.path), files.iter().map(|file| file.bytes).sum::<u64>());
     let problem = files.iter().flat_map(|file| &file.problems).next();
     let state = problem.map_or("whole", String::as_str);
-    let (begun, done) = (ledger.begun().count(), ledger.done().count());
-    writeln!(
-        out,
-        "{name}  {begun} batches begun and not finished, {done} finished  {bytes} B  {state}"
-    )
+    let (in_doubt, done) = (ledger.in_doubt().count(), ledger.done().count());
+    writeln!(out, "{name}  {in_doubt} batches in doubt, {done} done  {bytes} B  {state}")
 }
 
-/// Reads a whole file; `visit` gets every payload. `None` when the file is gone: a running server
-/// was faster.
+/// Reads a whole file; `visit` gets every payload. `None` if the file no longer exists, because a
+/// running server removed it.
 fn look(
     path: &Path,
     batched: &Rc<CompletedMembers>,
@@ -320,7 +318,7 @@ fn look(
                 return Ok(Some(survey));
             }
             Ok(ScanStep::NeedBytes) => {
-                unreachable!("a file's walk goes on until something is found")
+                unreachable!("find_next continues until there is a result")
             }
             Err(error) => {
                 survey.problems.push(unreadable(&error));
@@ -334,7 +332,7 @@ fn unreadable(error: &io::Error) -> String {
     format!("cannot be read: {error}")
 }
 
-/// The message about payloads that damage took.
+/// The message about payloads lost to corruption.
 fn lost(file: &SegmentFile) -> Option<String> {
     let missing = file.missing();
     (missing > 0).then(|| format!("{missing} payloads in it are lost"))
@@ -356,7 +354,8 @@ impl Survey {
         self.problems.extend(lost(file));
         self.problems.extend(end.problem());
         if file.checkpoint_is_lost() {
-            self.notes.push("what was stored is not known: it would be put again".to_owned());
+            self.notes
+                .push("no intact checkpoint: stored payloads would be uploaded again".to_owned());
         }
         if let SegmentEnd::Torn { at, why } = end {
             self.notes.push(format!("torn at byte {at}, which was never acknowledged: {why}"));
@@ -391,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_is_one_line_whatever_it_looked_like() {
+    fn a_payload_is_exported_as_one_line() {
         let mut out = Vec::new();
         for payload in [&b"{\"a\":\r\n  [1,\n2]}\n"[..], b"7", b"", b"\"\\n\""] {
             write_line(&mut out, payload).unwrap();
@@ -400,15 +399,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_closes_is_no_error_and_a_full_disk_is() {
-        let closed = said(Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
+    fn a_closed_pipe_is_no_error_but_a_full_disk_is() {
+        let closed = exit_of(Err(io::Error::from(io::ErrorKind::BrokenPipe).into()));
         assert_eq!(closed, Ok(Exit::Unstored));
-        let full = said(Err(io::Error::from(io::ErrorKind::StorageFull).into()));
+        let full = exit_of(Err(io::Error::from(io::ErrorKind::StorageFull).into()));
         assert!(full.is_err_and(|text| text.contains("no storage space")));
     }
 
     #[test]
-    fn a_state_is_the_worst_that_is_known() {
+    fn a_state_is_the_worst_finding() {
         let used = || Survey { groups: 1, unstored: 1, was_used: true, ..Survey::default() };
         assert_eq!(Survey::default().state(), "unused");
         assert_eq!(Survey { was_used: true, ..Survey::default() }.state(), "complete");
@@ -421,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_age_is_in_words_and_the_future_is_now() {
+    fn an_age_is_in_words_and_never_negative() {
         let survey = Survey { oldest: Some(5_000_000_000), ..Survey::default() };
         assert_eq!(survey.age(70_500_000_000), "1m 5s");
         assert_eq!(survey.age(0), "0s");

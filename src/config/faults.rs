@@ -1,15 +1,17 @@
-//! `FAULTS`: what goes wrong on purpose, for tests and game days.
+//! `FAULTS`: fault injection, for tests and game days.
+//!
 //!
 //! `FAULTS=seed=7,transient=0.1,late=0.05,object=0.01,store_wide=0.02,hang=0.01,panic=0.001,delay=5ms`:
-//! each but `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or `object`,
-//! `store_wide`) fails exactly the payloads that contain the word `poison`, every time. `outage=60s` fails
-//! every put store-wide for that long after a core's first one. Four more hit beside the store:
-//! `conn_panic` per request, `spool_sync` per sync of the spool, and `core_panic` and `core_stuck`, the
-//! number of puts after which a core's own task panics, or blocks the core's thread for a few seconds.
+//! each but `seed` and `delay` is the probability of one outcome per put. `poison=transient` (or
+//! `object`, `store_wide`) fails exactly the payloads that contain the word `poison`, every time.
+//! `outage=60s` fails every put store-wide for that long after a core's first one. Four more act
+//! outside the store: `conn_panic` per request, `spool_sync` per sync of the spool, and
+//! `core_panic` and `core_stuck`, the number of puts after which a core's own task panics, or
+//! blocks the core's thread for a few seconds.
 
 use std::time::Duration;
 
-/// What goes wrong, and how often.
+/// Which faults are injected, and how often.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FaultPlan {
     pub seed: u64,
@@ -31,11 +33,11 @@ pub struct FaultPlan {
     pub core_panic: u64,
     /// After this many puts on a core, its thread blocks for a few seconds; 0 never.
     pub core_stuck: u64,
-    /// How puts of payloads that contain the word `poison` fail; `None` when they do not.
+    /// How puts of payloads that contain the word `poison` fail; `None` if they do not.
     pub poison: Option<Poison>,
-    /// From a core's first put on, all of them fail.
+    /// How long all puts of a core fail, from its first one on.
     pub outage: Duration,
-    /// Before every put.
+    /// The delay before every put.
     pub delay: Duration,
 }
 
@@ -80,7 +82,7 @@ impl FaultPlan {
                 "outage" => plan.outage = time()?,
                 _ => {
                     return Err(format!(
-                        "`{name}` is not a fault; allowed: seed, transient, late, object, store_wide, hang, panic, \
+                        "unknown fault `{name}`; allowed: seed, transient, late, object, store_wide, hang, panic, \
                          conn_panic, spool_sync, core_panic, core_stuck, poison, outage, delay"
                     ));
                 }

@@ -1,12 +1,12 @@
-//! Who may read what a `file:` store makes.
+//! Permissions of what a `file:` store creates.
 
 /// `FILE_MODE`: permissions of stored files, from which those of directories follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileMode(u32);
 
 impl FileMode {
-    /// Reads `0640` or `640`: three octal digits, the owner's 6, for the store reads and writes, the others' 0, 2, 4 or
-    /// 6, for nothing stored is to be run.
+    /// Parses `0640` or `640`: three octal digits. The owner's is 6, because the store reads and
+    /// writes; the others are 0, 2, 4 or 6, because nothing stored is executable.
     pub fn parse(text: &str) -> Option<FileMode> {
         let digits = match text.len() {
             4 => text.strip_prefix('0')?,

@@ -1,5 +1,5 @@
-//! Flag > environment > TOML file > default, merged as text with each text's source remembered, so that an
-//! error can say where the bad value came from. Nothing here knows what a value means.
+//! Merges flag > environment > TOML file > default, as text. Each text keeps its source, so that an
+//! error can say where a bad value came from. Nothing here interprets a value.
 //!
 //! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A name without the prefix
 //! may belong to another program, and its text may be that program's secret: no message ever shows it.
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::ConfigError;
 use super::settings::{SETTINGS, Setting};
 
-/// What the command line said about settings, and the file it named.
+/// The settings and the file given on the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--config FILE`
@@ -25,20 +25,20 @@ pub struct Flags {
     pub values: Vec<(&'static str, String)>,
 }
 
-/// Before a setting's name in the environment.
+/// The prefix of a setting's environment variable.
 pub const ENV_PREFIX: &str = "MILLRACE_";
 
 /// The environment variable that names the TOML file.
 const ENV_CONFIG: &str = "MILLRACE_CONFIG";
 
-/// An environment, read once: nothing changes the process's own.
+/// Environment variables, read once because nothing changes the process's own.
 pub type Environment = HashMap<OsString, OsString>;
 
-/// What a configuration is read against: the environment and the cores this process may use. Injected, so
-/// that tests neither read nor write the process's own.
+/// What the configuration depends on besides flags and file: the environment, and the cores that
+/// this process may use. Passed in, so that tests do not depend on the process's own.
 pub struct HostContext {
     pub env: Environment,
-    /// CPU ids, ascending; empty when the kernel would not say.
+    /// CPU ids, ascending; empty if the kernel did not report them.
     pub cores_allowed: Vec<usize>,
 }
 
@@ -67,17 +67,17 @@ impl SettingSource {
     }
 }
 
-/// One setting as it stands after the layers were merged.
+/// One setting after the layers were merged.
 #[derive(Clone, Debug)]
 pub struct SettingValue {
     pub setting: &'static Setting,
-    /// As the operator wrote it; empty when optional and not set.
+    /// As the operator wrote it; empty if optional and not set.
     pub text: String,
     pub source: SettingSource,
 }
 
 impl SettingValue {
-    /// Its text may be another program's.
+    /// Whether its text may belong to another program, so that no message may show it.
     pub fn is_hidden(&self) -> bool {
         self.source == SettingSource::BareEnv
     }
@@ -101,12 +101,12 @@ pub struct Effective {
     values: Vec<SettingValue>,
     /// The TOML file.
     file: Option<PathBuf>,
-    /// `MILLRACE_*` variables that no setting has, sorted.
+    /// `MILLRACE_*` variables that are not settings, sorted.
     unknown: Vec<String>,
 }
 
 impl Effective {
-    /// Merges the layers. What cannot be read becomes an error in `errors` and the next layer's text counts.
+    /// Merges the layers. An unreadable text adds to `errors`, and the next layer's text is used.
     pub(super) fn merge(
         flags: &Flags,
         host: &HostContext,
@@ -126,6 +126,7 @@ impl Effective {
                 .or_else(|| from_env(host, setting, errors))
                 .or_else(|| file.value(setting))
                 .unwrap_or_else(|| (setting.default.into(), SettingSource::Default));
+            // Texts from files and shells often end with a line feed.
             SettingValue { setting, text: text.trim().into(), source }
         };
         let values = SETTINGS.iter().map(value).collect();
@@ -135,25 +136,25 @@ impl Effective {
     /// The value of the setting called `name`.
     ///
     /// # Panics
-    /// When there is no such setting.
+    /// If there is no such setting.
     pub fn get(&self, name: &str) -> &SettingValue {
         let found = self.values.iter().find(|v| v.setting.name == name);
         found.unwrap_or_else(|| panic!("no {name}"))
     }
 
-    /// Names of the settings whose text is another in `other`.
+    /// The names of the settings whose text differs in `other`.
     pub fn differing(&self, other: &Effective) -> Vec<&'static str> {
         let pairs = self.values.iter().zip(&other.values);
         pairs.filter(|(a, b)| a.text != b.text).map(|(value, _)| value.setting.name).collect()
     }
 
-    /// Takes over what `other` has for the setting called `name`.
-    pub fn adopt(&mut self, name: &str, other: &Effective) {
+    /// Replaces the value of the setting called `name` by that in `other`.
+    pub fn copy_from(&mut self, name: &str, other: &Effective) {
         let pairs = self.values.iter_mut().zip(&other.values);
         pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
     }
 
-    /// The settings somebody set, for `check`.
+    /// The settings that do not have their default, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &SettingValue> {
         self.values.iter().filter(|v| v.source != SettingSource::Default)
     }
@@ -163,15 +164,16 @@ impl Effective {
         self.file.as_deref()
     }
 
-    /// One sentence on `MILLRACE_*` variables that no setting has: a mistake, or what Kubernetes adds for a service
-    /// called `millrace`.
+    /// One sentence about `MILLRACE_*` variables that are not settings: mistakes, or what
+    /// Kubernetes adds for a service called `millrace`.
     pub fn unknown_names(&self) -> Option<String> {
+        // Stricter than for keys of the file: Kubernetes' names must not look like mistakes.
         let shown = |name: &String| match nearest(name.trim_start_matches(ENV_PREFIX), 0.9) {
             Some(setting) => format!("{name} (did you mean {}?)", setting.env()),
             None => name.clone(),
         };
         let all: Vec<String> = self.unknown.iter().map(shown).collect();
-        (!all.is_empty()).then(|| format!("no setting has these names: {}", all.join(", ")))
+        (!all.is_empty()).then(|| format!("unknown settings: {}", all.join(", ")))
     }
 }
 
@@ -186,7 +188,7 @@ fn unknown_names(env: &Environment) -> Vec<String> {
     unknown
 }
 
-/// `None` when nothing but blanks is there.
+/// `None` if the text is blank.
 fn trimmed_path(text: &OsStr) -> Option<PathBuf> {
     let text = text.to_str().map_or(text, |text| OsStr::new(text.trim()));
     (!text.is_empty()).then(|| text.into())
@@ -197,8 +199,8 @@ fn from_flag(flags: &Flags, setting: &Setting) -> Option<(String, SettingSource)
     Some((text.clone(), SettingSource::Flag))
 }
 
-/// Set but empty counts as not set: `MAX_WORKERS=` is how compose files and shells spell "leave it". Of the prefixed
-/// name that is enough to keep the other from being looked at.
+/// An empty variable counts as not set: compose files and shells write `MAX_WORKERS=` for "use the
+/// default". An empty prefixed variable still keeps the bare name from being read.
 fn from_env(
     host: &HostContext,
     setting: &'static Setting,
@@ -220,14 +222,15 @@ fn from_env(
     }
 }
 
-/// What a TOML file said, already reduced to text.
+/// The values of a TOML file, as text.
 #[derive(Default)]
 struct FileLayer {
     path: PathBuf,
     values: Vec<(&'static str, String)>,
 }
 
-/// A file that is larger is not a configuration: the table has some forty short lines.
+/// A larger file is not a configuration: all settings together take well under a hundred short
+/// lines.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 impl FileLayer {
@@ -256,7 +259,8 @@ impl FileLayer {
                     let kind = value.type_str();
                     let source = SettingSource::File(self.path.clone());
                     let value = SettingValue { setting, text: format!("{value:?}"), source };
-                    let reason = format!("{kind} is not taken here: give a string or an integer");
+                    let reason =
+                        format!("{kind} is not supported here: give a string or an integer");
                     errors.push(ConfigError::refuse(&value, reason));
                 }
             }
@@ -270,7 +274,7 @@ impl FileLayer {
 }
 
 /// # Errors
-/// One sentence, without the path: unreadable, too large, not TOML (with line and column).
+/// One sentence without the path: unreadable, too large, or not TOML (with line and column).
 fn read_table(path: &Path) -> Result<toml::Table, String> {
     let mut text = String::new();
     File::open(path)
@@ -279,14 +283,16 @@ fn read_table(path: &Path) -> Result<toml::Table, String> {
         .read_to_string(&mut text)
         .map_err(|e| format!("cannot be read: {e}"))?;
     if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("is over {FILE_BYTES_MAX} bytes, which no configuration needs"));
+        return Err(format!(
+            "is larger than {FILE_BYTES_MAX} bytes, the most that a configuration may have"
+        ));
     }
     text.parse().map_err(|e: toml::de::Error| {
         format!("is not TOML (values with units need quotes, as in \"10s\"): {e}")
     })
 }
 
-/// The text a flag would carry for this TOML value; `None` for what no setting takes.
+/// The text that a flag would have for this TOML value; `None` for types that no setting accepts.
 fn plain_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(s) => Some(s.clone()),
@@ -300,12 +306,12 @@ fn plain_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// The key most like `key`, when one is like it at all.
+/// The key most similar to `key`, if any is similar.
 fn nearest_key(key: &str) -> Option<String> {
     nearest(key, 0.8).map(Setting::key)
 }
 
-/// The setting whose name is most like `name`; `None` when all are less like it than `least`, from 0 to 1.
+/// The setting whose name is most similar to `name`, if its similarity (0 to 1) is above `least`.
 fn nearest(name: &str, least: f64) -> Option<&'static Setting> {
     let wanted = name.to_ascii_lowercase().replace('-', "_");
     SETTINGS
@@ -348,7 +354,7 @@ mod tests {
         let all = all.join("\n");
         assert!(all.contains("max_worker") && all.contains("did you mean max_workers?"), "{all}");
         assert!(all.contains("zzz"), "{all}");
-        assert!(all.contains("STORE") && all.contains("table is not taken here"), "{all}");
+        assert!(all.contains("STORE") && all.contains("table is not supported here"), "{all}");
         assert_eq!(errors.len(), 3);
     }
 

@@ -1,4 +1,4 @@
-//! What objects are: payloads by themselves or batches, how they are made, and what they are called.
+//! Settings of objects: single payloads or batches, their format, and their keys.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,35 +8,40 @@ use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, SettingsReader, 
 use crate::coding::{Coding, Compression};
 use crate::key::{self, KeyOf, KeyTemplate, Partition};
 
-/// `OBJECT=batch`; sizes are bytes, and all but the last two are per core.
+/// `OBJECT=batch`; sizes are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// As stored.
+    /// The stored size at which a batch is closed.
     pub bytes: u64,
-    /// Before compression.
+    /// The size before compression at which a batch is closed.
     pub raw_bytes: u64,
+    /// The longest time that a batch stays open.
     pub age: Duration,
+    /// The number of payloads at which a batch is closed.
     pub count: Option<u64>,
+    /// For open, closed and in-flight batches, per core.
     pub memory: usize,
+    /// Open batches, per core.
     pub partitions: usize,
     pub form: BatchFormat,
 }
 
-/// How a batch's object is made, which has to be known again after a crash.
+/// How a batch is encoded. The spool records it, so that a batch in doubt can be rebuilt after a
+/// crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchFormat {
     pub compression: Compression,
-    /// The store is told of the compression, and the name is not.
+    /// `content-encoding` announces the compression, and the key's suffix does not.
     pub header: bool,
 }
 
 impl BatchFormat {
-    /// What `content-encoding` says of it.
+    /// The value of `content-encoding`, if that is sent.
     pub fn coding(self) -> Option<Coding> {
         self.compression.coding().filter(|_| self.header)
     }
 
-    /// `{ext}` of its key.
+    /// The `{ext}` of its key.
     pub fn ext(self) -> &'static str {
         match self.compression.coding() {
             Some(Coding::Gzip) if !self.header => "ndjson.gz",
@@ -45,7 +50,7 @@ impl BatchFormat {
         }
     }
 
-    /// What `CONTENT_TYPE=auto` makes of it.
+    /// The content type that `CONTENT_TYPE=auto` selects.
     pub(super) fn content_type(self) -> &'static str {
         match self.compression.coding() {
             Some(Coding::Gzip) if !self.header => "application/gzip",
@@ -55,7 +60,7 @@ impl BatchFormat {
     }
 }
 
-/// `zstd:1 header`; the spool keeps it beside a batch that has been begun.
+/// `zstd:1 header`, as the spool records it.
 impl fmt::Display for BatchFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.compression {
@@ -74,18 +79,19 @@ impl FromStr for BatchFormat {
             Some(how) => (how, true),
             None => (text, false),
         };
-        let level = |level: &str| level.parse::<i32>().map_err(|_| format!("no form: {text}"));
+        let level =
+            |level: &str| level.parse::<i32>().map_err(|_| format!("unknown batch format: {text}"));
         let compression = match how.split_once(':') {
             None if how == "none" => Compression::None,
             Some(("gzip", number)) => Compression::Gzip(level(number)?.clamp(0, 9) as u32),
             Some(("zstd", number)) => Compression::Zstd(level(number)?),
-            _ => return Err(format!("no form: {text}")),
+            _ => return Err(format!("unknown batch format: {text}")),
         };
         Ok(BatchFormat { compression, header })
     }
 }
 
-/// What `CONTENT_TYPE=auto` makes of a payload by itself.
+/// The content type that `CONTENT_TYPE=auto` selects for a single payload.
 pub(super) const OCTET_STREAM: &str = "application/octet-stream";
 
 pub(super) fn read_batch(r: &mut SettingsReader<'_>) -> Option<BatchOptions> {
@@ -106,7 +112,8 @@ pub(super) fn read_batch(r: &mut SettingsReader<'_>) -> Option<BatchOptions> {
     is_batch.then_some(options)
 }
 
-/// A template that is refused for itself, and not for what goes with it, is noted here.
+/// Records the error of a template that is invalid on its own; [`check_keys`] compares it with
+/// other settings.
 pub(super) fn read_keys(r: &mut SettingsReader<'_>, is_batch: bool) -> KeyTemplate {
     let default = if is_batch { key::DEFAULT_BATCH } else { key::DEFAULT_PAYLOAD };
     let text = r.take("KEY", value::optional(|text| Ok(text.to_owned())));
@@ -120,8 +127,8 @@ pub(super) fn read_keys(r: &mut SettingsReader<'_>, is_batch: bool) -> KeyTempla
 }
 
 impl Config {
-    /// The whole name that an object of a payload `{}` would have that came at `unix_nanos`, bucket and prefix
-    /// included.
+    /// The full name, including bucket and prefix, of the object for a payload `{}` that arrives at
+    /// `unix_nanos`.
     pub fn example_key(&self, unix_nanos: u64) -> String {
         let mut partition = Partition::default();
         let _has_none = self.keys.write_partition(b"{}", None, unix_nanos, &mut partition);
@@ -141,7 +148,7 @@ impl Config {
     }
 }
 
-/// Payloads of the batch in an example.
+/// Payloads of the batch in the example.
 const EXAMPLE_COUNT: u64 = 1000;
 
 /// S3's limit.
@@ -152,7 +159,7 @@ pub(super) fn check_keys(r: &mut SettingsReader<'_>, c: &Config) {
     if let Err(error) = c.keys.check_unique(random) {
         let reason = match r.effective.get("KEY").is_hidden() {
             // The error may quote the template.
-            true => "could name two objects alike: it needs {node}, {core} and {seq}, told apart by text".into(),
+            true => "could give two objects the same key: it needs {node}, {core} and {seq}, separated by text".into(),
             false => error.to_string(),
         };
         r.require(false, "KEY", "NODE_ID", |_| reason.clone());
@@ -165,39 +172,38 @@ pub(super) fn check_keys(r: &mut SettingsReader<'_>, c: &Config) {
     let longest = prefix + c.keys.longest(c.node_id.len(), ext.len());
     r.require(longest <= KEY_BYTES_MAX, "KEY", "STORE", |store| {
         format!(
-            "makes keys of up to {longest} bytes with {store}, and S3 takes {KEY_BYTES_MAX}: use fewer \
+            "makes keys of up to {longest} bytes with {store}, but S3 allows {KEY_BYTES_MAX}: use fewer \
              fields or a shorter prefix"
         )
     });
 }
 
-/// Of `BATCH_MEMORY` beside two batches and a payload: two compressor states, and chunks that are only begun.
+/// What `BATCH_MEMORY` needs besides two batches and a payload: two compressor states and partly
+/// filled chunks.
 const BATCH_MEMORY_BESIDE: u64 = 4 << 20;
 
 pub(super) fn check_batch(r: &mut SettingsReader<'_>, c: &Config, batch: &BatchOptions) {
     let least = 2 * batch.bytes + c.max_length as u64 + BATCH_MEMORY_BESIDE;
     r.require(batch.memory as u64 >= least, "BATCH_MEMORY", "BATCH_BYTES", |bytes| {
         format!(
-            "is below 2 × {bytes} + MAX_LENGTH + 4 MiB ({least}): one batch travels while another is \
-             filled; raise it"
+            "is below 2 × {bytes} + MAX_LENGTH + 4 MiB ({least}): one batch is in flight while another is filled; raise it"
         )
     });
     let told = batch.form.coding().is_none() || !matches!(c.store, StoreUrl::File(_));
     r.require(told, "COMPRESSION_MARK", "STORE", |store| {
-        format!("needs a store that keeps headers, and here is {store}: give suffix")
+        format!("needs a store that keeps headers, unlike {store}: give suffix")
     });
     let told = batch.form.compression.coding().is_none() || batch.form.header || c.keys.has_ext();
     r.require(told, "KEY", "COMPRESSION", |compression| {
         format!(
-            "has no {{ext}}, so nothing would tell readers of {compression}: add it, or set \
+            "has no {{ext}}, so readers could not detect {compression}: add it, or set \
              COMPRESSION_MARK=header"
         )
     });
     let waits = batch.age + c.put_timeout;
     r.require(waits < c.ack_timeout, "BATCH_AGE", "ACK_TIMEOUT", |ack| {
         format!(
-            "and PUT_TIMEOUT are together not below {ack}: `millrace-ack: stored` would always be \
-             answered with 504; lower one or raise that"
+            "plus PUT_TIMEOUT is not below {ack}: `millrace-ack: stored` would always get 504; lower one of them or raise ACK_TIMEOUT"
         )
     });
 }

@@ -1,4 +1,4 @@
-//! What PUTs to S3 carry beside the payload, and what of it goes together.
+//! Settings of PUTs to S3, and which of them can be combined.
 
 use std::time::Duration;
 
@@ -33,20 +33,20 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
     let sse = c.s3.sse.as_deref();
     let with_kms = c.s3.kms_key_id.is_none() || sse.is_some_and(|sse| sse.starts_with("aws:kms"));
     r.require(with_kms, "S3_KMS_KEY_ID", "S3_SSE", |sse| {
-        format!("is used only with S3_SSE=aws:kms or aws:kms:dsse, but here is {sse}: set that or drop the key")
+        format!(
+            "needs S3_SSE=aws:kms or aws:kms:dsse instead of {sse}: set that, or remove the key"
+        )
     });
     // With `aws:kms:dsse` S3 has no bucket keys.
     let with_kms = c.s3.bucket_key.is_none() || sse == Some("aws:kms");
     r.require(with_kms, "S3_BUCKET_KEY", "S3_SSE", |sse| {
-        format!(
-            "is used only with S3_SSE=aws:kms, but here is {sse}: set that or drop S3_BUCKET_KEY"
-        )
+        format!("needs S3_SSE=aws:kms instead of {sse}: set that, or remove S3_BUCKET_KEY")
     });
     let is_access_point =
         matches!(&c.store, StoreUrl::S3 { bucket, .. } if bucket.starts_with("arn:"));
     let in_host = !is_access_point || c.s3.force_path_style != Some(true);
     r.require(in_host, "S3_FORCE_PATH_STYLE", "STORE", |store| {
-        format!("cannot be with {store}: an access point is named in the host; drop the setting")
+        format!("cannot be combined with {store}: an access point is named in the host; remove the setting")
     });
 }
 
@@ -54,7 +54,7 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
 /// and the prefix.
 pub(super) fn access_point(text: &str) -> Parsed<(String, &str)> {
     let other = || {
-        "is an ARN that millrace does not take: give arn:PARTITION:s3:REGION:ACCOUNT:accesspoint/NAME, or use the \
+        "is not a supported ARN: give arn:PARTITION:s3:REGION:ACCOUNT:accesspoint/NAME, or use the \
          access point's alias as the bucket"
             .to_owned()
     };
@@ -70,7 +70,7 @@ pub(super) fn access_point(text: &str) -> Parsed<(String, &str)> {
     let is_label = |text: &str| {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
-    // Without a region it is a multi-region access point, which wants another kind of signature.
+    // Without a region it is a multi-region access point, which needs another kind of signature.
     let known = service == "s3"
         && is_label(partition)
         && region.is_some_and(is_label)
@@ -89,7 +89,7 @@ fn sse(text: &str) -> Parsed<String> {
     }
 }
 
-/// An account id of AWS.
+/// An AWS account id.
 fn account(text: &str) -> Parsed<String> {
     match text.len() {
         12 if text.bytes().all(|b| b.is_ascii_digit()) => Ok(text.into()),
@@ -97,27 +97,25 @@ fn account(text: &str) -> Parsed<String> {
     }
 }
 
-/// `0` or `off` is zero.
+/// `S3_CONNECTION_AGE`; `0` and `off` mean no limit, which is zero.
 fn age(text: &str) -> Parsed<Duration> {
     let range = value::time(Duration::from_secs(1)..=24 * HOUR);
     match text {
         "off" => Ok(Duration::ZERO),
         _ if value::time(Duration::ZERO..=Duration::ZERO)(text).is_ok() => Ok(Duration::ZERO),
-        _ => {
-            range(text).map_err(|allowed| format!("{allowed}, or 0 to use connections without end"))
-        }
+        _ => range(text).map_err(|allowed| format!("{allowed}, or 0 for no limit")),
     }
 }
 
-/// What S3 takes of a set of tags.
+/// S3's limits for the tags of an object.
 const TAGS_MAX: usize = 10;
 const TAG_KEY_MAX: usize = 128;
 const TAG_VALUE_MAX: usize = 256;
 
-/// `KEY=VALUE&…` in URL encoding, in the encoding that is signed.
+/// Parses `KEY=VALUE&…` in URL encoding and encodes it again the way it is signed.
 fn tags(text: &str) -> Parsed<String> {
     if !has_whole_escapes(text) {
-        return Err("has a % that no two hex digits follow: write % itself as %25".into());
+        return Err("has a % without two hex digits after it: write a literal % as %25".into());
     }
     let mut seen: Vec<String> = Vec::new();
     let mut encoded = Vec::new();
@@ -128,17 +126,16 @@ fn tags(text: &str) -> Parsed<String> {
         if key.to_ascii_lowercase().starts_with("aws:") {
             return Err(format!("has the key {key:?}, and aws: is reserved: give another key"));
         }
-        // S3 counts as UTF-16 does.
+        // S3 counts UTF-16 code units.
         let (of_key, of_value) = (key.encode_utf16().count(), value.encode_utf16().count());
         if of_key > TAG_KEY_MAX || of_value > TAG_VALUE_MAX {
             return Err(format!(
-                "has a tag {key:?} of {of_key} and {of_value} characters: S3 takes {TAG_KEY_MAX} for keys and \
-                 {TAG_VALUE_MAX} for values"
+                "has a tag {key:?} of {of_key} and {of_value} characters: S3 allows {TAG_KEY_MAX} for keys and {TAG_VALUE_MAX} for values"
             ));
         }
         if let Some(other) = key.chars().chain(value.chars()).find(|c| !is_of_tag(*c)) {
             return Err(format!(
-                "has {other:?} in the tag {key:?}: S3 takes letters, digits, blanks and + - = . _ : / @"
+                "has {other:?} in the tag {key:?}: S3 allows letters, digits, blanks and + - = . _ : / @"
             ));
         }
         if seen.iter().any(|seen| **seen == *key) {
@@ -154,12 +151,13 @@ fn tags(text: &str) -> Parsed<String> {
     }
     match seen.len() {
         0 => Err("names no tag: give KEY=VALUE&KEY2=VALUE2".into()),
-        n if n > TAGS_MAX => Err(format!("names {n} tags: S3 takes {TAGS_MAX} for an object")),
+        n if n > TAGS_MAX => Err(format!("names {n} tags: S3 allows {TAGS_MAX} per object")),
         _ => Ok(String::from_utf8(encoded).expect("escapes are ASCII")),
     }
 }
 
-/// `form_urlencoded` would take `%zz` for itself, and bytes that are not UTF-8 for others.
+/// Whether every escape is valid: `form_urlencoded` would keep `%zz` as it is and replace bytes
+/// that are not UTF-8.
 fn has_whole_escapes(text: &str) -> bool {
     let escapes_whole = text.split('%').skip(1).all(|rest| {
         rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))

@@ -66,7 +66,7 @@ fn an_empty_environment_variable_is_not_set_but_an_empty_flag_is_refused() {
     let (config, _) = resolve(&[], &[("MAX_WORKERS", ""), ("STORE", " ")], None).unwrap();
     assert_eq!(config.max_workers, 32);
     assert!(refusals(resolve(&[("MAX_WORKERS", "")], &[], None)).contains("flag --max-workers"));
-    // Dropping a protection must be said aloud, not by an empty substitution.
+    // Removing a protection must be explicit, not the result of an empty substitution.
     let all = refusals(resolve(&[("TOKENS_FILE", "")], &[], Some("s3_acl = \"\"")));
     assert!(all.contains("TOKENS_FILE") && all.contains("S3_ACL"), "{all}");
 }
@@ -82,12 +82,12 @@ fn all_mistakes_are_reported_at_once_each_with_name_source_text_and_remedy() {
     assert!(line("MAX_WORKERS").contains("=\"0\" (flag --max-workers): give a whole number"));
     let said = "\"2GiB\" (environment variable MILLRACE_MAX_LENGTH): give a size";
     assert!(line("MAX_LENGTH").contains(said));
-    assert!(line("CORES").contains("core 7 is not one this process may use"));
+    assert!(line("CORES").contains("core 7 is not available to this process"));
     assert!(line("CORES").contains("0-3"));
     assert!(line("PUT_TIMEOUT").contains("(key put_timeout in "));
     assert!(line("PUT_TIMEOUT").contains("write 10ms, 10s or 10m"));
     assert!(line("max_qeue").contains("did you mean max_queue?"));
-    assert!(line("RETRY_MAX").contains("float is not taken here"));
+    assert!(line("RETRY_MAX").contains("float is not supported here"));
     assert_eq!(all.lines().count(), 6, "{all}");
 }
 
@@ -168,7 +168,7 @@ fn values_that_mean_different_things_by_case_or_unit_keep_their_meaning() {
 }
 
 #[test]
-fn node_ids_are_drawn_anew_unless_given() {
+fn node_ids_are_random_unless_given() {
     let drawn = || resolve(&[], &[], None).unwrap().0.node_id;
     let (a, b) = (drawn(), drawn());
     assert_ne!(a, b);
@@ -183,9 +183,9 @@ fn no_allowed_cores_is_an_error_not_a_panic() {
     assert_eq!(errors.0, [ConfigError::CoresUnknown]);
 }
 
-/// `core_affinity` must report what this process is *allowed*, not what the machine has: on a shared host the
-/// difference is somebody else's cores. The kernel's own word is in `/proc`, where cores that are switched off
-/// may be listed too.
+/// `core_affinity` must report the cores that this process is *allowed* to use, not all of the
+/// machine's: on a shared host the others belong to somebody else. The kernel's own list is in
+/// `/proc`, where offline cores may be listed too.
 #[test]
 fn core_affinity_reports_the_allowed_set() {
     let expand = |list: &str| -> Vec<usize> {
@@ -232,7 +232,7 @@ fn the_spool_is_off_without_a_directory_and_its_sizes_must_go_together() {
 }
 
 #[test]
-fn of_two_names_in_the_environment_the_prefixed_one_counts_even_empty() {
+fn the_prefixed_variable_has_priority_even_if_empty() {
     for (env, expected, source) in [
         (&[("MILLRACE_MAX_WORKERS", "5")][..], 5, SettingSource::Env),
         (&[("MAX_WORKERS", "4")], 4, SettingSource::BareEnv),
@@ -252,7 +252,8 @@ fn of_two_names_in_the_environment_the_prefixed_one_counts_even_empty() {
     assert_eq!(config.max_workers, 7);
 }
 
-/// Every setting, given a text that it refuses or, where it takes anything, that does not go with the others.
+/// Sets each setting to a text that it refuses or, if it accepts anything, that conflicts with
+/// other settings.
 #[test]
 fn the_text_of_a_bare_name_is_never_shown() {
     const SECRET: &str = "hush-Zq9/{hush-Zq9}\u{7f}\n=hush-Zq9";
@@ -276,7 +277,7 @@ fn the_text_of_a_bare_name_is_never_shown() {
             assert!(errors.to_string().contains("hush-Zq9"), "{errors}");
         }
     }
-    // Relations, too, in which either name is another program's.
+    // Relations in which either name may belong to another program.
     for env in [
         [("KEY", "hush/{seq}-{node}"), ("NODE_ID", "n")],
         [("KEY", "{unix_nanos}-{node}{core}hush{seq}"), ("NODE_ID", "n")],
@@ -339,7 +340,7 @@ fn the_environment_names_the_file_unless_a_flag_does() {
 }
 
 #[test]
-fn prefixed_names_that_no_setting_has_are_said_once() {
+fn unknown_prefixed_names_are_reported_once() {
     let (_, effective) = resolve(&[], &[("MILLRACE_STORE", "null:")], None).unwrap();
     assert_eq!(effective.unknown_names(), None);
     let env = [
@@ -352,7 +353,7 @@ fn prefixed_names_that_no_setting_has_are_said_once() {
     ];
     let (config, effective) = resolve(&[], &env, None).unwrap();
     assert_eq!((config.max_workers, &config.store), (32, &StoreUrl::File("./data".into())));
-    let said = "no setting has these names: MILLRACE_MAX_WORKER (did you mean \
+    let said = "unknown settings: MILLRACE_MAX_WORKER (did you mean \
                 MILLRACE_MAX_WORKERS?), MILLRACE_PORT_8080_TCP_ADDR, MILLRACE_SERVICE_HOST";
     assert_eq!(effective.unknown_names().unwrap(), said);
 }

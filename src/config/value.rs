@@ -1,5 +1,5 @@
-//! Text to typed value, one function per kind of value. A refusal says what is allowed and how to write it;
-//! the caller adds which setting it was and where the text came from.
+//! Parses text into typed values, one function per kind. An error says what is allowed and how to
+//! write it; the caller adds the setting and the text's source.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,7 +48,7 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<u64> {
 /// A size that must also fit the address space.
 pub(super) fn memory(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<usize> {
     let size = size(range);
-    move |text| usize::try_from(size(text)?).map_err(|_| "does not fit this machine".into())
+    move |text| usize::try_from(size(text)?).map_err(|_| "is too large for this machine".into())
 }
 
 /// A time with its unit, within `range`; a bare `0` is a time too.
@@ -69,7 +69,7 @@ pub(super) fn time(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Parsed<D
     }
 }
 
-/// `IP:PORT`. Names are not resolved: which of several addresses would be meant is not ours to guess.
+/// `IP:PORT`. Names are not resolved, because one may have several addresses.
 pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     text.parse().map_err(|_| {
         let example = match text.strip_prefix(':') {
@@ -91,12 +91,12 @@ pub(super) fn address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     match text {
         "" => Err("give a path".into()),
-        _ if text.contains('\0') => Err("a path holds no NUL".into()),
+        _ if text.contains('\0') => Err("a path cannot contain NUL".into()),
         _ => Ok(text.into()),
     }
 }
 
-/// `all` or `0-3,8`, against the cores this process may use. Returned ascending.
+/// `all` or `0-3,8`, out of the cores that this process may use; the result is ascending.
 pub(super) fn cores(allowed: &[usize]) -> impl Fn(&str) -> Parsed<Vec<usize>> {
     move |text| {
         if text == "all" {
@@ -105,17 +105,17 @@ pub(super) fn cores(allowed: &[usize]) -> impl Fn(&str) -> Parsed<Vec<usize>> {
         let mut cores = Vec::new();
         for part in text.split(',') {
             let (first, last) = core_range(part.trim())?;
-            // Looked up, never counted through: `0-4000000000` must not be expanded.
+            // Ends at the first core that is not allowed, so `0-4000000000` is not expanded.
             for core in first..=last {
                 if !allowed.contains(&core) {
                     return Err(format!(
-                        "core {core} is not one this process may use: give cores out of {}, or all \
+                        "core {core} is not available to this process: give cores from {}, or all \
                          (taskset, cpusets and container limits decide what is allowed)",
                         core_list(allowed)
                     ));
                 }
                 if cores.contains(&core) {
-                    return Err(format!("core {core} is named twice: name it once"));
+                    return Err(format!("core {core} is listed twice: list it once"));
                 }
                 cores.push(core);
             }
@@ -126,7 +126,7 @@ pub(super) fn cores(allowed: &[usize]) -> impl Fn(&str) -> Parsed<Vec<usize>> {
 }
 
 fn core_range(part: &str) -> Parsed<(usize, usize)> {
-    let allowed = || format!("{part:?} is no core: give all, or a list such as 0-3,8");
+    let allowed = || format!("{part:?} is not a core: give all, or a list such as 0-3,8");
     let number = |text: &str| text.trim().parse::<usize>().map_err(|_| allowed());
     match part.split_once('-') {
         None => number(part).map(|core| (core, core)),
@@ -179,8 +179,8 @@ pub(super) fn store(text: &str) -> Parsed<StoreUrl> {
     }
 }
 
-/// S3's rules for general-purpose buckets, plus upper case and `_`, which other stores and AWS's oldest
-/// buckets have. What a store refuses beyond this shows in the start-up probe.
+/// S3's rules for general-purpose buckets, plus upper case and `_`, which other stores and AWS's
+/// oldest buckets have. The probe at start finds what a store refuses beyond this.
 fn bucket_name(name: &str) -> Parsed<String> {
     let refuse = |why: &str| Err(format!("bucket name {name:?} {why}"));
     let plain = |b: u8| b.is_ascii_alphanumeric();
@@ -189,7 +189,7 @@ fn bucket_name(name: &str) -> Parsed<String> {
         [] => Err("names no bucket: write s3://BUCKET/PREFIX".into()),
         _ if !(3..=63).contains(&bytes.len()) => refuse("must be 3 to 63 characters long"),
         _ if !bytes.iter().all(|&b| plain(b) || b"-._".contains(&b)) => {
-            refuse("may hold only letters, digits, - . and _")
+            refuse("may contain only letters, digits, - . and _")
         }
         [first, .., last] if !plain(*first) || !plain(*last) => {
             refuse("must begin and end with a letter or digit")
@@ -200,19 +200,20 @@ fn bucket_name(name: &str) -> Parsed<String> {
     }
 }
 
-/// Keys end at 1024 bytes; the longest name we append is 19 (nanoseconds) + 64 (node) + 4 (core) +
-/// 20 (sequence) + 3 dashes + 5 (`.json`) = 115 bytes, rounded up for a name to come.
+/// S3 keys have at most 1024 bytes. The longest name that is appended has 19 (nanoseconds) + 64
+/// (node) + 4 (core) + 20 (sequence) + 3 dashes + 5 (`.json`) = 115 bytes, rounded up for future
+/// names.
 const PREFIX_BYTES_MAX: usize = 1024 - 124;
 
-/// The text before every key. Refused is what clients and gateways on the way rewrite (`//`, `.`, `..`),
-/// for then the object is not where its key says.
+/// The text before every key. What clients and gateways rewrite (`//`, `.`, `..`) is refused,
+/// because the object would not be under its key.
 fn key_prefix(prefix: &str) -> Parsed<String> {
     let refuse = |why: &str| Err(format!("prefix {prefix:?} {why}"));
     if prefix.len() > PREFIX_BYTES_MAX {
         return refuse(&format!("is over {PREFIX_BYTES_MAX} bytes"));
     }
     if prefix.chars().any(char::is_control) {
-        return refuse("holds a control character");
+        return refuse("contains a control character");
     }
     if prefix.starts_with('/') || prefix.contains("//") {
         return refuse("has an empty part: write single slashes");
@@ -282,7 +283,8 @@ pub(super) fn compression_mark_is_header(text: &str) -> Parsed<bool> {
     }
 }
 
-/// `COMPRESSION_LEVEL` of this kind, with it. Beyond zstd's 9 a block of 2 KiB takes longer than a core may go on for.
+/// `COMPRESSION_LEVEL`, for this kind of compression. Above zstd's 9, a block of 2 KiB takes longer
+/// than a task may hold its core.
 pub(super) fn compression_level(kind: Option<Coding>) -> impl Fn(&str) -> Parsed<Compression> {
     let level = |text: &str, default: i32, range: RangeInclusive<i32>| match text {
         "" => Ok(default),
@@ -364,14 +366,14 @@ pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
     }
 }
 
-/// A filter that `tracing-subscriber` takes. A lone word that is no level is refused although the library
-/// would take it for a module: `LOG=inof` must not silence the log.
+/// A filter for `tracing-subscriber`. A single word that is not a level is refused, although the
+/// library would accept it as a module: `LOG=inof` must not silence the log.
 pub(super) fn log_filter(text: &str) -> Parsed<String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for part in text.split(',').map(str::trim) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
         if !is_level && !part.contains(['=', '[']) {
-            return Err(format!("{part:?} is no level: give one of {}, or module=level", {
+            return Err(format!("{part:?} is not a level: give one of {}, or module=level", {
                 LEVELS.join(", ")
             }));
         }
@@ -382,12 +384,12 @@ pub(super) fn log_filter(text: &str) -> Parsed<String> {
     }
 }
 
-/// A part of object and file names, so only what every store and file system leaves alone.
+/// A part of object and file names: only characters that every store and file system keeps.
 pub(super) fn node_id(text: &str) -> Parsed<String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     match text.len() {
-        // In a key that would be a path's own sign.
-        _ if matches!(text, "." | "..") => Err("names no node: give it a letter or digit".into()),
+        // As a path component these mean a directory.
+        _ if matches!(text, "." | "..") => Err("is not a name: use a letter or digit".into()),
         1..=64 if text.bytes().all(plain) => Ok(text.into()),
         _ => Err("give 1 to 64 of A-Z a-z 0-9 . _ -, or random".into()),
     }
@@ -431,14 +433,14 @@ mod tests {
         assert_eq!(cores("all"), Ok(vec![0, 1, 2, 3, 8]));
         assert_eq!(cores("8, 0-2"), Ok(vec![0, 1, 2, 8]));
         for (bad, why) in [
-            ("4", "out of 0-3,8"),
-            ("0-18446744073709551615", "core 4 is not one"),
+            ("4", "cores from 0-3,8"),
+            ("0-18446744073709551615", "core 4 is not available"),
             ("3-1", "write 1-3"),
-            ("0-2,1", "core 1 is named twice"),
-            ("", "is no core"),
-            ("0,", "is no core"),
-            ("-1", "is no core"),
-            ("0-1-2", "is no core"),
+            ("0-2,1", "core 1 is listed twice"),
+            ("", "is not a core"),
+            ("0,", "is not a core"),
+            ("-1", "is not a core"),
+            ("0-1-2", "is not a core"),
         ] {
             let error = cores(bad).unwrap_err();
             assert!(error.contains(why), "{bad}: {error}");
@@ -509,7 +511,7 @@ mod tests {
     fn log_filters_catch_misspelt_levels() {
         assert!(log_filter("info,millrace::upload=debug").is_ok());
         assert!(log_filter("OFF").is_ok());
-        assert!(log_filter("inof").unwrap_err().contains("is no level"));
+        assert!(log_filter("inof").unwrap_err().contains("is not a level"));
         assert!(log_filter("millrace=loud").is_err());
     }
 

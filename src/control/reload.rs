@@ -63,7 +63,7 @@ impl Reloader {
             changed.retain(|name| *name != LOG);
             match log::set_filter(&config.log) {
                 Ok(()) => {
-                    self.settings.adopt(LOG, &read);
+                    self.settings.copy_from(LOG, &read);
                     tracing::info!("reload: LOG is {} from now on", config.log);
                 }
                 Err(error) => tracing::error!("reload: the filter stays as it is: {error}"),

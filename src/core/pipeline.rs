@@ -17,7 +17,7 @@ use crate::spool::Spool;
 use crate::stop::Stop;
 use crate::upload::restore::{RESTORERS, restore};
 use crate::upload::{
-    DeadLetterWriter, InProgress, StoreHealth, Uploader, Uploads, notice_retries, worker_loop,
+    DeadLetterWriter, InProgress, StoreHealth, Uploader, Uploads, wake_for_retries, worker_loop,
 };
 
 /// One pipeline: admission, queue, spool, batches, workers, store, dead letters.
@@ -89,7 +89,7 @@ impl Pipeline {
         let uploader = &self.uploader;
         let mut tasks: Vec<Task<()>> =
             (0..workers).map(|number| rt::spawn(worker_loop(uploader.clone(), number))).collect();
-        tasks.push(rt::spawn(notice_retries(uploader.clone())));
+        tasks.push(rt::spawn(wake_for_retries(uploader.clone())));
         tasks.extend(self.batches.clone().map(|batches| rt::spawn(gather(batches))));
         tasks.extend((0..RESTORERS).map(|_| rt::spawn(restore(uploader.clone()))));
         tasks

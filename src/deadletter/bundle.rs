@@ -1,6 +1,7 @@
-//! Many letters in one file, `{stem of the first}.letters`: a stop writes its letters sequentially.
+//! Many dead letters in one file, `{stem of the first}.letters`: a stop writes its dead letters
+//! sequentially.
 //!
-//! Each letter, in the order of writing, has this form:
+//! Each dead letter, in the order of writing, has this form:
 //!
 //! ```text
 //! {"key":"1-n-0-7.json","store":"null:", … ,"bytes":5,"crc32":"c7d50a3f"}
@@ -11,7 +12,7 @@
 //! `bytes` gives their number, because the object may contain line feeds. The checksum is the
 //! CRC-32 of the line up to `,"crc32"` and of the object's bytes. A file gets its name only after
 //! it has been written completely. If the disk loses or changes a part, lengths and checksums tell,
-//! and a reader stops at the first damaged letter.
+//! and a reader stops at the first damaged dead letter.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -23,25 +24,25 @@ use flate2::Crc;
 
 use super::{DeadLetter, DeadLetterError, DeadLetters, create_private};
 
-/// Extension of a file of many letters.
+/// Extension of a file of many dead letters.
 pub(super) const BUNDLE: &str = "letters";
-/// Between a letter's members and its checksum of eight hexadecimal digits.
+/// Between a dead letter's members and its checksum of eight hexadecimal digits.
 const CRC_START: &str = r#","crc32":""#;
 const CRC_END: &str = r#""}"#;
-/// Longest line that a reader accepts. A letter has a key, a store and a bounded error: a few
+/// Longest line that a reader accepts. A dead letter has a key, a store and a bounded error: a few
 /// kilobytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Buffer of one write, so that small payloads share a write.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Writes letters one after another; [`BundleWriter::publish`] makes them visible together.
+/// Writes dead letters one after another; [`BundleWriter::publish`] makes them visible together.
 pub struct BundleWriter {
     dead: DeadLetters,
-    /// Created with the first letter.
+    /// Created with the first dead letter.
     file: Option<Unfinished>,
-    /// Where each letter ends.
+    /// Where each dead letter ends.
     ends: Vec<u64>,
-    /// Error of the first failed write. The file may then end within a letter, so no more are
+    /// Error of the first failed write. The file may then end within a dead letter, so no more are
     /// written.
     failed: Option<String>,
 }
@@ -54,7 +55,7 @@ struct Unfinished {
 
 /// The outcome of [`BundleWriter::publish`].
 pub struct Published {
-    /// Number of visible letters, from the first on.
+    /// Number of visible dead letters, from the first on.
     pub letters: usize,
     /// Why the others are not visible.
     pub error: Option<io::Error>,
@@ -67,10 +68,10 @@ impl BundleWriter {
         BundleWriter { dead, file: None, ends: Vec::new(), failed: None }
     }
 
-    /// Adds a letter; the file is named after the first one's `stem`.
+    /// Adds a dead letter; the file is named after the first one's `stem`.
     ///
     /// # Errors
-    /// No room for this letter (a smaller one may fit), or the file is no longer writable.
+    /// No room for this dead letter (a smaller one may fit), or the file is no longer writable.
     pub fn append(
         &mut self,
         stem: &str,
@@ -107,9 +108,9 @@ impl BundleWriter {
         written.inspect_err(|error| self.failed = Some(error.to_string()))
     }
 
-    /// Gives the file its name, with the complete letters in it. They then survive this process,
-    /// and after [`Published::sync`] a power failure. The two are separate because a sync that does
-    /// not end in time must not keep the letters invisible.
+    /// Gives the file its name, with the complete dead letters in it. They then survive this
+    /// process, and after [`Published::sync`] a power failure. The two are separate because a sync
+    /// that does not end in time must not keep the dead letters invisible.
     #[expect(clippy::disallowed_methods, reason = "the last step of a stop may block")]
     pub fn publish(mut self) -> Published {
         let length = end_of(&self.ends);
@@ -150,7 +151,7 @@ fn end_of(ends: &[u64]) -> u64 {
 }
 
 impl Published {
-    /// Makes the letters and their file's name durable.
+    /// Makes the dead letters and their file's name durable.
     pub fn sync(&self) -> io::Result<()> {
         if let Some(file) = &self.file {
             file.sync_data()?;
@@ -159,10 +160,10 @@ impl Published {
     }
 }
 
-/// The line before a letter's body, line feed included.
+/// The line before a dead letter's body, line feed included.
 fn line(letter: &DeadLetter, body: &[&[u8]]) -> String {
-    let mut line = serde_json::to_string(letter).expect("a letter is plain data");
-    assert_eq!(line.pop(), Some('}'), "a letter is a JSON object");
+    let mut line = serde_json::to_string(letter).expect("a dead letter is plain data");
+    assert_eq!(line.pop(), Some('}'), "a dead letter is a JSON object");
     let crc = crc(line.as_bytes(), body);
     line.push_str(&format!("{CRC_START}{crc:08x}{CRC_END}\n"));
     line
@@ -175,7 +176,7 @@ fn crc(line: &[u8], body: &[&[u8]]) -> u32 {
     crc.sum()
 }
 
-/// One letter of a bundle.
+/// One dead letter of a bundle.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BundleRecord {
     pub letter: DeadLetter,
@@ -193,7 +194,8 @@ pub struct BundleDamage {
     pub why: String,
 }
 
-/// Reads a bundle from the first letter on; ends after the last letter or the first damage.
+/// Reads a bundle from the first dead letter on; ends after the last dead letter or the first
+/// damage.
 pub struct BundleReader<R = File> {
     input: BufReader<R>,
     at: u64,
@@ -228,11 +230,11 @@ impl<R: Read> BundleReader<R> {
         limited.read_until(b'\n', &mut line).map_err(unreadable)?;
         let payload_at = self.at + line.len() as u64;
         if line.pop() != Some(b'\n') {
-            return Err("the line of a letter has no end".to_owned());
+            return Err("the line of a dead letter has no end".to_owned());
         }
         let letter: DeadLetter = serde_json::from_slice(&line)
-            .map_err(|error| format!("the line of a letter was expected: {error}"))?;
-        let (covered, recorded) = split_crc(&line).ok_or("a letter has no checksum")?;
+            .map_err(|error| format!("the line of a dead letter was expected: {error}"))?;
+        let (covered, recorded) = split_crc(&line).ok_or("a dead letter has no checksum")?;
         // Checked before a buffer of that size is allocated.
         if letter.bytes >= self.length - payload_at {
             return Err("a payload is cut short".to_owned());
@@ -242,7 +244,7 @@ impl<R: Read> BundleReader<R> {
         self.input.read_exact(&mut payload).map_err(unreadable)?;
         self.input.read_exact(&mut end).map_err(unreadable)?;
         if end != *b"\n" || crc(covered, &[&payload]) != recorded {
-            return Err("a letter does not match its checksum".to_owned());
+            return Err("a dead letter does not match its checksum".to_owned());
         }
         let span = self.at..payload_at + letter.bytes + 1;
         Ok(BundleRecord { letter, payload, span })
@@ -265,7 +267,7 @@ impl<R: Read> Iterator for BundleReader<R> {
         if self.ended {
             return None;
         }
-        // A file without a letter is never written, so it counts as damage too.
+        // A file without a dead letter is never written, so it counts as damage too.
         let record = self.read().map_err(|why| BundleDamage { at: self.at, why });
         self.at = record.as_ref().map_or(self.length, |record| record.span.end);
         self.ended = self.at == self.length;
@@ -376,7 +378,7 @@ mod tests {
     #[test]
     fn an_object_of_many_parts_is_one_letter_and_old_letters_stand_beside_it() {
         let (dir, dead) = open(10_000);
-        // Written before letters said how many payloads they hold.
+        // Written before dead letters said how many payloads they hold.
         let line = r#"{"key":"1.json","store":"null:","error":"e","attempts":0,"unix_seconds":7,"bytes":3"#;
         let crc = crc(line.as_bytes(), &[b"[1]"]);
         fs::write(dir.path().join("0.letters"), format!("{line},\"crc32\":\"{crc:08x}\"}}\n[1]\n"))
@@ -412,7 +414,7 @@ mod tests {
         let large = bundle.append("1", &letter("1", &[b'1'; 300]), &[&[b'1'; 300]]);
         assert!(matches!(large, Err(DeadLetterError::Full { max: 500 })));
         bundle.append("2", &letter("2", b"2"), &[b"2"]).unwrap();
-        assert!(dead.may_measure(), "nobody did");
+        assert!(dead.may_measure(), "it was not measured");
         assert_eq!(bundle.publish().letters, 2);
         assert_eq!(dead.used(), fs::metadata(dir.path().join("0.letters")).unwrap().len());
     }
@@ -431,7 +433,7 @@ mod tests {
     fn what_was_written_before_the_disk_failed_is_kept_to_the_last_whole_letter() {
         let (dir, dead) = open(1 << 30);
         let mut bundle = append_all(&dead, &[&[b'1'; BUFFER_BYTES], b"2"]);
-        // The disk takes no more: what is still in the buffer, the second letter, does not get
+        // The disk takes no more: what is still in the buffer, the second dead letter, does not get
         // there.
         let file = bundle.file.as_mut().unwrap();
         file.out.get_mut().sync_all().unwrap();
@@ -470,7 +472,7 @@ mod tests {
             let start = intact[hit].as_ref().unwrap().span.start;
             match &found[good..] {
                 [Err(damage)] => assert_eq!(damage.at, start, "{what} at {at}"),
-                // Cut between two letters: a shorter file, nothing wrong with it.
+                // Cut between two dead letters: a shorter file, nothing wrong with it.
                 [] => assert_eq!((bytes.len() as u64, start > 0), (start, true), "{what} at {at}"),
                 more => panic!("{what} at {at}: {more:?}"),
             }

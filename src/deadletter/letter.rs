@@ -1,5 +1,5 @@
 //! The description of a dead object. Members added after the first version are omitted at their
-//! default, so the letter of one plain payload has the same text as in the first version.
+//! default, so the dead letter of one plain payload has the same text as in the first version.
 
 use std::time::UNIX_EPOCH;
 
@@ -33,7 +33,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// The letter of `object`, which contains `payloads` payloads and is abandoned now.
+    /// The dead letter of `object`, which contains `payloads` payloads and is abandoned now.
     pub fn now(
         object: &Object<'_>,
         payloads: u64,

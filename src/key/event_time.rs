@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_said_to_be_none() {
+    fn other_values_are_not_times() {
         let long = format!("\"{}\"", "1".repeat(65));
         for raw in [
             "",
@@ -281,7 +281,7 @@ mod tests {
         #[test]
         fn a_calendar_that_was_used_before_writes_the_same(times: [u64; 4]) {
             let mut used = Calendar::default();
-            // Also the days before and after, for what is kept is a day.
+            // Also the days before and after, because a calendar keeps one day.
             let around = |&t: &u64| [t, t.saturating_add(DAY), t, t.saturating_sub(DAY), t];
             for time in times.iter().flat_map(around) {
                 prop_assert_eq!(written(&mut used, time), written(&mut Calendar::default(), time));

@@ -17,28 +17,28 @@ pub(super) const DEPTH_MAX: usize = 127;
 /// The pointers, as a tree of their names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields {
-    root: Node,
+    root: FieldNode,
     pointers: usize,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Node {
+struct FieldNode {
     /// The slot of the pointer that ends here.
     slot: Option<usize>,
-    members: Vec<Member>,
+    members: Vec<FieldMember>,
 }
 
 #[derive(Clone, Debug)]
-struct Member {
+struct FieldMember {
     name: String,
     /// The name as an array's index, if it is one.
     index: Option<usize>,
-    node: Node,
+    node: FieldNode,
 }
 
 /// Why a pointer was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum PointerError {
     /// Does not start with `/`.
     Start,
     /// `~` without 0 or 1.
@@ -48,15 +48,15 @@ pub(super) enum Refused {
 }
 
 impl Fields {
-    /// Adds `pointer`; returns the slot of its value in [`Found`].
-    pub(super) fn add(&mut self, pointer: &str) -> Result<usize, Refused> {
-        let names = pointer.strip_prefix('/').ok_or(Refused::Start)?;
+    /// Adds `pointer`; returns the slot of its value in [`FoundValues`].
+    pub(super) fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
+        let names = pointer.strip_prefix('/').ok_or(PointerError::Start)?;
         if names.split('/').count() > DEPTH_MAX {
-            return Err(Refused::TooDeep);
+            return Err(PointerError::TooDeep);
         }
         // Without the valid escapes only invalid ones are left.
         if pointer.replace("~0", "").replace("~1", "").contains('~') {
-            return Err(Refused::Escape);
+            return Err(PointerError::Escape);
         }
         let mut node = &mut self.root;
         for name in names.split('/') {
@@ -67,7 +67,7 @@ impl Fields {
             return Ok(slot);
         }
         if self.pointers == POINTERS_MAX {
-            return Err(Refused::TooMany);
+            return Err(PointerError::TooMany);
         }
         node.slot = Some(self.pointers);
         self.pointers += 1;
@@ -75,39 +75,39 @@ impl Fields {
     }
 
     /// The values that the pointers point at in `payload`.
-    pub(super) fn find<'p>(&self, payload: &'p [u8]) -> Found<'p> {
-        let mut found = Found([&[]; POINTERS_MAX]);
+    pub(super) fn find<'p>(&self, payload: &'p [u8]) -> FoundValues<'p> {
+        let mut found = FoundValues([&[]; POINTERS_MAX]);
         if self.pointers > 0 {
             // Bytes that are not JSON end the search.
-            let _ = Scan { bytes: payload, at: 0 }.value(&self.root, &mut found);
+            let _ = FieldScan { bytes: payload, at: 0 }.value(&self.root, &mut found);
         }
         found
     }
 }
 
 /// The raw text of each value that was found.
-pub(super) struct Found<'p>([&'p [u8]; POINTERS_MAX]);
+pub(super) struct FoundValues<'p>([&'p [u8]; POINTERS_MAX]);
 
-impl<'p> Found<'p> {
+impl<'p> FoundValues<'p> {
     /// Empty if there is none.
     pub(super) fn raw(&self, slot: usize) -> &'p [u8] {
         self.0[slot]
     }
 }
 
-impl Node {
-    fn member_or_new(&mut self, name: String) -> &mut Node {
+impl FieldNode {
+    fn member_or_new(&mut self, name: String) -> &mut FieldNode {
         let at = self.members.iter().position(|member| member.name == name).unwrap_or_else(|| {
             let is_index = name == "0" || !name.starts_with(['0', '+']);
             let index = is_index.then(|| name.parse().ok()).flatten();
-            self.members.push(Member { name, index, node: Node::default() });
+            self.members.push(FieldMember { name, index, node: FieldNode::default() });
             self.members.len() - 1
         });
         &mut self.members[at].node
     }
 
-    fn member(&self, name: Name<'_>) -> Option<&Node> {
-        let is_it = |member: &&Member| {
+    fn member(&self, name: RawName<'_>) -> Option<&FieldNode> {
+        let is_it = |member: &&FieldMember| {
             if name.is_escaped {
                 Unescaped::new(name.raw).eq(member.name.chars())
             } else {
@@ -117,11 +117,11 @@ impl Node {
         self.members.iter().find(is_it).map(|member| &member.node)
     }
 
-    fn item(&self, index: usize) -> Option<&Node> {
+    fn item(&self, index: usize) -> Option<&FieldNode> {
         self.members.iter().find(|member| member.index == Some(index)).map(|member| &member.node)
     }
 
-    fn forget(&self, found: &mut Found<'_>) {
+    fn forget(&self, found: &mut FoundValues<'_>) {
         if let Some(slot) = self.slot {
             found.0[slot] = &[];
         }
@@ -133,18 +133,18 @@ impl Node {
 
 /// The bytes between the quotes of a member's name.
 #[derive(Clone, Copy)]
-struct Name<'p> {
+struct RawName<'p> {
     raw: &'p [u8],
     is_escaped: bool,
 }
 
 /// A position in a payload. Every step returns `None` if the bytes end or are not JSON.
-struct Scan<'p> {
+struct FieldScan<'p> {
     bytes: &'p [u8],
     at: usize,
 }
 
-impl<'p> Scan<'p> {
+impl<'p> FieldScan<'p> {
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
@@ -156,7 +156,7 @@ impl<'p> Scan<'p> {
     }
 
     /// Records the value at this position for `node`.
-    fn value(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+    fn value(&mut self, node: &FieldNode, found: &mut FoundValues<'p>) -> Option<()> {
         // An earlier member with this name no longer counts.
         node.forget(found);
         self.space();
@@ -172,7 +172,7 @@ impl<'p> Scan<'p> {
         Some(())
     }
 
-    fn object(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+    fn object(&mut self, node: &FieldNode, found: &mut FoundValues<'p>) -> Option<()> {
         self.at += 1;
         loop {
             self.space();
@@ -201,7 +201,7 @@ impl<'p> Scan<'p> {
         }
     }
 
-    fn array(&mut self, node: &Node, found: &mut Found<'p>) -> Option<()> {
+    fn array(&mut self, node: &FieldNode, found: &mut FoundValues<'p>) -> Option<()> {
         self.at += 1;
         let mut index = 0;
         loop {
@@ -257,7 +257,7 @@ impl<'p> Scan<'p> {
     }
 
     /// Skips the string that starts here.
-    fn string(&mut self) -> Option<Name<'p>> {
+    fn string(&mut self) -> Option<RawName<'p>> {
         let start = self.at + 1;
         let mut at = start;
         let mut is_escaped = false;
@@ -271,6 +271,6 @@ impl<'p> Scan<'p> {
             at += 2;
         }
         self.at = at + 1;
-        Some(Name { raw: &self.bytes[start..at], is_escaped })
+        Some(RawName { raw: &self.bytes[start..at], is_escaped })
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::event_time::TimePart;
-use super::fields::{self, Fields, Refused};
+use super::fields::{self, Fields, PointerError};
 use super::{DEFAULT_BATCH, HASH_DIGITS_MAX, KeyTemplate, Part, VALUE_BYTES_MAX, value};
 
 /// Most bytes of `KEY`, and of `EVENT_TIME`: S3 allows keys of 1024, and every spool contains both.
@@ -28,52 +28,56 @@ const PLACEHOLDERS: [(&str, &str); 12] = [
 /// Why `KEY` or `EVENT_TIME` is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("KEY is empty: write a template such as {DEFAULT_BATCH}, out of {All}")]
+    #[error("KEY is empty: write a template such as {DEFAULT_BATCH}, out of {AllPlaceholders}")]
     Empty,
     #[error("{setting} is {bytes} bytes long: write at most {TEXT_BYTES_MAX}")]
     TooLong { setting: &'static str, bytes: usize },
-    #[error("KEY has {0} without its }}: close it, or write {{{{ for a brace; there are {All}")]
+    #[error(
+        "KEY has {0} without its }}: close it, or write {{{{ for a brace; there are {AllPlaceholders}"
+    )]
     Unclosed(String),
     #[error("KEY has a }} without its {{ before {0:?}: write }}}} for a brace")]
     Unopened(String),
-    #[error("{{{name}}} in KEY is no placeholder: {}there are {All}", Meant(nearest))]
+    #[error(
+        "{{{name}}} in KEY is not a placeholder: {}there are {AllPlaceholders}",
+        DidYouMean(nearest)
+    )]
     Unknown { name: String, nearest: Option<&'static str> },
-    #[error("{{{given}}} in KEY is not how it is written: write {example}")]
+    #[error("{{{given}}} in KEY has the wrong form: write {example}")]
     Argument { given: String, example: &'static str },
-    #[error("{{hash:{0}}} in KEY has no such number of digits: write {{hash:1}} to {{hash:8}}")]
+    #[error("{{hash:{0}}} in KEY has an invalid number of digits: write {{hash:1}} to {{hash:8}}")]
     HashDigits(String),
-    #[error("KEY has {{hash}} twice: write it once, for both would be the same digits")]
+    #[error("KEY has {{hash}} twice: write it once, because both would give the same digits")]
     HashTwice,
     #[error("{{date:{format}}} in KEY has {unknown}: write %Y %m %d %H %M %S %j, and %% for a %")]
     DateFormat { format: String, unknown: String },
-    #[error("{given:?} in {setting} is no JSON pointer: {remedy}")]
+    #[error("{given:?} in {setting} is not a JSON pointer: {remedy}")]
     Pointer { setting: &'static str, given: String, remedy: String },
-    #[error("{setting} asks for field {given:?}, one more than the {max}: leave some out",
+    #[error("{setting} uses field {given:?}, one more than the {max} allowed: remove some",
         max = fields::POINTERS_MAX)]
     TooManyFields { setting: &'static str, given: String },
-    #[error("the default {given:?} in KEY would not stay as it is: write {safe:?}")]
+    #[error("the default {given:?} in KEY would be changed: write {safe:?}")]
     Default { given: String, safe: String },
-    #[error("KEY holds {0:?}, which stores or their clients do not leave as it is: leave it out")]
+    #[error("KEY contains {0:?}, which stores or their clients change: remove it")]
     Character(char),
     #[error("KEY has an empty part: write single slashes, and none at its start or end")]
     EmptyPart,
     #[error("KEY has a part {0}, which clients resolve: write the path out")]
     Dots(String),
-    #[error("EVENT_TIME is {0:?}, but KEY has no time of its own: add {{date:…}} or {{hour}}")]
+    #[error("EVENT_TIME is {0:?}, but KEY contains no time: add {{date:…}} or {{hour}}")]
     EventTimeUnused(String),
     #[error("KEY has no {missing}, so two objects could share a key: add {missing}{why}")]
     NotUnique { missing: String, why: &'static str },
     #[error(
-        "nothing tells {id} from {neighbour} in KEY, so two objects could share a key: write a / \
-         between them"
+        "{id} and {neighbour} run together in KEY, so two objects could share a key: write a / between them"
     )]
     RunTogether { id: String, neighbour: String },
 }
 
 /// The examples on one line.
-struct All;
+struct AllPlaceholders;
 
-impl fmt::Display for All {
+impl fmt::Display for AllPlaceholders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (_, example)) in PLACEHOLDERS.iter().enumerate() {
             write!(f, "{}{example}", if i == 0 { "" } else { ", " })?;
@@ -82,9 +86,9 @@ impl fmt::Display for All {
     }
 }
 
-struct Meant<'a>(&'a Option<&'static str>);
+struct DidYouMean<'a>(&'a Option<&'static str>);
 
-impl fmt::Display for Meant<'_> {
+impl fmt::Display for DidYouMean<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(example) => write!(f, "did you mean {example}? "),
@@ -116,7 +120,7 @@ pub(super) fn template(key: &str, event_time: Option<&str>) -> Result<KeyTemplat
             return Err(KeyError::TooLong { setting, bytes: text.len() });
         }
     }
-    let mut parts = Parts::default();
+    let mut parts = TemplateParts::default();
     parts.read(key)?;
     check_path(&parts.list)?;
     let event_time_slot = match event_time {
@@ -138,12 +142,12 @@ pub(super) fn template(key: &str, event_time: Option<&str>) -> Result<KeyTemplat
 }
 
 #[derive(Default)]
-struct Parts {
+struct TemplateParts {
     list: Vec<Part>,
     fields: Fields,
 }
 
-impl Parts {
+impl TemplateParts {
     fn read(&mut self, key: &str) -> Result<(), KeyError> {
         if key.is_empty() {
             return Err(KeyError::Empty);
@@ -263,15 +267,15 @@ impl Parts {
         self.fields.add(pointer).map_err(|why| {
             let given = pointer.to_owned();
             let remedy = match why {
-                Refused::Start => format!("write /{pointer}"),
-                Refused::Escape => "write ~0 for a ~ in a name, and ~1 for a /".into(),
-                Refused::TooDeep => {
+                PointerError::Start => format!("write /{pointer}"),
+                PointerError::Escape => "write ~0 for a ~ in a name, and ~1 for a /".into(),
+                PointerError::TooDeep => {
                     format!(
-                        "write at most {} names, for payloads nest no deeper",
+                        "write at most {} names, because payloads nest no deeper",
                         fields::DEPTH_MAX
                     )
                 }
-                Refused::TooMany => return KeyError::TooManyFields { setting, given },
+                PointerError::TooMany => return KeyError::TooManyFields { setting, given },
             };
             KeyError::Pointer { setting, given, remedy }
         })

@@ -86,48 +86,109 @@ const ALL: &str = "{unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {co
 fn bad_templates_are_refused_by_name() {
     let long = "x".repeat(1025);
     let wide = format!("{{field:/a|{}}}", "x".repeat(129));
-    let wide_error = format!(
-        "the default \"{0}x\" in KEY would not stay as it is: write \"{0}\"",
-        "x".repeat(128)
-    );
+    let wide_error =
+        format!("the default \"{0}x\" in KEY would be changed: write \"{0}\"", "x".repeat(128));
     for (key, expected) in [
         ("", format!("KEY is empty: write a template such as {DEFAULT_BATCH}, out of {ALL}")),
         (&long, "KEY is 1025 bytes long: write at most 1024".into()),
-        ("a{node", format!("KEY has {{node without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
-        ("{a{node}", format!("KEY has {{a without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
-        ("{", format!("KEY has {{ without its }}: close it, or write {{{{ for a brace; there are {ALL}")),
+        (
+            "a{node",
+            format!(
+                "KEY has {{node without its }}: close it, or write {{{{ for a brace; there are {ALL}"
+            ),
+        ),
+        (
+            "{a{node}",
+            format!(
+                "KEY has {{a without its }}: close it, or write {{{{ for a brace; there are {ALL}"
+            ),
+        ),
+        (
+            "{",
+            format!(
+                "KEY has {{ without its }}: close it, or write {{{{ for a brace; there are {ALL}"
+            ),
+        ),
         ("a}b", "KEY has a } without its { before \"b\": write }} for a brace".into()),
-        ("{nodes}", format!("{{nodes}} in KEY is no placeholder: did you mean {{node}}? there are {ALL}")),
-        ("{unixnano}", format!("{{unixnano}} in KEY is no placeholder: did you mean {{unix_nanos}}? there are {ALL}")),
-        ("{zzz:9}", format!("{{zzz:9}} in KEY is no placeholder: there are {ALL}")),
-        ("{}", format!("{{}} in KEY is no placeholder: there are {ALL}")),
-        ("{date}", "{date} in KEY is not how it is written: write {date:%Y/%m/%d}".into()),
-        ("{date:}", "{date:} in KEY is not how it is written: write {date:%Y/%m/%d}".into()),
-        ("{node:1}", "{node:1} in KEY is not how it is written: write {node}".into()),
-        ("{hash}", "{hash} in KEY is not how it is written: write {hash:2}".into()),
-        ("{field}", "{field} in KEY is not how it is written: write {field:/member} or {field:/member|default}".into()),
-        ("{hash:0}", "{hash:0} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
-        ("{hash:9}", "{hash:9} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
-        ("{hash:+1}", "{hash:+1} in KEY has no such number of digits: write {hash:1} to {hash:8}".into()),
-        ("{hash:1}{hash:2}", "KEY has {hash} twice: write it once, for both would be the same digits".into()),
-        ("{date:%Y-%b}", "{date:%Y-%b} in KEY has %b: write %Y %m %d %H %M %S %j, and %% for a %".into()),
-        ("{date:%}", "{date:%} in KEY has a lone %: write %Y %m %d %H %M %S %j, and %% for a %".into()),
-        ("{field:tenant}", "\"tenant\" in KEY is no JSON pointer: write /tenant".into()),
-        ("{field:|x}", "\"\" in KEY is no JSON pointer: write /".into()),
-        ("{field:/a~2}", "\"/a~2\" in KEY is no JSON pointer: write ~0 for a ~ in a name, and ~1 for a /".into()),
-        ("{field:/a|}", "the default \"\" in KEY would not stay as it is: write \"unknown\"".into()),
-        ("{field:/a|b/c}", "the default \"b/c\" in KEY would not stay as it is: write \"b_c\"".into()),
-        ("{field:/a|..}", "the default \"..\" in KEY would not stay as it is: write \"__\"".into()),
+        (
+            "{nodes}",
+            format!(
+                "{{nodes}} in KEY is not a placeholder: did you mean {{node}}? there are {ALL}"
+            ),
+        ),
+        (
+            "{unixnano}",
+            format!(
+                "{{unixnano}} in KEY is not a placeholder: did you mean {{unix_nanos}}? there are {ALL}"
+            ),
+        ),
+        ("{zzz:9}", format!("{{zzz:9}} in KEY is not a placeholder: there are {ALL}")),
+        ("{}", format!("{{}} in KEY is not a placeholder: there are {ALL}")),
+        ("{date}", "{date} in KEY has the wrong form: write {date:%Y/%m/%d}".into()),
+        ("{date:}", "{date:} in KEY has the wrong form: write {date:%Y/%m/%d}".into()),
+        ("{node:1}", "{node:1} in KEY has the wrong form: write {node}".into()),
+        ("{hash}", "{hash} in KEY has the wrong form: write {hash:2}".into()),
+        (
+            "{field}",
+            "{field} in KEY has the wrong form: write {field:/member} or {field:/member|default}"
+                .into(),
+        ),
+        (
+            "{hash:0}",
+            "{hash:0} in KEY has an invalid number of digits: write {hash:1} to {hash:8}".into(),
+        ),
+        (
+            "{hash:9}",
+            "{hash:9} in KEY has an invalid number of digits: write {hash:1} to {hash:8}".into(),
+        ),
+        (
+            "{hash:+1}",
+            "{hash:+1} in KEY has an invalid number of digits: write {hash:1} to {hash:8}".into(),
+        ),
+        (
+            "{hash:1}{hash:2}",
+            "KEY has {hash} twice: write it once, because both would give the same digits".into(),
+        ),
+        (
+            "{date:%Y-%b}",
+            "{date:%Y-%b} in KEY has %b: write %Y %m %d %H %M %S %j, and %% for a %".into(),
+        ),
+        (
+            "{date:%}",
+            "{date:%} in KEY has a lone %: write %Y %m %d %H %M %S %j, and %% for a %".into(),
+        ),
+        ("{field:tenant}", "\"tenant\" in KEY is not a JSON pointer: write /tenant".into()),
+        ("{field:|x}", "\"\" in KEY is not a JSON pointer: write /".into()),
+        (
+            "{field:/a~2}",
+            "\"/a~2\" in KEY is not a JSON pointer: write ~0 for a ~ in a name, and ~1 for a /"
+                .into(),
+        ),
+        ("{field:/a|}", "the default \"\" in KEY would be changed: write \"unknown\"".into()),
+        ("{field:/a|b/c}", "the default \"b/c\" in KEY would be changed: write \"b_c\"".into()),
+        ("{field:/a|..}", "the default \"..\" in KEY would be changed: write \"__\"".into()),
         (&wide, wide_error),
-        ("/{seq}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
-        ("{seq}/", "KEY has an empty part: write single slashes, and none at its start or end".into()),
-        ("a//{seq}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
-        ("{date:%Y//%m}", "KEY has an empty part: write single slashes, and none at its start or end".into()),
+        (
+            "/{seq}",
+            "KEY has an empty part: write single slashes, and none at its start or end".into(),
+        ),
+        (
+            "{seq}/",
+            "KEY has an empty part: write single slashes, and none at its start or end".into(),
+        ),
+        (
+            "a//{seq}",
+            "KEY has an empty part: write single slashes, and none at its start or end".into(),
+        ),
+        (
+            "{date:%Y//%m}",
+            "KEY has an empty part: write single slashes, and none at its start or end".into(),
+        ),
         ("a/../{seq}", "KEY has a part .., which clients resolve: write the path out".into()),
         ("./{seq}", "KEY has a part ., which clients resolve: write the path out".into()),
-        ("a\0{seq}", "KEY holds '\\0', which stores or their clients do not leave as it is: leave it out".into()),
-        ("a\n{seq}", "KEY holds '\\n', which stores or their clients do not leave as it is: leave it out".into()),
-        ("a\\{seq}", "KEY holds '\\\\', which stores or their clients do not leave as it is: leave it out".into()),
+        ("a\0{seq}", "KEY contains '\\0', which stores or their clients change: remove it".into()),
+        ("a\n{seq}", "KEY contains '\\n', which stores or their clients change: remove it".into()),
+        ("a\\{seq}", "KEY contains '\\\\', which stores or their clients change: remove it".into()),
     ] {
         let error = KeyTemplate::parse(key, None).unwrap_err();
         assert_eq!(error.to_string(), expected, "{key}");
@@ -139,18 +200,18 @@ fn bad_templates_are_refused_by_name() {
 fn bad_event_times_are_refused_by_name() {
     let deep = "/a".repeat(128);
     for (key, event_time, expected) in [
-        ("{hour}", "ts", "\"ts\" in EVENT_TIME is no JSON pointer: write /ts".into()),
-        ("{hour}", "", "\"\" in EVENT_TIME is no JSON pointer: write /".into()),
+        ("{hour}", "ts", "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts".into()),
+        ("{hour}", "", "\"\" in EVENT_TIME is not a JSON pointer: write /".into()),
         (
             "{seq}",
             "/ts",
-            "EVENT_TIME is \"/ts\", but KEY has no time of its own: add {date:…} or {hour}".into(),
+            "EVENT_TIME is \"/ts\", but KEY contains no time: add {date:…} or {hour}".into(),
         ),
         (
             "{hour}",
             &deep,
             format!(
-                "{deep:?} in EVENT_TIME is no JSON pointer: write at most 127 names, for payloads nest no deeper"
+                "{deep:?} in EVENT_TIME is not a JSON pointer: write at most 127 names, because payloads nest no deeper"
             ),
         ),
         ("{hour}", &"/".repeat(1025), "EVENT_TIME is 1025 bytes long: write at most 1024".into()),
@@ -163,7 +224,7 @@ fn bad_event_times_are_refused_by_name() {
     let sixteen: String = (0..16).map(|i| format!("{{field:/{i}}}")).collect();
     assert!(KeyTemplate::parse(&format!("{sixteen}{{hour}}{{field:/3}}"), Some("/7")).is_ok());
     let error = KeyTemplate::parse(&format!("{sixteen}{{hour}}"), Some("/ts")).unwrap_err();
-    let expected = "EVENT_TIME asks for field \"/ts\", one more than the 16: leave some out";
+    let expected = "EVENT_TIME uses field \"/ts\", one more than the 16 allowed: remove some";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -175,8 +236,7 @@ fn what_could_name_two_objects_alike_is_refused_by_name() {
     };
     let blurred = |a: &str, b: &str| {
         Some(format!(
-            "nothing tells {{{a}}} from {{{b}}} in KEY, so two objects could share a key: write a / \
-             between them"
+            "{{{a}}} and {{{b}}} run together in KEY, so two objects could share a key: write a / between them"
         ))
     };
     for (template, random, fixed) in [

@@ -1,17 +1,19 @@
-//! Log lines that do not come from `tracing`: the writer's own, those of panics, and those that are too long.
+//! Log lines that do not come from `tracing`: the writer's own, those of panics, and truncated
+//! ones.
 
 use serde_json::{Map, Value};
 
 use super::LogFormat;
 use crate::rt;
 
-/// A longer line is cut. The least of what usual readers keep together: Docker's log drivers split at this length,
-/// journald at 48 KiB.
+/// Longer lines are truncated. This is the shortest limit of common readers: Docker's log drivers
+/// split at this length, journald at 48 KiB.
 pub(super) const LINE_BYTES_MAX: usize = 16 << 10;
-/// In a JSON line that is cut, what is left of each text: escaped, it grows to six times that at most, and two of them
-/// still fit.
+/// The length of each text in a truncated JSON line. Escaping makes it at most six times longer, so
+/// two of them still fit.
 const FIELD_BYTES_MAX: usize = 1 << 10;
-/// A JSON line longer than this is not parsed in order to cut it: it takes a core's time.
+/// A longer JSON line is not parsed for truncation, because that would take too much of a core's
+/// time.
 const PARSED_BYTES_MAX: usize = 256 << 10;
 
 /// A line as `tracing_subscriber` would format it.
@@ -44,7 +46,7 @@ pub(super) fn own(
     cut(format, line.as_bytes())
 }
 
-/// `line`, which ends with a line feed, or what of it fits [`LINE_BYTES_MAX`]; still JSON if it was.
+/// `line`, which ends with a line feed, truncated to [`LINE_BYTES_MAX`]; JSON stays valid JSON.
 pub(super) fn cut(format: LogFormat, line: &[u8]) -> Vec<u8> {
     if line.len() <= LINE_BYTES_MAX {
         return line.to_vec();
@@ -86,7 +88,7 @@ fn cut_json(line: &[u8]) -> Vec<u8> {
     (Value::Object(fields).to_string() + "\n").into_bytes()
 }
 
-/// The beginning of `text`, at most `bytes` of it, in whole characters.
+/// The first `bytes` bytes of `text` at most, in whole characters.
 fn shortened(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
 }

@@ -1,9 +1,9 @@
-//! The way of a log line to stderr: a bounded queue, and a thread that writes, so that nobody who logs waits for a
-//! reader.
+//! Writes log lines to stderr: a bounded queue and a thread, so that logging never waits for the
+//! reader of stderr.
 //!
-//! A line is dropped and counted when the queue is full or stderr refuses it (no reader, disk full). The thread never
-//! gives up: a FIFO can get a new reader, and a disk can be cleaned up. Once stderr takes lines again, one line says
-//! how many were dropped.
+//! A line is dropped and counted if the queue is full or stderr refuses it (no reader, disk full).
+//! The thread keeps trying, because a FIFO can get a new reader and a disk can be cleaned up. Once
+//! stderr accepts lines again, one line says how many were dropped.
 //!
 //! `tracing-appender` has such a writer, but its queue counts lines and not bytes, lines that the output refuses are not
 //! counted, and its guard reports a full queue with `println!`, which panics when stdout is gone.
@@ -22,18 +22,20 @@ use super::LogFormat;
 use super::line;
 use crate::rt;
 
-/// Memory of lines that wait for stderr; a line that would exceed it is dropped. About 20,000 lines of the usual
-/// length, so that a stop which loses every payload of a default queue can still name them all.
+/// Memory for lines that wait for stderr; a line that would exceed it is dropped. About 20,000
+/// lines of usual length, so that a stop that loses every payload of a default queue can still name
+/// them all.
 pub const QUEUE_BYTES_MAX: usize = 4 << 20;
-/// Memory of one queued line beside its text: the vector, its place in the channel, the allocator's rounding.
+/// Memory of one queued line besides its text: the vector, its entry in the channel, the
+/// allocator's rounding.
 const LINE_COST_BYTES: usize = 96;
-/// Between two lines that report dropped ones while stderr is slower than what is logged.
+/// The interval between reports of dropped lines while stderr is slower than the log.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// How often a flush looks whether it is done.
+/// How often a flush checks whether it is done.
 const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
-/// Where log lines go in.
-pub(super) struct Queue {
+/// The sending side of the queue.
+pub(super) struct LogQueue {
     lines: Sender<Vec<u8>>,
     counts: Arc<Counts>,
     format: LogFormat,
@@ -46,21 +48,21 @@ struct Counts {
     dropped: AtomicU64,
 }
 
-impl Queue {
-    /// Starts the thread, which writes to stderr.
+impl LogQueue {
+    /// Starts the thread that writes to stderr.
     ///
     /// # Errors
-    /// The thread cannot be made.
-    pub(super) fn to_stderr(format: LogFormat) -> io::Result<Queue> {
-        let (queue, thread) = Queue::to(format, write_stderr);
+    /// The thread cannot be started.
+    pub(super) fn to_stderr(format: LogFormat) -> io::Result<LogQueue> {
+        let (queue, thread) = LogQueue::to(format, write_stderr);
         std::thread::Builder::new().name("millrace-log".to_owned()).spawn(|| thread.run())?;
         Ok(queue)
     }
 
-    fn to<W: Output>(format: LogFormat, output: W) -> (Queue, Thread<W>) {
+    fn to<W: Output>(format: LogFormat, output: W) -> (LogQueue, LogWriter<W>) {
         let (send, lines) = mpsc::channel();
         let counts = Arc::new(Counts::default());
-        let thread = Thread {
+        let thread = LogWriter {
             lines,
             counts: counts.clone(),
             format,
@@ -70,7 +72,7 @@ impl Queue {
             reported: 0,
             report_due: rt::now(),
         };
-        (Queue { lines: send, counts, format }, thread)
+        (LogQueue { lines: send, counts, format }, thread)
     }
 
     /// Queues one line, which ends with a line feed, or drops it. Never waits.
@@ -93,7 +95,8 @@ impl Queue {
         self.format
     }
 
-    /// Waits until every line is written or dropped, for `patience` at most; whether it came to that.
+    /// Waits until every line is written or dropped, for at most `patience`. Returns whether all
+    /// were.
     #[expect(clippy::disallowed_methods, reason = "only called where the process ends")]
     pub(super) fn flush(&self, patience: Duration) -> bool {
         let started = rt::now();
@@ -114,7 +117,7 @@ fn cost(line: &[u8]) -> usize {
 }
 
 /// One event is one `write_all`.
-impl io::Write for &Queue {
+impl io::Write for &LogQueue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
         Ok(line.len())
@@ -125,13 +128,13 @@ impl io::Write for &Queue {
     }
 }
 
-/// A [`Queue`] as `tracing_subscriber` wants its writer.
-pub(super) struct ToQueue(pub(super) &'static Queue);
+/// Adapts [`LogQueue`] to `tracing_subscriber`.
+pub(super) struct MakeQueueWriter(pub(super) &'static LogQueue);
 
-impl MakeWriter<'_> for ToQueue {
-    type Writer = &'static Queue;
+impl MakeWriter<'_> for MakeQueueWriter {
+    type Writer = &'static LogQueue;
 
-    fn make_writer(&self) -> &'static Queue {
+    fn make_writer(&self) -> &'static LogQueue {
         self.0
     }
 }
@@ -140,22 +143,22 @@ impl MakeWriter<'_> for ToQueue {
 trait Output: FnMut(&[u8]) -> io::Result<usize> + Send + 'static {}
 impl<W: FnMut(&[u8]) -> io::Result<usize> + Send + 'static> Output for W {}
 
-struct Thread<W> {
+struct LogWriter<W> {
     lines: Receiver<Vec<u8>>,
     counts: Arc<Counts>,
     format: LogFormat,
     output: W,
-    /// The last line was written in part: what comes next begins with a line feed.
+    /// The last line was partly written, so the next write begins with a line feed.
     torn: bool,
     /// The last line was refused.
     failing: bool,
     /// How many of the dropped lines a line has reported.
     reported: u64,
-    /// When the next report is due while the queue does not get empty.
+    /// When the next report is due if the queue does not become empty.
     report_due: Instant,
 }
 
-impl<W: Output> Thread<W> {
+impl<W: Output> LogWriter<W> {
     /// Writes until every sender is gone.
     fn run(mut self) {
         while let Ok(line) = self.lines.recv() {
@@ -171,7 +174,7 @@ impl<W: Output> Thread<W> {
         }
     }
 
-    /// Writes or drops one line; gives back what it was charged.
+    /// Writes or drops one line; returns what it was charged.
     fn take(&mut self, line: &[u8]) -> usize {
         if self.failing || rt::now() >= self.report_due {
             self.report();
@@ -183,7 +186,7 @@ impl<W: Output> Thread<W> {
         cost(line)
     }
 
-    /// Says how many lines were dropped since it was last said, if any were.
+    /// Reports how many lines were dropped since the last report, if any.
     fn report(&mut self) {
         let dropped = self.counts.dropped.load(Relaxed);
         let news = dropped - self.reported;
@@ -223,13 +226,13 @@ fn write_all(output: &mut impl Output, bytes: &[u8]) -> Result<(), (usize, io::E
     Ok(())
 }
 
-/// Past the lock of `std::io::stderr`, which a thread stuck in a write would hold.
+/// Bypasses the lock of `std::io::stderr`, which a thread stuck in a write would hold.
 fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     let stderr = std::io::stderr();
     loop {
         match rustix::io::write(&stderr, bytes) {
             Err(Errno::INTR) => {}
-            // Whoever shares the description of the file may have made it non-blocking.
+            // Another process that shares the open file description may have made it non-blocking.
             Err(Errno::AGAIN) => {
                 let _interrupted = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
             }
@@ -238,7 +241,7 @@ fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes a short text to stderr if that can be done at once; past the queue, for when there is none yet.
+/// Writes a short text to stderr if that does not block. For use before the queue exists.
 pub(super) fn write_at_once(text: &str) {
     let stderr = std::io::stderr();
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -268,11 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_holds_nobody_up_and_costs_lines_that_are_counted() {
+    fn a_stalled_reader_blocks_no_logger_and_dropped_lines_are_counted() {
         let (go, gate) = sync_channel::<()>(0);
         let sink = Sink::default();
         let written = sink.clone();
-        let (queue, thread) = Queue::to(TEXT, move |bytes: &[u8]| {
+        let (queue, thread) = LogQueue::to(TEXT, move |bytes: &[u8]| {
             // Blocks until the reader goes on, then never again.
             let _gone = gate.recv();
             written.0.lock().unwrap().extend_from_slice(bytes);
@@ -312,7 +315,7 @@ mod tests {
         let epipe = || Err(io::ErrorKind::BrokenPipe);
         // first: refused. second: its report and itself are refused. third: the report is, and three bytes pass.
         let mut script = vec![epipe(), epipe(), epipe(), epipe(), Ok(3), epipe()].into_iter();
-        let (queue, thread) = Queue::to(LogFormat::Json, move |bytes: &[u8]| {
+        let (queue, thread) = LogQueue::to(LogFormat::Json, move |bytes: &[u8]| {
             let n = script.next().unwrap_or(Ok(bytes.len()))?;
             written.0.lock().unwrap().extend_from_slice(&bytes[..n]);
             Ok(n)

@@ -1,5 +1,5 @@
-//! What glommio reads of the device below the spool when it opens a file for direct I/O. It panics on what it cannot read,
-//! which would end a core, so it is read here first.
+//! The facts that glommio reads about the spool's device when it opens a file for direct I/O. It
+//! panics if it cannot read one, which would end a core, so they are read here first.
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
@@ -10,8 +10,8 @@ use std::path::Path;
 
 use super::Finding;
 
-/// `directory`, or the nearest above it that exists, lies on a device that glommio can describe. `None`: it is, or nothing
-/// is known of it, which is fine as well.
+/// A failure if glommio could not read about the device of `directory`, or of its nearest existing
+/// ancestor. A device that `/sys` does not list is fine.
 pub(super) fn finding(directory: &Path) -> Option<Finding> {
     let above = directory.ancestors().find_map(|path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
@@ -21,8 +21,8 @@ pub(super) fn finding(directory: &Path) -> Option<Finding> {
     let why = unreadable(Path::new("/sys"), major).err()?;
     Some(Finding::fail(
         "SPOOL_DIR",
-        format!("the device below {} cannot be described: {why}", directory.display()),
-        "let this process read /sys/dev/block (what it links to included), or mount no /sys at all; or put SPOOL_DIR \
+        format!("the block device of {} cannot be examined: {why}", directory.display()),
+        "let this process read /sys/dev/block and what it links to, or do not mount /sys at all; or put SPOOL_DIR \
          on another device",
     ))
 }
@@ -38,7 +38,7 @@ const NUMBERS: [&str; 7] = [
     "max_segment_size",
 ];
 
-/// Reads as glommio does; a device that is not listed is memory to it.
+/// Reads as glommio does; it treats a device that is not listed as memory.
 fn unreadable(sys: &Path, major: u32) -> Result<(), String> {
     let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let link = sys.join(format!("dev/block/{major}:0"));

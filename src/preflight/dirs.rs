@@ -1,7 +1,7 @@
-//! Directories that the configuration names: the `file:` store's, the dead letters', the spool's.
+//! The directories in the configuration: the `file:` store's, the dead letters', the spool's.
 //!
-//! A start makes what is missing and writes a probe file into each. `check` must change nothing, so it only asks the
-//! kernel whether this user could ([`Mode`]).
+//! A start creates missing ones and writes a probe file into each. `check` must not change
+//! anything, so it only asks the kernel whether this user could ([`Mode`]).
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
@@ -19,11 +19,11 @@ use super::{Finding, Mode, exposed};
 use crate::config::{Config, SpoolOptions, StoreUrl};
 use crate::deadletter::create_dir;
 
-/// The store's directory, when it is one.
+/// The store's directory, if it is a `file:` store.
 pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
     match &config.store {
         StoreUrl::File(dir) => {
-            // With the permissions that the store would give it.
+            // With the same permissions as the store itself.
             let make = |dir: &Path| config.file_mode.create_dir_all(dir);
             let finding = judge_dir("STORE", dir, &look(dir, mode, make));
             [finding].into_iter().chain(exposed::dir("STORE", dir)).collect()
@@ -33,12 +33,12 @@ pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
             "null: confirms every payload and keeps none",
             "set STORE to file:DIR or s3://BUCKET/PREFIX outside benchmarks",
         )],
-        // The store's own probe speaks to the bucket.
+        // The store's probe checks the bucket.
         StoreUrl::S3 { .. } => Vec::new(),
     }
 }
 
-/// The dead letter's directory.
+/// `DEAD_LETTER_DIR`.
 pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
     const NAME: &str = "DEAD_LETTER_DIR";
     let dir = &config.dead_letter_dir;
@@ -52,31 +52,32 @@ pub(super) fn dead_letters(config: &Config, mode: Mode) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::dir(NAME, dir)).collect()
 }
 
-/// `SPOOL_DIR`, when one is set.
+/// `SPOOL_DIR`, if set.
 pub(super) fn spool(config: &Config, mode: Mode) -> Vec<Finding> {
     let Some(spool) = &config.spool else { return Vec::new() };
     let finding = spool_dir(spool, config.cores.len() as u64, mode);
     [finding].into_iter().chain(exposed::dir("SPOOL_DIR", &spool.dir)).collect()
 }
 
-/// `SPOOL_DIR`: writable, past the page cache, on something that survives the host, and with room.
+/// `SPOOL_DIR` must be writable with direct I/O, should survive a reboot, and should have enough
+/// free space.
 fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
     let dir = &spool.dir;
     let shown = dir.display();
     let found = look(dir, mode, create_dir);
-    let Ok(Found { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
+    let Ok(UsableDir { existing, .. }) = &found else { return judge_dir("SPOOL_DIR", dir, &found) };
     match rustix::fs::statfs(existing) {
         Ok(fs) if fs.f_type == libc::TMPFS_MAGIC => Finding::warn(
             "SPOOL_DIR",
             format!(
-                "{shown} is in memory (tmpfs): what is spooled there does not survive the host"
+                "{shown} is in memory (tmpfs): payloads spooled there are lost when the host stops"
             ),
             "set SPOOL_DIR to a directory on a disk",
         ),
         _ => match try_direct(existing, mode) {
             Err(error) => Finding::fail(
                 "SPOOL_DIR",
-                format!("{shown} takes no direct I/O (O_DIRECT): {error}"),
+                format!("{shown} does not support direct I/O (O_DIRECT): {error}"),
                 "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
             ),
             Ok(()) => {
@@ -87,39 +88,40 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
     }
 }
 
-/// A directory that can be used.
-struct Found {
-    /// The directory itself or, of one that is still to be made, the nearest above it.
+/// A directory that can be written to, or created.
+struct UsableDir {
+    /// The directory itself or, if it does not exist yet, its nearest existing ancestor.
     existing: PathBuf,
     is_made: bool,
 }
 
-/// Whether `dir` can be written: tried at a start, which calls `make` first; otherwise asked.
-fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<Found> {
+/// Whether `dir` can be written to. A start tries it, after `make`; `check` only asks the kernel.
+fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<UsableDir> {
     match mode {
         Mode::Start => {
             make(dir)?;
             try_dir(dir)?;
-            Ok(Found { existing: dir.to_owned(), is_made: true })
+            Ok(UsableDir { existing: dir.to_owned(), is_made: true })
         }
-        Mode::Judge => judge_access(dir),
+        Mode::Check => judge_access(dir),
     }
 }
 
-/// Whether this user could write to `dir`, or make it: what is asked changes nothing.
-fn judge_access(dir: &Path) -> io::Result<Found> {
+/// Whether this user could write to `dir` or create it, without changing anything.
+fn judge_access(dir: &Path) -> io::Result<UsableDir> {
     let whole = std::path::absolute(dir)?;
     for existing in whole.ancestors() {
         match fs::metadata(existing) {
             Ok(found) if !found.is_dir() => return Err(ErrorKind::NotADirectory.into()),
             Ok(_) => {
                 accessat(CWD, existing, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+                // The kernel grants access to a full disk too.
                 if free(existing) == Some(0) {
                     return Err(ErrorKind::StorageFull.into());
                 }
-                return Ok(Found { existing: existing.to_owned(), is_made: existing == whole });
+                return Ok(UsableDir { existing: existing.to_owned(), is_made: existing == whole });
             }
-            // A link to nowhere is in the way of the directory to be made.
+            // A dangling link would block the creation of the directory.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if fs::symlink_metadata(existing).is_ok() {
                     return Err(ErrorKind::AlreadyExists.into());
@@ -142,9 +144,10 @@ fn try_dir(dir: &Path) -> io::Result<()> {
     written.and(removed)
 }
 
-/// Opens a file for direct I/O, as the spool does; to judge, one without a name, where the file system has such.
+/// Opens a file for direct I/O, as the spool does. `check` uses a file without a name, if the file
+/// system supports that.
 fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
-    if mode == Mode::Judge {
+    if mode == Mode::Check {
         let flags = OFlags::TMPFILE | OFlags::DIRECT | OFlags::WRONLY | OFlags::CLOEXEC;
         return match rustix::fs::open(dir, flags, 0o600.into()) {
             Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(()),
@@ -162,22 +165,24 @@ fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
     opened.map(drop).and(removed)
 }
 
-/// Bytes that this user may still write there.
+/// Free bytes that this user may use there.
 fn free(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
 }
 
-fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<Found>) -> Finding {
+fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<UsableDir>) -> Finding {
     let shown = dir.display();
     let error = match outcome {
-        Ok(Found { is_made: true, .. }) => {
+        Ok(UsableDir { is_made: true, .. }) => {
             return Finding::ok(name, format!("{shown} is writable"));
         }
-        Ok(Found { existing, .. }) => {
+        Ok(UsableDir { existing, .. }) => {
             let above = existing.display();
             return Finding::ok(
                 name,
-                format!("{shown} does not exist; a server makes it, for {above} is writable"),
+                format!(
+                    "{shown} does not exist; the server creates it, because {above} is writable"
+                ),
             );
         }
         Err(error) => error,
@@ -210,7 +215,7 @@ fn judge_room(dir: &Path, free: u64, wanted: u64) -> Finding {
     )
 }
 
-/// A warning when there is less room than the spool may need.
+/// A warning if there is less space than the spool may need.
 fn judge_spool_room(dir: &Path, free: Option<u64>, wanted: u64) -> Option<Finding> {
     let shown = dir.display();
     let free = free.filter(|free| *free < wanted)?;
@@ -229,7 +234,7 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    const MODES: [Mode; 2] = [Mode::Start, Mode::Judge];
+    const MODES: [Mode; 2] = [Mode::Start, Mode::Check];
 
     fn store_dir(dir: &Path, mode: Mode) -> Finding {
         judge_dir("STORE", dir, &look(dir, mode, |dir| fs::create_dir_all(dir)))
@@ -247,11 +252,15 @@ mod tests {
     fn judging_says_what_a_start_would_find_and_makes_nothing() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("a/b");
-        let finding = store_dir(&dir, Mode::Judge);
+        let finding = store_dir(&dir, Mode::Check);
         assert_eq!(finding.level, Level::Ok, "{}", finding.detail);
         let above = root.path().display();
-        assert!(finding.detail.contains("a server makes it"), "{}", finding.detail);
-        assert!(finding.detail.contains(&format!("for {above} is writable")), "{}", finding.detail);
+        assert!(finding.detail.contains("the server creates it"), "{}", finding.detail);
+        assert!(
+            finding.detail.contains(&format!("because {above} is writable")),
+            "{}",
+            finding.detail
+        );
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
@@ -272,7 +281,7 @@ mod tests {
                 assert!(remedy.contains("a file is in the way"), "{blocked:?}: {remedy}");
             }
         }
-        let proc = store_dir(Path::new("/proc/millrace"), Mode::Judge);
+        let proc = store_dir(Path::new("/proc/millrace"), Mode::Check);
         assert_eq!(proc.level, Level::Fail, "{}", proc.detail);
     }
 
@@ -298,7 +307,7 @@ mod tests {
         let config =
             Config::from_settings(&[("SPOOL_DIR", &path), ("SPOOL_MAX", "128MiB")]).unwrap();
         let options = config.spool.unwrap();
-        let judged = spool_dir(&options, 1, Mode::Judge);
+        let judged = spool_dir(&options, 1, Mode::Check);
         assert_ne!(judged.level, Level::Fail, "{}", judged.detail);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let finding = spool_dir(&options, 1, Mode::Start);

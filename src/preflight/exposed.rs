@@ -1,5 +1,6 @@
-//! Directories and files that others than this user and root may write to, or read where they hold secrets. Warnings,
-//! for a host may have its reasons; each with the command that mends it.
+//! Directories and files that users other than this one and root may write to or, if they contain
+//! secrets, read. These are warnings, because a host may have its reasons; each has the command
+//! that fixes it.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
@@ -7,12 +8,12 @@ use std::path::Path;
 
 use super::Finding;
 
-/// `chmod`'s bits.
+/// The bits of `chmod`.
 const OTHERS_WRITE: u32 = 0o002;
 const GROUP_WRITE: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
-/// Whose a file is, and what it allows to whom.
+/// The owner, group and permissions of a file.
 #[derive(Clone, Copy)]
 struct Owned {
     uid: u32,
@@ -25,12 +26,13 @@ impl Owned {
         Owned { uid: found.uid(), gid: found.gid(), mode: found.mode() & 0o7777 }
     }
 
-    /// Whether its group is more than its owner or this process: many hosts give each user a group of the same number.
+    /// Whether its group includes others than the owner and this process. Many hosts give each user
+    /// a group with the user's number, which does not.
     fn has_foreign_group(self, me: &Me) -> bool {
         self.gid != self.uid && self.gid != me.gid && self.gid != 0
     }
 
-    /// Whom `others`, or `group` of them, bits let in beside the owner.
+    /// Who, besides the owner, has access by the permission bits `others` or `group`.
     fn open_to(self, me: &Me, others: u32, group: u32) -> Option<String> {
         if self.mode & others != 0 {
             Some("every user of this host".into())
@@ -42,7 +44,7 @@ impl Owned {
     }
 }
 
-/// This process.
+/// The user and group of this process.
 struct Me {
     uid: u32,
     gid: u32,
@@ -54,13 +56,14 @@ impl Me {
         Me { uid: uid.as_raw(), gid: gid.as_raw() }
     }
 
-    /// Root looks on behalf of whoever the server will run as.
+    /// Whether the owner is as expected. Root checks on behalf of the user that the server will run
+    /// as, so it accepts any.
     fn knows_owner(&self, owned: Owned) -> bool {
         self.uid == 0 || owned.uid == 0 || owned.uid == self.uid
     }
 }
 
-/// Of a directory that payloads go to; nothing when it does not exist yet.
+/// The finding for a directory that payloads go to; `None` if it does not exist yet.
 pub(super) fn dir(name: &'static str, dir: &Path) -> Option<Finding> {
     let whole = fs::canonicalize(dir).ok()?;
     let me = Me::now();
@@ -72,12 +75,12 @@ pub(super) fn dir(name: &'static str, dir: &Path) -> Option<Finding> {
     })
 }
 
-/// Of a file that anybody may read.
+/// The finding for a file that anybody may read.
 pub(super) fn file(name: &'static str, path: &Path) -> Option<Finding> {
     judge_own(name, path, Owned::of(&fs::metadata(path).ok()?), &Me::now())
 }
 
-/// Of a file that holds secrets.
+/// The finding for a file that contains secrets.
 pub(super) fn secret_file(name: &'static str, path: &Path) -> Option<Finding> {
     let (me, owned) = (Me::now(), Owned::of(&fs::metadata(path).ok()?));
     judge_own(name, path, owned, &me).or_else(|| judge_secret(name, path, owned, &me))
@@ -95,7 +98,7 @@ fn judge_own(name: &'static str, path: &Path, owned: Owned, me: &Me) -> Option<F
     })
 }
 
-/// Whoever may write to a directory may replace those in it, unless it is sticky, as `/tmp` is.
+/// Whoever may write to a directory may replace what is in it, unless it is sticky, as `/tmp` is.
 fn judge_above(
     name: &'static str,
     path: &Path,
@@ -125,7 +128,7 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    /// Mode, owner, group, and what each look says: a word of it, or nothing.
+    /// Mode, owner, group, and a word of each finding, or nothing.
     #[test]
     fn who_may_write_and_read() {
         let me = Me { uid: 1000, gid: 1000 };

@@ -33,17 +33,18 @@ pub(super) fn findings(config: &Config, wanted: &Limits) -> Vec<Finding> {
         judge_cores(&config.cores, cgroup_least("cpu", "cpu.max", parse_cpu_max)),
         judge_memory(memory_max.unwrap_or(u64::MAX).min(ram_bytes), limits, cores),
     ]);
-    // For lack of room or of descriptors all that follows would be refused, and give other reasons.
+    // Without address space or descriptors these checks would fail too, with misleading reasons.
     if !super::failed(&findings) {
-        // Only the kernel knows whether seccomp, a sysctl or a security module lets io_uring through. Not by way of glommio,
-        // which panics on a refusal and keeps the reason to itself.
+        // Only the kernel knows whether seccomp, a sysctl or a security module allows io_uring. Not
+        // tested through glommio, which panics on a refusal without the reason.
         findings.push(judge_io_uring(net::probe(), disabled.trim()));
         findings.extend(threads::findings(&config.cores, limits));
     }
     findings
 }
 
-/// Oldest kernel with all that [`crate::net`] needs of io_uring; glommio alone would run on 5.8.
+/// The oldest kernel with everything that [`crate::net`] needs of io_uring; glommio alone would run
+/// on 5.8.
 const KERNEL_LEAST: (u32, u32) = (6, 1);
 
 fn judge_kernel(release: &str) -> Finding {
@@ -56,7 +57,7 @@ fn judge_kernel(release: &str) -> Finding {
         (Some(_), Some(_)) => Finding::fail(
             "kernel",
             format!(
-                "{release} is older than {least_major}.{least_minor}, which io_uring needs here"
+                "{release} is older than {least_major}.{least_minor}, the oldest with the io_uring that millrace needs"
             ),
             "run on a newer kernel: Debian 12, Ubuntu 24.04, Amazon Linux 2023 or later have one",
         ),
@@ -105,8 +106,9 @@ fn judge_io_uring(outcome: io::Result<()>, disabled: &str) -> Finding {
     Finding::fail("io_uring", why, remedy)
 }
 
-/// Raises the soft limit to `wanted`, as far as the hard one goes; the soft limit in force then, `None` for
-/// unlimited. Not simply to the hard limit: with a billion descriptors some libraries walk through them all.
+/// Raises the soft limit to `wanted`, or as far as the hard one allows, and returns the limit then
+/// in force; `None` is unlimited. Not simply to the hard limit, because some libraries iterate over
+/// all possible descriptors, which may be a billion.
 fn raise(resource: Resource, wanted: u64) -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(resource);
     let soft = current?;
@@ -116,7 +118,7 @@ fn raise(resource: Resource, wanted: u64) -> Option<u64> {
     }
     match setrlimit(resource, Rlimit { current: Some(target), maximum }) {
         Ok(()) => Some(target),
-        // A hard limit above fs.nr_open cannot be set, not even as it is.
+        // The kernel refuses a hard limit above fs.nr_open, even an unchanged one.
         Err(_) if resource == Resource::Nofile => {
             let nr_open = proc_number(NR_OPEN)?;
             let (current, maximum) = (Some(target.min(nr_open)), Some(nr_open));
@@ -126,7 +128,7 @@ fn raise(resource: Resource, wanted: u64) -> Option<u64> {
     }
 }
 
-/// Raises the soft limit to the hard one; what is in force then, `None` for unlimited.
+/// Raises the soft limit to the hard one and returns the limit then in force; `None` is unlimited.
 pub(super) fn raise_fully(resource: Resource) -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(resource);
     if current == maximum {
@@ -137,28 +139,28 @@ pub(super) fn raise_fully(resource: Resource) -> Option<u64> {
 
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
-/// A number in a file of `/proc`; `None` where there is none.
+/// A number in a file of `/proc`; `None` if there is none.
 pub(super) fn proc_number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// How many files this process may have open at once, as far as that is limited.
+/// How many files this process may have open at once; `None` is unlimited.
 pub fn descriptors() -> Option<u64> {
     DescriptorLimit::read().most
 }
 
-/// The least of what limits open files.
+/// The lowest of the limits on open files.
 struct DescriptorLimit {
     most: Option<u64>,
-    /// What it is called.
+    /// The name of that limit.
     by: &'static str,
 }
 
 impl DescriptorLimit {
     const PROCESS: &'static str = "RLIMIT_NOFILE";
-    /// The most that `RLIMIT_NOFILE` of any process can be.
+    /// The highest possible `RLIMIT_NOFILE` of any process.
     const HOST_EACH: &'static str = "fs.nr_open";
-    /// Of all processes together.
+    /// The limit for all processes together.
     const HOST_ALL: &'static str = "fs.file-max";
 
     fn read() -> DescriptorLimit {
@@ -198,13 +200,12 @@ fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
         let least = ByteSize(least);
         Finding::fail(
             name,
-            format!("{limit} allowed, the executors do not start under {least}"),
+            format!("{limit} allowed, but the executors need at least {least} to start"),
             remedy,
         )
     } else if limit < wanted {
         let detail = format!(
-            "{limit} allowed, {wanted} wanted to register every core's I/O buffers; without, I/O \
-             costs a little more"
+            "{limit} allowed, {wanted} needed to register every core's I/O buffers; without it I/O costs slightly more"
         );
         Finding::warn(name, detail, remedy)
     } else {
@@ -212,7 +213,7 @@ fn judge_memlock(limit: Option<u64>, wanted: u64, least: u64) -> Finding {
     }
 }
 
-/// `limits` are those wanted; `connections` per core is what the descriptors are enough for.
+/// `limits` are those configured; `connections` is how many per core the descriptors suffice for.
 fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> Finding {
     let name = "open files";
     let (wanted, least) = (limits.files, limits.files_least);
@@ -233,7 +234,7 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
     };
     if most < least {
         let detail =
-            format!("{most} allowed ({by}), not even {least} for the workers and a few clients");
+            format!("{most} allowed ({by}), but the workers and a few clients need {least}");
         Finding::fail(name, detail, remedy)
     } else if most < wanted {
         let detail = format!(
@@ -264,7 +265,7 @@ fn judge_cores(cores: &[usize], quota: Option<f64>) -> Finding {
 fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     let wanted = ByteSize(limits.core_memory_bytes.saturating_mul(cores as u64));
     let available = ByteSize(available);
-    let detail = format!("{available} there, {wanted} wanted when every limit is reached");
+    let detail = format!("{available} available, {wanted} needed when every limit is reached");
     if wanted <= available {
         return Finding::ok("memory", detail);
     }
@@ -275,8 +276,8 @@ fn judge_memory(available: u64, limits: &Limits, cores: usize) -> Finding {
     )
 }
 
-/// The least value of `file` in this process's cgroup and those above it: of version 2, or of version 1 where
-/// `controller` is mounted so. Elsewhere `None`.
+/// The lowest value of `file` in this process's cgroup and its ancestors: of version 2, or of
+/// version 1 if `controller` is mounted that way; else `None`.
 pub(super) fn cgroup_least<T: PartialOrd>(
     controller: &str,
     file: &str,
@@ -361,7 +362,7 @@ mod tests {
         expect(docker, Level::Fail, &["64.0 KiB", "512.0 KiB", "LimitMEMLOCK=infinity"]);
     }
 
-    /// The verdict on two cores that may open so many files, and the connections of each.
+    /// The finding for two cores with this descriptor limit, and the connections of each.
     fn judged(most: Option<u64>, by: &'static str) -> (Finding, usize) {
         let wanted = limits();
         let connections = wanted.clone().for_descriptors(most, 2).connections;
@@ -380,7 +381,11 @@ mod tests {
         let (least, connections) = judged(Some(l.files_least), by);
         assert_eq!(connections, 16);
         expect(least, Level::Warn, &["is 16 per core"]);
-        expect(judged(Some(l.files_least - 1), by).0, Level::Fail, &["not even", "RLIMIT_NOFILE"]);
+        expect(
+            judged(Some(l.files_least - 1), by).0,
+            Level::Fail,
+            &["a few clients need", "RLIMIT_NOFILE"],
+        );
         expect(
             judged(Some(900), "fs.nr_open").0,
             Level::Warn,
@@ -388,7 +393,8 @@ mod tests {
         );
     }
 
-    /// 1024, the soft limit of most shells and often the hard one of containers, must do for the defaults.
+    /// 1024, the soft limit of most shells and often the hard one of containers, must suffice for
+    /// the defaults.
     #[test]
     fn a_thousand_files_are_enough_to_start_two_cores() {
         expect(judged(Some(1024), DescriptorLimit::PROCESS).0, Level::Warn, &["ulimit -n"]);

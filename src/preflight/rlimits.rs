@@ -1,9 +1,11 @@
-//! Resource limits that end a process in the middle of its work: too little address space aborts it in its allocator, and
-//! `RLIMIT_RTTIME` kills it. So too low a limit refuses the start. The signals of `RLIMIT_FSIZE` and of a soft
-//! `RLIMIT_CPU` are ignored (`signals`), so that a write beyond the first fails like one on a full disk.
+//! Resource limits that would end the process in the middle of its work: without address space the
+//! allocator aborts, and `RLIMIT_RTTIME` kills. So a limit that is too low refuses the start. The
+//! signals of `RLIMIT_FSIZE` and of a soft `RLIMIT_CPU` are ignored (`signals`), so that a write
+//! beyond `RLIMIT_FSIZE` fails like one on a full disk.
 //!
-//! What does not matter: `RLIMIT_STACK`, for all threads but the main one, which does nothing, have stacks of a size of
-//! their own; `RLIMIT_CORE`; and those of what is not used here (`MSGQUEUE`, `LOCKS`, `RSS`, `SIGPENDING`, `NICE`).
+//! Other limits do not matter: `RLIMIT_STACK`, because all threads except the main one, which does
+//! nothing, have stacks of a fixed size; `RLIMIT_CORE`; and the limits of what is not used here
+//! (`MSGQUEUE`, `LOCKS`, `RSS`, `SIGPENDING`, `NICE`).
 
 use std::io;
 
@@ -31,7 +33,7 @@ pub(super) fn findings(limits: &Limits) -> Vec<Finding> {
     ]
 }
 
-/// The limits on address space that are set, for a refusal whose reason may be one of them.
+/// The limits on address space that are set, for refusals that they may have caused.
 pub(super) fn space_limits() -> Vec<String> {
     [("RLIMIT_AS", Resource::As), ("RLIMIT_DATA", Resource::Data)]
         .into_iter()
@@ -40,14 +42,14 @@ pub(super) fn space_limits() -> Vec<String> {
         .collect()
 }
 
-/// Whether `bytes` more of address space are allowed; nothing of it is used.
+/// Whether `bytes` more of address space are allowed; no memory is used.
 #[expect(unsafe_code, reason = "mapping memory")]
 fn can_map(bytes: u64) -> io::Result<()> {
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let (access, flags) =
         (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-    // SAFETY: a new mapping at a place of the kernel's choice touches no other memory; nobody else knows it, so it can be
-    // unmapped.
+    // SAFETY: a new mapping at an address that the kernel chooses touches no other memory, and
+    // nothing else knows it, so it can be unmapped.
     unsafe {
         let start = mmap_anonymous(std::ptr::null_mut(), length, access, flags)?;
         munmap(start, length)?;
@@ -68,8 +70,7 @@ fn judge_space(limits: [(&str, Option<u64>); 2], room: io::Result<()>, wanted: u
         Err(_no_memory) => Finding::fail(
             name,
             format!(
-                "{}, of which less than the {wanted} is left that is wanted when every limit is \
-                 reached; a process that gets no more is aborted",
+                "{}, which leaves less than the {wanted} needed when every limit is reached; a process that gets no more memory is aborted",
                 set.join(", ")
             ),
             "ulimit -v unlimited -d unlimited; systemd LimitAS=infinity LimitDATA=infinity; or lower \
@@ -89,8 +90,7 @@ fn judge_file_size(limit: Option<u64>, wanted: u64) -> Finding {
         Some(limit) => Finding::fail(
             name,
             format!(
-                "RLIMIT_FSIZE is {}, but what a core may have to write to one file at a stop, or a \
-                 spool segment, is up to {wanted_text}",
+                "RLIMIT_FSIZE is {}, but one file may need up to {wanted_text}: the dead letters of a core at a stop, or a spool segment",
                 ByteSize(limit)
             ),
             "ulimit -f unlimited; systemd LimitFSIZE=infinity; or lower MAX_QUEUE_BYTES, BATCH_MEMORY or \
@@ -110,7 +110,8 @@ fn judge_cpu_time(limit: Option<u64>) -> Finding {
     }
 }
 
-/// `limit` in microseconds that a thread may run without sleeping, under a real-time scheduling policy only.
+/// `limit` is how many microseconds a thread may run without sleeping; it applies only under a
+/// real-time scheduling policy.
 fn judge_real_time(limit: Option<u64>, is_real_time: bool) -> Finding {
     let name = "real-time CPU";
     match limit {
@@ -131,7 +132,7 @@ fn judge_real_time(limit: Option<u64>, is_real_time: bool) -> Finding {
 
 #[expect(unsafe_code, reason = "no library has this call")]
 fn is_real_time() -> bool {
-    // SAFETY: takes a number, 0 for the calling thread, and touches no memory of ours.
+    // SAFETY: takes a number, 0 for the calling thread, and accesses no memory of this process.
     let policy = unsafe { libc::sched_getscheduler(0) } & !libc::SCHED_RESET_ON_FORK;
     matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR | libc::SCHED_DEADLINE)
 }

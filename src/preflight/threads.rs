@@ -1,6 +1,6 @@
-//! Whether all threads can be made and pinned. Which of several limits is in the way, and how much of it others use, only
-//! the kernel knows (`RLIMIT_NPROC` counts all processes of a user), so as many threads as the server wants are started
-//! for a moment.
+//! Whether all threads can be started and pinned. Only the kernel knows which of several limits
+//! applies and how much of it others use (`RLIMIT_NPROC` counts all processes of a user), so as
+//! many threads as the server needs are started for a moment.
 
 use std::io;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::config::core_list;
 use crate::core::pin;
 use crate::limits::{Limits, STACK_BYTES};
 
-/// Threads of [`Limits::threads`] that run already: the main one, this one, which will be control's, the log's and that
-/// for signals.
+/// Threads of [`Limits::threads`] that already run: the main one, this one, which becomes
+/// control's, the log's, and the one for signals.
 const RUNNING: usize = 4;
 
 pub(super) fn findings(cores: &[usize], limits: &Limits) -> Vec<Finding> {
@@ -35,13 +35,15 @@ pub(super) fn findings(cores: &[usize], limits: &Limits) -> Vec<Finding> {
     [threads].into_iter().chain(pinned).collect()
 }
 
-/// Has up to `wanted` threads run at once: how many came. The kernel's reason is always the same, `EAGAIN`.
+/// Runs up to `wanted` threads at once and returns how many started. The kernel's reason is always
+/// `EAGAIN`, so it is not returned.
 fn start_at_once(wanted: usize) -> usize {
     let done = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for _ in 0..wanted {
         let done = done.clone();
         let wait = move || {
+            // `park` may return early.
             while !done.load(Ordering::Acquire) {
                 park();
             }
@@ -63,7 +65,7 @@ fn pin_for_a_moment(core: usize) -> io::Result<()> {
     pinned.join().unwrap_or_else(|_| Err(io::Error::other("panicked")))
 }
 
-/// What may keep a process from making threads; `None` where it is unlimited or not told.
+/// The limits on starting threads; `None` if unlimited or unknown.
 struct Bounds {
     user: u32,
     nproc: Option<u64>,
@@ -77,7 +79,7 @@ impl Bounds {
         let user = getuid();
         Bounds {
             user: user.as_raw(),
-            // Root's threads are not limited by it.
+            // It does not apply to root.
             nproc: getrlimit(Resource::Nproc).current.filter(|_| !user.is_root()),
             pids_max: cgroup_least("pids", "pids.max", |text| text.trim().parse().ok()),
             threads_max: proc_number("/proc/sys/kernel/threads-max"),
@@ -102,7 +104,7 @@ impl Bounds {
         if all.is_empty() { "no limit is known".to_owned() } else { all.join(", ") }
     }
 
-    /// How `missing` more are allowed.
+    /// How to allow `missing` more threads.
     fn remedy(&self, missing: u64) -> String {
         let nproc = self.nproc.map(|limit| {
             let enough = limit + missing;
@@ -122,8 +124,7 @@ fn too_few(started: usize, wanted: usize, cores: &[usize], bounds: &Bounds) -> F
     Finding::fail(
         "threads",
         format!(
-            "only {started} of the {wanted} more that cores {}, control and the kernel's I/O workers need can be \
-             started; {}",
+            "only {started} of the {wanted} more threads that cores {}, control and the kernel's I/O workers need can be started; {}",
             core_list(cores),
             bounds.named()
         ),
@@ -144,7 +145,7 @@ fn judge_pins(outcomes: impl Iterator<Item = (usize, io::Result<()>)>) -> Option
     ))
 }
 
-/// One sentence for a process that could not start its first thread.
+/// One sentence for a process that cannot start its first thread.
 pub fn not_even_one() -> String {
     let bounds = Bounds::read();
     format!(

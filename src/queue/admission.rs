@@ -1,14 +1,16 @@
-//! Whether a request may enter: all its payloads or none, by ring slots and by bytes.
+//! Decides whether a request may enter: all its payloads or none, by queue slots and by bytes.
 //!
-//! Bytes are charged once per request, as the retained allocation plus a fixed cost per payload. While a body is read
-//! they belong to the [`Budget`]; at admission they become a [`Permit`] that the jobs carry and that the last of
-//! them releases. Slots are positions in the ring and are released when a worker pops, unless more objects than there are
-//! workers are set aside ([`Admission::hold`]).
+//! Bytes are charged once per request: the retained allocation plus a fixed cost per payload. While
+//! a body is read they belong to the budget of bodies ([`Budget`](crate::budget::Budget)). At
+//! admission they become a [`Permit`], which the jobs share and which ends with the last of them.
+//! Slots are positions in the queue. A pop releases one, unless more objects than there are workers
+//! wait for a retry ([`Admission::hold`]).
 //!
-//! A request that finds no room may wait, first come, first served: nobody overtakes the head of the line, so a large
-//! request is not starved by small ones. All that fit are woken together, in their order: woken one by one, each by the one
-//! before it, a full line would let one request through in each round of the executor, however much room there is.
-//! Taking the permit and pushing the jobs has no await in between.
+//! A request that finds no room may wait, first come, first served. Nobody overtakes the head of
+//! the waitlist, so small requests do not starve a large one. All requests that fit are woken
+//! together, in their order. If each woke the next one, a full waitlist would let one request
+//! through per round of the executor, however much room there is. There is no await between taking
+//! the permit and pushing the jobs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,7 +25,7 @@ use crate::queue::fifo::Fifo;
 use crate::queue::job::{JOB_COST_BYTES, Job};
 use crate::rt;
 
-/// What one request asks for.
+/// The room that one request needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     pub slots: usize,
@@ -33,13 +35,13 @@ pub struct Need {
 const NOTHING: Need = Need { slots: 0, bytes: 0 };
 
 impl Need {
-    /// `payloads` jobs on a body whose allocation holds `retained` bytes.
+    /// The need of `payloads` jobs on a body whose allocation holds `retained` bytes.
     pub fn of(payloads: usize, retained: usize) -> Need {
         Need { slots: payloads, bytes: retained + payloads * JOB_COST_BYTES }
     }
 }
 
-/// Why a request was not admitted; none of its payloads was.
+/// Why a request was not admitted; none of its payloads was admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
@@ -57,28 +59,28 @@ pub enum Refusal {
     Closed,
 }
 
-/// The gate of one core in front of its ring.
+/// The admission to one core's queue.
 pub struct Admission {
     queue: Rc<Fifo<Job>>,
     bytes_max: usize,
     bytes_used: Cell<usize>,
-    line: RefCell<Waitlist>,
+    waitlist: RefCell<Waitlist>,
     reader: RefCell<Option<WaitingReader>>,
     next_ticket: Cell<u64>,
     rate: RefCell<DrainRate>,
     cells: &'static CoreCells,
 }
 
-/// The spool's reader, waiting for room beside the line.
+/// The spool's reader while it waits for room. It is not on the waitlist.
 struct WaitingReader {
     need: Need,
-    /// What was freed since it waits; half of that is set aside for it.
+    /// What was freed since it began to wait; half of that is reserved for it.
     freed: Need,
     waker: Waker,
 }
 
 impl WaitingReader {
-    fn set_aside(&self) -> Need {
+    fn reserved(&self) -> Need {
         Need {
             slots: self.need.slots.min(self.freed.slots / 2),
             bytes: self.need.bytes.min(self.freed.bytes / 2),
@@ -86,11 +88,12 @@ impl WaitingReader {
     }
 }
 
-/// Requests that stand in line for room.
+/// Requests that wait for room, in the order of their arrival.
 #[derive(Default)]
 struct Waitlist {
     waiting: VecDeque<WaitingRequest>,
-    /// How many of the first were woken, for what they need in all is free, and have not yet taken it.
+    /// How many of the first were woken, because what they need together is free, and have not
+    /// taken it yet.
     woken: usize,
     woken_need: Need,
 }
@@ -100,7 +103,8 @@ impl Waitlist {
         self.waiting.is_empty()
     }
 
-    /// Wakes those of the first that fit one after the other and were not woken yet.
+    /// Wakes, in order, those that fit and were not woken yet; stops at the first that does not
+    /// fit.
     fn wake_fitting(&mut self, fits: impl Fn(Need) -> bool) {
         while let Some(next) = self.waiting.get(self.woken) {
             let Need { slots, bytes } = self.woken_need;
@@ -114,8 +118,8 @@ impl Waitlist {
         }
     }
 
-    /// One that was woken found no room after all: everybody is to be woken anew.
-    fn forget_woken(&mut self) {
+    /// A woken request found no room after all, so every request must be woken again.
+    fn reset_woken(&mut self) {
         (self.woken, self.woken_need) = (0, NOTHING);
     }
 
@@ -132,7 +136,7 @@ impl Waitlist {
     }
 }
 
-/// One request standing in line for room.
+/// One request on the waitlist.
 struct WaitingRequest {
     ticket: u64,
     need: Need,
@@ -145,7 +149,7 @@ impl Admission {
             queue,
             bytes_max,
             bytes_used: Cell::new(0),
-            line: RefCell::default(),
+            waitlist: RefCell::default(),
             reader: RefCell::default(),
             next_ticket: Cell::new(0),
             rate: RefCell::new(DrainRate::new(rt::now())),
@@ -153,18 +157,19 @@ impl Admission {
         })
     }
 
-    /// The room a request needs, or `None` if it is not there now or others stand in line for it.
+    /// Takes the room a request needs; `None` if there is not enough now or others wait for it.
     pub fn admit_now(self: &Rc<Self>, need: Need) -> Result<Option<Permit>, Refusal> {
         self.could_fit(need)?;
         if self.queue.is_closed() {
             return Err(Refusal::Closed);
         }
-        let free = self.line.borrow().is_empty() && self.fits(need);
+        // Not past those that wait: the head of the waitlist might then starve.
+        let free = self.waitlist.borrow().is_empty() && self.fits(need);
         Ok(free.then(|| self.take(need)))
     }
 
-    /// Waits up to `wait` for room in order of arrival. When this returns `Ok`, the slots are free and stay free until
-    /// the next await: push at once.
+    /// Waits up to `wait` for room, in order of arrival. The slots are free when this returns `Ok`,
+    /// and stay free until the next await: push at once.
     pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
         if let Some(permit) = self.admit_now(need)? {
             return Ok(permit);
@@ -172,13 +177,14 @@ impl Admission {
         if wait.is_zero() {
             return Err(self.full(need, self.next_ticket.get()));
         }
-        let place = WaitlistGuard { admission: self.clone(), ticket: self.next_ticket.get() };
-        self.next_ticket.set(place.ticket + 1);
-        let ticket = place.ticket;
-        strictly_within(wait, place.wait(need), || Err(self.full(need, ticket))).await
+        let guard = WaitlistGuard { admission: self.clone(), ticket: self.next_ticket.get() };
+        self.next_ticket.set(guard.ticket + 1);
+        let ticket = guard.ticket;
+        strictly_within(wait, guard.wait(need), || Err(self.full(need, ticket))).await
     }
 
-    /// Queues jobs that were admitted: their payloads hold the permit. No await may lie between taking it and this call.
+    /// Queues admitted jobs, whose payloads hold the permit. There must be no await between taking
+    /// the permit and this call.
     pub fn push(&self, jobs: impl ExactSizeIterator<Item = Job>) {
         for job in jobs {
             let pushed = self.queue.push(job);
@@ -188,12 +194,12 @@ impl Admission {
         self.cells.queue_depth.set(taken as u64);
     }
 
-    /// The queue behind this gate.
+    /// The queue that this admits to.
     pub fn queue(&self) -> &Fifo<Job> {
         &self.queue
     }
 
-    /// Fifo positions.
+    /// Slots of the queue.
     pub fn slots_max(&self) -> usize {
         self.queue.capacity()
     }
@@ -202,10 +208,10 @@ impl Admission {
         self.bytes_max
     }
 
-    /// Whether an empty ring has room for `need`.
+    /// Whether an empty queue has room for `need`.
     ///
     /// # Errors
-    /// Which limit it exceeds.
+    /// The limit that it exceeds.
     pub fn could_fit(&self, need: Need) -> Result<(), Refusal> {
         if need.slots > self.queue.capacity() {
             let (given, max) = (need.slots, self.queue.capacity());
@@ -217,12 +223,14 @@ impl Admission {
         Ok(())
     }
 
-    /// Waits for room for the spool's reader, the only one to call this, which stands in no line: half of what is freed
-    /// while it waits is set aside for it, and while half of the ring is free it need not wait for that. `need` is at most
-    /// half a ring, or one payload. `None` once the ring has closed.
+    /// Waits for room for the spool's reader, the only caller. It is not on the waitlist: half of
+    /// what is freed while it waits is reserved for it, and while half of the queue is free it
+    /// takes that at once. `need` is at most half the queue, or one payload. `None` once the queue
+    /// is closed.
     pub async fn admit_reader(self: &Rc<Self>, need: Need) -> Option<Permit> {
+        // A payload that was spooled under a larger MAX_QUEUE_BYTES must still get in.
         let need = Need { bytes: need.bytes.min(self.bytes_max), ..need };
-        let _place = ReaderGuard(self);
+        let _guard = ReaderGuard(self);
         poll_fn(|cx| {
             if self.queue.is_closed() {
                 return Poll::Ready(None);
@@ -241,50 +249,51 @@ impl Admission {
 
     fn fits_reader(&self, reader: &WaitingReader) -> bool {
         let WaitingReader { need, .. } = reader;
-        let aside = reader.set_aside();
+        let reserved = reader.reserved();
         let (slots, bytes) = (self.queue.free(), self.bytes_max - self.bytes_used.get());
-        let slots_its = aside.slots >= need.slots || 2 * slots >= self.queue.capacity();
-        let bytes_its = aside.bytes >= need.bytes || 2 * bytes >= self.bytes_max;
-        need.slots <= slots && need.bytes <= bytes && slots_its && bytes_its
+        let may_take_slots = reserved.slots >= need.slots || 2 * slots >= self.queue.capacity();
+        let may_take_bytes = reserved.bytes >= need.bytes || 2 * bytes >= self.bytes_max;
+        need.slots <= slots && need.bytes <= bytes && may_take_slots && may_take_bytes
     }
 
-    /// Room was made: a slot popped, bytes released, or the ring closed. Wakes those in line who can move.
+    /// There is more room, or the queue was closed. Wakes those who can go on.
     pub fn room_changed(&self) {
         if let Some(reader) = &*self.reader.borrow()
             && (self.fits_reader(reader) || self.queue.is_closed())
         {
             reader.waker.wake_by_ref();
         }
-        let mut line = self.line.borrow_mut();
-        if line.is_empty() {
+        let mut waitlist = self.waitlist.borrow_mut();
+        if waitlist.is_empty() {
             return;
         }
         let closed = self.queue.is_closed();
-        line.wake_fitting(|need| closed || self.fits(need));
+        waitlist.wake_fitting(|need| closed || self.fits(need));
     }
 
-    /// Closes the ring and turns everybody in line away.
+    /// Closes the queue and refuses everybody on the waitlist.
     pub fn close(&self) {
         self.queue.close();
         self.room_changed();
-        for waiting in &self.line.borrow().waiting {
+        for waiting in &self.waitlist.borrow().waiting {
             waiting.waker.wake_by_ref();
         }
     }
 
-    /// A worker has taken a job out of the ring, which frees its slot unless jobs that are set aside hold more
-    /// ([`Admission::hold`], which is said first).
+    /// A worker has popped a job. That frees its slot, unless jobs that wait for a retry hold slots
+    /// ([`Admission::hold`], which the caller calls first).
     pub fn popped(&self) {
         let held = self.queue.reserved();
         self.cells.queue_depth.set((self.queue.len() + held) as u64);
         if held > 0 {
+            // The slots that are held say when one becomes free: `hold` counts it then.
             return;
         }
         self.rate.borrow_mut().slots += 1;
         self.freed(Need { slots: 1, bytes: 0 });
     }
 
-    /// So many jobs that were popped hold their slots, because they are set aside for a retry.
+    /// Sets how many popped jobs hold their slots because they wait for a retry.
     pub fn hold(&self, slots: usize) {
         let freed = self.queue.reserved().saturating_sub(slots);
         self.queue.reserve(slots);
@@ -295,10 +304,10 @@ impl Admission {
         }
     }
 
-    /// Once a second: what `retry-after` is measured from.
+    /// Takes a sample of the drain rate, once a second; `retry-after` is computed from these.
     pub fn sample(&self, now: Instant) {
-        let stuck = self.bytes_used.get() > 0;
-        self.rate.borrow_mut().sample(now, stuck);
+        let is_busy = self.bytes_used.get() > 0;
+        self.rate.borrow_mut().sample(now, is_busy);
     }
 
     fn freed(&self, room: Need) {
@@ -310,9 +319,9 @@ impl Admission {
     }
 
     fn fits(&self, need: Need) -> bool {
-        let aside = self.reader.borrow().as_ref().map_or(NOTHING, WaitingReader::set_aside);
-        need.slots + aside.slots <= self.queue.free()
-            && need.bytes + aside.bytes <= self.bytes_max - self.bytes_used.get()
+        let reserved = self.reader.borrow().as_ref().map_or(NOTHING, WaitingReader::reserved);
+        need.slots + reserved.slots <= self.queue.free()
+            && need.bytes + reserved.bytes <= self.bytes_max - self.bytes_used.get()
     }
 
     fn take(self: &Rc<Self>, need: Need) -> Permit {
@@ -322,10 +331,10 @@ impl Admission {
         Permit { admission: self.clone(), bytes: need.bytes }
     }
 
-    /// The refusal of a request that would have to wait behind those in line before `ticket`.
+    /// The refusal of a request that would have to wait behind those that came before `ticket`.
     fn full(&self, need: Need, ticket: u64) -> Refusal {
-        let line = self.line.borrow();
-        let before = line.waiting.iter().take_while(|waiting| waiting.ticket < ticket);
+        let waitlist = self.waitlist.borrow();
+        let before = waitlist.waiting.iter().take_while(|waiting| waiting.ticket < ticket);
         let ahead = before.fold(need, |sum, waiting| Need {
             slots: sum.slots + waiting.need.slots,
             bytes: sum.bytes + waiting.need.bytes,
@@ -338,7 +347,7 @@ impl Admission {
     }
 }
 
-/// The reader's, likewise.
+/// Ends the reader's wait on every way out.
 struct ReaderGuard<'a>(&'a Admission);
 
 impl Drop for ReaderGuard<'_> {
@@ -348,7 +357,7 @@ impl Drop for ReaderGuard<'_> {
     }
 }
 
-/// A place in the line, given up on every way out.
+/// A request's entry on the waitlist, removed on every way out.
 struct WaitlistGuard {
     admission: Rc<Admission>,
     ticket: u64,
@@ -361,8 +370,8 @@ impl WaitlistGuard {
             if admission.queue.is_closed() {
                 return Poll::Ready(Err(Refusal::Closed));
             }
-            let mut line = admission.line.borrow_mut();
-            let waiting = &mut line.waiting;
+            let mut waitlist = admission.waitlist.borrow_mut();
+            let waiting = &mut waitlist.waiting;
             match waiting.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
                 Some(waiting) => waiting.waker.clone_from(cx.waker()),
                 None => {
@@ -371,14 +380,19 @@ impl WaitlistGuard {
                 }
             }
             admission.cells.room_waiters.set(waiting.len() as u64);
-            let head = waiting.front().expect("this request stands in line").ticket;
+            let head = waiting.front().expect("this request is on the waitlist").ticket;
             if head == self.ticket && admission.fits(need) {
-                drop(line);
+                drop(waitlist);
                 return Poll::Ready(Ok(admission.take(need)));
             }
-            // Room that it was woken for is gone: the spool's reader has it.
-            if line.waiting.iter().take(line.woken).any(|waiting| waiting.ticket == self.ticket) {
-                line.forget_woken();
+            // It was woken for room that the spool's reader has taken meanwhile.
+            if waitlist
+                .waiting
+                .iter()
+                .take(waitlist.woken)
+                .any(|waiting| waiting.ticket == self.ticket)
+            {
+                waitlist.reset_woken();
             }
             Poll::Pending
         })
@@ -388,16 +402,16 @@ impl WaitlistGuard {
 
 impl Drop for WaitlistGuard {
     fn drop(&mut self) {
-        let mut line = self.admission.line.borrow_mut();
-        line.leave(self.ticket);
-        self.admission.cells.room_waiters.set(line.waiting.len() as u64);
-        drop(line);
-        // The next in line may fit where this one did not, or beside it.
+        let mut waitlist = self.admission.waitlist.borrow_mut();
+        waitlist.leave(self.ticket);
+        self.admission.cells.room_waiters.set(waitlist.waiting.len() as u64);
+        drop(waitlist);
+        // The next one may fit where this one did not, or beside it.
         self.admission.room_changed();
     }
 }
 
-/// The bytes of one admitted request; released when its last job is finished.
+/// The bytes of one admitted request; released when its last job is complete.
 pub struct Permit {
     admission: Rc<Admission>,
     bytes: usize,
@@ -413,7 +427,8 @@ impl Drop for Permit {
     }
 }
 
-/// How fast room is made, from one sample a second over the last [`DrainRate::WINDOW_S`] seconds.
+/// How fast room becomes free, from one sample a second over the last [`DrainRate::WINDOW_S`]
+/// seconds.
 struct DrainRate {
     slots: u64,
     bytes: u64,
@@ -424,7 +439,7 @@ struct RateSample {
     at: Instant,
     slots: u64,
     bytes: u64,
-    /// Work was held when the sample was taken.
+    /// Requests held bytes when the sample was taken.
     busy: bool,
 }
 
@@ -437,13 +452,15 @@ impl DrainRate {
     }
 
     fn sample(&mut self, now: Instant, busy: bool) {
+        // One sample more than seconds: the window lies between the first and the last.
         if self.samples.len() > Self::WINDOW_S {
             self.samples.pop_front();
         }
         self.samples.push_back(RateSample { at: now, slots: self.slots, bytes: self.bytes, busy });
     }
 
-    /// Seconds until `missing` is free at the measured rate, 1 to 60: no rate known yet → 1, standing still → 60.
+    /// Seconds until `missing` is free at the measured rate, 1 to 60. 1 while no rate is known; 60
+    /// when nothing was freed although requests held bytes all the time.
     fn seconds_for(&self, missing: Need, now: Instant) -> u64 {
         let oldest = self.samples.front().expect("never empty");
         let elapsed_s = now.duration_since(oldest.at).as_secs_f64();
@@ -521,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_overtakes_the_head_of_the_line_and_close_turns_all_away() {
+    fn nobody_overtakes_the_head_of_the_waitlist_and_close_refuses_all() {
         run(async {
             let (admission, queue, cells) = gate(2, 100);
             let wait = Duration::from_secs(60);
@@ -530,7 +547,7 @@ mod tests {
             let mut large = Box::pin(admission.admit(need(2, 1), wait));
             assert!(poll_once(&mut large).await.is_none());
             let mut small = Box::pin(admission.admit(need(1, 1), wait));
-            assert!(poll_once(&mut small).await.is_none(), "it fits, but stands behind");
+            assert!(poll_once(&mut small).await.is_none(), "it fits, but came later");
             assert_eq!(cells.room_waiters.value(), 2);
             queue.take();
             admission.popped();
@@ -538,7 +555,7 @@ mod tests {
             push(&admission, permit, 2);
             assert!(poll_once(&mut small).await.is_none());
             drop(small);
-            assert_eq!(cells.room_waiters.value(), 0, "who goes away leaves the line");
+            assert_eq!(cells.room_waiters.value(), 0, "a dropped request leaves the waitlist");
             let mut last = Box::pin(admission.admit(need(1, 1), wait));
             assert!(poll_once(&mut last).await.is_none());
             admission.close();
@@ -564,34 +581,37 @@ mod tests {
             let mut taken = 0;
             for freed in 1..=3 {
                 free_one();
-                // Somebody always wants what is free.
+                // Requests take all that they may.
                 while let Ok(Some(permit)) = admission.admit_now(need(1, 10)) {
                     push(&admission, permit, 1);
                     taken += 1;
                 }
                 assert!(poll_once(&mut reader).await.is_none(), "{freed} freed");
             }
-            assert_eq!((taken, queue.free()), (2, 1), "one of three is set aside");
+            assert_eq!((taken, queue.free()), (2, 1), "one of three is reserved");
             free_one();
-            assert!(admission.admit_now(need(1, 10)).unwrap().is_none(), "the second half is its");
+            assert!(
+                admission.admit_now(need(1, 10)).unwrap().is_none(),
+                "half is reserved for the reader"
+            );
             let permit = poll_once(&mut reader).await.expect("its turn").expect("open");
             push(&admission, permit, 2);
             drop(reader);
             free_one();
             assert!(
                 admission.admit_now(need(1, 10)).unwrap().is_some(),
-                "nothing set aside any more"
+                "nothing is reserved any more"
             );
         });
     }
 
     #[test]
-    fn a_reader_with_half_the_ring_free_need_not_wait_and_one_that_asks_for_too_much_gets_it_all() {
+    fn a_reader_does_not_wait_while_half_is_free_and_gets_all_if_it_asks_for_more() {
         block_on(async {
             let (admission, queue, _) = gate(4, 100);
             let first = admission.admit_reader(need(2, 10)).await.unwrap();
             push(&admission, first, 2);
-            // More bytes than there are: as many as there are, once all are free.
+            // It asks for more bytes than there are, and gets all of them once they are free.
             let mut reader = Box::pin(admission.admit_reader(need(1, 1_000)));
             assert!(poll_once(&mut reader).await.is_none());
             while let Some(job) = queue.take() {
@@ -611,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_fit_are_woken_at_once_and_in_order() {
+    fn all_that_fit_are_woken_at_once_and_in_order() {
         let (admission, queue, cells) = gate(10, 1_000);
         run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
@@ -636,7 +656,7 @@ mod tests {
                 queue.take();
                 admission.popped();
             }
-            // Three of them have room, and one round of the executor is enough for all three.
+            // There is room for three of them, and one round of the executor lets all three in.
             futures_lite::future::yield_now().await;
             assert_eq!((*order.borrow()).as_slice(), [0, 1, 2]);
             assert_eq!(cells.room_waiters.value(), 1);
@@ -648,7 +668,7 @@ mod tests {
                 wait.await;
             }
             assert_eq!(order.borrow().len(), 4);
-            assert_eq!((cells.room_waiters.value(), admission.line.borrow().woken), (0, 0));
+            assert_eq!((cells.room_waiters.value(), admission.waitlist.borrow().woken), (0, 0));
         });
     }
 
@@ -678,7 +698,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_one_unknown_sixty_still_and_measured_in_between() {
+    fn retry_after_is_1_while_unknown_60_at_a_standstill_and_measured_otherwise() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let mut rate = DrainRate::new(start);
@@ -688,7 +708,7 @@ mod tests {
         }
         assert_eq!(rate.seconds_for(need(5, 0), at(5)), 1, "not yet busy for five seconds");
         rate.sample(at(6), true);
-        assert_eq!(rate.seconds_for(need(5, 0), at(6)), 60, "standing still");
+        assert_eq!(rate.seconds_for(need(5, 0), at(6)), 60, "a standstill");
         assert_eq!(rate.seconds_for(need(0, 0), at(6)), 1);
         rate.slots = 50;
         rate.bytes = 500;
@@ -700,12 +720,12 @@ mod tests {
         for s in 8..=13 {
             rate.sample(at(s), false);
         }
-        assert_eq!(rate.seconds_for(need(5, 0), at(13)), 1, "idle is not standing still");
+        assert_eq!(rate.seconds_for(need(5, 0), at(13)), 1, "idle is no standstill");
     }
 
     #[test]
-    fn who_waited_in_vain_is_told_of_those_ahead_but_not_of_itself() {
-        let (admission, _ring, _) = gate(10, 1_000);
+    fn a_refusal_after_a_wait_counts_those_ahead_but_not_the_request_itself() {
+        let (admission, _queue, _) = gate(10, 1_000);
         run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
             push(&admission, permit, 10);
@@ -715,7 +735,8 @@ mod tests {
                 rate.samples[0].at = past;
                 rate.slots = 1;
             }
-            // One slot a second: 8 missing are 8 s, not the 16 s of standing in line twice.
+            // One slot a second: 8 missing slots are 8 s, not the 16 s of counting the request
+            // twice.
             let refusal = admission.admit(need(8, 8), Duration::from_millis(20)).await.err();
             let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
             assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");

@@ -1,20 +1,22 @@
-//! One core's queue of jobs: a fixed number of slots, first in, first out, with no lock and no atomics.
+//! One core's queue of jobs: a fixed number of slots, first in, first out, without locks or
+//! atomics.
 //!
-//! A push on a full ring hands the job back; a closed ring takes nothing more and ends the workers once it is empty.
+//! A push to a full queue hands the job back. A closed queue accepts no more jobs; once it is
+//! empty, pops return `None`, which ends the workers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
-/// A bounded queue that never leaves its core.
+/// A bounded queue that stays on its core.
 pub struct Fifo<T> {
     slots: RefCell<VecDeque<T>>,
     capacity: usize,
     closed: Cell<bool>,
-    /// Slots of jobs that were taken and are not done with.
+    /// Slots that popped jobs still hold.
     reserved: Cell<usize>,
-    /// Workers waiting for a job, by worker number so that none stands here twice; at most one per worker.
+    /// Workers waiting for a job, by number so that none is listed twice.
     idle: RefCell<VecDeque<(usize, Waker)>>,
 }
 
@@ -22,6 +24,7 @@ impl<T> Fifo<T> {
     pub fn new(capacity: usize) -> Fifo<T> {
         assert!(capacity > 0, "a queue has at least one slot");
         Fifo {
+            // All of it now: growth under load would move every job in one stall.
             slots: RefCell::new(VecDeque::with_capacity(capacity)),
             capacity,
             closed: Cell::new(false),
@@ -43,15 +46,16 @@ impl<T> Fifo<T> {
     }
 
     pub fn free(&self) -> usize {
+        // A slot may be given away before its job takes it back for a retry.
         self.capacity.saturating_sub(self.len() + self.reserved.get())
     }
 
-    /// So many slots stay taken by jobs that have left the queue.
+    /// Sets how many slots stay taken by jobs that were popped.
     pub fn reserve(&self, slots: usize) {
         self.reserved.set(slots);
     }
 
-    /// Slots that stay taken by jobs that have left the queue.
+    /// How many slots stay taken by jobs that were popped.
     pub fn reserved(&self) -> usize {
         self.reserved.get()
     }
@@ -60,7 +64,7 @@ impl<T> Fifo<T> {
         self.closed.get()
     }
 
-    /// Queues `job` and wakes one idle worker; hands it back when the ring is full or closed.
+    /// Queues `job` and wakes one idle worker; hands it back when the queue is full or closed.
     pub fn push(&self, job: T) -> Result<(), T> {
         if self.closed.get() || self.free() == 0 {
             return Err(job);
@@ -70,26 +74,26 @@ impl<T> Fifo<T> {
         Ok(())
     }
 
-    /// Wakes the worker that has been idle for longest.
+    /// Wakes the worker that has been idle the longest.
     pub fn wake_one(&self) {
         if let Some((_, waker)) = self.idle.borrow_mut().pop_front() {
             waker.wake();
         }
     }
 
-    /// `worker` is to be woken by [`Fifo::wake_one`].
+    /// Registers `worker` to be woken by [`Fifo::wake_one`].
     pub fn wait(&self, cx: &Context<'_>, worker: usize) {
         self.leave(worker);
         self.idle.borrow_mut().push_back((worker, cx.waker().clone()));
     }
 
-    /// `worker` waits no longer.
+    /// `worker` no longer waits.
     pub fn leave(&self, worker: usize) {
         self.idle.borrow_mut().retain(|(number, _)| *number != worker);
     }
 
-    /// The oldest job, waiting for one if there is none; `None` once the ring is closed and empty.
-    /// `worker` names the caller, who waits in one place at a time.
+    /// Pops the oldest job, waiting for one if there is none; `None` once the queue is closed and
+    /// empty. `worker` identifies the caller.
     pub async fn pop(&self, worker: usize) -> Option<T> {
         poll_fn(|cx| {
             let job = self.slots.borrow_mut().pop_front();
@@ -102,17 +106,17 @@ impl<T> Fifo<T> {
         .await
     }
 
-    /// The oldest job if there is one.
+    /// Pops the oldest job if there is one.
     pub fn take(&self) -> Option<T> {
         self.slots.borrow_mut().pop_front()
     }
 
-    /// Whether `holds` of all that is queued.
+    /// Whether all queued jobs satisfy `holds`.
     pub fn all(&self, holds: impl Fn(&T) -> bool) -> bool {
         self.slots.borrow().iter().all(holds)
     }
 
-    /// Takes nothing more; workers end once the ring is empty.
+    /// Accepts no more jobs; workers end once the queue is empty.
     pub fn close(&self) {
         self.closed.set(true);
         for (_, waker) in self.idle.borrow_mut().drain(..) {
@@ -127,7 +131,7 @@ mod tests {
     use futures_lite::future::{block_on, poll_once};
 
     #[test]
-    fn full_ring_hands_the_job_back_and_keeps_order() {
+    fn a_full_queue_hands_the_job_back_and_keeps_order() {
         let queue = Fifo::new(2);
         assert_eq!((queue.push(1), queue.push(2), queue.push(3)), (Ok(()), Ok(()), Err(3)));
         assert_eq!(block_on(queue.pop(0)), Some(1));
@@ -152,7 +156,7 @@ mod tests {
             let mut first = Box::pin(queue.pop(0));
             let mut second = Box::pin(queue.pop(1));
             assert!(poll_once(&mut first).await.is_none());
-            assert!(poll_once(&mut first).await.is_none(), "polled twice stands once");
+            assert!(poll_once(&mut first).await.is_none(), "polled twice, listed once");
             assert!(poll_once(&mut second).await.is_none());
             assert_eq!(queue.idle.borrow().len(), 2);
             queue.push(9).unwrap();
@@ -170,7 +174,7 @@ mod tests {
         queue.reserve(1);
         assert_eq!((queue.free(), queue.push(2), queue.push(3)), (1, Ok(()), Err(3)));
         queue.reserve(2);
-        assert_eq!(queue.free(), 0, "one slot had been given away");
+        assert_eq!(queue.free(), 0, "one slot was given away");
         queue.reserve(0);
         assert_eq!(queue.free(), 1);
     }

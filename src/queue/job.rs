@@ -1,7 +1,8 @@
-//! What travels through the ring: one payload as a slice of its request's body, and the stamp its key is made of.
+//! What the queue holds: one payload as a slice of its request's body, and the stamp that makes its
+//! key.
 //!
-//! A slice keeps the whole body alive, so the body carries the permit that was charged for it: when the last slice is
-//! dropped, the bytes return to the core's budget. Nothing here crosses cores.
+//! A slice keeps the whole body alive, so the body carries the permit that was charged for it. When
+//! the last slice is dropped, the bytes return to the core's budget. Nothing here crosses cores.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -16,9 +17,9 @@ use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
 use crate::spool::SpooledRequest;
 
-/// Fixed charge per payload on top of its body's bytes: one ring slot (a `Payload` is 16 bytes, its `Stamp` 16, its
-/// `RequestOutcome` 8, rounded up to the cache line it dirties). Without it a body of a million `0,` would cost nothing but its
-/// text.
+/// Fixed charge per payload on top of its body's bytes: one queue slot. A `Payload` is 16 bytes,
+/// its `Stamp` 16, the pointers to its `Record` and `RequestOutcome` 8 each, rounded up to the
+/// cache line that it dirties. Without it a body of a million `0,` would cost nothing but its text.
 pub const JOB_COST_BYTES: usize = 64;
 
 /// One payload on its way to the store.
@@ -26,29 +27,30 @@ pub const JOB_COST_BYTES: usize = 64;
 pub struct Job {
     pub payload: Payload,
     pub stamp: Stamp,
-    /// Where its payload is in the spool, if it is.
+    /// Where its payload is in the spool, if it is spooled.
     pub record: Option<Rc<SpooledRequest>>,
-    /// Told what became of this payload; `None` when nobody waits for that.
+    /// Gets the outcome of this payload; `None` if no request waits for it.
     pub request_outcome: Option<Rc<RequestOutcome>>,
 }
 
 impl Job {
-    /// A payload that is in memory only, and for which nobody waits.
+    /// A job of a payload that is in memory only, and that no request waits for.
     pub fn queued(payload: Payload, stamp: Stamp) -> Job {
         Job { payload, stamp, record: None, request_outcome: None }
     }
 
-    /// What its key is made of: `own`, the core's, unless another process had taken it in.
+    /// The origin in its key: `own`, the core's, unless another process received the payload.
     pub fn origin<'a>(&'a self, own: &'a Origin) -> &'a Origin {
         self.record.as_ref().and_then(|record| record.origin()).unwrap_or(own)
     }
 
-    /// It survives this process.
+    /// Whether it survives this process.
     pub fn is_spooled(&self) -> bool {
         self.record.as_ref().is_some_and(|record| !record.is_removed())
     }
 
-    /// Says what became of it. What is lost to the dead letter stays in the spool, if it is there.
+    /// Completes the payload, for the request that waits for it and in the spool. A
+    /// spooled payload whose dead letter failed stays in the spool.
     pub fn complete(&self, outcome: Outcome) {
         if let Some(request_outcome) = &self.request_outcome {
             request_outcome.add(outcome);
@@ -63,11 +65,11 @@ impl Job {
 
 const _: () = assert!(size_of::<Job>() <= JOB_COST_BYTES, "a job is charged what it takes");
 
-/// What makes a payload's key unlike any other's; fixed at admission, so a retry writes the same key again.
+/// What makes a payload's key unique. Set at admission, so a retry writes the same key again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting: uniqueness does not depend on it
-    /// within one process.
+    /// Wall clock at admission, nanoseconds since 1970, for humans and sorting. Uniqueness within
+    /// one process does not depend on it.
     pub unix_nanos: u64,
     /// The core's counter, which never resets while the process lives.
     pub seq: u64,
@@ -81,36 +83,36 @@ impl Stamp {
     }
 }
 
-/// One core's stamps: what its keys are numbered by.
+/// The source of one core's stamps.
 #[derive(Debug, Default)]
 pub struct Stamps {
-    /// Stamps given out so far.
+    /// Number of stamps taken so far.
     seq: Cell<u64>,
 }
 
 impl Stamps {
-    /// The first of `count` stamps in a row, made now.
+    /// Takes `count` consecutive stamps with the current time; returns the first.
     pub fn take(&self, count: usize) -> Stamp {
         let seq = self.seq.replace(self.seq.get() + count as u64);
         Stamp { unix_nanos: Stamp::unix_nanos_now(), seq }
     }
 }
 
-/// What is the same in every key of one core: `{node}-{core}`.
+/// The part that all keys of one core share: `{node}-{core}`.
 #[derive(Clone, Debug)]
 pub struct Origin {
     node: String,
     core: usize,
     name: String,
-    /// The same between dashes, as it stands in a key.
+    /// The same between dashes, as in a key.
     middle: String,
-    /// `None`: the default key, which costs nothing to lay out.
+    /// `None`: the default key, which needs no template.
     keys: Option<Rc<Keys>>,
-    /// Payloads are objects of their own under these keys, whatever this process makes of others.
+    /// Its payloads become single objects under these keys, also if this process makes batches.
     is_single_object: bool,
 }
 
-/// A template, and room for what it makes of a payload.
+/// A template, and a buffer for the partition of a payload.
 #[derive(Debug)]
 struct Keys {
     template: KeyTemplate,
@@ -130,7 +132,8 @@ impl Origin {
         }
     }
 
-    /// With keys of payloads by themselves, made from the template with this text; `None`: they are for batches.
+    /// With the keys of single objects, made from the template with this text. `None`: the payloads
+    /// are for batches.
     pub fn with_keys(self, keys: Option<&str>) -> Origin {
         let template = keys.map(KeyTemplate::of_text).transpose().unwrap_or_else(|error| {
             tracing::error!("{}: payloads were spooled for keys that this version does not make, so they get the default key: {error}", self.name);
@@ -141,12 +144,13 @@ impl Origin {
         Origin { is_single_object: keys.is_some(), keys: template.map(with_room), ..self }
     }
 
-    /// The same, and payloads are objects of their own even if they were spooled for batches.
+    /// The same origin, whose payloads become single objects even if they were spooled for batches.
     pub fn for_single_objects(self) -> Origin {
         Origin { is_single_object: true, ..self }
     }
 
-    /// Whether its payloads have keys already: they were spooled to be objects of their own, and perhaps are.
+    /// Whether its payloads have keys of their own already: they were spooled to become single
+    /// objects, and may be in the store.
     pub fn is_single_object(&self) -> bool {
         self.is_single_object
     }
@@ -166,21 +170,23 @@ impl Origin {
         &self.name
     }
 
-    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead letter.
+    /// `{unix_nanos}-{node}-{core}-{seq}`: the key without its suffix, and the name of a dead
+    /// letter.
     pub fn stem(&self, stamp: Stamp) -> String {
         let mut stem = String::new();
         self.write_stem(stamp, &mut stem);
         stem
     }
 
-    /// The key of `payload` as an object of its own, relative to the store's prefix.
+    /// The key of `payload` as a single object, relative to the store's prefix.
     pub fn key(&self, stamp: Stamp, payload: &Payload) -> String {
         let mut key = String::new();
         self.write_key(stamp, payload, &mut key);
         key
     }
 
-    /// The same, in place of what is in `key`: a format string and a new allocation would cost 0.2 µs a payload.
+    /// Replaces the content of `key` with that key. A format string and a new allocation would cost
+    /// 0.2 µs per payload.
     pub fn write_key(&self, stamp: Stamp, payload: &Payload, key: &mut String) {
         key.clear();
         let Some(keys) = &self.keys else {
@@ -189,7 +195,7 @@ impl Origin {
         };
         let Stamp { unix_nanos, seq } = stamp;
         let (mut partition, version) = (keys.partition.borrow_mut(), payload.version());
-        // An event time that cannot be read gives way to when the payload came, in every try alike.
+        // Without a readable event time it takes the time of admission, in every attempt alike.
         let _read_or_not =
             keys.template.write_partition(payload, version, unix_nanos, &mut partition);
         let (node, core, partition) = (&*self.node, self.core, partition.text());
@@ -221,7 +227,7 @@ impl Span {
     }
 }
 
-/// The bytes of one payload, exactly as received; cheap to clone, alive as long as its request's body.
+/// The bytes of one payload, exactly as received. Cheap to clone; keeps its request's body alive.
 #[derive(Clone)]
 pub struct Payload {
     body: Rc<SharedBytes<Beside>>,
@@ -231,14 +237,14 @@ pub struct Payload {
 
 /// What lives as long as a body.
 struct Beside {
-    /// Of the request it came in.
+    /// The `version` of the request it came in.
     version: Option<Box<str>>,
     /// Released with the last slice; `None` for bytes that no budget was charged for.
     _permit: Option<Permit>,
 }
 
 impl Payload {
-    /// Cuts an admitted body into its payloads, which share `permit` and the request's `version`.
+    /// Splits an admitted body into its payloads, which share `permit` and the request's `version`.
     pub fn split(
         bytes: Vec<u8>,
         permit: Permit,
@@ -253,15 +259,15 @@ impl Payload {
         })
     }
 
-    /// Bytes by themselves, of a request with this `version`, charged to no budget.
+    /// A payload that owns its bytes and is charged to no budget, of a request with this `version`.
     pub fn uncharged(bytes: Vec<u8>, version: Option<&str>) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
         let beside = Beside { version: version.map(Box::from), _permit: None };
         Payload { body: SharedBytes::new(bytes, beside), start: 0, end }
     }
 
-    /// The allocation itself, so that its owner can use it again; `None` while other slices of it live. A permit
-    /// that came with it is released.
+    /// The allocation itself, for reuse; `None` while other slices of it live. Releases the permit,
+    /// if there is one.
     pub fn into_bytes(self) -> Option<Vec<u8>> {
         Rc::into_inner(self.body).map(SharedBytes::into_bytes)
     }
@@ -273,7 +279,7 @@ impl Payload {
 }
 
 impl From<Vec<u8>> for Payload {
-    /// A payload that owns its bytes and is charged to no budget: replay, probes and tests.
+    /// A payload that owns its bytes and is charged to no budget: for replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
         Payload::uncharged(bytes, None)
     }

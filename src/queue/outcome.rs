@@ -1,4 +1,4 @@
-//! What becomes of payloads, and where those who wait for it are told.
+//! The outcomes of payloads, and where a request waits for those of its own.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -7,16 +7,16 @@ use std::task::{Poll, Waker};
 
 use crate::sync::keep_waker;
 
-/// What became of one payload.
+/// The outcome of one payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Stored,
     DeadLettered,
-    /// The dead letter could not be written either.
+    /// Its dead letter could not be written either.
     Lost,
 }
 
-/// What is known of the payloads of one request.
+/// The outcomes of one request's payloads, as far as they are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     pub accepted: usize,
@@ -26,13 +26,13 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Nothing more will be told.
+    /// Whether every payload has an outcome.
     pub fn all_known(&self) -> bool {
         self.stored + self.dead_lettered + self.lost == self.accepted
     }
 }
 
-/// Where the workers tell one waiting request what became of its payloads.
+/// Collects the outcomes of one request's payloads from the workers, for the connection that waits.
 #[derive(Debug)]
 pub struct RequestOutcome {
     outcomes: Cell<Outcomes>,
@@ -41,13 +41,14 @@ pub struct RequestOutcome {
 }
 
 impl RequestOutcome {
-    /// Of a request with `accepted` payloads, none of whose fates is known.
+    /// For a request with `accepted` payloads, none of which has an outcome yet.
     pub fn of(accepted: usize) -> Rc<RequestOutcome> {
         let outcomes = Cell::new(Outcomes { accepted, ..Outcomes::default() });
         Rc::new(RequestOutcome { outcomes, waker: RefCell::new(None) })
     }
 
-    /// Told once per payload; only the last one wakes, for nobody does anything with less.
+    /// Adds the outcome of one payload. Only the last one wakes the connection, which cannot answer
+    /// before.
     pub fn add(&self, outcome: Outcome) {
         let mut outcomes = self.outcomes.get();
         assert!(!outcomes.all_known(), "a payload has one outcome");
@@ -64,12 +65,13 @@ impl RequestOutcome {
         }
     }
 
-    /// What is known so far.
+    /// The outcomes so far.
     pub fn outcomes(&self) -> Outcomes {
         self.outcomes.get()
     }
 
-    /// Ready once every fate is known, or `ended` says that no more will be told; who sets that wakes the connection.
+    /// Waits until every payload has an outcome, or `ended` says that no more will come. Whoever
+    /// sets `ended` wakes the connection.
     pub async fn wait_for_all(&self, ended: &Cell<bool>) {
         poll_fn(|cx| {
             if self.outcomes.get().all_known() || ended.get() {
@@ -88,7 +90,7 @@ mod tests {
     use futures_lite::future::{block_on, poll_once};
 
     #[test]
-    fn a_wait_ends_with_the_last_fate() {
+    fn a_wait_ends_with_the_last_outcome() {
         let request_outcome = RequestOutcome::of(3);
         let ended = Cell::new(false);
         block_on(async {
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_when_nobody_is_left_to_tell() {
+    fn a_wait_ends_when_no_more_outcomes_will_come() {
         let request_outcome = RequestOutcome::of(2);
         let ended = Cell::new(false);
         block_on(async {
@@ -121,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_nothing() {
+    fn a_request_without_payloads_does_not_wait() {
         block_on(RequestOutcome::of(0).wait_for_all(&Cell::new(false)));
     }
 
     #[test]
     #[should_panic(expected = "one outcome")]
-    fn a_second_fate_of_a_payload_is_caught() {
+    fn a_second_outcome_of_a_payload_is_caught() {
         let request_outcome = RequestOutcome::of(1);
         request_outcome.add(Outcome::Stored);
         request_outcome.add(Outcome::Lost);

@@ -1,10 +1,9 @@
-//! Batches: payloads that are stored many to an object, each in exactly one object also after a
-//! crash.
+//! Batches: many payloads per object, and each payload in exactly one object, even after a crash.
 //!
-//! While a process lives, `members` knows where the payloads of a batch lie in the spool, and the
-//! `journal` notes that the batch is about to be stored and that it was. After a crash the `ledger`
-//! is what the journals say together, and batches whose outcome they do not know are `in_doubt`:
-//! they are stored again, the same object under the same key.
+//! While a process runs, `members` records where the payloads of a batch are in the spool, and the
+//! `journal` records that the batch is about to be stored and that it is done. After a crash the
+//! `ledger` combines the journals. Batches whose outcome they do not know are `in_doubt`: the same
+//! object is uploaded again under the same key.
 
 mod in_doubt;
 mod journal;

@@ -1,4 +1,4 @@
-//! What all files of one core's spool share: a thread for blocking calls, the health of the disk,
+//! State that all files of one core's spool share: a thread for blocking calls, the disk's health,
 //! and the signals of its tasks.
 
 use std::io;
@@ -12,15 +12,15 @@ use super::health::DiskHealth;
 use crate::rt;
 use crate::sync::Signal;
 
-/// Longest queue of calls for the thread. Every task of a spool waits for its own call, so only a
-/// disk that hangs gets near it.
+/// Most calls that wait for the thread. Every task of a spool waits for its own call, so only a
+/// hanging disk gets near this limit.
 const CALLS_MAX: usize = 64;
 
 type Call = Box<dyn FnOnce() + Send>;
 
 /// A thread for blocking calls on the spool's disk. The executor's own blocking thread also writes
-/// dead letters and renames the file store's objects, which a call that hangs here must not delay.
-/// Ends with its last handle.
+/// dead letters and renames the file store's objects; a call that hangs here must not delay those.
+/// Ends when its last handle is dropped.
 #[derive(Clone)]
 pub struct DiskThread {
     calls: SyncSender<Call>,
@@ -35,7 +35,8 @@ impl DiskThread {
         let (calls, queue) = sync_channel::<Call>(CALLS_MAX);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             for call in queue {
-                // The panic hook has reported it, and the caller sees that there is no answer.
+                // The panic hook has reported it, and the caller gets an error because no reply
+                // comes.
                 let _panicked = catch_unwind(AssertUnwindSafe(call));
             }
         })?;
@@ -53,7 +54,7 @@ impl DiskThread {
     ) -> io::Result<T> {
         let (reply, answer) = oneshot::channel();
         let call = move || {
-            let _nobody_waits_any_more = reply.send(call());
+            let _caller_may_be_gone = reply.send(call());
         };
         self.calls.try_send(Box::new(call)).map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, "the disk of the spool does not answer")
@@ -69,7 +70,7 @@ impl DiskThread {
 pub(super) struct SpoolDisk {
     pub(super) thread: DiskThread,
     pub(super) health: DiskHealth,
-    /// Wakes the keeper: there is progress to write, a segment to finish, or room to make.
+    /// Wakes the keeper: there is a checkpoint to write, a segment to finish, or room to make.
     pub(super) keeper: Signal,
     /// Wakes the task that prepares segments.
     pub(super) preparer: Signal,

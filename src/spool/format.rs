@@ -2,23 +2,24 @@
 //! (RFC 3720, B.4).
 //!
 //! ```text
-//! 0        64 KiB    128 KiB
-//! progress progress  group 0 │ group 1 │ … │ zeros, or groups of an earlier use
+//! 0          64 KiB      128 KiB
+//! checkpoint checkpoint  group 0 │ group 1 │ … │ zeros, or groups of an earlier generation
 //!
-//! group    = head (128 bytes) · records · zeros up to a whole block
-//! record   = length u32 · kind u8 · 3 zeros · as `record` says: a request, a template of keys, a batch begun or done
-//! progress = head (48 bytes) · payloads that need nothing more: ranges, or if there are too many, a bit for each payload
+//! group      = head (128 bytes) · records · zeros up to a whole block
+//! record     = length u32 · kind u8 · 3 zeros · body, see `record`: a request, a key template, an intent or a DONE
+//! checkpoint = head (48 bytes) · complete payloads: ranges, or if there are too many, a bit for each payload
 //! ```
 //!
-//! A group is what one write and one sync put there. It starts on a block of its own, and the next
-//! is written only after its sync, so a group that is not whole was never acknowledged unless a
-//! later one is whole: the first is a torn tail, the second damage. A segment is used again under a
-//! higher id, from its first group on; groups of lower ids are nothing. Progress is written to the
-//! two places in turn, and the whole one with the higher serial counts. One that is not synced is
-//! written over by the next, which takes a serial two higher: so the last synced one stays whole.
+//! A commit group is what one write and one sync put there. It starts on a new block, and the next
+//! group is written only after its sync. So an incomplete group was never acknowledged unless a
+//! later one is intact: without a later one it is a torn tail, with one it is corruption. A segment
+//! is reused from its first group on as a new generation with a higher id; groups with lower ids
+//! are ignored. Checkpoints are written to the two slots in turn, and the intact one with the
+//! higher serial counts. A checkpoint that is not synced is overwritten by the next, whose serial
+//! is two higher, so the last synced one stays intact.
 //!
-//! Payloads are numbered through a segment in the order they lie there. A journal of batches is
-//! such a file as well, with groups that hold no payloads.
+//! Payloads of a segment are numbered in file order. A journal of batches has the same format, with
+//! groups that hold no payloads.
 
 use std::ops::Range;
 
@@ -36,11 +37,11 @@ pub use record::{
 };
 use record::{SpoolRecord, read_record};
 
-/// One of the two places for progress.
+/// Size of each of the two checkpoint slots.
 pub const CHECKPOINT_BYTES: u64 = 64 << 10;
-/// Where the first group lies.
+/// Offset of the first commit group.
 pub const DATA_START: u64 = 2 * CHECKPOINT_BYTES;
-/// Of a group, before its records.
+/// Size of a commit group's head, which precedes its records.
 pub const HEAD_BYTES: usize = 128;
 /// Longest `NODE_ID`.
 const NODE_BYTES_MAX: usize = 64;
@@ -49,12 +50,13 @@ const GROUP_MAGIC: [u8; 7] = *b"MRSPOOL";
 const CHECKPOINT_MAGIC: [u8; 7] = *b"MRSPROG";
 const VERSION: u8 = 1;
 
-/// What every group of one segment's use has in common.
+/// Fields that all commit groups of one generation of a segment share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Of the file.
+    /// Size of the file.
     pub segment_bytes: u64,
-    /// Unlike that of any other use of any file of this core's directory; higher for a later one.
+    /// Identifies the generation: unique in this core's directory, and higher for a later
+    /// generation.
     pub id: u64,
     /// The part of the keys that names the core.
     pub core: u32,
@@ -62,27 +64,27 @@ pub struct Label {
     pub node: String,
 }
 
-/// A group's head.
+/// Head of a commit group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupHead {
     pub label: Label,
-    /// Counts the groups of a segment, from 0.
+    /// Number of the group in its segment, from 0.
     pub number: u32,
-    /// The number of its first payload in the segment.
+    /// Number of its first payload in the segment.
     pub first_ordinal: u32,
-    /// Of its records.
+    /// Size of its records.
     pub body_bytes: u32,
     body_crc: u32,
 }
 
 impl GroupHead {
-    /// Bytes in the file, up to the next group.
+    /// Bytes it takes in the file, up to the next group.
     pub fn group_bytes(&self) -> u64 {
         group_bytes(self.body_bytes as usize)
     }
 }
 
-/// Bytes in the file of a group whose records take `body` bytes.
+/// Bytes that a commit group with `body` bytes of records takes in the file.
 pub fn group_bytes(body: usize) -> u64 {
     ((HEAD_BYTES + body) as u64).next_multiple_of(BLOCK)
 }
@@ -91,8 +93,8 @@ fn u32_bytes(n: usize) -> [u8; 4] {
     u32::try_from(n).expect("limits keep requests under 4 GiB").to_le_bytes()
 }
 
-/// Finishes a group whose records lie in `buffer` behind the head's place: writes head and padding.
-/// `buffer` is the whole of [`group_bytes`].
+/// Finishes a commit group whose records are in `buffer` after [`HEAD_BYTES`]: writes head and
+/// padding. `buffer` has [`group_bytes`].
 pub fn finish_group(
     buffer: &mut [u8],
     label: &Label,
@@ -125,11 +127,11 @@ fn crc(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-/// What the start of a block may be.
+/// What the start of a block holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockStart {
     Head(GroupHead),
-    /// A group's, of another version.
+    /// A group head of another format version.
     Version(u8),
     Zeros,
     Other,
@@ -173,7 +175,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// Where and why a segment is not what was written.
+/// Where a segment differs from what was written, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("damaged from byte {} to {}: {why}", .at.start, .at.end)]
 pub struct SegmentDamage {
@@ -181,7 +183,7 @@ pub struct SegmentDamage {
     pub why: &'static str,
 }
 
-/// A group whose checksums hold and whose records add up.
+/// A commit group with valid checksums and well-formed records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitGroup {
     pub head: GroupHead,
@@ -190,15 +192,15 @@ pub struct CommitGroup {
 }
 
 impl CommitGroup {
-    /// Checks `bytes`, which `head` was read from and which are all of the group.
+    /// Checks `bytes`, which are all of the group and start with `head`.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why it is not valid.
     pub fn check(head: GroupHead, bytes: &[u8]) -> Result<CommitGroup, &'static str> {
         let body = bytes.get(HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize);
-        let body = body.ok_or("a group is cut short")?;
+        let body = body.ok_or("a group is truncated")?;
         if crc(body) != head.body_crc {
-            return Err("a group is not what its checksum says");
+            return Err("the checksum of a group does not match");
         }
         let mut payloads = 0_u32;
         let mut at = 0;
@@ -210,7 +212,7 @@ impl CommitGroup {
                     payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
                 }
                 SpoolRecord::Keys(_) if at > 0 => {
-                    return Err("a template of keys behind other records");
+                    return Err("a key template after other records");
                 }
                 SpoolRecord::Keys(_) | SpoolRecord::Intent(_) | SpoolRecord::Done(_) => {}
             }
@@ -220,20 +222,20 @@ impl CommitGroup {
     }
 }
 
-/// What of a segment needs nothing more.
+/// Which payloads of a segment are complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Of the use of the segment that this is about.
+    /// Id of the generation it describes.
     pub id: u64,
-    /// Orders progress of one file, across its uses.
+    /// Orders the checkpoints of one file, across its generations.
     pub serial: u64,
-    /// Nothing in it, nor in any earlier use of the file, needs anything.
+    /// All payloads are complete, in this and all earlier generations of the file.
     pub complete: bool,
-    /// Groups that were synced by then.
+    /// Groups that were synced when it was written.
     pub groups: u32,
-    /// Groups from this number on were never acknowledged, for their write or sync failed.
+    /// Groups from this number on were never acknowledged, because a write or sync failed.
     pub groups_end: Option<u32>,
-    /// Payloads that are stored or dead-lettered, by their numbers: ascending, not empty, not
+    /// Numbers of payloads that are stored or dead-lettered: ascending ranges, not empty, not
     /// touching.
     pub done: Vec<Range<u32>>,
 }
@@ -242,20 +244,20 @@ const CHECKPOINT_HEAD_BYTES: usize = 48;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
 const MAP: u8 = 4;
-/// Ranges that fit, of eight bytes each; in their place as many words of a bit for every payload,
-/// when those are fewer.
+/// Ranges of eight bytes that fit; a map of as many words, with one bit per payload, replaces them
+/// when it is smaller.
 const WORDS_MAX: usize = (CHECKPOINT_BYTES as usize - CHECKPOINT_HEAD_BYTES) / 8;
 
 impl Checkpoint {
-    /// Whether it can be written. A core that puts payloads one by one leaves a hole per worker;
-    /// batches of interleaved partitions may leave one per payload, and then the first 523,904
-    /// payloads of a segment have room. What does not fit is not written in part: a synced progress
-    /// may be all that still tells of a batch, so none may say less than the one before.
+    /// Whether it can be written. A core that uploads single objects leaves one hole per worker.
+    /// Batches of interleaved partitions may leave one per payload; then the first 523,904 payloads
+    /// of a segment fit. A checkpoint that does not fit is not written in part: a synced one may be
+    /// the only record of a completed batch, so none may say less than the one before.
     pub fn fits(&self) -> bool {
         self.done.len().min(self.map_words()) <= WORDS_MAX
     }
 
-    /// Words of a bit for every payload up to the last that is done.
+    /// Words of a map with one bit per payload, up to the last complete one.
     fn map_words(&self) -> usize {
         self.done.last().map_or(0, |range| range.end.div_ceil(64) as usize)
     }
@@ -268,17 +270,17 @@ impl Checkpoint {
         if self.is_map() { self.map_words() } else { self.done.len() }
     }
 
-    /// Where in the file it is written.
-    pub fn place(&self) -> u64 {
+    /// Its offset in the file: the slots alternate.
+    pub fn offset(&self) -> u64 {
         self.serial % 2 * CHECKPOINT_BYTES
     }
 
-    /// Bytes it takes, in whole blocks.
+    /// Its size, in whole blocks.
     pub fn bytes(&self) -> usize {
         (CHECKPOINT_HEAD_BYTES + 8 * self.words()).next_multiple_of(BLOCK as usize)
     }
 
-    /// Writes it to the whole of `buffer`, which has [`Checkpoint::bytes`].
+    /// Fills `buffer`, which has [`Checkpoint::bytes`].
     ///
     /// # Panics
     /// It does not [fit](Progress::fits).
@@ -311,7 +313,7 @@ impl Checkpoint {
         buffer[8..12].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// From one place of a file; `None` when nothing whole is there.
+    /// Reads one slot of a file; `None` if it holds no intact checkpoint.
     fn read_one(bytes: &[u8]) -> Option<Checkpoint> {
         let head = bytes.get(..CHECKPOINT_HEAD_BYTES)?;
         if head[..7] != CHECKPOINT_MAGIC || head[7] != VERSION {
@@ -331,29 +333,29 @@ impl Checkpoint {
         })
     }
 
-    /// Whether something was written to this place of a file and is not whole, which is no harm
-    /// while the other is.
-    pub fn is_torn(place: &[u8]) -> bool {
-        let begun = place.iter().take(CHECKPOINT_HEAD_BYTES).any(|byte| *byte != 0);
-        begun && Checkpoint::read_one(place).is_none()
+    /// Whether this slot of a file was written to and is not intact. That is harmless while the
+    /// other slot is intact.
+    pub fn is_torn(slot: &[u8]) -> bool {
+        let is_written = slot.iter().take(CHECKPOINT_HEAD_BYTES).any(|byte| *byte != 0);
+        is_written && Checkpoint::read_one(slot).is_none()
     }
 
-    /// The progress in the first [`DATA_START`] bytes of a file.
+    /// The current checkpoint in the first [`DATA_START`] bytes of a file.
     pub fn read(bytes: &[u8]) -> Option<Checkpoint> {
-        let places = bytes.chunks(CHECKPOINT_BYTES as usize).take(2);
-        places.filter_map(Checkpoint::read_one).max_by_key(|progress| progress.serial)
+        let slots = bytes.chunks(CHECKPOINT_BYTES as usize).take(2);
+        slots.filter_map(Checkpoint::read_one).max_by_key(|checkpoint| checkpoint.serial)
     }
 
-    /// Whether nothing but progress has ever been written to the first [`DATA_START`] bytes of a
-    /// file, if perhaps not whole.
+    /// Whether only checkpoints, possibly torn, were ever written to the first [`DATA_START`] bytes
+    /// of a file.
     fn may_be_torn(bytes: &[u8]) -> bool {
-        bytes.chunks(CHECKPOINT_BYTES as usize).all(|place| {
-            place.starts_with(&CHECKPOINT_MAGIC) || place.iter().all(|byte| *byte == 0)
-        })
+        bytes
+            .chunks(CHECKPOINT_BYTES as usize)
+            .all(|slot| slot.starts_with(&CHECKPOINT_MAGIC) || slot.iter().all(|byte| *byte == 0))
     }
 }
 
-/// The ranges of ones in a map of bits.
+/// The ranges of ones in a bit map.
 fn ranges_of_map(map: &[u8]) -> Vec<Range<u32>> {
     let mut ranges: Vec<Range<u32>> = Vec::new();
     for ordinal in (0..8 * map.len() as u32).filter(|n| map[*n as usize / 8] >> (n % 8) & 1 == 1) {

@@ -1,11 +1,11 @@
-//! Whether one core's spool can acknowledge requests, and why not: for the log, `/readyz`, metrics
-//! and refusals.
+//! Whether one core's spool can acknowledge requests, and if not, why: for the log, `/readyz`,
+//! metrics and refusals.
 //!
-//! The log has one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO
-//! when the spool works again. A state that alternates is logged at most every [`LOG_EVERY`].
+//! The log gets one ERROR when the state changes, a reminder every [`REMIND_EVERY`], and an INFO
+//! when the spool works again. A flapping state is logged at most every [`LOG_EVERY`].
 //!
 //! A disk that hangs returns no error, so operations in flight are watched: one that takes longer
-//! than [`STALL_AFTER`] marks the disk as stalled. Requests still wait for it then, up to
+//! than [`STALL_AFTER`] marks the disk as stalled. Requests still wait for a stalled disk, up to
 //! `ACK_TIMEOUT` and `SPOOL_PENDING`.
 
 use std::cell::{Cell, RefCell};
@@ -45,11 +45,13 @@ impl DiskError {
             libc::EFBIG => "raise the file size limit (ulimit -f, LimitFSIZE) above SPOOL_SEGMENT",
             libc::EROFS => "mount the file system of SPOOL_DIR for writing",
             libc::ENOENT | libc::ENOTDIR => {
-                "SPOOL_DIR or what is in it was removed: make SPOOL_DIR again, the rest follows within 5 s"
+                "SPOOL_DIR or something in it was removed: create SPOOL_DIR again; the server creates the rest within 5 s"
             }
-            libc::EMFILE => "raise the limit of open files (ulimit -n, LimitNOFILE)",
-            libc::ENFILE => "raise the system's limit of open files (fs.file-max)",
-            libc::EACCES | libc::EPERM => "give the server's user its rights on SPOOL_DIR",
+            libc::EMFILE => "raise the limit on open files (ulimit -n, LimitNOFILE)",
+            libc::ENFILE => "raise the system's limit on open files (fs.file-max)",
+            libc::EACCES | libc::EPERM => {
+                "give the server's user read and write access to SPOOL_DIR"
+            }
             _ => "check the disk of SPOOL_DIR; the kernel's log may log more",
         }
     }
@@ -61,7 +63,7 @@ impl fmt::Display for DiskError {
     }
 }
 
-/// Why the spool of the core with these `cells` cannot acknowledge now, for `/readyz`.
+/// Why the spool of the core with these `cells` cannot acknowledge requests now, for `/readyz`.
 pub fn not_ready(cells: &CoreCells) -> Option<String> {
     let stalled = cells.spool_stalled_s.value();
     if stalled > 0 {
@@ -84,7 +86,7 @@ pub fn not_ready(cells: &CoreCells) -> Option<String> {
 /// The health of one core's spool.
 pub(super) struct DiskHealth {
     cells: &'static CoreCells,
-    /// Where this core's segments lie.
+    /// Directory of this core's segments.
     dir: PathBuf,
     outage: RefCell<Option<Outage>>,
     stall: RefCell<Option<Outage>>,
@@ -93,7 +95,7 @@ pub(super) struct DiskHealth {
     /// Requests refused since the outage began.
     refused: Cell<u64>,
     last_logged: Cell<Option<Instant>>,
-    /// Tasks that wait for the disk to stall.
+    /// Tasks that wait until the disk stalls.
     waiters: Waiters,
 }
 
@@ -128,7 +130,7 @@ impl Drop for Operation<'_> {
 }
 
 impl DiskHealth {
-    /// The health of a spool that has no segment yet.
+    /// Creates the health of a spool that has no segment yet.
     pub(super) fn new(cells: &'static CoreCells, dir: PathBuf) -> DiskHealth {
         cells.spool_preparing.set(1);
         DiskHealth {
@@ -143,7 +145,7 @@ impl DiskHealth {
         }
     }
 
-    /// Notes that an operation begins; it ends when the result is dropped.
+    /// Records that an operation begins; it ends when the result is dropped.
     pub(super) fn begin(&self) -> Operation<'_> {
         let number = self.operations.borrow_mut().insert(rt::now());
         Operation { health: self, number }
@@ -170,15 +172,15 @@ impl DiskHealth {
         self.waiters.until(|| self.is_stalled()).await;
     }
 
-    /// Notes that the disk refused something at `path`.
+    /// Records that the disk refused an operation at `path`.
     pub(super) fn failed(&self, path: &Path, error: &io::Error) -> DiskError {
         let why = DiskError::of(error);
         self.cells.spool_errno.set(why.0 as u64);
         let remedy = why.remedy();
         self.begin_outage(OutageKind::Failing(why), || {
             format!(
-                "the spool cannot be written: {}: {error}; spooled requests get 503 until it can, \
-                 which is tried every SPOOL_CHECKPOINT: {remedy}",
+                "the spool cannot be written: {}: {error}; spooled requests get 503, and the disk is \
+                 tried again every SPOOL_CHECKPOINT: {remedy}",
                 path.display()
             )
         });
@@ -194,7 +196,7 @@ impl DiskHealth {
         self.begin_outage(OutageKind::Full, || {
             format!(
                 "the spool is full: {}: payloads that are not stored use up SPOOL_MAX; spooled \
-                 requests get 503 until the store has taken some: see to the store, or raise SPOOL_MAX",
+                 requests get 503 until the store has taken some: check the store, or raise SPOOL_MAX",
                 self.dir.display()
             )
         });
@@ -205,7 +207,7 @@ impl DiskHealth {
         if outage.as_ref().is_some_and(|known| known.kind == kind) {
             return;
         }
-        // A failure that turns into another is one outage.
+        // A failure that turns into another is still one outage.
         let before = outage.as_ref();
         let since = before.map_or_else(rt::now, |known| known.since);
         let is_known = before.is_some_and(|known| known.is_known);
@@ -235,13 +237,13 @@ impl DiskHealth {
         self.refused.set(self.refused.get() + 1);
     }
 
-    /// Notes that the disk takes writes again.
+    /// Records that the disk accepts writes again.
     pub(super) fn works(&self) {
         self.recovered("the spool can be written again");
         self.cells.spool_errno.set(0);
     }
 
-    /// Notes that there is room for the next request.
+    /// Records that there is room for the next request.
     pub(super) fn has_room(&self) {
         self.cells.spool_preparing.set(0);
         if self.cells.spool_full.value() != 0 && !self.is_failing() {
@@ -311,20 +313,20 @@ mod tests {
             (libc::EDQUOT, "quota", "quota"),
             (libc::EFBIG, "too large", "LimitFSIZE"),
             (libc::EROFS, "Read-only", "for writing"),
-            (libc::ENOENT, "No such file", "make SPOOL_DIR again"),
+            (libc::ENOENT, "No such file", "create SPOOL_DIR again"),
             (libc::EMFILE, "Too many open files", "LimitNOFILE"),
-            (libc::EACCES, "denied", "rights"),
+            (libc::EACCES, "denied", "access"),
             (libc::EIO, "error (os error 5)", "kernel's log"),
         ] {
             let logged = DiskError::of(&io::Error::from_raw_os_error(errno)).to_string();
             assert!(logged.contains(text) && logged.contains(remedy), "{logged}");
         }
         let other = DiskError::of(&io::Error::other("FAULTS=spool_sync"));
-        assert_eq!(other, DiskError(libc::EIO), "what has no errno is an I/O error");
+        assert_eq!(other, DiskError(libc::EIO), "an error without errno is an I/O error");
     }
 
     #[test]
-    fn a_state_is_said_once_and_reminded_of() {
+    fn a_state_is_logged_once_with_reminders() {
         let health = health();
         let now = Instant::now();
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_held_back_but_not_for_ever() {
+    fn a_flapping_state_is_logged_less_often() {
         let health = health();
         let error = io::Error::from_raw_os_error(libc::EIO);
         health.failed(Path::new("a"), &error);
@@ -353,11 +355,11 @@ mod tests {
         health.failed(Path::new("a"), &error);
         assert!(!logged(&health), "a moment after the first");
         health.look(Instant::now() + LOG_EVERY);
-        assert!(logged(&health), "it goes on, so it is logged");
+        assert!(logged(&health), "it continues, so it is logged");
     }
 
     #[test]
-    fn an_outage_that_changes_its_reason_has_one_end() {
+    fn an_outage_whose_reason_changes_ends_once() {
         let health = health();
         health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::EROFS));
         health.failed(Path::new("a"), &io::Error::from_raw_os_error(libc::ENOENT));

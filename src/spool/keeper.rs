@@ -1,5 +1,5 @@
-//! The keeper of one core's spool: writes down what has been settled, makes segments ahead of the
-//! writer, and retries a disk that failed.
+//! The keeper of one core's spool: writes checkpoints, creates segments ahead of the writer, and
+//! retries a failed disk.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::prepare::FIRST_BYTES;
 use super::segment::{CheckpointMode, Segment};
 use super::takeover::instances::{SEGMENT, remove, sync_dir};
 
-/// Why no empty segment could be made.
+/// Why no empty segment could be created.
 pub(super) enum NoSpare {
     /// `SPOOL_MAX` is used up.
     Full,
@@ -39,7 +39,7 @@ impl Spool {
             if due {
                 self.write_checkpoints().await;
                 if self.setup.takeover.is_used_up() {
-                    self.adopted.leave_unused();
+                    self.taken.leave_unused();
                 }
                 noted = rt::now();
                 self.check_names().await;
@@ -56,12 +56,12 @@ impl Spool {
         }
     }
 
-    /// Whether the next group has a segment.
+    /// Whether there is a segment for the next group.
     fn has_room(&self) -> bool {
         self.is_filling() || self.own.has_spare()
     }
 
-    /// Whether a segment takes groups.
+    /// Whether the current segment takes groups.
     fn is_filling(&self) -> bool {
         self.own.filling().is_some()
     }
@@ -71,7 +71,7 @@ impl Spool {
             Ok(()) => {}
             Err(NoSpare::Full) if self.is_filling() => {}
             Err(NoSpare::Full) => self.disk.health.full(),
-            // Not yet a failure: the segment that is being filled still has room.
+            // Not yet a failure: the current segment still has room.
             Err(NoSpare::Io(error)) if self.is_filling() => {
                 let dir = self.setup.dir.display();
                 let text = || format!("the spool has no room ahead: {dir}: {error}");
@@ -81,15 +81,15 @@ impl Spool {
         }
     }
 
-    /// Makes an empty segment unless there is one already.
+    /// Creates an empty segment unless there is one already.
     pub(super) async fn make_spare(&self) -> Result<(), NoSpare> {
         let _turn = self.own.making().acquire_permit(1).await.expect("never closed");
         if self.own.has_spare() {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
-        let adopted = self.setup.takeover.bytes() / self.setup.cores as u64;
-        let is_short = self.own_bytes() + bytes + adopted > self.setup.options.max;
+        let taken = self.setup.takeover.bytes() / self.setup.cores as u64;
+        let is_short = self.own_bytes() + bytes + taken > self.setup.options.max;
         self.own.set_short(is_short);
         if is_short {
             return Err(NoSpare::Full);
@@ -102,8 +102,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Makes a file of zeros and writes its first `prepared` bytes; its name is durable when this
-    /// returns.
+    /// Creates a file of zeros and writes its first `prepared` bytes; its directory entry is
+    /// durable when this returns.
     pub(super) async fn create_file(
         &self,
         path: &Path,
@@ -134,16 +134,16 @@ impl Spool {
         self.setup.cells.spool_disk_bytes.set(self.own_bytes());
     }
 
-    /// Notes segments in which every payload is settled as complete, and then reuses or removes
-    /// their files.
+    /// Writes the complete checkpoint of finished segments, and then reuses or removes their files.
     async fn finish_segments(&self) {
         loop {
-            let finished = self.own.finished().or_else(|| self.adopted.finished());
+            let finished = self.own.finished().or_else(|| self.taken.finished());
             let Some(segment) = finished else { break };
-            // Synced: a later process must not take groups of the next use for damage in this one.
+            // Synced: otherwise a later process could take groups of the next generation for
+            // corruption in this one.
             let noted = match () {
                 () if segment.is_foreign() => Ok(()),
-                () => segment.note(CheckpointMode::Complete).await.map(drop),
+                () => segment.write_checkpoint(CheckpointMode::Complete).await.map(drop),
             };
             let reusable = noted.is_ok() && segment.is_reusable();
             if let Err(error) = noted {
@@ -152,7 +152,7 @@ impl Spool {
             let left = segment.take_unstored();
             self.setup.cells.spool_bytes.sub(left);
             self.own.remove(&segment);
-            self.adopted.remove(&segment);
+            self.taken.remove(&segment);
             if !(reusable && self.own.keep_spare(&segment)) {
                 self.discard(&segment).await;
             }
@@ -163,28 +163,28 @@ impl Spool {
     pub(super) async fn discard(&self, segment: &Segment) {
         if let Err(error) = segment.discard().await {
             let path = segment.path().display();
-            tracing::warn!("{path} is finished, but could not be taken away: {error}");
+            tracing::warn!("{path} is finished, but could not be removed: {error}");
         }
     }
 
-    /// Writes down what has been settled, for the process that comes after a crash. Not synced:
-    /// payloads of which the note is lost are stored again under the same key.
+    /// Writes checkpoints for the process that takes over after a crash. Not synced: payloads whose
+    /// completion is lost are uploaded again under the same key.
     pub(super) async fn write_checkpoints(&self) {
         let mut segments = self.own.segments();
-        segments.extend(self.adopted.segments());
+        segments.extend(self.taken.segments());
         segments.retain(|segment| segment.is_dirty());
         for segment in segments {
-            if let Err(error) = segment.note(CheckpointMode::Unsynced).await {
+            if let Err(error) = segment.write_checkpoint(CheckpointMode::Unsynced).await {
                 self.fail(segment.path(), &error);
             }
         }
     }
 
-    /// Tries whether a disk that failed takes writes again.
+    /// Tests whether a failed disk takes writes again.
     async fn retry_disk(&self) {
         let works = match self.own.next_spare() {
             Some(spare) => match spare.check().await {
-                Ok(()) => spare.note(CheckpointMode::Complete).await.map(drop),
+                Ok(()) => spare.write_checkpoint(CheckpointMode::Complete).await.map(drop),
                 Err(error) => {
                     if spare.is_removed() {
                         self.own.remove_spare(&spare);
@@ -204,8 +204,8 @@ impl Spool {
         }
     }
 
-    /// Finishes the spool's own files at a stop: empty ones are removed, progress of the others is
-    /// written and synced.
+    /// Finishes the spool's own files at a stop: removes empty ones, writes and syncs the
+    /// checkpoints of the others.
     pub(super) async fn finish_files(&self) {
         self.end_journals().await;
         self.finish_segments().await;

@@ -1,5 +1,5 @@
-//! Reads one segment with plain blocking reads, in the memory of one group: for commands and for
-//! taking over. The segment belongs to a dead process, or to a live one that is only looked at.
+//! Reads one segment with plain blocking reads, in the memory of one commit group: for commands and
+//! for the takeover. The segment belongs to a dead process, or to a running one and is only listed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -16,27 +16,27 @@ use super::format::{
 use super::ordinals::OrdinalSet;
 use crate::queue::job::Stamp;
 
-/// A walk through a file.
+/// A scan of one file.
 pub struct SegmentFile {
     path: PathBuf,
     file: File,
     scan: SegmentScan,
-    /// What was read last; after a group was found, all of it.
+    /// The bytes that were read last; after a group was found, the whole group.
     bytes: Vec<u8>,
-    /// The progress that was found, and what was settled since.
-    progress: Checkpoint,
+    /// The checkpoint that was found, updated while groups are read.
+    checkpoint: Checkpoint,
     done: OrdinalSet,
-    /// Progress was written, but both pages are damaged.
+    /// A checkpoint was written, but neither slot is intact.
     checkpoint_lost: bool,
-    /// The number that the next payload has if nothing is missing.
+    /// Number of the next payload if nothing is missing.
     next_ordinal: u32,
-    /// Payloads before it that are neither there nor done.
+    /// Payloads before it that are neither in the file nor complete.
     missing: u64,
-    /// What the journals say is done, until the segment's id is known.
+    /// Completed members according to the journals; applied once the segment's id is known.
     batched: Option<Rc<CompletedMembers>>,
 }
 
-/// One payload in a group.
+/// One payload of a group.
 pub struct Spooled<'a> {
     /// Its number in the segment.
     pub ordinal: u32,
@@ -44,7 +44,7 @@ pub struct Spooled<'a> {
     /// The version of its request.
     pub version: Option<&'a str>,
     pub bytes: &'a [u8],
-    /// Stored or dead-lettered: it needs nothing more.
+    /// It is stored or dead-lettered.
     pub is_stored: bool,
 }
 
@@ -59,17 +59,17 @@ impl SegmentFile {
         let torn = bytes.chunks(CHECKPOINT_BYTES as usize).any(Checkpoint::is_torn);
         let scan = SegmentScan::new(file_bytes, &bytes);
         let checkpoint_lost = noted.is_none() && torn;
-        let mut progress = noted.unwrap_or_default();
+        let mut checkpoint = noted.unwrap_or_default();
         let mut done = OrdinalSet::default();
-        if !progress.complete {
-            progress.done.drain(..).for_each(|range| done.insert(range));
+        if !checkpoint.complete {
+            checkpoint.done.drain(..).for_each(|range| done.insert(range));
         }
         Ok(SegmentFile {
             path: path.to_owned(),
             file,
             scan,
             bytes,
-            progress,
+            checkpoint,
             done,
             checkpoint_lost,
             next_ordinal: 0,
@@ -78,7 +78,8 @@ impl SegmentFile {
         })
     }
 
-    /// Opens a segment whose members of batches are stored as the directory's journals say.
+    /// Opens a segment, taking the directory's journals into account: `batched` are their completed
+    /// members.
     pub fn open_with(path: &Path, batched: &Rc<CompletedMembers>) -> io::Result<SegmentFile> {
         Ok(SegmentFile { batched: Some(batched.clone()), ..SegmentFile::open(path)? })
     }
@@ -87,7 +88,7 @@ impl SegmentFile {
         &self.path
     }
 
-    /// Returns what comes next; nothing does after the end.
+    /// Returns the next result; do not call this again after the end.
     pub fn find_next(&mut self) -> io::Result<ScanStep> {
         loop {
             let wanted = self.scan.wants();
@@ -114,19 +115,19 @@ impl SegmentFile {
         let before = self.next_ordinal..head.first_ordinal;
         self.missing += before.filter(|ordinal| !self.done.contains(*ordinal)).count() as u64;
         self.next_ordinal = head.first_ordinal.saturating_add(group.payloads);
-        if self.progress.complete {
-            // A new use has begun, for which no progress was written yet.
-            let serial = self.progress.serial;
-            self.progress = Checkpoint { serial, ..Checkpoint::default() };
+        if self.checkpoint.complete {
+            // A new generation has begun, and has no checkpoint yet.
+            let serial = self.checkpoint.serial;
+            self.checkpoint = Checkpoint { serial, ..Checkpoint::default() };
         }
-        self.progress.id = head.label.id;
-        self.progress.groups = self.progress.groups.max(head.number + 1);
+        self.checkpoint.id = head.label.id;
+        self.checkpoint.groups = self.checkpoint.groups.max(head.number + 1);
     }
 
     /// Reads `group` again, which was found at offset `at`.
     ///
     /// # Errors
-    /// `InvalidData`: it is no longer there.
+    /// `InvalidData`: it is no longer intact.
     pub fn read_again(&mut self, at: u64, group: &CommitGroup) -> io::Result<()> {
         self.bytes.resize(group.head.group_bytes() as usize, 0);
         self.file.read_exact_at(&mut self.bytes, at)?;
@@ -134,7 +135,7 @@ impl SegmentFile {
         again.map(drop).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
-    /// The payloads of `group`, which was found last.
+    /// The payloads of `group`, which must be the last that was found.
     pub fn payloads(&self, group: &CommitGroup) -> impl Iterator<Item = Spooled<'_>> {
         let mut next = group.head.first_ordinal;
         group_requests(&group.head, &self.bytes).flat_map(move |record| {
@@ -151,56 +152,57 @@ impl SegmentFile {
         })
     }
 
-    /// All records of `group`, which was found last.
-    pub fn entries(&self, group: &CommitGroup) -> impl Iterator<Item = SpoolRecord<'_>> {
+    /// All records of `group`, which must be the last that was found.
+    pub fn records(&self, group: &CommitGroup) -> impl Iterator<Item = SpoolRecord<'_>> {
         group_records(&group.head, &self.bytes)
     }
 
-    /// The template of the keys of `group`, which was found last; `None`: the default.
+    /// The key template of `group`, which must be the last that was found; `None`: the default.
     pub fn keys(&self, group: &CommitGroup) -> Option<&str> {
         keys_of(&group.head, &self.bytes)
     }
 
-    /// The number of synced payloads that are gone, in what has been read.
+    /// Number of synced payloads found missing so far.
     pub fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// Whether it is unknown what had been stored.
+    /// Whether it is unknown which payloads are complete.
     pub fn checkpoint_is_lost(&self) -> bool {
         self.checkpoint_lost
     }
 
-    /// Whether it was ever used.
+    /// Whether it ever held a group.
     pub fn was_used(&self) -> bool {
-        self.progress.id > 0
+        self.checkpoint.id > 0
     }
 
-    /// Settles the payload with this number, which is stored.
-    pub fn settle(&mut self, ordinal: u32) {
+    /// Completes the payload with this number, which is stored.
+    pub fn complete(&mut self, ordinal: u32) {
         self.done.fill(ordinal..ordinal + 1);
     }
 
-    /// The id of its use, as far as has been read; 0 if it was never used.
+    /// The id of its generation as far as it is known; 0 if there is none.
     pub fn id(&self) -> u64 {
-        if self.progress.complete { 0 } else { self.progress.id }
+        if self.checkpoint.complete { 0 } else { self.checkpoint.id }
     }
 
-    /// Writes what has been settled, durably, for the next reader of the file.
+    /// Writes a durable checkpoint for the next reader of the file.
     pub fn write_checkpoints(&mut self) -> io::Result<()> {
-        self.progress.serial += 1;
-        self.progress.done = self.done.ranges().collect();
-        if !self.progress.fits() {
-            // As in the server: what was stored is stored again under the same keys.
+        self.checkpoint.serial += 1;
+        self.checkpoint.done = self.done.ranges().collect();
+        if !self.checkpoint.fits() {
+            // As in the server: without a checkpoint, stored payloads are uploaded again under the
+            // same keys.
             return Ok(());
         }
-        let mut buffer = vec![0; self.progress.bytes()];
-        self.progress.write(&mut buffer);
+        let mut buffer = vec![0; self.checkpoint.bytes()];
+        self.checkpoint.write(&mut buffer);
         let file = OpenOptions::new().write(true).open(&self.path)?;
-        // The latest progress may not be synced, and the one that is overwritten now would be
-        // missing.
+        // The latest checkpoint may not be synced. Without this sync a crash could lose both it and
+        // the older one, which is overwritten now.
         file.sync_data()?;
-        file.write_all_at(&buffer, self.progress.place())?;
+        file.write_all_at(&buffer, self.checkpoint.offset())?;
         file.sync_data()
     }
 }

@@ -1,21 +1,21 @@
-//! The set of a segment's payloads that are settled, by their numbers in it.
+//! A set of payload numbers of a segment: those that are complete.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of payload numbers, stored as ranges: at most as many as there are unsettled payloads
-/// below the highest, so few.
+/// A set of payload numbers, stored as ranges. There are at most as many ranges as incomplete
+/// payloads below the highest number, so few.
 #[derive(Debug, Default)]
 pub(super) struct OrdinalSet {
-    /// From start to end; no range is empty or touches another.
+    /// Start to end; no range is empty or touches another.
     ranges: BTreeMap<u32, u32>,
     pub(super) count: u64,
 }
 
 impl OrdinalSet {
-    /// Adds numbers that are not in it.
+    /// Adds numbers that are not in the set.
     pub(super) fn insert(&mut self, range: Range<u32>) {
-        debug_assert!(!self.contains(range.start), "settled twice");
+        debug_assert!(!self.contains(range.start), "completed twice");
         self.count += u64::from(range.end - range.start);
         let end = self.ranges.remove(&range.end).unwrap_or(range.end);
         match self.ranges.range_mut(..range.start).next_back() {
@@ -24,11 +24,12 @@ impl OrdinalSet {
         }
     }
 
-    /// Adds those of `range` that are not in it, and returns their number.
+    /// Adds the numbers of `range` that are not in the set, and returns how many were added.
     pub(super) fn fill(&mut self, range: Range<u32>) -> u64 {
         let before = self.count;
         let mut at = range.start;
-        // Gap by gap: a damaged segment may miss a million, and this runs on a core.
+        // Gap by gap, not number by number: a corrupt segment may miss a million, and this runs on
+        // a core.
         while at < range.end {
             at = match self.ranges.range(..=at).next_back() {
                 Some((_, end)) if at < *end => *end,

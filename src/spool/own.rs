@@ -1,5 +1,4 @@
-//! The files that one core's spool made itself: segments with payloads in them, and empty ones for
-//! later.
+//! The files that one core's spool created itself: segments with payloads, and empty spares.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,20 +10,20 @@ use crate::sync::Semaphore;
 use super::batches::CoreDir;
 use super::segment::Segment;
 
-/// Empty files kept for later; more go back to the file system.
+/// Empty files to keep; more are removed.
 const SPARES_MAX: usize = 2;
 
-/// What lies in the core's own directory, beside its journal.
+/// Files in the core's own directory, apart from its journal.
 pub(super) struct OwnFiles {
     dir: Rc<CoreDir>,
     /// Oldest first; the last one takes groups if it is not closed.
     segments: RefCell<VecDeque<Rc<Segment>>>,
     /// The last one is used next.
     spares: RefCell<Vec<Rc<Segment>>>,
-    /// Held while a file is made.
+    /// Held while a file is created.
     making: Semaphore,
     next_number: Cell<u64>,
-    /// There was no room for a segment in `SPOOL_MAX`.
+    /// `SPOOL_MAX` had no room for another segment.
     is_short: Cell<bool>,
 }
 
@@ -44,13 +43,12 @@ impl OwnFiles {
         &self.dir
     }
 
-    /// A number for the name of a file or the id of a use; it never repeats while this process
-    /// lives.
+    /// A number for a file name or a generation's id; it never repeats while this process lives.
     pub(super) fn take_number(&self) -> u64 {
         self.next_number.replace(self.next_number.get() + 1)
     }
 
-    /// Held while a file is made: one at a time.
+    /// Held while a file is created: one at a time.
     pub(super) fn making(&self) -> &Semaphore {
         &self.making
     }
@@ -68,7 +66,7 @@ impl OwnFiles {
         self.segments.borrow().len() + self.spares.borrow().len()
     }
 
-    /// Segments that have payloads, or had and are not finished yet, oldest first.
+    /// Segments that hold payloads or are not finished yet, oldest first.
     pub(super) fn segments(&self) -> Vec<Rc<Segment>> {
         self.segments.borrow().iter().cloned().collect()
     }
@@ -112,7 +110,7 @@ impl OwnFiles {
         self.spares.borrow_mut().push(spare);
     }
 
-    /// Keeps an empty segment for later; false when there are enough of them.
+    /// Keeps an empty segment as a spare. Returns false if there are enough spares.
     pub(super) fn keep_spare(&self, spare: &Rc<Segment>) -> bool {
         let mut spares = self.spares.borrow_mut();
         let keeps = spares.len() < SPARES_MAX;
@@ -122,7 +120,7 @@ impl OwnFiles {
         keeps
     }
 
-    /// Begins a new use of the next spare, which takes groups from now on.
+    /// Begins a new generation in the next spare, which takes groups from now on.
     pub(super) fn begin_spare(&self) -> Option<Rc<Segment>> {
         let segment = self.spares.borrow_mut().pop()?;
         segment.begin(self.take_number());

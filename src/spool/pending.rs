@@ -1,5 +1,5 @@
-//! Requests that wait for the disk, in the memory of `SPOOL_PENDING`, until the writer takes them
-//! into a commit group.
+//! Requests that wait for the disk, charged to `SPOOL_PENDING`, until the writer takes them into a
+//! commit group.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use crate::queue::job::Span;
 use crate::queue::job::Stamp;
 use crate::sync::Signal;
 
-/// The waiting line of one core's spool; first in, first out.
+/// The requests that wait for one core's spool; first in, first out.
 pub(super) struct PendingRequests {
     max: usize,
     budget: Rc<Budget>,
@@ -22,11 +22,11 @@ pub(super) struct PendingRequests {
     arrived: Signal,
 }
 
-/// A request in the line.
+/// A request that waits.
 pub(super) struct PendingRequest {
     pub(super) first: Stamp,
     pub(super) body: ChargedBytes,
-    /// The room that its payloads need in the ring, if they go there right after the sync.
+    /// Room that its payloads need in the queue, if they are queued right after the sync.
     pub(super) need: Need,
     pub(super) spans: Box<[Span]>,
     pub(super) payload_bytes: usize,
@@ -41,16 +41,16 @@ impl PendingRequest {
 }
 
 impl PendingRequests {
-    /// An empty line for requests of at most `max` bytes, which `gauge` shows.
+    /// Room for requests of up to `max` bytes in total; `gauge` shows the bytes in use.
     pub(super) fn new(max: usize, gauge: &'static Cell64) -> PendingRequests {
         let budget = Budget::new(max, gauge);
         PendingRequests { max, budget, waiting: RefCell::default(), arrived: Signal::default() }
     }
 
-    /// Charges a request to the line's budget and appends it.
+    /// Charges a request to the budget and appends it.
     ///
     /// # Errors
-    /// `SPOOL_PENDING` is used up; the request is not in the line.
+    /// `SPOOL_PENDING` is used up; the request was not added.
     pub(super) fn push(
         &self,
         first: Stamp,
@@ -60,7 +60,8 @@ impl PendingRequests {
     ) -> Result<Rc<Ticket>, SpoolError> {
         let version_bytes = version.map_or(0, str::len);
         let need = Need::of(spans.len(), body.retained() + version_bytes);
-        // The longest request must fit when nothing else waits.
+        // The largest request must fit when no other waits, so the charge for spans and version is
+        // capped.
         let room = self.max - body.retained();
         body.move_to(&self.budget, (size_of_val(spans) + version_bytes).min(room))?;
         let ticket = Rc::<Ticket>::default();
@@ -87,12 +88,12 @@ impl PendingRequests {
         self.arrived.wait().await;
     }
 
-    /// Wakes the writer, which then looks whether the spool is closed.
+    /// Wakes the writer, which then checks whether the spool is closed.
     pub(super) fn wake(&self) {
         self.arrived.raise();
     }
 
-    /// Takes the requests that share the next group, at least one if any waits.
+    /// Takes the requests for the next commit group, at least one if any waits.
     pub(super) fn next_group(&self) -> Vec<PendingRequest> {
         let mut waiting = self.waiting.borrow_mut();
         let mut bytes = HEAD_BYTES;

@@ -3,13 +3,13 @@
 //! 0.10 ms). Filling a whole segment first would delay the first request of a process.
 //!
 //! A new file has its full size and reads as zeros, and this is synced before its first group. Only
-//! the first [`FIRST_BYTES`] are really written. A task of its own writes the rest in steps of
-//! [`STEP_BYTES`], each with a sync. Nothing was ever written behind the prepared part in any use
-//! of the file, so after a crash it reads as empty.
+//! the first [`FIRST_BYTES`] are really written. A separate task writes the rest in steps of
+//! [`STEP_BYTES`], each with a sync. No generation of the file ever wrote beyond the prepared part,
+//! so after a crash that space reads as empty.
 //!
-//! Zeros never overwrite a group: a step is written only behind the prepared part, and the writer
+//! Zeros never overwrite a group: a step is written only after the prepared part, and the writer
 //! moves the end of that part forward before it writes beyond it ([`Segment::claim`]). The writer
-//! waits for one step at most, and then continues in unprepared space, with slower syncs.
+//! waits for at most one step, and then continues in unprepared space with slower syncs.
 
 use std::cell::Cell;
 use std::io;
@@ -27,11 +27,11 @@ use super::format::DATA_START;
 use super::health::LOOK_EVERY;
 use super::segment::Segment;
 
-/// Bytes of a new segment that are prepared before it is used: both progress pages and the first
+/// Bytes of a new segment that are prepared before it is used: both checkpoint slots and the first
 /// groups, in one write.
 pub(super) const FIRST_BYTES: u64 = if cfg!(test) { DATA_START } else { ZEROS_BYTES };
-/// Bytes prepared between two syncs. The writer may have to wait for one step, so it takes a disk
-/// only about as long as a few syncs.
+/// Bytes prepared between two syncs. The writer may have to wait for one step, so a step takes the
+/// disk only about as long as a few syncs.
 const STEP_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
 /// Bytes per write; the executor runs other tasks between two of them.
 const ZEROS_BYTES: u64 = 256 << 10;
@@ -42,12 +42,12 @@ pub(super) struct Zeros {
     pub(super) prepared: Cell<u64>,
     /// Held while a step of zeros is written.
     turn: Semaphore,
-    /// A step is being written. When nobody has the turn, its task was dropped.
+    /// A step is being written. If it is set while `turn` is free, the step's task was dropped.
     pub(super) in_flight: Cell<bool>,
 }
 
 impl Zeros {
-    /// The state of a file of which the first `prepared` bytes are written.
+    /// State of a file whose first `prepared` bytes are written.
     pub(super) fn new(prepared: u64) -> Zeros {
         let (turn, in_flight) = (Semaphore::new(1), Cell::new(false));
         Zeros { prepared: Cell::new(prepared), turn, in_flight }
@@ -55,12 +55,12 @@ impl Zeros {
 }
 
 impl Segment {
-    /// Whether all of it is prepared.
+    /// Whether all of the file is prepared.
     pub(super) fn is_prepared(&self) -> bool {
         self.zeros.prepared.get() >= self.bytes()
     }
 
-    /// Prepares the first `bytes` of a new file, which nobody else uses yet.
+    /// Prepares the first `bytes` of a new file, which no other task uses yet.
     pub(super) async fn prepare_first(&self, bytes: u64) -> io::Result<()> {
         let end = bytes.min(self.bytes());
         self.fill(0..end).await?;
@@ -76,8 +76,8 @@ impl Segment {
     /// segment, see [`Segment::claim`].
     pub(super) async fn prepare_step(&self) -> io::Result<()> {
         let prepared = self.prepare_next().await;
-        // Lets a writer that waits for this step go first. Otherwise the next step would: glommio's
-        // semaphore serves whoever asks first, not whoever has waited.
+        // Lets a writer that waits for this step go first. Without this the next step would win:
+        // glommio's semaphore serves the first to ask, not the longest waiting.
         yield_now().await;
         prepared
     }
@@ -87,7 +87,7 @@ impl Segment {
         let from = self.zeros.prepared.get();
         let end = (from + STEP_BYTES).min(self.bytes());
         if self.zeros.in_flight.replace(true) {
-            return Err(io::Error::other("zeros are in flight that nobody waits for"));
+            return Err(io::Error::other("the task that wrote these zeros was dropped"));
         }
         let prepared = async {
             self.fill(from..end).await?;
@@ -115,14 +115,15 @@ impl Segment {
     /// there. Waits for a step in flight if the prepared part ends before `end`.
     ///
     /// # Errors
-    /// A step was dropped while its zeros were in flight; nothing may be written here any longer.
+    /// A step was dropped while its zeros were in flight; nothing may be written to this segment
+    /// any longer.
     pub(super) async fn claim(&self, end: u64) -> io::Result<()> {
         if end <= self.zeros.prepared.get() {
             return Ok(());
         }
         let _turn = self.zeros.turn.acquire_permit(1).await.expect("never closed");
         if self.zeros.in_flight.get() {
-            return Err(io::Error::other("zeros are in flight that nobody waits for"));
+            return Err(io::Error::other("the task that wrote these zeros was dropped"));
         }
         self.zeros.prepared.set(self.zeros.prepared.get().max(end));
         Ok(())
@@ -139,7 +140,7 @@ impl Spool {
                 continue;
             };
             if let Err(error) = segment.prepare_step().await {
-                // Not yet a failure: the writer finds out itself whether it can write there.
+                // Not yet a failure: the writer finds out whether it can write there.
                 let path = segment.path().display();
                 let text = || format!("the spool cannot be prepared ahead: {path}: {error}");
                 self.log.borrow_mut().warn(text);

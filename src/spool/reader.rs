@@ -1,9 +1,10 @@
-//! The reader of one core's spool: brings payloads that are on disk only back to the ring, those
-//! that found it full and those of dead processes.
+//! The reader of one core's spool: queues payloads that are only on disk, because the queue was
+//! full or because their spool is orphaned.
 //!
-//! One task per core reads one group at a time, first in, first out, and alternates between the two
-//! sources while both have something. It waits for room like requests do, but gets at least half of
-//! the room that is freed ([`Admission::admit_reader`](crate::queue::admission::Admission)).
+//! One task per core reads one commit group at a time, first in, first out, and alternates between
+//! the two sources while both have payloads. It waits for room like requests do, but gets at least
+//! half of the room that is freed
+//! ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
 use std::cell::RefCell;
 use std::io;
@@ -35,20 +36,20 @@ use crate::sync::{Flag, Signal};
 
 /// Bytes per read, unless a group is longer.
 const READ_BYTES: u64 = 512 << 10;
-/// How often an idle reader looks for segments of dead processes.
+/// How often an idle reader looks for orphaned segments.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Payloads of one record that ask for room together; fewer if the ring is smaller.
+/// Payloads of one record that wait for room together; fewer if the queue is smaller.
 const CHUNK_PAYLOADS_MAX: usize = 1_000;
 
-/// Payloads of this core that found no room in the ring. From the first of them on, all later ones
-/// are on disk only, until the reader has caught up.
+/// Payloads of this core that did not fit into the queue. From the first of them on, all later ones
+/// are only on disk until the reader has caught up.
 #[derive(Default)]
 pub(super) struct Overflow {
     /// `None` while the reader has caught up.
     behind: RefCell<Option<OverflowPosition>>,
     /// Wakes the reader.
     overflowed: Signal,
-    /// A stop has begun: payloads that are on disk only stay there.
+    /// A stop has begun: payloads that are only on disk stay there.
     stopped: Flag,
 }
 
@@ -77,14 +78,14 @@ impl Overflow {
     }
 }
 
-/// Position of the first payload that is on disk only.
+/// Position of the first payload that is only on disk.
 #[derive(Clone)]
 pub(super) struct OverflowPosition {
     segment: Rc<Segment>,
     /// The group to read next.
     at: u64,
     number: u32,
-    /// The first payload that is not in the ring yet.
+    /// Number of the first payload that is not queued yet.
     ordinal: u32,
 }
 
@@ -103,8 +104,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Continues the walk `scan` through `segment`. Returns what it finds next and where its bytes
-    /// are.
+    /// Continues `scan` through `segment`. Returns its next result and the range of its bytes.
     pub(super) async fn next(
         &mut self,
         segment: &Segment,
@@ -134,16 +134,16 @@ impl Window {
     }
 }
 
-/// A dead process's segment that is being read back.
+/// An orphaned segment that is being read back.
 struct SegmentReplay {
     dir: Rc<CoreDir>,
     core: Arc<OrphanedCore>,
     segment: Rc<Segment>,
     scan: SegmentScan,
     window: Window,
-    /// What the keys of its payloads are made from.
+    /// Origin of its payloads' keys.
     origin: Option<Rc<Origin>>,
-    /// The number that the next payload has if nothing is missing.
+    /// Number of the next payload if nothing is missing.
     next_ordinal: u32,
 }
 
@@ -159,8 +159,8 @@ impl Spool {
                 replay = self.begin_replay(orphan).await;
             }
             if self.disk.health.is_failing() {
-                // Payloads that are read back could not leave the spool, and would take the room of
-                // payloads that are in memory only.
+                // Payloads that are read back could not be completed, and would take the room of
+                // payloads that are only in memory.
                 sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -176,7 +176,7 @@ impl Spool {
         }
     }
 
-    /// Queues one group of this core's own segments; whether there may be more.
+    /// Queues one group of this core's own segments. Returns whether there may be more.
     async fn step_own(&self, window: &mut Window) -> bool {
         let Some(behind) = self.overflow.behind.borrow().clone() else { return false };
         let OverflowPosition { segment, at, number, ordinal } = behind;
@@ -188,8 +188,8 @@ impl Spool {
             *window = Window::default();
             let next = if closed { self.after(id) } else { None };
             let more = next.is_some();
-            // There is no await since `end` was read, so groups synced from now on find the reader
-            // caught up.
+            // There was no await since `end` was read, so the writer sees that the reader has
+            // caught up before it syncs another group.
             self.overflow.behind.replace(next);
             self.setup.cells.spool_overflowing.set(more.into());
             return more;
@@ -217,14 +217,14 @@ impl Spool {
                 }
                 Ok((ScanStep::Damage(found), _)) => damage = Some(found),
                 Ok(_) => {
-                    let found = SegmentDamage { at: at..end, why: "its groups are not whole" };
+                    let found = SegmentDamage { at: at..end, why: "its groups are not intact" };
                     self.record_loss(&segment, ordinal..payloads, &found);
                     let behind = OverflowPosition { segment, at: end, number, ordinal: payloads };
                     self.overflow.behind.replace(Some(behind));
                     return true;
                 }
                 Err(error) => {
-                    // Retried: nothing is lost as long as the file is there.
+                    // Retried: nothing is lost as long as the file exists.
                     self.fail(segment.path(), &error);
                     sleep(LOOK_EVERY).await;
                     return true;
@@ -233,18 +233,18 @@ impl Spool {
         }
     }
 
-    /// The start of the segment that follows the one with `id`.
+    /// The start of the segment after the one with `id`.
     fn after(&self, id: u64) -> Option<OverflowPosition> {
         let segment = self.own.after(id)?;
         Some(OverflowPosition { segment, at: DATA_START, number: 0, ordinal: 0 })
     }
 
-    /// Reports payloads that were synced and can no longer be read, and settles them.
+    /// Reports synced payloads that can no longer be read, and completes them.
     fn record_loss(&self, segment: &Segment, ordinals: Range<u32>, damage: &SegmentDamage) {
         let lost = segment.complete_missing(ordinals);
         let file = segment.path().display();
         tracing::error!(lost, "payloads lost: {file} is {damage}");
-        segment.note_damage();
+        segment.mark_damaged();
         self.setup.cells.payloads_lost.add(lost);
         match segment.is_orphaned() {
             true => self.setup.cells.payloads_taken_over.add(lost),
@@ -255,15 +255,15 @@ impl Spool {
     async fn begin_replay(&self, orphan: OrphanedSegment) -> Option<SegmentReplay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
-            // An empty file: its process died while making it.
+            // An empty file: its process died while creating it.
             let empty = orphan.bytes == 0;
             if !empty {
-                tracing::error!("{} is no spool segment", path.display());
+                tracing::error!("{} is not a spool segment", path.display());
             }
             let finish = move || {
                 let gone = if empty { instances::remove(&path) } else { move_to_quarantine(&path) };
                 if let Err(error) = gone {
-                    tracing::warn!("{} could not be taken away: {error}", path.display());
+                    tracing::warn!("{} could not be removed: {error}", path.display());
                 }
                 orphan.finished();
                 Ok(())
@@ -276,15 +276,15 @@ impl Spool {
             let segment = Segment::adopt(orphan, self.disk.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
             let scan = SegmentScan::new(segment.bytes(), &head);
-            let progress = Checkpoint::read(&head);
-            segment.resume(progress);
+            let checkpoint = Checkpoint::read(&head);
+            segment.resume(checkpoint);
             io::Result::Ok((Rc::new(segment), scan))
         };
         match opened.await {
             Ok((segment, scan)) => {
-                self.adopted.add(segment.clone());
+                self.taken.add(segment.clone());
                 let window = Window::default();
-                let dir = self.adopted.dir_of(&core);
+                let dir = self.taken.dir_of(&core);
                 Some(SegmentReplay {
                     dir,
                     core,
@@ -297,15 +297,13 @@ impl Spool {
             }
             Err(error) => {
                 let path = path.display();
-                tracing::error!(
-                    "{path} of the spool is left where it is, it cannot be read: {error}"
-                );
+                tracing::error!("{path} of the spool cannot be read and is left in place: {error}");
                 None
             }
         }
     }
 
-    /// Queues one group of a dead process; whether there may be more.
+    /// Queues one group of an orphaned segment. Returns whether there may be more.
     async fn step_replay(&self, replay: &mut SegmentReplay) -> bool {
         let SegmentReplay { dir, core, segment, scan, window, origin, next_ordinal } = replay;
         let file = segment.path().display().to_string();
@@ -313,7 +311,8 @@ impl Spool {
             Ok((ScanStep::Group(_, group), range)) => {
                 let head = &group.head;
                 if origin.is_none() {
-                    // By now all batches of this directory are done, so their members are settled.
+                    // Segments are offered only once all batches of their directory are done, so
+                    // all members are complete.
                     core.members
                         .of_segment(head.label.id)
                         .for_each(|run| segment.complete_run(run));
@@ -334,8 +333,8 @@ impl Spool {
                 self.enqueue_group((dir, segment), &group, bytes, Some(origin), done).await
             }
             Ok((ScanStep::Damage(damage), _)) => {
-                tracing::error!("{file} is {damage}; the rest of it is read");
-                segment.note_damage();
+                tracing::error!("{file} is {damage}; the rest of it is replayed");
+                segment.mark_damaged();
                 true
             }
             Ok((ScanStep::End(end), _)) => {
@@ -343,11 +342,11 @@ impl Spool {
                 false
             }
             Ok((ScanStep::NeedBytes, _)) => {
-                unreachable!("a window goes on until something is found")
+                unreachable!("ReadWindow::next continues until there is a result")
             }
             Err(error) => {
                 tracing::error!(
-                    "{file} of the spool cannot be read, tried again at the next start: {error}"
+                    "{file} of the spool cannot be read, retried at the next start: {error}"
                 );
                 false
             }
@@ -359,27 +358,27 @@ impl Spool {
         match end {
             SegmentEnd::Clean => {}
             SegmentEnd::Torn { at, why } => tracing::info!(
-                "{file} ends at byte {at} in a group that was never acknowledged ({why}): cut"
+                "{file} has a torn tail at byte {at}, which was never acknowledged ({why}): truncated"
             ),
             SegmentEnd::Lost { at, why } => {
                 tracing::error!("{file} is damaged from byte {at} on, where payloads were: {why}");
             }
-            SegmentEnd::Foreign => tracing::error!("{file} is no spool segment"),
+            SegmentEnd::Foreign => tracing::error!("{file} is not a spool segment"),
             SegmentEnd::Version(version) => tracing::error!(
-                "{file} was written by another version (format {version}): start that one to empty it"
+                "{file} was written by another version (format {version}): start that version to empty it"
             ),
             SegmentEnd::Truncated { bytes, of } => {
-                tracing::error!("{file} is cut short: {bytes} bytes of {of}");
+                tracing::error!("{file} is truncated: {bytes} of {of} bytes");
             }
         }
         if !matches!(end, SegmentEnd::Clean | SegmentEnd::Torn { .. }) {
-            segment.note_damage();
+            segment.mark_damaged();
         }
         segment.close_orphaned(payloads);
     }
 
-    /// Queues the payloads of a group except those that `skip` names, waiting for room; false once
-    /// the ring has closed.
+    /// Queues the payloads of a group except those for which `skip` is true, waiting for room.
+    /// Returns false once the queue has closed.
     async fn enqueue_group(
         &self,
         (dir, segment): (&Rc<CoreDir>, &Rc<Segment>),

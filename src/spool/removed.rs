@@ -1,13 +1,12 @@
-//! Detects files of the spool that are removed or renamed while the server runs. Such a file still
-//! takes writes and can be read, but its contents are gone when this process ends.
+//! Detects spool files that are removed or renamed while the server runs. Such a file can still be
+//! written and read, but its contents are lost when this process ends.
 //!
-//! So a file's name is checked before a group in it is acknowledged, unless it was checked within
-//! the last [`CHECK_EVERY`]; the keeper also checks the file that takes the next group every
-//! `SPOOL_CHECKPOINT`. A removed file gets no more groups. Payloads in it are uploaded like all
+//! So a file's name is checked before a commit group in it is acknowledged, unless it was checked
+//! within the last [`CHECK_EVERY`]. The keeper also checks the file for the next group every
+//! `SPOOL_CHECKPOINT`. A removed file gets no further groups. Its payloads are uploaded like all
 //! others. At a stop, those still in memory are treated like payloads that were only queued; those
-//! on disk only are lost, logged and counted. The directory itself is made again by the control
-//! thread, which looks every 5 seconds
-//! ([`Home::restore`](super::takeover::instances::Home::restore)).
+//! only on disk are lost, logged and counted. The control thread recreates the directory; it checks
+//! every 5 seconds ([`Home::restore`](super::takeover::instances::Home::restore)).
 
 use std::cell::Cell;
 use std::fs;
@@ -21,11 +20,11 @@ use super::{Members, Spool};
 use crate::queue::job::Job;
 use crate::rt;
 
-/// How long a check of a file's name counts: a group that is written to a removed file survives no
-/// crash.
+/// How long a check of a file's name is valid. It is short because a group in a removed file does
+/// not survive a crash.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// Identifies a file, whatever its name is now.
+/// Identifies a file independently of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,
@@ -38,29 +37,30 @@ impl FileId {
     }
 }
 
-/// What is known about a file's name.
+/// State of the checks of a file's name.
 pub(super) struct NameCheck {
-    /// The file that the name led to when it was made or opened.
+    /// The file that the name referred to when it was created or opened.
     identity: FileId,
-    /// When the name was last seen to lead to it.
+    /// When the name was last seen to refer to it.
     checked: Cell<Instant>,
-    /// The name no longer leads to it.
+    /// The name no longer refers to it.
     gone: Cell<bool>,
 }
 
 impl NameCheck {
-    /// The name of a file that was made or opened just now.
+    /// The name of a file that was created or opened just now.
     pub(super) fn new(identity: FileId) -> NameCheck {
         NameCheck { identity, checked: Cell::new(rt::now()), gone: Cell::new(false) }
     }
 }
 
 impl Segment {
-    /// Checks that the name still leads to this file, unless it was checked a moment ago.
+    /// Checks that the name still refers to this file, unless that was checked within
+    /// [`CHECK_EVERY`].
     ///
     /// # Errors
-    /// `ENOENT`: the file was removed or renamed, and what is written to it survives no crash. Any
-    /// other: the disk did not answer the question.
+    /// `ENOENT`: the file was removed or renamed, so what is written to it does not survive a
+    /// crash. Any other error: the check itself failed.
     pub async fn check(&self) -> io::Result<()> {
         if !self.name.gone.get() && rt::since(self.name.checked.get()) < CHECK_EVERY {
             return Ok(());
@@ -84,8 +84,7 @@ impl Segment {
         Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
 
-    /// Whether the file was removed, or something else has its name: what is in it is lost when
-    /// this process ends.
+    /// Whether the file was removed or replaced: its contents are lost when this process ends.
     pub fn is_removed(&self) -> bool {
         self.name.gone.get()
     }
@@ -93,7 +92,7 @@ impl Segment {
 
 impl Spool {
     /// Releases payloads whose files were removed. Those in `rest` and the `members` of batches are
-    /// in memory and can be kept; those that were on disk only are lost.
+    /// in memory and can be spooled again; those only on disk are lost.
     pub(super) async fn release_removed(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
             if let Some(record) = job.record.take() {
@@ -103,7 +102,7 @@ impl Spool {
         for members in members {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
-            members.settle().await;
+            members.complete().await;
         }
         for segment in self.own.segments().iter().filter(|segment| segment.is_removed()) {
             let lost = segment.incomplete();
@@ -111,7 +110,7 @@ impl Spool {
                 let path = segment.path().display();
                 tracing::error!(
                     lost,
-                    "payloads lost: {path} was removed while they were on disk only"
+                    "payloads lost: {path} was removed while they were only on disk"
                 );
                 segment.complete_missing(0..segment.payloads());
                 self.setup.cells.payloads_lost.add(lost);
@@ -120,8 +119,8 @@ impl Spool {
         }
     }
 
-    /// Checks the names of all segments before a stop relies on what is in them, and drops spares
-    /// that are gone.
+    /// Checks the names of all segments before a stop relies on their contents, and drops removed
+    /// spares.
     pub async fn check_all(&self) {
         for segment in self.own.segments().into_iter().chain(self.own.spares()) {
             // Any other error says nothing about the name.

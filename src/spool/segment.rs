@@ -1,8 +1,8 @@
-//! One file of the spool: which payloads are in it, and which of them are settled.
+//! One file of the spool: which payloads it holds, and which of them are complete.
 //!
-//! A segment of this core is filled group by group, emptied by the workers, and reused under a new
-//! id. A segment of a dead process is only emptied. In both cases every payload is settled once, by
-//! its number in the segment, and what is settled is written to the file from time to time.
+//! A segment of this core is filled group by group, emptied by the workers, and reused as a new
+//! generation. An orphaned segment is only emptied. In both cases every payload is completed once,
+//! by its number in the segment, and a checkpoint in the file regularly records which are complete.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -31,23 +31,23 @@ use crate::sync::Semaphore;
 /// An open file of the spool.
 pub struct Segment {
     file: DmaFile,
-    /// The same file on this core's own io_uring, for groups.
+    /// The same file on this core's own io_uring, for commit groups.
     durable: File,
     path: PathBuf,
     bytes: u64,
     pub(super) generation: RefCell<Generation>,
-    /// Held while progress is written: two at a time would write over each other.
+    /// Held while a checkpoint is written: two at a time would overwrite each other.
     noting: Semaphore,
     pub(super) disk: Rc<SpoolDisk>,
     pub(super) zeros: Zeros,
     pub(super) name: NameCheck,
-    /// Groups are missing: the file goes to the quarantine when it is finished.
+    /// It is corrupt: its file moves to the quarantine when it is finished.
     damaged: Cell<bool>,
-    /// Held until this segment is finished; `None` for one of this core's own.
+    /// Held until this segment is finished; `None` for this core's own segments.
     orphan: RefCell<Option<OrphanedSegment>>,
 }
 
-/// Payloads of one group.
+/// Totals of one commit group's payloads.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Payloads {
     pub count: u32,
@@ -55,39 +55,39 @@ pub struct Payloads {
     pub bytes: u64,
 }
 
-/// The state of the current use of a segment.
+/// State of a segment's current generation.
 pub struct Generation {
     pub id: u64,
-    /// End of the synced groups; the next one goes here.
+    /// End of the synced groups; the next group is written here.
     pub end: u64,
     pub groups: u32,
     /// Payloads in those groups.
     pub payloads: u32,
-    /// Bytes of payloads in it that are neither stored, nor dead-lettered, nor members of a batch
-    /// that is done.
+    /// Bytes of its payloads that are neither stored, nor dead-lettered, nor members of a batch
+    /// with DONE.
     pub unstored_bytes: u64,
-    /// No more groups will come.
+    /// It takes no further groups.
     pub closed: bool,
-    /// The number of the group that failed; none follows it.
+    /// Number of the group that failed; no group follows it.
     groups_end: Option<u32>,
     done: OrdinalSet,
-    /// Serial number of the progress that was written last.
+    /// Serial number of the last checkpoint.
     serial: u64,
-    /// That progress is synced.
+    /// The last checkpoint is synced.
     is_synced: bool,
-    /// It is noted durably that every payload in it is settled.
+    /// A synced checkpoint says that every payload is complete.
     is_complete: bool,
-    /// Something was settled since then.
+    /// Payloads were completed since the last checkpoint.
     dirty: bool,
 }
 
-/// How progress is written.
+/// How a checkpoint is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointMode {
-    /// Not synced: payloads of which the note is lost are stored again under the same key.
+    /// Not synced: payloads whose completion is lost are uploaded again under the same key.
     Unsynced,
     Synced,
-    /// Synced, and says that everything is settled.
+    /// Synced, and says that every payload is complete.
     Complete,
 }
 
@@ -113,10 +113,10 @@ impl Generation {
         self.closed && self.done.count == u64::from(self.payloads)
     }
 
-    fn progress(&self, complete: bool) -> Checkpoint {
+    fn checkpoint(&self, complete: bool) -> Checkpoint {
         Checkpoint {
             id: self.id,
-            // On the other page, or over the one that is not synced.
+            // Goes to the other slot, or overwrites the checkpoint that is not synced.
             serial: self.serial + if self.is_synced { 1 } else { 2 },
             complete,
             groups: self.groups,
@@ -127,8 +127,8 @@ impl Generation {
 }
 
 impl Segment {
-    /// Makes a file of `bytes` that reads as zeros, and writes its first `prepared` bytes. Its name
-    /// is not durable yet.
+    /// Creates a file of `bytes` that reads as zeros, and writes its first `prepared` bytes. Its
+    /// directory entry is not durable yet.
     pub async fn create(
         path: &Path,
         bytes: u64,
@@ -150,7 +150,7 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens a file that a dead process left at `path`.
+    /// Opens the orphaned file at `path`.
     pub async fn open(path: PathBuf, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
         let file = dma_open(&path, &disk).await?;
         let bytes = file.file_size().await.map_err(os_error)?;
@@ -161,11 +161,11 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens a file that a dead process left, to be emptied and removed.
+    /// Opens an orphaned file, to be emptied and removed.
     pub async fn adopt(orphan: OrphanedSegment, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
         let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
-        // Sync what the dead process may not have synced, before we rely on it.
+        // The dead process may not have synced everything that is read from here on.
         segment.sync().await?;
         Ok(segment)
     }
@@ -211,7 +211,7 @@ impl Segment {
         self.file.alloc_dma_buffer(bytes)
     }
 
-    /// Writes all of `buffer`, which is not durable yet.
+    /// Writes all of `buffer`; not durable without a sync.
     pub async fn write(&self, buffer: DmaBuffer, at: u64) -> io::Result<u64> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
@@ -227,9 +227,9 @@ impl Segment {
     }
 
     /// Writes all of `buffer` and syncs, one such write at a time. A single write with `O_DSYNC` is
-    /// not used: where the disk cannot do that itself, it completes on a kernel thread of whichever
-    /// core the interrupt came to, and behind a busy process there each one took a scheduler tick,
-    /// 4 ms.
+    /// not used: if the disk cannot do that itself, the write completes on a kernel thread of the
+    /// core that gets the interrupt. Behind a busy process there, each one took a scheduler tick, 4
+    /// ms.
     pub async fn write_synced(&self, buffer: DmaBuffer, at: u64) -> io::Result<()> {
         #[cfg(test)]
         let noted = super::power::write_begins(&self.path, at, buffer.as_bytes());
@@ -257,9 +257,9 @@ impl Segment {
         Ok(())
     }
 
-    /// Finds out why the disk took only part of a group that was to end at `end`, by writing the
-    /// last block alone: the disk is full, or a limit lies in between. Nothing is or will be
-    /// acknowledged there.
+    /// Finds out why the disk took only part of a group that should end at `end`, by writing just
+    /// the last block: the disk is full, or a size limit lies in between. Overwriting the block is
+    /// safe, because no group there is ever acknowledged.
     async fn reason_of_short_write(&self, end: u64, error: io::Error) -> io::Error {
         let path = self.path.clone();
         let ask = move || {
@@ -284,7 +284,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads the part of `range`, whole blocks, that is in the file.
+    /// Reads the part of `range`, in whole blocks, that is in the file.
     pub async fn read(&self, range: Range<u64>) -> io::Result<ReadResult> {
         debug_assert!(range.start.is_multiple_of(BLOCK));
         let (_wait, _operation) = (rt::foreign_wait(), self.disk.health.begin());
@@ -292,59 +292,60 @@ impl Segment {
         self.file.read_at_aligned(range.start, bytes).await.map_err(os_error)
     }
 
-    /// Begins a new use; what was in it before is complete.
+    /// Begins a new generation; everything in the previous one is complete.
     pub fn begin(&self, id: u64) {
         let serial = self.generation.borrow().serial;
         self.generation.replace(Generation::new(id, serial));
     }
 
-    /// Continues from the progress that was found in an adopted file.
-    pub fn resume(&self, progress: Option<Checkpoint>) {
+    /// Continues from the checkpoint of an orphaned file.
+    pub fn resume(&self, checkpoint: Option<Checkpoint>) {
         let mut generation = self.generation.borrow_mut();
-        let Some(progress) = progress else { return };
-        generation.serial = progress.serial;
-        // Also of a complete use: progress noted for a lower id would bring its groups back.
-        generation.id = progress.id;
-        if !progress.complete {
-            generation.groups = progress.groups;
-            generation.groups_end = progress.groups_end;
-            progress.done.into_iter().for_each(|range| generation.done.insert(range));
+        let Some(checkpoint) = checkpoint else { return };
+        generation.serial = checkpoint.serial;
+        // Also of a complete generation: a checkpoint with a lower id would make its groups valid
+        // again.
+        generation.id = checkpoint.id;
+        if !checkpoint.complete {
+            generation.groups = checkpoint.groups;
+            generation.groups_end = checkpoint.groups_end;
+            checkpoint.done.into_iter().for_each(|range| generation.done.insert(range));
         }
     }
 
-    /// The id of its current use.
+    /// The id of its current generation.
     pub fn id(&self) -> u64 {
         self.generation.borrow().id
     }
 
-    /// Payloads in it, settled or not.
+    /// Number of its payloads, complete or not.
     pub fn payloads(&self) -> u32 {
         self.generation.borrow().payloads
     }
 
-    /// No more groups will come.
+    /// It takes no further groups.
     pub fn is_closed(&self) -> bool {
         self.generation.borrow().closed
     }
 
-    /// Nothing in it needs anything more, and nothing more will come.
+    /// It is closed and all its payloads are complete.
     pub fn is_finished(&self) -> bool {
         self.generation.borrow().is_finished()
     }
 
-    /// The payload with this number needs nothing more.
+    /// Whether the payload with this number is complete.
     pub fn is_done(&self, ordinal: u32) -> bool {
         self.generation.borrow().done.contains(ordinal)
     }
 
-    /// In an adopted file a group with this head was found.
+    /// Records that the reader found a group with this head in an orphaned file.
     pub fn found_group(&self, head: &GroupHead) {
         let mut generation = self.generation.borrow_mut();
         generation.id = head.label.id;
         generation.groups = generation.groups.max(head.number + 1);
     }
 
-    /// Whether it takes groups, as long as they fit.
+    /// Whether it takes groups as long as they fit.
     pub fn is_filling(&self) -> bool {
         !self.generation.borrow().closed && !self.is_removed()
     }
@@ -355,7 +356,7 @@ impl Segment {
         !generation.closed && generation.end + bytes <= self.bytes
     }
 
-    /// Notes a synced group that takes `bytes` and holds `payloads`.
+    /// Records a synced group that takes `bytes` and holds `payloads`.
     pub fn extend(&self, bytes: u64, payloads: Payloads) {
         let mut generation = self.generation.borrow_mut();
         generation.end += bytes;
@@ -364,31 +365,31 @@ impl Segment {
         generation.unstored_bytes += payloads.bytes;
     }
 
-    /// Notes that payloads of `bytes` of an adopted segment are queued.
+    /// Adds `bytes` of an orphaned segment's payloads, which are queued now.
     pub fn add_unstored(&self, bytes: u64) {
         self.generation.borrow_mut().unstored_bytes += bytes;
     }
 
-    /// Counts payloads of an adopted segment that are queued, for the log.
+    /// Counts queued payloads of an orphaned segment, for the log.
     pub fn count_replayed(&self, payloads: u64, bytes: u64) {
         if let Some(orphan) = &*self.orphan.borrow() {
             orphan.core.replayed.add(payloads, bytes);
         }
     }
 
-    /// Notes that payloads of `bytes` are about to be settled.
+    /// Subtracts `bytes` of payloads that are about to be completed.
     pub fn sub_unstored(&self, bytes: u64) {
         let mut generation = self.generation.borrow_mut();
         let left = generation.unstored_bytes.checked_sub(bytes);
         generation.unstored_bytes = left.expect("they were added");
     }
 
-    /// Takes the bytes of unstored payloads out of a finished segment: those that damage took.
+    /// Takes the remaining unstored bytes of a finished segment: payloads lost to corruption.
     pub fn take_unstored(&self) -> u64 {
         std::mem::take(&mut self.generation.borrow_mut().unstored_bytes)
     }
 
-    /// Takes no more groups. `failed`: the last group failed, and was never acknowledged.
+    /// Ends it: no further groups. `failed`: the last group failed and was never acknowledged.
     pub fn close(&self, failed: bool) {
         let mut generation = self.generation.borrow_mut();
         generation.closed = true;
@@ -401,13 +402,13 @@ impl Segment {
         }
     }
 
-    /// Notes that damage in it was reported; the file must not be reused.
-    pub fn note_damage(&self) {
+    /// Records that corruption in it was reported; the file must not be reused.
+    pub fn mark_damaged(&self) {
         self.damaged.set(true);
     }
 
-    /// Whether it holds nothing of ours, or nothing that this version reads. It is left as it is
-    /// for its owner.
+    /// Whether it holds nothing that this version can read. Such a file stays unchanged for its
+    /// owner.
     pub fn is_foreign(&self) -> bool {
         self.damaged.get() && self.generation.borrow().payloads == 0
     }
@@ -420,7 +421,7 @@ impl Segment {
     }
 
     /// Removes the file of a finished segment that is not reused, or moves it to the quarantine if
-    /// it is damaged.
+    /// it is corrupt.
     pub async fn discard(&self) -> io::Result<()> {
         if self.damaged.get() {
             let from = self.path.clone();
@@ -439,18 +440,17 @@ impl Segment {
         Ok(())
     }
 
-    /// Whether a dead process made it.
+    /// Whether it comes from an orphaned spool.
     pub fn is_orphaned(&self) -> bool {
         self.orphan.borrow().is_some()
     }
 
-    /// Whether it lies in this directory of a dead process.
+    /// Whether it comes from this orphaned core directory.
     pub fn is_orphaned_from(&self, dir: &CoreDir) -> bool {
         self.orphan.borrow().as_ref().is_some_and(|orphan| dir.is_of(&orphan.core))
     }
 
-    /// Notes that all of an adopted segment has been read: it has `payloads` payloads, as far as
-    /// can be told.
+    /// Ends an orphaned segment after all of it was read: `payloads` is the number that was found.
     pub fn close_orphaned(&self, payloads: u32) {
         let mut generation = self.generation.borrow_mut();
         let done_end = generation.done.ranges().last().map_or(0, |range| range.end);
@@ -461,70 +461,71 @@ impl Segment {
         self.close(false);
     }
 
-    /// Settles payloads that are gone. Returns how many of them were not settled before.
+    /// Completes lost payloads. Returns how many of them were not complete before.
     pub fn complete_missing(&self, ordinals: Range<u32>) -> u64 {
         self.complete_with(|done| done.fill(ordinals))
     }
 
-    /// Settles one payload of `bytes`, which is stored or dead-lettered.
-    pub fn settle(&self, ordinal: u32, bytes: u64) {
+    /// Completes one payload of `bytes`, which is stored or dead-lettered.
+    pub fn complete(&self, ordinal: u32, bytes: u64) {
         self.sub_unstored(bytes);
         self.complete_with(|done| done.insert(ordinal..ordinal + 1));
     }
 
-    /// The number of payloads in it that are not settled.
+    /// Number of payloads that are not complete.
     pub fn incomplete(&self) -> u64 {
         let generation = self.generation.borrow();
         u64::from(generation.payloads) - generation.done.count
     }
 
-    /// Settles those of `ordinals` that are not settled yet.
+    /// Completes those of `ordinals` that are not complete yet.
     pub fn complete_run(&self, ordinals: Range<u32>) {
         self.complete_with(|done| done.fill(ordinals));
     }
 
-    fn complete_with<T>(&self, settle: impl FnOnce(&mut OrdinalSet) -> T) -> T {
+    fn complete_with<T>(&self, complete: impl FnOnce(&mut OrdinalSet) -> T) -> T {
         let mut generation = self.generation.borrow_mut();
         generation.dirty = true;
-        let settled = settle(&mut generation.done);
+        let completed = complete(&mut generation.done);
         if generation.is_finished() {
             self.disk.keeper.raise();
         }
-        settled
+        completed
     }
 
     pub fn is_dirty(&self) -> bool {
         self.generation.borrow().dirty
     }
 
-    /// Writes what has been settled up to now. Returns false if there is too much of it to fit.
-    pub async fn note(&self, how: CheckpointMode) -> io::Result<bool> {
+    /// Writes which payloads are complete now. Returns false and writes nothing if that does not
+    /// fit.
+    pub async fn write_checkpoint(&self, mode: CheckpointMode) -> io::Result<bool> {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
-        let progress = {
+        let checkpoint = {
             let mut generation = self.generation.borrow_mut();
-            if generation.is_complete && how != CheckpointMode::Complete {
+            if generation.is_complete && mode != CheckpointMode::Complete {
                 return Ok(true);
             }
             generation.dirty = false;
-            let progress = generation.progress(how == CheckpointMode::Complete);
-            if !progress.fits() {
+            let checkpoint = generation.checkpoint(mode == CheckpointMode::Complete);
+            if !checkpoint.fits() {
                 return Ok(false);
             }
-            generation.serial = progress.serial;
+            generation.serial = checkpoint.serial;
             generation.is_synced = false;
-            progress
+            checkpoint
         };
-        let mut buffer = self.buffer(progress.bytes());
-        progress.write(buffer.as_bytes_mut());
-        let noted = match self.write(buffer, progress.place()).await {
-            Ok(_) if how == CheckpointMode::Unsynced => return Ok(true),
+        let mut buffer = self.buffer(checkpoint.bytes());
+        checkpoint.write(buffer.as_bytes_mut());
+        let noted = match self.write(buffer, checkpoint.offset()).await {
+            Ok(_) if mode == CheckpointMode::Unsynced => return Ok(true),
             Ok(_) => self.sync().await,
             Err(error) => Err(error),
         };
         let mut generation = self.generation.borrow_mut();
         generation.dirty |= noted.is_err();
         generation.is_synced = noted.is_ok();
-        generation.is_complete |= noted.is_ok() && progress.complete;
+        generation.is_complete |= noted.is_ok() && checkpoint.complete;
         noted.map(|()| true)
     }
 }
@@ -534,20 +535,20 @@ async fn dma_open(path: &Path, disk: &SpoolDisk) -> io::Result<DmaFile> {
     OpenOptions::new().read(true).write(true).dma_open(path).await.map_err(os_error)
 }
 
-/// Makes a file with all its space allocated, so that a full disk shows now, and writes one block:
-/// glommio finds out how to read from a device by reading the first file that it opens there, and
-/// misjudges an empty one. Durable with the first sync.
+/// Creates a file with all its space allocated, so that a full disk fails here, and writes one
+/// block: glommio probes a device by reading the first file that it opens there, and misjudges an
+/// empty one. Durable with the first sync.
 fn create_file(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-        // Then a full disk shows when it is written to.
+        // Without allocation a full disk fails at the first write.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes)?,
         allocated => allocated?,
     }
     file.write_all(&[0; BLOCK as usize])
 }
 
-/// Opens the file for groups; their writes bypass the page cache like all others.
+/// Opens the file for commit groups; their writes bypass the page cache like all others.
 fn open_direct(path: &Path) -> io::Result<(OwnedFd, FileId)> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let file = fs::OpenOptions::new().write(true).custom_flags(direct).open(path)?;

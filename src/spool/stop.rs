@@ -1,5 +1,5 @@
-//! The end of one core's spool: what a stop has left in memory goes to the disk, for the next
-//! process.
+//! The end of one core's spool: a stop writes the payloads that are only in memory to the disk, for
+//! the next process.
 
 use std::rc::Rc;
 
@@ -9,23 +9,23 @@ use super::segment::Payloads;
 use super::{GROUP_BYTES_MAX, Spool, SpoolError};
 use crate::queue::job::Job;
 
-/// A batch that is in memory only, taken apart.
+/// A batch that is only in memory, split into its payloads.
 pub struct UnspooledBatch {
-    /// Of the object that it was to be, or perhaps is.
+    /// Key of its object, which may already be in the store.
     pub key: String,
-    /// How the object is made, as an intent says it.
+    /// Form of the object, as an intent states it.
     pub form: String,
     /// Its payloads in the order of the object's lines.
     pub jobs: Vec<Job>,
 }
 
 impl Spool {
-    /// The last step of a stop, once this spool and the ring are closed and nobody works on
-    /// payloads any more. Spools `rest` and the batches that `next` takes out of its caller's hands
-    /// one after the other, and notes what has been settled. What was spooled is taken out of
-    /// `rest`; what is left in it, and batches that were not asked for, could not be.
+    /// The last step of a stop, once this spool and the queue are closed and no task works on
+    /// payloads any longer. Spools `rest` and then the batches that `next` returns, one by one, and
+    /// writes checkpoints. Spooled payloads are taken out of `rest`. What remains in `rest`, and
+    /// batches that were not requested from `next`, could not be spooled.
     ///
-    /// `members` are those of batches whose files were removed.
+    /// `members` belong to batches whose files were removed.
     pub async fn stop(
         &self,
         rest: &mut Vec<Job>,
@@ -41,7 +41,7 @@ impl Spool {
                 break;
             }
         }
-        // One at a time: a batch that is taken apart needs several times its memory.
+        // One at a time: splitting a batch needs several times its memory.
         while rest.is_empty()
             && let Some(batch) = next()
         {
@@ -52,9 +52,9 @@ impl Spool {
         self.finish_files().await;
     }
 
-    /// Spools the payloads of a batch, and notes that they were to be one object: the object may be
-    /// on its way to the store, so the next process must put it under the same key. What finds no
-    /// place is left in `rest`.
+    /// Spools the payloads of a batch and records that they form one object: it may be in flight to
+    /// the store, so the next process must upload it under the same key. Payloads that could not be
+    /// spooled stay in `rest`.
     async fn keep_batch(
         &self,
         batch: UnspooledBatch,
@@ -67,16 +67,16 @@ impl Spool {
         while !rest.is_empty() {
             self.keep_jobs(rest, Some(&mut members)).await?;
         }
-        // More than an intent has room for, or none: then each payload becomes an object of its
-        // own.
+        // If an intent has no room for all members, or there are none, each payload becomes a
+        // single object.
         if members.len() == payloads && !members.is_empty() {
-            // Dropped, it is left to the next process.
+            // Dropping the intent leaves the batch to the next process.
             let _intent = self.intend(&key, &form, &Rc::new(members)).await?;
         }
         Ok(())
     }
 
-    /// Spools the first of `rest`, as many as share a group, and adds them to `members`.
+    /// Spools the first of `rest`, as many as share a commit group, and adds them to `members`.
     async fn keep_jobs(
         &self,
         rest: &mut Vec<Job>,

@@ -1,6 +1,6 @@
-//! Spools of processes that no longer run: `instances` is the directory that all processes share
-//! and who holds what in it, `adopt` finds and takes over what a dead process left, `orphans` hands
-//! it out to the cores of this process, and `adopted` is what one core has of it.
+//! Takeover of orphaned spools, whose processes no longer run. `instances` manages the directory
+//! that all processes share and its locks, `discover` finds orphaned spools and takes them over,
+//! `offers` hands their segments to the cores of this process, and `taken` is what one core holds.
 
 pub mod discover;
 pub mod instances;

@@ -31,7 +31,7 @@ const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 /// A spool on a disk of its own, with a ring and no workers.
 struct Rig {
     spool: Rc<Spool>,
-    ring: Rc<Fifo<Job>>,
+    queue: Rc<Fifo<Job>>,
     admission: Rc<Admission>,
     bodies: Rc<Budget>,
     cells: &'static CoreCells,
@@ -44,7 +44,7 @@ struct Size {
     segments: u64,
     segment: u64,
     sync_fault: f64,
-    progress: Duration,
+    checkpoint: Duration,
 }
 
 const SMALL: Size = Size {
@@ -52,7 +52,7 @@ const SMALL: Size = Size {
     segments: 100,
     segment: SEGMENT_BYTES,
     sync_fault: 0.0,
-    progress: Duration::from_millis(10),
+    checkpoint: Duration::from_millis(10),
 };
 
 impl Rig {
@@ -70,8 +70,8 @@ impl Rig {
         keys: Option<&str>,
     ) -> Rig {
         let cells = &crate::metrics::cells(1)[0];
-        let ring = Rc::new(Fifo::new(size.slots));
-        let admission = Admission::new(ring.clone(), 1 << 20, cells);
+        let queue = Rc::new(Fifo::new(size.slots));
+        let admission = Admission::new(queue.clone(), 1 << 20, cells);
         let setup = SpoolSetup {
             options: SpoolOptions {
                 dir: "unused".into(),
@@ -79,7 +79,7 @@ impl Rig {
                 segment: size.segment,
                 pending: 1 << 20,
                 linger: Duration::ZERO,
-                checkpoint: size.progress,
+                checkpoint: size.checkpoint,
             },
             dir: home.core_dir(core),
             takeover: orphans.clone(),
@@ -93,7 +93,7 @@ impl Rig {
         let origin = Origin::new(node.into(), core);
         let spool = Spool::open(setup, origin, admission.clone());
         let bodies = Budget::new(1 << 20, &cells.body_bytes);
-        Rig { spool, ring, admission, bodies, cells, seq: Cell::new(0) }
+        Rig { spool, queue, admission, bodies, cells, seq: Cell::new(0) }
     }
 
     /// Submits one request.
@@ -130,14 +130,14 @@ impl Rig {
 
     /// The next job, without settling it.
     async fn pop(&self) -> Job {
-        let job = self.ring.pop(0).await.expect("open");
+        let job = self.queue.pop(0).await.expect("open");
         self.admission.popped();
         job
     }
 
     /// Pops what there is.
     async fn hold(&self, held: &mut Vec<Job>) {
-        while let Some(Some(job)) = poll_once(self.ring.pop(0)).await {
+        while let Some(Some(job)) = poll_once(self.queue.pop(0)).await {
             self.admission.popped();
             held.push(job);
         }
@@ -230,7 +230,7 @@ impl Rig {
             task.cancel().await;
         }
         // They hold the locks of what was adopted, and each other.
-        while self.ring.take().is_some() {}
+        while self.queue.take().is_some() {}
         self.spool.dirs().iter().for_each(|dir| dir.leave());
     }
 }
@@ -276,9 +276,9 @@ fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         let (_, ticket) = rig.submit(&[b"1", b"[2]"]).unwrap();
-        assert!(poll_once(rig.ring.pop(0)).await.is_none(), "not before its sync");
+        assert!(poll_once(rig.queue.pop(0)).await.is_none(), "not before its sync");
         ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
-        assert_eq!((rig.ring.len(), rig.cells.spool_payloads.value()), (2, 2));
+        assert_eq!((rig.queue.len(), rig.cells.spool_payloads.value()), (2, 2));
         assert_eq!(rig.cells.spool_bytes.value(), 4, "of the payloads, not of the files");
         let stored = rig.store(2).await;
         assert_eq!(stored[0], ("1000000-n-0-0.json".into(), b"1".to_vec()));
@@ -367,7 +367,7 @@ fn segments_are_prepared_while_they_are_filled() {
         assert!(stored == numbers.map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
         assert_eq!((rig.cells.payloads_lost.value(), rig.cells.spool_bytes.value()), (0, 0));
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -444,7 +444,7 @@ fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
             expected.extend(payloads);
         }
         assert_eq!(rig.cells.spool_overflowing.value(), 1);
-        assert!(rig.ring.len() <= 5);
+        assert!(rig.queue.len() <= 5);
         assert_eq!(rig.cells.payloads_accepted.value(), 200);
         let stored = rig.store(200).await;
         let payloads: Vec<_> =
@@ -479,7 +479,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
             }
         }
         assert!(failed > 20, "{failed}");
-        assert_eq!(rig.ring.len(), acknowledged.len());
+        assert_eq!(rig.queue.len(), acknowledged.len());
         until("progress is written", || {
             rig.spool.own.segments().iter().all(|segment| !segment.is_dirty())
         })
@@ -494,7 +494,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
             rig.store(acknowledged.len()).await.into_iter().map(|(_, payload)| payload).collect();
         assert!(replayed == acknowledged);
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -513,7 +513,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
         let mut taken = Vec::new();
         for process in 0..3 {
             let dirty = |rig: &Rig| {
-                let all = [rig.spool.own.segments(), rig.spool.adopted.segments()];
+                let all = [rig.spool.own.segments(), rig.spool.taken.segments()];
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
             until("progress is written", || !dirty(&rig)).await;
@@ -535,7 +535,7 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
             }
             if process == 2 {
                 until("all is replayed", || orphans.bytes() == 0).await;
-                assert!(rig.ring.is_empty());
+                assert!(rig.queue.is_empty());
                 assert_eq!(rig.cells.payloads_taken_over.value(), count as u64);
             }
         }
@@ -648,7 +648,7 @@ struct Recovered {
     /// Payloads on their own.
     alone: Vec<Stamp>,
     /// Batches under their keys: the numbers of their members.
-    begun: Vec<(String, Vec<u64>)>,
+    in_doubt: Vec<(String, Vec<u64>)>,
 }
 
 fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
@@ -666,9 +666,9 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                 what => panic!("a power cut damages no journal: {what:?}"),
             });
         }
-        let settled = ledger.members();
+        let completed = ledger.members();
         for (_, file) in here().filter(|(path, _)| !is_journal(path)) {
-            let progress = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
+            let checkpoint = Checkpoint::read(&file[..DATA_START as usize]).unwrap_or_default();
             walk(file, |what, bytes| {
                 let ScanStep::Group(_, group) = what else { return };
                 let id = group.head.label.id;
@@ -678,10 +678,10 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                         let stamp = Stamp { seq: record.first.seq + index, ..record.first };
                         let here = &record.payloads[span.range()];
                         assert_eq!(here, payload(stamp.seq), "another payload for {stamp:?}");
-                        let done = progress.id == id
-                            && progress.done.iter().any(|range| range.contains(&ordinal));
+                        let done = checkpoint.id == id
+                            && checkpoint.done.iter().any(|range| range.contains(&ordinal));
                         members.insert((id, ordinal), stamp.seq);
-                        if !done && !settled.contains(id, ordinal) {
+                        if !done && !completed.contains(id, ordinal) {
                             found.alone.push(stamp);
                         }
                         ordinal += 1;
@@ -689,7 +689,7 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                 }
             });
         }
-        found.begun.extend(ledger.begun().map(|(key, batch)| {
+        found.in_doubt.extend(ledger.in_doubt().map(|(key, batch)| {
             let ordinals = |run: Run| (run.first..run.end()).map(move |n| (run.segment, n));
             let seqs = batch.runs().iter().flat_map(ordinals).map(|place| members[&place]);
             (key.to_owned(), seqs.collect())
@@ -756,8 +756,8 @@ impl World {
     /// then.
     fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
         let mut world = self.clone();
-        let Recovered { alone, begun } = recovered(files);
-        for (key, seqs) in begun {
+        let Recovered { alone, in_doubt } = recovered(files);
+        for (key, seqs) in in_doubt {
             world.put(key, seqs);
         }
         for stamp in alone {
@@ -775,7 +775,7 @@ fn recorded(seed: u64, requests: u64) -> Vec<DiskEvent> {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         power::start();
         let mut random = fastrand::Rng::with_seed(seed);
-        let size = Size { slots: 12, segments: 6, progress: Duration::from_millis(2), ..SMALL };
+        let size = Size { slots: 12, segments: 6, checkpoint: Duration::from_millis(2), ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size).await;
         let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..requests {

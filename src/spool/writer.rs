@@ -1,4 +1,4 @@
-//! The writer of one core's spool: requests in the line become commit groups, each written and
+//! The writer of one core's spool: makes commit groups of the requests that wait, each written and
 //! synced as one.
 
 use std::cell::RefCell;
@@ -18,7 +18,7 @@ use super::segment::{Payloads, Segment};
 use super::{Spool, SpoolError};
 use crate::queue::job::Payload;
 
-/// A group that was written and synced.
+/// A commit group that was written and synced.
 pub(super) struct CommittedGroup {
     pub(super) segment: Rc<Segment>,
     pub(super) at: u64,
@@ -26,7 +26,7 @@ pub(super) struct CommittedGroup {
     pub(super) first_ordinal: u32,
 }
 
-/// Syncs that fail on purpose, for tests.
+/// Injected sync failures, for tests.
 pub(super) struct SyncFault {
     probability: f64,
     random: RefCell<rt::Rng>,
@@ -46,8 +46,8 @@ impl SyncFault {
 }
 
 impl Spool {
-    /// The writer's task: writes one group after the other. What waits when a group begins is in
-    /// it.
+    /// The writer's task: writes one commit group after the other. A group takes the requests that
+    /// wait when it begins.
     pub(super) async fn write_groups(self: Rc<Self>) {
         loop {
             if self.pending.is_empty() {
@@ -71,7 +71,7 @@ impl Spool {
         }
     }
 
-    /// Writes and syncs one group.
+    /// Writes and syncs one commit group.
     async fn put(&self, group: &[PendingRequest]) -> Result<CommittedGroup, SpoolError> {
         let body = group.iter().map(PendingRequest::record_bytes).sum();
         let payloads = Payloads {
@@ -88,7 +88,8 @@ impl Spool {
         self.put_records(body, payloads, write).await
     }
 
-    /// Writes and syncs one group of the records that `write` makes: `body` bytes with `payloads`.
+    /// Writes and syncs one commit group of the records that `write` makes: `body` bytes with
+    /// `payloads`.
     pub(super) async fn put_records(
         &self,
         body: usize,
@@ -108,8 +109,8 @@ impl Spool {
         Ok(CommittedGroup { segment, at, number, first_ordinal })
     }
 
-    /// Writes and syncs one group of records at the end of `segment`. Returns the offset of the
-    /// group, its number, and the number of its first payload.
+    /// Writes and syncs one commit group of records at the end of `segment`. Returns the group's
+    /// offset and number, and the number of its first payload.
     pub(super) async fn append(
         &self,
         segment: &Segment,
@@ -129,7 +130,7 @@ impl Spool {
         let started = rt::now();
         let synced = async {
             segment.claim(at + bytes).await?;
-            // A file that was removed still takes writes.
+            // A removed file still takes writes, so a successful write is not enough.
             let (written, found) =
                 future::zip(segment.write_synced(buffer, at), segment.check()).await;
             written.and(found)
@@ -138,8 +139,8 @@ impl Spool {
         self.setup.cells.spool_syncs.inc();
         self.setup.cells.spool_sync_latency.observe(rt::since(started));
         if let Err(error) = synced {
-            // What the disk has of the group is unknown, and no later sync would tell, so nothing
-            // more is written there.
+            // It is unknown what the disk has of the group, and no later sync would tell, so
+            // nothing more is written to this segment.
             segment.close(true);
             return Err(self.fail(segment.path(), &error));
         }
@@ -147,7 +148,7 @@ impl Spool {
         Ok((at, number, first_ordinal))
     }
 
-    /// Finds or begins the segment for the next group of `bytes`.
+    /// Returns the segment for the next group, which takes `bytes`; begins a spare if needed.
     async fn segment_for(&self, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
         if let Some(last) = self.own.last().filter(|last| !last.is_closed()) {
             if last.is_filling() && last.has_room(bytes) {
@@ -165,19 +166,19 @@ impl Spool {
             })?;
         }
         let segment = self.own.begin_spare().expect("made just now");
-        // It makes the next one while this one is being filled.
+        // The keeper creates the next spare while this segment is being filled.
         self.disk.keeper.raise();
         Ok(segment)
     }
 
-    /// Notes that the disk refused something at `path`.
+    /// Reports that the disk refused an operation at `path`.
     pub(super) fn fail(&self, path: &Path, error: &io::Error) -> SpoolError {
         let error = self.disk.health.failed(path, error);
         self.disk.keeper.raise();
         SpoolError::Failed(error)
     }
 
-    /// Queues the payloads of a synced group while the ring has room, and leaves the rest to the
+    /// Queues the payloads of a synced group while the queue has room, and leaves the rest to the
     /// reader.
     fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;

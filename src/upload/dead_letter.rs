@@ -1,4 +1,4 @@
-//! What is not stored: written to the dead letter or, where even that fails, said and counted.
+//! What is not stored is dead-lettered. If that fails too, the loss is logged and counted.
 
 use std::cell::RefCell;
 
@@ -11,12 +11,12 @@ use crate::queue::job::Origin;
 use crate::queue::outcome::Outcome;
 use crate::throttle::Throttle;
 
-/// One pipeline's way to the dead letters.
+/// Writes the dead letters of one pipeline.
 pub struct DeadLetterWriter {
     pub directory: DeadLetters,
-    /// The store as configured, which a letter names.
+    /// The store as configured, which each dead letter names.
     pub store_name: String,
-    /// For a batch's letter, which takes a copy of the object: one at a time.
+    /// Serializes the dead letters of batches, because each takes a copy of the object.
     turn: Semaphore,
     log: RefCell<Throttle>,
     cells: &'static CoreCells,
@@ -32,8 +32,8 @@ impl DeadLetterWriter {
         DeadLetterWriter { directory, store_name, turn, log, cells }
     }
 
-    /// Writes the letter of an object with this key, which failed `attempts` times, on the executor's blocking thread.
-    /// `own` is the core's origin.
+    /// Writes the dead letter of an object with this key, which failed `attempts` times, on the
+    /// executor's blocking thread. `own` is the core's origin.
     pub(super) async fn write(
         &self,
         upload: &Upload,
@@ -61,7 +61,7 @@ impl DeadLetterWriter {
                 tracing::error!(
                     key,
                     payloads,
-                    "no dead letter, so it stays in the spool until the next start: {error}"
+                    "its dead letter could not be written, so it stays in the spool until the next start: {error}"
                 );
                 Outcome::Lost
             }
@@ -73,7 +73,7 @@ impl DeadLetterWriter {
     }
 }
 
-/// The last resort: says which object with how many payloads, of how many bytes, is gone, and counts it.
+/// Logs that an object is lost, with its number of payloads and their bytes, and counts the loss.
 pub fn record_loss(cells: &CoreCells, key: &str, payloads: u64, bytes: u64, why: &str) {
     tracing::error!(key, payloads, bytes, why, "payload lost");
     cells.payloads_lost.add(payloads);

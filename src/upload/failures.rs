@@ -1,20 +1,21 @@
-//! What is known of an object whose puts have failed so far: kept with the object, so that a dead letter of a stop can
-//! say it.
+//! The failures of an object so far. They are kept with the object, so that a dead letter written
+//! at a stop can name them.
 
 use crate::store::PutError;
 
-/// Written when a put fails, never for an object whose first put succeeds.
+/// Made when a PUT fails, so never for an object whose first PUT succeeds.
 #[derive(Clone, Debug)]
 pub struct Failures {
-    /// Puts that have failed; at least one.
+    /// Number of failed PUTs, at least one.
     pub attempts: u32,
-    /// Why the last of them has.
+    /// The error of the last one.
     pub last: PutError,
 }
 
 impl Failures {
-    /// `error` and `attempts` of the letter that a stop writes for an object. `failures` are its own; `in_hand`: a
-    /// worker was putting it; `store_error`: why the store takes nothing.
+    /// `error` and `attempts` of the dead letter that a stop writes for an object. `failures` are
+    /// its own; `in_progress`: a worker was uploading it; `store_error`: why the store accepts
+    /// nothing.
     pub fn of_a_stop(
         failures: Option<&Failures>,
         in_progress: bool,
@@ -26,10 +27,12 @@ impl Failures {
                 ("Stopped: the server stopped before the store answered".to_owned(), 1)
             }
             (None, Some(error)) => (
-                format!("Stopped: the server stopped before it was put; the store said {error}"),
+                format!(
+                    "Stopped: the server stopped before it was uploaded; the last store error was {error}"
+                ),
                 0,
             ),
-            (None, None) => ("Stopped: the server stopped before it was put".to_owned(), 0),
+            (None, None) => ("Stopped: the server stopped before it was uploaded".to_owned(), 0),
         }
     }
 }
@@ -40,7 +43,7 @@ mod tests {
     use crate::store::Class;
 
     #[test]
-    fn a_stops_letter_says_what_is_known() {
+    fn a_dead_letter_of_a_stop_says_what_is_known() {
         let error = |code| PutError::new(Class::StoreWide, code, "no");
         let own = Failures { attempts: 7, last: error("AccessDenied") };
         let down = error("NoSuchBucket");
@@ -53,11 +56,11 @@ mod tests {
                 false,
                 Some(&down),
                 (
-                    "Stopped: the server stopped before it was put; the store said NoSuchBucket: no",
+                    "Stopped: the server stopped before it was uploaded; the last store error was NoSuchBucket: no",
                     0,
                 ),
             ),
-            (None, false, None, ("Stopped: the server stopped before it was put", 0)),
+            (None, false, None, ("Stopped: the server stopped before it was uploaded", 0)),
         ] {
             let (text, attempts) = Failures::of_a_stop(failures, in_progress, store_error);
             assert_eq!((text.as_str(), attempts), expected);

@@ -1,7 +1,7 @@
-//! Whether the store takes what a core puts: the clock of `RETRY_FOR`, and what the log and `/readyz` say of it.
+//! Whether a core's PUTs succeed: the clock of `RETRY_FOR`, and what the log and `/readyz` report.
 //!
-//! The log is told of the core's first stored object, of failures at most once a minute, at once when the store begins
-//! to take nothing, and when it works again. Each line is about one core, whose id it carries.
+//! The log reports the process's first stored object, failures at most once a minute, an outage as
+//! soon as it is one, and its end. Each line is about one core and carries its id.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,32 +11,33 @@ use crate::metrics::CoreCells;
 use crate::rt;
 use crate::store::{Class, PutError};
 
-/// Between two lines about a store that fails.
+/// Shortest time between two lines about a store that fails.
 const LINE_EVERY: Duration = Duration::from_secs(60);
-/// Between two lines that say that the store begins to take nothing, however often it changes its mind.
-const NEWS_EVERY: Duration = Duration::from_secs(10);
-/// A store-wide failure without a success for so long, and the store takes nothing; before, it may be this object.
-const NOTHING_TAKEN: Duration = Duration::from_secs(1);
+/// Shortest time between two lines about the beginning of an outage, however often one begins.
+const OUTAGE_LINE_EVERY: Duration = Duration::from_secs(10);
+/// A store-wide failure counts as an outage after this long without a success. Before, it may
+/// concern one object only.
+const OUTAGE_AFTER: Duration = Duration::from_secs(1);
 
-/// Set by the first core of the process that has stored something.
+/// Set by the first core of the process that stores something.
 static FIRST_STORED: AtomicBool = AtomicBool::new(false);
 
-/// Whether a core's puts succeed, for `/readyz`, for the log, and as the clock of `RETRY_FOR`.
+/// The health of the store as one core sees it.
 pub struct StoreHealth {
     cells: &'static CoreCells,
-    /// Process start, which `store_failing_since` counts from.
+    /// Process start; `store_failing_since` counts from it.
     epoch: Instant,
     core_id: usize,
     last_success: Cell<Option<Instant>>,
-    /// Grows only while puts succeed.
+    /// Time in which PUTs succeeded: the clock of `RETRY_FOR`.
     healthy: Cell<Duration>,
-    /// A put has failed since the last success.
+    /// A PUT has failed since the last success.
     failing: Cell<bool>,
     spell: RefCell<Spell>,
 }
 
 impl StoreHealth {
-    /// Two successes further apart than this count as this much healthy time.
+    /// Two successes that are further apart count as this much healthy time.
     const GAP_MAX: Duration = Duration::from_secs(1);
 
     pub fn new(cells: &'static CoreCells, epoch: Instant, core_id: usize) -> StoreHealth {
@@ -55,7 +56,7 @@ impl StoreHealth {
         self.healthy.get()
     }
 
-    /// A put has succeeded.
+    /// Records a successful PUT.
     pub(super) fn succeeded(&self, now: Instant) {
         match self.last_success.replace(Some(now)) {
             Some(last) => {
@@ -86,26 +87,28 @@ impl StoreHealth {
         }
     }
 
-    /// The last payload that was being tried has gone to the dead letter: nothing says any more that the store fails,
-    /// and without this a server that gets no traffic because it is not ready would never be ready again.
+    /// The last object that was being retried is dead-lettered, so nothing shows any more that the
+    /// store fails. Without this, a server that gets no traffic because it is not ready would never
+    /// become ready again.
     pub fn nothing_held(&self) {
         self.cells.store_failing_since.set(0);
     }
 
-    /// A put has failed. What is wrong with one object says nothing of the store, and neither does an object that is the
-    /// exception: `others_go`, for others were stored since it first failed.
-    pub(super) fn failed(&self, error: &PutError, others_go: bool) {
+    /// Records a failed PUT. An error of the object itself says nothing about the store. Neither
+    /// does a failure while others succeed (`others_stored`: since this object first failed).
+    pub(super) fn failed(&self, error: &PutError, others_stored: bool) {
         if error.class == Class::Object {
             return;
         }
-        if others_go {
-            if let Some(line) = self.spell.borrow_mut().exception(rt::now()) {
+        if others_stored {
+            if let Some(line) = self.spell.borrow_mut().failed_alone(rt::now()) {
                 self.report(&line, error);
             }
             return;
         }
         if self.cells.store_failing_since.value() == 0 {
             let since_start = rt::since(self.epoch).as_millis() as u64;
+            // Plus one: 0 means that the store works.
             self.cells.store_failing_since.set(since_start + 1);
         }
         self.failing.set(true);
@@ -124,9 +127,9 @@ impl StoreHealth {
                 failed_puts,
                 payloads_held,
                 bytes_held,
-                "a put failed and will be tried again: {error}"
+                "a PUT failed and will be retried: {error}"
             ),
-            LogLine::TakesNothing { failing_for, failed_puts } => tracing::error!(
+            LogLine::Outage { failing_for, failed_puts } => tracing::error!(
                 core,
                 failing_for = %seconds(failing_for),
                 failed_puts,
@@ -138,14 +141,14 @@ impl StoreHealth {
         }
     }
 
-    /// The last failure, while the store has taken nothing since.
+    /// The last failure, unless a PUT has succeeded since.
     pub fn last_error(&self) -> Option<PutError> {
         let failing = self.failing.get();
         failing.then(|| self.spell.borrow().error.clone()).flatten()
     }
 
-    /// Payloads that are not stored yet, on disk only included, and the bytes of those among them that this process
-    /// was sent.
+    /// The number of payloads that are not stored yet, including those on disk only, and the bytes
+    /// of those that this process received.
     fn held(&self) -> (u64, u64) {
         let cells = self.cells;
         let (in_memory, _) = cells.undecided_and_unsynced();
@@ -157,40 +160,41 @@ impl StoreHealth {
     }
 }
 
-/// To the second, or to the millisecond below one.
+/// Rounded down to seconds, or to milliseconds below one second.
 fn seconds(time: Duration) -> humantime::FormattedDuration {
     let unit = if time < Duration::from_secs(1) { 1 } else { 1_000 };
     let millis = time.as_millis() as u64;
     humantime::format_duration(Duration::from_millis(millis - millis % unit))
 }
 
-/// The failures since the last success, and what the log was told of them.
+/// The failures since the last success, and what the log has reported about them.
 #[derive(Default)]
 struct Spell {
-    /// When the first of them was.
+    /// Time of the first of them.
     since: Option<Instant>,
     failed_puts: u64,
     error: Option<PutError>,
-    /// The log was told that the store takes nothing.
-    said: bool,
-    /// When it was told so last; kept beyond a success.
+    /// The log has reported it as an outage.
+    reported: bool,
+    /// When the log last reported an outage; kept beyond a success.
     last_outage: Option<Instant>,
-    /// When the log was told anything; kept beyond a success, which may be one among many failures.
+    /// When the log last reported anything; kept beyond a success, which may be one among many
+    /// failures.
     last_line: Option<Instant>,
-    /// Failed puts since that line, over all spells.
-    unsaid: u64,
+    /// Failed PUTs since that line, over all spells.
+    unreported: u64,
 }
 
-/// What the log is to be told of a failure.
+/// A line about failures.
 #[derive(Debug, PartialEq, Eq)]
 enum LogLine {
-    /// Puts fail, and others may not.
+    /// Some PUTs fail; others may succeed.
     Retrying { failed_puts: u64 },
-    /// Nothing was stored since the first failure.
-    TakesNothing { failing_for: Duration, failed_puts: u64 },
+    /// An outage: nothing was stored since the first failure.
+    Outage { failing_for: Duration, failed_puts: u64 },
 }
 
-/// What the log is to be told of the end of a spell that it knows of.
+/// A line about the end of an outage that the log has reported.
 #[derive(Debug, PartialEq, Eq)]
 struct Recovery {
     failing_for: Duration,
@@ -203,46 +207,46 @@ impl Spell {
     fn failed(&mut self, error: &PutError, now: Instant) -> Option<LogLine> {
         let failing_for = now - *self.since.get_or_insert(now);
         self.failed_puts += 1;
-        self.unsaid += 1;
+        self.unreported += 1;
         let due = self.last_line.is_none_or(|last| now - last >= LINE_EVERY);
-        // A failure that passes by itself is worth an error only when it lasts.
-        let patience = match error.class {
-            Class::StoreWide => NOTHING_TAKEN,
+        // A transient failure is an error line only if it lasts.
+        let outage_after = match error.class {
+            Class::StoreWide => OUTAGE_AFTER,
             Class::Transient | Class::Object => LINE_EVERY,
         };
-        let takes_nothing = failing_for >= patience;
-        let spaced = self.last_outage.is_none_or(|last| now - last >= NEWS_EVERY);
-        let is_news = takes_nothing && !self.said && spaced;
+        let is_outage = failing_for >= outage_after;
+        let spaced = self.last_outage.is_none_or(|last| now - last >= OUTAGE_LINE_EVERY);
+        let begins = is_outage && !self.reported && spaced;
         self.error = Some(error.clone());
-        if !due && !is_news {
+        if !due && !begins {
             return None;
         }
         self.last_line = Some(now);
-        let unsaid = std::mem::take(&mut self.unsaid);
-        if !takes_nothing {
-            return Some(LogLine::Retrying { failed_puts: unsaid });
+        let unreported = std::mem::take(&mut self.unreported);
+        if !is_outage {
+            return Some(LogLine::Retrying { failed_puts: unreported });
         }
-        self.said = true;
+        self.reported = true;
         self.last_outage = Some(now);
-        Some(LogLine::TakesNothing { failing_for, failed_puts: self.failed_puts })
+        Some(LogLine::Outage { failing_for, failed_puts: self.failed_puts })
     }
 
-    /// An object has failed while others were stored.
-    fn exception(&mut self, now: Instant) -> Option<LogLine> {
-        self.unsaid += 1;
+    /// Records the failure of one object while others were stored.
+    fn failed_alone(&mut self, now: Instant) -> Option<LogLine> {
+        self.unreported += 1;
         if self.last_line.is_some_and(|last| now - last < LINE_EVERY) {
             return None;
         }
         self.last_line = Some(now);
-        Some(LogLine::Retrying { failed_puts: std::mem::take(&mut self.unsaid) })
+        Some(LogLine::Retrying { failed_puts: std::mem::take(&mut self.unreported) })
     }
 
-    /// A put has succeeded. Only a spell that the log knows of as one has an end worth a line.
+    /// Ends the spell at a successful PUT. Only the end of a reported outage gets a line.
     fn end(&mut self, now: Instant) -> Option<Recovery> {
         let since = self.since.take()?;
         let failed_puts = std::mem::take(&mut self.failed_puts);
         let error = self.error.take()?.code;
-        if !std::mem::take(&mut self.said) {
+        if !std::mem::take(&mut self.reported) {
             return None;
         }
         Some(Recovery { failing_for: now - since, failed_puts, error })
@@ -274,19 +278,20 @@ mod tests {
         assert_eq!(health.healthy_time(), Duration::from_millis(1_300), "an outage counts little");
     }
 
-    /// Times in ms, what is put then and fails (or `None`: succeeds), and what the log is told.
+    /// Rows: time in ms, the failure of the PUT then (`None`: it succeeds), and the line in the
+    /// log.
     #[test]
     fn a_store_that_fails_is_reported_at_once_then_once_a_minute() {
         use Class::{StoreWide, Transient};
         let start = Instant::now();
         let mut spell = Spell::default();
-        let mut told = |ms: u64, failure: Option<(Class, &str)>| {
+        let mut line = |ms: u64, failure: Option<(Class, &str)>| {
             let now = start + Duration::from_millis(ms);
             match failure {
                 Some((class, code)) => match spell.failed(&error(class, code), now) {
                     None => String::new(),
                     Some(LogLine::Retrying { failed_puts }) => format!("retrying, {failed_puts}"),
-                    Some(LogLine::TakesNothing { failing_for, failed_puts }) => {
+                    Some(LogLine::Outage { failing_for, failed_puts }) => {
                         format!("nothing for {} s, {failed_puts}", failing_for.as_secs())
                     }
                 },
@@ -301,7 +306,7 @@ mod tests {
         };
         let (denied, slow) = (Some((StoreWide, "AccessDenied")), Some((Transient, "SlowDown")));
         for (ms, failure, expected) in [
-            // One put in many fails, once and again: a line a minute, and no recovery.
+            // One PUT in many fails, again and again: a line a minute, and no recovery.
             (0, slow, "retrying, 1"),
             (10, None, ""),
             (20, slow, ""),
@@ -310,7 +315,7 @@ mod tests {
             (59_010, None, ""),
             (60_000, slow, "retrying, 3"),
             (60_010, None, ""),
-            // An outage: it is an error after a second, whatever was said a moment ago.
+            // An outage: an error line after a second, whatever was reported just before.
             (70_000, denied, ""),
             (70_500, denied, ""),
             (71_000, denied, "nothing for 1 s, 3"),
@@ -318,25 +323,25 @@ mod tests {
             (130_999, denied, ""),
             (131_000, denied, "nothing for 61 s, 6"),
             (190_000, None, "works again after AccessDenied, 120 s, 6"),
-            // Down again at once: said as before, for somebody may have been told that it works.
+            // Down again at once: reported again, because the last line said that it works.
             (190_100, denied, ""),
             (191_200, denied, "nothing for 1 s, 2"),
             (192_000, None, "works again after AccessDenied, 1 s, 2"),
-            // A store that goes on like this is not reported each time.
+            // A store that flaps is not reported each time.
             (192_100, denied, ""),
             (193_500, denied, ""),
             (194_000, None, ""),
             (202_000, denied, ""),
             (203_000, denied, "nothing for 1 s, 2"),
             (203_500, None, "works again after AccessDenied, 1 s, 2"),
-            // Nobody answers: an error once it has lasted a minute.
+            // A transient failure: an error line once it has lasted a minute.
             (300_000, slow, "retrying, 1"),
             (359_000, slow, ""),
             (360_000, slow, "nothing for 60 s, 3"),
             (420_000, slow, "nothing for 120 s, 4"),
             (421_000, None, "works again after SlowDown, 121 s, 4"),
         ] {
-            assert_eq!(told(ms, failure), expected, "at {ms} ms");
+            assert_eq!(line(ms, failure), expected, "at {ms} ms");
         }
     }
 
@@ -347,7 +352,7 @@ mod tests {
         assert_eq!(
             cells.store_failing_since.value(),
             0,
-            "one bad object says nothing of the store"
+            "one bad object says nothing about the store"
         );
         assert!(health.last_error().is_none());
         health.failed(&error(Class::StoreWide, "NoSuchBucket"), false);
@@ -363,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_what_was_taken_and_is_nowhere_yet() {
+    fn held_payloads_are_those_accepted_without_an_outcome() {
         let (cells, health) = health();
         cells.payloads_accepted.add(10);
         cells.bytes_accepted.add(1_000);

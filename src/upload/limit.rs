@@ -1,50 +1,55 @@
-//! How many puts a core has in flight: between 1 and `MAX_WORKERS`, adapted to what the store and the way to it take.
+//! Limits how many PUTs a core has in flight: between 1 and `MAX_WORKERS`, adapted to what the
+//! store and the network handle.
 //!
-//! Too many uploads at a time make a slow link slower and a busy store busier; too few leave a fast one idle. Three
-//! signals move the limit, and latency alone is none of them, for it follows the size of the objects:
+//! Too many uploads at a time make a slow link slower and a busy store busier; too few leave a fast
+//! one idle. Three signals move the limit. Latency alone is not one of them, because it depends on
+//! the size of the objects:
 //!
-//! - **Growth.** Once per round the limit grows if it was reached: doubled at the beginning, by one later. A round is
-//!   one PUT time: it ends when a put is stored that began after the round did (as BBR counts round trips), and as many
-//!   were stored as the limit allows at a time. A round in which the limit was not reached says nothing about it.
-//! - **Congestion.** A timeout, a reset, 429 or 503 lowers the limit by [`CUT`], once for all puts that were in flight
-//!   together. A limit that the store has refused is approached again only after a while (see [`Ceiling`]).
-//! - **No more goodput.** Stored bytes per second are compared with those of a lower limit. If half as many puts again
-//!   have not brought a quarter of the proportional gain, the limit goes back, and somewhat below, so that it also finds
-//!   its way down when the link has become slower. Puts that take less than [`HARMLESS`] wait for nobody, and a limit of
-//!   [`FEW`] congests nothing: below these goodput is not judged, so a fast store costs no arithmetic and no puts.
+//! - **Growth.** Once per round the limit grows if it was reached: it doubles at the start and
+//!   grows by one later. A round is one PUT time: it ends when a PUT is stored that began after the
+//!   round did (as BBR counts round trips), and as many were stored as the limit allows at a time.
+//!   A round in which the limit was not reached says nothing about it.
+//! - **Congestion.** A timeout, a reset, 429 or 503 multiplies the limit by [`CUT`], once for all
+//!   PUTs that were in flight together. A limit that the store has refused is approached again only
+//!   after a while (see [`Ceiling`]).
+//! - **No gain in goodput.** Stored bytes per second are compared with those at a lower limit. If
+//!   half as many PUTs again have not brought a quarter of the proportional gain, the limit returns
+//!   to somewhat below the lower one, so it also falls when the link has become slower. PUTs that
+//!   take less than [`HARMLESS`] do not queue, and a limit of [`FEW`] congests nothing: below
+//!   these, goodput is not judged, so a fast store costs no arithmetic and no PUTs.
 //!
-//! Pure: the clock is the caller's. Never leaves its core.
+//! Pure: the caller provides the time. Stays on its core.
 
 use std::time::{Duration, Instant};
 
-/// Limit at the start. It doubles per PUT time while that helps, so 32 are reached after one of them.
+/// Limit at the start. It doubles per PUT time while that helps, so it is 32 after one PUT time.
 const AT_START: usize = 16;
-/// What is left of the limit after congestion, as CUBIC (RFC 9438) has it.
+/// Factor of the limit after congestion, as in CUBIC (RFC 9438).
 const CUT: f64 = 0.7;
-/// What is left of the best known limit after a larger one has brought nothing.
+/// Factor of the best known limit after a larger one has gained nothing.
 const STEP_BACK: f64 = 0.75;
-/// Share of the proportional gain in goodput below which more puts in flight count as having brought nothing.
+/// Share of the proportional gain in goodput below which more PUTs in flight count as no gain.
 const WORTH: f64 = 0.25;
-/// A limit is judged when it has grown to this many times the one it is compared with.
+/// A limit is judged when it has grown by this factor over the one it is compared with.
 const JUDGED_AT: f64 = 1.5;
-/// Rounds without a gain that end the doubling, as in BBR's startup.
+/// Rounds without a gain after which the doubling ends, as in BBR's startup.
 const FLAT_ROUNDS: u32 = 3;
-/// Rounds of a limit before it is judged.
+/// Rounds at a limit before it is judged.
 const JUDGED_ROUNDS: u32 = 5;
-/// Goodput of which share of that before counts as the same.
+/// Share of the earlier goodput that counts as the same.
 const AS_GOOD: f64 = 0.95;
-/// Time at `MAX_WORKERS` after which it is tried whether fewer puts in flight do as well.
+/// Time at the highest limit after which a lower one is tried.
 const LOOKED_BELOW_AFTER: Duration = Duration::from_secs(30);
-/// No goodput is worth judging while a put takes less than this on average.
+/// Goodput is not judged while a PUT takes less than this on average.
 const HARMLESS: Duration = Duration::from_millis(100);
-/// Puts that take longer than this at the start are too many already, or large.
+/// PUTs that take longer than this at the start are too many already, or large.
 const SLOW: Duration = Duration::from_secs(5);
-/// Goodput alone never lowers the limit below this, or below the one it is compared with.
+/// Goodput alone never lowers the limit below this, or below the limit it is compared with.
 const FEW: usize = 8;
-/// What an object costs beside its bytes: head, answer, and the store's own work.
+/// Cost of an object in addition to its bytes: request head, answer, and the store's own work.
 const OBJECT_BYTES: u64 = 1024;
 
-/// The number of puts in flight on one core, and its limit.
+/// The number of PUTs in flight on one core, and its limit.
 #[derive(Debug)]
 pub struct PutLimit {
     max: usize,
@@ -53,7 +58,7 @@ pub struct PutLimit {
     round: PutRound,
     phase: LimitPhase,
     ceiling: Option<Ceiling>,
-    /// When the limit was last lowered by congestion: what began before says nothing new.
+    /// When congestion last lowered the limit. A PUT that began before that says nothing new.
     cut_at: Option<Instant>,
 }
 
@@ -65,23 +70,24 @@ struct PutRound {
     objects: u64,
     /// The limit was reached.
     used: bool,
-    /// There was room at some time, and nothing to put: the goodput says nothing about the limit.
+    /// At some time there was room and nothing to upload, so the goodput says nothing about the
+    /// limit.
     starved: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum LimitPhase {
-    /// Doubling, for as long as that brings goodput: the best limit so far, and rounds without a gain.
+    /// Doubles while that gains goodput: the best limit so far, and the rounds without a gain.
     Startup { best: GoodputSample, flat: u32 },
-    /// After the limit was lowered: the round that is under way began with more puts in flight.
+    /// After the limit was lowered: the current round began with more PUTs in flight.
     Settling { before: Option<f64> },
-    /// The goodput at the present limit is measured, and compared with that `before` it was lowered.
+    /// Measures the goodput at the present limit and compares it with that `before` it was lowered.
     Measuring { before: Option<f64>, rounds: Rounds },
-    /// Growing by one, to be compared with a lower limit.
+    /// Grows by one, to be compared with a lower limit.
     Growing { base: GoodputSample, since: Instant, rounds: Rounds },
 }
 
-/// What several rounds have stored: one alone is too noisy to be judged.
+/// What several rounds have stored. One alone is too noisy to be judged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rounds {
     count: u32,
@@ -104,15 +110,15 @@ impl Rounds {
     }
 }
 
-/// Bytes per second with so many puts in flight.
+/// Bytes per second at a limit.
 #[derive(Clone, Copy, Debug)]
 struct GoodputSample {
     limit: usize,
     goodput: f64,
 }
 
-/// The highest limit that the store has not refused, and until when it is kept to. Each refusal soon after another one
-/// doubles the time.
+/// The highest limit that the store has not refused, and until when the limit stays at or below it.
+/// Each refusal soon after another one doubles the time.
 #[derive(Clone, Copy, Debug)]
 struct Ceiling {
     limit: usize,
@@ -148,33 +154,33 @@ impl PutLimit {
         self.in_flight
     }
 
-    /// Whether one more put may begin.
+    /// Whether one more PUT may begin.
     pub fn has_room(&self) -> bool {
         self.in_flight < self.limit
     }
 
-    /// A put begins.
+    /// A PUT begins.
     pub fn begin(&mut self) {
         self.in_flight += 1;
         self.round.used |= self.in_flight >= self.limit;
     }
 
-    /// More could be in flight but for the limit.
+    /// Only the limit keeps more PUTs from being in flight.
     pub fn used(&mut self) {
         self.round.used = true;
     }
 
-    /// There was room for a put and nothing to put.
+    /// There was room for a PUT and nothing to upload.
     pub fn starved(&mut self) {
         self.round.starved = true;
     }
 
-    /// A put has ended, whatever became of it.
+    /// A PUT has ended, whatever its outcome.
     pub fn end(&mut self) {
         self.in_flight -= 1;
     }
 
-    /// A put of an object of `bytes` was stored at `now`, having begun at `began`.
+    /// A PUT of `bytes` that began at `began` was stored at `now`.
     pub fn stored(&mut self, began: Instant, now: Instant, bytes: u64) {
         self.round.bytes += bytes + OBJECT_BYTES;
         self.round.objects += 1;
@@ -183,14 +189,15 @@ impl PutLimit {
         }
     }
 
-    /// A put that began at `began` has failed at `now` for too much being in flight, here or elsewhere.
+    /// A PUT that began at `began` failed at `now` because too many were in flight, here or
+    /// elsewhere.
     pub fn congested(&mut self, began: Instant, now: Instant) {
         if self.cut_at.is_some_and(|cut| began <= cut) {
             return;
         }
         self.cut_at = Some(now);
         if self.limit == 1 {
-            // The number of puts is not the reason.
+            // With a single PUT in flight their number is not the reason.
             (self.ceiling, self.phase) = (None, LimitPhase::STARTUP);
         } else {
             let again = self.ceiling.filter(|ceiling| now < ceiling.until + ceiling.hold);
@@ -203,7 +210,7 @@ impl PutLimit {
         self.round = PutRound::new(now);
     }
 
-    /// `began` is when the put did that ends the round.
+    /// `began`: when the PUT began that ends the round.
     fn end_round(&mut self, began: Instant, now: Instant) {
         let round = std::mem::replace(&mut self.round, PutRound::new(now));
         if !round.used {
@@ -217,6 +224,7 @@ impl PutLimit {
             return;
         }
         if round.starved {
+            // There was no goodput to judge; the limit grows because it was reached.
             let grown = match self.phase {
                 LimitPhase::Startup { .. } => 2 * self.limit,
                 _ => self.limit + 1,
@@ -224,7 +232,7 @@ impl PutLimit {
             return self.raise_to(grown, now);
         }
         let took = now.saturating_duration_since(round.began).max(Duration::from_nanos(1));
-        // By Little's law, with the limit in flight.
+        // Little's law, with as many PUTs in flight as the limit allows.
         let put_time = took.mul_f64(self.limit as f64 / round.objects as f64);
         let is_harmless = put_time < HARMLESS;
         let this = Rounds::default().with(round.bytes, took);
@@ -246,7 +254,7 @@ impl PutLimit {
         };
     }
 
-    /// Doubles the limit for as long as that brings goodput, or harms nobody.
+    /// Doubles the limit while that gains goodput or is harmless.
     fn start_up(
         &mut self,
         goodput: f64,
@@ -272,7 +280,7 @@ impl PutLimit {
         LimitPhase::Startup { best, flat }
     }
 
-    /// Lowers the limit once more where a lower one does as well; else it grows from here.
+    /// Lowers the limit again if the lower one does as well; otherwise it grows from here.
     fn measure(&mut self, before: Option<f64>, rounds: Rounds, now: Instant) -> LimitPhase {
         if !rounds.are_enough() {
             return LimitPhase::Measuring { before, rounds };
@@ -290,12 +298,12 @@ impl PutLimit {
         LimitPhase::Settling { before: Some(goodput) }
     }
 
-    /// From which limit on goodput is compared with that of `base`.
+    /// The limit from which on goodput is compared with that of `base`.
     fn judged_at(&self, base: GoodputSample) -> usize {
         scaled(base.limit, JUDGED_AT).max(base.limit + 1).min(self.max)
     }
 
-    /// Raises the limit by one, up to where it is judged what that has brought.
+    /// Raises the limit by one, up to the limit that is judged.
     fn grow(
         &mut self,
         is_harmless: bool,
@@ -313,7 +321,7 @@ impl PutLimit {
         }
         let goodput = rounds.goodput();
         if base.limit >= limit {
-            // There is nothing higher to try; whether less would do is tried now and then.
+            // There is nothing higher to try. Now and then a lower limit is tried.
             if !is_harmless && now - since >= LOOKED_BELOW_AFTER && limit > FEW {
                 return self.step_back(limit, goodput);
             }

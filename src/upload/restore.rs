@@ -1,8 +1,10 @@
-//! Batches that a crashed process had begun and not finished: the same payloads, made into an object in the same way, are put
-//! again under the same key. What the store may have of it is replaced by the same, or with `S3_IF_NONE_MATCH` kept.
+//! Restores the batches that a crashed process left in doubt. The same payloads become the same
+//! object again, and it is uploaded under the same key. An object that is in the store already is
+//! replaced by the same bytes, or kept with `S3_IF_NONE_MATCH`.
 //!
-//! A few at a time per core ([`RESTORERS`]), by the workers. Each takes the memory of one object of the process that
-//! began it, and is not charged to `BATCH_MEMORY`: it can neither be split nor wait behind what waits for it.
+//! The workers upload a few at a time per core ([`RESTORERS`]). Each takes as much memory as in the
+//! process that made it, and is not charged to `BATCH_MEMORY`: it cannot be split, and must not
+//! wait for payloads that wait for it.
 
 use std::io::ErrorKind;
 use std::rc::Rc;
@@ -21,15 +23,16 @@ use crate::spool::BatchInDoubt;
 use crate::store::Summing;
 use crate::upload::source::Upload;
 
-/// Batches put again at a time: with many small ones each waits for the store, and all else of their directory for them.
+/// Batches restored at a time. Each waits for the store, and everything else in its core directory
+/// waits for it, so with many small ones a single restorer would be slow.
 pub const RESTORERS: usize = 4;
 
-/// Before what a disk did not do is tried again.
+/// Pause before a failed disk operation is retried.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Reads of one member, before the batch is left to the next start.
+/// Failed reads after which the batch is left to the next start.
 const READS_MAX: u32 = 5;
 
-/// The task: puts one after the other, until the stop begins.
+/// The task: restores one batch after another until the stop begins.
 pub async fn restore(uploader: Rc<Uploader>) {
     let Some(spool) = uploader.spool.clone() else { return };
     while let Some(begun) = spool.next_in_doubt().await {
@@ -38,7 +41,7 @@ pub async fn restore(uploader: Rc<Uploader>) {
             .await
         {
             Ok((begun, mut batch)) => {
-                // The workers may have ended: it stays in the spool.
+                // The workers may have ended, so the batch stays in the spool.
                 if uploader.stop.draining.get() {
                     return;
                 }
@@ -51,22 +54,23 @@ pub async fn restore(uploader: Rc<Uploader>) {
                 finish(begun).await;
             }
             Err(why) => tracing::error!(
-                "{key} was begun by a process that is no more, and stays in the spool with all of its \
-                 core's directory until the next start: {why}"
+                "{key} is in doubt and cannot be restored: it stays in the spool, with everything else in \
+                 its core's directory, until the next start: {why}"
             ),
         }
     }
 }
 
-/// It is done with; tried until the disk has it, for before that nothing else of its directory is touched.
+/// Records that the batch is done. Retried until the disk has it, because nothing else in its core
+/// directory is replayed before.
 async fn finish(mut begun: BatchInDoubt) {
     while let Err(error) = begun.complete().await {
-        tracing::warn!("{} is stored, but that could not be noted: {error}", begun.key());
+        tracing::warn!("{} is stored, but the spool could not record that: {error}", begun.key());
         sleep(PAUSE).await;
     }
 }
 
-/// What is to be done, a slice at a time.
+/// Compresses and sums what was pushed, a slice at a time.
 async fn work(encoder: &mut Encoder, summing: &mut Summing) {
     while encoder.due_bytes() > 0 {
         encoder.work(&mut |bytes| summing.update(bytes));
@@ -74,10 +78,10 @@ async fn work(encoder: &mut Encoder, summing: &mut Summing) {
     }
 }
 
-/// The object again.
+/// Makes the object again from its members.
 ///
 /// # Errors
-/// How it was made is not known here, or it cannot be read.
+/// Its form is unknown to this version, or a member cannot be read.
 pub async fn restored(
     mut begun: BatchInDoubt,
     origin: &Origin,
@@ -95,7 +99,7 @@ pub async fn restored(
                 payload_bytes += payload.len() as u64;
             }
             Ok(None) => break,
-            // Counted and logged; the rest still comes.
+            // The spool has counted and logged the damage; the other members still come.
             Err(error) if error.kind() == ErrorKind::InvalidData => {}
             Err(error) => {
                 tracing::warn!("{} cannot be read now: {error}", begun.key());

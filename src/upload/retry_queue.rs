@@ -1,7 +1,8 @@
-//! Objects that have failed, out of the workers' way until they are due again.
+//! The objects that have failed and wait for their retry. No worker waits with them.
 //!
-//! Each stays charged to the budgets it was admitted on (restored batches, which are few, to none), so their number is bounded by those: `MAX_QUEUE_BYTES` and
-//! `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), `BATCH_MEMORY` for batches.
+//! Each stays charged to the budgets it was admitted to, which bound their number:
+//! `MAX_QUEUE_BYTES` and `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), and
+//! `BATCH_MEMORY` for batches. Restored batches, which are few, are charged to none.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
@@ -11,20 +12,20 @@ use super::failures::Failures;
 use crate::spool::Intent;
 use crate::upload::source::Upload;
 
-/// One object on its way to the store.
+/// One object on its way to the store, with its failures so far.
 pub struct PendingUpload {
     pub upload: Upload,
-    /// `None`: it has not failed yet.
+    /// `None`: no attempt has failed yet.
     pub retry: Option<Box<RetryState>>,
 }
 
-/// What is known of an object that has failed.
+/// What is known about an object that has failed.
 pub struct RetryState {
     pub failures: Failures,
-    /// The core's healthy time and the objects it had stored when this one first failed.
+    /// The core's healthy time, and how many objects it had stored, when this one first failed.
     pub healthy_before: Duration,
     pub stored_before: u64,
-    /// Of a batch whose members are in the spool: the note that it is being put.
+    /// For a batch whose members are in the spool: the record there that it is in doubt.
     pub intent: Option<Intent>,
 }
 
@@ -34,18 +35,19 @@ impl PendingUpload {
     }
 }
 
-/// What is set aside on one core.
+/// The objects of one core that wait for a retry.
 #[derive(Default)]
 pub(super) struct RetryQueue {
-    /// The one that is due first on top.
+    /// Not due yet; the earliest on top.
     waiting: BinaryHeap<Reverse<QueuedRetry>>,
+    /// Due, in the order in which they became due.
     due: VecDeque<PendingUpload>,
     next_number: u64,
 }
 
 struct QueuedRetry {
     due: Instant,
-    /// Tells apart what is due at the same time.
+    /// Orders what is due at the same time.
     number: u64,
     pending: PendingUpload,
 }
@@ -66,32 +68,32 @@ impl RetryQueue {
         self.waiting.push(Reverse(QueuedRetry { due, number, pending }));
     }
 
-    /// The one that has been due for longest.
+    /// Takes the one that has been due the longest.
     pub(super) fn pop_due(&mut self) -> Option<PendingUpload> {
         self.due.pop_front()
     }
 
-    /// When the next one will be due.
+    /// When the next one becomes due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.waiting.peek().map(|Reverse(first)| first.due)
     }
 
-    /// Makes available what is due at `now`; returns how many.
-    pub(super) fn turn(&mut self, now: Instant) -> usize {
+    /// Makes available what is due at `now`; returns how many objects.
+    pub(super) fn advance(&mut self, now: Instant) -> usize {
         let before = self.due.len();
         while self.next_due().is_some_and(|due| due <= now) {
-            let Reverse(first) = self.waiting.pop().expect("it was looked at");
+            let Reverse(first) = self.waiting.pop().expect("peeked above");
             self.due.push_back(first.pending);
         }
         self.due.len() - before
     }
 
-    /// Brings forward what is due later than `latest`.
-    pub(super) fn hurry(&mut self, latest: Instant) {
+    /// Makes everything due at `latest` if it would be due later.
+    pub(super) fn bring_forward(&mut self, latest: Instant) {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let sooner =
+        let capped =
             |Reverse(w): Reverse<QueuedRetry>| Reverse(QueuedRetry { due: w.due.min(latest), ..w });
-        self.waiting = waiting.map(sooner).collect();
+        self.waiting = waiting.map(capped).collect();
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PendingUpload> {
@@ -149,19 +151,19 @@ mod tests {
     }
 
     #[test]
-    fn objects_come_back_when_they_are_due_the_earliest_first() {
+    fn objects_come_out_when_they_are_due_the_earliest_first() {
         let (mut retry_queue, start) = (RetryQueue::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         for (seq, due) in [(0, 30), (1, 10), (2, 20), (3, 10)] {
             retry_queue.push(pending(seq), at(due));
         }
-        assert_eq!((retry_queue.turn(at(9)), retry_queue.next_due()), (0, Some(at(10))));
+        assert_eq!((retry_queue.advance(at(9)), retry_queue.next_due()), (0, Some(at(10))));
         assert_eq!(pop(&mut retry_queue), None);
-        assert_eq!((retry_queue.turn(at(20)), retry_queue.len()), (3, 4));
+        assert_eq!((retry_queue.advance(at(20)), retry_queue.len()), (3, 4));
         assert_eq!([(); 4].map(|()| pop(&mut retry_queue)), [Some(1), Some(3), Some(2), None]);
         retry_queue.push(pending(4), at(10_000));
-        retry_queue.hurry(at(100));
-        assert_eq!(retry_queue.turn(at(100)), 2);
+        retry_queue.bring_forward(at(100));
+        assert_eq!(retry_queue.advance(at(100)), 2);
         assert_eq!(
             (pop(&mut retry_queue), retry_queue.iter().count(), retry_queue.take_all().len()),
             (Some(0), 1, 1)

@@ -1,4 +1,4 @@
-//! One object in a worker's hand: a payload by itself, or a batch.
+//! One upload: a single payload or a batch.
 
 use std::rc::Rc;
 
@@ -22,7 +22,7 @@ impl Upload {
         }
     }
 
-    /// Of the payloads as they came.
+    /// Bytes of the payloads as received.
     pub fn payload_bytes(&self) -> u64 {
         match self {
             Upload::Payload(job) => job.payload.len() as u64,
@@ -30,7 +30,7 @@ impl Upload {
         }
     }
 
-    /// It survives this process.
+    /// Whether its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
         match self {
             Upload::Payload(job) => job.is_spooled(),
@@ -38,7 +38,7 @@ impl Upload {
         }
     }
 
-    /// Writes the object's key in place of what is in `key`; `own` is the core's.
+    /// Replaces the content of `key` with the object's key; `own` is the core's origin.
     pub fn write_key(&self, own: &Origin, key: &mut String) {
         match self {
             Upload::Payload(job) => job.origin(own).write_key(job.stamp, &job.payload, key),
@@ -49,7 +49,7 @@ impl Upload {
         }
     }
 
-    /// What a dead letter of it is called.
+    /// The file name of its dead letter, without an extension.
     pub fn stem(&self, own: &Origin) -> String {
         match self {
             Upload::Payload(job) => job.origin(own).stem(job.stamp),
@@ -57,7 +57,7 @@ impl Upload {
         }
     }
 
-    /// The object, under the key that was written to `key`.
+    /// The object. `key` must hold what [`Upload::write_key`] wrote.
     pub fn object<'a>(&'a self, key: &'a str) -> Object<'a> {
         match self {
             Upload::Payload(job) => Object::of(key, &job.payload),
@@ -65,8 +65,8 @@ impl Upload {
         }
     }
 
-    /// Says what became of it to those who wait, and of a payload by itself also to the spool; what is noted there of a
-    /// batch is the worker's.
+    /// Reports the outcome to the requests that wait for it, and that of a single payload also to
+    /// the spool. The worker records the outcome of a batch there.
     pub fn complete(&self, outcome: Outcome) {
         match self {
             Upload::Payload(job) => job.complete(outcome),

@@ -14,15 +14,15 @@ use crate::spool::Spool;
 use crate::stop::Stop;
 use crate::store::Store;
 
-/// One pipeline's side towards its store.
+/// The upload side of one pipeline.
 pub struct Uploader {
     pub config: Arc<Config>,
     pub cells: &'static CoreCells,
     pub origin: Rc<Origin>,
     pub stamps: Rc<Stamps>,
-    /// Where single payloads come from, …
+    /// The source of single payloads.
     pub admission: Rc<Admission>,
-    /// … and batches. `None`: one object per payload.
+    /// The source of batches; `None`: one object per payload.
     pub batches: Option<Rc<Batches>>,
     pub spool: Option<Rc<Spool>>,
     pub store: Rc<Store>,
@@ -33,7 +33,7 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Nothing waits to be stored.
+    /// Whether nothing waits to be stored.
     pub fn holds_nothing(&self) -> bool {
         self.admission.queue().is_empty()
             && self.cells.workers_busy.value() == 0
@@ -41,14 +41,14 @@ impl Uploader {
             && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
     }
 
-    /// All that waits to be stored has failed before.
+    /// Whether everything that waits to be stored has failed before.
     pub fn holds_failed_only(&self) -> bool {
         self.admission.queue().is_empty()
             && self.uploads.holds_failed_only()
             && self.batches.as_ref().is_none_or(|batches| batches.is_empty())
     }
 
-    /// All that waits to be stored is in the spool as well.
+    /// Whether everything that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
         self.admission.queue().all(Job::is_spooled)
             && self.uploads.holds_spooled_only()

@@ -1,13 +1,16 @@
-//! What a core's workers take next: fresh objects and those that have failed before, as many at a time as the
+//! Decides what a core's workers upload next: fresh objects and retries, as many at a time as the
 //! [limit](super::limit) allows.
 //!
-//! An object that fails is set aside and tried again beside fresh ones, so that those that cannot be stored never hold
-//! all workers. Of the puts in flight at most half are retries, they alternate with fresh objects that wait, and an object
-//! that waits for its retry holds none. Once nothing fresh will come, all puts are theirs.
+//! A failed object waits for its retry and is then uploaded beside fresh ones, so that objects that
+//! cannot be stored never occupy all workers. At most half of the PUTs in flight are retries, and
+//! retries alternate with fresh objects that wait. An object that waits for its retry occupies no
+//! PUT. Once no more fresh objects will come, retries may use all PUTs.
 //!
-//! Workers wait in the queue of fresh objects. They are woken by a push, and from here when a retry is due or the limit
-//! has grown. Who is woken for a fresh object and takes a retry passes the call on, and so does who gives up its place
-//! and does not come back at once. Whoever finds no room needs no call: a put in flight ends, and its worker looks again.
+//! Idle workers wait at the queue of fresh objects. A push wakes one; this module wakes one when a
+//! retry is due or the limit has grown. A worker that was woken for a fresh object but takes a
+//! retry wakes another one, and so does a worker that ends its PUT but does not look for work at
+//! once. A worker that finds the limit reached needs no wake: a PUT in flight ends, and its worker
+//! looks again.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -27,32 +30,34 @@ use crate::metrics::CoreCells;
 use crate::sync::Signal;
 use crate::upload::source::Upload;
 
-/// Longest backoff while draining, so that workers notice a store that recovers before the deadline.
+/// Longest backoff while draining, so that workers notice a store that recovers before the
+/// deadline.
 pub(super) const DRAIN_BACKOFF_MAX: Duration = Duration::from_millis(250);
 
-/// The uploads of one core.
+/// The uploads of one core that have begun: in flight or waiting for a retry.
 pub struct Uploads {
     limit: RefCell<PutLimit>,
     retry_queue: RefCell<RetryQueue>,
-    /// Something was set aside.
-    set_aside: Signal,
-    /// Objects that may be taken and not done with before they hold slots of the queue: one per worker.
+    /// The retry queue has a new object.
+    retry_added: Signal,
+    /// How many objects, one per worker, may be taken and not complete before they hold queue
+    /// slots.
     workers: usize,
-    /// Batches of other processes, set aside or in flight: they were in no queue.
+    /// Restored batches that wait for a retry or are in flight. They hold no queue slots.
     restored: Cell<usize>,
     /// Retries in flight.
     retrying: Cell<usize>,
     last_was_retry: Cell<bool>,
-    /// Workers that pause because nothing can be stored, by their numbers so that none stands here twice.
+    /// Workers that pause because nothing can be stored, by number so that none is listed twice.
     pausing: RefCell<Vec<(usize, Waker)>>,
-    /// How often pauses were ended by an object that was stored.
+    /// How often a stored object has ended pauses.
     recoveries: Cell<u64>,
-    /// What each worker is busy with, where a stop that cancels it finds it.
+    /// What each worker is uploading; a stop that cancels the workers finds it here.
     in_progress: RefCell<Vec<Option<InProgress>>>,
     cells: &'static CoreCells,
 }
 
-/// One put that is in flight; ends when it is dropped.
+/// One PUT in flight; it ends when this is dropped.
 pub struct InFlight<'a> {
     uploader: &'a Uploader,
     is_retry: bool,
@@ -74,7 +79,7 @@ impl Uploads {
         Uploads {
             limit: RefCell::new(limit),
             retry_queue: RefCell::default(),
-            set_aside: Signal::default(),
+            retry_added: Signal::default(),
             workers,
             restored: Cell::new(0),
             retrying: Cell::new(0),
@@ -86,24 +91,25 @@ impl Uploads {
         }
     }
 
-    /// Nothing is set aside.
+    /// Whether no object waits for a retry.
     pub fn is_empty(&self) -> bool {
         self.cells.puts_awaiting_retry.value() == 0
     }
 
-    /// All that workers have and that is set aside is in the spool as well.
+    /// Whether everything that is being uploaded or waits for a retry is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
         self.in_progress.borrow().iter().flatten().all(|held| held.upload.is_spooled())
             && self.retry_queue.borrow().iter().all(|pending| pending.upload.is_spooled())
     }
 
-    /// All that workers have and that is set aside has failed before.
+    /// Whether everything that is being uploaded or waits for a retry has failed before.
     pub fn holds_failed_only(&self) -> bool {
         self.in_progress.borrow().iter().flatten().all(|held| held.failures.is_some())
             && self.retry_queue.borrow().iter().all(|pending| pending.retry.is_some())
     }
 
-    /// For the last step of a stop, when the workers are cancelled: what they had, and what is set aside.
+    /// Takes what workers were uploading and what waits for a retry. For the last step of a stop,
+    /// when the workers are cancelled.
     pub fn take_rest(&self) -> Vec<InProgress> {
         let in_progress = self.in_progress.take().into_iter().flatten();
         let retry_queue =
@@ -113,25 +119,25 @@ impl Uploads {
         in_progress.chain(retry_queue).collect()
     }
 
-    /// Worker `number` begins an attempt.
+    /// Worker `number` starts an attempt.
     pub(super) fn start_attempt(&self, number: usize, object: InProgress) {
         self.in_progress.borrow_mut()[number] = Some(object);
         self.cells.workers_busy.inc();
     }
 
-    /// Worker `number` is done with it.
-    pub(super) fn done(&self, number: usize) {
+    /// Worker `number` has ended its attempt.
+    pub(super) fn end_attempt(&self, number: usize) {
         self.in_progress.borrow_mut()[number] = None;
         self.cells.workers_busy.sub(1);
     }
 
-    /// Has a batch of another process, which came through no queue, put beside others.
+    /// Adds a restored batch, which came through no queue, as if its retry were due.
     pub fn submit_restored(&self, upload: Upload) {
         self.restored.set(self.restored.get() + 1);
         self.push_retry(PendingUpload::fresh(upload), rt::now());
     }
 
-    /// One of those is done with.
+    /// A restored batch is complete.
     pub(super) fn restored_done(&self) {
         self.restored.set(self.restored.get() - 1);
     }
@@ -140,10 +146,11 @@ impl Uploads {
         let mut retry_queue = self.retry_queue.borrow_mut();
         retry_queue.push(pending, due);
         self.cells.puts_awaiting_retry.set(retry_queue.len() as u64);
-        self.set_aside.raise();
+        self.retry_added.raise();
     }
 
-    /// Whether the next put may be a retry. `fresh_waits`: there is a fresh object; `closed`: no more will come.
+    /// Whether the next PUT may be a retry. `fresh_waits`: there is a fresh object; `closed`: no
+    /// more will come.
     fn may_retry(&self, fresh_waits: bool, closed: bool) -> bool {
         if fresh_waits && self.last_was_retry.get() {
             return false;
@@ -155,7 +162,7 @@ impl Uploads {
         };
         let may = self.retrying.get() < share;
         if !may && !fresh_waits {
-            // Retries use all that they may, so the limit is what holds them up.
+            // Only the limit holds the retries up, so it counts as reached and may grow.
             limit.used();
         }
         may
@@ -182,7 +189,7 @@ impl Uploads {
 }
 
 impl Uploader {
-    /// The next object for worker `number`, and its place among the puts in flight; `None` once nothing more will come.
+    /// The next object for worker `number`, counted as in flight; `None` once no more will come.
     pub(super) async fn next_upload(&self, number: usize) -> Option<(PendingUpload, InFlight<'_>)> {
         let mut waited = false;
         let next = poll_fn(|cx| {
@@ -192,7 +199,8 @@ impl Uploader {
         })
         .await;
         if waited {
-            // It may have been woken by a timer of its own; a call that finds it here would be lost.
+            // Something else may have woken it. If it stayed registered, the next wake would be
+            // lost.
             self.leave_queue(number);
         }
         next
@@ -248,13 +256,13 @@ impl Uploader {
         drop(retry_queue);
         let in_flight = self.begin(true);
         if fresh_waits {
-            // This worker may have been woken for that.
+            // This worker may have been woken for the fresh object.
             self.wake_worker();
         }
         Some((retry, in_flight))
     }
 
-    /// A closed batch where there are batches, else the oldest payload in the ring.
+    /// Takes the oldest closed batch or, without batches, the oldest payload in the queue.
     fn take_fresh(&self) -> Option<(PendingUpload, InFlight<'_>)> {
         if let Some(batches) = &self.batches {
             let batch = batches.take_closed()?;
@@ -274,11 +282,11 @@ impl Uploader {
         InFlight { uploader: self, is_retry }
     }
 
-    /// Payloads that were taken and are not done with hold their slots in the queue, but for one per worker: so what a
-    /// core holds is bounded as it would be if each worker kept the one that fails.
+    /// Makes payloads that were taken and are not complete hold their queue slots, except for one
+    /// per worker. So a core holds no more than if each worker kept its failed payload.
     fn hold_slots(&self) {
         if self.batches.is_some() {
-            // They are charged to BATCH_MEMORY.
+            // Batches hold no slots: BATCH_MEMORY bounds them.
             return;
         }
         let uploads = &self.uploads;
@@ -294,7 +302,7 @@ impl Uploader {
         }
     }
 
-    /// Has a worker that waits look for work; nothing where none waits.
+    /// Wakes an idle worker, if there is one.
     pub(super) fn wake_worker(&self) {
         match &self.batches {
             Some(batches) => batches.wake_worker(),
@@ -302,7 +310,7 @@ impl Uploader {
         }
     }
 
-    /// A put has stored an object of `bytes`.
+    /// A PUT has stored an object of `bytes`.
     pub(super) fn put_stored(&self, began: Instant, now: Instant, bytes: u64) {
         let uploads = &self.uploads;
         let mut limit = uploads.limit.borrow_mut();
@@ -312,6 +320,7 @@ impl Uploader {
         drop(limit);
         if after != before {
             uploads.cells.puts_limit.set(after as u64);
+            // One idle worker for each PUT that may now be in flight.
             (before..after).for_each(|_| self.wake_worker());
         }
         if !uploads.pausing.borrow().is_empty() {
@@ -320,23 +329,24 @@ impl Uploader {
         }
     }
 
-    /// A put has failed for too much being in flight.
+    /// A PUT has failed because too many were in flight.
     pub(super) fn put_congested(&self, began: Instant, now: Instant) {
         let mut limit = self.uploads.limit.borrow_mut();
         limit.congested(began, now);
         self.uploads.cells.puts_limit.set(limit.limit() as u64);
     }
 
-    /// Sets `upload`, which has failed, aside for `backoff`.
-    pub(super) fn set_aside(&self, pending: PendingUpload, backoff: Duration) {
+    /// Schedules the retry of `pending`, which has failed, after `backoff`.
+    pub(super) fn retry_after(&self, pending: PendingUpload, backoff: Duration) {
         let backoff =
             if self.stop.draining.get() { backoff.min(DRAIN_BACKOFF_MAX) } else { backoff };
         self.uploads.push_retry(pending, rt::now() + backoff);
     }
 
-    /// Nothing can be stored: worker `number` waits for `backoff`, or until something was, or the stop begins.
+    /// Pauses worker `number` because nothing can be stored: for `backoff`, until a PUT succeeds,
+    /// or until the stop begins.
     pub(super) async fn pause_worker(&self, number: usize, backoff: Duration) {
-        // Others have not failed as often and may go on.
+        // Another worker may have failed less often and may go on.
         self.wake_worker();
         let uploads = &self.uploads;
         let recoveries = uploads.recoveries.get();
@@ -357,26 +367,27 @@ impl Uploader {
     }
 }
 
-/// The task that gives a worker notice of each retry that is due.
-pub async fn notice_retries(uploader: Rc<Uploader>) {
+/// The task that wakes a worker for each retry that is due.
+pub async fn wake_for_retries(uploader: Rc<Uploader>) {
     let uploads = &uploader.uploads;
-    let mut is_hurried = false;
+    let mut drain_seen = false;
     loop {
-        if uploader.stop.draining.get() && !std::mem::replace(&mut is_hurried, true) {
-            uploads.retry_queue.borrow_mut().hurry(rt::now() + DRAIN_BACKOFF_MAX);
+        if uploader.stop.draining.get() && !std::mem::replace(&mut drain_seen, true) {
+            uploads.retry_queue.borrow_mut().bring_forward(rt::now() + DRAIN_BACKOFF_MAX);
         }
         let now = rt::now();
-        let due = uploads.retry_queue.borrow_mut().turn(now);
+        let due = uploads.retry_queue.borrow_mut().advance(now);
         (0..due).for_each(|_| uploader.wake_worker());
         let next = uploads.retry_queue.borrow().next_due();
-        let changed = uploads.set_aside.wait();
+        let changed = uploads.retry_added.wait();
         let time = async {
             match next {
                 Some(at) => sleep(at.saturating_duration_since(now)).await,
                 None => std::future::pending().await,
             }
         };
-        if is_hurried {
+        // From the drain on its signal stays set, so waiting for it would spin.
+        if drain_seen {
             changed.or(time).await;
         } else {
             changed.or(time).or(uploader.stop.draining.wait()).await;

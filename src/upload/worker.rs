@@ -1,9 +1,10 @@
-//! The upload workers of one core: take an object, put it, and again, until nothing more will come.
+//! The upload workers of one core. Each uploads one object after another until no more will come.
 //!
-//! What is put is a payload by itself or a batch. A worker makes one attempt at a time: `uploads` says what is next
-//! and how many may be in flight, and keeps what has failed until it is tried again. A worker never ends on an object's
-//! error, and never on a panic: what cannot be stored goes to the dead letter, and what cannot go there is logged with
-//! its key and counted as lost.
+//! An object is one payload or a batch. A worker makes one attempt at a time. `uploads` decides
+//! what is next and how many PUTs may be in flight, and keeps failed objects until their retry.
+//! Neither an object's error nor a panic ends a worker: what cannot be stored becomes a dead
+//! letter, and if that cannot be written either, the loss is logged with the object's key and
+//! counted.
 
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -22,40 +23,43 @@ use crate::rt;
 use crate::spool::Intent;
 use crate::store::{Class, PutError, PutTimeouts};
 
-/// Before what found no room in the dead letter is put again.
+/// Pause before the retry of a restored batch whose dead letter could not be written.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
 
-/// Worker `number` of its uploader.
+/// The task of worker `number`.
 pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
     let mut worker = Worker::new(uploader.clone(), number);
     while let Some((pending, in_flight)) = uploader.next_upload(number).await {
-        // Held where a drain that cancels this worker finds it.
+        // A drain may cancel this worker, and must find the object then.
         uploader.uploads.start_attempt(number, InProgress::of(&pending));
         let outcome = match &pending.upload {
             Upload::Payload(_) => worker.put(pending, in_flight, None).await,
-            // Boxed, for each put has room for it.
+            // Boxed: otherwise the future of every payload's PUT would have room for this one too.
             Upload::Batch(batch) => {
                 let batch = batch.clone();
-                Box::pin(worker.put_noted(batch, pending, in_flight)).await
+                Box::pin(worker.put_with_intent(batch, pending, in_flight)).await
             }
         };
-        uploader.uploads.done(number);
+        uploader.uploads.end_attempt(number);
         match outcome {
             AttemptResult::Stored => {}
-            AttemptResult::Failing { alone: true } => worker.pause().await,
-            AttemptResult::Failing { alone: false } => {}
+            AttemptResult::RetryLater { stored_nothing: true } => worker.pause().await,
+            AttemptResult::RetryLater { stored_nothing: false } => {}
             AttemptResult::GivenUp => {
+                // No other upload may be left to show that the store works.
                 if uploader.holds_nothing() || uploader.holds_failed_only() {
                     uploader.health.nothing_held();
                 }
             }
         }
-        // A store that answers at once would let one worker empty the ring while nobody else runs.
+        // If the store answers at once, one worker would otherwise empty the queue while no other
+        // task runs.
         rt::yield_if_needed().await;
     }
 }
 
-/// What a worker is busy with, for a stop that has to write its dead letter.
+/// An object that is being uploaded or waits for a retry, as a stop sees it that may have to write
+/// its dead letter.
 pub struct InProgress {
     pub upload: Upload,
     /// `None`: no attempt has failed yet.
@@ -75,25 +79,25 @@ impl From<PendingUpload> for InProgress {
     }
 }
 
-/// How an attempt ended.
+/// The result of an attempt.
 enum AttemptResult {
     Stored,
-    /// It is set aside. `alone`: nothing else was stored meanwhile.
-    Failing {
-        alone: bool,
+    /// It failed and waits for its retry. `stored_nothing`: the core stored no object meanwhile.
+    RetryLater {
+        stored_nothing: bool,
     },
-    /// It is in the dead letter, lost, or left to the spool.
+    /// It is dead-lettered, lost, or left in the spool.
     GivenUp,
 }
 
-/// Puts one object after the other, and says what became of each.
+/// Makes the attempts of one worker and reports their outcomes.
 struct Worker {
     uploader: Rc<Uploader>,
     number: usize,
     alarm: Alarm,
-    /// Room for the next key.
+    /// The key of the current object; the buffer is reused.
     key: String,
-    /// Attempts of this worker that have failed in a row while nothing was stored on this core.
+    /// Failed attempts of this worker in a row during which the core stored nothing.
     failures: u32,
 }
 
@@ -102,17 +106,18 @@ impl Worker {
         Worker { uploader, number, alarm: Alarm::default(), key: String::new(), failures: 0 }
     }
 
-    /// Puts a batch between the spool's notes of it, if its payloads are there.
-    async fn put_noted(
+    /// Uploads a batch. If its payloads are in the spool, an intent is synced there first, so that
+    /// after a crash the next process uploads the same batch under the same key.
+    async fn put_with_intent(
         &mut self,
         batch: Rc<Batch>,
         mut pending: PendingUpload,
         in_flight: InFlight<'_>,
     ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        let noted = pending.retry.as_mut().and_then(|retry| retry.intent.take());
-        let (Some(spool), Some(members), None) = (&uploader.spool, batch.members(), &noted) else {
-            return self.put(pending, in_flight, noted).await;
+        let intent = pending.retry.as_mut().and_then(|retry| retry.intent.take());
+        let (Some(spool), Some(members), None) = (&uploader.spool, batch.members(), &intent) else {
+            return self.put(pending, in_flight, intent).await;
         };
         match spool.intend(batch.key(), &batch.form(), members).await {
             Ok(intent) => self.put(pending, in_flight, Some(intent)).await,
@@ -125,8 +130,8 @@ impl Worker {
         }
     }
 
-    /// One attempt to put `upload`; counts its outcome and tells whom it concerns. `intent` notes in the spool that a
-    /// batch is being put.
+    /// Makes one attempt and completes the upload unless it is retried. `intent`: the spool's
+    /// record that a batch is in doubt.
     async fn put(
         &mut self,
         pending: PendingUpload,
@@ -167,7 +172,7 @@ impl Worker {
         self.give_up(GivenUp { upload: pending.upload, intent, error, attempts }).await
     }
 
-    /// One put within its timeouts, and when it ended.
+    /// One PUT within its timeouts, and the time when it ended.
     async fn attempt(
         &mut self,
         upload: &Upload,
@@ -185,10 +190,10 @@ impl Worker {
         (outcome, now)
     }
 
-    /// Sets an object aside that may be stored later.
+    /// Schedules the retry of an object that may be stored later.
     ///
     /// # Errors
-    /// The store refuses this object, or has taken others for `RETRY_FOR` but never this one.
+    /// The store refuses this object, or has stored others for `RETRY_FOR` but never this one.
     fn failed(
         &mut self,
         pending: PendingUpload,
@@ -205,14 +210,14 @@ impl Worker {
             None => (1, healthy, stored_before),
         };
         let stored = uploader.cells.objects_stored.value();
-        let alone = stored == stored_before;
-        // An object that fails again while others are stored says nothing about how many puts the store takes.
-        if error.congestion && (attempts == 1 || alone) {
+        let stored_nothing = stored == stored_before;
+        // A repeated failure of one object while others are stored says nothing about congestion.
+        if error.congestion && (attempts == 1 || stored_nothing) {
             uploader.put_congested(began, now);
         }
         uploader.health.failed(&error, stored != stored_at_first);
-        // `>`: also with RETRY_FOR=0s others must have succeeded since.
-        // What is spooled can wait for the store for ever.
+        // `>`, not `>=`: even with RETRY_FOR=0s another PUT must have succeeded since. A spooled
+        // object survives the process, so it may be retried for ever.
         let given_up = healthy - healthy_before > uploader.config.retry_for && !upload.is_spooled();
         if error.class == Class::Object || given_up {
             drop(in_flight);
@@ -228,15 +233,15 @@ impl Worker {
         let failures = Failures { attempts, last: error };
         let retry = RetryState { failures, healthy_before, stored_before, intent };
         let backoff = backoff(&uploader.config, attempts, rt::random_fraction());
-        // In this order: else a slot would seem to be free in between.
-        uploader.set_aside(PendingUpload { upload, retry: Some(Box::new(retry)) }, backoff);
+        // Before `in_flight` is dropped: otherwise the payload's slot would look free in between.
+        uploader.retry_after(PendingUpload { upload, retry: Some(Box::new(retry)) }, backoff);
         drop(in_flight);
-        self.failures = if alone { self.failures + 1 } else { 0 };
-        Ok(AttemptResult::Failing { alone })
+        self.failures = if stored_nothing { self.failures + 1 } else { 0 };
+        Ok(AttemptResult::RetryLater { stored_nothing })
     }
 
-    /// Waits before the next attempt while nothing can be stored at all. One failure by itself is no reason to: it may
-    /// be the object's.
+    /// Waits before the next attempt while the core stores nothing at all. The first failure causes
+    /// no pause, because it may concern only that object.
     async fn pause(&self) {
         if let Some(failures) = self.failures.checked_sub(1).filter(|n| *n > 0) {
             let backoff = backoff(&self.uploader.config, failures, rt::random_fraction());
@@ -244,22 +249,22 @@ impl Worker {
         }
     }
 
-    /// Writes the dead letter of an object, and tells whom it concerns.
+    /// Writes the dead letter of an object and completes it.
     async fn give_up(&mut self, given_up: GivenUp) -> AttemptResult {
         let uploader = self.uploader.clone();
         let GivenUp { upload, intent, error, attempts } = given_up;
-        // Its place among the puts in flight is free, and this worker will not take it for a while.
+        // The PUT has left the limit, and this worker will not use the room while it writes.
         uploader.wake_worker();
         let outcome = uploader
             .dead_letters
             .write(&upload, &uploader.origin, &self.key, error, attempts)
             .await;
         match &upload {
-            // All else of its directory waits for it.
+            // Everything else in its core directory waits for this batch, so it is retried.
             Upload::Batch(batch) if outcome == Outcome::Lost && batch.is_restored() => {
-                // At a stop it is left to the spool, where it is.
+                // At a stop it stays in the spool, for the next process.
                 if !uploader.stop.draining.get() {
-                    uploader.set_aside(PendingUpload::fresh(upload), DEAD_LETTER_PAUSE);
+                    uploader.retry_after(PendingUpload::fresh(upload), DEAD_LETTER_PAUSE);
                 }
             }
             _ => complete(&uploader, &upload, outcome, intent),
@@ -268,16 +273,16 @@ impl Worker {
     }
 }
 
-/// An attempt that has failed.
+/// A failed attempt.
 struct FailedAttempt {
     error: PutError,
-    /// Objects that the core had stored when it began.
+    /// Number of objects that the core had stored when it began.
     stored_before: u64,
     began: Instant,
     now: Instant,
 }
 
-/// An object the store will not have.
+/// An object that is not retried any more.
 struct GivenUp {
     upload: Upload,
     intent: Option<Intent>,
@@ -285,9 +290,9 @@ struct GivenUp {
     attempts: u32,
 }
 
-/// Tells whom an object's fate concerns.
+/// Reports the outcome of an object to the spool and to the requests that wait for it.
 fn complete(uploader: &Uploader, upload: &Upload, outcome: Outcome, intent: Option<Intent>) {
-    // What is neither stored nor dead-lettered is left to the next process.
+    // Without a stored object or a dead letter the batch stays in doubt, for the next process.
     if let (Some(spool), Some(intent)) = (&uploader.spool, intent)
         && outcome != Outcome::Lost
     {
@@ -301,7 +306,8 @@ fn complete(uploader: &Uploader, upload: &Upload, outcome: Outcome, intent: Opti
     upload.complete(outcome);
 }
 
-/// Full jitter: anything up to `RETRY_BASE` doubled per attempt, at most `RETRY_MAX`, and at least a millisecond.
+/// Backoff with full jitter: a random share of `RETRY_BASE` doubled per attempt, at most
+/// `RETRY_MAX` and at least a millisecond.
 fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
     let doubled = config.retry_base.saturating_mul(1 << (attempts - 1).min(20));
     doubled.min(config.retry_max).mul_f64(dice).max(Duration::from_millis(1))
@@ -323,7 +329,7 @@ mod tests {
     use crate::store::Store;
     use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
 
-    /// Two workers' uploader, with one object per payload and dead letters in `dir`.
+    /// An uploader of two workers, with one object per payload and dead letters in `dir`.
     fn uploader(dir: &tempfile::TempDir) -> Rc<Uploader> {
         let cells = &crate::metrics::cells(1)[0];
         let directory = DeadLetters::open(dir.path(), 10_000).unwrap();

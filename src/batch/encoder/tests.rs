@@ -19,7 +19,7 @@ fn concat(parts: &[Payload]) -> Vec<u8> {
     parts.iter().flat_map(|part| part.to_vec()).collect()
 }
 
-/// What a reader sees that stops after one frame or member; there must be nothing behind it.
+/// What a reader gets that stops after one frame or member. Nothing may follow it.
 fn decoded(compression: Compression, object: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     match compression {
@@ -43,7 +43,7 @@ fn drain(encoder: &mut Encoder, out: &mut dyn FnMut(&[u8])) {
     while encoder.work(out) {}
 }
 
-/// The whole object; `push` has been called.
+/// Finishes an object and returns its parts.
 fn object(mut encoder: Encoder) -> Vec<Payload> {
     encoder.finish();
     drain(&mut encoder, &mut |_| {});
@@ -56,7 +56,8 @@ fn allocated(encoder: &Encoder) -> usize {
     encoder.chunks.capacities() + encoder.staged.capacity() + state
 }
 
-/// One event as clients send them, about 0.9 kB: few words, hundreds of hosts, agents and pages, numbers and ids without end.
+/// One event as clients send them, about 0.9 kB: few words, hundreds of hosts, agents and pages,
+/// numbers and ids without end.
 fn event(rng: &mut fastrand::Rng) -> Vec<u8> {
     const WORDS: [&str; 16] = [
         "checkout", "login", "search", "error", "timeout", "payment", "retry", "session", "cart",
@@ -109,8 +110,8 @@ fn any_compression() -> impl Strategy<Value = Compression> {
     prop::sample::select(COMPRESSIONS.as_slice())
 }
 
-/// A payload and its line: a string of any size, now and then with raw line breaks around it and always with an escaped one
-/// inside.
+/// A payload and its line: a string of any size, now and then with raw line breaks around it and
+/// always with an escaped one inside.
 fn payload() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let size = prop_oneof![
         6 => 1..40_usize,
@@ -141,7 +142,7 @@ fn payload() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Any payloads, with any number of `work` calls behind each.
+    /// Any payloads, each followed by any number of `work` calls.
     #[test]
     fn an_object_is_its_payloads_on_lines(
         compression in any_compression(),
@@ -172,7 +173,7 @@ proptest! {
         prop_assert!(lines_of(|each| lines(compression, &parts, each)) == expected);
     }
 
-    /// Wherever the object stands: nothing compressed, some, finishing, whole.
+    /// At any point: nothing compressed, some, finishing, complete.
     #[test]
     fn lines_come_out_again_at_any_time(
         compression in any_compression(),
@@ -217,7 +218,7 @@ fn an_object_closed_by_its_size_has_that_size() {
             ("events", event as fn(&mut fastrand::Rng) -> Vec<u8>),
             ("random", random),
             ("repetitive", repetitive),
-            // After this one the ratio of the last object is far off.
+            // After this object the ratio of the last object is far off.
             ("random", random),
         ] {
             let mut rng = fastrand::Rng::with_seed(7);
@@ -244,7 +245,7 @@ fn an_object_closed_by_its_size_has_that_size() {
 }
 
 #[test]
-fn an_open_batch_of_few_payloads_takes_little() {
+fn an_open_batch_of_few_payloads_takes_little_memory() {
     for compression in COMPRESSIONS {
         let shared = EncoderShared::new();
         let mut encoder = Encoder::new(compression, &shared);
@@ -260,7 +261,7 @@ fn an_open_batch_of_few_payloads_takes_little() {
     }
 }
 
-/// See the table at `ZSTD_WINDOW_LOG`; a release of zstd that takes more must be noticed.
+/// See the table at `ZSTD_WINDOW_LOG`. A release of zstd that takes more memory must fail here.
 #[test]
 fn a_compressor_state_has_the_size_that_is_documented() {
     for (level, kib_max) in ZSTD_STATE_KIB {
@@ -273,11 +274,11 @@ fn a_compressor_state_has_the_size_that_is_documented() {
     }
 }
 
-/// Level and most KiB, a little over what was measured.
+/// Level and most KiB, slightly more than measured.
 const ZSTD_STATE_KIB: [(i32, usize); 5] = [(-3, 960), (1, 1000), (3, 1700), (9, 1600), (19, 2800)];
 
 #[test]
-fn what_is_given_back_is_used_again() {
+fn returned_chunks_and_states_are_reused() {
     let shared = EncoderShared::new();
     let mut rng = fastrand::Rng::with_seed(1);
     let compression = Compression::Zstd(1);
@@ -305,7 +306,7 @@ fn what_is_given_back_is_used_again() {
     let parts = vec![Payload::from(vec![1; CHUNK_BYTES])];
     let in_use = parts.clone();
     shared.give_back(parts);
-    assert_eq!((shared.memory(), in_use[0].len()), (kept, CHUNK_BYTES), "somebody still reads it");
+    assert_eq!((shared.memory(), in_use[0].len()), (kept, CHUNK_BYTES), "it is still in use");
 }
 
 #[test]
@@ -324,7 +325,7 @@ fn the_pool_of_states_is_bounded() {
 }
 
 #[test]
-fn staging_room_follows_what_is_staged() {
+fn staging_memory_follows_what_is_staged() {
     let mut encoder = Encoder::new(Compression::Zstd(1), &EncoderShared::new());
     encoder.push(&[b'1'; 700]);
     encoder.push(&vec![b'1'; 8 << 20]);
@@ -343,7 +344,7 @@ fn staging_room_follows_what_is_staged() {
 }
 
 #[test]
-fn of_no_lines_there_is_no_object() {
+fn without_lines_there_is_no_object() {
     for compression in COMPRESSIONS {
         let mut encoder = Encoder::new(compression, &EncoderShared::new());
         encoder.finish();
@@ -375,8 +376,8 @@ fn the_slice_follows_the_time_it_takes() {
     assert_eq!(slice(60_000, 10), SLICE_BYTES_MAX);
 }
 
-/// `cargo test --release --lib batch -- --ignored --nocapture` prints raw MB/s, the ratio, how long `work` takes, and what an
-/// open batch holds beside its chunks.
+/// `cargo test --release --lib batch -- --ignored --nocapture` prints raw MB/s, the ratio, how long
+/// `work` takes, and what an open batch holds beside its chunks.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {

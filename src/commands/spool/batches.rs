@@ -1,5 +1,5 @@
-//! Batches in doubt, stored again by a command: the same members under the same key, before
-//! anything else in their core's directory.
+//! Batches in doubt, uploaded again by a command: the same members under the same key, before
+//! anything else in their core directory.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,14 +12,14 @@ use crate::spool::format::scan::ScanStep;
 use crate::spool::offline::SegmentFile;
 use crate::spool::takeover::discover::generations_in;
 
-/// The segments of a core's directory, as members of batches are read from them.
+/// The segments of a core directory, from which members of batches are read.
 pub(super) struct MemberFiles {
-    /// Segments by the ids of their uses.
+    /// Segments by the ids of their generations.
     paths: HashMap<u64, PathBuf>,
     open: HashMap<u64, IndexedFile>,
 }
 
-/// One of them, and where its groups lie.
+/// A segment and the offsets of its groups.
 struct IndexedFile {
     file: SegmentFile,
     groups: Vec<(u64, CommitGroup)>,
@@ -30,7 +30,7 @@ impl MemberFiles {
         Ok(MemberFiles { paths: generations_in(core_dir)?, open: HashMap::new() })
     }
 
-    /// The members of `batch` in order. Those that are gone are left out and counted in `lost`.
+    /// The members of `batch` in order. Lost ones are omitted and counted in `lost`.
     pub(super) fn payloads<'a>(
         &'a mut self,
         batch: &'a JournalBatch,
@@ -45,7 +45,7 @@ impl MemberFiles {
         })
     }
 
-    /// The payloads of one run that are there.
+    /// The payloads of one run that can be read.
     fn read(&mut self, run: Run) -> io::Result<Vec<Vec<u8>>> {
         let Some(IndexedFile { file, groups }) = self.open(run.segment)? else {
             return Ok(Vec::new());
@@ -102,8 +102,8 @@ mod tests {
         DATA_START, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
     };
 
-    /// A segment of two groups with five payloads each, all of them their numbers; of its second
-    /// group a byte is changed if it is to be `damaged`.
+    /// A segment of two groups with five payloads each, whose text is their number. If `damaged`, a
+    /// byte of the second group is changed.
     fn write_segment(path: &Path, damaged: bool) {
         let mut bytes = vec![0; DATA_START as usize];
         for number in 0..2_u32 {
@@ -130,22 +130,22 @@ mod tests {
         fs::write(path, bytes).unwrap();
     }
 
-    /// A spool of a server that is dead, with a finished batch of payloads 0 and 1, and a begun one
-    /// of 7, 2 and 3.
+    /// The spool of a dead server, with a done batch of payloads 0 and 1, and one in doubt of 7, 2
+    /// and 3.
     fn left_behind(dir: &Path, form: &str, damaged: bool) -> PathBuf {
         let core_dir = dir.join("spool/n/core-0");
         fs::create_dir_all(&core_dir).unwrap();
         fs::write(dir.join("spool/n/lock"), "").unwrap();
         write_segment(&core_dir.join("5.seg"), damaged);
         let mut ledger = Ledger::default();
-        for (key, members) in [("done.ndjson", &[0, 1][..]), ("begun.ndjson", &[7, 2, 3])] {
+        for (key, members) in [("done.ndjson", &[0, 1][..]), ("in-doubt.ndjson", &[7, 2, 3])] {
             let mut encoder = RunEncoder::default();
             assert!(members.iter().all(|number| encoder.push(5, *number)));
             let runs = encoder.finish();
             let runs = Runs::check(&runs).unwrap();
             ledger.add(SpoolRecord::Intent(IntentRecord { key, form, runs }));
         }
-        ledger.finish("done.ndjson");
+        ledger.mark_done("done.ndjson");
         ledger.rewrite(&core_dir).unwrap();
         core_dir
     }
@@ -180,24 +180,24 @@ mod tests {
     }
 
     #[test]
-    fn a_begun_batch_is_put_under_its_key_and_members_are_not_put_alone() {
+    fn a_batch_in_doubt_keeps_its_key_and_members_are_not_single_objects() {
         let dir = tempfile::tempdir().unwrap();
         let core_dir = left_behind(dir.path(), "none", false);
         let (list, exported) = listed(dir.path());
-        assert!(list.contains("1 batches begun and not finished, 1 finished"), "{list}");
+        assert!(list.contains("1 batches in doubt, 1 done"), "{list}");
         assert!(list.contains("1 segments, 10 payloads, 8 unstored"), "{list}");
         assert_eq!(exported, "2\n3\n4\n5\n6\n7\n8\n9\n");
         assert_eq!(replay(dir.path()), Exit::Clean);
         let mut expected: BTreeSet<_> = [4, 5, 6, 8, 9]
             .map(|number| (format!("7-n-0-{number}.json"), number.to_string()))
             .into();
-        expected.insert(("begun.ndjson".into(), "7\n2\n3\n".into()));
+        expected.insert(("in-doubt.ndjson".into(), "7\n2\n3\n".into()));
         assert_eq!(objects(dir.path()), expected);
         assert!(!core_dir.exists(), "nothing is left");
     }
 
     #[test]
-    fn a_batch_that_cannot_be_made_again_keeps_all_the_rest() {
+    fn a_batch_that_cannot_be_rebuilt_keeps_all_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let core_dir = left_behind(dir.path(), "ndjson+zip", false);
         assert_eq!(replay(dir.path()), Exit::Unstored);
@@ -206,11 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_member_is_left_out_and_a_damaged_journal_is_said() {
+    fn a_lost_member_is_omitted_and_a_damaged_journal_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let core_dir = left_behind(dir.path(), "none", true);
         assert_eq!(replay(dir.path()), Exit::Unstored);
-        let batch = ("begun.ndjson".to_owned(), "2\n3\n".to_owned());
+        let batch = ("in-doubt.ndjson".to_owned(), "2\n3\n".to_owned());
         assert!(objects(dir.path()).contains(&batch), "{:?}", objects(dir.path()));
         let again = tempfile::tempdir().unwrap();
         let core_dir_again = left_behind(again.path(), "none", false);

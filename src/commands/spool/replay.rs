@@ -1,9 +1,9 @@
-//! `millrace spool replay`: stores batches in doubt again, then every unstored payload under its
-//! own key, and removes files in which nothing is left.
+//! `millrace spool replay`: uploads batches in doubt again, then every unstored payload as a single
+//! object, and removes files whose payloads are all stored.
 //!
-//! What is stored is noted in its file, so that it is not stored again. If that note is lost, for
-//! example because this process dies, it is stored again under the same keys, which changes
-//! nothing.
+//! A checkpoint in each file records what is stored, so that it is not uploaded again. If the
+//! checkpoint is lost, for example because this process dies, payloads are uploaded again under the
+//! same keys, which changes nothing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,9 +12,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::batches::MemberFiles;
-use super::{SpoolCommandError, SpoolTarget, look, lost, of, said, unreadable};
+use super::{SpoolCommandError, SpoolTarget, exit_of, look, lost, of, unreadable};
 use crate::batch::encoder::encode;
-use crate::commands::{Puts, print, side_by_side};
+use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
 use crate::log::complain;
@@ -29,18 +29,17 @@ use crate::spool::takeover::instances::{
 use crate::store::{Class, Object};
 
 impl SpoolTarget {
-    /// Stores every unstored payload in the configured store, whichever it is. Exit 1 when some are
-    /// left or lost.
+    /// Uploads every unstored payload to the configured store. Exit 1 if some remain or are lost.
     ///
     /// # Errors
     /// A directory cannot be read, or the store cannot be used at all.
     pub async fn replay(&self, config: &Config) -> Result<Exit, String> {
-        let puts = Puts::prepare(config).await?;
+        let puts = RetryingStore::prepare(config).await?;
         let replay = Rc::new(ReplayRun {
             puts,
             stored: Cell::new(0),
             left: Cell::new(0),
-            troubled: Cell::new(false),
+            has_problems: Cell::new(false),
             given_up: Cell::new(false),
         });
         let outcome = self.replay_with(&replay).await;
@@ -53,7 +52,7 @@ impl SpoolTarget {
                 config.store
             )
         })?;
-        said(outcome)
+        exit_of(outcome)
     }
 
     async fn replay_with(&self, replay: &Rc<ReplayRun>) -> Result<Exit, SpoolCommandError> {
@@ -62,10 +61,11 @@ impl SpoolTarget {
             for core_dir in core_dirs(instance).map_err(of(instance))? {
                 let files = files_of(&core_dir).map_err(of(&core_dir))?;
                 mark_single_objects(&core_dir).map_err(of(&core_dir))?;
-                let (batched, all) = replay.put_batches(&core_dir).await.map_err(of(&core_dir))?;
+                let (batched, all) =
+                    replay.upload_batches(&core_dir).await.map_err(of(&core_dir))?;
                 for (path, _) in files {
                     if all {
-                        replay.put_segment(&path, &batched).await;
+                        replay.upload_segment(&path, &batched).await;
                     } else if let Some(survey) = look(&path, &batched, |_| Ok(()))? {
                         replay.left.set(replay.left.get() + survey.unstored);
                     }
@@ -73,24 +73,24 @@ impl SpoolTarget {
             }
             held.leave();
         }
-        let clean = replay.left.get() == 0 && !replay.troubled.get();
+        let clean = replay.left.get() == 0 && !replay.has_problems.get();
         Ok(if clean { Exit::Clean } else { Exit::Unstored })
     }
 }
 
 /// One replay and its figures.
 struct ReplayRun {
-    puts: Puts,
+    puts: RetryingStore,
     stored: Cell<u64>,
     /// Payloads that stay in the spool.
     left: Cell<u64>,
-    /// Whether a file stays for another reason, or was damaged.
-    troubled: Cell<bool>,
-    /// The store takes nothing until somebody changes something, so nothing more is tried.
+    /// A file stays for another reason, or was corrupt.
+    has_problems: Cell<bool>,
+    /// The store refuses everything until an operator acts, so nothing more is tried.
     given_up: Cell<bool>,
 }
 
-/// A payload to be stored.
+/// A payload to upload.
 struct Unstored {
     ordinal: u32,
     key: String,
@@ -100,11 +100,11 @@ struct Unstored {
 /// One file while its payloads are stored.
 struct FileReplay {
     file: SegmentFile,
-    /// Payloads of the group that was read last.
+    /// Unstored payloads of the group that was read last.
     group: VecDeque<Unstored>,
-    /// Why the file must not just be removed.
+    /// Why the file must go to the quarantine instead of being removed.
     problems: Vec<String>,
-    /// It cannot be read to its end by this version, or at the moment.
+    /// It cannot be read to its end, by this version or for now, so it stays.
     stays: bool,
     ended: bool,
     stored: u64,
@@ -112,25 +112,25 @@ struct FileReplay {
 }
 
 impl ReplayRun {
-    /// Stores the batches in doubt of a core again and notes that they are done. Returns which
-    /// payloads need nothing more then, and whether all batches are done. If not, the rest has to
-    /// wait, because some of it may be in those batches.
-    async fn put_batches(&self, core_dir: &Path) -> io::Result<(Rc<CompletedMembers>, bool)> {
+    /// Uploads a core's batches in doubt again and records that they are done. Returns the members
+    /// of completed batches, and whether all batches are done. If not, single payloads have to
+    /// wait, because some may be members of the remaining batches.
+    async fn upload_batches(&self, core_dir: &Path) -> io::Result<(Rc<CompletedMembers>, bool)> {
         let mut ledger = Ledger::read(core_dir)?;
-        ledger.settle(core_dir)?;
-        let begun: Vec<(String, JournalBatch)> =
-            ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
-        if begun.is_empty() {
+        ledger.consolidate(core_dir)?;
+        let in_doubt: Vec<(String, JournalBatch)> =
+            ledger.in_doubt().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+        if in_doubt.is_empty() {
             return Ok((Rc::new(ledger.done_members()), true));
         }
         let mut files = MemberFiles::of(core_dir)?;
         let mut all = true;
-        for (key, batch) in begun {
-            match self.put_batch(&mut files, &key, &batch).await {
-                Ok(()) => ledger.finish(&key),
+        for (key, batch) in in_doubt {
+            match self.upload_batch(&mut files, &key, &batch).await {
+                Ok(()) => ledger.mark_done(&key),
                 Err(why) => {
                     all = false;
-                    self.leave(core_dir, &format!("the batch {key} could not be put: {why}"));
+                    self.leave(core_dir, &format!("the batch {key} could not be uploaded: {why}"));
                 }
             }
         }
@@ -138,7 +138,7 @@ impl ReplayRun {
         Ok((Rc::new(ledger.done_members()), all))
     }
 
-    async fn put_batch(
+    async fn upload_batch(
         &self,
         files: &mut MemberFiles,
         key: &str,
@@ -153,13 +153,13 @@ impl ReplayRun {
         }
         if lost > 0 {
             complain(format_args!("{key}: {lost} payloads of this batch are lost"));
-            self.troubled.set(true);
+            self.has_problems.set(true);
         }
         self.stored.set(self.stored.get() + batch.runs().payloads() - lost);
         Ok(())
     }
 
-    async fn put_segment(self: &Rc<Self>, path: &Path, batched: &Rc<CompletedMembers>) {
+    async fn upload_segment(self: &Rc<Self>, path: &Path, batched: &Rc<CompletedMembers>) {
         let reading = match SegmentFile::open_with(path, batched) {
             Ok(file) => Rc::new(RefCell::new(FileReplay::new(file))),
             Err(error) => return self.leave(path, &unreadable(&error)),
@@ -171,42 +171,42 @@ impl ReplayRun {
         let (replay, note) = (self.clone(), reading.clone());
         side_by_side(source, async move |found| {
             let stored = replay.put(&Object::of(&found.key, &found.payload)).await;
-            note.borrow_mut().settle(found.ordinal, stored);
+            note.borrow_mut().complete(found.ordinal, stored);
         })
         .await;
         let mut reading = reading.borrow_mut();
         self.stored.set(self.stored.get() + reading.stored);
         self.left.set(self.left.get() + reading.left);
         if let Err(error) = self.finish(&mut reading) {
-            self.leave(path, &format!("what was stored could not be noted: {error}"));
+            self.leave(path, &format!("the checkpoint could not be written: {error}"));
         }
     }
 
     fn leave(&self, path: &Path, why: &str) {
-        complain(format_args!("{}: left where it is: {why}", path.display()));
-        self.troubled.set(true);
+        complain(format_args!("{}: left in place: {why}", path.display()));
+        self.has_problems.set(true);
     }
 
-    /// Whether the store has it now.
+    /// Uploads an object. Returns whether the store has it now.
     async fn put(&self, object: &Object<'_>) -> bool {
         if self.given_up.get() {
             return false;
         }
         let Err(error) = self.puts.put(object).await else { return true };
         if error.class == Class::StoreWide && !self.given_up.replace(true) {
-            complain(format_args!("nothing more is tried until this is mended: {error}"));
+            complain(format_args!("nothing more is tried until this is fixed: {error}"));
         } else if !self.given_up.get() {
             complain(format_args!("{}: left in the spool: {error}", object.key));
         }
         false
     }
 
-    /// Removes a file in which nothing is left, or notes what was stored.
+    /// Removes a file whose payloads are all stored, or writes its checkpoint.
     fn finish(&self, reading: &mut FileReplay) -> io::Result<()> {
         let path = reading.file.path().to_owned();
         for text in &reading.problems {
             complain(format_args!("{}: {text}", path.display()));
-            self.troubled.set(true);
+            self.has_problems.set(true);
         }
         if reading.stays || reading.left > 0 {
             return if reading.stored > 0 { reading.file.write_checkpoints() } else { Ok(()) };
@@ -233,7 +233,7 @@ impl FileReplay {
         }
     }
 
-    /// The next payload that is not stored, in the order of the file.
+    /// The next unstored payload, in file order.
     fn next(&mut self) -> Option<Unstored> {
         while self.group.is_empty() && !self.ended {
             match self.file.find_next() {
@@ -245,7 +245,9 @@ impl FileReplay {
                     self.problems.extend(lost(&self.file));
                     self.problems.extend(end.problem());
                 }
-                Ok(ScanStep::NeedBytes) => unreachable!("a file's walk goes on"),
+                Ok(ScanStep::NeedBytes) => {
+                    unreachable!("find_next continues until there is a result")
+                }
                 Err(error) => {
                     (self.ended, self.stays) = (true, true);
                     self.problems.push(unreadable(&error));
@@ -269,9 +271,9 @@ impl FileReplay {
             .collect();
     }
 
-    fn settle(&mut self, ordinal: u32, stored: bool) {
+    fn complete(&mut self, ordinal: u32, stored: bool) {
         if stored {
-            self.file.settle(ordinal);
+            self.file.complete(ordinal);
             self.stored += 1;
         } else {
             self.left += 1;

@@ -1,9 +1,9 @@
-//! Batches in doubt: a dead process had begun to store them, and its journal does not say that they
-//! are done. They are stored again, with the same members under the same key.
+//! Batches in doubt: the journal of a dead process has their intent but no DONE. They are uploaded
+//! again, with the same members under the same key.
 //!
-//! They come before everything else in their core directory: its segments are offered only when
-//! none of its batches is in doubt any longer. Members are read in the order of the object's lines,
-//! wherever they lie, in the memory of one group and of an index with 24 bytes per group of their
+//! They come before everything else in their core directory: its segments are offered only once
+//! none of its batches is in doubt. Members are read in the order of the object's lines. That takes
+//! the memory of one commit group, and of an index with 24 bytes per group of the members'
 //! segments.
 
 use std::collections::HashMap;
@@ -30,30 +30,30 @@ use crate::spool::segment::Segment;
 use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{Spool, SpoolError};
 
-/// A batch to be stored again. If it is dropped before it is finished, it is left to the next
-/// process, and so are the segments of its directory.
+/// A batch to upload again. If it is dropped before it is complete, it and the segments of its
+/// directory are left to the next process.
 pub struct BatchInDoubt {
     spool: Rc<Spool>,
     dir: Rc<CoreDir>,
     core: Arc<OrphanedCore>,
-    /// Its index in `core.begun`.
+    /// Its index in `core.in_doubt`.
     number: usize,
     payloads: u64,
-    /// Position of the run to be read next.
+    /// Position of the next run.
     cursor: RunCursor,
     /// The rest of the current run.
     run: Option<Run>,
     files: HashMap<u64, IndexedSegment>,
     loaded: Option<LoadedGroup>,
     lost: u64,
-    /// Bytes of the payloads that were read.
+    /// Bytes of the payloads read so far.
     bytes: u64,
 }
 
-/// A segment that has members of the batch.
+/// A segment with members of the batch, and an index of its groups.
 struct IndexedSegment {
     segment: Segment,
-    /// The groups in it that are not damaged.
+    /// Its intact groups.
     groups: Vec<GroupIndex>,
 }
 
@@ -75,40 +75,39 @@ struct LoadedGroup {
     segment: u64,
     first_ordinal: u32,
     bytes: ReadResult,
-    /// Where each payload lies in it.
+    /// The byte range of each payload.
     spans: Vec<Range<usize>>,
 }
 
-/// Where to find the next member.
+/// Where the next member is.
 enum MemberAt {
     /// It is this payload of the loaded group.
     Loaded(usize),
-    /// So many members, from the next on, are gone.
+    /// This many members, from the next on, are lost.
     Lost(u32),
 }
 
 impl Spool {
-    /// Waits for a batch that a dead process had begun and not finished. `None` once a stop has
-    /// begun.
+    /// Waits for a batch in doubt. `None` once a stop has begun.
     pub async fn next_in_doubt(self: &Rc<Self>) -> Option<BatchInDoubt> {
         loop {
             if self.overflow.is_stopped() {
                 return None;
             }
             if let Some((core, number)) = self.setup.takeover.take_in_doubt() {
-                return Some(self.begun(core, number));
+                return Some(self.in_doubt(core, number));
             }
             self.overflow.stopped().or(sleep(LOOK_EVERY)).await;
         }
     }
 
-    fn begun(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
-        let payloads = core.begun[number].1.runs().payloads();
+    fn in_doubt(self: &Rc<Self>, core: Arc<OrphanedCore>, number: usize) -> BatchInDoubt {
+        let payloads = core.in_doubt[number].1.runs().payloads();
         self.setup.cells.payloads_taken_over.add(payloads);
         self.setup.cells.spool_payloads.add(payloads);
         BatchInDoubt {
             spool: self.clone(),
-            dir: self.adopted.dir_of(&core),
+            dir: self.taken.dir_of(&core),
             core,
             number,
             payloads,
@@ -125,19 +124,19 @@ impl Spool {
 impl BatchInDoubt {
     /// The key of the object, from its intent.
     pub fn key(&self) -> &str {
-        &self.core.begun[self.number].0
+        &self.core.in_doubt[self.number].0
     }
 
-    /// How the object is made, from its intent.
+    /// Form of the object, from its intent.
     pub fn form(&self) -> &str {
         &self.batch().form
     }
 
     fn batch(&self) -> &JournalBatch {
-        &self.core.begun[self.number].1
+        &self.core.in_doubt[self.number].1
     }
 
-    /// Payloads of the object, including lost ones.
+    /// Number of the object's payloads, including lost ones.
     pub fn payloads(&self) -> u64 {
         self.payloads
     }
@@ -145,8 +144,8 @@ impl BatchInDoubt {
     /// Reads the next payload in the order of the object's lines; `None` after the last.
     ///
     /// # Errors
-    /// `InvalidData`: members are gone, which is logged and counted as a loss; the next call
-    /// continues after them. Any other: the disk does not deliver them now; the next call retries.
+    /// `InvalidData`: members are lost, which is logged and counted; the next call continues after
+    /// them. Any other error: the disk cannot read them now; the next call retries.
     pub async fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.run.is_none() {
             let (runs, mut cursor) = (self.batch().runs(), self.cursor);
@@ -185,7 +184,7 @@ impl BatchInDoubt {
         io::Error::new(io::ErrorKind::InvalidData, format!("damage took {text}"))
     }
 
-    /// Loads the group that has the first payload of `run`, unless it is loaded.
+    /// Loads the group that holds the first payload of `run`, unless it is loaded.
     async fn find(&mut self, run: Run) -> io::Result<MemberAt> {
         if let Some(loaded) = self.loaded.as_ref().filter(|loaded| loaded.segment == run.segment)
             && let Some(index) = run.first.checked_sub(loaded.first_ordinal)
@@ -215,12 +214,12 @@ impl BatchInDoubt {
                 self.loaded = Some(loaded);
                 Ok(MemberAt::Loaded((run.first - first_ordinal) as usize))
             }
-            // It was damaged after the index was made.
+            // It was corrupted after the index was made.
             None => Ok(MemberAt::Lost(run.count.min(first_ordinal + payloads - run.first))),
         }
     }
 
-    /// Opens a segment and notes where its groups are.
+    /// Opens a segment and indexes its groups.
     async fn open(&self, path: &Path, id: u64) -> io::Result<IndexedSegment> {
         let segment = Segment::open(path.to_owned(), self.spool.disk.clone()).await?;
         let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
@@ -233,21 +232,21 @@ impl BatchInDoubt {
                     groups.push(GroupIndex { at, bytes, first_ordinal, payloads });
                 }
                 ScanStep::End(_) => return Ok(IndexedSegment { segment, groups }),
-                // Damage shows as members that are not there.
+                // Corruption shows later, as members that are missing.
                 _ => {}
             }
             rt::yield_if_needed().await;
         }
     }
 
-    /// Notes that the object is stored or dead-lettered; durable when this returns. When no other
+    /// Records that the object is stored or dead-lettered; durable when this returns. Once no other
     /// batch of its directory is in doubt, the segments there are offered to the readers.
     ///
     /// # Errors
-    /// It could not be noted; call this again.
+    /// It could not be recorded; call this again.
     ///
     /// # Panics
-    /// It was finished before.
+    /// It was completed before.
     pub async fn complete(&mut self) -> Result<(), SpoolError> {
         self.spool.complete_orphaned(&self.dir, self.key()).await?;
         self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
@@ -259,7 +258,7 @@ impl BatchInDoubt {
 }
 
 impl IndexedSegment {
-    /// `None`: the group is damaged.
+    /// `None`: the group is corrupt.
     async fn load(&self, group: &GroupIndex, segment: u64) -> io::Result<Option<LoadedGroup>> {
         debug_assert!(group.bytes.is_multiple_of(BLOCK));
         let bytes = self.segment.read(group.at..group.at + group.bytes).await?;

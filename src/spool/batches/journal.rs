@@ -1,40 +1,39 @@
 //! The journal of batches: which payloads are about to be stored as one object under which key, and
-//! which of these objects are done. With it each spooled payload ends in exactly one object.
+//! which of these objects are done. It guarantees that each spooled payload ends in exactly one
+//! object.
 //!
-//! This core keeps one journal in each core directory whose payloads it batches: its own directory,
-//! and each directory of a dead process from which it has taken segments. All members of a batch
-//! lie in the same directory.
+//! This core keeps one journal in each core directory whose payloads it batches: its own, and each
+//! orphaned one from which it has taken segments. All members of a batch are in the same directory.
 //!
 //! ```text
-//!  intend: INTENT synced → the batch is put → finished: DONE synced → its members are settled in their segments
+//!  intend: INTENT synced → upload → complete_batch: DONE synced → members complete in their segments
 //! ```
 //!
-//! 1. A batch is stored only after its intent is synced, so the key of whatever a crash leaves in
-//!    the store is known.
-//! 2. A member is settled only after DONE is synced. So progress never says more than the journals,
-//!    and a later process need not compare them. Without DONE, every member still lies in its
-//!    segment, and the batch is stored again, the same object under the same key. With DONE, its
-//!    members need nothing more, whatever progress says about them.
-//! 3. An intent leaves the journals only after every member is settled durably: either the progress
-//!    of its segment was written and synced after that, and had room for it, or the segment was
-//!    noted as complete, which is synced before its file is reused or removed. Only `renew` drops
-//!    intents, in this order. Synced progress is not overwritten by progress that is not synced
+//! 1. A batch is uploaded only after its intent is synced, so the key of any object that a crash
+//!    leaves in the store is known.
+//! 2. A member is completed only after DONE is synced. So checkpoints never say more than the
+//!    journals, and a later process need not compare them. Without DONE, every member is still in
+//!    its segment, and the same object is uploaded again under the same key. With DONE, its members
+//!    are complete, whatever the checkpoints say.
+//! 3. An intent leaves the journals only after every member is durably complete: either a later
+//!    checkpoint of its segment was written in full and synced, or the segment's complete
+//!    checkpoint was synced, which happens before its file is reused or removed. Only `renew` drops
+//!    intents, in this order. A checkpoint that is not synced never overwrites a synced one
 //!    (`segment`).
 //!
 //! It follows that a synced payload is in one of three states. It is a member of one batch without
-//! DONE, and is there to be stored (2). Or it is a member of one batch with DONE, and is stored or
-//! dead-lettered, and settled. Or it is a member of none: then it was settled alone or with a batch
-//! that was dropped by 3, or it is read back as a single payload. Keys are never shared, so a batch
-//! that is named in two files is one batch.
+//! DONE, and still in its segment (2). Or it is a member of one batch with DONE, so it is stored or
+//! dead-lettered, and complete. Or it is a member of none: then it was completed as a single object
+//! or with a batch that was dropped by 3, or it is read back as a single payload. Keys are unique,
+//! so a batch that is named in two files is one batch.
 //!
-//! A group that could not be written or synced may or may not be on the disk. Its file is replaced,
-//! durably, before anything more is written, so a failed intent can never reappear next to its
-//! retry.
+//! A group whose write or sync failed may or may not be on the disk. Its file is durably replaced
+//! before the next write, so a failed intent can never reappear next to its retry.
 //!
-//! The file is a segment without payloads. When it is full, a second one replaces it. It is as
-//! large as a segment but at most 4 MiB, or twice what its open batches need. It counts towards
-//! `SPOOL_MAX` but is never refused because of it: without a journal no batched payload could leave
-//! the spool.
+//! The file is a segment without payloads. When it is full, a new one replaces it. It is as large
+//! as a segment but at most 4 MiB, or twice what its open batches need. It counts towards
+//! `SPOOL_MAX` but is created even when that is used up: without a journal no batched payload could
+//! leave the spool.
 
 mod file;
 
@@ -54,7 +53,7 @@ use crate::spool::segment::{Payloads, Segment};
 use crate::spool::takeover::offers::OrphanedCore;
 use crate::spool::{GROUP_BYTES_MAX, Spool, SpoolError};
 
-/// A core directory whose payloads this core takes: its own, or one of a dead process.
+/// A core directory whose payloads this core uploads: its own, or an orphaned one.
 pub struct CoreDir {
     path: PathBuf,
     /// `None`: this core's own.
@@ -66,14 +65,14 @@ pub struct CoreDir {
 struct Journal {
     /// Held while a group is written: one at a time.
     turn: Semaphore,
-    /// A group is being written. When nobody has the turn, its writer was dropped.
+    /// A group is being written. If it is set while `turn` is free, the writing task was dropped.
     writing: Cell<bool>,
     file: RefCell<Option<Rc<Segment>>>,
-    /// A file that was replaced and is complete, to be used next.
+    /// A replaced file that is complete and will be reused next.
     spare: RefCell<Option<Rc<Segment>>>,
-    /// Files that were replaced, but not yet durably.
+    /// Files whose replacement is not durable yet.
     stale: RefCell<Vec<Rc<Segment>>>,
-    /// Batches that the file names, or is about to name, in the order they were begun.
+    /// Batches that the file names or is about to name, in the order of their intents.
     batches: RefCell<BTreeMap<u64, Rc<TrackedBatch>>>,
     next_number: Cell<u64>,
 }
@@ -81,9 +80,9 @@ struct Journal {
 /// A batch from its intent until the journal may drop it.
 struct TrackedBatch {
     key: String,
-    /// The record of its intent; empty where another journal of the directory has it.
+    /// Its intent record; empty if another journal of the directory has it.
     intent: Box<[u8]>,
-    /// `None` for a batch in doubt: the reader settles its members.
+    /// `None` for a batch in doubt: the reader completes its members.
     members: Option<Rc<Members>>,
     state: Cell<BatchState>,
 }
@@ -94,13 +93,13 @@ enum BatchState {
     Waiting,
     /// Its intent is synced.
     Intended,
-    /// It is stored; DONE waits for a group.
+    /// It is stored or dead-lettered; DONE waits for a group.
     Completed,
-    /// DONE is synced, and its members are settled.
+    /// DONE is synced, and its members are complete.
     Done,
 }
 
-/// A batch whose intent is on the disk. Dropping this leaves the batch and its members to the next
+/// A batch whose intent is synced. Dropping this leaves the batch and its members to the next
 /// process.
 pub struct Intent {
     dir: Rc<CoreDir>,
@@ -129,14 +128,14 @@ impl CoreDir {
         self.left.is_none()
     }
 
-    /// Bytes of its files.
+    /// Size of its journal files.
     pub(in crate::spool) fn journal_bytes(&self) -> u64 {
         let Journal { file, spare, stale, .. } = &self.journal;
         let (file, spare, stale) = (file.borrow(), spare.borrow(), stale.borrow());
         file.iter().chain(&*spare).chain(&*stale).map(|file| file.bytes()).sum()
     }
 
-    /// Whether no batch waits for a group or is being stored.
+    /// Whether no batch waits for a group or is being uploaded.
     pub(in crate::spool) fn is_idle(&self) -> bool {
         self.journal.batches.borrow().values().all(|batch| batch.state.get() == BatchState::Done)
     }
@@ -151,10 +150,10 @@ impl CoreDir {
         self.journal.batches.borrow().len()
     }
 
-    /// Forgets its batches: this process no longer needs the journal, and the file tells the next
-    /// one what it has to know.
+    /// Forgets its batches: this process no longer needs them in memory, and the file has what the
+    /// next process needs.
     pub(in crate::spool) fn leave(&self) {
-        // Their members hold this directory, a cycle of references.
+        // Breaks a reference cycle: their members hold this directory.
         self.journal.batches.borrow_mut().clear();
     }
 }
@@ -170,7 +169,8 @@ impl Journal {
         self.batches.borrow().values().any(|batch| batch.state.get() == BatchState::Completed)
     }
 
-    /// What the next group says: batches with their states, at least one if any waits.
+    /// The batches of the next group with their states, at least one if any waits, and the size of
+    /// their records.
     fn next_group(&self) -> (Vec<(Rc<TrackedBatch>, BatchState)>, usize) {
         let (mut group, mut bytes) = (Vec::new(), 0);
         for batch in self.batches.borrow().values() {
@@ -189,7 +189,7 @@ impl Journal {
         (group, bytes)
     }
 
-    /// What a new file must say first, as groups.
+    /// The records that a new file must begin with, as groups.
     fn carried(&self) -> Vec<Vec<u8>> {
         let mut groups: Vec<Vec<u8>> = Vec::new();
         for batch in self.batches.borrow().values() {
@@ -215,7 +215,7 @@ impl Journal {
     }
 }
 
-/// Removes a batch from the journal if its waiter is dropped before the intent was written.
+/// Removes a batch from the journal if `intend` is dropped before the intent was written.
 struct PendingIntent<'a> {
     journal: &'a Journal,
     number: u64,
@@ -231,13 +231,13 @@ impl Drop for PendingIntent<'_> {
 }
 
 impl Spool {
-    /// Notes durably that `members` are about to be stored as one object under `key`, made as
-    /// `form` says. If the future is dropped early, the members must not be touched: they are left
-    /// to the next process.
+    /// Records durably that `members` are about to be stored as one object under `key` in the given
+    /// `form`. If the future is dropped early, the members must not be used again: they are left to
+    /// the next process.
     ///
     /// # Errors
-    /// The batch must not be stored. The call may be repeated with the same members; they stay in
-    /// the spool. A disk that hangs is an error too, so that callers can do something else.
+    /// The batch must not be uploaded. The call may be repeated with the same members; they stay in
+    /// the spool. A stalled disk is an error too, so that callers are not blocked by it.
     ///
     /// # Panics
     /// `key` or `form` is longer than
@@ -267,8 +267,8 @@ impl Spool {
         Ok(Intent { dir: dir.clone(), number })
     }
 
-    /// Notes that the object was stored or dead-lettered. DONE is written with the journal's next
-    /// group, or before the keeper's next progress.
+    /// Records that the object was stored or dead-lettered. DONE is written with the journal's next
+    /// group, or before the keeper's next checkpoint.
     pub fn complete_batch(&self, intent: Intent) {
         let batches = intent.dir.journal.batches.borrow();
         let batch = batches.get(&intent.number).expect("it stays until it is done");
@@ -282,7 +282,7 @@ impl Spool {
         }
     }
 
-    /// Notes durably that the batch with this key is done. Its intent is in a journal of a dead
+    /// Records durably that the batch with this key is done. Its intent is in a journal of a dead
     /// process.
     pub(in crate::spool) async fn complete_orphaned(
         &self,
@@ -301,7 +301,7 @@ impl Spool {
         noted
     }
 
-    /// Writes DONE for all finished batches in `dir`.
+    /// Writes DONE for all completed batches in `dir`.
     pub(in crate::spool) async fn flush(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         let _turn = dir.journal.turn.acquire_permit(1).await.expect("never closed");
         while dir.journal.has_finished() {
@@ -310,8 +310,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes groups until one is synced that has what `batch` waits for in `state`. Another caller
-    /// may have written it.
+    /// Writes groups until `batch` has left `state`. Another caller may have written its record.
     async fn commit(
         &self,
         dir: &CoreDir,
@@ -325,13 +324,14 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes and syncs one group of what waits. The caller holds the turn.
+    /// Writes and syncs one group of the records that wait. The caller holds the turn.
     async fn write_batches(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         let journal = &dir.journal;
         if journal.writing.replace(true)
             && let Some(file) = &*journal.file.borrow()
         {
-            // Its writer was dropped, so what the disk has or will have of the group is unknown.
+            // The writing task was dropped, so it is unknown what the disk has or will have of its
+            // group.
             file.close(true);
         }
         let written = self.write_next_group(dir).await;
@@ -341,7 +341,7 @@ impl Spool {
                 BatchState::Waiting => batch.state.set(BatchState::Intended),
                 _ => {
                     if let Some(members) = &batch.members {
-                        members.settle().await;
+                        members.complete().await;
                     }
                     batch.state.set(BatchState::Done);
                 }
@@ -373,8 +373,8 @@ impl Spool {
         Ok(group)
     }
 
-    /// Finishes the journals at a stop. What cannot be noted the next process finds out: it stores
-    /// the same object again.
+    /// Finishes the journals at a stop. If a DONE cannot be written, the next process uploads the
+    /// same object again.
     pub(in crate::spool) async fn end_journals(&self) {
         for dir in self.dirs() {
             let _was_reported = self.flush(&dir).await;

@@ -1,12 +1,11 @@
-//! What all journals of one core directory say together: which batches were begun, and which of
-//! them are done. It is read when their process is dead.
+//! The combined contents of all journals of one core directory: which batches have an intent, and
+//! which of them are done. It is read when their process is dead.
 //!
-//! A batch is identified by its key, which no two batches share. So it does not matter how many
-//! journals name it: its writer copies it to a new file before the old one is removed, and a later
-//! process that finishes it writes so into its own journal. Taking a directory over begins with
-//! writing everything to one new journal, so that their number does not grow with crashes. Where
-//! damage took part of a journal, members of its batches come back as single payloads: perhaps
-//! stored twice, never lost.
+//! A batch is identified by its key, which no two batches share. So any number of journals may name
+//! it: its writer copies it to a new file before the old one is removed, and a later process that
+//! completes it writes DONE to its own journal. A takeover first writes everything to one new
+//! journal, so that crashes do not accumulate journals. If part of a journal is corrupt, members of
+//! its batches are read back as single payloads: perhaps stored twice, never lost.
 //!
 //! Everything here blocks, like `instances`.
 
@@ -29,10 +28,10 @@ use crate::spool::takeover::instances::{create_private, move_to_quarantine, remo
 
 /// Extension of a journal of batches.
 pub const JOURNAL: &str = "batches";
-/// Records share a group of up to this size.
+/// Largest group that records share.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
-/// A batch that was begun.
+/// A batch with an intent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalBatch {
     pub form: String,
@@ -51,7 +50,7 @@ impl JournalBatch {
 pub struct Ledger {
     batches: BTreeMap<String, JournalBatch>,
     done: BTreeSet<String>,
-    /// Keys for which journals name different batches, so that none of them can be relied on.
+    /// Keys for which journals have conflicting intents, so that none of them can be trusted.
     disputed: BTreeSet<String>,
     files: Vec<JournalFile>,
 }
@@ -62,9 +61,9 @@ pub struct JournalFile {
     pub path: PathBuf,
     pub bytes: u64,
     pub groups: u32,
-    /// Damage that was found.
+    /// Corruption that was found.
     pub problems: Vec<String>,
-    /// Remarks about what a crash may leave.
+    /// Notes on harmless traces of a crash.
     pub notes: Vec<String>,
 }
 
@@ -72,7 +71,7 @@ impl Ledger {
     /// Reads all journals in `core_dir`.
     ///
     /// # Errors
-    /// A journal could not be read, so nothing is known about its contents.
+    /// A journal could not be read, so its contents are unknown.
     pub fn read(core_dir: &Path) -> io::Result<Ledger> {
         let mut ledger = Ledger::default();
         for path in journals_of(core_dir)? {
@@ -95,14 +94,14 @@ impl Ledger {
             match file.find_next()? {
                 ScanStep::Group(_, group) => {
                     read.groups += 1;
-                    file.entries(&group).for_each(|entry| self.add(entry));
+                    file.records(&group).for_each(|entry| self.add(entry));
                 }
                 ScanStep::Damage(damage) => read.problems.push(damage.to_string()),
                 ScanStep::NeedBytes => {
-                    unreachable!("a file's walk goes on until something is found")
+                    unreachable!("find_next continues until there is a result")
                 }
                 ScanStep::End(SegmentEnd::Torn { at, why }) => {
-                    let text = format!("torn at byte {at}, which no batch waited for: {why}");
+                    let text = format!("torn at byte {at}, which no batch relies on: {why}");
                     read.notes.push(text);
                     return Ok(read);
                 }
@@ -114,7 +113,7 @@ impl Ledger {
         }
     }
 
-    /// Adds one record of a journal; their order does not matter.
+    /// Adds one record of a journal; the order does not matter.
     pub fn add(&mut self, entry: SpoolRecord<'_>) {
         match entry {
             SpoolRecord::Intent(IntentRecord { key, form, runs }) => {
@@ -140,8 +139,8 @@ impl Ledger {
         sound.map(|(key, batch)| (key.as_str(), batch))
     }
 
-    /// Batches that were begun and are not done, by key.
-    pub fn begun(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
+    /// Batches in doubt, by key: they have an intent and no DONE.
+    pub fn in_doubt(&self) -> impl Iterator<Item = (&str, &JournalBatch)> {
         self.sound().filter(|(key, _)| !self.done.contains(*key))
     }
 
@@ -150,45 +149,45 @@ impl Ledger {
         self.sound().filter(|(key, _)| self.done.contains(*key))
     }
 
-    /// The payloads that need nothing more once the batches in doubt are done too.
+    /// The payloads that are complete once the batches in doubt are done too.
     pub fn members(&self) -> CompletedMembers {
         CompletedMembers::of(self.sound().map(|(_, batch)| batch))
     }
 
-    /// The payloads that need nothing more.
+    /// The payloads that are complete now.
     pub fn done_members(&self) -> CompletedMembers {
         CompletedMembers::of(self.done().map(|(_, batch)| batch))
     }
 
-    /// Notes that the batch with this key is done.
-    pub fn finish(&mut self, key: &str) {
+    /// Records that the batch with this key is done.
+    pub fn mark_done(&mut self, key: &str) {
         self.done.insert(key.to_owned());
     }
 
-    /// Makes what was read durable in one new file. Damaged journals are reported and moved to the
-    /// quarantine.
-    pub fn settle(&mut self, core_dir: &Path) -> io::Result<()> {
+    /// Writes everything that was read durably to one new file. Corrupt journals are reported and
+    /// moved to the quarantine.
+    pub fn consolidate(&mut self, core_dir: &Path) -> io::Result<()> {
         for key in std::mem::take(&mut self.disputed) {
             tracing::error!(
-                "{}: two batches with the key {key} were begun; their payloads are put again",
+                "{}: two batches have the key {key}; their payloads are uploaded again",
                 core_dir.display()
             );
             self.batches.remove(&key);
             self.done.remove(&key);
         }
-        // Rewritten even if there is only one sound journal: what its process had in flight when it
-        // died may still reach the disk, and must land in a file that is gone.
+        // Rewritten even if there is only one intact journal: a write that its process had in
+        // flight when it died may still reach the disk, and must land in a removed file.
         if self.files.is_empty() { Ok(()) } else { self.rewrite(core_dir) }
     }
 
-    /// Writes everything to a new journal, which replaces those it was read from.
+    /// Writes everything to a new journal, which replaces the ones that were read.
     pub fn rewrite(&mut self, core_dir: &Path) -> io::Result<()> {
         let path = core_dir.join(format!("{}.{JOURNAL}", rt::random()));
         let written = self.write(&path).and_then(|bytes| sync_dir(core_dir).map(|()| bytes));
         let bytes = match written {
             Ok(bytes) => bytes,
             Err(error) => {
-                // The next reader would take a partial journal for damage.
+                // The next reader would report a partial journal as corrupt.
                 let _may_be_absent = remove(&path);
                 return Err(error);
             }
@@ -201,7 +200,7 @@ impl Ledger {
             }
             let (path, problems) = (old.path.display(), old.problems.join("; "));
             tracing::error!(
-                "{path} is damaged: {problems}; members of batches it told of may be stored twice"
+                "{path} is damaged: {problems}; members of its batches may be stored twice"
             );
             move_to_quarantine(&old.path)?;
         }
@@ -243,7 +242,7 @@ impl Ledger {
     }
 }
 
-/// The members of batches, by the ids of their segments.
+/// Members of batches, by the ids of their segments' generations.
 #[derive(Debug, Default)]
 pub struct CompletedMembers(HashMap<u64, OrdinalSet>);
 
@@ -260,13 +259,13 @@ impl CompletedMembers {
         self.0.get(&segment).is_some_and(|done| done.contains(ordinal))
     }
 
-    /// The members that lie in one segment.
+    /// The members in one segment.
     pub fn of_segment(&self, segment: u64) -> impl Iterator<Item = Range<u32>> {
         self.0.get(&segment).into_iter().flat_map(OrdinalSet::ranges)
     }
 }
 
-/// The journals in a core directory, oldest first where their names say so.
+/// The journals in a core directory, by name.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn journals_of(core_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();

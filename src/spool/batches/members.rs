@@ -1,4 +1,4 @@
-//! The members of a batch: recorded while it is gathered, and kept until they are settled durably.
+//! The members of a batch: recorded while it is gathered, and kept until they are durably complete.
 
 use std::rc::Rc;
 
@@ -9,10 +9,10 @@ use crate::spool::SpooledRequest;
 use crate::spool::format::runs::{RunEncoder, Runs};
 use crate::spool::segment::Segment;
 
-/// Runs that are settled before other tasks get a turn.
+/// Runs that are completed before other tasks get a turn.
 const COMPLETE_SLICE: usize = 1_000;
 
-/// Payloads of one core directory that are to be one object, in the order of its lines.
+/// Payloads of one core directory that become one object, in the order of its lines.
 pub struct Members {
     pub(super) dir: Rc<CoreDir>,
     pub(super) segments: Vec<MemberSegment>,
@@ -24,12 +24,12 @@ pub struct Members {
 pub(super) struct MemberSegment {
     pub(super) id: u64,
     pub(super) segment: Rc<Segment>,
-    /// Bytes of the members in it.
+    /// Bytes of its members.
     bytes: u64,
 }
 
 impl Members {
-    /// No members yet; all will lie in `dir`, which is their [`SpooledRequest::core_dir`].
+    /// No members yet; all must be in `dir`, which is their [`SpooledRequest::core_dir`].
     pub fn of(dir: &Rc<CoreDir>) -> Members {
         Members {
             dir: dir.clone(),
@@ -41,16 +41,17 @@ impl Members {
     }
 
     /// Appends the payload of `job`, whose record is `record`. Returns false and changes nothing if
-    /// its place would need more room than an intent has; then the batch must be closed without it.
+    /// an intent has no room for it; then the batch must be closed without it.
     ///
     /// # Panics
-    /// It lies in another directory.
+    /// It is in another directory.
     #[must_use]
     pub fn push(&mut self, record: &SpooledRequest, job: &Job) -> bool {
         assert!(Rc::ptr_eq(&self.dir, record.core_dir()), "a batch is of one directory");
         let ordinal = record.ordinal(job.stamp.seq);
         let bytes = job.payload.len() as u64;
-        // A segment is not used again while one of its payloads is unsettled, so the id stays.
+        // A segment begins no new generation while one of its payloads is incomplete, so the id
+        // stays valid.
         let id = record.segment.id();
         if !self.runs.push(id, ordinal) {
             return false;
@@ -80,19 +81,19 @@ impl Members {
         self.payload_bytes
     }
 
-    /// Whether a file with members was removed, so that they survive no crash.
+    /// Whether a file with members was removed, so that they would not survive a crash.
     pub fn is_removed(&self) -> bool {
         self.segments.iter().any(|known| known.segment.is_removed())
     }
 
-    /// Bytes of memory it takes; once its intent is noted, twice as many.
+    /// Memory it takes, in bytes; twice as much once its intent is written.
     pub fn memory(&self) -> usize {
         self.runs.memory() + self.segments.capacity() * size_of::<MemberSegment>()
     }
 
-    /// Settles all members in their segments, run by run.
-    pub(in crate::spool) async fn settle(&self) {
-        // Before settling: a segment is finished with its last payload.
+    /// Completes all members in their segments, run by run.
+    pub(in crate::spool) async fn complete(&self) {
+        // First, because a segment may be finished as soon as its last payload is complete.
         for MemberSegment { segment, bytes, .. } in &self.segments {
             segment.sub_unstored(*bytes);
         }

@@ -1,16 +1,16 @@
-//! Records, of which a group is made. Behind length, kind and zeros:
+//! The records of a commit group. After length, kind and zeros:
 //!
 //! ```text
 //! request  unix_nanos u64 · first seq u64 · count u32 · version u32 · count × length u32 · version · payloads
-//! keys     the template of the keys of the group's requests, in front of them; none for the default
-//! begun    key length u16 · form length u16 · key · form · runs of members
+//! keys     the key template of the group's requests, before them; absent for the default
+//! intent   key length u16 · form length u16 · key · form · runs of members
 //! done     key
 //! ```
 //!
-//! A request's record holds all its payloads and what their keys are made of, besides the group's
-//! node, core and template. Its `version u32` is one more than the version's bytes, and 0 without a
-//! version. Journals hold batches: one that was `begun` may be in the store under its key, one that
-//! is `done` needs nothing more.
+//! A request's record holds all its payloads and the parts of their keys that the group's node,
+//! core and template do not give. Its `version u32` is the version's length plus one, or 0 without
+//! a version. Journals hold batches: one with an `intent` may be in the store under its key, one
+//! with a `done` is stored or dead-lettered.
 
 use std::fmt;
 
@@ -18,20 +18,20 @@ use super::runs::Runs;
 use super::{GroupHead, HEAD_BYTES, u32_at, u32_bytes, u64_at};
 use crate::queue::job::{Span, Stamp};
 
-/// Longest template of keys.
+/// Longest key template.
 pub const KEYS_BYTES_MAX: usize = 4 << 10;
 /// Longest `version` of a request.
 pub const VERSION_BYTES_MAX: usize = 1 << 20;
-/// Longest key of a batch: S3 takes no longer one.
+/// Longest key of a batch: the limit of S3.
 pub const KEY_BYTES_MAX: usize = 1_024;
-/// Longest text that says how a batch's object is made.
+/// Longest text that describes the form of a batch's object.
 pub const FORM_BYTES_MAX: usize = 256;
 
-/// What every record begins with.
+/// Size of the length, kind and zeros that every record begins with.
 const START_BYTES: usize = 8;
-/// Of a request's record, before its lengths.
+/// Size of a request's record before its lengths.
 const REQUEST_HEAD_BYTES: usize = 32;
-/// Of a begun batch's, before its key.
+/// Size of an intent's record before its key.
 const INTENT_HEAD_BYTES: usize = 12;
 
 const REQUEST: u8 = 1;
@@ -39,7 +39,7 @@ const KEYS: u8 = 2;
 const INTENT: u8 = 3;
 const DONE: u8 = 4;
 
-/// A record as it lies in a file.
+/// A record in a file.
 #[derive(Clone, Copy, Debug)]
 pub enum SpoolRecord<'a> {
     Request(RequestRecord<'a>),
@@ -49,7 +49,7 @@ pub enum SpoolRecord<'a> {
     Done(&'a str),
 }
 
-/// The record at the front of `bytes`, and its length, if there is a whole one that adds up.
+/// The record at the start of `bytes` and its length; `None` unless it is intact and well-formed.
 pub(super) fn read_record(bytes: &[u8]) -> Option<(SpoolRecord<'_>, usize)> {
     let start = bytes.get(..START_BYTES)?;
     let length = u32_at(start, 0) as usize;
@@ -70,7 +70,7 @@ fn text(bytes: &[u8], bytes_max: usize) -> Option<&str> {
     str::from_utf8(bytes).ok().filter(|text| text.len() <= bytes_max)
 }
 
-/// All records in the bytes of a group that [`CommitGroup::check`](super::Group::check) has passed.
+/// All records in the bytes of a commit group that [`CommitGroup::check`](super::CommitGroup::check) has passed.
 pub fn group_records<'a>(
     head: &GroupHead,
     bytes: &'a [u8],
@@ -83,7 +83,7 @@ pub fn group_records<'a>(
     })
 }
 
-/// The requests among them.
+/// The requests among these records.
 pub fn group_requests<'a>(
     head: &GroupHead,
     bytes: &'a [u8],
@@ -94,7 +94,7 @@ pub fn group_requests<'a>(
     })
 }
 
-/// The template that the keys of its requests are made from; `None`: the default.
+/// The key template of its requests; `None`: the default.
 pub fn keys_of<'a>(head: &GroupHead, bytes: &'a [u8]) -> Option<&'a str> {
     match group_records(head, bytes).next() {
         Some(SpoolRecord::Keys(keys)) => Some(keys),
@@ -102,19 +102,19 @@ pub fn keys_of<'a>(head: &GroupHead, bytes: &'a [u8]) -> Option<&'a str> {
     }
 }
 
-/// One request as it lies in a segment.
+/// One request in a segment.
 #[derive(Clone, Copy)]
 pub struct RequestRecord<'a> {
-    /// Of its first payload.
+    /// Stamp of its first payload.
     pub first: Stamp,
     pub version: Option<&'a str>,
     lengths: &'a [u8],
-    /// All payloads, one behind the other.
+    /// All payloads, concatenated.
     pub payloads: &'a [u8],
 }
 
 impl<'a> RequestRecord<'a> {
-    /// From the whole of a record.
+    /// Parses a whole record.
     fn read(record: &'a [u8]) -> Option<RequestRecord<'a>> {
         let (head, rest) = record.split_at_checked(REQUEST_HEAD_BYTES)?;
         let (count, version) = (u32_at(head, 24) as usize, u32_at(head, 28) as usize);
@@ -136,7 +136,7 @@ impl<'a> RequestRecord<'a> {
         self.lengths.chunks_exact(4).map(|length| u32_at(length, 0))
     }
 
-    /// Where each payload lies in [`RequestRecord::payloads`].
+    /// The span of each payload in [`RequestRecord::payloads`].
     pub fn spans(self) -> impl ExactSizeIterator<Item = Span> + 'a {
         let mut end = 0;
         self.lengths().map(move |length| {
@@ -157,13 +157,13 @@ impl fmt::Debug for RequestRecord<'_> {
     }
 }
 
-/// Bytes of a request's record with `count` payloads of `payload_bytes` in all.
+/// Size of a request's record with `count` payloads of `payload_bytes` in total.
 pub fn record_bytes(count: usize, payload_bytes: usize, version: Option<&str>) -> usize {
     REQUEST_HEAD_BYTES + 4 * count + version.map_or(0, str::len) + payload_bytes
 }
 
-/// Writes the record of `payloads` to the front of `out` and returns its length. `first` is the
-/// stamp of the first one, the others follow in sequence.
+/// Writes the record of `payloads` to the start of `out` and returns its length. `first` is the
+/// stamp of the first payload; the others follow in sequence.
 pub fn write_record<'a>(
     out: &mut [u8],
     first: Stamp,
@@ -197,7 +197,7 @@ fn write_start(out: &mut [u8], kind: u8, length: usize) {
     out[4..8].copy_from_slice(&[kind, 0, 0, 0]);
 }
 
-/// The spans of a body as the payloads they are.
+/// The payloads at `spans` of a body.
 pub fn slices<'a>(
     body: &'a [u8],
     spans: &'a [Span],
@@ -205,12 +205,12 @@ pub fn slices<'a>(
     spans.iter().map(|span| &body[span.range()])
 }
 
-/// Bytes of the record of a template; none for the default.
+/// Size of a key template's record; 0 for the default, which has none.
 pub fn keys_bytes(keys: Option<&str>) -> usize {
     keys.map_or(0, |keys| START_BYTES + keys.len())
 }
 
-/// Writes the record of a template to the front of `out` and returns its length.
+/// Writes a key template's record to the start of `out` and returns its length.
 pub fn write_keys(out: &mut [u8], keys: Option<&str>) -> usize {
     keys.map_or(0, |keys| {
         assert!(keys.len() <= KEYS_BYTES_MAX, "longer templates are refused");
@@ -225,13 +225,13 @@ fn write_text(out: &mut [u8], kind: u8, text: &str) -> usize {
     length
 }
 
-/// One batch that was begun, as it lies in a journal.
+/// The intent of a batch in a journal.
 #[derive(Clone, Copy, Debug)]
 pub struct IntentRecord<'a> {
     pub key: &'a str,
-    /// How its object is made, in the words of who made it.
+    /// Format and compression of its object, in the writer's notation.
     pub form: &'a str,
-    /// Its members in the order of their lines.
+    /// Its members in the order of the object's lines.
     pub runs: Runs<'a>,
 }
 
@@ -249,10 +249,10 @@ impl<'a> IntentRecord<'a> {
     }
 }
 
-/// The record of a batch that is begun with these members.
+/// Makes the intent record of a batch with these members.
 ///
 /// # Panics
-/// Key or form is too long, which their makers exclude.
+/// Key or form is too long; callers prevent that.
 pub fn intent_record(key: &str, form: &str, runs: &[u8]) -> Box<[u8]> {
     assert!(key.len() <= KEY_BYTES_MAX, "the key of a batch is too long: {key}");
     assert!(form.len() <= FORM_BYTES_MAX, "the form of a batch is too long: {form}");
@@ -264,12 +264,12 @@ pub fn intent_record(key: &str, form: &str, runs: &[u8]) -> Box<[u8]> {
     [&head, key.as_bytes(), form.as_bytes(), runs].concat().into()
 }
 
-/// Bytes of the record that the batch with this key is done.
+/// Size of the DONE record of the batch with this key.
 pub fn done_bytes(key: &str) -> usize {
     START_BYTES + key.len()
 }
 
-/// Writes that record to the front of `out` and returns its length.
+/// Writes the DONE record to the start of `out` and returns its length.
 pub fn write_done(out: &mut [u8], key: &str) -> usize {
     write_text(out, DONE, key)
 }

@@ -1,25 +1,25 @@
-//! The members of a batch, compactly: payloads of segments, as runs in the order of the object's
-//! lines.
+//! Compact encoding of a batch's members: runs of payloads in segments, in the order of the
+//! object's lines.
 //!
 //! ```text
-//! run      = count × 2 + new · (new: segment id · first, else zigzag of first − end of the run before)
+//! run = count × 2 + new · (new: segment id · first, else zigzag of first − end of the previous run)
 //! ```
 //!
-//! `new` is 1 where the segment is not that of the run before. All numbers are varints, seven bits
-//! a byte, the lowest first. A run among others of its segment takes three bytes, so partitions may
-//! interleave as they like.
+//! `new` is 1 if the segment differs from the previous run's. All numbers are varints, seven bits
+//! per byte, lowest first. A run after another of the same segment takes three bytes, so
+//! interleaved partitions stay cheap.
 
-/// Of the runs of one batch, encoded: room for 349,000 of three bytes.
+/// Largest encoding of one batch's runs: room for 349,000 runs of three bytes.
 pub const RUNS_BYTES_MAX: usize = 1 << 20;
-/// Of one run: a head of 33 bits, an id of 64, a first of 32.
+/// Largest encoding of one run: a head of 33 bits, an id of 64, a first of 32.
 const RUN_BYTES_MAX: usize = 5 + 10 + 5;
 
-/// Payloads that follow one another in a segment.
+/// Consecutive payloads of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The id of the segment's use.
+    /// Id of the segment's generation.
     pub segment: u64,
-    /// The number of the first payload in it.
+    /// Number of the first payload.
     pub first: u32,
     /// At least one.
     pub count: u32,
@@ -31,19 +31,19 @@ impl Run {
     }
 }
 
-/// Runs being gathered.
+/// Encodes runs while a batch is gathered.
 #[derive(Clone, Debug, Default)]
 pub struct RunEncoder {
-    /// All but the last.
+    /// All runs but the last.
     bytes: Vec<u8>,
-    /// Of the run before the last.
+    /// The run before the last.
     before: Option<Run>,
     last: Option<Run>,
 }
 
 impl RunEncoder {
-    /// Adds the payload with this number; false, and nothing is changed, when it needs a run of its
-    /// own and there is no room for one more.
+    /// Adds the payload with this number. Returns false and changes nothing if it needs a new run
+    /// and there is no room for one.
     pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
         if let Some(last) = &mut self.last
             && last.segment == segment
@@ -72,7 +72,7 @@ impl RunEncoder {
         bytes
     }
 
-    /// Bytes of memory it takes.
+    /// Memory it takes, in bytes.
     pub fn memory(&self) -> usize {
         self.bytes.capacity()
     }
@@ -101,16 +101,16 @@ fn put(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// Runs that were checked.
+/// Encoded runs that passed the check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Runs<'a>(&'a [u8]);
 
 impl<'a> Runs<'a> {
-    /// `None` when these bytes are no runs.
+    /// `None` if these bytes are not valid runs.
     pub fn check(bytes: &'a [u8]) -> Option<Runs<'a>> {
-        let mut place = RunCursor::default();
-        while place.at < bytes.len() {
-            place.next(bytes)?;
+        let mut cursor = RunCursor::default();
+        while cursor.at < bytes.len() {
+            cursor.next(bytes)?;
         }
         Some(Runs(bytes))
     }
@@ -120,8 +120,8 @@ impl<'a> Runs<'a> {
     }
 
     pub fn iter(self) -> impl Iterator<Item = Run> + 'a {
-        let mut place = RunCursor::default();
-        std::iter::from_fn(move || place.next(self.0))
+        let mut cursor = RunCursor::default();
+        std::iter::from_fn(move || cursor.next(self.0))
     }
 
     /// Payloads in all runs.
@@ -130,7 +130,7 @@ impl<'a> Runs<'a> {
     }
 }
 
-/// A place among encoded runs.
+/// A position in encoded runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunCursor {
     at: usize,
@@ -138,7 +138,8 @@ pub struct RunCursor {
 }
 
 impl RunCursor {
-    /// The run here in `bytes`, and on to the next; `None` at the end, or where there is no run.
+    /// Returns the run at this position of `bytes` and advances; `None` at the end or if there is
+    /// no valid run.
     pub fn next(&mut self, bytes: &[u8]) -> Option<Run> {
         let mut at = self.at;
         let head = take(bytes, &mut at)?;
@@ -159,7 +160,7 @@ impl RunCursor {
     }
 }
 
-/// The number `at` this place, and on behind it; `None` when it is not whole or has more than 64
+/// Reads the varint at offset `at` and advances `at`; `None` if it is truncated or has more than 64
 /// bits.
 fn take(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut number = 0;
@@ -216,7 +217,7 @@ mod tests {
         let bytes = encoder.finish();
         assert!(bytes.len() <= RUNS_BYTES_MAX, "{}", bytes.len());
         assert_eq!(single(&bytes).len(), fitted);
-        // What continues the last run needs no room.
+        // A payload that continues the last run needs no room.
         let (segment, last) = *single(&bytes).last().unwrap();
         assert!(encoder.push(segment, last + 1) && !encoder.push(9, 9));
         assert_eq!(single(&encoder.finish()).len(), fitted + 1);

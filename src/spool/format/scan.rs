@@ -1,5 +1,5 @@
-//! Walks through a segment group by group, and past damage; pure: it says which bytes it wants and
-//! is given them.
+//! Scans a segment group by group and continues after corruption. Pure: it asks for byte ranges,
+//! and the caller supplies them.
 
 use std::ops::Range;
 
@@ -8,42 +8,42 @@ use super::{
     read_start,
 };
 
-/// Bytes looked through at a time for the next whole group.
+/// Bytes searched at a time for the next intact group.
 const SEARCH_BYTES: u64 = 1 << 20;
 
-/// A walk through one segment.
+/// A scan of one segment.
 pub struct SegmentScan {
     file_bytes: u64,
-    /// As its groups say.
+    /// The segment's size according to its groups.
     segment_bytes: Option<u64>,
-    /// Where the next group is expected.
+    /// Expected offset of the next group.
     at: u64,
-    /// Its number.
+    /// Its expected number.
     number: u32,
-    /// The use of the segment, once known.
+    /// The generation's id, once known.
     id: Option<u64>,
-    /// Groups of uses up to this one are nothing any more.
+    /// Groups of generations up to this one are ignored.
     completed: Option<u64>,
     /// Groups from this number on were never acknowledged.
     groups_end: u32,
-    /// Groups that were synced, as progress says.
+    /// Groups that were synced according to the checkpoint.
     groups_synced: u32,
-    /// Where progress belongs there is something else.
+    /// The checkpoint slots hold something else.
     foreign: bool,
     state: ScanState,
 }
 
 enum ScanState {
-    /// At a block that should start a group.
+    /// At a block where a group should start.
     Start,
-    /// A head that fits was there.
+    /// A matching head was found there.
     Body(GroupHead),
-    /// Something else was there; looking for a later group from `at` on.
+    /// Something else was found; searching for a later group from `at` on.
     Search {
         bad: Unexpected,
         at: u64,
     },
-    /// While searching, a head that fits was found.
+    /// The search found a matching head.
     Candidate {
         bad: Unexpected,
         at: u64,
@@ -52,14 +52,14 @@ enum ScanState {
     Ended,
 }
 
-/// What is where a group should be.
+/// What was found where a group should be.
 #[derive(Clone, Copy)]
 enum Unexpected {
-    /// Zeros, or a group of another use.
+    /// Zeros, or a group of another generation.
     Nothing,
-    /// The expected group, begun and not whole.
+    /// The expected group, only partly written.
     Torn(&'static str),
-    /// A head of another version.
+    /// A head of another format version.
     Version(u8),
     Garbage,
 }
@@ -69,20 +69,20 @@ impl Unexpected {
         match self {
             Unexpected::Nothing => "a group is missing",
             Unexpected::Torn(why) => why,
-            Unexpected::Version(_) => "a group is of another version",
-            Unexpected::Garbage => "the head of a group is not whole",
+            Unexpected::Version(_) => "a group has another format version",
+            Unexpected::Garbage => "the head of a group is corrupt",
         }
     }
 }
 
-/// What a walk finds.
+/// What a step of a scan yields.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ScanStep {
-    /// Nothing yet: give it what it wants now.
+    /// Nothing yet: feed it the bytes that it wants now.
     NeedBytes,
-    /// The next group, all of whose bytes were just given, and where it lies.
+    /// The next group and its offset; the bytes just fed are the whole group.
     Group(u64, CommitGroup),
-    /// Groups that were synced once are not there; the walk goes on behind them.
+    /// Groups that had been synced are missing; the scan continues after them.
     Damage(SegmentDamage),
     End(SegmentEnd),
 }
@@ -90,62 +90,62 @@ pub enum ScanStep {
 /// How a segment ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentEnd {
-    /// Where nothing more was written.
+    /// After the last group that was written.
     Clean,
-    /// In a group that is not whole, which was never acknowledged.
+    /// In an incomplete group, which was never acknowledged.
     Torn { at: u64, why: &'static str },
-    /// Without groups that had been synced, from this byte on.
+    /// From this byte on, groups that had been synced are missing.
     Lost { at: u64, why: &'static str },
-    /// It holds something, but nothing of ours.
+    /// It is not a spool file.
     Foreign,
-    /// It was written by another version of this program.
+    /// It has another format version.
     Version(u8),
-    /// It is shorter than its groups say.
+    /// It is shorter than its groups record.
     Truncated { bytes: u64, of: u64 },
 }
 
 impl SegmentEnd {
-    /// Why a file that ends like this is not what was written.
+    /// The corruption that this end means, if any.
     pub fn problem(self) -> Option<String> {
         match self {
             SegmentEnd::Clean | SegmentEnd::Torn { .. } => None,
             SegmentEnd::Lost { at, why } => Some(format!("damaged from byte {at} on: {why}")),
             SegmentEnd::Foreign => {
-                Some("damaged from the first group on, or no spool file".to_owned())
+                Some("damaged from the first group on, or not a spool file".to_owned())
             }
-            SegmentEnd::Version(version) => {
-                Some(format!("written by another version, which must read it (format {version})"))
-            }
+            SegmentEnd::Version(version) => Some(format!(
+                "written by another version of millrace (format {version}), which must read it"
+            )),
             SegmentEnd::Truncated { bytes, of } => {
-                Some(format!("cut short: {bytes} bytes of {of}"))
+                Some(format!("truncated: {bytes} of {of} bytes"))
             }
         }
     }
 }
 
 impl SegmentScan {
-    /// A walk through a whole file of `file_bytes`, of which `head` are the first [`DATA_START`].
+    /// Scans a whole file of `file_bytes`; `head` is its first [`DATA_START`] bytes.
     pub fn new(file_bytes: u64, head: &[u8]) -> SegmentScan {
-        let progress = Checkpoint::read(head);
-        let foreign = progress.is_none() && !Checkpoint::may_be_torn(head);
-        let progress = progress.as_ref();
-        let open = progress.filter(|progress| !progress.complete);
-        let completed = progress.filter(|progress| progress.complete);
+        let checkpoint = Checkpoint::read(head);
+        let foreign = checkpoint.is_none() && !Checkpoint::may_be_torn(head);
+        let checkpoint = checkpoint.as_ref();
+        let open = checkpoint.filter(|checkpoint| !checkpoint.complete);
+        let completed = checkpoint.filter(|checkpoint| checkpoint.complete);
         SegmentScan {
             file_bytes,
             segment_bytes: None,
             at: DATA_START,
             number: 0,
-            id: open.map(|progress| progress.id),
-            completed: completed.map(|progress| progress.id),
-            groups_end: open.and_then(|progress| progress.groups_end).unwrap_or(u32::MAX),
-            groups_synced: open.map_or(0, |progress| progress.groups),
+            id: open.map(|checkpoint| checkpoint.id),
+            completed: completed.map(|checkpoint| checkpoint.id),
+            groups_end: open.and_then(|checkpoint| checkpoint.groups_end).unwrap_or(u32::MAX),
+            groups_synced: open.map_or(0, |checkpoint| checkpoint.groups),
             foreign,
             state: ScanState::Start,
         }
     }
 
-    /// A walk from group `number` of segment `id` on, which lies `at` there.
+    /// Scans generation `id` from group `number` on, which is at offset `at`.
     pub fn from(file_bytes: u64, id: u64, at: u64, number: u32) -> SegmentScan {
         SegmentScan { at, id: Some(id), number, ..SegmentScan::new(file_bytes, &[]) }
     }
@@ -154,7 +154,7 @@ impl SegmentScan {
         self.file_bytes
     }
 
-    /// The bytes to give next; empty at the file's end.
+    /// The bytes to feed next; empty at the end of the file.
     pub fn wants(&self) -> Range<u64> {
         let (at, bytes) = match &self.state {
             ScanState::Start => (self.at, BLOCK),
@@ -166,7 +166,7 @@ impl SegmentScan {
         at.min(self.file_bytes)..(at + bytes).min(self.file_bytes)
     }
 
-    /// Takes the bytes that were wanted.
+    /// Processes the bytes that were wanted.
     pub fn feed(&mut self, bytes: &[u8]) -> ScanStep {
         match std::mem::replace(&mut self.state, ScanState::Ended) {
             ScanState::Start => self.start(bytes),
@@ -228,7 +228,7 @@ impl SegmentScan {
         ScanStep::NeedBytes
     }
 
-    /// Looks for a later group: if there is a whole one, what lies before it was synced once.
+    /// Searches for a later group: if there is an intact one, everything before it had been synced.
     fn search(&mut self, bad: Unexpected, from: u64, bytes: &[u8]) -> ScanStep {
         for (at, block) in (from..).step_by(BLOCK as usize).zip(bytes.chunks_exact(BLOCK as usize))
         {
@@ -265,8 +265,7 @@ impl SegmentScan {
     }
 }
 
-/// Walks through a file that is whole in memory; `visit` hears everything that is found, with a
-/// group's own bytes.
+/// Scans a file in memory; `visit` gets every step, with the bytes of a group.
 pub fn walk(file: &[u8], mut visit: impl FnMut(ScanStep, &[u8])) {
     let mut scan =
         SegmentScan::new(file.len() as u64, &file[..file.len().min(DATA_START as usize)]);

@@ -56,9 +56,9 @@ fn segment(label: &Label, groups: &[Vec<Request>]) -> Vec<u8> {
     file
 }
 
-fn put_progress(file: &mut [u8], progress: &Checkpoint) {
-    let (at, bytes) = (progress.place() as usize, progress.bytes());
-    progress.write(&mut file[at..at + bytes]);
+fn put_checkpoint(file: &mut [u8], checkpoint: &Checkpoint) {
+    let (at, bytes) = (checkpoint.offset() as usize, checkpoint.bytes());
+    checkpoint.write(&mut file[at..at + bytes]);
 }
 
 /// Everything a walk finds: requests with the number of their first payload, damages, and the end.
@@ -136,7 +136,7 @@ fn a_torn_last_group_is_cut_and_damage_before_a_whole_one_is_reported() {
 fn a_flip_of_any_byte_is_cut_or_reported_and_never_yields_other_data() {
     let groups = three_groups();
     let mut file = segment(&Label { segment_bytes: DATA_START + 5 * BLOCK, ..label(1) }, &groups);
-    put_progress(&mut file, &Checkpoint { id: 1, serial: 1, groups: 3, ..Checkpoint::default() });
+    put_checkpoint(&mut file, &Checkpoint { id: 1, serial: 1, groups: 3, ..Checkpoint::default() });
     let whole = flat(&groups);
     let used = [
         0..64,
@@ -177,7 +177,7 @@ fn a_file_cut_anywhere_keeps_what_is_whole_and_is_told_from_a_torn_one() {
 fn groups_of_an_earlier_use_are_nothing() {
     let (old, new) = (three_groups(), vec![vec![request(9, &[b"9"])]]);
     let mut file = segment(&label(1), &old);
-    put_progress(
+    put_checkpoint(
         &mut file,
         &Checkpoint { id: 1, serial: 4, complete: true, ..Checkpoint::default() },
     );
@@ -201,7 +201,7 @@ fn groups_that_were_never_acknowledged_are_not_read() {
     let mut file = segment(&label(1), &groups);
     let cut =
         Checkpoint { id: 1, serial: 1, groups: 1, groups_end: Some(1), ..Checkpoint::default() };
-    put_progress(&mut file, &cut);
+    put_checkpoint(&mut file, &cut);
     assert_eq!(read(&file), (flat(&groups[..1]), vec![], SegmentEnd::Clean));
     // Nor looked for behind damage.
     file[DATA_START as usize] ^= 1;
@@ -230,19 +230,19 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
         ..Checkpoint::default()
     };
     for serial in 1..5 {
-        put_progress(&mut file, &at(serial));
+        put_checkpoint(&mut file, &at(serial));
         assert_eq!(Checkpoint::read(&file), Some(at(serial)));
     }
-    file[at(4).place() as usize + 50] ^= 1;
+    file[at(4).offset() as usize + 50] ^= 1;
     assert_eq!(Checkpoint::read(&file), Some(at(3)), "a torn one does not take the other along");
     for count in [WORDS_MAX as u32, WORDS_MAX as u32 + 1, 100_000, 261_951] {
         let many = Checkpoint { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };
         assert!(many.fits() && many.bytes() <= CHECKPOINT_BYTES as usize, "{count}");
-        put_progress(&mut file, &many);
+        put_checkpoint(&mut file, &many);
         assert_eq!(Checkpoint::read(&file), Some(many), "{count}");
     }
     let with_room = Checkpoint { done: vec![0..3, 400_000..u32::MAX], ..at(6) };
-    put_progress(&mut file, &with_room);
+    put_checkpoint(&mut file, &with_room);
     assert_eq!(Checkpoint::read(&file), Some(with_room));
     assert!(!Checkpoint { done: (0..261_953).map(|n| 2 * n..2 * n + 1).collect(), ..at(6) }.fits());
 }

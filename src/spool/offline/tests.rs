@@ -59,14 +59,14 @@ fn what_was_settled_and_noted_is_stored_for_the_next_reader() {
     assert!(file.was_used());
     for left in [vec![0, 1, 3, 5, 6, 7], vec![3, 7], vec![]] {
         for ordinal in (0..8).filter(|ordinal| !left.contains(ordinal)) {
-            file.settle(ordinal);
+            file.complete(ordinal);
         }
         file.write_checkpoints().unwrap();
         file = SegmentFile::open(&path).unwrap();
         assert_eq!(unstored(&mut file), (left, SegmentEnd::Clean));
     }
-    assert_eq!(file.progress.serial, 3);
-    assert_eq!((file.progress.id, file.progress.groups, file.missing()), (5, 3, 0));
+    assert_eq!(file.checkpoint.serial, 3);
+    assert_eq!((file.checkpoint.id, file.checkpoint.groups, file.missing()), (5, 3, 0));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn payloads_that_damage_took_are_counted_unless_they_had_been_stored() {
     let mut bytes = write(&path, 5, &[3, 4, 1]);
     let mut file = SegmentFile::open(&path).unwrap();
     unstored(&mut file);
-    file.settle(4);
+    file.complete(4);
     file.write_checkpoints().unwrap();
     bytes =
         [&fs::read(&path).unwrap()[..DATA_START as usize], &bytes[DATA_START as usize..]].concat();
@@ -93,16 +93,16 @@ fn the_next_use_of_a_file_begins_with_nothing_stored() {
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 6, &[2]);
     let before = Checkpoint { id: 5, serial: 9, complete: true, ..Checkpoint::default() };
-    let at = before.place() as usize;
+    let at = before.offset() as usize;
     before.write(&mut bytes[at..at + before.bytes()]);
     fs::write(&path, &bytes).unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
     assert_eq!(unstored(&mut file), (vec![0, 1], SegmentEnd::Clean));
-    file.settle(1);
+    file.complete(1);
     file.write_checkpoints().unwrap();
     let mut file = SegmentFile::open(&path).unwrap();
     assert_eq!(unstored(&mut file), (vec![0], SegmentEnd::Clean));
-    assert_eq!((file.progress.id, file.progress.serial), (6, 10));
+    assert_eq!((file.checkpoint.id, file.checkpoint.serial), (6, 10));
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Takes over spools of dead processes, on a blocking thread of the control executor. All decisions
-//! that need a look into their journals are made here; the cores are told what to do.
+//! Finds orphaned spools and takes them over, on a blocking thread of the control executor.
+//! Everything that depends on their journals is decided here; the cores only get segments and
+//! batches.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,19 +18,19 @@ use crate::spool::format::scan::ScanStep;
 use crate::spool::offline::SegmentFile;
 
 impl Home {
-    /// Takes over spools of dead processes unless the cores still have segments to take. `taken`
-    /// lists those whose segments are not all finished.
+    /// Takes over orphaned spools unless the cores still have segments to take. `taken` lists the
+    /// spools whose segments are not all finished.
     ///
     /// # Errors
-    /// What cannot be taken over stays as it is until the next call.
+    /// A spool that cannot be taken over stays unchanged until the next call.
     pub fn take_over(
         &self,
         taken: &mut Vec<Arc<OrphanedSpool>>,
         orphans: &Takeover,
     ) -> Result<(), SpoolDirError> {
         taken.retain(|left| !left.is_finished());
-        // Other processes may be idle and can take them. Segments that wait for a batch in doubt
-        // are no reason to wait.
+        // Other processes may be idle and can take the rest. Segments that wait for a batch in
+        // doubt do not count, because the cores cannot take them yet.
         if orphans.has_ready() {
             return Ok(());
         }
@@ -57,7 +58,7 @@ impl Home {
     }
 }
 
-/// What was found in the directory of a dead process.
+/// An orphaned spool that was taken over.
 struct ClaimedSpool {
     left: Arc<OrphanedSpool>,
     cores: Vec<Arc<OrphanedCore>>,
@@ -65,25 +66,25 @@ struct ClaimedSpool {
     bytes: u64,
 }
 
-/// `None`: the directory was removed, its process lives, or nothing is left in it.
+/// `None`: the directory was removed, its process is running, or it is empty.
 fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<ClaimedSpool>> {
     let Some(lock) = try_lock(path).ok().flatten() else { return Ok(None) };
     if segments_of(path)?.is_empty() {
         remove_empty(path);
         return Ok(None);
     }
-    // A process of that name may start again before this directory is empty.
+    // Renamed because a process of that name may start again before this directory is empty.
     let path = rename_orphan(path)?;
     let mut found = Vec::new();
-    let (mut journal_bytes, mut begun) = (0, 0);
+    let (mut journal_bytes, mut in_doubt) = (0, 0);
     let replayed = Arc::<ReplayCounts>::default();
     for core_dir in core_dirs(&path)? {
         if single_objects {
-            // Before the first payload of it is stored.
+            // Must be durable before the first payload is stored.
             mark_single_objects(&core_dir)?;
         }
         let core = read_core(&core_dir, &replayed, &mut journal_bytes)?;
-        begun += core.begun.len();
+        in_doubt += core.in_doubt.len();
         for (path, bytes) in files_of(&core_dir)? {
             found.push((core.clone(), path, bytes));
         }
@@ -91,9 +92,9 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
     let bytes = journal_bytes + found.iter().map(|(.., bytes)| bytes).sum::<u64>();
     tracing::info!(
         segments = found.len(),
-        begun_batches = begun,
+        batches_in_doubt = in_doubt,
         bytes,
-        "adopted the spool of {}",
+        "took over the spool of {}",
         path.display()
     );
     let segments = AtomicUsize::new(found.len());
@@ -111,35 +112,35 @@ fn take_over_spool(path: &Path, single_objects: bool) -> io::Result<Option<Claim
     Ok(Some(ClaimedSpool { left, cores, segments, bytes }))
 }
 
-/// Reads what the journals in `core_dir` say, and makes it durable in one of them.
+/// Reads the journals in `core_dir` and consolidates them durably in one file.
 fn read_core(
     core_dir: &Path,
     replayed: &Arc<ReplayCounts>,
     journal_bytes: &mut u64,
 ) -> io::Result<Arc<OrphanedCore>> {
     let mut ledger = Ledger::read(core_dir)?;
-    ledger.settle(core_dir)?;
+    ledger.consolidate(core_dir)?;
     *journal_bytes += ledger.files().iter().map(|file| file.bytes).sum::<u64>();
-    let begun: Vec<_> =
-        ledger.begun().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
-    let segments = if begun.is_empty() { HashMap::new() } else { generations_in(core_dir)? };
+    let in_doubt: Vec<_> =
+        ledger.in_doubt().map(|(key, batch)| (key.to_owned(), batch.clone())).collect();
+    let segments = if in_doubt.is_empty() { HashMap::new() } else { generations_in(core_dir)? };
     Ok(Arc::new(OrphanedCore {
         path: core_dir.to_owned(),
         replayed: replayed.clone(),
         is_single_objects: is_marked_single_objects(core_dir),
-        open: AtomicUsize::new(begun.len()),
-        begun,
+        open: AtomicUsize::new(in_doubt.len()),
+        in_doubt,
         members: ledger.members(),
         segments,
     }))
 }
 
-/// The segments in a core directory, by the ids of their uses.
+/// The segments in a core directory, by the ids of their generations.
 pub fn generations_in(core_dir: &Path) -> io::Result<HashMap<u64, PathBuf>> {
     let mut found = HashMap::new();
     for (path, _) in files_of(core_dir)?.into_iter().filter(|(path, _)| path.is_file()) {
         let mut file = SegmentFile::open(&path)?;
-        // Without progress, the first sound group says it.
+        // Without a checkpoint, the first intact group has the id.
         while file.id() == 0 {
             if let ScanStep::Group(..) | ScanStep::End(_) = file.find_next()? {
                 break;

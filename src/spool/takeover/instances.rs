@@ -1,21 +1,21 @@
 //! The spool directory, shared by any number of processes: one locked directory per process, and
-//! the directories that dead processes left.
+//! the orphaned directories of dead processes.
 //!
 //! ```text
 //! SPOOL_DIR/.lock              held briefly while a process starts, ends, or takes over a spool
 //! SPOOL_DIR/NODE/lock          held by the process for as long as it lives
 //! SPOOL_DIR/NODE/core-3/7.seg  a segment
-//! SPOOL_DIR/NODE/core-3/alone  payloads here may be in the store as single objects, whatever they
-//!                              were spooled for
+//! SPOOL_DIR/NODE/core-3/alone  payloads here may be in the store as single objects, even if they
+//!                              were spooled for batches
 //! SPOOL_DIR/NODE/core-3/8.batches
 //!                              a journal of batches, see `batches`; removed with the last segment
-//! SPOOL_DIR/NODE~RANDOM/…      the same, of an earlier process of that name; whoever empties it
+//! SPOOL_DIR/NODE~RANDOM/…      an orphaned spool of that node; the process that empties it
 //!                              holds its lock
-//! SPOOL_DIR/quarantine/        damaged files
+//! SPOOL_DIR/quarantine/        corrupt files
 //! ```
 //!
-//! Everything here blocks: it runs on the control executor's blocking thread, before the executors,
-//! or in a command.
+//! Everything here blocks: it runs on the control executor's blocking thread, before the executors
+//! start, or in a command.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -36,15 +36,15 @@ use crate::spool::disk::DiskThread;
 
 /// Extension of a segment.
 pub const SEGMENT: &str = "seg";
-/// Prefix of the name of a core's directory, before its number.
+/// Prefix of a core directory's name, before its number.
 const CORE: &str = "core-";
 const LOCK: &str = "lock";
 const DIRECTORY_LOCK: &str = ".lock";
-/// A mark in the directory of a core's segments, see [`mark_single_objects`].
+/// Marker file in a core directory, see [`mark_single_objects`].
 const SINGLE_OBJECTS: &str = "alone";
-/// Longest wait for other processes that start or end at the moment.
+/// Longest wait for other processes that are starting or ending.
 const DIRECTORY_LOCK_MAX: Duration = Duration::from_secs(10);
-/// Longest time for the removal of an empty directory at the end of a process.
+/// Longest wait for the removal of an empty directory at the end of a process.
 const LEAVE_MAX: Duration = Duration::from_millis(500);
 
 /// This process's part of the spool directory.
@@ -53,18 +53,19 @@ pub struct Home {
     pub(super) path: PathBuf,
     cores: Vec<usize>,
     threads: Vec<DiskThread>,
-    /// Adopted payloads are stored as single objects.
+    /// Payloads of orphaned spools are stored as single objects.
     pub(super) single_objects: bool,
     held: ArcSwap<HeldHome>,
 }
 
-/// The directory and lock that this process made: tells them from others under the same names.
+/// Identifies the directory and lock that this process created, if others appear under the same
+/// names.
 struct HeldHome {
     directory: (u64, u64),
     lock: File,
 }
 
-/// The spool of a dead process, held by a command.
+/// The spool of a dead process, locked by a command.
 pub struct LockedSpool {
     path: PathBuf,
     _lock: File,
@@ -77,7 +78,7 @@ pub enum SpoolDirError {
         "the spool of {node} is in use by another process: give each process a NODE_ID of its own"
     )]
     InUse { node: String },
-    #[error("another process holds {} for longer than {DIRECTORY_LOCK_MAX:?}", .0.display())]
+    #[error("another process has locked {} for longer than {DIRECTORY_LOCK_MAX:?}", .0.display())]
     Locked(PathBuf),
     #[error("{}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -89,8 +90,8 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> SpoolDirError {
 }
 
 impl Home {
-    /// Makes this process's directory, with one below it for each of `cores`. If an earlier process
-    /// of the same name left a directory, that one is renamed, to be taken over like any other.
+    /// Creates this process's directory, with a subdirectory for each of `cores`. An orphaned
+    /// directory of the same name is renamed and taken over like any other.
     pub fn open(spool_dir: &Path, node: &str, cores: &[usize]) -> Result<Home, SpoolDirError> {
         create_dir(spool_dir).map_err(at(spool_dir))?;
         let _held = lock_directory(spool_dir)?;
@@ -100,19 +101,19 @@ impl Home {
         Ok(Home { spool_dir, path, cores, threads: Vec::new(), single_objects: false, held })
     }
 
-    /// Makes this process's directory again, or what is missing in it, if it was removed while
-    /// `SPOOL_DIR` is there. Returns whether it did. Lost contents are not brought back.
-    /// `SPOOL_DIR` itself is not made: a disk may have to be mounted there. The control thread
-    /// calls this every 5 seconds.
+    /// Recreates this process's directory, or missing parts of it, if it was removed while
+    /// `SPOOL_DIR` exists. Returns whether it did. Lost contents are not restored. `SPOOL_DIR`
+    /// itself is not created: a disk may have to be mounted there. The control thread calls this
+    /// every 5 seconds.
     ///
     /// # Errors
-    /// It cannot be made, or another process has taken the name.
+    /// It cannot be created, or another process has taken the name.
     pub fn restore(&self) -> Result<bool, SpoolDirError> {
         if !self.spool_dir.is_dir() || self.is_whole() {
             return Ok(false);
         }
         let _held = lock_directory(&self.spool_dir)?;
-        // Segments in a directory that is still ours are in use, so only what is missing is made.
+        // Segments in a directory that is still ours are in use, so only missing parts are created.
         let held = match (self.has_directory(), self.has_lock()) {
             (true, true) => {
                 make_dirs(&self.spool_dir, &self.path, &self.cores).map_err(at(&self.path))?;
@@ -130,7 +131,7 @@ impl Home {
         self.has_directory() && self.has_lock() && has_cores()
     }
 
-    /// Whether its name still leads to the directory that this process made.
+    /// Whether its name still refers to the directory that this process created.
     fn has_directory(&self) -> bool {
         identity(&self.path) == Some(self.held.load().directory)
     }
@@ -160,7 +161,7 @@ impl Home {
         self.threads[index].clone()
     }
 
-    /// For a process that does not batch what it takes over.
+    /// Makes a takeover store payloads as single objects, because this process does not batch.
     pub fn with_single_objects(self) -> Home {
         Home { single_objects: true, ..self }
     }
@@ -169,8 +170,8 @@ impl Home {
         core_dir(&self.path, core)
     }
 
-    /// Removes the directory if nothing is left in it. Waits half a second at most: a disk that
-    /// hangs must not keep the process from ending.
+    /// Removes the directory if it is empty. Waits at most half a second: a disk that hangs must
+    /// not keep the process from ending.
     pub fn leave(&self) {
         let (spool_dir, path) = (self.spool_dir.clone(), self.path.clone());
         let (done, ended) = sync_channel(1);
@@ -178,7 +179,7 @@ impl Home {
             if let Ok(_held) = lock_directory(&spool_dir) {
                 remove_empty(&path);
             }
-            let _not_waited_for_any_more = done.send(());
+            let _caller_may_have_timed_out = done.send(());
         };
         if std::thread::Builder::new().name("millrace-leave".into()).spawn(leave).is_ok() {
             let _in_time_or_not = ended.recv_timeout(LEAVE_MAX);
@@ -186,8 +187,8 @@ impl Home {
     }
 }
 
-/// Makes the directory at `path`. One that an earlier process of that name left is renamed. The
-/// caller holds the lock of the spool directory.
+/// Creates the directory at `path`. An orphaned one of that name is renamed. The caller holds the
+/// lock of the spool directory.
 fn make_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome, SpoolDirError> {
     if path.is_dir() {
         if try_lock(path).map_err(at(path))?.is_none() {
@@ -199,7 +200,7 @@ fn make_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome,
     fill_home(spool_dir, path, cores)
 }
 
-/// Makes what is missing of the directory at `path`, which nobody else has, and locks it.
+/// Creates the missing parts of the directory at `path`, which no other process has, and locks it.
 fn fill_home(spool_dir: &Path, path: &Path, cores: &[usize]) -> Result<HeldHome, SpoolDirError> {
     let made = make_dirs(spool_dir, path, cores).and_then(|()| {
         let directory = identity(path).ok_or(io::ErrorKind::NotFound)?;
@@ -222,12 +223,12 @@ fn make_dirs(spool_dir: &Path, path: &Path, cores: &[usize]) -> io::Result<()> {
     sync_dir(spool_dir)
 }
 
-/// Device and inode of what `path` leads to.
+/// Device and inode that `path` refers to.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Renames the directory of a dead process to a name that no process has; returns the new path.
+/// Renames the directory of a dead process to a name that no process uses. Returns the new path.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn rename_orphan(instance: &Path) -> io::Result<PathBuf> {
     let name = instance.file_name().expect("below the spool directory").to_string_lossy();
@@ -244,16 +245,16 @@ fn core_dir(instance: &Path, core: usize) -> PathBuf {
 }
 
 impl LockedSpool {
-    /// Locks what a process left; `None` while it lives, or while another process has taken it
-    /// over.
+    /// Locks a spool; `None` if its process is running or another process has taken it over.
     pub fn take(instance: &Path) -> Result<Option<LockedSpool>, SpoolDirError> {
-        // A process of that name that starts now must not take this one for a live one.
+        // A process of that name that starts now must not mistake this lock for a running
+        // process's.
         let _held = lock_directory(instance.parent().unwrap_or(Path::new("/")))?;
         let lock = try_lock(instance).map_err(at(instance))?;
         Ok(lock.map(|lock| LockedSpool { path: instance.to_owned(), _lock: lock }))
     }
 
-    /// Removes the directory if nothing is left in it.
+    /// Removes the directory if it is empty.
     pub fn leave(self) {
         let Some(spool_dir) = self.path.parent() else { return };
         let Ok(_held) = lock_directory(spool_dir) else { return };
@@ -274,8 +275,8 @@ pub fn is_instance(path: &Path) -> bool {
     path.join(LOCK).is_file() || fs::read_dir(path).is_ok_and(|mut found| found.any(is_core))
 }
 
-/// The directories of processes that an operator means by `dir`, absolute: all in a spool
-/// directory, or `dir` itself. `None`: it is neither.
+/// Absolute paths of the processes' directories that `dir` stands for: all in a spool directory, or
+/// `dir` itself. `None`: it is neither.
 pub fn instances_in(dir: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     let dir = dir.canonicalize()?;
     if is_instance(&dir) {
@@ -306,8 +307,8 @@ pub fn instances(spool_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The segments of a process with their sizes, core by core, oldest first; other files there are
-/// taken for segments.
+/// The segments of a process with their sizes, core by core, oldest first. Other files count as
+/// segments.
 pub fn segments_of(instance: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut found = Vec::new();
     for core_dir in core_dirs(instance)? {
@@ -330,8 +331,8 @@ pub fn core_dirs(instance: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The files of one core except its journals, with their sizes, oldest first. Files of other kinds
-/// are included: what they hold shows when they are read.
+/// The files of one core except its journals, with their sizes, oldest first. Foreign files are
+/// included: reading them shows what they are.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut found = Vec::new();
@@ -348,8 +349,8 @@ pub fn files_of(core_dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     Ok(found.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
 }
 
-/// Notes durably that payloads in `core_dir` are stored as single objects from now on. Whoever
-/// finds them later must not batch them, because they may be in the store under keys of their own.
+/// Records durably that payloads in `core_dir` are stored as single objects from now on. A later
+/// process must not batch them, because they may be in the store under keys of their own.
 pub fn mark_single_objects(core_dir: &Path) -> io::Result<()> {
     match create_private(&core_dir.join(SINGLE_OBJECTS)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -365,7 +366,7 @@ pub(super) fn is_marked_single_objects(core_dir: &Path) -> bool {
     core_dir.join(SINGLE_OBJECTS).exists()
 }
 
-/// Takes the lock of one process's directory; `None` while that process lives.
+/// Locks one process's directory; `None` while that process runs.
 pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
     let file = open_lock(&instance.join(LOCK))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -379,13 +380,13 @@ pub fn try_lock(instance: &Path) -> io::Result<Option<File>> {
 fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     match options.write(true).create(true).truncate(false).mode(0o600).open(path) {
-        // Its contents can still be read: a failed disk may have been mounted read-only.
+        // Its contents can still be read, for example if a failed disk is mounted read-only.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
         opened => opened,
     }
 }
 
-/// Takes the lock of the spool directory, held while the result lives.
+/// Locks the spool directory until the result is dropped.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     let file = open_lock(&spool_dir.join(DIRECTORY_LOCK)).map_err(at(spool_dir))?;
@@ -404,7 +405,7 @@ pub(super) fn lock_directory(spool_dir: &Path) -> Result<File, SpoolDirError> {
     }
 }
 
-/// Removes an instance's directory if only its lock and journals are left in it: without segments,
+/// Removes an instance's directory if it holds only its lock and journals: without segments,
 /// journals mean nothing.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub(super) fn remove_empty(instance: &Path) {
@@ -414,7 +415,7 @@ pub(super) fn remove_empty(instance: &Path) {
         empty &= entry.file_name() == LOCK || remove_empty_core(&entry.path());
     }
     if empty {
-        let _a_stranger_made_something = fs::remove_file(instance.join(LOCK));
+        let _may_hold_foreign_files = fs::remove_file(instance.join(LOCK));
         let _likewise = fs::remove_dir(instance);
     }
 }
@@ -429,12 +430,12 @@ fn remove_empty_core(core_dir: &Path) -> bool {
     fs::remove_dir(core_dir).is_ok()
 }
 
-/// Makes a file that only its owner can read.
+/// Creates a file that only its owner can read.
 pub(in crate::spool) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Makes what was created or renamed in `directory` durable.
+/// Makes creations and renames in `directory` durable.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn sync_dir(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
@@ -446,7 +447,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// The place of a damaged segment in the quarantine, under a name that says where it was.
+/// The path of a corrupt file in the quarantine; its name shows where it was.
 fn quarantine(path: &Path) -> PathBuf {
     let parts: Vec<_> = path.ancestors().take(3).filter_map(Path::file_name).collect();
     let name: Vec<_> = parts.iter().rev().map(|part| part.to_string_lossy()).collect();
@@ -454,7 +455,7 @@ fn quarantine(path: &Path) -> PathBuf {
     spool_dir.join(QUARANTINE).join(name.join("_"))
 }
 
-/// Moves a damaged segment to the quarantine.
+/// Moves a corrupt file to the quarantine.
 #[expect(clippy::disallowed_methods, reason = "see the module")]
 pub fn move_to_quarantine(path: &Path) -> io::Result<()> {
     let to = quarantine(path);
@@ -462,6 +463,6 @@ pub fn move_to_quarantine(path: &Path) -> io::Result<()> {
         create_dir(directory)?;
     }
     fs::rename(path, &to)?;
-    tracing::warn!("{} was put aside as {}", path.display(), to.display());
+    tracing::warn!("{} was moved to quarantine as {}", path.display(), to.display());
     Ok(())
 }

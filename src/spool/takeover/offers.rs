@@ -1,8 +1,8 @@
-//! Hands what dead processes left to the cores: first the batches in doubt, and when all of a core
-//! directory's are done, its segments, one after the other.
+//! Hands orphaned spools to the cores: first the batches in doubt, and once all of a core
+//! directory's are done, its segments, one by one.
 //!
-//! Cores ask from time to time, off the data path. Everything shared here is changed by single
-//! atomic operations.
+//! Cores poll from time to time, off the data path. Shared state is changed only by single atomic
+//! operations.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,19 +17,19 @@ use super::instances::{lock_directory, remove_empty};
 use crate::rt;
 use crate::spool::batches::ledger::{CompletedMembers, JournalBatch};
 
-/// The spool of a dead process, held by its lock.
+/// The spool of a dead process, protected by its lock.
 pub struct OrphanedSpool {
     pub(super) path: PathBuf,
     pub(super) _lock: File,
-    /// The number of segments that are not finished.
+    /// Number of segments that are not finished.
     pub(super) segments: AtomicUsize,
-    /// Bytes of its journals, which are removed with the last segment.
+    /// Size of its journals, which are removed with the last segment.
     pub(super) journal_bytes: u64,
     pub(super) replayed: Arc<ReplayCounts>,
 }
 
-/// Counts the payloads of one process that were queued again, for the log. Updated a few times per
-/// group.
+/// Counts the payloads of one orphaned spool that were queued again, for the log. Updated a few
+/// times per commit group.
 #[derive(Debug)]
 pub(in crate::spool) struct ReplayCounts {
     since: Instant,
@@ -66,34 +66,34 @@ impl OrphanedSpool {
     }
 }
 
-/// One core directory of a dead process.
+/// One core directory of an orphaned spool.
 #[derive(Default)]
 pub struct OrphanedCore {
     pub(in crate::spool) path: PathBuf,
-    /// Shared by all cores of its process.
+    /// Shared by all core directories of the spool.
     pub(in crate::spool) replayed: Arc<ReplayCounts>,
     /// Its payloads may be in the store as single objects, so they must not be batched.
     pub(in crate::spool) is_single_objects: bool,
     /// Batches in doubt, with their keys.
-    pub(in crate::spool) begun: Vec<(String, JournalBatch)>,
-    /// The number of those that are still not done.
+    pub(in crate::spool) in_doubt: Vec<(String, JournalBatch)>,
+    /// Number of batches in doubt that are not done yet.
     pub(in crate::spool) open: AtomicUsize,
-    /// Payloads that need nothing more once all of those are done.
+    /// Payloads that are complete once all of these batches are done.
     pub(in crate::spool) members: CompletedMembers,
-    /// The segments by the ids of their uses; only filled if there are batches in doubt.
+    /// Segments by the ids of their generations; empty unless there are batches in doubt.
     pub(in crate::spool) segments: HashMap<u64, PathBuf>,
 }
 
 impl OrphanedCore {
-    /// Notes that a batch in doubt is done, durably.
+    /// Records that a batch in doubt is durably done.
     pub(in crate::spool) fn finish_one(&self) {
-        // Whoever finds none open must see the journals that say so, which are on the disk.
+        // Release: a core that sees the count at zero must also see the journal writes before it.
         let before = self.open.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "each is done once");
     }
 }
 
-/// A segment of a dead process, taken by one core.
+/// An orphaned segment, taken by one core.
 pub struct OrphanedSegment {
     pub path: PathBuf,
     pub bytes: u64,
@@ -102,21 +102,21 @@ pub struct OrphanedSegment {
     shared: Arc<Takeover>,
 }
 
-/// What dead processes left and cores may take.
+/// The orphaned segments and batches in doubt that cores may take.
 #[derive(Default)]
 pub struct Takeover {
     offered: ArcSwap<Offer>,
-    /// The number of segments that nobody has taken.
+    /// Number of segments that no core has taken.
     untaken: AtomicUsize,
-    /// Bytes of all files that are offered or being emptied.
+    /// Size of all files that are offered or being emptied.
     bytes: AtomicU64,
 }
 
-/// What was found and is not all taken.
+/// The segments and batches that are offered; some may be taken already.
 #[derive(Default)]
 struct Offer {
     segments: Vec<Arc<OfferedSegment>>,
-    begun: Vec<Arc<OfferedBatch>>,
+    in_doubt: Vec<Arc<OfferedBatch>>,
 }
 
 pub(super) struct OfferedSegment {
@@ -128,7 +128,7 @@ pub(super) struct OfferedSegment {
 }
 
 impl OfferedSegment {
-    /// Whether nobody has taken it, and no batch of its directory is in doubt.
+    /// Whether no core has taken it and no batch of its directory is in doubt.
     fn is_ready(&self) -> bool {
         !self.taken.load(Ordering::Relaxed) && self.core.open.load(Ordering::Acquire) == 0
     }
@@ -136,13 +136,13 @@ impl OfferedSegment {
 
 struct OfferedBatch {
     core: Arc<OrphanedCore>,
-    /// Its index in `core.begun`.
+    /// Its index in `core.in_doubt`.
     number: usize,
     taken: AtomicBool,
 }
 
 impl Takeover {
-    /// Takes a segment of a directory in which no batch is in doubt.
+    /// Takes a segment of a directory without batches in doubt.
     pub fn take(self: &Arc<Self>) -> Option<OrphanedSegment> {
         if self.is_used_up() {
             return None;
@@ -156,15 +156,16 @@ impl Takeover {
         Some(OrphanedSegment { path: path.clone(), bytes: *bytes, core, left, shared })
     }
 
-    /// Takes a batch in doubt: its directory, and its index there.
+    /// Takes a batch in doubt: returns its directory and its index there.
     pub(in crate::spool) fn take_in_doubt(&self) -> Option<(Arc<OrphanedCore>, usize)> {
         let offer = self.offered.load();
-        let mut untaken = offer.begun.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
+        let mut untaken =
+            offer.in_doubt.iter().filter(|batch| !batch.taken.load(Ordering::Relaxed));
         let batch = untaken.find(|batch| !batch.taken.swap(true, Ordering::Relaxed))?;
         Some((batch.core.clone(), batch.number))
     }
 
-    /// Bytes of dead processes' files that are still there.
+    /// Size of the orphaned files that still exist.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -179,8 +180,8 @@ impl Takeover {
         !self.is_used_up() && self.offered.load().segments.iter().any(|offered| offered.is_ready())
     }
 
-    /// Offers what was found, of `bytes` in all, in addition to what is still offered. Only one
-    /// thread calls this.
+    /// Offers segments and batches, whose files have `bytes` in total, in addition to those still
+    /// offered. Only one thread calls this.
     pub(super) fn offer(
         &self,
         segments: Vec<OfferedSegment>,
@@ -192,10 +193,10 @@ impl Takeover {
         let open = |batch: &&Arc<OfferedBatch>| !batch.taken.load(Ordering::Relaxed);
         let mut offer = Offer {
             segments: before.segments.iter().filter(untaken).cloned().collect(),
-            begun: before.begun.iter().filter(open).cloned().collect(),
+            in_doubt: before.in_doubt.iter().filter(open).cloned().collect(),
         };
         for core in cores {
-            offer.begun.extend((0..core.begun.len()).map(|number| {
+            offer.in_doubt.extend((0..core.in_doubt.len()).map(|number| {
                 let (core, taken) = (core.clone(), AtomicBool::new(false));
                 Arc::new(OfferedBatch { core, number, taken })
             }));
@@ -208,8 +209,9 @@ impl Takeover {
 }
 
 impl OrphanedSegment {
-    /// Notes that everything in it is stored or dead-lettered, and its file is gone. With the last
-    /// segment the directory is removed, and its journals, which are no longer needed. Blocks.
+    /// Records that every payload in it is stored or dead-lettered and its file is removed. The
+    /// last segment also removes the directory and its journals, which are no longer needed.
+    /// Blocks.
     pub fn finished(self) {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.left.segments.fetch_sub(1, Ordering::Relaxed) == 1 {

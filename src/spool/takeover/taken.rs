@@ -1,4 +1,4 @@
-//! What one core has taken over from dead processes and not emptied yet.
+//! The orphaned segments that one core has taken and not emptied yet.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use super::offers::OrphanedCore;
 use crate::spool::batches::CoreDir;
 use crate::spool::segment::Segment;
 
-/// Segments of dead processes that this core empties, and the directories they lie in.
+/// Orphaned segments that this core empties, and their directories.
 #[derive(Default)]
 pub(in crate::spool) struct TakenSegments {
     segments: RefCell<Vec<Rc<Segment>>>,
@@ -36,7 +36,7 @@ impl TakenSegments {
         self.dirs.borrow().clone()
     }
 
-    /// This core's view of a dead process's core directory.
+    /// This core's view of an orphaned core directory.
     pub(in crate::spool) fn dir_of(&self, core: &Arc<OrphanedCore>) -> Rc<CoreDir> {
         let mut dirs = self.dirs.borrow_mut();
         if let Some(known) = dirs.iter().find(|dir| dir.is_of(core)) {
@@ -47,8 +47,8 @@ impl TakenSegments {
         dir
     }
 
-    /// Forgets directories of which no segment is being emptied and no batch is under way. To be
-    /// called when all segments of dead processes have been taken.
+    /// Forgets directories without segments to empty and without open batches. May only be called
+    /// once all orphaned segments are taken.
     pub(in crate::spool) fn leave_unused(&self) {
         let segments = self.segments.borrow();
         self.dirs.borrow_mut().retain(|dir| {

@@ -15,12 +15,12 @@ fn members(jobs: &[Job]) -> Rc<Members> {
 }
 
 /// The payloads of a begun batch, in order; none is damaged.
-async fn read(begun: &mut BatchInDoubt) -> Vec<Vec<u8>> {
+async fn read(batch: &mut BatchInDoubt) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    while let Some(payload) = begun.next().await.unwrap() {
+    while let Some(payload) = batch.next().await.unwrap() {
         found.push(payload.to_vec());
     }
-    assert_eq!(found.len() as u64, begun.payloads());
+    assert_eq!(found.len() as u64, batch.payloads());
     found
 }
 
@@ -72,32 +72,32 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         // In another order than they lie in, and across segments.
         let mut begun_jobs = [&jobs[2..5], &jobs[20..30], &jobs[0..1]].concat();
         begun_jobs.swap(0, 9);
-        let begun = rig.intend("begun", &begun_jobs).await;
+        let batch = rig.intend("begun", &begun_jobs).await;
         let finished = rig.intend("finished", &jobs[5..20]).await;
         rig.spool.complete_batch(finished);
         assert_eq!(rig.cells.spool_payloads.value(), 25);
         let home_dir = jobs[0].record.as_ref().unwrap().core_dir().clone();
         until("it is noted", || !home_dir.has_finished()).await;
         assert!(rig.cells.spool_disk_bytes.value() > 3 * SEGMENT_BYTES, "the journal counts");
-        drop((begun, jobs.clone(), home_dir));
+        drop((batch, jobs.clone(), home_dir));
         rig.crash().await;
         drop(jobs);
         let (home, mut taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         sleep(LOOK_EVERY + Duration::from_millis(200)).await;
-        assert!(rig.ring.is_empty(), "a begun batch goes first");
-        let mut begun = rig.spool.next_in_doubt().await.unwrap();
-        assert_eq!((begun.key(), begun.form()), ("begun", "ndjson+zstd"));
+        assert!(rig.queue.is_empty(), "a begun batch goes first");
+        let mut batch = rig.spool.next_in_doubt().await.unwrap();
+        assert_eq!((batch.key(), batch.form()), ("begun", "ndjson+zstd"));
         let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
-        assert_eq!(read(&mut begun).await, expected);
+        assert_eq!(read(&mut batch).await, expected);
         assert_eq!(
             (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
             (14, 14)
         );
         assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "only one");
-        assert!(rig.ring.is_empty());
-        begun.complete().await.unwrap();
-        drop(begun);
+        assert!(rig.queue.is_empty());
+        batch.complete().await.unwrap();
+        drop(batch);
         let rest: BTreeSet<_> = rig.store(11).await.into_iter().map(|(_, p)| p).collect();
         let alone = (0..40).filter(|n| *n == 1 || *n >= 30);
         assert_eq!(rest, alone.map(text).collect());
@@ -158,7 +158,7 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
         let rest: Vec<_> = rig.store(2).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, [text(8), text(9)]);
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -187,13 +187,13 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         for number in 0..2 {
-            let mut begun = rig.spool.next_in_doubt().await.unwrap();
-            assert_eq!(begun.key(), format!("open-{number}"));
-            assert_eq!(read(&mut begun).await, [text(number)]);
-            begun.complete().await.unwrap();
+            let mut batch = rig.spool.next_in_doubt().await.unwrap();
+            assert_eq!(batch.key(), format!("open-{number}"));
+            assert_eq!(read(&mut batch).await, [text(number)]);
+            batch.complete().await.unwrap();
         }
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty(), "nothing else was open");
+        assert!(rig.queue.is_empty(), "nothing else was open");
     });
 }
 
@@ -209,9 +209,9 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         rig.crash().await;
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        let mut begun = rig.spool.next_in_doubt().await.unwrap();
-        begun.complete().await.unwrap();
-        drop(begun);
+        let mut batch = rig.spool.next_in_doubt().await.unwrap();
+        batch.complete().await.unwrap();
+        drop(batch);
         let jobs = rig.pops(59).await;
         for (number, job) in jobs[..40].iter().enumerate() {
             let intent = rig.intend(&format!("{number}"), std::slice::from_ref(job)).await;
@@ -229,7 +229,7 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         let rest: BTreeSet<_> = rig.store(19).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, (41..60).map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
-        assert!(rig.ring.is_empty());
+        assert!(rig.queue.is_empty());
     });
 }
 
@@ -243,11 +243,11 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         segment.begin(1);
         segment.extend(0, Payloads { count: 1_000, bytes: 0 });
         // So many ranges that they take several sectors.
-        (0..200).for_each(|number| segment.settle(4 * number, 0));
-        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
+        (0..200).for_each(|number| segment.complete(4 * number, 0));
+        assert!(segment.write_checkpoint(CheckpointMode::Synced).await.unwrap());
         for more in 1..4 {
-            (0..100).for_each(|number| segment.settle(4 * number + more, 0));
-            segment.note(CheckpointMode::Unsynced).await.unwrap();
+            (0..100).for_each(|number| segment.complete(4 * number + more, 0));
+            segment.write_checkpoint(CheckpointMode::Unsynced).await.unwrap();
         }
         let events = power::stop();
         let disk = CutDisk::after(&BTreeMap::new(), &events, events.len());
@@ -255,8 +255,8 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         for _ in 0..2_000 {
             let kept: Vec<bool> = disk.unsynced.iter().map(|_| random.bool()).collect();
             let file = &disk.with(|number| kept[number])[&path];
-            let progress = Checkpoint::read(&file[..DATA_START as usize]).expect("one is whole");
-            let has = |ordinal| progress.done.iter().any(|range| range.contains(&ordinal));
+            let checkpoint = Checkpoint::read(&file[..DATA_START as usize]).expect("one is whole");
+            let has = |ordinal| checkpoint.done.iter().any(|range| range.contains(&ordinal));
             assert!((0..200).all(|number| has(4 * number)));
         }
     });
@@ -273,13 +273,16 @@ fn progress_that_does_not_fit_leaves_the_one_before() {
         segment.extend(0, Payloads { count: 2_000_000, bytes: 0 });
         let before = 1_500_000..1_500_010;
         segment.complete_run(before.clone());
-        assert!(segment.note(CheckpointMode::Synced).await.unwrap());
-        (0..10_000).for_each(|number| segment.settle(2 * number, 0));
+        assert!(segment.write_checkpoint(CheckpointMode::Synced).await.unwrap());
+        (0..10_000).for_each(|number| segment.complete(2 * number, 0));
         for how in [CheckpointMode::Unsynced, CheckpointMode::Synced, CheckpointMode::Unsynced] {
-            assert!(!segment.note(how).await.unwrap(), "10,001 ranges up to 1.5 million");
+            assert!(
+                !segment.write_checkpoint(how).await.unwrap(),
+                "10,001 ranges up to 1.5 million"
+            );
         }
-        let progress = Checkpoint::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
-        assert_eq!(progress.unwrap().done, std::slice::from_ref(&before));
+        let checkpoint = Checkpoint::read(&fs::read(&path).unwrap()[..DATA_START as usize]);
+        assert_eq!(checkpoint.unwrap().done, std::slice::from_ref(&before));
         segment.complete_run(0..20_000);
     });
 }
@@ -318,7 +321,7 @@ fn a_journal_that_cannot_be_synced_lets_no_batch_go_and_yields_none_twice() {
             let home = Home::open(dir.path(), "n", &[0]).unwrap();
             let mut random = fastrand::Rng::with_seed(seed);
             power::start();
-            let size = Size { sync_fault: 0.2, progress: Duration::from_millis(2), ..SMALL };
+            let size = Size { sync_fault: 0.2, checkpoint: Duration::from_millis(2), ..SMALL };
             let rig = Rig::new(&home, &Arc::default(), "n", size).await;
             let (mut held, mut batches) = (Vec::new(), Vec::new());
             let mut failed = 0;
@@ -407,13 +410,13 @@ fn replayed(
         let (_taken, orphans) = adopt(&home);
         let files = contents(dir.path());
         power::start();
-        let size = Size { slots: 12, segments: 6, progress: Duration::from_millis(2), ..SMALL };
+        let size = Size { slots: 12, segments: 6, checkpoint: Duration::from_millis(2), ..SMALL };
         let rig = Rig::new(&home, &orphans, "m", size).await;
         rig.seq.set(1_000_000);
         let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..random.u64(20..60) {
-            if let Some(Some(begun)) = poll_once(rig.spool.next_in_doubt()).await {
-                batches.push(put_again(begun, random.u64(..3)));
+            if let Some(Some(batch)) = poll_once(rig.spool.next_in_doubt()).await {
+                batches.push(put_again(batch, random.u64(..3)));
             }
             let seq = rig.seq.get();
             if rig.send(&[&payload(seq)]).await.is_err() {
@@ -429,15 +432,15 @@ fn replayed(
 }
 
 /// Puts a begun batch, with the payloads it was begun with in their order.
-fn put_again(mut begun: BatchInDoubt, pause: u64) -> Task<()> {
+fn put_again(mut batch: BatchInDoubt, pause: u64) -> Task<()> {
     rt::spawn(async move {
-        let payloads = read(&mut begun).await;
-        let key = begun.key().to_owned();
+        let payloads = read(&mut batch).await;
+        let key = batch.key().to_owned();
         let seqs = BATCHES.with_borrow(|batches| batches[&key].clone());
         assert!(payloads.iter().eq(&seqs.iter().map(|seq| payload(*seq)).collect::<Vec<_>>()));
         power::note(|| DiskEvent::Put { key, seqs });
         sleep(Duration::from_millis(pause)).await;
-        begun.complete().await.unwrap();
+        batch.complete().await.unwrap();
     })
 }
 
@@ -473,7 +476,7 @@ fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEve
         let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
         let (mut taken, orphans) = adopt(&home);
         power::start();
-        let size = Size { slots: 20, segments: 20, progress: Duration::from_millis(2), ..SMALL };
+        let size = Size { slots: 20, segments: 20, checkpoint: Duration::from_millis(2), ..SMALL };
         let node = format!("n{process}");
         let rigs = [0, 1].map(|core| Rig::with(&home, &orphans, &node, size.clone(), core, None));
         let mut work = [const { (Vec::new(), Vec::new()) }; 2];
@@ -489,8 +492,8 @@ fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEve
                     let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                     rig.send(&slices).await.unwrap();
                 }
-                if let Some(Some(begun)) = poll_once(rig.spool.next_in_doubt()).await {
-                    batches.push(put_again(begun, random.u64(..5)));
+                if let Some(Some(batch)) = poll_once(rig.spool.next_in_doubt()).await {
+                    batches.push(put_again(batch, random.u64(..5)));
                 }
                 rig.hold(held).await;
                 rig.work(random, held, batches).await;
@@ -536,10 +539,10 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
             let (home, _taken, orphans) = successor(dir.path(), home, "m");
             let rig = Rig::new(&home, &orphans, "m", SMALL).await;
             for number in (0..6_u32).filter(|number| u64::from(*number) != group) {
-                let mut begun = rig.spool.next_in_doubt().await.unwrap();
-                assert_eq!(begun.key(), format!("batch-{number}"));
-                assert_eq!(read(&mut begun).await, [text(number)]);
-                begun.complete().await.unwrap();
+                let mut batch = rig.spool.next_in_doubt().await.unwrap();
+                assert_eq!(batch.key(), format!("batch-{number}"));
+                assert_eq!(read(&mut batch).await, [text(number)]);
+                batch.complete().await.unwrap();
             }
             assert_eq!(rig.store(1).await[0].1, text(group as u32), "comes back alone");
             until("all is replayed", || orphans.bytes() == 0).await;
@@ -561,14 +564,14 @@ fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
         let intent = IntentRecord { key, form: "f", runs };
         whole.add(SpoolRecord::Intent(intent));
     }
-    whole.finish("b");
+    whole.mark_done("b");
     whole.rewrite(dir.path()).unwrap();
     let path = &journals_at(dir.path())[0];
     let bytes = fs::read(path).unwrap();
     let keys = |ledger: &Ledger| {
-        let begun: Vec<_> = ledger.begun().map(|(key, _)| key.to_owned()).collect();
+        let batch: Vec<_> = ledger.in_doubt().map(|(key, _)| key.to_owned()).collect();
         let done: Vec<_> = ledger.done().map(|(key, _)| key.to_owned()).collect();
-        (begun, done)
+        (batch, done)
     };
     let read = Ledger::read(dir.path()).unwrap();
     assert_eq!(keys(&read), (vec!["a".into(), "c".into()], vec!["b".into()]));
@@ -595,9 +598,9 @@ fn batches_with_one_key_and_other_members_are_not_relied_on() {
         let runs = Runs::check(&runs).unwrap();
         ledger.add(SpoolRecord::Intent(IntentRecord { key, form: "", runs }));
     }
-    ledger.settle(dir.path()).unwrap();
-    let begun: Vec<_> = ledger.begun().map(|(key, _)| key).collect();
-    assert_eq!(begun, ["once"]);
+    ledger.consolidate(dir.path()).unwrap();
+    let batch: Vec<_> = ledger.in_doubt().map(|(key, _)| key).collect();
+    assert_eq!(batch, ["once"]);
     let members = ledger.members();
     assert!(members.contains(1, 2) && !members.contains(1, 3));
 }
@@ -620,10 +623,10 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         fs::write(&segment, bytes).unwrap();
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        let mut begun = rig.spool.next_in_doubt().await.unwrap();
+        let mut batch = rig.spool.next_in_doubt().await.unwrap();
         let (mut found, mut errors) = (Vec::new(), Vec::new());
         loop {
-            match begun.next().await {
+            match batch.next().await {
                 Ok(Some(payload)) => found.push(payload.to_vec()),
                 Ok(None) => break,
                 Err(error) => errors.push(error),
@@ -634,8 +637,8 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         assert!(errors[0].to_string().contains("2 payloads of batch"), "{errors:?}");
         assert_eq!((errors.len(), rig.cells.payloads_lost.value()), (2, 3));
         assert_eq!(rig.cells.spool_payloads.value(), 4);
-        begun.complete().await.unwrap();
-        drop(begun);
+        batch.complete().await.unwrap();
+        drop(batch);
         assert_eq!(rig.cells.spool_payloads.value(), 0);
         assert_eq!(rig.store(1).await[0].1, text(7));
         until("all is replayed", || orphans.bytes() == 0).await;
@@ -676,14 +679,14 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
         drop((own, dropped, jobs));
         rig.crash().await;
         let ledger = Ledger::read(&home.core_dir(0)).unwrap();
-        assert_eq!(ledger.begun().filter(|(key, _)| *key != "dropped").count(), 0);
+        assert_eq!(ledger.in_doubt().filter(|(key, _)| *key != "dropped").count(), 0);
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
-        while let Some(Some(mut begun)) = poll_once(rig.spool.next_in_doubt()).await {
-            begun.complete().await.unwrap();
+        while let Some(Some(mut batch)) = poll_once(rig.spool.next_in_doubt()).await {
+            batch.complete().await.unwrap();
         }
         until("all is replayed", || {
-            while let Some(job) = rig.ring.take() {
+            while let Some(job) = rig.queue.take() {
                 rig.admission.popped();
                 let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
                 assert!(number.is_multiple_of(2), "{number} was stored with a batch");
@@ -724,7 +727,7 @@ fn versions_and_the_template_of_keys_come_back() {
         check(&rig).await;
         let queued = Job::queued(Payload::from(b"7".to_vec()), Stamp { unix_nanos: 7, seq: 99 });
         rig.stop(&mut vec![queued]).await;
-        while rig.ring.take().is_some() {}
+        while rig.queue.take().is_some() {}
         drop(rig);
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;

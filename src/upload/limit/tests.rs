@@ -1,8 +1,10 @@
-//! The limit on a simulated way to a store: puts share a link fairly, and each waits for its answer.
+//! The limit on a simulated way to a store: puts share a link fairly, and each waits for its
+//! answer.
 
 use super::*;
 
-/// A way to a store, and how many puts at a time the store takes before it says that it is busy.
+/// A path to a store, and how many PUTs at a time the store accepts before it answers that it is
+/// busy.
 #[derive(Clone, Copy)]
 struct Way {
     bytes_per_s: f64,
@@ -52,7 +54,7 @@ impl Simulation {
         Simulation { limit: PutLimit::new(max, now), way, now, puts: Vec::new(), random }
     }
 
-    /// Puts objects of about `bytes` for so many seconds, with always more to put.
+    /// Uploads objects of about `bytes` for that many seconds; there is always another one.
     fn run(&mut self, seconds: u64, bytes: f64) -> Seen {
         let end = self.now + Duration::from_secs(seconds);
         let mut seen = Seen { least: usize::MAX, ..Seen::default() };
@@ -85,7 +87,7 @@ impl Simulation {
         }
     }
 
-    /// All that are still sending share the link.
+    /// All PUTs that are still sending share the link.
     fn advance(&mut self, seen: &mut Seen) {
         let sending = self.puts.iter().filter(|put| put.left > 0.0).count().max(1);
         let share = self.way.bytes_per_s * STEP.as_secs_f64() / sending as f64;
@@ -131,14 +133,14 @@ fn a_link_is_used_and_not_crowded() {
 }
 
 #[test]
-fn where_every_put_waits_for_its_answer_all_workers_are_used() {
+fn all_workers_are_used_when_every_put_waits_for_its_answer() {
     for latency_ms in [5, 20, 80, 300] {
         let way = Way::link(1e12, latency_ms);
         let mut simulation = Simulation::new(32, way);
         simulation.run(5, 1e3);
         assert_eq!(simulation.limit.limit(), 32, "{latency_ms} ms");
         let seen = simulation.run(60, 1e3);
-        // Fewer are tried now and then, for it cannot be known that they would not do as well.
+        // A lower limit is tried now and then, because it might do as well.
         let least = if latency_ms < 100 { 32 } else { 24 };
         assert!(seen.least >= least, "{latency_ms} ms: {seen:?}");
     }
@@ -171,7 +173,7 @@ fn a_link_that_becomes_slower_or_faster_is_followed() {
     assert!(seen.stored_bytes > 0.85 * 30.0 * 100.0 * MB, "{seen:?}");
 }
 
-/// Everything that was in flight fails at once: that is one reason, not many.
+/// Everything in flight fails at once: one cause, not many.
 #[test]
 fn puts_that_failed_together_lower_the_limit_once() {
     let start = Instant::now();

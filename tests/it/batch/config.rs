@@ -67,27 +67,27 @@ fn values_that_are_none_are_refused_with_what_is_allowed() {
 
 #[test]
 fn settings_that_do_not_go_together_are_refused_with_both() {
-    const NEVER: &str = "and PUT_TIMEOUT are together not below ACK_TIMEOUT=\"30s\" (default): \
-        `millrace-ack: stored` would always be answered with 504; lower one or raise that";
+    const NEVER: &str = "plus PUT_TIMEOUT is not below ACK_TIMEOUT=\"30s\" (default): \
+        `millrace-ack: stored` would always get 504; lower one of them or raise ACK_TIMEOUT";
     refused(&[
         (
             &[ZSTD],
-            "needs OBJECT=batch, but here is OBJECT=\"payload\" (default): payloads are stored as \
-             they came",
+            "needs OBJECT=batch instead of OBJECT=\"payload\" (default): single payloads are stored \
+             as received",
         ),
         (
             // Of 21 MiB: two batches, a payload, and 4 MiB.
             &[("BATCH_MEMORY", "21503KiB"), BATCH],
             "is below 2 × BATCH_BYTES=\"8MiB\" (default) + MAX_LENGTH + 4 MiB (22020096): one batch \
-             travels while another is filled; raise it",
+             is in flight while another is filled; raise it",
         ),
         (
             &[("COMPRESSION_MARK", "header"), BATCH, ZSTD],
-            "needs a store that keeps headers, and here is STORE=\"file:./data\" (default): give suffix",
+            "needs a store that keeps headers, unlike STORE=\"file:./data\" (default): give suffix",
         ),
         (
             &[("KEY", "{unix_nanos}-{node}-{core}-{seq}"), BATCH, GZIP],
-            "has no {ext}, so nothing would tell readers of COMPRESSION=\"gzip\" (environment variable \
+            "has no {ext}, so readers could not detect COMPRESSION=\"gzip\" (environment variable \
              MILLRACE_COMPRESSION): add it, or set COMPRESSION_MARK=header",
         ),
         (&[("BATCH_AGE", "20s"), BATCH], NEVER),
@@ -134,13 +134,13 @@ fn keys_that_two_objects_could_share_are_refused() {
         ),
         (
             &[("KEY", "{unix_nanos}-{node}-{core}{seq}")],
-            "nothing tells {core} from {seq} in KEY, so two objects could share a key: write a / \
-             between them",
+            "{core} and {seq} run together in KEY, so two objects could share a key: \
+             write a / between them",
         ),
         (
             &[("KEY", "{field:/tenant}-{node}/{unix_nanos}-{core}-{seq}"), ("NODE_ID", "fixed")],
-            "nothing tells {node} from {field:/tenant} in KEY, so two objects could share a key: write \
-             a / between them",
+            "{node} and {field:/tenant} run together in KEY, so two objects could share a key: \
+             write a / between them",
         ),
     ]);
     let dir = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn keys_that_two_objects_could_share_are_refused() {
 fn keys_that_cannot_be_read_or_kept_are_refused() {
     const ALL: &str = "there are {unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {core}, {seq}, \
         {count}, {ext}, {hash:2}, {version}, {field:/member} or {field:/member|default}";
-    let unknown = format!("{{seqq}} in KEY is no placeholder: did you mean {{seq}}? {ALL}");
+    let unknown = format!("{{seqq}} in KEY is not a placeholder: did you mean {{seq}}? {ALL}");
     let unclosed =
         format!("KEY has {{seq without its }}: close it, or write {{{{ for a brace; {ALL}");
     refused(&[
@@ -174,27 +174,27 @@ fn keys_that_cannot_be_read_or_kept_are_refused() {
         ),
         (
             &[("KEY", "{hash:9}/{unix_nanos}-{node}-{core}-{seq}")],
-            "{hash:9} in KEY has no such number of digits: write {hash:1} to {hash:8}",
+            "{hash:9} in KEY has an invalid number of digits: write {hash:1} to {hash:8}",
         ),
         (
             &[("KEY", "{field:tenant}/{unix_nanos}-{node}-{core}-{seq}")],
-            "\"tenant\" in KEY is no JSON pointer: write /tenant",
+            "\"tenant\" in KEY is not a JSON pointer: write /tenant",
         ),
         (
             &[("KEY", "{field:/tenant|../x}/{unix_nanos}-{node}-{core}-{seq}")],
-            "the default \"../x\" in KEY would not stay as it is: write \".._x\"",
+            "the default \"../x\" in KEY would be changed: write \".._x\"",
         ),
         (
             &[("EVENT_TIME", "/ts")],
-            "EVENT_TIME is \"/ts\", but KEY has no time of its own: add {date:…} or {hour}",
+            "EVENT_TIME is \"/ts\", but KEY contains no time: add {date:…} or {hour}",
         ),
         (
             &[("EVENT_TIME", "ts"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
-            "\"ts\" in EVENT_TIME is no JSON pointer: write /ts",
+            "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts",
         ),
         (
             &[("EVENT_TIME", "/a~2"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
-            "\"/a~2\" in EVENT_TIME is no JSON pointer: write ~0 for a ~ in a name, and ~1 for a /",
+            "\"/a~2\" in EVENT_TIME is not a JSON pointer: write ~0 for a ~ in a name, and ~1 for a /",
         ),
     ]);
     let dir = tempfile::tempdir().unwrap();
@@ -212,7 +212,7 @@ fn keys_longer_than_s3_takes_are_refused_with_the_prefix() {
     let fits = 1024 - longest;
     let store = |bytes: usize| format!("s3://bucket/{}", "p".repeat(bytes));
     let too_long = format!(
-        "makes keys of up to 1025 bytes with STORE={:?} (environment variable MILLRACE_STORE), and S3 takes 1024: \
+        "makes keys of up to 1025 bytes with STORE={:?} (environment variable MILLRACE_STORE), but S3 allows 1024: \
          use fewer fields or a shorter prefix",
         store(fits + 1)
     );

@@ -67,7 +67,7 @@ fn what_a_store_never_took_is_listed_exported_and_replayed() {
 
     let (status, listed, _) = spool(dir, &["ls"]);
     assert_eq!(status, Some(0), "{listed}");
-    assert!(listed.contains("3 batches begun and not finished, 0 finished"), "{listed}");
+    assert!(listed.contains("3 batches in doubt, 0 done"), "{listed}");
     assert!(listed.contains("35 payloads, 35 unstored"), "{listed}");
     let (status, verified, _) = spool(dir, &["verify"]);
     assert_eq!(status, Some(0), "{verified}");

@@ -72,7 +72,7 @@ fn nothing_on_the_host_is_changed_by_looking() {
             for name in ["STORE", "DEAD_LETTER_DIR", "SPOOL_DIR"] {
                 let row = text.lines().find(|line| line.contains(&format!("  {name} ")));
                 let row = row.unwrap_or_else(|| panic!("{name} in {text}"));
-                assert!(row.contains("does not exist; a server makes it"), "{row}");
+                assert!(row.contains("does not exist; the server creates it"), "{row}");
             }
         }
     }
@@ -238,7 +238,7 @@ fn one_name_is_shown_as_it_will_be() {
     let key = ("KEY", "{field:/tenant|none}/{unix_ms}-{node}-{core}-{seq}.json");
     let node = ("NODE_ID", "n7");
     let (_, text) = say(dir.path(), &["check"], &[key, node]);
-    assert!(text.contains("objects are called like file:./data/none/1"), "{text}");
+    assert!(text.contains("objects are named like file:./data/none/1"), "{text}");
     let server = Server::start_in(dir, &[key, node]);
     let summary = server.log().into_iter().find(|line| line.get("example_key").is_some());
     let shown = summary.expect("a summary")["example_key"].as_str().unwrap().to_owned();
@@ -247,7 +247,7 @@ fn one_name_is_shown_as_it_will_be() {
     for (store, level) in [("s3://payloads/p/q", "warn"), ("s3://payloads/p/q/", "ok  ")] {
         let (status, text) = check_bucket(&bucket, &["check"], &[("STORE", store)]);
         assert_eq!(status, Some(0), "{text}");
-        let row = text.lines().find(|line| line.contains("objects are called like")).unwrap();
+        let row = text.lines().find(|line| line.contains("objects are named like")).unwrap();
         assert!(row.starts_with(level) && row.contains(&format!("{store}1")), "{row}");
         assert_eq!(row.contains("does not end in /"), level == "warn", "{row}");
     }
@@ -281,8 +281,7 @@ fn names_of_other_programs_are_not_shown_and_prefixed_ones_win() {
     let unknown = [("MILLRACE_PORT", "tcp://10.0.0.1:80"), ("MILLRACE_STOR", "null:")];
     let (status, text) = check(&["check"], &unknown);
     assert_eq!(status, Some(0), "{text}");
-    let said =
-        "no setting has these names: MILLRACE_PORT, MILLRACE_STOR (did you mean MILLRACE_STORE?)";
+    let said = "unknown settings: MILLRACE_PORT, MILLRACE_STOR (did you mean MILLRACE_STORE?)";
     assert_eq!(text.matches(said).count(), 1, "{text}");
     assert!(text.lines().any(|line| line.starts_with("warn") && line.contains(said)), "{text}");
 }

@@ -138,7 +138,7 @@ fn files_with_unknown_keys_or_no_file_at_all_are_refused() {
     std::fs::write(dir.path().join("m.toml"), "max_worker = 3\n").unwrap();
     let (status, text) = say(dir.path(), &["--config", "m.toml"], &[]);
     assert_eq!(status, 2, "{text}");
-    assert!(text.contains("max_worker is no setting; did you mean max_workers?"), "{text}");
+    assert!(text.contains("unknown setting max_worker; did you mean max_workers?"), "{text}");
     let (status, text) = say(dir.path(), &["--config", "none.toml"], &[]);
     assert_eq!(status, 2, "{text}");
     assert!(text.contains("none.toml"), "{text}");

@@ -281,7 +281,7 @@ fn damage_costs_the_group_it_hit_and_the_file_is_put_aside() {
 
     let (start, end) = (DATA_START + BLOCK, DATA_START + 2 * BLOCK);
     let damage =
-        format!("damaged from byte {start} to {end}: a group is not what its checksum says");
+        format!("damaged from byte {start} to {end}: the checksum of a group does not match");
     let verified = spool(dir, &["verify"]);
     assert_eq!(verified.status.code(), Some(1), "{}", text(&verified));
     let line = format!("{}: {damage}", path.canonicalize().unwrap().display());
@@ -340,9 +340,9 @@ fn what_is_no_spool_is_named_and_not_touched() {
         for (args, settings, said) in [
             (&[command][..], &[][..], "SPOOL_DIR"),
             (&[command, "nowhere"], &[], "nowhere"),
-            (&[command, "home"], &[], "home is no spool"),
-            (&[command], &[("SPOOL_DIR", "home")], "home is no spool"),
-            (&[command, "home/user/docs"], &[], "docs is no spool"),
+            (&[command, "home"], &[], "home is not a spool"),
+            (&[command], &[("SPOOL_DIR", "home")], "home is not a spool"),
+            (&[command, "home/user/docs"], &[], "docs is not a spool"),
         ] {
             let (status, text) = say(&spool_with(dir, args, settings));
             assert_eq!(status, Some(2), "{args:?}: {text}");

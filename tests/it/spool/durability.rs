@@ -289,7 +289,7 @@ fn spool_file_that_is_cut_is_read_as_far_as_it_goes() {
     fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length).unwrap();
     let server = start_in(&dir, &[]);
     server.wait_spool_empty();
-    let said = format!("is cut short: {length} bytes of {}", 1 << 20);
+    let said = format!("is truncated: {length} of {} bytes", 1 << 20);
     assert!(server.logged(&said), "{said}\n{:#?}", server.log());
     let stopped = finish_beside_quarantine(server);
     assert_eq!(contents(&stopped.stored()), numbered(0..2));
@@ -322,7 +322,7 @@ fn spool_leaves_files_that_are_not_its_own_to_their_owner() {
     fs::write(file.with_file_name("8.seg"), "").unwrap();
     let server = start_in(&dir, &[]);
     server.wait_spool_empty();
-    assert_eq!(server.count_logged("is no spool segment"), strangers.len());
+    assert_eq!(server.count_logged("is not a spool segment"), strangers.len());
     let stopped = finish_beside_quarantine(server);
     assert_eq!(contents(&stopped.stored()), numbered(0..3));
     let aside = files(&dir.path().join("spool/quarantine"));

@@ -46,7 +46,7 @@ fn spool_directory_that_is_removed_acknowledges_nothing_until_it_is_back() {
     assert_eq!(refused.status, 503, "its files still take writes, but survive no crash");
     assert!(refused.error().contains("SPOOL_DIR"), "{}", refused.error());
     let reasons = server.wait_ready(503);
-    assert!(reasons.contains("make SPOOL_DIR again"), "{reasons}");
+    assert!(reasons.contains("create SPOOL_DIR again"), "{reasons}");
     assert!(server.logged("No such file or directory (os error 2)"), "{:#?}", server.log());
     assert_eq!(client.post(collection(&numbered(11..12))).status, 200, "queued needs no disk");
     sent.extend(numbered(11..12));

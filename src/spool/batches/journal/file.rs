@@ -1,5 +1,5 @@
-//! The files of a journal: one that is written and is replaced when it is full or has failed, and
-//! the one it replaced, to be used next.
+//! The files of a journal: one is written until it is full or has failed, and is then replaced by
+//! the one it had replaced before.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,8 +18,8 @@ use crate::spool::takeover::instances::{remove, sync_dir};
 use crate::spool::{Spool, SpoolError};
 
 impl Spool {
-    /// The file for the next group of `bytes`, the only one that names this core's batches in
-    /// `dir`.
+    /// Returns the file for the next group of `bytes`, the only one that names this core's batches
+    /// in `dir`.
     pub(super) async fn journal_file(
         &self,
         dir: &CoreDir,
@@ -33,21 +33,22 @@ impl Spool {
         }
     }
 
-    /// Replaces the file: the new one leaves out batches that may be dropped, and has room for a
-    /// group of `bytes`.
+    /// Replaces the file: the new one omits batches that may be dropped, and has room for a group
+    /// of `bytes`.
     async fn renew(&self, dir: &CoreDir, bytes: u64) -> Result<Rc<Segment>, SpoolError> {
         let journal = &dir.journal;
         self.drop_completed(dir).await;
         let carried = journal.carried();
-        // Each group takes up to one block more than its records, and two in a row have over a
-        // megabyte.
+        // Twice the live groups, so that renewals stay rare. Padding is small: a group takes up to
+        // one block more than its records, and any two consecutive groups have over a megabyte.
         let live: u64 = carried.iter().map(|group| group_bytes(group.len())).sum();
         let least = self.setup.options.segment.min(JOURNAL_BYTES);
         let wanted = (DATA_START + 2 * (live + bytes)).next_multiple_of(BLOCK).max(least);
         let file = self.journal_spare(dir, wanted).await;
         let file = file.map_err(|error| self.fail(&dir.path, &error))?;
         file.begin(self.own.take_number());
-        // Until it is complete: a partial file must not outlive the batches it names.
+        // The new file is stale until it is complete: a partial file must not outlive the batches
+        // it names.
         journal.stale.borrow_mut().push(file.clone());
         for group in carried {
             let write = |out: &mut [u8]| out[..group.len()].copy_from_slice(&group);
@@ -63,15 +64,15 @@ impl Spool {
         Ok(file)
     }
 
-    /// Makes the settling of members of done batches durable, and drops those batches. A batch
-    /// stays if that is not certain.
+    /// Makes the completion of done batches' members durable, and drops those batches. A batch
+    /// stays if that fails.
     async fn drop_completed(&self, dir: &CoreDir) {
         let done: Vec<(u64, Rc<TrackedBatch>)> = {
             let batches = dir.journal.batches.borrow();
             let done = batches.iter().filter(|(_, batch)| batch.state.get() == BatchState::Done);
             done.map(|(number, batch)| (*number, batch.clone())).collect()
         };
-        // For each use of a segment: whether what was settled in it is on the disk.
+        // For each generation of a segment: whether its completed payloads are on the disk.
         let mut noted: BTreeMap<u64, bool> = BTreeMap::new();
         for (number, batch) in done {
             // DONE for a batch of another journal stays as long as that journal.
@@ -82,7 +83,7 @@ impl Spool {
                     Some(is_noted) => *is_noted,
                     // Reused, so it was complete.
                     None if segment.id() != *id => true,
-                    None => match segment.note(CheckpointMode::Synced).await {
+                    None => match segment.write_checkpoint(CheckpointMode::Synced).await {
                         Ok(written) => written,
                         Err(error) => {
                             self.fail(segment.path(), &error);
@@ -107,7 +108,7 @@ impl Spool {
             Some(small) => self.discard(&small).await,
             None => {}
         }
-        // Numbers of this process may be taken in another process's directory.
+        // In another process's directory, the numbers of this process may be taken.
         let number = if dir.is_own() { self.own.take_number() } else { rt::random() };
         let path = dir.path.join(format!("{number}.{JOURNAL}"));
         let made = self.create_file(&path, bytes, bytes).await;
@@ -123,14 +124,14 @@ impl Spool {
         Ok(Rc::new(made))
     }
 
-    /// Makes sure that replaced files say nothing any longer, also after a power cut.
+    /// Makes sure that replaced files are ignored, even after a power cut.
     async fn drop_stale(&self, dir: &CoreDir) -> Result<(), SpoolError> {
         loop {
             let Some(file) = dir.journal.stale.borrow().last().cloned() else { return Ok(()) };
-            let noted = file.note(CheckpointMode::Complete).await;
+            let noted = file.write_checkpoint(CheckpointMode::Complete).await;
             let gone = match &noted {
-                // A group whose writer was dropped may still be in flight: it must not land in the
-                // next use.
+                // Reused only when idle: a group whose writing task was dropped may still be in
+                // flight, and must not land in the next generation.
                 Ok(_)
                     if file.is_idle()
                         && file.is_reusable()

@@ -1,4 +1,4 @@
-//! Addresses, files and names that come out of the configuration; its directories are `dirs`' business.
+//! Addresses, files and names from the configuration; `dirs` checks its directories.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -10,27 +10,28 @@ use crate::config::{Config, Effective, StoreUrl};
 use crate::http::tokens::TokenSet;
 use crate::queue::job::Stamp;
 
-/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` one that is taken is no failure: whoever listens there may be about to go.
+/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` an address in use is not a failure, because its
+/// listener may be about to exit.
 pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
     let named = [("LISTEN", Some(config.listen)), ("ADMIN_LISTEN", config.admin_listen)];
     let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
     let judge = |(name, address)| match try_bind(address) {
         Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
-            Finding::ok(name, format!("{address} is taken; the start tries again, see BIND_WAIT"))
+            Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
         }
         outcome => judge_bind(name, address, outcome),
     };
     addresses.map(judge).collect()
 }
 
-/// Why the address of the setting `name` cannot be listened on, and what to do.
+/// Why the server cannot listen on the address of the setting `name`, and what to do.
 pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::Error) -> Finding {
     judge_bind(name, address, Err(error))
 }
 
-/// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port unnoticed and take
-/// half the connections. SO_REUSEADDR lets a restart pass over connections in TIME_WAIT. Not listening, the socket
-/// disturbs nobody.
+/// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port
+/// unnoticed and get half the connections. SO_REUSEADDR lets a restart ignore connections in
+/// TIME_WAIT. The socket does not listen, so it receives nothing.
 fn try_bind(address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -48,15 +49,17 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
             format!("ss -ltnp 'sport = :{port}' shows it; stop it or set {name}"),
         ),
         ErrorKind::PermissionDenied => (
-            format!("port {port} may not be bound by this user"),
+            format!("this user may not bind port {port}"),
             format!(
                 "setcap cap_net_bind_service=+ep on the binary, sysctl -w \
                  net.ipv4.ip_unprivileged_port_start={port}, or set {name} to a port from 1024 on"
             ),
         ),
         ErrorKind::AddrNotAvailable => (
-            format!("{} is no address of this host", address.ip()),
-            format!("ip address shows those there are; set {name} to one, or to 0.0.0.0:{port}"),
+            format!("{} is not an address of this host", address.ip()),
+            format!(
+                "ip address lists the host's addresses; set {name} to one, or to 0.0.0.0:{port}"
+            ),
         ),
         _ => (
             format!("{address} cannot be bound: {error}"),
@@ -66,7 +69,7 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
     Finding::fail(name, why, remedy)
 }
 
-/// `TOKENS_FILE`, when one is set.
+/// `TOKENS_FILE`, if set.
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let Some(path) = config.tokens_file.as_deref() else { return Vec::new() };
     let shown = path.display();
@@ -81,36 +84,37 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     [finding].into_iter().chain(exposed::secret_file("TOKENS_FILE", path)).collect()
 }
 
-/// The TOML file, when others may write to it. It holds no secret, so they may read it.
+/// The TOML file, if others may write to it. It contains no secret, so they may read it.
 pub(super) fn config_file(config: &Config) -> Option<Finding> {
     exposed::file("config file", config.file.as_deref()?)
 }
 
-/// What `MILLRACE_*` variables no setting has.
+/// `MILLRACE_*` variables that are not settings.
 pub fn environment(effective: &Effective) -> Option<Finding> {
     let remedy =
-        "correct or unset them; nothing, if Kubernetes adds them for a service of this name";
+        "correct or unset them; ignore this if Kubernetes adds them for a service of this name";
     Some(Finding::warn("environment", effective.unknown_names()?, remedy))
 }
 
-/// One object's name as it will be.
+/// An example of an object's full name.
 pub(super) fn example_key(config: &Config) -> Finding {
     let example = config.example_key(Stamp::unix_nanos_now());
-    let detail = format!("objects are called like {example}");
+    let detail = format!("objects are named like {example}");
     let StoreUrl::S3 { bucket, prefix } = &config.store else {
         return Finding::ok("key", detail);
     };
-    let joined = format!("{detail}: the prefix {prefix:?} does not end in /, so it is no folder");
+    let joined =
+        format!("{detail}: the prefix {prefix:?} does not end in /, so it is not a folder");
     match prefix.chars().last() {
         None | Some('/') => Finding::ok("key", detail),
         Some(end) if end.is_alphanumeric() => Finding::warn(
             "key",
             joined,
             format!(
-                "STORE=s3://{bucket}/{prefix}/ makes it one; nothing, if names are to begin so"
+                "STORE=s3://{bucket}/{prefix}/ makes it one; ignore this if names are meant to begin with it"
             ),
         ),
-        // `logs-` is meant as it stands.
+        // `logs-` is clearly meant as a name prefix.
         Some(_) => Finding::ok("key", joined),
     }
 }
@@ -120,8 +124,8 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    /// Pins the kernel's behaviour the check rests on: a listener that shares its port by SO_REUSEPORT still
-    /// shows to a bind without it.
+    /// Verifies the kernel's behaviour that the check relies on: a bind without SO_REUSEPORT fails
+    /// even if the listener set it.
     #[test]
     fn another_server_on_the_port_is_noticed() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -148,7 +152,9 @@ mod tests {
             format!("{} {}", finding.detail, finding.remedy.unwrap())
         };
         assert!(judge(ErrorKind::PermissionDenied).contains("ip_unprivileged_port_start=80"));
-        assert!(judge(ErrorKind::AddrNotAvailable).contains("10.9.8.7 is no address of this host"));
+        assert!(
+            judge(ErrorKind::AddrNotAvailable).contains("10.9.8.7 is not an address of this host")
+        );
         // 192.0.2.0/24 is set aside for documentation: no host has it.
         let error = try_bind("192.0.2.1:80".parse().unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
@@ -188,7 +194,7 @@ mod tests {
             let finding = key(store, &[]);
             let detail = &finding.detail;
             assert_eq!(finding.level, level, "{store}: {detail}");
-            assert!(detail.contains(&format!("called like {start}")), "{store}: {detail}");
+            assert!(detail.contains(&format!("named like {start}")), "{store}: {detail}");
             assert!(detail.contains("-n-0-0.json") && detail.contains(says), "{store}: {detail}");
         }
         let template =
