@@ -1,26 +1,25 @@
 //! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
 //!
-//! A room is a module with one job. Rooms stand on floors: imports point downwards, which `tests/structure.rs` holds. From
-//! the top:
+//! The modules form layers. Imports point downwards only; `tests/structure.rs` checks this. From the top:
 //!
-//! | room | holds |
+//! | module | holds |
 //! |---|---|
 //! | [`cli`], [`commands`] | the command line and its subcommands |
 //! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener |
-//! | [`preflight`] | what of the host would keep a server from working |
-//! | [`core`] | one data core: what it is made of, the order of its start and of its stop |
+//! | [`preflight`] | checks of the host: what would keep a server from working |
+//! | [`core`] | one data core: its parts, the order of its start and of its stop |
 //! | [`limits`] | budgets derived from the configuration |
 //! | [`http`] | socket → answer |
 //! | [`upload`] | queue → store: workers, retries, dead letters |
 //! | [`batch`] | many payloads → one object |
 //! | [`spool`] | payloads on disk before their 200 |
 //! | [`deadletter`] | objects that the store refuses |
-//! | [`store`] | one `put` per object: S3 by two clients, a directory, nothing |
+//! | [`store`] | one `put` per object: S3 by two clients, a directory, or nothing |
 //! | [`queue`] | admitted → popped |
-//! | [`key`], [`config`] | names of objects; what the operator said |
-//! | [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them stand on |
+//! | [`key`], [`config`] | names of objects; the operator's settings |
+//! | [`metrics`], [`deadline`], [`net`], [`log`], … | the base of all of them |
 //!
-//! One request, read from the top:
+//! The path of one request:
 //!
 //! ```text
 //!           core i (pinned executor) ────────────────────────────────────────────────────┐
@@ -30,23 +29,26 @@
 //!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploads ←─────┘      │
 //! ```
 //!
-//! With `OBJECT=batch` one task (`batch::gather`) stands between queue and workers and gathers payloads into larger
-//! objects, which `key` names. A request that asks for more than `queued` waits in `http::ack`: for the store, or for the
-//! `spool`, which puts it on the disk before the queue, holds what the queue has no room for, and takes up what crashed
-//! processes have left.
+//! Start with `http/request`: handle → split → admit → enqueue → wait → answer.
 //!
-//! Invariants, each kept where it is named:
+//! With `OBJECT=batch`, one task (`batch::gather`) between queue and workers gathers payloads into larger objects, which
+//! `key` names. A request with an ack level above `queued` waits in `http::ack`: for the store, or for the `spool`. The
+//! spool writes payloads to disk before they are queued, holds those for which the queue has no room, and takes over the
+//! orphaned spools of crashed processes.
 //!
-//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`upload`, `core`).
+//! Invariants, each kept in the modules named:
+//!
+//! 1. Nothing acknowledged is silently lost: it is stored, spooled, dead-lettered, or counted and reported (`upload`,
+//!    `core`).
 //! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `queue::admission`, `http::body`).
 //! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`, `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
 //! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`, `key`).
-//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`upload`, `control`).
+//! 6. A slow or dead store slows admission, but never accepting, health checks or stopping (`upload`, `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
-// They panic when whoever reads the stream is gone: `commands::out` and `log` are there instead.
+// These macros panic when the reader of the stream is gone; `commands::out` and `log` replace them.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
