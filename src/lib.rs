@@ -60,34 +60,40 @@
     )
 )]
 
-pub mod cli;
-pub mod commands;
-pub mod control;
-pub mod preflight;
+mod cli;
+#[doc(hidden)]
+pub mod internals;
+mod process;
 
-pub mod core;
-pub mod limits;
+mod commands;
+mod control;
+mod preflight;
 
-pub mod http;
-pub mod queue;
-pub mod upload;
+mod core;
+mod limits;
 
-pub mod batch;
-pub mod key;
-pub mod spool;
+mod http;
+mod queue;
+mod upload;
 
-pub mod deadletter;
-pub mod store;
+mod batch;
+mod key;
+mod spool;
 
-pub mod config;
+mod deadletter;
+mod store;
 
-pub mod budget;
-pub mod coding;
-pub mod deadline;
-pub mod log;
-pub mod metrics;
-pub mod net;
-pub mod rt;
-pub mod stop;
-pub mod sync;
-pub mod throttle;
+mod config;
+
+mod budget;
+mod coding;
+mod deadline;
+mod log;
+mod metrics;
+mod net;
+mod rt;
+mod stop;
+mod sync;
+mod throttle;
+
+pub use process::main;

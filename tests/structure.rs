@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 /// that share a row do not import each other.
 const FLOORS: &[&[&str]] = &[
     &["main"],
+    &["process", "internals"],
     &["cli"],
     &["commands"],
     &["control"],
