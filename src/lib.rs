@@ -1,39 +1,39 @@
 //! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
 //!
-//! A room is a module with one job. Rooms stand on floors: imports point downwards, which `tests/structure.rs` holds. From
-//! the top:
+//! Modules form layers: a module imports only modules of lower layers. `tests/structure.rs` checks this and lists the one
+//! exception. Top layer first:
 //!
-//! | room | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`cli`], [`commands`] | the command line and its subcommands |
-//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener |
-//! | [`preflight`] | what of the host would keep a server from working |
-//! | [`core`] | one data core: what it is made of, the order of its start and of its stop |
+//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener, takeover of spools |
+//! | [`preflight`] | checks of the host before a start |
+//! | [`core`] | one data core: its parts, and the order in which they start and stop |
 //! | [`limits`] | budgets derived from the configuration |
-//! | [`http`] | socket → answer |
-//! | [`upload`] | queue → store: workers, retries, dead letters |
-//! | [`batch`] | many payloads → one object |
-//! | [`spool`] | payloads on disk before their 200 |
+//! | [`http`] | from the socket to the answer |
+//! | [`upload`] | from the queue to the store: workers, retries, dead letters |
+//! | [`batch`] | many payloads in one object |
+//! | [`spool`] | payloads on this host's disk |
 //! | [`deadletter`] | objects that the store refuses |
 //! | [`store`] | one `put` per object: S3 by two clients, a directory, nothing |
-//! | [`queue`] | admitted → popped |
-//! | [`key`], [`config`] | names of objects; what the operator said |
-//! | [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them stand on |
+//! | [`queue`] | admission, the queue itself, and what is in it |
+//! | [`config`], [`key`] | the settings as types; object names |
+//! | [`budget`], [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them use |
 //!
-//! One request, read from the top:
+//! The path of one request with one object per payload:
 //!
 //! ```text
 //!           core i (pinned executor) ────────────────────────────────────────────────────┐
 //!  client → http/accept → conn → request → body → parse → queue/admission → fifo ─┐      │
 //!           SO_REUSEPORT         the path of every request  all or nothing        │      │
 //!                                                                                 ▼      │
-//!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploads ←─────┘      │
+//!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploader ←────┘      │
 //! ```
 //!
-//! With `OBJECT=batch` one task (`batch::gather`) stands between queue and workers and gathers payloads into larger
-//! objects, which `key` names. A request that asks for more than `queued` waits in `http::ack`: for the store, or for the
-//! `spool`, which puts it on the disk before the queue, holds what the queue has no room for, and takes up what crashed
-//! processes have left.
+//! With `OBJECT=batch`, one task (`batch::gather`) takes the payloads out of the queue and gathers them into larger
+//! objects; the workers then take these. `key` names the objects. A request that asks for more than `queued` waits in
+//! `http::ack`: for the store, or for the `spool`. The spool writes payloads to the disk before they are queued, keeps
+//! those for which the queue has no room, and takes over the spools of crashed processes.
 //!
 //! Invariants, each kept where it is named:
 //!
@@ -46,7 +46,7 @@
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
-// They panic when whoever reads the stream is gone: `commands::out` and `log` are there instead.
+// They panic when the reader of the stream is gone. Use `commands::out` and `log` instead.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
@@ -58,6 +58,7 @@
     )
 )]
 
+// Top layer first. Groups keep rustfmt from sorting them all by name.
 pub mod cli;
 pub mod commands;
 pub mod control;
@@ -67,25 +68,30 @@ pub mod core;
 pub mod limits;
 
 pub mod http;
-pub mod queue;
 pub mod upload;
 
 pub mod batch;
-pub mod key;
 pub mod spool;
 
 pub mod deadletter;
 pub mod store;
 
+pub mod queue;
+
 pub mod config;
+pub mod key;
 
 pub mod budget;
-pub mod coding;
-pub mod deadline;
-pub mod log;
 pub mod metrics;
+
+pub mod deadline;
 pub mod net;
-pub mod rt;
+
+pub mod log;
 pub mod stop;
-pub mod sync;
 pub mod throttle;
+
+pub mod rt;
+pub mod sync;
+
+pub mod coding;
