@@ -1,50 +1,50 @@
 //! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
 //!
-//! The modules form layers. Imports point downwards only; `tests/structure.rs` checks this. From the top:
+//! Modules form layers: a module imports only modules of lower layers. `tests/structure.rs` checks this and lists the one
+//! exception. Top layer first:
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`cli`], [`commands`] | the command line and its subcommands |
-//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener |
-//! | [`preflight`] | checks of the host: what would keep a server from working |
-//! | [`core`] | one data core: its parts, the order of its start and of its stop |
+//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener, takeover of spools |
+//! | [`preflight`] | checks of the host before a start |
+//! | [`core`] | one data core: its parts, and the order in which they start and stop |
 //! | [`limits`] | budgets derived from the configuration |
-//! | [`http`] | socket → answer |
-//! | [`upload`] | queue → store: workers, retries, dead letters |
-//! | [`batch`] | many payloads → one object |
-//! | [`spool`] | payloads on disk before their 200 |
+//! | [`http`] | from the socket to the answer |
+//! | [`upload`] | from the queue to the store: workers, retries, dead letters |
+//! | [`batch`] | many payloads in one object |
+//! | [`spool`] | payloads on this host's disk |
 //! | [`deadletter`] | objects that the store refuses |
-//! | [`store`] | one `put` per object: S3 by two clients, a directory, or nothing |
-//! | [`queue`] | admitted → popped |
-//! | [`key`], [`config`] | names of objects; the operator's settings |
-//! | [`metrics`], [`deadline`], [`net`], [`log`], … | the base of all of them |
+//! | [`store`] | one `put` per object: S3 by two clients, a directory, nothing |
+//! | [`queue`] | admission, the queue itself, and what is in it |
+//! | [`config`], [`key`] | the settings as types; object names |
+//! | [`budget`], [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them use |
 //!
-//! The path of one request:
+//! The path of one request with one object per payload:
 //!
 //! ```text
 //!           core i (pinned executor) ────────────────────────────────────────────────────┐
 //!  client → http/accept → conn → request → body → parse → queue/admission → fifo ─┐      │
 //!           SO_REUSEPORT         the path of every request  all or nothing        │      │
 //!                                                                                 ▼      │
-//!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploads ←─────┘      │
+//!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploader ←────┘      │
 //! ```
 //!
-//! Start with `http/request`: handle → split → admit → enqueue → wait → answer.
+//! Start with `http/request`, which has the order of the steps at its head.
 //!
-//! With `OBJECT=batch`, one task (`batch::gather`) between queue and workers gathers payloads into larger objects, which
-//! `key` names. A request with an ack level above `queued` waits in `http::ack`: for the store, or for the `spool`. The
-//! spool writes payloads to disk before they are queued, holds those for which the queue has no room, and takes over the
-//! orphaned spools of crashed processes.
+//! With `OBJECT=batch`, one task (`batch::gather`) takes the payloads out of the queue and gathers them into larger
+//! objects; the workers then take these. `key` names the objects. A request that asks for more than `queued` waits in
+//! `http::ack`: for the store, or for the `spool`. The spool writes payloads to the disk before they are queued, keeps
+//! those for which the queue has no room, and takes over the spools of crashed processes.
 //!
-//! Invariants, each kept in the modules named:
+//! Invariants, each kept where it is named:
 //!
-//! 1. Nothing acknowledged is silently lost: it is stored, spooled, dead-lettered, or counted and reported (`upload`,
-//!    `core`).
+//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`upload`, `core`).
 //! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `queue::admission`, `http::body`).
 //! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`, `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
 //! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`, `key`).
-//! 6. A slow or dead store slows admission, but never accepting, health checks or stopping (`upload`, `control`).
+//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`upload`, `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
@@ -60,40 +60,35 @@
     )
 )]
 
-mod cli;
-#[doc(hidden)]
-pub mod internals;
 mod process;
 
-mod commands;
-mod control;
-mod preflight;
-
-mod core;
-mod limits;
-
-mod http;
-mod queue;
-mod upload;
-
 mod batch;
-mod key;
-mod spool;
-
-mod deadletter;
-mod store;
-
-mod config;
-
 mod budget;
+mod cli;
 mod coding;
+mod commands;
+mod config;
+mod control;
+mod core;
+mod deadletter;
 mod deadline;
+mod http;
+mod key;
+mod limits;
 mod log;
 mod metrics;
 mod net;
+mod preflight;
+mod queue;
 mod rt;
+mod spool;
 mod stop;
+mod store;
 mod sync;
 mod throttle;
+mod upload;
+
+#[doc(hidden)]
+pub mod internals;
 
 pub use process::main;

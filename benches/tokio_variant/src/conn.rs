@@ -53,7 +53,9 @@ async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool)
     match tokio::time::timeout(server.config.body_timeout, read(server, body)).await {
         Ok(Ok(body)) => (admit(server, body).await, false),
         Ok(Err(answer)) => (answer, has_body),
-        Err(_) => (Answer::BodyTimeout, true),
+        Err(_) => {
+            (Answer::BodyTimeout("the body was not complete in BODY_TIMEOUT".to_owned()), true)
+        }
     }
 }
 
