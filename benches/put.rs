@@ -2,9 +2,9 @@
 //! confirms.
 //!
 //! `cargo bench --bench put [-- [PUTS [ROUNDS]] [direct|sdk]]`: 32 puts in flight on one pinned
-//! executor, both clients in turn, or the one that is named, round after round; CPU time of the executor's thread alone (kernel's side of its
-//! sockets included) and allocations, per PUT. Figures of one run compare; across machines they do
-//! not. The sink runs on the other CPUs.
+//! executor, both clients in turn, or the one that is named, round after round; CPU time of the
+//! executor's thread alone (kernel's side of its sockets included) and allocations, per PUT.
+//! Figures of one run compare; across machines they do not. The sink runs on the other CPUs.
 
 #![expect(clippy::disallowed_methods, reason = "a bench blocks and reads /proc")]
 
@@ -85,7 +85,8 @@ impl Used {
 }
 
 fn main() {
-    // `cargo bench` passes `--bench`, `cargo test` does not: then it is enough to see that all this works.
+    // `cargo bench` passes `--bench`, `cargo test` does not: then it is enough to see that all this
+    // works.
     let once = !std::env::args().any(|arg| arg == "--bench");
     let mut numbers = std::env::args().filter_map(|arg| arg.parse::<usize>().ok());
     let puts = numbers.next().unwrap_or(if once { 64 } else { 20_000 });

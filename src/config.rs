@@ -94,7 +94,8 @@ pub struct Config {
 pub enum StoreUrl {
     /// `file:DIR`
     File(PathBuf),
-    /// `s3://BUCKET/PREFIX`; the prefix is empty or ends as the operator wrote it (`logs/` or `logs-`).
+    /// `s3://BUCKET/PREFIX`; the prefix is empty or ends as the operator wrote it (`logs/` or
+    /// `logs-`).
     S3 { bucket: String, prefix: String },
     /// `null:`; confirms everything, keeps nothing.
     Null,

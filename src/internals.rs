@@ -1,4 +1,5 @@
-//! What tests, benches and fuzz targets use of the inside; not an interface, and nothing else is visible outside the crate.
+//! What tests, benches and fuzz targets use of the inside; not an interface, and nothing else is
+//! visible outside the crate.
 
 pub mod batch {
     pub mod encoder {

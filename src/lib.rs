@@ -1,7 +1,8 @@
-//! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
+//! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per
+//! core.
 //!
-//! Modules form layers: a module imports only modules of lower layers. `tests/structure.rs` checks this and lists the one
-//! exception. Top layer first:
+//! Modules form layers: a module imports only modules of lower layers. `tests/structure.rs` checks
+//! this and lists the one exception. Top layer first:
 //!
 //! | module | contents |
 //! |---|---|
@@ -32,19 +33,25 @@
 //!
 //! Start with `http/request`, which has the order of the steps at its head.
 //!
-//! With `OBJECT=batch`, one task (`batch::gather`) takes the payloads out of the queue and gathers them into larger
-//! objects; the workers then take these. `key` names the objects. A request that asks for more than `queued` waits in
-//! `http::ack`: for the store, or for the `spool`. The spool writes payloads to the disk before they are queued, keeps
-//! those for which the queue has no room, and takes over the spools of crashed processes.
+//! With `OBJECT=batch`, one task (`batch::gather`) takes the payloads out of the queue and gathers
+//! them into larger objects; the workers then take these. `key` names the objects. A request that
+//! asks for more than `queued` waits in `http::ack`: for the store, or for the `spool`. The spool
+//! writes payloads to the disk before they are queued, keeps those for which the queue has no room,
+//! and takes over the spools of crashed processes.
 //!
 //! Invariants, each kept where it is named:
 //!
-//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and reported (`upload`, `core`).
-//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `queue::admission`, `http::body`).
-//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`, `metrics`).
+//! 1. Nothing acknowledged is silently lost: stored, spooled, dead-lettered, or counted and
+//!    reported (`upload`, `core`).
+//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`,
+//!    `queue::admission`, `http::body`).
+//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`,
+//!    `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
-//! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`, `key`).
-//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`upload`, `control`).
+//! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`,
+//!    `key`).
+//! 6. A slow or dead store slows admission, never accepting, health checks or stopping (`upload`,
+//!    `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]

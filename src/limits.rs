@@ -36,8 +36,8 @@ const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 /// listener, open directories and the files of shared syncs (about 20 counted, rounded up).
 pub const CORE_FILES: usize = 64;
 
-/// Descriptors of the process outside the data cores: standard streams, configuration, trust store, name
-/// resolution, the control executor's own rings.
+/// Descriptors of the process outside the data cores: standard streams, configuration, trust store,
+/// name resolution, the control executor's own rings.
 pub const PROCESS_FILES: usize = 64;
 
 /// Threads of one executor: its own, glommio's blocking thread, the one that wakes it (see
@@ -227,8 +227,8 @@ mod tests {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0];
         let limits = Limits::new(&config);
-        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12 MiB for parsing + 8
-        // MiB of zstd window + 4 MiB of receive buffers.
+        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12
+        // MiB for parsing + 8 MiB of zstd window + 4 MiB of receive buffers.
         let kept = (12 << 20) + (8 << 20) + (4 << 20);
         assert_eq!(
             limits.core_memory_bytes,

@@ -1,4 +1,5 @@
-//! The process: arguments → signal handlers → configuration → host checks → control executor → exit status.
+//! The process: arguments → signal handlers → configuration → host checks → control executor → exit
+//! status.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;

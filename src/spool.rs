@@ -35,10 +35,10 @@
 //! - In a file that was removed: `release_removed`, called by [`Spool::stop`].
 //!
 //! Requests that wait for the store get their outcome separately: from `Job::complete` for single
-//! payloads and from `Batch::complete` for batches, which therefore completes nothing here. A payload
-//! that is neither stored nor dead-lettered (`Outcome::Lost`) stays incomplete, so the next process
-//! finds it in the spool. The gauges `spool_payloads` and `spool_bytes` go down when the outcome is
-//! known, which for batches is before their members are complete.
+//! payloads and from `Batch::complete` for batches, which therefore completes nothing here. A
+//! payload that is neither stored nor dead-lettered (`Outcome::Lost`) stays incomplete, so the next
+//! process finds it in the spool. The gauges `spool_payloads` and `spool_bytes` go down when the
+//! outcome is known, which for batches is before their members are complete.
 
 mod disk;
 mod health;

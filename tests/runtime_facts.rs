@@ -1,5 +1,5 @@
-//! What this server relies on in glommio, hyper and io_uring beyond what they document. A test that fails after an update
-//! says which of our assumptions has gone, and where it is made.
+//! What this server relies on in glommio, hyper and io_uring beyond what they document. A test that
+//! fails after an update says which of our assumptions has gone, and where it is made.
 
 #![expect(clippy::disallowed_methods, reason = "tests block: they are not on a core")]
 
@@ -34,9 +34,10 @@ fn executor() -> LocalExecutor {
 mod glommio_facts {
     use super::*;
 
-    /// Why `rt::Executor` has a thread that wakes it (`rt::waking`): an executor whose time slice is over when it first looks
-    /// at its tasks goes to sleep, although some are ready. A slice of a nanosecond makes that almost certain. If this fails,
-    /// glommio has mended it, and that thread can go.
+    /// Why `rt::Executor` has a thread that wakes it (`rt::waking`): an executor whose time slice
+    /// is over when it first looks at its tasks goes to sleep, although some are ready. A slice of
+    /// a nanosecond makes that almost certain. If this fails, glommio has mended it, and that
+    /// thread can go.
     #[test]
     fn an_executor_sleeps_with_ready_tasks_when_its_slice_is_over_at_the_first_look() {
         let slept = (0..20).any(|_| {
@@ -65,8 +66,8 @@ mod glommio_facts {
         stat.rsplit(") ").next()?.chars().next()
     }
 
-    /// `rt::waking` and the blocking threads of a spool (`spool::disk`) wake tasks from other threads, also while the executor
-    /// sleeps in the kernel.
+    /// `rt::waking` and the blocking threads of a spool (`spool::disk`) wake tasks from other
+    /// threads, also while the executor sleeps in the kernel.
     #[test]
     fn a_waker_called_on_another_thread_ends_the_executors_sleep() {
         let (send, receive) = mpsc::channel::<Waker>();
@@ -91,8 +92,9 @@ mod glommio_facts {
         waking.join().unwrap();
     }
 
-    /// `rt::is_idle`: reading the statistics resets them, and between two yields of the task queue every ready task runs once,
-    /// so a count of one is the task that asks. `net` sleeps in its own ring only then.
+    /// `rt::is_idle`: reading the statistics resets them, and between two yields of the task queue
+    /// every ready task runs once, so a count of one is the task that asks. `net` sleeps in its own
+    /// ring only then.
     #[test]
     fn tasks_executed_counts_the_tasks_that_ran_between_two_yields() {
         executor().run(async {
@@ -118,7 +120,8 @@ mod glommio_facts {
         });
     }
 
-    /// `store::faulty` yields before it panics, because a new task is first polled inside `spawn_local`.
+    /// `store::faulty` yields before it panics, because a new task is first polled inside
+    /// `spawn_local`.
     #[test]
     fn a_new_task_is_polled_inside_spawn_local() {
         executor().run(async {
@@ -140,8 +143,8 @@ mod glommio_facts {
         }
     }
 
-    /// A stop cancels the workers (`core::drain`) and afterwards takes what they held out of `Core`: by then their futures must
-    /// be gone.
+    /// A stop cancels the workers (`core::drain`) and afterwards takes what they held out of
+    /// `Core`: by then their futures must be gone.
     #[test]
     fn when_cancel_returns_the_tasks_future_has_been_dropped() {
         executor().run(async {
@@ -158,8 +161,8 @@ mod glommio_facts {
         });
     }
 
-    /// A connection's dial (`store::s3::race`) and the stop of a core end tasks by dropping them; `rt::spawn(…).detach()` does
-    /// not.
+    /// A connection's dial (`store::s3::race`) and the stop of a core end tasks by dropping them;
+    /// `rt::spawn(…).detach()` does not.
     #[test]
     fn a_dropped_task_is_cancelled_and_a_detached_one_goes_on() {
         executor().run(async {
@@ -181,8 +184,9 @@ mod glommio_facts {
         });
     }
 
-    /// `rt::blocking`: its result wakes an executor that sleeps. Dropped early (a stop cancels a worker that writes a dead
-    /// letter), the work is done all the same, and the thread serves the next caller.
+    /// `rt::blocking`: its result wakes an executor that sleeps. Dropped early (a stop cancels a
+    /// worker that writes a dead letter), the work is done all the same, and the thread serves the
+    /// next caller.
     #[test]
     fn blocking_work_wakes_the_executor_and_is_done_even_if_nobody_waits() {
         executor().run(async {
@@ -209,7 +213,8 @@ mod glommio_facts {
 mod hyper_facts {
     use super::*;
 
-    /// A socket that gives one piece a read, then its end or nothing more, and keeps what is written to it.
+    /// A socket that gives one piece a read, then its end or nothing more, and keeps what is
+    /// written to it.
     #[derive(Clone, Default)]
     struct Script(Rc<RefCell<Io>>);
 
@@ -304,7 +309,8 @@ mod hyper_facts {
         text
     }
 
-    /// `http::body` reserves as much as `content-length` says and appends without looking at the sum.
+    /// `http::body` reserves as much as `content-length` says and appends without looking at the
+    /// sum.
     #[test]
     fn hyper_hands_out_no_more_of_a_body_than_was_announced() {
         let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n";
@@ -321,7 +327,8 @@ mod hyper_facts {
 
     const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
-    /// A client that has closed its half gets its answer (`http::conn::drive`), also when that takes a while.
+    /// A client that has closed its half gets its answer (`http::conn::drive`), also when that
+    /// takes a while.
     #[test]
     fn a_half_closed_connection_is_answered() {
         let slow = async |_| {
@@ -334,8 +341,9 @@ mod hyper_facts {
         assert!(script.written().ends_with("late"), "{}", script.written());
     }
 
-    /// What `http::conn::Arrived` counts: hyper reads ahead into its own buffer, so a connection whose hyper part is dropped
-    /// between requests (`End::Quiet`) would lose the beginning of the next head if nobody had looked.
+    /// What `http::conn::Arrived` counts: hyper reads ahead into its own buffer, so a connection
+    /// whose hyper part is dropped between requests (`End::Quiet`) would lose the beginning of the
+    /// next head if nobody had looked.
     #[test]
     fn hyper_reads_past_the_end_of_a_request() {
         let script = Script::of(&[&format!("{GET}GET /sec")], false);
@@ -372,7 +380,8 @@ mod hyper_facts {
         }
     }
 
-    /// Why `http::conn` has a deadline of its own for heads: hyper's closes without a word, and our clients get a 408.
+    /// Why `http::conn` has a deadline of its own for heads: hyper's closes without a word, and our
+    /// clients get a 408.
     #[test]
     fn hypers_header_timeout_sends_no_reply() {
         let mut builder = builder();
@@ -383,7 +392,8 @@ mod hyper_facts {
         assert_eq!(script.written(), "");
     }
 
-    /// `http::conn::refused_by_hyper` counts the answers that hyper gives by itself, by the kind of its error.
+    /// `http::conn::refused_by_hyper` counts the answers that hyper gives by itself, by the kind of
+    /// its error.
     #[test]
     fn hyper_answers_heads_that_it_cannot_take() {
         let long = format!("GET / HTTP/1.1\r\nlong: {}\r\n", "x".repeat(8 << 10));
@@ -420,7 +430,8 @@ mod io_uring_facts {
         builder.build(8).expect("io_uring is allowed here")
     }
 
-    /// Hands over `entries` and waits for `count` completions: their numbers and results, in order. Then there are no more.
+    /// Hands over `entries` and waits for `count` completions: their numbers and results, in order.
+    /// Then there are no more.
     fn complete(ring: &mut IoUring, entries: &[squeue::Entry], count: usize) -> Vec<(u64, i32)> {
         // SAFETY: what the entries name lives in the callers, which wait for the completions here.
         unsafe { ring.submission().push_multiple(entries) }.expect("the queue has room");
@@ -447,7 +458,8 @@ mod io_uring_facts {
         [write.user_data(WRITE), sync.user_data(SYNC)]
     }
 
-    /// `net::ring::write_synced`, the spool's commit: one completion, which says that the bytes are written and synced.
+    /// `net::ring::write_synced`, the spool's commit: one completion, which says that the bytes are
+    /// written and synced.
     #[test]
     fn a_sync_that_is_linked_behind_a_write_completes_for_both() {
         let dir = tempfile::tempdir().unwrap();
@@ -459,8 +471,8 @@ mod io_uring_facts {
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }
 
-    /// The same, when the write fails: that is told, and nothing of a sync which would seem to have succeeded. The pending
-    /// write is over then, so its buffer may be freed.
+    /// The same, when the write fails: that is told, and nothing of a sync which would seem to have
+    /// succeeded. The pending write is over then, so its buffer may be freed.
     #[test]
     fn a_write_that_fails_completes_alone_and_its_sync_is_not_done() {
         let dir = tempfile::tempdir().unwrap();
@@ -472,8 +484,8 @@ mod io_uring_facts {
         assert_eq!(found, [(WRITE, -libc::EBADF)]);
     }
 
-    /// `net::Net::abandon`: a cancel by descriptor ends what is in flight on it, and every operation still has a completion of its
-    /// own, before which its memory is not freed.
+    /// `net::Net::abandon`: a cancel by descriptor ends what is in flight on it, and every
+    /// operation still has a completion of its own, before which its memory is not freed.
     #[test]
     fn a_cancelled_receive_still_completes() {
         const RECEIVE: u64 = 3;
@@ -490,7 +502,8 @@ mod io_uring_facts {
         assert_eq!(found, [(RECEIVE, -libc::ECANCELED), (CANCEL, 1)]);
     }
 
-    /// `net::ring::Ring::announce`: while the driver looks by itself, completions must not cost a wake-up by the eventfd.
+    /// `net::ring::Ring::announce`: while the driver looks by itself, completions must not cost a
+    /// wake-up by the eventfd.
     #[test]
     fn the_eventfd_is_silent_while_it_is_disabled() {
         let mut ring = ring();

@@ -3,8 +3,8 @@
 //!
 //! - [`FLOORS`] orders the modules of the crate root. An import that runs up fails with the two
 //!   names, the file and the line.
-//! - [`BOUNDS`] limits the measures that decide whether a newcomer can find the way, and [`PATH`] is
-//!   that way for one payload.
+//! - [`BOUNDS`] limits the measures that decide whether a newcomer can find the way, and [`PATH`]
+//!   is that way for one payload.
 //!
 //! `cargo test --test structure -- --nocapture` prints the measures. With `MILLRACE_STRUCTURE_ROOT`
 //! it prints those of another checkout and asserts nothing.
@@ -64,9 +64,9 @@ const DATA: &[(&str, &str)] = &[
     ("CoreCells", "one cell per metric of a core"),
 ];
 
-/// The files that a reader opens to follow a payload with `ack=queued` and `OBJECT=payload` from the
-/// accepted connection to the put, in reading order. Each is linked by an import to one that stands
-/// before it: the reader arrives from a file that is already known.
+/// The files that a reader opens to follow a payload with `ack=queued` and `OBJECT=payload` from
+/// the accepted connection to the put, in reading order. Each is linked by an import to one that
+/// stands before it: the reader arrives from a file that is already known.
 const PATH: &[&str] = &[
     "http/accept.rs",
     "http/conn.rs",

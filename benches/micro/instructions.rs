@@ -1,7 +1,9 @@
-//! Instructions per operation, counted by callgrind: nearly the same on every run and every machine.
+//! Instructions per operation, counted by callgrind: nearly the same on every run and every
+//! machine.
 //!
-//! This program runs itself under valgrind twice per operation, with different counts, so that setting up cancels out.
-//! valgrind's CPU has AVX2 but no SHA extensions: `sign` counts the portable SHA-256.
+//! This program runs itself under valgrind twice per operation, with different counts, so that
+//! setting up cancels out. valgrind's CPU has AVX2 but no SHA extensions: `sign` counts the
+//! portable SHA-256.
 
 use std::process::Command;
 

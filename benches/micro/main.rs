@@ -1,7 +1,9 @@
-//! `cargo bench --bench micro`: the parts of the data path one by one, each of which checks its answer.
+//! `cargo bench --bench micro`: the parts of the data path one by one, each of which checks its
+//! answer.
 //!
-//! Three ways in: criterion's timing; `--instructions`, which counts instructions under callgrind, so that a regression
-//! shows on a noisy machine as well; and, under `cargo test --bench micro`, each once.
+//! Three ways in: criterion's timing; `--instructions`, which counts instructions under callgrind,
+//! so that a regression shows on a noisy machine as well; and, under `cargo test --bench micro`,
+//! each once.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is not on a core of the server")]
 #![deny(unsafe_code)]

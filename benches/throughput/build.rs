@@ -1,10 +1,12 @@
 //! The servers' binaries, each built by a cargo command of its own.
 //!
-//! `cargo bench` has just built millrace as well, but together with the dev-dependencies, whose features it then shares.
-//! What is measured is what users get: the package's own features. See `benches/tokio_variant/Cargo.toml`.
+//! `cargo bench` has just built millrace as well, but together with the dev-dependencies, whose
+//! features it then shares. What is measured is what users get: the package's own features. See
+//! `benches/tokio_variant/Cargo.toml`.
 //!
-//! All are built with [`PROFILE`]: overrides of `release`, which leave crates off the data path unoptimised, apply to the whole
-//! workspace, and would slow down only the servers whose data path goes through the SDK.
+//! All are built with [`PROFILE`]: overrides of `release`, which leave crates off the data path
+//! unoptimised, apply to the whole workspace, and would slow down only the servers whose data path
+//! goes through the SDK.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

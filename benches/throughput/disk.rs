@@ -15,7 +15,8 @@ const SYNCS: u64 = 3_000;
 /// Should the disk be slow, this long and no longer.
 const TIME_MAX: Duration = Duration::from_secs(3);
 
-/// p99 of a write of 4 KiB and its `fdatasync`, in microseconds, where servers have their directories.
+/// p99 of a write of 4 KiB and its `fdatasync`, in microseconds, where servers have their
+/// directories.
 pub fn sync_p99_us() -> Result<f64, String> {
     measure().map_err(|error| format!("syncs cannot be measured: {error}"))
 }

@@ -24,7 +24,8 @@ pub struct Sample {
     pub peak_rss_bytes: u64,
     /// In lanes whose objects are batches.
     pub batches: Option<Batches>,
-    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the next.
+    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the
+    /// next.
     pub sync_p99_us: Option<f64>,
     pub syncs_per_request: Option<f64>,
     /// Only with idle connections.

@@ -41,8 +41,8 @@ pub enum Sink {
 pub enum Shape {
     /// A few members, then as many equal records as fit.
     Records,
-    /// One event each, most of whose members differ from those of the next: so that a compressor has the work it would
-    /// have with a client's.
+    /// One event each, most of whose members differ from those of the next: so that a compressor
+    /// has the work it would have with a client's.
     Events,
 }
 
@@ -51,8 +51,8 @@ pub enum Shape {
 pub enum Kind {
     /// As soon as the connection has its last answer.
     Closed,
-    /// At random times of a given mean rate, whatever the server does; latency counts from then. Without a rate, it is
-    /// this part of the lower server's peak.
+    /// At random times of a given mean rate, whatever the server does; latency counts from then.
+    /// Without a rate, it is this part of the lower server's peak.
     Open { of_peak: f64, rate: Option<f64> },
     /// Once per connection, which then stays open.
     Idle,
@@ -85,16 +85,18 @@ impl Measure {
 const AT_ONCE: Sink = Sink::S3 { latency: Duration::ZERO };
 const AFTER_20_MS: Sink = Sink::S3 { latency: Duration::from_millis(20) };
 
-/// Requests wait for room instead of getting 503, so the store's rate becomes the rate of the whole; a short queue makes
-/// that so within the warm-up.
+/// Requests wait for room instead of getting 503, so the store's rate becomes the rate of the
+/// whole; a short queue makes that so within the warm-up.
 const WAIT: (&str, &str) = ("ENQUEUE_WAIT", "1m");
 const SHORT_QUEUE: (&str, &str) = ("MAX_QUEUE", "1000");
 
-/// In the server's own directory, which is where `TMPDIR` says: on a disk, if the figures are to mean anything.
+/// In the server's own directory, which is where `TMPDIR` says: on a disk, if the figures are to
+/// mean anything.
 const SPOOLED: &[(&str, &str)] = &[WAIT, ("ACK", "spooled"), ("SPOOL_DIR", "spool")];
 
-/// Batches of `BATCH_BYTES` as it is by default. Of age none is closed at these rates but the last one of a round, which must
-/// not be waited for long. A key tells how many payloads there are, so that the sink can count them.
+/// Batches of `BATCH_BYTES` as it is by default. Of age none is closed at these rates but the last
+/// one of a round, which must not be waited for long. A key tells how many payloads there are, so
+/// that the sink can count them.
 const BATCH_AGE: (&str, &str) = ("BATCH_AGE", "500ms");
 const COUNTED: (&str, &str) = ("KEY", "{unix_nanos}-{node}-{core}-{seq}-{count}.{ext}");
 const BATCHES: &[(&str, &str)] = &[WAIT, ("OBJECT", "batch"), BATCH_AGE, COUNTED];

@@ -1,13 +1,15 @@
-//! `cargo bench --bench throughput`: millrace against the tokio variant, in processes of their own, on cores of their own.
+//! `cargo bench --bench throughput`: millrace against the tokio variant, in processes of their own,
+//! on cores of their own.
 //!
-//! One round starts a server pinned to the server cores, drives it from the client cores, where the load generator and
-//! the S3 sink live in one loop per core, and measures a window after a warm-up; rounds of the servers alternate, so
-//! that what disturbs the machine disturbs them alike. What is compared is work per server-CPU-second, because on a
-//! small machine the clients may be what limits the rate. A run fails unless every answer was a 200 and everything
-//! accepted was stored.
+//! One round starts a server pinned to the server cores, drives it from the client cores, where the
+//! load generator and the S3 sink live in one loop per core, and measures a window after a warm-up;
+//! rounds of the servers alternate, so that what disturbs the machine disturbs them alike. What is
+//! compared is work per server-CPU-second, because on a small machine the clients may be what
+//! limits the rate. A run fails unless every answer was a 200 and everything accepted was stored.
 //!
-//! In reading order: `options`, `lanes` (the table to add a lane to), `build` (the servers' binaries), `round` (one
-//! measurement) with `server` and `client/`, `figures` (statistics and the printed table), `record`, `chart`.
+//! In reading order: `options`, `lanes` (the table to add a lane to), `build` (the servers'
+//! binaries), `round` (one measurement) with `server` and `client/`, `figures` (statistics and the
+//! printed table), `record`, `chart`.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is not on a core of the server")]
 #![deny(unsafe_code)]
@@ -90,7 +92,8 @@ fn run_lane(options: &Options, binaries: &Binaries, lane: &Lane) -> Result<LaneF
     Ok(figures)
 }
 
-/// Requests a second of the slowest variant under a closed loop: what an open loop's rate is a part of.
+/// Requests a second of the slowest variant under a closed loop: what an open loop's rate is a part
+/// of.
 fn lowest_peak(
     options: &Options,
     binaries: &Binaries,

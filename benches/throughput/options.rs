@@ -82,7 +82,8 @@ impl Options {
         Ok(if trial { options.shortened() } else { options })
     }
 
-    /// For `cargo test --bench throughput`: one short round of millrace alone, to see that all this works; figures do not matter.
+    /// For `cargo test --bench throughput`: one short round of millrace alone, to see that all this
+    /// works; figures do not matter.
     fn shortened(self) -> Options {
         Options {
             duration: Duration::from_millis(500),

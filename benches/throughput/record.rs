@@ -1,4 +1,5 @@
-//! What a run leaves behind: a directory with every round and every ratio as CSV, headed by where they come from.
+//! What a run leaves behind: a directory with every round and every ratio as CSV, headed by where
+//! they come from.
 
 use std::fmt::{self, Write as _};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! One round: a fresh server, a warm-up, a measured window, and the proof that nothing went missing.
+//! One round: a fresh server, a warm-up, a measured window, and the proof that nothing went
+//! missing.
 
 use std::time::{Duration, Instant};
 
@@ -166,8 +167,8 @@ fn settle(crew: &Crew, server: &Server, lane: &Lane) -> Result<Totals, String> {
     }
 }
 
-/// Every acknowledged payload has come to the sink once, and nothing else has. That a batch holds as many as its key says,
-/// in as many bytes, the sink has seen itself.
+/// Every acknowledged payload has come to the sink once, and nothing else has. That a batch holds
+/// as many as its key says, in as many bytes, the sink has seen itself.
 fn check(lane: &Lane, totals: Totals, report: &Report) -> Result<(), String> {
     let accepted = match lane.store {
         Sink::S3 { .. } => totals.accepted,
@@ -205,7 +206,8 @@ impl Batches {
 fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot) -> f64 {
     let (before, after) = (before.totals, after.totals);
     let payloads = match lane.store {
-        // Uploads are the larger part of the work: what counts is what was stored, not what was queued meanwhile.
+        // Uploads are the larger part of the work: what counts is what was stored, not what was
+        // queued meanwhile.
         Sink::S3 { .. } if !lane.batches => after.puts - before.puts,
         // Of batches too few end in a window, but what is on its way is bounded, and shown.
         Sink::S3 { .. } | Sink::Null => after.accepted - before.accepted,

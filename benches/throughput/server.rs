@@ -269,7 +269,8 @@ impl Drop for Server {
     }
 }
 
-/// A child inherits the affinity of the thread that starts it, so that is done by a thread of its own.
+/// A child inherits the affinity of the thread that starts it, so that is done by a thread of its
+/// own.
 fn spawn_pinned(mut command: Command, cores: Vec<usize>) -> std::io::Result<Child> {
     let spawner = std::thread::spawn(move || {
         client::pin(&cores)?;
@@ -285,7 +286,8 @@ fn free_port() -> std::io::Result<SocketAddr> {
 /// User and system time of the process `pid`, or `self`, from `/proc/<pid>/stat`.
 pub fn cpu_time(pid: &str) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The command's name comes second, in parentheses, and may hold anything; utime and stime are fields 14 and 15.
+    // The command's name comes second, in parentheses, and may hold anything; utime and stime are
+    // fields 14 and 15.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks = after_name.split_whitespace().skip(11).take(2);
     let ticks: u64 = ticks.filter_map(|field| field.parse::<u64>().ok()).sum();

@@ -1,5 +1,5 @@
-//! The reader of the spool's files, segments and journals, on some that are not as they were written: it ends, does not
-//! panic, and yields no record that nobody wrote.
+//! The reader of the spool's files, segments and journals, on some that are not as they were
+//! written: it ends, does not panic, and yields no record that nobody wrote.
 //!
 //! ```sh
 //! cargo install cargo-fuzz
@@ -15,9 +15,10 @@
 //! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
 //! ```
 //!
-//! The first byte of an input says what the rest is: a whole file, the groups of a file, the runs of a batch, or patches to
-//! a file that is whole. Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and whoever can do
-//! that writes records. Without it, that a changed group passes is one chance in four billion.
+//! The first byte of an input says what the rest is: a whole file, the groups of a file, the runs
+//! of a batch, or patches to a file that is whole. Patches leave the checksums alone: a fuzzer that
+//! sees comparisons learns to forge a CRC, and whoever can do that writes records. Without it, that
+//! a changed group passes is one chance in four billion.
 
 #![no_main]
 
@@ -51,7 +52,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// A record as it was written or read: the use of the file, the number of its first payload or of the next, and what it says.
+/// A record as it was written or read: the use of the file, the number of its first payload or of
+/// the next, and what it says.
 type Record = (u64, u32, Said);
 
 #[derive(Debug, PartialEq)]
@@ -201,8 +203,8 @@ fn runs(bytes: &[u8]) {
     assert_eq!(members(Runs::check(&again).expect("runs")), members(runs));
 }
 
-/// Walks through the whole segment with patches: per patch three bytes of place, one of length, and what is put there.
-/// Some inputs first note progress, or cut the file.
+/// Walks through the whole segment with patches: per patch three bytes of place, one of length, and
+/// what is put there. Some inputs first note progress, or cut the file.
 fn patched(kind: u8, mut rest: &[u8]) {
     let whole = &*WHOLE;
     let mut file = whole.file.clone();

@@ -1,8 +1,9 @@
 //! Merges flag > environment > TOML file > default, as text. Each text keeps its source, so that an
 //! error can say where a bad value came from. Nothing here interprets a value.
 //!
-//! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A name without the prefix
-//! may belong to another program, and its text may be that program's secret: no message ever shows it.
+//! In the environment a setting is called `MILLRACE_<NAME>` or, without the prefix, `<NAME>`. A
+//! name without the prefix may belong to another program, and its text may be that program's
+//! secret: no message ever shows it.
 
 #![expect(clippy::disallowed_methods, reason = "runs before any executor")]
 
@@ -55,7 +56,8 @@ pub enum SettingSource {
 }
 
 impl SettingSource {
-    /// `flag --max-workers`, `environment variable MILLRACE_MAX_WORKERS`, `key max_workers in FILE`, `default`.
+    /// `flag --max-workers`, `environment variable MILLRACE_MAX_WORKERS`, `key max_workers in
+    /// FILE`, `default`.
     pub fn describe(&self, setting: &Setting) -> String {
         match self {
             SettingSource::Flag => format!("flag --{}", setting.flag()),

@@ -5,8 +5,9 @@
 //! The thread keeps trying, because a FIFO can get a new reader and a disk can be cleaned up. Once
 //! stderr accepts lines again, one line says how many were dropped.
 //!
-//! `tracing-appender` has such a writer, but its queue counts lines and not bytes, lines that the output refuses are not
-//! counted, and its guard reports a full queue with `println!`, which panics when stdout is gone.
+//! `tracing-appender` has such a writer, but its queue counts lines and not bytes, lines that the
+//! output refuses are not counted, and its guard reports a full queue with `println!`, which panics
+//! when stdout is gone.
 
 use std::io;
 use std::sync::Arc;
@@ -43,7 +44,8 @@ pub(super) struct LogQueue {
 
 #[derive(Default)]
 struct Counts {
-    /// Memory of lines that are queued or being written; 0 once everything, reports included, is written.
+    /// Memory of lines that are queued or being written; 0 once everything, reports included, is
+    /// written.
     queued_bytes: AtomicUsize,
     dropped: AtomicU64,
 }
@@ -164,7 +166,8 @@ impl<W: Output> LogWriter<W> {
         while let Ok(line) = self.lines.recv() {
             self.report_due = rt::now() + REPORT_EVERY;
             let mut written = self.take(&line);
-            // The last line stays charged until its report is written as well: a flush waits for both.
+            // The last line stays charged until its report is written as well: a flush waits for
+            // both.
             while let Ok(line) = self.lines.try_recv() {
                 self.counts.queued_bytes.fetch_sub(written, Relaxed);
                 written = self.take(&line);
@@ -313,7 +316,8 @@ mod tests {
         let sink = Sink::default();
         let written = sink.clone();
         let epipe = || Err(io::ErrorKind::BrokenPipe);
-        // first: refused. second: its report and itself are refused. third: the report is, and three bytes pass.
+        // first: refused. second: its report and itself are refused. third: the report is, and
+        // three bytes pass.
         let mut script = vec![epipe(), epipe(), epipe(), epipe(), Ok(3), epipe()].into_iter();
         let (queue, thread) = LogQueue::to(LogFormat::Json, move |bytes: &[u8]| {
             let n = script.next().unwrap_or(Ok(bytes.len()))?;

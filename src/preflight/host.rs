@@ -247,7 +247,8 @@ fn judge_files(found: &DescriptorLimit, limits: &Limits, connections: usize) -> 
     }
 }
 
-/// `quota` is in cores. A pinned executor whose cgroup is throttled stalls for whole scheduler periods.
+/// `quota` is in cores. A pinned executor whose cgroup is throttled stalls for whole scheduler
+/// periods.
 fn judge_cores(cores: &[usize], quota: Option<f64>) -> Finding {
     let pinned = core_list(cores);
     match quota {

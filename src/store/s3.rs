@@ -11,14 +11,14 @@
 //! - on control: `start` ([`start()`], [`prepare`], every reason why a store cannot start);
 //!   `environment`, `shared_files` and `profile` (AWS variables and files, checked before a library
 //!   reads them); `endpoint_url` (`AWS_ENDPOINT_URL_S3` and the like, checked); `credential_chain`
-//!   (region, endpoint and credentials from `aws-config`); [`probe`] (asks the bucket before the first
-//!   payload arrives).
+//!   (region, endpoint and credentials from `aws-config`); [`probe`] (asks the bucket before the
+//!   first payload arrives).
 //! - between the two: `shared` (what control publishes) and `host_names` (host name to addresses:
 //!   resolved by control, read by cores).
-//! - on either, per executor: `tls`, [`proxies`] and `clock` (trust roots, which requests use a proxy,
-//!   the offset of the store's clock); [`dial`], `race` and `tunnel` (from a server's address to a
-//!   connected byte stream); `idle_pool` (idle connections of either client); `credential_snapshot`
-//!   and `client_state` (credentials, and how refusals are classified).
+//! - on either, per executor: `tls`, [`proxies`] and `clock` (trust roots, which requests use a
+//!   proxy, the offset of the store's clock); [`dial`], `race` and `tunnel` (from a server's
+//!   address to a connected byte stream); `idle_pool` (idle connections of either client);
+//!   `credential_snapshot` and `client_state` (credentials, and how refusals are classified).
 //! - the clients: [`direct`] (`S3_CLIENT=direct`, lean: PUT and nothing else), and [`sdk`] on
 //!   `aws-sdk-s3` with `connector` and `hyper_pool`, its bridge to this runtime. Control uses the
 //!   latter for the probe and for credential services.

@@ -1,5 +1,5 @@
-//! Scenarios against the real binary over real sockets; one file per scenario, one folder per subject,
-//! `support` for what they share.
+//! Scenarios against the real binary over real sockets; one file per scenario, one folder per
+//! subject, `support` for what they share.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,11 +1,12 @@
-//! What `Cargo.toml` says about profiles: a release build saves its time where no payload passes, and what is measured
-//! is optimised alike for all servers.
+//! What `Cargo.toml` says about profiles: a release build saves its time where no payload passes,
+//! and what is measured is optimised alike for all servers.
 
 use std::path::Path;
 
 use toml::{Table, Value};
 
-/// Crates that run for every request, payload or upload. The standard library is optimised in any case.
+/// Crates that run for every request, payload or upload. The standard library is optimised in any
+/// case.
 const DATA_PATH: &[&str] = &[
     "arc-swap",
     "atomic-waker",
@@ -86,7 +87,8 @@ fn overrides(manifest: &Table, name: &str) -> Table {
         .map_or_else(Table::new, |p| p.as_table().unwrap().clone())
 }
 
-/// Crates of `overrides` that are on the data path or not in the lock file, and an optimisation level for all crates at once.
+/// Crates of `overrides` that are on the data path or not in the lock file, and an optimisation
+/// level for all crates at once.
 fn faults(overrides: &Table, locked: &[String]) -> Vec<String> {
     let lowered = |settings: &Value| settings.get("opt-level").is_some();
     let wrong = overrides.iter().filter(|(name, settings)| match name.as_str() {
@@ -132,7 +134,8 @@ fn an_override_of_the_data_path_would_be_noticed() {
     assert_eq!(faults, ["*", "gone", "zstd-sys"]);
 }
 
-/// Overrides are inherited with a profile, so the chains of what is measured must not reach one that has any.
+/// Overrides are inherited with a profile, so the chains of what is measured must not reach one
+/// that has any.
 #[test]
 fn what_is_measured_has_no_overrides() {
     let manifest = file("Cargo.toml");

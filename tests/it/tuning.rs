@@ -1,5 +1,6 @@
-//! What `tuning/` says: goal, its files agree with each other and with the server, and the check changes nothing.
-//! Method: they are read as text; `check.sh` looks at this host, and at made-up ones.
+//! What `tuning/` says: goal, its files agree with each other and with the server, and the check
+//! changes nothing. Method: they are read as text; `check.sh` looks at this host, and at made-up
+//! ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +21,8 @@ fn text(name: &str) -> String {
     fs::read_to_string(tuning(name)).unwrap()
 }
 
-/// The exit status, and the printed lines by knob: whether it is `ok`, `lacks` or `-`, and what was found.
+/// The exit status, and the printed lines by knob: whether it is `ok`, `lacks` or `-`, and what was
+/// found.
 fn check(root: Option<&Path>, cores: &str) -> (i32, BTreeMap<String, (String, String)>) {
     let mut command = Command::new("sh");
     command.arg(tuning("check.sh"));

@@ -1,7 +1,9 @@
-//! What is in a batch: as many lines as its key says, and so many bytes that each line can be one of the payloads sent.
+//! What is in a batch: as many lines as its key says, and so many bytes that each line can be one
+//! of the payloads sent.
 //!
-//! Lines are counted as they come, which costs little beside receiving them. Of compressed batches that would be half a
-//! core's work, so they are kept, up to a bound, and decoded when nothing is measured any more.
+//! Lines are counted as they come, which costs little beside receiving them. Of compressed batches
+//! that would be half a core's work, so they are kept, up to a bound, and decoded when nothing is
+//! measured any more.
 
 use std::io::{self, Read as _};
 

@@ -20,8 +20,8 @@ const AGENTS: &[&str] = &[
     "okhttp/4.12.0",
 ];
 
-/// A JSON object of `bytes` bytes (never fewer than about 700): names, ids, times, numbers and words as an application
-/// logs them. zstd's level 1 makes a third of it.
+/// A JSON object of `bytes` bytes (never fewer than about 700): names, ids, times, numbers and
+/// words as an application logs them. zstd's level 1 makes a third of it.
 pub fn event(rng: &mut fastrand::Rng, bytes: usize) -> String {
     let pick = |rng: &mut fastrand::Rng, of: &[&'static str]| of[rng.usize(..of.len())];
     let mut text = format!(

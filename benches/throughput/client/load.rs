@@ -1,7 +1,8 @@
 //! The load generator of one client core.
 //!
-//! In an open loop a request is due at a time drawn beforehand. If no connection is free then, it waits here, and its
-//! latency counts from when it was due: a server that stalls is not spared the requests it keeps from being sent.
+//! In an open loop a request is due at a time drawn beforehand. If no connection is free then, it
+//! waits here, and its latency counts from when it was due: a server that stalls is not spared the
+//! requests it keeps from being sent.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -155,8 +156,8 @@ impl Load {
         }
     }
 
-    /// How long the loop may wait before [`Load::tick`] has something to do. An open loop does not wait at all: to be
-    /// woken late would look like the server's latency.
+    /// How long the loop may wait before [`Load::tick`] has something to do. An open loop does not
+    /// wait at all: to be woken late would look like the server's latency.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         match &self.arrivals {
             Some(arrivals) if self.phase <= Phase::Measured => match arrivals.next {

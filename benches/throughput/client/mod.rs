@@ -1,5 +1,6 @@
-//! The client cores: on each one loop that is both load generator and S3 sink, so that one wait serves both and neither
-//! needs a thread to wake. It must cost much less than the servers; how busy it was is part of every result.
+//! The client cores: on each one loop that is both load generator and S3 sink, so that one wait
+//! serves both and neither needs a thread to wake. It must cost much less than the servers; how
+//! busy it was is part of every result.
 
 mod batches;
 mod event;
@@ -182,7 +183,8 @@ impl Crew {
             let report = thread.join().map_err(|_| "a client loop panicked")?;
             let report = report.map_err(|error| format!("a client loop failed: {error}"))?;
             all.latency.add(report.latency).expect("all have the same bounds");
-            // A key in two loops' sinks would be counted twice; the server's own counters would show it.
+            // A key in two loops' sinks would be counted twice; the server's own counters would
+            // show it.
             all.distinct_keys += report.distinct_keys;
             all.undecoded += report.undecoded;
         }
@@ -309,8 +311,8 @@ impl Station {
         counts.put_payloads.store(self.sink.payloads, Relaxed);
         counts.put_bytes.store(self.sink.put_bytes, Relaxed);
         counts.open.store(self.load.open(), Relaxed);
-        // Last, so that whoever sees nothing outstanding sees the rest as it is then. While requests are still being
-        // made, the next one counts.
+        // Last, so that whoever sees nothing outstanding sees the rest as it is then. While
+        // requests are still being made, the next one counts.
         let next = u64::from(matches!(phase, Phase::WarmUp | Phase::Measured));
         counts.outstanding.store(self.load.outstanding() + next, Release);
     }

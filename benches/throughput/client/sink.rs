@@ -1,7 +1,9 @@
-//! The S3 sink of one client core: takes every PUT that looks as S3 would want it, keeps nothing but counts.
+//! The S3 sink of one client core: takes every PUT that looks as S3 would want it, keeps nothing
+//! but counts.
 //!
-//! It reads each head as strictly as it can afford and checks what a signed PUT must carry. Whether a signature is right
-//! is tested elsewhere, against a server that computes it. What is in a batch is looked at by `batches`.
+//! It reads each head as strictly as it can afford and checks what a signed PUT must carry. Whether
+//! a signature is right is tested elsewhere, against a server that computes it. What is in a batch
+//! is looked at by `batches`.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -112,7 +114,8 @@ impl Sink {
         }
     }
 
-    /// Reads once, for the load generator waits meanwhile: a large object comes for as long as it is read.
+    /// Reads once, for the load generator waits meanwhile: a large object comes for as long as it
+    /// is read.
     pub(super) fn on_event(&mut self, index: usize, buffer: &mut [u8]) -> Result<(), String> {
         let Some(conn) = self.conns.get_mut(index).and_then(Option::as_mut) else {
             return Ok(());
@@ -249,7 +252,8 @@ impl Sink {
         due.unwrap_or(Duration::MAX)
     }
 
-    /// Looks into the batches that it could not look into as they came; how many payloads it has not looked at.
+    /// Looks into the batches that it could not look into as they came; how many payloads it has
+    /// not looked at.
     pub(super) fn decode(&mut self) -> Result<u64, String> {
         self.batches.take().map_or(Ok(0), Batches::decode)
     }

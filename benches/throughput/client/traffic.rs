@@ -1,4 +1,5 @@
-//! The requests, made before anything is measured. Different ones of equal size, so that no branch predictor learns one.
+//! The requests, made before anything is measured. Different ones of equal size, so that no branch
+//! predictor learns one.
 
 use super::event::event;
 use crate::lanes::{Lane, Shape};
@@ -10,8 +11,9 @@ pub struct Traffic {
     pub payloads: usize,
 }
 
-/// All requests together: more than a cache of the client's, but no burden for its memory. Of payloads of 1 kB there are
-/// then 640 before one comes again, five times as far apart as a batch's zstd window is long.
+/// All requests together: more than a cache of the client's, but no burden for its memory. Of
+/// payloads of 1 kB there are then 640 before one comes again, five times as far apart as a batch's
+/// zstd window is long.
 const BYTES_MAX: usize = 4 << 20;
 
 impl Traffic {
@@ -45,8 +47,8 @@ fn request(rng: &mut fastrand::Rng, lane: &Lane) -> Vec<u8> {
     (head + &body).into_bytes()
 }
 
-/// A JSON object of `bytes` bytes (never fewer than 40) as a client might send it: a few members, then as many records
-/// as fit, then filling.
+/// A JSON object of `bytes` bytes (never fewer than 40) as a client might send it: a few members,
+/// then as many records as fit, then filling.
 fn records(rng: &mut fastrand::Rng, bytes: usize) -> String {
     const END: &str = r#"],"note":""}"#;
     let mut text = format!(r#"{{"id":"{:08x}","ok":true,"items":["#, rng.u32(..));

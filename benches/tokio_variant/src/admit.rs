@@ -1,7 +1,8 @@
-//! Whether a request may enter the shared queue: all its payloads or none, by slots and by bytes, as in the library.
+//! Whether a request may enter the shared queue: all its payloads or none, by slots and by bytes,
+//! as in the library.
 //!
-//! Both budgets are tokio semaphores, which serve waiters first come, first served. Slots are given back when a worker
-//! pops, bytes when the request's last payload is finished.
+//! Both budgets are tokio semaphores, which serve waiters first come, first served. Slots are given
+//! back when a worker pops, bytes when the request's last payload is finished.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -88,7 +89,8 @@ impl Admission {
         }
     }
 
-    /// Queues the jobs that `slots` was taken for; false if the queue has closed meanwhile, and then none is in it.
+    /// Queues the jobs that `slots` was taken for; false if the queue has closed meanwhile, and
+    /// then none is in it.
     pub fn push_all(&self, room: Room, jobs: impl Iterator<Item = Job>) -> bool {
         for job in jobs {
             if self.queue.try_send(job).is_err() {

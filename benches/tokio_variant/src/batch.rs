@@ -1,12 +1,14 @@
 //! `OBJECT=batch`: the library's encoder and keys, on threads beside the runtime's.
 //!
-//! One batching thread per core empties the one queue, as the upload workers do without batches. A thread and no task, for
-//! an encoder belongs to one, and compressing on the runtime's would hold up requests; one per core, for one alone
-//! would be the limit of the whole. A queue that is empty is looked at again after [`NAP`] rather than waited for: a batch is
-//! open for much longer, and being woken by every request would cost more than what it brings.
+//! One batching thread per core empties the one queue, as the upload workers do without batches. A
+//! thread and no task, for an encoder belongs to one, and compressing on the runtime's would hold
+//! up requests; one per core, for one alone would be the limit of the whole. A queue that is empty
+//! is looked at again after [`NAP`] rather than waited for: a batch is open for much longer, and
+//! being woken by every request would cost more than what it brings.
 //!
-//! `BATCH_MEMORY` is taken when a batch is closed and given back when it is stored, so that what is open is beyond it; nothing
-//! is taken out of the queue meanwhile. Not built, because no lane measures it: partitions.
+//! `BATCH_MEMORY` is taken when a batch is closed and given back when it is stored, so that what is
+//! open is beyond it; nothing is taken out of the queue meanwhile. Not built, because no lane
+//! measures it: partitions.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,7 +29,8 @@ use crate::admit::Job;
 use crate::serve::Server;
 use crate::store::{Body, Held, Object};
 
-/// How long a batching thread leaves an empty queue alone: at a million payloads a second, 1,000 come meanwhile.
+/// How long a batching thread leaves an empty queue alone: at a million payloads a second, 1,000
+/// come meanwhile.
 const NAP: Duration = Duration::from_millis(1);
 
 /// Payloads taken at once, whose slots are given back together.

@@ -59,7 +59,8 @@ async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool)
     }
 }
 
-/// The whole body within `MAX_LENGTH` and the body budget. What arrived in one piece stays where hyper has read it.
+/// The whole body within `MAX_LENGTH` and the body budget. What arrived in one piece stays where
+/// hyper has read it.
 async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
     let max = server.config.max_length;
     let too_large = || {

@@ -1,8 +1,10 @@
-//! `--put lean`: millrace's own PUT on tokio's sockets, so that the table can tell the upload path from the runtime.
+//! `--put lean`: millrace's own PUT on tokio's sockets, so that the table can tell the upload path
+//! from the runtime.
 //!
-//! Head template, signature and answer are the library's; this is only the transport. Every worker keeps one connection
-//! of its own, so there is no pool to lock; a signer belongs to a thread, so each runtime thread has one. Not built,
-//! because no lane needs it: TLS, redirects, checksums, credentials that expire.
+//! Head template, signature and answer are the library's; this is only the transport. Every worker
+//! keeps one connection of its own, so there is no pool to lock; a signer belongs to a thread, so
+//! each runtime thread has one. Not built, because no lane needs it: TLS, redirects, checksums,
+//! credentials that expire.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};

@@ -36,7 +36,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// The key of an object of `count` payloads. One queue, one counter: all threads count as one core.
+    /// The key of an object of `count` payloads. One queue, one counter: all threads count as one
+    /// core.
     pub fn key(&self, stamp: Stamp, count: u64, ext: &str) -> String {
         let Stamp { unix_nanos, seq } = stamp;
         let node = &self.config.node_id;
@@ -107,7 +108,8 @@ async fn accept_until_signal(server: &Arc<Server>, listener: TcpListener) -> Gra
     let connections = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(server.config.max_connections * server.config.cores.len()));
     let mut builder = http1::Builder::new();
-    // hyper has one deadline for an idle connection and for a head: the longer one, lest it cuts idle clients off.
+    // hyper has one deadline for an idle connection and for a head: the longer one, lest it cuts
+    // idle clients off.
     builder.timer(TokioTimer::new()).header_read_timeout(server.config.idle_timeout);
     builder.half_close(true);
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be had");

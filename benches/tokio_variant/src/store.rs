@@ -1,8 +1,9 @@
 //! Where payloads go: `null:`, or `s3://` by the SDK or by millrace's own PUT.
 //!
-//! The SDK is set up so as to cost it the least that the contract allows. Off are what the worker does itself (retry,
-//! timeouts) and what millrace does without on a custom endpoint (a checksum of every payload, stalled-stream
-//! protection); the default HTTP client, its pool, credentials cache and signing are as they come.
+//! The SDK is set up so as to cost it the least that the contract allows. Off are what the worker
+//! does itself (retry, timeouts) and what millrace does without on a custom endpoint (a checksum of
+//! every payload, stalled-stream protection); the default HTTP client, its pool, credentials cache
+//! and signing are as they come.
 
 use std::ffi::OsString;
 use std::sync::{Arc, mpsc};
@@ -154,8 +155,8 @@ impl Store {
         }
     }
 
-    /// The SDK signs a body that is in memory in one piece; what comes in several it sends unsigned, which would be
-    /// another request than the others send.
+    /// The SDK signs a body that is in memory in one piece; what comes in several it sends
+    /// unsigned, which would be another request than the others send.
     pub fn wants_one_piece(&self) -> bool {
         matches!(self, Store::Sdk(_))
     }

@@ -1,5 +1,5 @@
-//! The upload workers: take from the one queue of payloads, or of closed batches, put, and again, until it is closed and
-//! empty. Retry is theirs.
+//! The upload workers: take from the one queue of payloads, or of closed batches, put, and again,
+//! until it is closed and empty. Retry is theirs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -70,7 +70,8 @@ fn text(bytes: &[u8], bytes_max: usize) -> Option<&str> {
     str::from_utf8(bytes).ok().filter(|text| text.len() <= bytes_max)
 }
 
-/// All records in the bytes of a commit group that [`CommitGroup::check`](super::CommitGroup::check) has passed.
+/// All records in the bytes of a commit group that
+/// [`CommitGroup::check`](super::CommitGroup::check) has passed.
 pub fn group_records<'a>(
     head: &GroupHead,
     bytes: &'a [u8],

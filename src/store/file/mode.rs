@@ -17,7 +17,8 @@ use crate::config::FileMode;
 const PERMISSIONS: u32 = 0o777;
 
 impl FileMode {
-    /// Whether a file made in `directory` with this mode has another one and has to be given it. Blocks.
+    /// Whether a file made in `directory` with this mode has another one and has to be given it.
+    /// Blocks.
     ///
     /// # Errors
     /// No file can be created there.

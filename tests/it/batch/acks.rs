@@ -1,8 +1,10 @@
-//! What a 200 promises with batches: goal, every level is as honest as without them: `stored` is answered when the batch
-//! is in the store, which `BATCH_AGE` bounds, `spooled` at the sync while the batch goes on filling, and what only memory
-//! holds never shares an object with what the spool holds.
+//! What a 200 promises with batches: goal, every level is as honest as without them: `stored` is
+//! answered when the batch is in the store, which `BATCH_AGE` bounds, `spooled` at the sync while
+//! the batch goes on filling, and what only memory holds never shares an object with what the spool
+//! holds.
 //!
-//! Method: requests of all levels with stores that work, refuse, hang or are away, and what is in the store at that moment.
+//! Method: requests of all levels with stores that work, refuse, hang or are away, and what is in
+//! the store at that moment.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

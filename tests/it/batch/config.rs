@@ -1,7 +1,8 @@
-//! Settings of batches and keys: goal, what could lose data, store two objects under one key or never answer is refused before
-//! anything runs, with what was given and the remedy.
+//! Settings of batches and keys: goal, what could lose data, store two objects under one key or
+//! never answer is refused before anything runs, with what was given and the remedy.
 //!
-//! Method: the binary's exit status and its words, exactly, for every setting's bad values and for those that do not go together.
+//! Method: the binary's exit status and its words, exactly, for every setting's bad values and for
+//! those that do not go together.
 
 use std::path::Path;
 
@@ -207,7 +208,8 @@ fn keys_that_cannot_be_read_or_kept_are_refused() {
 fn keys_longer_than_s3_takes_are_refused_with_the_prefix() {
     let seven: String = ('a'..='g').map(|name| format!("{{field:/{name}}}/")).collect();
     let key = format!("{seven}{{unix_nanos}}-{{node}}-{{core}}-{{seq}}.{{ext}}");
-    // Values of 128 bytes and a slash each; 20 digits, dashes, 16 of the node, 4 of the core, 20 digits and the extension.
+    // Values of 128 bytes and a slash each; 20 digits, dashes, 16 of the node, 4 of the core, 20
+    // digits and the extension.
     let longest = 7 * 129 + 20 + 3 + 16 + 4 + 20 + ".ndjson".len();
     let fits = 1024 - longest;
     let store = |bytes: usize| format!("s3://bucket/{}", "p".repeat(bytes));

@@ -1,9 +1,11 @@
-//! Crashes of a server with batches: goal, whenever the process is killed, every payload whose 200 said `spooled` is one line
-//! of one object in the end, also when the next process makes its objects in another way.
+//! Crashes of a server with batches: goal, whenever the process is killed, every payload whose 200
+//! said `spooled` is one line of one object in the end, also when the next process makes its
+//! objects in another way.
 //!
-//! Method: that of `spool::crash`, with `OBJECT=batch` in most rounds, small batches of several partitions, and compression
-//! that changes from round to round; the objects are decoded and every line held against what was sent. `MILLRACE_TEST_CRASHES`
-//! sets the rounds (else 5), `MILLRACE_TEST_SEED` repeats the settings and the payloads of a run, if not its timing.
+//! Method: that of `spool::crash`, with `OBJECT=batch` in most rounds, small batches of several
+//! partitions, and compression that changes from round to round; the objects are decoded and every
+//! line held against what was sent. `MILLRACE_TEST_CRASHES` sets the rounds (else 5),
+//! `MILLRACE_TEST_SEED` repeats the settings and the payloads of a run, if not its timing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! Batches into a store that fails at random: goal, every accepted payload is one line of one object or of one dead letter, and no
-//! refused one is.
+//! Batches into a store that fails at random: goal, every accepted payload is one line of one
+//! object or of one dead letter, and no refused one is.
 //!
-//! Method: that of `store::bulk`, over two cores, partitions and compressions, with several seeds, each printed;
-//! `MILLRACE_TEST_SEED` repeats one of them.
+//! Method: that of `store::bulk`, over two cores, partitions and compressions, with several seeds,
+//! each printed; `MILLRACE_TEST_SEED` repeats one of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -57,7 +57,8 @@ fn batches_with_faults_are_found_once_in_a_bucket() {
     }
 }
 
-/// `payloads` through a server with `more` settings, whose store `read` reads and `heal` mends for the replay.
+/// `payloads` through a server with `more` settings, whose store `read` reads and `heal` mends for
+/// the replay.
 fn run(
     more: &[(&str, &str)],
     seed: u64,

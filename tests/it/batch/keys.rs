@@ -1,8 +1,9 @@
-//! Keys from templates: goal, an object's key says what the template asks of its payloads, and nothing else; a payload goes into
-//! the batch of its partition, and after a crash under the key it would have had, whatever `KEY` says by then.
+//! Keys from templates: goal, an object's key says what the template asks of its payloads, and
+//! nothing else; a payload goes into the batch of its partition, and after a crash under the key it
+//! would have had, whatever `KEY` says by then.
 //!
-//! Method: payloads with fields, versions and times of every form into directories and buckets, by themselves and in batches;
-//! the keys are worked out again from the payloads found in the objects.
+//! Method: payloads with fields, versions and times of every form into directories and buckets, by
+//! themselves and in batches; the keys are worked out again from the payloads found in the objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,10 @@
-//! The memory of batches: goal, it is bounded by `BATCH_MEMORY` whatever the number of partitions; payloads wait in batches
-//! and not in the ring, and when memory is used up the ring fills, clients get 503, and nothing is lost.
+//! The memory of batches: goal, it is bounded by `BATCH_MEMORY` whatever the number of partitions;
+//! payloads wait in batches and not in the ring, and when memory is used up the ring fills, clients
+//! get 503, and nothing is lost.
 //!
-//! Method: 10,000 partitions through 256 places, with the peak of the resident memory held against that of one partition;
-//! 10,000 payloads through a ring of 100; stores that hang or fail until everything is full, and come back.
+//! Method: 10,000 partitions through 256 places, with the peak of the resident memory held against
+//! that of one partition; 10,000 payloads through a ring of 100; stores that hang or fail until
+//! everything is full, and come back.
 
 use std::time::Duration;
 
@@ -43,7 +45,8 @@ fn post_all(server: &Server, payloads: &[String], each: usize) -> u64 {
     refused
 }
 
-/// `count` payloads of `bytes`, spread over the tenants with a stride, so that every one opens a batch anew.
+/// `count` payloads of `bytes`, spread over the tenants with a stride, so that every one opens a
+/// batch anew.
 fn by_tenant(count: usize, bytes: usize, tenants: usize) -> Vec<String> {
     let payload = |id: usize| {
         let tenant = id * 7_919 % tenants;
@@ -52,7 +55,8 @@ fn by_tenant(count: usize, bytes: usize, tenants: usize) -> Vec<String> {
     (0..count).map(payload).collect()
 }
 
-/// Nothing but partitions and memory closes batches, the ring adds little, and a slow store has time enough.
+/// Nothing but partitions and memory closes batches, the ring adds little, and a slow store has
+/// time enough.
 const MANY: [(&str, &str); 6] = [
     ("MAX_QUEUE_BYTES", "2MiB"),
     BY_TENANT,
@@ -62,7 +66,8 @@ const MANY: [(&str, &str); 6] = [
     ("DRAIN_TIMEOUT", "1m"),
 ];
 
-/// Peak memory of a server that took `payloads` and stored each once, and why it closed its batches.
+/// Peak memory of a server that took `payloads` and stored each once, and why it closed its
+/// batches.
 fn run_partitions(payloads: &[String]) -> (u64, Vec<(&'static str, u64)>, usize) {
     let server = Server::start_batching(&MANY);
     post_all(&server, payloads, 20);
@@ -81,8 +86,9 @@ fn run_partitions(payloads: &[String]) -> (u64, Vec<(&'static str, u64)>, usize)
     (peak, reasons, objects.len())
 }
 
-/// Open batches of 1 kB take 256 × (4 KiB fixed, a chunk of 4 KiB) = 2 MiB, and with those that wait for a store which syncs a
-/// new folder for each, BATCH_MEMORY at most: 7 MiB, and 5 for partitions' texts, the list of open ones and the allocator.
+/// Open batches of 1 kB take 256 × (4 KiB fixed, a chunk of 4 KiB) = 2 MiB, and with those that
+/// wait for a store which syncs a new folder for each, BATCH_MEMORY at most: 7 MiB, and 5 for
+/// partitions' texts, the list of open ones and the allocator.
 #[test]
 fn ten_thousand_partitions_take_the_memory_of_those_that_may_be_open() {
     let (one, _, _) = run_partitions(&by_tenant(TENANTS, 1_000, 1));
@@ -102,7 +108,8 @@ fn partitions_that_do_not_fit_memory_are_closed_for_that() {
     println!("peak memory: {} KiB with 1 partition, {} KiB with 2000", one >> 10, many >> 10);
     let (reason, closed) = reasons[0];
     assert!(reason == "memory" && closed > 1_000, "{reasons:?}");
-    // BATCH_MEMORY of 7 MiB, MAX_QUEUE_BYTES of 2 MiB, and what the allocator keeps of chunks that grew from 4 to 64 KiB.
+    // BATCH_MEMORY of 7 MiB, MAX_QUEUE_BYTES of 2 MiB, and what the allocator keeps of chunks that
+    // grew from 4 to 64 KiB.
     assert!(many <= one + (16 << 20), "{many} bytes instead of {one}");
 }
 

@@ -1,8 +1,9 @@
-//! Batches: goal, with `OBJECT=batch` every payload is one line of one object, byte for byte, however objects are closed,
-//! compressed, marked and put; and the metrics say what is there.
+//! Batches: goal, with `OBJECT=batch` every payload is one line of one object, byte for byte,
+//! however objects are closed, compressed, marked and put; and the metrics say what is there.
 //!
-//! Method: payloads of every kind and size through every compression, mark, store and client; the objects are decoded
-//! strictly (one frame, one member, every line ended) and compared with what was posted, then with each figure.
+//! Method: payloads of every kind and size through every compression, mark, store and client; the
+//! objects are decoded strictly (one frame, one member, every line ended) and compared with what
+//! was posted, then with each figure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

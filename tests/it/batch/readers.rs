@@ -1,8 +1,8 @@
-//! A reader from outside: goal, what is in the store can be read by those who know nothing of millrace, with partitions
-//! in the Hive style and compressed as usual.
+//! A reader from outside: goal, what is in the store can be read by those who know nothing of
+//! millrace, with partitions in the Hive style and compressed as usual.
 //!
-//! Method: DuckDB, as a Python package, counts and sums over everything, by file and by folder, and must agree with what was
-//! posted. `MILLRACE_TEST_PYTHON` names another interpreter.
+//! Method: DuckDB, as a Python package, counts and sums over everything, by file and by folder, and
+//! must agree with what was posted. `MILLRACE_TEST_PYTHON` names another interpreter.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -43,7 +43,8 @@ for row in rows:
     print(*row)
 "#;
 
-/// Posts 5,000 events over three hours of two days, and compares what DuckDB finds in `data/**/*.SUFFIX`.
+/// Posts 5,000 events over three hours of two days, and compares what DuckDB finds in
+/// `data/**/*.SUFFIX`.
 fn read_with_duckdb(python: &str, compression: &str, suffix: &str) {
     let server = Server::start_batching(&[
         ("KEY", "dt={date:%Y-%m-%d}/hour={hour}/{unix_nanos}-{node}-{core}-{seq}.{ext}"),

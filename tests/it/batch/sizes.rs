@@ -1,8 +1,9 @@
-//! The size of objects: goal, `BATCH_BYTES` is what a reader finds in the bucket, after compression, so that a hundred
-//! objects of 1 MiB are that and not a swarm of small ones.
+//! The size of objects: goal, `BATCH_BYTES` is what a reader finds in the bucket, after
+//! compression, so that a hundred objects of 1 MiB are that and not a swarm of small ones.
 //!
-//! Method: events like those of a web shop, as many as make some 24 objects; of those that were closed for their size nine in
-//! ten must be within 5 % of `BATCH_BYTES`, and none above it by more than one payload and one compressor block.
+//! Method: events like those of a web shop, as many as make some 24 objects; of those that were
+//! closed for their size nine in ten must be within 5 % of `BATCH_BYTES`, and none above it by more
+//! than one payload and one compressor block.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,8 +1,9 @@
-//! The commands for a spool and batches: goal, what a killed server with batches has left can be listed, checked, written out and
-//! put into a store without a server: begun batches under their keys with exactly their members, the rest payload by payload.
+//! The commands for a spool and batches: goal, what a killed server with batches has left can be
+//! listed, checked, written out and put into a store without a server: begun batches under their
+//! keys with exactly their members, the rest payload by payload.
 //!
-//! Method: servers killed with batches that the store has taken, that it may have taken, and that it has not; the commands on
-//! what they left, then the objects held against what was posted.
+//! Method: servers killed with batches that the store has taken, that it may have taken, and that
+//! it has not; the commands on what they left, then the objects held against what was posted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,8 +22,8 @@ const BATCHING: [(&str, &str); 7] = [
     ("RETRY_MAX", "10ms"),
 ];
 
-/// A killed server, to which 35 payloads were spooled while its store did as `faults` says: three batches are closed, five
-/// payloads are in an open one.
+/// A killed server, to which 35 payloads were spooled while its store did as `faults` says: three
+/// batches are closed, five payloads are in an open one.
 fn killed(faults: &str, settled: impl Fn(&Server) -> bool) -> Stopped {
     let server = Server::start_batching(&[&BATCHING[..], &[("FAULTS", faults)]].concat());
     let payloads = numbered(0..35);

@@ -1,8 +1,10 @@
-//! Stopping with batches: goal, a signal flushes what is open; what the store does not take by then is one dead letter a
-//! batch, under its key and with its coding, or stays in the spool, from where the next start stores each payload once.
+//! Stopping with batches: goal, a signal flushes what is open; what the store does not take by then
+//! is one dead letter a batch, under its key and with its coding, or stays in the spool, from where
+//! the next start stores each payload once.
 //!
-//! Method: signals at servers with open, closed and travelling batches, before stores that work, hang or are gone; then
-//! exit status, figures, dead letters and objects are held against what was accepted.
+//! Method: signals at servers with open, closed and travelling batches, before stores that work,
+//! hang or are gone; then exit status, figures, dead letters and objects are held against what was
+//! accepted.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! `check`: goal, it says what a start would find, and changes nothing on the host, nor in the store without `--put`.
-//! Method: the directory it ran in, the requests a bucket saw, and its table.
+//! `check`: goal, it says what a start would find, and changes nothing on the host, nor in the
+//! store without `--put`. Method: the directory it ran in, the requests a bucket saw, and its
+//! table.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

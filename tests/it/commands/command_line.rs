@@ -1,5 +1,5 @@
-//! The command line: goal, an operator's mistake is named with its remedy before anything runs, and what a server is
-//! going to do is said once when it starts.
+//! The command line: goal, an operator's mistake is named with its remedy before anything runs, and
+//! what a server is going to do is said once when it starts.
 //!
 //! Method: the binary's exit status, standard output and standard error, for each kind of mistake.
 

@@ -1,8 +1,9 @@
-//! What a 200 promises: goal, a request is answered at the level it asked for, and when that cannot be had, with what
-//! is known; whatever the answer, what was accepted goes its way.
+//! What a 200 promises: goal, a request is answered at the level it asked for, and when that cannot
+//! be had, with what is known; whatever the answer, what was accepted goes its way.
 //!
-//! Method: stores that are slow, hang, refuse or come back (`FAULTS`, `break_store`) behind requests with and without
-//! the header; the replies are compared with what is in the store at that moment and at the end.
+//! Method: stores that are slow, hang, refuse or come back (`FAULTS`, `break_store`) behind
+//! requests with and without the header; the replies are compared with what is in the store at that
+//! moment and at the end.
 
 use std::time::{Duration, Instant};
 
@@ -318,7 +319,8 @@ fn a_drain_that_sees_the_store_come_back_answers_200() {
     assert_eq!((stopped.status, stopped.stored, stopped.dead_lettered), (0, 3, 0));
 }
 
-/// Every one of `waiting`, each with one payload, is told that it is not known, and that the server goes.
+/// Every one of `waiting`, each with one payload, is told that it is not known, and that the server
+/// goes.
 fn assert_left_open(waiting: &mut [Client]) {
     for client in waiting {
         let reply = client.last_reply();

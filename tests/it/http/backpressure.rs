@@ -1,7 +1,9 @@
-//! A full core: goal, a request is admitted whole or not at all, and whoever is turned away knows why and for how long.
+//! A full core: goal, a request is admitted whole or not at all, and whoever is turned away knows
+//! why and for how long.
 //!
-//! Method: one worker and a tiny ring in front of a store that is taken away and given back (`break_store`), so that
-//! "full" is a state and not a moment; the store's content at the end says which requests were admitted.
+//! Method: one worker and a tiny ring in front of a store that is taken away and given back
+//! (`break_store`), so that "full" is a state and not a moment; the store's content at the end says
+//! which requests were admitted.
 
 use std::time::{Duration, Instant};
 

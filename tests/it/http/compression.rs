@@ -1,6 +1,8 @@
-//! Goal: gzip and zstd bodies are what they decompress to: stored exactly, capped, charged, and refused when broken.
+//! Goal: gzip and zstd bodies are what they decompress to: stored exactly, capped, charged, and
+//! refused when broken.
 //!
-//! Method: bodies made by the usual libraries in every framing they allow, then cut, bent and inflated.
+//! Method: bodies made by the usual libraries in every framing they allow, then cut, bent and
+//! inflated.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -249,7 +251,8 @@ fn compressed_bodies_wait_their_turn_and_leave_it() {
         [("BODY_TIMEOUT", "400ms"), ("MAX_LENGTH", "64MiB"), ("MAX_BODY_BYTES", "512MiB")];
     let server = Server::start(&settings);
     let bomb = gzip(&vec![b' '; 65 * MIB]);
-    // Each takes a while and they take turns; those whose deadline comes while waiting or in the middle go.
+    // Each takes a while and they take turns; those whose deadline comes while waiting or in the
+    // middle go.
     let mut clients: Vec<Client> = (0..12).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send(request(&bomb, "content-encoding: gzip\r\n"));

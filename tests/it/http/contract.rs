@@ -1,7 +1,8 @@
-//! Goal: every row of the contract table, as a client sees it: status, headers, body, and what is stored.
+//! Goal: every row of the contract table, as a client sees it: status, headers, body, and what is
+//! stored.
 //!
-//! Method: one request after another against a server with small limits; what was refused must have left no payload,
-//! what was taken must be stored byte for byte.
+//! Method: one request after another against a server with small limits; what was refused must have
+//! left no payload, what was taken must be stored byte for byte.
 
 use std::time::{Duration, Instant};
 

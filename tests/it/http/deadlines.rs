@@ -1,7 +1,7 @@
 //! Goal: every deadline ends what it is for, with the answer it has, and nothing else.
 //!
-//! Method: short settings and clients that stall or trickle. A deadline must not come early, and it must come; how
-//! late is bounded only by what a busy machine may need.
+//! Method: short settings and clients that stall or trickle. A deadline must not come early, and it
+//! must come; how late is bounded only by what a busy machine may need.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ fn server() -> Server {
     Server::start(&settings)
 }
 
-/// Sends `pieces` one after another until the server answers or closes: a client that is slow, not silent.
+/// Sends `pieces` one after another until the server answers or closes: a client that is slow, not
+/// silent.
 fn trickle(client: &mut Client, piece: &str) {
     let pause = Some(Duration::from_millis(40));
     client.stream.set_read_timeout(pause).unwrap();
@@ -115,7 +116,8 @@ fn a_silent_connection_goes_on_where_it_was() {
     }
     drop(client);
 
-    // Heads that begin behind the request before, wherever they are cut, with empty lines in their bodies.
+    // Heads that begin behind the request before, wherever they are cut, with empty lines in their
+    // bodies.
     let lines = request(b"{\n\n\"data\":\r\n\r\n[1]}\n", "x-field: 1\r\n");
     let head_ends = lines.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
     for cut in (1..head_ends).rev().take(12).chain([9, 20]) {
@@ -175,7 +177,8 @@ fn idle_connections_are_closed_without_a_word() {
     if used.closed() {
         used = server.connect();
     }
-    // Idleness counts from the last answer, not from the start: requests keep a connection open past the deadline.
+    // Idleness counts from the last answer, not from the start: requests keep a connection open
+    // past the deadline.
     let opened = Instant::now();
     while opened.elapsed() < IDLE + IDLE / 2 {
         started = Instant::now();
@@ -227,7 +230,8 @@ fn waiting_for_room_is_no_deadline_of_the_client() {
     let waited = client.post(r#"{"data":[3]}"#);
     assert_eq!(waited.status, 200, "{waited:?}");
     assert!(started.elapsed() > Duration::from_millis(200), "it did not wait");
-    // The next request has deadlines of its own: a stall within them is fine, beyond them it is not.
+    // The next request has deadlines of its own: a stall within them is fine, beyond them it is
+    // not.
     let whole = request(br#"{"data":[4]}"#, "");
     client.send(&whole[..whole.len() - 1]);
     assert_eq!(client.last_reply().status, 408);

@@ -1,13 +1,15 @@
 //! Goal: an early answer reaches a client that is still sending; nobody sends for ever.
 //!
-//! Method: clients that write a large body to its end before they read. Closing a socket with unread bytes resets the
-//! connection, and the reset destroys the answer in the client's buffer: here that is a failed read.
+//! Method: clients that write a large body to its end before they read. Closing a socket with
+//! unread bytes resets the connection, and the reset destroys the answer in the client's buffer:
+//! here that is a failed read.
 
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, PATIENCE, Server, request};
 
-/// Writes `total` bytes in pieces, at most one a millisecond if `slowly`, then reads the answer, which must be whole.
+/// Writes `total` bytes in pieces, at most one a millisecond if `slowly`, then reads the answer,
+/// which must be whole.
 fn answered_after_sending(mut client: Client, head: &str, total: usize, slowly: bool) -> u16 {
     client.send(head);
     let piece = vec![b' '; 16 << 10];

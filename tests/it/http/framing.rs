@@ -1,8 +1,8 @@
 //! Goal: however a client cuts, joins and frames its requests, each gets its one answer, in order.
 //!
-//! Method: raw bytes in every shape TCP and HTTP/1.1 allow. Where a piece must reach the server before the next one is
-//! sent, a whole request on a second connection is the barrier: one core serves both, so its reply comes after the
-//! piece was looked at.
+//! Method: raw bytes in every shape TCP and HTTP/1.1 allow. Where a piece must reach the server
+//! before the next one is sent, a whole request on a second connection is the barrier: one core
+//! serves both, so its reply comes after the piece was looked at.
 
 use std::time::Duration;
 
@@ -131,7 +131,8 @@ fn chunked_bodies_in_every_shape() {
         let reply = client.reply();
         assert_eq!((reply.status, reply.body.as_str()), (200, OK_1), "{chunks:?}");
     }
-    // One byte a chunk, in one write; numbers that make the framing look like JSON and the other way around.
+    // One byte a chunk, in one write; numbers that make the framing look like JSON and the other
+    // way around.
     let payload = format!("\"{}\"", "0\r\n".escape_default().to_string().repeat(700));
     let body = format!("{{\"data\":[{payload}]}}");
     let pieces: Vec<&[u8]> = body.as_bytes().chunks(1).collect();
@@ -210,7 +211,8 @@ fn a_client_that_half_closes_gets_its_answers() {
     }
     assert!(client.closed());
     drop(client);
-    // Half-closed in the middle of a body, and of a head: no request, nothing admitted, nobody left waiting.
+    // Half-closed in the middle of a body, and of a head: no request, nothing admitted, nobody left
+    // waiting.
     let whole = request(br#"{"data":["cut"]}"#, "");
     let mut client = server.connect();
     client.send(&whole[..whole.len() - 3]);

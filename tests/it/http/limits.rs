@@ -1,7 +1,7 @@
 //! Goal: connections, body memory and ring memory each stop at their limit, say so, and recover.
 //!
-//! Method: clients that hold as much as they are let, a bystander who must notice no more than a 503, and the
-//! process's resident memory as the kernel counts it.
+//! Method: clients that hold as much as they are let, a bystander who must notice no more than a
+//! 503, and the process's resident memory as the kernel counts it.
 
 use std::time::Duration;
 
@@ -171,8 +171,8 @@ fn resident_memory_stays_bounded_by_the_ring_whatever_a_payload_weighs() {
     let before = server.resident();
     let statuses: Vec<u16> = (0..60).map(|_| client.post(&body).status).collect();
     let grown = (server.resident() - before) as usize;
-    // Fifteen of 1 MiB and the cost of a job each; the sixteenth does not fit. The ring's slots are free: it is the bytes
-    // that refuse.
+    // Fifteen of 1 MiB and the cost of a job each; the sixteenth does not fit. The ring's slots are
+    // free: it is the bytes that refuse.
     assert_eq!(statuses, [[200; 15].as_slice(), &[503; 45]].concat());
     let metrics = server.metrics();
     let (busy, queued) =
@@ -215,14 +215,15 @@ fn resident_memory_stays_bounded_by_bodies_while_dense_ones_wait_for_room() {
         })
         .collect();
     let grown = server.resident().saturating_sub(before) as usize;
-    // Spans kept for each would be 58 MiB; the allocator may hold on to one round of the parser's scratch.
+    // Spans kept for each would be 58 MiB; the allocator may hold on to one round of the parser's
+    // scratch.
     assert!(grown < (16 + 32) * MIB, "{grown} bytes more than before, for 12 bodies of 1 MiB");
     // Not stopped: half a million dead letters would be another scenario.
     drop(waiting);
 }
 
-/// What `limits` promises of a connection, in the worst states a client can bring one into. This is not the build that
-/// the figure is for: tasks are larger in it.
+/// What `limits` promises of a connection, in the worst states a client can bring one into. This is
+/// not the build that the figure is for: tasks are larger in it.
 #[test]
 fn resident_memory_stays_bounded_by_connections_whatever_their_heads() {
     const CONNECTIONS: usize = 400;

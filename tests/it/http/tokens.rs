@@ -1,6 +1,8 @@
-//! Goal: with `TOKENS_FILE` only requests that carry one of its tokens are served, and a bad file is refused at start.
+//! Goal: with `TOKENS_FILE` only requests that carry one of its tokens are served, and a bad file
+//! is refused at start.
 //!
-//! Method: right, wrong and missing tokens in every form JSON can give them; files that hold no usable token.
+//! Method: right, wrong and missing tokens in every form JSON can give them; files that hold no
+//! usable token.
 
 use std::sync::Arc;
 

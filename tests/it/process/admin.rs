@@ -1,8 +1,8 @@
-//! The admin listener: goal, metrics that a strict OpenMetrics reader takes, and health checks that answer whatever the
-//! cores are doing.
+//! The admin listener: goal, metrics that a strict OpenMetrics reader takes, and health checks that
+//! answer whatever the cores are doing.
 //!
-//! Method: a scrape is read line by line by the rules of the format; health checks are asked while a core is stuck,
-//! while the server drains, and while other admin clients hold connections.
+//! Method: a scrape is read line by line by the rules of the format; health checks are asked while
+//! a core is stuck, while the server drains, and while other admin clients hold connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
@@ -44,7 +44,8 @@ const OF_THE_PROCESS: [&str; 6] = [
     "millrace_put_dollars_total",
 ];
 
-/// Checks `text` against OpenMetrics 1.0, as far as counters, gauges and histograms go, and gives the families' types.
+/// Checks `text` against OpenMetrics 1.0, as far as counters, gauges and histograms go, and gives
+/// the families' types.
 fn check_open_metrics(text: &str) -> BTreeMap<&str, &str> {
     let text = text.strip_suffix("# EOF\n").expect("ends with # EOF");
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();

@@ -1,7 +1,8 @@
-//! Goal: every core is a server of its own, pinned, behind one address that no other server can share.
+//! Goal: every core is a server of its own, pinned, behind one address that no other server can
+//! share.
 //!
-//! Method: `CORES=0,1`, the metrics by core, the keys of what was stored, and the kernel's view of the threads. On a
-//! machine with one core there is nothing to see.
+//! Method: `CORES=0,1`, the metrics by core, the keys of what was stored, and the kernel's view of
+//! the threads. On a machine with one core there is nothing to see.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +42,8 @@ fn connections_and_keys_are_spread_over_both_cores() {
     }
     assert_eq!(keys.keys().collect::<Vec<_>>(), [&0, &1]);
     for (core, mut seqs) in keys {
-        // The kernel spreads by a hash of the addresses: of 100 connections, fewer than 20 would be strange.
+        // The kernel spreads by a hash of the addresses: of 100 connections, fewer than 20 would be
+        // strange.
         let connections = of_core(&metrics, "millrace_connections", core);
         assert!(connections >= 20, "core {core} got {connections} of 100");
         assert_eq!(of_core(&metrics, "millrace_payloads_accepted_total", core), connections * 4);
@@ -55,7 +57,8 @@ fn connections_and_keys_are_spread_over_both_cores() {
 fn each_core_has_its_own_workers() {
     let settings = [("MAX_WORKERS", "3"), ("MAX_QUEUE", "8"), ("FAULTS", "delay=1500ms")];
     let Some(server) = two_cores(&settings) else { return };
-    // Until both cores are full; each takes 3 + 8, or a request more while workers take from the ring.
+    // Until both cores are full; each takes 3 + 8, or a request more while workers take from the
+    // ring.
     let full = |metrics: &Metrics| {
         [0, 1].iter().all(|core| {
             of_core(metrics, "millrace_workers_busy", *core) == 3

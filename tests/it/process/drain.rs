@@ -1,8 +1,10 @@
-//! Stopping: goal, after SIGTERM or SIGINT everything accepted is stored or, at the end of `DRAIN_TIMEOUT`, in the dead
-//! letter under its key; clients are told to go, never cut while they could be answered.
+//! Stopping: goal, after SIGTERM or SIGINT everything accepted is stored or, at the end of
+//! `DRAIN_TIMEOUT`, in the dead letter under its key; clients are told to go, never cut while they
+//! could be answered.
 //!
-//! Method: signals at a server with work in flight, connections in every state and a store that is slow, stalled or
-//! gone; then the exit status, the summary's figures and the directories are compared with what was accepted.
+//! Method: signals at a server with work in flight, connections in every state and a store that is
+//! slow, stalled or gone; then the exit status, the summary's figures and the directories are
+//! compared with what was accepted.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;

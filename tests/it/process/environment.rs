@@ -1,6 +1,7 @@
-//! The environment: goal, no variable and no file it names can end the process otherwise than with exit status 0, or 2
-//! and a sentence that names it. Method: `check` against a bucket, with every variable that the process or a library in
-//! it reads, × {empty, blanks around it, nonsense, not UTF-8}; variables that must not matter all at once.
+//! The environment: goal, no variable and no file it names can end the process otherwise than with
+//! exit status 0, or 2 and a sentence that names it. Method: `check` against a bucket, with every
+//! variable that the process or a library in it reads, × {empty, blanks around it, nonsense, not
+//! UTF-8}; variables that must not matter all at once.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -44,7 +45,8 @@ const WITHOUT_EFFECT: &[&str] = &[
     "_X_AMZN_TRACE_ID",
 ];
 
-/// With a value that is fine for each, beside the keys of [`Bucket::settings`]; none of them reads any other file.
+/// With a value that is fine for each, beside the keys of [`Bucket::settings`]; none of them reads
+/// any other file.
 fn with_effect(bucket: &Bucket) -> Vec<(&'static str, String)> {
     let url = bucket.server.url();
     let file = |name: &str| bucket.dir.path().join(name).to_str().unwrap().to_owned();
@@ -86,7 +88,8 @@ fn with_effect(bucket: &Bucket) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Those among them that take any line of text: nonsense is for the service to refuse, where it is used at all.
+/// Those among them that take any line of text: nonsense is for the service to refuse, where it is
+/// used at all.
 const TEXTS: &[&str] = &[
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -133,7 +136,8 @@ impl Bucket {
         all.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
     }
 
-    /// Exit status and everything that `check` says with these variables in place of the settings' own.
+    /// Exit status and everything that `check` says with these variables in place of the settings'
+    /// own.
     fn check(&self, variables: &[(&str, &OsStr)], without: &[&str]) -> (Option<i32>, String) {
         let mut command = command(self.dir.path(), &["check"], &[]);
         command.envs(self.settings());
@@ -210,8 +214,8 @@ fn nonsense_and_bytes_are_refused_by_name() {
         let nonsense = OsStr::new("no?n sense!");
         let passed = bucket.passes_or_names(name, nonsense, &[]);
         let is_text = TEXTS.contains(&name) && !name.ends_with("_KEY") && !name.ends_with("_ID");
-        // A token with a blank is none. Two count only where their better half is not set: the endpoint for all services
-        // where there is none for S3, and the old name of the secret.
+        // A token with a blank is none. Two count only where their better half is not set: the
+        // endpoint for all services where there is none for S3, and the old name of the secret.
         let expected = is_text && name != "AWS_CONTAINER_AUTHORIZATION_TOKEN"
             || ["AWS_ENDPOINT_URL", "SECRET_ACCESS_KEY"].contains(&name);
         assert_eq!(passed, expected, "{name}");
@@ -240,7 +244,8 @@ fn exempt_hosts_are_refused_by_name_beside_a_proxy() {
     }
 }
 
-/// Without keys in the environment the chain goes on to what asks services, where values met assertions.
+/// Without keys in the environment the chain goes on to what asks services, where values met
+/// assertions.
 #[test]
 fn nothing_in_the_credential_chain_panics() {
     let bucket = Bucket::new();

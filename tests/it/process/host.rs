@@ -1,8 +1,9 @@
-//! Odd hosts: goal, with any resource limit, with `/sys` or `/proc` away, the server either serves and stores or refuses
-//! the start in one sentence that names limit and remedy; it never panics and no signal ends it.
+//! Odd hosts: goal, with any resource limit, with `/sys` or `/proc` away, the server either serves
+//! and stores or refuses the start in one sentence that names limit and remedy; it never panics and
+//! no signal ends it.
 //!
-//! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not allow is skipped, see
-//! `support::needs`.
+//! Method: the binary behind `prlimit`, `setpriv`, `chrt` and `unshare`. What this host does not
+//! allow is skipped, see `support::needs`.
 
 use std::os::unix::fs::chown;
 use std::sync::Arc;
@@ -90,7 +91,8 @@ fn every_resource_limit_is_served_with_or_refused_by_name() {
     }
 }
 
-/// `RLIMIT_NPROC` counts all threads of a user, so it takes one that has no others; and root has no such limit.
+/// `RLIMIT_NPROC` counts all threads of a user, so it takes one that has no others; and root has no
+/// such limit.
 #[test]
 fn a_limit_on_threads_is_served_with_or_refused_by_name() {
     const USER: &str = "--reuid=61234";

@@ -1,8 +1,9 @@
-//! Goal: whatever becomes of the log's reader, the server serves, keeps what it acknowledged and stops in time; lines that
-//! are lost are counted, and said so once somebody reads again.
+//! Goal: whatever becomes of the log's reader, the server serves, keeps what it acknowledged and
+//! stops in time; lines that are lost are counted, and said so once somebody reads again.
 //!
-//! Method: the binary with a standard error of every kind that can refuse or block, under a load that makes it log from
-//! the cores, panics included; its commands with a standard output of the same kinds.
+//! Method: the binary with a standard error of every kind that can refuse or block, under a load
+//! that makes it log from the cores, panics included; its commands with a standard output of the
+//! same kinds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -373,7 +374,8 @@ fn complaints_that_nobody_hears_do_not_change_the_status() {
     }
 }
 
-/// The text that a pipe's reader gets is what was written, each line whole, also from several cores at once.
+/// The text that a pipe's reader gets is what was written, each line whole, also from several cores
+/// at once.
 #[test]
 fn lines_of_all_threads_arrive_whole_and_in_order() {
     let server = Server::start(&[("FAULTS", "panic=1"), ("CORES", "all"), ("LOG", "debug")]);

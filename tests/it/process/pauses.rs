@@ -1,5 +1,6 @@
-//! A process that is paused, as with its virtual machine: goal, what a client has sent in the meantime is taken before it
-//! is judged by a deadline that passed in the meantime; a client that sent nothing is judged all the same.
+//! A process that is paused, as with its virtual machine: goal, what a client has sent in the
+//! meantime is taken before it is judged by a deadline that passed in the meantime; a client that
+//! sent nothing is judged all the same.
 //!
 //! Method: SIGSTOP and SIGCONT, with deadlines much shorter than the pause.
 
@@ -104,7 +105,8 @@ fn a_client_that_sends_nothing_is_judged_after_a_pause_as_well() {
     server.wait_idle();
 }
 
-/// An early answer lies in the client's socket while it goes on sending: closing then would destroy it.
+/// An early answer lies in the client's socket while it goes on sending: closing then would destroy
+/// it.
 #[test]
 fn a_lingering_connection_reads_what_came_during_a_pause_before_it_closes() {
     let server = server(&[("MAX_LENGTH", "64KiB")]);

@@ -1,6 +1,8 @@
-//! Goal: SIGHUP takes `TOKENS_FILE` and `LOG` anew, all or nothing each, names what else has changed, and disturbs nobody.
+//! Goal: SIGHUP takes `TOKENS_FILE` and `LOG` anew, all or nothing each, names what else has
+//! changed, and disturbs nobody.
 //!
-//! Method: files changed under a running server, good, bad and never to be read; requests before and after.
+//! Method: files changed under a running server, good, bad and never to be read; requests before
+//! and after.
 
 use std::path::Path;
 use std::process::Command;

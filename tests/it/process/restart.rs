@@ -1,7 +1,8 @@
-//! Goal: an address has one server, and a start right after the end of another, however it ended, succeeds.
+//! Goal: an address has one server, and a start right after the end of another, however it ended,
+//! succeeds.
 //!
-//! Method: servers killed with many connections open and started again at once; servers started at the same moment;
-//! addresses that others hold, for a while or for good.
+//! Method: servers killed with many connections open and started again at once; servers started at
+//! the same moment; addresses that others hold, for a while or for good.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +18,8 @@ fn free() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// Connections that this process and the server have descriptors for, up to as many as were seen to take 0.3 s.
+/// Connections that this process and the server have descriptors for, up to as many as were seen to
+/// take 0.3 s.
 fn many() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit.saturating_sub(500)).unwrap().min(4000)
@@ -167,8 +169,8 @@ fn alone(options: &str, script: &str) -> std::process::Output {
     command.output().unwrap()
 }
 
-/// A server on one address keeps others of the same port away exactly where the kernel would mix them up, also when they
-/// run as another user.
+/// A server on one address keeps others of the same port away exactly where the kernel would mix
+/// them up, also when they run as another user.
 #[test]
 fn addresses_that_overlap_have_one_owner() {
     let Some(options) = namespace() else {

@@ -1,8 +1,8 @@
-//! Goal: no signal ends a server that holds acknowledged payloads, but those that are to stop it, which drain, and those
-//! that nobody can do anything about.
+//! Goal: no signal ends a server that holds acknowledged payloads, but those that are to stop it,
+//! which drain, and those that nobody can do anything about.
 //!
-//! Method: every signal there is, sent to a server with payloads in flight; servers whose parent had signals ignored or
-//! blocked; stops during starts that are stuck in something.
+//! Method: every signal there is, sent to a server with payloads in flight; servers whose parent
+//! had signals ignored or blocked; stops during starts that are stuck in something.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -15,7 +15,8 @@ use crate::support::{
     Server, collection, command, contents, kill_command, numbered, run, sorted, wait_for, wrap,
 };
 
-/// Stops, kills, reports of bugs, and pauses; 19 is SIGSTOP, 20 SIGTSTP. By number: some have no name everywhere.
+/// Stops, kills, reports of bugs, and pauses; 19 is SIGSTOP, 20 SIGTSTP. By number: some have no
+/// name everywhere.
 const NOT_IGNORED: [i32; 13] = [
     libc::SIGTERM,
     libc::SIGINT,
@@ -111,7 +112,8 @@ fn a_pause_loses_nothing() {
         ]);
         assert_eq!(server.post(collection(&numbered(0..20))).status, 200);
         kill(&server, signal);
-        // In an orphaned process group, as in some containers, the kernel takes no notice of SIGTSTP.
+        // In an orphaned process group, as in some containers, the kernel takes no notice of
+        // SIGTSTP.
         if signal == libc::SIGSTOP {
             wait_for("the pause", || state(&server) == 'T');
         }
@@ -146,7 +148,8 @@ fn fifo(dir: &Path, name: &str) {
     assert!(Command::new("mkfifo").arg(dir.join(name)).status().unwrap().success());
 }
 
-/// Stands for a disk that hangs, a store that does not answer, a name server, somebody who keeps the port.
+/// Stands for a disk that hangs, a store that does not answer, a name server, somebody who keeps
+/// the port.
 #[test]
 fn a_stop_ends_a_start_that_is_stuck() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -219,7 +222,8 @@ fn a_hangup_during_the_start_does_not_end_it() {
     std::thread::sleep(Duration::from_millis(200));
     let pid = server.id().to_string();
     assert!(kill_command().args(["-s", "HUP", &pid]).status().unwrap().success());
-    // The check, the start and the reload read it: each waits for a writer, and reads until there is none.
+    // The check, the start and the reload read it: each waits for a writer, and reads until there
+    // is none.
     let (done, until) = std::sync::mpsc::channel::<()>();
     let path = dir.path().join("fifo");
     let writer = std::thread::spawn(move || {
@@ -243,7 +247,8 @@ fn a_hangup_during_the_start_does_not_end_it() {
 #[test]
 fn a_command_survives_the_file_size_limit() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    // A server refuses a limit that its files could reach: `process::host` tries that, and `process::log` a log that reaches it.
+    // A server refuses a limit that its files could reach: `process::host` tries that, and
+    // `process::log` a log that reaches it.
     let settings = [("LISTEN", "127.0.0.1:0"), ("ADMIN_LISTEN", "127.0.0.1:0")];
     let plain = run(dir.path(), &["check"], &settings);
     let table = String::from_utf8(plain.stdout).unwrap();

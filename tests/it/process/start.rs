@@ -1,5 +1,5 @@
-//! Starts that are cut short: goal, a 200 is never given by a server that then forgets it. Method: clients post from the
-//! first moment the port answers, and the signal comes with the first 200.
+//! Starts that are cut short: goal, a 200 is never given by a server that then forgets it. Method:
+//! clients post from the first moment the port answers, and the signal comes with the first 200.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,8 +1,8 @@
-//! How long a stop takes: goal, no connection, whatever state a client has brought it into, holds a stop up for longer than
-//! the time that this state has by itself.
+//! How long a stop takes: goal, no connection, whatever state a client has brought it into, holds a
+//! stop up for longer than the time that this state has by itself.
 //!
-//! Method: a server for each state, SIGTERM, and the time until it has exited; half of `DRAIN_TIMEOUT`, when everything
-//! ends, is much later.
+//! Method: a server for each state, SIGTERM, and the time until it has exited; half of
+//! `DRAIN_TIMEOUT`, when everything ends, is much later.
 
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,8 @@ fn trickling(server: &Server, start: &str) -> Vec<Client> {
     vec![client]
 }
 
-/// One that sends requests until the server no longer takes any, because it cannot send its answers.
+/// One that sends requests until the server no longer takes any, because it cannot send its
+/// answers.
 fn deaf(server: &Server) -> Client {
     let mut client = server.connect();
     SockRef::from(&client.stream).set_recv_buffer_size(4096).unwrap();

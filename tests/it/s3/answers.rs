@@ -1,5 +1,6 @@
-//! Answers that no S3 server of ours would give, byte by byte from a scripted socket: what is framed
-//! otherwise, early, broken or no HTTP at all. The lean client alone; the SDK's is hyper's business.
+//! Answers that no S3 server of ours would give, byte by byte from a scripted socket: what is
+//! framed otherwise, early, broken or no HTTP at all. The lean client alone; the SDK's is hyper's
+//! business.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -280,7 +280,8 @@ fn child_takes_keys_from_its_file_that_come_late() {
     });
 }
 
-/// A store without a code for a wrong secret, and an operator who finds it only after it was read again.
+/// A store without a code for a wrong secret, and an operator who finds it only after it was read
+/// again.
 fn a_refusal_that_persists_has_the_credentials_loaded_again(client: S3Client) {
     let server = S3Server::start();
     server.fail_when(|seen| {
@@ -312,8 +313,8 @@ fn a_corrected_credentials_file_is_taken_without_a_restart(client: S3Client) {
     };
     let path = |f: &tempfile::NamedTempFile| f.path().to_str().unwrap().to_owned();
     let denied = |message| Some(Fault::error_with(403, "AccessDenied", message, &[]));
-    // A key that was taken away, a secret that is wrong, and what no test server says by itself: Garage, R2, a
-    // proxy, and whatever else forbids.
+    // A key that was taken away, a secret that is wrong, and what no test server says by itself:
+    // Garage, R2, a proxy, and whatever else forbids.
     for (key, secret, fault) in [
         ("AKIDGONE", SECRET_KEY, None),
         (ACCESS_KEY, "mistyped", None),

@@ -447,7 +447,8 @@ fn one_wrong_clock_among_the_servers_wedges_nothing(client: S3Client) {
             aws_credential_types::Credentials::new(ACCESS_KEY, SECRET_KEY, None, Some(soon), "t");
         overrides.credentials = Some(keys);
         let (_aws, store) = store_at(target(options(client)), overrides).await;
-        // By that server's time the credentials have expired, by this host's they have not: they are sent.
+        // By that server's time the credentials have expired, by this host's they have not: they
+        // are sent.
         server.fail_next(skewed(3));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
@@ -456,7 +457,8 @@ fn one_wrong_clock_among_the_servers_wedges_nothing(client: S3Client) {
         server.fail_next(skewed(24 * 365));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
         assert_eq!(put(&store, "k").await, Ok(()));
-        // Some stores refuse a wrong time in other words; any answer that agrees with this host ends the mistake.
+        // Some stores refuse a wrong time in other words; any answer that agrees with this host
+        // ends the mistake.
         server.fail_next(skewed(-3));
         assert_eq!(put(&store, "k").await, failed(Transient, "RequestTimeTooSkewed"));
         server.fail_next(Fault::error(403, "AccessDenied"));

@@ -1,5 +1,5 @@
-//! The store through a proxy: goal, requests arrive as the proxy and the store want them, what goes wrong on the way
-//! names the proxy, and its password is shown nowhere.
+//! The store through a proxy: goal, requests arrive as the proxy and the store want them, what goes
+//! wrong on the way names the proxy, and its password is shown nowhere.
 
 use std::ffi::OsString;
 use std::net::TcpListener;

@@ -61,7 +61,8 @@ fn an_object_that_is_there_is_kept_and_counted_as_stored() {
     for (client, asked) in [("direct", true), ("sdk", true), ("direct", false)] {
         let s3 = S3Server::start();
         std::fs::create_dir(s3.bucket().join("in")).unwrap();
-        // Before every PUT is served, its object is there, as after an attempt whose answer was lost.
+        // Before every PUT is served, its object is there, as after an attempt whose answer was
+        // lost.
         let bucket = s3.bucket();
         s3.fail_when(move |seen| {
             let key = seen.path.split('?').next().unwrap().strip_prefix("/payloads/in/")?;

@@ -1,6 +1,7 @@
-//! A store, or a credential service, that is not there when the server starts: goal, with a spool the server starts all
-//! the same, holds what it accepts, says in `/readyz` what it waits for, and catches up by itself; without one, and for
-//! whatever an operator has to mend, the start is refused as ever.
+//! A store, or a credential service, that is not there when the server starts: goal, with a spool
+//! the server starts all the same, holds what it accepts, says in `/readyz` what it waits for, and
+//! catches up by itself; without one, and for whatever an operator has to mend, the start is
+//! refused as ever.
 //!
 //! Method: the endpoint is a port that is bound and on which the S3 server listens only later.
 
@@ -55,8 +56,8 @@ fn say(args: &[&str], settings: &Settings) -> (i32, String) {
     (output.status.code().unwrap(), text)
 }
 
-/// Starts against a store that is not there, posts `"early"`, and checks that it is held for a reason that holds all of
-/// `reasons`.
+/// Starts against a store that is not there, posts `"early"`, and checks that it is held for a
+/// reason that holds all of `reasons`.
 fn start_unreached(settings: &Settings, reasons: &[&str]) -> Server {
     let server = Server::start(&borrowed(settings));
     assert_eq!(server.admin("/healthz").status, 200);

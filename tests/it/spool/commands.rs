@@ -1,8 +1,9 @@
-//! The commands for a spool: goal, what a killed server has left on disk can be listed, checked, put into a store and
-//! written out without a server, and damage costs what it hit and nothing else.
+//! The commands for a spool: goal, what a killed server has left on disk can be listed, checked,
+//! put into a store and written out without a server, and damage costs what it hit and nothing
+//! else.
 //!
-//! Method: a server whose store fails, killed; the binary's own `spool` commands on what it left, whole, torn and with
-//! bytes changed, and beside a server that runs.
+//! Method: a server whose store fails, killed; the binary's own `spool` commands on what it left,
+//! whole, torn and with bytes changed, and beside a server that runs.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -32,7 +33,8 @@ fn spooling(more: &[(&'static str, &'static str)]) -> Server {
     Server::start(&[&settings, more].concat())
 }
 
-/// A directory with what a killed server has left: one group for each of `requests`, all in one segment.
+/// A directory with what a killed server has left: one group for each of `requests`, all in one
+/// segment.
 fn left_by(requests: &[Vec<String>]) -> Arc<tempfile::TempDir> {
     let server = spooling(&[]);
     for payloads in requests {
@@ -258,7 +260,8 @@ fn an_export_is_one_payload_a_line() {
 fn a_reader_that_has_seen_enough_ends_an_export() {
     let large = format!("\"{}\"", "x".repeat(300_000));
     let dir = left_by(&[vec![large.clone(), large.clone(), large]]);
-    // An export that is cut short is not whole, which its status says; a list has nothing more to say.
+    // An export that is cut short is not whole, which its status says; a list has nothing more to
+    // say.
     for (args, status) in [(["spool", "export", "spool"], 1), (["spool", "ls", "spool"], 0)] {
         let mut command = command(dir.path(), &args, &[]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

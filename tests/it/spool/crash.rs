@@ -1,10 +1,11 @@
-//! Crashes: goal, whenever the process is killed, every payload whose 200 said `spooled` is in the store in the end,
-//! once, byte for byte.
+//! Crashes: goal, whenever the process is killed, every payload whose 200 said `spooled` is in the
+//! store in the end, once, byte for byte.
 //!
-//! Method: clients post unique payloads while the server is killed at random moments and started again on what it left,
-//! each time with other settings; the last one runs until nothing is left. A payload is sent once whatever comes back,
-//! so one without a 200 may be in the store as well, but never twice. `MILLRACE_TEST_CRASHES` sets how often (else 5),
-//! `MILLRACE_TEST_SEED` repeats the settings and the payloads of a run, if not its timing.
+//! Method: clients post unique payloads while the server is killed at random moments and started
+//! again on what it left, each time with other settings; the last one runs until nothing is left. A
+//! payload is sent once whatever comes back, so one without a 200 may be in the store as well, but
+//! never twice. `MILLRACE_TEST_CRASHES` sets how often (else 5), `MILLRACE_TEST_SEED` repeats the
+//! settings and the payloads of a run, if not its timing.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -107,7 +108,8 @@ fn run(store_fails: bool) {
     assert!(!dir.path().join("dead-letter").read_dir().unwrap().any(|_| true));
 }
 
-/// Lets clients post until the server has been stopped or killed, and adds what they sent and how it went.
+/// Lets clients post until the server has been stopped or killed, and adds what they sent and how
+/// it went.
 pub fn live_under_load(
     server: Server,
     store_fails: bool,
@@ -170,7 +172,8 @@ pub fn live(
     rng: &mut fastrand::Rng,
     figures: &mut Figures,
 ) -> Stopped {
-    // Some die while they bring back what the one before has left, some when several segments are full.
+    // Some die while they bring back what the one before has left, some when several segments are
+    // full.
     let longest = if rng.bool() { 100 } else { 700 };
     let end = Instant::now() + Duration::from_millis(rng.u64(1..longest));
     while Instant::now() < end {
@@ -195,7 +198,8 @@ pub fn live(
     }
 }
 
-/// Whether nothing was said that speaks of a loss; a store that fails is said as an error, and so is a spool that is full.
+/// Whether nothing was said that speaks of a loss; a store that fails is said as an error, and so
+/// is a spool that is full.
 pub fn healthy(stopped: &Stopped, store_fails: bool) -> bool {
     stopped.errors().iter().all(|line| {
         let said = line["message"].as_str().unwrap();

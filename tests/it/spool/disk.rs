@@ -1,9 +1,10 @@
-//! A disk that is full, turns read-only or hangs while the server runs. Goal: `spooled` requests are refused with the reason
-//! (or get 504 from a disk that hangs), everything else goes on, the log and `/readyz` say so, the spool works again when
-//! the disk does, without a restart, and what was acknowledged is stored, once.
+//! A disk that is full, turns read-only or hangs while the server runs. Goal: `spooled` requests
+//! are refused with the reason (or get 504 from a disk that hangs), everything else goes on, the
+//! log and `/readyz` say so, the spool works again when the disk does, without a restart, and what
+//! was acknowledged is stored, once.
 //!
-//! Method: the spool's directory is a small file system of the server's own, see `support::disks`, which is filled, made to
-//! fail, exchanged and frozen from outside.
+//! Method: the spool's directory is a small file system of the server's own, see `support::disks`,
+//! which is filled, made to fail, exchanged and frozen from outside.
 
 use std::fs;
 use std::sync::Arc;
@@ -231,7 +232,8 @@ fn spool_on_a_disk_that_hangs_answers_504_and_goes_on_when_it_answers() {
     // A 504 left open whether it would be stored; this disk went on with it.
     assert_eq!(contents(&server.stored()), sorted(&sent), "each exactly once");
 
-    // A stop does not wait for the disk, although the kernel keeps the process until the disk answers.
+    // A stop does not wait for the disk, although the kernel keeps the process until the disk
+    // answers.
     let frozen = Frozen::new(&server);
     assert_eq!(server.spool(&numbered(8..9)).status, 504);
     let started = Instant::now();
@@ -243,7 +245,8 @@ fn spool_on_a_disk_that_hangs_answers_504_and_goes_on_when_it_answers() {
     assert_eq!((stopped.status, stopped.lost), (0, 0), "{}", stopped.log_text());
 }
 
-/// Batches of spooled payloads wait for the spool's journal, and must not keep the workers from others.
+/// Batches of spooled payloads wait for the spool's journal, and must not keep the workers from
+/// others.
 #[test]
 fn spool_on_a_disk_that_hangs_does_not_keep_batches_of_queued_payloads() {
     let mut settings = SETTINGS.to_vec();

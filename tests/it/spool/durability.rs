@@ -1,8 +1,10 @@
-//! The spool: goal, what a `spooled` 200 says is on this host's disk reaches the store once, whatever stands in its way
-//! meanwhile: a full ring, a store that is down, a stop, a killed process, damage, a disk that fails.
+//! The spool: goal, what a `spooled` 200 says is on this host's disk reaches the store once,
+//! whatever stands in its way meanwhile: a full ring, a store that is down, a stop, a killed
+//! process, damage, a disk that fails.
 //!
-//! Method: requests to the spool around a store that is taken away or fails (`FAULTS`), signals between them, and files
-//! changed while no server runs; then replies, gauges, objects and what is left in the directory are compared.
+//! Method: requests to the spool around a store that is taken away or fails (`FAULTS`), signals
+//! between them, and files changed while no server runs; then replies, gauges, objects and what is
+//! left in the directory are compared.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -103,7 +105,8 @@ fn spool_overflow_is_acknowledged_up_to_spool_max_and_stored_when_the_store_is_b
 
 #[test]
 fn spool_drain_with_a_dead_store_leaves_what_is_spooled_at_once() {
-    // Every put reaches the store and none is confirmed: the next process must put under the same keys.
+    // Every put reaches the store and none is confirmed: the next process must put under the same
+    // keys.
     let server = start(&[
         ("NODE_ID", "first"),
         ("MAX_QUEUE", "30"),
@@ -216,7 +219,8 @@ fn spool_replay_is_told_and_no_reason_against_traffic() {
     assert_eq!(contents(&finish(server).stored()), numbered(0..4));
 }
 
-/// A server that was killed with the payloads 0 to `count` in its spool, one a group; and the file they are in.
+/// A server that was killed with the payloads 0 to `count` in its spool, one a group; and the file
+/// they are in.
 fn killed_with(count: usize) -> (Arc<tempfile::TempDir>, PathBuf) {
     let server = start(&[&SMALL[..], &[("NODE_ID", "n"), DOWN]].concat());
     let mut client = server.connect();

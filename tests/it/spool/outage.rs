@@ -1,5 +1,6 @@
-//! A store that is away for a while: what is spooled fills the disk and not memory, every client gets its 200, and all of
-//! it is stored once the store is back. `MILLRACE_TEST_OUTAGE_S=60` makes it a minute.
+//! A store that is away for a while: what is spooled fills the disk and not memory, every client
+//! gets its 200, and all of it is stored once the store is back. `MILLRACE_TEST_OUTAGE_S=60` makes
+//! it a minute.
 
 use std::time::{Duration, Instant};
 

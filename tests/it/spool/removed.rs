@@ -1,6 +1,6 @@
-//! The spool's directory is removed under the running server, or its process runs into a limit. Goal: nothing is
-//! acknowledged that a crash would lose, the refusal and the log say what is wrong, and the spool goes on when it is
-//! mended, without a restart.
+//! The spool's directory is removed under the running server, or its process runs into a limit.
+//! Goal: nothing is acknowledged that a crash would lose, the refusal and the log say what is
+//! wrong, and the spool goes on when it is mended, without a restart.
 //!
 //! Method: `rm -r`, `prlimit` and `kill -9` around spooled requests.
 

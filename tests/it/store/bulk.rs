@@ -1,10 +1,11 @@
-//! Many payloads through two cores into a store that fails at random: goal, every accepted payload is found exactly once,
-//! byte for byte, in the store or the dead letter, and no refused one is.
+//! Many payloads through two cores into a store that fails at random: goal, every accepted payload
+//! is found exactly once, byte for byte, in the store or the dead letter, and no refused one is.
 //!
-//! Method: clients post collections of random sizes and random payloads from a printed seed, and try again what gets a
-//! 503; the queue is small, so that they get some. Every payload carries its own number, so none equals another.
-//! `MILLRACE_TEST_PAYLOADS` sets how many (else 20,000 into the directory and 4,000 into the bucket, whose server is
-//! slow when it is not optimised), `MILLRACE_TEST_SEED` repeats a run.
+//! Method: clients post collections of random sizes and random payloads from a printed seed, and
+//! try again what gets a 503; the queue is small, so that they get some. Every payload carries its
+//! own number, so none equals another. `MILLRACE_TEST_PAYLOADS` sets how many (else 20,000 into the
+//! directory and 4,000 into the bucket, whose server is slow when it is not optimised),
+//! `MILLRACE_TEST_SEED` repeats a run.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -131,7 +132,8 @@ pub fn run(target: &Target<'_>, payloads: usize) {
     assert_eq!(stopped.dead_lettered, letters.len() as u64);
 
     compare(&sent, &objects, &letters);
-    // A replay leaves the store alone with everything, each once: no letter's key was anybody else's.
+    // A replay leaves the store alone with everything, each once: no letter's key was anybody
+    // else's.
     let replay = replay.unwrap();
     assert_eq!(replay.status.code(), Some(0), "{}", String::from_utf8_lossy(&replay.stderr));
     assert_eq!(dead_letters(&dir.path().join("dead-letter")), []);
@@ -140,8 +142,8 @@ pub fn run(target: &Target<'_>, payloads: usize) {
     assert_eq!(files(&dir.path().join("data/.millrace-tmp")).len(), 0, "temporary files are left");
 }
 
-/// `accepted` = objects + letters, by content; an object and a letter under one key are one payload, which the store took
-/// without confirming it.
+/// `accepted` = objects + letters, by content; an object and a letter under one key are one
+/// payload, which the store took without confirming it.
 fn compare(
     sent: &Sent,
     objects: &BTreeMap<String, Vec<u8>>,

@@ -1,8 +1,9 @@
-//! The dead letter: goal, what the store refuses is kept whole on disk, can be listed and put again under its own key,
-//! and what finds no room there is lost loudly.
+//! The dead letter: goal, what the store refuses is kept whole on disk, can be listed and put again
+//! under its own key, and what finds no room there is lost loudly.
 //!
-//! Method: payloads that the store refuses by name (`FAULTS=poison=object`) or that a stop left unstored, the binary's
-//! own `dead-letter` commands beside the running server and after it, and directories that fill up or vanish.
+//! Method: payloads that the store refuses by name (`FAULTS=poison=object`) or that a stop left
+//! unstored, the binary's own `dead-letter` commands beside the running server and after it, and
+//! directories that fill up or vanish.
 
 use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
@@ -183,7 +184,8 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     assert_eq!(server.stop().status, 1);
 }
 
-/// A server stopped with the payloads `{"id":0}` to `{"id":count - 1}` unstored: one file holds them.
+/// A server stopped with the payloads `{"id":0}` to `{"id":count - 1}` unstored: one file holds
+/// them.
 fn stopped_with_letters(count: usize) -> Stopped {
     let server = Server::start(&[
         ("FAULTS", "hang=1"),

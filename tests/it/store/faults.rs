@@ -1,7 +1,9 @@
-//! A store that fails: goal, every accepted payload ends in the store or the dead letter, whatever the store does.
+//! A store that fails: goal, every accepted payload ends in the store or the dead letter, whatever
+//! the store does.
 //!
-//! Method: seeded faults (`FAULTS`, see `store/faulty.rs`) and a `file:` store whose directory is taken away; then the
-//! store, the dead letters, the counters and the log are compared with what was accepted.
+//! Method: seeded faults (`FAULTS`, see `store/faulty.rs`) and a `file:` store whose directory is
+//! taken away; then the store, the dead letters, the counters and the log are compared with what
+//! was accepted.
 
 use std::time::{Duration, Instant};
 
@@ -117,7 +119,8 @@ fn retry_for_counts_only_while_other_puts_succeed() {
 
 #[test]
 fn a_store_that_held_only_what_it_then_refused_counts_as_ready_again() {
-    // Transient first, refused later: the last held payload goes to the dead letter and no success follows.
+    // Transient first, refused later: the last held payload goes to the dead letter and no success
+    // follows.
     let server = start(&[
         ("FAULTS", "seed=3,transient=0.9,object=0.1"),
         ("READY_STORE_GRACE", "1ms"),
@@ -198,7 +201,8 @@ fn a_core_that_dies_stops_the_process_and_its_loss_is_counted() {
         ("MAX_WORKERS", "4"),
         ("DRAIN_TIMEOUT", "20s"),
     ]);
-    // Connections on both cores that are not idle, so that whichever survives has something to drain.
+    // Connections on both cores that are not idle, so that whichever survives has something to
+    // drain.
     let late = crate::support::request(br#"{"data":["late"]}"#, "");
     let (begins, ends) = late.split_at(late.len() - 5);
     let mut held: Vec<_> = (0..16).map(|_| server.connect()).collect();

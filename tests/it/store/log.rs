@@ -1,5 +1,5 @@
-//! What an operator is told of a store that fails: in the log while it does, when it works again, and, of what a stop
-//! left, in the dead letters and the last line.
+//! What an operator is told of a store that fails: in the log while it does, when it works again,
+//! and, of what a stop left, in the dead letters and the last line.
 
 use serde_json::Value;
 

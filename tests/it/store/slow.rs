@@ -1,8 +1,8 @@
-//! Uploads through slow links and to stores that ask for less: the link carries what is kept, nothing is put twice, and
-//! one object that fails holds up no other.
+//! Uploads through slow links and to stores that ask for less: the link carries what is kept,
+//! nothing is put twice, and one object that fails holds up no other.
 //!
-//! Rates and timeouts are small so that a scenario takes seconds: 32 uploads that share a link take longer than
-//! `PUT_TIMEOUT` each, as 900 kB objects do at 2 MB/s with the default of 10 s.
+//! Rates and timeouts are small so that a scenario takes seconds: 32 uploads that share a link take
+//! longer than `PUT_TIMEOUT` each, as 900 kB objects do at 2 MB/s with the default of 10 s.
 
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,8 @@ mod a_slow_link_carries_everything_once {
     }
 }
 
-/// What `PUT_TIMEOUT` and `PUT_TIMEOUT_MAX` end, and when; `Act` is what happens to the first PUT of one object.
+/// What `PUT_TIMEOUT` and `PUT_TIMEOUT_MAX` end, and when; `Act` is what happens to the first PUT
+/// of one object.
 mod a_put_that_stalls {
     use super::*;
 
@@ -109,7 +110,8 @@ mod a_put_that_stalls {
     }
 
     fn assert_within(took: Duration, at_least: Duration) {
-        // What the store's receive buffer holds is acknowledged before it is read; the upper end is for a busy machine.
+        // What the store's receive buffer holds is acknowledged before it is read; the upper end is
+        // for a busy machine.
         let early = Duration::from_millis(500);
         let late = Duration::from_secs(3);
         assert!(took + early >= at_least && took <= at_least + late, "{took:?} for {at_least:?}");

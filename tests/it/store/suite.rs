@@ -1,8 +1,8 @@
 //! What every store must do, run on every store: bytes come back as they went in, under the key
 //! they were given.
 //!
-//! [`conformance`] knows no store in particular; the tests below plug them in, each with its own way
-//! to read back.
+//! [`conformance`] knows no store in particular; the tests below plug them in, each with its own
+//! way to read back.
 
 use aws_credential_types::Credentials;
 use millrace::internals::coding::Coding;
@@ -85,8 +85,8 @@ async fn bytes_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<
     parts_come_back(store, read).await;
 }
 
-/// Objects of many parts: one that is sent part by part, and one that leaves in one write; with the sums that the store
-/// wants made beforehand, and without.
+/// Objects of many parts: one that is sent part by part, and one that leaves in one write; with the
+/// sums that the store wants made beforehand, and without.
 async fn parts_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<u8>>) {
     let part = |n: usize, length: usize| (0..length).map(|i| (i ^ (i >> 8) ^ n) as u8).collect();
     let large: Vec<Vec<u8>> =
@@ -103,7 +103,8 @@ async fn parts_come_back(store: &Store, read: &impl AsyncFn(&str) -> Option<Vec<
             assert!(read(key).await == Some(parts.concat()), "{key} came back otherwise");
         }
     }
-    // Whether the store notes the coding is for its own test to see; the bytes are as they were given.
+    // Whether the store notes the coding is for its own test to see; the bytes are as they were
+    // given.
     let bytes = payload(&b"\x1f\x8b, as far as a store knows"[..]);
     let object = Object { coding: Some(Coding::Gzip), ..Object::of("coded.gz", &bytes) };
     put_object(store, &object).await;

@@ -1,4 +1,5 @@
-//! Objects of batches, read back as a reader from outside would: by their names and headers, strictly.
+//! Objects of batches, read back as a reader from outside would: by their names and headers,
+//! strictly.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -107,8 +108,8 @@ impl Server {
         batches(&self.stored())
     }
 
-    /// Waits until all of `payloads` are stored and nothing is left anywhere; then every figure must fit the `objects` that
-    /// `read` gives: their lines, sizes and number, each put once.
+    /// Waits until all of `payloads` are stored and nothing is left anywhere; then every figure
+    /// must fit the `objects` that `read` gives: their lines, sizes and number, each put once.
     pub fn check_figures(
         &self,
         payloads: &[String],

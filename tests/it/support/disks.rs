@@ -1,5 +1,6 @@
-//! Small disks for a server's spool, mounted on `spool` in its working directory, in a mount namespace of the server's own:
-//! they go with it. A host that allows no such namespace has none, see [`super::needs`].
+//! Small disks for a server's spool, mounted on `spool` in its working directory, in a mount
+//! namespace of the server's own: they go with it. A host that allows no such namespace has none,
+//! see [`super::needs`].
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -58,7 +59,8 @@ impl Disk {
     }
 }
 
-/// An empty ext4 file system of so many MiB in `image`; false where its tools are missing, which is said.
+/// An empty ext4 file system of so many MiB in `image`; false where its tools are missing, which is
+/// said.
 pub fn make_image(image: &Path, mib: u64) -> bool {
     File::create(image).unwrap().set_len(mib << 20).unwrap();
     let mut made = Command::new("mkfs.ext4");

@@ -1,5 +1,5 @@
-//! The real binary as a child process on loopback ports of its own, in a directory of its own, and a client that
-//! speaks raw bytes to it.
+//! The real binary as a child process on loopback ports of its own, in a directory of its own, and
+//! a client that speaks raw bytes to it.
 
 pub mod batches;
 pub mod child;
@@ -58,7 +58,8 @@ impl Stopped {
     }
 }
 
-/// The binary with a clean environment but for `settings`, run in `dir`. Settings of millrace's own get their prefix.
+/// The binary with a clean environment but for `settings`, run in `dir`. Settings of millrace's own
+/// get their prefix.
 pub fn command(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.current_dir(dir).args(args).env_clear().env("RUST_BACKTRACE", "0");
@@ -231,8 +232,9 @@ impl Server {
         signal(&self.child, name);
     }
 
-    /// A stop has begun, and this asks to end it now. Not sooner after the first signal than the server takes for the same
-    /// one (1 ms): on an idle machine `/readyz` says 503 within that time.
+    /// A stop has begun, and this asks to end it now. Not sooner after the first signal than the
+    /// server takes for the same one (1 ms): on an idle machine `/readyz` says 503 within that
+    /// time.
     pub fn signal_again(&self, name: &str) {
         self.wait_ready(503);
         std::thread::sleep(Duration::from_millis(20));
@@ -456,7 +458,8 @@ pub fn request(body: &[u8], headers: &str) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// What the pipeline's scenarios need beyond requests and replies: stores that break and mend, dead letters, waits.
+/// What the pipeline's scenarios need beyond requests and replies: stores that break and mend, dead
+/// letters, waits.
 impl Server {
     /// Makes the `file:` store in `data` fail as a whole: a file stands where its directory was.
     pub fn break_store(&self) {
@@ -484,7 +487,8 @@ impl Server {
         dead_letters(&self.path("dead-letter"))
     }
 
-    /// A command of the binary with this server's settings, `changed` ones replaced (an empty text unsets).
+    /// A command of the binary with this server's settings, `changed` ones replaced (an empty text
+    /// unsets).
     pub fn command_beside(&self, args: &[&str], changed: &[(&str, &str)]) -> Command {
         let mut settings: Vec<(&str, &str)> = self
             .settings
@@ -599,7 +603,8 @@ impl Client {
         Reply { status, headers, body: String::new() }
     }
 
-    /// The next reply, which must be the last: it says `connection: close`, and the server half-closes after it.
+    /// The next reply, which must be the last: it says `connection: close`, and the server
+    /// half-closes after it.
     pub fn last_reply(&mut self) -> Reply {
         let reply = self.reply();
         assert_eq!(reply.header("connection"), Some("close"), "{reply:?}");
@@ -667,7 +672,8 @@ impl Server {
         self.wait_stopped()
     }
 
-    /// Waits until every gauge is back at zero, and nothing of an earlier process is left to be brought back.
+    /// Waits until every gauge is back at zero, and nothing of an earlier process is left to be
+    /// brought back.
     pub fn wait_spool_empty(&self) {
         wait_for("all spools of earlier processes to be empty", || {
             // What is not ready does not say what it replays.
@@ -697,7 +703,8 @@ impl Client {
         self.reply()
     }
 
-    /// Sends one request to a server that may die meanwhile; `None` when there was no whole reply, which is JSON.
+    /// Sends one request to a server that may die meanwhile; `None` when there was no whole reply,
+    /// which is JSON.
     pub fn try_request(&mut self, request: &[u8]) -> Option<Reply> {
         if !self.try_send(request) {
             return None;

@@ -1,5 +1,6 @@
-//! What a test needs of its host beyond the toolchain, and what happens where that is missing: the test says so on the
-//! terminal and passes. With `MILLRACE_TEST_STRICT=1` it fails, unless `MILLRACE_TEST_MAY_SKIP` names the need.
+//! What a test needs of its host beyond the toolchain, and what happens where that is missing: the
+//! test says so on the terminal and passes. With `MILLRACE_TEST_STRICT=1` it fails, unless
+//! `MILLRACE_TEST_MAY_SKIP` names the need.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -85,8 +86,8 @@ pub fn up_to_two_cores() -> &'static str {
     "0,1"
 }
 
-/// Whether this host lets `command` (program and arguments) end well, with an empty environment as servers have it here:
-/// under a small stack a large one is the difference.
+/// Whether this host lets `command` (program and arguments) end well, with an empty environment as
+/// servers have it here: under a small stack a large one is the difference.
 pub fn allowed(command: &[&str]) -> bool {
     let mut tried = Command::new(command[0]);
     tried

@@ -1,5 +1,5 @@
-//! An HTTP proxy on a loopback port: it keeps every request's head and forwards to where the test says, or answers
-//! something else.
+//! An HTTP proxy on a loopback port: it keeps every request's head and forwards to where the test
+//! says, or answers something else.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

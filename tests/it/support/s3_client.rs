@@ -51,8 +51,8 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     panic!("not within 5 s: {what}");
 }
 
-/// Runs each of these scenarios, functions of an [`S3Client`], on both clients: as `direct::NAME` and
-/// as `sdk::NAME`.
+/// Runs each of these scenarios, functions of an [`S3Client`], on both clients: as `direct::NAME`
+/// and as `sdk::NAME`.
 macro_rules! on_both_clients {
     ($($scenario:ident),+ $(,)?) => {
         mod direct {

@@ -1,7 +1,8 @@
-//! A fake S3 behind a slow link: every connection shares one byte rate, and a script decides how each PUT ends.
+//! A fake S3 behind a slow link: every connection shares one byte rate, and a script decides how
+//! each PUT ends.
 //!
-//! Bodies are read in small steps into small receive buffers, so what the sender sees acknowledged follows the rate. They
-//! are counted and thrown away. It checks no signature; `support::s3` does.
+//! Bodies are read in small steps into small receive buffers, so what the sender sees acknowledged
+//! follows the rate. They are counted and thrown away. It checks no signature; `support::s3` does.
 //!
 //! ```ignore
 //! let store = SlowStore::start(2_000_000);
@@ -22,7 +23,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 /// One read, and so the step in which the shared rate is handed out.
 const READ_BYTES: usize = 4 << 10;
-/// Receive buffer of a connection; the kernel doubles it. What it holds is acknowledged but not yet taken.
+/// Receive buffer of a connection; the kernel doubles it. What it holds is acknowledged but not yet
+/// taken.
 const RECEIVE_BUFFER: usize = 8 << 10;
 /// Largest segment, far below the receive buffer, or the window would open in fits.
 const SEGMENT: u32 = 1460;
@@ -167,7 +169,8 @@ pub struct SlowStore {
 }
 
 impl SlowStore {
-    /// A store that keeps everything, at `rate` bytes a second for all connections together (0: unlimited).
+    /// A store that keeps everything, at `rate` bytes a second for all connections together (0:
+    /// unlimited).
     pub fn start(rate: u64) -> SlowStore {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(RECEIVE_BUFFER).expect("accepted sockets inherit it");
