@@ -45,10 +45,15 @@ fn help_and_version() {
 #[test]
 fn bad_usage_and_bad_values_exit_2_and_say_what_is_allowed() {
     let dir = tempfile::tempdir().unwrap();
-    for args in [&["--max-worker", "3"][..], &["serv"], &["dead-letter"], &["--max-queue"]] {
+    for (args, said) in [
+        (&["--max-worker", "3"][..], "error: unexpected argument '--max-worker'"),
+        (&["serv"], "error: unrecognized subcommand 'serv'"),
+        (&["dead-letter"], "Usage: millrace dead-letter [OPTIONS] <COMMAND>"),
+        (&["--max-queue"], "error: a value is required for '--max-queue"),
+    ] {
         let (status, text) = say(dir.path(), args, &[]);
         assert_eq!(status, 2, "{args:?}: {text}");
-        assert!(text.contains("error"), "{args:?}: {text}");
+        assert!(text.contains(said), "{args:?}: {text}");
     }
     for (name, given, allowed) in [
         ("MAX_WORKERS", "0", "4096"),
