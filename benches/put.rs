@@ -19,12 +19,12 @@ use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use glommio::{LocalExecutorBuilder, Placement};
-use millrace::config::{Checksum, S3Client, S3Options};
-use millrace::queue::job::{Origin, Payload};
-use millrace::store::s3::dial;
-use millrace::store::s3::direct::{Destination, Identity, Put, Signer, Template};
-use millrace::store::s3::{self, Overrides, S3Control, S3Target};
-use millrace::store::{Integrity, Object, Store, StoreSeed, Sums};
+use millrace::internals::config::{Checksum, S3Client, S3Options};
+use millrace::internals::queue::job::{Origin, Payload};
+use millrace::internals::store::s3::dial;
+use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
+use millrace::internals::store::s3::{self, Overrides, S3Control, S3Target};
+use millrace::internals::store::{Integrity, Object, Store, StoreSeed, Sums};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -209,7 +209,7 @@ impl Batches {
         self.closed.all(|batch| batch.is_spooled())
             && self.open.borrow().by_grouping.values().all(is_spooled)
             && self.gathering.closing.borrow().iter().all(is_spooled)
-            && self.gathering.job.borrow().iter().all(|job| job.record.is_some())
+            && self.gathering.job.borrow().iter().all(Job::is_spooled)
     }
 
     /// Parks a batch that cannot be uploaded before the spool's disk works again, so that no worker
@@ -234,11 +234,12 @@ impl Batches {
     /// Takes what is not in the spool, for the last step of a stop, when the gathering task and the
     /// workers have ended. Closes open batches without yielding.
     pub fn take_rest(&self) -> (Vec<Job>, Vec<Rc<Batch>>) {
-        let job = self.gathering.job.take().filter(|job| job.record.is_none());
-        self.parked.batches.take();
+        // Not `record.is_none()`: the segment file of a spooled payload may have been removed.
+        let job = self.gathering.job.take().filter(|job| !job.is_spooled());
         self.lookup.last.take();
         let open = std::mem::take(&mut *self.open.borrow_mut()).by_grouping.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
+        batches.extend(self.parked.batches.take());
         for open in open.chain(self.gathering.closing.take()) {
             let mut open = Rc::into_inner(open).expect("its task has ended").into_inner();
             if open.is_spooled() {

@@ -148,13 +148,9 @@ impl ChargedBytes {
     }
 
     /// The number of bytes in the buffer.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// Whether the buffer is empty.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 
     /// The bytes of the buffer.

@@ -232,10 +232,7 @@ fn spool_command() -> clap::Command {
 
 /// A command with subcommands, whose help explains no setting.
 fn group(name: &'static str, about: &'static str) -> clap::Command {
-    command(name, about, Reads::Only(&[]))
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .disable_help_subcommand(true)
+    command(name, about, Reads::Only(&[])).subcommand_required(true).disable_help_subcommand(true)
 }
 
 /// A subcommand that accepts every setting and explains those that it reads.

@@ -23,11 +23,9 @@ mod value;
 
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
-pub use layers::{
-    ENV_PREFIX, Effective, Environment, Flags, HostContext, SettingSource, SettingValue,
-};
+pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
 pub use objects::{BatchFormat, BatchOptions};
-pub use settings::{SETTINGS, Setting, markdown_table, setting};
+pub use settings::{SETTINGS, Setting, setting};
 pub use value::core_list;
 
 /// Everything the operator chose; sizes are bytes.

@@ -173,7 +173,6 @@ async fn start(
             config: config.clone(),
             limits: limits.clone(),
             index,
-            core_id,
             cells: &cells[index],
             epoch,
             listener: clone(listener)?,

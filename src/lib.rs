@@ -30,6 +30,8 @@
 //!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploader ←────┘      │
 //! ```
 //!
+//! Start with `http/request`, which has the order of the steps at its head.
+//!
 //! With `OBJECT=batch`, one task (`batch::gather`) takes the payloads out of the queue and gathers them into larger
 //! objects; the workers then take these. `key` names the objects. A request that asks for more than `queued` waits in
 //! `http::ack`: for the store, or for the `spool`. The spool writes payloads to the disk before they are queued, keeps
@@ -46,7 +48,7 @@
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
-// They panic when the reader of the stream is gone. Use `commands::out` and `log` instead.
+// These macros panic when the reader of the stream is gone; `commands::out` and `log` replace them.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(
     test,
@@ -58,40 +60,35 @@
     )
 )]
 
-// Top layer first. Groups keep rustfmt from sorting them all by name.
-pub mod cli;
-pub mod commands;
-pub mod control;
-pub mod preflight;
+mod process;
 
-pub mod core;
-pub mod limits;
+mod batch;
+mod budget;
+mod cli;
+mod coding;
+mod commands;
+mod config;
+mod control;
+mod core;
+mod deadletter;
+mod deadline;
+mod http;
+mod key;
+mod limits;
+mod log;
+mod metrics;
+mod net;
+mod preflight;
+mod queue;
+mod rt;
+mod spool;
+mod stop;
+mod store;
+mod sync;
+mod throttle;
+mod upload;
 
-pub mod http;
-pub mod upload;
+#[doc(hidden)]
+pub mod internals;
 
-pub mod batch;
-pub mod spool;
-
-pub mod deadletter;
-pub mod store;
-
-pub mod queue;
-
-pub mod config;
-pub mod key;
-
-pub mod budget;
-pub mod metrics;
-
-pub mod deadline;
-pub mod net;
-
-pub mod log;
-pub mod stop;
-pub mod throttle;
-
-pub mod rt;
-pub mod sync;
-
-pub mod coding;
+pub use process::main;

@@ -18,8 +18,6 @@ use tracing_subscriber::EnvFilter;
 use crate::rt;
 use writer::{LogQueue, MakeQueueWriter};
 
-pub use writer::QUEUE_BYTES_MAX;
-
 /// The longest time that the end of the process waits for stderr to accept the last lines.
 pub const FLUSH_MAX: Duration = Duration::from_millis(500);
 /// The same if the process is already late: enough for the log's thread to get a CPU and for an

@@ -74,6 +74,7 @@ pub fn random_fraction() -> f64 {
 
 /// Seeds this thread's generator, so that its numbers repeat.
 #[inline]
+#[cfg(test)]
 pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }

@@ -15,8 +15,8 @@ pub use dead_letter::{DeadLetterWriter, record_loss};
 pub use failures::Failures;
 pub use health::StoreHealth;
 pub use retry_queue::{PendingUpload, RetryState};
-pub use uploader::Uploader;
-pub use uploads::{InFlight, Uploads, wake_for_retries};
+pub use uploader::{InFlight, Uploader, wake_for_retries};
+pub use uploads::Uploads;
 pub use worker::{InProgress, worker_loop};
 
 /// File descriptors that a worker may need at once: its connection or temporary file, and a stale

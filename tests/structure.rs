@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 /// that share a row do not import each other.
 const FLOORS: &[&[&str]] = &[
     &["main"],
+    &["process", "internals"],
     &["cli"],
     &["commands"],
     &["control"],
@@ -76,8 +77,8 @@ const PATH: &[&str] = &[
     "queue/job.rs",
     "queue/fifo.rs",
     "http/reply.rs",
+    "upload/uploader.rs",
     "upload/worker.rs",
-    "upload/uploads.rs",
     "store.rs",
     "store/s3/direct.rs",
     "store/s3/direct/connection.rs",

@@ -3,18 +3,18 @@
 use std::rc::Rc;
 
 use futures_lite::future::block_on;
-use millrace::batch::encoder::{Encoder, EncoderShared, lines};
-use millrace::coding::Compression;
-use millrace::config::{Checksum, Config};
-use millrace::http::parse::{Scratch, parse};
-use millrace::key::{EventTime, KeyOf, KeyTemplate, Partition};
-use millrace::queue::admission::{Admission, Need};
-use millrace::queue::fifo::Fifo;
-use millrace::queue::job::Span;
-use millrace::queue::job::{Job, Origin, Payload, Stamp};
-use millrace::store::s3::dial;
-use millrace::store::s3::direct::{Destination, Identity, Put, Signer, Template};
-use millrace::store::{Integrity, Sums};
+use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
+use millrace::internals::coding::Compression;
+use millrace::internals::config::{Checksum, Config};
+use millrace::internals::http::parse::{Scratch, parse};
+use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
+use millrace::internals::queue::admission::{Admission, Need};
+use millrace::internals::queue::fifo::Fifo;
+use millrace::internals::queue::job::Span;
+use millrace::internals::queue::job::{Job, Origin, Payload, Stamp};
+use millrace::internals::store::s3::dial;
+use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
+use millrace::internals::store::{Integrity, Sums};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -133,7 +133,7 @@ fn queue() -> Made {
 
 /// A request of ten payloads from its permit to the end of its last job.
 fn admit() -> Made {
-    let cells = &millrace::metrics::cells(1)[0];
+    let cells = &millrace::internals::metrics::cells(1)[0];
     let queue = Rc::new(Fifo::new(1_000));
     let admission = Admission::new(queue.clone(), 1 << 20, cells);
     let spans = [Span { start: 0, end: 0 }; 10];

@@ -24,11 +24,11 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use millrace::queue::job::Stamp;
-use millrace::spool::format::record::{SpoolRecord, done_bytes, intent_record, write_done};
-use millrace::spool::format::runs::{RunEncoder, Runs};
-use millrace::spool::format::scan::{ScanStep, walk};
-use millrace::spool::format::{
+use millrace::internals::queue::job::Stamp;
+use millrace::internals::spool::format::record::{SpoolRecord, done_bytes, intent_record, write_done};
+use millrace::internals::spool::format::runs::{RunEncoder, Runs};
+use millrace::internals::spool::format::scan::{ScanStep, walk};
+use millrace::internals::spool::format::{
     DATA_START, HEAD_BYTES, Label, CHECKPOINT_BYTES, Checkpoint, group_records, finish_group, group_bytes,
     keys_bytes, record_bytes, write_keys, write_record,
 };

@@ -1,6 +1,7 @@
 //! The one table of settings. Flags, environment names, TOML keys, `--help` and the table in
 //! `docs/configuration.md` are all generated from it, so they cannot disagree.
 
+#[cfg(test)]
 use std::fmt::Write as _;
 
 use super::layers::ENV_PREFIX;
@@ -47,6 +48,7 @@ pub fn setting(name: &str) -> &'static Setting {
 }
 
 /// The table of `docs/configuration.md`, in markdown, one row per setting, ending with a newline.
+#[cfg(test)]
 pub fn markdown_table() -> String {
     let mut table = String::from("| name | default | meaning |\n|---|---|---|\n");
     for s in SETTINGS {

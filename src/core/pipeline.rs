@@ -31,12 +31,12 @@ pub(super) struct Pipeline {
 impl Pipeline {
     /// A pipeline without tasks; [`Pipeline::spawn`] starts them.
     pub(super) fn new(setup: &mut Setup, stop: &Rc<Stop>) -> Pipeline {
-        let spool = setup.spool.take();
+        let (spool, core_id) = (setup.spool.take(), setup.core_id());
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         let queue = Rc::new(Fifo::new(limits.queue_slots));
         let admission = Admission::new(queue, limits.queue_bytes, cells);
-        let origin = Origin::new(config.node_id.clone(), setup.core_id);
+        let origin = Origin::new(config.node_id.clone(), core_id);
         let origin = Rc::new(origin.with_keys(config.payload_keys().as_deref()));
         let spool = spool.map(|spool| Spool::open(spool, (*origin).clone(), admission.clone()));
         let plan = config.faults.clone();
@@ -59,7 +59,7 @@ impl Pipeline {
             batches: batches.clone(),
             spool: spool.clone(),
             store,
-            health: StoreHealth::new(cells, setup.epoch, setup.core_id),
+            health: StoreHealth::new(cells, setup.epoch, core_id),
             dead_letters: DeadLetterWriter::new(
                 setup.dead_letters.clone(),
                 config.store.to_string(),

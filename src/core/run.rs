@@ -32,8 +32,6 @@ pub struct Setup {
     pub limits: Limits,
     /// Index in `config.cores`, for cells and seeds.
     pub index: usize,
-    /// CPU id: the core is pinned to it, and every key contains it.
-    pub core_id: usize,
     pub cells: &'static CoreCells,
     /// When the start began. Times in cells are relative to it.
     pub epoch: Instant,
@@ -46,6 +44,13 @@ pub struct Setup {
     pub spool: Option<SpoolSetup>,
     /// CPUs that this process may use and that belong to no data core.
     pub spare_cpus: Vec<usize>,
+}
+
+impl Setup {
+    /// CPU id: the core is pinned to it, and every key contains it.
+    pub(super) fn core_id(&self) -> usize {
+        self.config.cores[self.index]
+    }
 }
 
 /// How long a core may nap in the ring of its sockets before it sleeps on glommio's, which takes ten system calls. Long
@@ -62,18 +67,18 @@ const TASK_SLICE: Duration = Duration::from_millis(2);
 /// # Errors
 /// The thread could not be created.
 pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
-    let name = format!("millrace-core-{}", setup.core_id);
+    let name = format!("millrace-core-{}", setup.core_id());
     let control = setup.control.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
         let _exit_notice = ExitNotice { cells: setup.cells, control };
         let mut blocking_cpus = None;
-        let placed = Placement::pinned(setup.core_id, &setup.spare_cpus);
+        let placed = Placement::pinned(setup.core_id(), &setup.spare_cpus);
         if placed.is_none() {
             // Before the executor allocates, so that its memory is near this CPU.
-            match pin_by_hand(setup.core_id, &setup.spare_cpus) {
+            match pin_by_hand(setup.core_id(), &setup.spare_cpus) {
                 Ok(cpus) => blocking_cpus = Some(cpus),
                 Err(error) => {
-                    return tracing::error!(core = setup.core_id, %error, "cannot pin the thread to this core");
+                    return tracing::error!(core = setup.core_id(), %error, "cannot pin the thread to this core");
                 }
             }
         }
@@ -81,7 +86,7 @@ pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
         match Executor::placed("millrace-core", placement, TASK_SLICE) {
             Ok(executor) => executor.run(run(setup, blocking_cpus)),
             Err(error) => {
-                tracing::error!(core = setup.core_id, %error, "cannot start the executor of this core")
+                tracing::error!(core = setup.core_id(), %error, "cannot start the executor of this core")
             }
         }
     })
@@ -125,13 +130,13 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     let net = match Net::here() {
         Ok(net) => net,
         Err(error) => {
-            tracing::error!(core = setup.core_id, %error, "cannot create the socket ring of this core");
+            tracing::error!(core = setup.core_id(), %error, "cannot create the socket ring of this core");
             return;
         }
     };
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
-    let workers = [&[setup.core_id], &*setup.spare_cpus].concat();
+    let workers = [&[setup.core_id()], &*setup.spare_cpus].concat();
     for placed in [net.set_worker_cpus(&workers), set_short_slices()] {
         if let Err(error) = placed {
             tracing::debug!(%error, "could not set io-wq affinity or scheduler slice");

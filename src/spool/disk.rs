@@ -118,7 +118,7 @@ mod tests {
                     async move { hung.run(move || hold.recv().map_err(io::Error::other)).await },
                 );
             futures_lite::future::yield_now().await;
-            // The executor's own blocking thread goes on.
+            // The executor's own blocking thread keeps working.
             assert_eq!(rt::blocking(|| 7).await, 7);
             let mut waiting = Vec::new();
             let full = loop {
@@ -130,7 +130,7 @@ mod tests {
                 }
             };
             assert_eq!(full.kind(), io::ErrorKind::TimedOut);
-            // The one that hangs may be in line as well.
+            // The call that hangs may still be counted in the queue.
             assert!(waiting.len() >= CALLS_MAX - 1, "{}", waiting.len());
             release.send(()).unwrap();
             hung.await.unwrap();

@@ -32,8 +32,8 @@ pub mod scan;
 
 pub use crate::net::BLOCK;
 pub use record::{
-    KEYS_BYTES_MAX, RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes,
-    keys_of, record_bytes, slices, write_keys, write_record,
+    RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes, keys_of,
+    record_bytes, slices, write_keys, write_record,
 };
 use record::{SpoolRecord, read_record};
 

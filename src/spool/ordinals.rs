@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn done_numbers_merge_in_any_order() {
+    fn numbers_merge_in_any_order() {
         let mut numbers: Vec<u32> = (0..200).collect();
         let mut random = fastrand::Rng::with_seed(4);
         random.shuffle(&mut numbers);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn filling_adds_what_is_missing_and_nothing_twice() {
+    fn fill_adds_missing_numbers_once() {
         for seed in 0..200 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut done = OrdinalSet::default();

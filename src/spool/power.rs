@@ -1,5 +1,5 @@
-//! A disk as it may be after a power cut: what the spool wrote and synced is noted, and played back
-//! up to any moment with any part of what was not synced.
+//! A disk as it may be after a power cut: records what the spool writes and syncs, and replays it
+//! up to any event with any subset of the unsynced sectors.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::queue::job::Stamp;
 
-/// What a disk writes whole.
+/// The unit that a disk writes atomically.
 pub(super) const SECTOR: usize = 512;
 
-/// Something that happened, in order.
+/// A recorded event.
 #[derive(Clone, Debug)]
 pub(super) enum DiskEvent {
     /// A file of this size, which reads as zeros; durable with its first sync.
@@ -37,11 +37,11 @@ pub(super) enum DiskEvent {
         first: Stamp,
         count: u64,
     },
-    /// This one was stored.
+    /// The payload with this stamp was stored.
     Stored {
         stamp: Stamp,
     },
-    /// A batch was put under this key, with the payloads of these numbers.
+    /// A batch was uploaded under this key, with the payloads of these numbers.
     Put {
         key: String,
         seqs: Vec<u64>,
@@ -52,7 +52,7 @@ thread_local! {
     static LOG: RefCell<Option<Vec<DiskEvent>>> = const { RefCell::new(None) };
 }
 
-/// From now on events of this thread are noted.
+/// Starts recording events of this thread.
 pub(super) fn start() {
     LOG.set(Some(Vec::new()));
 }
@@ -61,7 +61,7 @@ pub(super) fn stop() -> Vec<DiskEvent> {
     LOG.take().expect("started")
 }
 
-/// Notes an event; its number.
+/// Records an event and returns its number.
 pub(super) fn note(event: impl FnOnce() -> DiskEvent) -> usize {
     LOG.with_borrow_mut(|log| match log {
         Some(log) => {
@@ -94,21 +94,21 @@ pub(super) fn sync_ends(sync: usize) {
 
 /// The disk right after some events.
 pub(super) struct CutDisk {
-    /// What is there for certain.
+    /// Contents that are durable.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
-    /// Sectors that may be there or not, in the order they were written.
+    /// Sectors that may or may not be there, in the order they were written.
     pub unsynced: Vec<(PathBuf, usize, Vec<u8>)>,
 }
 
 impl CutDisk {
-    /// On which were `files`, after the first `count` of `events`.
+    /// A disk that held `files`, after the first `count` of `events`.
     pub(super) fn after(
         files: &BTreeMap<PathBuf, Vec<u8>>,
         events: &[DiskEvent],
         count: usize,
     ) -> CutDisk {
         let events = &events[..count];
-        // A sync covers what had ended when it began; nothing says so of what was still under way.
+        // A sync covers writes that had ended when it began, and not those still in flight.
         let mut synced = vec![false; count];
         for event in events {
             let DiskEvent::SyncEnds { sync } = event else { continue };
@@ -132,7 +132,7 @@ impl CutDisk {
             file.resize(file.len().max(end), 0);
             if synced[number] {
                 file[at..end].copy_from_slice(bytes);
-                // What it overwrites cannot come back.
+                // Overwritten sectors cannot come back.
                 disk.unsynced
                     .retain(|(other, sector, _)| other != path || !(at..end).contains(sector));
             } else {
@@ -143,7 +143,7 @@ impl CutDisk {
         disk
     }
 
-    /// With those of the unsynced sectors that `kept` names by their number.
+    /// The files with the unsynced sectors for whose number `kept` is true.
     pub(super) fn with(&self, kept: impl Fn(usize) -> bool) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = self.files.clone();
         for (number, (path, at, bytes)) in self.unsynced.iter().enumerate() {

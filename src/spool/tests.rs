@@ -28,7 +28,7 @@ mod batches;
 
 const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 
-/// A spool on a disk of its own, with a ring and no workers.
+/// A spool on a disk of its own, with a queue and no workers.
 struct Rig {
     spool: Rc<Spool>,
     queue: Rc<Fifo<Job>>,
@@ -128,14 +128,14 @@ impl Rig {
         Ok(())
     }
 
-    /// The next job, without settling it.
+    /// The next job, without completing it.
     async fn pop(&self) -> Job {
         let job = self.queue.pop(0).await.expect("open");
         self.admission.popped();
         job
     }
 
-    /// Pops what there is.
+    /// Pops all queued jobs.
     async fn hold(&self, held: &mut Vec<Job>) {
         while let Some(Some(job)) = poll_once(self.queue.pop(0)).await {
             self.admission.popped();
@@ -143,9 +143,9 @@ impl Rig {
         }
     }
 
-    /// Stores some of what is held, in any order and mostly soon: every third payload alone, also
-    /// after a crash, for one that was stored alone and not noted would be stored twice in a batch;
-    /// the others many together.
+    /// Stores some of the held jobs, in random order and mostly soon. Every third payload is always
+    /// a single object, also after a crash: a stored single object whose completion was lost would
+    /// be stored twice if it joined a batch. The others are batched.
     async fn work(
         &self,
         random: &mut fastrand::Rng,
@@ -167,7 +167,7 @@ impl Rig {
         }
     }
 
-    /// Takes some of what is held, of one directory, and stores it as one object.
+    /// Takes some of the held jobs, all of one directory, and stores them as one object.
     fn store_batch(&self, random: &mut fastrand::Rng, held: &mut Vec<Job>) -> Task<()> {
         let home = held[0].record.as_ref().unwrap().core_dir().clone();
         let (mut members, mut seqs) = (Members::of(&home), Vec::new());
@@ -202,7 +202,7 @@ impl Rig {
         })
     }
 
-    /// Pops and settles `count` jobs; their keys and payloads.
+    /// Pops and completes `count` jobs. Returns their keys and payloads.
     async fn store(&self, count: usize) -> Vec<(String, Vec<u8>)> {
         let mut stored = Vec::new();
         for _ in 0..count {
@@ -224,18 +224,18 @@ impl Rig {
         self.spool.stop(rest, &[], || None).await;
     }
 
-    /// Its tasks end as if the process had died; files stay as they are.
+    /// Ends its tasks as if the process had died; files stay as they are.
     async fn crash(self) {
         for task in self.spool.tasks.take() {
             task.cancel().await;
         }
-        // They hold the locks of what was adopted, and each other.
+        // They hold the locks of orphaned spools, and each other.
         while self.queue.take().is_some() {}
         self.spool.dirs().iter().for_each(|dir| dir.leave());
     }
 }
 
-/// What segments on their own need.
+/// The disk for segments that belong to no spool.
 fn disk() -> Rc<super::disk::SpoolDisk> {
     let health = DiskHealth::new(&crate::metrics::cells(1)[0], "unused".into());
     Rc::new(super::disk::SpoolDisk::new(DiskThread::spawn("test").unwrap(), health))
@@ -252,8 +252,8 @@ fn segments(home: &Home) -> Vec<PathBuf> {
     files
 }
 
-/// What `home` adopts now.
-fn adopt(home: &Home) -> (Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
+/// What `home` takes over now.
+fn take_over(home: &Home) -> (Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
     let (mut taken, orphans) = (Vec::new(), Arc::<Takeover>::default());
     home.take_over(&mut taken, &orphans).unwrap();
     (taken, orphans)
@@ -266,11 +266,11 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
         }
         sleep(Duration::from_millis(5)).await;
     }
-    panic!("waited in vain until {what}");
+    panic!("timed out waiting until {what}");
 }
 
 #[test]
-fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
+fn an_acknowledged_payload_is_on_disk_until_it_is_stored() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -293,7 +293,7 @@ fn what_is_acknowledged_is_on_disk_and_goes_when_it_is_stored() {
 }
 
 #[test]
-fn segments_are_used_again_and_the_bound_holds() {
+fn segments_are_reused_within_spool_max() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -323,8 +323,7 @@ fn segments_are_used_again_and_the_bound_holds() {
     });
 }
 
-/// Groups in a segment of which most is still to be prepared, written faster than it is, in its
-/// first use and in later ones.
+/// Groups are written faster than a segment is prepared, in its first generation and in later ones.
 #[test]
 fn segments_are_prepared_while_they_are_filled() {
     run(async {
@@ -335,11 +334,14 @@ fn segments_are_prepared_while_they_are_filled() {
         assert!(not_ready(rig.cells).unwrap().contains("being prepared"));
         let current = || rig.spool.own.last().unwrap();
         rig.send(&[b"\"first\""]).await.unwrap();
-        assert!(current().zeros.prepared.get() < size.segment / 2, "not waited for");
+        assert!(
+            current().zeros.prepared.get() < size.segment / 2,
+            "the request does not wait for it"
+        );
         rig.store(1).await;
         until("it is ready", || not_ready(rig.cells).is_none()).await;
         let text = |n: u64| format!("\"{n}-{}\"", "x".repeat(n as usize % 20_000)).into_bytes();
-        // Each round fills a segment, so the third uses one again.
+        // Each round fills a segment, so the third round reuses one.
         for round in 0..3 {
             let numbers = round * 400..round * 400 + 400;
             for n in numbers.clone() {
@@ -353,7 +355,7 @@ fn segments_are_prepared_while_they_are_filled() {
             segments.concat().iter().all(|segment| segment.zeros.prepared.get() == size.segment)
         })
         .await;
-        // And what a crash leaves in a new one.
+        // A crash in a new segment.
         let numbers = 2_000..2_300;
         for n in numbers.clone() {
             rig.send(&[&text(n)]).await.unwrap();
@@ -361,7 +363,7 @@ fn segments_are_prepared_while_they_are_filled() {
         rig.crash().await;
         drop(home);
         let home = Home::open(dir.path(), "m", &[0]).unwrap();
-        let (_taken, orphans) = adopt(&home);
+        let (_taken, orphans) = take_over(&home);
         let rig = Rig::new(&home, &orphans, "m", size).await;
         let stored: BTreeSet<_> = rig.store(300).await.into_iter().map(|(_, p)| p).collect();
         assert!(stored == numbers.map(text).collect());
@@ -371,8 +373,8 @@ fn segments_are_prepared_while_they_are_filled() {
     });
 }
 
-/// Zeros never land on a group: a step in flight is waited for, one that nobody waits for any more
-/// ends the segment.
+/// Zeros never overwrite a group: the writer waits for a step in flight, and a dropped step ends
+/// the segment.
 #[test]
 fn zeros_never_land_on_a_group() {
     run(async {
@@ -403,7 +405,7 @@ fn zeros_never_land_on_a_group() {
     });
 }
 
-/// One step after the other does not keep the writer waiting for more than one of them.
+/// The writer waits for at most one of many steps in a row.
 #[test]
 fn a_claim_waits_for_one_step() {
     run(async {
@@ -431,7 +433,7 @@ fn a_claim_waits_for_one_step() {
 }
 
 #[test]
-fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
+fn with_a_full_queue_payloads_wait_on_disk_in_order() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -455,7 +457,7 @@ fn without_room_in_the_ring_payloads_wait_on_disk_in_order() {
         until("the reader has caught up", || rig.cells.spool_overflowing.value() == 0).await;
         assert_eq!((rig.cells.spool_payloads.value(), rig.cells.queue_bytes.value()), (0, 0));
         rig.send(&[b"7"]).await.unwrap();
-        assert_eq!(rig.store(1).await[0].1, b"7", "and the ring is used again");
+        assert_eq!(rig.store(1).await[0].1, b"7", "and it is queued directly again");
     });
 }
 
@@ -474,13 +476,13 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
                 Err(error) => {
                     assert!(matches!(error, SpoolError::Failed(_)), "{error}");
                     failed += 1;
-                    until("it is tried again", || !rig.cells.spool_is_failing()).await;
+                    until("it is retried", || !rig.cells.spool_is_failing()).await;
                 }
             }
         }
         assert!(failed > 20, "{failed}");
         assert_eq!(rig.queue.len(), acknowledged.len());
-        until("progress is written", || {
+        until("a checkpoint is written", || {
             rig.spool.own.segments().iter().all(|segment| !segment.is_dirty())
         })
         .await;
@@ -488,7 +490,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
         rig.crash().await;
         drop(home);
         let home = Home::open(dir.path(), "m", &[0]).unwrap();
-        let (_taken, orphans) = adopt(&home);
+        let (_taken, orphans) = take_over(&home);
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         let replayed: BTreeSet<_> =
             rig.store(acknowledged.len()).await.into_iter().map(|(_, payload)| payload).collect();
@@ -499,7 +501,7 @@ fn a_failed_sync_uploads_nothing_and_is_not_replayed() {
 }
 
 #[test]
-fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
+fn payloads_are_replayed_once_under_their_keys_after_several_crashes() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -516,21 +518,21 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
                 let all = [rig.spool.own.segments(), rig.spool.taken.segments()];
                 all.concat().iter().any(|segment| segment.is_dirty())
             };
-            until("progress is written", || !dirty(&rig)).await;
-            // It is not dirty from the start of the write on.
+            until("a checkpoint is written", || !dirty(&rig)).await;
+            // It stops being dirty when the write starts, not when it ends.
             sleep(Duration::from_millis(50)).await;
             rig.crash().await;
             taken.clear();
             drop(home);
-            // The same name, but for the last.
+            // All but the last have the same name.
             let node = if process == 2 { "m" } else { "n" };
             home = Home::open(dir.path(), node, &[0]).unwrap();
             let orphans;
-            (taken, orphans) = adopt(&home);
+            (taken, orphans) = take_over(&home);
             rig = Rig::new(&home, &orphans, node, size.clone()).await;
             let count = if process == 2 { 200 - stored.len() } else { 40 };
             for (key, payload) in rig.store(count).await {
-                assert!(key.contains("-n-0-"), "the key it was given first: {key}");
+                assert!(key.contains("-n-0-"), "its original key: {key}");
                 assert!(stored.insert(key, payload).is_none(), "once");
             }
             if process == 2 {
@@ -549,12 +551,12 @@ fn what_a_crash_leaves_is_replayed_once_under_its_keys_also_after_several() {
         }
         home.take_over(&mut taken, &Takeover::default()).unwrap();
         let left: Vec<_> = instances::instances(dir.path()).unwrap();
-        assert_eq!(left, [dir.path().join("m")], "what was adopted is gone");
+        assert_eq!(left, [dir.path().join("m")], "orphaned spools are removed");
     });
 }
 
 #[test]
-fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
+fn a_corrupt_segment_is_replayed_and_quarantined() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -570,7 +572,7 @@ fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
         fs::write(home.core_dir(0).join("stranger"), vec![b'x'; 200_000]).unwrap();
         drop(home);
         let home = Home::open(dir.path(), "m", &[0]).unwrap();
-        let (_taken, orphans) = adopt(&home);
+        let (_taken, orphans) = take_over(&home);
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         let payloads: BTreeSet<_> = rig.store(4).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(payloads, [b"0", b"1", b"3", b"4"].map(|p| p.to_vec()).into());
@@ -592,7 +594,7 @@ fn a_damaged_segment_is_replayed_as_far_as_it_goes_and_put_aside() {
 }
 
 #[test]
-fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
+fn a_stop_spools_unstored_payloads_even_queued_ones() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -611,7 +613,7 @@ fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
         assert_eq!(rig.submit(&[b"1"]).err(), Some(SpoolError::Closed));
         drop(home);
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
-        let (_taken, orphans) = adopt(&home);
+        let (_taken, orphans) = take_over(&home);
         let rig = Rig::new(&home, &orphans, "n", SMALL).await;
         let mut keys: Vec<_> = rig.store(6).await.into_iter().map(|(key, _)| key).collect();
         keys.sort();
@@ -622,17 +624,17 @@ fn a_stop_leaves_what_is_unstored_in_the_spool_also_what_was_only_queued() {
 }
 
 #[test]
-fn a_directory_in_use_is_refused_and_not_adopted() {
+fn a_directory_in_use_is_refused_and_not_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::open(dir.path(), "n", &[0, 3]).unwrap();
     fs::write(home.core_dir(3).join("1.seg"), "x").unwrap();
     let refused = Home::open(dir.path(), "n", &[0]).err().unwrap().to_string();
     assert!(refused.contains("n is in use") && refused.contains("NODE_ID"), "{refused}");
     let other = Home::open(dir.path(), "m", &[0]).unwrap();
-    let (taken, orphans) = adopt(&other);
+    let (taken, orphans) = take_over(&other);
     assert!(taken.is_empty() && orphans.take().is_none());
     drop(home);
-    let (mut taken, orphans) = adopt(&other);
+    let (mut taken, orphans) = take_over(&other);
     assert_eq!(orphans.bytes(), 1);
     let orphan = orphans.take().unwrap();
     assert!(orphans.take().is_none());
@@ -642,12 +644,12 @@ fn a_directory_in_use_is_refused_and_not_adopted() {
     assert!(!dir.path().join("n").exists(), "emptied and gone");
 }
 
-/// What a process started on some files would take up.
+/// What a process started on some files would take over.
 #[derive(Default)]
 struct Recovered {
-    /// Payloads on their own.
-    alone: Vec<Stamp>,
-    /// Batches under their keys: the numbers of their members.
+    /// Single payloads.
+    single: Vec<Stamp>,
+    /// Batches in doubt: their keys and the numbers of their members.
     in_doubt: Vec<(String, Vec<u64>)>,
 }
 
@@ -682,7 +684,7 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
                             && checkpoint.done.iter().any(|range| range.contains(&ordinal));
                         members.insert((id, ordinal), stamp.seq);
                         if !done && !completed.contains(id, ordinal) {
-                            found.alone.push(stamp);
+                            found.single.push(stamp);
                         }
                         ordinal += 1;
                     }
@@ -698,7 +700,7 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
     found
 }
 
-/// What the payload with this number was.
+/// The payload with this number.
 fn payload(seq: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seq);
     let length = if random.u8(..) < 16 { random.usize(3_000..9_000) } else { random.usize(1..60) };
@@ -710,7 +712,7 @@ thread_local! {
     static BATCHES: RefCell<BTreeMap<String, Vec<u64>>> = RefCell::default();
 }
 
-/// What clients were promised, and what is in the store, as far as some events tell.
+/// What clients were promised and what is in the store, according to some events.
 #[derive(Clone, Default)]
 struct World {
     owed: BTreeSet<u64>,
@@ -739,7 +741,7 @@ impl World {
         }
     }
 
-    /// Every payload that was acknowledged is in one object, and none is in two.
+    /// Checks that every acknowledged payload is in one object, and none is in two.
     fn check(&self, what: &str) {
         let mut seen = BTreeMap::new();
         for (key, seqs) in &self.objects {
@@ -752,23 +754,21 @@ impl World {
         assert!(lost.is_empty(), "{what}: lost {lost:?}");
     }
 
-    /// Lets a process take up what is in `files` and store it all, and checks what is in the store
-    /// then.
+    /// Lets a process take over `files` and store everything, and then checks the store.
     fn check_after(&self, files: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
         let mut world = self.clone();
-        let Recovered { alone, in_doubt } = recovered(files);
+        let Recovered { single, in_doubt } = recovered(files);
         for (key, seqs) in in_doubt {
             world.put(key, seqs);
         }
-        for stamp in alone {
+        for stamp in single {
             world.put(stamp.seq.to_string(), vec![stamp.seq]);
         }
         world.check(what);
     }
 }
 
-/// A run of a small spool, with requests, stores, progress and segments that are used again, as the
-/// disk saw it.
+/// The disk events of a small spool's run, with requests, uploads, checkpoints and reused segments.
 fn recorded(seed: u64, requests: u64) -> Vec<DiskEvent> {
     run(async {
         let dir = tempfile::tempdir().unwrap();
@@ -815,14 +815,14 @@ fn no_power_cut_loses_a_synced_record_or_yields_a_wrong_byte() {
     assert!(used_again > 100, "{used_again} syncs");
     let renewed = |event: &&DiskEvent| matches!(event, DiskEvent::WriteBegins { path, at: 0 | 65_536, .. } if is_journal(path));
     let renewed = events.iter().filter(renewed).count();
-    assert!(renewed > 5, "{renewed} times a journal began anew");
+    assert!(renewed > 5, "a journal was renewed {renewed} times");
     let mut random = fastrand::Rng::with_seed(seed);
     let cuts = cut(&BTreeMap::new(), &events, &World::default(), &mut random, samples, |_| true);
     println!("{cuts} power cuts in {} events", events.len());
 }
 
-/// Cuts the power after those of `events` that `here` names, in `samples` ways beside the two
-/// extremes.
+/// Cuts the power after those of `events` for which `here` is true, in `samples` ways besides the
+/// two extremes.
 fn cut(
     files: &BTreeMap<PathBuf, Vec<u8>>,
     events: &[DiskEvent],
@@ -833,7 +833,7 @@ fn cut(
 ) -> usize {
     let mut cuts = 0;
     for count in 0..=events.len() {
-        // Between an event and its consequences nothing on the disk changes.
+        // These events alone change nothing on the disk.
         let same =
             |event| matches!(event, &DiskEvent::SyncBegins { .. } | &DiskEvent::WriteEnds { .. });
         if (count > 0 && same(&events[count - 1])) || !here(count) {
@@ -878,7 +878,7 @@ fn every_power_cut_of_a_short_run() {
     assert!(states > 1_000, "{states}");
 }
 
-/// `Path` is what the recorder knows files by.
+/// The recorder identifies files by their path.
 #[test]
 fn the_recorder_tells_synced_from_unsynced() {
     power::start();

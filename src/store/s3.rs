@@ -47,5 +47,5 @@ mod tls;
 mod tunnel;
 
 use shared::Location;
-pub use shared::{PublishedCredentials, S3Shared};
+pub use shared::S3Shared;
 pub use start::{Overrides, Probed, S3Control, S3Target, StartError, prepare, start};

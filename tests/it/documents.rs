@@ -209,8 +209,9 @@ fn settings_that_documents_name_are_settings() {
     const STARTS: [&str; 6] =
         ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
     const ENDS: [&str; 1] = ["_PROXY"];
-    const OTHERS: [&str; 5] = ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "WRITE_README", "PID"];
-    let is_setting = |name: &str| millrace::config::SETTINGS.iter().any(|s| s.name == name);
+    const OTHERS: [&str; 5] = ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "WRITE_SETTINGS", "PID"];
+    let is_setting =
+        |name: &str| millrace::internals::config::SETTINGS.iter().any(|s| s.name == name);
     let is_others = |name: &str| {
         STARTS.iter().any(|start| name.starts_with(start))
             || ENDS.iter().any(|end| name.ends_with(end))

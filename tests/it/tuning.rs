@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use millrace::config::Config;
-use millrace::limits::Limits;
+use millrace::internals::config::Config;
+use millrace::internals::limits::Limits;
 use serde_json::Value;
 
 use crate::support::files;

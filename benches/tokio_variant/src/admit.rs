@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use bytes::Bytes;
-use millrace::config::Config;
-use millrace::queue::admission::{Need, Refusal};
-use millrace::queue::job::Stamp;
+use millrace::internals::config::Config;
+use millrace::internals::queue::admission::{Need, Refusal};
+use millrace::internals::queue::job::Stamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// One payload on its way to the store.

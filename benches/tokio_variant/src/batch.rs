@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 use bytes::Bytes;
-use millrace::batch::encoder::{Encoder, EncoderShared};
-use millrace::config::{BatchOptions, Config};
-use millrace::queue::job::{Payload, Stamp};
-use millrace::store::Summing;
+use millrace::internals::batch::encoder::{Encoder, EncoderShared};
+use millrace::internals::config::{BatchOptions, Config};
+use millrace::internals::queue::job::{Payload, Stamp};
+use millrace::internals::store::Summing;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 

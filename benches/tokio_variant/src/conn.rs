@@ -10,13 +10,13 @@ use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use millrace::config::Ack;
-use millrace::http::parse::Scratch;
-use millrace::http::reply::Answer;
-use millrace::http::request::{split, wrong_route};
-use millrace::http::tokens::TokenView;
-use millrace::queue::admission::Need;
-use millrace::queue::job::Stamp;
+use millrace::internals::config::Ack;
+use millrace::internals::http::parse::Scratch;
+use millrace::internals::http::reply::Answer;
+use millrace::internals::http::request::{split, wrong_route};
+use millrace::internals::http::tokens::TokenView;
+use millrace::internals::queue::admission::Need;
+use millrace::internals::queue::job::Stamp;
 use std::cell::{OnceCell, RefCell};
 
 use crate::admit::Job;
@@ -53,7 +53,9 @@ async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool)
     match tokio::time::timeout(server.config.body_timeout, read(server, body)).await {
         Ok(Ok(body)) => (admit(server, body).await, false),
         Ok(Err(answer)) => (answer, has_body),
-        Err(_) => (Answer::BodyTimeout, true),
+        Err(_) => {
+            (Answer::BodyTimeout("the body was not complete in BODY_TIMEOUT".to_owned()), true)
+        }
     }
 }
 

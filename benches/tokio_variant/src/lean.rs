@@ -12,12 +12,12 @@ use std::time::SystemTime;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::config::ProvideCredentials as _;
 use aws_types::SdkConfig;
-use millrace::config::{Checksum, Config};
-use millrace::store::s3::dial::ServerAddress;
-use millrace::store::s3::direct::{
+use millrace::internals::config::{Checksum, Config};
+use millrace::internals::store::s3::dial::ServerAddress;
+use millrace::internals::store::s3::direct::{
     Destination, Identity, Put, ReplyReader, Signer, Template, error_document,
 };
-use millrace::store::{Integrity, Sums};
+use millrace::internals::store::{Integrity, Sums};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

@@ -21,8 +21,8 @@ mod worker;
 
 use std::process::ExitCode;
 
-use millrace::cli::{self, Command};
-use millrace::config::Config;
+use millrace::internals::cli::{self, Command};
+use millrace::internals::config::Config;
 
 use crate::store::Put;
 
@@ -48,7 +48,7 @@ fn run() -> Result<bool, String> {
         return Err("the tokio variant only serves".into());
     }
     let (config, _) = Config::load(&invocation.flags).map_err(|errors| errors.to_string())?;
-    let _log = millrace::log::start(&config.log, config.log_format)?;
+    let _log = millrace::internals::log::start(&config.log, config.log_format)?;
     // Not pinned one to one: tokio balances tasks between its workers. The process may be pinned from outside.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.cores.len())

@@ -18,8 +18,8 @@ use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_types::SdkConfig;
 use bytes::Bytes;
-use millrace::config::{Checksum, Config, StoreUrl};
-use millrace::store::{Integrity, Summing, Sums};
+use millrace::internals::config::{Checksum, Config, StoreUrl};
+use millrace::internals::store::{Integrity, Summing, Sums};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::lean::{LeanClient, LeanStore};

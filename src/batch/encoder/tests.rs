@@ -72,7 +72,7 @@ fn event(rng: &mut fastrand::Rng) -> Vec<u8> {
         rng.u8(..),
         rng.u8(..),
     );
-    // A window must reach back far to find one of these again.
+    // Only a large window finds one of these again.
     let mut agent = fastrand::Rng::with_seed(rng.u64(..500));
     let mut page = fastrand::Rng::with_seed(rng.u64(..2000));
     text.push_str(&format!(

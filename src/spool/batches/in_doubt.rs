@@ -137,6 +137,7 @@ impl BatchInDoubt {
     }
 
     /// Number of the object's payloads, including lost ones.
+    #[cfg(test)]
     pub fn payloads(&self) -> u64 {
         self.payloads
     }

@@ -255,6 +255,7 @@ impl CompletedMembers {
         CompletedMembers(members)
     }
 
+    #[cfg(test)]
     pub fn contains(&self, segment: u64, ordinal: u32) -> bool {
         self.0.get(&segment).is_some_and(|done| done.contains(ordinal))
     }

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_joined_and_take_three_bytes_among_others() {
+    fn runs_are_merged_and_take_three_bytes_each() {
         let run: Vec<_> = (5..1_000).map(|n| (3, n)).collect();
         let bytes = gathered(&run);
         assert_eq!(bytes.len(), 2 + 1 + 1);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_too_many_is_refused_and_the_others_stay() {
+    fn a_run_without_room_is_refused_and_the_others_stay() {
         let mut encoder = RunEncoder::default();
         let fitted = (0..).take_while(|n| encoder.push(1 + n % 2, 3_000_000_000)).count();
         assert!((100_000..350_000).contains(&fitted), "{fitted}");
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_run_is_refused() {
+    fn invalid_runs_are_refused() {
         let largest = gathered(&[(u64::MAX, u32::MAX - 1)]);
         assert_eq!(single(&largest), [(u64::MAX, u32::MAX - 1)]);
         let nothing = [1, 5, 5];
@@ -240,7 +240,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_payloads_come_back_in_their_order(
+        fn any_payloads_are_decoded_in_their_order(
             runs in vec((any::<u64>(), 0..u32::MAX - 9, 1_u32..9), 0..60),
             few in vec((0_u64..3, 0_u32..40, 1_u32..9), 0..60),
         ) {

@@ -9,7 +9,7 @@ fn label(id: u64) -> Label {
     Label { segment_bytes: 1 << 20, id, core: 3, node: "node-1".into() }
 }
 
-/// A request: where its keys begin, and its payloads.
+/// A request: the stamp of its first payload, and its payloads.
 type Request = (Stamp, Vec<Vec<u8>>);
 
 fn request(seq: u64, payloads: &[&[u8]]) -> Request {
@@ -17,7 +17,7 @@ fn request(seq: u64, payloads: &[&[u8]]) -> Request {
     (stamp, payloads.iter().map(|payload| payload.to_vec()).collect())
 }
 
-/// What the request with this stamp says, if anything: every third none, and some an empty one.
+/// The version of the request with this stamp: every third has none, and some are empty.
 fn version(first: Stamp) -> Option<String> {
     (!first.seq.is_multiple_of(3)).then(|| "é".repeat(first.seq as usize % 7))
 }
@@ -44,7 +44,7 @@ fn group(label: &Label, number: u32, first_ordinal: u32, requests: &[Request]) -
     bytes
 }
 
-/// A segment of one group for each of `groups`, and zeros to `segment_bytes`.
+/// A segment with one group for each of `groups`, and zeros up to `segment_bytes`.
 fn segment(label: &Label, groups: &[Vec<Request>]) -> Vec<u8> {
     let mut file = vec![0; DATA_START as usize];
     let mut ordinal = 0;
@@ -61,7 +61,7 @@ fn put_checkpoint(file: &mut [u8], checkpoint: &Checkpoint) {
     checkpoint.write(&mut file[at..at + bytes]);
 }
 
-/// Everything a walk finds: requests with the number of their first payload, damages, and the end.
+/// All results of a scan: requests with the number of their first payload, corruption, and the end.
 fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<SegmentDamage>, SegmentEnd) {
     let (mut requests, mut damages, mut end) = (Vec::new(), Vec::new(), None);
     walk(file, |found, bytes| match found {
@@ -77,7 +77,7 @@ fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<SegmentDamage>, SegmentEnd) {
         }
         ScanStep::Damage(damage) => damages.push(damage),
         ScanStep::End(last) => end = Some(last),
-        ScanStep::NeedBytes => unreachable!("walk keeps it to itself"),
+        ScanStep::NeedBytes => unreachable!("walk does not pass it on"),
     });
     (requests, damages, end.expect("a walk ends"))
 }
@@ -101,7 +101,7 @@ fn flat(groups: &[Vec<Request>]) -> Vec<(u32, Request)> {
 }
 
 #[test]
-fn what_was_written_is_read_with_its_stamps_and_numbers() {
+fn written_requests_are_read_with_their_stamps_and_numbers() {
     let groups = three_groups();
     assert_eq!(read(&segment(&label(1), &groups)), (flat(&groups), vec![], SegmentEnd::Clean));
     let empty = segment(&label(1), &[]);
@@ -110,7 +110,7 @@ fn what_was_written_is_read_with_its_stamps_and_numbers() {
 }
 
 #[test]
-fn a_torn_last_group_is_cut_and_damage_before_a_whole_one_is_reported() {
+fn a_torn_tail_is_truncated_and_corruption_before_an_intact_group_is_reported() {
     let groups = three_groups();
     let file = segment(&label(1), &groups);
     let starts = [DATA_START, DATA_START + BLOCK, DATA_START + 3 * BLOCK];
@@ -127,13 +127,13 @@ fn a_torn_last_group_is_cut_and_damage_before_a_whole_one_is_reported() {
     assert_eq!(found, [&flat(&groups)[..2], &flat(&groups)[3..]].concat());
     assert_eq!((damages.len(), &damages[0].at), (1, &(starts[1]..starts[2])));
     assert_eq!(end, SegmentEnd::Clean);
-    // Even the very first one.
+    // Even the first group.
     let (found, damages, _) = hit(starts[0]);
     assert_eq!((found.len(), &damages[0].at), (2, &(starts[0]..starts[1])));
 }
 
 #[test]
-fn a_flip_of_any_byte_is_cut_or_reported_and_never_yields_other_data() {
+fn any_flipped_byte_is_truncated_or_reported_and_never_yields_other_data() {
     let groups = three_groups();
     let mut file = segment(&Label { segment_bytes: DATA_START + 5 * BLOCK, ..label(1) }, &groups);
     put_checkpoint(&mut file, &Checkpoint { id: 1, serial: 1, groups: 3, ..Checkpoint::default() });
@@ -151,14 +151,14 @@ fn a_flip_of_any_byte_is_cut_or_reported_and_never_yields_other_data() {
             let (found, damages, end) = read(&file);
             assert!(found.iter().all(|record| whole.contains(record)), "other data, byte {at}");
             let told = !damages.is_empty() || end != SegmentEnd::Clean;
-            assert!(told || found == whole, "lost in silence, byte {at}");
+            assert!(told || found == whole, "lost silently, byte {at}");
             file[at] ^= bit;
         }
     }
 }
 
 #[test]
-fn a_file_cut_anywhere_keeps_what_is_whole_and_is_told_from_a_torn_one() {
+fn a_truncated_file_keeps_intact_groups_and_is_not_a_torn_tail() {
     let groups = three_groups();
     let file = segment(&label(1), &groups);
     for length in (0..file.len()).step_by(512) {
@@ -174,14 +174,14 @@ fn a_file_cut_anywhere_keeps_what_is_whole_and_is_told_from_a_torn_one() {
 }
 
 #[test]
-fn groups_of_an_earlier_use_are_nothing() {
+fn groups_of_an_earlier_generation_are_ignored() {
     let (old, new) = (three_groups(), vec![vec![request(9, &[b"9"])]]);
     let mut file = segment(&label(1), &old);
     put_checkpoint(
         &mut file,
         &Checkpoint { id: 1, serial: 4, complete: true, ..Checkpoint::default() },
     );
-    assert_eq!(read(&file), (vec![], vec![], SegmentEnd::Clean), "complete and not used again");
+    assert_eq!(read(&file), (vec![], vec![], SegmentEnd::Clean), "complete and not reused");
     let written = group(&label(2), 0, 0, &new[0]);
     let at = DATA_START as usize;
     file[at..at + written.len()].copy_from_slice(&written);
@@ -190,7 +190,7 @@ fn groups_of_an_earlier_use_are_nothing() {
     let (found, damages, end) = read(&file);
     assert_eq!((found, damages), (vec![], vec![]));
     assert!(matches!(end, SegmentEnd::Torn { at, .. } if at == DATA_START), "{end:?}");
-    // The first group of the new use does not get there at all, or only its second half.
+    // The first group of the new generation is not written at all, or only its second half.
     file[at..at + 64].fill(0xAA);
     assert_eq!(read(&file), (vec![], vec![], SegmentEnd::Clean));
 }
@@ -203,7 +203,7 @@ fn groups_that_were_never_acknowledged_are_not_read() {
         Checkpoint { id: 1, serial: 1, groups: 1, groups_end: Some(1), ..Checkpoint::default() };
     put_checkpoint(&mut file, &cut);
     assert_eq!(read(&file), (flat(&groups[..1]), vec![], SegmentEnd::Clean));
-    // Nor looked for behind damage.
+    // The search after corruption does not find them either.
     file[DATA_START as usize] ^= 1;
     let (found, damages, end) = read(&file);
     assert_eq!((found, damages), (vec![], vec![]));
@@ -211,7 +211,7 @@ fn groups_that_were_never_acknowledged_are_not_read() {
 }
 
 #[test]
-fn foreign_files_and_other_versions_are_told() {
+fn foreign_files_and_other_versions_are_recognized() {
     assert_eq!(read(&vec![b'x'; 1 << 20]).2, SegmentEnd::Foreign);
     let mut other = segment(&label(1), &three_groups()[..1]);
     other[DATA_START as usize + 7] = 9;
@@ -219,7 +219,7 @@ fn foreign_files_and_other_versions_are_told() {
 }
 
 #[test]
-fn progress_alternates_and_the_newest_whole_one_counts() {
+fn checkpoints_alternate_and_the_newest_intact_one_counts() {
     let mut file = vec![0; DATA_START as usize];
     assert_eq!(Checkpoint::read(&file), None);
     let at = |serial| Checkpoint {
@@ -234,7 +234,7 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
         assert_eq!(Checkpoint::read(&file), Some(at(serial)));
     }
     file[at(4).offset() as usize + 50] ^= 1;
-    assert_eq!(Checkpoint::read(&file), Some(at(3)), "a torn one does not take the other along");
+    assert_eq!(Checkpoint::read(&file), Some(at(3)), "a torn one does not affect the other");
     for count in [WORDS_MAX as u32, WORDS_MAX as u32 + 1, 100_000, 261_951] {
         let many = Checkpoint { done: (0..count).map(|n| 2 * n + 1..2 * n + 2).collect(), ..at(6) };
         assert!(many.fits() && many.bytes() <= CHECKPOINT_BYTES as usize, "{count}");
@@ -248,7 +248,7 @@ fn progress_alternates_and_the_newest_whole_one_counts() {
 }
 
 #[test]
-fn a_walk_may_begin_at_any_group() {
+fn a_scan_may_begin_at_any_group() {
     let groups = three_groups();
     let file = segment(&label(1), &groups);
     let mut scan = SegmentScan::from(file.len() as u64, 1, DATA_START + BLOCK, 1);
@@ -266,7 +266,7 @@ fn a_walk_may_begin_at_any_group() {
 
 proptest! {
     #[test]
-    fn any_groups_come_back(
+    fn any_groups_are_read_back(
         groups in vec(vec(vec(vec(any::<u8>(), 0..200), 0..8), 1..5), 0..5),
         id in any::<u64>(),
         node in "[A-Za-z0-9._-]{0,64}",
@@ -285,11 +285,11 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_a_walk_panic_or_run_on(
+    fn no_bytes_make_a_scan_panic_or_loop(
         mut file in vec(any::<u8>(), 0..5 * 4096),
         patches in vec((0_usize..40, 0_usize..128, any::<u8>()), 0..6),
     ) {
-        // Behind heads that are whole, for else nothing would be looked at.
+        // After intact heads, because otherwise a scan would look at nothing.
         let whole = segment(&Label { segment_bytes: 0, ..label(1) }, &three_groups());
         let at = file.len().min(whole.len());
         let mut bytes = whole;

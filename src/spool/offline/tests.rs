@@ -6,8 +6,8 @@ use crate::spool::format::{
     BLOCK, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
 };
 
-/// A file with one group for each of `groups`: so many payloads, each its own number in the
-/// segment.
+/// A file with one group for each of `groups`, which is its number of payloads. A payload's text is
+/// its number in the segment.
 fn write(path: &Path, id: u64, groups: &[u32]) -> Vec<u8> {
     let mut bytes = vec![0; DATA_START as usize];
     let mut ordinal = 0;
@@ -27,7 +27,7 @@ fn write(path: &Path, id: u64, groups: &[u32]) -> Vec<u8> {
     bytes
 }
 
-/// Payloads that are not stored, and the end.
+/// The unstored payloads, and the end.
 fn unstored(file: &mut SegmentFile) -> (Vec<u32>, SegmentEnd) {
     let mut found = Vec::new();
     loop {
@@ -49,7 +49,7 @@ fn unstored(file: &mut SegmentFile) -> (Vec<u32>, SegmentEnd) {
 }
 
 #[test]
-fn what_was_settled_and_noted_is_stored_for_the_next_reader() {
+fn completed_payloads_are_stored_for_the_next_reader() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     write(&path, 5, &[3, 4, 1]);
@@ -70,7 +70,7 @@ fn what_was_settled_and_noted_is_stored_for_the_next_reader() {
 }
 
 #[test]
-fn payloads_that_damage_took_are_counted_unless_they_had_been_stored() {
+fn payloads_lost_to_corruption_are_counted_unless_they_were_stored() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 5, &[3, 4, 1]);
@@ -88,7 +88,7 @@ fn payloads_that_damage_took_are_counted_unless_they_had_been_stored() {
 }
 
 #[test]
-fn the_next_use_of_a_file_begins_with_nothing_stored() {
+fn the_next_generation_of_a_file_begins_with_nothing_stored() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 6, &[2]);
@@ -106,7 +106,7 @@ fn the_next_use_of_a_file_begins_with_nothing_stored() {
 }
 
 #[test]
-fn progress_of_which_nothing_is_whole_is_said_and_costs_no_payload() {
+fn a_corrupt_checkpoint_is_reported_and_loses_no_payload() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("1.seg");
     let mut bytes = write(&path, 5, &[2]);

@@ -1,4 +1,4 @@
-//! Batches: what a crash between any two steps leaves is stored once.
+//! Batches: after a crash between any two steps, every payload is stored once.
 
 use super::super::format::runs::{RunEncoder, Runs};
 use super::*;
@@ -14,7 +14,7 @@ fn members(jobs: &[Job]) -> Rc<Members> {
     Rc::new(members)
 }
 
-/// The payloads of a begun batch, in order; none is damaged.
+/// The payloads of a batch in doubt, in order; none is lost.
 async fn read(batch: &mut BatchInDoubt) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     while let Some(payload) = batch.next().await.unwrap() {
@@ -37,7 +37,7 @@ impl Rig {
         self.spool.intend(key, "ndjson+zstd", &members(jobs)).await.unwrap()
     }
 
-    /// Sends requests of one payload each: their numbers.
+    /// Sends requests of one payload each, whose text is its number.
     async fn numbers(&self, numbers: Range<u32>) {
         for number in numbers {
             self.send(&[number.to_string().as_bytes()]).await.unwrap();
@@ -45,11 +45,11 @@ impl Rig {
     }
 }
 
-/// The process at `home` is dead; `node` takes over what it left.
+/// The process at `home` is dead; `node` takes over its spool.
 fn successor(dir: &Path, home: Home, node: &str) -> (Home, Vec<Arc<OrphanedSpool>>, Arc<Takeover>) {
     drop(home);
     let home = Home::open(dir, node, &[0, 1]).unwrap();
-    let (taken, orphans) = adopt(&home);
+    let (taken, orphans) = take_over(&home);
     (home, taken, orphans)
 }
 
@@ -62,22 +62,22 @@ fn text(number: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not() {
+fn a_batch_in_doubt_is_uploaded_again_first_and_a_done_one_is_not() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         rig.numbers(0..40).await;
         let jobs = rig.pops(40).await;
-        // In another order than they lie in, and across segments.
-        let mut begun_jobs = [&jobs[2..5], &jobs[20..30], &jobs[0..1]].concat();
-        begun_jobs.swap(0, 9);
-        let batch = rig.intend("begun", &begun_jobs).await;
+        // In an order other than the file's, and across segments.
+        let mut doubt_jobs = [&jobs[2..5], &jobs[20..30], &jobs[0..1]].concat();
+        doubt_jobs.swap(0, 9);
+        let batch = rig.intend("in-doubt", &doubt_jobs).await;
         let finished = rig.intend("finished", &jobs[5..20]).await;
         rig.spool.complete_batch(finished);
         assert_eq!(rig.cells.spool_payloads.value(), 25);
         let home_dir = jobs[0].record.as_ref().unwrap().core_dir().clone();
-        until("it is noted", || !home_dir.has_finished()).await;
+        until("DONE is written", || !home_dir.has_finished()).await;
         assert!(rig.cells.spool_disk_bytes.value() > 3 * SEGMENT_BYTES, "the journal counts");
         drop((batch, jobs.clone(), home_dir));
         rig.crash().await;
@@ -85,10 +85,10 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
         let (home, mut taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         sleep(LOOK_EVERY + Duration::from_millis(200)).await;
-        assert!(rig.queue.is_empty(), "a begun batch goes first");
+        assert!(rig.queue.is_empty(), "a batch in doubt comes first");
         let mut batch = rig.spool.next_in_doubt().await.unwrap();
-        assert_eq!((batch.key(), batch.form()), ("begun", "ndjson+zstd"));
-        let expected: Vec<_> = begun_jobs.iter().map(|job| job.payload.to_vec()).collect();
+        assert_eq!((batch.key(), batch.form()), ("in-doubt", "ndjson+zstd"));
+        let expected: Vec<_> = doubt_jobs.iter().map(|job| job.payload.to_vec()).collect();
         assert_eq!(read(&mut batch).await, expected);
         assert_eq!(
             (rig.cells.payloads_taken_over.value(), rig.cells.spool_payloads.value()),
@@ -114,7 +114,7 @@ fn a_batch_that_was_begun_is_put_again_before_all_else_and_a_finished_one_is_not
 }
 
 #[test]
-fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
+fn a_dropped_batch_is_left_to_the_next_process_in_either_phase() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -123,7 +123,7 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
         let jobs = rig.pops(10).await;
         drop((rig.intend("a", &jobs[..3]).await, rig.intend("b", &jobs[3..6]).await, jobs));
         rig.crash().await;
-        // One batch is finished, one only read.
+        // One batch is completed, one only read.
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         let mut a = rig.spool.next_in_doubt().await.unwrap();
@@ -134,7 +134,7 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
         drop((a, b));
         rig.crash().await;
         drop((_taken, orphans));
-        // Now the other one, and of what is left some is batched, some is not.
+        // Now the other one; some of the remaining payloads are batched.
         let (home, _taken, orphans) = successor(dir.path(), home, "o");
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
         let mut b = rig.spool.next_in_doubt().await.unwrap();
@@ -163,7 +163,7 @@ fn what_is_dropped_half_way_is_for_the_next_process_in_either_phase() {
 }
 
 #[test]
-fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
+fn a_journal_is_renewed_again_and_again_and_keeps_open_batches() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -179,7 +179,7 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
             assert!(journals_at(&home.core_dir(0)).len() <= 2);
         }
         let own = rig.spool.own.dir().clone();
-        // 16 groups fill it, so much is kept at most.
+        // 16 groups fill it, so it keeps at most that many batches.
         assert!(own.batches() <= 2 + 17, "{} batches are kept", own.batches());
         rig.spool.flush(&own).await.unwrap();
         drop((open, jobs, own));
@@ -198,14 +198,14 @@ fn a_journal_begins_anew_again_and_again_and_keeps_what_is_open() {
 }
 
 #[test]
-fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
+fn a_completed_batch_in_doubt_stays_done_when_the_journal_is_renewed() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         rig.numbers(0..60).await;
         let jobs = rig.pops(60).await;
-        drop((rig.intend("begun", &jobs[..1]).await, jobs));
+        drop((rig.intend("in-doubt", &jobs[..1]).await, jobs));
         rig.crash().await;
         let (home, _taken, orphans) = successor(dir.path(), home, "m");
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
@@ -225,7 +225,7 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
         drop((_taken, orphans));
         let (home, _taken, orphans) = successor(dir.path(), home, "o");
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
-        assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "it was finished");
+        assert!(poll_once(rig.spool.next_in_doubt()).await.is_none(), "it is done");
         let rest: BTreeSet<_> = rig.store(19).await.into_iter().map(|(_, p)| p).collect();
         assert_eq!(rest, (41..60).map(text).collect());
         until("all is replayed", || orphans.bytes() == 0).await;
@@ -234,7 +234,7 @@ fn a_begun_batch_that_was_finished_stays_so_when_the_journal_begins_anew() {
 }
 
 #[test]
-fn a_power_cut_does_not_take_back_progress_that_was_synced() {
+fn a_power_cut_does_not_revert_a_synced_checkpoint() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         power::start();
@@ -242,7 +242,7 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
         let segment = Segment::create(&path, SEGMENT_BYTES, SEGMENT_BYTES, disk()).await.unwrap();
         segment.begin(1);
         segment.extend(0, Payloads { count: 1_000, bytes: 0 });
-        // So many ranges that they take several sectors.
+        // Enough ranges to take several sectors.
         (0..200).for_each(|number| segment.complete(4 * number, 0));
         assert!(segment.write_checkpoint(CheckpointMode::Synced).await.unwrap());
         for more in 1..4 {
@@ -262,9 +262,9 @@ fn a_power_cut_does_not_take_back_progress_that_was_synced() {
     });
 }
 
-/// A batch that the journal has forgotten is told of by progress only.
+/// Once the journal has dropped a batch, only checkpoints record its completion.
 #[test]
-fn progress_that_does_not_fit_leaves_the_one_before() {
+fn a_checkpoint_that_does_not_fit_leaves_the_one_before() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("1.seg");
@@ -308,13 +308,13 @@ fn intents_that_wait_share_a_sync() {
             rig.spool.complete_batch(intent.await.unwrap());
         }
         let syncs = rig.cells.spool_syncs.value() - before;
-        // Some more if progress is due meanwhile.
+        // A few more if a checkpoint is due meanwhile.
         assert!((1..=8).contains(&syncs), "{syncs} syncs for 29 intents");
     });
 }
 
 #[test]
-fn a_journal_that_cannot_be_synced_lets_no_batch_go_and_yields_none_twice() {
+fn a_journal_whose_syncs_fail_loses_no_batch_and_stores_none_twice() {
     for seed in 0..6 {
         let dir = tempfile::tempdir().unwrap();
         run(async {
@@ -331,7 +331,7 @@ fn a_journal_that_cannot_be_synced_lets_no_batch_go_and_yields_none_twice() {
                 let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                 if rig.send(&slices).await.is_err() {
                     failed += 1;
-                    until("it is tried again", || !rig.cells.spool_is_failing()).await;
+                    until("it is retried", || !rig.cells.spool_is_failing()).await;
                 }
                 rig.hold(&mut held).await;
                 rig.work(&mut random, &mut held, &mut batches).await;
@@ -369,7 +369,7 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("MILLRACE_TEST_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let (mut cuts, mut begun_again, mut batched_again) = (0, 0, 0);
+    let (mut cuts, mut uploaded_again, mut batched_again) = (0, 0, 0);
     for _ in 0..8 {
         let events = recorded(random.u64(..), 30);
         let count = random.usize(events.len() / 3..events.len());
@@ -384,13 +384,13 @@ fn no_power_cut_while_a_left_directory_is_replayed_stores_anything_twice_or_neve
             _ => None,
         });
         let (again, new): (Vec<bool>, Vec<bool>) = puts.partition(|again| *again);
-        begun_again += again.len();
+        uploaded_again += again.len();
         batched_again += new.len();
         let sampled: Vec<bool> = (0..=events.len()).map(|_| random.u8(..) < 60).collect();
         cuts += cut(&files, &events, &world, &mut random, 4, |count| sampled[count]);
     }
     println!("{cuts} power cuts");
-    assert!(cuts > 1_000 && batched_again > 20, "{cuts} {batched_again} {begun_again}");
+    assert!(cuts > 1_000 && batched_again > 20, "{cuts} {batched_again} {uploaded_again}");
 }
 
 /// What is on the disk once a process has adopted `files`, and what happens there from then on
@@ -407,7 +407,7 @@ fn replayed(
     }
     run(async {
         let home = Home::open(dir.path(), "m", &[0]).unwrap();
-        let (_taken, orphans) = adopt(&home);
+        let (_taken, orphans) = take_over(&home);
         let files = contents(dir.path());
         power::start();
         let size = Size { slots: 12, segments: 6, checkpoint: Duration::from_millis(2), ..SMALL };
@@ -416,7 +416,7 @@ fn replayed(
         let (mut held, mut batches) = (Vec::new(), Vec::new());
         for _ in 0..random.u64(20..60) {
             if let Some(Some(batch)) = poll_once(rig.spool.next_in_doubt()).await {
-                batches.push(put_again(batch, random.u64(..3)));
+                batches.push(upload_again(batch, random.u64(..3)));
             }
             let seq = rig.seq.get();
             if rig.send(&[&payload(seq)]).await.is_err() {
@@ -431,8 +431,8 @@ fn replayed(
     })
 }
 
-/// Puts a begun batch, with the payloads it was begun with in their order.
-fn put_again(mut batch: BatchInDoubt, pause: u64) -> Task<()> {
+/// Uploads a batch in doubt again and checks that its payloads are those of its intent, in order.
+fn upload_again(mut batch: BatchInDoubt, pause: u64) -> Task<()> {
     rt::spawn(async move {
         let payloads = read(&mut batch).await;
         let key = batch.key().to_owned();
@@ -444,21 +444,21 @@ fn put_again(mut batch: BatchInDoubt, pause: u64) -> Task<()> {
     })
 }
 
-/// Several processes of two cores die one after the other, each at any moment of its work.
+/// Several processes of two cores die one after the other, each at a random moment.
 #[test]
 fn crashes_in_a_row_store_everything_once() {
     let seed = std::env::var("MILLRACE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("MILLRACE_TEST_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut begun_again = 0;
+    let mut uploaded_again = 0;
     for _ in 0..6 {
         let dir = tempfile::tempdir().unwrap();
         let mut world = World::default();
         for process in 0..5 {
             let events = one_life(dir.path(), process, &mut random);
             let known = |event: &&DiskEvent| matches!(event, DiskEvent::Put { key, .. } if world.objects.contains_key(key));
-            begun_again += events.iter().filter(known).count();
+            uploaded_again += events.iter().filter(known).count();
             world = world.after(&events);
         }
         world.check("after the last");
@@ -466,21 +466,21 @@ fn crashes_in_a_row_store_everything_once() {
         let left = instances::instances(dir.path()).unwrap();
         assert_eq!(left.len(), 1, "only the last one's: {left:?}");
     }
-    println!("{begun_again} batches put again");
+    println!("{uploaded_again} batches uploaded again");
 }
 
-/// The life of the process with this number; the first three take requests, the last one stores all
-/// that is there.
+/// Runs the process with this number. The first three take requests; the last one stores
+/// everything.
 fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEvent> {
     run(async {
         let home = Home::open(dir, &format!("n{process}"), &[0, 1]).unwrap();
-        let (mut taken, orphans) = adopt(&home);
+        let (mut taken, orphans) = take_over(&home);
         power::start();
         let size = Size { slots: 20, segments: 20, checkpoint: Duration::from_millis(2), ..SMALL };
         let node = format!("n{process}");
         let rigs = [0, 1].map(|core| Rig::with(&home, &orphans, &node, size.clone(), core, None));
         let mut work = [const { (Vec::new(), Vec::new()) }; 2];
-        // Numbers that no other core and process gives.
+        // Numbers that no other core or process uses.
         rigs.iter().zip(0..).for_each(|(rig, core)| rig.seq.set(process * 500 + core * 250));
         let is_last = process == 4;
         let mut rounds = 0..if is_last { 10_000 } else { random.u64(20..60) };
@@ -493,7 +493,7 @@ fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEve
                     rig.send(&slices).await.unwrap();
                 }
                 if let Some(Some(batch)) = poll_once(rig.spool.next_in_doubt()).await {
-                    batches.push(put_again(batch, random.u64(..5)));
+                    batches.push(upload_again(batch, random.u64(..5)));
                 }
                 rig.hold(held).await;
                 rig.work(random, held, batches).await;
@@ -516,7 +516,7 @@ fn one_life(dir: &Path, process: u64, random: &mut fastrand::Rng) -> Vec<DiskEve
 }
 
 #[test]
-fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
+fn a_corrupt_journal_is_quarantined_and_loses_no_payload() {
     for damaged in [false, true] {
         run(async {
             let dir = tempfile::tempdir().unwrap();
@@ -531,8 +531,7 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
             rig.crash().await;
             let journal = &journals_at(&home.core_dir(0))[0];
             let mut bytes = fs::read(journal).unwrap();
-            // The third of six groups, or the last, which looks as if it had not been written to
-            // its end.
+            // The third of six groups, or the last, which then looks like a torn write.
             let group = if damaged { 2 } else { 5 };
             bytes[(DATA_START + group * 4096 + 140) as usize] ^= 1;
             fs::write(journal, bytes).unwrap();
@@ -544,7 +543,11 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
                 assert_eq!(read(&mut batch).await, [text(number)]);
                 batch.complete().await.unwrap();
             }
-            assert_eq!(rig.store(1).await[0].1, text(group as u32), "comes back alone");
+            assert_eq!(
+                rig.store(1).await[0].1,
+                text(group as u32),
+                "is read back as a single payload"
+            );
             until("all is replayed", || orphans.bytes() == 0).await;
             assert_eq!(instances::quarantined(dir.path()), usize::from(damaged));
             assert_eq!(rig.cells.payloads_lost.value(), 0);
@@ -553,7 +556,7 @@ fn damage_in_a_journal_is_put_aside_and_costs_no_payload() {
 }
 
 #[test]
-fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
+fn any_flipped_byte_of_a_journal_is_truncated_or_reported_and_invents_no_batch() {
     let dir = tempfile::tempdir().unwrap();
     let mut whole = Ledger::default();
     let mut runs = RunEncoder::default();
@@ -588,7 +591,7 @@ fn any_flipped_byte_of_a_journal_is_cut_or_reported_and_makes_up_no_batch() {
 }
 
 #[test]
-fn batches_with_one_key_and_other_members_are_not_relied_on() {
+fn batches_with_one_key_and_different_members_are_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
     let mut ledger = Ledger::default();
     let mut encoder = RunEncoder::default();
@@ -606,7 +609,7 @@ fn batches_with_one_key_and_other_members_are_not_relied_on() {
 }
 
 #[test]
-fn a_member_that_damage_took_is_said_and_the_others_come() {
+fn a_lost_member_is_reported_and_the_others_are_read() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -643,13 +646,13 @@ fn a_member_that_damage_took_is_said_and_the_others_come() {
         assert_eq!(rig.store(1).await[0].1, text(7));
         until("all is replayed", || orphans.bytes() == 0).await;
         assert_eq!(rig.cells.payloads_lost.value(), 3, "once");
-        // Five are stored, which the workers count.
+        // Five payloads are stored; the workers, which are absent here, would count them.
         assert_eq!(rig.cells.undecided_and_unsynced(), (5, 0));
     });
 }
 
 #[test]
-fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
+fn a_dropped_intent_leaves_the_journal_usable() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -658,8 +661,8 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
         let mut jobs = rig.pops(50).await;
         let mut dropped = Vec::new();
         for round in 0..25_u32 {
-            // Dropped at any of its first steps; what it may have got to the disk is not used for
-            // anything else.
+            // Dropped at any of its first steps. Its members are not used again, because its intent
+            // may be on the disk.
             let intended = members(&jobs[..1]);
             dropped.push(jobs.remove(0));
             let mut intend = Box::pin(rig.spool.intend("dropped", "", &intended));
@@ -699,7 +702,7 @@ fn an_intent_that_is_not_waited_for_leaves_the_journal_fit_for_others() {
 }
 
 #[test]
-fn versions_and_the_template_of_keys_come_back() {
+fn versions_and_the_key_template_are_read_back() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -713,7 +716,7 @@ fn versions_and_the_template_of_keys_come_back() {
         }
         let long = "v".repeat(VERSION_BYTES_MAX + 1);
         assert_eq!(rig.submit_with(&[b"1"], Some(&long)).err(), Some(SpoolError::VersionTooLong));
-        // The first two straight from memory, the others read back.
+        // The first two come straight from memory, the others are read back.
         let check = async |rig: &Rig| {
             for version in versions.iter().flat_map(|version| [version; 2]) {
                 let job = rig.pop().await;
@@ -739,7 +742,7 @@ fn versions_and_the_template_of_keys_come_back() {
 }
 
 #[test]
-fn what_was_put_one_by_one_once_is_never_batched() {
+fn payloads_that_may_be_single_objects_are_never_batched() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
@@ -753,10 +756,10 @@ fn what_was_put_one_by_one_once_is_never_batched() {
         let job = rig.pop().await;
         assert!(!job.record.unwrap().origin().unwrap().is_single_object(), "nobody has put it");
         rig.crash().await;
-        // A process without batches puts it, and is killed before that is noted.
+        // A process without batches uploads it and is killed before the next checkpoint.
         drop((home, taken, orphans));
         let home = Home::open(dir.path(), "o", &[0]).unwrap().with_single_objects();
-        let (taken, orphans) = adopt(&home);
+        let (taken, orphans) = take_over(&home);
         let rig = Rig::new(&home, &orphans, "o", SMALL).await;
         assert!(rig.pop().await.record.unwrap().origin().unwrap().is_single_object());
         rig.crash().await;

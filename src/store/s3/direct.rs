@@ -23,7 +23,7 @@ pub use bucket_url::Unsupported;
 pub(super) use bucket_url::server_of_bucket;
 pub use document::{ErrorDocument, error_document};
 pub(crate) use encode::base64;
-pub use reply::{Malformed, Reply, ReplyReader};
+pub use reply::{Reply, ReplyReader};
 pub use request::{Destination, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 

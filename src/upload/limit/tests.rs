@@ -1,4 +1,4 @@
-//! The limit on a simulated way to a store: puts share a link fairly, and each waits for its
+//! The limit on a simulated path to a store: PUTs share a link fairly, and each waits for its
 //! answer.
 
 use super::*;
@@ -23,11 +23,11 @@ struct Put {
     began: Instant,
     bytes: f64,
     left: f64,
-    /// Of its latency.
+    /// What remains of its latency.
     wait: f64,
 }
 
-/// What was seen over a time.
+/// What was observed over a time.
 #[derive(Debug, Default)]
 struct Seen {
     stored_bytes: f64,

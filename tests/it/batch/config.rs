@@ -233,7 +233,8 @@ fn a_start_says_what_is_set_and_what_memory_batches_add() {
             let line = format!("{name}={value:?} (environment variable MILLRACE_{name})");
             assert!(text.contains(&line), "{line} in {text}");
         }
-        let wanted = text.split(" there, ").nth(1).unwrap().split(" wanted when").next().unwrap();
+        let wanted =
+            text.split(" available, ").nth(1).unwrap().split(" needed when").next().unwrap();
         let (number, unit) = wanted.split_once(' ').unwrap();
         assert!(["GiB", "MiB"].contains(&unit), "{wanted}");
         number.parse::<f64>().unwrap() * if unit == "GiB" { 1024.0 } else { 1.0 }

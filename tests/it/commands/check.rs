@@ -269,7 +269,7 @@ fn names_of_other_programs_are_not_shown_and_prefixed_ones_win() {
         for name in ["KEY", "STORE"] {
             let said = format!("{name} (environment variable {name}, text not shown): ");
             assert!(text.contains(&said), "{text}");
-            assert!(text.contains(&format!("set MILLRACE_{name}, even empty")), "{text}");
+            assert!(text.contains(&format!("set MILLRACE_{name}, even to nothing")), "{text}");
         }
     }
     let mended = [("KEY", "secret123"), ("MILLRACE_KEY", ""), ("NODE_ID", "secret123")];

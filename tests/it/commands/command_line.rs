@@ -30,7 +30,7 @@ fn help_and_version() {
     let (status, help) = say(dir.path(), &["--help"], &[]);
     assert_eq!(status, 0);
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    for setting in millrace::config::SETTINGS {
+    for setting in millrace::internals::config::SETTINGS {
         assert!(help.contains(&format!("--{} ", setting.flag())), "{}", setting.name);
         assert!(help.contains(&format!("[env: {}]", setting.env())), "{}", setting.name);
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use millrace::http::CONNECTION_BYTES;
+use millrace::internals::http::CONNECTION_BYTES;
 
 use crate::support::{Client, PATIENCE, Server, request};
 

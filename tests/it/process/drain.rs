@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use millrace::http::STOP_IDLE_GRACE;
+use millrace::internals::http::STOP_IDLE_GRACE;
 
 use crate::support::needs::up_to_two_cores;
 use crate::support::{

@@ -340,7 +340,8 @@ fn shared_files_pass_or_are_named_with_the_entry() {
 fn our_own_settings_that_are_not_utf8_are_refused_by_name() {
     let bucket = Bucket::new();
     let bytes = OsStr::from_bytes(NOT_UTF8);
-    let names = millrace::config::SETTINGS.iter().flat_map(|s| [s.name.to_owned(), s.env()]);
+    let names =
+        millrace::internals::config::SETTINGS.iter().flat_map(|s| [s.name.to_owned(), s.env()]);
     let names: Vec<String> = names.collect();
     let all: Vec<_> = names.iter().map(|name| (name.as_str(), bytes)).collect();
     let (bare, prefixed): (Vec<_>, Vec<_>) =

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
+use millrace::internals::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use socket2::SockRef;
 
 use crate::support::{Client, Server, chunked_request, request};

@@ -6,10 +6,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use millrace::config::S3Client;
-use millrace::store::Class::{self, StoreWide, Transient};
-use millrace::store::s3::{Overrides, S3Control};
-use millrace::store::{Object, Store};
+use millrace::internals::config::S3Client;
+use millrace::internals::store::Class::{self, StoreWide, Transient};
+use millrace::internals::store::s3::{Overrides, S3Control};
+use millrace::internals::store::{Object, Store};
 
 use crate::support::s3::{ACCESS_KEY, SECRET_KEY};
 use crate::support::s3_client::{

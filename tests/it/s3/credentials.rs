@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use aws_smithy_types::date_time::Format;
 use glommio::timer::Timer;
-use millrace::config::S3Client;
-use millrace::store::s3::{self, Overrides, StartError};
-use millrace::store::{Class, Object};
+use millrace::internals::config::S3Client;
+use millrace::internals::store::s3::{self, Overrides, StartError};
+use millrace::internals::store::{Class, Object};
 
 use crate::support::child;
 use crate::support::imds::{Imds, RoleKeys};

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use glommio::timer::Timer;
-use millrace::config::{S3Client, S3Options};
-use millrace::store::{Object, Store};
+use millrace::internals::config::{S3Client, S3Options};
+use millrace::internals::store::{Object, Store};
 
 use crate::support::s3::{BUCKET, S3Server, deaf_listener};
 use crate::support::s3_client::{

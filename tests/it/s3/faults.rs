@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_smithy_types::date_time::{DateTime, Format};
 use futures_lite::future;
 use glommio::timer::Timer;
-use millrace::config::{S3Client, S3Options};
-use millrace::store::Class::{self, Object, StoreWide, Transient};
-use millrace::store::{self, Store};
+use millrace::internals::config::{S3Client, S3Options};
+use millrace::internals::store::Class::{self, Object, StoreWide, Transient};
+use millrace::internals::store::{self, Store};
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY, deaf_listener};
 use crate::support::s3_client::{

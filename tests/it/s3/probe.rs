@@ -2,10 +2,10 @@
 
 use std::net::TcpListener;
 
-use millrace::config::S3Client;
-use millrace::store::s3::probe::{Probe, ProbeError};
-use millrace::store::s3::sdk::S3Store;
-use millrace::store::s3::{self, Overrides};
+use millrace::internals::config::S3Client;
+use millrace::internals::store::s3::probe::{Probe, ProbeError};
+use millrace::internals::store::s3::sdk::S3Store;
+use millrace::internals::store::s3::{self, Overrides};
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server};
 use crate::support::s3_client::{UNRESOLVABLE, keys, on_executor, options, overrides, target};

@@ -4,11 +4,11 @@
 use std::ffi::OsString;
 use std::net::TcpListener;
 
-use millrace::config::S3Client;
-use millrace::store::s3::proxies::Proxies;
-use millrace::store::s3::sdk::S3Store;
-use millrace::store::s3::{self, Overrides};
-use millrace::store::{Class, Object};
+use millrace::internals::config::S3Client;
+use millrace::internals::store::s3::proxies::Proxies;
+use millrace::internals::store::s3::sdk::S3Store;
+use millrace::internals::store::s3::{self, Overrides};
+use millrace::internals::store::{Class, Object};
 
 use crate::s3::wire::tls_for;
 use crate::support::proxy::ProxyServer;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use millrace::config::{Checksum, S3Client, S3Options, SignPayload};
-use millrace::store::s3;
-use millrace::store::s3::probe::Probe;
-use millrace::store::s3::sdk::S3Store;
-use millrace::store::{Class, Object};
+use millrace::internals::config::{Checksum, S3Client, S3Options, SignPayload};
+use millrace::internals::store::s3;
+use millrace::internals::store::s3::probe::Probe;
+use millrace::internals::store::s3::sdk::S3Store;
+use millrace::internals::store::{Class, Object};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -271,7 +271,8 @@ fn an_unknown_authority_is_refused_and_https_is_not_left(client: S3Client) {
         assert_eq!((error.class, error.code.as_str()), (Class::Transient, "TlsFailed"));
         assert!(error.message.contains("UnknownIssuer"), "{}", error.message);
 
-        let trusting = millrace::store::s3::Overrides { roots: vec![root], ..overrides(&server) };
+        let trusting =
+            millrace::internals::store::s3::Overrides { roots: vec![root], ..overrides(&server) };
         let (_aws, store) = store_at(target(options(client)), trusting).await;
         store.put(&Object::of("k", &payload("{}"))).await.expect("a known authority");
         server.fail_next(Fault::redirect(&format!("{}/{BUCKET}/k", plain.url())));
@@ -294,7 +295,8 @@ fn signatures_cover_the_payload_where_tls_does_not(client: S3Client) {
     let (tls, root, _) = tls_for(&["127.0.0.1"]);
     let server = S3Server::start_with(Options { tls: Some(tls), ..Options::default() });
     on_executor(async {
-        let trusting = millrace::store::s3::Overrides { roots: vec![root], ..overrides(&server) };
+        let trusting =
+            millrace::internals::store::s3::Overrides { roots: vec![root], ..overrides(&server) };
         for (sign_payload, expected) in [
             (SignPayload::Auto, "UNSIGNED-PAYLOAD"),
             (SignPayload::Always, hash),

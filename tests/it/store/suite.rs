@@ -5,13 +5,15 @@
 //! to read back.
 
 use aws_credential_types::Credentials;
-use millrace::coding::Coding;
-use millrace::config::{Checksum, FaultPlan, FileMode, S3Client, S3Options, SignPayload};
-use millrace::queue::job::{Origin, Payload};
-use millrace::store::file::FileStore;
-use millrace::store::s3::sdk::S3Store;
-use millrace::store::s3::{self, Overrides, S3Target};
-use millrace::store::{Class, Object, Store, StoreSeed};
+use millrace::internals::coding::Coding;
+use millrace::internals::config::{
+    Checksum, FaultPlan, FileMode, S3Client, S3Options, SignPayload,
+};
+use millrace::internals::queue::job::{Origin, Payload};
+use millrace::internals::store::file::FileStore;
+use millrace::internals::store::s3::sdk::S3Store;
+use millrace::internals::store::s3::{self, Overrides, S3Target};
+use millrace::internals::store::{Class, Object, Store, StoreSeed};
 
 use crate::support::child;
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};

@@ -79,7 +79,8 @@ pub fn seen_by(server: &Server) -> PathBuf {
 pub fn run_in_namespace(server: &Server, script: &str) {
     let mut run = Command::new("nsenter");
     let script = format!("cd {}; {script}", server.dir().path().display());
-    run.args(["-t", &server.pid().to_string(), "-m", "sh", "-ec", &script]);
+    // With its root: it may run in a chroot of this namespace.
+    run.args(["-t", &server.pid().to_string(), "-m", "-r", "sh", "-ec", &script]);
     let run = run.output().unwrap();
     assert!(run.status.success(), "{script}: {}", String::from_utf8_lossy(&run.stderr));
 }

@@ -63,7 +63,7 @@ pub fn command(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Command 
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.current_dir(dir).args(args).env_clear().env("RUST_BACKTRACE", "0");
     for (name, value) in settings {
-        match millrace::config::SETTINGS.iter().find(|s| s.name == *name) {
+        match millrace::internals::config::SETTINGS.iter().find(|s| s.name == *name) {
             Some(setting) => command.env(setting.env(), value),
             None => command.env(name, value),
         };

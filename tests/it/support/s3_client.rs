@@ -8,11 +8,11 @@ use aws_credential_types::Credentials;
 use futures_lite::future;
 use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement};
-use millrace::config::{S3Client, S3Options};
-use millrace::queue::job::{Origin, Payload};
-use millrace::store::s3::proxies::Proxies;
-use millrace::store::s3::{self, Overrides, S3Control, S3Target};
-use millrace::store::{Store, StoreSeed};
+use millrace::internals::config::{S3Client, S3Options};
+use millrace::internals::queue::job::{Origin, Payload};
+use millrace::internals::store::s3::proxies::Proxies;
+use millrace::internals::store::s3::{self, Overrides, S3Control, S3Target};
+use millrace::internals::store::{Store, StoreSeed};
 
 use super::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
@@ -56,10 +56,10 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
 macro_rules! on_both_clients {
     ($($scenario:ident),+ $(,)?) => {
         mod direct {
-            $(#[test] fn $scenario() { super::$scenario(millrace::config::S3Client::Direct); })+
+            $(#[test] fn $scenario() { super::$scenario(millrace::internals::config::S3Client::Direct); })+
         }
         mod sdk {
-            $(#[test] fn $scenario() { super::$scenario(millrace::config::S3Client::Sdk); })+
+            $(#[test] fn $scenario() { super::$scenario(millrace::internals::config::S3Client::Sdk); })+
         }
     };
 }

@@ -1,0 +1,102 @@
+//! What tests, benches and fuzz targets use of the inside; not an interface, and nothing else is visible outside the crate.
+
+pub mod batch {
+    pub mod encoder {
+        pub use crate::batch::encoder::{Encoder, EncoderShared, lines};
+    }
+}
+pub mod cli {
+    pub use crate::cli::{Command, parse};
+}
+pub mod coding {
+    pub use crate::coding::{Coding, Compression};
+}
+pub mod config {
+    pub use crate::config::{
+        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, S3Client, S3Options, SETTINGS,
+        SignPayload, StoreUrl,
+    };
+}
+pub mod http {
+    pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
+    pub mod parse {
+        pub use crate::http::parse::{Scratch, parse};
+    }
+    pub mod reply {
+        pub use crate::http::reply::Answer;
+    }
+    pub mod request {
+        pub use crate::http::request::{split, wrong_route};
+    }
+    pub mod tokens {
+        pub use crate::http::tokens::{TokenSet, TokenView};
+    }
+}
+pub mod key {
+    pub use crate::key::{EventTime, KeyOf, KeyTemplate, Partition};
+}
+pub mod limits {
+    pub use crate::limits::Limits;
+}
+pub mod log {
+    pub use crate::log::start;
+}
+pub mod metrics {
+    pub use crate::metrics::cells;
+}
+pub mod queue {
+    pub mod admission {
+        pub use crate::queue::admission::{Admission, Need, Refusal};
+    }
+    pub mod fifo {
+        pub use crate::queue::fifo::Fifo;
+    }
+    pub mod job {
+        pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
+    }
+}
+pub mod spool {
+    pub mod format {
+        pub use crate::spool::format::{
+            CHECKPOINT_BYTES, Checkpoint, DATA_START, HEAD_BYTES, Label, finish_group, group_bytes,
+            group_records, keys_bytes, record_bytes, write_keys, write_record,
+        };
+        pub mod record {
+            pub use crate::spool::format::record::{
+                SpoolRecord, done_bytes, intent_record, write_done,
+            };
+        }
+        pub mod runs {
+            pub use crate::spool::format::runs::{RunEncoder, Runs};
+        }
+        pub mod scan {
+            pub use crate::spool::format::scan::{ScanStep, walk};
+        }
+    }
+}
+pub mod store {
+    pub use crate::store::{Class, Integrity, Object, Store, StoreSeed, Summing, Sums};
+    pub mod file {
+        pub use crate::store::file::FileStore;
+    }
+    pub mod s3 {
+        pub use crate::store::s3::{Overrides, S3Control, S3Target, StartError, start};
+        pub mod dial {
+            pub use crate::store::s3::dial::ServerAddress;
+        }
+        pub mod direct {
+            pub use crate::store::s3::direct::{
+                Destination, Identity, Put, ReplyReader, Signer, Template, error_document,
+            };
+        }
+        pub mod probe {
+            pub use crate::store::s3::probe::{Probe, ProbeError};
+        }
+        pub mod proxies {
+            pub use crate::store::s3::proxies::Proxies;
+        }
+        pub mod sdk {
+            pub use crate::store::s3::sdk::S3Store;
+        }
+    }
+}
