@@ -1,5 +1,5 @@
-//! Byte budgets of one core. A holder of memory also holds a [`Charge`], which is released when it is dropped. A gauge
-//! shows how much is used.
+//! Byte budgets of one core. A holder of memory also holds a [`Charge`], which is released when it
+//! is dropped. A gauge shows how much is used.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,8 +7,9 @@ use std::rc::Rc;
 use crate::metrics::Cell64;
 use crate::sync::Signal;
 
-/// The bytes that a core may use for one purpose: bodies that are being read, decompressed or waiting for room
-/// (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches (`BATCH_MEMORY`).
+/// The bytes that a core may use for one purpose: bodies that are being read, decompressed or
+/// waiting for room (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches
+/// (`BATCH_MEMORY`).
 pub struct Budget {
     max: usize,
     used: Cell<usize>,
@@ -100,8 +101,8 @@ impl Drop for Charge {
     }
 }
 
-/// A growing buffer that is charged to a [`Budget`] by its capacity, until it is dropped or [`ChargedBytes::into_bytes`]
-/// is called.
+/// A growing buffer that is charged to a [`Budget`] by its capacity, until it is dropped or
+/// [`ChargedBytes::into_bytes`] is called.
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     max: usize,
@@ -109,9 +110,9 @@ pub struct ChargedBytes {
 }
 
 impl ChargedBytes {
-    /// Size of the first allocation. From there capacity doubles, so a body is charged for at most twice what has arrived,
-    /// whatever was announced. At the default limits, stalled clients on every connection of a core just use up its
-    /// budget: 16384 × 4 KiB = 64 MiB.
+    /// Size of the first allocation. From there capacity doubles, so a body is charged for at most
+    /// twice what has arrived, whatever was announced. At the default limits, stalled clients on
+    /// every connection of a core just use up its budget: 16384 × 4 KiB = 64 MiB.
     const FIRST_CAPACITY: usize = 4 * 1024;
 
     /// An empty buffer that grows up to `max` bytes.

@@ -1,5 +1,6 @@
-//! The control executor: unpinned, beside the data cores. It owns what is not per core (signals, the admin listener, the
-//! store's names and credentials), starts the cores, and supervises their stop.
+//! The control executor: unpinned, beside the data cores. It owns what is not per core (signals,
+//! the admin listener, the store's names and credentials), starts the cores, and supervises their
+//! stop.
 
 mod admin;
 mod bind;
@@ -73,8 +74,8 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
     Ok(executor.run(main))
 }
 
-/// Serves until a signal or a core's death, then stops. A signal that comes before it serves ends the process, see
-/// [`Signals`].
+/// Serves until a signal or a core's death, then stops. A signal that comes before it serves ends
+/// the process, see [`Signals`].
 pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit {
     match start(config, signals, reloader).await {
         Ok(server) => server.run().await,
@@ -92,10 +93,11 @@ struct Supervisor {
     cells: Cells,
     /// Control's ends of the cores' control channels.
     core_channels: Vec<Socket>,
-    /// Duplicates of the cores' listeners. A dead core's is shut down so that the kernel gives it no more connections, and
-    /// is then `None`.
+    /// Duplicates of the cores' listeners. A dead core's is shut down so that the kernel gives it
+    /// no more connections, and is then `None`.
     listeners: RefCell<Vec<Option<Socket>>>,
-    /// Shut down at the very end, because a hanging disk can keep the ended process, and so its ports, for a long time.
+    /// Shut down at the very end, because a hanging disk can keep the ended process, and so its
+    /// ports, for a long time.
     admin: Option<Socket>,
     /// Holds the lock of this process's spool directory until the process ends.
     home: Option<Arc<Home>>,
@@ -186,7 +188,8 @@ async fn start(
                 .map(|(home, orphans)| spools::setup(&config, index, cells, home, orphans)),
             spare_cpus: spare.clone(),
         };
-        // Not joined: a hanging thread must not delay the exit, and the cells say when a core has ended.
+        // Not joined: a hanging thread must not delay the exit, and the cells say when a core has
+        // ended.
         core::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
@@ -221,8 +224,8 @@ fn spare_cpus(cores: &[usize]) -> Vec<usize> {
     allowed.iter().map(|core| core.id).filter(|id| !cores.contains(id)).collect()
 }
 
-/// While dead letters cannot be written, tries whether the directory accepts them again. Also measures it now and then,
-/// because a replay that runs beside this server removes dead letters.
+/// While dead letters cannot be written, tries whether the directory accepts them again. Also
+/// measures it now and then, because a replay that runs beside this server removes dead letters.
 fn watch_dead_letters(dead_letters: DeadLetters) {
     rt::spawn(async move {
         let mut measured = rt::now();
@@ -361,7 +364,8 @@ impl Supervisor {
         strictly_within(left, async { Some(self.events.next().await) }, || None).await
     }
 
-    /// Sends one byte to every core. The first means serve, the second drain, the third force the stop.
+    /// Sends one byte to every core. The first means serve, the second drain, the third force the
+    /// stop.
     fn command_all(&self) {
         for mut channel in &self.core_channels {
             let _or_the_core_is_dead = channel.write(b"!");
@@ -372,7 +376,8 @@ impl Supervisor {
         self.cells.iter().all(|c| c.is(CoreState::Stopped) || c.is(CoreState::Died))
     }
 
-    /// Shuts the listeners of dead cores down, so that the kernel gives them no more connections. True if any core is dead.
+    /// Shuts the listeners of dead cores down, so that the kernel gives them no more connections.
+    /// True if any core is dead.
     fn shut_dead_cores(&self) -> bool {
         let mut any = false;
         for (at, cells) in self.cells.iter().enumerate() {
@@ -442,7 +447,8 @@ struct Summary {
 }
 
 impl Summary {
-    /// Logs the last line of a server. With dead letters it is a warning that says where they are and what to do.
+    /// Logs the last line of a server. With dead letters it is a warning that says where they are
+    /// and what to do.
     fn log(&self, dead_letter_dir: &Path) {
         let Summary { accepted, stored, dead_lettered, at_stop, left_in_spool, lost } = *self;
         if dead_lettered == 0 {

@@ -1,9 +1,10 @@
-//! One data core: a pinned executor with its own listener, connections, pipeline and store, and the order in which they
-//! start and stop.
+//! One data core: a pinned executor with its own listener, connections, pipeline and store, and the
+//! order in which they start and stop.
 //!
-//! A core and the control executor share the core's cells and a control channel, a socket pair. On it control sends one
-//! byte to make the core serve, one to make it drain and one to force the stop; the core sends one byte whenever its
-//! state has changed. They share nothing else, and nothing at all on the data path.
+//! A core and the control executor share the core's cells and a control channel, a socket pair. On
+//! it control sends one byte to make the core serve, one to make it drain and one to force the
+//! stop; the core sends one byte whenever its state has changed. They share nothing else, and
+//! nothing at all on the data path.
 
 mod drain;
 mod host;
@@ -57,7 +58,8 @@ impl Core {
         Core { net, cells, server, pipeline, stop }
     }
 
-    /// Ends admission: turns away requests that wait for room, and closes idle connections and the listener.
+    /// Ends admission: turns away requests that wait for room, and closes idle connections and the
+    /// listener.
     fn close(&self) {
         self.stop.closed.set(true);
         self.pipeline.close();

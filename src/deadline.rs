@@ -1,9 +1,11 @@
-//! Waits with a deadline. Every wait for a peer goes through here, or has a comment that says why not.
+//! Waits with a deadline. Every wait for a peer goes through here, or has a comment that says why
+//! not.
 //!
-//! A deadline must not blame a peer for time in which this process did not run. After a virtual machine was paused, or a
-//! process stopped and continued, all deadlines have passed, and the sockets hold all that arrived meanwhile. So before
-//! such a deadline is acted on, two checks are made: whether it is noticed so late that the peer had no chance
-//! ([`was_paused`]), and whether bytes have arrived that were not read yet ([`collect_arrived`]).
+//! A deadline must not blame a peer for time in which this process did not run. After a virtual
+//! machine was paused, or a process stopped and continued, all deadlines have passed, and the
+//! sockets hold all that arrived meanwhile. So before such a deadline is acted on, two checks are
+//! made: whether it is noticed so late that the peer had no chance ([`was_paused`]), and whether
+//! bytes have arrived that were not read yet ([`collect_arrived`]).
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -15,8 +17,8 @@ use futures_lite::future;
 use crate::net::Net;
 use crate::rt::{self, Timer};
 
-/// Runs `work`, or returns `late()` once the peer that `work` waits for has had `limit`. `work` is polled first, so a
-/// result that is ready costs no timer. When it is late, it is dropped.
+/// Runs `work`, or returns `late()` once the peer that `work` waits for has had `limit`. `work` is
+/// polled first, so a result that is ready costs no timer. When it is late, it is dropped.
 pub async fn within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
@@ -27,21 +29,22 @@ pub async fn within<T>(
 
 /// A delay that a busy core does not explain, …
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
-/// … and the divisor of a limit that gives the delay that matters: a peer that had three quarters of its time was treated
-/// fairly.
+/// … and the divisor of a limit that gives the delay that matters: a peer that had three quarters
+/// of its time was treated fairly.
 const PAUSE_SHARE: u32 = 4;
 
-/// Whether this process was paused or got no CPU, judged by a deadline after `limit` that was noticed `late` after it had
-/// passed. If so, the peer gets the whole limit again.
+/// Whether this process was paused or got no CPU, judged by a deadline after `limit` that was
+/// noticed `late` after it had passed. If so, the peer gets the whole limit again.
 pub fn was_paused(limit: Duration, late: Duration) -> bool {
     late > (limit / PAUSE_SHARE).max(PAUSE_LEAST)
 }
 
-/// How often a deadline that has passed lets other tasks read what has arrived: an answer may pass from the socket to the
-/// connection's task, and from there to the task that waits.
+/// How often a deadline that has passed lets other tasks read what has arrived: an answer may pass
+/// from the socket to the connection's task, and from there to the task that waits.
 const COLLECT_ROUNDS: usize = 3;
 
-/// Collects what the kernel has for the sockets of this executor, and runs the tasks that wait for it.
+/// Collects what the kernel has for the sockets of this executor, and runs the tasks that wait for
+/// it.
 pub async fn collect_arrived() {
     if let Some(net) = Net::of_this_executor() {
         net.run_tasks_and_turn().await;
@@ -49,7 +52,8 @@ pub async fn collect_arrived() {
     rt::yield_now().await;
 }
 
-/// Runs `work`, or returns `late()` once `limit` has passed. For schedules of our own, which a pause does not extend.
+/// Runs `work`, or returns `late()` once `limit` has passed. For schedules of our own, which a
+/// pause does not extend.
 pub async fn strictly_within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
@@ -62,15 +66,16 @@ pub async fn strictly_within<T>(
     future::or(work, time_up).await
 }
 
-/// One task's timer, kept from wait to wait. While an earlier timer is still set and fires in time, the next wait only reads
-/// the clock and costs no timer operation.
+/// One task's timer, kept from wait to wait. While an earlier timer is still set and fires in time,
+/// the next wait only reads the clock and costs no timer operation.
 #[derive(Default)]
 pub struct Alarm {
     set: Option<(Instant, Timer)>,
 }
 
 impl Alarm {
-    /// Ready once `deadline` has passed. Otherwise the task is woken then, or earlier. Only one task may poll it.
+    /// Ready once `deadline` has passed. Otherwise the task is woken then, or earlier. Only one
+    /// task may poll it.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let now = rt::now();
         if now >= deadline {
@@ -174,7 +179,8 @@ mod tests {
         use std::io::Write as _;
         rt::run_test(async {
             let net = Net::here().unwrap();
-            // A pause that is long for the limit, and one that is not long and ends just after the limit.
+            // A pause that is long for the limit, and one that is not long and ends just after the
+            // limit.
             for (limit, pause_for) in [(SHORT, 10 * SHORT), (5 * SHORT, 6 * SHORT)] {
                 let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();

@@ -16,26 +16,28 @@ use std::time::Duration;
 
 use crate::net;
 
-/// Longest request head (request line and header fields) that a connection buffers: hyper's `max_buf_size`. nginx and
-/// the AWS load balancers also allow 16 KiB.
+/// Longest request head (request line and header fields) that a connection buffers: hyper's
+/// `max_buf_size`. nginx and the AWS load balancers also allow 16 KiB.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Most memory of one open connection, kernel buffers aside: a head of [`HEAD_BYTES_MAX`] in hyper's read buffer; hyper's
-/// write buffer of 8 KiB; 16 KiB (about 14 KiB measured) for the task with hyper's state, header fields being parsed, the
-/// socket and the allocator's rounding; and one receive buffer's bytes, copied when the core's pool was empty. Measured:
-/// 21 kB after a request, 2 kB once silent (10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields that is
+/// Most memory of one open connection, kernel buffers aside: a head of [`HEAD_BYTES_MAX`] in
+/// hyper's read buffer; hyper's write buffer of 8 KiB; 16 KiB (about 14 KiB measured) for the task
+/// with hyper's state, header fields being parsed, the socket and the allocator's rounding; and one
+/// receive buffer's bytes, copied when the core's pool was empty. Measured: 21 kB after a request,
+/// 2 kB once silent (10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields that is
 /// incomplete or awaits its body (2,000 connections).
 pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + net::BUFFER_BYTES;
 
-/// How much of a refused request is read and discarded so that the early answer reaches a client that is still sending.
-/// Closing earlier makes the kernel send RST, which destroys the answer in the client's buffer. 1 MiB (two default socket
-/// buffers) is what a client usually has in flight before it reads replies.
+/// How much of a refused request is read and discarded so that the early answer reaches a client
+/// that is still sending. Closing earlier makes the kernel send RST, which destroys the answer in
+/// the client's buffer. 1 MiB (two default socket buffers) is what a client usually has in flight
+/// before it reads replies.
 pub const LINGER_BYTES_MAX: usize = 1 << 20;
 
 /// How long such a connection is kept at most: two round trips on a bad mobile network.
 pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// How long an idle connection stays open after a stop has begun, or after it was accepted during the stop, because its
-/// client may be sending the next request. Half a second is a round trip on a bad mobile network, and how long a stop
-/// with idle connections takes.
+/// How long an idle connection stays open after a stop has begun, or after it was accepted during
+/// the stop, because its client may be sending the next request. Half a second is a round trip on a
+/// bad mobile network, and how long a stop with idle connections takes.
 pub const STOP_IDLE_GRACE: Duration = Duration::from_millis(500);

@@ -1,6 +1,8 @@
-//! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per core.
+//! `millrace`: JSON collections over HTTP in, every payload to Amazon S3, one pinned executor per
+//! core.
 //!
-//! The modules form layers. Imports point downwards only; `tests/structure.rs` checks this. From the top:
+//! The modules form layers. Imports point downwards only; `tests/structure.rs` checks this. From
+//! the top:
 //!
 //! | module | holds |
 //! |---|---|
@@ -31,20 +33,25 @@
 //!
 //! Start with `http/request`: handle → split → admit → enqueue → wait → answer.
 //!
-//! With `OBJECT=batch`, one task (`batch::gather`) between queue and workers gathers payloads into larger objects, which
-//! `key` names. A request with an ack level above `queued` waits in `http::ack`: for the store, or for the `spool`. The
-//! spool writes payloads to disk before they are queued, holds those for which the queue has no room, and takes over the
-//! orphaned spools of crashed processes.
+//! With `OBJECT=batch`, one task (`batch::gather`) between queue and workers gathers payloads into
+//! larger objects, which `key` names. A request with an ack level above `queued` waits in
+//! `http::ack`: for the store, or for the `spool`. The spool writes payloads to disk before they
+//! are queued, holds those for which the queue has no room, and takes over the orphaned spools of
+//! crashed processes.
 //!
 //! Invariants, each kept in the modules named:
 //!
-//! 1. Nothing acknowledged is silently lost: it is stored, spooled, dead-lettered, or counted and reported (`upload`,
-//!    `core`).
-//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`, `queue::admission`, `http::body`).
-//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`, `metrics`).
+//! 1. Nothing acknowledged is silently lost: it is stored, spooled, dead-lettered, or counted and
+//!    reported (`upload`, `core`).
+//! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`,
+//!    `queue::admission`, `http::body`).
+//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`,
+//!    `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
-//! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`, `key`).
-//! 6. A slow or dead store slows admission, but never accepting, health checks or stopping (`upload`, `control`).
+//! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`,
+//!    `key`).
+//! 6. A slow or dead store slows admission, but never accepting, health checks or stopping
+//!    (`upload`, `control`).
 
 #![deny(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]

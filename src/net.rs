@@ -1,13 +1,15 @@
-//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes costs no system call.
-//! Also the durable writes of its spool ([`File`]).
+//! The sockets of one executor: TCP on an io_uring beside glommio's own, where waiting for bytes
+//! costs no system call. Also the durable writes of its spool ([`File`]).
 //!
-//! Every operation is a submission. One task, the driver, takes turns: it submits all operations since its last turn in
-//! one system call, reads the completions and wakes the tasks that wait for them. It repeats this while operations
-//! complete, and lets all other tasks run between two turns. Then it naps: it sleeps in this ring for as long as
-//! `set_nap` says, which takes one call. After that it sleeps on glommio until a completion signals the ring's eventfd.
+//! Every operation is a submission. One task, the driver, takes turns: it submits all operations
+//! since its last turn in one system call, reads the completions and wakes the tasks that wait for
+//! them. It repeats this while operations complete, and lets all other tasks run between two turns.
+//! Then it naps: it sleeps in this ring for as long as `set_nap` says, which takes one call. After
+//! that it sleeps on glommio until a completion signals the ring's eventfd.
 //!
-//! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive is in flight only
-//! while a task waits for it, so unread bytes stay in the kernel, and TCP slows the peer down.
+//! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
+//! is in flight only while a task waits for it, so unread bytes stay in the kernel, and TCP slows
+//! the peer down.
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
@@ -40,7 +42,8 @@ use ring::{Buffer, Completion, OpResult, Outgoing, Ring};
 
 /// Most bytes that one write accepts. The next write waits until the kernel has taken them.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
-/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150 bytes, a small PUT 1 KiB.
+/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150
+/// bytes, a small PUT 1 KiB.
 const SEND_BYTES_KEPT: usize = 4 << 10;
 
 thread_local! {
@@ -142,13 +145,15 @@ impl Net {
         Ok(net)
     }
 
-    /// Sets how long the driver keeps polling when nothing completes, before it sleeps. Trades CPU for latency.
+    /// Sets how long the driver keeps polling when nothing completes, before it sleeps. Trades CPU
+    /// for latency.
     pub fn set_spin(&self, spin: Duration) {
         self.spin.set(spin);
     }
 
-    /// Sets how long the driver may nap (sleep in its own ring) before it lets glommio sleep. A nap delays timers and
-    /// whatever else glommio waits for by up to that time. There is no nap while a task holds a [`rt::foreign_wait`].
+    /// Sets how long the driver may nap (sleep in its own ring) before it lets glommio sleep. A nap
+    /// delays timers and whatever else glommio waits for by up to that time. There is no nap while
+    /// a task holds a [`rt::foreign_wait`].
     pub fn set_nap(&self, nap: Duration) {
         self.nap.set(nap);
     }
@@ -192,7 +197,8 @@ impl Net {
         self.turn_now();
     }
 
-    /// Takes a turn now: submits operations, reads completions and wakes the tasks that wait for them.
+    /// Takes a turn now: submits operations, reads completions and wakes the tasks that wait for
+    /// them.
     pub fn turn_now(&self) {
         self.turn();
         self.pushed();
@@ -213,7 +219,8 @@ impl Net {
         })
     }
 
-    /// Cancels the operations of a dropped socket, which is closed when the last of them has completed.
+    /// Cancels the operations of a dropped socket, which is closed when the last of them has
+    /// completed.
     fn abandon(&self, token: usize) {
         let mut sockets = self.sockets.borrow_mut();
         let entry = &mut sockets[token];
@@ -227,7 +234,8 @@ impl Net {
             sockets.remove(token);
             return;
         }
-        // The entry, and so the descriptor, stays until then: the kernel must not see a number that is reused.
+        // The entry, and so the descriptor, stays until then: the kernel must not see a number that
+        // is reused.
         self.ring.borrow_mut().cancel(entry.fd.as_fd());
         drop(sockets);
         self.pushed();
@@ -262,8 +270,8 @@ impl Net {
         true
     }
 
-    /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of glommio only queues
-    /// its task and runs no code of it.
+    /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
+    /// glommio only queues its task and runs no code of it.
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
         let Completion { token, result } = completion;
         let result = match result {
@@ -314,8 +322,8 @@ impl Net {
         }
     }
 
-    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and repeats the receives that
-    /// had found none.
+    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and
+    /// repeats the receives that had found none.
     fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
         for (_, entry) in sockets.iter_mut() {
             if let ReceiveState::Held(buffer, taken) = &entry.receive {
@@ -430,8 +438,8 @@ async fn spin(net: &Net) -> bool {
     false
 }
 
-/// Sleeps in the ring itself if this executor has nothing else to do: one system call, where sleeping and waking on
-/// glommio take ten. True if there is something to do now.
+/// Sleeps in the ring itself if this executor has nothing else to do: one system call, where
+/// sleeping and waking on glommio take ten. True if there is something to do now.
 async fn nap(net: &Net) -> bool {
     let limit = net.nap.get();
     // The ring would not see the end of a foreign wait.
@@ -479,10 +487,11 @@ impl Stream {
         &self.net
     }
 
-    /// Waits for bytes and passes them to `take`, which returns how many it has read. 0 is the peer's end.
+    /// Waits for bytes and passes them to `take`, which returns how many it has read. 0 is the
+    /// peer's end.
     ///
-    /// `take` must not use this or any other socket or file of the same executor: it runs while the ring and the
-    /// sockets are borrowed, and re-entry panics.
+    /// `take` must not use this or any other socket or file of the same executor: it runs while the
+    /// ring and the sockets are borrowed, and re-entry panics.
     pub fn poll_read_with(
         &self,
         cx: &mut Context<'_>,
@@ -549,7 +558,8 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Bytes that have arrived and are unread, here and in the kernel. The peer's end and an error count as one.
+    /// Bytes that have arrived and are unread, here and in the kernel. The peer's end and an error
+    /// count as one.
     pub fn arrived(&self) -> usize {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
@@ -562,7 +572,8 @@ impl Stream {
         here + rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize)
     }
 
-    /// Copies up to [`SEND_BYTES_MAX`] of `bytes` and sends them. Waits while an earlier send is in flight.
+    /// Copies up to [`SEND_BYTES_MAX`] of `bytes` and sends them. Waits while an earlier send is in
+    /// flight.
     pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
@@ -582,8 +593,8 @@ impl Stream {
         Poll::Ready(Ok(taken))
     }
 
-    /// Sends all of `bytes` without copying them and leaves an empty buffer in their place. False if an earlier send is in
-    /// flight or has failed.
+    /// Sends all of `bytes` without copying them and leaves an empty buffer in their place. False
+    /// if an earlier send is in flight or has failed.
     pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
@@ -665,7 +676,8 @@ pub struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// The socket's number and the bytes acknowledged so far, or `None` once it is closed. One system call.
+    /// The socket's number and the bytes acknowledged so far, or `None` once it is closed. One
+    /// system call.
     pub fn read(&self) -> Option<(u64, u64)> {
         let net = self.net.upgrade()?;
         let sockets = net.sockets.borrow();
@@ -673,8 +685,8 @@ impl Acknowledged {
         Some((self.number, bytes_acknowledged(entry.fd.as_fd()).ok()?))
     }
 
-    /// Makes closing the socket discard what it has not sent yet. Otherwise the kernel keeps sending up to 4 MiB
-    /// (`tcp_wmem`) over a link that may already be too slow.
+    /// Makes closing the socket discard what it has not sent yet. Otherwise the kernel keeps
+    /// sending up to 4 MiB (`tcp_wmem`) over a link that may already be too slow.
     pub fn discard_on_close(&self) {
         let Some(net) = self.net.upgrade() else { return };
         let sockets = net.sockets.borrow();
@@ -684,8 +696,8 @@ impl Acknowledged {
     }
 }
 
-/// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`). These bytes have reached the peer, not
-/// only the socket buffer.
+/// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`). These bytes have
+/// reached the peer, not only the socket buffer.
 #[expect(unsafe_code, reason = "neither socket2 nor rustix has TCP_INFO")]
 fn bytes_acknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the structure holds plain numbers, for which all zeros is a value.
@@ -760,7 +772,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The next connection. Dropping the future loses none: the next call returns a connection that arrives meanwhile.
+    /// The next connection. Dropping the future loses none: the next call returns a connection that
+    /// arrives meanwhile.
     pub async fn accept(&self) -> io::Result<Stream> {
         let fd = poll_fn(|cx| {
             let mut sockets = self.net.sockets.borrow_mut();

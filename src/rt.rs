@@ -1,10 +1,13 @@
-//! The only interface to the runtime: tasks, timers, clocks, random numbers, blocking work and executors.
+//! The only interface to the runtime: tasks, timers, clocks, random numbers, blocking work and
+//! executors.
 //!
-//! No other module names glommio's executor, timers, tasks or thread pool, the system's clocks, or the source of random
-//! numbers; a test reads the sources and reports where one does. So the behaviour of a core depends only on its inputs
-//! and on this module, and a replacement of this module could run a core in simulated time.
+//! No other module names glommio's executor, timers, tasks or thread pool, the system's clocks, or
+//! the source of random numbers; a test reads the sources and reports where one does. So the
+//! behaviour of a core depends only on its inputs and on this module, and a replacement of this
+//! module could run a core in simulated time.
 //!
-//! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create threads.
+//! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create
+//! threads.
 
 mod waking;
 
@@ -21,16 +24,16 @@ pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 
-/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each of its three rings, so
-/// two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under the usual `RLIMIT_MEMLOCK` of 8 MiB. glommio's
-/// default of 10 MiB would need 90.
+/// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
+/// of its three rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under
+/// the usual `RLIMIT_MEMLOCK` of 8 MiB. glommio's default of 10 MiB would need 90.
 pub const IO_MEMORY_BYTES: usize = 512 << 10;
 
 /// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory again.
 pub const RINGS_PER_EXECUTOR: usize = 3;
 
-/// Starts a task on this executor. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run on. This call also polls
-/// it for the first time, unless the executor is due to check its rings.
+/// Starts a task on this executor. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run
+/// on. This call also polls it for the first time, unless the executor is due to check its rings.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
     glommio::spawn_local(work)
@@ -78,7 +81,8 @@ pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }
 
-/// Lets other tasks run if the kernel has completions for this executor or this task's time slice has ended.
+/// Lets other tasks run if the kernel has completions for this executor or this task's time slice
+/// has ended.
 #[inline]
 pub async fn yield_if_needed() {
     glommio::executor().yield_if_needed().await;
@@ -101,8 +105,8 @@ pub async fn is_idle() -> bool {
     executor.executor_stats().tasks_executed() <= 1
 }
 
-/// Runs `work` on the executor's blocking thread, after earlier work, and returns its result. Dropping the future does not
-/// stop the work.
+/// Runs `work` on the executor's blocking thread, after earlier work, and returns its result.
+/// Dropping the future does not stop the work.
 #[inline]
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let _wait = foreign_wait();
@@ -114,7 +118,8 @@ thread_local! {
     static FOREIGN_WAITS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A wait for a result that does not arrive through the socket ring of this executor; see [`foreign_wait`].
+/// A wait for a result that does not arrive through the socket ring of this executor; see
+/// [`foreign_wait`].
 pub struct ForeignWait {
     /// Counted on the thread that created it.
     _not_send: PhantomData<*const ()>,
@@ -126,8 +131,9 @@ impl Drop for ForeignWait {
     }
 }
 
-/// To be held while the caller waits for glommio's files or for another thread. Otherwise an executor with sockets may nap
-/// in their ring for as long as `Net::set_nap` says, where it does not notice the end of such a wait.
+/// To be held while the caller waits for glommio's files or for another thread. Otherwise an
+/// executor with sockets may nap in their ring for as long as `Net::set_nap` says, where it does
+/// not notice the end of such a wait.
 #[inline]
 pub fn foreign_wait() -> ForeignWait {
     FOREIGN_WAITS.set(FOREIGN_WAITS.get() + 1);
@@ -152,8 +158,9 @@ impl Placement {
         Placement { executor: glommio::Placement::Unbound, blocking: PoolPlacement::Unbound(1) }
     }
 
-    /// The executor on `cpu`, the blocking thread on `spare_cpus`, or anywhere if there are none. `None` if `/sys` does not
-    /// have the topology of `cpu`, because glommio then refuses or panics.
+    /// The executor on `cpu`, the blocking thread on `spare_cpus`, or anywhere if there are none.
+    /// `None` if `/sys` does not have the topology of `cpu`, because glommio then refuses or
+    /// panics.
     pub fn pinned(cpu: usize, spare_cpus: &[usize]) -> Option<Placement> {
         let online = glommio::CpuSet::online().ok()?;
         online.iter().find(|known| known.cpu == cpu)?;
@@ -182,7 +189,8 @@ impl Executor {
         Executor::made(LocalExecutorBuilder::new(glommio::Placement::Unbound).name(name))
     }
 
-    /// An executor that runs at `placement`. A task that calls [`yield_if_needed`] runs for `slice` at most.
+    /// An executor that runs at `placement`. A task that calls [`yield_if_needed`] runs for `slice`
+    /// at most.
     ///
     /// # Errors
     /// As for [`Executor::unpinned`]; or the threads cannot be pinned.

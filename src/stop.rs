@@ -1,4 +1,5 @@
-//! How far the stop of one core has come. `core::drain` sets the fields in this order and never resets them.
+//! How far the stop of one core has come. `core::drain` sets the fields in this order and never
+//! resets them.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -8,7 +9,8 @@ use crate::sync::Flag;
 /// Shared by all tasks of a core.
 #[derive(Default)]
 pub struct Stop {
-    /// The stop has begun: answers carry `connection: close`, retries come sooner, batches are closed soon.
+    /// The stop has begun: answers carry `connection: close`, retries come sooner, batches are
+    /// closed soon.
     pub draining: Flag,
     /// When the stop began.
     pub began: Cell<Option<Instant>>,

@@ -1,5 +1,5 @@
-//! Primitives with which the tasks of one executor wait for each other. Nothing here leaves its thread, so nothing is
-//! locked or atomic.
+//! Primitives with which the tasks of one executor wait for each other. Nothing here leaves its
+//! thread, so nothing is locked or atomic.
 //!
 //! | type | event | waiting tasks |
 //! |---|---|---|
@@ -23,10 +23,12 @@ pub fn keep_waker(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
-/// Tasks that wait for a condition of their owner. Each checks the condition itself when it is woken.
+/// Tasks that wait for a condition of their owner. Each checks the condition itself when it is
+/// woken.
 #[derive(Default)]
 pub struct Waiters {
-    /// One for each task that waits or has waited. They are few, and waking one too many does no harm.
+    /// One for each task that waits or has waited. They are few, and waking one too many does no
+    /// harm.
     wakers: RefCell<Vec<Waker>>,
 }
 
@@ -127,8 +129,8 @@ impl<T> OneShot<T> {
         }
     }
 
-    /// Waits for the value and takes it. `None` if `ended` says that none will follow; the code that sets `ended` must
-    /// wake the waiting task.
+    /// Waits for the value and takes it. `None` if `ended` says that none will follow; the code
+    /// that sets `ended` must wake the waiting task.
     pub async fn wait(&self, ended: &Cell<bool>) -> Option<T> {
         poll_fn(|cx| match self.value.take() {
             Some(value) => Poll::Ready(Some(value)),

@@ -1,5 +1,5 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`. It runs on the control executor, so it answers while a core is
-//! stuck.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`. It runs on the control executor, so it
+//! answers while a core is stuck.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -31,7 +31,8 @@ use crate::spool::takeover::offers::Takeover;
 
 /// How long an admin connection has for its first complete request, …
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
-/// … and from each request to the end of the next one's head. A client that scrapes less often reconnects.
+/// … and from each request to the end of the next one's head. A client that scrapes less often
+/// reconnects.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -47,9 +48,11 @@ pub struct Admin {
     /// `READY_STORE_GRACE`.
     pub store_grace: Duration,
     pub epoch: Instant,
-    /// Set by control when the stop begins, because a stuck core does not report that it is draining.
+    /// Set by control when the stop begins, because a stuck core does not report that it is
+    /// draining.
     pub stopping: Rc<Cell<bool>>,
-    /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it answers.
+    /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it
+    /// answers.
     pub store_trouble: Rc<RefCell<Option<String>>>,
 }
 
@@ -144,8 +147,8 @@ struct AdminConn {
     ended: Cell<bool>,
 }
 
-/// Serves the admin pages until the process ends. If all connections are taken, a new one replaces the one that has been
-/// silent for longest, so that no client can keep a health check waiting.
+/// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
+/// the one that has been silent for longest, so that no client can keep a health check waiting.
 pub async fn serve(admin: Rc<Admin>, listener: Listener) {
     let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {

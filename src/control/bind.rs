@@ -1,5 +1,5 @@
-//! Binds addresses that may become free only in a moment: a killed process keeps its sockets until the kernel has torn
-//! down its io_uring, which is some time after `wait` has returned.
+//! Binds addresses that may become free only in a moment: a killed process keeps its sockets until
+//! the kernel has torn down its io_uring, which is some time after `wait` has returned.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind};

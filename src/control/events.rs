@@ -1,5 +1,5 @@
-//! The events that control waits for while cores start, serve and stop. Each kind is a level, not a queue: it takes the
-//! same memory however often it occurs, and none is lost.
+//! The events that control waits for while cores start, serve and stop. Each kind is a level, not a
+//! queue: it takes the same memory however often it occurs, and none is lost.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -48,8 +48,8 @@ impl Events {
         watch(channel, self.clone(), |events| events.core_changed.set(true));
     }
 
-    /// The cores are about to serve, so stops become events from now on. `false` if one came before; then the process is
-    /// ending.
+    /// The cores are about to serve, so stops become events from now on. `false` if one came
+    /// before; then the process is ending.
     pub(super) fn hand_over(&self) -> bool {
         self.signals.hand_over()
     }

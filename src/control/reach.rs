@@ -1,8 +1,8 @@
-//! Prepares and probes the store at the start. If a spool keeps payloads meanwhile, a store that cannot be reached is
-//! probed again until it accepts them.
+//! Prepares and probes the store at the start. If a spool keeps payloads meanwhile, a store that
+//! cannot be reached is probed again until it accepts them.
 //!
-//! Only the first probe can refuse a start. Later results are in `/readyz` and in the log: by then payloads are held, and
-//! the workers keep trying them.
+//! Only the first probe can refuse a start. Later results are in `/readyz` and in the log: by then
+//! payloads are held, and the workers keep trying them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,7 +20,8 @@ use crate::store::s3::probe::{Probe, ProbeError, ProbeResult};
 use crate::store::s3::sdk::S3Store;
 use crate::store::s3::{self, Probed, S3Target};
 
-/// Pause before the second probe of a store that was not reached. Each further pause is twice as long, …
+/// Pause before the second probe of a store that was not reached. Each further pause is twice as
+/// long, …
 const PROBE_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -47,8 +48,8 @@ pub struct Unreached {
     prober: S3Store,
 }
 
-/// Prepares and probes the configured store before any core uses it. With `may_wait` the caller can do without the store
-/// for a while, so it is no error if the store cannot be reached.
+/// Prepares and probes the configured store before any core uses it. With `may_wait` the caller can
+/// do without the store for a while, so it is no error if the store cannot be reached.
 ///
 /// # Errors
 /// One sentence that names what is wrong.
@@ -107,7 +108,8 @@ fn may_pass(result: &ProbeResult) -> bool {
     result.as_ref().err().is_none_or(ProbeError::may_pass)
 }
 
-/// Starts probing a store that was not reached until it can be used. Until then the returned cell says why it cannot.
+/// Starts probing a store that was not reached until it can be used. Until then the returned cell
+/// says why it cannot.
 pub(super) fn watch(unreached: Option<Unreached>, cells: Cells) -> Rc<RefCell<Option<String>>> {
     let reason = Rc::new(RefCell::new(unreached.as_ref().map(Unreached::reason)));
     if let Some(unreached) = unreached {
@@ -129,7 +131,8 @@ impl Unreached {
                     _ => None,
                 };
             };
-            // A store that accepts payloads can be used, whatever it answers to the probe's listing.
+            // A store that accepts payloads can be used, whatever it answers to the probe's
+            // listing.
             if cells.iter().any(|cells| cells.payloads_stored.value() > 0) {
                 break None;
             }

@@ -1,4 +1,5 @@
-//! Reloads on SIGHUP: applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that have changed.
+//! Reloads on SIGHUP: applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that
+//! have changed.
 //!
 //! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else.
 
@@ -23,12 +24,14 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// `settings` are those that `flags`, the environment and the file gave at the start. Each of `requests` is a reload.
+    /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
+    /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
         Reloader { flags, settings, tokens: None, requests }
     }
 
-    /// Makes each reload also read `path` and store the tokens in `published`, which the cores read.
+    /// Makes each reload also read `path` and store the tokens in `published`, which the cores
+    /// read.
     pub fn follow_tokens(&mut self, path: PathBuf, published: Arc<ArcSwap<TokenSet>>) {
         self.tokens = Some((path, published));
     }
@@ -96,5 +99,6 @@ impl Reloader {
     }
 }
 
-/// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read again.)
+/// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read
+/// again.)
 const LOG: &str = "LOG";

@@ -1,4 +1,5 @@
-//! Signals and their effects on a server. `main` calls `install` first, before anything that can take long.
+//! Signals and their effects on a server. `main` calls `install` first, before anything that can
+//! take long.
 //!
 //! | signal | does |
 //! |---|---|
@@ -8,9 +9,10 @@
 //! | SIGKILL, and those that report a bug (SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP) | end the process |
 //! | all others | ignored |
 //!
-//! A separate thread waits for signals, so that a stop works even if the start is stuck in a disk, name resolution or a
-//! store. Until [`Signals::hand_over`] nothing was acknowledged, and the thread itself ends the process; after that it
-//! notifies the control executor. It never waits for anything but signals.
+//! A separate thread waits for signals, so that a stop works even if the start is stuck in a disk,
+//! name resolution or a store. Until [`Signals::hand_over`] nothing was acknowledged, and the
+//! thread itself ends the process; after that it notifies the control executor. It never waits for
+//! anything but signals.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,9 +31,10 @@ use crate::rt;
 
 const STOPS: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
-/// Signals that keep the kernel's disposition, besides [`STOPS`] and SIGHUP: those that cannot be changed; those that are
-/// harmless (SIGCHLD, SIGCONT, SIGWINCH, and SIGURG, for which `rt` has a handler); SIGTSTP, with which an operator pauses a
-/// job; and those that report a bug, after which nothing can be trusted.
+/// Signals that keep the kernel's disposition, besides [`STOPS`] and SIGHUP: those that cannot be
+/// changed; those that are harmless (SIGCHLD, SIGCONT, SIGWINCH, and SIGURG, for which `rt` has a
+/// handler); SIGTSTP, with which an operator pauses a job; and those that report a bug, after which
+/// nothing can be trusted.
 const NOT_CHANGED: [i32; 14] = [
     libc::SIGABRT,
     libc::SIGBUS,
@@ -71,15 +74,16 @@ const SERVING: u8 = 1;
 /// Phase: the thread is ending the process.
 const ENDING: u8 = 2;
 
-/// Sets the signals of a command that ends by itself. They end it as usual, but a write beyond the file size limit is an
-/// error, and the preflight reports a soft limit on CPU time.
+/// Sets the signals of a command that ends by itself. They end it as usual, but a write beyond the
+/// file size limit is an error, and the preflight reports a soft limit on CPU time.
 pub fn for_command() {
     ignore(libc::SIGXFSZ);
     ignore(libc::SIGXCPU);
 }
 
-/// Installs the handlers of a server, even if its parent had ignored or blocked signals (`nohup`, a shell's background
-/// job). The receiver gets SIGHUPs. At most one is pending, because any reload reads the newest files.
+/// Installs the handlers of a server, even if its parent had ignored or blocked signals (`nohup`, a
+/// shell's background job). The receiver gets SIGHUPs. At most one is pending, because any reload
+/// reads the newest files.
 ///
 /// # Errors
 /// No descriptors or no thread are available.
@@ -107,7 +111,8 @@ pub fn install() -> io::Result<(Signals, Receiver<()>)> {
 }
 
 impl Signals {
-    /// From now on the caller handles stops. `false` if one came before; then the process is ending.
+    /// From now on the caller handles stops. `false` if one came before; then the process is
+    /// ending.
     pub fn hand_over(&self) -> bool {
         self.shared.phase.compare_exchange(STARTING, SERVING, SeqCst, SeqCst).is_ok()
     }
@@ -119,7 +124,8 @@ impl Signals {
 }
 
 struct Watch {
-    /// Receives a byte for each signal. If its buffer is full, hundreds are unread already, so none is missed.
+    /// Receives a byte for each signal. If its buffer is full, hundreds are unread already, so none
+    /// is missed.
     stop: UnixStream,
     reload: UnixStream,
     shared: Arc<SharedSignals>,
@@ -128,8 +134,8 @@ struct Watch {
     first_stop: Option<Instant>,
 }
 
-/// Signals to stop within this time of the first count as the same stop. For example, timeout(1) signals its child and
-/// then the child's process group.
+/// Signals to stop within this time of the first count as the same stop. For example, timeout(1)
+/// signals its child and then the child's process group.
 const SAME_STOP: Duration = Duration::from_millis(1);
 
 impl Watch {
@@ -170,7 +176,8 @@ impl Watch {
     }
 }
 
-/// The kernel's structure for `rt_sigaction`. Architectures without `restorer` read a shorter part, which is all zeros.
+/// The kernel's structure for `rt_sigaction`. Architectures without `restorer` read a shorter part,
+/// which is all zeros.
 #[repr(C)]
 struct KernelAction {
     handler: libc::sighandler_t,
@@ -179,26 +186,28 @@ struct KernelAction {
     mask: u64,
 }
 
-/// Ignores `signal` by the system call, because the C library refuses to touch the two that it uses itself (32 and 33).
-/// They would end the process if another process sent them; the C library sets its own handler before it uses them. A
-/// server starts no children that could inherit this.
+/// Ignores `signal` by the system call, because the C library refuses to touch the two that it uses
+/// itself (32 and 33). They would end the process if another process sent them; the C library sets
+/// its own handler before it uses them. A server starts no children that could inherit this.
 #[expect(unsafe_code, reason = "no library ignores signals, let alone those")]
 fn ignore(signal: i32) {
     let action = KernelAction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
     let none = std::ptr::null_mut::<KernelAction>();
-    // SAFETY: `action` lives through the call and is at least as long as the kernel's structure, nothing is written through
-    // a null pointer, and ignoring a signal runs no code.
+    // SAFETY: `action` lives through the call and is at least as long as the kernel's structure,
+    // nothing is written through a null pointer, and ignoring a signal runs no code.
     let failed = unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, size_of::<u64>())
     };
     debug_assert_eq!(failed, 0, "signal {signal}: {}", io::Error::last_os_error());
 }
 
-/// Unblocks every signal for this thread and those that it creates, whatever mask the process was started with.
+/// Unblocks every signal for this thread and those that it creates, whatever mask the process was
+/// started with.
 #[expect(unsafe_code, reason = "no library has it")]
 fn unblock_all() {
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `sigemptyset` initialises the set before `pthread_sigmask` reads it, and the old set is not asked for.
+    // SAFETY: `sigemptyset` initialises the set before `pthread_sigmask` reads it, and the old set
+    // is not asked for.
     unsafe {
         libc::sigemptyset(none.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());

@@ -1,4 +1,5 @@
-//! Opens and maintains this process's spool directory, and takes over the orphaned spools of dead processes beside it.
+//! Opens and maintains this process's spool directory, and takes over the orphaned spools of dead
+//! processes beside it.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use crate::throttle::Throttle;
 /// How often this looks for orphaned spools, and whether this process's own directory was removed.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Opens this process's spool directory and takes over orphaned spools, now and every [`UPKEEP_EVERY`]. `None` without a
-/// spool.
+/// Opens this process's spool directory and takes over orphaned spools, now and every
+/// [`UPKEEP_EVERY`]. `None` without a spool.
 pub(super) async fn open(config: &Config) -> Result<Option<(Arc<Home>, Arc<Takeover>)>, String> {
     let Some(options) = &config.spool else { return Ok(None) };
     let refused = |error: SpoolDirError| format!("SPOOL_DIR {}: {error}", options.dir.display());

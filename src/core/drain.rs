@@ -1,4 +1,5 @@
-//! The stop of one core: it finishes connections, then uploads, and writes what is left to the spool or to dead letters.
+//! The stop of one core: it finishes connections, then uploads, and writes what is left to the
+//! spool or to dead letters.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -21,8 +22,8 @@ use crate::sync::Flag;
 use crate::upload::source::Upload;
 use crate::upload::{Failures, InProgress, Uploader, record_loss};
 
-/// Stops one core. [`crate::limits::StopSchedule`] has the times. `tasks` are those that hold payloads; `force_stop` skips
-/// every wait.
+/// Stops one core. [`crate::limits::StopSchedule`] has the times. `tasks` are those that hold
+/// payloads; `force_stop` skips every wait.
 pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, force_stop: &Flag) {
     let started = rt::now();
     core.cells.set_state(CoreState::Draining);
@@ -39,7 +40,8 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, force_sto
 
     core.close();
     let idle = || {
-        // Spooled payloads are safe, so they do not wait for a store that fails, or that accepts everything but them.
+        // Spooled payloads are safe, so they do not wait for a store that fails, or that accepts
+        // everything but them.
         let store_fails =
             || core.cells.store_failing_since.value() != 0 || core.cells.spool_is_failing();
         uploader.holds_nothing()
@@ -59,7 +61,8 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, force_sto
     // Requests that wait for the store, and those turned away just now, get their answer.
     core.net.run_tasks_and_turn().await;
     let exit = started + limits.stop.exit;
-    // A quarter of the time left is kept for the sync of the dead letters and for control's last log lines.
+    // A quarter of the time left is kept for the sync of the dead letters and for control's last
+    // log lines.
     let write_until = exit - (exit.saturating_duration_since(rt::now()) / 4);
     if let Some(spool) = spool {
         strictly_within(NAME_CHECK_MAX, spool.check_all(), || ()).await;
@@ -100,8 +103,8 @@ struct Unstored {
     tried: HashMap<String, Option<Failures>>,
 }
 
-/// Takes everything unstored out of the pipeline: uploads in flight, those that wait for a retry, open batches and the
-/// queue.
+/// Takes everything unstored out of the pipeline: uploads in flight, those that wait for a retry,
+/// open batches and the queue.
 fn take_unstored(pipeline: &Pipeline) -> Unstored {
     let mut unstored = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let Pipeline { uploader, batches, .. } = pipeline;
@@ -124,8 +127,9 @@ fn take_unstored(pipeline: &Pipeline) -> Unstored {
     unstored
 }
 
-/// The last step without a spool, or with one that failed: writes everything unstored as dead letters, into one file with
-/// one sync, a batch as the object that it would have been. Blocks the core, which has nothing else left to do.
+/// The last step without a spool, or with one that failed: writes everything unstored as dead
+/// letters, into one file with one sync, a batch as the object that it would have been. Blocks the
+/// core, which has nothing else left to do.
 fn dead_letter_all(uploader: &Uploader, unstored: Unstored, write_until: Instant) {
     let Unstored { jobs, batches, tried } = unstored;
     let store_error = uploader.health.last_error();
@@ -169,7 +173,8 @@ fn dead_letter_all(uploader: &Uploader, unstored: Unstored, write_until: Instant
     if written.is_empty() {
         return;
     }
-    // The sync waits for a disk that may be busy. If it does not end in time, control reports this count.
+    // The sync waits for a disk that may be busy. If it does not end in time, control reports this
+    // count.
     let payloads = written.iter().map(Upload::payloads).sum();
     let cells = uploader.cells;
     cells.unsynced_at_stop.set(payloads);

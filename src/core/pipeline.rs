@@ -1,4 +1,5 @@
-//! A pipeline: one path for payloads through a core, from admission to the store, with limits of its own.
+//! A pipeline: one path for payloads through a core, from admission to the store, with limits of
+//! its own.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,7 +104,8 @@ impl Pipeline {
         }
     }
 
-    /// After its tasks are cancelled: the uploads that workers had and those that waited for a retry, …
+    /// After its tasks are cancelled: the uploads that workers had and those that waited for a
+    /// retry, …
     pub(super) fn take_tried(&self) -> Vec<InProgress> {
         self.uploader.uploads.take_rest()
     }

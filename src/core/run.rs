@@ -48,13 +48,14 @@ pub struct Setup {
     pub spare_cpus: Vec<usize>,
 }
 
-/// How long a core may nap in the ring of its sockets before it sleeps on glommio's, which takes ten system calls. Long
-/// enough for the gaps between a thousand requests a second; short enough for a timer to be that late.
+/// How long a core may nap in the ring of its sockets before it sleeps on glommio's, which takes
+/// ten system calls. Long enough for the gaps between a thousand requests a second; short enough
+/// for a timer to be that late.
 const NAP: Duration = Duration::from_millis(1);
 
-/// How long a task may run until `yield_if_needed` yields. With glommio's own 100 ms, one compressed body could delay
-/// every other client for as long. glommio sets the timer in every round of its loop in any case, so a short slice costs
-/// nothing.
+/// How long a task may run until `yield_if_needed` yields. With glommio's own 100 ms, one
+/// compressed body could delay every other client for as long. glommio sets the timer in every
+/// round of its loop in any case, so a short slice costs nothing.
 const TASK_SLICE: Duration = Duration::from_millis(2);
 
 /// Starts a core on its own thread. When the thread ends, also by a panic, it notifies control.
@@ -156,7 +157,8 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     });
     core.cells.set_state(CoreState::Ready);
     notify(&notices);
-    // The first command is to serve. Until then nothing is accepted, so a failed start loses nothing.
+    // The first command is to serve. Until then nothing is accepted, so a failed start loses
+    // nothing.
     if !matches!(commands.read(&mut [0]).await, Ok(1)) {
         return;
     }
@@ -164,7 +166,8 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     core.cells.set_state(CoreState::Serving);
     notify(&notices);
 
-    // The second command is to drain. An error or the end means that control is gone, which also means to stop.
+    // The second command is to drain. An error or the end means that control is gone, which also
+    // means to stop.
     let _command_or_end = commands.read(&mut [0]).await;
     let force_stop = Rc::new(Flag::default());
     let listen = rt::spawn({

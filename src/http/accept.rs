@@ -1,8 +1,8 @@
-//! One core's listener. It takes a connection slot before it accepts, so that at `MAX_CONNECTIONS` the kernel queues the
-//! rest. It survives every accept error.
+//! One core's listener. It takes a connection slot before it accepts, so that at `MAX_CONNECTIONS`
+//! the kernel queues the rest. It survives every accept error.
 //!
-//! The sockets are created before the cores start, with SO_REUSEPORT and the largest backlog that the kernel grants. With
-//! port 0 all of them share one port.
+//! The sockets are created before the cores start, with SO_REUSEPORT and the largest backlog that
+//! the kernel grants. With port 0 all of them share one port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,8 +31,8 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// Listening sockets on `address`, one per core; with port 0 all get the same port.
 ///
 /// # Errors
-/// For example `AddrInUse` while any other socket listens there or on an overlapping address, even one that shares its
-/// port by SO_REUSEPORT.
+/// For example `AddrInUse` while any other socket listens there or on an overlapping address, even
+/// one that shares its port by SO_REUSEPORT.
 pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
     let owner = claim(address)?;
     let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
@@ -40,18 +40,20 @@ pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
     (0..cores).map(|_| bind(address, true)).collect()
 }
 
-/// Claims `address` for this server. The kernel lets only one socket without SO_REUSEPORT listen there, among all
-/// processes, users and containers of the network namespace, and knows which addresses overlap (wildcards, IPv4 in IPv6).
-/// So if several servers start at the same moment, one gets the address, and the others are refused as long as it has any
-/// listener.
+/// Claims `address` for this server. The kernel lets only one socket without SO_REUSEPORT listen
+/// there, among all processes, users and containers of the network namespace, and knows which
+/// addresses overlap (wildcards, IPv4 in IPv6). So if several servers start at the same moment, one
+/// gets the address, and the others are refused as long as it has any listener.
 ///
-/// Afterwards the socket shares its port, so that the cores' listeners can join. It is not one of them: the kernel
-/// balances connections only over sockets that had SO_REUSEPORT when they began to listen.
+/// Afterwards the socket shares its port, so that the cores' listeners can join. It is not one of
+/// them: the kernel balances connections only over sockets that had SO_REUSEPORT when they began to
+/// listen.
 fn claim(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    // No connection may end up here. The SYN of a client in these microseconds is dropped; TCP repeats it after a second.
+    // No connection may end up here. The SYN of a client in these microseconds is dropped; TCP
+    // repeats it after a second.
     let _or_a_connection_is_reset = socket.attach_filter(&[DROP_ALL]);
     socket.listen(1)?;
     socket.set_reuse_port(true)?;
@@ -78,8 +80,8 @@ fn backlog() -> i32 {
     text.trim().parse().unwrap_or(4096)
 }
 
-/// Accepts connections until the core drains and the accept queue is empty, or until [`Conns::close`]; then stops
-/// listening.
+/// Accepts connections until the core drains and the accept queue is empty, or until
+/// [`Conns::close`]; then stops listening.
 ///
 /// [`Conns::close`]: super::server::Conns::close
 pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
@@ -117,16 +119,18 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
             }
         }
     }
-    // Closing is not enough: control holds a duplicate, with which it closes the listener of a core that has died.
+    // Closing is not enough: control holds a duplicate, with which it closes the listener of a core
+    // that has died.
     let _no_longer_listening = handle.shutdown(std::net::Shutdown::Both);
     server.conns.accepting_ended();
 }
 
-/// Makes a glommio stream of any connected stream socket, also of one end of a socket pair: reading and writing need
-/// nothing that is specific to TCP.
+/// Makes a glommio stream of any connected stream socket, also of one end of a socket pair: reading
+/// and writing need nothing that is specific to TCP.
 #[expect(unsafe_code, reason = "glommio takes existing sockets only as raw descriptors")]
 pub fn into_glommio_stream(socket: Socket) -> TcpStream {
-    // SAFETY: `into_raw_fd` releases `socket`'s ownership of an open descriptor, so the stream is its only owner.
+    // SAFETY: `into_raw_fd` releases `socket`'s ownership of an open descriptor, so the stream is
+    // its only owner.
     unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
 }
 
@@ -163,7 +167,8 @@ mod tests {
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     }
 
-    /// Even servers of one user, whose sockets could share the port, and even when all bind before any listens.
+    /// Even servers of one user, whose sockets could share the port, and even when all bind before
+    /// any listens.
     #[test]
     fn of_servers_that_start_at_the_same_moment_one_gets_the_port() {
         for round in 0..50 {

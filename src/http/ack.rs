@@ -1,11 +1,11 @@
 //! The ack level of a request: what its 200 promises, and the wait for it.
 //!
-//! The head selects the level. A `stored` request gives its [`RequestOutcome`] to each of its jobs, and the workers add
-//! the outcomes. Only a stop drops a job without an outcome; it then wakes every waiting request. A `queued` request has
-//! none, which saves an allocation.
+//! The head selects the level. A `stored` request gives its [`RequestOutcome`] to each of its jobs,
+//! and the workers add the outcomes. Only a stop drops a job without an outcome; it then wakes
+//! every waiting request. A `queued` request has none, which saves an allocation.
 //!
-//! Known gap: hyper does not read while a request is being answered. So a client that has gone away keeps its connection
-//! slot until the outcomes are known or `ACK_TIMEOUT` has passed.
+//! Known gap: hyper does not read while a request is being answered. So a client that has gone away
+//! keeps its connection slot until the outcomes are known or `ACK_TIMEOUT` has passed.
 
 use std::time::Duration;
 
@@ -50,8 +50,8 @@ pub fn requested_level(headers: &HeaderMap, config: &Config) -> Result<Ack, Leve
     }
 }
 
-/// Waits up to `ack_timeout` until the outcome of every payload of a request is known. Uploads that are not finished by
-/// then continue, and nothing waits for them.
+/// Waits up to `ack_timeout` until the outcome of every payload of a request is known. Uploads that
+/// are not finished by then continue, and nothing waits for them.
 pub(super) async fn wait_until_stored(
     request_outcome: &RequestOutcome,
     ack_timeout: Duration,

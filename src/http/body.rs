@@ -1,8 +1,10 @@
-//! Reads one request body within its budgets: `MAX_LENGTH` for its size, `MAX_BODY_BYTES` for the core's memory.
+//! Reads one request body within its budgets: `MAX_LENGTH` for its size, `MAX_BODY_BYTES` for the
+//! core's memory.
 //!
-//! A body is charged for what has arrived, not for what was announced, so a slow client holds little. A compressed body
-//! is read whole, then decompressed by the core's one decoder in slices between which other tasks run. `MAX_LENGTH` caps
-//! the decompressed bytes and the compressed bytes alike.
+//! A body is charged for what has arrived, not for what was announced, so a slow client holds
+//! little. A compressed body is read whole, then decompressed by the core's one decoder in slices
+//! between which other tasks run. `MAX_LENGTH` caps the decompressed bytes and the compressed bytes
+//! alike.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -69,8 +71,8 @@ impl BodyReader {
         BodyReader { budget, length_max, decoder: Decoder::new() }
     }
 
-    /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before reading a byte, so
-    /// that a client that waits for `100 Continue` gets the refusal instead.
+    /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before
+    /// reading a byte, so that a client that waits for `100 Continue` gets the refusal instead.
     pub async fn read(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         let announced = body.size_hint().exact();
@@ -121,7 +123,8 @@ struct Decoder {
     zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
 }
 
-/// Compressed bytes given to the decoder between two yields. It also yields after each piece of output.
+/// Compressed bytes given to the decoder between two yields. It also yields after each piece of
+/// output.
 const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
@@ -270,7 +273,8 @@ mod tests {
         raw.extend(bytes).unwrap();
         let decoded = rt::run_test(async {
             let decoder = Decoder::new();
-            // Twice, because state that the first body leaves in the decoder must not reach the second.
+            // Twice, because state that the first body leaves in the decoder must not reach the
+            // second.
             let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
             let _cut = decoder.decode(&budget, first, coding, max).await;

@@ -1,9 +1,10 @@
-//! One connection: hyper reads its requests and writes their answers, and this file keeps its deadlines.
+//! One connection: hyper reads its requests and writes their answers, and this file keeps its
+//! deadlines.
 //!
-//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle connections. A connection
-//! has one alarm, which is reset only after it has fired or when it would fire too late, so a request costs no timer
-//! operation. hyper never closes the socket: after the last answer the connection lingers, so that the answer reaches a
-//! client that is still sending.
+//! The deadlines are ours because hyper's header timeout sends no reply and also runs on idle
+//! connections. A connection has one alarm, which is reset only after it has fired or when it would
+//! fire too late, so a request costs no timer operation. hyper never closes the socket: after the
+//! last answer the connection lingers, so that the answer reaches a client that is still sending.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -31,7 +32,8 @@ use crate::net::Stream;
 
 /// Why the wait for a first byte or hyper's part of a connection ended.
 enum ConnEnd {
-    /// hyper has finished: the peer closed, `connection: close`, or an error that hyper has answered.
+    /// hyper has finished: the peer closed, `connection: close`, or an error that hyper has
+    /// answered.
     Done,
     HeadOverdue,
     IdleOverdue,
@@ -39,8 +41,8 @@ enum ConnEnd {
     Quiet,
 }
 
-/// A connection that is silent for this long releases hyper's buffers until its next byte arrives: 20 kB of 23. Clients
-/// that send more often never pay for new buffers.
+/// A connection that is silent for this long releases hyper's buffers until its next byte arrives:
+/// 20 kB of 23. Clients that send more often never pay for new buffers.
 const QUIET_AFTER: Duration = Duration::from_millis(250);
 
 /// Serves `stream` in its own task. A panic there ends only that connection.
@@ -158,7 +160,8 @@ async fn drive(
             }
             let config = &server.config;
             let since = state.since.get();
-            // When the peer is overdue, and the end that this means; an overdue body gets an answer instead.
+            // When the peer is overdue, and the end that this means; an overdue body gets an answer
+            // instead.
             let (limit, overdue) = match state.phase.get() {
                 ConnPhase::Idle
                     if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout =>
@@ -187,8 +190,8 @@ async fn drive(
     .await
 }
 
-/// The status with which hyper has answered a head that it refused and that our service has not seen. A 414 cannot
-/// happen: a head exceeds its limit before its URI does.
+/// The status with which hyper has answered a head that it refused and that our service has not
+/// seen. A 414 cannot happen: a head exceeds its limit before its URI does.
 fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     match () {
         () if error.is_parse_too_large() => Some(431),
@@ -198,8 +201,9 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     }
 }
 
-/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with unread bytes would
-/// reset the connection, which can destroy the answer before the client has read it.
+/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing
+/// with unread bytes would reset the connection, which can destroy the answer before the client has
+/// read it.
 async fn linger(mut stream: Stream, last: &[u8]) {
     let discard = async {
         stream.write_all(last).await?;
@@ -219,7 +223,8 @@ async fn linger(mut stream: Stream, last: &[u8]) {
     }
 }
 
-/// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves closing to [`linger`].
+/// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves
+/// closing to [`linger`].
 struct Socket {
     stream: Rc<Stream>,
     state: Rc<ConnState>,
@@ -232,8 +237,8 @@ impl hyper_rt::Read for Socket {
         mut buf: hyper_rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let state = &self.state;
-        // hyper reads more only if its buffer does not hold a complete head. So a head has begun that was read together
-        // with the request before it.
+        // hyper reads more only if its buffer does not hold a complete head. So a head has begun
+        // that was read together with the request before it.
         if state.phase.get() == ConnPhase::Idle && state.arrived.next_head.take() {
             state.arrived.uncounted.set(true);
             state.enter(ConnPhase::Head, rt::now());

@@ -1,8 +1,10 @@
-//! Tracks how much of a request has arrived. One read may bring the end of a request and the start of the next head, and
-//! hyper's buffer cannot be inspected, so bytes are counted here as they pass.
+//! Tracks how much of a request has arrived. One read may bring the end of a request and the start
+//! of the next head, and hyper's buffer cannot be inspected, so bytes are counted here as they
+//! pass.
 //!
-//! Known gap: after a chunked body, or after a whole request that arrived in one read with the one before, the start of
-//! the next head is not seen. Such a head is judged by `IDLE_TIMEOUT` until its next byte arrives.
+//! Known gap: after a chunked body, or after a whole request that arrived in one read with the one
+//! before, the start of the next head is not seen. Such a head is judged by `IDLE_TIMEOUT` until
+//! its next byte arrives.
 
 use std::cell::Cell;
 
@@ -17,7 +19,8 @@ pub(super) struct HeadTracker {
     line_ends: Cell<usize>,
     /// Part of the next head has arrived.
     pub(super) next_head: Cell<bool>,
-    /// The current head began at an unknown offset in the read that ended the request before, so its end is unknown.
+    /// The current head began at an unknown offset in the read that ended the request before, so
+    /// its end is unknown.
     pub(super) uncounted: Cell<bool>,
 }
 
@@ -50,8 +53,8 @@ impl HeadTracker {
         self.line_ends.set(bytes.iter().rev().take_while(|b| is_line_end(b)).count());
     }
 
-    /// Ends the request; `length` is the length of its body, if known. True if it is certain that no byte of the next
-    /// request has arrived.
+    /// Ends the request; `length` is the length of its body, if known. True if it is certain that
+    /// no byte of the next request has arrived.
     pub(super) fn end_of_request(&self, length: Option<u64>) -> bool {
         let more = self.after_head.take().zip(length).map(|(sum, body)| sum as i64 - body as i64);
         self.next_head.set(more.is_some_and(|more| more > self.line_ends.get() as i64));

@@ -1,14 +1,16 @@
 //! Parses a body into a collection: which JSON a client may send, and where in it each payload is.
 //!
-//! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the body. A body is valid
-//! if `serde_json`'s `RawValue` accepts it and it is nested at most [`DEPTH_MAX`] deep. A body that is refused is parsed
-//! again by `RawValue`, which words the error.
+//! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the
+//! body. A body is valid if `serde_json`'s `RawValue` accepts it and it is nested at most
+//! [`DEPTH_MAX`] deep. A body that is refused is parsed again by `RawValue`, which words the error.
 //!
-//! `simd-json`'s first stage builds the structural index: the offset of every bracket, colon and comma outside strings
-//! and of the first byte of every string and scalar. It also proves that the body is UTF-8, that strings end, and that
-//! they hold no control characters. One walk along the index then checks the rest (the order of the marks, the spelling
-//! of scalars, the escapes) and records where the elements of `data` are. `simd-json`'s second stage, which unescapes
-//! strings and reads numbers into a tape, would cost three times as much as the walk and is not needed here.
+//! `simd-json`'s first stage builds the structural index: the offset of every bracket, colon and
+//! comma outside strings and of the first byte of every string and scalar. It also proves that the
+//! body is UTF-8, that strings end, and that they hold no control characters. One walk along the
+//! index then checks the rest (the order of the marks, the spelling of scalars, the escapes) and
+//! records where the elements of `data` are. `simd-json`'s second stage, which unescapes strings
+//! and reads numbers into a tape, would cost three times as much as the walk and is not needed
+//! here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,8 +22,8 @@ use thiserror::Error;
 
 use crate::queue::job::Span;
 
-/// Deepest nesting of arrays and objects, the collection's own two levels included. `serde_json` has the same limit, so a
-/// stored payload can be read back with its defaults.
+/// Deepest nesting of arrays and objects, the collection's own two levels included. `serde_json`
+/// has the same limit, so a stored payload can be read back with its defaults.
 pub const DEPTH_MAX: usize = 127;
 
 /// One POSTed collection: slices of the body, and spans that live until the scratch is reused.
@@ -35,8 +37,8 @@ pub struct Collection<'body, 'scratch> {
     pub payloads: &'scratch [Span],
 }
 
-/// Why a body is not a collection. The client reads the text: it says what is wrong and where, and holds none of the
-/// client's own bytes.
+/// Why a body is not a collection. The client reads the text: it says what is wrong and where, and
+/// holds none of the client's own bytes.
 #[derive(Debug, Error)]
 pub enum ParseError {
     #[error("the body is empty")]
@@ -137,14 +139,15 @@ pub fn parse<'body, 'scratch>(
     Ok(Collection { version, token, payloads: &scratch.payloads })
 }
 
-/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body, with a mark every 4 bytes,
-/// needs about 10 MiB. The densest, 1 MiB of `1,1,1,…`, has 2^20 marks and needs 34 MiB: copy 1, unescaping 1, index 4
-/// (4 B per mark), tape 24 (room for a node per mark, reserved and never written), spans 4 (8 B each). If the buffers
-/// exceed this, they are freed before `parse` returns.
+/// Memory kept between two bodies, all buffers of one core together. An ordinary 1 MiB body, with a
+/// mark every 4 bytes, needs about 10 MiB. The densest, 1 MiB of `1,1,1,…`, has 2^20 marks and
+/// needs 34 MiB: copy 1, unescaping 1, index 4 (4 B per mark), tape 24 (room for a node per mark,
+/// reserved and never written), spans 4 (8 B each). If the buffers exceed this, they are freed
+/// before `parse` returns.
 pub const SCRATCH_KEPT_BYTES_MAX: usize = 12 << 20;
 
-/// Spans kept between two bodies. The caller reads them after the parse, so excess capacity is freed at the start of the
-/// next one.
+/// Spans kept between two bodies. The caller reads them after the parse, so excess capacity is
+/// freed at the start of the next one.
 const PAYLOADS_KEPT_MAX: usize = 64 << 10;
 
 /// One core's working memory. Once it has grown, parsing a body allocates nothing.
@@ -168,7 +171,8 @@ impl Default for Scratch {
     }
 }
 
-/// Buffers with which the second stage fails at the first bracket, because that exceeds a depth of zero.
+/// Buffers with which the second stage fails at the first bracket, because that exceeds a depth of
+/// zero.
 fn first_stage_only() -> Buffers {
     Buffers::with_max_depth(0, 0)
 }
@@ -187,7 +191,8 @@ impl Scratch {
         walked.map_err(|flaw| self.refusal(body, flaw))
     }
 
-    /// What is wrong with the body: the first thing that makes it invalid JSON or too deep, otherwise `flaw`.
+    /// What is wrong with the body: the first thing that makes it invalid JSON or too deep,
+    /// otherwise `flaw`.
     #[cold]
     fn refusal(&mut self, body: &[u8], flaw: Flaw) -> ParseError {
         self.payloads.clear();
@@ -206,7 +211,8 @@ impl Scratch {
         }
     }
 
-    /// Builds the structural index of a body that begins with a bracket; false if it cannot be JSON.
+    /// Builds the structural index of a body that begins with a bracket; false if it cannot be
+    /// JSON.
     fn find_marks(&mut self, body: &[u8]) -> bool {
         self.copy.clear();
         self.copy.reserve(body.len() + INPUT_PADDING);
@@ -231,7 +237,8 @@ impl Scratch {
     }
 
     fn release_excess(&mut self) {
-        // The unescaping buffer is as long as the copy; the index may have grown to twice the length in use.
+        // The unescaping buffer is as long as the copy; the index may have grown to twice the
+        // length in use.
         let held = 2 * self.copy.capacity()
             + 2 * size_of_val(self.index())
             + self.tape.0.capacity() * size_of::<simd_json::Node<'_>>();
@@ -275,14 +282,15 @@ enum Flaw {
     Envelope(ParseError),
 }
 
-/// One pass along the structural index. Each method consumes the marks of the thing that its name says.
+/// One pass along the structural index. Each method consumes the marks of the thing that its name
+/// says.
 struct Walk<'body, 'index> {
     body: &'body [u8],
     index: std::slice::Iter<'index, u32>,
 }
 
-/// An entry of the index: a bracket, colon or comma outside strings, or the first byte of a string or scalar. Between two
-/// marks is what begins at the first one, then white space.
+/// An entry of the index: a bracket, colon or comma outside strings, or the first byte of a string
+/// or scalar. Between two marks is what begins at the first one, then white space.
 #[derive(Clone, Copy)]
 struct Mark {
     at: usize,
@@ -390,7 +398,8 @@ impl<'body, 'index> Walk<'body, 'index> {
         self.mark()
     }
 
-    /// The mark after the comma `separator`, where something must begin, or `separator` if it is `close`.
+    /// The mark after the comma `separator`, where something must begin, or `separator` if it is
+    /// `close`.
     fn after(&mut self, separator: Mark, close: u8) -> Result<Mark, Flaw> {
         if separator.byte == close {
             return Ok(separator);
@@ -532,7 +541,8 @@ fn is_number(text: &[u8]) -> bool {
     rest.is_empty()
 }
 
-/// Whether every backslash begins an escape (RFC 8259, section 7). The walk has shown that there is none outside strings.
+/// Whether every backslash begins an escape (RFC 8259, section 7). The walk has shown that there is
+/// none outside strings.
 fn escapes_are_valid(body: &[u8]) -> bool {
     let mut rest = body;
     while let Some(at) = memchr::memchr(b'\\', rest) {
@@ -1194,7 +1204,8 @@ mod properties {
             let close: String = opens.iter().rev().map(|(_, close)| *close).collect();
             let body = format!("{{\"data\":[{first}],\"x\":{open}{leaf}{close}}}");
             let accepted = check(body.as_bytes())?;
-            // Where all numbers are plain the rule is serde_json's own, not only the oracle's count.
+            // Where all numbers are plain the rule is serde_json's own, not only the oracle's
+            // count.
             let limit = serde_json::from_str::<serde_json::Value>(&body);
             prop_assert!((leaf, first) != ("0", "0") || limit.is_ok() == accepted);
         }

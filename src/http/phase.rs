@@ -1,4 +1,5 @@
-//! The phase of a connection and when it began: state that its deadlines, its request and its socket share.
+//! The phase of a connection and when it began: state that its deadlines, its request and its
+//! socket share.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -17,7 +18,8 @@ use crate::sync::keep_waker;
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnPhase {
-    /// Between requests: closed without an answer after `IDLE_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
+    /// Between requests: closed without an answer after `IDLE_TIMEOUT`, during a stop after
+    /// [`STOP_IDLE_GRACE`].
     Idle,
     /// Part of a head has arrived: 408 after `HEADER_TIMEOUT`.
     Head,
@@ -27,7 +29,8 @@ pub(super) enum ConnPhase {
     Working,
 }
 
-/// The state of one open connection. The core's list also holds it, to wake the connection when a stop proceeds.
+/// The state of one open connection. The core's list also holds it, to wake the connection when a
+/// stop proceeds.
 pub(super) struct ConnState {
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
@@ -59,7 +62,8 @@ struct LateRead {
 }
 
 impl LateRead {
-    /// A receive needs the kernel and one turn of the driver. Bytes that are unread after that are not wanted.
+    /// A receive needs the kernel and one turn of the driver. Bytes that are unread after that are
+    /// not wanted.
     const IDLE_POLLS_MAX: u32 = 3;
 }
 
@@ -98,7 +102,8 @@ impl ConnState {
         self.late_read.set(None);
     }
 
-    /// Since when an idle connection is judged, and its limit: `idle`, or less once a stop has begun.
+    /// Since when an idle connection is judged, and its limit: `idle`, or less once a stop has
+    /// begun.
     pub(super) fn idle_limit(&self, stop: &Stop, idle: Duration) -> (Instant, Duration) {
         let since = self.since.get();
         match stop.began.get() {
@@ -108,8 +113,9 @@ impl ConnState {
         }
     }
 
-    /// Ready with true once the peer has had `limit` since `since` and all that had arrived by then has been read. Ready
-    /// with false if this process was paused: then the peer gets the whole limit again.
+    /// Ready with true once the peer has had `limit` since `since` and all that had arrived by then
+    /// has been read. Ready with false if this process was paused: then the peer gets the whole
+    /// limit again.
     pub(super) fn poll_overdue(
         &self,
         cx: &mut Context<'_>,
@@ -152,7 +158,8 @@ impl ConnState {
         self.phase.set(ConnPhase::Working);
     }
 
-    /// Ready once the body is overdue. It needs no waker: the connection polls the request right after it has set this.
+    /// Ready once the body is overdue. It needs no waker: the connection polls the request right
+    /// after it has set this.
     pub(super) async fn body_overdue(&self) {
         poll_fn(|_| if self.body_overdue.get() { Poll::Ready(()) } else { Poll::Pending }).await;
     }

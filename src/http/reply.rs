@@ -83,7 +83,8 @@ impl From<BodyError> for Answer {
     }
 }
 
-/// A full spool has room again once the store has taken something. A failing one is tried every second.
+/// A full spool has room again once the store has taken something. A failing one is tried every
+/// second.
 const SPOOL_RETRY_AFTER_S: u64 = 5;
 
 impl From<SpoolError> for Answer {
@@ -104,8 +105,9 @@ content-type: application/json\r\ncontent-length: 63\r\n\r\n\
 {\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
 
 impl Answer {
-    /// The reply. `close` asks the client to end the connection after it. `room` is an empty map whose memory is reused:
-    /// hyper keeps a reply's map for the next request, so in the long run a connection has one map.
+    /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
+    /// whose memory is reused: hyper keeps a reply's map for the next request, so in the long run a
+    /// connection has one map.
     pub fn render(self, close: bool, room: HeaderMap) -> Response<Full<Bytes>> {
         let mut close = close;
         let mut response = match self {

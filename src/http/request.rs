@@ -1,7 +1,7 @@
 //! One request, from its head to its answer: handle → split → admit → enqueue → wait → answer.
 //!
-//! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code after it works on the
-//! [`Intake`] that the path selects.
+//! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
+//! after it works on the [`Intake`] that the path selects.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -60,7 +60,8 @@ pub(super) async fn handle(
     let length = request.body().size_hint().exact();
     let (head, body) = request.into_parts();
     let wanted = Wanted::of(&head, &server);
-    // While the body arrives, the head's fields and their buffer would outweigh the rest of the connection.
+    // While the body arrives, the head's fields and their buffer would outweigh the rest of the
+    // connection.
     let reply_headers = emptied(head);
     let (answer, body_left) = process(&server, &state, wanted, body).await;
     // The next request of this connection would begin in the middle of an unread body.
@@ -108,7 +109,8 @@ pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
     }
 }
 
-/// Largest capacity, in header fields of 150 bytes, of a map that a connection keeps between requests.
+/// Largest capacity, in header fields of 150 bytes, of a map that a connection keeps between
+/// requests.
 const FIELDS_KEPT: usize = 16;
 
 /// The head's header map without its fields, so that the reply needs no allocation.
@@ -132,7 +134,8 @@ async fn process(
     };
     let body = match read(server, state, body, coding).await {
         Ok(body) => body,
-        // Corrupt compression is found after the whole body was read. Every other error leaves some of it unread.
+        // Corrupt compression is found after the whole body was read. Every other error leaves some
+        // of it unread.
         Err(error @ BodyError::Corrupt { .. }) => return (error.into(), false),
         Err(error) => return (error.into(), has_body),
     };
@@ -177,7 +180,8 @@ enum Awaited {
     Disk(Rc<Ticket>),
 }
 
-/// Splits the body and admits its payloads, all or none. If there is no room now, waits up to `ENQUEUE_WAIT`.
+/// Splits the body and admits its payloads, all or none. If there is no room now, waits up to
+/// `ENQUEUE_WAIT`.
 async fn admit(
     server: &Server,
     intake: &Intake,
@@ -203,7 +207,8 @@ async fn admit(
         }
         need
     };
-    // A waiting request holds its body only. Its spans could weigh four times as much, so the body is split again.
+    // A waiting request holds its body only. Its spans could weigh four times as much, so the body
+    // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let mut scratch = server.scratch.borrow_mut();
     let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;

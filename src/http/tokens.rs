@@ -1,8 +1,8 @@
 //! The tokens of `TOKENS_FILE`, kept as digests, compared in constant time.
 //!
-//! The duration of [`TokenSet::contains`] depends on the number of tokens and on the length of the given one, never on
-//! how much of it is right: every digest is compared in full, also after one has matched. Neither tokens nor digests are
-//! ever printed.
+//! The duration of [`TokenSet::contains`] depends on the number of tokens and on the length of the
+//! given one, never on how much of it is right: every digest is compared in full, also after one
+//! has matched. Neither tokens nor digests are ever printed.
 
 #![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
@@ -21,8 +21,8 @@ use subtle::{Choice, ConstantTimeEq as _};
 /// Largest file: 4096 tokens of 255 bytes. A larger one is not a tokens file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Most tokens. Each request is compared with all of them: 4096 digests are 128 KiB, about as much of a core's L2 cache
-/// as can be used without slowing other work.
+/// Most tokens. Each request is compared with all of them: 4096 digests are 128 KiB, about as much
+/// of a core's L2 cache as can be used without slowing other work.
 const TOKENS_MAX: usize = 4096;
 
 /// The accepted tokens; never empty.
@@ -48,8 +48,8 @@ pub enum TokensError {
 }
 
 impl TokenSet {
-    /// Reads one token per line. White space around it, blank lines, lines that begin with `#` and duplicates are
-    /// ignored.
+    /// Reads one token per line. White space around it, blank lines, lines that begin with `#` and
+    /// duplicates are ignored.
     ///
     /// # Errors
     /// What is wrong and on which line, without the file's name.
@@ -105,7 +105,8 @@ impl TokenSet {
     }
 }
 
-/// One core's view of the published tokens. Reading it costs one atomic load; the next request sees a new set.
+/// One core's view of the published tokens. Reading it costs one atomic load; the next request sees
+/// a new set.
 pub struct TokenView(RefCell<Cache<Arc<ArcSwap<TokenSet>>, Arc<TokenSet>>>);
 
 impl TokenView {

@@ -1,8 +1,8 @@
-//! Durable file writes on the executor's own ring: a write and its sync are one linked submission, which the driver
-//! submits and completes in its turns, like the operations of sockets.
+//! Durable file writes on the executor's own ring: a write and its sync are one linked submission,
+//! which the driver submits and completes in its turns, like the operations of sockets.
 //!
-//! glommio would need two operations, and looks for completions only when its run queue is empty or its time slice is
-//! over. Measured, that took 0.84 ms where the disk takes 0.2 ms.
+//! glommio would need two operations, and looks for completions only when its run queue is empty or
+//! its time slice is over. Measured, that took 0.84 ms where the disk takes 0.2 ms.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,7 +19,8 @@ use crate::sync::keep_waker;
 /// Alignment of direct I/O, and the unit in which a disk is assumed to write.
 pub const BLOCK: u64 = 4096;
 
-/// A file open for writing, one write at a time. If it is dropped during a write, it is closed when the write has ended.
+/// A file open for writing, one write at a time. If it is dropped during a write, it is closed when
+/// the write has ended.
 pub struct File {
     net: Rc<Net>,
     token: usize,
@@ -54,7 +55,8 @@ impl File {
         !self.net.files.borrow()[self.token].is_busy()
     }
 
-    /// Writes all of `bytes` at offset `at` and syncs the file's data. Dropping the future does not stop the write.
+    /// Writes all of `bytes` at offset `at` and syncs the file's data. Dropping the future does not
+    /// stop the write.
     ///
     /// # Errors
     /// The write or the sync failed. How much of `bytes` is on the disk is then unknown.

@@ -1,10 +1,11 @@
-//! An io_uring of our own with receive buffers that the kernel picks from. This file holds all raw memory of the
-//! transport.
+//! An io_uring of our own with receive buffers that the kernel picks from. This file holds all raw
+//! memory of the transport.
 //!
-//! The interface is safe because [`Ring`] owns whatever the kernel may still write to or read from until it has seen
-//! the operation's completion: the pool owns receive buffers, `lent` owns outgoing bytes and addresses, `written` owns
-//! what is written to files. A ring that is dropped with operations in flight cancels them first, and leaks the memory
-//! of those that do not complete in time.
+//! The interface is safe because [`Ring`] owns whatever the kernel may still write to or read from
+//! until it has seen the operation's completion: the pool owns receive buffers, `lent` owns
+//! outgoing bytes and addresses, `written` owns what is written to files. A ring that is dropped
+//! with operations in flight cancels them first, and leaks the memory of those that do not complete
+//! in time.
 //!
 //! Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register_buf_ring(3)`.
 #![expect(unsafe_code, reason = "submissions name memory by address")]
@@ -35,8 +36,8 @@ const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 4096;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
-/// Number of receive buffers, a power of two. A buffer is held from a completion until its reader has run, so this
-/// bounds how many connections are served in one turn, not how many there are.
+/// Number of receive buffers, a power of two. A buffer is held from a completion until its reader
+/// has run, so this bounds how many connections are served in one turn, not how many there are.
 pub const BUFFERS: u16 = 256;
 /// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
@@ -52,13 +53,15 @@ enum OpKind {
     Connect = 3,
     /// Writes to a file. File tokens are numbered separately from socket tokens.
     Write = 4,
-    /// Syncs the same file. Linked to the write: the kernel starts it only if the write was complete.
+    /// Syncs the same file. Linked to the write: the kernel starts it only if the write was
+    /// complete.
     Sync = 5,
     /// Nobody waits for the result, so a cancel has no token.
     Cancel = 6,
 }
 
-/// The `user_data` of a submission and of its completion: the kind in the low bits, the owner's token above them.
+/// The `user_data` of a submission and of its completion: the kind in the low bits, the owner's
+/// token above them.
 #[derive(Clone, Copy)]
 struct Tag(u64);
 
@@ -155,9 +158,9 @@ pub struct Ring {
     event: OwnedFd,
     /// Operations that have not ended.
     in_flight: usize,
-    /// Chains of submissions that found the queue full while the kernel took nothing. They enter the queue in this
-    /// order, before any later one. Bounded by what can be in flight: a receive, a send and a cancel for each socket, a
-    /// write for each file.
+    /// Chains of submissions that found the queue full while the kernel took nothing. They enter
+    /// the queue in this order, before any later one. Bounded by what can be in flight: a receive,
+    /// a send and a cancel for each socket, a write for each file.
     backlog: VecDeque<Vec<squeue::Entry>>,
     /// Errors that the next calls to the kernel return instead of being made.
     #[cfg(test)]
@@ -184,7 +187,8 @@ impl Ring {
         let event = eventfd(0, EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(event.as_raw_fd())?;
         let pool = Pool::new()?;
-        // SAFETY: the pool's entries stay mapped until the pool is dropped, which is after `uring`, see `drop`.
+        // SAFETY: the pool's entries stay mapped until the pool is dropped, which is after `uring`,
+        // see `drop`.
         unsafe {
             let entries = pool.entries.as_ptr() as u64;
             uring.submitter().register_buf_ring_with_flags(entries, BUFFERS, GROUP, 0)?;
@@ -202,8 +206,8 @@ impl Ring {
         })
     }
 
-    /// Sets the CPU affinity of this thread's io-wq workers, which run blocking operations such as fsync. By default
-    /// they use any CPU of the cgroup, whatever this thread is pinned to.
+    /// Sets the CPU affinity of this thread's io-wq workers, which run blocking operations such as
+    /// fsync. By default they use any CPU of the cgroup, whatever this thread is pinned to.
     pub fn set_worker_cpus(&self, cpus: &[usize]) -> io::Result<()> {
         // SAFETY: a set of CPUs is a plain bit field, and all zeros is the empty one.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -214,8 +218,8 @@ impl Ring {
         self.uring.submitter().register_iowq_aff(&set)
     }
 
-    /// The eventfd as a file on which glommio can wait: after [`Ring::enable_eventfd`], a read of 8 bytes ends when an
-    /// operation has completed.
+    /// The eventfd as a file on which glommio can wait: after [`Ring::enable_eventfd`], a read of 8
+    /// bytes ends when an operation has completed.
     pub fn eventfd(&self) -> io::Result<BufferedFile> {
         let event = self.event.try_clone()?;
         // SAFETY: the duplicate has no other owner.
@@ -228,11 +232,14 @@ impl Ring {
         if enabled { completions.enable_eventfd() } else { completions.disable_eventfd() }
     }
 
-    /// Receives once from `fd` into a buffer of the pool. [`is_exhausted`] recognizes the error of an empty pool.
+    /// Receives once from `fd` into a buffer of the pool. [`is_exhausted`] recognizes the error of
+    /// an empty pool.
     ///
-    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request, but it keeps receiving what nobody reads.
+    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request, but it keeps receiving
+    /// what nobody reads.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
-        // Mostly nothing has arrived yet, so the kernel polls the socket instead of trying to receive first.
+        // Mostly nothing has arrived yet, so the kernel polls the socket instead of trying to
+        // receive first.
         const POLL_FIRST: u16 = 1;
         let entry =
             opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
@@ -255,8 +262,8 @@ impl Ring {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, length).flags(flags).build();
         self.lend(token, Lent::Bytes(bytes));
-        // SAFETY: the bytes are in a heap allocation, which does not move with `bytes` and which `lent` keeps unchanged
-        // until the completion.
+        // SAFETY: the bytes are in a heap allocation, which does not move with `bytes` and which
+        // `lent` keeps unchanged until the completion.
         unsafe { self.push(entry, token, OpKind::Send) };
     }
 
@@ -282,9 +289,10 @@ impl Ring {
         unsafe { self.push(entry, token, OpKind::Connect) };
     }
 
-    /// Writes all of `bytes` to the file `fd` at offset `at`, then syncs its data. `token` is a file token. No task
-    /// has to run in between, and there is one completion (`IOSQE_CQE_SKIP_SUCCESS`): the sync's, or the write's if the
-    /// write fails; the sync then posts none.
+    /// Writes all of `bytes` to the file `fd` at offset `at`, then syncs its data. `token` is a
+    /// file token. No task has to run in between, and there is one completion
+    /// (`IOSQE_CQE_SKIP_SUCCESS`): the sync's, or the write's if the write fails; the sync then
+    /// posts none.
     ///
     /// # Panics
     /// Another write of `token` is in flight.
@@ -301,10 +309,11 @@ impl Ring {
         let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
         let sync = sync.user_data(Tag::new(token, OpKind::Sync).0);
         self.written[token] = Some(bytes);
-        // SAFETY: the buffer is in an allocation that does not move with `bytes`. `written` keeps `bytes` until the
-        // completion, which comes after the write has ended. The allocation is part of glommio's arena; a `DmaBuffer`
-        // holds an `Rc` of its allocator (glommio 0.9, `sys/uring.rs`, `UringBuffer`), so the arena lives as long as
-        // the buffer, also when a dropped ring leaks it. The sync names no memory.
+        // SAFETY: the buffer is in an allocation that does not move with `bytes`. `written` keeps
+        // `bytes` until the completion, which comes after the write has ended. The allocation is
+        // part of glommio's arena; a `DmaBuffer` holds an `Rc` of its allocator (glommio 0.9,
+        // `sys/uring.rs`, `UringBuffer`), so the arena lives as long as the buffer, also when a
+        // dropped ring leaks it. The sync names no memory.
         unsafe { self.push_linked(&[write, sync]) };
         self.in_flight += 1;
     }
@@ -318,8 +327,8 @@ impl Ring {
         self.in_flight += 1;
     }
 
-    /// Submits what was pushed and lets the kernel post completions. True if there are any, or if the kernel has more
-    /// work to do. Makes no system call when there is nothing to do.
+    /// Submits what was pushed and lets the kernel post completions. True if there are any, or if
+    /// the kernel has more work to do. Makes no system call when there is nothing to do.
     ///
     /// # Errors
     /// The kernel refuses the ring itself: no later call can succeed.
@@ -342,7 +351,8 @@ impl Ring {
         Ok(unfinished || !self.uring.completion().is_empty())
     }
 
-    /// [`Ring::turn`] that sleeps up to `limit` in this ring until something completes: a short sleep, a "nap".
+    /// [`Ring::turn`] that sleeps up to `limit` in this ring until something completes: a short
+    /// sleep, a "nap".
     ///
     /// # Errors
     /// As for [`Ring::turn`].
@@ -397,7 +407,8 @@ impl Ring {
                 }
                 kind @ (OpKind::Write | OpKind::Sync) => {
                     drop(self.written[token].take());
-                    // A write that completes without an error was short: a full one posts no completion.
+                    // A write that completes without an error was short: a full one posts no
+                    // completion.
                     let is_short_write = kind == OpKind::Write && value.is_ok();
                     let short = is_short_write.then(|| io::Error::from(io::ErrorKind::WriteZero));
                     OpResult::Synced(value.and(short.map_or(Ok(()), Err)))
@@ -454,7 +465,8 @@ impl Ring {
         unsafe { self.push_linked(std::slice::from_ref(entry)) }
     }
 
-    /// Pushes all of `entries` or none: a link between two entries does not outlast one submission call.
+    /// Pushes all of `entries` or none: a link between two entries does not outlast one submission
+    /// call.
     ///
     /// # Safety
     /// As for [`Ring::push`].
@@ -467,8 +479,9 @@ impl Ring {
         }
     }
 
-    /// The queue is full, so the kernel is asked to take it now. If it does not, `entries` wait for a later turn, after
-    /// completions have been read: EINTR, EAGAIN and EBUSY are no errors here either, see [`judge`].
+    /// The queue is full, so the kernel is asked to take it now. If it does not, `entries` wait for
+    /// a later turn, after completions have been read: EINTR, EAGAIN and EBUSY are no errors here
+    /// either, see [`judge`].
     #[cold]
     fn push_to_backlog(&mut self, entries: &[squeue::Entry]) {
         self.backlog.push_back(entries.to_vec());
@@ -484,8 +497,8 @@ impl Ring {
 
     fn take_from_backlog(&mut self) {
         while let Some(entries) = self.backlog.front() {
-            // SAFETY: promised by the caller that pushed them. They have not been submitted yet, so none has completed
-            // and their memory is still kept.
+            // SAFETY: promised by the caller that pushed them. They have not been submitted yet, so
+            // none has completed and their memory is still kept.
             if unsafe { self.uring.submission().push_multiple(entries) }.is_err() {
                 return;
             }
@@ -493,8 +506,8 @@ impl Ring {
         }
     }
 
-    /// Cancels everything and waits up to [`CANCEL_WAIT_MAX`] for the completions. True if nothing is in flight any
-    /// longer.
+    /// Cancels everything and waits up to [`CANCEL_WAIT_MAX`] for the completions. True if nothing
+    /// is in flight any longer.
     fn cancel_all(&mut self) -> bool {
         let deadline = rt::now() + CANCEL_WAIT_MAX;
         while self.in_flight > 0 && rt::now() < deadline {
@@ -513,8 +526,8 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         let all_ended = self.cancel_all();
-        // SAFETY: each is dropped once, here, and the ring before the memory that it uses. With operations in flight the
-        // kernel may still use that memory, so it is leaked.
+        // SAFETY: each is dropped once, here, and the ring before the memory that it uses. With
+        // operations in flight the kernel may still use that memory, so it is leaked.
         unsafe {
             ManuallyDrop::drop(&mut self.uring);
             if all_ended {
@@ -531,9 +544,10 @@ pub fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// Interprets the result of a call that submits. `Ok`: the kernel took the submissions, or cannot take them now because
-/// it was interrupted, is short of memory, wants completions to be read first, or nothing completed in time. What it did
-/// not take stays in the queue and goes with the next call.
+/// Interprets the result of a call that submits. `Ok`: the kernel took the submissions, or cannot
+/// take them now because it was interrupted, is short of memory, wants completions to be read
+/// first, or nothing completed in time. What it did not take stays in the queue and goes with the
+/// next call.
 ///
 /// # Errors
 /// The kernel refuses the ring itself: no later call can succeed.
@@ -580,9 +594,9 @@ impl Pool {
     fn give_back(&mut self, id: u16) {
         assert!(id < BUFFERS);
         let at = usize::from(self.tail & (BUFFERS - 1));
-        // SAFETY: `at` and `id` are below BUFFERS, so entry, buffer and tail lie in the two mappings. The kernel reads an
-        // entry only once the tail has passed it, and it has consumed the one that was here before, because there are
-        // no more buffers than entries.
+        // SAFETY: `at` and `id` are below BUFFERS, so entry, buffer and tail lie in the two
+        // mappings. The kernel reads an entry only once the tail has passed it, and it has consumed
+        // the one that was here before, because there are no more buffers than entries.
         unsafe {
             let entry = self.entries.add(at).as_mut();
             entry.set_addr(self.memory.add(usize::from(id) * BUFFER_BYTES).as_ptr() as u64);
@@ -596,8 +610,8 @@ impl Pool {
 
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
         assert!(buffer.id < BUFFERS && buffer.len() <= BUFFER_BYTES);
-        // SAFETY: inside the mapping, which starts zeroed. The kernel writes to a buffer only while it holds it, and no
-        // `Buffer` exists then.
+        // SAFETY: inside the mapping, which starts zeroed. The kernel writes to a buffer only while
+        // it holds it, and no `Buffer` exists then.
         unsafe {
             let start = self.memory.add(usize::from(buffer.id) * BUFFER_BYTES);
             std::slice::from_raw_parts(start.as_ptr(), buffer.len())

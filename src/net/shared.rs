@@ -32,8 +32,8 @@ impl<T> SharedBytes<T> {
     }
 }
 
-/// A part of [`SharedBytes`], of any `T`: a send holds it until the kernel has read it. Creating one takes no
-/// allocation, and reading it no dynamic dispatch.
+/// A part of [`SharedBytes`], of any `T`: a send holds it until the kernel has read it. Creating
+/// one takes no allocation, and reading it no dynamic dispatch.
 #[derive(Clone)]
 pub struct Slice {
     of: Rc<SharedBytes<dyn Any>>,

@@ -11,7 +11,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs `test` on an executor with its sockets, for at most [`PATIENCE`]. Afterwards no socket may be left.
+/// Runs `test` on an executor with its sockets, for at most [`PATIENCE`]. Afterwards no socket may
+/// be left.
 fn with_net<T>(test: impl AsyncFnOnce(&Rc<Net>) -> T) -> T {
     rt::run_test(async {
         let net = Net::here().unwrap();

@@ -11,20 +11,22 @@ use rustix::thread::gettid;
 /// How often an executor is woken.
 const WAKE_EVERY: Duration = Duration::from_millis(50);
 
-/// The thread that wakes an executor. If the time slice of a glommio 0.9 executor ends between checking its rings and
-/// checking its tasks (`run_task_queues`), it assumes that it has no tasks and sleeps, although some are ready and timers
-/// are still to be set. On a busy host one start in fifty slept for ever. So a separate thread wakes each executor through
-/// an otherwise useless task: 20 short wake-ups a second, and no such sleep lasts longer than [`WAKE_EVERY`].
+/// The thread that wakes an executor. If the time slice of a glommio 0.9 executor ends between
+/// checking its rings and checking its tasks (`run_task_queues`), it assumes that it has no tasks
+/// and sleeps, although some are ready and timers are still to be set. On a busy host one start in
+/// fifty slept for ever. So a separate thread wakes each executor through an otherwise useless
+/// task: 20 short wake-ups a second, and no such sleep lasts longer than [`WAKE_EVERY`].
 ///
-/// Before an executor has run its first task there is no task to wake, and that sleep occurred too, in one start of five
-/// hundred. Until then the executor's thread gets a signal, which also ends the sleep.
+/// Before an executor has run its first task there is no task to wake, and that sleep occurred too,
+/// in one start of five hundred. Until then the executor's thread gets a signal, which also ends
+/// the sleep.
 pub(super) struct WakeThread(mpsc::SyncSender<Waker>);
 
 /// A signal whose handler only interrupts system calls.
 const WAKE_SIGNAL: i32 = signal_hook::consts::SIGURG;
 
-/// Starts the thread for the executor that the calling thread is about to run. That executor must run
-/// [`WakeThread::stay_awake`].
+/// Starts the thread for the executor that the calling thread is about to run. That executor must
+/// run [`WakeThread::stay_awake`].
 pub(super) fn start_wake_thread() -> WakeThread {
     // Without a handler the kernel ignores the signal and interrupts nothing.
     static HANDLER: Once = Once::new();
@@ -69,8 +71,8 @@ impl WakeThread {
 #[expect(unsafe_code, reason = "no library has this call")]
 fn interrupt(sleeper: Pid) {
     let (process, thread) = (getpid().as_raw_pid(), sleeper.as_raw_pid());
-    // SAFETY: the call takes three numbers and touches no memory of ours. The signal's handler does nothing, and without
-    // one the signal is ignored.
+    // SAFETY: the call takes three numbers and touches no memory of ours. The signal's handler does
+    // nothing, and without one the signal is ignored.
     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, WAKE_SIGNAL) };
 }
 
