@@ -271,6 +271,7 @@ impl Spool {
         if self.closed.get() {
             return Err(SpoolError::Closed);
         }
+        // Refused at once: it would only wait for a group that cannot be written.
         if let Some(error) = self.disk.health.failure() {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));

@@ -150,6 +150,7 @@ pub fn read_start(block: &[u8]) -> BlockStart {
     let whole = crc(&head[12..]) == u32_at(head, 8);
     let node = str::from_utf8(&head[49..HEAD_BYTES]).unwrap_or_default();
     match node.get(..usize::from(head[48])) {
+        // Before the checksum, which another version may compute differently.
         _ if head[7] != VERSION => BlockStart::Version(head[7]),
         Some(node) if whole && node.len() <= NODE_BYTES_MAX => BlockStart::Head(GroupHead {
             label: Label {
@@ -211,6 +212,7 @@ impl CommitGroup {
                 SpoolRecord::Request(record) => {
                     payloads = payloads.checked_add(record.count()).ok_or("too many payloads")?;
                 }
+                // `keys_of` reads only the first record.
                 SpoolRecord::Keys(_) if at > 0 => {
                     return Err("a key template after other records");
                 }
@@ -283,7 +285,7 @@ impl Checkpoint {
     /// Fills `buffer`, which has [`Checkpoint::bytes`].
     ///
     /// # Panics
-    /// It does not [fit](Progress::fits).
+    /// It does not [fit](Checkpoint::fits).
     pub fn write(&self, buffer: &mut [u8]) {
         assert!(self.fits() && buffer.len() == self.bytes());
         let length = CHECKPOINT_HEAD_BYTES + 8 * self.words();
@@ -319,6 +321,7 @@ impl Checkpoint {
         if head[..7] != CHECKPOINT_MAGIC || head[7] != VERSION {
             return None;
         }
+        // A corrupt count must not reach beyond the slot.
         let length = CHECKPOINT_HEAD_BYTES + 8 * (u32_at(head, 12) as usize).min(WORDS_MAX);
         let covered = bytes.get(12..length).filter(|covered| crc(covered) == u32_at(head, 8))?;
         let body = &covered[CHECKPOINT_HEAD_BYTES - 12..];

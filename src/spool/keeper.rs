@@ -30,6 +30,7 @@ impl Spool {
             let left = every.saturating_sub(rt::since(noted));
             self.disk.keeper.wait().or(sleep(left)).await;
             let due = rt::since(noted) >= every;
+            // When space is short, DONE must not wait: only completed members free a segment.
             if due || self.own.is_short() {
                 for dir in self.dirs() {
                     let _was_reported = self.flush(&dir).await;
@@ -88,6 +89,7 @@ impl Spool {
             return Ok(());
         }
         let bytes = self.setup.options.segment;
+        // Each core counts its share of the orphaned files.
         let taken = self.setup.takeover.bytes() / self.setup.cores as u64;
         let is_short = self.own_bytes() + bytes + taken > self.setup.options.max;
         self.own.set_short(is_short);
@@ -117,6 +119,7 @@ impl Spool {
             Ok(segment)
         };
         let made = made.await;
+        // A later process must not find a partial file.
         if made.is_err() {
             let path = path.to_owned();
             let _may_be_absent = self.disk.run(move || remove(&path)).await;
@@ -207,6 +210,7 @@ impl Spool {
     /// Finishes the spool's own files at a stop: removes empty ones, writes and syncs the
     /// checkpoints of the others.
     pub(super) async fn finish_files(&self) {
+        // First, because DONE completes members and so may finish segments.
         self.end_journals().await;
         self.finish_segments().await;
         if let Some(last) = self.own.last().filter(|last| !last.is_closed()) {

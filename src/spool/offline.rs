@@ -61,6 +61,7 @@ impl SegmentFile {
         let checkpoint_lost = noted.is_none() && torn;
         let mut checkpoint = noted.unwrap_or_default();
         let mut done = OrdinalSet::default();
+        // A complete checkpoint is of an earlier generation than any group in the file.
         if !checkpoint.complete {
             checkpoint.done.drain(..).for_each(|range| done.insert(range));
         }

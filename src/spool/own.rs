@@ -145,6 +145,7 @@ impl OwnFiles {
     pub(super) fn next_unprepared(&self) -> Option<Rc<Segment>> {
         let (segments, spares) = (self.segments.borrow(), self.spares.borrow());
         let current = segments.back().filter(|segment| segment.is_filling());
+        // Spares are taken from the end.
         let mut next = current.into_iter().chain(spares.iter().rev());
         next.find(|segment| !segment.is_prepared() && !segment.is_removed()).cloned()
     }

@@ -102,6 +102,7 @@ impl PendingRequests {
             bytes > GROUP_BYTES_MAX
         };
         let count = waiting.iter().position(too_many).unwrap_or(waiting.len());
+        // A request that is larger than a shared group gets its own.
         waiting.drain(..count.max(1)).collect()
     }
 }

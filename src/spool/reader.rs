@@ -114,6 +114,7 @@ impl Window {
             let wanted = scan.wants();
             if (self.bytes(&wanted).len() as u64) < wanted.end - wanted.start {
                 let ahead = (wanted.start + READ_BYTES).min(scan.file_bytes());
+                // Dropped first, so that two buffers never exist at once.
                 self.read = None;
                 self.read = Some(segment.read(wanted.start..wanted.end.max(ahead)).await?);
                 self.start = wanted.start;
@@ -273,7 +274,7 @@ impl Spool {
         }
         let core = orphan.core.clone();
         let opened = async {
-            let segment = Segment::adopt(orphan, self.disk.clone()).await?;
+            let segment = Segment::open_orphaned(orphan, self.disk.clone()).await?;
             let head = segment.read(0..DATA_START.min(segment.bytes())).await?;
             let scan = SegmentScan::new(segment.bytes(), &head);
             let checkpoint = Checkpoint::read(&head);

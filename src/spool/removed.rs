@@ -95,6 +95,7 @@ impl Spool {
     /// in memory and can be spooled again; those only on disk are lost.
     pub(super) async fn release_removed(&self, rest: &mut [Job], members: &[Rc<Members>]) {
         for job in rest {
+            // Without its record the job counts as queued, and the stop spools it again.
             if let Some(record) = job.record.take() {
                 record.complete(job.stamp, job.payload.len());
             }

@@ -162,7 +162,10 @@ impl Segment {
     }
 
     /// Opens an orphaned file, to be emptied and removed.
-    pub async fn adopt(orphan: OrphanedSegment, disk: Rc<SpoolDisk>) -> io::Result<Segment> {
+    pub async fn open_orphaned(
+        orphan: OrphanedSegment,
+        disk: Rc<SpoolDisk>,
+    ) -> io::Result<Segment> {
         let segment = Segment::open(orphan.path.clone(), disk).await?;
         segment.orphan.replace(Some(orphan));
         // The dead process may not have synced everything that is read from here on.
@@ -394,6 +397,7 @@ impl Segment {
         let mut generation = self.generation.borrow_mut();
         generation.closed = true;
         if failed {
+            // The next checkpoint tells a later process to ignore the failed group.
             generation.groups_end = Some(generation.groups);
             generation.dirty = true;
         }
@@ -453,6 +457,7 @@ impl Segment {
     /// Ends an orphaned segment after all of it was read: `payloads` is the number that was found.
     pub fn close_orphaned(&self, payloads: u32) {
         let mut generation = self.generation.borrow_mut();
+        // Completed payloads may have higher numbers than the last readable one.
         let done_end = generation.done.ranges().last().map_or(0, |range| range.end);
         generation.payloads = payloads.max(done_end);
         let missing = payloads..generation.payloads;
@@ -503,9 +508,12 @@ impl Segment {
         let _turn = self.noting.acquire_permit(1).await.expect("never closed");
         let checkpoint = {
             let mut generation = self.generation.borrow_mut();
+            // The synced complete checkpoint already covers everything.
             if generation.is_complete && mode != CheckpointMode::Complete {
                 return Ok(true);
             }
+            // Before the write: a payload that completes while it is in flight must mark it dirty
+            // again.
             generation.dirty = false;
             let checkpoint = generation.checkpoint(mode == CheckpointMode::Complete);
             if !checkpoint.fits() {

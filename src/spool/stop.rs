@@ -83,6 +83,7 @@ impl Spool {
         members: Option<&mut Members>,
     ) -> Result<(), SpoolError> {
         let mut body = 0;
+        // A record has one stamp and one version for all its payloads.
         let follows = |a: &Job, b: &Job| {
             a.stamp.unix_nanos == b.stamp.unix_nanos
                 && a.stamp.seq + 1 == b.stamp.seq
@@ -92,6 +93,7 @@ impl Spool {
         for run in rest.chunk_by(follows) {
             let bytes = run.iter().map(|job| job.payload.len()).sum();
             let record = format::record_bytes(run.len(), bytes, run[0].payload.version());
+            // A run that is larger than a shared group gets its own.
             if count > 0 && body + record > GROUP_BYTES_MAX {
                 break;
             }

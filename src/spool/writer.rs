@@ -154,6 +154,7 @@ impl Spool {
             if last.is_filling() && last.has_room(bytes) {
                 return Ok(last);
             }
+            // A group never spans two segments.
             last.close(false);
         }
         if !self.own.has_spare() {
@@ -186,6 +187,7 @@ impl Spool {
             let PendingRequest { first, body, need, spans, payload_bytes, version, ticket } =
                 request;
             let count = spans.len() as u32;
+            // While the reader is behind, later payloads wait on disk too, which keeps the order.
             let permit = match self.overflow.is_behind() {
                 false => self.admission.admit_now(need).ok().flatten(),
                 true => None,

@@ -56,6 +56,7 @@ impl MemberFiles {
         let within = |(_, group): &&(u64, CommitGroup)| group.head.first_ordinal < run.end();
         for (at, group) in groups[from..].iter().take_while(within) {
             match file.read_again(*at, group) {
+                // The caller counts these members as lost.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
                 read => read?,
             }

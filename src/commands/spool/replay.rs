@@ -60,6 +60,8 @@ impl SpoolTarget {
             let Some(held) = self.hold(instance)? else { continue };
             for core_dir in core_dirs(instance).map_err(of(instance))? {
                 let files = files_of(&core_dir).map_err(of(&core_dir))?;
+                // Before the first upload: a server that takes over later must not batch these
+                // payloads.
                 mark_single_objects(&core_dir).map_err(of(&core_dir))?;
                 let (batched, all) =
                     replay.upload_batches(&core_dir).await.map_err(of(&core_dir))?;

@@ -208,6 +208,7 @@ impl BatchInDoubt {
             return Ok(MemberAt::Lost(run.count.min(next - run.first)));
         };
         let (first_ordinal, payloads) = (group.first_ordinal, group.payloads);
+        // Dropped first, so that two groups are never in memory at once.
         self.loaded = None;
         let loaded = file.load(group, run.segment).await?;
         match loaded {
@@ -253,6 +254,7 @@ impl BatchInDoubt {
         self.spool.setup.cells.spool_payloads.sub(self.payloads - self.lost);
         self.spool.setup.cells.spool_bytes.sub(self.bytes);
         self.core.replayed.add(self.payloads - self.lost, self.bytes);
+        // Last: it offers the segments, so DONE must be durable by now.
         self.core.finish_one();
         Ok(())
     }

@@ -277,6 +277,7 @@ impl Spool {
             self.setup.cells.spool_payloads.sub(members.len());
             self.setup.cells.spool_bytes.sub(members.payload_bytes());
         }
+        // When space is short, the keeper writes DONE at once to free segments.
         if self.own.is_short() {
             self.disk.keeper.raise();
         }
@@ -340,6 +341,7 @@ impl Spool {
             match state {
                 BatchState::Waiting => batch.state.set(BatchState::Intended),
                 _ => {
+                    // Rule 2: DONE is synced now.
                     if let Some(members) = &batch.members {
                         members.complete().await;
                     }

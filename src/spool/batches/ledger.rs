@@ -193,6 +193,7 @@ impl Ledger {
             }
         };
         let new = JournalFile { path, bytes, groups: 0, problems: vec![], notes: vec![] };
+        // The new file is durable, so the old ones may go.
         for old in std::mem::replace(&mut self.files, vec![new]) {
             if old.problems.is_empty() {
                 remove(&old.path)?;

@@ -56,6 +56,7 @@ impl Members {
         if !self.runs.push(id, ordinal) {
             return false;
         }
+        // From the end: members mostly arrive segment by segment.
         match self.segments.iter_mut().rev().find(|known| known.id == id) {
             Some(known) => known.bytes += bytes,
             None => {

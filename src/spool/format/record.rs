@@ -129,6 +129,7 @@ impl<'a> RequestRecord<'a> {
         };
         let first = Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) };
         let record = RequestRecord { first, version, lengths, payloads };
+        // Later code trusts the lengths. Summed as u64, because corrupt ones could overflow.
         let sum: u64 = record.lengths().map(u64::from).sum();
         (sum == payloads.len() as u64).then_some(record)
     }

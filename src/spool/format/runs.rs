@@ -53,6 +53,7 @@ impl RunEncoder {
             last.count += 1;
             return true;
         }
+        // Room for the last run, which is not encoded yet, and for this one.
         if self.bytes.len() + 2 * RUN_BYTES_MAX > RUNS_BYTES_MAX {
             return false;
         }

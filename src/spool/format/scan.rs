@@ -234,6 +234,7 @@ impl SegmentScan {
         {
             if let BlockStart::Head(head) = read_start(block)
                 && self.is_ours(&head)
+                // A higher number only: the expected group itself is not intact.
                 && (self.number + 1..self.groups_end).contains(&head.number)
             {
                 self.state = ScanState::Candidate { bad, at, head };
@@ -253,6 +254,7 @@ impl SegmentScan {
             (_, Some(of)) if self.file_bytes < of => {
                 SegmentEnd::Truncated { bytes: self.file_bytes, of }
             }
+            // The checkpoint says that these groups were synced, so this is no torn tail.
             _ if self.number < self.groups_synced => {
                 SegmentEnd::Lost { at: self.at, why: bad.why() }
             }

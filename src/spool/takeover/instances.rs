@@ -423,7 +423,7 @@ pub(super) fn remove_empty(instance: &Path) {
 fn remove_empty_core(core_dir: &Path) -> bool {
     if files_of(core_dir).is_ok_and(|files| files.is_empty()) {
         for journal in journals_of(core_dir).unwrap_or_default() {
-            let _is_found_not_empty_then = remove(&journal);
+            let _remove_dir_fails_then = remove(&journal);
         }
         let _mostly_absent = remove(&core_dir.join(SINGLE_OBJECTS));
     }

@@ -149,6 +149,7 @@ impl Takeover {
         }
         let offer = self.offered.load();
         let mut ready = offer.segments.iter().filter(|offered| offered.is_ready());
+        // Another core may take it between the filter and the swap.
         let offered = ready.find(|offered| !offered.taken.swap(true, Ordering::Relaxed))?;
         self.untaken.fetch_sub(1, Ordering::Relaxed);
         let OfferedSegment { left, core, path, bytes, .. } = &**offered;

@@ -463,8 +463,9 @@ fn crashes_in_a_row_store_everything_once() {
         }
         world.check("after the last");
         assert!(world.owed.len() > 100, "{}", world.owed.len());
-        let left = instances::instances(dir.path()).unwrap();
-        assert_eq!(left.len(), 1, "only the last one's: {left:?}");
+        // The disk thread of the last process may still be removing the directory that it emptied.
+        let remaining = || instances::instances(dir.path()).unwrap();
+        run(until("only the last one's is left", || remaining().len() == 1));
     }
     println!("{uploaded_again} batches uploaded again");
 }
