@@ -106,6 +106,8 @@ struct Supervisor {
     events: Rc<Events>,
 }
 
+/// Everything up to the moment at which cores accept, in this order: what can be refused comes before
+/// what is hard to undo. Long because it is one sequence.
 async fn start(
     config: Config,
     signals: Signals,
@@ -115,16 +117,7 @@ async fn start(
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
-    let tokens = match &config.tokens_file {
-        Some(path) => {
-            let tokens = TokenSet::load(path)
-                .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
-            let published = Arc::new(ArcSwap::from_pointee(tokens));
-            reloader.follow_tokens(path.clone(), published.clone());
-            Some(published)
-        }
-        None => None,
-    };
+    let tokens = load_tokens(&config, &mut reloader)?;
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
@@ -154,14 +147,7 @@ async fn start(
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),
     };
-    let admin = match config.admin_listen {
-        Some(address) => {
-            let socket =
-                bind.retry("ADMIN_LISTEN", address, |address| accept::bind(address, false)).await?;
-            Some(start_admin(socket, admin)?)
-        }
-        None => None,
-    };
+    let admin = start_admin(&bind, config.admin_listen, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
     for (index, listener) in listeners.iter().enumerate() {
@@ -245,12 +231,33 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
     .detach();
 }
 
-/// Serves the admin pages. Returns a duplicate of the socket, to shut it down.
-fn start_admin(socket: Socket, admin: Admin) -> Result<Socket, String> {
+/// Serves the admin pages on `address`, if there is one. Returns a duplicate of the socket, to shut
+/// it down.
+async fn start_admin(
+    bind: &bind::BindRetry,
+    address: Option<SocketAddr>,
+    admin: Admin,
+) -> Result<Option<Socket>, String> {
+    let Some(address) = address else { return Ok(None) };
+    let socket =
+        bind.retry("ADMIN_LISTEN", address, |address| accept::bind(address, false)).await?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     rt::spawn(admin::serve(Rc::new(admin), net.listener(socket))).detach();
-    Ok(handle)
+    Ok(Some(handle))
+}
+
+/// Reads `TOKENS_FILE`, if it is set, and has reloads read it again.
+fn load_tokens(
+    config: &Config,
+    reloader: &mut Reloader,
+) -> Result<Option<Arc<ArcSwap<TokenSet>>>, String> {
+    let Some(path) = &config.tokens_file else { return Ok(None) };
+    let tokens =
+        TokenSet::load(path).map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
+    let published = Arc::new(ArcSwap::from_pointee(tokens));
+    reloader.follow_tokens(path.clone(), published.clone());
+    Ok(Some(published))
 }
 
 /// What a 200 of this level means, in words for the log.
