@@ -503,6 +503,23 @@ impl Structure {
         found
     }
 
+    /// Name and places of every type that is declared more than once.
+    fn ambiguous_types(&self) -> Vec<String> {
+        let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for source in &self.sources {
+            let tokens = &source.tokens;
+            for at in 0..tokens.len() {
+                let declares = ["struct", "enum", "trait"].iter().any(|word| is(tokens, at, word));
+                if declares && let Some(name) = tokens.get(at + 1) {
+                    let place = format!("src/{}:{}", source.path, name.line);
+                    places.entry(&name.text).or_default().push(place);
+                }
+            }
+        }
+        places.retain(|name, places| places.len() > 1 && name.starts_with(char::is_uppercase));
+        places.iter().map(|(name, places)| format!("{name}: {}", places.join(", "))).collect()
+    }
+
     /// Length, name and place of every function with a body, longest first.
     fn functions(&self) -> Vec<(usize, String, String)> {
         let mut found = Vec::new();
@@ -681,6 +698,12 @@ fn measures_are_within_their_bounds() {
             |(fields, name, _): &(usize, String, String)| name == data && *fields > WANTED.fields;
         assert!(structure.structs().iter().any(is_wide), "DATA: {data} is not a wide struct");
     }
+}
+
+#[test]
+fn a_type_name_means_one_thing() {
+    let ambiguous = Structure::read(&repository()).ambiguous_types();
+    assert!(ambiguous.is_empty(), "\n{}", ambiguous.join("\n"));
 }
 
 #[test]

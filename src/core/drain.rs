@@ -71,7 +71,7 @@ pub async fn drain(core: &Core, limits: &Limits, tasks: Vec<Task<()>>, force_sto
     if let Some(spool) = spool {
         // Half of the time, so that dead letters can follow if the spool fails.
         let left = write_until.saturating_duration_since(rt::now()) / 2;
-        let Unstored { jobs, batches, .. } = &mut unstored;
+        let UnstoredWork { jobs, batches, .. } = &mut unstored;
         let members: Vec<_> = batches.iter().filter_map(|batch| batch.members().cloned()).collect();
         let next = || {
             let last = batches.iter().rposition(|batch| batch.members().is_none())?;
@@ -96,7 +96,7 @@ async fn wait_until(done: impl Fn() -> bool, deadline: Instant, force_stop: &Fla
 }
 
 /// Everything that is neither stored nor in the spool.
-struct Unstored {
+struct UnstoredWork {
     jobs: Vec<Job>,
     batches: Vec<Rc<Batch>>,
     /// The failures of uploads that were tried at least once, by stem.
@@ -105,8 +105,9 @@ struct Unstored {
 
 /// Takes everything unstored out of the pipeline: uploads in flight, those that wait for a retry,
 /// open batches and the queue.
-fn take_unstored(pipeline: &Pipeline) -> Unstored {
-    let mut unstored = Unstored { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
+fn take_unstored(pipeline: &Pipeline) -> UnstoredWork {
+    let mut unstored =
+        UnstoredWork { jobs: Vec::new(), batches: Vec::new(), tried: HashMap::new() };
     let Pipeline { uploader, batches, .. } = pipeline;
     for InProgress { upload, failures } in pipeline.take_tried() {
         unstored.tried.insert(upload.stem(&uploader.origin), failures);
@@ -130,8 +131,8 @@ fn take_unstored(pipeline: &Pipeline) -> Unstored {
 /// The last step without a spool, or with one that failed: writes everything unstored as dead
 /// letters, into one file with one sync, a batch as the object that it would have been. Blocks the
 /// core, which has nothing else left to do.
-fn dead_letter_all(uploader: &Uploader, unstored: Unstored, write_until: Instant) {
-    let Unstored { jobs, batches, tried } = unstored;
+fn dead_letter_all(uploader: &Uploader, unstored: UnstoredWork, write_until: Instant) {
+    let UnstoredWork { jobs, batches, tried } = unstored;
     let store_error = uploader.health.last_error();
     let uploads =
         jobs.into_iter().map(Upload::Payload).chain(batches.into_iter().map(Upload::Batch));

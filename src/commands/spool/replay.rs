@@ -93,7 +93,7 @@ struct ReplayRun {
 }
 
 /// A payload to upload.
-struct Unstored {
+struct UnstoredPayload {
     ordinal: u32,
     key: String,
     payload: Payload,
@@ -103,7 +103,7 @@ struct Unstored {
 struct FileReplay {
     file: SegmentFile,
     /// Unstored payloads of the group that was read last.
-    group: VecDeque<Unstored>,
+    group: VecDeque<UnstoredPayload>,
     /// Why the file must go to the quarantine instead of being removed.
     problems: Vec<String>,
     /// It cannot be read to its end, by this version or for now, so it stays.
@@ -236,7 +236,7 @@ impl FileReplay {
     }
 
     /// The next unstored payload, in file order.
-    fn next(&mut self) -> Option<Unstored> {
+    fn next(&mut self) -> Option<UnstoredPayload> {
         while self.group.is_empty() && !self.ended {
             match self.file.find_next() {
                 Ok(ScanStep::Group(_, group)) => self.take(&group),
@@ -268,7 +268,7 @@ impl FileReplay {
             .map(|spooled| {
                 let payload = Payload::uncharged(spooled.bytes.to_vec(), spooled.version);
                 let key = origin.key(spooled.stamp, &payload);
-                Unstored { ordinal: spooled.ordinal, key, payload }
+                UnstoredPayload { ordinal: spooled.ordinal, key, payload }
             })
             .collect();
     }

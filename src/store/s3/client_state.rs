@@ -24,7 +24,7 @@ pub(super) struct ClientState {
 }
 
 /// A response that reports no success.
-pub(super) struct Refusal<'a> {
+pub(super) struct ErrorReply<'a> {
     pub(super) status: u16,
     pub(super) code: Option<&'a str>,
     pub(super) message: Option<&'a str>,
@@ -81,7 +81,7 @@ impl ClientState {
     /// of `generation`.
     pub(super) fn outcome_of(
         &self,
-        refusal: &Refusal<'_>,
+        refusal: &ErrorReply<'_>,
         generation: u64,
     ) -> Result<(), PutError> {
         let code = refusal.code.unwrap_or_default();

@@ -214,9 +214,9 @@ impl Dialer {
         mut tcp: net::Stream,
         server: &ServerAddress,
         proxy: Option<&Proxy>,
-    ) -> Result<Stream, ConnectionError> {
+    ) -> Result<Transport, ConnectionError> {
         if !server.https {
-            return Ok(Stream::Plain(tcp));
+            return Ok(Transport::Plain(tcp));
         }
         if let Some(proxy) = proxy {
             tunnel::open(&mut tcp, proxy, server).await?;
@@ -226,7 +226,7 @@ impl Dialer {
         let name = ServerName::try_from(host.clone())
             .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let connector = futures_rustls::TlsConnector::from(self.tls.clone());
-        Ok(Stream::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?)))
+        Ok(Transport::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?)))
     }
 
     /// When a connection opened now becomes too old.
@@ -245,12 +245,12 @@ fn is_of_address(error: &ConnectionError) -> bool {
 /// A connected stream that counts the bytes it has read: a failed request may be sent again only if
 /// no byte of a response has arrived.
 pub(super) struct Wire {
-    stream: Stream,
+    stream: Transport,
     bytes_read: Rc<Cell<u64>>,
     retire_at: Option<Instant>,
 }
 
-enum Stream {
+enum Transport {
     Plain(net::Stream),
     Tls(Box<TlsStream<net::Stream>>),
 }
@@ -258,15 +258,15 @@ enum Stream {
 impl Wire {
     #[cfg(test)]
     pub(super) fn plain(stream: net::Stream) -> Wire {
-        Wire { stream: Stream::Plain(stream), bytes_read: Rc::default(), retire_at: None }
+        Wire { stream: Transport::Plain(stream), bytes_read: Rc::default(), retire_at: None }
     }
 
     /// Sends all of `bytes` at once without a copy, if this stream can; leaves an empty buffer in
     /// their place.
     pub(super) fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         match &self.stream {
-            Stream::Plain(s) => s.send_whole(bytes),
-            Stream::Tls(_) => false,
+            Transport::Plain(s) => s.send_whole(bytes),
+            Transport::Tls(_) => false,
         }
     }
 
@@ -278,24 +278,24 @@ impl Wire {
         from: usize,
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(s) => s.poll_send_shared(cx, payload, from),
-            Stream::Tls(s) => Pin::new(s).poll_write(cx, &payload[from..]),
+            Transport::Plain(s) => s.poll_send_shared(cx, payload, from),
+            Transport::Tls(s) => Pin::new(s).poll_write(cx, &payload[from..]),
         }
     }
 
     /// Whether the kernel has taken everything written.
     pub(super) fn has_sent(&self) -> bool {
         match &self.stream {
-            Stream::Plain(s) => s.has_sent(),
-            Stream::Tls(s) => s.get_ref().0.has_sent(),
+            Transport::Plain(s) => s.has_sent(),
+            Transport::Tls(s) => s.get_ref().0.has_sent(),
         }
     }
 
     /// A view of what the peer has acknowledged, below TLS.
     pub(super) fn acknowledged(&self) -> Acknowledged {
         match &self.stream {
-            Stream::Plain(s) => s.acknowledged(),
-            Stream::Tls(s) => s.get_ref().0.acknowledged(),
+            Transport::Plain(s) => s.acknowledged(),
+            Transport::Tls(s) => s.get_ref().0.acknowledged(),
         }
     }
 
@@ -318,8 +318,8 @@ impl AsyncRead for Wire {
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let polled = match &mut self.stream {
-            Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
-            Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
+            Transport::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Transport::Tls(s) => Pin::new(s).poll_read(cx, buf),
         };
         if let Poll::Ready(Ok(n)) = polled {
             self.bytes_read.set(self.bytes_read.get() + n as u64);
@@ -335,22 +335,22 @@ impl AsyncWrite for Wire {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
-            Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
+            Transport::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Transport::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(s) => Pin::new(s).poll_flush(cx),
-            Stream::Tls(s) => Pin::new(s).poll_flush(cx),
+            Transport::Plain(s) => Pin::new(s).poll_flush(cx),
+            Transport::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(s) => Pin::new(s).poll_close(cx),
-            Stream::Tls(s) => Pin::new(s).poll_close(cx),
+            Transport::Plain(s) => Pin::new(s).poll_close(cx),
+            Transport::Tls(s) => Pin::new(s).poll_close(cx),
         }
     }
 }

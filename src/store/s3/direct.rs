@@ -27,7 +27,7 @@ pub use reply::{Reply, ReplyReader};
 pub use request::{Destination, Put, Template};
 pub use sign::{Identity, Signer, Unsendable};
 
-use super::client_state::{ClientState, Refusal, request_ids, unanswered};
+use super::client_state::{ClientState, ErrorReply, request_ids, unanswered};
 use super::dial::{ConnectionError, Dialer, ServerAddress};
 use super::idle_pool::{Connection, IdlePool};
 use crate::store::s3::S3Shared;
@@ -216,7 +216,7 @@ impl DirectStore {
         if success && said.code.is_none() {
             return Ok(());
         }
-        let refusal = Refusal {
+        let refusal = ErrorReply {
             status: reply.status,
             code: said.code.as_deref(),
             message: said.message.as_deref(),

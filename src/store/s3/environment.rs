@@ -16,7 +16,7 @@ use super::StartError;
 use crate::store::s3::dial::ServerAddress;
 
 /// One setting that matters here.
-pub(super) struct Setting {
+pub(super) struct AwsSetting {
     /// Its environment variable; empty if only the files have it.
     pub(super) variable: &'static str,
     /// Its key in a profile; empty if only the environment has it.
@@ -46,8 +46,8 @@ enum Form {
     Never,
 }
 
-const fn entry(variable: &'static str, key: &'static str, form: Form) -> Setting {
-    Setting { variable, key, form }
+const fn entry(variable: &'static str, key: &'static str, form: Form) -> AwsSetting {
+    AwsSetting { variable, key, form }
 }
 
 /// From the sources of aws-config 1.13, aws-runtime 1.10, aws-sdk-s3 1.157 and aws-sdk-sts 1.124.
@@ -59,7 +59,7 @@ const fn entry(variable: &'static str, key: &'static str, form: Form) -> Setting
 /// `AWS_SIGV4A_SIGNING_REGION_SET`, `AWS_LOGIN_CACHE_DIRECTORY`, the endpoints of services other
 /// than S3 and STS, and the keys of the same names. `tls` reads `AWS_CA_BUNDLE`.
 #[rustfmt::skip]
-pub(super) const SETTINGS: &[Setting] = &[
+pub(super) const SETTINGS: &[AwsSetting] = &[
     entry("AWS_ACCESS_KEY_ID", "aws_access_key_id", Form::Secret),
     entry("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Form::SigningSecret),
     entry("SECRET_ACCESS_KEY", "", Form::SigningSecret),
@@ -176,7 +176,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-impl Setting {
+impl AwsSetting {
     /// Checks the value of its key in a profile; `found_in` names the profile.
     pub(super) fn check_key(&self, text: &str, found_in: &str) -> Result<(), StartError> {
         let refused =
@@ -230,7 +230,7 @@ pub(super) fn read(env: &impl Fn(&str) -> Option<OsString>) -> Result<Variables,
 }
 
 /// The setting with `key` in profiles.
-pub(super) fn by_key(key: &str) -> Option<&'static Setting> {
+pub(super) fn by_key(key: &str) -> Option<&'static AwsSetting> {
     SETTINGS.iter().find(|entry| entry.key == key && !key.is_empty())
 }
 
@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn every_variable_is_taken_trimmed_or_unset_or_refused_by_name() {
-        for Setting { variable, form, .. } in SETTINGS.iter().filter(|e| !e.variable.is_empty()) {
+        for AwsSetting { variable, form, .. } in SETTINGS.iter().filter(|e| !e.variable.is_empty())
+        {
             let read = |text: &str| read_one(variable, text.into());
             let refused = |outcome: Result<Variables, StartError>| {
                 let text = outcome.expect_err(variable).to_string();

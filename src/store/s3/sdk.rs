@@ -21,7 +21,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectCannedAcl, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::client_state::{ClientState, Refusal, request_ids, unanswered};
+use super::client_state::{ClientState, ErrorReply, request_ids, unanswered};
 use super::connector::{self, GlommioHttp, GlommioSleep, PeerOf};
 use super::hyper_pool::HyperPool;
 use crate::config::Checksum;
@@ -141,7 +141,7 @@ impl S3Store {
     ) -> Result<(), PutError> {
         let Some(answer) = error.raw_response() else { return Err(not_answered(&error)) };
         let body = answer.body().bytes().unwrap_or_default();
-        let refusal = Refusal {
+        let refusal = ErrorReply {
             status: answer.status().as_u16(),
             code: error.code(),
             message: error.message(),
