@@ -106,8 +106,8 @@ struct Supervisor {
     events: Rc<Events>,
 }
 
-/// Everything up to the moment at which cores accept, in this order: what can be refused comes before
-/// what is hard to undo. Long because it is one sequence.
+/// Everything up to the moment at which cores accept, in this order: what can be refused comes
+/// before what is hard to undo. Long because it is one sequence.
 async fn start(
     config: Config,
     signals: Signals,

@@ -6,20 +6,20 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`cli`], [`commands`] | the command line and its subcommands |
-//! | [`control`] | the executor beside the cores: start, stop, signals, reload, admin listener, takeover of spools |
-//! | [`preflight`] | checks of the host before a start |
-//! | [`core`] | one data core: its parts, and the order in which they start and stop |
-//! | [`limits`] | budgets derived from the configuration |
-//! | [`http`] | from the socket to the answer |
-//! | [`upload`] | from the queue to the store: workers, retries, dead letters |
-//! | [`batch`] | many payloads in one object |
-//! | [`spool`] | payloads on this host's disk |
-//! | [`deadletter`] | objects that the store refuses |
-//! | [`store`] | one `put` per object: S3 by two clients, a directory, nothing |
-//! | [`queue`] | admission, the queue itself, and what is in it |
-//! | [`config`], [`key`] | the settings as types; object names |
-//! | [`budget`], [`metrics`], [`deadline`], [`net`], [`log`], … | what all of them use |
+//! | `cli`, `commands` | the command line and its subcommands |
+//! | `control` | the executor beside the cores: start, stop, signals, reload, admin listener, takeover of spools |
+//! | `preflight` | checks of the host before a start |
+//! | `core` | one data core: its parts, and the order in which they start and stop |
+//! | `limits` | budgets derived from the configuration |
+//! | `http` | from the socket to the answer |
+//! | `upload` | from the queue to the store: workers, retries, dead letters |
+//! | `batch` | many payloads in one object |
+//! | `spool` | payloads on this host's disk |
+//! | `deadletter` | objects that the store refuses |
+//! | `store` | one `put` per object: S3 by two clients, a directory, nothing |
+//! | `queue` | admission, the queue itself, and what is in it |
+//! | `config`, `key` | the settings as types; object names |
+//! | `budget`, `metrics`, `deadline`, `net`, `log`, … | what all of them use |
 //!
 //! The path of one request with one object per payload:
 //!

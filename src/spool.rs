@@ -155,7 +155,8 @@ pub struct SpoolSetup {
     /// Number of cores that share the takeover's work.
     pub cores: usize,
     pub cells: &'static CoreCells,
-    /// Key template, at most [`format::KEYS_BYTES_MAX`] bytes; `None`: the default.
+    /// Key template, at most [`KEYS_BYTES_MAX`](format::record::KEYS_BYTES_MAX) bytes; `None`: the
+    /// default.
     pub keys: Option<String>,
     /// Probability that a sync fails, for tests, and the seed of its random numbers.
     pub sync_fault: f64,

@@ -6,7 +6,8 @@
 //! later, or not at all.
 //!
 //! In reading order: `object` (what a put is given), `sums` (its checksums), `progress` (when a put
-//! has stalled), [`file`], [`s3`], `classify` (what a failure means), [`faulty`] (injected faults).
+//! has stalled), [`mod@file`], [`s3`], `classify` (what a failure means), [`faulty`] (injected
+//! faults).
 
 pub(crate) mod classify;
 pub mod faulty;
