@@ -35,12 +35,17 @@ const READS_MAX: u32 = 5;
 /// The task: restores one batch after another until the stop begins.
 pub async fn restore(uploader: Rc<Uploader>) {
     let Some(spool) = uploader.spool.clone() else { return };
-    while let Some(begun) = spool.next_in_doubt().await {
-        let key = begun.key().to_owned();
-        match restored(begun, &uploader.origin, uploader.stamps.take(1), uploader.store.summing())
-            .await
+    while let Some(in_doubt) = spool.next_in_doubt().await {
+        let key = in_doubt.key().to_owned();
+        match restored(
+            in_doubt,
+            &uploader.origin,
+            uploader.stamps.take(1),
+            uploader.store.summing(),
+        )
+        .await
         {
-            Ok((begun, mut batch)) => {
+            Ok((in_doubt, mut batch)) => {
                 // The workers may have ended, so the batch stays in the spool.
                 if uploader.stop.draining.get() {
                     return;
@@ -51,7 +56,7 @@ pub async fn restore(uploader: Rc<Uploader>) {
                     uploader.uploads.submit_restored(Upload::Batch(Rc::new(batch)));
                     outcome.wait_for_all(&uploader.stop.uploads_ended).await;
                 }
-                finish(begun).await;
+                finish(in_doubt).await;
             }
             Err(why) => tracing::error!(
                 "{key} is in doubt and cannot be restored: it stays in the spool, with everything else in \
@@ -63,9 +68,12 @@ pub async fn restore(uploader: Rc<Uploader>) {
 
 /// Records that the batch is done. Retried until the disk has it, because nothing else in its core
 /// directory is replayed before.
-async fn finish(mut begun: BatchInDoubt) {
-    while let Err(error) = begun.complete().await {
-        tracing::warn!("{} is stored, but the spool could not record that: {error}", begun.key());
+async fn finish(mut in_doubt: BatchInDoubt) {
+    while let Err(error) = in_doubt.complete().await {
+        tracing::warn!(
+            "{} is stored, but the spool could not record that: {error}",
+            in_doubt.key()
+        );
         sleep(PAUSE).await;
     }
 }
@@ -83,16 +91,16 @@ async fn work(encoder: &mut Encoder, summing: &mut Summing) {
 /// # Errors
 /// Its form is unknown to this version, or a member cannot be read.
 pub async fn restored(
-    mut begun: BatchInDoubt,
+    mut in_doubt: BatchInDoubt,
     origin: &Origin,
     stamp: Stamp,
     mut summing: Summing,
 ) -> Result<(BatchInDoubt, Batch), String> {
-    let form: BatchFormat = begun.form().parse()?;
+    let form: BatchFormat = in_doubt.form().parse()?;
     let mut encoder = Encoder::new(form.compression, &EncoderShared::new());
     let (mut payloads, mut payload_bytes, mut failed_reads) = (0, 0, 0);
     loop {
-        match begun.next().await {
+        match in_doubt.next().await {
             Ok(Some(payload)) => {
                 encoder.push(payload);
                 payloads += 1;
@@ -102,7 +110,7 @@ pub async fn restored(
             // The spool has counted and logged the damage; the other members still come.
             Err(error) if error.kind() == ErrorKind::InvalidData => {}
             Err(error) => {
-                tracing::warn!("{} cannot be read now: {error}", begun.key());
+                tracing::warn!("{} cannot be read now: {error}", in_doubt.key());
                 failed_reads += 1;
                 if failed_reads == READS_MAX {
                     return Err(format!("a member cannot be read: {error}"));
@@ -115,6 +123,7 @@ pub async fn restored(
     encoder.finish();
     work(&mut encoder, &mut summing).await;
     let (stem, sums) = (origin.stem(stamp), summing.finish());
-    let batch = Batch::restored(begun.key(), stem, form, encoder, sums, [payloads, payload_bytes]);
-    Ok((begun, batch))
+    let batch =
+        Batch::restored(in_doubt.key(), stem, form, encoder, sums, [payloads, payload_bytes]);
+    Ok((in_doubt, batch))
 }
