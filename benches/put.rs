@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime};
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
-use glommio::{LocalExecutorBuilder, Placement};
 use millrace::internals::config::{Checksum, S3Client, S3Options};
 use millrace::internals::queue::job::{Origin, Payload};
+use millrace::internals::rt::{Executor, Placement};
 use millrace::internals::store::s3::dial;
 use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
 use millrace::internals::store::s3::{self, Overrides, S3Control, S3Target};
@@ -98,7 +98,8 @@ fn main() {
         if let Some(only) = clients.iter().find(|(name, _)| std::env::args().any(|a| a == *name)) {
             clients = vec![*only];
         }
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(0)).io_memory(64 << 10).make();
+        let placement = Placement::pinned(0, &[]).unwrap_or_else(Placement::unpinned);
+        let executor = Executor::placed("put", placement, Duration::from_millis(100));
         executor.expect("io_uring is allowed here").run(async {
             let mut stores = Vec::new();
             for (name, client) in clients {

@@ -56,6 +56,9 @@ pub mod queue {
         pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
     }
 }
+pub mod rt {
+    pub use crate::rt::{Executor, Placement};
+}
 pub mod spool {
     pub mod format {
         pub use crate::spool::format::{

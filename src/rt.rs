@@ -29,6 +29,9 @@ pub use glommio::timer::Timer;
 /// the usual `RLIMIT_MEMLOCK` of 8 MiB. glommio's default of 10 MiB would need 90.
 pub const IO_MEMORY_BYTES: usize = 512 << 10;
 
+/// I/O memory of [`Executor::small`].
+const IO_MEMORY_BYTES_SMALL: usize = 64 << 10;
+
 /// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory again.
 pub const RINGS_PER_EXECUTOR: usize = 3;
 
@@ -187,7 +190,18 @@ impl Executor {
     /// # Errors
     /// io_uring is refused, or locked memory is short.
     pub fn unpinned(name: &str) -> Result<Executor, GlommioError<()>> {
-        Executor::made(LocalExecutorBuilder::new(glommio::Placement::Unbound).name(name))
+        let builder = LocalExecutorBuilder::new(glommio::Placement::Unbound).name(name);
+        Executor::made(builder, IO_MEMORY_BYTES)
+    }
+
+    /// An executor that runs anywhere and locks little memory: tests run side by side and share
+    /// what the process may lock.
+    ///
+    /// # Errors
+    /// As for [`Executor::unpinned`].
+    pub fn small() -> Result<Executor, GlommioError<()>> {
+        let builder = LocalExecutorBuilder::new(glommio::Placement::Unbound);
+        Executor::made(builder, IO_MEMORY_BYTES_SMALL)
     }
 
     /// An executor that runs at `placement`. A task that calls [`yield_if_needed`] runs for `slice`
@@ -204,20 +218,21 @@ impl Executor {
             .name(name)
             .preempt_timer(slice)
             .blocking_thread_pool_placement(placement.blocking);
-        Executor::made(builder)
+        Executor::made(builder, IO_MEMORY_BYTES)
     }
 
-    fn made(builder: LocalExecutorBuilder) -> Result<Executor, GlommioError<()>> {
-        let executor = builder.io_memory(IO_MEMORY_BYTES).make()?;
+    fn made(builder: LocalExecutorBuilder, memory: usize) -> Result<Executor, GlommioError<()>> {
+        let executor = builder.io_memory(memory).make()?;
         Ok(Executor { executor, wake_thread: waking::start_wake_thread() })
     }
 
     /// Runs `main` to its end. Tasks that it has spawned and not awaited then stop.
     pub fn run<T>(self, main: impl Future<Output = T>) -> T {
         let Executor { executor, wake_thread } = self;
+        let awake = wake_thread.stay_awake();
         executor.run(async move {
             // Before anything else, because any wait may need it.
-            spawn(wake_thread.stay_awake()).detach();
+            spawn(awake).detach();
             main.await
         })
     }
@@ -226,8 +241,7 @@ impl Executor {
 /// Runs a test on its own executor.
 #[cfg(test)]
 pub fn run_test<T>(test: impl Future<Output = T>) -> T {
-    let executor = LocalExecutorBuilder::default().io_memory(IO_MEMORY_BYTES).make();
-    executor.expect("io_uring is allowed here").run(test)
+    Executor::small().expect("io_uring is allowed here").run(test)
 }
 
 #[cfg(test)]

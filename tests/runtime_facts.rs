@@ -16,19 +16,36 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::future::{poll_once, yield_now};
-use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
+use glommio::{LocalExecutorBuilder, Placement};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
+use millrace::internals::rt::Executor;
 use rustix::thread::gettid;
 
 const SOON: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn executor() -> LocalExecutor {
-    let builder = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10);
-    builder.make().expect("io_uring is allowed here")
+/// Runs `test` on an executor without `rt::waking`, on a thread of its own; again if it sleeps for
+/// ever, as such an executor may (see the first fact).
+fn on_executor(test: impl AsyncFn() + Clone + Send + 'static) {
+    for _ in 0..5 {
+        let test = test.clone();
+        let (say, hear) = mpsc::channel();
+        thread::spawn(move || {
+            let builder = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10);
+            let executor = builder.make().expect("io_uring is allowed here");
+            executor.run(test());
+            say.send(()).unwrap();
+        });
+        match hear.recv_timeout(PATIENCE) {
+            Ok(()) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("see the thread's own message"),
+        }
+    }
+    panic!("it slept five times out of five");
 }
 
 mod glommio_facts {
@@ -66,30 +83,54 @@ mod glommio_facts {
         stat.rsplit(") ").next()?.chars().next()
     }
 
+    /// The wake-ups of an executor that has ended are never taken. After 32,767 of them, 27 minutes
+    /// at the rate of `rt::waking`, glommio aborts the process.
+    #[test]
+    fn no_wake_thread_outlives_its_executor() {
+        let wake_threads = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+            let name = |task: io::Result<std::fs::DirEntry>| {
+                std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default()
+            };
+            tasks.map(name).filter(|name| name.trim() == "millrace-wake").count()
+        };
+        let executor = || Executor::small().unwrap();
+        let never_run = executor();
+        assert_eq!(wake_threads(), 1);
+        drop(never_run);
+        assert_eq!(wake_threads(), 0, "never run");
+        assert_eq!(executor().run(async { wake_threads() }), 1);
+        assert_eq!(wake_threads(), 0, "ended");
+        let panics = move || executor().run(async { panic!("as the test wants it") });
+        thread::spawn(panics).join().unwrap_err();
+        assert_eq!(wake_threads(), 0, "panicked");
+    }
+
     /// `rt::waking` and the blocking threads of a spool (`spool::disk`) wake tasks from other
     /// threads, also while the executor sleeps in the kernel.
     #[test]
     fn a_waker_called_on_another_thread_ends_the_executors_sleep() {
-        let (send, receive) = mpsc::channel::<Waker>();
-        let waking = thread::spawn(move || {
-            let waker = receive.recv().unwrap();
-            // Until it has gone to sleep.
-            for _ in 0..5 {
-                thread::sleep(Duration::from_millis(20));
-                waker.wake_by_ref();
-            }
+        on_executor(async || {
+            let (send, receive) = mpsc::channel::<Waker>();
+            let waking = thread::spawn(move || {
+                let waker = receive.recv().unwrap();
+                // Until it has gone to sleep.
+                for _ in 0..5 {
+                    thread::sleep(Duration::from_millis(20));
+                    waker.wake_by_ref();
+                }
+            });
+            let mut polls = 0;
+            let sleep_twice = poll_fn(|cx| {
+                polls += 1;
+                if polls == 1 {
+                    send.send(cx.waker().clone()).unwrap();
+                }
+                if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
+            });
+            sleep_twice.await;
+            waking.join().unwrap();
         });
-        let polls = Cell::new(0);
-        let started = Instant::now();
-        executor().run(poll_fn(|cx| {
-            polls.set(polls.get() + 1);
-            if polls.get() == 1 {
-                send.send(cx.waker().clone()).unwrap();
-            }
-            if polls.get() < 3 { Poll::Pending } else { Poll::Ready(()) }
-        }));
-        assert!(started.elapsed() < PATIENCE);
-        waking.join().unwrap();
     }
 
     /// `rt::is_idle`: reading the statistics resets them, and between two yields of the task queue
@@ -97,7 +138,7 @@ mod glommio_facts {
     /// ring only then.
     #[test]
     fn tasks_executed_counts_the_tasks_that_ran_between_two_yields() {
-        executor().run(async {
+        on_executor(async || {
             let count = async || {
                 let executor = glommio::executor();
                 executor.yield_task_queue_now().await;
@@ -124,7 +165,7 @@ mod glommio_facts {
     /// `spawn_local`.
     #[test]
     fn a_new_task_is_polled_inside_spawn_local() {
-        executor().run(async {
+        on_executor(async || {
             let polled = Rc::new(Cell::new(false));
             let seen = polled.clone();
             let task = glommio::spawn_local(async move { seen.set(true) });
@@ -147,7 +188,7 @@ mod glommio_facts {
     /// `Core`: by then their futures must be gone.
     #[test]
     fn when_cancel_returns_the_tasks_future_has_been_dropped() {
-        executor().run(async {
+        on_executor(async || {
             let dropped = Rc::new(Cell::new(false));
             let held = Dropped(dropped.clone());
             let task = glommio::spawn_local(async move {
@@ -165,7 +206,7 @@ mod glommio_facts {
     /// `rt::spawn(…).detach()` does not.
     #[test]
     fn a_dropped_task_is_cancelled_and_a_detached_one_goes_on() {
-        executor().run(async {
+        on_executor(async || {
             let turns = Rc::new(Cell::new(0));
             let count = |turns: Rc<Cell<u32>>| async move {
                 for _ in 0..10 {
@@ -189,7 +230,7 @@ mod glommio_facts {
     /// next caller.
     #[test]
     fn blocking_work_wakes_the_executor_and_is_done_even_if_nobody_waits() {
-        executor().run(async {
+        on_executor(async || {
             let slow = || {
                 thread::sleep(Duration::from_millis(30));
                 7

@@ -1,8 +1,11 @@
 //! Works around a defect of glommio 0.9: an executor may sleep although tasks are ready.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
-use std::sync::{Arc, Once, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Once, OnceLock};
 use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
@@ -20,13 +23,23 @@ const WAKE_EVERY: Duration = Duration::from_millis(50);
 /// Before an executor has run its first task there is no task to wake, and that sleep occurred too,
 /// in one start of five hundred. Until then the executor's thread gets a signal, which also ends
 /// the sleep.
-pub(super) struct WakeThread(mpsc::SyncSender<Waker>);
+///
+/// The thread ends when this is dropped, which waits for it.
+pub(super) struct WakeThread {
+    /// Of the task, once it has run.
+    waker: Arc<OnceLock<Waker>>,
+    /// The thread runs as long as this sender exists.
+    stop: Option<Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 /// A signal whose handler only interrupts system calls.
 const WAKE_SIGNAL: i32 = signal_hook::consts::SIGURG;
 
 /// Starts the thread for the executor that the calling thread is about to run. That executor must
-/// run [`WakeThread::stay_awake`].
+/// run [`WakeThread::stay_awake`], and this value must be dropped when it ends: the wake-ups of an
+/// executor that has ended are never taken, and glommio aborts the process when 32,767 of them
+/// wait, which is after 27 minutes.
 pub(super) fn start_wake_thread() -> WakeThread {
     // Without a handler the kernel ignores the signal and interrupts nothing.
     static HANDLER: Once = Once::new();
@@ -35,35 +48,44 @@ pub(super) fn start_wake_thread() -> WakeThread {
             tracing::warn!("no handler for the signal that wakes an executor: {error}");
         }
     });
-    let (send, receive) = mpsc::sync_channel::<Waker>(1);
+    let waker = Arc::new(OnceLock::<Waker>::new());
+    let (stop, stopped) = mpsc::channel();
     let sleeper = gettid();
-    #[expect(clippy::disallowed_methods, reason = "a separate thread, which is not on a core")]
-    let wake = move || {
-        let waker = loop {
-            match receive.recv_timeout(WAKE_EVERY) {
-                Ok(waker) => break waker,
-                Err(mpsc::RecvTimeoutError::Timeout) => interrupt(sleeper),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+    let wake = {
+        let waker = Arc::clone(&waker);
+        move || {
+            while stopped.recv_timeout(WAKE_EVERY) == Err(RecvTimeoutError::Timeout) {
+                match waker.get() {
+                    Some(waker) => waker.wake_by_ref(),
+                    None => interrupt(sleeper),
+                }
             }
-        };
-        loop {
-            std::thread::sleep(WAKE_EVERY);
-            waker.wake_by_ref();
         }
     };
     let thread = std::thread::Builder::new().name("millrace-wake".to_owned());
-    if let Err(error) = thread.spawn(wake) {
+    let thread = thread.spawn(wake).inspect_err(|error| {
         tracing::warn!("no thread to wake this executor: {error}");
-    }
-    WakeThread(send)
+    });
+    WakeThread { waker, stop: Some(stop), thread: thread.ok() }
 }
 
 impl WakeThread {
-    /// The task that is woken. Runs as long as the executor.
-    pub(super) async fn stay_awake(self) {
-        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let _or_there_is_no_thread = self.0.try_send(waker);
-        std::future::pending().await
+    /// The task that is woken.
+    pub(super) fn stay_awake(&self) -> impl Future<Output = ()> + use<> {
+        let waker = Arc::clone(&self.waker);
+        poll_fn(move |cx| {
+            waker.get_or_init(|| cx.waker().clone());
+            Poll::Pending
+        })
+    }
+}
+
+impl Drop for WakeThread {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _or_it_panicked = thread.join();
+        }
     }
 }
 

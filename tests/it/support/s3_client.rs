@@ -7,9 +7,9 @@ use std::time::Duration;
 use aws_credential_types::Credentials;
 use futures_lite::future;
 use glommio::timer::Timer;
-use glommio::{LocalExecutorBuilder, Placement};
 use millrace::internals::config::{S3Client, S3Options};
 use millrace::internals::queue::job::{Origin, Payload};
+use millrace::internals::rt::Executor;
 use millrace::internals::store::s3::proxies::Proxies;
 use millrace::internals::store::s3::{self, Overrides, S3Control, S3Target};
 use millrace::internals::store::{Store, StoreSeed};
@@ -26,11 +26,7 @@ pub const UNRESOLVABLE: &str =
 
 /// Runs `test` on a glommio executor of this thread; a test that hangs fails after 30 s.
 pub fn on_executor<T>(test: impl Future<Output = T>) -> T {
-    let executor = LocalExecutorBuilder::new(Placement::Unbound)
-        // Tests run side by side and share the process's locked memory.
-        .io_memory(64 << 10)
-        .make()
-        .expect("io_uring is allowed here");
+    let executor = Executor::small().expect("io_uring is allowed here");
     executor.run(async {
         let give_up = async {
             Timer::new(Duration::from_secs(30)).await;
