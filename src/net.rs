@@ -654,6 +654,12 @@ impl Stream {
         Poll::Ready(socket.shutdown(Shutdown::Write))
     }
 
+    /// The peer's address; `None` once the connection has ended.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        let sockets = self.net.sockets.borrow();
+        SockRef::from(&sockets[self.token].fd).peer_addr().ok()?.as_socket()
+    }
+
     /// Turns Nagle's algorithm off.
     pub fn set_nodelay(&self) -> io::Result<()> {
         let sockets = self.net.sockets.borrow();

@@ -6,6 +6,7 @@
 //! fire too late, so a request costs no timer operation. hyper never closes the socket: after the
 //! last answer the connection lingers, so that the answer reaches a client that is still sending.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -22,6 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
+use super::peers::Peer;
 use super::phase::{ConnPhase, ConnState};
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
@@ -66,7 +68,7 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
 
 /// Serves `stream` until either side closes it.
 async fn serve(server: Rc<Server>, stream: Stream) {
-    let state = ConnState::new();
+    let state = ConnState::new(Peer::of(stream.peer_addr()));
     let listed = server.conns.register(&state);
     let stream = Rc::new(stream);
     let mut alarm = Alarm::default();
@@ -92,10 +94,11 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             let sent = poll_fn(|cx| stream.poll_sent(cx));
             let _or_not_in_time = within(LINGER_TIME_MAX, sent, || Ok(())).await;
         }
-        ConnEnd::Done => linger(stream, b"").await,
+        ConnEnd::Done => linger(stream, b"", &state.taken).await,
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
-            linger(stream, HEAD_TIMEOUT).await;
+            state.tally.borrow_mut().request(rt::now(), 408, 0, None);
+            linger(stream, HEAD_TIMEOUT, &state.taken).await;
         }
     }
     drop(listed);
@@ -149,6 +152,7 @@ async fn drive(
                 if let Err(error) = result {
                     if let Some(status) = refused_by_hyper(&error) {
                         server.cells.count_response(status);
+                        state.tally.borrow_mut().request(rt::now(), status, 0, None);
                     }
                     tracing::debug!(%error, "connection ended");
                 }
@@ -201,10 +205,10 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     }
 }
 
-/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing
-/// with unread bytes would reset the connection, which can destroy the answer before the client has
+/// Writes `last`, closes our half, then reads and discards what the client still sends and adds it
+/// to `taken`. Closing with unread bytes would reset the connection, which can destroy the answer before the client has
 /// read it.
-async fn linger(mut stream: Stream, last: &[u8]) {
+async fn linger(mut stream: Stream, last: &[u8], taken: &Cell<u64>) {
     let discard = async {
         stream.write_all(last).await?;
         stream.close().await?;
@@ -213,7 +217,10 @@ async fn linger(mut stream: Stream, last: &[u8]) {
         while left > 0 {
             match stream.read(&mut discarded).await? {
                 0 => break,
-                n => left = left.saturating_sub(n),
+                n => {
+                    taken.set(taken.get() + n as u64);
+                    left = left.saturating_sub(n);
+                }
             }
         }
         io::Result::Ok(())

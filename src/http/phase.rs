@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use super::head_tracker::HeadTracker;
+use super::peers::{Peer, Tally};
 use crate::deadline::{Alarm, was_paused};
 use crate::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use crate::net::Stream;
@@ -45,6 +46,8 @@ pub(super) struct ConnState {
     pub(super) arrived: HeadTracker,
     /// Bytes read from the socket.
     pub(super) taken: Cell<u64>,
+    /// What the peer has done and the core's tables do not have yet.
+    pub(super) tally: RefCell<Tally>,
     /// Set while a deadline has passed and the bytes that had arrived by then are being read.
     late_read: Cell<Option<LateRead>>,
     waker: RefCell<Option<Waker>>,
@@ -68,8 +71,9 @@ impl LateRead {
 }
 
 impl ConnState {
-    pub(super) fn new() -> Rc<ConnState> {
+    pub(super) fn new(peer: Peer) -> Rc<ConnState> {
         Rc::new(ConnState {
+            tally: RefCell::new(Tally::new(peer)),
             arrived: HeadTracker::default(),
             taken: Cell::new(0),
             late_read: Cell::new(None),
