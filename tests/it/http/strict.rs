@@ -41,7 +41,11 @@ fn answer(server: &Server, way: Way, bytes: &[u8]) -> Reply {
             let _whole = bytes.iter().all(|byte| client.try_send([*byte]));
         }
     }
-    client.last_reply()
+    let reply = client.try_reply();
+    let reply = reply.unwrap_or_else(|| panic!("no answer: {way:?} {}", bytes.escape_ascii()));
+    assert_eq!(reply.header("connection"), Some("close"), "{reply:?}");
+    assert!(client.closed(), "open after {reply:?}");
+    reply
 }
 
 /// Checks a refusal. `says` is empty for those that hyper answers itself, without a text.
@@ -125,7 +129,12 @@ fn a_wrong_head_is_refused_before_its_path_and_method_are_looked_at() {
     let mut sent = 0;
     for target in TARGETS {
         for (fields, status, says) in HEADS {
-            let ways = if target == TARGETS[0] { &WAYS[..] } else { &[Way::Pipelined] };
+            let ways = match target {
+                "POST /payloads" => &WAYS[..],
+                // hyper may drop a last answer to CONNECT while the one before is being sent.
+                "CONNECT x:80" => &[Way::First],
+                _ => &[Way::Pipelined],
+            };
             for way in ways {
                 let what = format!("{target} {fields:?} {way:?}");
                 refused(&answer(&server, *way, &head(target, fields)), status, says, &what);
