@@ -66,7 +66,7 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
 
 /// Serves `stream` until either side closes it.
 async fn serve(server: Rc<Server>, stream: Stream) {
-    let state = ConnState::new();
+    let state = ConnState::new(stream.peer_ip());
     let listed = server.conns.register(&state);
     let stream = Rc::new(stream);
     let mut alarm = Alarm::default();

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub(super) enum ConnPhase {
 /// The state of one open connection. The core's list also holds it, to wake the connection when a
 /// stop proceeds.
 pub(super) struct ConnState {
+    /// The peer's address, an IPv4 one in its own form.
+    pub(super) peer: IpAddr,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
@@ -68,8 +71,9 @@ impl LateRead {
 }
 
 impl ConnState {
-    pub(super) fn new() -> Rc<ConnState> {
+    pub(super) fn new(peer: IpAddr) -> Rc<ConnState> {
         Rc::new(ConnState {
+            peer,
             arrived: HeadTracker::default(),
             taken: Cell::new(0),
             late_read: Cell::new(None),
