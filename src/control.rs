@@ -150,7 +150,7 @@ async fn start(
         peers: peers::PeersPage {
             boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
             // TOKENS: the name of a token goes here, once tokens have names.
-            token_name: |token| format!("#{}", token.0),
+            token_name: Box::new(|token| format!("#{}", token.0)),
         },
     };
     let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();

@@ -37,7 +37,7 @@ pub(super) struct PeersPage {
     /// One of each core, and its id.
     pub(super) boards: Vec<(usize, Arc<PeerBoard>)>,
     /// The name of a token.
-    pub(super) token_name: fn(TokenRef) -> String,
+    pub(super) token_name: Box<dyn Fn(TokenRef) -> String>,
 }
 
 /// What a core has published, and when.
@@ -71,8 +71,8 @@ impl PeersPage {
         rows.truncate(wanted.limit);
         let table = Table { by: wanted.by, known, rows, cores, now: rt::now() };
         Some(match as_json {
-            true => page(StatusCode::OK, "application/json", table.json(self.token_name)),
-            false => page(StatusCode::OK, TEXT, table.text(self.token_name)),
+            true => page(StatusCode::OK, "application/json", table.json(&self.token_name)),
+            false => page(StatusCode::OK, TEXT, table.text(&self.token_name)),
         })
     }
 
@@ -268,7 +268,7 @@ impl Table {
     }
 
     /// A table for people: columns end below each other, a peer a line, `-` for nothing.
-    fn text(&self, token_name: fn(TokenRef) -> String) -> String {
+    fn text(&self, token_name: &dyn Fn(TokenRef) -> String) -> String {
         let mut text = format!(
             "# busiest peers by {} since the start: {} of {}\n",
             self.by.name(),
@@ -303,7 +303,11 @@ impl Table {
         text
     }
 
-    fn cells(&self, row: &PeerRow, token_name: fn(TokenRef) -> String) -> [String; COLUMNS.len()] {
+    fn cells(
+        &self,
+        row: &PeerRow,
+        token_name: &dyn Fn(TokenRef) -> String,
+    ) -> [String; COLUMNS.len()] {
         let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let [requests, payloads, bytes, refused] = row.counted.map(|count| count.to_string());
         let may_be_more = self.by.value_max(row) - self.by.value(row);
@@ -327,7 +331,7 @@ impl Table {
     }
 
     /// The same for programs.
-    fn json(&self, token_name: fn(TokenRef) -> String) -> String {
+    fn json(&self, token_name: &dyn Fn(TokenRef) -> String) -> String {
         let core = |(id, published): &(usize, Published)| {
             let age = published.as_ref().map(|of| self.age(of.taken).as_millis() as u64);
             json!({ "core": id, "age_ms": age })
@@ -495,7 +499,7 @@ mod tests {
 
     #[test]
     fn the_text_is_aligned_and_says_what_is_missing() {
-        let text = example().text(|token| format!("name{}", token.0));
+        let text = example().text(&|token| format!("name{}", token.0));
         let expected = "\
 # busiest peers by payloads since the start: 2 of 9
 # core 0 has not answered: its figures are 3 s old
@@ -510,7 +514,7 @@ peer           requests  payloads      bytes  refusals  may_be_more  connections
     #[test]
     fn the_json_has_the_same() {
         let json: Value =
-            serde_json::from_str(&example().json(|token| format!("{}", token.0))).unwrap();
+            serde_json::from_str(&example().json(&|token| format!("{}", token.0))).unwrap();
         assert_eq!((&json["by"], &json["known"]), (&json!("payloads"), &json!(9)));
         assert_eq!(json["cores"][1], json!({ "core": 1, "age_ms": null }));
         let age = json["peers"][0]["last_seen_ms_ago"].clone();

@@ -9,10 +9,10 @@
 
 mod sketch;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -37,12 +37,12 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The peer with this address.
-    pub fn of(address: Option<SocketAddr>) -> Peer {
-        match address.map(|address| address.ip().to_canonical()) {
-            Some(IpAddr::V4(address)) => Peer::V4(address.to_bits()),
-            Some(IpAddr::V6(address)) => Peer::V6((address.to_bits() >> 64) as u64),
-            None => Peer::Unknown,
+    /// The peer with this address; [`Peer::Unknown`] of the unspecified one.
+    pub fn of(address: IpAddr) -> Peer {
+        match address.to_canonical() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Peer::Unknown,
+            IpAddr::V4(address) => Peer::V4(address.to_bits()),
+            IpAddr::V6(address) => Peer::V6((address.to_bits() >> 64) as u64),
         }
     }
 }
@@ -195,23 +195,31 @@ impl Activity {
     }
 }
 
-/// What a connection has done since it was last handed over to the core's tables.
+/// What a connection has received, and what it has done since it was last handed over to the core's
+/// tables.
+#[derive(Default)]
 pub struct Tally {
-    peer: Peer,
-    activity: Activity,
-    /// Of the bytes that the connection has received, how many were handed over.
-    bytes_before: u64,
+    received: Cell<u64>,
+    activity: RefCell<Activity>,
+    /// Of `received`, what was handed over.
+    handed_over: Cell<u64>,
 }
 
 impl Tally {
-    pub fn new(peer: Peer) -> Tally {
-        Tally { peer, activity: Activity::default(), bytes_before: 0 }
+    /// Bytes read from the socket.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Adds bytes read from the socket.
+    pub fn received_more(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
     }
 
     /// Adds a request that ended at `now` with `status`, `payloads` of which were admitted, sent
     /// with `token`.
-    pub fn request(&mut self, now: Instant, status: u16, payloads: usize, token: Option<TokenRef>) {
-        let activity = &mut self.activity;
+    pub fn request(&self, now: Instant, status: u16, payloads: usize, token: Option<TokenRef>) {
+        let mut activity = self.activity.borrow_mut();
         activity.requests += 1;
         activity.payloads += payloads as u64;
         if let Some(kind) = RefusalKind::of(status) {
@@ -223,13 +231,12 @@ impl Tally {
         activity.last = Some(now);
     }
 
-    /// What is new since the last call, if anything. `bytes` is what the connection has received in
-    /// all.
-    fn take(&mut self, bytes: u64) -> Option<(Peer, Activity)> {
-        let mut activity = std::mem::take(&mut self.activity);
-        activity.bytes = bytes - std::mem::replace(&mut self.bytes_before, bytes);
+    /// What is new since the last call, if anything.
+    fn take(&self) -> Option<Activity> {
+        let mut activity = self.activity.take();
+        activity.bytes = self.received.get() - self.handed_over.replace(self.received.get());
         let is_new = activity.requests > 0 || activity.bytes > 0;
-        is_new.then_some((self.peer, activity))
+        is_new.then_some(activity)
     }
 }
 
@@ -245,11 +252,11 @@ impl Default for PeerTables {
 impl PeerTables {
     /// Adds what a connection has done since the last call. Returns its peer.
     pub(super) fn hand_over(&self, state: &ConnState) -> Peer {
-        let mut tally = state.tally.borrow_mut();
-        if let Some((peer, activity)) = tally.take(state.taken.get()) {
+        let peer = Peer::of(state.peer);
+        if let Some(activity) = state.tally.take() {
             self.add(peer, &activity);
         }
-        tally.peer
+        peer
     }
 
     fn add(&self, peer: Peer, activity: &Activity) {
@@ -363,13 +370,13 @@ pub(crate) mod tests {
 
     #[test]
     fn peers_are_addresses_and_networks() {
-        let of = |text: &str| Peer::of(Some(SocketAddr::new(text.parse().unwrap(), 1))).to_string();
+        let of = |text: &str| Peer::of(text.parse().unwrap()).to_string();
         assert_eq!(of("127.0.0.2"), "127.0.0.2");
         assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(of("2001:db8:1:2::"), of("2001:db8:1:2:ffff::1"));
         assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));
-        assert_eq!(Peer::of(None).to_string(), "unknown");
+        assert_eq!(of("0.0.0.0"), "unknown");
     }
 
     #[test]
@@ -392,19 +399,21 @@ pub(crate) mod tests {
 
     #[test]
     fn a_tally_gives_each_thing_once() {
-        let mut tally = Tally::new(Peer::V4(1));
-        assert!(tally.take(0).is_none());
+        let tally = Tally::default();
+        assert!(tally.take().is_none());
+        tally.received_more(500);
         let now = rt::now();
         tally.request(now, 200, 10, Some(TokenRef(3)));
         tally.request(now, 503, 0, None);
-        let (peer, activity) = tally.take(500).unwrap();
-        let sums = Measure::ALL.map(|measure| activity.of(measure));
-        assert_eq!((peer, sums), (Peer::V4(1), [2, 10, 500, 1]));
+        let activity = tally.take().unwrap();
+        assert_eq!(Measure::ALL.map(|measure| activity.of(measure)), [2, 10, 500, 1]);
         assert_eq!(activity.refusals[RefusalKind::Unavailable as usize], 1);
         assert_eq!(activity.tokens.most_used(), [TokenRef(3)]);
-        assert!(tally.take(500).is_none());
-        let (_, activity) = tally.take(501).unwrap();
+        assert!(tally.take().is_none());
+        tally.received_more(1);
+        let activity = tally.take().unwrap();
         assert_eq!(Measure::ALL.map(|measure| activity.of(measure)), [0, 0, 1, 0]);
+        assert_eq!(tally.received(), 501);
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) async fn handle(
     let now = rt::now();
     // TOKENS: the token of the request goes here, once `process` returns it.
     let token: Option<TokenRef> = None;
-    state.tally.borrow_mut().request(now, status, payloads, token);
+    state.tally.request(now, status, payloads, token);
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);
     Ok(response)
