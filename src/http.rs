@@ -6,7 +6,7 @@ pub mod body;
 mod chunk;
 mod conn;
 pub mod head;
-mod head_tracker;
+pub(crate) mod head_tracker;
 pub mod parse;
 pub mod peers;
 mod phase;

@@ -1,5 +1,5 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control executor, so it
-//! answers while a core is stuck.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
+//! executor, so it answers while a core is stuck.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;

@@ -1,8 +1,8 @@
 //! The admin page `/peers`: the busiest peers of all cores in one table.
 //!
 //! Each core has tables of its own ([`crate::http::peers`]). Here they are merged, as in Agarwal et
-//! al., "Mergeable Summaries", 2012: counts and bounds add up, and a core whose table does not have a
-//! peer may still have seen as much of it as its table's least row has.
+//! al., "Mergeable Summaries", 2012: counts and bounds add up, and a core whose table does not have
+//! a peer may still have seen as much of it as its table's least row has.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -1,6 +1,6 @@
 //! What is wrong with a chunked body. hyper decodes the chunks and tells its errors only by the
-//! text of an [`io::Error`]; this is the one place that reads those texts. `tests/it/http/framing.rs`
-//! has a case for each, so that an update of hyper that changes one is seen.
+//! text of an [`io::Error`]; this is the one place that reads those texts. A case for each in
+//! `tests/it/http/strict.rs` fails when an update of hyper changes one.
 
 use std::error::Error as _;
 use std::io;

@@ -100,7 +100,7 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             linger(stream, HEAD_TIMEOUT, &state.tally).await;
         }
     }
-    // What came after its last request.
+    // What was received while lingering.
     server.conns.peers.hand_over(&state);
     drop(listed);
 }
@@ -206,9 +206,9 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     }
 }
 
-/// Writes `last`, closes our half, then reads and discards what the client still sends and adds it
-/// to `tally`. Closing with unread bytes would reset the connection, which can destroy the answer before the client has
-/// read it.
+/// Writes `last`, closes our half, then reads and discards what the client still sends, and adds it
+/// to `tally`. Closing with unread bytes would reset the connection, which can destroy the answer
+/// before the client has read it.
 async fn linger(mut stream: Stream, last: &[u8], tally: &Tally) {
     let discard = async {
         stream.write_all(last).await?;

@@ -148,7 +148,8 @@ const IN_NAME: [bool; 256] = {
     table
 };
 
-/// One field, and its value exactly `chunked`. hyper has refused those whose last coding is another.
+/// One field, and its value exactly `chunked`. hyper has refused those whose last coding is
+/// another.
 fn check_transfer_encoding<B>(head: &Request<B>) -> Result<(), HeadError> {
     let mut values = head.headers().get_all(TRANSFER_ENCODING).iter();
     let value = values.next().map_or(&b""[..], |value| value.as_bytes());

@@ -10,7 +10,7 @@ use std::cell::Cell;
 
 /// How much of the current request has arrived, and whether bytes of the next one have.
 #[derive(Default)]
-pub(super) struct HeadTracker {
+pub struct HeadTracker {
     /// Bytes of the head's current line.
     line: Cell<usize>,
     /// How many bytes at the start of that line are those of [`CONTENT_LENGTH`].
@@ -30,7 +30,7 @@ pub(super) struct HeadTracker {
 
 impl HeadTracker {
     /// Counts bytes that arrived while a head is read.
-    pub(super) fn part_of_head(&self, bytes: &[u8]) {
+    pub fn part_of_head(&self, bytes: &[u8]) {
         if self.uncounted.get() {
             return;
         }
@@ -66,7 +66,7 @@ impl HeadTracker {
 
     /// Whether the current head has a `content-length`, as far as its lines were seen: not if it
     /// arrived in one read with the end of the request before.
-    pub(super) fn has_content_length(&self) -> bool {
+    pub fn has_content_length(&self) -> bool {
         self.content_length.get()
     }
 
@@ -78,7 +78,7 @@ impl HeadTracker {
 
     /// Ends the request; `length` is the length of its body, if known. True if it is certain that
     /// no byte of the next request has arrived.
-    pub(super) fn end_of_request(&self, length: Option<u64>) -> bool {
+    pub fn end_of_request(&self, length: Option<u64>) -> bool {
         let more = self.after_head.take().zip(length).map(|(sum, body)| sum as i64 - body as i64);
         self.next_head.set(more.is_some_and(|more| more > self.line_ends.get() as i64));
         self.line.set(0);

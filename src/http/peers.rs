@@ -1,9 +1,9 @@
 //! Who sends: a bounded table of the busiest peers of one core, for the admin page `/peers`.
 //!
-//! A request adds a few integers to the [`Tally`] of its connection. The tally is handed over to the
-//! core's tables when the connection ends, and whenever the tables are published. They are published
-//! only when control asks: it sets a flag on the core's [`PeerBoard`], the core sees it in its
-//! once-a-second task, and puts a copy there. Neither side waits for the other.
+//! A request adds a few integers to the [`Tally`] of its connection. The tally is handed over to
+//! the core's tables when the connection ends, and whenever the tables are published. They are
+//! published only when control asks: it sets a flag on the core's [`PeerBoard`], the core sees it
+//! in its once-a-second task, and puts a copy there. Neither side waits for the other.
 //!
 //! A peer is an IP address; of IPv6 its /64, because one host can have all of it.
 
