@@ -21,7 +21,7 @@ pub mod config {
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
     pub mod head {
-        pub use crate::http::head::{Framing, check};
+        pub use crate::http::head::{BodyFraming, check};
         pub use crate::http::head_tracker::HeadTracker;
     }
     pub mod parse {

@@ -6,7 +6,7 @@ use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
 use millrace::internals::coding::Compression;
 use millrace::internals::config::{Checksum, Config};
-use millrace::internals::http::head::{Framing, HeadTracker, check};
+use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
 use millrace::internals::http::parse::{Scratch, parse};
 use millrace::internals::http::peers::{Activity, Measure, Peer, Sketch, Tally};
 use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
@@ -137,7 +137,7 @@ fn head() -> Made {
         tracker.part_of_head(HEAD);
         let content_length = tracker.has_content_length();
         assert!(content_length);
-        assert_eq!(check(&request, Framing { chunked: false, content_length }), Ok(()));
+        assert_eq!(check(&request, BodyFraming { chunked: false, content_length }), Ok(()));
         assert!(tracker.end_of_request(Some(0)));
     };
     Made { run: Box::new(run), throughput: Amount::Elements(1) }

@@ -26,7 +26,7 @@ use super::peers::PeersPage;
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
-use crate::http::head::{self, Framing};
+use crate::http::head::{self, BodyFraming};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
@@ -107,7 +107,7 @@ impl Admin {
 
     async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let chunked = request.body().size_hint().exact().is_none();
-        let framing = Framing { chunked, content_length: false };
+        let framing = BodyFraming { chunked, content_length: false };
         if let Err(wrong) = head::check(request, framing) {
             let mut response = text(wrong.status(), format!("{wrong}\n"));
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

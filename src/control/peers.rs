@@ -50,7 +50,7 @@ impl PeersPage {
         if request.uri().path() != "/peers" || !is_read {
             return None;
         }
-        let wanted = match Wanted::of(request.uri().query().unwrap_or_default()) {
+        let wanted = match PeersQuery::of(request.uri().query().unwrap_or_default()) {
             Ok(wanted) => wanted,
             Err(text) => return Some(page(StatusCode::BAD_REQUEST, TEXT, text)),
         };
@@ -131,16 +131,16 @@ impl By {
 
 /// What a page was asked for.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
+struct PeersQuery {
     by: By,
     limit: usize,
 }
 
-impl Wanted {
+impl PeersQuery {
     /// # Errors
     /// What is wrong with the query, and what is allowed.
-    fn of(query: &str) -> Result<Wanted, String> {
-        let mut wanted = Wanted { by: By::Measure(Measure::Requests), limit: LIMIT_DEFAULT };
+    fn of(query: &str) -> Result<PeersQuery, String> {
+        let mut wanted = PeersQuery { by: By::Measure(Measure::Requests), limit: LIMIT_DEFAULT };
         for part in query.split('&').filter(|part| !part.is_empty()) {
             match part.split_once('=') {
                 Some(("by", CONNECTIONS)) => wanted.by = By::Connections,
@@ -463,7 +463,7 @@ mod tests {
     #[test]
     fn queries_are_understood_or_explained() {
         fn of(query: &str) -> Result<(&'static str, usize), String> {
-            Wanted::of(query).map(|wanted| (wanted.by.name(), wanted.limit))
+            PeersQuery::of(query).map(|wanted| (wanted.by.name(), wanted.limit))
         }
         assert_eq!(of(""), Ok(("requests", LIMIT_DEFAULT)));
         assert_eq!(of("by=bytes&limit=3"), Ok(("bytes", 3)));

@@ -11,7 +11,7 @@ use http::{Request, StatusCode, Version};
 
 /// How the body of a request is delimited, as far as its headers do not say.
 #[derive(Clone, Copy, Debug)]
-pub struct Framing {
+pub struct BodyFraming {
     /// hyper decodes the body as chunks.
     pub chunked: bool,
     /// The head has a `content-length` line. hyper removes it from a chunked request's headers.
@@ -55,7 +55,7 @@ impl HeadError {
 ///
 /// # Errors
 /// The first rule that the head breaks.
-pub fn check<B>(head: &Request<B>, framing: Framing) -> Result<(), HeadError> {
+pub fn check<B>(head: &Request<B>, framing: BodyFraming) -> Result<(), HeadError> {
     check_host(head)?;
     // hyper decodes chunks exactly if there is a `transfer-encoding`.
     if framing.chunked {
@@ -192,7 +192,7 @@ mod tests {
             request = request.header(*name, HeaderValue::from_bytes(value).unwrap());
         }
         let chunked = fields.iter().any(|(name, _)| *name == "transfer-encoding");
-        check(&request.body(()).unwrap(), Framing { chunked, content_length })
+        check(&request.body(()).unwrap(), BodyFraming { chunked, content_length })
     }
 
     fn of_host(value: &[u8]) -> Result<(), HeadError> {

@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
-use super::head::{self, Framing};
+use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Scratch};
 use super::peers::TokenRef;
 use super::phase::ConnState;
@@ -61,7 +61,7 @@ pub(super) async fn handle(
     server.faults.on_request();
     let length = request.body().size_hint().exact();
     let content_length = state.arrived.has_content_length();
-    let framing = Framing { chunked: length.is_none(), content_length };
+    let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let (head, body) = request.into_parts();
     let wanted = checked.and_then(|()| Wanted::of(&head, &server));
