@@ -324,8 +324,8 @@ impl PeerBoard {
     }
 }
 
-/// The [`ROWS_MAX`] peers with the most connections, most first. Only these are sorted: of 100,000
-/// peers that takes a millisecond, all of them would take ten.
+/// The [`ROWS_MAX`] peers with the most connections, most first. Only these are sorted, because
+/// there can be as many peers as connections.
 fn most(mut peers: Vec<(Peer, u32)>) -> Vec<(Peer, u32)> {
     let order = |(peer, count): &(Peer, u32)| (Reverse(*count), *peer);
     if peers.len() > ROWS_MAX {
@@ -336,7 +336,7 @@ fn most(mut peers: Vec<(Peer, u32)>) -> Vec<(Peer, u32)> {
     peers
 }
 
-/// Connections that are handed over between two yields: about 50 µs.
+/// Connections that are handed over between two yields, so that no client waits for all of them.
 const CONNECTIONS_AT_ONCE: usize = 256;
 
 #[cfg(test)]
