@@ -5,6 +5,7 @@
 mod admin;
 mod bind;
 mod events;
+mod peers;
 mod reach;
 pub mod reload;
 pub mod signals;
@@ -26,7 +27,7 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Ack, Config, core_list};
 use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
-use crate::core::{self, Setup};
+use crate::core::{self, ControlSide, Setup};
 use crate::deadletter::DeadLetters;
 use crate::deadline::strictly_within;
 use crate::http::accept;
@@ -146,7 +147,13 @@ async fn start(
         epoch,
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),
+        peers: peers::PeersPage {
+            boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
+            // TOKENS: the name of a token goes here, once tokens have names.
+            token_name: Box::new(|token| format!("#{}", token.0)),
+        },
     };
+    let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();
     let admin = start_admin(&bind, config.admin_listen, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
@@ -164,7 +171,7 @@ async fn start(
             cells: &cells[index],
             epoch,
             listener: clone(listener)?,
-            control: theirs,
+            control: ControlSide { channel: theirs, peers: boards[index].clone() },
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),

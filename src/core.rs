@@ -3,8 +3,9 @@
 //!
 //! A core and the control executor share the core's cells and a control channel, a socket pair. On
 //! it control sends one byte to make the core serve, one to make it drain and one to force the
-//! stop; the core sends one byte whenever its state has changed. They share nothing else, and
-//! nothing at all on the data path.
+//! stop; the core sends one byte whenever its state has changed. When control asks, the core
+//! publishes a copy of its busiest peers. They share nothing else, and nothing at all on the data
+//! path.
 
 mod drain;
 mod host;
@@ -24,7 +25,7 @@ use crate::store::faulty::ConnFaults;
 use pipeline::Pipeline;
 
 pub use host::pin;
-pub use run::{Setup, spawn};
+pub use run::{ControlSide, Setup, spawn};
 
 /// One core, for its start and its stop. Its tasks get only the parts that they need.
 struct Core {

@@ -3,9 +3,12 @@
 pub mod accept;
 pub mod ack;
 pub mod body;
+mod chunk;
 mod conn;
-mod head_tracker;
+pub mod head;
+pub(crate) mod head_tracker;
 pub mod parse;
+pub mod peers;
 mod phase;
 pub mod reply;
 pub mod request;

@@ -20,8 +20,15 @@ pub mod config {
 }
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
+    pub mod head {
+        pub use crate::http::head::{BodyFraming, check};
+        pub use crate::http::head_tracker::HeadTracker;
+    }
     pub mod parse {
         pub use crate::http::parse::{Scratch, parse};
+    }
+    pub mod peers {
+        pub use crate::http::peers::{Activity, Measure, Peer, Sketch, Tally};
     }
     pub mod reply {
         pub use crate::http::reply::Answer;

@@ -40,8 +40,8 @@ impl Cell64 {
 }
 
 /// The statuses this server sends. Any other is counted as the last one, 0 (`other`).
-pub const STATUSES: [u16; 14] =
-    [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 502, 503, 504, 0];
+pub const STATUSES: [u16; 15] =
+    [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 501, 502, 503, 504, 0];
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [

@@ -21,7 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -660,6 +660,24 @@ impl Stream {
         SockRef::from(&sockets[self.token].fd).set_tcp_nodelay(true)
     }
 
+    /// The peer's address; unspecified if the connection has already been reset.
+    pub fn peer_ip(&self) -> IpAddr {
+        let sockets = self.net.sockets.borrow();
+        let peer = SockRef::from(&sockets[self.token].fd).peer_addr().ok();
+        let peer = peer.and_then(|address| address.as_socket());
+        peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
+    }
+
+    /// Whether the peer's host has acknowledged everything that was sent. One system call.
+    #[allow(dead_code, reason = "the limit of connections asks it")]
+    pub fn is_acknowledged(&self) -> bool {
+        let sockets = self.net.sockets.borrow();
+        let entry = &sockets[self.token];
+        matches!(entry.send, SendState::Idle(_))
+            && tcp_info(entry.fd.as_fd())
+                .is_ok_and(|info| info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0)
+    }
+
     /// A handle to read how much the peer has acknowledged. It does not keep the socket open.
     pub fn acknowledged(&self) -> Acknowledged {
         let number = self.net.sockets.borrow()[self.token].number;
@@ -698,8 +716,12 @@ impl Acknowledged {
 
 /// `tcpi_bytes_acked` of `TCP_INFO` (RFC 4898, `tcpEStatsAppHCThruOctetsAcked`). These bytes have
 /// reached the peer, not only the socket buffer.
-#[expect(unsafe_code, reason = "neither socket2 nor rustix has TCP_INFO")]
 fn bytes_acknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(tcp_info(socket)?.tcpi_bytes_acked)
+}
+
+#[expect(unsafe_code, reason = "neither socket2 nor rustix has TCP_INFO")]
+fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     // SAFETY: the structure holds plain numbers, for which all zeros is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -709,7 +731,7 @@ fn bytes_acknowledged(socket: BorrowedFd<'_>) -> io::Result<u64> {
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut size)
     };
     match done {
-        0 => Ok(info.tcpi_bytes_acked),
+        0 => Ok(info),
         _ => Err(io::Error::last_os_error()),
     }
 }

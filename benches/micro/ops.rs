@@ -6,7 +6,9 @@ use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
 use millrace::internals::coding::Compression;
 use millrace::internals::config::{Checksum, Config};
+use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
 use millrace::internals::http::parse::{Scratch, parse};
+use millrace::internals::http::peers::{Activity, Measure, Peer, Sketch, Tally};
 use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
 use millrace::internals::queue::admission::{Admission, Need};
 use millrace::internals::queue::fifo::Fifo;
@@ -50,6 +52,9 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
+    Op { name: "http/head-of-6-fields", make: head },
+    Op { name: "http/tally", make: tally },
+    Op { name: "peers/hand-over-of-1000", make: peers },
     Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
@@ -113,6 +118,61 @@ fn raw(payloads: usize, payload_bytes: usize) -> Made {
         assert_eq!(envelope.data.len(), payloads);
     };
     Made { run: Box::new(run), throughput }
+}
+
+/// What the server does with each head beside hyper.
+fn head() -> Made {
+    const HEAD: &[u8] = b"POST /payloads HTTP/1.1\r\nhost: ingest.example:8080\r\n\
+        user-agent: millrace-bench\r\naccept: */*\r\ncontent-type: application/json\r\n\
+        accept-encoding: gzip, deflate\r\ncontent-length: 1700\r\n\r\n";
+    let mut request = http::Request::post("/payloads");
+    for line in str::from_utf8(HEAD).expect("ASCII").lines().skip(1) {
+        if let Some((name, value)) = line.split_once(": ") {
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(()).expect("a request");
+    let tracker = HeadTracker::default();
+    let run = move || {
+        tracker.part_of_head(HEAD);
+        let content_length = tracker.has_content_length();
+        assert!(content_length);
+        assert_eq!(check(&request, BodyFraming { chunked: false, content_length }), Ok(()));
+        assert!(tracker.end_of_request(Some(0)));
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
+}
+
+/// What a request adds for the table of peers.
+fn tally() -> Made {
+    let (tally, now, mut sent) = (Tally::default(), std::time::Instant::now(), 0);
+    let run = move || {
+        tally.received_more(1_700);
+        tally.request(now, 200, 10, None);
+        sent += 1_700;
+        assert_eq!(tally.received(), sent);
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
+}
+
+/// What a connection adds when it ends: 1,000 peers in turn, of which each table holds a quarter.
+fn peers() -> Made {
+    let mut tables = Measure::ALL.map(Sketch::new);
+    let (mut turn, mut total) = (0_u64, 0);
+    let run = move || {
+        turn += 1;
+        let activity =
+            Activity { requests: 1 + turn % 7, payloads: 10, bytes: 1_700, ..Activity::default() };
+        for table in &mut tables {
+            table.add(Peer::V4((turn % 1_000) as u32), &activity);
+        }
+        total += activity.requests;
+        if turn % 10_000 == 0 {
+            let counted: u64 = tables[0].rows().iter().map(|row| row.count).sum();
+            assert_eq!(counted, total);
+        }
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
 }
 
 /// Fills a queue half and empties it again, in order.

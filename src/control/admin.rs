@@ -1,5 +1,5 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`. It runs on the control executor, so it
-//! answers while a core is stuck.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
+//! executor, so it answers while a core is stuck.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -12,8 +12,9 @@ use crate::rt::Task;
 use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::FutureExt;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,9 +22,11 @@ use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
+use super::peers::PeersPage;
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
+use crate::http::head::{self, BodyFraming};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
@@ -54,6 +57,7 @@ pub struct Admin {
     /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it
     /// answers.
     pub store_trouble: Rc<RefCell<Option<String>>>,
+    pub peers: PeersPage,
 }
 
 impl Admin {
@@ -101,6 +105,18 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
+    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let chunked = request.body().size_hint().exact().is_none();
+        let framing = BodyFraming { chunked, content_length: false };
+        if let Err(wrong) = head::check(request, framing) {
+            let mut response = text(wrong.status(), format!("{wrong}\n"));
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        let peers = self.peers.answer(request).await;
+        peers.unwrap_or_else(|| self.answer(request))
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
@@ -125,7 +141,7 @@ impl Admin {
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz or /readyz\n".to_owned()),
+            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz or /peers\n".to_owned()),
         }
     }
 }
@@ -185,8 +201,8 @@ async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &AdminConn) {
     let service = service_fn(|request| {
         state.since.set(rt::now());
         state.idle_limit.set(IDLE_MAX);
-        let response = admin.answer(&request);
-        async move { Ok::<_, Infallible>(response) }
+        let admin = admin.clone();
+        async move { Ok::<_, Infallible>(admin.respond(&request).await) }
     });
     let served = http1::Builder::new()
         .header_read_timeout(None)

@@ -18,6 +18,7 @@ use super::host::{IdleMemory, pin_by_hand, set_short_slices};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
+use crate::http::peers::PeerBoard;
 use crate::http::tokens::TokenSet;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
@@ -36,14 +37,21 @@ pub struct Setup {
     /// When the start began. Times in cells are relative to it.
     pub epoch: Instant,
     pub listener: Socket,
-    /// The core's end of its control channel.
-    pub control: Socket,
+    pub control: ControlSide,
     pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
     /// CPUs that this process may use and that belong to no data core.
     pub spare_cpus: Vec<usize>,
+}
+
+/// What a core has of control.
+pub struct ControlSide {
+    /// The core's end of its control channel.
+    pub channel: Socket,
+    /// Where the core publishes its busiest peers when control asks.
+    pub peers: Arc<PeerBoard>,
 }
 
 impl Setup {
@@ -69,7 +77,7 @@ const TASK_SLICE: Duration = Duration::from_millis(2);
 /// The thread could not be created.
 pub fn spawn(setup: Setup) -> std::io::Result<JoinHandle<()>> {
     let name = format!("millrace-core-{}", setup.core_id());
-    let control = setup.control.try_clone()?;
+    let control = setup.control.channel.try_clone()?;
     std::thread::Builder::new().name(name).spawn(move || {
         let _exit_notice = ExitNotice { cells: setup.cells, control };
         let mut blocking_cpus = None;
@@ -144,9 +152,9 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         }
     }
     let core = Core::new(&mut setup, net);
-    let Setup { limits, listener, control, .. } = setup;
-    let notices = control.try_clone().expect("descriptors suffice at start");
-    let mut commands = into_glommio_stream(control);
+    let Setup { limits, listener, control: ControlSide { channel, peers }, .. } = setup;
+    let notices = channel.try_clone().expect("descriptors suffice at start");
+    let mut commands = into_glommio_stream(channel);
 
     let tasks = core.pipeline.spawn(limits.workers);
     let sampler = rt::spawn({
@@ -157,6 +165,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
                 sleep(Duration::from_secs(1)).await;
                 admission.sample(rt::now());
                 idle_memory.sample(server.conns.buffers_released.get());
+                peers.publish_if_asked(&server.conns).await;
             }
         }
     });

@@ -16,6 +16,7 @@ use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
+use super::chunk::ChunkError;
 use crate::budget::{Budget, BudgetExhausted, ChargedBytes};
 use crate::coding::Coding;
 use crate::rt;
@@ -34,6 +35,8 @@ pub enum BodyError {
     Corrupt { encoding: &'static str, detail: String },
     #[error("the body ended early: {0}")]
     Disconnected(String),
+    #[error("the chunked body is malformed: {0}")]
+    BadChunk(ChunkError),
     #[error("the request body was not complete in BODY_TIMEOUT")]
     Overdue,
 }
@@ -107,7 +110,7 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     loop {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             None => return Ok(None),
-            Some(Err(error)) => return Err(BodyError::Disconnected(error.to_string())),
+            Some(Err(error)) => return Err(error.into()),
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));

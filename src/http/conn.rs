@@ -22,6 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
+use super::peers::Tally;
 use super::phase::{ConnPhase, ConnState};
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
@@ -66,7 +67,7 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
 
 /// Serves `stream` until either side closes it.
 async fn serve(server: Rc<Server>, stream: Stream) {
-    let state = ConnState::new();
+    let state = ConnState::new(stream.peer_ip());
     let listed = server.conns.register(&state);
     let stream = Rc::new(stream);
     let mut alarm = Alarm::default();
@@ -92,12 +93,15 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             let sent = poll_fn(|cx| stream.poll_sent(cx));
             let _or_not_in_time = within(LINGER_TIME_MAX, sent, || Ok(())).await;
         }
-        ConnEnd::Done => linger(stream, b"").await,
+        ConnEnd::Done => linger(stream, b"", &state.tally).await,
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
-            linger(stream, HEAD_TIMEOUT).await;
+            state.tally.request(rt::now(), 408, 0, None);
+            linger(stream, HEAD_TIMEOUT, &state.tally).await;
         }
     }
+    // What was received while lingering.
+    server.conns.peers.hand_over(&state);
     drop(listed);
 }
 
@@ -149,6 +153,7 @@ async fn drive(
                 if let Err(error) = result {
                     if let Some(status) = refused_by_hyper(&error) {
                         server.cells.count_response(status);
+                        state.tally.request(rt::now(), status, 0, None);
                     }
                     tracing::debug!(%error, "connection ended");
                 }
@@ -201,10 +206,10 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     }
 }
 
-/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing
-/// with unread bytes would reset the connection, which can destroy the answer before the client has
-/// read it.
-async fn linger(mut stream: Stream, last: &[u8]) {
+/// Writes `last`, closes our half, then reads and discards what the client still sends, and adds it
+/// to `tally`. Closing with unread bytes would reset the connection, which can destroy the answer
+/// before the client has read it.
+async fn linger(mut stream: Stream, last: &[u8], tally: &Tally) {
     let discard = async {
         stream.write_all(last).await?;
         stream.close().await?;
@@ -213,7 +218,10 @@ async fn linger(mut stream: Stream, last: &[u8]) {
         while left > 0 {
             match stream.read(&mut discarded).await? {
                 0 => break,
-                n => left = left.saturating_sub(n),
+                n => {
+                    tally.received_more(n);
+                    left = left.saturating_sub(n);
+                }
             }
         }
         io::Result::Ok(())
@@ -257,7 +265,7 @@ impl hyper_rt::Read for Socket {
                 ConnPhase::Body | ConnPhase::Working => state.arrived.after_head(bytes),
             }
             buf.put_slice(bytes);
-            state.taken.set(state.taken.get() + bytes.len() as u64);
+            state.tally.received_more(bytes.len());
             bytes.len()
         }));
         if matches!(result, Ok(0) | Err(_)) {

@@ -3,11 +3,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use super::head_tracker::HeadTracker;
+use super::peers::Tally;
 use crate::deadline::{Alarm, was_paused};
 use crate::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use crate::net::Stream;
@@ -32,6 +34,8 @@ pub(super) enum ConnPhase {
 /// The state of one open connection. The core's list also holds it, to wake the connection when a
 /// stop proceeds.
 pub(super) struct ConnState {
+    /// The peer's address, an IPv4 one in its own form.
+    pub(super) peer: IpAddr,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
@@ -43,8 +47,8 @@ pub(super) struct ConnState {
     /// hyper has bytes to write that the socket does not take now.
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
-    /// Bytes read from the socket.
-    pub(super) taken: Cell<u64>,
+    /// What has come from the peer.
+    pub(super) tally: Tally,
     /// Set while a deadline has passed and the bytes that had arrived by then are being read.
     late_read: Cell<Option<LateRead>>,
     waker: RefCell<Option<Waker>>,
@@ -53,9 +57,9 @@ pub(super) struct ConnState {
 /// How far the bytes that had arrived at a deadline have been read since.
 #[derive(Clone, Copy)]
 struct LateRead {
-    /// Value of [`ConnState::taken`] once all of them are read.
+    /// Value of [`Tally::received`] once all of them are read.
     until: u64,
-    /// Value of [`ConnState::taken`] at the last poll.
+    /// Value of [`Tally::received`] at the last poll.
     taken: u64,
     /// Polls since the last one that saw progress.
     idle_polls: u32,
@@ -68,10 +72,11 @@ impl LateRead {
 }
 
 impl ConnState {
-    pub(super) fn new() -> Rc<ConnState> {
+    pub(super) fn new(peer: IpAddr) -> Rc<ConnState> {
         Rc::new(ConnState {
+            peer,
             arrived: HeadTracker::default(),
-            taken: Cell::new(0),
+            tally: Tally::default(),
             late_read: Cell::new(None),
             phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
@@ -131,7 +136,7 @@ impl ConnState {
             return Poll::Ready(false);
         }
         stream.net().turn_now();
-        let (arrived, taken) = (stream.arrived(), self.taken.get());
+        let (arrived, taken) = (stream.arrived(), self.tally.received());
         let first = LateRead { until: taken + arrived as u64, taken, idle_polls: 0 };
         let mut late_read = late_read.unwrap_or(first);
         late_read.idle_polls = if taken > late_read.taken { 0 } else { late_read.idle_polls + 1 };

@@ -12,6 +12,7 @@ use http_body_util::Full;
 
 use super::ack::LevelError;
 use super::body::BodyError;
+use super::head::HeadError;
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
@@ -38,6 +39,8 @@ pub enum Answer {
     NotFound,
     MethodNotAllowed,
     BadRequest(String),
+    /// The head breaks a rule of HTTP.
+    BadHead(HeadError),
     Unauthorized,
     BodyTimeout(String),
     TooLarge(String),
@@ -74,7 +77,9 @@ impl From<BodyError> for Answer {
     fn from(error: BodyError) -> Answer {
         let text = error.to_string();
         match error {
-            BodyError::Corrupt { .. } | BodyError::Disconnected(_) => Answer::BadRequest(text),
+            BodyError::Corrupt { .. } | BodyError::Disconnected(_) | BodyError::BadChunk(_) => {
+                Answer::BadRequest(text)
+            }
             BodyError::TooLarge { .. } => Answer::TooLarge(text),
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
@@ -105,6 +110,15 @@ content-type: application/json\r\ncontent-length: 63\r\n\r\n\
 {\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
 
 impl Answer {
+    /// Payloads that were admitted, as far as the answer knows.
+    pub fn payloads_admitted(&self) -> usize {
+        match self {
+            Answer::Accepted { count, .. } => *count,
+            Answer::NotStored(outcomes) | Answer::Undecided { outcomes, .. } => outcomes.accepted,
+            _ => 0,
+        }
+    }
+
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
     /// whose memory is reused: hyper keeps a reply's map for the next request, so in the long run a
     /// connection has one map.
@@ -142,6 +156,10 @@ impl Answer {
                 with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "POST")
             }
             Answer::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Answer::BadHead(wrong) => {
+                close = true;
+                error(wrong.status(), &wrong.to_string())
+            }
             Answer::Unauthorized => {
                 let text = "the token is missing or unknown";
                 with(error(StatusCode::UNAUTHORIZED, text), WWW_AUTHENTICATE, "Bearer")

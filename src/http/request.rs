@@ -18,7 +18,9 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Scratch};
+use super::peers::TokenRef;
 use super::phase::ConnState;
 use super::reply::Answer;
 use super::server::Server;
@@ -58,17 +60,25 @@ pub(super) async fn handle(
     state.body_begins(started);
     server.faults.on_request();
     let length = request.body().size_hint().exact();
+    let content_length = state.arrived.has_content_length();
+    let framing = BodyFraming { chunked: length.is_none(), content_length };
+    let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let (head, body) = request.into_parts();
-    let wanted = Wanted::of(&head, &server);
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
     let (answer, body_left) = process(&server, &state, wanted, body).await;
     // The next request of this connection would begin in the middle of an unread body.
     let close = body_left || server.stop.draining.get();
+    let payloads = answer.payloads_admitted();
     let response = answer.render(close, reply_headers);
-    server.cells.count_response(response.status().as_u16());
+    let status = response.status().as_u16();
+    server.cells.count_response(status);
     let now = rt::now();
+    // TOKENS: the token of the request goes here, once `process` returns it.
+    let token: Option<TokenRef> = None;
+    state.tally.request(now, status, payloads, token);
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);
     Ok(response)

@@ -9,6 +9,7 @@ use crate::sync::{Semaphore, StaticPermit};
 
 use super::body::BodyReader;
 use super::parse::Scratch;
+use super::peers::{Peer, PeerTables};
 use super::phase::ConnState;
 use super::request::Intake;
 use super::tokens::TokenView;
@@ -46,6 +47,8 @@ pub struct Conns {
     accepting: Cell<bool>,
     /// Limits log lines about connections that panicked.
     pub(super) panic_log: RefCell<Throttle>,
+    /// What the peers of these connections have done.
+    pub(super) peers: PeerTables,
 }
 
 /// Removes its connection from the list when dropped.
@@ -64,6 +67,7 @@ impl Conns {
             buffers_released: Cell::new(0),
             accepting: Cell::new(true),
             panic_log: RefCell::default(),
+            peers: PeerTables::default(),
         }
     }
 
@@ -77,6 +81,20 @@ impl Conns {
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, state.clone());
         RegisteredConn { conns: self, number }
+    }
+
+    /// The numbers of all open connections, for [`Conns::hand_over`].
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.open.borrow().keys().copied().collect()
+    }
+
+    /// Hands over what these connections have done to the tables of peers. Calls `each` with the
+    /// peer of each that is still open.
+    pub(super) fn hand_over(&self, numbers: &[u64], mut each: impl FnMut(Peer)) {
+        let open = self.open.borrow();
+        for state in numbers.iter().filter_map(|number| open.get(number)) {
+            each(self.peers.hand_over(state));
+        }
     }
 
     /// Makes every connection check how far the stop has come.
@@ -105,6 +123,8 @@ impl Conns {
 
 impl Drop for RegisteredConn<'_> {
     fn drop(&mut self) {
-        self.conns.open.borrow_mut().remove(&self.number);
+        if let Some(state) = self.conns.open.borrow_mut().remove(&self.number) {
+            self.conns.peers.hand_over(&state);
+        }
     }
 }

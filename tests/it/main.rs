@@ -26,6 +26,7 @@ mod http {
     mod early_answers;
     mod framing;
     mod limits;
+    mod strict;
     mod tokens;
 }
 
@@ -87,6 +88,7 @@ mod process {
     mod host;
     mod log;
     mod pauses;
+    mod peers;
     mod reload;
     mod restart;
     mod signals;

@@ -138,8 +138,8 @@ fn a_silent_connection_goes_on_where_it_was() {
 #[test]
 fn a_body_that_is_not_complete_in_time_gets_408() {
     let server = server();
-    let plain = "POST /payloads HTTP/1.1\r\ncontent-length: 100000\r\n";
-    let chunked = "POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n";
+    let plain = "POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n";
+    let chunked = "POST /payloads HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n";
     for (head, piece, after_100) in [
         (format!("{plain}\r\n"), "", false),
         (format!("{plain}\r\n{{\"data\":[1,"), "1,", false),

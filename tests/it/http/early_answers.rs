@@ -39,7 +39,8 @@ fn head(length: usize, headers: &str) -> String {
 fn answers_that_need_no_body_reach_a_client_that_sends_one() {
     let server = Server::start(&[("MAX_LENGTH", "64KiB"), ("MAX_QUEUE_BYTES", "1MiB")]);
     let total = 900 << 10;
-    let chunked = "POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nfffffff\r\n";
+    let chunked =
+        "POST /payloads HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nfffffff\r\n";
     for slowly in [false, true] {
         let answer = |head: &str| answered_after_sending(server.connect(), head, total, slowly);
         assert_eq!(answer(&head(total, "")), 413);

@@ -100,10 +100,10 @@ fn pipelined_requests_are_answered_in_order() {
 fn nothing_behind_an_answer_that_closes_is_served() {
     let server = Server::start(&[("MAX_LENGTH", "64KiB")]);
     let closing: [Vec<u8>; 4] = [
-        b"PUT /payloads HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc".to_vec(),
-        b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(),
+        b"PUT /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc".to_vec(),
+        b"POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(),
         request(br#"{"data":["last"]}"#, "connection: close\r\n"),
-        b"POST /payloads HTTP/1.1\r\ncontent-length: 70000\r\n\r\n".to_vec(),
+        b"POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n".to_vec(),
     ];
     for (closing, status) in closing.iter().zip([405, 404, 200, 413]) {
         let mut client = server.connect();
@@ -177,7 +177,7 @@ fn expect_100_continue() {
     assert_eq!(reply.body, OK_1);
     // Chunked, and an answer that needs the body.
     client.send(
-        "POST /payloads HTTP/1.1\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n",
+        "POST /payloads HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n",
     );
     assert_eq!(client.reply().status, 100);
     client.send("2\r\n{}\r\n0\r\n\r\n");

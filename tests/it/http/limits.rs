@@ -85,8 +85,9 @@ fn body_memory_used_up_is_503_until_it_is_free_again() {
 #[test]
 fn a_body_pays_for_what_it_sent_not_for_what_it_announced() {
     let server = Server::start(&[("MAX_BODY_BYTES", "2MiB")]);
-    let head = format!("POST /payloads HTTP/1.1\r\ncontent-length: {MIB}\r\n\r\n");
-    let chunked = "POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n100000\r\n";
+    let head = format!("POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: {MIB}\r\n\r\n");
+    let chunked =
+        "POST /payloads HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n100000\r\n";
     let slow: Vec<Client> = (0..200)
         .map(|n| {
             let mut client = server.connect();

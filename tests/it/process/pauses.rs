@@ -33,7 +33,7 @@ fn paused(server: &Server, during: impl FnOnce()) {
 fn requests_that_arrive_during_a_pause_are_answered() {
     let server = server(&[]);
     let whole = request(br#"{"data":[1]}"#, "");
-    let chunked = b"POST /payloads HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n6\r\n{\"data\r\n6\r\n\":[1]}\r\n0\r\n\r\n";
+    let chunked = b"POST /payloads HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n6\r\n{\"data\r\n6\r\n\":[1]}\r\n0\r\n\r\n";
     let head_end = whole.len() - 12;
     let mut clients: Vec<(Client, Vec<u8>)> = Vec::new();
     for (request, cut) in [

@@ -47,14 +47,19 @@ const STATES: [(&str, Prepare, Duration); 13] = [
     ("half a body", |server| vec![sent(server, HALF_A_BODY)], BODY),
     (
         "a body that trickles",
-        |server| trickling(server, "POST /payloads HTTP/1.1\r\ncontent-length: 100000\r\n\r\n"),
+        |server| {
+            trickling(
+                server,
+                "POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n",
+            )
+        },
         BODY,
     ),
     ("answers that nobody reads", |server| vec![deaf(server)], LINGER_TIME_MAX),
     (
         "lingering behind an early answer",
         |server| {
-            let head = b"POST /nowhere HTTP/1.1\r\ncontent-length: 100000\r\n\r\n";
+            let head = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
             let client = sent(server, head);
             assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
             vec![client]
@@ -65,7 +70,8 @@ const STATES: [(&str, Prepare, Duration); 13] = [
 ];
 
 const BODY_OF_ONE: &[u8] = br#"{"data":[1]}"#;
-const HALF_A_BODY: &[u8] = b"POST /payloads HTTP/1.1\r\ncontent-length: 12\r\n\r\n{\"data\"";
+const HALF_A_BODY: &[u8] =
+    b"POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\n{\"data\"";
 
 /// A connection that has had its answer.
 fn idle(server: &Server, request: &[u8]) -> Client {

@@ -17,6 +17,8 @@ pub enum Need {
     Duckdb,
     /// The Go toolchain, for the client in Go.
     Go,
+    /// An IPv6 loopback address.
+    Ipv6,
     /// Resource limits as high as those that a test lowers them to.
     Limits,
     /// A loop device mounted in a namespace.
