@@ -60,7 +60,7 @@ fn tokens_are_taken_anew_whole_or_not_at_all() {
     }
     std::fs::remove_file(dir.path().join("tokens")).unwrap();
     reload(&server, "the 3 tokens read before stay accepted");
-    assert!(server.logged("TOKENS_FILE tokens cannot be read: No such file"));
+    server.wait_logged("TOKENS_FILE tokens cannot be read: No such file");
     assert!(!server.logged("hush"), "a log never shows a token");
     drop(kept);
     assert_eq!(server.stop().status, 0);
@@ -129,7 +129,7 @@ fn the_filter_is_taken_from_the_file_and_other_changes_are_named() {
     ] {
         write(dir.path(), "m.toml", bad);
         reload(&server, "every setting stays as it is");
-        assert!(server.logged(says), "{says}");
+        server.wait_logged(says);
         assert!(logs_debug(&server), "{bad}");
     }
     // Back to the default.

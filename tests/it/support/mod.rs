@@ -161,6 +161,16 @@ impl Server {
         self.log().iter().any(|line| line.to_string().contains(text))
     }
 
+    /// Waits for a log line that holds `text`. Lines come some time after what they report: a
+    /// thread writes them.
+    pub fn wait_logged(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.logged(text) {
+            assert!(Instant::now() < deadline, "not logged: {text}\n{:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
