@@ -443,9 +443,11 @@ const GAUGES: [(&str, &str, Read); 26] = [
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
     }),
-    ("connections_waiting", "1 while a client waits because no connection can be closed for it", |c| {
-        c.connections_waiting.value()
-    }),
+    (
+        "connections_waiting",
+        "1 while a client waits because no connection can be closed for it",
+        |c| c.connections_waiting.value(),
+    ),
     ("connections_full", "1 if a connection was accepted at the limit in the last second", |c| {
         c.connections_full.value()
     }),

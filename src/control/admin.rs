@@ -105,7 +105,9 @@ impl Admin {
                     0 => "idle ones are closed for new ones",
                     _ => "none is idle, so new ones wait",
                 };
-                text += &format!("core {id}: all {max} connections are open (MAX_CONNECTIONS); {fate}\n");
+                text += &format!(
+                    "core {id}: all {max} connections are open (MAX_CONNECTIONS); {fate}\n"
+                );
             }
             if cells.body_memory_full.value() != 0 {
                 text += &format!(

@@ -7,9 +7,9 @@
 //!
 //! When a body needs memory that is not there:
 //!
-//! 1. Bodies that have stalled, which is not to gain that much within [`STALLED_AFTER`], lose their
-//!    memory and are answered 408: large ones first, among equals the one that has gained least
-//!    lately. This takes effect at once, but only if it frees enough.
+//! 1. Bodies that have stalled (see [`has_stalled`]) lose their memory and are answered 408: large
+//!    ones first, among equals the one that has gained least lately. This takes effect at once, but
+//!    only if it frees enough.
 //! 2. If it does not, the body that needs the memory is refused with 503. A body that is received
 //!    at a healthy speed never gives way, nor does one that is complete.
 //!
@@ -40,13 +40,17 @@ use crate::throttle::Throttle;
 /// every packet counts, and more than an attacker sends for nothing.
 const GAIN_BYTES: usize = 1 << 10;
 
-/// A body that gained less than [`GAIN_BYTES`] for so long has stalled (10 KiB/s). A body of
-/// 20 kB/s, a bad mobile link, gains a packet every 70 ms.
-const STALLED_AFTER: Duration = Duration::from_millis(100);
+/// No body has stalled that gained within this time: several round trips in a data center. It is
+/// less than attackers need to fill the memory anew, so that one of theirs has always stalled.
+const STALLED_LEAST: Duration = Duration::from_millis(20);
 
-/// Bodies that give way for one allocation at most: as many first allocations of 4 KiB as the
-/// longest body of the default `MAX_LENGTH` needs.
-const EVICTED_AT_ONCE_MAX: usize = 256;
+/// Every body has stalled that gained nothing within this time (4 KiB/s): a round trip on a mobile
+/// network.
+const STALLED_MOST: Duration = Duration::from_millis(250);
+
+/// Bodies that one allocation looks at in each list, and so those that give way for it at most: as
+/// many first allocations of 4 KiB as the longest body of the default `MAX_LENGTH` needs.
+const LOOKS_MAX: usize = 256;
 
 /// The part of the memory that is the reserve of small bodies, as a divisor.
 const RESERVE_SHARE: usize = 8;
@@ -61,6 +65,25 @@ pub struct BodyMemory {
     /// Bodies that are being received: small ones, large ones.
     receiving: RefCell<[RecencyList<Rc<ConnState>>; 2]>,
     log: RefCell<Throttle>,
+}
+
+/// Whether a listed body has stalled: it has gained nothing for as long as [`SMALL_CHARGE_BYTES`]
+/// took it on average until then, but no less than [`STALLED_LEAST`] and no more than
+/// [`STALLED_MOST`]. So a body whose packets come in bursts, one each round trip, has not stalled
+/// between two of them, while one that came at once and then stopped has. Small bodies, which have
+/// no pace yet, have [`STALLED_MOST`].
+fn has_stalled(state: &ConnState, now: Instant) -> bool {
+    let Some(listed) = state.body.listed.get() else { return false };
+    let silent = now.saturating_duration_since(listed.gained);
+    let pace = match listed.large {
+        true => {
+            let taken = listed.gained.saturating_duration_since(state.since.get());
+            let share = SMALL_CHARGE_BYTES as f64 / listed.received.max(1) as f64;
+            taken.mul_f64(share).clamp(STALLED_LEAST, STALLED_MOST)
+        }
+        false => STALLED_MOST,
+    };
+    silent >= pace
 }
 
 impl BodyMemory {
@@ -174,18 +197,16 @@ impl BodyMemory {
         receiver: Option<&ConnState>,
         now: Instant,
     ) -> Option<Vec<Rc<ConnState>>> {
-        let has_stalled = |state: &&Rc<ConnState>| {
-            let gained = state.body.listed.get().map(|listed| listed.gained);
-            gained.is_some_and(|gained| now.saturating_duration_since(gained) >= STALLED_AFTER)
-        };
         let is_other = |state: &&Rc<ConnState>| {
             receiver.is_none_or(|receiver| !std::ptr::eq(Rc::as_ptr(state), receiver))
         };
         let nothing_arrived = |state: &&Rc<ConnState>| state.body.arrived() == 0;
         let [small, large] = &*self.receiving.borrow();
-        let stalled = large.iter().take_while(has_stalled);
-        let stalled = stalled.chain(small.iter().take_while(has_stalled)).filter(is_other);
-        let stalled = stalled.take(EVICTED_AT_ONCE_MAX).filter(nothing_arrived);
+        let looked_at = [large, small].into_iter().flat_map(|list| list.iter().take(LOOKS_MAX));
+        let stalled = looked_at
+            .filter(|state| has_stalled(state, now))
+            .filter(is_other)
+            .filter(nothing_arrived);
         let (mut victims, mut freed) = (Vec::new(), 0);
         for victim in stalled {
             freed += victim.body.held().unwrap_or(0);
@@ -227,5 +248,211 @@ impl BodyMemory {
              {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address may \
              send in front of this server"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::net::{Net, Stream};
+
+    const LENGTH: usize = 1 << 20;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A connection that receives a body, and what keeps its socket open.
+    struct Sender {
+        state: Rc<ConnState>,
+        socket: (Rc<Stream>, UnixStream),
+    }
+
+    impl Sender {
+        fn new(net: &Rc<Net>) -> Sender {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Rc::new(net.stream(ours));
+            Sender { state: ConnState::new(&stream), socket: (stream, theirs) }
+        }
+
+        fn begin(&self, memory: &BodyMemory, now: Instant) -> Result<(), BodyError> {
+            self.state.body.bytes.replace(Some(memory.buffer(LENGTH)?));
+            self.state.body_begins(now);
+            memory.body_waits(&self.state, now);
+            Ok(())
+        }
+
+        fn gain(&self, memory: &BodyMemory, bytes: usize, now: Instant) -> Result<(), BodyError> {
+            {
+                let mut body = self.state.body.bytes.borrow_mut();
+                let body = body.as_mut().expect("it has begun");
+                memory.append(body, &vec![b' '; bytes], Some(&self.state))?;
+                self.state.body.received.set(body.as_slice().len());
+            }
+            memory.body_waits(&self.state, now);
+            Ok(())
+        }
+
+        fn end(&self, memory: &BodyMemory) {
+            memory.body_ended(&self.state);
+            self.state.body.bytes.take();
+        }
+    }
+
+    /// What the rule says of one body.
+    #[derive(Clone, Copy)]
+    struct Known {
+        begun: Instant,
+        gained: Instant,
+        received: usize,
+        large: bool,
+    }
+
+    impl Known {
+        fn has_stalled(&self, now: Instant) -> bool {
+            let pace = match self.large {
+                true => {
+                    let share = (64 << 10) as f64 / self.received as f64;
+                    (self.gained - self.begun).mul_f64(share).clamp(20 * MS, 250 * MS)
+                }
+                false => 250 * MS,
+            };
+            now - self.gained >= pace
+        }
+    }
+
+    /// Random bodies against the rule, spelled out.
+    #[test]
+    fn victims_are_who_the_rule_says_and_every_byte_is_accounted_for() {
+        let seed = rt::random();
+        println!("seed {seed}");
+        let mut rng = rt::Rng::with_seed(seed);
+        crate::rt::run_test(async move {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(64 * LENGTH, LENGTH, cells);
+            let senders: Vec<Sender> = (0..30).map(|_| Sender::new(&net)).collect();
+            let mut known: Vec<Option<Known>> = vec![None; senders.len()];
+            let mut now = Instant::now();
+            for _ in 0..5_000 {
+                now += rng.u32(0..15) * MS;
+                let at = rng.usize(..senders.len());
+                let (sender, body) = (&senders[at], &mut known[at]);
+                let received = sender.state.body.received.get();
+                match (body.as_mut(), rng.u8(..20)) {
+                    (None, _) => {
+                        sender.begin(&memory, now).unwrap();
+                        *body = Some(Known { begun: now, gained: now, received: 0, large: false });
+                    }
+                    (Some(_), 0) => {
+                        sender.end(&memory);
+                        *body = None;
+                    }
+                    (Some(body), _) => {
+                        let most = [10, 2_000, 60_000][rng.usize(..3)];
+                        let bytes = rng.usize(1..most).min(LENGTH - received);
+                        sender.gain(&memory, bytes, now).unwrap();
+                        let received = received + bytes;
+                        let held = sender.state.body.held().unwrap();
+                        assert!(held >= received);
+                        let large = held > 64 << 10;
+                        if received - body.received >= 1 << 10 || large != body.large {
+                            *body = Known { gained: now, received, large, ..*body };
+                        }
+                    }
+                }
+                let held = senders.iter().filter_map(|sender| sender.state.body.held());
+                assert_eq!(held.sum::<usize>() as u64, cells.body_bytes.value(), "seed {seed}");
+
+                let mut expected: Vec<(bool, Instant, usize)> = known
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(at, body)| Some((at, (*body)?)))
+                    .filter(|(_, body)| body.has_stalled(now))
+                    .map(|(at, body)| (!body.large, body.gained, at))
+                    .collect();
+                expected.sort();
+                let receiver = &senders[rng.usize(..senders.len())].state;
+                let is_other = |at: &usize| !Rc::ptr_eq(&senders[*at].state, receiver);
+                let expected: Vec<usize> =
+                    expected.into_iter().map(|(_, _, at)| at).filter(is_other).collect();
+                let held: Vec<usize> =
+                    expected.iter().map(|at| senders[*at].state.body.held().unwrap()).collect();
+                let sum: usize = held.iter().sum();
+                assert!(memory.victims(sum + 1, Some(receiver), now).is_none(), "seed {seed}");
+                if sum > 0 {
+                    // As many as are needed, in order; those that gained at the same time in any.
+                    let missing = rng.usize(1..=sum);
+                    let victims = memory.victims(missing, Some(receiver), now).unwrap();
+                    let order = |state: &ConnState| {
+                        let listed = state.body.listed.get().unwrap();
+                        (!listed.large, listed.gained)
+                    };
+                    let rule: Vec<_> = expected
+                        .iter()
+                        .take(victims.len())
+                        .map(|at| order(&senders[*at].state))
+                        .collect();
+                    let got: Vec<_> = victims.iter().map(|state| order(state)).collect();
+                    assert_eq!(got, rule, "seed {seed}");
+                    let held = |state: &Rc<ConnState>| state.body.held().unwrap();
+                    let freed: usize = victims.iter().map(held).sum();
+                    let last = held(victims.last().unwrap());
+                    assert!(freed >= missing && freed - last < missing, "no more than needed");
+                }
+            }
+            senders.iter().for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+            assert!(memory.receiving.borrow().iter().all(|list| list.iter().next().is_none()));
+        });
+    }
+
+    #[test]
+    fn who_stalls_gives_way_at_once_and_nobody_does_in_vain() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let [stalled, steady, next] = [(); 3].map(|()| Sender::new(&net));
+            let now = Instant::now();
+            let long_ago = now - 10_000 * MS;
+            for (sender, gained) in [(&stalled, long_ago), (&steady, now)] {
+                sender.begin(&memory, long_ago).unwrap();
+                sender.gain(&memory, LENGTH - 1, gained).unwrap();
+            }
+            assert_eq!(cells.body_bytes.value(), 2 * (LENGTH as u64 - 1));
+            // The whole of it is not enough.
+            assert!(memory.victims(LENGTH + 1, None, rt::now()).is_none());
+            next.begin(&memory, long_ago).unwrap();
+            assert_eq!(cells.bodies_evicted.value(), 1);
+            assert_eq!(stalled.state.body.held(), None);
+            assert_eq!(stalled.state.body_end().await, BodyEnd::Evicted);
+            next.gain(&memory, LENGTH, now).unwrap();
+            // All are good: the one that needs memory is refused, and the others keep theirs.
+            let last = Sender::new(&net);
+            assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
+            assert_eq!((cells.body_memory_refusals.value(), cells.bodies_evicted.value()), (1, 1));
+            assert!(steady.state.body.held().is_some() && next.state.body.held().is_some());
+            [&steady, &next].into_iter().for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    #[test]
+    fn bytes_that_have_arrived_unread_are_no_stall() {
+        use std::io::Write as _;
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let sender = Sender::new(&net);
+            let long_ago = Instant::now() - 1_000 * MS;
+            sender.begin(&memory, long_ago).unwrap();
+            sender.gain(&memory, LENGTH - 1, long_ago).unwrap();
+            assert!(memory.victims(1, None, rt::now()).is_some());
+            (&sender.socket.1).write_all(b"}").unwrap();
+            assert!(memory.victims(1, None, rt::now()).is_none());
+            sender.end(&memory);
+        });
     }
 }

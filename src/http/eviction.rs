@@ -164,11 +164,14 @@ impl EvictionOrder {
             }
             let mut longest = None;
             for peer in peers.into_iter().flatten() {
-                let filed = |order: &EvictionOrder| order.peers.get(&peer)?.by_time.first().copied();
+                let filed =
+                    |order: &EvictionOrder| order.peers.get(&peer)?.by_time.first().copied();
                 match self.longest_idle(now, filed, &mut looks, &idle_since) {
                     Err(choice) => return choice,
                     Ok(None) => {}
-                    Ok(Some(idle)) => longest = Some(longest.map_or(idle, |so_far| idle.min(so_far))),
+                    Ok(Some(idle)) => {
+                        longest = Some(longest.map_or(idle, |so_far| idle.min(so_far)))
+                    }
                 }
             }
             if let Some((_, number)) = longest {
@@ -314,7 +317,10 @@ mod tests {
                 }
                 let by_count: usize = order.by_count.iter().map(|(count, _)| count).sum();
                 let filed = order.never_sent.len() + order.by_time.len();
-                assert_eq!((order.filed.len(), by_count, filed), (model.len(), model.len(), model.len()));
+                assert_eq!(
+                    (order.filed.len(), by_count, filed),
+                    (model.len(), model.len(), model.len())
+                );
             }
             for number in model.keys() {
                 order.remove(*number);

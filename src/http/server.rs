@@ -117,9 +117,8 @@ impl Server {
         let [never_sent, busiest, longest] = &self.cells.connections_evicted;
         let closed = never_sent.value() + busiest.value() + longest.value();
         let busiest = self.conns.order.borrow().busiest_peer();
-        let busiest = busiest.map_or(String::new(), |(peer, count)| {
-            format!("; {peer} has most: {count}")
-        });
+        let busiest =
+            busiest.map_or(String::new(), |(peer, count)| format!("; {peer} has most: {count}"));
         let (why, remedy) = match max < self.config.max_connections {
             true => (" for lack of file descriptors", "the limit of open files"),
             false => ("", "MAX_CONNECTIONS"),
