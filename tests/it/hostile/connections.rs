@@ -74,6 +74,15 @@ fn whatever_hoarders_do_with_their_connections_others_are_served() {
     }
 }
 
+/// Ends the hoarders of a test, also when it fails.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn hoarders_that_come_back_all_the_time_keep_nobody_out() {
     let server = Server::start(&[("MAX_CONNECTIONS", "16")]);
@@ -89,6 +98,7 @@ fn hoarders_that_come_back_all_the_time_keep_nobody_out() {
                 }
             });
         }
+        let _ended = Ended(&ended);
         let mut kept = server.connect();
         assert_eq!(kept.post(BODY).status, 200);
         server.wait("the limit", |m| m.sum("millrace_connections_at_limit_total") > 100);
@@ -100,7 +110,6 @@ fn hoarders_that_come_back_all_the_time_keep_nobody_out() {
         let ready = server.wait_ready(200);
         let says = "core 0: all 16 connections are open (MAX_CONNECTIONS); idle ones are closed";
         assert!(ready.contains(says), "{ready}");
-        ended.store(true, Relaxed);
     });
     server.wait_idle();
 }
