@@ -49,6 +49,8 @@ pub struct Config {
     pub enqueue_wait: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// Bytes a second that every body must bring; 0: no minimum.
+    pub body_rate_min: u64,
     pub idle_timeout: Duration,
     pub tokens_file: Option<PathBuf>,
     pub store: StoreUrl,
@@ -424,6 +426,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         enqueue_wait: r.take("ENQUEUE_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         header_timeout: r.take("HEADER_TIMEOUT", time(MILLISECOND..=HOUR)),
         body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
+        body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         store: r.take("STORE", value::store),

@@ -14,8 +14,8 @@ mod run;
 
 use std::rc::Rc;
 
-use crate::budget::Budget;
 use crate::http::body::BodyReader;
+use crate::http::body_memory::BodyMemory;
 use crate::http::server::{Conns, Server};
 use crate::http::tokens::TokenView;
 use crate::metrics::CoreCells;
@@ -43,7 +43,7 @@ impl Core {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         cells.connections_max.set(limits.connections as u64);
-        let bodies = Budget::new(limits.body_bytes, &cells.body_bytes);
+        let bodies = BodyMemory::new(limits.body_bytes, limits.request_bytes, cells);
         let server = Rc::new(Server {
             net: net.clone(),
             cells,

@@ -27,8 +27,11 @@ pub mod http {
     pub mod parse {
         pub use crate::http::parse::{Scratch, parse};
     }
+    pub mod peer {
+        pub use crate::http::peer::Peer;
+    }
     pub mod peers {
-        pub use crate::http::peers::{Activity, Measure, Peer, Sketch, Tally};
+        pub use crate::http::peers::{Activity, Measure, Sketch, Tally};
     }
     pub mod reply {
         pub use crate::http::reply::Answer;

@@ -163,6 +163,23 @@ impl CloseReason {
         ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
 }
 
+/// Why a connection was closed to make room for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum EvictionReason {
+    /// It had never begun a request.
+    NeverSent,
+    /// Of the peer with most connections it had been idle for longest.
+    BusiestPeer,
+    /// Of all connections it had been idle for longest.
+    LongestIdle,
+}
+
+impl EvictionReason {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 3] = ["never_sent", "busiest_peer", "longest_idle"];
+}
+
 /// One core's cells, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -197,7 +214,25 @@ pub struct CoreCells {
     pub connections: Cell64,
     /// Set once: `MAX_CONNECTIONS`, or as many as there are file descriptors for.
     pub connections_max: Cell64,
+    /// Connections accepted while all of `connections_max` were open.
+    pub connections_at_limit: Cell64,
+    /// Connections closed to make room, by [`EvictionReason`].
+    pub connections_evicted: [Cell64; EvictionReason::NAMES.len()],
+    /// 1 while an accepted connection waits because no other can be closed for it.
+    pub connections_waiting: Cell64,
+    /// 1 if a connection was accepted at the limit in the last second.
+    pub connections_full: Cell64,
     pub body_bytes: Cell64,
+    /// Set once: `MAX_BODY_BYTES`.
+    pub body_bytes_max: Cell64,
+    /// Stalled bodies answered 408 because others needed their memory.
+    pub bodies_evicted: Cell64,
+    /// Bodies answered 408 because they were slower than `BODY_RATE_MIN`.
+    pub bodies_too_slow: Cell64,
+    /// Requests answered 503 because there was no memory for their bodies.
+    pub body_memory_refusals: Cell64,
+    /// 1 if a body was evicted or refused in the last second.
+    pub body_memory_full: Cell64,
     pub queue_depth: Cell64,
     pub queue_bytes: Cell64,
     pub room_waiters: Cell64,
@@ -347,7 +382,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 21] = [
+const COUNTERS: [(&str, &str, Read); 25] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -381,6 +416,18 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ),
     ("spool_syncs", "Syncs of the spool, one per commit group", |c| c.spool_syncs.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
+    ("connections_at_limit", "Connections accepted while all were taken", |c| {
+        c.connections_at_limit.value()
+    }),
+    ("bodies_evicted", "Stalled bodies answered 408 because others needed their memory", |c| {
+        c.bodies_evicted.value()
+    }),
+    ("bodies_too_slow", "Bodies answered 408 because they were slower than BODY_RATE_MIN", |c| {
+        c.bodies_too_slow.value()
+    }),
+    ("body_memory_refusals", "Requests answered 503 because MAX_BODY_BYTES was used up", |c| {
+        c.body_memory_refusals.value()
+    }),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
     }),
@@ -391,12 +438,24 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 22] = [
+const GAUGES: [(&str, &str, Read); 26] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
     }),
+    (
+        "connections_waiting",
+        "1 while a client waits because no connection can be closed for it",
+        |c| c.connections_waiting.value(),
+    ),
+    ("connections_full", "1 if a connection was accepted at the limit in the last second", |c| {
+        c.connections_full.value()
+    }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
+    ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
+    ("body_memory_full", "1 if a body was evicted or refused in the last second", |c| {
+        c.body_memory_full.value()
+    }),
     (
         "queue_depth",
         "Payloads queued, including those that wait for a retry beyond one per worker",
@@ -487,7 +546,18 @@ impl Collector for CellCollector {
         })?;
         let help = "Each write and sync of the spool";
         self.encode_latency(&mut encoder, "spool_sync_latency", help, |c| &c.spool_sync_latency)?;
-        self.encode_closed(&mut encoder)?;
+        self.encode_reasons(
+            &mut encoder,
+            ("batches_closed", "Batches closed, by reason"),
+            CloseReason::NAMES,
+            |c| &c.batches_closed,
+        )?;
+        self.encode_reasons(
+            &mut encoder,
+            ("connections_evicted", "Connections closed to make room for others, by reason"),
+            EvictionReason::NAMES,
+            |c| &c.connections_evicted,
+        )?;
         let (stored, raw) = ("batch_stored_size", "batch_raw_size");
         let help = "Closed batches as stored";
         self.encode_sizes(&mut encoder, stored, help, |c| &c.batch_stored_bytes)?;
@@ -521,12 +591,16 @@ fn ratio(of: f64, to: f64) -> f64 {
 }
 
 impl CellCollector {
-    fn encode_closed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Batches closed, by reason";
-        let mut family =
-            encoder.encode_descriptor("batches_closed", help, None, MetricType::Counter)?;
+    fn encode_reasons<const N: usize>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        reasons: [&str; N],
+        pick: fn(&CoreCells) -> &[Cell64; N],
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            for (cell, reason) in cells.batches_closed.iter().zip(CloseReason::NAMES) {
+            for (cell, reason) in pick(cells).iter().zip(reasons) {
                 let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }

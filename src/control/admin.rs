@@ -98,6 +98,31 @@ impl Admin {
         reasons
     }
 
+    /// The limits that clients have reached in the last second. Not a reason against traffic:
+    /// another server would only be reached next.
+    fn limits_reached(&self) -> String {
+        let mut text = String::new();
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            if cells.connections_full.value() != 0 {
+                let max = cells.connections_max.value();
+                let fate = match cells.connections_waiting.value() {
+                    0 => "idle ones are closed for new ones",
+                    _ => "none is idle, so new ones wait",
+                };
+                text += &format!(
+                    "core {id}: all {max} connections are open (MAX_CONNECTIONS); {fate}\n"
+                );
+            }
+            if cells.body_memory_full.value() != 0 {
+                text += &format!(
+                    "core {id}: the memory for bodies is used up (MAX_BODY_BYTES); stalled bodies get 408, \
+                     or requests 503\n"
+                );
+            }
+        }
+        text
+    }
+
     /// How much of orphaned spools is still to be replayed, if any. Not a reason against traffic.
     fn replaying(&self) -> Option<String> {
         let bytes = self.orphans.as_ref()?.bytes();
@@ -128,9 +153,12 @@ impl Admin {
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
-                    text(StatusCode::OK, format!("ready\n{replaying}"))
+                    text(StatusCode::OK, format!("ready\n{replaying}{}", self.limits_reached()))
                 }
-                reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+                reasons => {
+                    let reasons = reasons.join("\n") + "\n" + &self.limits_reached();
+                    text(StatusCode::SERVICE_UNAVAILABLE, reasons)
+                }
             },
             "/metrics" => {
                 let mut body = String::new();

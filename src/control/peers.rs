@@ -15,9 +15,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::http::peers::{
-    Measure, Peer, PeerBoard, PeersSnapshot, RefusalKind, TokenRef, TopTokens,
-};
+use crate::http::peer::Peer;
+use crate::http::peers::{Measure, PeerBoard, PeersSnapshot, RefusalKind, TokenRef, TopTokens};
 use crate::rt::{self, sleep};
 
 /// How long a page waits for the cores, which look once a second. A core that is busy or stuck for

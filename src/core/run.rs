@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::peers::PeerBoard;
+use crate::http::server::LimitSampler;
 use crate::http::tokens::TokenSet;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
@@ -161,9 +162,11 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
             let mut idle_memory = IdleMemory::default();
+            let mut limits = LimitSampler::default();
             loop {
                 sleep(Duration::from_secs(1)).await;
                 admission.sample(rt::now());
+                limits.sample(server.cells);
                 idle_memory.sample(server.conns.buffers_released.get());
                 peers.publish_if_asked(&server.conns).await;
             }

@@ -12,8 +12,6 @@ mod sketch;
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -22,41 +20,10 @@ use arc_swap::ArcSwapOption;
 
 pub use sketch::{ROWS_MAX, Row, Sketch};
 
+use super::peer::Peer;
 use super::phase::ConnState;
 use super::server::Conns;
 use crate::rt;
-
-/// The origin of connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Peer {
-    /// An IPv4 address, also one mapped into IPv6.
-    V4(u32),
-    /// The first 64 bits of an IPv6 address.
-    V6(u64),
-    /// The connection was closed before its address could be read.
-    Unknown,
-}
-
-impl Peer {
-    /// The peer with this address; [`Peer::Unknown`] of the unspecified one.
-    pub fn of(address: IpAddr) -> Peer {
-        match address.to_canonical() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Peer::Unknown,
-            IpAddr::V4(address) => Peer::V4(address.to_bits()),
-            IpAddr::V6(address) => Peer::V6((address.to_bits() >> 64) as u64),
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Peer::V4(bits) => Ipv4Addr::from_bits(bits).fmt(f),
-            Peer::V6(bits) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(bits) << 64)),
-            Peer::Unknown => f.write_str("unknown"),
-        }
-    }
-}
 
 /// What peers are compared by; each has a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,17 +344,6 @@ pub(crate) mod tests {
             activity.refusals[random.usize(0..6)] = random.u64(0..2);
             (peer, activity)
         }
-    }
-
-    #[test]
-    fn peers_are_addresses_and_networks() {
-        let of = |text: &str| Peer::of(text.parse().unwrap()).to_string();
-        assert_eq!(of("127.0.0.2"), "127.0.0.2");
-        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(of("2001:db8:1:2::"), of("2001:db8:1:2:ffff::1"));
-        assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));
-        assert_eq!(of("0.0.0.0"), "unknown");
     }
 
     #[test]

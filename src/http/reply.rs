@@ -83,7 +83,9 @@ impl From<BodyError> for Answer {
             BodyError::TooLarge { .. } => Answer::TooLarge(text),
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
-            BodyError::Overdue => Answer::BodyTimeout(text),
+            BodyError::Overdue | BodyError::TooSlow { .. } | BodyError::Evicted => {
+                Answer::BodyTimeout(text)
+            }
         }
     }
 }

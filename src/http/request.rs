@@ -21,7 +21,7 @@ use super::body::{self, BodyError};
 use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Scratch};
 use super::peers::TokenRef;
-use super::phase::ConnState;
+use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
 use super::tokens::TokenView;
@@ -163,16 +163,19 @@ async fn read(
     coding: Option<Coding>,
 ) -> Result<ChargedBytes, BodyError> {
     let whole = async {
-        let raw = server.bodies.read(body).await?;
-        // From here on the client is not waited for, so BODY_TIMEOUT ends.
+        let raw = server.bodies.read(state, body).await?;
+        // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
         server.bodies.decode(raw, coding).await
     };
-    let overdue = async {
-        state.body_overdue().await;
-        Err(BodyError::Overdue)
+    let ended = async {
+        Err(match state.body_end().await {
+            BodyEnd::Overdue => BodyError::Overdue,
+            BodyEnd::TooSlow => BodyError::TooSlow { rate_min: server.config.body_rate_min },
+            BodyEnd::Evicted => BodyError::Evicted,
+        })
     };
-    whole.or(overdue).await
+    whole.or(ended).await
 }
 
 /// A request whose payloads were all admitted.

@@ -30,6 +30,12 @@ mod http {
     mod tokens;
 }
 
+/// What clients do that want others not to be served.
+mod hostile {
+    mod connections;
+    mod memory;
+}
+
 /// Objects that hold many payloads.
 mod batch {
     mod acks;

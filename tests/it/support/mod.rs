@@ -299,7 +299,8 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 7] = [
+const NOT_ZERO: [(&str, &str); 8] = [
+    ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
