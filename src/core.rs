@@ -16,7 +16,7 @@ use std::rc::Rc;
 use crate::budget::Budget;
 use crate::http::body::BodyReader;
 use crate::http::server::{Conns, Server};
-use crate::http::tokens::TokenView;
+use crate::http::tokens::TokenGate;
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
@@ -49,7 +49,10 @@ impl Core {
             conns: Conns::new(limits.connections),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             scratch: Default::default(),
-            tokens: setup.tokens.clone().map(TokenView::new),
+            tokens: setup
+                .tokens
+                .as_ref()
+                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

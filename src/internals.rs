@@ -30,7 +30,7 @@ pub mod http {
         pub use crate::http::request::{split, wrong_route};
     }
     pub mod tokens {
-        pub use crate::http::tokens::{TokenSet, TokenView};
+        pub use crate::http::tokens::{TokenRefusal, TokenSet, TokenView};
     }
 }
 pub mod key {
@@ -44,6 +44,9 @@ pub mod log {
 }
 pub mod metrics {
     pub use crate::metrics::cells;
+    pub mod tokens {
+        pub use crate::metrics::tokens::TokenNames;
+    }
 }
 pub mod queue {
     pub mod admission {

@@ -25,6 +25,7 @@ use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
+use crate::metrics::tokens::TokenMetrics;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
@@ -42,6 +43,7 @@ pub struct Admin {
     pub cells: Cells,
     pub core_ids: Vec<usize>,
     pub registry: Registry,
+    pub tokens: &'static TokenMetrics,
     pub dead_letters: DeadLetters,
     /// The orphaned spools of crashed processes, if there is a spool.
     pub orphans: Option<Arc<Takeover>>,
@@ -101,6 +103,14 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
+    /// Whether older tokens than those of the newest file are in effect. Not a reason against
+    /// traffic.
+    fn stale_tokens(&self) -> Option<&'static str> {
+        (self.tokens.reload_failing.value() != 0).then_some(
+            "TOKENS_FILE is refused since its last change, see the log; the tokens read before stay accepted\n",
+        )
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
@@ -112,7 +122,8 @@ impl Admin {
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
-                    text(StatusCode::OK, format!("ready\n{replaying}"))
+                    let stale_tokens = self.stale_tokens().unwrap_or_default();
+                    text(StatusCode::OK, format!("ready\n{replaying}{stale_tokens}"))
                 }
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },

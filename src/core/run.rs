@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rt::{self, Executor, Placement, sleep};
-use arc_swap::ArcSwap;
 use futures_lite::AsyncReadExt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::Socket;
@@ -18,7 +17,7 @@ use super::host::{IdleMemory, pin_by_hand, set_short_slices};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
-use crate::http::tokens::TokenSet;
+use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
@@ -38,7 +37,7 @@ pub struct Setup {
     pub listener: Socket,
     /// The core's end of its control channel.
     pub control: Socket,
-    pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
+    pub tokens: Option<SharedTokens>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,

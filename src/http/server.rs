@@ -11,7 +11,7 @@ use super::body::BodyReader;
 use super::parse::Scratch;
 use super::phase::ConnState;
 use super::request::Intake;
-use super::tokens::TokenView;
+use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::CoreCells;
 use crate::net::Net;
@@ -28,7 +28,7 @@ pub struct Server {
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
     /// `None`: requests need no token.
-    pub tokens: Option<TokenView>,
+    pub tokens: Option<TokenGate>,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.
