@@ -7,7 +7,9 @@ use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
 use millrace::internals::coding::Compression;
 use millrace::internals::config::{Checksum, Config};
 use millrace::internals::http::parse::{Scratch, parse};
+use millrace::internals::http::tokens::TokenSet;
 use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
+use millrace::internals::metrics::tokens::TokenNames;
 use millrace::internals::queue::admission::{Admission, Need};
 use millrace::internals::queue::fifo::Fifo;
 use millrace::internals::queue::job::Span;
@@ -50,6 +52,8 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
+    Op { name: "token/find-in-1", make: || token(1) },
+    Op { name: "token/find-in-100k", make: || token(100_000) },
     Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
@@ -113,6 +117,27 @@ fn raw(payloads: usize, payload_bytes: usize) -> Made {
         assert_eq!(envelope.data.len(), payloads);
     };
     Made { run: Box::new(run), throughput }
+}
+
+/// Looks up a token that a file of `count` tokens has, and one that it does not have.
+fn token(count: usize) -> Made {
+    let text: String = (0..count).map(|n| format!("token-{n:012}\n")).collect();
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), text).expect("there is room for it");
+    let set = TokenSet::load(file.path(), &TokenNames::default()).expect("a tokens file");
+    assert_eq!(set.len(), count);
+    let mut turn = 0;
+    let run = move || {
+        turn = (turn + 7_919) % count;
+        let mut token = *b"token-000000000000";
+        for (digit, at) in (6..18).rev().zip(0..) {
+            token[digit] += (turn / 10_usize.pow(at) % 10) as u8;
+        }
+        assert!(set.find(&token).is_some());
+        token[0] = b'T';
+        assert!(set.find(&token).is_none());
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(2) }
 }
 
 /// Fills a queue half and empties it again, in order.

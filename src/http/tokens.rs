@@ -76,11 +76,12 @@ impl TokenSet {
     fn build(lines: &[TokenLine]) -> Result<TokenSet, RepeatedToken> {
         let mask = lines.len().next_power_of_two() - 1;
         let bucket_key = RandomState::new();
-        let bucket = |digest: &Digest| bucket_key.hash_one(digest) as usize & mask;
+        let bucket_of = |line: &TokenLine| bucket_key.hash_one(line.digest) as usize & mask;
+        let buckets: Vec<u32> = lines.iter().map(|line| bucket_of(line) as u32).collect();
         // A counting sort: where each bucket would end with all lines in it, …
         let mut ends = vec![0_u32; mask + 1];
-        for line in lines {
-            ends[bucket(&line.digest)] += 1;
+        for bucket in &buckets {
+            ends[*bucket as usize] += 1;
         }
         let mut sum = 0;
         for end in &mut ends {
@@ -89,8 +90,8 @@ impl TokenSet {
         }
         // … then the lines of each, filled from its end.
         let mut order = vec![0_u32; lines.len()];
-        for (at, line) in lines.iter().enumerate().rev() {
-            let end = &mut ends[bucket(&line.digest)];
+        for (at, bucket) in buckets.iter().enumerate().rev() {
+            let end = &mut ends[*bucket as usize];
             *end -= 1;
             order[*end as usize] = at as u32;
         }

@@ -136,7 +136,8 @@ fn parse_line(
     if text.is_empty() || text.starts_with('#') {
         return Ok(None);
     }
-    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+    let is_blank = |c: char| c.is_whitespace() || c.is_control();
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) && text.contains(is_blank) {
         return Err(TokensError::NotOneToken { line });
     }
     let mut parts = text.split(';');
@@ -171,14 +172,15 @@ fn digest_of(token: &str) -> Option<Digest> {
     if !looks_so {
         return Some(Sha256::digest(bytes).into());
     }
-    let hex = token.strip_prefix("sha256=")?.as_bytes();
+    let hex = token.strip_prefix("sha256=")?;
     let mut digest = Digest::default();
-    if hex.len() != 2 * digest.len() {
+    // `from_str_radix` takes a sign as well.
+    if hex.len() != 2 * digest.len() || !hex.is_ascii() || hex.contains('+') {
         return None;
     }
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    for (at, bytes) in digest.chunks_exact_mut(8).enumerate() {
+        let word = u64::from_str_radix(&hex[16 * at..16 * (at + 1)], 16).ok()?;
+        bytes.copy_from_slice(&word.to_be_bytes());
     }
     Some(digest)
 }
@@ -251,6 +253,8 @@ mod tests {
         let long_name = format!("hush;name={}", "n".repeat(NAME_BYTES_MAX + 1));
         let short = format!("sha256={}", &ALPHA[1..]);
         let not_hex = format!("sha256={}g", &ALPHA[1..]);
+        let signed = format!("sha256=+{}", &ALPHA[1..]);
+        let not_ascii = format!("sha256=é{}", &ALPHA[2..]);
         let renamed = format!("alpha;name=hush\nsha256={ALPHA};name=hush2");
         for (text, says) in [
             (&b""[..], "no token"),
@@ -278,6 +282,8 @@ mod tests {
             (long_name.as_bytes(), "a name is 1 to 64"),
             (short.as_bytes(), "sha256= and 64 hex digits"),
             (not_hex.as_bytes(), "sha256= and 64 hex digits"),
+            (signed.as_bytes(), "sha256= and 64 hex digits"),
+            (not_ascii.as_bytes(), "sha256= and 64 hex digits"),
             (b"SHA256=hush", "sha256= and 64 hex digits"),
             (b"sha256:hush", "sha256= and 64 hex digits"),
             (b"hush\nhush;name=a", "line 2 repeats the token of line 1"),
@@ -338,7 +344,8 @@ mod tests {
             assert_eq!(set.find_digest(&digest(n)), Some(TokenId::UNNAMED));
         }
         assert_eq!(set.find_digest(&digest(TOKENS_MAX)), None);
-        let said = refused(format!("{text}x").as_bytes());
+        text += "x";
+        let said = refused(text.as_bytes());
         assert!(said.contains("line 1000001 is one token too many"), "{said}");
     }
 
