@@ -17,7 +17,7 @@ use std::rc::Rc;
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::server::{Conns, Server};
-use crate::http::tokens::TokenView;
+use crate::http::tokens::TokenGate;
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
@@ -50,7 +50,10 @@ impl Core {
             conns: Conns::new(limits.connections),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             scratch: Default::default(),
-            tokens: setup.tokens.clone().map(TokenView::new),
+            tokens: setup
+                .tokens
+                .as_ref()
+                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

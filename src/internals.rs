@@ -40,7 +40,7 @@ pub mod http {
         pub use crate::http::request::{split, wrong_route};
     }
     pub mod tokens {
-        pub use crate::http::tokens::{TokenSet, TokenView};
+        pub use crate::http::tokens::{TokenRefusal, TokenSet, TokenView};
     }
 }
 pub mod key {
@@ -54,6 +54,9 @@ pub mod log {
 }
 pub mod metrics {
     pub use crate::metrics::cells;
+    pub mod tokens {
+        pub use crate::metrics::tokens::{TokenId, TokenNames};
+    }
 }
 pub mod queue {
     pub mod admission {

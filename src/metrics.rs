@@ -5,6 +5,8 @@
 //! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its
 //! thread.
 
+pub mod tokens;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

@@ -118,7 +118,9 @@ pub const SETTINGS: &[Setting] = &[
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a keep-alive connection may be idle between requests. One that has not begun its first request is closed after HEADER_TIMEOUT."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
-        "File with one accepted token per line (`#` starts a comment line). Requests whose `token` is not in it get 401. Read at start and on SIGHUP. Not set: every request is accepted."),
+        "File of up to a million accepted tokens, one line each: `TOKEN` or `sha256=HEX`, then optionally `;name=NAME`. Requests without one of them get 401. Read at start, on SIGHUP and when it changes. Not set: every request is accepted."),
+    row(CLIENTS, "TOKEN_IN_BODY", "SWITCH", "on",
+        "`on`: the token may be in the envelope's `token` or in a header (`authorization: Bearer` or `x-api-key`). `off`: only in a header, so 401 comes before the body is read."),
 
     row(STORING, "STORE", "URL", "file:./data",
         "Where payloads are stored: `file:DIR`, `s3://BUCKET/PREFIX` (end the prefix with `/` to make it a folder), or `null:`, which discards everything (benchmarks only)."),

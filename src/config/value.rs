@@ -337,6 +337,14 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     }
 }
 
+pub(super) fn on_or_off(text: &str) -> Parsed<bool> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off".into()),
+    }
+}
+
 pub(super) fn ack(text: &str) -> Parsed<Ack> {
     Ack::named(text).ok_or_else(|| "give queued, spooled or stored".into())
 }

@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rt::{self, Executor, Placement, sleep};
-use arc_swap::ArcSwap;
 use futures_lite::AsyncReadExt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::Socket;
@@ -20,7 +19,7 @@ use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::peers::PeerBoard;
 use crate::http::server::LimitSampler;
-use crate::http::tokens::TokenSet;
+use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
@@ -39,7 +38,7 @@ pub struct Setup {
     pub epoch: Instant,
     pub listener: Socket,
     pub control: ControlSide,
-    pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
+    pub tokens: Option<SharedTokens>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,

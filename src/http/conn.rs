@@ -28,6 +28,7 @@ use super::request::handle;
 use super::server::{ConnSlot, RegisteredConn, Server};
 use crate::deadline::{Alarm, within};
 use crate::http::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::metrics::tokens::TokenId;
 use crate::net::Stream;
 
 /// Why the wait for a first byte or hyper's part of a connection ended.
@@ -98,7 +99,7 @@ async fn serve(server: Rc<Server>, stream: Stream) {
         ConnEnd::Done => linger(stream, b"", &state.tally).await,
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
-            state.tally.request(rt::now(), 408, 0, None);
+            state.tally.request(rt::now(), 408, 0, TokenId::NONE);
             linger(stream, HEAD_TIMEOUT, &state.tally).await;
         }
     }
@@ -155,7 +156,7 @@ async fn drive(
                 if let Err(error) = result {
                     if let Some(status) = refused_by_hyper(&error) {
                         server.cells.count_response(status);
-                        state.tally.request(rt::now(), status, 0, None);
+                        state.tally.request(rt::now(), status, 0, TokenId::NONE);
                     }
                     tracing::debug!(%error, "connection ended");
                 }

@@ -23,6 +23,7 @@ pub use sketch::{ROWS_MAX, Row, Sketch};
 use super::peer::Peer;
 use super::phase::ConnState;
 use super::server::Conns;
+use crate::metrics::tokens::TokenId;
 use crate::rt;
 
 /// What peers are compared by; each has a table of its own.
@@ -80,10 +81,6 @@ impl RefusalKind {
     }
 }
 
-/// A token as requests carry it; its name is known to control.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenRef(pub u32);
-
 /// Most tokens that are remembered of one peer.
 pub const TOKENS_KEPT: usize = 4;
 
@@ -91,18 +88,18 @@ pub const TOKENS_KEPT: usize = 4;
 /// the one that was used least, as in a [`Sketch`], and inherits its number.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TopTokens {
-    kept: [Option<(TokenRef, u32)>; TOKENS_KEPT],
+    kept: [Option<(TokenId, u32)>; TOKENS_KEPT],
 }
 
 impl TopTokens {
     /// Adds `requests` with `token`.
-    pub fn add(&mut self, token: TokenRef, requests: u32) {
-        let has = |kept: &&mut Option<(TokenRef, u32)>| kept.is_some_and(|(of, _)| of == token);
+    pub fn add(&mut self, token: TokenId, requests: u32) {
+        let has = |kept: &&mut Option<(TokenId, u32)>| kept.is_some_and(|(of, _)| of == token);
         if let Some(Some((_, count))) = self.kept.iter_mut().find(has) {
             *count = count.saturating_add(requests);
             return;
         }
-        let count = |kept: &&mut Option<(TokenRef, u32)>| kept.map_or(0, |(_, count)| count);
+        let count = |kept: &&mut Option<(TokenId, u32)>| kept.map_or(0, |(_, count)| count);
         let least = self.kept.iter_mut().min_by_key(count).expect("TOKENS_KEPT is not 0");
         let inherited = least.map_or(0, |(_, count)| count);
         *least = Some((token, inherited.saturating_add(requests)));
@@ -116,7 +113,7 @@ impl TopTokens {
     }
 
     /// The tokens, most used first.
-    pub fn most_used(&self) -> Vec<TokenRef> {
+    pub fn most_used(&self) -> Vec<TokenId> {
         let mut kept: Vec<_> = self.kept.iter().flatten().collect();
         kept.sort_by_key(|(_, count)| Reverse(*count));
         kept.into_iter().map(|(token, _)| *token).collect()
@@ -186,14 +183,14 @@ impl Tally {
 
     /// Adds a request that ended at `now` with `status`, `payloads` of which were admitted, sent
     /// with `token`.
-    pub fn request(&self, now: Instant, status: u16, payloads: usize, token: Option<TokenRef>) {
+    pub fn request(&self, now: Instant, status: u16, payloads: usize, token: TokenId) {
         let mut activity = self.activity.borrow_mut();
         activity.requests += 1;
         activity.payloads += payloads as u64;
         if let Some(kind) = RefusalKind::of(status) {
             activity.refusals[kind as usize] += 1;
         }
-        if let Some(token) = token {
+        if token != TokenId::NONE {
             activity.tokens.add(token, 1);
         }
         activity.last = Some(now);
@@ -370,12 +367,12 @@ pub(crate) mod tests {
         assert!(tally.take().is_none());
         tally.received_more(500);
         let now = rt::now();
-        tally.request(now, 200, 10, Some(TokenRef(3)));
-        tally.request(now, 503, 0, None);
+        tally.request(now, 200, 10, TokenId::of_name(3));
+        tally.request(now, 503, 0, TokenId::NONE);
         let activity = tally.take().unwrap();
         assert_eq!(Measure::ALL.map(|measure| activity.of(measure)), [2, 10, 500, 1]);
         assert_eq!(activity.refusals[RefusalKind::Unavailable as usize], 1);
-        assert_eq!(activity.tokens.most_used(), [TokenRef(3)]);
+        assert_eq!(activity.tokens.most_used(), [TokenId::of_name(3)]);
         assert!(tally.take().is_none());
         tally.received_more(1);
         let activity = tally.take().unwrap();
@@ -400,12 +397,12 @@ pub(crate) mod tests {
     fn the_most_used_tokens_stay() {
         let mut tokens = TopTokens::default();
         for (token, requests) in [(1, 50), (2, 40), (3, 30), (4, 1), (5, 1), (6, 1), (1, 1)] {
-            tokens.add(TokenRef(token), requests);
+            tokens.add(TokenId::of_name(token), requests);
         }
-        assert_eq!(tokens.most_used(), [1, 2, 3, 6].map(TokenRef));
+        assert_eq!(tokens.most_used(), [1, 2, 3, 6].map(TokenId::of_name));
         let mut other = TopTokens::default();
-        other.add(TokenRef(2), 90);
+        other.add(TokenId::of_name(2), 90);
         other.merge(&tokens);
-        assert_eq!(other.most_used()[..2], [2, 1].map(TokenRef));
+        assert_eq!(other.most_used()[..2], [2, 1].map(TokenId::of_name));
     }
 }

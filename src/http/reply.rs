@@ -13,6 +13,7 @@ use http_body_util::Full;
 use super::ack::LevelError;
 use super::body::BodyError;
 use super::head::HeadError;
+use super::tokens::TokenRefusal;
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
@@ -41,7 +42,7 @@ pub enum Answer {
     BadRequest(String),
     /// The head breaks a rule of HTTP.
     BadHead(HeadError),
-    Unauthorized,
+    Unauthorized(TokenRefusal),
     BodyTimeout(String),
     TooLarge(String),
     UnsupportedEncoding,
@@ -70,6 +71,12 @@ impl From<Refusal> for Answer {
 impl From<LevelError> for Answer {
     fn from(error: LevelError) -> Answer {
         Answer::BadRequest(error.to_string())
+    }
+}
+
+impl From<TokenRefusal> for Answer {
+    fn from(refusal: TokenRefusal) -> Answer {
+        Answer::Unauthorized(refusal)
     }
 }
 
@@ -121,6 +128,11 @@ impl Answer {
         }
     }
 
+    /// Whether the payloads of the request were admitted for certain, whatever became of them.
+    pub(super) fn is_admitted(&self) -> bool {
+        matches!(self, Answer::Accepted { .. } | Answer::NotStored(_) | Answer::Undecided { .. })
+    }
+
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
     /// whose memory is reused: hyper keeps a reply's map for the next request, so in the long run a
     /// connection has one map.
@@ -162,9 +174,9 @@ impl Answer {
                 close = true;
                 error(wrong.status(), &wrong.to_string())
             }
-            Answer::Unauthorized => {
-                let text = "the token is missing or unknown";
-                with(error(StatusCode::UNAUTHORIZED, text), WWW_AUTHENTICATE, "Bearer")
+            Answer::Unauthorized(refusal) => {
+                let response = error(StatusCode::UNAUTHORIZED, &refusal.to_string());
+                with(response, WWW_AUTHENTICATE, refusal.challenge())
             }
             Answer::BodyTimeout(text) => {
                 close = true;

@@ -16,7 +16,7 @@ use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
 use super::request::Intake;
-use super::tokens::TokenView;
+use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::CoreCells;
 use crate::net::{Net, Stream};
@@ -35,7 +35,7 @@ pub struct Server {
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
     /// `None`: requests need no token.
-    pub tokens: Option<TokenView>,
+    pub tokens: Option<TokenGate>,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.
