@@ -95,13 +95,13 @@ fn wait_of(ack_timeout: Duration, p99: Option<(Duration, Duration)>) -> Duration
 /// memory is short.
 pub(super) struct EarlyCloses {
     put_price: f64,
-    window: Cell<Window>,
+    window: Cell<RecentCloses>,
     log: RefCell<Throttle>,
 }
 
 /// What was closed since the last line, or in the last minute.
 #[derive(Clone, Copy, Default)]
-struct Window {
+struct RecentCloses {
     began: Option<Instant>,
     batches: u64,
     payloads: u64,
@@ -133,7 +133,7 @@ impl EarlyCloses {
         }
         let now = rt::now();
         if window.began.is_none_or(|began| now - began >= Self::WINDOW) {
-            window = Window { began: Some(now), ..Window::default() };
+            window = RecentCloses { began: Some(now), ..RecentCloses::default() };
         }
         window.batches += 1;
         window.payloads += payloads;
@@ -144,14 +144,14 @@ impl EarlyCloses {
             let mut log = self.log.borrow_mut();
             let logged = log.warn(|| window.text(options, self.put_price));
             if logged {
-                window = Window::default();
+                window = RecentCloses::default();
             }
         }
         self.window.set(window);
     }
 }
 
-impl Window {
+impl RecentCloses {
     /// Whether a large part of the batches were closed early, and small.
     fn is_costly(&self, options: &BatchOptions) -> bool {
         let early = self.by_partitions + self.by_memory;
@@ -161,7 +161,7 @@ impl Window {
     }
 
     fn text(&self, options: &BatchOptions, put_price: f64) -> String {
-        let Window { batches, payloads, by_partitions, by_memory, .. } = *self;
+        let RecentCloses { batches, payloads, by_partitions, by_memory, .. } = *self;
         let dollars = batches as f64 / payloads.max(1) as f64 * 1e6 * put_price / 1e3;
         let each = payloads as f64 / batches as f64;
         let (early, why, remedy) = if by_partitions >= by_memory {
@@ -263,11 +263,11 @@ mod tests {
         ] {
             assert_eq!(window(cheap), None, "{cheap:?}");
         }
-        let window = Window {
+        let window = RecentCloses {
             batches: 10_461,
             payloads: 12_000,
             by_partitions: 10_205,
-            ..Window::default()
+            ..RecentCloses::default()
         };
         assert_eq!(
             window.text(&options, 0.005),
@@ -275,7 +275,7 @@ mod tests {
              open; they hold 1.1 payloads each, so the PUTs of a million payloads cost $4.36: raise \
              MAX_PARTITIONS, and BATCH_MEMORY with it, or let KEY make fewer partitions"
         );
-        let window = Window { by_memory: 10_206, ..window };
+        let window = RecentCloses { by_memory: 10_206, ..window };
         let text = window.text(&options, 0.005);
         assert!(text.contains("because BATCH_MEMORY=134217728 was short;"), "{text}");
         assert!(text.contains("$4.36: raise BATCH_MEMORY, or let"), "{text}");

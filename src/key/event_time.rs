@@ -102,7 +102,7 @@ fn shape_of(text: impl Iterator<Item = char>) -> String {
 }
 
 fn iso_8601(text: &[u8]) -> Option<u64> {
-    let mut rest = Rest(text);
+    let mut rest = Unread(text);
     let date = rest.date()?;
     let (time, offset_s) = match rest.0 {
         [] => (TimeOfDay::default(), 0),
@@ -131,9 +131,9 @@ struct TimeOfDay {
 }
 
 /// The part of a text that is not read yet.
-struct Rest<'a>(&'a [u8]);
+struct Unread<'a>(&'a [u8]);
 
-impl Rest<'_> {
+impl Unread<'_> {
     fn skip(&mut self, wanted: u8) -> bool {
         match self.0.split_first() {
             Some((&byte, behind)) if byte == wanted => {

@@ -23,7 +23,7 @@ const VALUES_MAX: usize = 32;
 
 /// A component of a template.
 #[derive(Default)]
-struct Component<'t> {
+struct KeyComponent<'t> {
     parts: Vec<&'t Part>,
     /// Its share of texts that contain a slash.
     texts: Vec<&'t str>,
@@ -31,14 +31,14 @@ struct Component<'t> {
     values: Vec<usize>,
 }
 
-fn components(parts: &[Part], has_event_time: bool) -> Vec<Component<'_>> {
-    let mut components = vec![Component::default()];
+fn components(parts: &[Part], has_event_time: bool) -> Vec<KeyComponent<'_>> {
+    let mut components = vec![KeyComponent::default()];
     let mut value = 0;
     for part in parts {
         if let Part::Text(text) = part {
             for (i, text) in text.split('/').enumerate() {
                 if i > 0 {
-                    components.push(Component::default());
+                    components.push(KeyComponent::default());
                 }
                 components.last_mut().expect("never empty").texts.push(text);
             }
@@ -55,7 +55,7 @@ fn components(parts: &[Part], has_event_time: bool) -> Vec<Component<'_>> {
     components
 }
 
-impl Component<'_> {
+impl KeyComponent<'_> {
     /// Most bytes of everything but values.
     fn fixed_bytes(&self, node_bytes: usize, ext_bytes: usize) -> usize {
         let texts: usize = self.texts.iter().map(|text| text.len()).sum();

@@ -591,13 +591,11 @@ mod tests {
         let triple = (select(&TEMPLATES[..]), value.clone(), value.clone(), value);
         with_store(|store, root| async move {
             let mut runner = TestRunner::deterministic();
-            let mut seq = 0;
             let mut key = String::new();
             let mut stored = std::collections::HashSet::new();
-            for _ in 0..1_000 {
+            for seq in 0..1_000 {
                 let (text, a, b, version) = triple.new_tree(&mut runner).unwrap().current();
                 let template = KeyTemplate::parse(text, None).unwrap();
-                seq += 1;
                 let payload = serde_json::json!({ "a": a, "b": b }).to_string();
                 let mut partition = Partition::default();
                 let version = crate::key::version(&version);
