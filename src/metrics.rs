@@ -88,6 +88,36 @@ impl Latency {
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(Cell64::value).sum()
     }
+
+    /// The number of observations in each bucket.
+    pub fn counts(&self) -> LatencyCounts {
+        LatencyCounts(std::array::from_fn(|at| self.buckets[at].value()))
+    }
+}
+
+/// Observations per bucket of a [`Latency`], at some time or since one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatencyCounts([u64; LATENCY_BOUNDS_US.len() + 1]);
+
+impl LatencyCounts {
+    /// Those that are not in `before`, an earlier count of the same.
+    pub fn since(&self, before: &LatencyCounts) -> LatencyCounts {
+        LatencyCounts(std::array::from_fn(|at| self.0[at] - before.0[at]))
+    }
+
+    /// The bounds of the bucket in which the quantile `q` lies; `None` without observations.
+    pub fn quantile(&self, q: f64) -> Option<(Duration, Duration)> {
+        let all: u64 = self.0.iter().sum();
+        let rank = (all as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        let at = self.0.iter().position(|count| {
+            seen += count;
+            seen >= rank.max(1)
+        })?;
+        let bound = |at: usize| LATENCY_BOUNDS_US.get(at).copied().map(Duration::from_micros);
+        let least = at.checked_sub(1).and_then(bound).unwrap_or_default();
+        Some((least, bound(at).unwrap_or(Duration::MAX)))
+    }
 }
 
 /// Upper bounds in bytes of every size bucket but the last (`+Inf`).
@@ -153,6 +183,8 @@ pub enum CloseReason {
     Size,
     RawSize,
     Age,
+    /// A `stored` request waits for it.
+    Stored,
     Count,
     Memory,
     Partitions,
@@ -161,8 +193,8 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: [&str; 7] =
-        ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
+    pub const NAMES: [&str; 8] =
+        ["size", "raw_size", "age", "stored", "count", "memory", "partitions", "drain"];
 }
 
 /// Why a connection was closed to make room for another one.
@@ -569,10 +601,10 @@ impl Collector for CellCollector {
     }
 }
 
-/// A figure computed from sums over all cores.
-type Total = fn(&dyn Fn(Read) -> f64, f64) -> f64;
+/// A figure computed from sums over all cores; `None` before there is something to tell.
+type Total = fn(&dyn Fn(Read) -> f64, f64) -> Option<f64>;
 
-/// Every PUT costs, including retries. A ratio to nothing is 0.
+/// Every PUT costs, including retries.
 const TOTALS: [(&str, &str, Total); 3] = [
     (
         "batch_compression_ratio",
@@ -580,16 +612,17 @@ const TOTALS: [(&str, &str, Total); 3] = [
         |sum, _| ratio(sum(|c| c.batch_raw_bytes.sum()), sum(|c| c.batch_stored_bytes.sum())),
     ),
     ("puts_per_million_payloads", "PUTs sent per million payloads stored", |sum, _| {
-        1e6 * ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))
+        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))?;
+        Some(1e6 * puts)
     }),
     ("put_dollars_per_million_payloads", "What those PUTs cost at PUT_PRICE", |sum, price| {
-        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()));
-        1e6 * puts * price / 1e3
+        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))?;
+        Some(1e6 * puts * price / 1e3)
     }),
 ];
 
-fn ratio(of: f64, to: f64) -> f64 {
-    if to == 0.0 { 0.0 } else { of / to }
+fn ratio(of: f64, to: f64) -> Option<f64> {
+    (to != 0.0).then_some(of / to)
 }
 
 impl CellCollector {
@@ -614,7 +647,10 @@ impl CellCollector {
         let sum = |read: Read| self.cells.iter().map(read).sum::<u64>() as f64;
         for (name, help, total) in TOTALS {
             let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(total(&sum, self.put_price)).encode(gauge)?;
+            // A 0 would say that the PUTs cost nothing.
+            if let Some(value) = total(&sum, self.put_price) {
+                ConstGauge::new(value).encode(gauge)?;
+            }
         }
         let help = "What all PUTs since the start cost at PUT_PRICE";
         let cost = sum(|c| c.put_latency.count()) * self.put_price / 1e3;
@@ -695,10 +731,45 @@ mod tests {
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
             "millrace_dead_letter_directory_bytes 9",
             "millrace_log_lines_dropped_total 0",
+            "millrace_puts_per_million_payloads 142857.14285714285",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_absent() {
+        let cells = cells(1);
+        cells[0].put_latency.observe(Duration::from_millis(3));
+        let mut text = String::new();
+        let registry = registry(cells, vec![0], 0.005, || 0);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for (name, _, _) in TOTALS {
+            let samples =
+                text.lines().filter(|line| line.starts_with(&format!("millrace_{name} ")));
+            assert_eq!(samples.count(), 0, "{name} in\n{text}");
+            assert!(text.contains(&format!("# TYPE millrace_{name} gauge")), "{text}");
+        }
+        // What was spent is known from the first PUT on.
+        assert!(text.contains("millrace_put_dollars_total 0.000005"), "{text}");
+    }
+
+    #[test]
+    fn quantiles_are_the_bounds_of_their_bucket() {
+        let latency = Latency::default();
+        let quantile = |before: &LatencyCounts| latency.counts().since(before).quantile(0.99);
+        let ms = Duration::from_millis;
+        assert_eq!(quantile(&LatencyCounts::default()), None);
+        latency.observe(Duration::from_micros(7));
+        let first = (Duration::ZERO, Duration::from_micros(50));
+        assert_eq!(quantile(&LatencyCounts::default()), Some(first));
+        (0..98).for_each(|_| latency.observe(ms(3)));
+        assert_eq!(quantile(&LatencyCounts::default()), Some((ms(2), ms(5))));
+        let before = latency.counts();
+        (0..100).for_each(|_| latency.observe(ms(500_000)));
+        assert_eq!(quantile(&before), Some((ms(120_000), Duration::MAX)));
+        assert_eq!(latency.counts().since(&latency.counts()).quantile(0.5), None);
     }
 
     #[test]

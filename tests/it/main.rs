@@ -30,10 +30,11 @@ mod http {
     mod tokens;
 }
 
-/// What clients do that want others not to be served.
+/// Attacks, each with a good client beside it.
 mod hostile {
     mod connections;
     mod memory;
+    mod names;
 }
 
 /// Objects that hold many payloads.
