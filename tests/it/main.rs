@@ -29,6 +29,12 @@ mod http {
     mod tokens;
 }
 
+/// Attacks, each with a good client beside it.
+mod hostile {
+    mod slow;
+    mod support;
+}
+
 /// Objects that hold many payloads.
 mod batch {
     mod acks;
