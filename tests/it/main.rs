@@ -31,7 +31,10 @@ mod http {
 
 /// Attacks, each with a good client beside it.
 mod hostile {
+    mod bombs;
+    mod floods;
     mod slow;
+    mod smuggling;
     mod support;
 }
 

@@ -17,6 +17,8 @@ pub enum Need {
     Duckdb,
     /// The Go toolchain, for the client in Go.
     Go,
+    /// haproxy(1), in front of the server.
+    Haproxy,
     /// Resource limits as high as those that a test lowers them to.
     Limits,
     /// A loop device mounted in a namespace.
@@ -25,6 +27,8 @@ pub enum Need {
     Mount,
     /// A network namespace, with ip(8).
     Netns,
+    /// nginx(8), in front of the server.
+    Nginx,
     /// Node.js, for the client in JavaScript.
     Node,
     /// `proc` mounted with options of its own.
