@@ -32,9 +32,14 @@ mod http {
 
 /// Attacks, each with a good client beside it.
 mod hostile {
+    mod bombs;
     mod connections;
+    mod floods;
     mod memory;
     mod names;
+    mod slow;
+    mod smuggling;
+    mod support;
 }
 
 /// Objects that hold many payloads.
