@@ -312,7 +312,7 @@ mod tests {
         fn has_stalled(&self, now: Instant) -> bool {
             let pace = match self.large {
                 true => {
-                    let share = (64 << 10) as f64 / self.received as f64;
+                    let share = 65_536.0 / self.received as f64;
                     (self.gained - self.begun).mul_f64(share).clamp(20 * MS, 250 * MS)
                 }
                 false => 250 * MS,
