@@ -244,9 +244,9 @@ impl BodyMemory {
         let (evicted, refused) =
             (self.cells.bodies_evicted.value(), self.cells.body_memory_refusals.value());
         format!(
-            "MAX_BODY_BYTES ({max} per core) is used up: so far {evicted} stalled bodies got 408 and \
-             {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address may \
-             send in front of this server"
+            "MAX_BODY_BYTES ({max} per core) is used up: so far {evicted} stalled bodies got 408 \
+             and {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address \
+             may send in front of this server"
         )
     }
 }
