@@ -117,8 +117,8 @@ impl Admin {
             }
             if cells.body_memory_full.value() != 0 {
                 text += &format!(
-                    "core {id}: the memory for bodies is used up (MAX_BODY_BYTES); stalled bodies get 408, \
-                     or requests 503\n"
+                    "core {id}: the memory for bodies is used up (MAX_BODY_BYTES); stalled bodies get \
+                     408, or requests 503\n"
                 );
             }
         }

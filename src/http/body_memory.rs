@@ -244,9 +244,9 @@ impl BodyMemory {
         let (evicted, refused) =
             (self.cells.bodies_evicted.value(), self.cells.body_memory_refusals.value());
         format!(
-            "MAX_BODY_BYTES ({max} per core) is used up: so far {evicted} stalled bodies got 408 and \
-             {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address may \
-             send in front of this server"
+            "MAX_BODY_BYTES ({max} per core) is used up: so far {evicted} stalled bodies got 408 \
+             and {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address \
+             may send in front of this server"
         )
     }
 }
@@ -312,7 +312,7 @@ mod tests {
         fn has_stalled(&self, now: Instant) -> bool {
             let pace = match self.large {
                 true => {
-                    let share = (64 << 10) as f64 / self.received as f64;
+                    let share = 65_536.0 / self.received as f64;
                     (self.gained - self.begun).mul_f64(share).clamp(20 * MS, 250 * MS)
                 }
                 false => 250 * MS,
