@@ -2,8 +2,8 @@
 //! have changed; between signals looks for changes of `TOKENS_FILE`.
 //!
 //! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
-//! thread has a low priority, because it may run on the CPU of a core: a million tokens take it a
-//! good part of a second.
+//! thread has a low priority, because it may run on the CPU of a core: a million tokens take it half
+//! a second.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::core::return_free_memory;
 use crate::http::tokens::{SharedTokens, TokenSet, TokensError};
 use crate::metrics::tokens::TokenMetrics;
 
@@ -82,6 +83,7 @@ impl TokensFile {
         // Seen before it is read: if it changes meanwhile, a poll finds that out.
         let state = FileState::of(&path);
         let set = TokenSet::load(&path, &metrics.names)?;
+        return_free_memory();
         metrics.tokens.set(set.len() as u64);
         let shared = SharedTokens { set: Arc::new(ArcSwap::from_pointee(set)), metrics };
         let (read, seen) = (state, state);
@@ -126,7 +128,11 @@ impl TokensFile {
 
     /// A set that only this list has is in no core's view.
     fn free_retired(&mut self) {
+        let before = self.retired.len();
         self.retired.retain(|set| Arc::strong_count(set) > 1);
+        if self.retired.len() < before {
+            return_free_memory();
+        }
     }
 
     fn read(&mut self) -> Result<(), Kept> {
@@ -146,6 +152,7 @@ impl TokensFile {
         metrics.reload_failing.set(0);
         self.free_retired();
         self.retired.push(self.shared.set.swap(Arc::new(set)));
+        return_free_memory();
         Ok(())
     }
 

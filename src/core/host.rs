@@ -83,14 +83,20 @@ impl IdleMemory {
         let lately = buffers_released - std::mem::replace(&mut self.sampled, buffers_released);
         if pending >= Self::WORTH && lately * 100 <= pending {
             self.collected = buffers_released;
-            collect();
+            collect(false);
         }
     }
 }
 
-/// Makes this thread's allocator return free memory to the system.
+/// Makes this thread's allocator return free memory to the system, after a piece of work that used
+/// much of it and is not repeated soon.
+pub fn return_free_memory() {
+    collect(true);
+}
+
+/// Unless `force`, memory that may soon be in use again is kept.
 #[expect(unsafe_code, reason = "mimalloc has no safe interface to it")]
-fn collect() {
+fn collect(force: bool) {
     // SAFETY: mi_collect takes any argument and may be called on any thread at any time.
-    unsafe { libmimalloc_sys::mi_collect(false) }
+    unsafe { libmimalloc_sys::mi_collect(force) }
 }

@@ -7,8 +7,9 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::support::{Server, wait_for};
+use crate::support::{PATIENCE, Server, wait_for};
 
 /// Waits until the reload has said `text`.
 fn reload(server: &Server, text: &str) {
@@ -91,7 +92,7 @@ fn a_changed_file_is_taken_without_a_signal() {
     let ready = server.admin("/readyz");
     assert_eq!(ready.status, 200);
     assert!(ready.body.contains("TOKENS_FILE is refused"), "{}", ready.body);
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(3));
     assert_eq!(server.count_logged("read before stay accepted"), 1);
     assert_eq!((post("old"), post("new"), post("both")), (401, 200, 200));
     // Replaced by a rename, as a deployment does it.
@@ -116,10 +117,13 @@ fn a_million_tokens_are_taken_while_requests_are_served() {
     std::fs::rename(dir.path().join("fresh"), dir.path().join("tokens")).unwrap();
     let mut client = server.connect();
     let mut post = |token: &str| client.post(format!(r#"{{"token":"{token}","data":[]}}"#)).status;
-    wait_for("the million", || {
+    // On a busy machine a debug build takes its time, at a low priority.
+    let started = Instant::now();
+    while post("new") != 200 {
         assert_eq!(post("both"), 200);
-        post("new") == 200
-    });
+        assert!(started.elapsed() < 5 * PATIENCE, "not in time: {:#?}", server.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert_eq!((post("old"), post("both")), (401, 200));
     assert_eq!(server.metrics().sum("millrace_tokens"), 1_000_000);
     drop(client);
@@ -163,7 +167,7 @@ fn logs_debug(server: &Server) -> bool {
         client.send("not http at all\r\n\r\n");
         while client.try_reply().is_some() {}
     }
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(100));
     server.count_logged(r#""level":"DEBUG""#) > before
 }
 
