@@ -130,7 +130,9 @@ impl Client {
             move || tick(started, &waker, &phase)
         });
         ticker.map_err(text)?;
-        let latency = Histogram::new(3).map_err(|error| format!("{error}"))?;
+        // Up to twice the longest there can be, to three digits.
+        let latency = Histogram::new_with_bounds(1, 2 * PATIENCE.as_nanos() as u64, 3)
+            .map_err(|error| format!("{error}"))?;
         let report = Report { sent: 0, failures: 0, first_failures: Vec::new(), latency };
         let conns = Slab::with_capacity(capacity);
         Ok(Client { server, request, phase, poll, started, conns, free: Vec::new(), report })

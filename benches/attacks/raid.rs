@@ -370,14 +370,14 @@ impl Attackers<'_> {
                 // An idle connection that ends stays where it is among those that are ready.
                 *slot = Slot::default();
                 if awaited {
-                    self.ready.push_back(index);
-                    return Ok(());
+                    self.shared.done.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            if !awaited && !self.ready.contains(&index) {
-                self.slots[index].sending = None;
-                self.ready.push_back(index);
-                return Ok(());
+            if closes || !awaited {
+                slot.sending = None;
+                if !self.ready.contains(&index) {
+                    self.ready.push_back(index);
+                }
             }
         }
         Ok(())
