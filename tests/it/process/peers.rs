@@ -164,7 +164,7 @@ fn thousands_of_peers_do_not_hide_the_busiest_nor_grow_the_table() {
     let mut busy = 0;
     for n in 0..PEERS {
         one_request(source(n));
-        if n % 25 == 0 {
+        if n.is_multiple_of(25) {
             one_request([127, 9, 9, 9]);
             busy += 1;
         }
