@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  queue → gather → open batches, one per partition → closed → workers → store
-//!                   BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT
+//!                   BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT; sooner for `stored` (closes)
 //! ```
 //!
 //! One task (`gather`) empties the queue. When a payload joins a batch it is copied or compressed,
@@ -22,6 +22,7 @@
 //! process left in doubt.
 
 mod chunks;
+mod closes;
 mod compressor;
 pub mod encoder;
 mod gather;
@@ -31,7 +32,7 @@ mod open;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ use crate::config::{BatchFormat, BatchOptions, Config};
 use crate::key::{KeyTemplate, Partition};
 use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
+use crate::queue::event_times::UnreadableTimes;
 use crate::queue::fifo::Fifo;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
 use crate::queue::outcome::{Outcome, RequestOutcome};
@@ -54,6 +56,7 @@ use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};
 use crate::throttle::Throttle;
+use closes::Closes;
 use encoder::{Encoder, EncoderShared};
 use open::OpenBatch;
 
@@ -84,8 +87,7 @@ pub struct Batches {
     closed: Fifo<Rc<Batch>>,
     gathering: GatherState,
     lookup: Lookup,
-    /// When the gathering task last let other tasks run.
-    turn_began: Cell<Instant>,
+    closes: Closes,
     parked: Parked,
     cells: &'static CoreCells,
 }
@@ -103,8 +105,9 @@ pub struct Feed {
 }
 
 /// What the gathering task is busy with. A stop that cancels the task finds it here.
-#[derive(Default)]
 struct GatherState {
+    /// When the task last let other tasks run.
+    turn_began: Cell<Instant>,
     /// A batch that is being finished: no longer open and not yet closed.
     closing: RefCell<Option<Rc<RefCell<OpenBatch>>>>,
     /// A payload that cannot join a batch yet.
@@ -128,6 +131,7 @@ struct Lookup {
     grouping: RefCell<Vec<u8>>,
     /// The batch that the previous payload joined.
     last: RefCell<Option<LastBatch>>,
+    unreadable: UnreadableTimes,
 }
 
 /// The grouping of a batch (what its payloads have in common), and the batch.
@@ -139,6 +143,8 @@ struct OpenBatches {
     by_grouping: HashMap<Rc<[u8]>, Rc<RefCell<OpenBatch>>>,
     /// By number, so the oldest is first.
     by_age: BTreeMap<u64, (Instant, Rc<[u8]>)>,
+    /// Those that a `stored` request waits for: when they are closed at the latest, and which.
+    awaited: BTreeSet<(Instant, u64)>,
     next_number: u64,
 }
 
@@ -154,9 +160,13 @@ impl Batches {
             open: RefCell::default(),
             // The memory bounds the number of batches, because each is charged at least its cost.
             closed: Fifo::new(options.memory / BATCH_COST_BYTES + options.partitions + 1),
-            gathering: GatherState::default(),
+            gathering: GatherState {
+                turn_began: Cell::new(Instant::now()),
+                closing: RefCell::default(),
+                job: RefCell::default(),
+            },
             lookup: Lookup { is_partitioned: config.keys.is_partitioned(), ..Lookup::default() },
-            turn_began: Cell::new(Instant::now()),
+            closes: Closes::new(config),
             parked: Parked::default(),
             cells,
             options,

@@ -7,11 +7,16 @@ use std::rc::Rc;
 use crate::metrics::Cell64;
 use crate::sync::Signal;
 
+/// A charge up to this may use the reserve of its budget: the body of a usual request.
+pub const SMALL_CHARGE_BYTES: usize = 64 << 10;
+
 /// The bytes that a core may use for one purpose: bodies that are being read, decompressed or
 /// waiting for room (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches
 /// (`BATCH_MEMORY`).
 pub struct Budget {
     max: usize,
+    /// The part of `max` that charges above [`SMALL_CHARGE_BYTES`] leave free.
+    reserve: usize,
     used: Cell<usize>,
     /// Raised when a charge is dropped.
     freed: Signal,
@@ -21,12 +26,21 @@ pub struct Budget {
 
 /// The budget is used up.
 #[derive(Debug, PartialEq, Eq)]
-pub struct BudgetExhausted;
+pub struct BudgetExhausted {
+    /// How many bytes must be freed first.
+    pub missing: usize,
+}
 
 impl Budget {
     /// A budget of `max` bytes, none of them used.
     pub fn new(max: usize, gauge: &'static Cell64) -> Rc<Budget> {
-        Rc::new(Budget { max, used: Cell::new(0), freed: Signal::default(), gauge })
+        Budget::with_reserve(max, 0, gauge)
+    }
+
+    /// A budget of `max` bytes, the last `reserve` of which only take charges up to
+    /// [`SMALL_CHARGE_BYTES`].
+    pub fn with_reserve(max: usize, reserve: usize, gauge: &'static Cell64) -> Rc<Budget> {
+        Rc::new(Budget { max, reserve, used: Cell::new(0), freed: Signal::default(), gauge })
     }
 
     /// The size of the budget.
@@ -86,8 +100,12 @@ impl Charge {
     /// They do not fit. Nothing has changed.
     #[inline]
     pub fn try_set(&mut self, bytes: usize) -> Result<(), BudgetExhausted> {
-        if bytes > self.bytes && !self.budget.fits(bytes - self.bytes) {
-            return Err(BudgetExhausted);
+        if bytes > self.bytes {
+            let reserve = if bytes > SMALL_CHARGE_BYTES { self.budget.reserve } else { 0 };
+            let wanted = self.budget.used.get() + (bytes - self.bytes) + reserve;
+            if wanted > self.budget.max {
+                return Err(BudgetExhausted { missing: wanted - self.budget.max });
+            }
         }
         self.set(bytes);
         Ok(())
@@ -205,7 +223,7 @@ mod tests {
         one.set(50);
         assert_eq!((budget.used(), cells.batch_bytes.value()), (80, 80));
         assert!(budget.fits(20) && !budget.fits(21));
-        assert_eq!(other.try_set(51), Err(BudgetExhausted));
+        assert_eq!(other.try_set(51), Err(BudgetExhausted { missing: 1 }));
         assert_eq!(budget.used(), 80, "nothing has changed");
         assert_eq!(other.try_set(50), Ok(()));
         // `set` charges more than fits, and a smaller charge is always accepted.
@@ -214,6 +232,24 @@ mod tests {
         drop(one);
         drop(other);
         assert_eq!((budget.used(), cells.batch_bytes.value()), (0, 0));
+    }
+
+    #[test]
+    fn only_small_charges_use_the_reserve() {
+        let (small, large) = (SMALL_CHARGE_BYTES, SMALL_CHARGE_BYTES + 1);
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::with_reserve(4 * large, small, &cells.body_bytes);
+        let [mut one, mut two, mut three, mut four] = [(); 4].map(|()| Charge::new(&budget));
+        assert_eq!((one.try_set(large), two.try_set(large)), (Ok(()), Ok(())));
+        assert_eq!(three.try_set(large), Ok(()));
+        // What is left is the reserve and a byte.
+        assert_eq!(four.try_set(large), Err(BudgetExhausted { missing: small }));
+        assert_eq!(four.try_set(small), Ok(()));
+        assert_eq!(four.try_set(large), Err(BudgetExhausted { missing: small }));
+        // A large one may shrink at any time.
+        assert_eq!(one.try_set(large - 1), Ok(()));
+        drop((one, two, three, four));
+        assert_eq!(cells.body_bytes.value(), 0);
     }
 
     #[test]
@@ -236,7 +272,7 @@ mod tests {
         body.extend(&[1; 5_000]).unwrap();
         assert_eq!(cells.body_bytes.value(), 8_192);
         assert!(ChargedBytes::new(&budget, 2_000).is_err());
-        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted));
+        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted { missing: 6_384 }));
         let after = (body.len(), cells.body_bytes.value());
         assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();

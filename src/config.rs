@@ -49,8 +49,12 @@ pub struct Config {
     pub enqueue_wait: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// Bytes a second that every body must bring; 0: no minimum.
+    pub body_rate_min: u64,
     pub idle_timeout: Duration,
     pub tokens_file: Option<PathBuf>,
+    /// Whether a token may be in the envelope as well as in a header.
+    pub token_in_body: bool,
     pub store: StoreUrl,
     /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
@@ -424,8 +428,10 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         enqueue_wait: r.take("ENQUEUE_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         header_timeout: r.take("HEADER_TIMEOUT", time(MILLISECOND..=HOUR)),
         body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
+        body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
+        token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),
@@ -490,6 +496,10 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     });
     r.require(c.retry_base <= c.retry_max, "RETRY_BASE", "RETRY_MAX", |max| {
         format!("is above {max}: lower it or raise RETRY_MAX")
+    });
+    let checked = c.token_in_body || c.tokens_file.is_some();
+    r.require(checked, "TOKEN_IN_BODY", "TOKENS_FILE", |_| {
+        "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);
     let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));

@@ -10,6 +10,7 @@ mod reach;
 pub mod reload;
 pub mod signals;
 mod spools;
+mod tokens;
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -21,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use crate::rt;
 use crate::rt::sleep;
-use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{Ack, Config, core_list};
@@ -31,9 +31,10 @@ use crate::core::{self, ControlSide, Setup};
 use crate::deadletter::DeadLetters;
 use crate::deadline::strictly_within;
 use crate::http::accept;
-use crate::http::tokens::TokenSet;
+use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::log;
+use crate::metrics::tokens::{TokenCollector, TokenMetrics};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
@@ -41,6 +42,7 @@ use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use admin::Admin;
 use events::{ControlEvent, Events};
+use tokens::TokensFile;
 
 pub use reach::{Prepared, prepare_store};
 
@@ -118,7 +120,7 @@ async fn start(
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
-    let tokens = load_tokens(&config, &mut reloader)?;
+    let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
@@ -135,12 +137,16 @@ async fn start(
     let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
     let stopping = Rc::new(Cell::new(false));
     let counted_letters = dead_letters.clone();
+    let mut registry =
+        metrics::registry(cells, config.cores.clone(), config.put_price, move || {
+            counted_letters.used()
+        });
+    registry.register_collector(Box::new(TokenCollector(token_metrics)));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
-        registry: metrics::registry(cells, config.cores.clone(), config.put_price, move || {
-            counted_letters.used()
-        }),
+        registry,
+        tokens: token_metrics,
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,
@@ -149,8 +155,9 @@ async fn start(
         store_trouble: reach::watch(prepared.unreached, cells),
         peers: peers::PeersPage {
             boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
-            // TOKENS: the name of a token goes here, once tokens have names.
-            token_name: Box::new(|token| format!("#{}", token.0)),
+            token_name: Box::new(|token| {
+                token_metrics.names.shown(token).unwrap_or_default().to_owned()
+            }),
         },
     };
     let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();
@@ -258,13 +265,14 @@ async fn start_admin(
 fn load_tokens(
     config: &Config,
     reloader: &mut Reloader,
-) -> Result<Option<Arc<ArcSwap<TokenSet>>>, String> {
-    let Some(path) = &config.tokens_file else { return Ok(None) };
-    let tokens =
-        TokenSet::load(path).map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
-    let published = Arc::new(ArcSwap::from_pointee(tokens));
-    reloader.follow_tokens(path.clone(), published.clone());
-    Ok(Some(published))
+) -> Result<(Option<SharedTokens>, &'static TokenMetrics), String> {
+    let Some(path) = &config.tokens_file else { return Ok((None, TokenMetrics::leaked(0))) };
+    let metrics = TokenMetrics::leaked(config.cores.len());
+    let file = TokensFile::open(path.clone(), metrics)
+        .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
+    let shared = file.shared();
+    reloader.follow_tokens(file);
+    Ok((Some(shared), metrics))
 }
 
 /// What a 200 of this level means, in words for the log.

@@ -14,10 +14,10 @@ mod run;
 
 use std::rc::Rc;
 
-use crate::budget::Budget;
 use crate::http::body::BodyReader;
+use crate::http::body_memory::BodyMemory;
 use crate::http::server::{Conns, Server};
-use crate::http::tokens::TokenView;
+use crate::http::tokens::TokenGate;
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
@@ -43,14 +43,17 @@ impl Core {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         cells.connections_max.set(limits.connections as u64);
-        let bodies = Budget::new(limits.body_bytes, &cells.body_bytes);
+        let bodies = BodyMemory::new(limits.body_bytes, limits.request_bytes, cells);
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
             conns: Conns::new(limits.connections),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             scratch: Default::default(),
-            tokens: setup.tokens.clone().map(TokenView::new),
+            tokens: setup
+                .tokens
+                .as_ref()
+                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

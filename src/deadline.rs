@@ -74,10 +74,9 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// Ready once `deadline` has passed. Otherwise the task is woken then, or earlier. Only one
-    /// task may poll it.
-    pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let now = rt::now();
+    /// Ready once `deadline` has passed at `now`. Otherwise the task is woken then, or earlier. Only
+    /// one task may poll it.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant, deadline: Instant) -> Poll<()> {
         if now >= deadline {
             return Poll::Ready(());
         }
@@ -139,7 +138,7 @@ impl Alarm {
     ) -> Option<T> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending => self.poll(cx, deadline).map(|()| None),
+            Poll::Pending => self.poll(cx, rt::now(), deadline).map(|()| None),
         })
         .await
     }

@@ -3,13 +3,17 @@
 pub mod accept;
 pub mod ack;
 pub mod body;
+pub mod body_memory;
 mod chunk;
 mod conn;
+mod eviction;
 pub mod head;
 pub(crate) mod head_tracker;
 pub mod parse;
+pub mod peer;
 pub mod peers;
 mod phase;
+mod recency;
 pub mod reply;
 pub mod request;
 pub mod server;
@@ -36,6 +40,10 @@ pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + ne
 /// the client's buffer. 1 MiB (two default socket buffers) is what a client usually has in flight
 /// before it reads replies.
 pub const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// For how long a body may arrive more slowly than `BODY_RATE_MIN`: each such time is judged on its
+/// own. Longer than a mobile network takes for a handover or a change of cell.
+pub const BODY_RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// How long such a connection is kept at most: two round trips on a bad mobile network.
 pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);

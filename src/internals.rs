@@ -27,8 +27,11 @@ pub mod http {
     pub mod parse {
         pub use crate::http::parse::{Scratch, parse};
     }
+    pub mod peer {
+        pub use crate::http::peer::Peer;
+    }
     pub mod peers {
-        pub use crate::http::peers::{Activity, Measure, Peer, Sketch, Tally};
+        pub use crate::http::peers::{Activity, Measure, Sketch, Tally};
     }
     pub mod reply {
         pub use crate::http::reply::Answer;
@@ -37,7 +40,7 @@ pub mod http {
         pub use crate::http::request::{split, wrong_route};
     }
     pub mod tokens {
-        pub use crate::http::tokens::{TokenSet, TokenView};
+        pub use crate::http::tokens::{TokenRefusal, TokenSet, TokenView};
     }
 }
 pub mod key {
@@ -51,6 +54,9 @@ pub mod log {
 }
 pub mod metrics {
     pub use crate::metrics::cells;
+    pub mod tokens {
+        pub use crate::metrics::tokens::{TokenId, TokenNames};
+    }
 }
 pub mod queue {
     pub mod admission {

@@ -9,11 +9,15 @@
 //! A template is refused at start if it could give two objects the same name
 //! ([`KeyTemplate::check_unique`]), or if clients, gateways or file systems would rewrite its keys
 //! (`//`, `.`, `..`, control characters). Values from a payload are made safe instead (see
-//! `value`): each is a part of one path component, and never adds or removes a component.
+//! `value`): each is a part of one path component, and never adds or removes a component. Nor can
+//! they make a key that no file can have: see `room` for components that would be too long, and
+//! [`TEMPORARY`] for the one directory of a `file:` store that no key names. All keys of a template
+//! have equally many components, so none is a file where another needs a directory.
 
 mod event_time;
 mod fields;
 mod parse;
+mod room;
 mod unique;
 mod value;
 
@@ -23,12 +27,20 @@ mod tests;
 use event_time::{Calendar, TimePart};
 use fields::Fields;
 pub use parse::KeyError;
+use room::Room;
 pub use value::VALUE_BYTES_MAX;
+
+/// Most bytes of a part between two slashes, where keys are names of files.
+pub const PART_BYTES_MAX: usize = room::COMPONENT_BYTES_MAX;
 
 /// The default if each payload is an object.
 pub const DEFAULT_PAYLOAD: &str = "{unix_nanos}-{node}-{core}-{seq}.json";
 /// The default for batches.
 pub const DEFAULT_BATCH: &str = "{unix_nanos}-{node}-{core}-{seq}.{ext}";
+
+/// The directory of a `file:` store that holds incomplete files. It is the first component of no
+/// key, whatever the store: a key that would begin there has `_` for its first byte.
+pub const TEMPORARY: &str = ".millrace-tmp";
 
 /// Rendered for a missing field, and for the version of a request without one.
 const UNKNOWN: &str = "unknown";
@@ -45,6 +57,8 @@ pub struct KeyTemplate {
     fields: Fields,
     /// The event time's slot in `fields`.
     event_time_slot: Option<usize>,
+    /// Components whose values may be too long together; mostly none.
+    rooms: Vec<Room>,
 }
 
 /// One placeholder, or the text between two. A `{date:…}` is one part per element of its format.
@@ -137,6 +151,14 @@ impl KeyTemplate {
         self.parts.contains(&Part::Ext)
     }
 
+    /// The text at the end of every key; empty if something else ends it.
+    pub fn ending(&self) -> &str {
+        match self.parts.last() {
+            Some(Part::Text(text)) => text,
+            _ => "",
+        }
+    }
+
     /// Both texts in one, for [`KeyTemplate::of_text`]. The spool keeps it, so that a later process
     /// renders the same keys.
     pub fn text(&self) -> String {
@@ -169,23 +191,19 @@ impl KeyTemplate {
 
     /// Bytes of the longest key it can render. S3 allows 1024, including the store's prefix.
     pub fn longest(&self, node_bytes: usize, ext_bytes: usize) -> usize {
-        self.parts
-            .iter()
-            .map(|part| match part {
-                Part::Text(text) => text.len(),
-                Part::UnixNanos | Part::Seq | Part::Count => 20,
-                // u64::MAX nanoseconds are 14 digits of milliseconds.
-                Part::UnixMs => 14,
-                Part::Time(part) => part.width(),
-                Part::Node => node_bytes,
-                // Linux's cpu_set_t ends at core 1023.
-                Part::Core => 4,
-                Part::Ext => ext_bytes,
-                Part::Hash(digits) => *digits,
-                // A default is no longer than that either.
-                Part::Version | Part::Field { .. } => VALUE_BYTES_MAX,
-            })
-            .sum()
+        // Each with the slash before it, except for the first.
+        room::longest(&self.parts, node_bytes, ext_bytes).map(|bytes| bytes + 1).sum::<usize>() - 1
+    }
+
+    /// Bytes of the longest part between two slashes that it can render. A file name takes
+    /// [`PART_BYTES_MAX`].
+    pub fn longest_part(&self, node_bytes: usize, ext_bytes: usize) -> usize {
+        room::longest(&self.parts, node_bytes, ext_bytes).max().unwrap_or(0)
+    }
+
+    /// Whether it can render keys below the directory with these names, relative to the store.
+    pub fn can_lie_in<'n>(&self, names: impl ExactSizeIterator<Item = &'n str>) -> bool {
+        room::can_lie_in(&self.parts, names)
     }
 
     /// Whether keys depend on the payload, its request's version or its event time, so that batches
@@ -240,7 +258,15 @@ impl KeyTemplate {
             }
             text.push(VALUE_END);
         }
+        self.rooms.iter().for_each(|room| room.fit(text));
         source
+    }
+
+    /// What a payload has at `EVENT_TIME`, as a log line may show it: the shape of a value that is
+    /// not an event time, and none of its bytes.
+    pub fn event_time_shape(&self, payload: &[u8]) -> String {
+        let found = self.fields.find(payload);
+        event_time::shape(self.event_time_slot.map_or(&[], |slot| found.raw(slot)))
     }
 
     /// Renders the key of one object into `key`, replacing its content.
@@ -281,6 +307,34 @@ impl KeyTemplate {
             let hex: [u8; HASH_DIGITS_MAX] =
                 std::array::from_fn(|i| b"0123456789abcdef"[(sum >> (60 - 4 * i) & 15) as usize]);
             key.insert_str(at, str::from_utf8(&hex[..digits]).expect("hex is ASCII"));
+        }
+        if is_in_temporary(key) {
+            key.replace_range(..1, "_");
+        }
+    }
+}
+
+/// Whether the first component of a key is [`TEMPORARY`].
+pub fn is_in_temporary(key: &str) -> bool {
+    key.strip_prefix(TEMPORARY).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Part {
+    /// Most bytes that it renders, for a node and an extension of these lengths.
+    fn width_max(&self, node_bytes: usize, ext_bytes: usize) -> usize {
+        match self {
+            Part::Text(text) => text.len(),
+            Part::UnixNanos | Part::Seq | Part::Count => 20,
+            // u64::MAX nanoseconds are 14 digits of milliseconds.
+            Part::UnixMs => 14,
+            Part::Time(part) => part.width(),
+            Part::Node => node_bytes,
+            // Linux's cpu_set_t ends at core 1023.
+            Part::Core => 4,
+            Part::Ext => ext_bytes,
+            Part::Hash(digits) => *digits,
+            // A default is no longer than that either.
+            Part::Version | Part::Field { .. } => VALUE_BYTES_MAX,
         }
     }
 }

@@ -33,7 +33,8 @@ pub const QUEUES_BYTES: usize = 192 << 10;
 const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 
 /// File descriptors of one core besides connections and puts: 3 rings, eventfds, timers, the
-/// listener, open directories and the files of shared syncs (about 20 counted, rounded up).
+/// listener, a connection that waits for a slot, open directories and the files of shared syncs
+/// (about 20 counted, rounded up).
 pub const CORE_FILES: usize = 64;
 
 /// Descriptors of the process outside the data cores: standard streams, configuration, trust store,

@@ -5,6 +5,8 @@
 //! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its
 //! thread.
 
+pub mod tokens;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -86,6 +88,36 @@ impl Latency {
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(Cell64::value).sum()
     }
+
+    /// The number of observations in each bucket.
+    pub fn counts(&self) -> LatencyCounts {
+        LatencyCounts(std::array::from_fn(|at| self.buckets[at].value()))
+    }
+}
+
+/// Observations per bucket of a [`Latency`], at some time or since one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatencyCounts([u64; LATENCY_BOUNDS_US.len() + 1]);
+
+impl LatencyCounts {
+    /// Those that are not in `before`, an earlier count of the same.
+    pub fn since(&self, before: &LatencyCounts) -> LatencyCounts {
+        LatencyCounts(std::array::from_fn(|at| self.0[at] - before.0[at]))
+    }
+
+    /// The bounds of the bucket in which the quantile `q` lies; `None` without observations.
+    pub fn quantile(&self, q: f64) -> Option<(Duration, Duration)> {
+        let all: u64 = self.0.iter().sum();
+        let rank = (all as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        let at = self.0.iter().position(|count| {
+            seen += count;
+            seen >= rank.max(1)
+        })?;
+        let bound = |at: usize| LATENCY_BOUNDS_US.get(at).copied().map(Duration::from_micros);
+        let least = at.checked_sub(1).and_then(bound).unwrap_or_default();
+        Some((least, bound(at).unwrap_or(Duration::MAX)))
+    }
 }
 
 /// Upper bounds in bytes of every size bucket but the last (`+Inf`).
@@ -151,6 +183,8 @@ pub enum CloseReason {
     Size,
     RawSize,
     Age,
+    /// A `stored` request waits for it.
+    Stored,
     Count,
     Memory,
     Partitions,
@@ -159,8 +193,25 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: [&str; 7] =
-        ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
+    pub const NAMES: [&str; 8] =
+        ["size", "raw_size", "age", "stored", "count", "memory", "partitions", "drain"];
+}
+
+/// Why a connection was closed to make room for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum EvictionReason {
+    /// It had never begun a request.
+    NeverSent,
+    /// Of the peer with most connections it had been idle for longest.
+    BusiestPeer,
+    /// Of all connections it had been idle for longest.
+    LongestIdle,
+}
+
+impl EvictionReason {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 3] = ["never_sent", "busiest_peer", "longest_idle"];
 }
 
 /// One core's cells, on cache lines of their own.
@@ -197,7 +248,25 @@ pub struct CoreCells {
     pub connections: Cell64,
     /// Set once: `MAX_CONNECTIONS`, or as many as there are file descriptors for.
     pub connections_max: Cell64,
+    /// Connections accepted while all of `connections_max` were open.
+    pub connections_at_limit: Cell64,
+    /// Connections closed to make room, by [`EvictionReason`].
+    pub connections_evicted: [Cell64; EvictionReason::NAMES.len()],
+    /// 1 while an accepted connection waits because no other can be closed for it.
+    pub connections_waiting: Cell64,
+    /// 1 if a connection was accepted at the limit in the last second.
+    pub connections_full: Cell64,
     pub body_bytes: Cell64,
+    /// Set once: `MAX_BODY_BYTES`.
+    pub body_bytes_max: Cell64,
+    /// Stalled bodies answered 408 because others needed their memory.
+    pub bodies_evicted: Cell64,
+    /// Bodies answered 408 because they were slower than `BODY_RATE_MIN`.
+    pub bodies_too_slow: Cell64,
+    /// Requests answered 503 because there was no memory for their bodies.
+    pub body_memory_refusals: Cell64,
+    /// 1 if a body was evicted or refused in the last second.
+    pub body_memory_full: Cell64,
     pub queue_depth: Cell64,
     pub queue_bytes: Cell64,
     pub room_waiters: Cell64,
@@ -347,7 +416,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 21] = [
+const COUNTERS: [(&str, &str, Read); 25] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -381,6 +450,18 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ),
     ("spool_syncs", "Syncs of the spool, one per commit group", |c| c.spool_syncs.value()),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
+    ("connections_at_limit", "Connections accepted while all were taken", |c| {
+        c.connections_at_limit.value()
+    }),
+    ("bodies_evicted", "Stalled bodies answered 408 because others needed their memory", |c| {
+        c.bodies_evicted.value()
+    }),
+    ("bodies_too_slow", "Bodies answered 408 because they were slower than BODY_RATE_MIN", |c| {
+        c.bodies_too_slow.value()
+    }),
+    ("body_memory_refusals", "Requests answered 503 because MAX_BODY_BYTES was used up", |c| {
+        c.body_memory_refusals.value()
+    }),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
     }),
@@ -391,12 +472,24 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 22] = [
+const GAUGES: [(&str, &str, Read); 26] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
     }),
+    (
+        "connections_waiting",
+        "1 while a client waits because no connection can be closed for it",
+        |c| c.connections_waiting.value(),
+    ),
+    ("connections_full", "1 if a connection was accepted at the limit in the last second", |c| {
+        c.connections_full.value()
+    }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
+    ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
+    ("body_memory_full", "1 if a body was evicted or refused in the last second", |c| {
+        c.body_memory_full.value()
+    }),
     (
         "queue_depth",
         "Payloads queued, including those that wait for a retry beyond one per worker",
@@ -487,7 +580,18 @@ impl Collector for CellCollector {
         })?;
         let help = "Each write and sync of the spool";
         self.encode_latency(&mut encoder, "spool_sync_latency", help, |c| &c.spool_sync_latency)?;
-        self.encode_closed(&mut encoder)?;
+        self.encode_reasons(
+            &mut encoder,
+            ("batches_closed", "Batches closed, by reason"),
+            CloseReason::NAMES,
+            |c| &c.batches_closed,
+        )?;
+        self.encode_reasons(
+            &mut encoder,
+            ("connections_evicted", "Connections closed to make room for others, by reason"),
+            EvictionReason::NAMES,
+            |c| &c.connections_evicted,
+        )?;
         let (stored, raw) = ("batch_stored_size", "batch_raw_size");
         let help = "Closed batches as stored";
         self.encode_sizes(&mut encoder, stored, help, |c| &c.batch_stored_bytes)?;
@@ -497,10 +601,10 @@ impl Collector for CellCollector {
     }
 }
 
-/// A figure computed from sums over all cores.
-type Total = fn(&dyn Fn(Read) -> f64, f64) -> f64;
+/// A figure computed from sums over all cores; `None` before there is something to tell.
+type Total = fn(&dyn Fn(Read) -> f64, f64) -> Option<f64>;
 
-/// Every PUT costs, including retries. A ratio to nothing is 0.
+/// Every PUT costs, including retries.
 const TOTALS: [(&str, &str, Total); 3] = [
     (
         "batch_compression_ratio",
@@ -508,25 +612,30 @@ const TOTALS: [(&str, &str, Total); 3] = [
         |sum, _| ratio(sum(|c| c.batch_raw_bytes.sum()), sum(|c| c.batch_stored_bytes.sum())),
     ),
     ("puts_per_million_payloads", "PUTs sent per million payloads stored", |sum, _| {
-        1e6 * ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))
+        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))?;
+        Some(1e6 * puts)
     }),
     ("put_dollars_per_million_payloads", "What those PUTs cost at PUT_PRICE", |sum, price| {
-        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()));
-        1e6 * puts * price / 1e3
+        let puts = ratio(sum(|c| c.put_latency.count()), sum(|c| c.payloads_stored.value()))?;
+        Some(1e6 * puts * price / 1e3)
     }),
 ];
 
-fn ratio(of: f64, to: f64) -> f64 {
-    if to == 0.0 { 0.0 } else { of / to }
+fn ratio(of: f64, to: f64) -> Option<f64> {
+    (to != 0.0).then_some(of / to)
 }
 
 impl CellCollector {
-    fn encode_closed(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Batches closed, by reason";
-        let mut family =
-            encoder.encode_descriptor("batches_closed", help, None, MetricType::Counter)?;
+    fn encode_reasons<const N: usize>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        reasons: [&str; N],
+        pick: fn(&CoreCells) -> &[Cell64; N],
+    ) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            for (cell, reason) in cells.batches_closed.iter().zip(CloseReason::NAMES) {
+            for (cell, reason) in pick(cells).iter().zip(reasons) {
                 let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }
@@ -538,7 +647,10 @@ impl CellCollector {
         let sum = |read: Read| self.cells.iter().map(read).sum::<u64>() as f64;
         for (name, help, total) in TOTALS {
             let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            ConstGauge::new(total(&sum, self.put_price)).encode(gauge)?;
+            // A 0 would say that the PUTs cost nothing.
+            if let Some(value) = total(&sum, self.put_price) {
+                ConstGauge::new(value).encode(gauge)?;
+            }
         }
         let help = "What all PUTs since the start cost at PUT_PRICE";
         let cost = sum(|c| c.put_latency.count()) * self.put_price / 1e3;
@@ -619,10 +731,45 @@ mod tests {
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
             "millrace_dead_letter_directory_bytes 9",
             "millrace_log_lines_dropped_total 0",
+            "millrace_puts_per_million_payloads 142857.14285714285",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_absent() {
+        let cells = cells(1);
+        cells[0].put_latency.observe(Duration::from_millis(3));
+        let mut text = String::new();
+        let registry = registry(cells, vec![0], 0.005, || 0);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for (name, _, _) in TOTALS {
+            let samples =
+                text.lines().filter(|line| line.starts_with(&format!("millrace_{name} ")));
+            assert_eq!(samples.count(), 0, "{name} in\n{text}");
+            assert!(text.contains(&format!("# TYPE millrace_{name} gauge")), "{text}");
+        }
+        // What was spent is known from the first PUT on.
+        assert!(text.contains("millrace_put_dollars_total 0.000005"), "{text}");
+    }
+
+    #[test]
+    fn quantiles_are_the_bounds_of_their_bucket() {
+        let latency = Latency::default();
+        let quantile = |before: &LatencyCounts| latency.counts().since(before).quantile(0.99);
+        let ms = Duration::from_millis;
+        assert_eq!(quantile(&LatencyCounts::default()), None);
+        latency.observe(Duration::from_micros(7));
+        let first = (Duration::ZERO, Duration::from_micros(50));
+        assert_eq!(quantile(&LatencyCounts::default()), Some(first));
+        (0..98).for_each(|_| latency.observe(ms(3)));
+        assert_eq!(quantile(&LatencyCounts::default()), Some((ms(2), ms(5))));
+        let before = latency.counts();
+        (0..100).for_each(|_| latency.observe(ms(500_000)));
+        assert_eq!(quantile(&before), Some((ms(120_000), Duration::MAX)));
+        assert_eq!(latency.counts().since(&latency.counts()).quantile(0.5), None);
     }
 
     #[test]

@@ -230,6 +230,8 @@ impl Executor {
     pub fn run<T>(self, main: impl Future<Output = T>) -> T {
         let Executor { executor, wake_thread } = self;
         let awake = wake_thread.stay_awake();
+        // glommio moves it several times, which a thread's stack has to have room for.
+        let main = Box::pin(main);
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();

@@ -150,7 +150,7 @@ impl Store {
                 return Poll::Ready(done);
             }
             loop {
-                ready!(alarm.poll(cx, stall.next_look()));
+                ready!(alarm.poll(cx, rt::now(), stall.next_look()));
                 if let Err(late) = stall.look(rt::now(), &progress) {
                     progress.give_up();
                     return Poll::Ready(Err(late));

@@ -3,16 +3,26 @@
 use crate::rt;
 use std::time::{Duration, Instant};
 
-/// Logs one line per `EVERY`, with the number of lines that were held back.
-#[derive(Debug, Default)]
+/// Logs one line per interval, with the number of lines that were held back.
+#[derive(Debug)]
 pub struct Throttle {
+    every: Duration,
     last: Option<Instant>,
     held_back: u64,
 }
 
+/// A line every ten seconds.
+impl Default for Throttle {
+    fn default() -> Throttle {
+        Throttle { every: Duration::from_secs(10), last: None, held_back: 0 }
+    }
+}
+
 impl Throttle {
-    /// Time between two lines.
-    const EVERY: Duration = Duration::from_secs(10);
+    /// A line every minute, for what clients or settings cause and no one mends at once.
+    pub fn per_minute() -> Throttle {
+        Throttle { every: Duration::from_secs(60), ..Throttle::default() }
+    }
 
     /// Logs an error unless the last line is too recent. Returns whether the line was logged.
     pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
@@ -24,14 +34,16 @@ impl Throttle {
     }
 
     /// Logs a warning likewise.
-    pub fn warn(&mut self, text: impl FnOnce() -> String) {
-        if let Some(held_back) = self.pass(rt::now()) {
+    pub fn warn(&mut self, text: impl FnOnce() -> String) -> bool {
+        let passed = self.pass(rt::now());
+        if let Some(held_back) = passed {
             tracing::warn!(held_back, "{}", text());
         }
+        passed.is_some()
     }
 
     fn pass(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now - last < Self::EVERY) {
+        if self.last.is_some_and(|last| now - last < self.every) {
             self.held_back += 1;
             return None;
         }
@@ -52,5 +64,9 @@ mod tests {
         assert_eq!(throttle.pass(start + Duration::from_secs(1)), None);
         assert_eq!(throttle.pass(start + Duration::from_secs(2)), None);
         assert_eq!(throttle.pass(start + Duration::from_secs(11)), Some(2));
+        let mut throttle = Throttle::per_minute();
+        assert_eq!(throttle.pass(start), Some(0));
+        assert_eq!(throttle.pass(start + Duration::from_secs(59)), None);
+        assert_eq!(throttle.pass(start + Duration::from_secs(60)), Some(1));
     }
 }

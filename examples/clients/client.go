@@ -9,7 +9,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -64,6 +63,9 @@ func (c *client) post(body []byte) answer {
 	if c.ack != "" {
 		request.Header.Set("millrace-ack", c.ack)
 	}
+	if c.token != "" {
+		request.Header.Set("authorization", "Bearer "+c.token)
+	}
 	// Without this the transport would send the body again by itself when a kept connection breaks.
 	request.GetBody = nil
 	response, err := c.http.Do(request)
@@ -86,12 +88,7 @@ func (c *client) post(body []byte) answer {
 
 // send sends JSON texts as one collection, and returns nil once they are accepted.
 func (c *client) send(payloads [][]byte) *failed {
-	body := []byte(`{`)
-	if c.token != "" {
-		token, _ := json.Marshal(c.token)
-		body = append(append(append(body, `"token":`...), token...), ',')
-	}
-	body = append(append(append(body, `"data":[`...), bytes.Join(payloads, []byte(","))...), `]}`...)
+	body := append(append([]byte(`{"data":[`), bytes.Join(payloads, []byte(","))...), `]}`...)
 	undecided := false // some attempt may have been admitted
 	var got answer
 	for attempt := 0; attempt < c.attempts; attempt++ {
@@ -173,7 +170,7 @@ func (c *client) sendAll(input io.Reader) (int, error) {
 
 func main() {
 	ack := flag.String("ack", "", "queued, spooled or stored")
-	token := flag.String("token", "", "the envelope's token")
+	token := flag.String("token", "", "sent as a bearer token")
 	resend := flag.Bool("resend-undecided", false, "may store payloads twice")
 	attempts := flag.Int("attempts", 8, "attempts per request")
 	flag.Parse()

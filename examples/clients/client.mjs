@@ -43,10 +43,10 @@ async function post(url, headers, body) {
 
 /** Sends JSON texts as one collection, and returns once they are accepted; otherwise throws `Failed`. */
 async function send(options, payloads) {
-  const token = options.token ? `"token":${JSON.stringify(options.token)},` : "";
-  const body = `{${token}"data":[${payloads.join(",")}]}`;
+  const body = `{"data":[${payloads.join(",")}]}`;
   const headers = { "content-type": "application/json" };
   if (options.ack) headers["millrace-ack"] = options.ack;
+  if (options.token) headers.authorization = `Bearer ${options.token}`;
   let undecided = false; // some attempt may have been admitted
   let why = "";
   let wait = 0;

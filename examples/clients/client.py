@@ -8,7 +8,6 @@ Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undec
 
 import argparse
 import http.client
-import json
 import random
 import sys
 import time
@@ -42,13 +41,14 @@ class Client:
         self.headers = {"content-type": "application/json"}
         if ack:
             self.headers["millrace-ack"] = ack
-        self.token, self.resend_undecided, self.attempts = token, resend_undecided, attempts
+        if token:
+            self.headers["authorization"] = f"Bearer {token}"
+        self.resend_undecided, self.attempts = resend_undecided, attempts
         self.last_used = 0.0
 
     def send(self, payloads):
         """Sends JSON texts as one collection, and returns once they are accepted; otherwise raises `Failed`."""
-        token = f'"token":{json.dumps(self.token)},' if self.token else ""
-        body = f'{{{token}"data":[{",".join(payloads)}]}}'.encode()
+        body = f'{{"data":[{",".join(payloads)}]}}'.encode()
         undecided = False  # some attempt may have been admitted
         why = ""
         for attempt in range(self.attempts):

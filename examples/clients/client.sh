@@ -12,7 +12,6 @@ answer_timeout=60 # longer than the server's ACK_TIMEOUT of 30 s
 attempts=8
 resend_undecided=
 url=
-envelope='{'
 headers=(-H 'content-type: application/json')
 
 usage() {
@@ -22,11 +21,7 @@ usage() {
 while [ $# -gt 0 ]; do
     case $1 in
     --ack) headers+=(-H "millrace-ack: ${2:?}") && shift ;;
-    --token)
-        token=${2:?}
-        token=${token//\\/\\\\}
-        envelope+="\"token\":\"${token//\"/\\\"}\"," && shift
-        ;;
+    --token) headers+=(-H "authorization: Bearer ${2:?}") && shift ;;
     --resend-undecided) resend_undecided=1 ;;
     --attempts) attempts=${2:?} && shift ;;
     -*) usage ;;
@@ -94,7 +89,7 @@ group=
 count=0
 flush() {
     [ "$count" -gt 0 ] || return 0
-    printf '%s"data":[%s]}' "$envelope" "$group" >"$work/body"
+    printf '{"data":[%s]}' "$group" >"$work/body"
     send
     accepted=$((accepted + count)) group='' count=0
 }

@@ -8,7 +8,7 @@ use crate::rt;
 use crate::rt::yield_now;
 use futures_lite::FutureExt;
 
-use super::open::OpenBatch;
+use super::open::{OpenBatch, Place};
 use super::{Batch, Batches, CloseReason, ROOM_BYTES};
 use crate::deadline::Alarm;
 use crate::key::EventTime;
@@ -34,7 +34,7 @@ pub async fn gather(batches: Rc<Batches>) {
     let mut alarm = Alarm::default();
     loop {
         let mut taken = 0;
-        batches.turn_began.set(rt::now());
+        batches.gathering.turn_began.set(rt::now());
         while taken < TURN_PAYLOADS
             && let Some(job) = queue.take()
         {
@@ -102,11 +102,37 @@ impl Batches {
     fn next_expiry(&self) -> Option<Instant> {
         let age = self.options.age;
         let age = if self.feed.stop.draining.get() { age.min(DRAIN_AGE_MAX) } else { age };
-        self.open.borrow().by_age.first_key_value().map(|(_, (opened, _))| *opened + age)
+        let open = self.open.borrow();
+        let oldest = open.by_age.first_key_value().map(|(_, (opened, _))| *opened + age);
+        oldest.into_iter().chain(open.awaited.first().map(|(at, _)| *at)).min()
     }
 
-    fn is_overdue(&self) -> bool {
-        self.next_expiry().is_some_and(|at| at <= rt::now())
+    /// A batch that must be closed now, and why.
+    fn overdue(&self) -> Option<(Rc<RefCell<OpenBatch>>, CloseReason)> {
+        let now = rt::now();
+        if self.next_expiry().is_none_or(|at| at > now) {
+            return None;
+        }
+        let open = self.open.borrow();
+        let awaited = open.awaited.first().filter(|(at, _)| *at <= now);
+        let (number, reason) = match awaited {
+            Some((_, number)) => (number, CloseReason::Stored),
+            None => (open.by_age.first_key_value()?.0, CloseReason::Age),
+        };
+        let draining = self.feed.stop.draining.get();
+        let batch = open.by_grouping.get(&open.by_age.get(number)?.1)?.clone();
+        Some((batch, if draining { CloseReason::Drain } else { reason }))
+    }
+
+    /// Closes a batch in time for a `stored` request whose payload has just joined it. The first
+    /// one decides: those that come later may wait longer.
+    fn bring_forward(&self, batch: &mut OpenBatch) {
+        if batch.place.awaited.is_none() {
+            let now = rt::now();
+            let at = now + self.closes.stored.at(now, self.cells);
+            batch.place.awaited = Some(at);
+            self.open.borrow_mut().awaited.insert((at, batch.place.number));
+        }
     }
 
     /// Adds a popped payload to its batch. Mostly that is all there is to do.
@@ -200,10 +226,14 @@ impl Batches {
             drop(batch);
             return Err(Obstacle::Members(open));
         }
+        if job.request_outcome.is_some() {
+            self.bring_forward(&mut batch);
+        }
         batch.recharge();
         drop(batch);
         if time == EventTime::Unreadable {
             self.cells.event_times_unreadable.inc();
+            self.lookup.unreadable.log(&self.keys, &job.payload);
         }
         Ok(Some(open))
     }
@@ -279,12 +309,8 @@ impl Batches {
     }
 
     async fn close_overdue(&self) {
-        while self.is_overdue()
-            && let Some(oldest) = self.oldest()
-        {
-            let reason =
-                if self.feed.stop.draining.get() { CloseReason::Drain } else { CloseReason::Age };
-            self.close(oldest, reason).await;
+        while let Some((batch, reason)) = self.overdue() {
+            self.close(batch, reason).await;
         }
     }
 
@@ -319,9 +345,9 @@ impl Batches {
                 open.recharge();
                 more
             };
-            if rt::since(self.turn_began.get()) >= TURN {
+            if rt::since(self.gathering.turn_began.get()) >= TURN {
                 yield_now().await;
-                self.turn_began.set(rt::now());
+                self.gathering.turn_began.set(rt::now());
             }
             if !more {
                 return;
@@ -333,9 +359,12 @@ impl Batches {
     async fn close(&self, open: Rc<RefCell<OpenBatch>>, reason: CloseReason) {
         {
             let mut batches = self.open.borrow_mut();
-            let number = open.borrow().number;
+            let Place { number, awaited } = open.borrow().place;
             if let Some((_, grouping)) = batches.by_age.remove(&number) {
                 batches.by_grouping.remove(&grouping);
+            }
+            if let Some(at) = awaited {
+                batches.awaited.remove(&(at, number));
             }
             self.cells.batches_open.set(batches.by_grouping.len() as u64);
         }
@@ -346,7 +375,10 @@ impl Batches {
         self.gathering.closing.take();
         self.cells.batches_closed[reason as usize].inc();
         let open = Rc::into_inner(open).expect("no longer open, and nowhere else");
-        self.queue(open.into_inner().into_batch(self, &self.feed.origin));
+        let batch = open.into_inner().into_batch(self, &self.feed.origin);
+        let bytes = batch.parts.iter().map(|part| part.len() as u64).sum();
+        self.closes.early.note(reason, batch.payloads, bytes, &self.options);
+        self.queue(batch);
     }
 
     fn queue(&self, batch: Batch) {

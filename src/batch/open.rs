@@ -1,6 +1,7 @@
 //! One open batch: its contents, and when it is full.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::encoder::Encoder;
 use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
@@ -14,10 +15,18 @@ use crate::store::Summing;
 /// than the copy.
 const WORK_BYTES_LEAST: usize = 4 << 10;
 
+/// Where a batch is among the open ones of a core.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Orders them by age.
+    pub(super) number: u64,
+    /// When it is closed at the latest for a `stored` request that waits for it.
+    pub(super) awaited: Option<Instant>,
+}
+
 /// A batch that takes payloads.
 pub(super) struct OpenBatch {
-    /// Orders the open batches of a core.
-    pub(super) number: u64,
+    pub(super) place: Place,
     pub(super) encoder: Encoder,
     summing: Summing,
     /// When it was opened, and the number in its key.
@@ -46,7 +55,7 @@ impl OpenBatch {
         summing: Summing,
     ) -> OpenBatch {
         OpenBatch {
-            number,
+            place: Place { number, awaited: None },
             encoder: Encoder::new(batches.options.form.compression, &batches.shared),
             summing,
             stamp,

@@ -1,12 +1,13 @@
 //! Settings of objects: single payloads or batches, their format, and their keys.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, SettingsReader, StoreUrl, value};
 use crate::coding::{Coding, Compression};
-use crate::key::{self, KeyOf, KeyTemplate, Partition};
+use crate::key::{self, KeyOf, KeyTemplate, PART_BYTES_MAX, Partition};
 
 /// `OBJECT=batch`; sizes are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,11 @@ impl BatchFormat {
     /// The value of `content-encoding`, if that is sent.
     pub fn coding(self) -> Option<Coding> {
         self.compression.coding().filter(|_| self.header)
+    }
+
+    /// The compression that its key's suffix says.
+    fn marked_coding(self) -> Option<Coding> {
+        self.compression.coding().filter(|_| !self.header)
     }
 
     /// The `{ext}` of its key.
@@ -176,7 +182,56 @@ pub(super) fn check_keys(r: &mut SettingsReader<'_>, c: &Config) {
              fields or a shorter prefix"
         )
     });
+    check_ending(r, c);
+    if let StoreUrl::File(dir) = &c.store {
+        check_file_names(r, c, dir, ext);
+    }
 }
+
+/// Whether every key can be a file below `dir` and nothing else than an object: a payload's values
+/// must not decide that.
+fn check_file_names(r: &mut SettingsReader<'_>, c: &Config, dir: &Path, ext: &str) {
+    let part = c.keys.longest_part(c.node_id.len(), ext.len());
+    r.require(part <= PART_BYTES_MAX, "KEY", "STORE", |store| {
+        format!(
+            "makes parts of up to {part} bytes, but with {store} they are file names, which take \
+             {PART_BYTES_MAX}: write less text, or a / in between"
+        )
+    });
+    // Without the current directory, which only the kernel knows, the start fails anyway.
+    let absolute = |dir: &Path| std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let dir = absolute(dir);
+    let names = c.keys.longest(c.node_id.len(), ext.len()).max(TEMPORARY_BYTES_MAX);
+    let path = dir.as_os_str().len() + 1 + names;
+    r.require(path <= PATH_BYTES_MAX, "STORE", "KEY", |_| {
+        format!(
+            "makes paths of up to {path} bytes with KEY, but Linux takes {PATH_BYTES_MAX}: \
+             use a shorter directory"
+        )
+    });
+    let dead_letters = ("DEAD_LETTER_DIR", Some(&c.dead_letter_dir));
+    let spool = ("SPOOL_DIR", c.spool.as_ref().map(|spool| &spool.dir));
+    for (name, own) in [dead_letters, spool] {
+        let Some(own) = own.map(|own| absolute(own)) else { continue };
+        let reached = own.strip_prefix(&dir).is_ok_and(|below| {
+            let names: Option<Vec<&str>> = below.iter().map(|name| name.to_str()).collect();
+            names.is_some_and(|names| !names.is_empty() && c.keys.can_lie_in(names.into_iter()))
+        });
+        r.require(!reached, name, "STORE", |store| {
+            format!(
+                "is inside {store}, where KEY can name it, so objects could be taken for its files: \
+                 give a directory outside"
+            )
+        });
+    }
+}
+
+/// The kernel's PATH_MAX without the NUL at the end.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// More than the names of a `file:` store's incomplete files take: its directory, node, core, 16
+/// digits and a number.
+const TEMPORARY_BYTES_MAX: usize = 160;
 
 /// What `BATCH_MEMORY` needs besides two batches and a payload: two compressor states and partly
 /// filled chunks.
@@ -193,17 +248,62 @@ pub(super) fn check_batch(r: &mut SettingsReader<'_>, c: &Config, batch: &BatchO
     r.require(told, "COMPRESSION_MARK", "STORE", |store| {
         format!("needs a store that keeps headers, unlike {store}: give suffix")
     });
-    let told = batch.form.compression.coding().is_none() || batch.form.header || c.keys.has_ext();
+    let marked = batch.form.marked_coding();
+    let told = marked.is_none()
+        || c.keys.has_ext()
+        || Ending::of(c.keys.ending()).coding.is_some_and(|(_, coding)| Some(coding) == marked);
     r.require(told, "KEY", "COMPRESSION", |compression| {
         format!(
-            "has no {{ext}}, so readers could not detect {compression}: add it, or set \
-             COMPRESSION_MARK=header"
+            "has no {{ext}}, so readers could not detect {compression}: add it or .{}, or set \
+             COMPRESSION_MARK=header",
+            batch.form.ext()
         )
     });
-    let waits = batch.age + c.put_timeout;
-    r.require(waits < c.ack_timeout, "BATCH_AGE", "ACK_TIMEOUT", |ack| {
-        format!(
-            "plus PUT_TIMEOUT is not below {ack}: `millrace-ack: stored` would always get 504; lower one of them or raise ACK_TIMEOUT"
-        )
+}
+
+/// What the text at the end of `KEY` says about an object.
+struct Ending {
+    /// Its suffix, and the compression that it says.
+    coding: Option<(&'static str, Coding)>,
+    /// Its suffix, if that says that there is a payload on each line.
+    lines: Option<&'static str>,
+    /// Whether the suffix of the compression is all of it.
+    is_suffix_only: bool,
+}
+
+impl Ending {
+    fn of(text: &str) -> Ending {
+        const CODINGS: [(&str, Coding); 3] =
+            [(".gz", Coding::Gzip), (".zst", Coding::Zstd), (".zstd", Coding::Zstd)];
+        let coding = CODINGS.into_iter().find(|(suffix, _)| text.ends_with(suffix));
+        let rest = coding.map_or(text, |(suffix, _)| &text[..text.len() - suffix.len()]);
+        let lines = [".ndjson", ".jsonl"].into_iter().find(|suffix| rest.ends_with(suffix));
+        Ending { coding, lines, is_suffix_only: coding.is_some() && rest.is_empty() }
+    }
+}
+
+/// Whether the text at the end of `KEY` is true: readers choose their decoder by it.
+fn check_ending(r: &mut SettingsReader<'_>, c: &Config) {
+    let ending = Ending::of(c.keys.ending());
+    let Some(batch) = &c.batch else {
+        let said = ending.coding.map(|(suffix, _)| suffix).or(ending.lines);
+        r.require(said.is_none(), "KEY", "OBJECT", |object| {
+            format!(
+                "ends in {}, but {object} makes .json: write {{ext}} or .json, or set OBJECT=batch",
+                said.unwrap_or_default()
+            )
+        });
+        return;
+    };
+    let Some((suffix, said)) = ending.coding else { return };
+    let by = if batch.form.header { "COMPRESSION_MARK" } else { "COMPRESSION" };
+    let marked = batch.form.marked_coding();
+    r.require(marked == Some(said), "KEY", by, |setting| {
+        let ext = batch.form.ext();
+        format!("ends in {suffix}, but {setting} makes .{ext}: write {{ext}} or .{ext}")
+    });
+    let twice = marked == Some(said) && ending.is_suffix_only && c.keys.has_ext();
+    r.require(!twice, "KEY", "COMPRESSION", |_| {
+        format!("ends in {suffix} behind {{ext}}, which says it already: remove {suffix}")
     });
 }

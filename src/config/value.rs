@@ -45,6 +45,17 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<u64> {
     }
 }
 
+/// Bytes a second within `range`: a size, with or without `/s` after it.
+pub(super) fn rate(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<u64> {
+    let size = size(range.clone());
+    move |text| {
+        size(text.strip_suffix("/s").unwrap_or(text)).map_err(|_| {
+            let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+            format!("give a rate from {least}/s to {most}/s, such as 256B/s or 1KiB/s")
+        })
+    }
+}
+
 /// A size that must also fit the address space.
 pub(super) fn memory(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<usize> {
     let size = size(range);
@@ -326,6 +337,14 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     }
 }
 
+pub(super) fn on_or_off(text: &str) -> Parsed<bool> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off".into()),
+    }
+}
+
 pub(super) fn ack(text: &str) -> Parsed<Ack> {
     Ack::named(text).ok_or_else(|| "give queued, spooled or stored".into())
 }
@@ -409,6 +428,18 @@ mod tests {
         for bad in ["", "0", "2GiB", "-1", "1e3", "MiB", "64MBit", "99999999999999EB", "½MiB"] {
             let allowed = size(bad).unwrap_err();
             assert!(allowed.contains("1.0 GiB") && allowed.contains("64MiB"), "{bad}: {allowed}");
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second() {
+        let rate = rate(0..=1 << 20);
+        for (text, bytes) in [("0", 0), ("256B/s", 256), ("256", 256), ("1KiB/s", 1024)] {
+            assert_eq!(rate(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "/s", "1KiB/m", "-1", "2MiB/s", "1 KiB / s", "fast"] {
+            let error = rate(text).unwrap_err();
+            assert!(error.contains("1KiB/s"), "{text}: {error}");
         }
     }
 

@@ -28,6 +28,7 @@ use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
 use crate::http::head::{self, BodyFraming};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
+use crate::metrics::tokens::TokenMetrics;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
@@ -45,6 +46,7 @@ pub struct Admin {
     pub cells: Cells,
     pub core_ids: Vec<usize>,
     pub registry: Registry,
+    pub tokens: &'static TokenMetrics,
     pub dead_letters: DeadLetters,
     /// The orphaned spools of crashed processes, if there is a spool.
     pub orphans: Option<Arc<Takeover>>,
@@ -98,6 +100,31 @@ impl Admin {
         reasons
     }
 
+    /// The limits that clients have reached in the last second. Not a reason against traffic:
+    /// another server would only be reached next.
+    fn limits_reached(&self) -> String {
+        let mut text = String::new();
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            if cells.connections_full.value() != 0 {
+                let max = cells.connections_max.value();
+                let fate = match cells.connections_waiting.value() {
+                    0 => "idle ones are closed for new ones",
+                    _ => "none is idle, so new ones wait",
+                };
+                text += &format!(
+                    "core {id}: all {max} connections are open (MAX_CONNECTIONS); {fate}\n"
+                );
+            }
+            if cells.body_memory_full.value() != 0 {
+                text += &format!(
+                    "core {id}: the memory for bodies is used up (MAX_BODY_BYTES); stalled bodies get 408, \
+                     or requests 503\n"
+                );
+            }
+        }
+        text
+    }
+
     /// How much of orphaned spools is still to be replayed, if any. Not a reason against traffic.
     fn replaying(&self) -> Option<String> {
         let bytes = self.orphans.as_ref()?.bytes();
@@ -117,6 +144,14 @@ impl Admin {
         peers.unwrap_or_else(|| self.answer(request))
     }
 
+    /// Whether older tokens than those of the newest file are in effect. Not a reason against
+    /// traffic.
+    fn stale_tokens(&self) -> Option<&'static str> {
+        (self.tokens.reload_failing.value() != 0).then_some(
+            "TOKENS_FILE is refused since its last change, see the log; the tokens read before stay accepted\n",
+        )
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
@@ -128,9 +163,14 @@ impl Admin {
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
-                    text(StatusCode::OK, format!("ready\n{replaying}"))
+                    let stale_tokens = self.stale_tokens().unwrap_or_default();
+                    let limits = self.limits_reached();
+                    text(StatusCode::OK, format!("ready\n{replaying}{stale_tokens}{limits}"))
                 }
-                reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+                reasons => {
+                    let reasons = reasons.join("\n") + "\n" + &self.limits_reached();
+                    text(StatusCode::SERVICE_UNAVAILABLE, reasons)
+                }
             },
             "/metrics" => {
                 let mut body = String::new();

@@ -15,9 +15,9 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::http::peers::{
-    Measure, Peer, PeerBoard, PeersSnapshot, RefusalKind, TokenRef, TopTokens,
-};
+use crate::http::peer::Peer;
+use crate::http::peers::{Measure, PeerBoard, PeersSnapshot, RefusalKind, TopTokens};
+use crate::metrics::tokens::TokenId;
 use crate::rt::{self, sleep};
 
 /// How long a page waits for the cores, which look once a second. A core that is busy or stuck for
@@ -37,7 +37,7 @@ pub(super) struct PeersPage {
     /// One of each core, and its id.
     pub(super) boards: Vec<(usize, Arc<PeerBoard>)>,
     /// The name of a token.
-    pub(super) token_name: Box<dyn Fn(TokenRef) -> String>,
+    pub(super) token_name: Box<dyn Fn(TokenId) -> String>,
 }
 
 /// What a core has published, and when.
@@ -272,7 +272,7 @@ impl Table {
     }
 
     /// A table for people: columns end below each other, a peer a line, `-` for nothing.
-    fn text(&self, token_name: &dyn Fn(TokenRef) -> String) -> String {
+    fn text(&self, token_name: &dyn Fn(TokenId) -> String) -> String {
         let mut text = format!(
             "# busiest peers by {} since the start: {} of {}\n",
             self.by.name(),
@@ -310,7 +310,7 @@ impl Table {
     fn cells(
         &self,
         row: &PeerRow,
-        token_name: &dyn Fn(TokenRef) -> String,
+        token_name: &dyn Fn(TokenId) -> String,
     ) -> [String; COLUMNS.len()] {
         let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let [requests, payloads, bytes, refused] = row.counted.map(|count| count.to_string());
@@ -335,7 +335,7 @@ impl Table {
     }
 
     /// The same for programs.
-    fn json(&self, token_name: &dyn Fn(TokenRef) -> String) -> String {
+    fn json(&self, token_name: &dyn Fn(TokenId) -> String) -> String {
         let core = |(id, published): &(usize, Published)| {
             let age = published.as_ref().map(|of| self.age(of.taken).as_millis() as u64);
             json!({ "core": id, "age_ms": age })
@@ -403,7 +403,7 @@ mod tests {
     fn busy(requests: u64, payloads: u64, bytes: u64, unavailable: u64) -> Activity {
         let mut activity = Activity { payloads, bytes, ..of_requests(requests) };
         activity.refusals[RefusalKind::Unavailable as usize] = unavailable;
-        activity.tokens.add(TokenRef(7), requests as u32);
+        activity.tokens.add(TokenId::of_name(7), requests as u32);
         activity.last = Some(rt::now());
         activity
     }
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!((rows[0].peer, rows[0].connections), (one, 3));
         assert_eq!((rows[0].counted, rows[0].at_most), ([7, 70, 700, 1], [7, 70, 700, 1]));
         assert_eq!((rows[1].counted, rows[1].connections), ([1, 0, 10, 1], 5));
-        assert_eq!(rows[0].tokens.most_used(), [TokenRef(7)]);
+        assert_eq!(rows[0].tokens.most_used(), [TokenId::of_name(7)]);
     }
 
     /// More peers than rows on every core: each true figure is between the two that are shown, and
@@ -503,22 +503,25 @@ mod tests {
 
     #[test]
     fn the_text_is_aligned_and_says_what_is_missing() {
-        let text = example().text(&|token| format!("name{}", token.0));
+        let text =
+            example().text(&|token| format!("name{}", u8::from(token == TokenId::of_name(7))));
         let expected = "\
 # busiest peers by payloads since the start: 2 of 9
 # core 0 has not answered: its figures are 3 s old
 # core 1 has not answered: its peers are missing
 peer           requests  payloads      bytes  refusals  may_be_more  connections  last_seen  refused_for    tokens
-127.0.0.2           120   6500000  910000000         4            0           64         3s  unavailable=4  name7
-2001:db8::/64         7        70      12000         0            0            0         3s  -              name7
+127.0.0.2           120   6500000  910000000         4            0           64         3s  unavailable=4  name1
+2001:db8::/64         7        70      12000         0            0            0         3s  -              name1
 ";
         assert_eq!(text, expected);
     }
 
     #[test]
     fn the_json_has_the_same() {
-        let json: Value =
-            serde_json::from_str(&example().json(&|token| format!("{}", token.0))).unwrap();
+        let json: Value = serde_json::from_str(
+            &example().json(&|token| format!("name{}", u8::from(token == TokenId::of_name(7)))),
+        )
+        .unwrap();
         assert_eq!((&json["by"], &json["known"]), (&json!("payloads"), &json!(9)));
         assert_eq!(json["cores"][1], json!({ "core": 1, "age_ms": null }));
         let age = json["peers"][0]["last_seen_ms_ago"].clone();
@@ -529,7 +532,7 @@ peer           requests  payloads      bytes  refusals  may_be_more  connections
                 "payloads": 6_500_000, "payloads_max": 6_500_000,
                 "bytes": 910_000_000, "bytes_max": 910_000_000, "refusals": 4, "refusals_max": 4,
                 "refused_for": { "unavailable": 4 }, "connections": 64,
-                "last_seen_ms_ago": age, "tokens": ["7"],
+                "last_seen_ms_ago": age, "tokens": ["name1"],
             })
         );
     }

@@ -1,17 +1,15 @@
-//! Reloads on SIGHUP: applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that
-//! have changed.
+//! Reloads: on SIGHUP applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that
+//! have changed; between signals looks for changes of `TOKENS_FILE`.
 //!
-//! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else.
+//! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
+//! thread has a low priority, because it may run on the CPU of a core: a million tokens take it a
+//! good part of a second.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
-use arc_swap::ArcSwap;
-
+use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
-use crate::http::tokens::TokenSet;
 use crate::log;
 
 /// The settings that a reload compares with, and the places that it updates.
@@ -19,7 +17,7 @@ pub struct Reloader {
     flags: Flags,
     /// The settings in effect.
     settings: Effective,
-    tokens: Option<(PathBuf, Arc<ArcSwap<TokenSet>>)>,
+    tokens: Option<TokensFile>,
     requests: Receiver<()>,
 }
 
@@ -30,10 +28,9 @@ impl Reloader {
         Reloader { flags, settings, tokens: None, requests }
     }
 
-    /// Makes each reload also read `path` and store the tokens in `published`, which the cores
-    /// read.
-    pub fn follow_tokens(&mut self, path: PathBuf, published: Arc<ArcSwap<TokenSet>>) {
-        self.tokens = Some((path, published));
+    /// Makes each reload also read `tokens`, and follow its changes.
+    pub(super) fn follow_tokens(&mut self, tokens: TokensFile) {
+        self.tokens = Some(tokens);
     }
 
     /// Starts the thread that reloads whenever one is requested.
@@ -43,13 +40,28 @@ impl Reloader {
     pub fn run(mut self) -> io::Result<()> {
         let thread = std::thread::Builder::new().name("millrace-reload".to_owned());
         let reload = move || {
-            while self.requests.recv().is_ok() {
-                tracing::info!("SIGHUP: reloading");
-                self.reload_settings();
-                self.reload_tokens();
-            }
+            let _or_at_the_usual_one = rustix::process::setpriority_process(None, NICE);
+            while self.reload_next() {}
         };
         thread.spawn(reload).map(drop)
+    }
+
+    /// Waits for a signal or the next look at the file. `false` once no signal can come.
+    fn reload_next(&mut self) -> bool {
+        let requested = match self.tokens {
+            Some(_) => self.requests.recv_timeout(tokens::POLL),
+            None => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match requested {
+            Ok(()) => {
+                tracing::info!("SIGHUP: reloading");
+                self.reload_settings();
+                self.tokens.iter_mut().for_each(TokensFile::reload);
+            }
+            Err(RecvTimeoutError::Timeout) => self.tokens.iter_mut().for_each(TokensFile::poll),
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
     }
 
     fn reload_settings(&mut self) {
@@ -77,27 +89,10 @@ impl Reloader {
             tracing::warn!("reload: needs a restart, and is not in effect before: {changed}");
         }
     }
-
-    fn reload_tokens(&self) {
-        let Some((path, published)) = &self.tokens else { return };
-        let shown = path.display();
-        match TokenSet::load(path) {
-            Ok(set) => {
-                let count = set.len();
-                published.store(Arc::new(set));
-                tracing::info!(
-                    "reload: TOKENS_FILE {shown}: {count} tokens are accepted from now on"
-                );
-            }
-            Err(error) => {
-                let count = published.load().len();
-                tracing::error!(
-                    "reload: TOKENS_FILE {shown} {error}; the {count} tokens read before stay accepted"
-                );
-            }
-        }
-    }
 }
+
+/// The `nice` value of the thread: about a tenth of a CPU that a core keeps busy.
+const NICE: i32 = 10;
 
 /// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read
 /// again.)

@@ -143,7 +143,7 @@ fn dead_letter_all(uploader: &Uploader, unstored: UnstoredWork, write_until: Ins
         record_loss(uploader.cells, key, upload.payloads(), upload.payload_bytes(), why);
     };
     for upload in uploads {
-        upload.write_key(&uploader.origin, &mut key);
+        let _read_or_not = upload.write_key(&uploader.origin, &mut key);
         if rt::now() > write_until {
             record_loss(&upload, &key, "DRAIN_TIMEOUT left no time to write its dead letter");
             continue;
@@ -163,7 +163,7 @@ fn dead_letter_all(uploader: &Uploader, unstored: UnstoredWork, write_until: Ins
     let published = bundle.publish();
     let mut record_losses = |uploads: &[Upload], why: &str| {
         for upload in uploads {
-            upload.write_key(&uploader.origin, &mut key);
+            let _read_or_not = upload.write_key(&uploader.origin, &mut key);
             record_loss(upload, &key, why);
         }
     };

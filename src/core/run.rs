@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rt::{self, Executor, Placement, sleep};
-use arc_swap::ArcSwap;
 use futures_lite::AsyncReadExt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::Socket;
@@ -19,7 +18,8 @@ use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::peers::PeerBoard;
-use crate::http::tokens::TokenSet;
+use crate::http::server::LimitSampler;
+use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
@@ -38,7 +38,7 @@ pub struct Setup {
     pub epoch: Instant,
     pub listener: Socket,
     pub control: ControlSide,
-    pub tokens: Option<Arc<ArcSwap<TokenSet>>>,
+    pub tokens: Option<SharedTokens>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
@@ -161,9 +161,11 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
             let mut idle_memory = IdleMemory::default();
+            let mut limits = LimitSampler::default();
             loop {
                 sleep(Duration::from_secs(1)).await;
                 admission.sample(rt::now());
+                limits.sample(server.cells);
                 idle_memory.sample(server.conns.buffers_released.get());
                 peers.publish_if_asked(&server.conns).await;
             }

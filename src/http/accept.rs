@@ -1,5 +1,5 @@
-//! One core's listener. It takes a connection slot before it accepts, so that at `MAX_CONNECTIONS`
-//! the kernel queues the rest. It survives every accept error.
+//! One core's listener. At `MAX_CONNECTIONS` it accepts one connection more, which waits for a slot
+//! while the kernel queues the rest. It survives every accept error.
 //!
 //! The sockets are created before the cores start, with SO_REUSEPORT and the largest backlog that
 //! the kernel grants. With port 0 all of them share one port.
@@ -95,7 +95,6 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
         {
             break;
         }
-        let Some(slot) = server.conns.slot().await else { break };
         let next = async { listener.accept().await.map(Some) };
         let stop = async {
             server.stop.draining.wait().await;
@@ -106,12 +105,17 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
             Ok(None) => {
                 // A connection may have arrived since.
                 server.net.run_tasks_and_turn().await;
-                if let Some(Ok(stream)) = poll_once(listener.accept()).await {
+                if let Some(Ok(stream)) = poll_once(listener.accept()).await
+                    && let Some(slot) = server.slot().await
+                {
                     conn::spawn(&server, stream, slot);
                 }
                 break;
             }
-            Ok(Some(stream)) => conn::spawn(&server, stream, slot),
+            Ok(Some(stream)) => {
+                let Some(slot) = server.slot().await else { break };
+                conn::spawn(&server, stream, slot);
+            }
             Err(error) => {
                 server.cells.accept_errors.inc();
                 errors.error(|| format!("accepting a connection failed, retrying: {error}"));

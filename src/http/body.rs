@@ -10,14 +10,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::Write;
 use std::pin::Pin;
-use std::rc::Rc;
 
 use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 
+use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
-use crate::budget::{Budget, BudgetExhausted, ChargedBytes};
+use super::phase::ConnState;
+use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::rt;
 use crate::sync::Semaphore;
@@ -39,12 +40,12 @@ pub enum BodyError {
     BadChunk(ChunkError),
     #[error("the request body was not complete in BODY_TIMEOUT")]
     Overdue,
-}
-
-impl From<BudgetExhausted> for BodyError {
-    fn from(_: BudgetExhausted) -> BodyError {
-        BodyError::MemoryExhausted
-    }
+    #[error("the request body arrived more slowly than BODY_RATE_MIN ({rate_min} bytes a second)")]
+    TooSlow { rate_min: u64 },
+    #[error(
+        "the request body stalled while the core's memory for bodies was used up; send it again"
+    )]
+    Evicted,
 }
 
 /// The coding that `content-encoding` names. A list of several is refused.
@@ -64,19 +65,25 @@ pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
 
 /// Reads the bodies of one core.
 pub struct BodyReader {
-    budget: Rc<Budget>,
+    pub(super) memory: BodyMemory,
     length_max: usize,
     decoder: Decoder,
 }
 
 impl BodyReader {
-    pub fn new(budget: Rc<Budget>, length_max: usize) -> BodyReader {
-        BodyReader { budget, length_max, decoder: Decoder::new() }
+    pub fn new(memory: BodyMemory, length_max: usize) -> BodyReader {
+        BodyReader { memory, length_max, decoder: Decoder::new() }
     }
 
     /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before
     /// reading a byte, so that a client that waits for `100 Continue` gets the refusal instead.
-    pub async fn read(&self, mut body: Incoming) -> Result<ChargedBytes, BodyError> {
+    ///
+    /// Meanwhile the bytes are in `state`, where [`BodyMemory`] can take them away.
+    pub(super) async fn read(
+        &self,
+        state: &ConnState,
+        mut body: Incoming,
+    ) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
         let announced = body.size_hint().exact();
         if announced.is_some_and(|length| length > max as u64) {
@@ -84,10 +91,16 @@ impl BodyReader {
         }
         // hyper returns no more bytes than were announced.
         let room = announced.map_or(max, |length| length as usize);
-        let mut bytes = ChargedBytes::new(&self.budget, room)?;
+        state.body.bytes.replace(Some(self.memory.buffer(room)?));
+        let receiving = Receiving { memory: &self.memory, state };
         while let Some(data) = next_data(&mut body).await? {
-            append(&mut bytes, &data, max)?;
+            let mut bytes = state.body.bytes.borrow_mut();
+            let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
+            append(&self.memory, bytes, &data, max, Some(state))?;
+            state.body.received.set(bytes.as_slice().len());
         }
+        let mut bytes = state.body.bytes.take().ok_or(BodyError::Evicted)?;
+        drop(receiving);
         bytes.shrink();
         Ok(bytes)
     }
@@ -100,8 +113,22 @@ impl BodyReader {
     ) -> Result<ChargedBytes, BodyError> {
         match coding {
             None => Ok(raw),
-            Some(coding) => self.decoder.decode(&self.budget, raw, coding, self.length_max).await,
+            Some(coding) => self.decoder.decode(&self.memory, raw, coding, self.length_max).await,
         }
+    }
+}
+
+/// A body that is being received. When this is dropped, it is not any longer, and what has arrived
+/// of it is dropped unless it was taken.
+struct Receiving<'a> {
+    memory: &'a BodyMemory,
+    state: &'a ConnState,
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.memory.body_ended(self.state);
+        drop(self.state.body.bytes.take());
     }
 }
 
@@ -141,16 +168,16 @@ impl Decoder {
 
     async fn decode(
         &self,
-        budget: &Rc<Budget>,
+        memory: &BodyMemory,
         raw: ChargedBytes,
         coding: Coding,
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let _turn = self.turn.acquire_permit(1).await.expect("never closed");
-        let mut out = ChargedBytes::new(budget, max)?;
+        let mut out = memory.buffer(max)?;
         match coding {
-            Coding::Gzip => gunzip(&raw, &mut out, max).await?,
-            Coding::Zstd => self.unzstd(&raw, &mut out, max).await?,
+            Coding::Gzip => gunzip(memory, &raw, &mut out, max).await?,
+            Coding::Zstd => self.unzstd(memory, &raw, &mut out, max).await?,
         }
         out.shrink();
         Ok(out)
@@ -158,6 +185,7 @@ impl Decoder {
 
     async fn unzstd(
         &self,
+        memory: &BodyMemory,
         raw: &ChargedBytes,
         out: &mut ChargedBytes,
         max: usize,
@@ -183,7 +211,7 @@ impl Decoder {
         loop {
             let status = decoder.run_on_buffers(input, &mut piece).map_err(corrupt)?;
             input = &input[status.bytes_read..];
-            append(out, &piece[..status.bytes_written], max)?;
+            append(memory, out, &piece[..status.bytes_written], max, None)?;
             if status.bytes_read > 0 || status.bytes_written > 0 {
                 unfinished = status.remaining;
             }
@@ -201,7 +229,12 @@ impl Decoder {
     }
 }
 
-async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Result<(), BodyError> {
+async fn gunzip(
+    memory: &BodyMemory,
+    raw: &ChargedBytes,
+    out: &mut ChargedBytes,
+    max: usize,
+) -> Result<(), BodyError> {
     let corrupt =
         |e: std::io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
     let mut decoder = flate2::write::MultiGzDecoder::new(Vec::with_capacity(DECODE_OUTPUT));
@@ -210,20 +243,26 @@ async fn gunzip(raw: &ChargedBytes, out: &mut ChargedBytes, max: usize) -> Resul
         while !input.is_empty() {
             let read = decoder.write(input).map_err(corrupt)?;
             input = &input[read..];
-            append(out, decoder.get_ref(), max)?;
+            append(memory, out, decoder.get_ref(), max, None)?;
             decoder.get_mut().clear();
             rt::yield_if_needed().await;
         }
     }
     decoder.try_finish().map_err(corrupt)?;
-    append(out, decoder.get_ref(), max)
+    append(memory, out, decoder.get_ref(), max, None)
 }
 
-fn append(out: &mut ChargedBytes, piece: &[u8], max: usize) -> Result<(), BodyError> {
+fn append(
+    memory: &BodyMemory,
+    out: &mut ChargedBytes,
+    piece: &[u8],
+    max: usize,
+    receiver: Option<&ConnState>,
+) -> Result<(), BodyError> {
     if piece.len() > out.room() {
         return Err(BodyError::TooLarge { max });
     }
-    Ok(out.extend(piece)?)
+    memory.append(out, piece, receiver)
 }
 
 #[cfg(test)]
@@ -271,17 +310,17 @@ mod tests {
         budget: usize,
     ) -> (Result<Vec<u8>, BodyError>, u64) {
         let cells = &crate::metrics::cells(1)[0];
-        let budget = Budget::new(budget, &cells.body_bytes);
-        let mut raw = ChargedBytes::new(&budget, bytes.len()).unwrap();
+        let memory = BodyMemory::new(budget, budget, cells);
+        let mut raw = memory.buffer(bytes.len()).unwrap();
         raw.extend(bytes).unwrap();
         let decoded = rt::run_test(async {
             let decoder = Decoder::new();
             // Twice, because state that the first body leaves in the decoder must not reach the
             // second.
-            let mut first = ChargedBytes::new(&budget, bytes.len()).unwrap();
+            let mut first = memory.buffer(bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
-            let _cut = decoder.decode(&budget, first, coding, max).await;
-            decoder.decode(&budget, raw, coding, max).await
+            let _cut = decoder.decode(&memory, first, coding, max).await;
+            decoder.decode(&memory, raw, coding, max).await
         });
         let decoded = decoded.map(|bytes| bytes.as_slice().to_vec());
         (decoded, cells.body_bytes.value())

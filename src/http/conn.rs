@@ -15,7 +15,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::rt;
-use crate::sync::StaticPermit;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
@@ -23,12 +22,13 @@ use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
 use super::peers::Tally;
-use super::phase::{ConnPhase, ConnState};
+use super::phase::{BodyEnd, ConnPhase, ConnState};
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
-use super::server::Server;
+use super::server::{ConnSlot, RegisteredConn, Server};
 use crate::deadline::{Alarm, within};
 use crate::http::{HEAD_BYTES_MAX, LINGER_BYTES_MAX, LINGER_TIME_MAX};
+use crate::metrics::tokens::TokenId;
 use crate::net::Stream;
 
 /// Why the wait for a first byte or hyper's part of a connection ended.
@@ -38,6 +38,8 @@ enum ConnEnd {
     Done,
     HeadOverdue,
     IdleOverdue,
+    /// It was idle and has given way to another connection.
+    GaveWay,
     /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
@@ -47,7 +49,7 @@ enum ConnEnd {
 const QUIET_AFTER: Duration = Duration::from_millis(250);
 
 /// Serves `stream` in its own task. A panic there ends only that connection.
-pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
+pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: ConnSlot) {
     let _or_the_peer_is_gone = stream.set_nodelay();
     let server = server.clone();
     rt::spawn(async move {
@@ -67,17 +69,17 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: StaticPermit) {
 
 /// Serves `stream` until either side closes it.
 async fn serve(server: Rc<Server>, stream: Stream) {
-    let state = ConnState::new(stream.peer_ip());
-    let listed = server.conns.register(&state);
     let stream = Rc::new(stream);
+    let state = ConnState::new(&stream);
+    let listed = server.conns.register(&state);
     let mut alarm = Alarm::default();
     let end = loop {
-        if let Some(end) = first_byte(&server, &state, &stream, &mut alarm).await {
+        if let Some(end) = first_byte(&server, &state, &listed, &stream, &mut alarm).await {
             break end;
         }
         let socket = Socket { stream: stream.clone(), state: state.clone() };
         // Boxed so that an idle connection can drop hyper's state.
-        match Box::pin(drive(&server, &state, socket, &mut alarm)).await {
+        match Box::pin(drive(&server, &state, &listed, socket, &mut alarm)).await {
             ConnEnd::Quiet => {
                 let released = &server.conns.buffers_released;
                 released.set(released.get() + 1);
@@ -85,9 +87,10 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             end => break end,
         }
     };
+    drop(listed);
     let stream = Rc::into_inner(stream).expect("hyper dropped its half");
     match end {
-        ConnEnd::IdleOverdue | ConnEnd::Quiet => {}
+        ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => {}
         // The client may have closed only its half and still read the answer that is being sent.
         ConnEnd::Done if state.gone.get() => {
             let sent = poll_fn(|cx| stream.poll_sent(cx));
@@ -96,19 +99,19 @@ async fn serve(server: Rc<Server>, stream: Stream) {
         ConnEnd::Done => linger(stream, b"", &state.tally).await,
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
-            state.tally.request(rt::now(), 408, 0, None);
+            state.tally.request(rt::now(), 408, 0, TokenId::NONE);
             linger(stream, HEAD_TIMEOUT, &state.tally).await;
         }
     }
     // What was received while lingering.
     server.conns.peers.hand_over(&state);
-    drop(listed);
 }
 
 /// Waits between requests until a byte arrives. Returns the connection's end if that comes first.
 async fn first_byte(
     server: &Server,
     state: &ConnState,
+    listed: &RegisteredConn<'_>,
     stream: &Stream,
     alarm: &mut Alarm,
 ) -> Option<ConnEnd> {
@@ -117,16 +120,15 @@ async fn first_byte(
         if server.stop.closed.get() {
             return Poll::Ready(Some(ConnEnd::IdleOverdue));
         }
+        if listed.gives_way(server, state, stream) {
+            return Poll::Ready(Some(ConnEnd::GaveWay));
+        }
         loop {
             if stream.poll_readable(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            if ready!(state.poll_overdue(
-                cx,
-                stream,
-                alarm,
-                state.idle_limit(&server.stop, server.config.idle_timeout)
-            )) {
+            let limit = state.idle_limit(&server.stop, &server.config);
+            if ready!(state.poll_overdue(cx, stream, alarm, rt::now(), limit)) {
                 return Poll::Ready(Some(ConnEnd::IdleOverdue));
             }
         }
@@ -138,6 +140,7 @@ async fn first_byte(
 async fn drive(
     server: &Rc<Server>,
     state: &Rc<ConnState>,
+    listed: &RegisteredConn<'_>,
     socket: Socket,
     alarm: &mut Alarm,
 ) -> ConnEnd {
@@ -153,7 +156,7 @@ async fn drive(
                 if let Err(error) = result {
                     if let Some(status) = refused_by_hyper(&error) {
                         server.cells.count_response(status);
-                        state.tally.request(rt::now(), status, 0, None);
+                        state.tally.request(rt::now(), status, 0, TokenId::NONE);
                     }
                     tracing::debug!(%error, "connection ended");
                 }
@@ -163,33 +166,45 @@ async fn drive(
             if server.stop.closed.get() && idle {
                 return Poll::Ready(ConnEnd::IdleOverdue);
             }
+            if listed.gives_way(server, state, &stream) {
+                return Poll::Ready(ConnEnd::GaveWay);
+            }
+            if state.phase.get() == ConnPhase::Working {
+                return Poll::Pending;
+            }
             let config = &server.config;
-            let since = state.since.get();
+            let (now, since) = (rt::now(), state.since.get());
             // When the peer is overdue, and the end that this means; an overdue body gets an answer
             // instead.
             let (limit, overdue) = match state.phase.get() {
                 ConnPhase::Idle
                     if state.clean.get() && idle && QUIET_AFTER < config.idle_timeout =>
                 {
-                    ready!(alarm.poll(cx, since + QUIET_AFTER));
+                    ready!(alarm.poll(cx, now, since + QUIET_AFTER));
                     return Poll::Ready(ConnEnd::Quiet);
                 }
-                ConnPhase::Idle => (
-                    state.idle_limit(&server.stop, server.config.idle_timeout),
-                    Some(ConnEnd::IdleOverdue),
-                ),
-                ConnPhase::Head => ((since, config.header_timeout), Some(ConnEnd::HeadOverdue)),
-                ConnPhase::Body => ((since, config.body_timeout), None),
-                ConnPhase::Working => return Poll::Pending,
+                ConnPhase::Idle => {
+                    (state.idle_limit(&server.stop, config), Err(ConnEnd::IdleOverdue))
+                }
+                ConnPhase::Head => ((since, config.header_timeout), Err(ConnEnd::HeadOverdue)),
+                ConnPhase::Body => {
+                    server.bodies.memory.body_waits(state, now);
+                    let (limit, end) = state.body_limit(config);
+                    (limit, Ok(end))
+                }
+                ConnPhase::Working => unreachable!("it has no deadline here"),
             };
-            if !ready!(state.poll_overdue(cx, &stream, alarm, limit)) {
+            if !ready!(state.poll_overdue(cx, &stream, alarm, now, limit)) {
                 continue;
             }
-            if let Some(end) = overdue {
-                return Poll::Ready(end);
+            match overdue {
+                Err(end) => return Poll::Ready(end),
+                Ok(BodyEnd::TooSlow) if state.keeps_pace(config.body_rate_min, now) => continue,
+                Ok(BodyEnd::TooSlow) => server.cells.bodies_too_slow.inc(),
+                Ok(_) => {}
             }
             // hyper polls the request in the next round of this loop.
-            state.set_body_overdue();
+            state.end_body(overdue.unwrap_or(BodyEnd::Overdue));
         }
     })
     .await
@@ -258,6 +273,7 @@ impl hyper_rt::Read for Socket {
                     // hyper skips empty lines before a head, so they do not begin one.
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
                         state.enter(ConnPhase::Head, rt::now());
+                        state.standing.has_sent.set(true);
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }

@@ -12,8 +12,6 @@ mod sketch;
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -22,41 +20,11 @@ use arc_swap::ArcSwapOption;
 
 pub use sketch::{ROWS_MAX, Row, Sketch};
 
+use super::peer::Peer;
 use super::phase::ConnState;
 use super::server::Conns;
+use crate::metrics::tokens::TokenId;
 use crate::rt;
-
-/// The origin of connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Peer {
-    /// An IPv4 address, also one mapped into IPv6.
-    V4(u32),
-    /// The first 64 bits of an IPv6 address.
-    V6(u64),
-    /// The connection was closed before its address could be read.
-    Unknown,
-}
-
-impl Peer {
-    /// The peer with this address; [`Peer::Unknown`] of the unspecified one.
-    pub fn of(address: IpAddr) -> Peer {
-        match address.to_canonical() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Peer::Unknown,
-            IpAddr::V4(address) => Peer::V4(address.to_bits()),
-            IpAddr::V6(address) => Peer::V6((address.to_bits() >> 64) as u64),
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Peer::V4(bits) => Ipv4Addr::from_bits(bits).fmt(f),
-            Peer::V6(bits) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(bits) << 64)),
-            Peer::Unknown => f.write_str("unknown"),
-        }
-    }
-}
 
 /// What peers are compared by; each has a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +81,6 @@ impl RefusalKind {
     }
 }
 
-/// A token as requests carry it; its name is known to control.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenRef(pub u32);
-
 /// Most tokens that are remembered of one peer.
 pub const TOKENS_KEPT: usize = 4;
 
@@ -124,18 +88,18 @@ pub const TOKENS_KEPT: usize = 4;
 /// the one that was used least, as in a [`Sketch`], and inherits its number.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TopTokens {
-    kept: [Option<(TokenRef, u32)>; TOKENS_KEPT],
+    kept: [Option<(TokenId, u32)>; TOKENS_KEPT],
 }
 
 impl TopTokens {
     /// Adds `requests` with `token`.
-    pub fn add(&mut self, token: TokenRef, requests: u32) {
-        let has = |kept: &&mut Option<(TokenRef, u32)>| kept.is_some_and(|(of, _)| of == token);
+    pub fn add(&mut self, token: TokenId, requests: u32) {
+        let has = |kept: &&mut Option<(TokenId, u32)>| kept.is_some_and(|(of, _)| of == token);
         if let Some(Some((_, count))) = self.kept.iter_mut().find(has) {
             *count = count.saturating_add(requests);
             return;
         }
-        let count = |kept: &&mut Option<(TokenRef, u32)>| kept.map_or(0, |(_, count)| count);
+        let count = |kept: &&mut Option<(TokenId, u32)>| kept.map_or(0, |(_, count)| count);
         let least = self.kept.iter_mut().min_by_key(count).expect("TOKENS_KEPT is not 0");
         let inherited = least.map_or(0, |(_, count)| count);
         *least = Some((token, inherited.saturating_add(requests)));
@@ -149,7 +113,7 @@ impl TopTokens {
     }
 
     /// The tokens, most used first.
-    pub fn most_used(&self) -> Vec<TokenRef> {
+    pub fn most_used(&self) -> Vec<TokenId> {
         let mut kept: Vec<_> = self.kept.iter().flatten().collect();
         kept.sort_by_key(|(_, count)| Reverse(*count));
         kept.into_iter().map(|(token, _)| *token).collect()
@@ -219,14 +183,14 @@ impl Tally {
 
     /// Adds a request that ended at `now` with `status`, `payloads` of which were admitted, sent
     /// with `token`.
-    pub fn request(&self, now: Instant, status: u16, payloads: usize, token: Option<TokenRef>) {
+    pub fn request(&self, now: Instant, status: u16, payloads: usize, token: TokenId) {
         let mut activity = self.activity.borrow_mut();
         activity.requests += 1;
         activity.payloads += payloads as u64;
         if let Some(kind) = RefusalKind::of(status) {
             activity.refusals[kind as usize] += 1;
         }
-        if let Some(token) = token {
+        if token != TokenId::NONE {
             activity.tokens.add(token, 1);
         }
         activity.last = Some(now);
@@ -381,17 +345,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn peers_are_addresses_and_networks() {
-        let of = |text: &str| Peer::of(text.parse().unwrap()).to_string();
-        assert_eq!(of("127.0.0.2"), "127.0.0.2");
-        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(of("2001:db8:1:2::"), of("2001:db8:1:2:ffff::1"));
-        assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));
-        assert_eq!(of("0.0.0.0"), "unknown");
-    }
-
-    #[test]
     fn every_status_that_refuses_has_a_kind() {
         for status in crate::metrics::STATUSES {
             let expected = match status {
@@ -415,12 +368,12 @@ pub(crate) mod tests {
         assert!(tally.take().is_none());
         tally.received_more(500);
         let now = rt::now();
-        tally.request(now, 200, 10, Some(TokenRef(3)));
-        tally.request(now, 503, 0, None);
+        tally.request(now, 200, 10, TokenId::of_name(3));
+        tally.request(now, 503, 0, TokenId::NONE);
         let activity = tally.take().unwrap();
         assert_eq!(Measure::ALL.map(|measure| activity.of(measure)), [2, 10, 500, 1]);
         assert_eq!(activity.refusals[RefusalKind::Unavailable as usize], 1);
-        assert_eq!(activity.tokens.most_used(), [TokenRef(3)]);
+        assert_eq!(activity.tokens.most_used(), [TokenId::of_name(3)]);
         assert!(tally.take().is_none());
         tally.received_more(1);
         let activity = tally.take().unwrap();
@@ -445,12 +398,12 @@ pub(crate) mod tests {
     fn the_most_used_tokens_stay() {
         let mut tokens = TopTokens::default();
         for (token, requests) in [(1, 50), (2, 40), (3, 30), (4, 1), (5, 1), (6, 1), (1, 1)] {
-            tokens.add(TokenRef(token), requests);
+            tokens.add(TokenId::of_name(token), requests);
         }
-        assert_eq!(tokens.most_used(), [1, 2, 3, 6].map(TokenRef));
+        assert_eq!(tokens.most_used(), [1, 2, 3, 6].map(TokenId::of_name));
         let mut other = TopTokens::default();
-        other.add(TokenRef(2), 90);
+        other.add(TokenId::of_name(2), 90);
         other.merge(&tokens);
-        assert_eq!(other.most_used()[..2], [2, 1].map(TokenRef));
+        assert_eq!(other.most_used()[..2], [2, 1].map(TokenId::of_name));
     }
 }

@@ -4,14 +4,18 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use super::eviction::IDLE_LEAST;
 use super::head_tracker::HeadTracker;
 use super::peers::Tally;
+use crate::budget::ChargedBytes;
+use crate::config::Config;
 use crate::deadline::{Alarm, was_paused};
-use crate::http::{LINGER_TIME_MAX, STOP_IDLE_GRACE};
+use crate::http::{BODY_RATE_WINDOW, LINGER_TIME_MAX, STOP_IDLE_GRACE};
+use crate::metrics::EvictionReason;
 use crate::net::Stream;
 use crate::rt;
 use crate::stop::Stop;
@@ -20,12 +24,12 @@ use crate::sync::keep_waker;
 /// What a connection is waiting for; each phase has its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnPhase {
-    /// Between requests: closed without an answer after `IDLE_TIMEOUT`, during a stop after
-    /// [`STOP_IDLE_GRACE`].
+    /// Between requests: closed without an answer after `IDLE_TIMEOUT`, before the first request
+    /// after `HEADER_TIMEOUT`, during a stop after [`STOP_IDLE_GRACE`].
     Idle,
     /// Part of a head has arrived: 408 after `HEADER_TIMEOUT`.
     Head,
-    /// A body is being read: 408 after `BODY_TIMEOUT`.
+    /// A body is being read: 408 after `BODY_TIMEOUT`, or if it is slower than `BODY_RATE_MIN`.
     Body,
     /// The request is being handled. `ENQUEUE_WAIT` and `ACK_TIMEOUT` bound this phase.
     Working,
@@ -39,7 +43,7 @@ pub(super) struct ConnState {
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
-    body_overdue: Cell<bool>,
+    pub(super) body: BodyState,
     /// The peer has closed or the socket has failed, so there is no reason to linger.
     pub(super) gone: Cell<bool>,
     /// Between requests, and hyper holds no part of the next one.
@@ -49,9 +53,71 @@ pub(super) struct ConnState {
     pub(super) arrived: HeadTracker,
     /// What has come from the peer.
     pub(super) tally: Tally,
+    pub(super) standing: Standing,
     /// Set while a deadline has passed and the bytes that had arrived by then are being read.
     late_read: Cell<Option<LateRead>>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// What decides whether a connection gives way when `MAX_CONNECTIONS` is reached.
+#[derive(Default)]
+pub(super) struct Standing {
+    /// It has begun a request.
+    pub(super) has_sent: Cell<bool>,
+    /// It was chosen to give way. It then closes, or says that it is busy.
+    asked: Cell<Option<EvictionReason>>,
+}
+
+/// The body that a connection is receiving, if it is.
+#[derive(Default)]
+pub(super) struct BodyState {
+    stream: Weak<Stream>,
+    /// What has arrived, from the first read to the last. Taken away when the body is evicted.
+    pub(super) bytes: RefCell<Option<ChargedBytes>>,
+    /// The length of what has arrived.
+    pub(super) received: Cell<usize>,
+    /// Its place in a list of [`super::body_memory::BodyMemory`].
+    pub(super) listed: Cell<Option<Listed>>,
+    /// Why the rest of it is not waited for.
+    end: Cell<Option<BodyEnd>>,
+    /// The [`BODY_RATE_WINDOW`] that is being measured: when it began, …
+    window: Cell<Option<Instant>>,
+    /// … and what had arrived by then.
+    window_received: Cell<usize>,
+}
+
+/// When a listed body last gained, and where it is listed.
+#[derive(Clone, Copy)]
+pub(super) struct Listed {
+    pub(super) token: usize,
+    pub(super) large: bool,
+    /// How much had arrived …
+    pub(super) received: usize,
+    /// … at this time.
+    pub(super) gained: Instant,
+}
+
+/// Why a body is not waited for any longer. Each is answered 408.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyEnd {
+    /// `BODY_TIMEOUT` has passed.
+    Overdue,
+    /// Slower than `BODY_RATE_MIN`.
+    TooSlow,
+    /// It had stalled, and others needed its memory.
+    Evicted,
+}
+
+impl BodyState {
+    /// The memory that it holds. `None` if it holds none, or if bytes are being appended just now.
+    pub(super) fn held(&self) -> Option<usize> {
+        self.bytes.try_borrow().ok()?.as_ref().map(ChargedBytes::retained)
+    }
+
+    /// Bytes of it that have arrived and are unread; the peer's end counts as one.
+    pub(super) fn arrived(&self) -> usize {
+        self.stream.upgrade().map_or(0, |stream| stream.arrived())
+    }
 }
 
 /// How far the bytes that had arrived at a deadline have been read since.
@@ -72,15 +138,17 @@ impl LateRead {
 }
 
 impl ConnState {
-    pub(super) fn new(peer: IpAddr) -> Rc<ConnState> {
+    /// The state of a connection that was just accepted.
+    pub(super) fn new(stream: &Rc<Stream>) -> Rc<ConnState> {
         Rc::new(ConnState {
-            peer,
+            peer: stream.peer_ip(),
+            body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
+            standing: Standing::default(),
             arrived: HeadTracker::default(),
             tally: Tally::default(),
             late_read: Cell::new(None),
             phase: Cell::new(ConnPhase::Idle),
             since: Cell::new(rt::now()),
-            body_overdue: Cell::new(false),
             gone: Cell::new(false),
             clean: Cell::new(true),
             unsent: Cell::new(false),
@@ -107,10 +175,14 @@ impl ConnState {
         self.late_read.set(None);
     }
 
-    /// Since when an idle connection is judged, and its limit: `idle`, or less once a stop has
-    /// begun.
-    pub(super) fn idle_limit(&self, stop: &Stop, idle: Duration) -> (Instant, Duration) {
+    /// Since when an idle connection is judged, and its limit: `IDLE_TIMEOUT`, before its first
+    /// request `HEADER_TIMEOUT`, or less once a stop has begun.
+    pub(super) fn idle_limit(&self, stop: &Stop, config: &Config) -> (Instant, Duration) {
         let since = self.since.get();
+        let idle = match self.standing.has_sent.get() {
+            true => config.idle_timeout,
+            false => config.header_timeout,
+        };
         match stop.began.get() {
             None => (since, idle),
             Some(began) if self.unsent.get() => (since.max(began), LINGER_TIME_MAX.min(idle)),
@@ -126,13 +198,15 @@ impl ConnState {
         cx: &mut Context<'_>,
         stream: &Stream,
         alarm: &mut Alarm,
+        now: Instant,
         (since, limit): (Instant, Duration),
     ) -> Poll<bool> {
         let deadline = since + limit;
-        ready!(alarm.poll(cx, deadline));
+        ready!(alarm.poll(cx, now, deadline));
         let late_read = self.late_read.get();
         if late_read.is_none() && was_paused(limit, rt::since(deadline)) {
             self.since.set(rt::now());
+            self.body.window.set(None);
             return Poll::Ready(false);
         }
         stream.net().turn_now();
@@ -154,25 +228,86 @@ impl ConnState {
     /// The head is complete; the body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
         self.enter(ConnPhase::Body, now);
-        self.body_overdue.set(false);
+        self.body.received.set(0);
+        self.body.window.set(None);
+        self.body.window_received.set(0);
+        self.body.end.set(None);
     }
 
-    /// `BODY_TIMEOUT` has passed. The request answers this itself when it is polled next.
-    pub(super) fn set_body_overdue(&self) {
-        self.body_overdue.set(true);
+    /// Since when a body is judged, its limit, and what its end then means: `BODY_TIMEOUT`, or the
+    /// rest of a [`BODY_RATE_WINDOW`], whichever comes first.
+    pub(super) fn body_limit(&self, config: &Config) -> ((Instant, Duration), BodyEnd) {
+        let whole = (self.since.get(), config.body_timeout);
+        let window = (self.body.window.get().unwrap_or(whole.0), BODY_RATE_WINDOW);
+        if config.body_rate_min == 0 || whole.0 + whole.1 <= window.0 + window.1 {
+            (whole, BodyEnd::Overdue)
+        } else {
+            (window, BodyEnd::TooSlow)
+        }
+    }
+
+    /// Whether as much of the body has arrived in a [`BODY_RATE_WINDOW`] as `rate_min` bytes a
+    /// second demand. If so, the next window begins at `now`.
+    pub(super) fn keeps_pace(&self, rate_min: u64, now: Instant) -> bool {
+        let received = self.body.received.get();
+        let gained = (received - self.body.window_received.get()) as u64;
+        let enough = gained >= rate_min.saturating_mul(BODY_RATE_WINDOW.as_secs());
+        if enough {
+            self.body.window.set(Some(now));
+            self.body.window_received.set(received);
+            self.late_read.set(None);
+        }
+        enough
+    }
+
+    /// The rest of the body is not waited for. The request answers this itself when it is polled
+    /// next.
+    pub(super) fn end_body(&self, end: BodyEnd) {
+        self.body.end.set(Some(end));
         self.phase.set(ConnPhase::Working);
     }
 
-    /// Ready once the body is overdue. It needs no waker: the connection polls the request right
-    /// after it has set this.
-    pub(super) async fn body_overdue(&self) {
-        poll_fn(|_| if self.body_overdue.get() { Poll::Ready(()) } else { Poll::Pending }).await;
+    /// Ready once the rest of the body is not waited for. It needs no waker: the connection polls
+    /// the request right after [`ConnState::end_body`].
+    pub(super) async fn body_end(&self) -> BodyEnd {
+        poll_fn(|_| self.body.end.get().map_or(Poll::Pending, Poll::Ready)).await
     }
 
     /// The whole body has arrived. `Working` has no deadline here, so `since` stays as it is.
     pub(super) fn body_is_whole(&self) {
         self.phase.set(ConnPhase::Working);
-        self.body_overdue.set(false);
+        self.body.end.set(None);
+    }
+
+    /// Since when the connection has been idle; `None` in the middle of a request. One whose client
+    /// does not read its answers gets [`LINGER_TIME_MAX`] for that, like a connection that closes.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let reading = if self.unsent.get() { LINGER_TIME_MAX } else { Duration::ZERO };
+        (self.phase.get() == ConnPhase::Idle).then(|| self.since.get() + reading)
+    }
+
+    /// Asks the connection to give way to another one.
+    pub(super) fn ask_to_close(&self, reason: EvictionReason) {
+        self.standing.asked.set(Some(reason));
+        self.wake();
+    }
+
+    /// The answer to [`ConnState::ask_to_close`], if it was called: whether the connection closes,
+    /// which it does only if nothing has arrived and its client has got every answer.
+    pub(super) fn gives_way(&self, stream: &Stream) -> Option<(EvictionReason, bool)> {
+        let reason = self.standing.asked.take()?;
+        // What has arrived may be known to the kernel only.
+        stream.net().turn_now();
+        let is_free = match reason {
+            EvictionReason::NeverSent => !self.standing.has_sent.get(),
+            EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
+                // It may have served a request since it was chosen.
+                let idle = self.idle_since().map_or(Duration::ZERO, rt::since);
+                idle >= LINGER_TIME_MAX || idle >= IDLE_LEAST && stream.is_acknowledged()
+            }
+        };
+        let closes = is_free && self.phase.get() == ConnPhase::Idle && stream.arrived() == 0;
+        Some((reason, closes))
     }
 
     /// The answer is ready. `length` is the length of the request's body, if known.

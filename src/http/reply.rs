@@ -13,6 +13,7 @@ use http_body_util::Full;
 use super::ack::LevelError;
 use super::body::BodyError;
 use super::head::HeadError;
+use super::tokens::TokenRefusal;
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
@@ -41,7 +42,7 @@ pub enum Answer {
     BadRequest(String),
     /// The head breaks a rule of HTTP.
     BadHead(HeadError),
-    Unauthorized,
+    Unauthorized(TokenRefusal),
     BodyTimeout(String),
     TooLarge(String),
     UnsupportedEncoding,
@@ -73,6 +74,12 @@ impl From<LevelError> for Answer {
     }
 }
 
+impl From<TokenRefusal> for Answer {
+    fn from(refusal: TokenRefusal) -> Answer {
+        Answer::Unauthorized(refusal)
+    }
+}
+
 impl From<BodyError> for Answer {
     fn from(error: BodyError) -> Answer {
         let text = error.to_string();
@@ -83,7 +90,9 @@ impl From<BodyError> for Answer {
             BodyError::TooLarge { .. } => Answer::TooLarge(text),
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
-            BodyError::Overdue => Answer::BodyTimeout(text),
+            BodyError::Overdue | BodyError::TooSlow { .. } | BodyError::Evicted => {
+                Answer::BodyTimeout(text)
+            }
         }
     }
 }
@@ -117,6 +126,11 @@ impl Answer {
             Answer::NotStored(outcomes) | Answer::Undecided { outcomes, .. } => outcomes.accepted,
             _ => 0,
         }
+    }
+
+    /// Whether the payloads of the request were admitted for certain, whatever became of them.
+    pub(super) fn is_admitted(&self) -> bool {
+        matches!(self, Answer::Accepted { .. } | Answer::NotStored(_) | Answer::Undecided { .. })
     }
 
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
@@ -160,9 +174,9 @@ impl Answer {
                 close = true;
                 error(wrong.status(), &wrong.to_string())
             }
-            Answer::Unauthorized => {
-                let text = "the token is missing or unknown";
-                with(error(StatusCode::UNAUTHORIZED, text), WWW_AUTHENTICATE, "Bearer")
+            Answer::Unauthorized(refusal) => {
+                let response = error(StatusCode::UNAUTHORIZED, &refusal.to_string());
+                with(response, WWW_AUTHENTICATE, refusal.challenge())
             }
             Answer::BodyTimeout(text) => {
                 close = true;

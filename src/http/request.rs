@@ -4,6 +4,7 @@
 //! after it works on the [`Intake`] that the path selects.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,16 +21,15 @@ use super::ack;
 use super::body::{self, BodyError};
 use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Scratch};
-use super::peers::TokenRef;
-use super::phase::ConnState;
+use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
-use super::tokens::TokenView;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::key;
 use crate::metrics::CoreCells;
+use crate::metrics::tokens::TokenId;
 use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
 use crate::queue::outcome::RequestOutcome;
@@ -64,21 +64,23 @@ pub(super) async fn handle(
     let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let (head, body) = request.into_parts();
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server));
+    let token = Cell::new(TokenId::NONE);
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
-    let (answer, body_left) = process(&server, &state, wanted, body).await;
+    let (answer, body_left) = process(&server, &state, wanted, body, &token).await;
     // The next request of this connection would begin in the middle of an unread body.
     let close = body_left || server.stop.draining.get();
     let payloads = answer.payloads_admitted();
     let response = answer.render(close, reply_headers);
     let status = response.status().as_u16();
     server.cells.count_response(status);
+    if let Some(tokens) = &server.tokens {
+        tokens.cells().count_response(token.get(), status);
+    }
     let now = rt::now();
-    // TOKENS: the token of the request goes here, once `process` returns it.
-    let token: Option<TokenRef> = None;
-    state.tally.request(now, status, payloads, token);
+    state.tally.request(now, status, payloads, token.get());
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);
     Ok(response)
@@ -92,10 +94,15 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// Also judges the token of a header, and sets `token` if it is accepted.
+    ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server) -> Result<Wanted<'a>, Answer> {
+    fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)?;
+        if let Some(tokens) = &server.tokens {
+            token.set(tokens.judge_head(&head.headers)?);
+        }
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
         Ok(Wanted { intake, ack, coding })
@@ -136,6 +143,7 @@ async fn process(
     state: &ConnState,
     wanted: Result<Wanted<'_>, Answer>,
     body: Incoming,
+    token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
     let Wanted { intake, ack, coding } = match wanted {
@@ -149,10 +157,16 @@ async fn process(
         Err(error @ BodyError::Corrupt { .. }) => return (error.into(), false),
         Err(error) => return (error.into(), has_body),
     };
-    match admit(server, intake, body, ack).await {
-        Ok(admitted) => (wait(intake, admitted, ack).await, false),
-        Err(refusal) => (refusal, false),
+    let admitted = match admit(server, intake, body, ack, token).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => return (refusal, false),
+    };
+    let (payloads, bytes) = (admitted.count as u64, admitted.bytes);
+    let answer = wait(intake, admitted, ack).await;
+    if let Some(tokens) = server.tokens.as_ref().filter(|_| answer.is_admitted()) {
+        tokens.cells().count_accepted(token.get(), payloads, bytes);
     }
+    (answer, false)
 }
 
 /// Reads and decompresses the body.
@@ -163,21 +177,26 @@ async fn read(
     coding: Option<Coding>,
 ) -> Result<ChargedBytes, BodyError> {
     let whole = async {
-        let raw = server.bodies.read(body).await?;
-        // From here on the client is not waited for, so BODY_TIMEOUT ends.
+        let raw = server.bodies.read(state, body).await?;
+        // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
         server.bodies.decode(raw, coding).await
     };
-    let overdue = async {
-        state.body_overdue().await;
-        Err(BodyError::Overdue)
+    let ended = async {
+        Err(match state.body_end().await {
+            BodyEnd::Overdue => BodyError::Overdue,
+            BodyEnd::TooSlow => BodyError::TooSlow { rate_min: server.config.body_rate_min },
+            BodyEnd::Evicted => BodyError::Evicted,
+        })
     };
-    whole.or(overdue).await
+    whole.or(ended).await
 }
 
 /// A request whose payloads were all admitted.
 struct Admitted {
     count: usize,
+    /// Bytes of its payloads.
+    bytes: u64,
     awaited: Awaited,
 }
 
@@ -197,15 +216,16 @@ async fn admit(
     intake: &Intake,
     body: ChargedBytes,
     ack: Ack,
+    token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let tokens = server.tokens.as_ref();
     let need = {
         // The core's one scratch: this borrow must end before the next await.
         let mut scratch = server.scratch.borrow_mut();
-        let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
+        let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
+        judge_envelope(server, given.as_deref(), token)?;
         let version = intake.version_for_keys(version);
         if payloads.is_empty() {
-            let nothing = Admitted { count: 0, awaited: Awaited::Nothing };
+            let nothing = Admitted { count: 0, bytes: 0, awaited: Awaited::Nothing };
             return if intake.stop.closed.get() { Err(Answer::Stopping) } else { Ok(nothing) };
         }
         let need = need(payloads, &body, version.as_deref());
@@ -221,23 +241,33 @@ async fn admit(
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let mut scratch = server.scratch.borrow_mut();
-    let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch, tokens)?;
+    let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch)?;
     let version = intake.version_for_keys(version);
     Ok(intake.enqueue(permit, body, payloads, version, ack))
 }
 
-/// Finds the payloads of a body and checks its token.
+/// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
-    tokens: Option<&TokenView>,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    let collection =
-        parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))?;
-    match tokens {
-        Some(tokens) if !tokens.contains(collection.token.as_deref()) => Err(Answer::Unauthorized),
-        _ => Ok(collection),
+    parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))
+}
+
+/// Judges the token of an envelope, if this server asks for one and no header had it.
+fn judge_envelope(
+    server: &Server,
+    given: Option<&str>,
+    token: &Cell<TokenId>,
+) -> Result<(), Answer> {
+    if let Some(tokens) = &server.tokens {
+        token.set(tokens.judge_envelope(token.get(), given)?);
     }
+    Ok(())
+}
+
+fn payload_bytes(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| u64::from(span.end - span.start)).sum()
 }
 
 /// The queue slots and bytes that these payloads need.
@@ -261,7 +291,7 @@ impl Intake {
         ack: Ack,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
-        let payload_bytes: u64 = spans.iter().map(|span| u64::from(span.end - span.start)).sum();
+        let bytes = payload_bytes(spans);
         let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
         // The permit replaces the charge for the body's memory.
         let payloads = Payload::split(body.into_bytes(), permit, spans, version);
@@ -272,9 +302,9 @@ impl Intake {
             request_outcome: request_outcome.clone(),
         }));
         self.cells.payloads_accepted.add(spans.len() as u64);
-        self.cells.bytes_accepted.add(payload_bytes);
+        self.cells.bytes_accepted.add(bytes);
         let awaited = request_outcome.map_or(Awaited::Nothing, Awaited::Store);
-        Admitted { count: spans.len(), awaited }
+        Admitted { count: spans.len(), bytes, awaited }
     }
 
     /// Hands the payloads to the spool, which queues them once they are on the disk.
@@ -289,13 +319,14 @@ impl Intake {
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
         let ticket = spool.submit(self.stamps.take(spans.len()), body, spans, version)?;
-        Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+        let (count, bytes) = (spans.len(), payload_bytes(spans));
+        Ok(Admitted { count, bytes, awaited: Awaited::Disk(ticket) })
     }
 }
 
 /// Waits up to `ACK_TIMEOUT` for what `ack` promises.
 async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
-    let Admitted { count, awaited } = admitted;
+    let Admitted { count, awaited, .. } = admitted;
     let limit = intake.config.ack_timeout;
     match awaited {
         Awaited::Nothing => Answer::Accepted { count, ack },

@@ -5,19 +5,25 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::sync::{Semaphore, StaticPermit};
+use std::time::{Duration, Instant};
+
+use futures_lite::FutureExt;
 
 use super::body::BodyReader;
+use super::eviction::{Choice, EvictionOrder};
 use super::parse::Scratch;
-use super::peers::{Peer, PeerTables};
+use super::peer::Peer;
+use super::peers::PeerTables;
 use super::phase::ConnState;
 use super::request::Intake;
-use super::tokens::TokenView;
+use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::CoreCells;
-use crate::net::Net;
+use crate::net::{Net, Stream};
+use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
+use crate::sync::Signal;
 use crate::throttle::Throttle;
 
 /// One core's server for its clients.
@@ -29,17 +35,25 @@ pub struct Server {
     pub bodies: BodyReader,
     pub scratch: RefCell<Scratch>,
     /// `None`: requests need no token.
-    pub tokens: Option<TokenView>,
+    pub tokens: Option<TokenGate>,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.
     pub intake: Intake,
 }
 
-/// The open connections of one core: their limit, and a list to wake them when the stop proceeds.
+/// The open connections of one core: their limit, the order in which they give way when it is
+/// reached, and a list to wake them when the stop proceeds.
 pub struct Conns {
-    slots: Rc<Semaphore>,
+    max: usize,
+    /// Slots that are taken.
+    taken: Cell<usize>,
+    /// Raised when a waiting connection should look again: a slot is free, a connection that was
+    /// asked to close is busy, or the stop has come to [`Conns::close`].
+    changed: Signal,
+    closed: Cell<bool>,
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
+    order: RefCell<EvictionOrder>,
     next: Cell<u64>,
     /// How often a connection has released hyper's buffers because it was silent.
     pub buffers_released: Cell<u64>,
@@ -49,38 +63,167 @@ pub struct Conns {
     pub(super) panic_log: RefCell<Throttle>,
     /// What the peers of these connections have done.
     pub(super) peers: PeerTables,
+    /// Limits log lines about [`Conns::max`].
+    full_log: RefCell<Throttle>,
+}
+
+/// A connection's slot, free again when dropped.
+pub(super) struct ConnSlot(Rc<Server>);
+
+impl Drop for ConnSlot {
+    fn drop(&mut self) {
+        let conns = &self.0.conns;
+        conns.taken.set(conns.taken.get() - 1);
+        conns.changed.raise();
+    }
+}
+
+/// How long the acceptor waits for a connection that it has asked to close. Its task runs next, so
+/// this is for a core that is very busy.
+const ANSWER_WAIT: Duration = Duration::from_millis(100);
+/// How often the acceptor looks whether a connection has been idle for long enough by now.
+const IDLE_RECHECK: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// Takes a slot for a connection that has been accepted. If all are taken, asks connections to
+    /// give way, one after another, until one is free. `None` once [`Conns::close`] was called.
+    pub(super) async fn slot(self: &Rc<Server>) -> Option<ConnSlot> {
+        let conns = &self.conns;
+        if conns.is_full() {
+            self.cells.connections_at_limit.inc();
+            conns.full_log.borrow_mut().warn(|| self.full());
+            while conns.is_full() && !conns.closed.get() {
+                let wait = match conns.ask_one(rt::now()) {
+                    Choice::Evict(..) => ANSWER_WAIT,
+                    Choice::Unfinished => {
+                        rt::yield_now().await;
+                        continue;
+                    }
+                    Choice::Nobody => {
+                        self.cells.connections_waiting.set(1);
+                        IDLE_RECHECK
+                    }
+                };
+                conns.changed.wait().or(rt::sleep(wait)).await;
+            }
+            self.cells.connections_waiting.set(0);
+        }
+        if conns.closed.get() {
+            return None;
+        }
+        conns.taken.set(conns.taken.get() + 1);
+        Some(ConnSlot(self.clone()))
+    }
+
+    /// The log line of [`Conns::max`].
+    fn full(&self) -> String {
+        let max = self.conns.max;
+        let [never_sent, busiest, longest] = &self.cells.connections_evicted;
+        let closed = never_sent.value() + busiest.value() + longest.value();
+        let busiest = self.conns.order.borrow().busiest_peer();
+        let busiest =
+            busiest.map_or(String::new(), |(peer, count)| format!("; {peer} has most: {count}"));
+        let (why, remedy) = match max < self.config.max_connections {
+            true => (" for lack of file descriptors", "the limit of open files"),
+            false => ("", "MAX_CONNECTIONS"),
+        };
+        format!(
+            "MAX_CONNECTIONS is reached ({max} on this core{why}): {closed} idle connections were \
+             closed for others so far{busiest}; raise {remedy}, or limit connections per address in \
+             front of this server"
+        )
+    }
+}
+
+/// Finds out whether a limit was reached between two samples, for `/readyz`.
+#[derive(Default)]
+pub struct LimitSampler {
+    connections: u64,
+    bodies: u64,
+}
+
+impl LimitSampler {
+    /// To be called once a second.
+    pub fn sample(&mut self, cells: &CoreCells) {
+        let connections = cells.connections_at_limit.value();
+        let before = std::mem::replace(&mut self.connections, connections);
+        let full = connections > before || cells.connections_waiting.value() > 0;
+        cells.connections_full.set(u64::from(full));
+        let bodies = cells.bodies_evicted.value() + cells.body_memory_refusals.value();
+        let before = std::mem::replace(&mut self.bodies, bodies);
+        cells.body_memory_full.set(u64::from(bodies > before));
+    }
 }
 
 /// Removes its connection from the list when dropped.
 pub(super) struct RegisteredConn<'a> {
     conns: &'a Conns,
     number: u64,
+    /// Whether the eviction order knows that it has begun a request.
+    has_sent: Cell<bool>,
+}
+
+impl RegisteredConn<'_> {
+    /// To be called after each poll of the connection: whether it closes because another one needs
+    /// its slot.
+    pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
+        if state.standing.has_sent.get() && !self.has_sent.replace(true) {
+            self.conns.order.borrow_mut().file(self.number, state.since.get());
+        }
+        let Some((reason, closes)) = state.gives_way(stream) else { return false };
+        if closes {
+            server.cells.connections_evicted[reason as usize].inc();
+        } else {
+            self.has_sent.set(true);
+            self.conns.order.borrow_mut().file(self.number, rt::now());
+            self.conns.changed.raise();
+        }
+        closes
+    }
 }
 
 impl Conns {
     /// An empty list of at most `max` connections.
     pub fn new(max: usize) -> Conns {
         Conns {
-            slots: Rc::new(Semaphore::new(max as u64)),
+            max,
+            taken: Cell::new(0),
+            changed: Signal::default(),
+            closed: Cell::new(false),
             open: RefCell::default(),
+            order: RefCell::default(),
             next: Cell::new(0),
             buffers_released: Cell::new(0),
             accepting: Cell::new(true),
             panic_log: RefCell::default(),
             peers: PeerTables::default(),
+            full_log: RefCell::default(),
         }
     }
 
-    /// Waits for a free connection slot. `None` once [`Conns::close`] was called.
-    pub(super) async fn slot(&self) -> Option<StaticPermit> {
-        self.slots.acquire_static_permit(1).await.ok()
+    fn is_full(&self) -> bool {
+        self.taken.get() >= self.max
+    }
+
+    /// Asks the connection that is first in the order to close.
+    fn ask_one(&self, now: Instant) -> Choice {
+        let open = self.open.borrow();
+        let idle_since = |number| open.get(&number).and_then(|state| state.idle_since());
+        let choice = self.order.borrow_mut().choose(now, idle_since);
+        if let Choice::Evict(number, reason) = choice
+            && let Some(state) = open.get(&number)
+        {
+            state.ask_to_close(reason);
+        }
+        choice
     }
 
     /// Lists a connection until the guard is dropped.
     pub(super) fn register(&self, state: &Rc<ConnState>) -> RegisteredConn<'_> {
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, state.clone());
-        RegisteredConn { conns: self, number }
+        self.order.borrow_mut().add(number, Peer::of(state.peer));
+        RegisteredConn { conns: self, number, has_sent: Cell::new(false) }
     }
 
     /// The numbers of all open connections, for [`Conns::hand_over`].
@@ -116,7 +259,8 @@ impl Conns {
 
     /// Ends accepting and wakes every connection.
     pub fn close(&self) {
-        self.slots.close();
+        self.closed.set(true);
+        self.changed.raise();
         self.wake_all();
     }
 }
@@ -126,5 +270,8 @@ impl Drop for RegisteredConn<'_> {
         if let Some(state) = self.conns.open.borrow_mut().remove(&self.number) {
             self.conns.peers.hand_over(&state);
         }
+        self.conns.order.borrow_mut().remove(self.number);
+        // It may have been asked to close, and lingers now, so that another one must be asked.
+        self.conns.changed.raise();
     }
 }

@@ -1,101 +1,149 @@
-//! The tokens of `TOKENS_FILE`, kept as digests, compared in constant time.
+//! The tokens of `TOKENS_FILE`: their digests, and the lookup of a request's token.
 //!
-//! The duration of [`TokenSet::contains`] depends on the number of tokens and on the length of the
-//! given one, never on how much of it is right: every digest is compared in full, also after one
-//! has matched. Neither tokens nor digests are ever printed.
+//! # What the duration of a lookup reveals
+//!
+//! Nothing about a token that is not right. Its SHA-256 takes a time that depends on its length
+//! alone. The digest selects a bucket, and is compared with every digest there, in full and in
+//! constant time, also after one has matched. Which bucket it is depends on a hash with a key of
+//! this process: SipHash, a pseudorandom function made for tables that attackers may query
+//! (Aumasson and Bernstein, *SipHash: a fast short-input PRF*, 2012). Without that key a client
+//! could choose tokens whose digests share their first bits with the digest it looks for, and read
+//! from the duration whether the table has such a digest; bit by bit it would get a digest, and
+//! could try tokens against it on a machine of its own. With the key, a client that varies its
+//! token reaches buckets that it can neither predict nor relate to digests.
+//!
+//! Neither tokens nor digests are ever printed.
 
-#![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
+mod file;
+mod gate;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConstantTimeEq as _};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
-/// Largest file: 4096 tokens of 255 bytes. A larger one is not a tokens file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames};
 
-/// Most tokens. Each request is compared with all of them: 4096 digests are 128 KiB, about as much
-/// of a core's L2 cache as can be used without slowing other work.
-const TOKENS_MAX: usize = 4096;
+pub use file::TokensError;
+pub use gate::{TokenGate, TokenRefusal};
 
-/// The accepted tokens; never empty.
+/// SHA-256 of a token.
+type Digest = [u8; 32];
+
+/// Most lines with a token. The table of a million needs 40 MB, once for all cores.
+const TOKENS_MAX: usize = 1_000_000;
+
+/// The accepted tokens; never empty. A hash table in three arrays, of which the first says where
+/// each bucket begins and ends in the other two: 38 to 42 bytes a token.
 pub struct TokenSet {
-    digests: Vec<[u8; 32]>,
+    /// The key of the hash that selects a bucket.
+    bucket_key: RandomState,
+    /// One more than there are buckets. On average a bucket holds one token or less.
+    starts: Vec<u32>,
+    digests: Vec<Digest>,
+    ids: Vec<TokenId>,
 }
 
-/// Why a tokens file was refused. Lines count from 1; no variant holds the text of a line.
-#[derive(Debug, thiserror::Error)]
-pub enum TokensError {
-    #[error("cannot be read: {0}")]
-    Unreadable(#[from] io::Error),
-    #[error("is over {FILE_BYTES_MAX} bytes")]
-    TooLarge,
-    #[error("line {line} is not UTF-8")]
-    NotUtf8 { line: usize },
-    #[error("line {line} holds a blank or control character inside the token: one token per line")]
-    NotOneToken { line: usize },
-    #[error("line {line} is one token too many: {TOKENS_MAX} are allowed")]
-    TooMany { line: usize },
-    #[error("holds no token: every request would get 401; add one token per line")]
-    Empty,
+/// One line of the file.
+struct TokenLine {
+    digest: Digest,
+    id: TokenId,
+    line: u32,
+}
+
+/// The token of `line` was given in line `first` with other attributes.
+struct RepeatedToken {
+    line: u32,
+    first: u32,
 }
 
 impl TokenSet {
-    /// Reads one token per line. White space around it, blank lines, lines that begin with `#` and
-    /// duplicates are ignored.
+    /// Reads a tokens file. Its new names are added to `names` if it is accepted.
     ///
     /// # Errors
     /// What is wrong and on which line, without the file's name.
-    pub fn load(path: &Path) -> Result<TokenSet, TokensError> {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(TokensError::TooLarge);
-        }
-        TokenSet::from_lines(&bytes)
+    pub fn load(path: &Path, names: &TokenNames) -> Result<TokenSet, TokensError> {
+        file::load(path, names)
     }
 
-    fn from_lines(bytes: &[u8]) -> Result<TokenSet, TokensError> {
-        let mut digests: Vec<[u8; 32]> = Vec::new();
-        // A byte order mark would become part of the first token.
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        for (line, bytes) in (1..).zip(bytes.split(|&b| b == b'\n')) {
-            let text = str::from_utf8(bytes).map_err(|_| TokensError::NotUtf8 { line })?;
-            let token = text.trim();
-            if token.is_empty() || token.starts_with('#') {
-                continue;
-            }
-            if token.contains(|c: char| c.is_whitespace() || c.is_control()) {
-                return Err(TokensError::NotOneToken { line });
-            }
-            let digest = Sha256::digest(token.as_bytes()).into();
-            if digests.contains(&digest) {
-                continue;
-            }
-            if digests.len() == TOKENS_MAX {
-                return Err(TokensError::TooMany { line });
-            }
-            digests.push(digest);
+    /// A line that repeats a token is ignored if its attributes are the same as well.
+    fn build(lines: &[TokenLine]) -> Result<TokenSet, RepeatedToken> {
+        let mask = lines.len().next_power_of_two() - 1;
+        let bucket_key = RandomState::new();
+        let bucket_of = |line: &TokenLine| bucket_key.hash_one(line.digest) as usize & mask;
+        let buckets: Vec<u32> = lines.iter().map(|line| bucket_of(line) as u32).collect();
+        // A counting sort: where each bucket would end with all lines in it, …
+        let mut ends = vec![0_u32; mask + 1];
+        for bucket in &buckets {
+            ends[*bucket as usize] += 1;
         }
-        if digests.is_empty() { Err(TokensError::Empty) } else { Ok(TokenSet { digests }) }
+        let mut sum = 0;
+        for end in &mut ends {
+            sum += *end;
+            *end = sum;
+        }
+        // … then the lines of each, filled from its end.
+        let mut order = vec![0_u32; lines.len()];
+        for (at, bucket) in buckets.iter().enumerate().rev() {
+            let end = &mut ends[*bucket as usize];
+            *end -= 1;
+            order[*end as usize] = at as u32;
+        }
+        let mut set = TokenSet {
+            starts: Vec::with_capacity(mask + 2),
+            digests: Vec::with_capacity(lines.len()),
+            ids: Vec::with_capacity(lines.len()),
+            bucket_key,
+        };
+        let mut repeated: Option<RepeatedToken> = None;
+        let ends = ends.into_iter().skip(1).chain([lines.len() as u32]);
+        let mut start = 0;
+        for end in ends {
+            set.starts.push(set.digests.len() as u32);
+            let in_bucket = &order[start as usize..end as usize];
+            for (nth, at) in in_bucket.iter().enumerate() {
+                let TokenLine { digest, id, line } = &lines[*at as usize];
+                let earlier = in_bucket[..nth].iter().map(|at| &lines[*at as usize]);
+                match earlier.into_iter().find(|earlier| earlier.digest == *digest) {
+                    None => {
+                        set.digests.push(*digest);
+                        set.ids.push(*id);
+                    }
+                    Some(first) if first.id == *id => {}
+                    Some(first) => {
+                        if repeated.as_ref().is_none_or(|known| *line < known.line) {
+                            repeated = Some(RepeatedToken { line: *line, first: first.line });
+                        }
+                    }
+                }
+            }
+            start = end;
+        }
+        set.starts.push(set.digests.len() as u32);
+        set.digests.shrink_to_fit();
+        set.ids.shrink_to_fit();
+        repeated.map_or(Ok(set), Err)
     }
 
-    /// Whether `token` is in the set. `None`, a request without a token, is not.
-    pub fn contains(&self, token: Option<&str>) -> bool {
-        let Some(token) = token else { return false };
-        let asked: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let mut found = Choice::from(0);
-        for known in &self.digests {
-            found |= known.ct_eq(&asked);
+    /// The id of `token` if it is in the set.
+    pub fn find(&self, token: &[u8]) -> Option<TokenId> {
+        self.find_digest(&Sha256::digest(token).into())
+    }
+
+    fn find_digest(&self, asked: &Digest) -> Option<TokenId> {
+        // The buckets are a power of two, the starts one more.
+        let bucket = self.bucket_key.hash_one(asked) as usize & (self.starts.len() - 2);
+        let mut found = u32::MAX;
+        for at in self.starts[bucket]..self.starts[bucket + 1] {
+            found.conditional_assign(&at, self.digests[at as usize].ct_eq(asked));
         }
-        found.into()
+        self.ids.get(found as usize).copied()
     }
 
     /// The number of tokens, at least 1.
@@ -103,6 +151,30 @@ impl TokenSet {
     pub fn len(&self) -> usize {
         self.digests.len()
     }
+
+    /// How many tokens have names that are not counted each by itself, in words; empty if none has.
+    pub fn beyond_names(&self) -> String {
+        let others = self.ids.iter().filter(|id| **id == TokenId::OTHER).count();
+        if others == 0 {
+            return String::new();
+        }
+        format!(
+            "; {others} of them have names beyond the first {TOKEN_NAMES_MAX}, which metrics show as (other)"
+        )
+    }
+}
+
+impl fmt::Debug for TokenSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenSet({} tokens)", self.len())
+    }
+}
+
+/// The set in effect and the figures about its tokens, for all cores.
+#[derive(Clone)]
+pub struct SharedTokens {
+    pub set: Arc<ArcSwap<TokenSet>>,
+    pub metrics: &'static TokenMetrics,
 }
 
 /// One core's view of the published tokens. Reading it costs one atomic load; the next request sees
@@ -120,82 +192,69 @@ impl TokenView {
         TokenView::new(Arc::new(ArcSwap::new(set)))
     }
 
-    /// [`TokenSet::contains`] on the newest set.
-    pub fn contains(&self, token: Option<&str>) -> bool {
-        self.0.borrow_mut().load().contains(token)
-    }
-}
-
-impl fmt::Debug for TokenSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TokenSet({} tokens)", self.len())
+    /// [`TokenSet::find`] in the newest set.
+    pub fn find(&self, token: &[u8]) -> Option<TokenId> {
+        self.0.borrow_mut().load().find(token)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
-    fn refused(bytes: &[u8]) -> String {
-        TokenSet::from_lines(bytes).unwrap_err().to_string()
+    pub(super) fn set_of(text: &[u8]) -> TokenSet {
+        file::read(text, &TokenNames::default()).unwrap()
+    }
+
+    fn line(token: &str, id: TokenId, line: u32) -> TokenLine {
+        TokenLine { digest: Sha256::digest(token).into(), id, line }
     }
 
     #[test]
-    fn lines_are_trimmed_and_comments_and_blanks_ignored() {
-        let set =
-            TokenSet::from_lines(b"\xef\xbb\xbf# ours\n\n  alpha \r\nb#ta\n\t# theirs\nalpha\n")
-                .unwrap();
-        assert_eq!(set.len(), 2);
-        assert!(set.contains(Some("alpha")) && set.contains(Some("b#ta")));
-        for other in ["", "alph", "alphaa", " alpha", "# ours", "ALPHA"] {
-            assert!(!set.contains(Some(other)), "{other}");
+    fn of_many_tokens_each_is_found_and_no_other() {
+        for count in [1, 2, 3, 4_096, 10_000] {
+            let lines: Vec<_> =
+                (0..count).map(|n| line(&format!("t{n}"), TokenId::UNNAMED, n)).collect();
+            let set = TokenSet::build(&lines).ok().unwrap();
+            assert_eq!(set.len(), count as usize);
+            for n in 0..count {
+                assert_eq!(set.find(format!("t{n}").as_bytes()), Some(TokenId::UNNAMED), "{n}");
+                assert_eq!(set.find(format!("T{n}").as_bytes()), None, "{n}");
+            }
+            assert_eq!(set.find(b""), None);
+            // The work of a lookup does not grow with the number of tokens.
+            let widths = set.starts.windows(2).map(|of| of[1] - of[0]);
+            assert!(widths.max().unwrap() < 12);
         }
-        assert!(!set.contains(None));
     }
 
     #[test]
-    fn the_first_and_the_last_of_many_match() {
-        let text: String = (0..TOKENS_MAX).map(|i| format!("token-{i}\n")).collect();
-        let set = TokenSet::from_lines(text.as_bytes()).unwrap();
-        assert!(set.contains(Some("token-0")) && set.contains(Some("token-4095")));
-        assert!(!set.contains(Some("token-4096")));
-        assert!(refused(format!("{text}x").as_bytes()).contains("line 4097"));
-    }
-
-    #[test]
-    fn refusals_name_the_line_and_never_the_token() {
-        assert!(refused(b"").contains("no token"));
-        assert!(refused(b"\n# only a comment\n").contains("no token"));
-        assert!(refused(b"ok\n\xff\n").contains("line 2"));
-        for bytes in [&b"ok\n\nhush hush\n"[..], b"a\nb\nhush\0hush"] {
-            let text = refused(bytes);
-            assert!(text.contains("line 3") && !text.contains("hush"), "{text}");
-        }
+    fn a_repeated_token_is_ignored_or_refused() {
+        let same = ["a", "b", "a", "a"].map(|token| line(token, TokenId::UNNAMED, 1));
+        assert_eq!(TokenSet::build(&same).ok().unwrap().len(), 2);
+        let lines: Vec<_> = (0..100)
+            .flat_map(|n| {
+                let token = format!("t{n}");
+                [line(&token, TokenId::UNNAMED, n + 1), line(&token, TokenId::OTHER, n + 1_001)]
+            })
+            .collect();
+        let RepeatedToken { line, first } = TokenSet::build(&lines).err().unwrap();
+        assert_eq!((line, first), (1_001, 1), "the first of all");
     }
 
     #[test]
     fn a_view_follows_what_is_published() {
-        let set = |text: &[u8]| Arc::new(TokenSet::from_lines(text).unwrap());
+        let set = |text: &[u8]| Arc::new(set_of(text));
         let published = Arc::new(ArcSwap::new(set(b"old\nboth\n")));
         let view = TokenView::new(published.clone());
-        assert!(view.contains(Some("old")) && !view.contains(Some("new")));
+        let has = |token: &str| view.find(token.as_bytes()).is_some();
+        assert!(has("old") && !has("new"));
         published.store(set(b"new\nboth\n"));
-        assert!(!view.contains(Some("old")) && view.contains(Some("new")));
-        assert!(view.contains(Some("both")) && !view.contains(None));
+        assert!(!has("old") && has("new") && has("both") && !has(""));
     }
 
     #[test]
-    fn files_are_read_whole_or_refused() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(b"hush\n").unwrap();
-        let set = TokenSet::load(file.path()).unwrap();
-        assert!(set.contains(Some("hush")));
-        assert_eq!(format!("{set:?}"), "TokenSet(1 tokens)");
-        file.write_all(&vec![b'#'; FILE_BYTES_MAX as usize]).unwrap();
-        assert!(matches!(TokenSet::load(file.path()), Err(TokensError::TooLarge)));
-        let missing = TokenSet::load(Path::new("no/such/file")).unwrap_err().to_string();
-        assert!(missing.contains("cannot be read"), "{missing}");
+    fn what_is_printed_of_a_set_is_its_size() {
+        assert_eq!(format!("{:?}", set_of(b"hush\n")), "TokenSet(1 tokens)");
     }
 }

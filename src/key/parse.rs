@@ -4,7 +4,9 @@ use std::fmt;
 
 use super::event_time::TimePart;
 use super::fields::{self, Fields, PointerError};
-use super::{DEFAULT_BATCH, HASH_DIGITS_MAX, KeyTemplate, Part, VALUE_BYTES_MAX, value};
+use super::{
+    DEFAULT_BATCH, HASH_DIGITS_MAX, KeyTemplate, Part, TEMPORARY, VALUE_BYTES_MAX, room, value,
+};
 
 /// Most bytes of `KEY`, and of `EVENT_TIME`: S3 allows keys of 1024, and every spool contains both.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -64,6 +66,14 @@ pub enum KeyError {
     EmptyPart,
     #[error("KEY has a part {0}, which clients resolve: write the path out")]
     Dots(String),
+    #[error(
+        "KEY begins in {TEMPORARY}, where a file: store holds incomplete files: begin with another name"
+    )]
+    Temporary,
+    #[error(
+        "KEY has a part with {values} fields, more than {max}: write a / between some, or remove some"
+    )]
+    CrowdedPart { values: usize, max: usize },
     #[error("EVENT_TIME is {0:?}, but KEY contains no time: add {{date:…}} or {{hour}}")]
     EventTimeUnused(String),
     #[error("KEY has no {missing}, so two objects could share a key: add {missing}{why}")]
@@ -132,7 +142,9 @@ pub(super) fn template(key: &str, event_time: Option<&str>) -> Result<KeyTemplat
             Some(parts.pointer(EVENT_TIME, pointer)?)
         }
     };
+    let rooms = room::rooms(&parts.list, event_time_slot.is_some())?;
     Ok(KeyTemplate {
+        rooms,
         key: key.into(),
         event_time: event_time.map(Into::into),
         parts: parts.list,
@@ -245,7 +257,8 @@ impl TemplateParts {
     fn field(&mut self, field: &str) -> Result<Part, KeyError> {
         let (pointer, default) = field.split_once('|').unwrap_or((field, super::UNKNOWN));
         let mut safe = String::new();
-        value::write(default.chars(), super::UNKNOWN, &mut safe);
+        let fits = &default[..default.floor_char_boundary(VALUE_BYTES_MAX)];
+        value::write(fits.chars(), super::UNKNOWN, &mut safe);
         if safe != default {
             return Err(KeyError::Default { given: default.into(), safe });
         }
@@ -315,6 +328,9 @@ fn check_path(parts: &[Part]) -> Result<(), KeyError> {
             "." | ".." => return Err(KeyError::Dots(part.into())),
             _ => {}
         }
+    }
+    if super::is_in_temporary(&sample) {
+        return Err(KeyError::Temporary);
     }
     Ok(())
 }

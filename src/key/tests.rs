@@ -186,6 +186,17 @@ fn bad_templates_are_refused_by_name() {
         ),
         ("a/../{seq}", "KEY has a part .., which clients resolve: write the path out".into()),
         ("./{seq}", "KEY has a part ., which clients resolve: write the path out".into()),
+        (
+            ".millrace-tmp/{seq}",
+            "KEY begins in .millrace-tmp, where a file: store holds incomplete files: begin with \
+             another name"
+                .into(),
+        ),
+        (
+            &"{field:/a}".repeat(33),
+            "KEY has a part with 33 fields, more than 32: write a / between some, or remove some"
+                .into(),
+        ),
         ("a\0{seq}", "KEY contains '\\0', which stores or their clients change: remove it".into()),
         ("a\n{seq}", "KEY contains '\\n', which stores or their clients change: remove it".into()),
         ("a\\{seq}", "KEY contains '\\\\', which stores or their clients change: remove it".into()),
@@ -278,7 +289,7 @@ fn what_could_name_two_objects_alike_is_refused_by_name() {
 #[test]
 fn the_longest_key_is_as_long_as_said() {
     let key = "{unix_nanos}{unix_ms}{date:%Y%m%d%j%H%M%S}/{hour}{node}{core}{seq}{count}.{ext}{hash:8}\
-               {version}{field:/a}";
+               {version}-{field:/a}";
     let template = parse(key);
     let wide = "x".repeat(300);
     let mut partition = Partition::default();
@@ -290,6 +301,102 @@ fn the_longest_key_is_as_long_as_said() {
         KeyOf { unix_nanos: last, seq: last, count: last, core: 1023, ..of(partition.text()) };
     template.write_key(&widest, &mut key);
     assert_eq!(key.len(), template.longest("host-1".len(), "ndjson.gz".len()));
+}
+
+/// A table over templates: which parts may get too long, and what is left of long values then.
+#[test]
+fn values_that_do_not_fit_together_are_cut_to_a_share_and_end_with_a_hash() {
+    let name = |template: &str, a: &str, b: &str| {
+        let payload = serde_json::json!({ "a": a, "b": b }).to_string();
+        key(template, &payload)
+    };
+    let x = |n: usize| "x".repeat(n);
+    let y = |n: usize| "y".repeat(n);
+    // All that fits is left as it is, also next to what is long by itself.
+    for (template, a, b) in [
+        ("{field:/a}/{field:/b}/{seq}", x(128), y(128)),
+        ("{field:/a}{field:/b}/{seq}", x(127), y(128)),
+        ("{field:/a}-{field:/b}/{seq}", x(126), y(128)),
+        ("{field:/a}-{field:/b}/{seq}", x(1), y(128)),
+        ("{field:/a}{field:/b}-{unix_nanos}-{node}-{core}-{seq}.{ext}", x(64), y(64)),
+    ] {
+        let rest = key(&template.replace("{field:/a}", &a).replace("{field:/b}", &b), "7");
+        assert_eq!(name(template, &a, &b), rest, "{template}");
+    }
+    // What does not is cut; the room is the same for every node and number.
+    for (template, a, b, expected) in [
+        ("{field:/a}{field:/b}/{seq}", x(128), y(128), format!("{}{}-", x(119), y(119))),
+        ("{field:/a}-{field:/b}/{seq}", x(127), y(128), format!("{}-{}-", x(118), y(118))),
+        ("{field:/a}-{field:/b}/{seq}", x(128), y(127), format!("{}-{}-", x(118), y(118))),
+        (
+            "{field:/a}{field:/b}{field:/a}/{seq}",
+            x(128),
+            y(5),
+            format!("{}{}{}-", x(116), y(5), x(116)),
+        ),
+        (
+            "{unix_nanos}-{node}-{core}-{seq}-{field:/a}{field:/b}.{ext}",
+            x(128),
+            y(128),
+            format!("1763755200000000000-host-1-3-42-{}{}-", x(57), y(57)),
+        ),
+        (
+            "{field:/a}--{field:/b}/{seq}",
+            "日".repeat(42),
+            "é".repeat(64),
+            format!("{}--{}-", "日".repeat(39), "é".repeat(59)),
+        ),
+    ] {
+        let cut = name(template, &a, &b);
+        assert!(cut.starts_with(&expected), "{template}: {cut}");
+        assert!(cut.split('/').all(|part| part.len() <= 255), "{cut}");
+        // Whatever is different keeps another name, and the same keeps the same.
+        assert_eq!(name(template, &a, &b), cut);
+        let others =
+            [(x(128) + "x", b.clone()), (a.clone(), b.clone() + "y"), (b.clone(), a.clone())];
+        let names: BTreeSet<String> = others.iter().map(|(a, b)| name(template, a, b)).collect();
+        assert!(names.len() == 3 && !names.contains(&cut), "{template}: {names:?}");
+    }
+}
+
+#[test]
+fn no_key_begins_in_the_temporary_directory() {
+    for (template, a, expected) in [
+        ("{field:/a}/{seq}", ".millrace-tmp", "_millrace-tmp/42"),
+        ("{field:/a}", ".millrace-tmp", "_millrace-tmp"),
+        ("{field:/a}{field:/b|p}/{seq}", ".millrace-tm", "_millrace-tmp/42"),
+        (".{field:/a}/{seq}", "millrace-tmp", "_millrace-tmp/42"),
+        (".millrace-{field:/a}/{seq}", "tmp", "_millrace-tmp/42"),
+        ("{field:/none|.millrace-tmp}/{seq}", "", "_millrace-tmp/42"),
+        // Everything else is as it was sent.
+        ("{field:/a}/{seq}", ".millrace-tmp2", ".millrace-tmp2/42"),
+        ("{field:/a}/{seq}", ".millrace-tm", ".millrace-tm/42"),
+        ("{field:/a}/{seq}", ".Millrace-tmp", ".Millrace-tmp/42"),
+        ("{field:/a}{seq}", ".millrace-tmp", ".millrace-tmp42"),
+        ("x/{field:/a}/{seq}", ".millrace-tmp", "x/.millrace-tmp/42"),
+    ] {
+        let payload = format!("{{\"a\":{a:?}}}");
+        assert_eq!(key(template, &payload), expected, "{template}");
+    }
+    let version = render(&parse("{version}/{seq}"), "7", Some(".millrace-tmp")).1;
+    assert_eq!(version, "_millrace-tmp/42");
+}
+
+#[test]
+fn a_template_knows_which_directories_its_keys_can_lie_in() {
+    for (template, inside, outside) in [
+        ("{seq}", &[][..], &["x", "x/y"][..]),
+        ("{field:/a}/{seq}", &["x"], &["x/y"]),
+        ("a/{field:/a}/{seq}", &["a", "a/x"], &["b", "b/x", "a/x/y"]),
+        ("{version}-x/{date:%Y/%m}/{seq}", &["x"], &["x/2025"]),
+        ("{date:%Y}/{node}/{seq}", &[], &["2025", "x"]),
+    ] {
+        let lies = |names: &&str| {
+            let names: Vec<&str> = names.split('/').collect();
+            parse(template).can_lie_in(names.into_iter())
+        };
+        assert!(inside.iter().all(lies) && !outside.iter().any(lies), "{template}");
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Directories and files that users other than this one and root may write to or, if they contain
-//! secrets, read. These are warnings, because a host may have its reasons; each has the command
-//! that fixes it.
+//! secrets, read, and a listener that takes payloads from anybody. These are warnings, because a
+//! host may have its reasons; each has the command that fixes it.
 
 use std::fs::{self, Metadata};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -86,6 +87,20 @@ pub(super) fn secret_file(name: &'static str, path: &Path) -> Option<Finding> {
     judge_own(name, path, owned, &me).or_else(|| judge_secret(name, path, owned, &me))
 }
 
+/// The finding for `LISTEN` where no token is asked for: only this host's own users may be trusted
+/// without.
+pub(super) fn listener(listen: SocketAddr) -> Option<Finding> {
+    if listen.ip().to_canonical().is_loopback() {
+        return None;
+    }
+    let detail = format!("{listen} takes payloads from everybody who can reach it: no TOKENS_FILE");
+    let remedy = format!(
+        "set TOKENS_FILE, or LISTEN=127.0.0.1:{}; ignore this if a proxy or firewall lets only known clients through",
+        listen.port()
+    );
+    Some(Finding::warn("LISTEN", detail, remedy))
+}
+
 fn judge_own(name: &'static str, path: &Path, owned: Owned, me: &Me) -> Option<Finding> {
     let (shown, Owned { uid, mode, .. }) = (path.display(), owned);
     if let Some(whom) = owned.open_to(me, OTHERS_WRITE, GROUP_WRITE) {
@@ -163,6 +178,28 @@ mod tests {
         // Root cannot know whom the server will run as.
         let (root, path) = (Me { uid: 0, gid: 0 }, Path::new("/srv/x"));
         assert_eq!(judge_own("X", path, Owned { uid: 7, gid: 7, mode: 0o700 }, &root), None);
+    }
+
+    #[test]
+    fn a_listener_without_tokens_is_for_this_host() {
+        for (listen, is_open) in [
+            ("127.0.0.1:8080", false),
+            ("127.8.9.1:8080", false),
+            ("[::1]:8080", false),
+            ("[::ffff:127.0.0.1]:8080", false),
+            ("0.0.0.0:8080", true),
+            ("[::]:8080", true),
+            ("10.0.0.1:8080", true),
+            ("[::ffff:10.0.0.1]:8080", true),
+            ("[fd00::1]:8080", true),
+        ] {
+            let finding = listener(listen.parse().unwrap());
+            assert_eq!(finding.is_some(), is_open, "{listen}");
+            if let Some(Finding { level, detail, remedy, .. }) = finding {
+                assert_eq!(level, Level::Warn);
+                assert!(detail.starts_with(listen) && remedy.unwrap().contains("TOKENS_FILE"));
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{Finding, exposed};
 use crate::config::{Config, Effective, StoreUrl};
 use crate::http::tokens::TokenSet;
+use crate::metrics::tokens::TokenNames;
 use crate::queue::job::Stamp;
 
 /// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` an address in use is not a failure, because its
@@ -69,12 +70,17 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
     Finding::fail(name, why, remedy)
 }
 
-/// `TOKENS_FILE`, if set.
+/// `TOKENS_FILE` or, without it, who can reach `LISTEN`.
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
-    let Some(path) = config.tokens_file.as_deref() else { return Vec::new() };
+    let Some(path) = config.tokens_file.as_deref() else {
+        return exposed::listener(config.listen).into_iter().collect();
+    };
     let shown = path.display();
-    let finding = match TokenSet::load(path) {
-        Ok(set) => Finding::ok("TOKENS_FILE", format!("{shown} holds {} tokens", set.len())),
+    let finding = match TokenSet::load(path, &TokenNames::default()) {
+        Ok(set) => {
+            let (count, more) = (set.len(), set.beyond_names());
+            Finding::ok("TOKENS_FILE", format!("{shown} holds {count} tokens{more}"))
+        }
         Err(error) => Finding::fail(
             "TOKENS_FILE",
             format!("{shown} {error}"),
@@ -172,7 +178,9 @@ mod tests {
         let found = tokens(&config(file.path().to_str().unwrap()));
         assert!(found[0].detail.ends_with("holds 2 tokens"), "{}", found[0].detail);
         assert_eq!(found.len(), 1, "its owner only: {found:?}");
-        assert_eq!(tokens(&Config::from_settings(&[]).unwrap()), []);
+        let local = Config::from_settings(&[("LISTEN", "127.0.0.1:8080")]).unwrap();
+        assert_eq!(tokens(&local), []);
+        assert_eq!(tokens(&Config::from_settings(&[]).unwrap())[0].level, Level::Warn);
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
-use crate::key::{DEFAULT_PAYLOAD, KeyOf, KeyTemplate, Partition};
+use crate::key::{DEFAULT_PAYLOAD, EventTime, KeyOf, KeyTemplate, Partition};
 use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
+use crate::queue::event_times::UnreadableTimes;
 use crate::queue::outcome::{Outcome, RequestOutcome};
 use crate::rt;
 use crate::spool::SpooledRequest;
@@ -117,6 +118,7 @@ pub struct Origin {
 struct Keys {
     template: KeyTemplate,
     partition: RefCell<Partition>,
+    unreadable: UnreadableTimes,
 }
 
 impl Origin {
@@ -140,7 +142,10 @@ impl Origin {
             None
         });
         let template = template.filter(|t| t.texts() != (DEFAULT_PAYLOAD, None));
-        let with_room = |template| Rc::new(Keys { template, partition: RefCell::default() });
+        let with_room = |template| {
+            let (partition, unreadable) = Default::default();
+            Rc::new(Keys { template, partition, unreadable })
+        };
         Origin { is_single_object: keys.is_some(), keys: template.map(with_room), ..self }
     }
 
@@ -181,26 +186,34 @@ impl Origin {
     /// The key of `payload` as a single object, relative to the store's prefix.
     pub fn key(&self, stamp: Stamp, payload: &Payload) -> String {
         let mut key = String::new();
-        self.write_key(stamp, payload, &mut key);
+        let _read_or_not = self.write_key(stamp, payload, &mut key);
         key
     }
 
     /// Replaces the content of `key` with that key. A format string and a new allocation would cost
-    /// 0.2 µs per payload.
-    pub fn write_key(&self, stamp: Stamp, payload: &Payload, key: &mut String) {
+    /// 0.2 µs per payload. Without a readable event time the key has the time of admission, in
+    /// every attempt alike.
+    pub fn write_key(&self, stamp: Stamp, payload: &Payload, key: &mut String) -> EventTime {
         key.clear();
         let Some(keys) = &self.keys else {
             self.write_stem(stamp, key);
-            return key.push_str(".json");
+            key.push_str(".json");
+            return EventTime::NotAsked;
         };
         let Stamp { unix_nanos, seq } = stamp;
         let (mut partition, version) = (keys.partition.borrow_mut(), payload.version());
-        // Without a readable event time it takes the time of admission, in every attempt alike.
-        let _read_or_not =
-            keys.template.write_partition(payload, version, unix_nanos, &mut partition);
+        let time = keys.template.write_partition(payload, version, unix_nanos, &mut partition);
         let (node, core, partition) = (&*self.node, self.core, partition.text());
         let of = KeyOf { partition, unix_nanos, node, core, seq, count: 1, ext: "json" };
         keys.template.write_key(&of, key);
+        time
+    }
+
+    /// Logs that the event time of `payload` cannot be read.
+    pub fn log_unreadable_time(&self, payload: &Payload) {
+        if let Some(keys) = &self.keys {
+            keys.unreadable.log(&keys.template, payload);
+        }
     }
 
     fn write_stem(&self, stamp: Stamp, text: &mut String) {

@@ -229,6 +229,8 @@ impl Rig {
         for task in self.spool.tasks.take() {
             task.cancel().await;
         }
+        // A call that it was in also holds locks; the end of a process ends it.
+        self.spool.disk.thread.run(|| Ok(())).await.unwrap();
         // They hold the locks of orphaned spools, and each other.
         while self.queue.take().is_some() {}
         self.spool.dirs().iter().for_each(|dir| dir.leave());

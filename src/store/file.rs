@@ -32,13 +32,11 @@ use glommio::io::{BufferedFile, Directory, OpenOptions};
 
 use super::{Class, Object, Progress, PutError};
 use crate::config::FileMode;
+use crate::key::{TEMPORARY, is_in_temporary};
 use crate::queue::job::Payload;
 use crate::rt;
 use crate::sync::Semaphore;
 
-/// Holds incomplete files; inside the store's directory, because a rename must not cross file
-/// systems.
-const TEMPORARY: &str = ".millrace-tmp";
 /// A temporary file older than this belongs to a process that died, or to a put on a disk that hung
 /// for as long; that put fails without its file and is retried.
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -268,10 +266,12 @@ fn create_root_synced(root: &Path, mode: FileMode) -> io::Result<()> {
     Ok(())
 }
 
-/// Keys become paths, so a key that a path would change is refused.
+/// Keys become paths, so a key that a path would change is refused. No template makes one; a dead
+/// letter may have one. Incomplete files are in [`TEMPORARY`], which is inside the store's directory
+/// because a rename must not cross file systems.
 fn check_key(key: &str) -> Result<(), PutError> {
     let refuse = |why: &str| Err(PutError::new(Class::Object, "InvalidKey", why));
-    if key.contains('\0') || key.starts_with(TEMPORARY) {
+    if key.contains('\0') || is_in_temporary(key) {
         return refuse("a key must hold no NUL and not start with the store's temporary directory");
     }
     for component in key.split('/') {
@@ -479,6 +479,8 @@ mod tests {
                 ("a/b/beside", b"2"),
                 ("sp ace/é☃%2F+&?#'\"\\.json", b"3"),
                 ("..dots..", b"4"),
+                (".millrace-tmpx/like it", b"5"),
+                ("a/.millrace-tmp/below", b"6"),
                 ("large", &large),
             ] {
                 put(&store, key, bytes).await.unwrap();
@@ -531,6 +533,96 @@ mod tests {
             }
             assert_eq!(fs::read(root.join("object")).unwrap(), b"1");
             assert!(!root.parent().unwrap().join("outside").exists());
+            assert_eq!(temporaries(&root), 0);
+        });
+    }
+
+    /// Templates whose values decide as much of a name as they can.
+    const TEMPLATES: [&str; 6] = [
+        "{field:/a}/{unix_nanos}-{node}-{core}-{seq}.{ext}",
+        "{field:/a}{field:/b}/{version}/{unix_nanos}-{node}-{core}-{seq}",
+        ".millrace-{field:/a}/.{field:/b}/{unix_nanos}-{node}-{core}-{seq}",
+        "{field:/a}{field:/b}{field:/a}{version}{hour}{field:/b}/{unix_nanos}-{node}-{core}-{seq}",
+        "x/{field:/a|..x}-{field:/b|none}-{version}-{unix_nanos}-{node}-{core}-{seq}.json",
+        ".millrac{hash:1}-tmp/{field:/a}-{seq}/{node}-{field:/b}/{core}-{unix_nanos}",
+    ];
+
+    /// Values that have made, or could make, a name that is none.
+    const HOSTILE: [&str; 22] = [
+        ".millrace-tmp",
+        ".millrace-tmp/",
+        ".millrace-tmp/x",
+        ".millrace",
+        "-tmp",
+        "tmp",
+        "",
+        ".",
+        "..",
+        "...",
+        "/",
+        "//",
+        "../..",
+        "\\",
+        "\0",
+        "\n",
+        "\u{1f}",
+        "\u{fffd}\u{ffff}",
+        "%2e%2e%2f",
+        "con",
+        "~",
+        "-rf",
+    ];
+
+    #[test]
+    fn whatever_clients_send_is_stored_and_found_under_its_key() {
+        use crate::key::{KeyOf, KeyTemplate, Partition};
+        use proptest::prelude::*;
+        use proptest::sample::select;
+        use proptest::strategy::ValueTree;
+        use proptest::test_runner::TestRunner;
+
+        let repeated = |char: char, bytes: usize| char.to_string().repeat(bytes / char.len_utf8());
+        let mut values: Vec<String> = HOSTILE.map(String::from).to_vec();
+        for char in ['x', '.', '/', 'é', '日', '😀'] {
+            let lengths = [60, 84, 85, 111, 112, 126, 127, 128, 129, 130, 255, 256, 5000];
+            values.extend(lengths.map(|bytes| repeated(char, bytes)));
+        }
+        let value = prop_oneof![select(values), any::<String>(), "\\PC{100,140}"];
+        let triple = (select(&TEMPLATES[..]), value.clone(), value.clone(), value);
+        with_store(|store, root| async move {
+            let mut runner = TestRunner::deterministic();
+            let mut key = String::new();
+            let mut stored = std::collections::HashSet::new();
+            for seq in 0..1_000 {
+                let (text, a, b, version) = triple.new_tree(&mut runner).unwrap().current();
+                let template = KeyTemplate::parse(text, None).unwrap();
+                let payload = serde_json::json!({ "a": a, "b": b }).to_string();
+                let mut partition = Partition::default();
+                let version = crate::key::version(&version);
+                let _ = template.write_partition(
+                    payload.as_bytes(),
+                    Some(&version),
+                    u64::MAX,
+                    &mut partition,
+                );
+                let of = KeyOf {
+                    partition: partition.text(),
+                    unix_nanos: u64::MAX,
+                    node: &"n".repeat(64),
+                    core: 1023,
+                    seq,
+                    count: 1,
+                    ext: "ndjson.zst",
+                };
+                template.write_key(&of, &mut key);
+                let said = format!("{text}: {key} of {payload} and {version}");
+                assert!(key.len() <= template.longest(64, 10) && key.len() <= 1024, "{said}");
+                let part = key.split('/').map(str::len).max().unwrap();
+                assert!(part <= template.longest_part(64, 10) && part <= 255, "{said}");
+                put(&store, &key, payload.clone()).await.unwrap_or_else(|e| panic!("{said}: {e}"));
+                assert_eq!(fs::read(root.join(&key)).unwrap(), payload.as_bytes(), "{said}");
+                assert!(stored.insert(key.clone()), "twice: {said}");
+            }
             assert_eq!(temporaries(&root), 0);
         });
     }

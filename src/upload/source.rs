@@ -3,6 +3,8 @@
 use std::rc::Rc;
 
 use crate::batch::Batch;
+use crate::key::EventTime;
+use crate::metrics::CoreCells;
 use crate::queue::job::{Job, Origin};
 use crate::queue::outcome::Outcome;
 use crate::store::Object;
@@ -39,13 +41,23 @@ impl Upload {
     }
 
     /// Replaces the content of `key` with the object's key; `own` is the core's origin.
-    pub fn write_key(&self, own: &Origin, key: &mut String) {
+    pub fn write_key(&self, own: &Origin, key: &mut String) -> EventTime {
         match self {
             Upload::Payload(job) => job.origin(own).write_key(job.stamp, &job.payload, key),
             Upload::Batch(batch) => {
                 key.clear();
                 key.push_str(batch.key());
+                // Its payloads' times were read when they joined it.
+                EventTime::NotAsked
             }
+        }
+    }
+
+    /// Counts and logs that the event time of a single payload cannot be read.
+    pub(super) fn note_unreadable_time(&self, own: &Origin, cells: &CoreCells) {
+        if let Upload::Payload(job) = self {
+            cells.event_times_unreadable.inc();
+            job.origin(own).log_unreadable_time(&job.payload);
         }
     }
 

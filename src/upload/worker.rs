@@ -18,6 +18,7 @@ use super::{Failures, InFlight, PendingUpload, RetryState};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::deadline::Alarm;
+use crate::key::EventTime;
 use crate::queue::outcome::Outcome;
 use crate::rt;
 use crate::spool::Intent;
@@ -139,7 +140,10 @@ impl Worker {
         intent: Option<Intent>,
     ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        pending.upload.write_key(&uploader.origin, &mut self.key);
+        let time = pending.upload.write_key(&uploader.origin, &mut self.key);
+        if time == EventTime::Unreadable && pending.retry.is_none() {
+            pending.upload.note_unreadable_time(&uploader.origin, uploader.cells);
+        }
         let stored_before = uploader.cells.objects_stored.value();
         let began = rt::now();
         let attempt = AssertUnwindSafe(self.attempt(&pending.upload, began)).catch_unwind().await;
@@ -370,7 +374,7 @@ mod tests {
             let stamp = Stamp { unix_nanos: 1, seq: 2 };
             let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
             let mut worker = Worker::new(uploader.clone(), 0);
-            upload.write_key(&uploader.origin, &mut worker.key);
+            let _not_asked = upload.write_key(&uploader.origin, &mut worker.key);
             let given_up = GivenUp { upload, intent: None, error: "e".into(), attempts: 1 };
             let mut giving_up = Box::pin(worker.give_up(given_up));
             assert!(poll_once(&mut giving_up).await.is_none(), "the disk takes its time");

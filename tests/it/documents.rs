@@ -273,10 +273,13 @@ fn the_metric_reference_is_what_a_scrape_shows() {
             }
         }
     }
-    let reasons = text("docs/batches.md");
+    let reasons = text("docs/batches.md") + &text("docs/operations.md");
     for reason in scrape.split("reason=\"").skip(1) {
         let reason = reason.split('"').next().unwrap();
-        assert!(reasons.contains(&format!("`{reason}`")), "docs/batches.md has no {reason}");
+        assert!(
+            reasons.contains(&format!("`{reason}`")),
+            "docs/batches.md and docs/operations.md have no {reason}"
+        );
     }
 }
 

@@ -30,6 +30,18 @@ mod http {
     mod tokens;
 }
 
+/// Attacks, each with a good client beside it.
+mod hostile {
+    mod bombs;
+    mod connections;
+    mod floods;
+    mod memory;
+    mod names;
+    mod slow;
+    mod smuggling;
+    mod support;
+}
+
 /// Objects that hold many payloads.
 mod batch {
     mod acks;

@@ -14,7 +14,7 @@ use millrace::internals::config::Ack;
 use millrace::internals::http::parse::Scratch;
 use millrace::internals::http::reply::Answer;
 use millrace::internals::http::request::{split, wrong_route};
-use millrace::internals::http::tokens::TokenView;
+use millrace::internals::http::tokens::{TokenRefusal, TokenView};
 use millrace::internals::queue::admission::Need;
 use millrace::internals::queue::job::Stamp;
 use std::cell::{OnceCell, RefCell};
@@ -104,7 +104,14 @@ async fn admit(server: &Server, body: Bytes) -> Answer {
         TOKENS.with(|view| {
             let tokens = server.tokens.as_ref();
             let view = tokens.map(|set| view.get_or_init(|| TokenView::fixed(set.clone())));
-            split(&body, scratch, view).map(|found| found.payloads.to_vec())
+            let found = split(&body, scratch)?;
+            let is_accepted = |view: &TokenView| {
+                found.token.as_deref().is_some_and(|token| view.find(token.as_bytes()).is_some())
+            };
+            match view {
+                Some(view) if !is_accepted(view) => Err(TokenRefusal::Envelope.into()),
+                _ => Ok(found.payloads.to_vec()),
+            }
         })
     });
     let spans = match spans {

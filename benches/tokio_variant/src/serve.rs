@@ -13,6 +13,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use millrace::internals::config::Config;
 use millrace::internals::http::tokens::TokenSet;
 use millrace::internals::key::KeyOf;
+use millrace::internals::metrics::tokens::TokenNames;
 use millrace::internals::queue::job::Stamp;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,7 +62,8 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
     batch::check(&config)?;
     let cores = config.cores.len();
     let (admission, jobs) = Admission::new(&config);
-    let tokens = config.tokens_file.as_deref().map(TokenSet::load).transpose();
+    let tokens = config.tokens_file.as_deref();
+    let tokens = tokens.map(|path| TokenSet::load(path, &TokenNames::default())).transpose();
     let server = Arc::new(Server {
         admission,
         bodies: BodyBudget::new(config.max_body_bytes * cores),

@@ -14,7 +14,8 @@
 
 use std::collections::HashMap;
 
-use super::{Activity, Measure, Peer};
+use super::{Activity, Measure};
+use crate::http::peer::Peer;
 
 /// Most rows of a table: a peer with more than 1/256 of a measure is always in it.
 pub const ROWS_MAX: usize = 256;

@@ -248,3 +248,63 @@ fn a_stored_request_at_the_stop_is_answered_by_what_the_flush_brings() {
     assert!(stopped.took < Duration::from_millis(1_500), "{:?}", stopped.took);
     assert_eq!((stopped.status, stopped.stored), (0, 5), "{}", stopped.log_text());
 }
+
+const BY_PART: (&str, &str) = ("KEY", "{field:/part}/{unix_nanos}-{node}-{core}-{seq}.ndjson");
+
+fn part(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|id| format!(r#"{{"part":"{name}","id":{id}}}"#)).collect()
+}
+
+#[test]
+fn a_stored_request_closes_its_batch_in_time_however_long_others_may_stay_open() {
+    for (ack, headers) in [("queued", STORED), ("stored", "")] {
+        let server = Server::start_batching(&[
+            BY_PART,
+            ("BATCH_AGE", "60s"),
+            ("ACK_TIMEOUT", "2s"),
+            ("ACK", ack),
+        ]);
+        let mut others = send(&server, &[part("a", 2), part("b", 1)].concat(), QUEUED);
+        assert_ack(&others.reply(), 3, "queued");
+        let started = Instant::now();
+        let mut first = send(&server, &part("a", 3), headers);
+        server.wait("it waits", |m| m.sum("millrace_ack_waiters") == 1);
+        let mut second = send(&server, &part("a", 4), headers);
+        assert_ack(&first.reply(), 3, "stored");
+        // Half of ACK_TIMEOUT after the first, and in the same batch.
+        let took = started.elapsed();
+        assert!((900..1_800).contains(&took.as_millis()), "{took:?}");
+        assert_ack(&second.reply(), 4, "stored");
+        let metrics = server.metrics();
+        assert_eq!(metrics.closed_by_reason(), [("stored", 1)]);
+        assert_eq!(metrics.sum("millrace_batches_open"), 1, "nobody waits for b");
+        // Every batch of a request is closed for it, and only those.
+        let mut third = send(&server, &[part("a", 1), part("c", 1)].concat(), headers);
+        assert_ack(&third.reply(), 2, "stored");
+        let metrics = server.metrics();
+        assert_eq!(metrics.closed_by_reason(), [("stored", 3)]);
+        assert_eq!(metrics.sum("millrace_batches_open"), 1);
+        drop((others, first, second, third));
+        let stopped = server.stop();
+        assert_eq!((stopped.status, stopped.batches().len()), (0, 4));
+    }
+}
+
+/// With the first request the server does not know how slow the store is.
+#[test]
+fn a_batch_is_closed_so_early_that_a_slow_put_still_fits() {
+    let server = Server::start_batching(&[
+        ("BATCH_AGE", "60s"),
+        ("ACK", "stored"),
+        ("ACK_TIMEOUT", "4s"),
+        ("FAULTS", "delay=2700ms"),
+    ]);
+    let reply = server.post(collection(&numbered(0..3)));
+    assert_unkept(&reply, 504, [3, 0, 0]);
+    server.wait("it is stored nevertheless", |m| m.sum("millrace_payloads_stored_total") == 3);
+    for _ in 0..2 {
+        assert_ack(&server.post(collection(&numbered(3..5))), 2, "stored");
+    }
+    assert_eq!(server.metrics().closed_by_reason(), [("stored", 3)]);
+    server.wait_idle();
+}

@@ -68,8 +68,6 @@ fn values_that_are_none_are_refused_with_what_is_allowed() {
 
 #[test]
 fn settings_that_do_not_go_together_are_refused_with_both() {
-    const NEVER: &str = "plus PUT_TIMEOUT is not below ACK_TIMEOUT=\"30s\" (default): \
-        `millrace-ack: stored` would always get 504; lower one of them or raise ACK_TIMEOUT";
     refused(&[
         (
             &[ZSTD],
@@ -89,10 +87,8 @@ fn settings_that_do_not_go_together_are_refused_with_both() {
         (
             &[("KEY", "{unix_nanos}-{node}-{core}-{seq}"), BATCH, GZIP],
             "has no {ext}, so readers could not detect COMPRESSION=\"gzip\" (environment variable \
-             MILLRACE_COMPRESSION): add it, or set COMPRESSION_MARK=header",
+             MILLRACE_COMPRESSION): add it or .ndjson.gz, or set COMPRESSION_MARK=header",
         ),
-        (&[("BATCH_AGE", "20s"), BATCH], NEVER),
-        (&[("BATCH_AGE", "1s"), BATCH, ("PUT_TIMEOUT", "29s")], NEVER),
     ]);
     let dir = tempfile::tempdir().unwrap();
     // A default that no longer goes with what was given is named as one.
@@ -102,17 +98,77 @@ fn settings_that_do_not_go_together_are_refused_with_both() {
     assert!(text.starts_with(said), "{text}");
     // Those that just go together do.
     for fine in [
-        &[BATCH, ("BATCH_AGE", "19999ms")][..],
+        // Whoever asks for `stored` does not wait for the age.
+        &[BATCH, ("BATCH_AGE", "60s")][..],
+        &[BATCH, ("BATCH_AGE", "1h"), ("ACK", "stored"), ("PUT_TIMEOUT", "29s")],
         &[BATCH, ("BATCH_MEMORY", "21504KiB")],
         &[BATCH, ZSTD, ("COMPRESSION_LEVEL", "-7")],
         &[BATCH, GZIP, ("COMPRESSION_LEVEL", "9")],
         &[("PUT_PRICE", "0")],
-        // Nobody asks for a batch's age where there are none.
-        &[("BATCH_AGE", "20s")],
     ] {
         let (status, text) = say(dir.path(), &["check"], fine);
         assert_eq!(status, Some(0), "{fine:?}: {text}");
     }
+}
+
+/// The end of a key tells readers how to decode the object, whoever wrote it.
+#[test]
+fn an_ending_that_is_true_is_as_good_as_ext_and_any_other_is_refused() {
+    const STAMP: &str = "{unix_nanos}-{node}-{core}-{seq}";
+    const HEADER: (&str, &str) = ("COMPRESSION_MARK", "header");
+    const NULL: (&str, &str) = ("STORE", "null:");
+    let key = |ending: &str| format!("{STAMP}{ending}");
+    let dir = tempfile::tempdir().unwrap();
+    for (ending, settings) in [
+        (".ndjson.gz", &[BATCH, GZIP][..]),
+        (".json.gz", &[BATCH, GZIP]),
+        (".jsonl.zst", &[BATCH, ZSTD]),
+        (".gz", &[BATCH, GZIP]),
+        ("-all.events.zst", &[BATCH, ZSTD]),
+        (".ndjson", &[BATCH]),
+        (".json", &[BATCH]),
+        (".ndjson", &[BATCH, ZSTD, HEADER, NULL]),
+        (".{ext}", &[BATCH, GZIP]),
+        ("-{ext}.x", &[BATCH, GZIP]),
+        ("", &[BATCH]),
+        (".json", &[]),
+        (".gzip", &[]),
+    ] {
+        let key = key(ending);
+        let settings = [&[("KEY", key.as_str())], settings].concat();
+        let (status, text) = say(dir.path(), &["check"], &settings);
+        assert_eq!(status, Some(0), "{settings:?}: {text}");
+    }
+    let [gz, zst, lines, zstd, twice, jsonl] =
+        [".ndjson.gz", ".ndjson.zst", ".ndjson", "-x.zstd", ".{ext}.gz", ".jsonl.gz"].map(key);
+    let set = |name: &str, value: &str| {
+        format!("{name}={value:?} (environment variable MILLRACE_{name})")
+    };
+    let zstd_set = set("COMPRESSION", "zstd");
+    let zstd_makes =
+        format!("ends in .gz, but {zstd_set} makes .ndjson.zst: write {{ext}} or .ndjson.zst");
+    let header = set("COMPRESSION_MARK", "header");
+    let header_makes =
+        format!("ends in .zst, but {header} makes .ndjson: write {{ext}} or .ndjson");
+    let none =
+        "ends in .zstd, but COMPRESSION=\"none\" (default) makes .ndjson: write {ext} or .ndjson";
+    let single = |said: &str| {
+        format!(
+            "ends in {said}, but OBJECT=\"payload\" (default) makes .json: write {{ext}} or .json, or set OBJECT=batch"
+        )
+    };
+    refused(&[
+        (&[("KEY", &gz), BATCH, ZSTD], &zstd_makes),
+        (&[("KEY", &zst), BATCH, ZSTD, HEADER, NULL], &header_makes),
+        (&[("KEY", &zstd), BATCH], none),
+        (&[("KEY", &gz)], &single(".gz")),
+        (&[("KEY", &lines)], &single(".ndjson")),
+        (&[("KEY", &jsonl)], &single(".gz")),
+        (
+            &[("KEY", &twice), BATCH, GZIP],
+            "ends in .gz behind {ext}, which says it already: remove .gz",
+        ),
+    ]);
 }
 
 #[test]

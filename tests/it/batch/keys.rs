@@ -150,7 +150,7 @@ fn versions_are_a_partition_and_come_back_after_a_crash() {
 }
 
 /// The same time in every form, and where it belongs.
-const TIMES: [(&str, &str); 8] = [
+const TIMES: [(&str, &str); 13] = [
     ("1700000000", "2023/11/14/22"),
     ("1700000000.5", "2023/11/14/22"),
     ("1700000000123", "2023/11/14/22"),
@@ -159,6 +159,12 @@ const TIMES: [(&str, &str); 8] = [
     (r#""2023-11-14T22:13:20Z""#, "2023/11/14/22"),
     (r#""2023-11-15T01:13:20.25+03:00""#, "2023/11/14/22"),
     (r#""1709164800""#, "2024/02/29/00"),
+    // ISO 8601 as many libraries write it.
+    (r#""2023-11-14T22:13:20+0000""#, "2023/11/14/22"),
+    (r#""2023-11-15T01:13:20+03""#, "2023/11/14/22"),
+    (r#""2023-11-14 22:13:20,5""#, "2023/11/14/22"),
+    (r#""20231114T221320.123456789123Z""#, "2023/11/14/22"),
+    (r#""2016-12-31T23:59:60z""#, "2016/12/31/23"),
 ];
 
 #[test]
@@ -176,7 +182,7 @@ fn event_times_decide_the_folder_and_unreadable_ones_are_counted() {
         let unreadable = [r#"{"ts":"yesterday"}"#, r#"{"ts":null}"#, r#"{"t":1}"#, "[]"];
         payloads.extend(unreadable.map(str::to_owned));
         assert_eq!(server.post(collection(&payloads)).status, 200);
-        server.wait("all stored", |m| m.sum("millrace_payloads_stored_total") == 12);
+        server.wait("all stored", |m| m.sum("millrace_payloads_stored_total") == 17);
         server.wait_idle();
         let mut found = BTreeMap::new();
         for (key, bytes) in server.stored() {
@@ -192,11 +198,20 @@ fn event_times_decide_the_folder_and_unreadable_ones_are_counted() {
             let year = found[payload].split('/').next().unwrap().parse::<u32>().unwrap();
             assert!(year >= 2025, "{object}: {payload} under the time it came: {}", found[payload]);
         }
-        if object == "batch" {
-            let metrics = server.metrics();
-            assert_eq!(metrics.sum("millrace_event_times_unreadable_total"), 4);
-        }
-        assert_eq!(server.stop().status, 0);
+        assert_eq!(server.metrics().sum("millrace_event_times_unreadable_total"), 4);
+        let stopped = server.stop();
+        assert_eq!(stopped.status, 0);
+        // One line a minute, with what was there and no word of it.
+        let log = stopped.log_text();
+        let said: Vec<&str> =
+            log.lines().filter(|line| line.contains("EVENT_TIME finds")).collect();
+        assert_eq!(said.len(), 1, "{log}");
+        assert!(
+            said[0].contains("finds the text \\\"aaaaaaaaa\\\", which is neither"),
+            "{}",
+            said[0]
+        );
+        assert!(!log.contains("yesterday"), "{log}");
     }
 }
 

@@ -279,3 +279,75 @@ fn ratio_puts_and_their_price_are_computed_from_what_was_stored() {
     assert_eq!(below("262144.0", "millrace_batch_raw_size_bytes_bucket"), 4);
     assert_eq!(below("16384.0", "millrace_batch_stored_size_bytes_bucket"), 4);
 }
+
+#[test]
+fn ratio_and_price_are_absent_before_there_is_something_to_tell() {
+    let server = Server::start_batching(&[("FAULTS", "transient=1"), ("RETRY_BASE", "10ms")]);
+    let names = [
+        "millrace_batch_compression_ratio",
+        "millrace_puts_per_million_payloads",
+        "millrace_put_dollars_per_million_payloads",
+    ];
+    let told = || {
+        let text = server.metrics().0;
+        let is_told = |name: &&str| text.lines().any(|line| line.starts_with(&format!("{name} ")));
+        names.into_iter().filter(is_told).collect::<Vec<_>>()
+    };
+    assert_eq!(told(), [""; 0]);
+    // Batches have a size before they are stored; what is stored costs, and nothing is yet.
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    server.wait("it is put again", |m| m.sum("millrace_put_retries_total") > 1);
+    assert_eq!(told(), names[..1]);
+    server.signal("TERM");
+}
+
+/// 2,000 tenants through the 256 batches that may be open cost nearly an object for each payload.
+#[test]
+fn batches_that_are_closed_early_and_small_are_warned_of_with_what_they_cost() {
+    let key = ("KEY", "{field:/tenant}/{unix_nanos}-{node}-{core}-{seq}.{ext}");
+    let payloads: Vec<String> =
+        (0..3_000).map(|id| format!(r#"{{"tenant":{},"id":{id}}}"#, id * 7_919 % 500)).collect();
+    for (partitions, warned) in [("64", true), ("512", false)] {
+        let server = Server::start_batching(&[
+            key,
+            ("STORE", "null:"),
+            ("CORES", "0"),
+            ("MAX_PARTITIONS", partitions),
+            ("BATCH_AGE", "1s"),
+        ]);
+        post_all(&server, &payloads);
+        server.wait("all stored", |m| m.sum("millrace_payloads_stored_total") == 3_000);
+        let log = server.log();
+        let said: Vec<String> =
+            log.iter().map(ToString::to_string).filter(|l| l.contains("closed early")).collect();
+        if !warned {
+            assert!(said.is_empty(), "{said:?}");
+            continue;
+        }
+        // One line a minute, from the first closes on: a payload each, as without batches.
+        assert_eq!(said.len(), 1, "{said:?}");
+        for part in [
+            "WARN",
+            "because MAX_PARTITIONS=64 were open",
+            "1.0 payloads each, so the PUTs of a million payloads cost $5.00",
+            "raise MAX_PARTITIONS, and BATCH_MEMORY with it",
+        ] {
+            assert!(said[0].contains(part), "{part} not in {}", said[0]);
+        }
+    }
+}
+
+#[test]
+fn an_ending_written_out_names_the_objects_as_ext_does() {
+    let server = Server::start_batching(&[
+        ("KEY", "{unix_nanos}-{node}-{core}-{seq}.ndjson.gz"),
+        ("COMPRESSION", "gzip"),
+        ("BATCH_COUNT", "100"),
+    ]);
+    let payloads = numbered(0..100);
+    post_all(&server, &payloads);
+    server.check_figures(&payloads, || server.stored());
+    let batches = server.batches();
+    assert!(batches.keys().all(|key| key.ends_with(".ndjson.gz")), "{:?}", batches.keys());
+    assert!(all_lines(&batches) == sorted(&payloads));
+}

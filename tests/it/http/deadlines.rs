@@ -172,7 +172,8 @@ fn idle_connections_are_closed_without_a_word() {
     let mut silent = server.connect();
     let mut used = server.connect();
     assert!(silent.closed(), "not one byte");
-    assert!(started.elapsed() >= IDLE - Duration::from_millis(50), "{:?}", started.elapsed());
+    // It has never begun a request.
+    assert!(started.elapsed() >= HEADER - Duration::from_millis(50), "{:?}", started.elapsed());
     // The other may have been closed in the meantime; a fresh one certainly lives.
     if used.closed() {
         used = server.connect();

@@ -28,54 +28,78 @@ fn is_answered(client: &Client) -> bool {
 }
 
 #[test]
-fn at_max_connections_the_kernel_queues_the_rest() {
-    let server = Server::start(&[("MAX_CONNECTIONS", "2")]);
+fn at_max_connections_busy_ones_stay_and_the_kernel_queues_the_rest() {
+    let server = Server::start(&[("MAX_CONNECTIONS", "2"), ("HEADER_TIMEOUT", "1m")]);
     let mut first = server.connect();
     let mut second = server.connect();
+    let whole = request(br#"{"data":["served"]}"#, "");
+    let (begun, rest) = whole.split_at(10);
     for client in [&mut first, &mut second] {
         assert_eq!(client.post(r#"{"data":["served"]}"#).status, 200);
+        client.send(begun);
     }
     // Established by the kernel, and its request is taken, but nobody serves it.
     let mut third = server.connect();
     third.send(request(br#"{"data":["queued"]}"#, ""));
     let mut fourth = server.connect();
     fourth.send(request(br#"{"data":["queued"]}"#, ""));
-    assert!(!is_answered(&third));
-    assert_eq!(server.metrics().sum("millrace_connections"), 2);
-    assert_eq!(second.post(r#"{"data":["served"]}"#).status, 200, "the others do not suffer");
+    // Longer than an idle connection is safe.
+    (0..5).for_each(|_| assert!(!is_answered(&third)));
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("millrace_connections"), 2);
+    assert_eq!(metrics.sum("millrace_connections_waiting"), 1);
+    let ready = server.wait_ready(200);
+    assert!(
+        ready.contains("all 2 connections are open (MAX_CONNECTIONS); none is idle"),
+        "{ready}"
+    );
+    for client in [&mut first, &mut second] {
+        client.send(rest);
+        assert_eq!(client.reply().status, 200, "the others do not suffer");
+    }
     drop(first);
     assert_eq!(third.reply().status, 200, "the slot goes to the next");
-    assert!(!is_answered(&fourth));
+    assert!(!is_answered(&fourth), "it has been idle for too short a time");
     drop(second);
     assert_eq!(fourth.reply().status, 200);
-    assert_eq!(server.metrics().sum("millrace_connections"), 2);
+    let metrics = server.metrics();
+    assert_eq!(metrics.sum("millrace_connections"), 2);
+    assert_eq!(metrics.sum("millrace_connections_evicted_total"), 0);
     drop((third, fourth));
     server.wait_idle();
-    assert_eq!(server.stored().len(), 5);
+    assert_eq!(server.stored().len(), 6);
 }
 
 #[test]
 fn body_memory_used_up_is_503_until_it_is_free_again() {
     let server = Server::start(&[("MAX_BODY_BYTES", "2MiB")]);
     let whole = request(&padded(MIB), "");
-    let mut hogs: Vec<Client> = (0..2)
-        .map(|_| {
-            let mut client = server.connect();
-            client.send(&whole[..whole.len() - 1]);
-            client
-        })
-        .collect();
-    server.wait("both are held", |m| m.sum("millrace_body_bytes") == 2 * MIB as u64);
+    let mut hogs: Vec<Client> = (0..2).map(|_| server.connect()).collect();
     let mut bystander = server.connect();
+    // Both come in at 250 kB/s all the time, so neither gives way.
+    let (mut sent, piece) = (0, 50 << 10);
+    while sent < 600 << 10 {
+        for hog in &mut hogs {
+            hog.send(&whole[sent..sent + piece]);
+        }
+        sent += piece;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(server.metrics().sum("millrace_body_bytes"), 2 * MIB as u64);
+    for hog in &mut hogs {
+        hog.send(&whole[sent..sent + piece]);
+    }
+    sent += piece;
     bystander.send(request(br#"{"data":["refused"]}"#, ""));
     let reply = bystander.last_reply();
     assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
     assert!(reply.error().contains("memory"), "{}", reply.error());
     // Those that hold the memory are not the ones to suffer.
     for hog in &mut hogs {
-        hog.send(b"}");
+        hog.send(&whole[sent..]);
         assert_eq!(hog.reply().status, 200);
     }
+    assert_eq!(server.metrics().sum("millrace_body_memory_refusals_total"), 1);
     assert_eq!(server.post(r#"{"data":["taken"]}"#).status, 200);
     drop((hogs, bystander));
     server.wait_idle();

@@ -1,5 +1,5 @@
 //! Goal: SIGHUP takes `TOKENS_FILE` and `LOG` anew, all or nothing each, names what else has
-//! changed, and disturbs nobody.
+//! changed, and disturbs nobody; a changed `TOKENS_FILE` is taken without a signal.
 //!
 //! Method: files changed under a running server, good, bad and never to be read; requests before
 //! and after.
@@ -60,9 +60,69 @@ fn tokens_are_taken_anew_whole_or_not_at_all() {
     }
     std::fs::remove_file(dir.path().join("tokens")).unwrap();
     reload(&server, "the 3 tokens read before stay accepted");
-    assert!(server.logged("TOKENS_FILE tokens cannot be read: No such file"));
+    server.wait_logged("TOKENS_FILE tokens cannot be read: No such file");
     assert!(!server.logged("hush"), "a log never shows a token");
     drop(kept);
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
+fn a_changed_file_is_taken_without_a_signal() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    write(dir.path(), "tokens", "old\nboth\n");
+    let server = Server::start_in(dir.clone(), &[("TOKENS_FILE", "tokens"), ("CORES", "all")]);
+    let failures = |server: &Server| {
+        let metrics = server.metrics();
+        ["millrace_tokens_reload_failures_total", "millrace_tokens_reload_failing"]
+            .map(|name| metrics.sum(name))
+    };
+    let mut kept = server.connect();
+    let mut post = |token: &str| kept.post(format!(r#"{{"token":"{token}","data":[]}}"#)).status;
+    write(dir.path(), "tokens", "both\nnew\nmore\n");
+    wait_for("the new set", || post("new") == 200);
+    assert_eq!((post("old"), post("both")), (401, 200));
+    wait_for("its line", || server.logged("3 tokens are accepted from now on"));
+
+    // A bad one: one line, a figure and a hint until it is mended.
+    write(dir.path(), "tokens", "both\nhush hush\n");
+    wait_for("the refusal", || server.logged("the 3 tokens read before stay accepted"));
+    assert!(server.logged("line 2 holds a blank") && !server.logged("hush"));
+    assert_eq!(failures(&server), [1, 1]);
+    let ready = server.admin("/readyz");
+    assert_eq!(ready.status, 200);
+    assert!(ready.body.contains("TOKENS_FILE is refused"), "{}", ready.body);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(server.count_logged("read before stay accepted"), 1);
+    assert_eq!((post("old"), post("new"), post("both")), (401, 200, 200));
+    // Replaced by a rename, as a deployment does it.
+    write(dir.path(), "fresh", "newer;name=n\n");
+    std::fs::rename(dir.path().join("fresh"), dir.path().join("tokens")).unwrap();
+    wait_for("the mended set", || post("newer") == 200);
+    assert_eq!((failures(&server), post("both")), ([1, 0], 401));
+    assert_eq!(server.admin("/readyz").body, "ready\n");
+    drop(kept);
+    assert_eq!(server.stop().status, 0);
+}
+
+/// A million lines are read beside the requests, which see the old tokens or the new.
+#[test]
+fn a_million_tokens_are_taken_while_requests_are_served() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    write(dir.path(), "tokens", "old\nboth\n");
+    let server = Server::start_in(dir.clone(), &[("TOKENS_FILE", "tokens")]);
+    let mut text: String = (2..1_000_000).map(|n| format!("sha256={n:064x}\n")).collect();
+    text += "both;name=n\nnew\n";
+    write(dir.path(), "fresh", text);
+    std::fs::rename(dir.path().join("fresh"), dir.path().join("tokens")).unwrap();
+    let mut client = server.connect();
+    let mut post = |token: &str| client.post(format!(r#"{{"token":"{token}","data":[]}}"#)).status;
+    wait_for("the million", || {
+        assert_eq!(post("both"), 200);
+        post("new") == 200
+    });
+    assert_eq!((post("old"), post("both")), (401, 200));
+    assert_eq!(server.metrics().sum("millrace_tokens"), 1_000_000);
+    drop(client);
     assert_eq!(server.stop().status, 0);
 }
 
@@ -129,7 +189,7 @@ fn the_filter_is_taken_from_the_file_and_other_changes_are_named() {
     ] {
         write(dir.path(), "m.toml", bad);
         reload(&server, "every setting stays as it is");
-        assert!(server.logged(says), "{says}");
+        server.wait_logged(says);
         assert!(logs_debug(&server), "{bad}");
     }
     // Back to the default.

@@ -264,7 +264,7 @@ fn spool_damage_costs_what_was_hit_and_is_named() {
     let name = file.file_name().unwrap().to_str().unwrap();
     let (from, to) = (DATA_START + 2 * BLOCK, DATA_START + 3 * BLOCK);
     let said = format!("core-0/{name} is damaged from byte {from} to {to}");
-    assert!(server.logged(&said), "{said}\n{:#?}", server.log());
+    server.wait_logged(&said);
     let stopped = server.stop();
     assert_eq!((stopped.status, stopped.stored, stopped.lost), (1, 5, 1));
     assert_eq!(contents(&stopped.stored()), all_but(6, 2));
@@ -294,7 +294,7 @@ fn spool_file_that_is_cut_is_read_as_far_as_it_goes() {
     let server = start_in(&dir, &[]);
     server.wait_spool_empty();
     let said = format!("is truncated: {length} of {} bytes", 1 << 20);
-    assert!(server.logged(&said), "{said}\n{:#?}", server.log());
+    server.wait_logged(&said);
     let stopped = finish_beside_quarantine(server);
     assert_eq!(contents(&stopped.stored()), numbered(0..2));
     assert_eq!(quarantine(dir.path()).len(), 1);
@@ -389,7 +389,7 @@ fn spool_that_fails_is_not_ready_and_recovers_by_itself() {
         assert_eq!(client.post(r#"{"data":[1]}"#).status, 200, "queued needs no disk");
         server.wait_ready(200);
     }
-    assert!(server.logged("the spool can be written again"));
+    server.wait_logged("the spool can be written again");
     drop(client);
     let stopped = finish(server);
     assert_eq!(contents(&stopped.stored()), ["1", "1"]);

@@ -47,7 +47,7 @@ fn spool_directory_that_is_removed_acknowledges_nothing_until_it_is_back() {
     assert!(refused.error().contains("SPOOL_DIR"), "{}", refused.error());
     let reasons = server.wait_ready(503);
     assert!(reasons.contains("create SPOOL_DIR again"), "{reasons}");
-    assert!(server.logged("No such file or directory (os error 2)"), "{:#?}", server.log());
+    server.wait_logged("No such file or directory (os error 2)");
     assert_eq!(client.post(collection(&numbered(11..12))).status, 200, "queued needs no disk");
     sent.extend(numbered(11..12));
     std::thread::sleep(Duration::from_millis(700));

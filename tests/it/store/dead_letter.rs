@@ -172,7 +172,7 @@ fn a_directory_that_cannot_be_written_loses_loudly_until_it_can() {
     assert_eq!(server.post_payloads(&[&poison(1), "1"]).status, 200);
     server.wait("the loss", |m| m.sum("millrace_payloads_lost_total") == 1);
     server.wait_idle();
-    assert!(server.logged("payload lost"));
+    server.wait_logged("payload lost");
     assert!(server.wait_ready(503).contains("dead-letter directory"));
     assert_eq!(contents(&server.stored()), ["1"], "others are stored all the same");
     std::fs::remove_file(&directory).unwrap();

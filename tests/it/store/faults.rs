@@ -142,7 +142,7 @@ fn a_put_that_hangs_is_cut_at_its_timeout_and_tried_again() {
     server.wait_idle();
     assert_eq!(contents(&server.stored()), sorted(&numbered(0..100)));
     assert!(server.metrics().sum("millrace_put_retries_total") > 10);
-    assert!(server.logged("PUT_TIMEOUT"));
+    server.wait_logged("PUT_TIMEOUT");
     assert_eq!(server.stop().status, 0);
 }
 

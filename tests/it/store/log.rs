@@ -116,5 +116,5 @@ fn letters_of_refused_objects_name_the_request() {
     wait_for("a letter", || !server.dead_letters().is_empty());
     let (meta, _) = &server.dead_letters()[0];
     assert_eq!(meta["error"], "EntityTooLarge: too large (cf-ray 8f0-AMS)");
-    assert!(server.logged("cf-ray 8f0-AMS"));
+    server.wait_logged("cf-ray 8f0-AMS");
 }

@@ -158,7 +158,8 @@ impl Metrics {
 
     /// The reasons for which batches were closed, in the metric's order, with how many.
     pub fn closed_by_reason(&self) -> Vec<(&'static str, u64)> {
-        let reasons = ["size", "raw_size", "age", "count", "memory", "partitions", "drain"];
+        let reasons =
+            ["size", "raw_size", "age", "stored", "count", "memory", "partitions", "drain"];
         let all = reasons.map(|reason| (reason, self.closed(reason)));
         let sum: u64 = all.iter().map(|(_, count)| count).sum();
         assert_eq!(sum, self.sum("millrace_batches_closed_total"), "no other reasons\n{}", self.0);

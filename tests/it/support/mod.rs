@@ -161,6 +161,16 @@ impl Server {
         self.log().iter().any(|line| line.to_string().contains(text))
     }
 
+    /// Waits for a log line that holds `text`. Lines come some time after what they report: a
+    /// thread writes them.
+    pub fn wait_logged(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.logged(text) {
+            assert!(Instant::now() < deadline, "not logged: {text}\n{:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -289,9 +299,11 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 7] = [
+const NOT_ZERO: [(&str, &str); 9] = [
+    ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_puts_limit", "a limit that adapts"),
+    ("millrace_tokens", "what TOKENS_FILE holds"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
     ("millrace_dead_letter_directory_bytes", "dead letters stay until they are replayed"),
     ("millrace_batch_compression_ratio", "of everything since the start"),
@@ -325,18 +337,20 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 pub struct Metrics(pub String);
 
 impl Metrics {
-    /// The sum over all cores of every sample of `name` whose labels contain `labels`.
+    /// The sum over all cores of every sample of `name` whose labels contain `labels`; a figure of
+    /// the whole process has none.
     pub fn sum_where(&self, name: &str, labels: &str) -> u64 {
         let samples = self.0.lines().filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
-            let (found, set) = series.split_once('{')?;
+            let (found, set) = series.split_once('{').unwrap_or((series, ""));
             (found == name && set.contains(labels)).then(|| value.parse::<f64>().unwrap())
         });
         samples.sum::<f64>() as u64
     }
 
     pub fn sum(&self, name: &str) -> u64 {
-        assert!(self.0.contains(&format!("{name}{{")), "no metric {name}");
+        let is_there = |end| self.0.contains(&format!("\n{name}{end}"));
+        assert!(is_there('{') || is_there(' '), "no metric {name}");
         self.sum_where(name, "")
     }
 

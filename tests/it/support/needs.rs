@@ -19,6 +19,8 @@ pub enum Need {
     Go,
     /// An IPv6 loopback address.
     Ipv6,
+    /// haproxy(1), in front of the server.
+    Haproxy,
     /// Resource limits as high as those that a test lowers them to.
     Limits,
     /// A loop device mounted in a namespace.
@@ -27,6 +29,8 @@ pub enum Need {
     Mount,
     /// A network namespace, with ip(8).
     Netns,
+    /// nginx(8), in front of the server.
+    Nginx,
     /// Node.js, for the client in JavaScript.
     Node,
     /// `proc` mounted with options of its own.

@@ -1,0 +1,458 @@
+//! The memory of one core for request bodies (`MAX_BODY_BYTES`), and who gives way when it is
+//! short.
+//!
+//! A body that is still being received is listed, and moves to the end of its list whenever it has
+//! gained [`GAIN_BYTES`]. So the first of a list has gained least lately. Bodies above
+//! [`SMALL_CHARGE_BYTES`] have a list of their own.
+//!
+//! When a body needs memory that is not there:
+//!
+//! 1. Bodies that have stalled (see [`has_stalled`]) lose their memory and are answered 408: large
+//!    ones first, among equals the one that has gained least lately. This takes effect at once, but
+//!    only if it frees enough.
+//! 2. If it does not, the body that needs the memory is refused with 503. A body that is received
+//!    at a healthy speed never gives way, nor does one that is complete.
+//!
+//! The last eighth of the memory is a reserve for small bodies. So a usual request needs nobody to
+//! give way when large bodies, however healthy, hold all that they can get.
+//!
+//! Bodies that arrive together with their head are never listed, and a listed one costs a list move
+//! per read. The clock is read where the connection's deadline reads it anyway.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+
+use super::body::BodyError;
+use super::peer::Peer;
+use super::phase::{BodyEnd, ConnState, Listed};
+use super::recency::RecencyList;
+use crate::budget::{Budget, BudgetExhausted, ChargedBytes, SMALL_CHARGE_BYTES};
+use crate::metrics::CoreCells;
+use crate::net::Net;
+use crate::rt;
+use crate::throttle::Throttle;
+
+/// What a body must gain to count as being received: less than one packet, so that a slow link's
+/// every packet counts, and more than an attacker sends for nothing.
+const GAIN_BYTES: usize = 1 << 10;
+
+/// No body has stalled that gained within this time: several round trips in a data center. It is
+/// less than attackers need to fill the memory anew, so that one of theirs has always stalled.
+const STALLED_LEAST: Duration = Duration::from_millis(20);
+
+/// Every body has stalled that gained nothing within this time (4 KiB/s): a round trip on a mobile
+/// network.
+const STALLED_MOST: Duration = Duration::from_millis(250);
+
+/// Bodies that one allocation looks at in each list, and so those that give way for it at most: as
+/// many first allocations of 4 KiB as the longest body of the default `MAX_LENGTH` needs.
+const LOOKS_MAX: usize = 256;
+
+/// The part of the memory that is the reserve of small bodies, as a divisor.
+const RESERVE_SHARE: usize = 8;
+
+/// Bodies that a log line looks at to find who holds most.
+const PEER_SAMPLE: usize = 1024;
+
+/// The memory of one core for bodies.
+pub struct BodyMemory {
+    budget: Rc<Budget>,
+    cells: &'static CoreCells,
+    /// Bodies that are being received: small ones, large ones.
+    receiving: RefCell<[RecencyList<Rc<ConnState>>; 2]>,
+    log: RefCell<Throttle>,
+}
+
+/// Whether a listed body has stalled: it has gained nothing for as long as [`SMALL_CHARGE_BYTES`]
+/// took it on average until then, but no less than [`STALLED_LEAST`] and no more than
+/// [`STALLED_MOST`]. So a body whose packets come in bursts, one each round trip, has not stalled
+/// between two of them, while one that came at once and then stopped has. Small bodies, which have
+/// no pace yet, have [`STALLED_MOST`].
+fn has_stalled(state: &ConnState, now: Instant) -> bool {
+    let Some(listed) = state.body.listed.get() else { return false };
+    let silent = now.saturating_duration_since(listed.gained);
+    let pace = match listed.large {
+        true => {
+            let taken = listed.gained.saturating_duration_since(state.since.get());
+            let share = SMALL_CHARGE_BYTES as f64 / listed.received.max(1) as f64;
+            taken.mul_f64(share).clamp(STALLED_LEAST, STALLED_MOST)
+        }
+        false => STALLED_MOST,
+    };
+    silent >= pace
+}
+
+impl BodyMemory {
+    /// `max` bytes, with a reserve that leaves room for a longest body of `length_max` beside its
+    /// decompressed form.
+    pub fn new(max: usize, length_max: usize, cells: &'static CoreCells) -> BodyMemory {
+        let reserve = (max / RESERVE_SHARE).min(max.saturating_sub(2 * length_max));
+        cells.body_bytes_max.set(max as u64);
+        BodyMemory {
+            budget: Budget::with_reserve(max, reserve, &cells.body_bytes),
+            cells,
+            receiving: RefCell::default(),
+            log: RefCell::default(),
+        }
+    }
+
+    /// An empty buffer that grows up to `max` bytes.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    pub(super) fn buffer(&self, max: usize) -> Result<ChargedBytes, BodyError> {
+        loop {
+            match ChargedBytes::new(&self.budget, max) {
+                Ok(bytes) => return Ok(bytes),
+                Err(exhausted) => self.make_room(&exhausted, None)?,
+            }
+        }
+    }
+
+    /// Appends `piece` to `bytes`; `receiver` is the connection that receives them, if it still
+    /// does.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`]. Nothing was appended.
+    pub(super) fn append(
+        &self,
+        bytes: &mut ChargedBytes,
+        piece: &[u8],
+        receiver: Option<&ConnState>,
+    ) -> Result<(), BodyError> {
+        loop {
+            match bytes.extend(piece) {
+                Ok(()) => return Ok(()),
+                Err(exhausted) => self.make_room(&exhausted, receiver)?,
+            }
+        }
+    }
+
+    /// To be called at `now` when all that has arrived of a body is read and it is not complete.
+    pub(super) fn body_waits(&self, state: &Rc<ConnState>, now: Instant) {
+        let body = &state.body;
+        let Some(held) = body.held() else { return };
+        let (received, large) = (body.received.get(), held > SMALL_CHARGE_BYTES);
+        let listed = body.listed.get();
+        let token = match listed {
+            Some(at) if at.large == large => {
+                if received - at.received < GAIN_BYTES {
+                    return;
+                }
+                self.receiving.borrow_mut()[usize::from(large)].move_to_end(at.token);
+                at.token
+            }
+            _ => {
+                self.body_ended(state);
+                self.receiving.borrow_mut()[usize::from(large)].push(state.clone())
+            }
+        };
+        body.listed.set(Some(Listed { token, large, received, gained: now }));
+    }
+
+    /// To be called when a body is not received any longer.
+    pub(super) fn body_ended(&self, state: &ConnState) {
+        if let Some(listed) = state.body.listed.take() {
+            self.receiving.borrow_mut()[usize::from(listed.large)].remove(listed.token);
+        }
+    }
+
+    /// Frees what is missing, at the cost of stalled bodies other than `receiver`'s.
+    ///
+    /// # Errors
+    /// They do not hold enough; nothing was freed.
+    fn make_room(
+        &self,
+        BudgetExhausted { missing }: &BudgetExhausted,
+        receiver: Option<&ConnState>,
+    ) -> Result<(), BodyError> {
+        // A core that was busy has bytes of its clients that it has not read yet.
+        if let Some(net) = Net::of_this_executor() {
+            net.turn_now();
+        }
+        let victims = self.victims(*missing, receiver, rt::now());
+        let outcome = match victims {
+            Some(victims) => {
+                victims.iter().for_each(|victim| self.evict(victim));
+                Ok(())
+            }
+            None => {
+                self.cells.body_memory_refusals.inc();
+                Err(BodyError::MemoryExhausted)
+            }
+        };
+        self.log.borrow_mut().warn(|| self.shortage());
+        outcome
+    }
+
+    /// The stalled bodies that together hold `missing` bytes, in the order in which they give way.
+    /// `None`: they hold less.
+    fn victims(
+        &self,
+        missing: usize,
+        receiver: Option<&ConnState>,
+        now: Instant,
+    ) -> Option<Vec<Rc<ConnState>>> {
+        let is_other = |state: &&Rc<ConnState>| {
+            receiver.is_none_or(|receiver| !std::ptr::eq(Rc::as_ptr(state), receiver))
+        };
+        let nothing_arrived = |state: &&Rc<ConnState>| state.body.arrived() == 0;
+        let [small, large] = &*self.receiving.borrow();
+        let looked_at = [large, small].into_iter().flat_map(|list| list.iter().take(LOOKS_MAX));
+        let stalled = looked_at
+            .filter(|state| has_stalled(state, now))
+            .filter(is_other)
+            .filter(nothing_arrived);
+        let (mut victims, mut freed) = (Vec::new(), 0);
+        for victim in stalled {
+            freed += victim.body.held().unwrap_or(0);
+            victims.push(victim.clone());
+            if freed >= missing {
+                return Some(victims);
+            }
+        }
+        None
+    }
+
+    /// Frees a body's memory. Its connection then answers 408.
+    fn evict(&self, state: &ConnState) {
+        self.body_ended(state);
+        drop(state.body.bytes.take());
+        state.end_body(BodyEnd::Evicted);
+        state.wake();
+        self.cells.bodies_evicted.inc();
+    }
+
+    /// The log line of a shortage.
+    fn shortage(&self) -> String {
+        let mut peers: HashMap<Peer, (usize, usize)> = HashMap::new();
+        for list in &*self.receiving.borrow() {
+            for state in list.iter().take(PEER_SAMPLE) {
+                let (bodies, bytes) = peers.entry(Peer::of(state.peer)).or_default();
+                (*bodies, *bytes) = (*bodies + 1, *bytes + state.body.held().unwrap_or(0));
+            }
+        }
+        let busiest = peers.into_iter().max_by_key(|(_, (_, bytes))| *bytes);
+        let busiest = busiest.map_or(String::new(), |(peer, (bodies, bytes))| {
+            format!("; {peer} holds most: {} in {bodies} incomplete bodies", ByteSize(bytes as u64))
+        });
+        let max = ByteSize(self.budget.max() as u64);
+        let (evicted, refused) =
+            (self.cells.bodies_evicted.value(), self.cells.body_memory_refusals.value());
+        format!(
+            "MAX_BODY_BYTES ({max} per core) is used up: so far {evicted} stalled bodies got 408 and \
+             {refused} requests 503{busiest}; raise MAX_BODY_BYTES, or limit what one address may \
+             send in front of this server"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::net::{Net, Stream};
+
+    const LENGTH: usize = 1 << 20;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A connection that receives a body, and what keeps its socket open.
+    struct Sender {
+        state: Rc<ConnState>,
+        socket: (Rc<Stream>, UnixStream),
+    }
+
+    impl Sender {
+        fn new(net: &Rc<Net>) -> Sender {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Rc::new(net.stream(ours));
+            Sender { state: ConnState::new(&stream), socket: (stream, theirs) }
+        }
+
+        fn begin(&self, memory: &BodyMemory, now: Instant) -> Result<(), BodyError> {
+            self.state.body.bytes.replace(Some(memory.buffer(LENGTH)?));
+            self.state.body_begins(now);
+            memory.body_waits(&self.state, now);
+            Ok(())
+        }
+
+        fn gain(&self, memory: &BodyMemory, bytes: usize, now: Instant) -> Result<(), BodyError> {
+            {
+                let mut body = self.state.body.bytes.borrow_mut();
+                let body = body.as_mut().expect("it has begun");
+                memory.append(body, &vec![b' '; bytes], Some(&self.state))?;
+                self.state.body.received.set(body.as_slice().len());
+            }
+            memory.body_waits(&self.state, now);
+            Ok(())
+        }
+
+        fn end(&self, memory: &BodyMemory) {
+            memory.body_ended(&self.state);
+            self.state.body.bytes.take();
+        }
+    }
+
+    /// What the rule says of one body.
+    #[derive(Clone, Copy)]
+    struct Known {
+        begun: Instant,
+        gained: Instant,
+        received: usize,
+        large: bool,
+    }
+
+    impl Known {
+        fn has_stalled(&self, now: Instant) -> bool {
+            let pace = match self.large {
+                true => {
+                    let share = (64 << 10) as f64 / self.received as f64;
+                    (self.gained - self.begun).mul_f64(share).clamp(20 * MS, 250 * MS)
+                }
+                false => 250 * MS,
+            };
+            now - self.gained >= pace
+        }
+    }
+
+    /// Random bodies against the rule, spelled out.
+    #[test]
+    fn victims_are_who_the_rule_says_and_every_byte_is_accounted_for() {
+        let seed = rt::random();
+        println!("seed {seed}");
+        let mut rng = rt::Rng::with_seed(seed);
+        crate::rt::run_test(async move {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(64 * LENGTH, LENGTH, cells);
+            let senders: Vec<Sender> = (0..30).map(|_| Sender::new(&net)).collect();
+            let mut known: Vec<Option<Known>> = vec![None; senders.len()];
+            let mut now = Instant::now();
+            for _ in 0..5_000 {
+                now += rng.u32(0..15) * MS;
+                let at = rng.usize(..senders.len());
+                let (sender, body) = (&senders[at], &mut known[at]);
+                let received = sender.state.body.received.get();
+                match (body.as_mut(), rng.u8(..20)) {
+                    (None, _) => {
+                        sender.begin(&memory, now).unwrap();
+                        *body = Some(Known { begun: now, gained: now, received: 0, large: false });
+                    }
+                    (Some(_), 0) => {
+                        sender.end(&memory);
+                        *body = None;
+                    }
+                    (Some(body), _) => {
+                        let most = [10, 2_000, 60_000][rng.usize(..3)];
+                        let bytes = rng.usize(1..most).min(LENGTH - received);
+                        sender.gain(&memory, bytes, now).unwrap();
+                        let received = received + bytes;
+                        let held = sender.state.body.held().unwrap();
+                        assert!(held >= received);
+                        let large = held > 64 << 10;
+                        if received - body.received >= 1 << 10 || large != body.large {
+                            *body = Known { gained: now, received, large, ..*body };
+                        }
+                    }
+                }
+                let held = senders.iter().filter_map(|sender| sender.state.body.held());
+                assert_eq!(held.sum::<usize>() as u64, cells.body_bytes.value(), "seed {seed}");
+
+                let mut expected: Vec<(bool, Instant, usize)> = known
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(at, body)| Some((at, (*body)?)))
+                    .filter(|(_, body)| body.has_stalled(now))
+                    .map(|(at, body)| (!body.large, body.gained, at))
+                    .collect();
+                expected.sort();
+                let receiver = &senders[rng.usize(..senders.len())].state;
+                let is_other = |at: &usize| !Rc::ptr_eq(&senders[*at].state, receiver);
+                let expected: Vec<usize> =
+                    expected.into_iter().map(|(_, _, at)| at).filter(is_other).collect();
+                let held: Vec<usize> =
+                    expected.iter().map(|at| senders[*at].state.body.held().unwrap()).collect();
+                let sum: usize = held.iter().sum();
+                assert!(memory.victims(sum + 1, Some(receiver), now).is_none(), "seed {seed}");
+                if sum > 0 {
+                    // As many as are needed, in order; those that gained at the same time in any.
+                    let missing = rng.usize(1..=sum);
+                    let victims = memory.victims(missing, Some(receiver), now).unwrap();
+                    let order = |state: &ConnState| {
+                        let listed = state.body.listed.get().unwrap();
+                        (!listed.large, listed.gained)
+                    };
+                    let rule: Vec<_> = expected
+                        .iter()
+                        .take(victims.len())
+                        .map(|at| order(&senders[*at].state))
+                        .collect();
+                    let got: Vec<_> = victims.iter().map(|state| order(state)).collect();
+                    assert_eq!(got, rule, "seed {seed}");
+                    let held = |state: &Rc<ConnState>| state.body.held().unwrap();
+                    let freed: usize = victims.iter().map(held).sum();
+                    let last = held(victims.last().unwrap());
+                    assert!(freed >= missing && freed - last < missing, "no more than needed");
+                }
+            }
+            senders.iter().for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+            assert!(memory.receiving.borrow().iter().all(|list| list.iter().next().is_none()));
+        });
+    }
+
+    #[test]
+    fn who_stalls_gives_way_at_once_and_nobody_does_in_vain() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let [stalled, steady, next] = [(); 3].map(|()| Sender::new(&net));
+            let now = Instant::now();
+            let long_ago = now - 10_000 * MS;
+            for (sender, gained) in [(&stalled, long_ago), (&steady, now)] {
+                sender.begin(&memory, long_ago).unwrap();
+                sender.gain(&memory, LENGTH - 1, gained).unwrap();
+            }
+            assert_eq!(cells.body_bytes.value(), 2 * (LENGTH as u64 - 1));
+            // The whole of it is not enough.
+            assert!(memory.victims(LENGTH + 1, None, rt::now()).is_none());
+            next.begin(&memory, long_ago).unwrap();
+            assert_eq!(cells.bodies_evicted.value(), 1);
+            assert_eq!(stalled.state.body.held(), None);
+            assert_eq!(stalled.state.body_end().await, BodyEnd::Evicted);
+            next.gain(&memory, LENGTH, now).unwrap();
+            // All are good: the one that needs memory is refused, and the others keep theirs.
+            let last = Sender::new(&net);
+            assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
+            assert_eq!((cells.body_memory_refusals.value(), cells.bodies_evicted.value()), (1, 1));
+            assert!(steady.state.body.held().is_some() && next.state.body.held().is_some());
+            [&steady, &next].into_iter().for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    #[test]
+    fn bytes_that_have_arrived_unread_are_no_stall() {
+        use std::io::Write as _;
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let sender = Sender::new(&net);
+            let long_ago = Instant::now() - 1_000 * MS;
+            sender.begin(&memory, long_ago).unwrap();
+            sender.gain(&memory, LENGTH - 1, long_ago).unwrap();
+            assert!(memory.victims(1, None, rt::now()).is_some());
+            (&sender.socket.1).write_all(b"}").unwrap();
+            assert!(memory.victims(1, None, rt::now()).is_none());
+            sender.end(&memory);
+        });
+    }
+}

@@ -1,0 +1,331 @@
+//! Which connection gives way when all of `MAX_CONNECTIONS` are open and another client waits.
+//!
+//! The order is fixed:
+//!
+//! 1. a connection that has never begun a request, the oldest first;
+//! 2. of the peer network with most connections, the one that has been idle for longest;
+//! 3. of all connections, the one that has been idle for longest.
+//!
+//! The last two must have been idle for [`IDLE_LEAST`]. A connection in the middle of a request is
+//! never chosen; its own deadlines bound it.
+//!
+//! A request costs nothing here. A connection is filed under a time that its idleness cannot
+//! precede, and stays there while it serves requests. Only when it comes up as the longest idle is
+//! its true state looked at, and it is filed again if that is later. So the choice is exact, and
+//! each look pays for activity since the last one. [`LOOKS_MAX`] bounds the looks of one choice;
+//! whoever asks again goes on where it ended. Accepting and closing a connection cost O(log n).
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use super::peer::Peer;
+use crate::metrics::EvictionReason;
+
+/// How long a connection that has sent a request must have been idle before it may give way. A
+/// client that posts more often keeps its connection.
+pub(super) const IDLE_LEAST: Duration = Duration::from_secs(1);
+
+/// Connections whose state one choice looks at.
+const LOOKS_MAX: usize = 64;
+
+/// Peers with equally many connections among which one choice finds the longest idle connection.
+const TIED_PEERS_MAX: usize = 8;
+
+/// What [`EvictionOrder::choose`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// This connection gives way.
+    Evict(u64, EvictionReason),
+    /// [`LOOKS_MAX`] is reached; ask again.
+    Unfinished,
+    /// All connections are in the middle of a request or were until just now.
+    Nobody,
+}
+
+/// The open connections of one core in the order in which they give way. They are known by their
+/// numbers, which ascend with the time of accept.
+#[derive(Default)]
+pub(super) struct EvictionOrder {
+    filed: HashMap<u64, Filed>,
+    /// Those that have never begun a request.
+    never_sent: BTreeSet<u64>,
+    /// The others by the time under which they are filed.
+    by_time: BTreeSet<(Instant, u64)>,
+    /// The peers of open connections: no more than there are connections.
+    peers: HashMap<Peer, PeerConns>,
+    by_count: BTreeSet<(usize, Peer)>,
+}
+
+#[derive(Default)]
+struct PeerConns {
+    /// Its connections, those of `never_sent` included.
+    count: usize,
+    /// Its part of `by_time`.
+    by_time: BTreeSet<(Instant, u64)>,
+}
+
+struct Filed {
+    peer: Peer,
+    /// The connection has not been idle since before this time. `None`: it is in `never_sent`.
+    under: Option<Instant>,
+}
+
+impl EvictionOrder {
+    /// Adds a connection that was just accepted.
+    pub(super) fn add(&mut self, number: u64, peer: Peer) {
+        self.filed.insert(number, Filed { peer, under: None });
+        self.never_sent.insert(number);
+        self.recount(peer, |count| count + 1);
+    }
+
+    /// Removes a connection. Does nothing if it is not there.
+    pub(super) fn remove(&mut self, number: u64) {
+        let Some(filed) = self.filed.remove(&number) else { return };
+        self.take_out(number, &filed);
+        self.recount(filed.peer, |count| count - 1);
+    }
+
+    /// Takes a connection out of the order in which it is filed.
+    fn take_out(&mut self, number: u64, filed: &Filed) {
+        let Some(under) = filed.under else {
+            self.never_sent.remove(&number);
+            return;
+        };
+        self.by_time.remove(&(under, number));
+        if let Some(peer) = self.peers.get_mut(&filed.peer) {
+            peer.by_time.remove(&(under, number));
+        }
+    }
+
+    /// Files a connection under `time`, since when it may have been idle at the earliest: it has
+    /// begun a request, or was found to be busy.
+    pub(super) fn file(&mut self, number: u64, time: Instant) {
+        let Some(filed) = self.filed.remove(&number) else { return };
+        self.take_out(number, &filed);
+        self.by_time.insert((time, number));
+        self.peers.entry(filed.peer).or_default().by_time.insert((time, number));
+        self.filed.insert(number, Filed { under: Some(time), ..filed });
+    }
+
+    /// The peer with most connections and how many these are.
+    pub(super) fn busiest_peer(&self) -> Option<(Peer, usize)> {
+        self.by_count.last().map(|(count, peer)| (*peer, *count))
+    }
+
+    /// Chooses the connection that gives way. `idle_since` says since when one has been idle, `None`
+    /// if it is in the middle of a request. Whoever gets [`Choice::Evict`] removes that connection,
+    /// or files it again if it turns out to be busy.
+    pub(super) fn choose(
+        &mut self,
+        now: Instant,
+        idle_since: impl Fn(u64) -> Option<Instant>,
+    ) -> Choice {
+        if let Some(number) = self.never_sent.first() {
+            return Choice::Evict(*number, EvictionReason::NeverSent);
+        }
+        let mut looks = LOOKS_MAX;
+        let most = self.busiest_peer().map_or(0, |(_, count)| count);
+        // With one connection each, no peer has most.
+        if most > 1 {
+            let tied = (most, Peer::LEAST)..;
+            let mut peers = [None; TIED_PEERS_MAX];
+            for (at, (_, peer)) in peers.iter_mut().zip(self.by_count.range(tied).rev()) {
+                *at = Some(*peer);
+            }
+            let mut longest = None;
+            for peer in peers.into_iter().flatten() {
+                let filed =
+                    |order: &EvictionOrder| order.peers.get(&peer)?.by_time.first().copied();
+                match self.longest_idle(now, filed, &mut looks, &idle_since) {
+                    Err(choice) => return choice,
+                    Ok(None) => {}
+                    Ok(Some(idle)) => {
+                        longest = Some(longest.map_or(idle, |so_far| idle.min(so_far)))
+                    }
+                }
+            }
+            if let Some((_, number)) = longest {
+                return Choice::Evict(number, EvictionReason::BusiestPeer);
+            }
+        }
+        let filed = |order: &EvictionOrder| order.by_time.first().copied();
+        match self.longest_idle(now, filed, &mut looks, &idle_since) {
+            Err(choice) => choice,
+            Ok(None) => Choice::Nobody,
+            Ok(Some((_, number))) => Choice::Evict(number, EvictionReason::LongestIdle),
+        }
+    }
+
+    /// The connection that has been idle for longest, and since when, among those of which
+    /// `first_filed` gives the first. `None` if it has not been idle for long enough.
+    ///
+    /// # Errors
+    /// [`Choice::Unfinished`].
+    fn longest_idle(
+        &mut self,
+        now: Instant,
+        first_filed: impl Fn(&EvictionOrder) -> Option<(Instant, u64)>,
+        looks: &mut usize,
+        idle_since: impl Fn(u64) -> Option<Instant>,
+    ) -> Result<Option<(Instant, u64)>, Choice> {
+        while let Some((under, number)) = first_filed(self) {
+            if now.saturating_duration_since(under) < IDLE_LEAST {
+                break;
+            }
+            *looks = looks.checked_sub(1).ok_or(Choice::Unfinished)?;
+            let since = idle_since(number).unwrap_or(now);
+            if since <= under {
+                return Ok(Some((under, number)));
+            }
+            self.file(number, since);
+        }
+        Ok(None)
+    }
+
+    fn recount(&mut self, peer: Peer, change: impl Fn(usize) -> usize) {
+        let peer_entry = self.peers.entry(peer).or_default();
+        self.by_count.remove(&(peer_entry.count, peer));
+        peer_entry.count = change(peer_entry.count);
+        match peer_entry.count {
+            0 => drop(self.peers.remove(&peer)),
+            count => drop(self.by_count.insert((count, peer))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rt::Rng;
+    use EvictionReason::{BusiestPeer, LongestIdle, NeverSent};
+
+    fn net(last: u8) -> Peer {
+        Peer::of([127, 0, 0, last].into())
+    }
+
+    /// A connection of the model.
+    #[derive(Clone, Copy, Debug)]
+    struct Conn {
+        peer: Peer,
+        has_sent: bool,
+        idle_since: Option<Instant>,
+    }
+
+    /// The rule, spelled out.
+    fn expected(model: &BTreeMap<u64, Conn>, now: Instant) -> Choice {
+        if let Some((number, _)) = model.iter().find(|(_, conn)| !conn.has_sent) {
+            return Choice::Evict(*number, NeverSent);
+        }
+        let count = |peer| model.values().filter(|conn| conn.peer == peer).count();
+        let most = model.values().map(|conn| count(conn.peer)).max().unwrap_or(0);
+        let longest = |within: &dyn Fn(&Conn) -> bool| {
+            let idle = model.iter().filter(|(_, conn)| within(conn));
+            let idle = idle.filter_map(|(number, conn)| Some((conn.idle_since?, *number)));
+            idle.filter(|(since, _)| now - *since >= IDLE_LEAST).min()
+        };
+        let of_busiest = longest(&|conn| most > 1 && count(conn.peer) == most);
+        match (of_busiest, longest(&|_| true)) {
+            (Some((_, number)), _) => Choice::Evict(number, BusiestPeer),
+            (None, Some((_, number))) => Choice::Evict(number, LongestIdle),
+            (None, None) => Choice::Nobody,
+        }
+    }
+
+    #[test]
+    fn the_choice_is_the_rule_whatever_has_happened() {
+        let seed = crate::rt::random();
+        println!("seed {seed}");
+        let mut rng = Rng::with_seed(seed);
+        for _ in 0..200 {
+            let (mut order, mut model) = (EvictionOrder::default(), BTreeMap::new());
+            let (mut now, mut next) = (Instant::now(), 0);
+            for _ in 0..400 {
+                // Distinct times, so that the longest idle is one connection.
+                now += Duration::from_millis(rng.u64(1..200));
+                let known: Vec<u64> = model.keys().copied().collect();
+                let some = known.get(rng.usize(..known.len().max(1))).copied();
+                match (rng.u8(..10), some) {
+                    (0..3, _) | (_, None) => {
+                        let peer = net(rng.u8(..5));
+                        order.add(next, peer);
+                        model.insert(next, Conn { peer, has_sent: false, idle_since: Some(now) });
+                        next += 1;
+                    }
+                    (3..8, Some(number)) => {
+                        let conn: &mut Conn = model.get_mut(&number).unwrap();
+                        if !std::mem::replace(&mut conn.has_sent, true) {
+                            order.file(number, now);
+                        }
+                        // A request begins or ends; the order is not told.
+                        conn.idle_since = conn.idle_since.is_none().then_some(now);
+                    }
+                    (8, Some(number)) => {
+                        order.remove(number);
+                        model.remove(&number);
+                    }
+                    _ => {
+                        let choice = choose_all(&mut order, now, &model);
+                        assert_eq!(choice, expected(&model, now), "seed {seed}: {model:?}");
+                        if let Choice::Evict(number, _) = choice {
+                            order.remove(number);
+                            model.remove(&number);
+                        }
+                    }
+                }
+                let by_count: usize = order.by_count.iter().map(|(count, _)| count).sum();
+                let filed = order.never_sent.len() + order.by_time.len();
+                assert_eq!(
+                    (order.filed.len(), by_count, filed),
+                    (model.len(), model.len(), model.len())
+                );
+            }
+            for number in model.keys() {
+                order.remove(*number);
+            }
+            assert!(order.filed.is_empty() && order.peers.is_empty() && order.by_count.is_empty());
+            assert!(order.by_time.is_empty() && order.never_sent.is_empty());
+        }
+    }
+
+    fn choose_all(order: &mut EvictionOrder, now: Instant, model: &BTreeMap<u64, Conn>) -> Choice {
+        loop {
+            match order.choose(now, |number| model[&number].idle_since) {
+                Choice::Unfinished => {}
+                choice => return choice,
+            }
+        }
+    }
+
+    #[test]
+    fn one_choice_looks_at_few_connections_and_the_next_goes_on() {
+        let (mut order, start) = (EvictionOrder::default(), Instant::now());
+        let count = 10 * LOOKS_MAX as u64;
+        for number in 0..count {
+            order.add(number, net(1));
+            order.file(number, start);
+        }
+        // All but the last have been busy since they were filed.
+        let now = start + 2 * IDLE_LEAST;
+        let looks = std::cell::Cell::new(0);
+        let idle_since = |number| {
+            looks.set(looks.get() + 1);
+            (number == count - 1).then_some(start)
+        };
+        let mut choices = 0;
+        let choice = loop {
+            choices += 1;
+            match order.choose(now, idle_since) {
+                Choice::Unfinished => {}
+                choice => break choice,
+            }
+            assert!(looks.take() <= LOOKS_MAX);
+        };
+        assert_eq!((choice, choices), (Choice::Evict(count - 1, BusiestPeer), 10));
+        // The busy ones are not looked at again before they can have been idle for long enough.
+        order.remove(count - 1);
+        looks.take();
+        assert_eq!(order.choose(now + IDLE_LEAST / 2, |_| panic!("a look")), Choice::Nobody);
+    }
+}

@@ -1,0 +1,57 @@
+//! The origin of a connection, by which clients are told apart.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What counts as one client: an IPv4 address, or the /64 of an IPv6 address, because one host can
+/// use all addresses of its /64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// An IPv4 address, also one mapped into IPv6.
+    V4(u32),
+    /// The first 64 bits of an IPv6 address.
+    V6(u64),
+    /// The connection was closed before its address could be read.
+    Unknown,
+}
+
+impl Peer {
+    /// No other one is ordered before it.
+    pub(super) const LEAST: Peer = Peer::V4(0);
+
+    /// The peer with this address; [`Peer::Unknown`] of the unspecified one.
+    pub fn of(address: IpAddr) -> Peer {
+        match address.to_canonical() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Peer::Unknown,
+            IpAddr::V4(address) => Peer::V4(address.to_bits()),
+            IpAddr::V6(address) => Peer::V6((address.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Peer::V4(bits) => Ipv4Addr::from_bits(bits).fmt(f),
+            Peer::V6(bits) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(bits) << 64)),
+            Peer::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
+        let of = |text: &str| Peer::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.7"), of("192.0.2.7"));
+        assert_ne!(of("192.0.2.7"), of("192.0.2.8"));
+        assert_eq!(of("2001:db8:1:2::1").to_string(), "2001:db8:1:2::/64");
+        assert_eq!(of("::ffff:192.0.2.7").to_string(), "192.0.2.7");
+        assert_eq!(of("0.0.0.0").to_string(), "unknown");
+    }
+}

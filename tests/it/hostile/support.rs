@@ -1,0 +1,226 @@
+//! A good client beside an attack.
+//!
+//! The good client posts small collections on a fixed schedule, in turn on a connection that it
+//! keeps and on one of its own, and checks every answer. An attack is an entry of a table with its
+//! rate and the connections it may hold. No latency is asserted here, where the build is not
+//! optimised and the machine is shared: `cargo bench --bench attacks` measures. What is asserted is
+//! that no good request fails, that every payload is counted once, and that nothing is left behind.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Server, request};
+
+/// How long an attack goes on, unless it says otherwise.
+pub const ATTACK_TIME: Duration = Duration::from_millis(1200);
+
+/// Between two requests of the good client.
+const GOOD_PERIOD: Duration = Duration::from_millis(20);
+
+/// Payloads of one request of the good client.
+pub const GOOD_PAYLOADS: u64 = 2;
+
+const GOOD_ANSWER: &str = r#"{"accepted":2,"ack":"queued"}"#;
+
+/// One way to be a bad client.
+pub struct Attack {
+    pub name: &'static str,
+    /// How many connections it holds or opens at a time; what that means is up to `run`.
+    pub connections: usize,
+    /// [`Raid::turn`]s a second: requests, connections or pieces.
+    pub per_second: u32,
+    /// Attacks until [`Raid::turn`] says that it is over.
+    pub run: fn(&mut Raid),
+}
+
+/// An attack that is going on.
+pub struct Raid {
+    pub server: SocketAddr,
+    pub connections: usize,
+    /// Payloads of the attack that were acknowledged, or must have been.
+    pub accepted: u64,
+    turns: u64,
+    period: Duration,
+    started: Instant,
+    ends: Instant,
+}
+
+impl Raid {
+    /// Waits until the next turn is due; false when the attack is over. A late attacker does not
+    /// catch up: the rate is an upper bound.
+    pub fn turn(&mut self) -> bool {
+        let now = Instant::now();
+        if now >= self.ends {
+            return false;
+        }
+        let due = self.started + self.period * self.turns as u32;
+        match due.checked_duration_since(now) {
+            Some(wait) => std::thread::sleep(wait),
+            None => self.started += now - due,
+        }
+        self.turns += 1;
+        true
+    }
+
+    /// A connection that waits for nothing: reads give up at once, and writes soon.
+    pub fn connect(&self) -> Option<Client> {
+        let client = Client::try_connect(self.server)?;
+        client.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        client.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        Some(client)
+    }
+
+    /// As many connections as the attack holds.
+    pub fn connect_all(&self) -> Vec<Client> {
+        (0..self.connections).filter_map(|_| self.connect()).collect()
+    }
+}
+
+/// What the good client was given.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// Requests answered as they should be.
+    pub answered: u64,
+    /// What went wrong with the others.
+    pub failures: Vec<String>,
+    /// From when each request was due to its answer, ascending.
+    pub latencies: Vec<Duration>,
+}
+
+impl Served {
+    /// The latency that `part` (0 to 1) of the requests did not exceed.
+    pub fn quantile(&self, part: f64) -> Duration {
+        let last = self.latencies.len().saturating_sub(1);
+        self.latencies.get((last as f64 * part) as usize).copied().unwrap_or_default()
+    }
+}
+
+/// A client that does everything right, in a thread of its own.
+pub struct GoodClient {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Served>,
+}
+
+impl GoodClient {
+    /// Starts to post with `headers`, each ended by CRLF.
+    pub fn start(server: SocketAddr, headers: &'static str) -> GoodClient {
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        let thread = std::thread::spawn(move || be_good(server, headers, &stop));
+        GoodClient { over, thread }
+    }
+
+    /// The client's last request is over when this returns.
+    pub fn stop(self) -> Served {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("failures are counted, not panicked about")
+    }
+}
+
+fn be_good(server: SocketAddr, headers: &str, over: &AtomicBool) -> Served {
+    let mut served = Served::default();
+    let mut kept: Option<Client> = None;
+    let bytes = request(br#"{"data":[{"good":1},"good"]}"#, headers);
+    let mut due = Instant::now();
+    for turn in 0_u64.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let mut client = match if turn % 2 == 0 { kept.take() } else { None } {
+            Some(client) => client,
+            None => match Client::try_connect(server) {
+                Some(client) => client,
+                None => {
+                    served.failures.push(format!("request {turn}: cannot connect"));
+                    due += GOOD_PERIOD;
+                    continue;
+                }
+            },
+        };
+        match client.try_request(&bytes) {
+            Some(reply) if reply.status == 200 && reply.body == GOOD_ANSWER => {
+                served.answered += 1;
+                served.latencies.push(due.elapsed());
+                if turn % 2 == 0 {
+                    kept = Some(client);
+                }
+            }
+            Some(reply) => served.failures.push(format!("request {turn}: {reply:?}")),
+            None => served.failures.push(format!("request {turn}: no answer, or a cut one")),
+        }
+        due += GOOD_PERIOD;
+    }
+    served.latencies.sort_unstable();
+    served
+}
+
+/// What an attack did and what the good client had of it.
+pub struct Outcome {
+    /// Payloads of the attack that were accepted.
+    pub accepted: u64,
+    pub good: Served,
+}
+
+/// Runs `attack` for [`ATTACK_TIME`] with a good client beside it.
+///
+/// # Panics
+/// If the attack did not take place, or if one good request failed.
+pub fn beside(server: &Server, attack: &Attack) -> Outcome {
+    beside_for(server, attack, ATTACK_TIME)
+}
+
+/// The same for `time`.
+///
+/// # Panics
+/// As [`beside`].
+pub fn beside_for(server: &Server, attack: &Attack, time: Duration) -> Outcome {
+    let good = GoodClient::start(server.ingest, "");
+    let started = Instant::now();
+    let mut raid = Raid {
+        server: server.ingest,
+        connections: attack.connections,
+        accepted: 0,
+        turns: 0,
+        period: Duration::from_secs(1) / attack.per_second,
+        started,
+        ends: started + time,
+    };
+    (attack.run)(&mut raid);
+    let good = good.stop();
+    let Attack { name, connections, per_second, .. } = attack;
+    let first = &good.failures[..good.failures.len().min(3)];
+    assert!(
+        good.failures.is_empty(),
+        "{name} ({connections} connections, {per_second} turns a second): {} of {} good requests \
+         failed: {first:#?}",
+        good.failures.len(),
+        good.failures.len() as u64 + good.answered,
+    );
+    assert!(raid.turns > 0 && good.answered > 0, "{name}: nothing happened");
+    // Shown with `--nocapture`.
+    println!(
+        "{name}: {} turns; good: {} answered, p50 {:?}, p99 {:?}, max {:?}",
+        raid.turns,
+        good.answered,
+        good.quantile(0.5),
+        good.quantile(0.99),
+        good.quantile(1.0),
+    );
+    Outcome { accepted: raid.accepted, good }
+}
+
+/// Waits until every gauge is at zero and counts payloads: every one of the good client and of the
+/// attacks once.
+pub fn nothing_left(server: &Server, outcomes: &[Outcome]) {
+    server.wait_idle();
+    let good: u64 = outcomes.iter().map(|outcome| outcome.good.answered).sum();
+    let attacks: u64 = outcomes.iter().map(|outcome| outcome.accepted).sum();
+    let metrics = server.metrics();
+    let accepted = metrics.sum("millrace_payloads_accepted_total");
+    assert_eq!(accepted, good * GOOD_PAYLOADS + attacks);
+    assert_eq!(metrics.sum("millrace_payloads_stored_total"), accepted);
+}
