@@ -669,7 +669,6 @@ impl Stream {
     }
 
     /// Whether the peer's host has acknowledged everything that was sent. One system call.
-    #[allow(dead_code, reason = "the limit of connections asks it")]
     pub fn is_acknowledged(&self) -> bool {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];

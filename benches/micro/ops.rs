@@ -172,7 +172,7 @@ fn peers() -> Made {
             table.add(Peer::V4((turn % 1_000) as u32), &activity);
         }
         total += activity.requests;
-        if turn % 10_000 == 0 {
+        if turn.is_multiple_of(10_000) {
             let counted: u64 = tables[0].rows().iter().map(|row| row.count).sum();
             assert_eq!(counted, total);
         }

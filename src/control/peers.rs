@@ -199,10 +199,14 @@ fn merge(cores: &[&PeersSnapshot]) -> Vec<PeerRow> {
         let least = core.tables.each_ref().map(|table| table.least);
         for (peer, of_core) in rows_of(core, least) {
             let row = merged.entry(peer).or_insert_with(|| PeerRow::new(peer, floor));
-            for at in 0..Measure::ALL.len() {
-                row.counted[at] += of_core.counted[at];
-                // This core's part of the floor is replaced by what it knows.
-                row.at_most[at] += of_core.at_most[at] - least[at];
+            for (sum, more) in row.counted.iter_mut().zip(of_core.counted) {
+                *sum += more;
+            }
+            // This core's part of the floor is replaced by what it knows.
+            for (sum, (most, least)) in
+                row.at_most.iter_mut().zip(of_core.at_most.iter().zip(least))
+            {
+                *sum += most - least;
             }
             for (sum, more) in row.refusals.iter_mut().zip(of_core.refusals) {
                 *sum += more;

@@ -72,12 +72,14 @@ pub fn check<B>(head: &Request<B>, framing: BodyFraming) -> Result<(), HeadError
 /// authority, so it is refused only beside a target that has one. A `host` that differs from such a
 /// target is ignored (section 3.2.2).
 fn check_host<B>(head: &Request<B>) -> Result<(), HeadError> {
-    let mut values = head.headers().get_all(HOST).iter();
-    let Some(host) = values.next() else {
+    let headers = head.headers();
+    let Some(host) = headers.get(HOST) else {
         let required = head.version() != Version::HTTP_10;
         return if required { Err(HeadError::NoHost) } else { Ok(()) };
     };
-    if values.next().is_some() {
+    // Usually no field at all is repeated, which is cheaper to see.
+    let any_repeated = headers.len() != headers.keys_len();
+    if any_repeated && headers.get_all(HOST).iter().count() > 1 {
         return Err(HeadError::RepeatedHost);
     }
     match host.as_bytes() {
@@ -97,8 +99,9 @@ fn is_host(value: &[u8]) -> bool {
     }
     let mut at = 0;
     loop {
+        let rest = &value[at..];
+        at += rest.iter().position(|byte| !IN_NAME[usize::from(*byte)]).unwrap_or(rest.len());
         match &value[at..] {
-            [byte, ..] if IN_NAME[usize::from(*byte)] => at += 1,
             [b'%', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => at += 3,
             rest => return at > 0 && is_port(rest),
         }

@@ -334,7 +334,8 @@ pub(crate) mod tests {
 
         pub(crate) fn next(&mut self, random: &mut fastrand::Rng) -> (Peer, Activity) {
             let number = (f64::from(self.peers) * random.f64().powf(self.skew)) as u32;
-            let peer = if number % 3 == 0 { Peer::V6(number.into()) } else { Peer::V4(number) };
+            let peer =
+                if number.is_multiple_of(3) { Peer::V6(number.into()) } else { Peer::V4(number) };
             let mut activity = of_requests(random.u64(0..4));
             activity.payloads = random.u64(0..1_000);
             activity.bytes = 1 << random.u32(0..30);

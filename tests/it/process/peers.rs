@@ -164,7 +164,7 @@ fn thousands_of_peers_do_not_hide_the_busiest_nor_grow_the_table() {
     let mut busy = 0;
     for n in 0..PEERS {
         one_request(source(n));
-        if n % 25 == 0 {
+        if n.is_multiple_of(25) {
             one_request([127, 9, 9, 9]);
             busy += 1;
         }
@@ -192,6 +192,30 @@ fn thousands_of_peers_do_not_hide_the_busiest_nor_grow_the_table() {
     for row in rows {
         assert_eq!((row["refusals"].as_u64(), row["refusals_max"].as_u64()), (Some(0), Some(0)));
     }
+}
+
+#[test]
+fn the_tokens_of_a_peer_are_there_by_name_and_never_themselves() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let tokens = "hush-1;name=shop\nhush-2;name=till\nhush-3\n";
+    std::fs::write(dir.path().join("tokens"), tokens).unwrap();
+    let server = Server::start_in(dir, &[("TOKENS_FILE", "tokens")]);
+    let mut client = connect_from([127, 0, 0, 6], &server);
+    for (token, times, status) in
+        [("hush-2", 3, 200), ("hush-1", 5, 200), ("hush-3", 1, 200), ("wrong", 9, 401)]
+    {
+        for _ in 0..times {
+            // By the envelope, so that the connection stays open.
+            let body = format!(r#"{{"token":"{token}","data":[1]}}"#);
+            assert_eq!(client.post(body).status, status);
+        }
+    }
+    let page = peers(&server, "");
+    let row = row(&page, "127.0.0.6");
+    assert_eq!(row["tokens"], json!(["shop", "till", "(unnamed)"]), "most used first");
+    assert_eq!(row["refused_for"], json!({ "unauthorized": 9 }));
+    let text = get(&server, "", "*/*").body;
+    assert!(text.contains("  shop,till,(unnamed)\n") && !text.contains("hush"), "{text}");
 }
 
 #[test]
