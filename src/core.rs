@@ -16,6 +16,7 @@ use std::rc::Rc;
 use crate::budget::Budget;
 use crate::http::body::BodyReader;
 use crate::http::server::{Conns, Server};
+use crate::http::split::BodySplitter;
 use crate::http::tokens::TokenView;
 use crate::metrics::CoreCells;
 use crate::net::Net;
@@ -48,7 +49,7 @@ impl Core {
             cells,
             conns: Conns::new(limits.connections),
             bodies: BodyReader::new(bodies, limits.request_bytes),
-            scratch: Default::default(),
+            splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup.tokens.clone().map(TokenView::new),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),

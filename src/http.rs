@@ -10,6 +10,7 @@ mod phase;
 pub mod reply;
 pub mod request;
 pub mod server;
+pub mod split;
 pub mod tokens;
 
 use std::time::Duration;

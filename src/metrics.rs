@@ -200,6 +200,7 @@ pub struct CoreCells {
     pub body_bytes: Cell64,
     pub queue_depth: Cell64,
     pub queue_bytes: Cell64,
+    pub large_body_waiters: Cell64,
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
@@ -391,7 +392,7 @@ const COUNTERS: [(&str, &str, Read); 21] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 22] = [
+const GAUGES: [(&str, &str, Read); 23] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -403,6 +404,11 @@ const GAUGES: [(&str, &str, Read); 22] = [
         |c| c.queue_depth.value(),
     ),
     ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
+    (
+        "large_body_waiters",
+        "Requests with a large body waiting for their turn to be decompressed and split",
+        |c| c.large_body_waiters.value(),
+    ),
     ("room_waiters", "Requests waiting for room in the queue", |c| c.room_waiters.value()),
     ("ack_waiters", "Requests waiting for the store before their answer", |c| {
         c.ack_waiters.value()

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::sync::{Semaphore, StaticPermit};
 
 use super::body::BodyReader;
-use super::parse::Scratch;
 use super::phase::ConnState;
 use super::request::Intake;
+use super::split::BodySplitter;
 use super::tokens::TokenView;
 use crate::config::Config;
 use crate::metrics::CoreCells;
@@ -26,7 +26,7 @@ pub struct Server {
     pub cells: &'static CoreCells,
     pub conns: Conns,
     pub bodies: BodyReader,
-    pub scratch: RefCell<Scratch>,
+    pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenView>,
     pub faults: ConnFaults,
