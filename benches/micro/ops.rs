@@ -50,6 +50,7 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
+    Op { name: "parse/refused-at-its-end-1MB", make: refused },
     Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
@@ -112,6 +113,15 @@ fn raw(payloads: usize, payload_bytes: usize) -> Made {
         let envelope: Envelope<'_> = serde_json::from_slice(&body).expect("a collection");
         assert_eq!(envelope.data.len(), payloads);
     };
+    Made { run: Box::new(run), throughput }
+}
+
+/// The densest body, refused for its last member.
+fn refused() -> Made {
+    let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
+    let throughput = Amount::Bytes(body.len());
+    let mut scratch = Scratch::default();
+    let run = move || assert!(parse(&body, &mut scratch).is_err());
     Made { run: Box::new(run), throughput }
 }
 

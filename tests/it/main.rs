@@ -29,6 +29,11 @@ mod http {
     mod tokens;
 }
 
+/// Attacks, each with a good client beside it.
+mod hostile {
+    mod parsing;
+}
+
 /// Objects that hold many payloads.
 mod batch {
     mod acks;
