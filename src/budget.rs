@@ -177,6 +177,11 @@ impl ChargedBytes {
         &self.bytes
     }
 
+    /// The bytes of the buffer.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     /// The size of the allocation.
     pub fn retained(&self) -> usize {
         self.charge.bytes

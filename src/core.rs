@@ -17,6 +17,7 @@ use std::rc::Rc;
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::server::{Conns, Server};
+use crate::http::split::BodySplitter;
 use crate::http::tokens::TokenGate;
 use crate::metrics::CoreCells;
 use crate::net::Net;
@@ -49,7 +50,7 @@ impl Core {
             cells,
             conns: Conns::new(limits.connections),
             bodies: BodyReader::new(bodies, limits.request_bytes),
-            scratch: Default::default(),
+            splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup
                 .tokens
                 .as_ref()

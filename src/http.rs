@@ -17,6 +17,7 @@ mod recency;
 pub mod reply;
 pub mod request;
 pub mod server;
+pub mod split;
 pub mod tokens;
 
 use std::time::Duration;

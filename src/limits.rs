@@ -11,8 +11,8 @@ use crate::batch;
 use crate::config::{Config, S3Client};
 use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
-use crate::http::body::ZSTD_WINDOW_LOG_MAX;
-use crate::http::parse::SCRATCH_KEPT_BYTES_MAX;
+use crate::http::body::DECODERS_BYTES_MAX;
+use crate::http::split::splitter_bytes;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
 use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
@@ -72,8 +72,7 @@ pub struct Limits {
     pub connections: usize,
     pub workers: usize,
     /// Most memory one core's clients can make it hold: budgets, connections, queue slots, and the
-    /// buffers that parsing and decompressing keep. While a body is being split, up to 34 bytes for
-    /// each of its bytes are added.
+    /// buffers of parsing and decompressing.
     pub core_memory_bytes: u64,
     /// File descriptors that the whole process needs when every limit is reached.
     pub files: u64,
@@ -132,7 +131,8 @@ impl Limits {
             batch.memory + batch::MEMORY_BESIDE_BYTES + journal + copies * batch.bytes as usize
         });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
-        let kept = SCRATCH_KEPT_BYTES_MAX + (1 << ZSTD_WINDOW_LOG_MAX) + net::POOL_BYTES;
+        let parsing = splitter_bytes(c.max_queue, c.max_length);
+        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES;
         let core_files = |connections: usize| {
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + spool_files
         };
@@ -228,9 +228,11 @@ mod tests {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0];
         let limits = Limits::new(&config);
-        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + 12
-        // MiB for parsing + 8 MiB of zstd window + 4 MiB of receive buffers.
-        let kept = (12 << 20) + (8 << 20) + (4 << 20);
+        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + two
+        // zstd windows of 8 MiB + 4 MiB of receive buffers + for parsing a segment of 32 KiB at 58
+        // bytes each, 512 KiB of spans, and spans of 10000 payloads and one segment.
+        let parsing = 58 * (32 << 10) + 256 + (512 << 10) + (10_000 + (16 << 10)) * 8;
+        let kept = (16 << 20) + (4 << 20) + parsing;
         assert_eq!(
             limits.core_memory_bytes,
             (64 << 20) + (64 << 20) + (896 << 20) + 640_000 + kept

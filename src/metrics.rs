@@ -269,6 +269,7 @@ pub struct CoreCells {
     pub body_memory_full: Cell64,
     pub queue_depth: Cell64,
     pub queue_bytes: Cell64,
+    pub large_body_waiters: Cell64,
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
@@ -472,7 +473,7 @@ const COUNTERS: [(&str, &str, Read); 25] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 26] = [
+const GAUGES: [(&str, &str, Read); 27] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -496,6 +497,11 @@ const GAUGES: [(&str, &str, Read); 26] = [
         |c| c.queue_depth.value(),
     ),
     ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
+    (
+        "large_body_waiters",
+        "Requests with a large body waiting for their turn to be decompressed and split",
+        |c| c.large_body_waiters.value(),
+    ),
     ("room_waiters", "Requests waiting for room in the queue", |c| c.room_waiters.value()),
     ("ack_waiters", "Requests waiting for the store before their answer", |c| {
         c.ack_waiters.value()

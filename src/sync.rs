@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
-pub use glommio::sync::Semaphore;
+pub use glommio::sync::{Permit, Semaphore};
 
 /// Stores the polling task's waker in `waker`, without cloning it if it is stored already.
 #[inline]

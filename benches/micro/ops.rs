@@ -55,6 +55,7 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
+    Op { name: "parse/refused-at-its-end-1MB", make: refused },
     Op { name: "http/head-of-6-fields", make: head },
     Op { name: "http/tally", make: tally },
     Op { name: "peers/hand-over-of-1000", make: peers },
@@ -199,6 +200,15 @@ fn token(count: usize) -> Made {
         assert!(set.find(&token).is_none());
     };
     Made { run: Box::new(run), throughput: Amount::Elements(2) }
+}
+
+/// The densest body, refused for its last member.
+fn refused() -> Made {
+    let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
+    let throughput = Amount::Bytes(body.len());
+    let mut scratch = Scratch::default();
+    let run = move || assert!(parse(&body, &mut scratch).is_err());
+    Made { run: Box::new(run), throughput }
 }
 
 /// Fills a queue half and empties it again, in order.

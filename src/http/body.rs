@@ -2,9 +2,13 @@
 //! core's memory.
 //!
 //! A body is charged for what has arrived, not for what was announced, so a slow client holds
-//! little. A compressed body is read whole, then decompressed by the core's one decoder in slices
-//! between which other tasks run. `MAX_LENGTH` caps the decompressed bytes and the compressed bytes
-//! alike.
+//! little. A compressed body is read whole, then decompressed in slices between which other tasks
+//! run. `MAX_LENGTH` caps the decompressed bytes and the compressed bytes alike.
+//!
+//! A core has one CPU, so bodies are decompressed one after the other. But a small one does not wait
+//! for large ones: whether a body is small shows after its first [`SMALL_BODY_BYTES`]. If there are
+//! more, it starts again once it is its turn among the large bodies. That turn lasts until its
+//! payloads are found, so that decompressed bodies do not wait for each other in memory.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -17,7 +21,9 @@ use hyper::body::{Bytes, Incoming};
 
 use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
+use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
+use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::rt;
@@ -67,12 +73,20 @@ pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
 pub struct BodyReader {
     pub(super) memory: BodyMemory,
     length_max: usize,
-    decoder: Decoder,
+    small_turn: Semaphore,
+    small: Decoder,
+    large: Decoder,
 }
 
 impl BodyReader {
     pub fn new(memory: BodyMemory, length_max: usize) -> BodyReader {
-        BodyReader { memory, length_max, decoder: Decoder::new() }
+        BodyReader {
+            memory,
+            length_max,
+            small_turn: Semaphore::new(1),
+            small: Decoder::default(),
+            large: Decoder::default(),
+        }
     }
 
     /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before
@@ -105,16 +119,33 @@ impl BodyReader {
         Ok(bytes)
     }
 
-    /// Decompresses `raw`. Waits while another body is being decompressed.
-    pub async fn decode(
+    /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.
+    /// Waits while others do the same, but not for large bodies.
+    pub async fn decode_small(
         &self,
-        raw: ChargedBytes,
-        coding: Option<Coding>,
-    ) -> Result<ChargedBytes, BodyError> {
-        match coding {
-            None => Ok(raw),
-            Some(coding) => self.decoder.decode(&self.memory, raw, coding, self.length_max).await,
+        raw: &ChargedBytes,
+        coding: Coding,
+    ) -> Result<Option<ChargedBytes>, BodyError> {
+        let max = self.length_max.min(SMALL_BODY_BYTES);
+        // Nothing is compressed to more than it was, nearly.
+        if raw.as_slice().len() > max && self.length_max > max {
+            return Ok(None);
         }
+        let _turn = self.small_turn.acquire_permit(1).await.expect("never closed");
+        match self.small.decode(&self.memory, raw, coding, max).await {
+            Err(BodyError::TooLarge { .. }) if self.length_max > max => Ok(None),
+            decoded => decoded.map(Some),
+        }
+    }
+
+    /// Decompresses `raw`. Only one is decompressed at a time, the one whose turn it is.
+    pub async fn decode_large(
+        &self,
+        raw: &ChargedBytes,
+        coding: Coding,
+        _turn: &LargeTurn<'_>,
+    ) -> Result<ChargedBytes, BodyError> {
+        self.large.decode(&self.memory, raw, coding, self.length_max).await
     }
 }
 
@@ -147,9 +178,9 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     }
 }
 
-/// Decompresses one body at a time. A core has one CPU, so a second decoder would only cost memory.
+/// Decompresses one body at a time; the caller sees to that.
+#[derive(Default)]
 struct Decoder {
-    turn: Semaphore,
     zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
 }
 
@@ -158,26 +189,24 @@ struct Decoder {
 const DECODE_INPUT: usize = 8 * 1024;
 /// Decompressed bytes produced at a time.
 const DECODE_OUTPUT: usize = 32 * 1024;
-/// Largest zstd window accepted, as RFC 8878 recommends: 8 MiB, allocated once per core.
-pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Largest zstd window accepted, as RFC 8878 recommends: 8 MiB.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Most memory of the decoders of one core: a window for small bodies and one for large ones, each
+/// allocated once.
+pub const DECODERS_BYTES_MAX: usize = 2 << ZSTD_WINDOW_LOG_MAX;
 
 impl Decoder {
-    fn new() -> Decoder {
-        Decoder { turn: Semaphore::new(1), zstd: RefCell::new(None) }
-    }
-
     async fn decode(
         &self,
         memory: &BodyMemory,
-        raw: ChargedBytes,
+        raw: &ChargedBytes,
         coding: Coding,
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
-        let _turn = self.turn.acquire_permit(1).await.expect("never closed");
         let mut out = memory.buffer(max)?;
         match coding {
-            Coding::Gzip => gunzip(memory, &raw, &mut out, max).await?,
-            Coding::Zstd => self.unzstd(memory, &raw, &mut out, max).await?,
+            Coding::Gzip => gunzip(memory, raw, &mut out, max).await?,
+            Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await?,
         }
         out.shrink();
         Ok(out)
@@ -314,14 +343,15 @@ mod tests {
         let mut raw = memory.buffer(bytes.len()).unwrap();
         raw.extend(bytes).unwrap();
         let decoded = rt::run_test(async {
-            let decoder = Decoder::new();
+            let decoder = Decoder::default();
             // Twice, because state that the first body leaves in the decoder must not reach the
             // second.
             let mut first = memory.buffer(bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
-            let _cut = decoder.decode(&memory, first, coding, max).await;
-            decoder.decode(&memory, raw, coding, max).await
+            let _cut = decoder.decode(&memory, &first, coding, max).await;
+            decoder.decode(&memory, &raw, coding, max).await
         });
+        drop(raw);
         let decoded = decoded.map(|bytes| bytes.as_slice().to_vec());
         (decoded, cells.body_bytes.value())
     }
@@ -357,6 +387,48 @@ mod tests {
             let bytes = packed(coding, &noise);
             let (decoded, charged) = decode(coding, &bytes, 1 << 20, 2 * bytes.len());
             assert_eq!((decoded, charged), (Err(BodyError::MemoryExhausted), 0), "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn small_bodies_are_told_from_large_ones() {
+        let cells = &crate::metrics::cells(1)[0];
+        let splitter = crate::http::split::BodySplitter::new(1, cells);
+        let small = SMALL_BODY_BYTES;
+        for coding in [Coding::Gzip, Coding::Zstd] {
+            for (length, length_max) in [
+                (0, small),
+                (small, small),
+                (small + 1, small),
+                (small, 1 << 20),
+                (small + 1, 1 << 20),
+            ] {
+                let reader =
+                    BodyReader::new(BodyMemory::new(1 << 20, length_max, cells), length_max);
+                let plain = vec![b'x'; length];
+                let bytes = packed(coding, &plain);
+                let mut raw = reader.memory.buffer(bytes.len()).unwrap();
+                raw.extend(&bytes).unwrap();
+                rt::run_test(async {
+                    let decoded = reader.decode_small(&raw, coding).await;
+                    let case = format!("{coding:?} {length} {length_max}");
+                    match decoded {
+                        Ok(Some(decoded)) => assert_eq!(decoded.as_slice(), plain, "{case}"),
+                        Ok(None) => {
+                            assert!(length > small && length_max > small, "{case}");
+                            let turn = splitter.large_turn().await;
+                            let decoded = reader.decode_large(&raw, coding, &turn).await;
+                            assert_eq!(decoded.unwrap().as_slice(), plain, "{case}");
+                        }
+                        Err(error) => {
+                            assert_eq!(error, BodyError::TooLarge { max: small }, "{case}");
+                            assert!(length > length_max, "{case}");
+                        }
+                    }
+                });
+                drop(raw);
+                assert_eq!(cells.body_bytes.value(), 0);
+            }
         }
     }
 }

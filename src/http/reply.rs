@@ -13,6 +13,7 @@ use http_body_util::Full;
 use super::ack::LevelError;
 use super::body::BodyError;
 use super::head::HeadError;
+use super::parse::ParseError;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
 use crate::queue::admission::Refusal;
@@ -64,6 +65,16 @@ impl From<Refusal> for Answer {
             }
             Refusal::Full { retry_after_s } => Answer::Unavailable { error, retry_after_s },
             Refusal::Closed => Answer::Stopping,
+        }
+    }
+}
+
+impl From<ParseError> for Answer {
+    fn from(error: ParseError) -> Answer {
+        let text = error.to_string();
+        match error {
+            ParseError::TooManyPayloads { .. } => Answer::TooLarge(text),
+            _ => Answer::BadRequest(text),
         }
     }
 }

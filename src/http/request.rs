@@ -20,10 +20,11 @@ use hyper::body::Incoming;
 use super::ack;
 use super::body::{self, BodyError};
 use super::head::{self, BodyFraming};
-use super::parse::{self, Collection, Scratch};
+use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
+use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
@@ -150,14 +151,14 @@ async fn process(
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
-    let body = match read(server, state, body, coding).await {
-        Ok(body) => body,
+    let (body, turn) = match read(server, state, body, coding).await {
+        Ok(read) => read,
         // Corrupt compression is found after the whole body was read. Every other error leaves some
         // of it unread.
         Err(error @ BodyError::Corrupt { .. }) => return (error.into(), false),
         Err(error) => return (error.into(), has_body),
     };
-    let admitted = match admit(server, intake, body, ack, token).await {
+    let admitted = match admit(server, intake, body, turn, ack, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -169,18 +170,24 @@ async fn process(
     (answer, false)
 }
 
-/// Reads and decompresses the body.
-async fn read(
-    server: &Server,
+/// Reads and decompresses the body. A large one that was compressed comes with its turn.
+async fn read<'a>(
+    server: &'a Server,
     state: &ConnState,
     body: Incoming,
     coding: Option<Coding>,
-) -> Result<ChargedBytes, BodyError> {
+) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), BodyError> {
     let whole = async {
         let raw = server.bodies.read(state, body).await?;
         // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
-        server.bodies.decode(raw, coding).await
+        let Some(coding) = coding else { return Ok((raw, None)) };
+        if let Some(body) = server.bodies.decode_small(&raw, coding).await? {
+            return Ok((body, None));
+        }
+        let turn = server.splitter.large_turn().await;
+        let body = server.bodies.decode_large(&raw, coding, &turn).await?;
+        Ok((body, Some(turn)))
     };
     let ended = async {
         Err(match state.body_end().await {
@@ -215,35 +222,75 @@ async fn admit(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
+    turn: Option<LargeTurn<'_>>,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let need = {
+    if body.as_slice().len() <= SMALL_BODY_BYTES {
+        drop(turn);
+        return admit_small(server, intake, body, ack, token).await;
+    }
+    let turn = match turn {
+        Some(turn) => turn,
+        None => server.splitter.large_turn().await,
+    };
+    admit_large(server, intake, body, turn, ack, token).await
+}
+
+/// Admits a body that is split in one turn.
+async fn admit_small(
+    server: &Server,
+    intake: &Intake,
+    body: ChargedBytes,
+    ack: Ack,
+    token: &Cell<TokenId>,
+) -> Result<Admitted, Answer> {
+    let attempt = {
         // The core's one scratch: this borrow must end before the next await.
-        let mut scratch = server.scratch.borrow_mut();
+        let mut scratch = server.splitter.scratch();
         let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
         judge_envelope(server, given.as_deref(), token)?;
         let version = intake.version_for_keys(version);
-        if payloads.is_empty() {
-            let nothing = Admitted { count: 0, bytes: 0, awaited: Awaited::Nothing };
-            return if intake.stop.closed.get() { Err(Answer::Stopping) } else { Ok(nothing) };
-        }
-        let need = need(payloads, &body, version.as_deref());
-        if ack == Ack::Spooled {
-            return intake.enqueue_for_disk(need, body, payloads, version.as_deref());
-        }
-        if let Some(permit) = intake.admission.admit_now(need)? {
-            return Ok(intake.enqueue(permit, body, payloads, version, ack));
-        }
-        need
+        intake.admit_now(body, payloads, version, ack)?
+    };
+    let NoRoom { need, body, version } = match attempt {
+        Tried::Admitted(admitted) => return Ok(admitted),
+        Tried::NoRoom(waiting) => waiting,
     };
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let mut scratch = server.scratch.borrow_mut();
-    let Collection { version, payloads, .. } = split(body.as_slice(), &mut scratch)?;
-    let version = intake.version_for_keys(version);
+    let mut scratch = server.splitter.scratch();
+    let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
     Ok(intake.enqueue(permit, body, payloads, version, ack))
+}
+
+/// Admits a body that is split in slices. Its turn ends before it waits for room.
+async fn admit_large(
+    server: &Server,
+    intake: &Intake,
+    body: ChargedBytes,
+    turn: LargeTurn<'_>,
+    ack: Ack,
+    token: &Cell<TokenId>,
+) -> Result<Admitted, Answer> {
+    let (waiting, count) = {
+        let (Envelope { version, token: given }, spans) =
+            server.splitter.split_large(body.as_slice(), turn).await?;
+        judge_envelope(server, given.as_deref(), token)?;
+        drop(given);
+        let version = intake.version_for_keys(version);
+        let mut waiting = match intake.admit_now(body, &spans, version, ack)? {
+            Tried::Admitted(admitted) => return Ok(admitted),
+            Tried::NoRoom(waiting) => waiting,
+        };
+        parse::mark_spans(waiting.body.as_mut_slice(), &spans);
+        (waiting, spans.len())
+    };
+    let NoRoom { need, body, version } = waiting;
+    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    let spans = parse::marked_spans(body.as_slice(), count);
+    Ok(intake.enqueue(permit, body, &spans, version, ack))
 }
 
 /// Finds the payloads of a body.
@@ -251,7 +298,7 @@ pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, scratch).map_err(|error| Answer::BadRequest(error.to_string()))
+    Ok(parse::parse(body, scratch)?)
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it.
@@ -270,12 +317,50 @@ fn payload_bytes(spans: &[Span]) -> u64 {
     spans.iter().map(|span| u64::from(span.end - span.start)).sum()
 }
 
+/// What came of trying to admit a body at once.
+enum Tried {
+    Admitted(Admitted),
+    NoRoom(NoRoom),
+}
+
+/// A body that must wait for room.
+struct NoRoom {
+    need: Need,
+    body: ChargedBytes,
+    /// The part of its version that keys use.
+    version: Option<Box<str>>,
+}
+
 /// The queue slots and bytes that these payloads need.
 fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
     Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
 }
 
 impl Intake {
+    /// Admits the payloads of a body if there is room now.
+    fn admit_now(
+        &self,
+        body: ChargedBytes,
+        payloads: &[Span],
+        version: Option<Box<str>>,
+        ack: Ack,
+    ) -> Result<Tried, Answer> {
+        if payloads.is_empty() {
+            let nothing = Admitted { count: 0, bytes: 0, awaited: Awaited::Nothing };
+            let closed = self.stop.closed.get();
+            return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
+        }
+        let need = need(payloads, &body, version.as_deref());
+        if ack == Ack::Spooled {
+            let admitted = self.enqueue_for_disk(need, body, payloads, version.as_deref())?;
+            return Ok(Tried::Admitted(admitted));
+        }
+        Ok(match self.admission.admit_now(need)? {
+            Some(permit) => Tried::Admitted(self.enqueue(permit, body, payloads, version, ack)),
+            None => Tried::NoRoom(NoRoom { need, body, version }),
+        })
+    }
+
     /// The part of a request's `version` that keys use; `None` if no template uses it.
     fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
         version.filter(|_| self.needs_version).map(|version| key::version(&version))

@@ -11,11 +11,11 @@ use futures_lite::FutureExt;
 
 use super::body::BodyReader;
 use super::eviction::{Choice, EvictionOrder};
-use super::parse::Scratch;
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
 use super::request::Intake;
+use super::split::BodySplitter;
 use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::CoreCells;
@@ -33,7 +33,7 @@ pub struct Server {
     pub cells: &'static CoreCells,
     pub conns: Conns,
     pub bodies: BodyReader,
-    pub scratch: RefCell<Scratch>,
+    pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenGate>,
     pub faults: ConnFaults,

@@ -37,6 +37,7 @@ mod hostile {
     mod floods;
     mod memory;
     mod names;
+    mod parsing;
     mod slow;
     mod smuggling;
     mod support;

@@ -1,0 +1,230 @@
+//! Splits the bodies of one core into payloads without holding the core.
+//!
+//! A body of up to [`SMALL_BODY_BYTES`] is parsed in one turn, at once. A longer one is parsed in
+//! slices between which other tasks run. Only one of those is in progress, because two would only
+//! take twice as long and twice the memory; the others wait in the order of their arrival, with
+//! their bodies only.
+
+use std::cell::{RefCell, RefMut};
+use std::mem;
+use std::ops::Deref;
+use std::time::Duration;
+
+use super::parse::{
+    Envelope, MARKS_BYTES_MAX, PAYLOADS_KEPT_MAX, Parse, ParseError, SEGMENT_BYTES, Scratch,
+};
+use crate::metrics::{Cell64, CoreCells};
+use crate::queue::job::Span;
+use crate::rt;
+use crate::sync::{Permit, Semaphore};
+
+/// After how much parsing a large body yields. The longest step takes 0.15 ms, so that no turn takes
+/// more than a millisecond, on a slow machine either.
+const TURN: Duration = Duration::from_micros(500);
+
+/// Splits the bodies of one core.
+pub struct BodySplitter {
+    /// Most payloads that the core's queue can hold.
+    payloads_max: usize,
+    cells: &'static CoreCells,
+    /// For small bodies, and for the steps of large ones.
+    scratch: RefCell<Scratch>,
+    /// Whose turn it is among large bodies.
+    large: Semaphore,
+    /// Empty while a large body is being split and until its spans are dropped.
+    large_spans: RefCell<Vec<Span>>,
+}
+
+impl BodySplitter {
+    /// A splitter for a core whose queue holds `payloads_max` payloads.
+    pub fn new(payloads_max: usize, cells: &'static CoreCells) -> BodySplitter {
+        BodySplitter {
+            payloads_max,
+            cells,
+            scratch: RefCell::default(),
+            large: Semaphore::new(1),
+            large_spans: RefCell::default(),
+        }
+    }
+
+    /// The scratch for a body of up to [`SMALL_BODY_BYTES`]. The borrow must end before the next
+    /// await.
+    pub fn scratch(&self) -> RefMut<'_, Scratch> {
+        self.scratch.borrow_mut()
+    }
+
+    /// Waits until no other large body is being worked on, in the order of the calls.
+    pub async fn large_turn(&self) -> LargeTurn<'_> {
+        let _waiting = Waiting::new(&self.cells.large_body_waiters);
+        LargeTurn(self.large.acquire_permit(1).await.expect("never closed"))
+    }
+
+    /// Splits a body of any length in slices. The turn ends when the spans are dropped.
+    ///
+    /// # Errors
+    /// What is wrong with the body; more payloads than the queue can hold are wrong as well.
+    pub async fn split_large<'body, 'a>(
+        &'a self,
+        body: &'body [u8],
+        turn: LargeTurn<'a>,
+    ) -> Result<(Envelope<'body>, LargeSpans<'a>), ParseError> {
+        let mut spans = LargeSpans { spans: self.large_spans.take(), splitter: self, _turn: turn };
+        spans.spans.clear();
+        // Growing would copy them in one turn. A body is refused after the segment in which it has
+        // too many; a payload takes two bytes.
+        spans.spans.reserve_exact(most_spans(self.payloads_max, body.len()));
+        let mut parse = Parse::new(body, self.payloads_max);
+        let mut turn_began = rt::now();
+        loop {
+            let step = parse.step(&mut self.scratch.borrow_mut().marks, &mut spans.spans);
+            if let Some(found) = step {
+                return Ok((found?, spans));
+            }
+            if rt::since(turn_began) >= TURN {
+                rt::yield_now().await;
+                turn_began = rt::now();
+            }
+        }
+    }
+}
+
+/// Most memory of a [`BodySplitter`] for bodies of up to `length_max` bytes: what the steps need, and
+/// the spans of a small body and of a large one.
+pub fn splitter_bytes(payloads_max: usize, length_max: usize) -> usize {
+    let spans = PAYLOADS_KEPT_MAX + most_spans(payloads_max, length_max);
+    MARKS_BYTES_MAX + spans * size_of::<Span>()
+}
+
+/// Most spans of a body of `length` bytes where `payloads_max` are allowed.
+fn most_spans(payloads_max: usize, length: usize) -> usize {
+    payloads_max.saturating_add(SEGMENT_BYTES / 2).min(length / 2)
+}
+
+/// Counts a request that waits for its turn, until it is dropped.
+struct Waiting(&'static Cell64);
+
+impl Waiting {
+    fn new(gauge: &'static Cell64) -> Waiting {
+        gauge.inc();
+        Waiting(gauge)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.sub(1);
+    }
+}
+
+/// The right to work on a large body; the next one waits until it is dropped.
+pub struct LargeTurn<'a>(#[expect(dead_code, reason = "dropped")] Permit<'a>);
+
+/// The spans of a large body. No other one is split until they are dropped.
+pub struct LargeSpans<'a> {
+    spans: Vec<Span>,
+    splitter: &'a BodySplitter,
+    _turn: LargeTurn<'a>,
+}
+
+impl Deref for LargeSpans<'_> {
+    type Target = [Span];
+    fn deref(&self) -> &[Span] {
+        &self.spans
+    }
+}
+
+impl Drop for LargeSpans<'_> {
+    fn drop(&mut self) {
+        let spans = mem::take(&mut self.spans);
+        if spans.capacity() <= PAYLOADS_KEPT_MAX {
+            self.splitter.large_spans.replace(spans);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use futures_lite::future::poll_once;
+
+    use super::*;
+    use crate::http::parse::parse;
+
+    /// A body of some MiB and its number of payloads.
+    fn dense(payloads: usize) -> Vec<u8> {
+        format!("{{\"data\":[1{}]}}", ",1".repeat(payloads - 1)).into_bytes()
+    }
+
+    fn splitter(payloads_max: usize) -> BodySplitter {
+        BodySplitter::new(payloads_max, &crate::metrics::cells(1)[0])
+    }
+
+    #[test]
+    fn small_bodies_are_split_while_a_large_one_is() {
+        rt::run_test(async {
+            let splitter = Rc::new(splitter(usize::MAX));
+            let large = rt::spawn({
+                let splitter = splitter.clone();
+                async move {
+                    let body = dense(2 << 20);
+                    let turn = splitter.large_turn().await;
+                    let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
+                    spans.len()
+                }
+            });
+            let mut split_meanwhile = 0;
+            while matches!(splitter.large.try_acquire(1), Ok(false)) {
+                let small =
+                    parse(br#"{"data":[1,2]}"#, &mut splitter.scratch()).unwrap().payloads.len();
+                assert_eq!(small, 2);
+                split_meanwhile += 1;
+                rt::yield_now().await;
+            }
+            splitter.large.signal(1);
+            assert_eq!(large.await, 2 << 20);
+            // 128 steps of at least some ten microseconds, with a yield after 500.
+            assert!(split_meanwhile >= 5, "{split_meanwhile}");
+        });
+    }
+
+    #[test]
+    fn large_bodies_take_turns_and_a_dropped_one_leaves_its_turn() {
+        rt::run_test(async {
+            let (splitter, body) = (splitter(usize::MAX), dense(2 << 20));
+            let split = async || {
+                let turn = splitter.large_turn().await;
+                let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
+                spans.len()
+            };
+            let mut first = Box::pin(split());
+            assert_eq!(poll_once(&mut first).await, None, "it has yielded");
+            let mut second = Box::pin(split());
+            let mut third = Box::pin(split());
+            for _ in 0..3 {
+                assert_eq!(poll_once(&mut second).await, None);
+                assert_eq!(poll_once(&mut third).await, None);
+            }
+            assert!(splitter.large_spans.borrow().capacity() == 0, "nobody else has begun");
+            assert_eq!(splitter.cells.large_body_waiters.value(), 2);
+            // Its client has gone.
+            drop(first);
+            assert_eq!(second.await, 2 << 20);
+            assert_eq!(third.await, 2 << 20);
+            assert_eq!(splitter.cells.large_body_waiters.value(), 0);
+            assert!(splitter.large_spans.borrow().capacity() <= PAYLOADS_KEPT_MAX);
+        });
+    }
+
+    #[test]
+    fn spans_are_bounded_by_the_queue_and_kept() {
+        rt::run_test(async {
+            let (splitter, body) = (splitter(1_000), dense(1 << 20));
+            let turn = splitter.large_turn().await;
+            let refused = splitter.split_large(&body, turn).await.err();
+            assert_eq!(refused, Some(ParseError::TooManyPayloads { max: 1_000 }));
+            let kept = splitter.large_spans.borrow().capacity();
+            assert!((1..=most_spans(1_000, body.len())).contains(&kept), "{kept}");
+        });
+    }
+}

@@ -1,0 +1,173 @@
+//! Goal: no body holds the core while it is parsed, whatever its shape, and each gets its one
+//! status.
+//!
+//! Method: bodies of every shape that is dear or long for the parser, plain and compressed, posted
+//! again and again on 64 connections with a good client beside them. They are as long as this
+//! build, which is not optimised, takes in a second or two. No time is measured here; unit tests
+//! count the bytes of every step, in bodies of 1 MiB.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Server, collection, contents, numbered, request, sorted};
+
+const MIB: usize = 1 << 20;
+
+/// Connections of the attackers, and the threads that share them.
+const ATTACKERS: usize = 64;
+const THREADS: usize = 4;
+
+/// How long each shape is posted.
+const ATTACK_TIME: Duration = Duration::from_millis(300);
+
+/// What the shapes need besides the defaults: all attackers' bodies fit in memory at once, and a
+/// body may have as many payloads as it has room for.
+const SETTINGS: &[(&str, &str)] = &[
+    ("STORE", "null:"),
+    ("MAX_LENGTH", "2MiB"),
+    ("MAX_QUEUE", "1000000"),
+    ("MAX_QUEUE_BYTES", "1GiB"),
+];
+
+/// Name, body and the one right status.
+type Shape = (&'static str, Vec<u8>, u16);
+
+/// `before`, then `piece` as often as fits in `length` bytes, then `after`.
+fn body(length: usize, before: &str, piece: &str, after: &str) -> Vec<u8> {
+    let times = (length - before.len() - after.len()) / piece.len();
+    format!("{before}{}{after}", piece.repeat(times)).into_bytes()
+}
+
+fn shapes(length: usize) -> Vec<Shape> {
+    let data = r#"{"data":["#;
+    let deep = format!("{}{},", "[".repeat(125), "]".repeat(125));
+    let mut bad_end = body(length, r#"{"data":[""#, "é", r#""]}"#);
+    let end = bad_end.len() - 4;
+    bad_end[end] = 0xff;
+    vec![
+        ("second data", body(length, data, "1,", r#"1],"data":[]}"#), 400),
+        ("brackets outside data", body(length, r#"{"x":["#, "[],", r#"[]],"data":[]}"#), 200),
+        ("numbers, then garbage", body(length, data, "1,", "1]}x"), 400),
+        ("never closed", body(length, r#"{"x":"#, "[", ""), 400),
+        ("deep nesting", body(length, data, &deep, "1]}"), 200),
+        ("escapes", body(length, r#"{"data":[""#, r"\n", r#""]}"#), 200),
+        ("a bad escape at the end", body(length, r#"{"data":[""#, r"\n", r#"\x"]}"#), 400),
+        ("one long string", body(length, r#"{"data":[""#, "x", r#""]}"#), 200),
+        ("one long number", body(length, data, "7", "]}"), 200),
+        ("keys", body(length, r#"{"data":[{"#, r#""k":1,"#, r#""k":1}]}"#), 200),
+        ("brackets in strings", body(length, r#"{"data":[["#, r#""}]","#, r#"1]]}"#), 200),
+        ("blanks", body(length, r#"{"data":["#, " ", "1]}"), 200),
+        ("an invalid byte at the end", bad_end, 400),
+        ("a long token", body(length, r#"{"data":[],"token":""#, "t", r#""}"#), 400),
+        ("lines, then garbage", body(length, r#"{"x":["#, "1,\n", "x"), 400),
+    ]
+}
+
+/// Posts `attack` on all attackers' connections until `time` is over, with a good client beside
+/// them. Every answer must be `status`, and the good client's 200.
+fn beside(server: &Server, name: &str, attack: &[u8], status: u16, time: Duration) {
+    let (is_over, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let mut clients: Vec<Client> =
+                    (0..ATTACKERS / THREADS).map(|_| server.connect()).collect();
+                while !is_over.load(Relaxed) {
+                    clients.iter_mut().for_each(|client| client.send(attack));
+                    for client in &mut clients {
+                        assert_eq!(client.reply().status, status, "{name}");
+                        answered.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+        let (mut good, began) = (server.connect(), Instant::now());
+        let mut sent = 0;
+        while began.elapsed() < time || answered.load(Relaxed) < ATTACKERS as u64 || sent < 10 {
+            let reply = good.post(r#"{"data":[1,{"good":true}]}"#);
+            assert_eq!(reply.status, 200, "the good client beside {name}: {}", reply.error());
+            sent += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        is_over.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn a_good_client_is_served_beside_bodies_of_every_shape() {
+    let server = Server::start(SETTINGS);
+    for (name, body, status) in shapes(MIB / 8) {
+        let zstd = zstd::bulk::compress(&body, 3).unwrap();
+        let zstd = request(&zstd, "content-encoding: zstd\r\n");
+        for (coding, attack) in [("plain", request(&body, "")), ("zstd", zstd)] {
+            beside(&server, &format!("{name}, {coding}"), &attack, status, ATTACK_TIME);
+        }
+    }
+    server.wait_idle();
+}
+
+#[test]
+fn a_longest_body_of_64_mib_does_not_stop_others() {
+    let server = Server::start(&[
+        ("STORE", "null:"),
+        ("MAX_LENGTH", "64MiB"),
+        ("MAX_BODY_BYTES", "256MiB"),
+        ("MAX_QUEUE_BYTES", "256MiB"),
+    ]);
+    let length = 64 * MIB;
+    for (name, body, status) in [
+        ("too many payloads", body(length, r#"{"data":["#, "1,", r#"1],"data":[]}"#), 413),
+        ("one string", body(length, r#"{"data":[""#, "x", r#""]}"#), 200),
+        ("unknown members", body(length, r#"{"x":["#, "\"0123456789abcdef\",", "x"), 400),
+    ] {
+        let attack = zstd::bulk::compress(&body, 1).unwrap();
+        let mut attacker = server.connect();
+        attacker.stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        attacker.send(request(&attack, "content-encoding: zstd\r\n"));
+        let mut good = server.connect();
+        for _ in 0..20 {
+            assert_eq!(good.post(r#"{"data":[1]}"#).status, 200, "beside {name}");
+        }
+        assert_eq!(attacker.reply().status, status, "{name}");
+    }
+    server.wait_idle();
+}
+
+#[test]
+fn more_payloads_than_the_queue_holds_are_refused_whatever_follows() {
+    let server = Server::start(&[("MAX_QUEUE", "1000")]);
+    for tail in ["]}", "],\"data\":[]}", "", "]}x"] {
+        let large = body(MIB - 100, r#"{"data":["#, "1,", &format!("1{tail}"));
+        let reply = server.post(large);
+        assert_eq!(reply.status, 413, "{tail}");
+        let error = reply.error();
+        assert!(error.contains("more payloads than MAX_QUEUE (1000) could ever hold"), "{error}");
+    }
+    server.wait_idle();
+    assert!(server.stored().is_empty());
+}
+
+#[test]
+fn a_large_request_waits_for_room_without_its_turn() {
+    let settings =
+        [("MAX_WORKERS", "1"), ("MAX_QUEUE", "3"), ("ENQUEUE_WAIT", "60s"), ("FAULTS", "delay=1s")];
+    let server = Server::start(&settings);
+    let filler = numbered(0..4);
+    assert_eq!(server.post(collection(&filler[..1])).status, 200);
+    server.wait("the worker has it", |metrics| metrics.sum("millrace_workers_busy") == 1);
+    assert_eq!(server.post(collection(&filler[1..])).status, 200);
+    let large: Vec<String> =
+        (4..7).map(|n| format!(r#"{{"id":{n},"x":"{}"}}"#, "x".repeat(40_000))).collect();
+    let mut waiting = server.connect();
+    waiting.send(request(format!("{{\"data\":[{}]}}", large.join(" ,\n")).as_bytes(), ""));
+    server.wait("the large one waits", |metrics| metrics.sum("millrace_room_waiters") == 1);
+    // It holds neither its turn nor the scratch: another large body is refused meanwhile.
+    let refused = server.post(body(MIB / 2, r#"{"data":[""#, "x", r#"\x"]}"#));
+    assert_eq!(refused.status, 400);
+    assert_eq!(server.metrics().sum("millrace_room_waiters"), 1);
+    assert_eq!(waiting.reply().status, 200);
+    drop(waiting);
+    server.wait_idle();
+    let all: Vec<String> = filler.into_iter().chain(large).collect();
+    assert_eq!(contents(&server.stored()), sorted(&all));
+}
