@@ -167,7 +167,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// With the default sizes: anew they can fill the memory no faster than the machine moves bytes.
+/// With the default sizes they can refill the memory no faster than the machine moves bytes.
 #[test]
 fn attackers_that_come_back_all_the_time_keep_nobody_out() {
     let server = Server::start(&[("STORE", "null:")]);
