@@ -96,12 +96,18 @@ fn beside(server: &Server, name: &str, attack: &[u8], status: u16, time: Duratio
 #[test]
 fn a_good_client_is_served_beside_bodies_of_every_shape() {
     let server = Server::start(SETTINGS);
-    for (name, body, status) in shapes(MIB / 8) {
-        let zstd = zstd::bulk::compress(&body, 3).unwrap();
-        let zstd = request(&zstd, "content-encoding: zstd\r\n");
-        for (coding, attack) in [("plain", request(&body, "")), ("zstd", zstd)] {
-            beside(&server, &format!("{name}, {coding}"), &attack, status, ATTACK_TIME);
-        }
+    let mut is_plain = false;
+    for (name, body, status) in shapes(96 << 10) {
+        // In turn, because what is parsed is the same.
+        is_plain = !is_plain;
+        let attack = match is_plain {
+            true => request(&body, ""),
+            false => {
+                let zstd = zstd::bulk::compress(&body, 3).unwrap();
+                request(&zstd, "content-encoding: zstd\r\n")
+            }
+        };
+        beside(&server, name, &attack, status, ATTACK_TIME);
     }
     server.wait_idle();
 }
