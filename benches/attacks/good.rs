@@ -155,13 +155,11 @@ impl Client {
                 }
             }
             let phase = self.phase.load(Ordering::Acquire);
-            while phase != OVER {
-                let due = self.started + PERIOD * turn;
-                if due > Instant::now() {
-                    break;
-                }
+            let mut due = self.started + PERIOD * turn;
+            while phase != OVER && due <= Instant::now() {
                 self.send(due, phase == RECORD, turn % 2 == 0);
                 turn += 1;
+                due += PERIOD;
             }
             self.give_up();
             if phase == OVER && self.conns.iter().all(|(_, conn)| conn.request.is_none()) {

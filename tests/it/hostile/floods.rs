@@ -27,7 +27,9 @@ fn connect_and_close(raid: &mut Raid) {
 
 fn connect_and_reset(raid: &mut Raid) {
     while raid.turn() {
-        raid.connect().map(reset);
+        if let Some(client) = raid.connect() {
+            reset(client);
+        }
     }
 }
 
