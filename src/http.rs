@@ -7,6 +7,7 @@ mod conn;
 mod head_tracker;
 pub mod parse;
 mod phase;
+pub mod refusal_log;
 pub mod reply;
 pub mod request;
 pub mod server;

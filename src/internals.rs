@@ -43,7 +43,7 @@ pub mod log {
     pub use crate::log::start;
 }
 pub mod metrics {
-    pub use crate::metrics::cells;
+    pub use crate::metrics::{Unavailable, cells};
 }
 pub mod queue {
     pub mod admission {

@@ -1,6 +1,8 @@
-//! From admission to the pop: who may enter, the queue itself, its jobs, and their outcomes.
+//! From admission to the pop: who may enter, how fast the queue drains, the queue itself, its jobs, and
+//! their outcomes.
 
 pub mod admission;
 pub mod fifo;
 pub mod job;
 pub mod outcome;
+pub mod pace;

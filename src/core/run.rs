@@ -18,6 +18,7 @@ use super::host::{IdleMemory, pin_by_hand, set_short_slices};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
+use crate::http::refusal_log::RefusalLog;
 use crate::http::tokens::TokenSet;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
@@ -144,6 +145,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         }
     }
     let core = Core::new(&mut setup, net);
+    let core_id = setup.core_id();
     let Setup { limits, listener, control, .. } = setup;
     let notices = control.try_clone().expect("descriptors suffice at start");
     let mut commands = into_glommio_stream(control);
@@ -153,9 +155,12 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
             let mut idle_memory = IdleMemory::default();
+            let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
-                admission.sample(rt::now());
+                let now = rt::now();
+                admission.sample(now);
+                refusals.look(server.cells, now);
                 idle_memory.sample(server.conns.buffers_released.get());
             }
         }

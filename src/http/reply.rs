@@ -13,8 +13,10 @@ use http_body_util::Full;
 use super::ack::LevelError;
 use super::body::BodyError;
 use crate::config::Ack;
+use crate::metrics::Unavailable;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
+use crate::queue::pace::RETRY_AFTER_MIN_S;
 use crate::spool::SpoolError;
 
 /// The result of one request.
@@ -44,10 +46,11 @@ pub enum Answer {
     UnsupportedEncoding,
     /// There is no room now. No payload was admitted.
     Unavailable {
+        reason: Unavailable,
         error: String,
         retry_after_s: u64,
     },
-    /// The ring has closed: this server takes nothing more.
+    /// The queue has closed: this server takes nothing more.
     Stopping,
 }
 
@@ -58,7 +61,9 @@ impl From<Refusal> for Answer {
             Refusal::TooManyPayloads { .. } | Refusal::TooManyBytes { .. } => {
                 Answer::TooLarge(error)
             }
-            Refusal::Full { retry_after_s } => Answer::Unavailable { error, retry_after_s },
+            Refusal::Full { retry_after_s } => {
+                Answer::Unavailable { reason: Unavailable::QueueFull, error, retry_after_s }
+            }
             Refusal::Closed => Answer::Stopping,
         }
     }
@@ -77,11 +82,21 @@ impl From<BodyError> for Answer {
             BodyError::Corrupt { .. } | BodyError::Disconnected(_) => Answer::BadRequest(text),
             BodyError::TooLarge { .. } => Answer::TooLarge(text),
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
-            BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
+            BodyError::MemoryExhausted => Answer::Unavailable {
+                reason: Unavailable::BodyMemory,
+                error: text,
+                retry_after_s: BODY_RETRY_AFTER_S,
+            },
             BodyError::Overdue => Answer::BodyTimeout(text),
         }
     }
 }
+
+/// A body is in memory for moments, unless its client is slow.
+const BODY_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
+
+/// A request waits for the spool's disk for as long as one sync takes.
+const PENDING_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
 
 /// A full spool has room again once the store has taken something. A failing one is tried every
 /// second.
@@ -89,13 +104,16 @@ const SPOOL_RETRY_AFTER_S: u64 = 5;
 
 impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
-        let retry_after_s = match error {
+        let (reason, retry_after_s) = match error {
             SpoolError::Closed => return Answer::Stopping,
             SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
-            SpoolError::PendingExhausted => 1,
-            SpoolError::Full | SpoolError::Failed(_) | SpoolError::Stalled => SPOOL_RETRY_AFTER_S,
+            SpoolError::PendingExhausted => (Unavailable::SpoolPending, PENDING_RETRY_AFTER_S),
+            SpoolError::Full => (Unavailable::SpoolFull, SPOOL_RETRY_AFTER_S),
+            SpoolError::Failed(_) | SpoolError::Stalled => {
+                (Unavailable::SpoolFailing, SPOOL_RETRY_AFTER_S)
+            }
         };
-        Answer::Unavailable { error: error.to_string(), retry_after_s }
+        Answer::Unavailable { reason, error: error.to_string(), retry_after_s }
     }
 }
 
@@ -105,6 +123,25 @@ content-type: application/json\r\ncontent-length: 63\r\n\r\n\
 {\"error\":\"the request head was not complete in HEADER_TIMEOUT\"}";
 
 impl Answer {
+    /// Why it is a 503; `None` if it is not.
+    pub fn unavailable(&self) -> Option<Unavailable> {
+        match self {
+            Answer::Unavailable { reason, .. } => Some(*reason),
+            Answer::Stopping => Some(Unavailable::Stopping),
+            Answer::Accepted { .. }
+            | Answer::NotStored(_)
+            | Answer::Undecided { .. }
+            | Answer::NotSynced
+            | Answer::NotFound
+            | Answer::MethodNotAllowed
+            | Answer::BadRequest(_)
+            | Answer::Unauthorized
+            | Answer::BodyTimeout(_)
+            | Answer::TooLarge(_)
+            | Answer::UnsupportedEncoding => None,
+        }
+    }
+
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
     /// whose memory is reused: hyper keeps a reply's map for the next request, so in the long run a
     /// connection has one map.
@@ -156,7 +193,7 @@ impl Answer {
                 let response = error(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
                 with(response, ACCEPT_ENCODING, "gzip, zstd, identity")
             }
-            Answer::Unavailable { error: text, retry_after_s } => {
+            Answer::Unavailable { error: text, retry_after_s, .. } => {
                 let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &text);
                 response.headers_mut().insert(RETRY_AFTER, retry_after_s.into());
                 response
@@ -226,6 +263,7 @@ fn with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::DiskError;
     use http_body_util::BodyExt;
 
     #[test]
@@ -262,6 +300,49 @@ mod tests {
             let members = ["accepted", "stored", "dead_lettered"];
             assert_eq!(members.map(|name| value[name].as_u64().unwrap()), [9, 4, 2]);
             assert_eq!(value.as_object().unwrap().len(), 4);
+        }
+    }
+
+    #[test]
+    fn every_503_has_its_reason_a_retry_after_and_a_text() {
+        use Unavailable::{BodyMemory, QueueFull, SpoolFailing, SpoolFull, SpoolPending, Stopping};
+        let broken = std::io::Error::from_raw_os_error(libc::EROFS);
+        let refusals: [(Answer, Unavailable, u64, &str); 9] = [
+            (Refusal::Full { retry_after_s: 7 }.into(), QueueFull, 7, "try again in 7 s"),
+            (Refusal::Closed.into(), Stopping, 1, "stopping"),
+            (BodyError::MemoryExhausted.into(), BodyMemory, 1, "memory for request bodies"),
+            (SpoolError::Full.into(), SpoolFull, 5, "SPOOL_MAX"),
+            (SpoolError::PendingExhausted.into(), SpoolPending, 1, "SPOOL_PENDING"),
+            (SpoolError::Failed(DiskError::of(&broken)).into(), SpoolFailing, 5, "Read-only"),
+            (SpoolError::Stalled.into(), SpoolFailing, 5, "does not answer"),
+            (SpoolError::Closed.into(), Stopping, 1, "stopping"),
+            (Answer::Stopping, Stopping, 1, "stopping"),
+        ];
+        let reasons: Vec<_> = refusals.iter().map(|(_, reason, ..)| *reason).collect();
+        assert!(Unavailable::ALL.iter().all(|reason| reasons.contains(reason)));
+        for (answer, reason, seconds, says) in refusals {
+            assert_eq!(answer.unavailable(), Some(reason));
+            let reply = answer.render(false, HeaderMap::new());
+            assert_eq!(reply.status(), 503);
+            assert_eq!(reply.headers()[RETRY_AFTER], seconds.to_string());
+            let text = String::from_utf8(body(reply).to_vec()).unwrap();
+            assert!(text.contains(says), "{text}");
+        }
+        for answer in [
+            Answer::Accepted { count: 1, ack: Ack::Queued },
+            Answer::NotStored(Outcomes::default()),
+            Answer::Undecided { outcomes: Outcomes::default(), stopped: true },
+            Answer::NotSynced,
+            Answer::NotFound,
+            Answer::MethodNotAllowed,
+            Answer::BadRequest(String::new()),
+            Answer::Unauthorized,
+            Answer::BodyTimeout(String::new()),
+            Answer::TooLarge(String::new()),
+            Answer::UnsupportedEncoding,
+        ] {
+            assert_eq!(answer.unavailable(), None);
+            assert_ne!(answer.render(false, HeaderMap::new()).status(), 503);
         }
     }
 

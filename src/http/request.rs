@@ -66,8 +66,12 @@ pub(super) async fn handle(
     let (answer, body_left) = process(&server, &state, wanted, body).await;
     // The next request of this connection would begin in the middle of an unread body.
     let close = body_left || server.stop.draining.get();
+    let unavailable = answer.unavailable();
     let response = answer.render(close, reply_headers);
-    server.cells.count_response(response.status().as_u16());
+    match unavailable {
+        Some(reason) => server.cells.count_unavailable(reason),
+        None => server.cells.count_response(response.status().as_u16()),
+    }
     let now = rt::now();
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);

@@ -289,8 +289,12 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 7] = [
+const NOT_ZERO: [(&str, &str); 11] = [
     ("millrace_connections_limit", "a limit"),
+    ("millrace_queue_depth_limit", "a limit"),
+    ("millrace_queue_bytes_limit", "a limit"),
+    ("millrace_batch_bytes_limit", "a limit"),
+    ("millrace_queue_full", "shown for a while"),
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
     ("millrace_dead_letter_directory_bytes", "dead letters stay until they are replayed"),
