@@ -12,7 +12,7 @@ use crate::rt::Task;
 use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::FutureExt;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, VARY};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
+use super::exposition::Exposition;
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused};
 use crate::http::HEAD_BYTES_MAX;
@@ -101,6 +102,13 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
+    /// The cores whose queues are full, if any. Not a reason against traffic: others may be idle.
+    fn full_queues(&self) -> String {
+        let full = self.cells.iter().zip(&self.core_ids).filter(|(c, _)| c.queue_full.value() != 0);
+        full.map(|(_, id)| format!("core {id}: the queue is full: requests wait or get 503\n"))
+            .collect()
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
@@ -112,17 +120,16 @@ impl Admin {
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
-                    text(StatusCode::OK, format!("ready\n{replaying}"))
+                    let full = self.full_queues();
+                    text(StatusCode::OK, format!("ready\n{replaying}{full}"))
                 }
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
             "/metrics" => {
-                let mut body = String::new();
-                prometheus_client::encoding::text::encode(&mut body, &self.registry)
-                    .expect("writing to a string does not fail");
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                let mut response = text(StatusCode::OK, body);
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+                let exposition = Exposition::wanted(request.headers());
+                let mut response = text(StatusCode::OK, exposition.write(&self.registry));
+                response.headers_mut().insert(CONTENT_TYPE, exposition.content_type());
+                response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
             _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz or /readyz\n".to_owned()),
