@@ -58,7 +58,8 @@ class Urllib3:
     """Python's most used client, with the retries that it comes with."""
 
     def __init__(self, port):
-        retry = urllib3.Retry(total=None, redirect=0, status=1000, status_forcelist=[503], allowed_methods=None)
+        retry = urllib3.Retry(total=None, connect=0, read=0, redirect=0, other=0, status=100, status_forcelist=[503],
+                              allowed_methods=None)
         self.url, self.pool = f"http://127.0.0.1:{port}/payloads", urllib3.PoolManager(retries=retry)
 
     def post(self, body):
@@ -82,8 +83,13 @@ class Load:
         while not self.stopped:
             time.sleep(max(0, due - time.monotonic()))
             due = time.monotonic() + interval
-            if not self.stopped:
-                client.post(body)
+            try:
+                if not self.stopped:
+                    client.post(body)
+            except Exception:
+                if self.stopped:
+                    return  # The server has been ended.
+                raise
 
 
 def metrics(port):
