@@ -152,6 +152,7 @@ impl Batches {
     pub fn new(config: &Config, feed: Feed, cells: &'static CoreCells) -> Option<Rc<Batches>> {
         let options = config.batch.clone()?;
         let memory = Budget::new(options.memory, &cells.batch_bytes);
+        cells.batch_bytes_max.set(options.memory as u64);
         Some(Rc::new(Batches {
             keys: config.keys.clone(),
             feed,

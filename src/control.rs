@@ -5,6 +5,7 @@
 mod admin;
 mod bind;
 mod events;
+mod exposition;
 mod peers;
 mod reach;
 pub mod reload;

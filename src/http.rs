@@ -14,6 +14,7 @@ pub mod peer;
 pub mod peers;
 mod phase;
 mod recency;
+pub mod refusal_log;
 pub mod reply;
 pub mod request;
 pub mod server;

@@ -53,7 +53,7 @@ pub mod log {
     pub use crate::log::start;
 }
 pub mod metrics {
-    pub use crate::metrics::cells;
+    pub use crate::metrics::{Unavailable, cells};
     pub mod tokens {
         pub use crate::metrics::tokens::{TokenId, TokenNames};
     }

@@ -41,7 +41,7 @@ impl Cell64 {
     }
 }
 
-/// The statuses this server sends. Any other is counted as the last one, 0 (`other`).
+/// The statuses this server sends; a core counts 503 by reason, as [`Unavailable`]. Any other is counted as the last one, 0 (`other`).
 pub const STATUSES: [u16; 15] =
     [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 501, 502, 503, 504, 0];
 
@@ -214,12 +214,55 @@ impl EvictionReason {
     pub const NAMES: [&str; 3] = ["never_sent", "busiest_peer", "longest_idle"];
 }
 
+/// Why a request was refused with 503.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Unavailable {
+    /// No room in the queue: `MAX_QUEUE` or `MAX_QUEUE_BYTES`.
+    QueueFull,
+    /// `MAX_BODY_BYTES` is used up.
+    BodyMemory,
+    /// `SPOOL_MAX` is used up.
+    SpoolFull,
+    /// `SPOOL_PENDING` is used up.
+    SpoolPending,
+    /// The spool cannot be written.
+    SpoolFailing,
+    /// The queue is closed.
+    Stopping,
+}
+
+impl Unavailable {
+    pub const ALL: [Unavailable; 6] = [
+        Unavailable::QueueFull,
+        Unavailable::BodyMemory,
+        Unavailable::SpoolFull,
+        Unavailable::SpoolPending,
+        Unavailable::SpoolFailing,
+        Unavailable::Stopping,
+    ];
+
+    /// The value of the metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unavailable::QueueFull => "queue_full",
+            Unavailable::BodyMemory => "body_memory",
+            Unavailable::SpoolFull => "spool_full",
+            Unavailable::SpoolPending => "spool_pending",
+            Unavailable::SpoolFailing => "spool_failing",
+            Unavailable::Stopping => "stopping",
+        }
+    }
+}
+
 /// One core's cells, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct CoreCells {
     pub state: Cell64,
     pub requests: [Cell64; STATUSES.len()],
+    /// Requests refused with 503, by [`Unavailable`].
+    pub unavailable: [Cell64; Unavailable::ALL.len()],
     pub payloads_accepted: Cell64,
     pub bytes_accepted: Cell64,
     pub payloads_stored: Cell64,
@@ -269,6 +312,12 @@ pub struct CoreCells {
     pub body_memory_full: Cell64,
     pub queue_depth: Cell64,
     pub queue_bytes: Cell64,
+    /// Set once: `MAX_QUEUE`.
+    pub queue_depth_max: Cell64,
+    /// Set once: `MAX_QUEUE_BYTES`.
+    pub queue_bytes_max: Cell64,
+    /// 1 if a request found no room a moment ago.
+    pub queue_full: Cell64,
     pub large_body_waiters: Cell64,
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
@@ -281,6 +330,8 @@ pub struct CoreCells {
     pub batches_open: Cell64,
     /// Memory of all batches that are not stored yet.
     pub batch_bytes: Cell64,
+    /// Set once: `BATCH_MEMORY`, or 0 without batches.
+    pub batch_bytes_max: Cell64,
     /// Closed batches by [`CloseReason`].
     pub batches_closed: [Cell64; CloseReason::NAMES.len()],
     /// Sizes of closed batches before compression.
@@ -334,9 +385,26 @@ impl CoreCells {
         self.spool_errno.value() != 0 || self.spool_stalled_s.value() != 0
     }
 
+    /// Counts a response whose status is not 503.
     pub fn count_response(&self, status: u16) {
+        debug_assert_ne!(status, 503, "counted by reason");
         let at = STATUSES.iter().position(|s| *s == status).unwrap_or(STATUSES.len() - 1);
         self.requests[at].inc();
+    }
+
+    /// Counts a 503.
+    pub fn count_unavailable(&self, reason: Unavailable) {
+        self.unavailable[reason as usize].inc();
+    }
+
+    /// The number of payloads without an outcome, wherever they are. Each cell is read once while
+    /// the core may go on, so it may be off by what the core does meanwhile.
+    fn unfinished(&self) -> u64 {
+        let taken = self.payloads_accepted.value() + self.payloads_taken_over.value();
+        let decided = self.payloads_stored.value()
+            + self.payloads_dead_lettered.value()
+            + self.payloads_lost.value();
+        taken.saturating_sub(decided)
     }
 
     /// The number of payloads without an outcome that are not in the spool, and of those in dead
@@ -473,7 +541,7 @@ const COUNTERS: [(&str, &str, Read); 25] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 27] = [
+const GAUGES: [(&str, &str, Read); 32] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -496,7 +564,17 @@ const GAUGES: [(&str, &str, Read); 27] = [
         "Payloads queued, including those that wait for a retry beyond one per worker",
         |c| c.queue_depth.value(),
     ),
+    ("queue_depth_limit", "MAX_QUEUE", |c| c.queue_depth_max.value()),
     ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
+    ("queue_bytes_limit", "MAX_QUEUE_BYTES", |c| c.queue_bytes_max.value()),
+    ("queue_full", "1 if a request found no room in the queue in the last 20 seconds", |c| {
+        c.queue_full.value()
+    }),
+    (
+        "payloads_unfinished",
+        "Payloads admitted and not stored yet: queued, in batches, in flight or in the spool",
+        CoreCells::unfinished,
+    ),
     (
         "large_body_waiters",
         "Requests with a large body waiting for their turn to be decompressed and split",
@@ -518,6 +596,7 @@ const GAUGES: [(&str, &str, Read); 27] = [
     ("batch_bytes", "Memory of batches that are open, closed or in flight", |c| {
         c.batch_bytes.value()
     }),
+    ("batch_bytes_limit", "BATCH_MEMORY, or 0 without batches", |c| c.batch_bytes_max.value()),
     ("spool_payloads", "Payloads in the spool that are not yet stored", |c| {
         c.spool_payloads.value()
     }),
@@ -549,14 +628,23 @@ impl Collector for CellCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut requests = encoder.encode_descriptor(
             "requests",
-            "Responses by status",
+            "Responses by status, and by reason if that is 503",
             None,
             MetricType::Counter,
         )?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            for (cell, status) in cells.requests.iter().zip(STATUSES) {
+            let with_cells = cells.requests.iter().zip(STATUSES);
+            for (cell, status) in with_cells.filter(|(_, status)| *status != 503) {
                 let status = if status == 0 { "other".to_owned() } else { status.to_string() };
                 let labels = [("core", id.to_string()), ("status", status)];
+                ConstCounter::new(cell.value()).encode(requests.encode_family(&labels)?)?;
+            }
+            for (cell, reason) in cells.unavailable.iter().zip(Unavailable::ALL) {
+                let labels = [
+                    ("core", id.to_string()),
+                    ("status", "503".to_owned()),
+                    ("reason", reason.name().to_owned()),
+                ];
                 ConstCounter::new(cell.value()).encode(requests.encode_family(&labels)?)?;
             }
         }
@@ -720,7 +808,7 @@ mod tests {
     fn a_scrape_reads_every_cell_with_its_core() {
         let cells = cells(2);
         cells[1].payloads_stored.add(7);
-        cells[1].count_response(503);
+        cells[1].count_unavailable(Unavailable::SpoolFull);
         cells[1].count_response(418);
         cells[0].put_latency.observe(Duration::from_millis(3));
         let mut text = String::new();
@@ -729,7 +817,8 @@ mod tests {
         for line in [
             "millrace_payloads_stored_total{core=\"5\"} 7",
             "millrace_payloads_stored_total{core=\"0\"} 0",
-            "millrace_requests_total{core=\"5\",status=\"503\"} 1",
+            "millrace_requests_total{core=\"5\",status=\"503\",reason=\"spool_full\"} 1",
+            "millrace_requests_total{core=\"5\",status=\"503\",reason=\"stopping\"} 0",
             "millrace_requests_total{core=\"5\",status=\"other\"} 1",
             "millrace_put_latency_seconds_bucket{le=\"0.002\",core=\"0\"} 0",
             "millrace_put_latency_seconds_bucket{le=\"0.005\",core=\"0\"} 1",
@@ -776,6 +865,15 @@ mod tests {
         (0..100).for_each(|_| latency.observe(ms(500_000)));
         assert_eq!(quantile(&before), Some((ms(120_000), Duration::MAX)));
         assert_eq!(latency.counts().since(&latency.counts()).quantile(0.5), None);
+    }
+
+    #[test]
+    fn every_reason_has_its_own_cell_and_name() {
+        let at: Vec<usize> = Unavailable::ALL.iter().map(|reason| *reason as usize).collect();
+        assert_eq!(at, (0..Unavailable::ALL.len()).collect::<Vec<_>>());
+        let names: std::collections::BTreeSet<_> =
+            Unavailable::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Unavailable::ALL.len());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! From admission to the pop: who may enter, the queue itself, its jobs, their times and their
-//! outcomes.
+//! From admission to the pop: who may enter, how fast the queue drains, the queue itself, its jobs,
+//! their times and their outcomes.
 
 pub mod admission;
 pub mod event_times;
 pub mod fifo;
 pub mod job;
 pub mod outcome;
+pub mod pace;

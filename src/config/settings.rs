@@ -107,8 +107,8 @@ pub const SETTINGS: &[Setting] = &[
     row(LIMITS, "MAX_LENGTH", "SIZE", "1MiB",
         "Maximum length of a request body after decompression, up to 1GiB. A longer one gets 413."),
 
-    row(CLIENTS, "ENQUEUE_WAIT", "TIME", "0ms",
-        "How long a request may wait for queue space before it gets 503, up to 5m."),
+    row(CLIENTS, "ENQUEUE_WAIT", "TIME", "1s",
+        "How long a request may wait for queue space before it gets 503, up to 5m. One that would wait in vain at the measured drain rate gets it at once. Below 1s, clients that obey `retry-after`, which is whole seconds, leave a fast store idle."),
     row(CLIENTS, "HEADER_TIMEOUT", "TIME", "10s",
         "Maximum time from the first byte of a request to the end of its head; then 408."),
     row(CLIENTS, "BODY_TIMEOUT", "TIME", "30s",

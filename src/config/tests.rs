@@ -37,7 +37,7 @@ fn every_default_parses_and_is_the_documented_one() {
     );
     assert_eq!((config.max_queue_bytes, config.max_body_bytes), (64 << 20, 64 << 20));
     assert_eq!(config.max_length, 1 << 20);
-    assert_eq!(config.enqueue_wait, Duration::ZERO);
+    assert_eq!(config.enqueue_wait, Duration::from_secs(1));
     assert_eq!(config.store, StoreUrl::File("./data".into()));
     assert_eq!(config.s3.content_type, "application/octet-stream");
     assert_eq!(config.s3.connect_timeout, Duration::from_secs(3));

@@ -12,7 +12,7 @@ use crate::rt::Task;
 use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::FutureExt;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::Full;
@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
+use super::exposition::Exposition;
 use super::peers::PeersPage;
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused};
@@ -152,6 +153,13 @@ impl Admin {
         )
     }
 
+    /// The cores whose queues are full, if any. Not a reason against traffic: others may be idle.
+    fn full_queues(&self) -> String {
+        let full = self.cells.iter().zip(&self.core_ids).filter(|(c, _)| c.queue_full.value() != 0);
+        full.map(|(_, id)| format!("core {id}: the queue is full: requests wait or get 503\n"))
+            .collect()
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
@@ -164,7 +172,7 @@ impl Admin {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
                     let stale_tokens = self.stale_tokens().unwrap_or_default();
-                    let limits = self.limits_reached();
+                    let limits = self.full_queues() + &self.limits_reached();
                     text(StatusCode::OK, format!("ready\n{replaying}{stale_tokens}{limits}"))
                 }
                 reasons => {
@@ -173,12 +181,10 @@ impl Admin {
                 }
             },
             "/metrics" => {
-                let mut body = String::new();
-                prometheus_client::encoding::text::encode(&mut body, &self.registry)
-                    .expect("writing to a string does not fail");
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                let mut response = text(StatusCode::OK, body);
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+                let exposition = Exposition::wanted(request.headers());
+                let mut response = text(StatusCode::OK, exposition.write(&self.registry));
+                response.headers_mut().insert(CONTENT_TYPE, exposition.content_type());
+                response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
             _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz or /peers\n".to_owned()),

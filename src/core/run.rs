@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::peers::PeerBoard;
+use crate::http::refusal_log::RefusalLog;
 use crate::http::server::LimitSampler;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
@@ -152,6 +153,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         }
     }
     let core = Core::new(&mut setup, net);
+    let core_id = setup.core_id();
     let Setup { limits, listener, control: ControlSide { channel, peers }, .. } = setup;
     let notices = channel.try_clone().expect("descriptors suffice at start");
     let mut commands = into_glommio_stream(channel);
@@ -162,9 +164,12 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         async move {
             let mut idle_memory = IdleMemory::default();
             let mut limits = LimitSampler::default();
+            let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
-                admission.sample(rt::now());
+                let now = rt::now();
+                admission.sample(now);
+                refusals.look(server.cells, now);
                 limits.sample(server.cells);
                 idle_memory.sample(server.conns.buffers_released.get());
                 peers.publish_if_asked(&server.conns).await;

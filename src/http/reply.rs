@@ -16,8 +16,10 @@ use super::head::HeadError;
 use super::parse::ParseError;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
+use crate::metrics::Unavailable;
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
+use crate::queue::pace::RETRY_AFTER_MIN_S;
 use crate::spool::SpoolError;
 
 /// The result of one request.
@@ -49,10 +51,11 @@ pub enum Answer {
     UnsupportedEncoding,
     /// There is no room now. No payload was admitted.
     Unavailable {
+        reason: Unavailable,
         error: String,
         retry_after_s: u64,
     },
-    /// The ring has closed: this server takes nothing more.
+    /// The queue has closed: this server takes nothing more.
     Stopping,
 }
 
@@ -63,7 +66,9 @@ impl From<Refusal> for Answer {
             Refusal::TooManyPayloads { .. } | Refusal::TooManyBytes { .. } => {
                 Answer::TooLarge(error)
             }
-            Refusal::Full { retry_after_s } => Answer::Unavailable { error, retry_after_s },
+            Refusal::Full { retry_after_s } => {
+                Answer::Unavailable { reason: Unavailable::QueueFull, error, retry_after_s }
+            }
             Refusal::Closed => Answer::Stopping,
         }
     }
@@ -100,7 +105,11 @@ impl From<BodyError> for Answer {
             }
             BodyError::TooLarge { .. } => Answer::TooLarge(text),
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
-            BodyError::MemoryExhausted => Answer::Unavailable { error: text, retry_after_s: 1 },
+            BodyError::MemoryExhausted => Answer::Unavailable {
+                reason: Unavailable::BodyMemory,
+                error: text,
+                retry_after_s: BODY_RETRY_AFTER_S,
+            },
             BodyError::Overdue | BodyError::TooSlow { .. } | BodyError::Evicted => {
                 Answer::BodyTimeout(text)
             }
@@ -108,19 +117,28 @@ impl From<BodyError> for Answer {
     }
 }
 
+/// A body is in memory for moments, unless its client is slow.
+const BODY_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
+
+/// A request waits for the spool's disk for as long as one sync takes.
+const PENDING_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
+
 /// A full spool has room again once the store has taken something. A failing one is tried every
 /// second.
 const SPOOL_RETRY_AFTER_S: u64 = 5;
 
 impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
-        let retry_after_s = match error {
+        let (reason, retry_after_s) = match error {
             SpoolError::Closed => return Answer::Stopping,
             SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
-            SpoolError::PendingExhausted => 1,
-            SpoolError::Full | SpoolError::Failed(_) | SpoolError::Stalled => SPOOL_RETRY_AFTER_S,
+            SpoolError::PendingExhausted => (Unavailable::SpoolPending, PENDING_RETRY_AFTER_S),
+            SpoolError::Full => (Unavailable::SpoolFull, SPOOL_RETRY_AFTER_S),
+            SpoolError::Failed(_) | SpoolError::Stalled => {
+                (Unavailable::SpoolFailing, SPOOL_RETRY_AFTER_S)
+            }
         };
-        Answer::Unavailable { error: error.to_string(), retry_after_s }
+        Answer::Unavailable { reason, error: error.to_string(), retry_after_s }
     }
 }
 
@@ -142,6 +160,26 @@ impl Answer {
     /// Whether the payloads of the request were admitted for certain, whatever became of them.
     pub(super) fn is_admitted(&self) -> bool {
         matches!(self, Answer::Accepted { .. } | Answer::NotStored(_) | Answer::Undecided { .. })
+    }
+
+    /// Why it is a 503; `None` if it is not.
+    pub fn unavailable(&self) -> Option<Unavailable> {
+        match self {
+            Answer::Unavailable { reason, .. } => Some(*reason),
+            Answer::Stopping => Some(Unavailable::Stopping),
+            Answer::Accepted { .. }
+            | Answer::NotStored(_)
+            | Answer::Undecided { .. }
+            | Answer::NotSynced
+            | Answer::NotFound
+            | Answer::MethodNotAllowed
+            | Answer::BadRequest(_)
+            | Answer::BadHead(_)
+            | Answer::Unauthorized(_)
+            | Answer::BodyTimeout(_)
+            | Answer::TooLarge(_)
+            | Answer::UnsupportedEncoding => None,
+        }
     }
 
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
@@ -199,7 +237,7 @@ impl Answer {
                 let response = error(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
                 with(response, ACCEPT_ENCODING, "gzip, zstd, identity")
             }
-            Answer::Unavailable { error: text, retry_after_s } => {
+            Answer::Unavailable { error: text, retry_after_s, .. } => {
                 let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &text);
                 response.headers_mut().insert(RETRY_AFTER, retry_after_s.into());
                 response
@@ -269,6 +307,7 @@ fn with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::DiskError;
     use http_body_util::BodyExt;
 
     #[test]
@@ -305,6 +344,50 @@ mod tests {
             let members = ["accepted", "stored", "dead_lettered"];
             assert_eq!(members.map(|name| value[name].as_u64().unwrap()), [9, 4, 2]);
             assert_eq!(value.as_object().unwrap().len(), 4);
+        }
+    }
+
+    #[test]
+    fn every_503_has_its_reason_a_retry_after_and_a_text() {
+        use Unavailable::{BodyMemory, QueueFull, SpoolFailing, SpoolFull, SpoolPending, Stopping};
+        let broken = std::io::Error::from_raw_os_error(libc::EROFS);
+        let refusals: [(Answer, Unavailable, u64, &str); 9] = [
+            (Refusal::Full { retry_after_s: 7 }.into(), QueueFull, 7, "try again in 7 s"),
+            (Refusal::Closed.into(), Stopping, 1, "stopping"),
+            (BodyError::MemoryExhausted.into(), BodyMemory, 1, "memory for request bodies"),
+            (SpoolError::Full.into(), SpoolFull, 5, "SPOOL_MAX"),
+            (SpoolError::PendingExhausted.into(), SpoolPending, 1, "SPOOL_PENDING"),
+            (SpoolError::Failed(DiskError::of(&broken)).into(), SpoolFailing, 5, "Read-only"),
+            (SpoolError::Stalled.into(), SpoolFailing, 5, "does not answer"),
+            (SpoolError::Closed.into(), Stopping, 1, "stopping"),
+            (Answer::Stopping, Stopping, 1, "stopping"),
+        ];
+        let reasons: Vec<_> = refusals.iter().map(|(_, reason, ..)| *reason).collect();
+        assert!(Unavailable::ALL.iter().all(|reason| reasons.contains(reason)));
+        for (answer, reason, seconds, says) in refusals {
+            assert_eq!(answer.unavailable(), Some(reason));
+            let reply = answer.render(false, HeaderMap::new());
+            assert_eq!(reply.status(), 503);
+            assert_eq!(reply.headers()[RETRY_AFTER], seconds.to_string());
+            let text = String::from_utf8(body(reply).to_vec()).unwrap();
+            assert!(text.contains(says), "{text}");
+        }
+        for answer in [
+            Answer::Accepted { count: 1, ack: Ack::Queued },
+            Answer::NotStored(Outcomes::default()),
+            Answer::Undecided { outcomes: Outcomes::default(), stopped: true },
+            Answer::NotSynced,
+            Answer::NotFound,
+            Answer::MethodNotAllowed,
+            Answer::BadRequest(String::new()),
+            Answer::BadHead(HeadError::NoHost),
+            Answer::Unauthorized(TokenRefusal::Unknown),
+            Answer::BodyTimeout(String::new()),
+            Answer::TooLarge(String::new()),
+            Answer::UnsupportedEncoding,
+        ] {
+            assert_eq!(answer.unavailable(), None);
+            assert_ne!(answer.render(false, HeaderMap::new()).status(), 503);
         }
     }
 

@@ -74,9 +74,13 @@ pub(super) async fn handle(
     // The next request of this connection would begin in the middle of an unread body.
     let close = body_left || server.stop.draining.get();
     let payloads = answer.payloads_admitted();
+    let unavailable = answer.unavailable();
     let response = answer.render(close, reply_headers);
     let status = response.status().as_u16();
-    server.cells.count_response(status);
+    match unavailable {
+        Some(reason) => server.cells.count_unavailable(reason),
+        None => server.cells.count_response(status),
+    }
     if let Some(tokens) = &server.tokens {
         tokens.cells().count_response(token.get(), status);
     }

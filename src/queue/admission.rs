@@ -6,8 +6,8 @@
 //! Slots are positions in the queue. A pop releases one, unless more objects than there are workers
 //! wait for a retry ([`Admission::hold`]).
 //!
-//! A request that finds no room may wait, first come, first served. Nobody overtakes the head of
-//! the waitlist, so small requests do not starve a large one. All requests that fit are woken
+//! A request that finds no room waits, first come, first served, if it will find room in time; if
+//! not, it is refused at once ([`pace`](super::pace)). Nobody overtakes the head of the waitlist, so small requests do not starve a large one. All requests that fit are woken
 //! together, in their order. If each woke the next one, a full waitlist would let one request
 //! through per round of the executor, however much room there is. There is no await between taking
 //! the permit and pushing the jobs.
@@ -23,6 +23,7 @@ use crate::deadline::strictly_within;
 use crate::metrics::CoreCells;
 use crate::queue::fifo::Fifo;
 use crate::queue::job::{JOB_COST_BYTES, Job};
+use crate::queue::pace::{Pace, Room, Verdict};
 use crate::rt;
 
 /// The room that one request needs.
@@ -67,9 +68,14 @@ pub struct Admission {
     waitlist: RefCell<Waitlist>,
     reader: RefCell<Option<WaitingReader>>,
     next_ticket: Cell<u64>,
-    rate: RefCell<DrainRate>,
+    pace: RefCell<Pace>,
+    /// When a request last found no room.
+    was_full: Cell<Option<Instant>>,
     cells: &'static CoreCells,
 }
+
+/// How long `queue_full` shows that a request found no room: longer than a usual scrape interval.
+const FULL_SHOWN: Duration = Duration::from_secs(20);
 
 /// The spool's reader while it waits for room. It is not on the waitlist.
 struct WaitingReader {
@@ -91,7 +97,10 @@ impl WaitingReader {
 /// Requests that wait for room, in the order of their arrival.
 #[derive(Default)]
 struct Waitlist {
+    /// By ticket.
     waiting: VecDeque<WaitingRequest>,
+    /// What they need together.
+    need: Need,
     /// How many of the first were woken, because what they need together is free, and have not
     /// taken it yet.
     woken: usize,
@@ -123,11 +132,22 @@ impl Waitlist {
         (self.woken, self.woken_need) = (0, NOTHING);
     }
 
+    fn position(&self, ticket: u64) -> Option<usize> {
+        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
+    }
+
+    fn enter(&mut self, request: WaitingRequest) {
+        assert!(self.waiting.back().is_none_or(|last| last.ticket < request.ticket));
+        self.need.slots += request.need.slots;
+        self.need.bytes += request.need.bytes;
+        self.waiting.push_back(request);
+    }
+
     fn leave(&mut self, ticket: u64) {
-        let Some(at) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
-            return;
-        };
+        let Some(at) = self.position(ticket) else { return };
         let gone = self.waiting.remove(at).expect("found there");
+        self.need.slots -= gone.need.slots;
+        self.need.bytes -= gone.need.bytes;
         if at < self.woken {
             self.woken -= 1;
             self.woken_need.slots -= gone.need.slots;
@@ -145,6 +165,9 @@ struct WaitingRequest {
 
 impl Admission {
     pub fn new(queue: Rc<Fifo<Job>>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
+        let max = Need { slots: queue.capacity(), bytes: bytes_max };
+        cells.queue_depth_max.set(max.slots as u64);
+        cells.queue_bytes_max.set(max.bytes as u64);
         Rc::new(Admission {
             queue,
             bytes_max,
@@ -152,7 +175,8 @@ impl Admission {
             waitlist: RefCell::default(),
             reader: RefCell::default(),
             next_ticket: Cell::new(0),
-            rate: RefCell::new(DrainRate::new(rt::now())),
+            pace: RefCell::new(Pace::new(max, rt::now(), rt::Rng::new())),
+            was_full: Cell::new(None),
             cells,
         })
     }
@@ -168,19 +192,21 @@ impl Admission {
         Ok(free.then(|| self.take(need)))
     }
 
-    /// Waits up to `wait` for room, in order of arrival. The slots are free when this returns `Ok`,
-    /// and stay free until the next await: push at once.
+    /// Waits up to `wait` for room, in order of arrival; not at all if the drain rate says that this
+    /// would be in vain. The slots are free when this returns `Ok`, and stay free until the next
+    /// await: push at once.
     pub async fn admit(self: &Rc<Self>, need: Need, wait: Duration) -> Result<Permit, Refusal> {
         if let Some(permit) = self.admit_now(need)? {
             return Ok(permit);
         }
-        if wait.is_zero() {
-            return Err(self.full(need, self.next_ticket.get()));
+        if let Verdict::Refuse { retry_after_s } = self.judge(need, wait) {
+            return Err(Refusal::Full { retry_after_s });
         }
         let guard = WaitlistGuard { admission: self.clone(), ticket: self.next_ticket.get() };
         self.next_ticket.set(guard.ticket + 1);
         let ticket = guard.ticket;
-        strictly_within(wait, guard.wait(need), || Err(self.full(need, ticket))).await
+        strictly_within(wait, guard.wait(need), || Err(self.waited_in_vain(need, wait, ticket)))
+            .await
     }
 
     /// Queues admitted jobs, whose payloads hold the permit. There must be no await between taking
@@ -289,7 +315,7 @@ impl Admission {
             // The slots that are held say when one becomes free: `hold` counts it then.
             return;
         }
-        self.rate.borrow_mut().slots += 1;
+        self.pace.borrow_mut().slots.freed(1, self.queue.len());
         self.freed(Need { slots: 1, bytes: 0 });
     }
 
@@ -299,15 +325,23 @@ impl Admission {
         self.queue.reserve(slots);
         self.cells.queue_depth.set((self.queue.len() + slots) as u64);
         if freed > 0 {
-            self.rate.borrow_mut().slots += freed as u64;
+            self.pace.borrow_mut().slots.freed(freed, self.queue.len() + slots);
             self.freed(Need { slots: freed, bytes: 0 });
         }
     }
 
-    /// Takes a sample of the drain rate, once a second; `retry-after` is computed from these.
+    /// Takes a sample of the drain rate; to be called once a second.
     pub fn sample(&self, now: Instant) {
-        let is_busy = self.bytes_used.get() > 0;
-        self.rate.borrow_mut().sample(now, is_busy);
+        self.pace.borrow_mut().sample(now, self.used());
+        if self.was_full.get().is_some_and(|at| now.saturating_duration_since(at) >= FULL_SHOWN) {
+            self.was_full.set(None);
+            self.cells.queue_full.set(0);
+        }
+    }
+
+    fn used(&self) -> Need {
+        let slots = self.queue.len() + self.queue.reserved();
+        Need { slots, bytes: self.bytes_used.get() }
     }
 
     fn freed(&self, room: Need) {
@@ -331,19 +365,33 @@ impl Admission {
         Permit { admission: self.clone(), bytes: need.bytes }
     }
 
-    /// The refusal of a request that would have to wait behind those that came before `ticket`.
-    fn full(&self, need: Need, ticket: u64) -> Refusal {
+    /// Whether a request that finds no room waits or is refused.
+    fn judge(&self, need: Need, wait: Duration) -> Verdict {
+        let now = rt::now();
+        self.was_full.set(Some(now));
+        self.cells.queue_full.set(1);
+        let mut pace = self.pace.borrow_mut();
+        pace.sample(now, self.used());
+        pace.judge(need, self.room(self.waitlist.borrow().need), wait, now)
+    }
+
+    /// The refusal of a request that has waited behind those that came before `ticket`.
+    fn waited_in_vain(&self, need: Need, wait: Duration, ticket: u64) -> Refusal {
         let waitlist = self.waitlist.borrow();
         let before = waitlist.waiting.iter().take_while(|waiting| waiting.ticket < ticket);
-        let ahead = before.fold(need, |sum, waiting| Need {
+        let ahead = before.fold(NOTHING, |sum, waiting| Need {
             slots: sum.slots + waiting.need.slots,
             bytes: sum.bytes + waiting.need.bytes,
         });
-        let missing = Need {
-            slots: ahead.slots.saturating_sub(self.queue.free()),
-            bytes: ahead.bytes.saturating_sub(self.bytes_max - self.bytes_used.get()),
-        };
-        Refusal::Full { retry_after_s: self.rate.borrow().seconds_for(missing, rt::now()) }
+        let now = rt::now();
+        let mut pace = self.pace.borrow_mut();
+        pace.sample(now, self.used());
+        Refusal::Full { retry_after_s: pace.refuse(need, self.room(ahead), wait, now) }
+    }
+
+    fn room(&self, waited_for: Need) -> Room {
+        let bytes = self.bytes_max - self.bytes_used.get();
+        Room { free: Need { slots: self.queue.free(), bytes }, waited_for }
     }
 }
 
@@ -371,14 +419,14 @@ impl WaitlistGuard {
                 return Poll::Ready(Err(Refusal::Closed));
             }
             let mut waitlist = admission.waitlist.borrow_mut();
-            let waiting = &mut waitlist.waiting;
-            match waiting.iter_mut().find(|waiting| waiting.ticket == self.ticket) {
-                Some(waiting) => waiting.waker.clone_from(cx.waker()),
+            match waitlist.position(self.ticket) {
+                Some(at) => waitlist.waiting[at].waker.clone_from(cx.waker()),
                 None => {
                     let waker = cx.waker().clone();
-                    waiting.push_back(WaitingRequest { ticket: self.ticket, need, waker });
+                    waitlist.enter(WaitingRequest { ticket: self.ticket, need, waker });
                 }
             }
+            let waiting = &waitlist.waiting;
             admission.cells.room_waiters.set(waiting.len() as u64);
             let head = waiting.front().expect("this request is on the waitlist").ticket;
             if head == self.ticket && admission.fits(need) {
@@ -386,12 +434,7 @@ impl WaitlistGuard {
                 return Poll::Ready(Ok(admission.take(need)));
             }
             // It was woken for room that the spool's reader has taken meanwhile.
-            if waitlist
-                .waiting
-                .iter()
-                .take(waitlist.woken)
-                .any(|waiting| waiting.ticket == self.ticket)
-            {
+            if waitlist.position(self.ticket).is_some_and(|at| at < waitlist.woken) {
                 waitlist.reset_woken();
             }
             Poll::Pending
@@ -422,58 +465,8 @@ impl Drop for Permit {
         let admission = &self.admission;
         admission.bytes_used.set(admission.bytes_used.get() - self.bytes);
         admission.cells.queue_bytes.set(admission.bytes_used.get() as u64);
-        admission.rate.borrow_mut().bytes += self.bytes as u64;
+        admission.pace.borrow_mut().bytes.freed(self.bytes, admission.bytes_used.get());
         admission.freed(Need { slots: 0, bytes: self.bytes });
-    }
-}
-
-/// How fast room becomes free, from one sample a second over the last [`DrainRate::WINDOW_S`]
-/// seconds.
-struct DrainRate {
-    slots: u64,
-    bytes: u64,
-    samples: VecDeque<RateSample>,
-}
-
-struct RateSample {
-    at: Instant,
-    slots: u64,
-    bytes: u64,
-    /// Requests held bytes when the sample was taken.
-    busy: bool,
-}
-
-impl DrainRate {
-    const WINDOW_S: usize = 5;
-
-    fn new(now: Instant) -> DrainRate {
-        let first = RateSample { at: now, slots: 0, bytes: 0, busy: false };
-        DrainRate { slots: 0, bytes: 0, samples: VecDeque::from([first]) }
-    }
-
-    fn sample(&mut self, now: Instant, busy: bool) {
-        // One sample more than seconds: the window lies between the first and the last.
-        if self.samples.len() > Self::WINDOW_S {
-            self.samples.pop_front();
-        }
-        self.samples.push_back(RateSample { at: now, slots: self.slots, bytes: self.bytes, busy });
-    }
-
-    /// Seconds until `missing` is free at the measured rate, 1 to 60. 1 while no rate is known; 60
-    /// when nothing was freed although requests held bytes all the time.
-    fn seconds_for(&self, missing: Need, now: Instant) -> u64 {
-        let oldest = self.samples.front().expect("never empty");
-        let elapsed_s = now.duration_since(oldest.at).as_secs_f64();
-        let still = self.samples.len() > Self::WINDOW_S && self.samples.iter().all(|s| s.busy);
-        let seconds = |missing: usize, freed: u64| match (missing, freed) {
-            (0, _) => 0.0,
-            (_, 0) if still => 60.0,
-            (_, 0) => 1.0,
-            (missing, freed) => missing as f64 * elapsed_s / freed as f64,
-        };
-        let by_slots = seconds(missing.slots, self.slots - oldest.slots);
-        let by_bytes = seconds(missing.bytes, self.bytes - oldest.bytes);
-        by_slots.max(by_bytes).ceil().clamp(1.0, 60.0) as u64
     }
 }
 
@@ -687,9 +680,13 @@ mod tests {
             assert!(poll_once(&mut waiting).await.is_none(), "a pop frees no held slot");
             admission.hold(2);
             assert_eq!((queue.free(), cells.queue_depth.value()), (0, 3), "beyond the capacity");
-            let freed = admission.rate.borrow().slots;
+            let later = rt::now() + Duration::from_secs(2);
+            admission.pace.borrow_mut().sample(later, admission.used());
+            admission.hold(1);
             admission.hold(0);
-            assert_eq!(admission.rate.borrow().slots - freed, 2, "both count as freed");
+            admission.pace.borrow_mut().sample(later + Duration::from_secs(1), admission.used());
+            let rate = admission.pace.borrow().slots.rate();
+            assert_eq!(rate, Some(2.0), "both count as freed");
             let permit = poll_once(&mut waiting).await.expect("there is a slot").unwrap();
             push(&admission, permit, 1);
             assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2));
@@ -698,48 +695,32 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_1_while_unknown_60_at_a_standstill_and_measured_otherwise() {
-        let start = Instant::now();
-        let at = |s: u64| start + Duration::from_secs(s);
-        let mut rate = DrainRate::new(start);
-        assert_eq!(rate.seconds_for(need(5, 0), at(3)), 1, "no rate is known");
-        for s in 1..=5 {
-            rate.sample(at(s), true);
-        }
-        assert_eq!(rate.seconds_for(need(5, 0), at(5)), 1, "not yet busy for five seconds");
-        rate.sample(at(6), true);
-        assert_eq!(rate.seconds_for(need(5, 0), at(6)), 60, "a standstill");
-        assert_eq!(rate.seconds_for(need(0, 0), at(6)), 1);
-        rate.slots = 50;
-        rate.bytes = 500;
-        rate.sample(at(7), true);
-        // 50 slots and 500 bytes were freed in the six seconds since the oldest sample.
-        assert_eq!(rate.seconds_for(need(100, 0), at(8)), 12);
-        assert_eq!(rate.seconds_for(need(100, 2_000), at(8)), 24, "the slower of the two decides");
-        assert_eq!(rate.seconds_for(need(100_000, 0), at(8)), 60);
-        for s in 8..=13 {
-            rate.sample(at(s), false);
-        }
-        assert_eq!(rate.seconds_for(need(5, 0), at(13)), 1, "idle is no standstill");
-    }
-
-    #[test]
     fn a_refusal_after_a_wait_counts_those_ahead_but_not_the_request_itself() {
-        let (admission, _queue, _) = gate(10, 1_000);
+        let (admission, _queue, cells) = gate(10, 1_000);
         run(async {
             let permit = admission.admit(need(10, 10), NO_WAIT).await.unwrap();
             push(&admission, permit, 10);
-            {
-                let mut rate = admission.rate.borrow_mut();
-                let past = Instant::now() - Duration::from_secs(1);
-                rate.samples[0].at = past;
-                rate.slots = 1;
+            // One slot a second is freed and taken again, for eight seconds.
+            let begun = rt::now() - Duration::from_secs(8);
+            let mut pace = Pace::new(need(10, 1_000), begun, rt::Rng::with_seed(1));
+            for s in 1..=8 {
+                pace.slots.freed(1, 9);
+                pace.sample(begun + Duration::from_secs(s), admission.used());
             }
-            // One slot a second: 8 missing slots are 8 s, not the 16 s of counting the request
-            // twice.
-            let refusal = admission.admit(need(8, 8), Duration::from_millis(20)).await.err();
-            let Some(Refusal::Full { retry_after_s }) = refusal else { panic!("{refusal:?}") };
-            assert!((8..=11).contains(&retry_after_s), "{retry_after_s}");
+            admission.pace.replace(pace);
+            assert_eq!(cells.queue_full.value(), 0);
+            // 5 missing slots are 5 s, and it may return a moment early.
+            let wait = Duration::from_millis(20);
+            let refusal = admission.admit(need(5, 5), wait).await.err();
+            assert_eq!(refusal, Some(Refusal::Full { retry_after_s: 5 }));
+            assert_eq!(cells.queue_full.value(), 1);
+            // One that has waited is counted once.
+            let refusal = admission.waited_in_vain(need(1, 1), wait, 0);
+            assert_eq!(refusal, Refusal::Full { retry_after_s: 6 });
+            admission.sample(rt::now() + FULL_SHOWN / 2);
+            assert_eq!(cells.queue_full.value(), 1);
+            admission.sample(rt::now() + FULL_SHOWN);
+            assert_eq!(cells.queue_full.value(), 0);
         });
     }
 }

@@ -15,6 +15,7 @@ use millrace::internals::http::parse::Scratch;
 use millrace::internals::http::reply::Answer;
 use millrace::internals::http::request::{split, wrong_route};
 use millrace::internals::http::tokens::{TokenRefusal, TokenView};
+use millrace::internals::metrics::Unavailable;
 use millrace::internals::queue::admission::Need;
 use millrace::internals::queue::job::Stamp;
 use std::cell::{OnceCell, RefCell};
@@ -83,7 +84,8 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
         }
         if !charge.grow(piece.len()) {
             let error = "the memory for request bodies is used up; try again".to_owned();
-            return Err(Answer::Unavailable { error, retry_after_s: 1 });
+            let reason = Unavailable::BodyMemory;
+            return Err(Answer::Unavailable { reason, error, retry_after_s: 1 });
         }
         if whole.is_empty() && pieces.is_empty() {
             whole = piece;

@@ -1,16 +1,17 @@
-//! The admin listener: goal, metrics that a strict OpenMetrics reader takes, and health checks that
+//! The admin listener: goal, metrics that strict readers of both formats take, and health checks that
 //! answer whatever the cores are doing.
 //!
-//! Method: a scrape is read line by line by the rules of the format; health checks are asked while
+//! Method: a scrape is read line by line by the rules of its format, and by promtool; health checks are asked while
 //! a core is stuck, while the server drains, and while other admin clients hold connections.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::needs::up_to_two_cores;
-use crate::support::{Client, Metrics, Server, collection, numbered, request, wait_for};
+use crate::support::needs::{Need, skip, up_to_two_cores};
+use crate::support::{Client, Metrics, Reply, Server, collection, numbered, request, wait_for};
 
 /// One sample line.
 struct Sample<'a> {
@@ -101,6 +102,111 @@ fn check_open_metrics(text: &str) -> BTreeMap<&str, &str> {
     types
 }
 
+/// What Prometheus sends, …
+const OPEN_METRICS: &str =
+    "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+/// … and what older scrapers do.
+const CLASSIC: &str = "text/plain;version=0.0.4";
+
+fn scrape(server: &Server, accept: &str) -> Reply {
+    let mut client = Client::connect(server.admin);
+    client.send(format!("GET /metrics HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\n\r\n"));
+    let reply = client.reply();
+    let kind = match accept {
+        OPEN_METRICS => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        _ => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)), "{accept}");
+    assert_eq!(reply.header("vary"), Some("accept"));
+    reply
+}
+
+/// Checks `text` against the classic text format 0.0.4, as far as it differs from OpenMetrics: every
+/// family has one HELP and one TYPE, in this order, under the name of its samples, and nothing else
+/// begins with `#`.
+fn check_classic(text: &str) -> BTreeMap<&str, &str> {
+    assert!(text.ends_with('\n') && !text.contains("\r"));
+    let mut types = BTreeMap::new();
+    let (mut helped, mut family) = (BTreeSet::new(), "");
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').expect(line);
+            assert!(helped.insert(name) && !help.is_empty(), "{line}");
+            family = name;
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').expect(line);
+            assert_eq!(name, family, "TYPE follows its HELP");
+            assert_eq!(types.insert(name, kind), None, "{line}");
+        } else {
+            assert!(!line.starts_with('#'), "{line}");
+            let suffix = sample(line).name.strip_prefix(family).expect(line);
+            let allowed: &[&str] = match types[family] {
+                "histogram" => &["_bucket", "_sum", "_count"],
+                "counter" | "gauge" => &[""],
+                kind => panic!("{kind}: {line}"),
+            };
+            assert!(allowed.contains(&suffix), "{line}");
+        }
+    }
+    assert!(types.iter().all(|(name, kind)| name.ends_with("_total") == (*kind == "counter")));
+    types
+}
+
+#[test]
+fn whoever_does_not_ask_for_open_metrics_gets_classic_text_with_the_same_in_it() {
+    let server = Server::start(&[("OBJECT", "batch"), ("SPOOL_DIR", "spool")]);
+    assert_eq!(server.post(collection(&numbered(0..5))).status, 200);
+    assert_eq!(server.post("no json").status, 400);
+    server.wait_idle();
+    let open_metrics = scrape(&server, OPEN_METRICS).body;
+    for accept in [CLASSIC, "*/*", "text/html", "application/openmetrics-text;q=0"] {
+        let text = scrape(&server, accept).body;
+        let types = check_classic(&text);
+        let declared = check_open_metrics(&open_metrics).into_iter().map(|(name, kind)| {
+            let total = if kind == "counter" { "_total" } else { "" };
+            (format!("{name}{total}"), kind.to_owned())
+        });
+        let declared: BTreeMap<String, String> = declared.collect();
+        let types: BTreeMap<String, String> =
+            types.into_iter().map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect();
+        assert_eq!(types, declared);
+        let series = |text: &str| -> Vec<String> {
+            let samples = text.lines().filter(|line| !line.starts_with('#'));
+            samples.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+        };
+        assert_eq!(series(&text), series(&open_metrics), "{accept}");
+    }
+    assert_eq!(server.admin("/metrics").header("content-type"), {
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    });
+}
+
+#[test]
+fn promtool_has_nothing_to_say() {
+    let there = Command::new("promtool").arg("--version").output();
+    if there.is_err() {
+        return skip(Need::Promtool, "there is no promtool (Debian: prometheus)");
+    }
+    for settings in [&[][..], &[("OBJECT", "batch"), ("SPOOL_DIR", "spool")]] {
+        let server = Server::start(settings);
+        assert_eq!(server.post(collection(&numbered(0..5))).status, 200);
+        assert_eq!(server.post("no json").status, 400);
+        server.wait_idle();
+        let text = scrape(&server, CLASSIC).body;
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""), "{text}");
+    }
+}
+
 #[test]
 fn metrics_are_valid_open_metrics_with_every_stage_in_them() {
     let server = Server::start(&[
@@ -113,9 +219,7 @@ fn metrics_are_valid_open_metrics_with_every_stage_in_them() {
     }
     assert_eq!(server.post("no json").status, 400);
     server.wait_idle();
-    let reply = server.admin("/metrics");
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)));
+    let reply = scrape(&server, OPEN_METRICS);
     let types = check_open_metrics(&reply.body);
     for (name, kind) in [
         ("requests", "counter"),
@@ -212,7 +316,7 @@ fn a_stuck_core_does_not_keep_the_admin_pages_from_answering() {
     let asked = Instant::now();
     assert_eq!(server.admin("/healthz").status, 200);
     assert_eq!(server.admin("/readyz").status, 200);
-    check_open_metrics(&server.admin("/metrics").body);
+    check_open_metrics(&scrape(&server, OPEN_METRICS).body);
     server.signal("TERM");
     server.wait_ready(503);
     let answered = asked.elapsed();
@@ -235,7 +339,7 @@ fn ready_says_no_while_draining_and_health_says_yes() {
     let reasons = server.wait_ready(503);
     assert!(reasons.contains("stopping"), "{reasons}");
     assert_eq!(server.admin("/healthz").status, 200);
-    check_open_metrics(&server.admin("/metrics").body);
+    check_open_metrics(&scrape(&server, OPEN_METRICS).body);
     drop(held);
     assert_eq!(server.wait_stopped().status, 0);
 }

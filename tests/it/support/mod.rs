@@ -299,9 +299,13 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 9] = [
+const NOT_ZERO: [(&str, &str); 13] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
+    ("millrace_queue_depth_limit", "a limit"),
+    ("millrace_queue_bytes_limit", "a limit"),
+    ("millrace_batch_bytes_limit", "a limit"),
+    ("millrace_queue_full", "shown for a while"),
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_tokens", "what TOKENS_FILE holds"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),

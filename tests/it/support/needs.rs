@@ -35,6 +35,8 @@ pub enum Need {
     Node,
     /// `proc` mounted with options of its own.
     Procfs,
+    /// promtool(1), which knows how metrics are to be named.
+    Promtool,
     /// Python 3, for the client in Python and the examples of the documents.
     Python,
     /// A real-time scheduling class.
