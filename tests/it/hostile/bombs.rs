@@ -90,6 +90,10 @@ static BOMBS: LazyLock<Vec<Bomb>> = LazyLock::new(|| {
     let many = dense(MAX_LENGTH - 100, "");
     let twice = dense(MAX_LENGTH - 100, r#","data":[]"#);
     let not_closed = dense(MAX_LENGTH - 100, ",");
+    let nested = |tail: &str| {
+        let ones = "1,".repeat(MAX_LENGTH / 2 - 100);
+        format!(r#"{{"x":[{ones}1],"data":[]{tail}}}"#).into_bytes()
+    };
     let cut = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
     vec![
         ("zeros", "gzip", gzip(&zeros), 413),
@@ -102,7 +106,10 @@ static BOMBS: LazyLock<Vec<Bomb>> = LazyLock::new(|| {
         ("dense JSON within the length", "zstd", zstd(&many), 413),
         ("dense JSON, refused at its end", "gzip", gzip(&twice), 413),
         ("dense JSON, refused at its end", "zstd", zstd(&twice), 413),
-        ("dense JSON, not JSON at its end", "zstd", zstd(&not_closed), 400),
+        ("dense JSON, not JSON at its end", "zstd", zstd(&not_closed), 413),
+        ("dense member, refused at its end", "gzip", gzip(&nested(r#","data":[]"#)), 400),
+        ("dense member, refused at its end", "zstd", zstd(&nested(r#","data":[]"#)), 400),
+        ("dense member, not JSON at its end", "zstd", zstd(&nested(",")), 400),
         ("depth", "zstd", zstd(&[b'['; MAX_LENGTH]), 400),
         ("gzip in gzip", "gzip", gzip(&gzip(&blanks)), 400),
         ("zstd in zstd", "zstd", zstd(&zstd(&blanks)), 400),

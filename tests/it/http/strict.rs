@@ -286,7 +286,7 @@ fn a_body_that_really_ends_early_is_called_so() {
         chunked.clone() + "c\r\n{\"data\"",
         chunked.clone() + "c\r\n{\"data\":[1]}",
         chunked.clone() + "c\r\n{\"data\":[1]}\r\n0\r\n",
-        chunked.clone() + "c\r\n{\"data\":[1]}\r\n0\r\na: b",
+        chunked + "c\r\n{\"data\":[1]}\r\n0\r\na: b",
     ] {
         let mut client: Client = server.connect();
         client.send(&cut);

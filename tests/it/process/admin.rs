@@ -36,7 +36,10 @@ fn sample(line: &str) -> Sample<'_> {
 }
 
 /// Series without a core.
-const OF_THE_PROCESS: [&str; 6] = [
+const OF_THE_PROCESS: [&str; 9] = [
+    "millrace_tokens",
+    "millrace_tokens_reload_failures_total",
+    "millrace_tokens_reload_failing",
     "millrace_log_lines_dropped_total",
     "millrace_dead_letter_directory_bytes",
     "millrace_batch_compression_ratio",
