@@ -48,9 +48,10 @@ const STALLED_LEAST: Duration = Duration::from_millis(20);
 /// network.
 const STALLED_MOST: Duration = Duration::from_millis(250);
 
-/// Bodies that one allocation looks at in each list, and so those that give way for it at most: as
-/// many first allocations of 4 KiB as the longest body of the default `MAX_LENGTH` needs.
-const LOOKS_MAX: usize = 256;
+/// Bodies that one allocation looks at in each list, and so those that give way for it at most.
+/// Half of it is the default reserve in first allocations of 4 KiB, which a large body has to free
+/// if stalled small ones hold it. A look takes a system call at most, so all take about 1 ms.
+const LOOKS_MAX: usize = 4096;
 
 /// The part of the memory that is the reserve of small bodies, as a divisor.
 const RESERVE_SHARE: usize = 8;

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Metrics, Server, request};
+use crate::support::{Client, Metrics, Server, request, wait_for};
 
 const LENGTH: usize = 256 << 10;
 const SETTINGS: [(&str, &str); 3] =
@@ -123,9 +123,14 @@ fn whatever_shape_bodies_stall_in_others_are_served() {
                 client
             })
             .collect();
-        server.wait("the memory is used", |m| m.sum("millrace_body_bytes") > 6 << 20);
-        // Small bodies count as received for 250 ms after their last bytes.
-        std::thread::sleep(Duration::from_millis(300));
+        // On a busy machine it takes a while until all is read that was sent. Until 250 ms later the
+        // bodies may count as received.
+        let mut before = 0;
+        wait_for("the memory to be used, and the bodies to have stalled", || {
+            std::thread::sleep(Duration::from_millis(400));
+            let held = server.metrics().sum("millrace_body_bytes");
+            held > 6 << 20 && held == std::mem::replace(&mut before, held)
+        });
         let ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _ended = Ended(&ended);
