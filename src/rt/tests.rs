@@ -44,7 +44,7 @@ fn bypasses(path: &Path, text: &str) -> Vec<(usize, String)> {
 
 /// A module of tests, or an attribute of one.
 fn is_tests(line: &str) -> bool {
-    line.starts_with("mod tests") || line.starts_with("#[")
+    line.trim_start_matches("pub(crate) ").starts_with("mod tests") || line.starts_with("#[")
 }
 
 #[test]
