@@ -145,7 +145,7 @@ impl TokensFile {
             );
         }
         if let Some(unusable) = set.unusable(self.in_body) {
-            tracing::warn!("reload: TOKENS_FILE {shown}: {unusable}");
+            tracing::warn!("reload: TOKENS_FILE {shown}: {unusable}, so requests with it get 401");
         }
     }
 

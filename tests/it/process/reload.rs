@@ -147,6 +147,8 @@ fn refused_tokens_are_named_by_a_server_that_is_not_ready_too() {
     let reasons = server.wait_ready(503);
     assert!(reasons.contains("core 0: the queue is full"), "{reasons}");
     server.mend_store();
+    write(dir.path(), "tokens", "old\n");
+    reload(&server, "1 tokens are accepted from now on");
     server.wait_ready(200);
     server.wait_idle();
     assert_eq!(server.stop().status, 0);
