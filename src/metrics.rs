@@ -41,7 +41,8 @@ impl Cell64 {
     }
 }
 
-/// The statuses this server sends; a core counts 503 by reason, as [`Unavailable`]. Any other is counted as the last one, 0 (`other`).
+/// The statuses this server sends; a core counts 503 by reason, as [`Unavailable`]. Any other is
+/// counted as the last one, 0 (`other`).
 pub const STATUSES: [u16; 15] =
     [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 501, 502, 503, 504, 0];
 

@@ -170,13 +170,17 @@ func (c *client) sendAll(input io.Reader) (int, error) {
 
 func main() {
 	ack := flag.String("ack", "", "queued, spooled or stored")
-	token := flag.String("token", "", "sent as a bearer token")
+	token := flag.String("token", "", "sent as a bearer token; otherwise MILLRACE_TOKEN")
 	resend := flag.Bool("resend-undecided", false, "may store payloads twice")
 	attempts := flag.Int("attempts", 8, "attempts per request")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		flag.Usage()
 		os.Exit(2)
+	}
+	if *token == "" {
+		// Other users of the host see arguments, but not the environment.
+		*token = os.Getenv("MILLRACE_TOKEN")
 	}
 	// One connection at a time. It belongs to one core of the server: use several to use several cores.
 	transport := &http.Transport{

@@ -109,7 +109,8 @@ function readOptions() {
     });
     const attempts = Number(values.attempts);
     if (positionals.length !== 1 || !(attempts > 0)) throw new Error("one URL is wanted");
-    const { ack, token } = values;
+    // Other users of the host see arguments, but not the environment.
+    const { ack, token = process.env.MILLRACE_TOKEN } = values;
     return { url: positionals[0], ack, token, attempts, resendUndecided: values["resend-undecided"] };
   } catch (error) {
     console.error(`client.mjs [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL: ${error.message}`);

@@ -8,6 +8,7 @@ Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undec
 
 import argparse
 import http.client
+import os
 import random
 import sys
 import time
@@ -135,7 +136,8 @@ def main():
     parser = argparse.ArgumentParser(description="Sends JSON values, one a line on stdin, to a millrace server.")
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT/payloads")
     parser.add_argument("--ack", choices=["queued", "spooled", "stored"])
-    parser.add_argument("--token")
+    # Other users of the host see arguments, but not the environment.
+    parser.add_argument("--token", default=os.environ.get("MILLRACE_TOKEN"), help="otherwise MILLRACE_TOKEN")
     parser.add_argument("--resend-undecided", action="store_true", help="may store payloads twice")
     parser.add_argument("--attempts", type=int, default=8)
     options = vars(parser.parse_args())

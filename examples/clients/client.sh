@@ -3,6 +3,7 @@
 #
 #     client.sh [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
 #
+# Without --token the token is MILLRACE_TOKEN of the environment, which other users of the host do not see.
 # Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undecided. Needs bash and curl.
 set -euo pipefail
 
@@ -12,6 +13,7 @@ answer_timeout=60 # longer than the server's ACK_TIMEOUT of 30 s
 attempts=8
 resend_undecided=
 url=
+token=${MILLRACE_TOKEN-}
 headers=(-H 'content-type: application/json')
 
 usage() {
@@ -21,7 +23,7 @@ usage() {
 while [ $# -gt 0 ]; do
     case $1 in
     --ack) headers+=(-H "millrace-ack: ${2:?}") && shift ;;
-    --token) headers+=(-H "authorization: Bearer ${2:?}") && shift ;;
+    --token) token=${2:?} && shift ;;
     --resend-undecided) resend_undecided=1 ;;
     --attempts) attempts=${2:?} && shift ;;
     -*) usage ;;
@@ -36,6 +38,10 @@ done
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+if [ -n "$token" ]; then # by a file: other users see the arguments of curl
+    printf 'authorization: Bearer %s\n' "$token" >"$work/token"
+    headers+=(-H "@$work/token")
+fi
 
 # Waits before attempt $1: what the server asked for ($2, seconds), and up to 0.1 s × 2^attempt, at most 10 s, at random.
 pause() {

@@ -126,6 +126,12 @@ impl Admin {
         text
     }
 
+    /// What an operator should know besides, whether or not the server is ready.
+    fn remarks(&self) -> String {
+        let stale_tokens = self.stale_tokens().unwrap_or_default().to_owned();
+        stale_tokens + &self.full_queues() + &self.limits_reached()
+    }
+
     /// How much of orphaned spools is still to be replayed, if any. Not a reason against traffic.
     fn replaying(&self) -> Option<String> {
         let bytes = self.orphans.as_ref()?.bytes();
@@ -171,12 +177,10 @@ impl Admin {
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
                     let replaying = self.replaying().unwrap_or_default();
-                    let stale_tokens = self.stale_tokens().unwrap_or_default();
-                    let limits = self.full_queues() + &self.limits_reached();
-                    text(StatusCode::OK, format!("ready\n{replaying}{stale_tokens}{limits}"))
+                    text(StatusCode::OK, format!("ready\n{replaying}{}", self.remarks()))
                 }
                 reasons => {
-                    let reasons = reasons.join("\n") + "\n" + &self.limits_reached();
+                    let reasons = reasons.join("\n") + "\n" + &self.remarks();
                     text(StatusCode::SERVICE_UNAVAILABLE, reasons)
                 }
             },

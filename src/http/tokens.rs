@@ -30,7 +30,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames};
 
-pub use file::TokensError;
+pub use file::{TokensDraft, TokensError, ends_within_a_line};
 pub use gate::{TokenGate, TokenRefusal};
 
 /// SHA-256 of a token.
@@ -48,6 +48,8 @@ pub struct TokenSet {
     starts: Vec<u32>,
     digests: Vec<Digest>,
     ids: Vec<TokenId>,
+    /// Lines whose token is there in the clear and not ASCII.
+    not_ascii: usize,
 }
 
 /// One line of the file.
@@ -69,6 +71,14 @@ impl TokenSet {
     /// # Errors
     /// What is wrong and on which line, without the file's name.
     pub fn load(path: &Path, names: &TokenNames) -> Result<TokenSet, TokensError> {
+        TokenSet::draft(path, names).map(TokensDraft::accept)
+    }
+
+    /// The same, but nothing is added to `names` before [`TokensDraft::accept`].
+    ///
+    /// # Errors
+    /// As [`TokenSet::load`].
+    pub fn draft<'a>(path: &Path, names: &'a TokenNames) -> Result<TokensDraft<'a>, TokensError> {
         file::load(path, names)
     }
 
@@ -100,6 +110,7 @@ impl TokenSet {
             digests: Vec::with_capacity(lines.len()),
             ids: Vec::with_capacity(lines.len()),
             bucket_key,
+            not_ascii: 0,
         };
         let mut repeated: Option<RepeatedToken> = None;
         let ends = ends.into_iter().skip(1).chain([lines.len() as u32]);
@@ -162,6 +173,15 @@ impl TokenSet {
             "; {others} of them have names beyond the first {TOKEN_NAMES_MAX}, which metrics show as (other)"
         )
     }
+
+    /// What is wrong with tokens that no request can have: those that are not ASCII, which no
+    /// header may hold, unless they may be `in_body`.
+    pub fn unusable(&self, in_body: bool) -> Option<String> {
+        let lines = self.not_ascii;
+        let what =
+            "have a token that is not ASCII: no header may hold it, and TOKEN_IN_BODY is off";
+        (lines > 0 && !in_body).then(|| format!("{lines} of its lines {what}"))
+    }
 }
 
 impl fmt::Debug for TokenSet {
@@ -203,7 +223,7 @@ mod tests {
     use super::*;
 
     pub(super) fn set_of(text: &[u8]) -> TokenSet {
-        file::read(text, &TokenNames::default()).unwrap()
+        file::accepted(text, &TokenNames::default()).unwrap()
     }
 
     fn line(token: &str, id: TokenId, line: u32) -> TokenLine {
@@ -251,6 +271,16 @@ mod tests {
         assert!(has("old") && !has("new"));
         published.store(set(b"new\nboth\n"));
         assert!(!has("old") && has("new") && has("both") && !has(""));
+    }
+
+    #[test]
+    fn tokens_that_no_request_can_have_are_counted() {
+        let set = set_of("alpha\nβ;name=n\n# ü\ngrüße\n".as_bytes());
+        assert_eq!(set.unusable(true), None);
+        assert!(set.unusable(false).unwrap().starts_with("2 of its lines have a token"));
+        assert_eq!(set_of("# ü\nalpha\n".as_bytes()).unusable(false), None);
+        // Neither a byte order mark nor a blank is part of a token.
+        assert_eq!(set_of("\u{feff}alpha\u{a0}\n".as_bytes()).unusable(false), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::{Cell64, STATUSES};
 
-/// Most names with counters of their own. Each needs 128 bytes per core, and up to a dozen lines of
+/// Most names with counters of their own. Each needs 136 bytes per core, and up to a dozen lines of
 /// a scrape.
 pub const TOKEN_NAMES_MAX: usize = 1_000;
 

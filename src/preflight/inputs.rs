@@ -78,8 +78,15 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let shown = path.display();
     let finding = match TokenSet::load(path, &TokenNames::default()) {
         Ok(set) => {
-            let (count, more) = (set.len(), set.beyond_names());
-            Finding::ok("TOKENS_FILE", format!("{shown} holds {count} tokens{more}"))
+            let holds = format!("{shown} holds {} tokens{}", set.len(), set.beyond_names());
+            match set.unusable(config.token_in_body) {
+                None => Finding::ok("TOKENS_FILE", holds),
+                Some(unusable) => Finding::warn(
+                    "TOKENS_FILE",
+                    format!("{holds}; {unusable}"),
+                    "give those clients other tokens, or set TOKEN_IN_BODY=on",
+                ),
+            }
         }
         Err(error) => Finding::fail(
             "TOKENS_FILE",
@@ -178,6 +185,13 @@ mod tests {
         let found = tokens(&config(file.path().to_str().unwrap()));
         assert!(found[0].detail.ends_with("holds 2 tokens"), "{}", found[0].detail);
         assert_eq!(found.len(), 1, "its owner only: {found:?}");
+        fs::write(file.path(), "a\nβ\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(tokens(&config(path))[0].level, Level::Ok);
+        let settings = [("TOKENS_FILE", path), ("TOKEN_IN_BODY", "off")];
+        let found = tokens(&Config::from_settings(&settings).unwrap());
+        assert_eq!(found[0].level, Level::Warn);
+        assert!(found[0].detail.contains("; 1 of its lines have a token"), "{}", found[0].detail);
         let local = Config::from_settings(&[("LISTEN", "127.0.0.1:8080")]).unwrap();
         assert_eq!(tokens(&local), []);
         assert_eq!(tokens(&Config::from_settings(&[]).unwrap())[0].level, Level::Warn);

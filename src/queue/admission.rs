@@ -7,10 +7,11 @@
 //! wait for a retry ([`Admission::hold`]).
 //!
 //! A request that finds no room waits, first come, first served, if it will find room in time; if
-//! not, it is refused at once ([`pace`](super::pace)). Nobody overtakes the head of the waitlist, so small requests do not starve a large one. All requests that fit are woken
-//! together, in their order. If each woke the next one, a full waitlist would let one request
-//! through per round of the executor, however much room there is. There is no await between taking
-//! the permit and pushing the jobs.
+//! not, it is refused at once ([`pace`](super::pace)). Nobody overtakes the head of the waitlist, so
+//! small requests do not starve a large one. All requests that fit are woken together, in their
+//! order. If each woke the next one, a full waitlist would let one request through per round of the
+//! executor, however much room there is. There is no await between taking the permit and pushing
+//! the jobs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -142,6 +142,17 @@ fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
 
 /// Runs `client` with `payloads` on its standard input.
 fn run(client: &[PathBuf], options: &[&str], address: SocketAddr, payloads: &[String]) -> Output {
+    run_with(client, options, &[], address, payloads)
+}
+
+/// The same with `env` in the environment.
+fn run_with(
+    client: &[PathBuf],
+    options: &[&str],
+    env: &[(&str, &str)],
+    address: SocketAddr,
+    payloads: &[String],
+) -> Output {
     let mut command = Command::new("timeout");
     command.arg("60").args(client).args(options).arg(format!("http://{address}/payloads"));
     // A proxy of the host is not asked for loopback.
@@ -149,6 +160,7 @@ fn run(client: &[PathBuf], options: &[&str], address: SocketAddr, payloads: &[St
         command.env_remove(proxy);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_remove("MILLRACE_TOKEN").envs(env.iter().copied());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let lines = payloads.iter().map(|payload| format!("{payload}\n")).collect::<String>();
@@ -215,6 +227,34 @@ fn a_client_that_nobody_listens_to_says_that_nothing_was_sent() {
         let output = run(&client, &["--attempts", "2"], closed, &["1".to_owned()]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{name}: {said}");
+    }
+}
+
+#[test]
+fn the_token_is_an_option_or_in_the_environment() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("tokens"), "a-\"token\"\n").unwrap();
+    let server = Server::start_in(dir, &[("TOKENS_FILE", "tokens")]);
+    const RIGHT: &str = "a-\"token\"";
+    for (name, client) in clients() {
+        for (option, variable, status) in [
+            (None, None, 1),
+            (None, Some("wrong"), 1),
+            (None, Some(RIGHT), 0),
+            (Some(RIGHT), Some("wrong"), 0),
+            (Some("wrong"), Some(RIGHT), 1),
+        ] {
+            let options: Vec<&str> = option.map_or(vec![], |token| vec!["--token", token]);
+            let env: Vec<_> = variable.map(|token| ("MILLRACE_TOKEN", token)).into_iter().collect();
+            let output = run_with(&client, &options, &env, server.ingest, &["1".to_owned()]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(
+                output.status.code(),
+                Some(status),
+                "{name} {option:?} {variable:?}: {said}"
+            );
+            assert!(!said.contains(RIGHT) && !said.contains("wrong"), "{name}: {said}");
+        }
     }
 }
 

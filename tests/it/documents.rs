@@ -205,11 +205,13 @@ fn paths_of_the_source_that_documents_name_are_there() {
 
 #[test]
 fn settings_that_documents_name_are_settings() {
-    // Names of others: the system's, AWS's, the compiler's, and what only tests read.
+    // Names of others: the system's, AWS's, the compiler's, and what only tests and the
+    // example clients read.
     const STARTS: [&str; 6] =
         ["AWS_", "RLIMIT_", "SSL_CERT_", "CONFIG_", "C_INCLUDE_", "STANDARD_"];
     const ENDS: [&str; 1] = ["_PROXY"];
-    const OTHERS: [&str; 5] = ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "WRITE_SETTINGS", "PID"];
+    const OTHERS: [&str; 6] =
+        ["SO_REUSEPORT", "CONFIG", "TEST_STRICT", "TOKEN", "WRITE_SETTINGS", "PID"];
     let is_setting =
         |name: &str| millrace::internals::config::SETTINGS.iter().any(|s| s.name == name);
     let is_others = |name: &str| {

@@ -41,6 +41,7 @@ mod hostile {
     mod slow;
     mod smuggling;
     mod support;
+    mod tokens;
 }
 
 /// Objects that hold many payloads.

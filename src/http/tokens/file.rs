@@ -15,7 +15,7 @@
 #![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read as _};
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -55,7 +55,9 @@ pub enum TokensError {
     NotOneToken { line: u32 },
     #[error("line {line} has no token before the first ;")]
     NoToken { line: u32 },
-    #[error("line {line}: a digest is written sha256= and 64 hex digits")]
+    #[error(
+        "line {line}: a digest is written sha256= and 64 hex digits; a token that begins so must be given as one"
+    )]
     BadDigest { line: u32 },
     #[error(
         "line {line}: after a ; comes name=NAME and nothing else; a token that contains a ; must be given as \
@@ -84,7 +86,37 @@ impl From<RepeatedToken> for TokensError {
     }
 }
 
-pub(super) fn load(path: &Path, names: &TokenNames) -> Result<TokenSet, TokensError> {
+/// A file that is good, and whose names have no places yet.
+pub struct TokensDraft<'a> {
+    set: TokenSet,
+    names: NameDraft<'a>,
+}
+
+impl TokensDraft<'_> {
+    /// The file is accepted: its new names get their places.
+    pub fn accept(self) -> TokenSet {
+        self.names.commit();
+        self.set
+    }
+}
+
+/// Whether the file has a last line without a line feed: some editors leave it so, and half a file
+/// mostly ends so.
+///
+/// # Errors
+/// It cannot be read.
+pub fn ends_within_a_line(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+pub(super) fn load<'a>(path: &Path, names: &'a TokenNames) -> Result<TokensDraft<'a>, TokensError> {
     let file = File::open(path)?;
     // A pipe has no length; for it and for a file that grows, `read` counts.
     if file.metadata()?.len() > FILE_BYTES_MAX {
@@ -94,10 +126,10 @@ pub(super) fn load(path: &Path, names: &TokenNames) -> Result<TokenSet, TokensEr
 }
 
 /// Reads to the end of `file`.
-pub(super) fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokenSet, TokensError> {
+fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokensDraft<'_>, TokensError> {
     let mut draft = names.draft();
     let (mut lines, mut text) = (Vec::new(), Vec::new());
-    let mut bytes = 0;
+    let (mut bytes, mut not_ascii) = (0, 0);
     for line in 1.. {
         text.clear();
         let length_max = LINE_BYTES_MAX as u64 + 1;
@@ -116,14 +148,22 @@ pub(super) fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokenSe
         if lines.len() == TOKENS_MAX {
             return Err(TokensError::TooMany { line });
         }
+        // Names are ASCII, so it is the token that is not.
+        let is_ascii = text.is_ascii() || str::from_utf8(text).is_ok_and(|t| t.trim().is_ascii());
+        not_ascii += usize::from(!is_ascii);
         lines.push(TokenLine { digest, id, line });
     }
     if lines.is_empty() {
         return Err(TokensError::Empty);
     }
-    let set = TokenSet::build(&lines)?;
-    draft.commit();
-    Ok(set)
+    let set = TokenSet { not_ascii, ..TokenSet::build(&lines)? };
+    Ok(TokensDraft { set, names: draft })
+}
+
+/// The set of a file that is accepted.
+#[cfg(test)]
+pub(super) fn accepted(file: impl BufRead, names: &TokenNames) -> Result<TokenSet, TokensError> {
+    read(file, names).map(TokensDraft::accept)
 }
 
 /// The digest and the name of the token on one line; `None` if it has none.
@@ -161,16 +201,14 @@ fn parse_line(
     Ok(Some((digest, name.map_or(TokenId::UNNAMED, |name| names.id(name)))))
 }
 
-/// The digest that `token` is, or has. `None` for what is almost a digest: as a token in the clear
-/// it would let in whoever has seen the digest.
+/// The digest that `token` is, or has. `None` for what begins as a digest and is none, whatever
+/// follows: as a token in the clear it would let in whoever has seen the digest.
 fn digest_of(token: &str) -> Option<Digest> {
-    const KIND: &str = "sha256";
-    let bytes = token.as_bytes();
-    let looks_so = bytes.len() > KIND.len()
-        && bytes[..KIND.len()].eq_ignore_ascii_case(KIND.as_bytes())
-        && matches!(bytes[KIND.len()], b'=' | b':');
-    if !looks_so {
-        return Some(Sha256::digest(bytes).into());
+    const KINDS: [&str; 2] = ["sha256", "sha-256"];
+    let begins_with =
+        |kind: &str| token.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind));
+    if !KINDS.into_iter().any(begins_with) {
+        return Some(Sha256::digest(token).into());
     }
     let hex = token.strip_prefix("sha256=")?;
     let mut digest = Digest::default();
@@ -202,20 +240,20 @@ mod tests {
     const ALPHA: &str = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8";
 
     fn refused(bytes: &[u8]) -> String {
-        read(bytes, &TokenNames::default()).unwrap_err().to_string()
+        accepted(bytes, &TokenNames::default()).unwrap_err().to_string()
     }
 
     /// The name of `token` in the file `text`, as a scrape shows it.
     fn name_in(text: &str, token: &str) -> Option<String> {
         let names = TokenNames::default();
-        let set = read(text.as_bytes(), &names).unwrap();
+        let set = accepted(text.as_bytes(), &names).unwrap();
         set.find(token.as_bytes()).map(|id| names.shown(id).unwrap().to_owned())
     }
 
     #[test]
     fn lines_are_trimmed_and_comments_and_blanks_ignored() {
         let text = b"\xef\xbb\xbf# ours\n\n  alpha \r\nb#ta\n\t# theirs\nalpha\nlast";
-        let set = read(&text[..], &TokenNames::default()).unwrap();
+        let set = accepted(&text[..], &TokenNames::default()).unwrap();
         assert_eq!(set.len(), 3);
         for token in ["alpha", "b#ta", "last"] {
             assert!(set.find(token.as_bytes()).is_some(), "{token}");
@@ -237,7 +275,9 @@ mod tests {
             // 64 hex digits alone are a token in the clear.
             (ALPHA, ALPHA, Some("(unnamed)")),
             (ALPHA, "alpha", None),
-            ("sha256", "sha256", Some("(unnamed)")),
+            ("sha25", "sha25", Some("(unnamed)")),
+            ("sha512=x", "sha512=x", Some("(unnamed)")),
+            ("xsha256=", "xsha256=", Some("(unnamed)")),
             ("alpha=b;name=n", "alpha=b", Some("n")),
             // Rotation: several tokens of one name. And the same line twice.
             ("old;name=n\nnew;name=n\nold;name=n", "new", Some("n")),
@@ -255,6 +295,9 @@ mod tests {
         let not_hex = format!("sha256={}g", &ALPHA[1..]);
         let signed = format!("sha256=+{}", &ALPHA[1..]);
         let not_ascii = format!("sha256=é{}", &ALPHA[2..]);
+        let no_sign = format!("sha256{ALPHA}");
+        let dash = format!("sha256-{ALPHA}");
+        let other_sign = format!("SHA-256={ALPHA}");
         let renamed = format!("alpha;name=hush\nsha256={ALPHA};name=hush2");
         for (text, says) in [
             (&b""[..], "no token"),
@@ -286,6 +329,13 @@ mod tests {
             (not_ascii.as_bytes(), "sha256= and 64 hex digits"),
             (b"SHA256=hush", "sha256= and 64 hex digits"),
             (b"sha256:hush", "sha256= and 64 hex digits"),
+            (b"sha256hush", "sha256= and 64 hex digits"),
+            (b"sha256", "a token that begins so must be given as one"),
+            (b"sha256;name=hush", "sha256= and 64 hex digits"),
+            (b"Sha-256:hush", "sha256= and 64 hex digits"),
+            (no_sign.as_bytes(), "sha256= and 64 hex digits"),
+            (dash.as_bytes(), "sha256= and 64 hex digits"),
+            (other_sign.as_bytes(), "sha256= and 64 hex digits"),
             (b"hush\nhush;name=a", "line 2 repeats the token of line 1"),
             (renamed.as_bytes(), "line 2 repeats the token of line 1"),
         ] {
@@ -307,7 +357,10 @@ mod tests {
         let names = TokenNames::default();
         assert!(read(&b"a;name=one\nb;name=two\nb;name=three\n"[..], &names).is_err());
         assert_eq!(format!("{names:?}"), "[]");
-        assert!(read(&b"a;name=one\n"[..], &names).is_ok());
+        // Good, but not accepted.
+        drop(read(&b"a;name=half\n"[..], &names).ok().unwrap());
+        assert_eq!(format!("{names:?}"), "[]");
+        assert!(accepted(&b"a;name=one\n"[..], &names).is_ok());
         assert_eq!(format!("{names:?}"), r#"["one"]"#);
     }
 
@@ -320,6 +373,12 @@ mod tests {
         file.as_file().set_len(FILE_BYTES_MAX + 1).unwrap();
         let refused = TokenSet::load(file.path(), &names);
         assert!(matches!(refused, Err(TokensError::TooLarge)));
+        for (text, is_within) in
+            [("", false), ("a\n", false), ("a\nb", true), ("a\r", true), ("\n", false)]
+        {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(ends_within_a_line(file.path()).unwrap(), is_within, "{text:?}");
+        }
         let missing = TokenSet::load(Path::new("no/such/file"), &names).unwrap_err().to_string();
         assert!(missing.contains("cannot be read"), "{missing}");
     }
@@ -333,7 +392,7 @@ mod tests {
             writeln!(text, "sha256={n:064x}").unwrap();
         }
         let names = TokenNames::default();
-        let set = read(text.as_bytes(), &names).unwrap();
+        let set = accepted(text.as_bytes(), &names).unwrap();
         assert_eq!(set.len(), TOKENS_MAX);
         let digest = |n: usize| {
             let mut digest = Digest::default();
@@ -370,7 +429,7 @@ mod tests {
             let mut text = String::new();
             for (token, name) in &entries {
                 let lower = token.to_ascii_lowercase();
-                let ambiguous = token.starts_with('#') || lower.starts_with("sha256");
+                let ambiguous = token.starts_with('#') || lower.starts_with("sha256") || lower.starts_with("sha-256");
                 if digests || ambiguous {
                     text += "sha256=";
                     for byte in Sha256::digest(token) {
@@ -383,7 +442,7 @@ mod tests {
                 text += if crlf { "\r\n" } else { "\n" };
             }
             let names = TokenNames::default();
-            let set = read(text.as_bytes(), &names).unwrap();
+            let set = accepted(text.as_bytes(), &names).unwrap();
             prop_assert_eq!(set.len(), entries.len());
             for (token, name) in &entries {
                 let id = set.find(token.as_bytes()).unwrap();

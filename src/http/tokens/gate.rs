@@ -155,7 +155,7 @@ mod tests {
     fn gate(in_body: bool) -> (TokenGate, &'static TokenMetrics) {
         let metrics = TokenMetrics::leaked(1);
         let text = "alpha;name=a\nbeta;name=b\na,b\ngrüße\n".as_bytes();
-        let set = file::read(text, &metrics.names).unwrap();
+        let set = file::accepted(text, &metrics.names).unwrap();
         let shared = SharedTokens { set: Arc::new(ArcSwap::from_pointee(set)), metrics };
         (TokenGate::new(&shared, 0, in_body), metrics)
     }

@@ -173,12 +173,24 @@ pub fn beside(server: &Server, attack: &Attack) -> Outcome {
     beside_for(server, attack, ATTACK_TIME)
 }
 
+/// The same with `headers` in every request of the good client, each ended by CRLF.
+///
+/// # Panics
+/// As [`beside`].
+pub fn beside_with(server: &Server, attack: &Attack, headers: &'static str) -> Outcome {
+    run_beside(server, attack, ATTACK_TIME, headers)
+}
+
 /// The same for `time`.
 ///
 /// # Panics
 /// As [`beside`].
 pub fn beside_for(server: &Server, attack: &Attack, time: Duration) -> Outcome {
-    let good = GoodClient::start(server.ingest, "");
+    run_beside(server, attack, time, "")
+}
+
+fn run_beside(server: &Server, attack: &Attack, time: Duration, headers: &'static str) -> Outcome {
+    let good = GoodClient::start(server.ingest, headers);
     let started = Instant::now();
     let mut raid = Raid {
         server: server.ingest,

@@ -99,9 +99,58 @@ fn a_changed_file_is_taken_without_a_signal() {
     write(dir.path(), "fresh", "newer;name=n\n");
     std::fs::rename(dir.path().join("fresh"), dir.path().join("tokens")).unwrap();
     wait_for("the mended set", || post("newer") == 200);
+    server.wait_logged("1 tokens are accepted from now on, after 3: more than half are gone");
     assert_eq!((failures(&server), post("both")), ([1, 0], 401));
     assert_eq!(server.admin("/readyz").body, "ready\n");
     drop(kept);
+    assert_eq!(server.stop().status, 0);
+}
+
+#[test]
+fn tokens_that_no_header_may_hold_are_a_warning_where_only_headers_count() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    write(dir.path(), "tokens", "alpha\nβ\n");
+    let settings = [("TOKENS_FILE", "tokens"), ("TOKEN_IN_BODY", "off")];
+    let server = Server::start_in(dir.clone(), &settings);
+    server.wait_logged("1 of its lines have a token that is not ASCII");
+    write(dir.path(), "tokens", "alpha\nβ\nγ\n");
+    reload(&server, "TOKENS_FILE tokens: 2 of its lines have a token that is not ASCII");
+    assert!(!server.logged("γ"), "a log never shows a token");
+    write(dir.path(), "tokens", "alpha\nbeta\n");
+    reload(&server, "2 tokens are accepted from now on");
+    assert_eq!(server.count_logged("not ASCII"), 2);
+    assert_eq!(server.stop().status, 0);
+}
+
+/// What is no reason against traffic is said beside one that is.
+#[test]
+fn refused_tokens_are_named_by_a_server_that_is_not_ready_too() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    write(dir.path(), "tokens", "old\n");
+    let settings = [
+        ("TOKENS_FILE", "tokens"),
+        ("READY_STORE_GRACE", "100ms"),
+        ("RETRY_BASE", "1ms"),
+        ("RETRY_MAX", "10ms"),
+        ("MAX_QUEUE", "1"),
+        ("MAX_WORKERS", "1"),
+    ];
+    let server = Server::start_in(dir.clone(), &settings);
+    write(dir.path(), "tokens", "hush hush\n");
+    reload(&server, "the 1 tokens read before stay accepted");
+    server.break_store();
+    assert_eq!(status(&server, "old"), 200);
+    let reasons = server.wait_ready(503);
+    assert!(reasons.contains("the store has been failing"), "{reasons}");
+    assert!(reasons.contains("TOKENS_FILE is refused since its last change"), "{reasons}");
+    wait_for("a full queue", || status(&server, "old") == 503);
+    let reasons = server.wait_ready(503);
+    assert!(reasons.contains("core 0: the queue is full"), "{reasons}");
+    server.mend_store();
+    write(dir.path(), "tokens", "old\n");
+    reload(&server, "1 tokens are accepted from now on");
+    server.wait_ready(200);
+    server.wait_idle();
     assert_eq!(server.stop().status, 0);
 }
 
