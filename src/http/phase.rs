@@ -95,6 +95,8 @@ pub(super) struct Listed {
     pub(super) received: usize,
     /// … at this time.
     pub(super) gained: Instant,
+    /// The longest time between two gains so far, of those in which it had not stalled.
+    pub(super) longest_gap: Duration,
 }
 
 /// Why a body is not waited for any longer. Each is answered 408.
