@@ -62,9 +62,10 @@ const LOOKS_MAX: usize = 512;
 /// bytes that are missing can free them, and one that is so large takes longer than its looks.
 const LISTED_LEAST: usize = 1 << 10;
 
-/// How long it is remembered that stalled bodies hold too little. Those that stall meanwhile are
-/// found that much later.
-const FAILED_LOOK_KEPT: Duration = Duration::from_millis(10);
+/// How long it is remembered that stalled bodies hold too little: until another one that was looked
+/// at stalls, but no less and no more than this. So looks take at most a third of the core, and a
+/// body that has stalled is found 1 ms later at most.
+const FAILED_LOOK_KEPT: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 
 /// The part of the memory that is the reserve of small bodies, as a divisor.
 const RESERVE_SHARE: usize = 8;
@@ -78,7 +79,7 @@ pub struct BodyMemory {
     cells: &'static CoreCells,
     /// Bodies that are being received: small ones, large ones.
     receiving: RefCell<[RecencyList<Rc<ConnState>>; 2]>,
-    /// When a look last found too little, and what it found.
+    /// What the last look found that found too little, and until when that counts.
     failed_look: Cell<Option<(Instant, Held)>>,
     log: RefCell<Throttle>,
 }
@@ -109,8 +110,12 @@ impl Held {
 /// they are, while one that came at once and then stopped has. Small bodies, which have no pace
 /// yet, have [`STALLED_MOST`].
 fn has_stalled(state: &ConnState, now: Instant) -> bool {
-    let Some(listed) = state.body.listed.get() else { return false };
-    let silent = now.saturating_duration_since(listed.gained);
+    stalls_at(state).is_some_and(|at| at <= now)
+}
+
+/// When a listed body has stalled if it gains nothing until then.
+fn stalls_at(state: &ConnState) -> Option<Instant> {
+    let listed = state.body.listed.get()?;
     let pace = match listed.large {
         true => {
             let taken = listed.gained.saturating_duration_since(state.since.get());
@@ -120,7 +125,7 @@ fn has_stalled(state: &ConnState, now: Instant) -> bool {
         }
         false => STALLED_MOST,
     };
-    silent >= pace
+    Some(listed.gained + pace)
 }
 
 impl BodyMemory {
@@ -213,9 +218,8 @@ impl BodyMemory {
         receiver: Option<&ConnState>,
     ) -> Result<(), BodyError> {
         let now = rt::now();
-        let failed = self.failed_look.get().is_some_and(|(at, found)| {
-            now.saturating_duration_since(at) < FAILED_LOOK_KEPT && !found.suffices(shortage)
-        });
+        let failed =
+            self.failed_look.get().is_some_and(|(until, f)| now < until && !f.suffices(shortage));
         let victims = if failed { None } else { self.look(shortage, receiver, now) };
         let outcome = match victims {
             Some(victims) => {
@@ -244,7 +248,14 @@ impl BodyMemory {
             net.turn_now();
         }
         let victims = self.victims(shortage, receiver, now);
-        victims.map_err(|found| self.failed_look.set(Some((now, found)))).ok()
+        let failed = |found| {
+            let [least, most] = FAILED_LOOK_KEPT.map(|kept| now + kept);
+            let receiving = self.receiving.borrow();
+            let looked_at = receiving.iter().flat_map(|list| list.iter().take(LOOKS_MAX));
+            let next = looked_at.filter_map(|state| stalls_at(state)).filter(|at| *at > now).min();
+            self.failed_look.set(Some((next.map_or(most, |at| at.clamp(least, most)), found)));
+        };
+        victims.map_err(failed).ok()
     }
 
     /// The stalled bodies that together hold what is missing, in the order in which they give way.
@@ -623,21 +634,42 @@ mod tests {
             }
             let last = Sender::new(&net);
             assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
-            let (at, found) = memory.failed_look.get().expect("it is remembered");
+            let (_, found) = memory.failed_look.get().expect("it is remembered");
             assert_eq!(found, Held::default());
             // One of them stalls. That is seen once the look is old, or if it had found enough.
             let listed = senders[0].state.body.listed.get().unwrap();
-            let long_ago = at - 1_000 * MS;
+            let long_ago = rt::now() - 1_000 * MS;
             senders[0].state.since.set(long_ago);
             senders[0].state.body.listed.set(Some(Listed { gained: long_ago, ..listed }));
             memory.failed_look.set(Some((now, found)));
             assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
             assert_eq!(cells.bodies_evicted.value(), 0);
-            memory.failed_look.set(Some((at - FAILED_LOOK_KEPT, found)));
+            memory.failed_look.set(Some((long_ago, found)));
             last.begin(&memory, now).unwrap();
             assert_eq!(cells.bodies_evicted.value(), 1);
             senders.iter().chain([&last]).for_each(|sender| sender.end(&memory));
             assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    #[test]
+    fn a_failed_look_counts_until_the_next_body_stalls() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, &crate::metrics::cells(1)[0]);
+            let sender = Sender::new(&net);
+            let now = rt::now();
+            sender.begin(&memory, now).unwrap();
+            let listed = sender.state.body.listed.get().unwrap();
+            // How long ago it gained, and how long the look then counts; it stalls after 250 ms.
+            for (ago, counts) in [(0, 10), (239, 10), (245, 5), (249, 1), (300, 10)] {
+                let gained = now - ago * MS;
+                sender.state.body.listed.set(Some(Listed { gained, ..listed }));
+                assert!(memory.look(&short_of(LENGTH), None, now).is_none());
+                let (until, _) = memory.failed_look.get().unwrap();
+                assert_eq!(until - now, counts * MS, "{ago}");
+            }
+            sender.end(&memory);
         });
     }
 
