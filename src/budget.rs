@@ -15,9 +15,11 @@ pub const SMALL_CHARGE_BYTES: usize = 64 << 10;
 /// (`BATCH_MEMORY`).
 pub struct Budget {
     max: usize,
-    /// The part of `max` that charges above [`SMALL_CHARGE_BYTES`] leave free.
+    /// The part of `max` that charges above [`SMALL_CHARGE_BYTES`] cannot use.
     reserve: usize,
     used: Cell<usize>,
+    /// The part of `used` that charges above [`SMALL_CHARGE_BYTES`] have.
+    used_large: Cell<usize>,
     /// Raised when a charge is dropped.
     freed: Signal,
     /// Shows `used`.
@@ -29,6 +31,9 @@ pub struct Budget {
 pub struct BudgetExhausted {
     /// How many bytes must be freed first.
     pub missing: usize,
+    /// How many of them by charges above [`SMALL_CHARGE_BYTES`], since no others may use the
+    /// reserve.
+    pub missing_large: usize,
 }
 
 impl Budget {
@@ -37,10 +42,17 @@ impl Budget {
         Budget::with_reserve(max, 0, gauge)
     }
 
-    /// A budget of `max` bytes, the last `reserve` of which only take charges up to
-    /// [`SMALL_CHARGE_BYTES`].
+    /// A budget of `max` bytes. Charges above [`SMALL_CHARGE_BYTES`] together get no more than
+    /// `max - reserve`; the others may use all that is free.
     pub fn with_reserve(max: usize, reserve: usize, gauge: &'static Cell64) -> Rc<Budget> {
-        Rc::new(Budget { max, reserve, used: Cell::new(0), freed: Signal::default(), gauge })
+        Rc::new(Budget {
+            max,
+            reserve,
+            used: Cell::new(0),
+            used_large: Cell::new(0),
+            freed: Signal::default(),
+            gauge,
+        })
     }
 
     /// The size of the budget.
@@ -70,6 +82,12 @@ impl Budget {
     }
 }
 
+/// What a charge of `bytes` adds to [`Budget::used_large`].
+#[inline]
+fn large_part(bytes: usize) -> usize {
+    if bytes > SMALL_CHARGE_BYTES { bytes } else { 0 }
+}
+
 /// A part of a [`Budget`] that is in use, released when dropped.
 pub struct Charge {
     budget: Rc<Budget>,
@@ -90,7 +108,10 @@ impl Charge {
     /// Sets the charge to `bytes`, whether or not they fit: for memory that is already in use.
     #[inline]
     pub fn set(&mut self, bytes: usize) {
-        self.budget.set_used(self.budget.used.get() - self.bytes + bytes);
+        let budget = &self.budget;
+        budget.set_used(budget.used.get() - self.bytes + bytes);
+        let others = budget.used_large.get() - large_part(self.bytes);
+        budget.used_large.set(others + large_part(bytes));
         self.bytes = bytes;
     }
 
@@ -101,10 +122,16 @@ impl Charge {
     #[inline]
     pub fn try_set(&mut self, bytes: usize) -> Result<(), BudgetExhausted> {
         if bytes > self.bytes {
-            let reserve = if bytes > SMALL_CHARGE_BYTES { self.budget.reserve } else { 0 };
-            let wanted = self.budget.used.get() + (bytes - self.bytes) + reserve;
-            if wanted > self.budget.max {
-                return Err(BudgetExhausted { missing: wanted - self.budget.max });
+            let budget = &self.budget;
+            let wanted = budget.used.get() - self.bytes + bytes;
+            // A charge that becomes large counts as a whole.
+            let large = large_part(bytes);
+            let others_large = budget.used_large.get() - large_part(self.bytes);
+            let wanted_large = if large > 0 { others_large + large } else { 0 };
+            let missing_large = wanted_large.saturating_sub(budget.max - budget.reserve);
+            let missing = wanted.saturating_sub(budget.max).max(missing_large);
+            if missing > 0 {
+                return Err(BudgetExhausted { missing, missing_large });
             }
         }
         self.set(bytes);
@@ -228,7 +255,7 @@ mod tests {
         one.set(50);
         assert_eq!((budget.used(), cells.batch_bytes.value()), (80, 80));
         assert!(budget.fits(20) && !budget.fits(21));
-        assert_eq!(other.try_set(51), Err(BudgetExhausted { missing: 1 }));
+        assert_eq!(other.try_set(51), Err(BudgetExhausted { missing: 1, missing_large: 0 }));
         assert_eq!(budget.used(), 80, "nothing has changed");
         assert_eq!(other.try_set(50), Ok(()));
         // `set` charges more than fits, and a smaller charge is always accepted.
@@ -248,13 +275,82 @@ mod tests {
         assert_eq!((one.try_set(large), two.try_set(large)), (Ok(()), Ok(())));
         assert_eq!(three.try_set(large), Ok(()));
         // What is left is the reserve and a byte.
-        assert_eq!(four.try_set(large), Err(BudgetExhausted { missing: small }));
+        let exhausted = Err(BudgetExhausted { missing: small, missing_large: small });
+        assert_eq!(four.try_set(large), exhausted);
         assert_eq!(four.try_set(small), Ok(()));
-        assert_eq!(four.try_set(large), Err(BudgetExhausted { missing: small }));
-        // A large one may shrink at any time.
+        assert_eq!(four.try_set(large), exhausted);
+        // A large one may shrink at any time, and is then a small one, …
         assert_eq!(one.try_set(large - 1), Ok(()));
+        // … which leaves its room to another one that becomes large.
+        assert_eq!(four.try_set(large), Ok(()));
+        assert_eq!(one.try_set(large), exhausted);
         drop((one, two, three, four));
         assert_eq!(cells.body_bytes.value(), 0);
+    }
+
+    /// What small charges use counts as their reserve first, so that large ones get the rest.
+    #[test]
+    fn small_charges_take_nothing_from_large_ones_while_they_fit_in_the_reserve() {
+        let (small, large) = (SMALL_CHARGE_BYTES, 4 * SMALL_CHARGE_BYTES);
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::with_reserve(large + 2 * small, 2 * small, &cells.body_bytes);
+        let [mut one, mut two, mut three, mut big] = [(); 4].map(|()| Charge::new(&budget));
+        assert_eq!((one.try_set(small), two.try_set(small)), (Ok(()), Ok(())));
+        assert_eq!(big.try_set(large), Ok(()));
+        let exhausted = |missing, missing_large| Err(BudgetExhausted { missing, missing_large });
+        assert_eq!(three.try_set(1), exhausted(1, 0));
+        assert_eq!(one.try_set(small + 1), exhausted(small + 1, small + 1), "its whole weight");
+        big.set(large - small - 1);
+        assert_eq!(one.try_set(small + 1), Ok(()));
+        // More small charges than fit in the reserve: only these are in the way of a large one.
+        drop(one);
+        assert_eq!(three.try_set(small), Ok(()));
+        big.set(0);
+        assert_eq!(big.try_set(large), Ok(()));
+        big.set(large - small);
+        let mut four = Charge::new(&budget);
+        assert_eq!(four.try_set(small), Ok(()));
+        assert_eq!(big.try_set(large), exhausted(small, 0));
+        drop((two, three, big, four));
+        assert_eq!((budget.used(), budget.used_large.get()), (0, 0));
+    }
+
+    #[test]
+    fn the_large_part_is_what_large_charges_have_whatever_happens_to_them() {
+        let seed = crate::rt::random();
+        println!("seed {seed}");
+        let mut rng = crate::rt::Rng::with_seed(seed);
+        let cells = &crate::metrics::cells(1)[0];
+        let large = 16 * SMALL_CHARGE_BYTES;
+        let budgets = [&cells.body_bytes, &cells.spool_pending_bytes]
+            .map(|gauge| Budget::with_reserve(large, large / 8, gauge));
+        let mut bodies: Vec<(usize, ChargedBytes)> = Vec::new();
+        for _ in 0..5_000 {
+            let at = rng.usize(..bodies.len().max(1));
+            match (rng.u8(..8), bodies.get_mut(at)) {
+                (0 | 1, _) | (_, None) => {
+                    bodies.extend(ChargedBytes::new(&budgets[0], large / 2).ok().map(|b| (0, b)));
+                }
+                (2, Some((_, body))) => body.shrink(),
+                (3, Some((of @ 0, body))) => {
+                    *of = usize::from(body.move_to(&budgets[1], rng.usize(..2_000)).is_ok());
+                }
+                (3, Some(_)) => drop(bodies.swap_remove(at).1.into_bytes()),
+                (4, Some(_)) | (_, Some((1, _))) => drop(bodies.swap_remove(at)),
+                (_, Some((_, body))) => {
+                    let more = rng.usize(..40_000).min(body.room());
+                    let _or_no_room = body.extend(&vec![0; more]);
+                }
+            }
+            for (of, budget) in budgets.iter().enumerate() {
+                let held = bodies.iter().filter(|(at, _)| *at == of).map(|(_, b)| b.retained());
+                let (sum, large_sum) =
+                    held.fold((0, 0), |(sum, large), b| (sum + b, large + large_part(b)));
+                let used = (budget.used(), budget.used_large.get());
+                assert_eq!(used, (sum, large_sum), "seed {seed}");
+                assert!(sum <= large && large_sum <= large - large / 8, "seed {seed}");
+            }
+        }
     }
 
     #[test]
@@ -277,7 +373,10 @@ mod tests {
         body.extend(&[1; 5_000]).unwrap();
         assert_eq!(cells.body_bytes.value(), 8_192);
         assert!(ChargedBytes::new(&budget, 2_000).is_err());
-        assert_eq!(body.extend(&[1; 4_000]), Err(BudgetExhausted { missing: 6_384 }));
+        assert_eq!(
+            body.extend(&[1; 4_000]),
+            Err(BudgetExhausted { missing: 6_384, missing_large: 0 })
+        );
         let after = (body.len(), cells.body_bytes.value());
         assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();

@@ -208,11 +208,13 @@ pub enum EvictionReason {
     BusiestPeer,
     /// Of all connections it had been idle for longest.
     LongestIdle,
+    /// It had been answered for the last time and only waited for its client to close.
+    Lingering,
 }
 
 impl EvictionReason {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: [&str; 3] = ["never_sent", "busiest_peer", "longest_idle"];
+    pub const NAMES: [&str; 4] = ["never_sent", "busiest_peer", "longest_idle", "lingering"];
 }
 
 /// Why a request was refused with 503.

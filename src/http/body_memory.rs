@@ -13,13 +13,14 @@
 //! 2. If it does not, the body that needs the memory is refused with 503. A body that is received
 //!    at a healthy speed never gives way, nor does one that is complete.
 //!
-//! The last eighth of the memory is a reserve for small bodies. So a usual request needs nobody to
-//! give way when large bodies, however healthy, hold all that they can get.
+//! An eighth of the memory is a reserve for small bodies: large ones together get no more than the
+//! rest. So a usual request needs nobody to give way when large bodies, however healthy, hold all
+//! that they can get, and small bodies in the reserve are not in the way of large ones.
 //!
 //! Bodies that arrive together with their head are never listed, and a listed one costs a list move
 //! per read. The clock is read where the connection's deadline reads it anyway.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -48,10 +49,23 @@ const STALLED_LEAST: Duration = Duration::from_millis(20);
 /// network.
 const STALLED_MOST: Duration = Duration::from_millis(250);
 
-/// Bodies that one allocation looks at in each list, and so those that give way for it at most.
-/// Half of it is the default reserve in first allocations of 4 KiB, which a large body has to free
-/// if stalled small ones hold it. A look takes a system call at most, so all take about 1 ms.
-const LOOKS_MAX: usize = 4096;
+/// The longest gap of a body that came in bursts is exceeded by this factor before it has stalled.
+const GAP_MARGIN: f64 = 1.5;
+
+/// Bodies that one allocation looks at in each list, and so those that give way for it at most. A
+/// look takes a system call at most (0.3 µs), and first it is found out without one whether the
+/// looks can be enough.
+const LOOKS_MAX: usize = 512;
+
+/// A body that holds less is not listed, and keeps it: its connection takes more. Otherwise tiny
+/// bodies would use up the looks. So an allocation that may look at one body for each of these
+/// bytes that are missing can free them, and one that is so large takes longer than its looks.
+const LISTED_LEAST: usize = 1 << 10;
+
+/// How long it is remembered that stalled bodies hold too little: until another one that was looked
+/// at stalls, but no less and no more than this. So looks take at most a third of the core, and a
+/// body that has stalled is found 1 ms later at most.
+const FAILED_LOOK_KEPT: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(10)];
 
 /// The part of the memory that is the reserve of small bodies, as a divisor.
 const RESERVE_SHARE: usize = 8;
@@ -65,26 +79,53 @@ pub struct BodyMemory {
     cells: &'static CoreCells,
     /// Bodies that are being received: small ones, large ones.
     receiving: RefCell<[RecencyList<Rc<ConnState>>; 2]>,
+    /// What the last look found that found too little, and until when that counts.
+    failed_look: Cell<Option<(Instant, Held)>>,
     log: RefCell<Throttle>,
 }
 
+/// What some of the bodies hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    bytes: usize,
+    /// The part of it that large bodies hold.
+    large: usize,
+}
+
+impl Held {
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.large += if bytes > SMALL_CHARGE_BYTES { bytes } else { 0 };
+    }
+
+    fn suffices(&self, shortage: &BudgetExhausted) -> bool {
+        self.bytes >= shortage.missing && self.large >= shortage.missing_large
+    }
+}
+
 /// Whether a listed body has stalled: it has gained nothing for as long as [`SMALL_CHARGE_BYTES`]
-/// took it on average until then, but no less than [`STALLED_LEAST`] and no more than
-/// [`STALLED_MOST`]. So a body whose packets come in bursts, one each round trip, has not stalled
-/// between two of them, while one that came at once and then stopped has. Small bodies, which have
-/// no pace yet, have [`STALLED_MOST`].
+/// took it on average until then, or for [`GAP_MARGIN`] times its longest gap so far if that is
+/// more, but no less than [`STALLED_LEAST`] and no more than [`STALLED_MOST`]. So a body whose
+/// packets come in bursts, one each round trip, has not stalled between two of them, however large
+/// they are, while one that came at once and then stopped has. Small bodies, which have no pace
+/// yet, have [`STALLED_MOST`].
 fn has_stalled(state: &ConnState, now: Instant) -> bool {
-    let Some(listed) = state.body.listed.get() else { return false };
-    let silent = now.saturating_duration_since(listed.gained);
+    stalls_at(state).is_some_and(|at| at <= now)
+}
+
+/// When a listed body has stalled if it gains nothing until then.
+fn stalls_at(state: &ConnState) -> Option<Instant> {
+    let listed = state.body.listed.get()?;
     let pace = match listed.large {
         true => {
             let taken = listed.gained.saturating_duration_since(state.since.get());
             let share = SMALL_CHARGE_BYTES as f64 / listed.received.max(1) as f64;
-            taken.mul_f64(share).clamp(STALLED_LEAST, STALLED_MOST)
+            let gap = listed.longest_gap.mul_f64(GAP_MARGIN);
+            taken.mul_f64(share).max(gap).clamp(STALLED_LEAST, STALLED_MOST)
         }
         false => STALLED_MOST,
     };
-    silent >= pace
+    Some(listed.gained + pace)
 }
 
 impl BodyMemory {
@@ -97,6 +138,7 @@ impl BodyMemory {
             budget: Budget::with_reserve(max, reserve, &cells.body_bytes),
             cells,
             receiving: RefCell::default(),
+            failed_look: Cell::new(None),
             log: RefCell::default(),
         }
     }
@@ -136,7 +178,7 @@ impl BodyMemory {
     /// To be called at `now` when all that has arrived of a body is read and it is not complete.
     pub(super) fn body_waits(&self, state: &Rc<ConnState>, now: Instant) {
         let body = &state.body;
-        let Some(held) = body.held() else { return };
+        let Some(held) = body.held().filter(|held| *held >= LISTED_LEAST) else { return };
         let (received, large) = (body.received.get(), held > SMALL_CHARGE_BYTES);
         let listed = body.listed.get();
         let token = match listed {
@@ -152,7 +194,11 @@ impl BodyMemory {
                 self.receiving.borrow_mut()[usize::from(large)].push(state.clone())
             }
         };
-        body.listed.set(Some(Listed { token, large, received, gained: now }));
+        let longest_gap = listed.map_or(Duration::ZERO, |at| {
+            let gap = now.saturating_duration_since(at.gained);
+            if gap <= STALLED_MOST { gap.max(at.longest_gap) } else { at.longest_gap }
+        });
+        body.listed.set(Some(Listed { token, large, received, gained: now, longest_gap }));
     }
 
     /// To be called when a body is not received any longer.
@@ -168,14 +214,13 @@ impl BodyMemory {
     /// They do not hold enough; nothing was freed.
     fn make_room(
         &self,
-        BudgetExhausted { missing }: &BudgetExhausted,
+        shortage: &BudgetExhausted,
         receiver: Option<&ConnState>,
     ) -> Result<(), BodyError> {
-        // A core that was busy has bytes of its clients that it has not read yet.
-        if let Some(net) = Net::of_this_executor() {
-            net.turn_now();
-        }
-        let victims = self.victims(*missing, receiver, rt::now());
+        let now = rt::now();
+        let failed =
+            self.failed_look.get().is_some_and(|(until, f)| now < until && !f.suffices(shortage));
+        let victims = if failed { None } else { self.look(shortage, receiver, now) };
         let outcome = match victims {
             Some(victims) => {
                 victims.iter().for_each(|victim| self.evict(victim));
@@ -190,33 +235,68 @@ impl BodyMemory {
         outcome
     }
 
-    /// The stalled bodies that together hold `missing` bytes, in the order in which they give way.
-    /// `None`: they hold less.
-    fn victims(
+    /// The bodies that give way, as [`BodyMemory::victims`] finds them. If they hold too little,
+    /// that is remembered.
+    fn look(
         &self,
-        missing: usize,
+        shortage: &BudgetExhausted,
         receiver: Option<&ConnState>,
         now: Instant,
     ) -> Option<Vec<Rc<ConnState>>> {
+        // A core that was busy has bytes of its clients that it has not read yet.
+        if let Some(net) = Net::of_this_executor() {
+            net.turn_now();
+        }
+        let victims = self.victims(shortage, receiver, now);
+        let failed = |found| {
+            let [least, most] = FAILED_LOOK_KEPT.map(|kept| now + kept);
+            let receiving = self.receiving.borrow();
+            let looked_at = receiving.iter().flat_map(|list| list.iter().take(LOOKS_MAX));
+            let next = looked_at.filter_map(|state| stalls_at(state)).filter(|at| *at > now).min();
+            self.failed_look.set(Some((next.map_or(most, |at| at.clamp(least, most)), found)));
+        };
+        victims.map_err(failed).ok()
+    }
+
+    /// The stalled bodies that together hold what is missing, in the order in which they give way.
+    ///
+    /// # Errors
+    /// What they hold: less.
+    fn victims(
+        &self,
+        shortage: &BudgetExhausted,
+        receiver: Option<&ConnState>,
+        now: Instant,
+    ) -> Result<Vec<Rc<ConnState>>, Held> {
         let is_other = |state: &&Rc<ConnState>| {
             receiver.is_none_or(|receiver| !std::ptr::eq(Rc::as_ptr(state), receiver))
         };
         let nothing_arrived = |state: &&Rc<ConnState>| state.body.arrived() == 0;
         let [small, large] = &*self.receiving.borrow();
-        let looked_at = [large, small].into_iter().flat_map(|list| list.iter().take(LOOKS_MAX));
-        let stalled = looked_at
-            .filter(|state| has_stalled(state, now))
-            .filter(is_other)
-            .filter(nothing_arrived);
-        let (mut victims, mut freed) = (Vec::new(), 0);
-        for victim in stalled {
-            freed += victim.body.held().unwrap_or(0);
-            victims.push(victim.clone());
-            if freed >= missing {
-                return Some(victims);
+        let looks = LOOKS_MAX.max(shortage.missing.div_ceil(LISTED_LEAST));
+        let stalled = || {
+            let looked_at = [large, small].into_iter().flat_map(|list| list.iter().take(looks));
+            looked_at.filter(|state| has_stalled(state, now)).filter(is_other)
+        };
+        let mut found = Held::default();
+        for state in stalled() {
+            found.add(state.body.held().unwrap_or(0));
+            if found.suffices(shortage) {
+                break;
             }
         }
-        None
+        if !found.suffices(shortage) {
+            return Err(found);
+        }
+        let (mut victims, mut freed) = (Vec::new(), Held::default());
+        for victim in stalled().filter(nothing_arrived) {
+            freed.add(victim.body.held().unwrap_or(0));
+            victims.push(victim.clone());
+            if freed.suffices(shortage) {
+                return Ok(victims);
+            }
+        }
+        Err(freed)
     }
 
     /// Frees a body's memory. Its connection then answers 408.
@@ -307,6 +387,11 @@ mod tests {
         gained: Instant,
         received: usize,
         large: bool,
+        longest_gap: Duration,
+    }
+
+    fn short_of(missing: usize) -> BudgetExhausted {
+        BudgetExhausted { missing, missing_large: 0 }
     }
 
     impl Known {
@@ -314,7 +399,8 @@ mod tests {
             let pace = match self.large {
                 true => {
                     let share = 65_536.0 / self.received as f64;
-                    (self.gained - self.begun).mul_f64(share).clamp(20 * MS, 250 * MS)
+                    let pace = (self.gained - self.begun).mul_f64(share);
+                    pace.max(self.longest_gap.mul_f64(1.5)).clamp(20 * MS, 250 * MS)
                 }
                 false => 250 * MS,
             };
@@ -343,7 +429,13 @@ mod tests {
                 match (body.as_mut(), rng.u8(..20)) {
                     (None, _) => {
                         sender.begin(&memory, now).unwrap();
-                        *body = Some(Known { begun: now, gained: now, received: 0, large: false });
+                        *body = Some(Known {
+                            begun: now,
+                            gained: now,
+                            received: 0,
+                            large: false,
+                            longest_gap: Duration::ZERO,
+                        });
                     }
                     (Some(_), 0) => {
                         sender.end(&memory);
@@ -358,7 +450,9 @@ mod tests {
                         assert!(held >= received);
                         let large = held > 64 << 10;
                         if received - body.received >= 1 << 10 || large != body.large {
-                            *body = Known { gained: now, received, large, ..*body };
+                            let gap = Some(now - body.gained).filter(|gap| *gap <= 250 * MS);
+                            let longest_gap = body.longest_gap.max(gap.unwrap_or_default());
+                            *body = Known { gained: now, received, large, longest_gap, ..*body };
                         }
                     }
                 }
@@ -380,11 +474,19 @@ mod tests {
                 let held: Vec<usize> =
                     expected.iter().map(|at| senders[*at].state.body.held().unwrap()).collect();
                 let sum: usize = held.iter().sum();
-                assert!(memory.victims(sum + 1, Some(receiver), now).is_none(), "seed {seed}");
+                let large: usize = held.iter().filter(|bytes| **bytes > 64 << 10).sum();
+                let all: Result<(), Held> = Err(Held { bytes: sum, large });
+                let too_much = BudgetExhausted { missing: large + 1, missing_large: large + 1 };
+                for shortage in [short_of(sum + 1), too_much] {
+                    let victims = memory.victims(&shortage, Some(receiver), now);
+                    assert_eq!(victims.map(drop), all, "seed {seed}");
+                }
                 if sum > 0 {
                     // As many as are needed, in order; those that gained at the same time in any.
                     let missing = rng.usize(1..=sum);
-                    let victims = memory.victims(missing, Some(receiver), now).unwrap();
+                    let missing_large = rng.usize(0..=missing.min(large));
+                    let shortage = BudgetExhausted { missing, missing_large };
+                    let victims = memory.victims(&shortage, Some(receiver), now).unwrap();
                     let order = |state: &ConnState| {
                         let listed = state.body.listed.get().unwrap();
                         (!listed.large, listed.gained)
@@ -423,7 +525,7 @@ mod tests {
             }
             assert_eq!(cells.body_bytes.value(), 2 * (LENGTH as u64 - 1));
             // The whole of it is not enough.
-            assert!(memory.victims(LENGTH + 1, None, rt::now()).is_none());
+            assert!(memory.victims(&short_of(LENGTH + 1), None, rt::now()).is_err());
             next.begin(&memory, long_ago).unwrap();
             assert_eq!(cells.bodies_evicted.value(), 1);
             assert_eq!(stalled.state.body.held(), None);
@@ -450,10 +552,155 @@ mod tests {
             let long_ago = Instant::now() - 1_000 * MS;
             sender.begin(&memory, long_ago).unwrap();
             sender.gain(&memory, LENGTH - 1, long_ago).unwrap();
-            assert!(memory.victims(1, None, rt::now()).is_some());
+            let looked = |missing| memory.victims(&short_of(missing), None, rt::now()).map(drop);
+            assert_eq!(looked(1), Ok(()));
             (&sender.socket.1).write_all(b"}").unwrap();
-            assert!(memory.victims(1, None, rt::now()).is_none());
+            assert_eq!(looked(1), Err(Held::default()));
+            // If all of them would not be enough, no socket is asked.
+            let held = sender.state.body.held().unwrap();
+            assert_eq!(looked(held + 1), Err(Held { bytes: held, large: held }));
             sender.end(&memory);
+        });
+    }
+
+    #[test]
+    fn stalled_small_bodies_in_the_reserve_are_not_in_the_way_of_large_ones() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            // The reserve is half of `LENGTH`.
+            let memory = BodyMemory::new(4 * LENGTH, LENGTH, cells);
+            let (now, long_ago) = (Instant::now(), Instant::now() - 10_000 * MS);
+            let small: Vec<Sender> = (0..8).map(|_| Sender::new(&net)).collect();
+            for sender in &small {
+                sender.begin(&memory, long_ago).unwrap();
+                sender.gain(&memory, 60_000, long_ago).unwrap();
+            }
+            let large: Vec<Sender> = (0..4).map(|_| Sender::new(&net)).collect();
+            for (at, sender) in large.iter().enumerate() {
+                sender.begin(&memory, long_ago).unwrap();
+                let bytes = if at < 3 { LENGTH } else { LENGTH / 2 };
+                sender.gain(&memory, bytes, now).unwrap();
+            }
+            assert_eq!(cells.bodies_evicted.value(), 0, "the reserve need not be free");
+            // It is theirs alone: a large body more has no room even at their cost.
+            let last = Sender::new(&net);
+            last.begin(&memory, now).unwrap();
+            assert_eq!(last.gain(&memory, 70_000, now), Err(BodyError::MemoryExhausted));
+            assert_eq!(cells.bodies_evicted.value(), 0, "nobody gives way in vain");
+            small.iter().chain(&large).chain([&last]).for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    /// Slow start over a link with a round trip of 100 ms: each burst is twice the one before.
+    #[test]
+    fn a_fast_body_over_a_long_link_has_not_stalled_between_two_bursts() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let memory = BodyMemory::new(4 * LENGTH, LENGTH, &crate::metrics::cells(1)[0]);
+            let sender = Sender::new(&net);
+            let begun = Instant::now();
+            sender.begin(&memory, begun).unwrap();
+            let mut now = begun;
+            for burst in 0..5 {
+                now = begun + (burst + 1) * 100 * MS;
+                sender.gain(&memory, (14 << 10) << burst, now).unwrap();
+            }
+            let stalled = |after| has_stalled(&sender.state, now + after * MS);
+            assert!(!stalled(120) && stalled(150));
+            // A pause in which it had stalled is nothing to go by.
+            now += 2_000 * MS;
+            sender.gain(&memory, 2_000, now).unwrap();
+            now += 10 * MS;
+            sender.gain(&memory, 2_000, now).unwrap();
+            let longest_gap = sender.state.body.listed.get().unwrap().longest_gap;
+            assert_eq!(longest_gap, 100 * MS);
+            sender.end(&memory);
+        });
+    }
+
+    #[test]
+    fn a_look_that_found_too_little_is_not_repeated_at_once() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let senders = [(); 2].map(|()| Sender::new(&net));
+            let now = Instant::now() + 3_600_000 * MS;
+            for sender in &senders {
+                sender.begin(&memory, now).unwrap();
+                sender.gain(&memory, LENGTH, now).unwrap();
+            }
+            let last = Sender::new(&net);
+            assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
+            let (_, found) = memory.failed_look.get().expect("it is remembered");
+            assert_eq!(found, Held::default());
+            // One of them stalls. That is seen once the look is old, or if it had found enough.
+            let listed = senders[0].state.body.listed.get().unwrap();
+            let long_ago = rt::now() - 1_000 * MS;
+            senders[0].state.since.set(long_ago);
+            senders[0].state.body.listed.set(Some(Listed { gained: long_ago, ..listed }));
+            memory.failed_look.set(Some((now, found)));
+            assert_eq!(last.begin(&memory, now), Err(BodyError::MemoryExhausted));
+            assert_eq!(cells.bodies_evicted.value(), 0);
+            memory.failed_look.set(Some((long_ago, found)));
+            last.begin(&memory, now).unwrap();
+            assert_eq!(cells.bodies_evicted.value(), 1);
+            senders.iter().chain([&last]).for_each(|sender| sender.end(&memory));
+            assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    #[test]
+    fn a_failed_look_counts_until_the_next_body_stalls() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let memory = BodyMemory::new(2 * LENGTH, LENGTH, &crate::metrics::cells(1)[0]);
+            let sender = Sender::new(&net);
+            let now = rt::now();
+            sender.begin(&memory, now).unwrap();
+            let listed = sender.state.body.listed.get().unwrap();
+            // How long ago it gained, and how long the look then counts; it stalls after 250 ms.
+            for (ago, counts) in [(0, 10), (239, 10), (245, 5), (249, 1), (300, 10)] {
+                let gained = now - ago * MS;
+                sender.state.body.listed.set(Some(Listed { gained, ..listed }));
+                assert!(memory.look(&short_of(LENGTH), None, now).is_none());
+                let (until, _) = memory.failed_look.get().unwrap();
+                assert_eq!(until - now, counts * MS, "{ago}");
+            }
+            sender.end(&memory);
+        });
+    }
+
+    /// Neither many bodies nor tiny ones hide that there is enough to free.
+    #[test]
+    fn an_allocation_looks_at_as_many_bodies_as_can_hold_what_is_missing() {
+        crate::rt::run_test(async {
+            let net = Net::here().unwrap();
+            let cells = &crate::metrics::cells(1)[0];
+            let memory = BodyMemory::new(64 * LENGTH, 8 * LENGTH, cells);
+            let long_ago = Instant::now() - 10_000 * MS;
+            let first = Sender::new(&net);
+            let mut senders = Vec::new();
+            let tiny = std::iter::repeat_n(LISTED_LEAST - 1, LOOKS_MAX);
+            for length in tiny.chain(std::iter::repeat_n(LISTED_LEAST, 2 * LOOKS_MAX)) {
+                // Sockets matter only to who is asked whether bytes have arrived.
+                let state = ConnState::new(&first.socket.0);
+                state.body.bytes.replace(Some(memory.buffer(length).unwrap()));
+                state.body_begins(long_ago);
+                memory.body_waits(&state, long_ago);
+                senders.push(state);
+            }
+            let all = 2 * LOOKS_MAX * LISTED_LEAST;
+            let victims = memory.victims(&short_of(all), None, rt::now());
+            assert_eq!(victims.map(|victims| victims.len()), Ok(2 * LOOKS_MAX));
+            let few = memory.victims(&short_of(1), None, rt::now());
+            assert_eq!(few.map(|victims| victims.len()), Ok(1));
+            for state in senders {
+                memory.body_ended(&state);
+                state.body.bytes.take();
+            }
         });
     }
 }

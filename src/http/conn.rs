@@ -15,13 +15,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::rt;
-use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use futures_lite::FutureExt;
 use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
-use super::peers::Tally;
 use super::phase::{BodyEnd, ConnPhase, ConnState};
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
@@ -87,24 +86,27 @@ async fn serve(server: Rc<Server>, stream: Stream) {
             end => break end,
         }
     };
-    drop(listed);
-    let stream = Rc::into_inner(stream).expect("hyper dropped its half");
-    match end {
-        ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => {}
-        // The client may have closed only its half and still read the answer that is being sent.
-        ConnEnd::Done if state.gone.get() => {
-            let sent = poll_fn(|cx| stream.poll_sent(cx));
-            let _or_not_in_time = within(LINGER_TIME_MAX, sent, || Ok(())).await;
-        }
-        ConnEnd::Done => linger(stream, b"", &state.tally).await,
+    let last: &[u8] = match end {
+        ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return,
+        ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
             state.tally.request(rt::now(), 408, 0, TokenId::NONE);
-            linger(stream, HEAD_TIMEOUT, &state.tally).await;
+            HEAD_TIMEOUT
         }
+    };
+    listed.lingers(&state, rt::now());
+    let gives_way = poll_fn(|cx| {
+        state.keep_waker(cx);
+        match listed.gives_way(&server, &state, &stream) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    });
+    let lingers = gives_way.or(linger(&stream, last, &state));
+    if let Err(error) = within(LINGER_TIME_MAX, lingers, || Ok(())).await {
+        tracing::debug!(%error, "lingering ended");
     }
-    // What was received while lingering.
-    server.conns.peers.hand_over(&state);
 }
 
 /// Waits between requests until a byte arrives. Returns the connection's end if that comes first.
@@ -221,29 +223,30 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
     }
 }
 
-/// Writes `last`, closes our half, then reads and discards what the client still sends, and adds it
-/// to `tally`. Closing with unread bytes would reset the connection, which can destroy the answer
-/// before the client has read it.
-async fn linger(mut stream: Stream, last: &[u8], tally: &Tally) {
-    let discard = async {
-        stream.write_all(last).await?;
-        stream.close().await?;
-        let mut left = LINGER_BYTES_MAX;
-        let mut discarded = vec![0; 16 * 1024];
-        while left > 0 {
-            match stream.read(&mut discarded).await? {
-                0 => break,
-                n => {
-                    tally.received_more(n);
-                    left = left.saturating_sub(n);
-                }
+/// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with
+/// unread bytes would reset the connection, which can destroy the answer before the client has read
+/// it.
+async fn linger(stream: &Stream, last: &[u8], state: &ConnState) -> io::Result<()> {
+    let mut rest = last;
+    while !rest.is_empty() {
+        rest = &rest[poll_fn(|cx| stream.poll_send(cx, rest)).await?..];
+    }
+    // The client may have closed only its half and still read the answer that is being sent.
+    if state.gone.get() {
+        return poll_fn(|cx| stream.poll_sent(cx)).await;
+    }
+    poll_fn(|cx| stream.poll_shutdown(cx)).await?;
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        match poll_fn(|cx| stream.poll_read_with(cx, <[u8]>::len)).await? {
+            0 => break,
+            n => {
+                state.tally.received_more(n);
+                left = left.saturating_sub(n);
             }
         }
-        io::Result::Ok(())
-    };
-    if let Err(error) = within(LINGER_TIME_MAX, discard, || Ok(())).await {
-        tracing::debug!(%error, "lingering ended");
     }
+    Ok(())
 }
 
 /// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves

@@ -2,20 +2,27 @@
 //!
 //! The order is fixed:
 //!
-//! 1. a connection that has never begun a request, the oldest first;
-//! 2. of the peer network with most connections, the one that has been idle for longest;
-//! 3. of all connections, the one that has been idle for longest.
+//! 1. a connection that has got its last answer and has lingered for [`LINGER_LEAST`] since, the
+//!    longest first;
+//! 2. one that has never begun a request, the oldest first;
+//! 3. of the peer network with most connections, the one that has been idle for longest;
+//! 4. of all connections, the one that has been idle for longest;
+//! 5. one that lingers and whose client has not acknowledged the answer.
 //!
-//! The last two must have been idle for [`IDLE_LEAST`]. A connection in the middle of a request is
-//! never chosen; its own deadlines bound it.
+//! 3 and 4 must have been idle for [`IDLE_LEAST`]. A connection in the middle of a request is never
+//! chosen; its own deadlines bound it.
 //!
 //! A request costs nothing here. A connection is filed under a time that its idleness cannot
 //! precede, and stays there while it serves requests. Only when it comes up as the longest idle is
 //! its true state looked at, and it is filed again if that is later. So the choice is exact, and
 //! each look pays for activity since the last one. [`LOOKS_MAX`] bounds the looks of one choice;
 //! whoever asks again goes on where it ended. Accepting and closing a connection cost O(log n).
+//!
+//! Only of peers with equally many connections, 3 compares no more than [`TIED_PEERS_MAX`] at a
+//! time; they take turns, so that none of them pays for the others.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use super::peer::Peer;
@@ -24,6 +31,10 @@ use crate::metrics::EvictionReason;
 /// How long a connection that has sent a request must have been idle before it may give way. A
 /// client that posts more often keeps its connection.
 pub(super) const IDLE_LEAST: Duration = Duration::from_secs(1);
+
+/// How long a connection has lingered before it may give way: a client nearby that reads its answer
+/// closes sooner.
+pub(super) const LINGER_LEAST: Duration = Duration::from_millis(100);
 
 /// Connections whose state one choice looks at.
 const LOOKS_MAX: usize = 64;
@@ -49,16 +60,22 @@ pub(super) struct EvictionOrder {
     filed: HashMap<u64, Filed>,
     /// Those that have never begun a request.
     never_sent: BTreeSet<u64>,
+    /// Those that linger, by the time since when.
+    lingering: BTreeSet<(Instant, u64)>,
+    /// Those of them whose clients had not acknowledged the last answer when they were asked.
+    unread: BTreeSet<(Instant, u64)>,
     /// The others by the time under which they are filed.
     by_time: BTreeSet<(Instant, u64)>,
     /// The peers of open connections: no more than there are connections.
     peers: HashMap<Peer, PeerConns>,
     by_count: BTreeSet<(usize, Peer)>,
+    /// The last of the tied peers that were compared; the next ones follow it.
+    last_tied: Option<Peer>,
 }
 
 #[derive(Default)]
 struct PeerConns {
-    /// Its connections, those of `never_sent` included.
+    /// All its connections.
     count: usize,
     /// Its part of `by_time`.
     by_time: BTreeSet<(Instant, u64)>,
@@ -66,14 +83,23 @@ struct PeerConns {
 
 struct Filed {
     peer: Peer,
-    /// The connection has not been idle since before this time. `None`: it is in `never_sent`.
-    under: Option<Instant>,
+    place: Place,
+}
+
+/// Where a connection is filed.
+#[derive(Clone, Copy)]
+enum Place {
+    NeverSent,
+    /// It has not been idle since before this time.
+    ByTime(Instant),
+    Lingering(Instant),
+    Unread(Instant),
 }
 
 impl EvictionOrder {
     /// Adds a connection that was just accepted.
     pub(super) fn add(&mut self, number: u64, peer: Peer) {
-        self.filed.insert(number, Filed { peer, under: None });
+        self.filed.insert(number, Filed { peer, place: Place::NeverSent });
         self.never_sent.insert(number);
         self.recount(peer, |count| count + 1);
     }
@@ -87,14 +113,35 @@ impl EvictionOrder {
 
     /// Takes a connection out of the order in which it is filed.
     fn take_out(&mut self, number: u64, filed: &Filed) {
-        let Some(under) = filed.under else {
-            self.never_sent.remove(&number);
-            return;
+        match filed.place {
+            Place::NeverSent => self.never_sent.remove(&number),
+            Place::Lingering(since) => self.lingering.remove(&(since, number)),
+            Place::Unread(since) => self.unread.remove(&(since, number)),
+            Place::ByTime(under) => {
+                if let Some(peer) = self.peers.get_mut(&filed.peer) {
+                    peer.by_time.remove(&(under, number));
+                }
+                self.by_time.remove(&(under, number))
+            }
         };
-        self.by_time.remove(&(under, number));
-        if let Some(peer) = self.peers.get_mut(&filed.peer) {
-            peer.by_time.remove(&(under, number));
-        }
+    }
+
+    /// Files a connection that has got its last answer and lingers since `since`. `unread`: its
+    /// client is known not to have acknowledged that answer.
+    pub(super) fn linger(&mut self, number: u64, since: Instant, unread: bool) {
+        let Some(filed) = self.filed.remove(&number) else { return };
+        self.take_out(number, &filed);
+        let place = match unread {
+            false => {
+                self.lingering.insert((since, number));
+                Place::Lingering(since)
+            }
+            true => {
+                self.unread.insert((since, number));
+                Place::Unread(since)
+            }
+        };
+        self.filed.insert(number, Filed { place, ..filed });
     }
 
     /// Files a connection under `time`, since when it may have been idle at the earliest: it has
@@ -104,7 +151,7 @@ impl EvictionOrder {
         self.take_out(number, &filed);
         self.by_time.insert((time, number));
         self.peers.entry(filed.peer).or_default().by_time.insert((time, number));
-        self.filed.insert(number, Filed { under: Some(time), ..filed });
+        self.filed.insert(number, Filed { place: Place::ByTime(time), ..filed });
     }
 
     /// The peer with most connections and how many these are.
@@ -113,13 +160,22 @@ impl EvictionOrder {
     }
 
     /// Chooses the connection that gives way. `idle_since` says since when one has been idle, `None`
-    /// if it is in the middle of a request. Whoever gets [`Choice::Evict`] removes that connection,
-    /// or files it again if it turns out to be busy.
+    /// if it is in the middle of a request; connections that linger are not asked. Whoever gets
+    /// [`Choice::Evict`] removes that connection, or files it again if it turns out to be busy.
     pub(super) fn choose(
         &mut self,
         now: Instant,
         idle_since: impl Fn(u64) -> Option<Instant>,
     ) -> Choice {
+        let lingers_longest = |lingering: &BTreeSet<(Instant, u64)>| {
+            let (since, number) = *lingering.first()?;
+            let long_enough = now.saturating_duration_since(since) >= LINGER_LEAST;
+            long_enough.then_some(Choice::Evict(number, EvictionReason::Lingering))
+        };
+        if let Some(choice) = lingers_longest(&self.lingering) {
+            return choice;
+        }
+        let unread = lingers_longest(&self.unread);
         if let Some(number) = self.never_sent.first() {
             return Choice::Evict(*number, EvictionReason::NeverSent);
         }
@@ -127,11 +183,7 @@ impl EvictionOrder {
         let most = self.busiest_peer().map_or(0, |(_, count)| count);
         // With one connection each, no peer has most.
         if most > 1 {
-            let tied = (most, Peer::LEAST)..;
-            let mut peers = [None; TIED_PEERS_MAX];
-            for (at, (_, peer)) in peers.iter_mut().zip(self.by_count.range(tied).rev()) {
-                *at = Some(*peer);
-            }
+            let peers = self.next_tied(most);
             let mut longest = None;
             for peer in peers.into_iter().flatten() {
                 let filed =
@@ -144,6 +196,7 @@ impl EvictionOrder {
                     }
                 }
             }
+            self.last_tied = peers.into_iter().flatten().last();
             if let Some((_, number)) = longest {
                 return Choice::Evict(number, EvictionReason::BusiestPeer);
             }
@@ -151,9 +204,21 @@ impl EvictionOrder {
         let filed = |order: &EvictionOrder| order.by_time.first().copied();
         match self.longest_idle(now, filed, &mut looks, &idle_since) {
             Err(choice) => choice,
-            Ok(None) => Choice::Nobody,
+            Ok(None) => unread.unwrap_or(Choice::Nobody),
             Ok(Some((_, number))) => Choice::Evict(number, EvictionReason::LongestIdle),
         }
+    }
+
+    /// The peers with `most` connections whose turn it is.
+    fn next_tied(&self, most: usize) -> [Option<Peer>; TIED_PEERS_MAX] {
+        let last = (most, self.last_tied.unwrap_or(Peer::LEAST));
+        let after = self.by_count.range((Bound::Excluded(last), Bound::Unbounded));
+        let tied = after.chain(self.by_count.range((most, Peer::LEAST)..=last));
+        let mut peers = [None; TIED_PEERS_MAX];
+        for (at, (_, peer)) in peers.iter_mut().zip(tied) {
+            *at = Some(*peer);
+        }
+        peers
     }
 
     /// The connection that has been idle for longest, and since when, among those of which
@@ -199,7 +264,7 @@ mod tests {
 
     use super::*;
     use crate::rt::Rng;
-    use EvictionReason::{BusiestPeer, LongestIdle, NeverSent};
+    use EvictionReason::{BusiestPeer, Lingering, LongestIdle, NeverSent};
 
     fn net(last: u8) -> Peer {
         Peer::of([127, 0, 0, last].into())
@@ -211,17 +276,30 @@ mod tests {
         peer: Peer,
         has_sent: bool,
         idle_since: Option<Instant>,
+        /// Since when, and whether its answer is unread.
+        lingers: Option<(Instant, bool)>,
     }
 
     /// The rule, spelled out.
     fn expected(model: &BTreeMap<u64, Conn>, now: Instant) -> Choice {
-        if let Some((number, _)) = model.iter().find(|(_, conn)| !conn.has_sent) {
+        let lingers = |unread| {
+            let lingering = model.iter().filter_map(|(number, conn)| {
+                let (since, is_unread) = conn.lingers?;
+                (is_unread == unread).then_some((since, *number))
+            });
+            lingering.filter(|(since, _)| now - *since >= LINGER_LEAST).min()
+        };
+        if let Some((_, number)) = lingers(false) {
+            return Choice::Evict(number, Lingering);
+        }
+        let may_be_idle = || model.iter().filter(|(_, conn)| conn.lingers.is_none());
+        if let Some((number, _)) = may_be_idle().find(|(_, conn)| !conn.has_sent) {
             return Choice::Evict(*number, NeverSent);
         }
         let count = |peer| model.values().filter(|conn| conn.peer == peer).count();
         let most = model.values().map(|conn| count(conn.peer)).max().unwrap_or(0);
         let longest = |within: &dyn Fn(&Conn) -> bool| {
-            let idle = model.iter().filter(|(_, conn)| within(conn));
+            let idle = may_be_idle().filter(|(_, conn)| within(conn));
             let idle = idle.filter_map(|(number, conn)| Some((conn.idle_since?, *number)));
             idle.filter(|(since, _)| now - *since >= IDLE_LEAST).min()
         };
@@ -229,7 +307,9 @@ mod tests {
         match (of_busiest, longest(&|_| true)) {
             (Some((_, number)), _) => Choice::Evict(number, BusiestPeer),
             (None, Some((_, number))) => Choice::Evict(number, LongestIdle),
-            (None, None) => Choice::Nobody,
+            (None, None) => {
+                lingers(true).map_or(Choice::Nobody, |(_, number)| Choice::Evict(number, Lingering))
+            }
         }
     }
 
@@ -246,15 +326,20 @@ mod tests {
                 now += Duration::from_millis(rng.u64(1..200));
                 let known: Vec<u64> = model.keys().copied().collect();
                 let some = known.get(rng.usize(..known.len().max(1))).copied();
-                match (rng.u8(..10), some) {
+                match (rng.u8(..11), some) {
                     (0..3, _) | (_, None) => {
                         let peer = net(rng.u8(..5));
                         order.add(next, peer);
-                        model.insert(next, Conn { peer, has_sent: false, idle_since: Some(now) });
+                        let idle_since = Some(now);
+                        let conn = Conn { peer, has_sent: false, idle_since, lingers: None };
+                        model.insert(next, conn);
                         next += 1;
                     }
                     (3..8, Some(number)) => {
                         let conn: &mut Conn = model.get_mut(&number).unwrap();
+                        if conn.lingers.is_some() {
+                            continue;
+                        }
                         if !std::mem::replace(&mut conn.has_sent, true) {
                             order.file(number, now);
                         }
@@ -264,6 +349,12 @@ mod tests {
                     (8, Some(number)) => {
                         order.remove(number);
                         model.remove(&number);
+                    }
+                    (9, Some(number)) => {
+                        let conn: &mut Conn = model.get_mut(&number).unwrap();
+                        let (since, unread) = conn.lingers.map_or((now, false), |l| (l.0, true));
+                        conn.lingers = Some((since, unread));
+                        order.linger(number, since, unread);
                     }
                     _ => {
                         let choice = choose_all(&mut order, now, &model);
@@ -275,7 +366,8 @@ mod tests {
                     }
                 }
                 let by_count: usize = order.by_count.iter().map(|(count, _)| count).sum();
-                let filed = order.never_sent.len() + order.by_time.len();
+                let lingering = order.lingering.len() + order.unread.len();
+                let filed = order.never_sent.len() + order.by_time.len() + lingering;
                 assert_eq!(
                     (order.filed.len(), by_count, filed),
                     (model.len(), model.len(), model.len())
@@ -286,7 +378,30 @@ mod tests {
             }
             assert!(order.filed.is_empty() && order.peers.is_empty() && order.by_count.is_empty());
             assert!(order.by_time.is_empty() && order.never_sent.is_empty());
+            assert!(order.lingering.is_empty() && order.unread.is_empty());
         }
+    }
+
+    /// Each of them has two connections, all idle for equally long.
+    #[test]
+    fn tied_peers_take_turns_in_giving_way() {
+        let (mut order, start) = (EvictionOrder::default(), Instant::now());
+        let tied = 5 * TIED_PEERS_MAX as u8;
+        for number in 0..2 * u64::from(tied) {
+            order.add(number, net((number / 2) as u8));
+            order.file(number, start);
+        }
+        let now = start + IDLE_LEAST;
+        let mut chosen = BTreeSet::new();
+        for _ in 0..5 {
+            let Choice::Evict(number, BusiestPeer) = order.choose(now, |_| Some(start)) else {
+                panic!("all are idle")
+            };
+            chosen.insert(number / 2 / TIED_PEERS_MAX as u64);
+            // It is busy now, so that the tie remains.
+            order.file(number, now);
+        }
+        assert_eq!(chosen.len(), 5, "each time others: {chosen:?}");
     }
 
     fn choose_all(order: &mut EvictionOrder, now: Instant, model: &BTreeMap<u64, Conn>) -> Choice {

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use super::eviction::IDLE_LEAST;
+use super::eviction::{IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
 use super::peers::Tally;
 use crate::budget::ChargedBytes;
@@ -64,6 +64,10 @@ pub(super) struct ConnState {
 pub(super) struct Standing {
     /// It has begun a request.
     pub(super) has_sent: Cell<bool>,
+    /// It has got its last answer and lingers since this time.
+    pub(super) lingers: Cell<Option<Instant>>,
+    /// When it was asked to give way while it lingered, its client had not acknowledged the answer.
+    pub(super) unread: Cell<bool>,
     /// It was chosen to give way. It then closes, or says that it is busy.
     asked: Cell<Option<EvictionReason>>,
 }
@@ -95,6 +99,8 @@ pub(super) struct Listed {
     pub(super) received: usize,
     /// … at this time.
     pub(super) gained: Instant,
+    /// The longest time between two gains so far, of those in which it had not stalled.
+    pub(super) longest_gap: Duration,
 }
 
 /// Why a body is not waited for any longer. Each is answered 408.
@@ -293,12 +299,20 @@ impl ConnState {
     }
 
     /// The answer to [`ConnState::ask_to_close`], if it was called: whether the connection closes,
-    /// which it does only if nothing has arrived and its client has got every answer.
+    /// which it does only if nothing has arrived and its client has got every answer. One that
+    /// lingers closes whatever has arrived, and does not insist on the answer a second time.
     pub(super) fn gives_way(&self, stream: &Stream) -> Option<(EvictionReason, bool)> {
         let reason = self.standing.asked.take()?;
         // What has arrived may be known to the kernel only.
         stream.net().turn_now();
+        if let Some(since) = self.standing.lingers.get() {
+            let long_enough = rt::since(since) >= LINGER_LEAST;
+            let closes = long_enough && (self.standing.unread.get() || stream.is_acknowledged());
+            self.standing.unread.set(long_enough && !closes);
+            return Some((EvictionReason::Lingering, closes));
+        }
         let is_free = match reason {
+            EvictionReason::Lingering => false,
             EvictionReason::NeverSent => !self.standing.has_sent.get(),
             EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
                 // It may have served a request since it was chosen.

@@ -18,7 +18,7 @@ use super::request::Intake;
 use super::split::BodySplitter;
 use super::tokens::TokenGate;
 use crate::config::Config;
-use crate::metrics::CoreCells;
+use crate::metrics::{Cell64, CoreCells};
 use crate::net::{Net, Stream};
 use crate::rt;
 use crate::stop::Stop;
@@ -118,8 +118,7 @@ impl Server {
     /// The log line of [`Conns::max`].
     fn full(&self) -> String {
         let max = self.conns.max;
-        let [never_sent, busiest, longest] = &self.cells.connections_evicted;
-        let closed = never_sent.value() + busiest.value() + longest.value();
+        let closed: u64 = self.cells.connections_evicted.iter().map(Cell64::value).sum();
         let busiest = self.conns.order.borrow().busiest_peer();
         let busiest =
             busiest.map_or(String::new(), |(peer, count)| format!("; {peer} has most: {count}"));
@@ -164,6 +163,13 @@ pub(super) struct RegisteredConn<'a> {
 }
 
 impl RegisteredConn<'_> {
+    /// Records that the connection has got its last answer and lingers from `now` on.
+    pub(super) fn lingers(&self, state: &ConnState, now: Instant) {
+        self.has_sent.set(true);
+        state.standing.lingers.set(Some(now));
+        self.conns.order.borrow_mut().linger(self.number, now, false);
+    }
+
     /// To be called after each poll of the connection: whether it closes because another one needs
     /// its slot.
     pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
@@ -173,12 +179,16 @@ impl RegisteredConn<'_> {
         let Some((reason, closes)) = state.gives_way(stream) else { return false };
         if closes {
             server.cells.connections_evicted[reason as usize].inc();
-        } else {
-            self.has_sent.set(true);
-            self.conns.order.borrow_mut().file(self.number, rt::now());
-            self.conns.changed.raise();
+            return true;
         }
-        closes
+        self.has_sent.set(true);
+        let mut order = self.conns.order.borrow_mut();
+        match state.standing.lingers.get() {
+            None => order.file(self.number, rt::now()),
+            Some(since) => order.linger(self.number, since, state.standing.unread.get()),
+        }
+        self.conns.changed.raise();
+        false
     }
 }
 
@@ -271,7 +281,5 @@ impl Drop for RegisteredConn<'_> {
             self.conns.peers.hand_over(&state);
         }
         self.conns.order.borrow_mut().remove(self.number);
-        // It may have been asked to close, and lingers now, so that another one must be asked.
-        self.conns.changed.raise();
     }
 }
