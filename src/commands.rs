@@ -11,11 +11,12 @@ use std::io::{self, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, StoreUrl};
 use crate::control::{Exit, Prepared, prepare_store};
 use crate::deadletter::bundle::{BundleDamage, BundleReader};
 use crate::deadletter::{DeadLetter, DeadLetters, Listing};
 use crate::deadline::Alarm;
+use crate::key::as_file_name;
 use crate::log::complain;
 use crate::preflight::{Finding, failed, table};
 use crate::queue::job::{Origin, Payload};
@@ -188,8 +189,8 @@ impl RetryingStore {
     }
 }
 
-/// Uploads every dead letter again under its recorded key and removes those that the store
-/// confirmed. Safe while a server runs, which only adds whole dead letters. Dead letters recorded
+/// Uploads every dead letter again under its recorded key, changed by [`as_file_name`] if the store
+/// keeps files, and removes those that the store confirmed. Safe while a server runs, which only adds whole dead letters. Dead letters recorded
 /// for a different store are skipped unless `any_store`, because their keys may mean something else
 /// in this one. Exit 1 if some are left.
 ///
@@ -210,6 +211,7 @@ pub async fn replay_letters(config: &Config, any_store: bool) -> Result<Exit, St
         puts: RetryingStore::prepare(config).await?,
         dead,
         only_for: (!any_store).then(|| config.store.to_string()),
+        is_file: matches!(config.store, StoreUrl::File(_)),
         stored: Cell::new(0),
         left: Cell::new(broken.len()),
         elsewhere: RefCell::default(),
@@ -237,6 +239,8 @@ struct DeadLetterReplay {
     puts: RetryingStore,
     /// The only store whose dead letters are uploaded; `None`: any.
     only_for: Option<String>,
+    /// Whether keys are names of files.
+    is_file: bool,
     stored: Cell<usize>,
     /// Dead letters that stay, and unreadable files that may contain some.
     left: Cell<usize>,
@@ -373,8 +377,16 @@ impl DeadLetterReplay {
             )));
         }
         let coding = letter.content_encoding;
-        let put = self.puts.put(&Object { coding, ..Object::of(&letter.key, &payload) }).await;
-        put.map_err(|error| NotStored::Because(error.to_string()))
+        let key = match self.is_file {
+            true => as_file_name(&letter.key),
+            false => letter.key.clone(),
+        };
+        let put = self.puts.put(&Object { coding, ..Object::of(&key, &payload) }).await;
+        put.map_err(|error| NotStored::Because(error.to_string()))?;
+        if key != letter.key {
+            complain(format_args!("{}: no file can have this name, stored as {key}", letter.key));
+        }
+        Ok(())
     }
 }
 

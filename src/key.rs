@@ -206,6 +206,12 @@ impl KeyTemplate {
         room::can_lie_in(&self.parts, names)
     }
 
+    /// The directories, relative to the store, in which payloads name the next one; `None` if they
+    /// name none, or if its place depends on more than text.
+    pub fn above_values(&self) -> Option<Vec<String>> {
+        room::above_values(&self.parts)
+    }
+
     /// Whether keys depend on the payload, its request's version or its event time, so that batches
     /// are partitioned.
     pub fn is_partitioned(&self) -> bool {
@@ -317,6 +323,12 @@ impl KeyTemplate {
 /// Whether the first component of a key is [`TEMPORARY`].
 pub fn is_in_temporary(key: &str) -> bool {
     key.strip_prefix(TEMPORARY).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The key under which a `file:` store can keep an object whose recorded key no file can have,
+/// such as those that earlier versions made. Any other key is unchanged.
+pub fn as_file_name(key: &str) -> String {
+    room::as_file_name(key)
 }
 
 impl Part {

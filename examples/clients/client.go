@@ -28,6 +28,7 @@ const (
 	idleMax       = 30 * time.Second // shorter than the server's IDLE_TIMEOUT of 75 s
 	backoffFirst  = 100 * time.Millisecond
 	backoffMax    = 10 * time.Second
+	jitterMax     = 250 * time.Millisecond // on top of what the server asked for
 )
 
 // failed: the request is not known to be accepted; status is the exit status.
@@ -94,7 +95,7 @@ func (c *client) send(payloads [][]byte) *failed {
 	for attempt := 0; attempt < c.attempts; attempt++ {
 		if attempt > 0 {
 			pause := backoff(attempt, got.retryAfter)
-			fmt.Fprintf(os.Stderr, "%d: %s; attempt %d in %v\n", got.status, got.text, attempt+1, pause)
+			fmt.Fprintf(os.Stderr, "%d: %s; attempt %d in %d ms\n", got.status, got.text, attempt+1, pause.Milliseconds())
 			time.Sleep(pause)
 		}
 		got = c.post(body)
@@ -105,7 +106,7 @@ func (c *client) send(payloads [][]byte) *failed {
 		case got.notSent:
 		case got.status == 408, got.status == 503:
 			// Nothing was admitted: sending it again makes no duplicates.
-		case got.status >= 400 && got.status < 500 && got.status != 429:
+		case got.status >= 400 && got.status < 500 && got.status != 429, got.status == 501:
 			return &failed{1, why} // new attempts would get it as well
 		case got.status == 502 && bytes.Contains([]byte(got.text), []byte(`"accepted":`)):
 			return &failed{1, why} // everything was admitted, and some of it went to the server's dead letters
@@ -126,10 +127,12 @@ func (c *client) send(payloads [][]byte) *failed {
 
 var random = rand.New(rand.NewSource(time.Now().UnixNano()))
 
-// backoff is full jitter, on top of what the server asked for.
+// backoff is what the server asked for and a little more, or full jitter if it did not.
 func backoff(attempt int, wait time.Duration) time.Duration {
 	most := backoffMax
-	if attempt < 7 {
+	if wait > 0 {
+		most = jitterMax
+	} else if attempt < 7 {
 		most = backoffFirst << attempt
 	}
 	return wait + time.Duration(random.Int63n(int64(most)))

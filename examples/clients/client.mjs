@@ -14,8 +14,9 @@ const BYTES_MAX = 512 * 1024; // per request; the server's MAX_LENGTH is 1 MiB b
 const ANSWER_TIMEOUT_MS = 60_000; // longer than the server's ACK_TIMEOUT of 30 s
 const BACKOFF_FIRST_MS = 100;
 const BACKOFF_MAX_MS = 10_000;
+const JITTER_MAX_MS = 250; // on top of what the server asked for
 // An answer that new attempts would get as well.
-const HOPELESS = new Set([400, 401, 404, 405, 413, 415, 431]);
+const HOPELESS = new Set([400, 401, 404, 405, 413, 415, 431, 501]);
 // No connection came about: the server has seen nothing of the request.
 const NOT_SENT = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH", "ENETUNREACH", "UND_ERR_CONNECT_TIMEOUT"]);
 
@@ -52,8 +53,9 @@ async function send(options, payloads) {
   let wait = 0;
   for (let attempt = 0; attempt < options.attempts; attempt++) {
     if (attempt > 0) {
-      // Full jitter, on top of what the server asked for.
-      const pause = wait + Math.random() * Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** attempt);
+      // What the server asked for and a little more, or full jitter if it did not.
+      const most = wait > 0 ? JITTER_MAX_MS : Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** attempt);
+      const pause = wait + Math.random() * most;
       console.error(`${why}; attempt ${attempt + 1} in ${Math.round(pause)} ms`);
       await sleep(pause);
     }

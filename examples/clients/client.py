@@ -19,8 +19,9 @@ BYTES_MAX = 512 * 1024  # per request; the server's MAX_LENGTH is 1 MiB by defau
 ANSWER_TIMEOUT = 60.0  # longer than the server's ACK_TIMEOUT of 30 s
 IDLE_MAX = 30.0  # shorter than the server's IDLE_TIMEOUT of 75 s
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 10.0
+JITTER_MAX = 0.25  # on top of what the server asked for
 # An answer that new attempts would get as well.
-HOPELESS = {400, 401, 404, 405, 413, 415, 431}
+HOPELESS = {400, 401, 404, 405, 413, 415, 431, 501}
 
 
 class Failed(Exception):
@@ -55,7 +56,7 @@ class Client:
         for attempt in range(self.attempts):
             if attempt > 0:
                 pause = backoff(attempt, wait)
-                print(f"{why}; attempt {attempt + 1} in {pause:.1f} s", file=sys.stderr)
+                print(f"{why}; attempt {attempt + 1} in {1000 * pause:.0f} ms", file=sys.stderr)
                 time.sleep(pause)
             wait = 0.0
             try:
@@ -108,8 +109,10 @@ class NotSent(Exception):
 
 
 def backoff(attempt, wait):
-    """Full jitter, on top of what the server asked for."""
-    return wait + random.uniform(0, min(BACKOFF_MAX, BACKOFF_FIRST * 2**attempt))
+    """What the server asked for and a little more, or full jitter if it did not."""
+    if wait > 0:
+        return wait + random.uniform(0, JITTER_MAX)
+    return random.uniform(0, min(BACKOFF_MAX, BACKOFF_FIRST * 2**attempt))
 
 
 def seconds(retry_after):

@@ -43,10 +43,14 @@ if [ -n "$token" ]; then # by a file: other users see the arguments of curl
     headers+=(-H "@$work/token")
 fi
 
-# Waits before attempt $1: what the server asked for ($2, seconds), and up to 0.1 s × 2^attempt, at most 10 s, at random.
+# Waits before attempt $1: what the server asked for ($2, seconds) and up to 0.25 s, or if it did not ($2 = 0),
+# up to 0.1 s × 2^attempt, at most 10 s, at random.
 pause() {
-    local most=$((100 << $1))
-    [ "$1" -lt 7 ] || most=10000
+    local most=250
+    if [ "$2" = 0 ]; then
+        most=10000
+        [ "$1" -ge 7 ] || most=$((100 << $1))
+    fi
     local ms=$(($2 * 1000 + (RANDOM * 32768 + RANDOM) % (most + 1)))
     echo "$why; attempt $(($1 + 1)) in $ms ms" >&2
     sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
@@ -67,7 +71,7 @@ send() {
         case $failure:$status in
         *:200) return ;;
         6:* | 7:*) why="not sent: $(cat "$work/error")" ;; # not resolved, not connected: nothing was sent
-        *:400 | *:401 | *:404 | *:405 | *:413 | *:415 | *:431) fail 1 "$why" ;;
+        *:400 | *:401 | *:404 | *:405 | *:413 | *:415 | *:431 | *:501) fail 1 "$why" ;;
         *:408 | *:503) # nothing was admitted: sending it again makes no duplicates
             wait=$(tr -d '\r' <"$work/head" | sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9][0-9]*\)$/\1/p' | tail -n 1)
             wait=${wait:-0}

@@ -1,7 +1,11 @@
 //! Times: parses a payload's `EVENT_TIME`, and renders a time's parts in UTC.
 //!
-//! A number, or a string with a number, is a time since 1970. Its size before the point determines
-//! the unit:
+//! A string of 8, 12 or 14 digits that reads as `YYYYMMDD`, `YYYYMMDDhhmm` or `YYYYMMDDhhmmss` in a
+//! year from 1970 to 2100 is that time in UTC. As epoch numbers they would be times in 1970 and
+//! 1976, or after 2554.
+//!
+//! Any other number or string with a number is a time since 1970. Its size before the point
+//! determines the unit:
 //!
 //! | below | unit | reads |
 //! |---|---|---|
@@ -18,15 +22,16 @@
 //! | part | forms |
 //! |---|---|
 //! | date | `2025-11-21`, `20251121` |
-//! | between | `T`, `t`, a space, or any other ASCII character but a digit |
+//! | between | `T`, `t`, a space, or any other ASCII character but a digit, `+` and `-` |
 //! | time | `20:00:00`, `200000`, with a fraction of any length behind `.` or `,`; `20:00`, `2000` |
 //! | offset | `Z`, `z`, `+01:30`, `+0130`, `+01`; none is UTC |
 //!
-//! `2025-11-21` alone is its midnight in UTC; `20251121` alone is a number. A leap second
-//! (`23:59:60` in UTC, at the end of a month) is the end of its minute. Times before 1970 or after
-//! 2554 (2⁶⁴ nanoseconds) and all other values are not event times.
+//! A date alone is its midnight in UTC. A leap second (`23:59:60` in UTC, at the end of a month) is
+//! the end of its minute. Times before 1970 or after 2554 (2⁶⁴ nanoseconds) and all other values
+//! are not event times.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 use time::{Date, Month, OffsetDateTime};
 
@@ -40,6 +45,9 @@ const TIME_BYTES_MAX: usize = 1024;
 
 /// Characters of an unreadable value that [`shape`] shows.
 const SHAPE_CHARS_MAX: usize = 40;
+
+/// First and last year of a time that is only digits: others may be meant as numbers.
+const COMPACT_YEARS: RangeInclusive<&[u8]> = b"1970".as_slice()..=b"2100".as_slice();
 
 /// Nanoseconds since 1970 of a JSON value.
 pub(super) fn read(raw: &[u8]) -> Option<u64> {
@@ -60,7 +68,7 @@ pub(super) fn read(raw: &[u8]) -> Option<u64> {
 }
 
 fn text(text: &[u8]) -> Option<u64> {
-    epoch(text).or_else(|| iso_8601(text))
+    compact(text).or_else(|| epoch(text)).or_else(|| iso_8601(text))
 }
 
 /// A value that is not an event time, as a log line may show it: digits as `9`, letters as `a`, the
@@ -101,6 +109,16 @@ fn shape_of(text: impl Iterator<Item = char>) -> String {
     shape
 }
 
+/// A date or a date and a time without any mark.
+fn compact(text: &[u8]) -> Option<u64> {
+    let is_compact = matches!(text.len(), 8 | 12 | 14) && text.iter().all(u8::is_ascii_digit);
+    (is_compact && COMPACT_YEARS.contains(&&text[..4])).then_some(())?;
+    let mut rest = Unread(text);
+    let date = rest.date()?;
+    let time = if rest.0.is_empty() { TimeOfDay::default() } else { rest.time()? };
+    unix_nanos(date, &time, 0)
+}
+
 fn iso_8601(text: &[u8]) -> Option<u64> {
     let mut rest = Unread(text);
     let date = rest.date()?;
@@ -112,6 +130,10 @@ fn iso_8601(text: &[u8]) -> Option<u64> {
         }
     };
     rest.0.is_empty().then_some(())?;
+    unix_nanos(date, &time, offset_s)
+}
+
+fn unix_nanos(date: Date, time: &TimeOfDay, offset_s: i32) -> Option<u64> {
     let midnight = date.midnight().assume_utc().unix_timestamp();
     let unix_s = midnight + i64::from(time.second) - i64::from(offset_s);
     if time.is_leap {
@@ -372,6 +394,45 @@ mod tests {
         ] {
             assert_eq!(read(raw.as_bytes()), Some(nanos), "{raw}");
         }
+    }
+
+    #[test]
+    fn digits_that_are_a_date_are_one_in_a_string_only() {
+        let day = 1_763_683_200_000_000_000;
+        let (hour, second) = (3_600_000_000_000, 1_000_000_000);
+        for (text, nanos) in [
+            ("20251121", day),
+            ("202511212000", day + 20 * hour),
+            ("20251121200001", day + 20 * hour + second),
+            ("20251121235959", day + 24 * hour - second),
+            (r"2025112\u0031", day),
+            ("19700101", 0),
+            ("197001010000", 0),
+            ("19700101000001", second),
+            ("21001231", 4_133_894_400_000_000_000),
+            ("20240229", 1_709_164_800_000_000_000),
+            ("20161231235960", 1_483_228_799_999_999_999),
+            // No dates: numbers.
+            ("20250229", 20_250_229 * second),
+            ("20251321", 20_251_321 * second),
+            ("20251100", 20_251_100 * second),
+            ("19691231", 19_691_231 * second),
+            ("21010101", 21_010_101 * second),
+            ("2025112", 2_025_112 * second),
+            ("202511210", 202_511_210 * second),
+            ("2025112120", 2_025_112_120 * second),
+            ("202511212460", 202_511_212_460_000_000),
+            ("196912312359", 196_912_312_359_000_000),
+            ("2025112120000", 2_025_112_120_000_000_000),
+        ] {
+            assert_eq!(read(format!("\"{text}\"").as_bytes()), Some(nanos), "{text}");
+        }
+        for text in ["20251121200060", "20251121246000", "20251321200000", "20251121200000123"] {
+            assert_eq!(read(format!("\"{text}\"").as_bytes()), None, "{text}");
+        }
+        assert_eq!(read(b"20251121"), Some(20_251_121 * second));
+        assert_eq!(read(b"202511212000"), Some(202_511_212_000_000_000));
+        assert_eq!(read(b"20251121200000"), None);
     }
 
     #[test]

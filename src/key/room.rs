@@ -8,7 +8,7 @@
 
 use super::parse::KeyError;
 use super::value::{DIGEST_BYTES, VALUE_BYTES_MAX, push_digest};
-use super::{Part, VALUE_END};
+use super::{Part, VALUE_END, is_in_temporary};
 
 /// Most bytes of a file name on Linux.
 pub(super) const COMPONENT_BYTES_MAX: usize = 255;
@@ -27,6 +27,9 @@ struct KeyComponent<'t> {
     parts: Vec<&'t Part>,
     /// Its share of texts that contain a slash.
     texts: Vec<&'t str>,
+    /// The texts before and behind everything else; empty if there is none.
+    start: &'t str,
+    end: &'t str,
     /// Which of the partition's values are in it, event times excepted.
     values: Vec<usize>,
 }
@@ -40,11 +43,17 @@ fn components(parts: &[Part], has_event_time: bool) -> Vec<KeyComponent<'_>> {
                 if i > 0 {
                     components.push(KeyComponent::default());
                 }
-                components.last_mut().expect("never empty").texts.push(text);
+                let component = components.last_mut().expect("never empty");
+                if component.parts.is_empty() && component.values.is_empty() {
+                    component.start = text;
+                }
+                component.end = text;
+                component.texts.push(text);
             }
             continue;
         }
         let component = components.last_mut().expect("never empty");
+        component.end = "";
         match part {
             Part::Version | Part::Field { .. } => component.values.push(value),
             _ => component.parts.push(part),
@@ -80,8 +89,15 @@ impl KeyComponent<'_> {
 
     /// Whether a payload can make it `name`, or it always is.
     fn can_be(&self, name: &str) -> bool {
-        let is_text = self.values.is_empty() && self.parts.is_empty();
-        if is_text { self.texts.concat() == name } else { !self.values.is_empty() }
+        if self.is_text() {
+            return self.texts.concat() == name;
+        }
+        let middle = name.strip_prefix(self.start).and_then(|rest| rest.strip_suffix(self.end));
+        !self.values.is_empty() && middle.is_some()
+    }
+
+    fn is_text(&self) -> bool {
+        self.values.is_empty() && self.parts.is_empty()
     }
 }
 
@@ -104,6 +120,41 @@ pub(super) fn can_lie_in<'n>(
     let components = components(parts, false);
     let is_above = names.len() < components.len();
     is_above && names.zip(&components).all(|(name, component)| component.can_be(name))
+}
+
+/// The names of the directories above the first component that a payload decides, if that is a
+/// directory as well and everything above it is text.
+pub(super) fn above_values(parts: &[Part]) -> Option<Vec<String>> {
+    let components = components(parts, false);
+    let (_object, directories) = components.split_last()?;
+    let depth = directories.iter().position(|component| !component.is_text())?;
+    let names = directories[..depth].iter().map(|component| component.texts.concat());
+    (!directories[depth].values.is_empty()).then(|| names.collect())
+}
+
+/// Changes a key that no file can have: one that [`is_in_temporary`], or with a component of more
+/// than [`COMPONENT_BYTES_MAX`]. A long component keeps its start and its end, which has the
+/// numbers that make a key unique, with a hash of it in between.
+pub(super) fn as_file_name(key: &str) -> String {
+    const END_BYTES: usize = 128;
+    const START_BYTES: usize = COMPONENT_BYTES_MAX - DIGEST_BYTES - END_BYTES;
+    let mut fitted = String::with_capacity(key.len());
+    for (number, component) in key.split('/').enumerate() {
+        if number > 0 {
+            fitted.push('/');
+        }
+        if component.len() <= COMPONENT_BYTES_MAX {
+            fitted.push_str(component);
+            continue;
+        }
+        fitted.push_str(&component[..component.floor_char_boundary(START_BYTES)]);
+        push_digest(component.chars(), &mut fitted);
+        fitted.push_str(&component[component.ceil_char_boundary(component.len() - END_BYTES)..]);
+    }
+    if is_in_temporary(&fitted) {
+        fitted.replace_range(..1, "_");
+    }
+    fitted
 }
 
 /// A component whose values may be too long together.

@@ -388,14 +388,61 @@ fn a_template_knows_which_directories_its_keys_can_lie_in() {
         ("{seq}", &[][..], &["x", "x/y"][..]),
         ("{field:/a}/{seq}", &["x"], &["x/y"]),
         ("a/{field:/a}/{seq}", &["a", "a/x"], &["b", "b/x", "a/x/y"]),
-        ("{version}-x/{date:%Y/%m}/{seq}", &["x"], &["x/2025"]),
+        ("{version}-x/{date:%Y/%m}/{seq}", &["a-x"], &["x", "a-x/2025"]),
         ("{date:%Y}/{node}/{seq}", &[], &["2025", "x"]),
+        (
+            "t={field:/a}-{version}.d/{seq}",
+            &["t=x.d", "t=-.d"],
+            &["x", "t=x", "xt=x.d", "t=.", "x.d"],
+        ),
+        ("{hash:1}t{field:/a}/{seq}", &["0tx", "x"], &[]),
     ] {
         let lies = |names: &&str| {
             let names: Vec<&str> = names.split('/').collect();
             parse(template).can_lie_in(names.into_iter())
         };
         assert!(inside.iter().all(lies) && !outside.iter().any(lies), "{template}");
+    }
+}
+
+#[test]
+fn keys_that_no_file_can_have_are_changed_and_others_are_not() {
+    let stamp = "1763755200000000000-host-1-3-42.ndjson.gz";
+    for good in ["a", stamp, "x/.millrace-tmp/y", ".millrace-tmpx/y", &"é".repeat(127)] {
+        assert_eq!(as_file_name(good), good);
+    }
+    assert_eq!(as_file_name(&format!(".millrace-tmp/{stamp}")), format!("_millrace-tmp/{stamp}"));
+    assert_eq!(as_file_name(".millrace-tmp"), "_millrace-tmp");
+    for long in ["x".repeat(256), "é".repeat(128), "日".repeat(300), "😀".repeat(200)] {
+        for key in
+            [format!("{long}/{stamp}"), format!("a/{long}-{stamp}"), format!("{long}/{long}")]
+        {
+            let fitted = as_file_name(&key);
+            assert!(fitted.split('/').all(|part| part.len() <= 255), "{fitted}");
+            assert_eq!(key.split('/').count(), fitted.split('/').count());
+            assert!(fitted.ends_with(&key[key.ceil_char_boundary(key.len() - 100)..]), "{fitted}");
+            assert_eq!(as_file_name(&fitted), fitted);
+            assert_ne!(
+                as_file_name(&format!("{long}x/{stamp}")),
+                as_file_name(&format!("{long}y/{stamp}"))
+            );
+        }
+    }
+}
+
+#[test]
+fn payloads_name_directories_in_places_that_are_known() {
+    for (template, above) in [
+        ("{seq}", None),
+        ("{field:/a}-{seq}", None),
+        ("a/{field:/a}-{seq}", None),
+        ("{field:/a}/{seq}", Some(vec![])),
+        ("a/b/x{version}/{field:/a}/{seq}", Some(vec!["a", "b"])),
+        ("{date:%Y}/{field:/a}/{seq}", None),
+        ("a/{node}/{seq}", None),
+    ] {
+        let above = above.map(|names| names.into_iter().map(String::from).collect());
+        assert_eq!(parse(template).above_values(), above, "{template}");
     }
 }
 

@@ -18,6 +18,8 @@ use rustix::io::Errno;
 use super::{Finding, Mode, exposed};
 use crate::config::{Config, SpoolOptions, StoreUrl};
 use crate::deadletter::create_dir;
+use crate::key::{KeyTemplate, is_in_temporary};
+use crate::store::file::obstacle::{self, Mount};
 
 /// The store's directory, if it is a `file:` store.
 pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
@@ -26,7 +28,8 @@ pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
             // With the same permissions as the store itself.
             let make = |dir: &Path| config.file_mode.create_dir_all(dir);
             let finding = judge_dir("STORE", dir, &look(dir, mode, make));
-            [finding].into_iter().chain(exposed::dir("STORE", dir)).collect()
+            let obstacles = obstacles(&config.keys, dir);
+            [finding].into_iter().chain(obstacles).chain(exposed::dir("STORE", dir)).collect()
         }
         StoreUrl::Null => vec![Finding::warn(
             "STORE",
@@ -36,6 +39,40 @@ pub(super) fn store(config: &Config, mode: Mode) -> Vec<Finding> {
         // The store's probe checks the bucket.
         StoreUrl::S3 { .. } => Vec::new(),
     }
+}
+
+/// Entries of a `file:` store that are looked at: each can be a request to a file server.
+const ENTRIES_MAX: usize = 10_000;
+
+/// What is in the store and cannot be a directory of it, where a client's value can name it. Only a
+/// warning, because it can also come later, and harms only the payloads that name it.
+fn obstacles(keys: &KeyTemplate, dir: &Path) -> Option<Finding> {
+    let above = keys.above_values()?;
+    let place = above.iter().fold(dir.to_owned(), |place, name| place.join(name));
+    let mount = Mount::of(dir)?;
+    let named = |name: &str| {
+        let names: Vec<&str> = above.iter().map(String::as_str).chain([name]).collect();
+        !is_in_temporary(&names.join("/")) && keys.can_lie_in(names.into_iter())
+    };
+    let entries = fs::read_dir(&place).ok()?.take(ENTRIES_MAX).filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut found: Vec<(String, &str)> = names
+        .filter(|name| named(name))
+        .filter_map(|name| obstacle::at(&place.join(&name), mount).map(|why| (name, why)))
+        .collect();
+    found.sort_unstable();
+    let (first, why) = found.first()?;
+    let more = match found.len() - 1 {
+        0 => String::new(),
+        more => format!(" ({more} more like it)"),
+    };
+    let (shown, first) = (dir.display(), place.join(first));
+    let first = first.display();
+    Some(Finding::warn(
+        "STORE",
+        format!("{first} {why}{more}, but KEY lets payloads name it: those become dead letters"),
+        format!("set STORE to a directory of its own, such as file:{shown}/own, or move it away"),
+    ))
 }
 
 /// `DEAD_LETTER_DIR`.
@@ -283,6 +320,43 @@ mod tests {
         }
         let proc = store_dir(Path::new("/proc/millrace"), Mode::Check);
         assert_eq!(proc.level, Level::Fail, "{}", proc.detail);
+    }
+
+    #[test]
+    fn what_payloads_can_name_in_a_store_is_looked_at() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        fs::create_dir_all(dir.join("events/acme")).unwrap();
+        fs::create_dir(dir.join(".millrace-tmp")).unwrap();
+        let said = |key: &str| {
+            let keys =
+                KeyTemplate::parse(&format!("{key}{{node}}-{{core}}-{{seq}}"), None).unwrap();
+            obstacles(&keys, dir).map(|finding| {
+                assert_eq!(finding.level, Level::Warn);
+                format!("{}; {}", finding.detail, finding.remedy.unwrap())
+            })
+        };
+        assert_eq!(said("{field:/t}/"), None, "directories and the store's own");
+        fs::write(dir.join("tokens"), "x").unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.join("zz")).unwrap();
+        fs::write(dir.join("events/t=_SUCCESS"), "").unwrap();
+        let top = said("{field:/t}/").unwrap();
+        assert!(top.contains("/tokens is not a directory (1 more like it), but KEY"), "{top}");
+        assert!(top.contains(&format!("file:{}/own,", dir.display())), "{top}");
+        for key in ["events/{field:/t}/", "events/t={version}/", "events/{field:/t}S/"] {
+            let below = said(key).unwrap();
+            assert!(below.contains("events/t=_SUCCESS is not a directory, but"), "{key}: {below}");
+        }
+        for key in ["", "{field:/t}-", "x={field:/t}/", "{field:/t}.d/", "{date:%Y}/{field:/t}/"] {
+            assert_eq!(said(key), None, "{key}");
+        }
+        let other_mount = Path::new("/proc");
+        if Mount::of(other_mount) != Mount::of(dir) {
+            fs::remove_file(dir.join("tokens")).unwrap();
+            std::os::unix::fs::symlink(other_mount, dir.join("proc")).unwrap();
+            let top = said("{version}/").unwrap();
+            assert!(top.contains("/proc is on another mount (1 more"), "{top}");
+        }
     }
 
     #[test]

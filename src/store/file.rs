@@ -15,6 +15,7 @@
 //! has no effect.
 
 pub mod mode;
+pub mod obstacle;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -148,7 +149,7 @@ impl Folder {
         let written = async {
             write_synced(&temporary, body, &self.root, written).await.map_err(blame_store)?;
             let Err(error) = glommio::io::rename(&temporary, &path).await else { return Ok(()) };
-            Err(self.blame(error.into(), &path).await)
+            Err(self.blame(error.into(), path.parent().unwrap_or(&path)).await)
         };
         if let Err(error) = written.await {
             // A directory may have been removed under us: the next attempt creates it again.
@@ -161,12 +162,11 @@ impl Folder {
         directory.sync().await.map_err(blame_store)
     }
 
-    /// Classifies the failure of a rename to `path`.
-    async fn blame(&self, error: io::Error, path: &Path) -> PutError {
-        let parent = path.parent().unwrap_or(path).to_owned();
-        let root = self.root.path.clone();
-        let is_blocked = move || is_blocked(&parent, &root);
-        blame_key(error, rt::blocking(is_blocked).await)
+    /// Classifies a failure in `directory`, which is made from the key.
+    async fn blame(&self, error: io::Error, directory: &Path) -> PutError {
+        let (directory, root) = (directory.to_owned(), self.root.path.clone());
+        let obstacle = move || obstacle::on_the_way(&directory, &root);
+        blame_key(error, rt::blocking(obstacle).await)
     }
 
     fn temporary(&self, number: u64) -> PathBuf {
@@ -181,7 +181,10 @@ impl Folder {
         }
         let (wanted, root) = (path.clone(), self.root.clone());
         rt::blocking(move || create_synced(&wanted, &root)).await?;
-        let opened = Directory::open(&path).await.map_err(|error| blame_store(error.into()))?;
+        let opened = match Directory::open(&path).await {
+            Ok(opened) => opened,
+            Err(error) => return Err(self.blame(error.into(), &path).await),
+        };
         let directory = Rc::new(DirSync::new(opened));
         let mut directories = self.directories.borrow_mut();
         if directories.len() >= DIRECTORIES_MAX {
@@ -239,9 +242,10 @@ fn create_synced(path: &Path, root: &Root) -> Result<(), PutError> {
     if !root.join(TEMPORARY).exists() {
         create_root_synced(root, *mode).map_err(blame_store)?;
     }
-    mode.create_dir_all(path).map_err(|error| blame_key(error, is_blocked(path, root)))?;
+    let blame = |error| blame_key(error, obstacle::on_the_way(path, root));
+    mode.create_dir_all(path).map_err(blame)?;
     for parent in path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)) {
-        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame_store)?;
+        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(blame)?;
     }
     Ok(())
 }
@@ -298,26 +302,22 @@ fn blame_store(error: io::Error) -> PutError {
     PutError::new(class, format!("{:?}", error.kind()), error.to_string())
 }
 
-/// A failure on a path made from the key, in a store that works: no file can have this key, or the
-/// key lies above or below another object's. The latter only if `is_blocked`: replacing the store's
-/// own directory between two steps of a put gives the same errors.
-fn blame_key(error: io::Error, is_blocked: bool) -> PutError {
-    use ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
-    let at_fault = match error.kind() {
-        InvalidFilename | IsADirectory => true,
-        NotADirectory | AlreadyExists => is_blocked,
-        _ => false,
-    };
-    if !at_fault {
-        return blame_store(error);
+/// A failure on a path made from the key, in a store that works: no file can have this key, or an
+/// obstacle is in the place of its directory. One client can name that, and only such keys fail, so
+/// it must not stop the others. Without an obstacle it is the store's failure: replacing the
+/// store's own directory between two steps of a put gives the same errors.
+fn blame_key(error: io::Error, obstacle: Option<String>) -> PutError {
+    use ErrorKind::{InvalidFilename, IsADirectory, QuotaExceeded, StorageFull};
+    match (error.kind(), obstacle) {
+        (StorageFull | QuotaExceeded, _) => blame_store(error),
+        (kind, Some(obstacle)) => {
+            PutError::new(Class::Object, format!("{kind:?}"), format!("{error}: {obstacle}"))
+        }
+        (kind @ (InvalidFilename | IsADirectory), None) => {
+            PutError::new(Class::Object, format!("{kind:?}"), error.to_string())
+        }
+        (_, None) => blame_store(error),
     }
-    PutError::new(Class::Object, format!("{:?}", error.kind()), error.to_string())
-}
-
-/// Whether another object is in the place of `directory`, or of one between it and `root`. Blocks.
-fn is_blocked(directory: &Path, root: &Path) -> bool {
-    let below = directory.ancestors().take_while(|path| *path != root);
-    below.map(std::fs::metadata).any(|found| found.is_ok_and(|found| !found.is_dir()))
 }
 
 /// One directory whose syncs are shared: a caller joins the next sync that starts after its
@@ -398,6 +398,7 @@ mod tests {
     use crate::rt::sleep;
     use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::pin::pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -801,6 +802,39 @@ mod tests {
         });
     }
 
+    /// What an operator or another program has put there, and a client names.
+    #[test]
+    fn what_the_store_did_not_make_harms_only_the_keys_that_name_it() {
+        use std::os::unix::fs::symlink;
+        with_store(|store, root| async move {
+            fs::write(root.join("file"), "1").unwrap();
+            symlink("nowhere", root.join("dangling")).unwrap();
+            symlink("loop", root.join("loop")).unwrap();
+            symlink("/proc/sys", root.join("elsewhere")).unwrap();
+            fs::create_dir(root.join("closed")).unwrap();
+            fs::set_permissions(root.join("closed"), fs::Permissions::from_mode(0o555)).unwrap();
+            let mut names = vec!["file", "dangling", "loop", "elsewhere"];
+            // Root may write to it all the same.
+            if !rustix::process::geteuid().is_root() {
+                names.push("closed");
+            }
+            for name in names {
+                for key in [format!("{name}/key"), format!("{name}/below/key")] {
+                    let error = put(&store, &key, "2").await.unwrap_err();
+                    assert_eq!(error.class, Class::Object, "{key}: {error}");
+                    let said = format!("{name} in the store's directory is ");
+                    assert!(error.message.contains(&said), "{key}: {error}");
+                }
+                put(&store, "acme/key", "3").await.unwrap();
+            }
+            // The same on the store's own directory is everybody's.
+            fs::remove_dir_all(root.join(TEMPORARY)).unwrap();
+            fs::write(root.join(TEMPORARY), "in the way").unwrap();
+            let error = put(&store, "file/key", "2").await.unwrap_err();
+            assert_eq!(error.class, Class::StoreWide, "{error}");
+        });
+    }
+
     /// A mount that comes and goes: whichever step of a put it hits, the key is not to blame.
     #[test]
     fn a_store_that_goes_between_two_steps_of_a_put_is_no_keys_fault() {
@@ -850,21 +884,33 @@ mod tests {
     #[test]
     fn failures_are_classified_by_whose_path_it_was() {
         use ErrorKind::*;
-        let key = |kind: ErrorKind, nested| blame_key(kind.into(), nested).class;
-        let both = |kind: ErrorKind| (blame_store(kind.into()).class, key(kind, true));
-        for kind in [StorageFull, QuotaExceeded, ReadOnlyFilesystem, PermissionDenied, NotFound] {
-            assert_eq!(both(kind), (Class::StoreWide, Class::StoreWide), "{kind:?}");
+        let obstacle = || Some("lost+found is not writable".to_owned());
+        let free = |kind: ErrorKind| blame_key(kind.into(), None).class;
+        let blocked = |kind: ErrorKind| blame_key(kind.into(), obstacle()).class;
+        let store = |kind: ErrorKind| blame_store(kind.into()).class;
+        for kind in [StorageFull, QuotaExceeded] {
+            let of_each = [store(kind), free(kind), blocked(kind)];
+            assert_eq!(of_each, [Class::StoreWide; 3], "{kind:?}");
         }
-        for kind in [NotADirectory, IsADirectory, AlreadyExists] {
-            assert_eq!(both(kind), (Class::StoreWide, Class::Object), "{kind:?}");
+        let of_the_place = [
+            NotADirectory,
+            IsADirectory,
+            AlreadyExists,
+            PermissionDenied,
+            ReadOnlyFilesystem,
+            NotFound,
+        ];
+        for kind in of_the_place {
+            let wanted = if kind == IsADirectory { Class::Object } else { Class::StoreWide };
+            assert_eq!((store(kind), free(kind)), (Class::StoreWide, wanted), "{kind:?}");
+            assert_eq!(blocked(kind), Class::Object, "{kind:?}");
         }
-        let flat = [InvalidFilename, IsADirectory, NotADirectory, AlreadyExists];
-        let [name, directory, parent, made] = flat.map(|kind| key(kind, false));
-        assert_eq!([name, directory], [Class::Object; 2]);
-        assert_eq!([parent, made], [Class::StoreWide; 2], "the store's directory was replaced");
-        assert_eq!(both(FileTooLarge), (Class::Object, Class::Object));
-        for kind in [Interrupted, TimedOut, Other, ResourceBusy] {
-            assert_eq!(both(kind), (Class::Transient, Class::Transient), "{kind:?}");
+        assert_eq!((free(InvalidFilename), free(FileTooLarge)), (Class::Object, Class::Object));
+        for kind in [Interrupted, TimedOut, Other, ResourceBusy, CrossesDevices] {
+            assert_eq!((store(kind), free(kind)), (Class::Transient, Class::Transient), "{kind:?}");
         }
+        assert_eq!(blocked(CrossesDevices), Class::Object);
+        let said = blame_key(PermissionDenied.into(), obstacle()).message;
+        assert!(said.ends_with("denied: lost+found is not writable"), "{said}");
     }
 }

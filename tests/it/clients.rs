@@ -20,6 +20,8 @@ use crate::support::{Server, numbered, sorted};
 enum Step {
     /// With this status; 503 and 408 with `retry-after: 1`.
     Answer(u16),
+    /// 503 without `retry-after`.
+    Busy,
     /// 502 with the figures of a `stored` request that was not.
     NotStored,
     /// Reads the request and closes without a word.
@@ -89,10 +91,11 @@ fn act(mut stream: &TcpStream, step: Step) -> bool {
     let (status, body) = match step {
         Step::Close => return false,
         Step::NotStored => (502, r#"{"error":"x","accepted":3,"stored":2,"dead_lettered":1}"#),
+        Step::Busy => (503, r#"{"error":"told so"}"#),
         Step::Answer(200) => (200, r#"{"accepted":3,"ack":"queued"}"#),
         Step::Answer(status) => (status, r#"{"error":"told so"}"#),
     };
-    let retry = if matches!(status, 408 | 503) { "retry-after: 1\r\n" } else { "" };
+    let retry = if matches!(step, Step::Answer(408 | 503)) { "retry-after: 1\r\n" } else { "" };
     let length = body.len();
     let head = format!("HTTP/1.1 {status} X\r\n{retry}content-length: {length}\r\n\r\n{body}");
     stream.write_all(head.as_bytes()).is_ok()
@@ -171,12 +174,22 @@ fn run_with(
     output
 }
 
+/// The milliseconds that a client says it waits, one for each attempt but the first.
+fn pauses(said: &str) -> Vec<u64> {
+    let said = said.lines().filter(|line| line.contains("; attempt "));
+    said.map(|line| {
+        let pause = line.rsplit_once(" in ").and_then(|(_, pause)| pause.strip_suffix(" ms"));
+        pause.and_then(|pause| pause.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    })
+    .collect()
+}
+
 /// An answer script, options, the exit status wanted, and the requests that are to come.
 type Case = (&'static [Step], &'static [&'static str], i32, usize);
 
 #[test]
 fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
-    use Step::{Answer, Close, NotStored};
+    use Step::{Answer, Busy, Close, NotStored};
     const RESEND: &[&str] = &["--resend-undecided"];
     const CASES: &[Case] = &[
         (&[Answer(503), Answer(200)], &["--ack", "stored"], 0, 2),
@@ -188,6 +201,8 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
         (&[NotStored], RESEND, 1, 1),
         (&[Answer(400)], RESEND, 1, 1),
         (&[Answer(413)], RESEND, 1, 1),
+        (&[Answer(501)], RESEND, 1, 1),
+        (&[Busy, Busy, Busy, Busy, Answer(503), Answer(503)], &[], 0, 7),
         (&[Answer(503), Answer(503)], &["--attempts", "2"], 3, 2),
         (&[Close, Answer(503)], &["--attempts", "2", "--resend-undecided"], 4, 2),
     ];
@@ -204,6 +219,16 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
             for request in came.iter() {
                 assert_eq!(request.body, r#"{"data":[{"id":1},"two",3]}"#, "{case}");
                 assert_eq!(request.ack.is_some(), options.contains(&"--ack"), "{case}");
+            }
+            // Which pauses they choose, whatever the waiting itself took.
+            let pauses = pauses(&said);
+            assert_eq!(pauses.len(), requests - 1, "{case}");
+            for (attempt, (pause, step)) in pauses.iter().zip(steps.iter()).enumerate() {
+                let allowed = match step {
+                    Answer(503 | 408) => 1000..=1250,
+                    _ => 0..=100 << (attempt + 1),
+                };
+                assert!(allowed.contains(pause), "{case}: {pause} ms after attempt {attempt}");
             }
             for (at, step) in steps.iter().enumerate().take(requests - 1) {
                 let waited = came[at + 1].at - came[at].at;

@@ -7,6 +7,8 @@
 //! several forms. Everything must be found again, with room for one dead letter only.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -14,9 +16,12 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::json;
 
+use rustix::process::getuid;
+
 use crate::support::batches::{all_lines, batches, s3_settings};
+use crate::support::needs::{Need, allowed, skip};
 use crate::support::s3::{Fault, S3Server};
-use crate::support::{Server, contents, run, sorted};
+use crate::support::{Server, contents, run, sorted, wrap};
 
 const STAMP: &str = "{unix_nanos}-{node}-{core}-{seq}";
 
@@ -170,6 +175,126 @@ fn no_value_makes_a_name_that_cannot_be_stored() {
             assert_eq!(server.stop().status, 0);
         }
     }
+}
+
+/// A store at the root of a disk holds what it did not make, and clients name that: only their own
+/// payloads are refused, and the start says so.
+#[test]
+fn what_is_in_the_store_already_harms_only_those_who_name_it() {
+    const USER: u32 = 61234;
+    let setpriv = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups"];
+    let root = getuid().is_root();
+    let prefix = match root {
+        true if allowed(
+            &[&setpriv[..], &[env!("CARGO_BIN_EXE_millrace"), "--version"]].concat(),
+        ) =>
+        {
+            Some(&setpriv[..])
+        }
+        true => {
+            skip(
+                Need::Root,
+                "root may write everywhere, and the binary lies where others cannot read",
+            );
+            None
+        }
+        false => Some(&[][..]),
+    };
+    for object in ["payload", "batch"] {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("aquota.user"), "x").unwrap();
+        let mut names = vec!["aquota.user"];
+        if prefix.is_some() {
+            for (name, mode) in [("lost+found", 0o000), (".snapshot", 0o555)] {
+                fs::create_dir(data.join(name)).unwrap();
+                fs::set_permissions(data.join(name), fs::Permissions::from_mode(mode)).unwrap();
+                names.push(name);
+            }
+        }
+        if root {
+            chown(dir.path(), Some(USER), Some(USER)).unwrap();
+            chown(&data, Some(USER), Some(USER)).unwrap();
+        }
+        let key = format!("{{field:/t}}/{STAMP}.json");
+        let deep = format!("{{field:/t}}/{{date:%Y}}/{STAMP}.json");
+        for (round, key) in [key, deep].iter().enumerate() {
+            let settings = [
+                ("KEY", key.as_str()),
+                ("OBJECT", object),
+                ("BATCH_AGE", "50ms"),
+                ("READY_STORE_GRACE", "100ms"),
+            ];
+            let server = Server::start_by(dir.clone(), &settings, |command| {
+                prefix.into_iter().for_each(|prefix| wrap(command, prefix));
+            });
+            server.wait_logged("but KEY lets payloads name it");
+            for name in &names {
+                let payloads = [json!({ "t": name }), json!({ "t": "acme", "by": name })];
+                let payloads = payloads.map(|payload| payload.to_string());
+                assert_eq!(server.post(crate::support::collection(&payloads)).status, 200);
+            }
+            server.wait_idle();
+            let metrics = server.metrics();
+            let count = names.len() as u64;
+            assert_eq!(metrics.sum("millrace_payloads_dead_lettered_total"), count);
+            assert_eq!(metrics.sum("millrace_payloads_stored_total"), count);
+            assert_eq!(metrics.sum("millrace_store_failing"), 0);
+            assert_eq!(server.admin("/readyz").status, 200);
+            let letters = server.dead_letters();
+            assert_eq!(letters.len(), names.len() * (round + 1));
+            for (meta, _) in &letters {
+                let (key, error) = (meta["key"].as_str().unwrap(), meta["error"].as_str().unwrap());
+                let name = key.split('/').next().unwrap();
+                assert!(
+                    error.contains(&format!("{name} in the store's directory is not ")),
+                    "{meta}"
+                );
+            }
+            assert_eq!(server.stop().status, 0);
+        }
+        // So that it can be removed.
+        for name in &names {
+            fs::set_permissions(data.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+}
+
+/// What earlier versions could not store, because of a name, this one can.
+#[test]
+fn dead_letters_of_names_that_cannot_be_are_stored_by_a_replay() {
+    let server = Server::start(&[("FAULTS", "poison=object")]);
+    let payloads = [1, 2, 3].map(|n| json!({ "poison": n }).to_string());
+    assert_eq!(server.post(crate::support::collection(&payloads)).status, 200);
+    server.wait_idle();
+    let long = "é".repeat(250);
+    let mut recorded = BTreeSet::new();
+    let metas =
+        fs::read_dir(server.path("dead-letter")).unwrap().map(|entry| entry.unwrap().path());
+    let metas = metas.filter(|path| path.extension().is_some_and(|ext| ext == "json"));
+    for (number, path) in metas.enumerate() {
+        let mut meta: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let key = meta["key"].as_str().unwrap();
+        let prefix = [".millrace-tmp/".to_owned(), format!("{long}/"), format!("a/{long}-")];
+        recorded.insert(key.to_owned());
+        meta["key"] = format!("{}{key}", prefix[number]).into();
+        fs::write(&path, meta.to_string()).unwrap();
+    }
+    let replay = server.command_beside(&["dead-letter", "replay"], &[("FAULTS", "")]).output();
+    let replay = replay.unwrap();
+    let said = String::from_utf8_lossy(&replay.stderr);
+    assert_eq!(replay.status.code(), Some(0), "{said}");
+    assert_eq!(said.matches("no file can have this name, stored as ").count(), 3, "{said}");
+    let stored = server.stored();
+    assert_eq!(contents(&stored), sorted(&payloads));
+    assert!(stored.keys().any(|key| key.starts_with("_millrace-tmp/")), "{:?}", stored.keys());
+    for key in &recorded {
+        assert!(stored.keys().any(|stored| stored.ends_with(key)), "{key}: {:?}", stored.keys());
+    }
+    assert!(server.dead_letters().is_empty());
+    assert_eq!(server.stop().status, 0);
 }
 
 #[test]
