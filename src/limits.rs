@@ -230,8 +230,8 @@ mod tests {
         let limits = Limits::new(&config);
         // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + two
         // zstd windows of 8 MiB + 4 MiB of receive buffers + for parsing a segment of 32 KiB at 58
-        // bytes each, 512 KiB of spans, and spans of 10000 payloads and one segment.
-        let parsing = 58 * (32 << 10) + 256 + (512 << 10) + (10_000 + (16 << 10)) * 8;
+        // bytes each, 512 KiB of spans, and spans of twice 10000 payloads and one segment.
+        let parsing = 58 * (32 << 10) + 256 + (512 << 10) + (2 * 10_000 + (16 << 10)) * 8;
         let kept = (16 << 20) + (4 << 20) + parsing;
         assert_eq!(
             limits.core_memory_bytes,

@@ -225,6 +225,8 @@ pub enum Unavailable {
     QueueFull,
     /// `MAX_BODY_BYTES` is used up.
     BodyMemory,
+    /// Other large bodies kept the core busy for too long.
+    LargeBodies,
     /// `SPOOL_MAX` is used up.
     SpoolFull,
     /// `SPOOL_PENDING` is used up.
@@ -236,9 +238,10 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    pub const ALL: [Unavailable; 6] = [
+    pub const ALL: [Unavailable; 7] = [
         Unavailable::QueueFull,
         Unavailable::BodyMemory,
+        Unavailable::LargeBodies,
         Unavailable::SpoolFull,
         Unavailable::SpoolPending,
         Unavailable::SpoolFailing,
@@ -250,6 +253,7 @@ impl Unavailable {
         match self {
             Unavailable::QueueFull => "queue_full",
             Unavailable::BodyMemory => "body_memory",
+            Unavailable::LargeBodies => "large_bodies",
             Unavailable::SpoolFull => "spool_full",
             Unavailable::SpoolPending => "spool_pending",
             Unavailable::SpoolFailing => "spool_failing",

@@ -71,6 +71,7 @@ use crate::rt::Task;
 use crate::budget::{BudgetExhausted, ChargedBytes};
 use crate::config::{JOURNAL_BYTES, SpoolOptions};
 use crate::metrics::CoreCells;
+use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
 use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
@@ -255,7 +256,8 @@ impl Spool {
     }
 
     /// Adds a request to those that wait for the disk. Its payloads are at `spans` in `body`, the
-    /// first has the stamp `first`, and all have the request's `version`.
+    /// first has the stamp `first`, and all have the request's `version`. Once they are on the disk
+    /// they are accepted, and `counted` counts them besides the totals.
     ///
     /// # Errors
     /// The request was not added and nothing of it is kept.
@@ -265,6 +267,7 @@ impl Spool {
         body: ChargedBytes,
         spans: &[Span],
         version: Option<&str>,
+        counted: Option<AcceptedCells>,
     ) -> Result<Rc<Ticket>, SpoolError> {
         if version.map_or(0, str::len) > VERSION_BYTES_MAX {
             return Err(SpoolError::VersionTooLong);
@@ -277,7 +280,7 @@ impl Spool {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));
         }
-        self.pending.push(first, body, spans, version)
+        self.pending.push(first, body, spans, version, counted)
     }
 
     /// Directories whose payloads this core uploads, its own first.

@@ -7,12 +7,14 @@
 //! | [`Signal`] | occurs repeatedly; all occurrences before the wait count as one | one |
 //! | [`OneShot`] | occurs once, with a value | one |
 //! | [`Waiters`] | a condition of the owner | any number |
+//! | [`Turns`] | it is the task's turn | any number, first come, first served |
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
-pub use glommio::sync::{Permit, Semaphore};
+pub use glommio::sync::Semaphore;
 
 /// Stores the polling task's waker in `waker`, without cloning it if it is stored already.
 #[inline]
@@ -144,6 +146,79 @@ impl<T> OneShot<T> {
     }
 }
 
+/// Lets one task at a time do something, first come, first served: a task that asks never overtakes
+/// one that waits, as it may with [`Semaphore`].
+#[derive(Default)]
+pub struct Turns {
+    taken: Cell<bool>,
+    next_ticket: Cell<u64>,
+    /// The tasks that wait, by ticket.
+    waiting: RefCell<VecDeque<(u64, Waker)>>,
+}
+
+impl Turns {
+    /// Waits for a turn. The place in the line is that of the first poll; dropping the future gives
+    /// it up.
+    pub async fn take(&self) -> Turn<'_> {
+        let place = Place { turns: self, ticket: self.next_ticket.get() };
+        self.next_ticket.set(place.ticket + 1);
+        poll_fn(|cx| self.poll(place.ticket, cx)).await
+    }
+
+    fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Turn<'_>> {
+        let mut waiting = self.waiting.borrow_mut();
+        let is_first = waiting.front().is_none_or(|(first, _)| *first == ticket);
+        if is_first && !self.taken.replace(true) {
+            waiting.pop_front();
+            return Poll::Ready(Turn(self));
+        }
+        match waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket) {
+            Ok(at) => waiting[at].1.clone_from(cx.waker()),
+            Err(_) => waiting.push_back((ticket, cx.waker().clone())),
+        }
+        Poll::Pending
+    }
+
+    /// To be called when the turn or the front of the line may have become free.
+    fn wake_first(&self) {
+        if let Some((_, first)) = self.waiting.borrow().front()
+            && !self.taken.get()
+        {
+            first.wake_by_ref();
+        }
+    }
+}
+
+/// A place in the line of [`Turns`].
+struct Place<'a> {
+    turns: &'a Turns,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.turns.waiting.borrow_mut();
+        let place = waiting.binary_search_by_key(&self.ticket, |(ticket, _)| *ticket);
+        let Ok(at) = place else { return };
+        waiting.remove(at);
+        drop(waiting);
+        // It may have been woken already; then the next one must be.
+        if at == 0 {
+            self.turns.wake_first();
+        }
+    }
+}
+
+/// The turn that a task has, until this is dropped.
+pub struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.taken.set(false);
+        self.0.wake_first();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +288,51 @@ mod tests {
         assert_eq!(block_on(shot.wait(&ended)), None);
         shot.set(8);
         assert_eq!(block_on(shot.wait(&ended)), Some(8), "the value counts, although it came late");
+    }
+
+    #[test]
+    fn turns_come_in_the_order_of_the_first_polls() {
+        let (turns, tasks) = (Turns::default(), [(); 3].map(|()| Arc::<Woken>::default()));
+        let woken = || tasks.each_ref().map(|task| task.0.load(Relaxed));
+        let first = block_on(turns.take());
+        let mut waits = [(); 3].map(|()| Box::pin(turns.take()));
+        // The last one is asked for last, although it was made with the others.
+        for at in [1, 0, 2, 0, 1] {
+            assert!(!poll(waits[at].as_mut(), &tasks[at]));
+        }
+        assert_eq!((turns.waiting.borrow().len(), woken()), (3, [0, 0, 0]));
+        drop(first);
+        assert_eq!(woken(), [0, 1, 0], "the first of the line, and only that");
+        // Neither one that comes now nor one that is polled for another reason overtakes it.
+        assert!(block_on(poll_once(turns.take())).is_none());
+        assert!(!poll(waits[0].as_mut(), &tasks[0]) && !poll(waits[2].as_mut(), &tasks[2]));
+        let second = block_on(poll_once(&mut waits[1])).expect("it is its turn");
+        assert!(!poll(waits[0].as_mut(), &tasks[0]));
+        drop(second);
+        assert_eq!(woken(), [1, 1, 0]);
+        drop(block_on(poll_once(&mut waits[0])).expect("it is its turn"));
+        assert_eq!(woken(), [1, 1, 1]);
+        drop(block_on(poll_once(&mut waits[2])).expect("it is its turn"));
+        assert!(turns.waiting.borrow().is_empty() && block_on(poll_once(turns.take())).is_some());
+    }
+
+    #[test]
+    fn a_dropped_wait_for_a_turn_passes_it_on() {
+        let (turns, tasks) = (Turns::default(), [(); 3].map(|()| Arc::<Woken>::default()));
+        let woken = || tasks.each_ref().map(|task| task.0.load(Relaxed));
+        let first = block_on(turns.take());
+        let [mut gone_early, mut gone_woken, mut last] = [(); 3].map(|()| Box::pin(turns.take()));
+        assert!(!poll(gone_early.as_mut(), &tasks[0]));
+        assert!(!poll(gone_woken.as_mut(), &tasks[1]));
+        assert!(!poll(last.as_mut(), &tasks[2]));
+        drop(gone_early);
+        assert_eq!(woken(), [0, 0, 0], "the turn is taken");
+        drop(first);
+        assert_eq!(woken(), [0, 1, 0]);
+        drop(gone_woken);
+        assert_eq!(woken(), [0, 1, 1]);
+        assert!(poll(last.as_mut(), &tasks[2]));
+        assert!(block_on(poll_once(turns.take())).is_some(), "the turn was dropped at once");
     }
 
     #[test]

@@ -12,12 +12,14 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::Write;
+use std::io::{self, Write};
 use std::pin::Pin;
 
 use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
+use zstd::stream::raw::{Operation, Status};
+use zstd::zstd_safe::DParameter;
 
 use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
@@ -27,7 +29,7 @@ use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::rt;
-use crate::sync::Semaphore;
+use crate::sync::Turns;
 
 /// Why there is no body to work on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +75,7 @@ pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
 pub struct BodyReader {
     pub(super) memory: BodyMemory,
     length_max: usize,
-    small_turn: Semaphore,
+    small_turns: Turns,
     small: Decoder,
     large: Decoder,
 }
@@ -83,7 +85,7 @@ impl BodyReader {
         BodyReader {
             memory,
             length_max,
-            small_turn: Semaphore::new(1),
+            small_turns: Turns::default(),
             small: Decoder::default(),
             large: Decoder::default(),
         }
@@ -120,7 +122,8 @@ impl BodyReader {
     }
 
     /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.
-    /// Waits while others do the same, but not for large bodies.
+    /// Waits while others do the same, but not for large bodies: a fraction of a millisecond for each
+    /// connection at most.
     pub async fn decode_small(
         &self,
         raw: &ChargedBytes,
@@ -131,7 +134,7 @@ impl BodyReader {
         if raw.as_slice().len() > max && self.length_max > max {
             return Ok(None);
         }
-        let _turn = self.small_turn.acquire_permit(1).await.expect("never closed");
+        let _turn = self.small_turns.take().await;
         match self.small.decode(&self.memory, raw, coding, max).await {
             Err(BodyError::TooLarge { .. }) if self.length_max > max => Ok(None),
             decoded => decoded.map(Some),
@@ -181,7 +184,42 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
 /// Decompresses one body at a time; the caller sees to that.
 #[derive(Default)]
 struct Decoder {
-    zstd: RefCell<Option<zstd::stream::raw::Decoder<'static>>>,
+    /// Kept from body to body; `None` before the first one and while one is decompressed.
+    zstd: RefCell<Option<ZstdDecoder>>,
+}
+
+type ZstdDecoder = zstd::stream::raw::Decoder<'static>;
+
+/// A decoder that is in use. It goes back when this is dropped, however the body ended.
+struct ZstdInUse<'a> {
+    decoder: Option<ZstdDecoder>,
+    home: &'a RefCell<Option<ZstdDecoder>>,
+}
+
+impl<'a> ZstdInUse<'a> {
+    /// Takes the decoder out of `home`, or makes the first one, and makes it forget the body before.
+    fn begin(home: &'a RefCell<Option<ZstdDecoder>>) -> io::Result<ZstdInUse<'a>> {
+        let mut decoder = match home.take() {
+            Some(decoder) => decoder,
+            None => {
+                let mut decoder = ZstdDecoder::new()?;
+                decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+                decoder
+            }
+        };
+        decoder.reinit()?;
+        Ok(ZstdInUse { decoder: Some(decoder), home })
+    }
+
+    fn run(&mut self, input: &[u8], output: &mut [u8]) -> io::Result<Status> {
+        self.decoder.as_mut().expect("until it is dropped").run_on_buffers(input, output)
+    }
+}
+
+impl Drop for ZstdInUse<'_> {
+    fn drop(&mut self) {
+        self.home.replace(self.decoder.take());
+    }
 }
 
 /// Compressed bytes given to the decoder between two yields. It also yields after each piece of
@@ -219,26 +257,13 @@ impl Decoder {
         out: &mut ChargedBytes,
         max: usize,
     ) -> Result<(), BodyError> {
-        use zstd::stream::raw::Operation;
-        let corrupt =
-            |e: std::io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
-        // Taken out so that a request that is dropped half-way does not leave a half-used decoder.
-        let mut decoder = match self.zstd.take() {
-            Some(decoder) => decoder,
-            None => {
-                let mut decoder = zstd::stream::raw::Decoder::new().map_err(corrupt)?;
-                decoder
-                    .set_parameter(zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))
-                    .map_err(corrupt)?;
-                decoder
-            }
-        };
-        decoder.reinit().map_err(corrupt)?;
+        let corrupt = |e: io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
+        let mut decoder = ZstdInUse::begin(&self.zstd).map_err(corrupt)?;
         let mut piece = vec![0; DECODE_OUTPUT];
         let mut input = raw.as_slice();
         let mut unfinished = 1;
         loop {
-            let status = decoder.run_on_buffers(input, &mut piece).map_err(corrupt)?;
+            let status = decoder.run(input, &mut piece).map_err(corrupt)?;
             input = &input[status.bytes_read..];
             append(memory, out, &piece[..status.bytes_written], max, None)?;
             if status.bytes_read > 0 || status.bytes_written > 0 {
@@ -253,7 +278,6 @@ impl Decoder {
             let detail = "the last frame is not complete".to_owned();
             return Err(BodyError::Corrupt { encoding: "zstd", detail });
         }
-        self.zstd.replace(Some(decoder));
         Ok(())
     }
 }
@@ -264,8 +288,7 @@ async fn gunzip(
     out: &mut ChargedBytes,
     max: usize,
 ) -> Result<(), BodyError> {
-    let corrupt =
-        |e: std::io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
+    let corrupt = |e: io::Error| BodyError::Corrupt { encoding: "gzip", detail: e.to_string() };
     let mut decoder = flate2::write::MultiGzDecoder::new(Vec::with_capacity(DECODE_OUTPUT));
     for input in raw.as_slice().chunks(DECODE_INPUT) {
         let mut input = input;
@@ -296,6 +319,8 @@ fn append(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use http::HeaderValue;
 
@@ -349,6 +374,13 @@ mod tests {
             let mut first = memory.buffer(bytes.len()).unwrap();
             first.extend(&bytes[..bytes.len() / 2]).unwrap();
             let _cut = decoder.decode(&memory, &first, coding, max).await;
+            let is_kept = || decoder.zstd.borrow().is_some() == (coding == Coding::Zstd);
+            assert!(is_kept(), "however the first one ended");
+            {
+                let decoding = decoder.decode(&memory, &raw, coding, max);
+                futures_lite::future::poll_once(std::pin::pin!(decoding)).await;
+            }
+            assert!(is_kept(), "also if it was dropped half-way");
             decoder.decode(&memory, &raw, coding, max).await
         });
         drop(raw);
@@ -416,7 +448,7 @@ mod tests {
                         Ok(Some(decoded)) => assert_eq!(decoded.as_slice(), plain, "{case}"),
                         Ok(None) => {
                             assert!(length > small && length_max > small, "{case}");
-                            let turn = splitter.large_turn().await;
+                            let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
                             let decoded = reader.decode_large(&raw, coding, &turn).await;
                             assert_eq!(decoded.unwrap().as_slice(), plain, "{case}");
                         }

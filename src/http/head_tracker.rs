@@ -79,12 +79,14 @@ impl HeadTracker {
     /// Ends the request; `length` is the length of its body, if known. True if it is certain that
     /// no byte of the next request has arrived.
     pub fn end_of_request(&self, length: Option<u64>) -> bool {
-        let more = self.after_head.take().zip(length).map(|(sum, body)| sum as i64 - body as i64);
-        self.next_head.set(more.is_some_and(|more| more > self.line_ends.get() as i64));
+        let more =
+            self.after_head.take().zip(length).map(|(sum, body)| sum as i128 - i128::from(body));
+        let line_ends = self.line_ends.get() as i128;
+        self.next_head.set(more.is_some_and(|more| more > line_ends));
         self.line.set(0);
         self.content_length.set(false);
         self.uncounted.set(false);
-        more.is_some_and(|more| (0..=self.line_ends.get() as i64).contains(&more))
+        more.is_some_and(|more| (0..=line_ends).contains(&more))
     }
 }
 
@@ -132,6 +134,16 @@ mod tests {
         }
         let single: Vec<usize> = (1..HEAD.len()).collect();
         assert!(seen(&tracker, HEAD, &single));
+    }
+
+    #[test]
+    fn any_announced_length_can_be_compared() {
+        for length in [3, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX] {
+            let tracker = HeadTracker::default();
+            tracker.part_of_head(b"POST / HTTP/1.1\n\n\r\n");
+            assert!(!tracker.end_of_request(Some(length)), "{length}");
+            assert!(!tracker.next_head.get(), "{length}: the body is not complete");
+        }
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub(super) enum ConnPhase {
     Head,
     /// A body is being read: 408 after `BODY_TIMEOUT`, or if it is slower than `BODY_RATE_MIN`.
     Body,
-    /// The request is being handled. `ENQUEUE_WAIT` and `ACK_TIMEOUT` bound this phase.
+    /// The request is being handled. [`LARGE_WAIT_MAX`](super::split::LARGE_WAIT_MAX), `ENQUEUE_WAIT`
+    /// and `ACK_TIMEOUT` bound its waits.
     Working,
 }
 

@@ -70,6 +70,11 @@ fn cause_and_remedy(reason: Unavailable) -> &'static str {
             "request bodies that arrive or wait for room use up MAX_BODY_BYTES: raise it, or lower \
              MAX_LENGTH or BODY_TIMEOUT"
         }
+        Unavailable::LargeBodies => {
+            "bodies over 64 KiB, which are decompressed and parsed one at a time, come faster than \
+             this core handles them: give it more CORES, lower MAX_LENGTH, or limit what one address \
+             may send in front of this server"
+        }
         Unavailable::SpoolFull => {
             "payloads that the store has not taken use up SPOOL_MAX: check the store, or raise it"
         }

@@ -14,6 +14,7 @@ use super::ack::LevelError;
 use super::body::BodyError;
 use super::head::HeadError;
 use super::parse::ParseError;
+use super::split::NoTurn;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
 use crate::metrics::Unavailable;
@@ -120,6 +121,22 @@ impl From<BodyError> for Answer {
 /// A body is in memory for moments, unless its client is slow.
 const BODY_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
 
+/// The line of large bodies is as long as the longest wait; half of it may be gone by then.
+const LARGE_RETRY_AFTER_S: u64 = 5;
+
+impl From<NoTurn> for Answer {
+    fn from(error: NoTurn) -> Answer {
+        match error {
+            NoTurn::Late => Answer::Unavailable {
+                reason: Unavailable::LargeBodies,
+                error: error.to_string(),
+                retry_after_s: LARGE_RETRY_AFTER_S,
+            },
+            NoTurn::Closed => Answer::Stopping,
+        }
+    }
+}
+
 /// A request waits for the spool's disk for as long as one sync takes.
 const PENDING_RETRY_AFTER_S: u64 = RETRY_AFTER_MIN_S;
 
@@ -155,11 +172,6 @@ impl Answer {
             Answer::NotStored(outcomes) | Answer::Undecided { outcomes, .. } => outcomes.accepted,
             _ => 0,
         }
-    }
-
-    /// Whether the payloads of the request were admitted for certain, whatever became of them.
-    pub(super) fn is_admitted(&self) -> bool {
-        matches!(self, Answer::Accepted { .. } | Answer::NotStored(_) | Answer::Undecided { .. })
     }
 
     /// Why it is a 503; `None` if it is not.
@@ -349,12 +361,16 @@ mod tests {
 
     #[test]
     fn every_503_has_its_reason_a_retry_after_and_a_text() {
-        use Unavailable::{BodyMemory, QueueFull, SpoolFailing, SpoolFull, SpoolPending, Stopping};
+        use Unavailable::{
+            BodyMemory, LargeBodies, QueueFull, SpoolFailing, SpoolFull, SpoolPending, Stopping,
+        };
         let broken = std::io::Error::from_raw_os_error(libc::EROFS);
-        let refusals: [(Answer, Unavailable, u64, &str); 9] = [
+        let refusals: [(Answer, Unavailable, u64, &str); 11] = [
             (Refusal::Full { retry_after_s: 7 }.into(), QueueFull, 7, "try again in 7 s"),
             (Refusal::Closed.into(), Stopping, 1, "stopping"),
             (BodyError::MemoryExhausted.into(), BodyMemory, 1, "memory for request bodies"),
+            (NoTurn::Late.into(), LargeBodies, 5, "large bodies"),
+            (NoTurn::Closed.into(), Stopping, 1, "stopping"),
             (SpoolError::Full.into(), SpoolFull, 5, "SPOOL_MAX"),
             (SpoolError::PendingExhausted.into(), SpoolPending, 1, "SPOOL_PENDING"),
             (SpoolError::Failed(DiskError::of(&broken)).into(), SpoolFailing, 5, "Read-only"),

@@ -30,7 +30,7 @@ use crate::coding::Coding;
 use crate::config::{Ack, Config};
 use crate::key;
 use crate::metrics::CoreCells;
-use crate::metrics::tokens::TokenId;
+use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
 use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
 use crate::queue::outcome::RequestOutcome;
@@ -155,50 +155,47 @@ async fn process(
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
-    let (body, turn) = match read(server, state, body, coding).await {
+    let is_whole = Cell::new(false);
+    let (body, turn) = match read(server, state, body, coding, &is_whole).await {
         Ok(read) => read,
-        // Corrupt compression is found after the whole body was read. Every other error leaves some
-        // of it unread.
-        Err(error @ BodyError::Corrupt { .. }) => return (error.into(), false),
-        Err(error) => return (error.into(), has_body),
+        Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
     let admitted = match admit(server, intake, body, turn, ack, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
-    let (payloads, bytes) = (admitted.count as u64, admitted.bytes);
-    let answer = wait(intake, admitted, ack).await;
-    if let Some(tokens) = server.tokens.as_ref().filter(|_| answer.is_admitted()) {
-        tokens.cells().count_accepted(token.get(), payloads, bytes);
-    }
-    (answer, false)
+    (wait(intake, admitted, ack).await, false)
 }
 
-/// Reads and decompresses the body. A large one that was compressed comes with its turn.
+/// Reads and decompresses the body. A large one that was compressed comes with its turn. Sets
+/// `is_whole` once nothing of it is left unread.
 async fn read<'a>(
     server: &'a Server,
     state: &ConnState,
     body: Incoming,
     coding: Option<Coding>,
-) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), BodyError> {
+    is_whole: &Cell<bool>,
+) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), Answer> {
     let whole = async {
         let raw = server.bodies.read(state, body).await?;
         // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
         state.body_is_whole();
+        is_whole.set(true);
         let Some(coding) = coding else { return Ok((raw, None)) };
         if let Some(body) = server.bodies.decode_small(&raw, coding).await? {
             return Ok((body, None));
         }
-        let turn = server.splitter.large_turn().await;
+        let turn = server.splitter.large_turn(&server.stop.closed).await?;
         let body = server.bodies.decode_large(&raw, coding, &turn).await?;
         Ok((body, Some(turn)))
     };
     let ended = async {
-        Err(match state.body_end().await {
+        let error = match state.body_end().await {
             BodyEnd::Overdue => BodyError::Overdue,
             BodyEnd::TooSlow => BodyError::TooSlow { rate_min: server.config.body_rate_min },
             BodyEnd::Evicted => BodyError::Evicted,
-        })
+        };
+        Err(error.into())
     };
     whole.or(ended).await
 }
@@ -206,8 +203,6 @@ async fn read<'a>(
 /// A request whose payloads were all admitted.
 struct Admitted {
     count: usize,
-    /// Bytes of its payloads.
-    bytes: u64,
     awaited: Awaited,
 }
 
@@ -236,7 +231,7 @@ async fn admit(
     }
     let turn = match turn {
         Some(turn) => turn,
-        None => server.splitter.large_turn().await,
+        None => server.splitter.large_turn(&server.stop.closed).await?,
     };
     admit_large(server, intake, body, turn, ack, token).await
 }
@@ -253,11 +248,11 @@ async fn admit_small(
         // The core's one scratch: this borrow must end before the next await.
         let mut scratch = server.splitter.scratch();
         let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
-        judge_envelope(server, given.as_deref(), token)?;
+        let counted = judge_envelope(server, given.as_deref(), token)?;
         let version = intake.version_for_keys(version);
-        intake.admit_now(body, payloads, version, ack)?
+        intake.admit_now(body, payloads, version, ack, counted)?
     };
-    let NoRoom { need, body, version } = match attempt {
+    let NoRoom { need, body, version, counted } = match attempt {
         Tried::Admitted(admitted) => return Ok(admitted),
         Tried::NoRoom(waiting) => waiting,
     };
@@ -266,7 +261,7 @@ async fn admit_small(
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let mut scratch = server.splitter.scratch();
     let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, version, ack))
+    Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
@@ -281,20 +276,20 @@ async fn admit_large(
     let (waiting, count) = {
         let (Envelope { version, token: given }, spans) =
             server.splitter.split_large(body.as_slice(), turn).await?;
-        judge_envelope(server, given.as_deref(), token)?;
+        let counted = judge_envelope(server, given.as_deref(), token)?;
         drop(given);
         let version = intake.version_for_keys(version);
-        let mut waiting = match intake.admit_now(body, &spans, version, ack)? {
+        let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
         parse::mark_spans(waiting.body.as_mut_slice(), &spans);
         (waiting, spans.len())
     };
-    let NoRoom { need, body, version } = waiting;
+    let NoRoom { need, body, version, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let spans = parse::marked_spans(body.as_slice(), count);
-    Ok(intake.enqueue(permit, body, &spans, version, ack))
+    Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
 }
 
 /// Finds the payloads of a body.
@@ -305,16 +300,16 @@ pub fn split<'body, 'scratch>(
     Ok(parse::parse(body, scratch)?)
 }
 
-/// Judges the token of an envelope, if this server asks for one and no header had it.
+/// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
+/// the payloads that come with the token are counted.
 fn judge_envelope(
     server: &Server,
     given: Option<&str>,
     token: &Cell<TokenId>,
-) -> Result<(), Answer> {
-    if let Some(tokens) = &server.tokens {
-        token.set(tokens.judge_envelope(token.get(), given)?);
-    }
-    Ok(())
+) -> Result<Option<AcceptedCells>, Answer> {
+    let Some(tokens) = &server.tokens else { return Ok(None) };
+    token.set(tokens.judge_envelope(token.get(), given)?);
+    Ok(Some(tokens.cells().accepted(token.get())))
 }
 
 fn payload_bytes(spans: &[Span]) -> u64 {
@@ -333,6 +328,8 @@ struct NoRoom {
     body: ChargedBytes,
     /// The part of its version that keys use.
     version: Option<Box<str>>,
+    /// Where its payloads are counted besides the totals.
+    counted: Option<AcceptedCells>,
 }
 
 /// The queue slots and bytes that these payloads need.
@@ -348,20 +345,24 @@ impl Intake {
         payloads: &[Span],
         version: Option<Box<str>>,
         ack: Ack,
+        counted: Option<AcceptedCells>,
     ) -> Result<Tried, Answer> {
         if payloads.is_empty() {
-            let nothing = Admitted { count: 0, bytes: 0, awaited: Awaited::Nothing };
+            let nothing = Admitted { count: 0, awaited: Awaited::Nothing };
             let closed = self.stop.closed.get();
             return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
         }
         let need = need(payloads, &body, version.as_deref());
         if ack == Ack::Spooled {
-            let admitted = self.enqueue_for_disk(need, body, payloads, version.as_deref())?;
+            let version = version.as_deref();
+            let admitted = self.enqueue_for_disk(need, body, payloads, version, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
         Ok(match self.admission.admit_now(need)? {
-            Some(permit) => Tried::Admitted(self.enqueue(permit, body, payloads, version, ack)),
-            None => Tried::NoRoom(NoRoom { need, body, version }),
+            Some(permit) => {
+                Tried::Admitted(self.enqueue(permit, body, payloads, version, ack, counted))
+            }
+            None => Tried::NoRoom(NoRoom { need, body, version, counted }),
         })
     }
 
@@ -378,6 +379,7 @@ impl Intake {
         spans: &[Span],
         version: Option<Box<str>>,
         ack: Ack,
+        counted: Option<AcceptedCells>,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
@@ -392,8 +394,11 @@ impl Intake {
         }));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(bytes);
+        if let Some(counted) = counted {
+            counted.add(spans.len() as u64, bytes);
+        }
         let awaited = request_outcome.map_or(Awaited::Nothing, Awaited::Store);
-        Admitted { count: spans.len(), bytes, awaited }
+        Admitted { count: spans.len(), awaited }
     }
 
     /// Hands the payloads to the spool, which queues them once they are on the disk.
@@ -403,19 +408,20 @@ impl Intake {
         body: ChargedBytes,
         spans: &[Span],
         version: Option<&str>,
+        counted: Option<AcceptedCells>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
-        let ticket = spool.submit(self.stamps.take(spans.len()), body, spans, version)?;
-        let (count, bytes) = (spans.len(), payload_bytes(spans));
-        Ok(Admitted { count, bytes, awaited: Awaited::Disk(ticket) })
+        let first = self.stamps.take(spans.len());
+        let ticket = spool.submit(first, body, spans, version, counted)?;
+        Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
     }
 }
 
 /// Waits up to `ACK_TIMEOUT` for what `ack` promises.
 async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
-    let Admitted { count, awaited, .. } = admitted;
+    let Admitted { count, awaited } = admitted;
     let limit = intake.config.ack_timeout;
     match awaited {
         Awaited::Nothing => Answer::Accepted { count, ack },

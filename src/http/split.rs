@@ -5,22 +5,44 @@
 //! take twice as long and twice the memory; the others wait in the order of their arrival, with
 //! their bodies only.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
+use std::future::poll_fn;
 use std::mem;
 use std::ops::Deref;
+use std::task::Poll;
 use std::time::Duration;
+
+use futures_lite::future;
 
 use super::parse::{
     Envelope, MARKS_BYTES_MAX, PAYLOADS_KEPT_MAX, Parse, ParseError, SEGMENT_BYTES, Scratch,
 };
+use crate::deadline::strictly_within;
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::job::Span;
 use crate::rt;
-use crate::sync::{Permit, Semaphore};
+use crate::sync::{Turn, Turns};
 
 /// After how much parsing a large body yields. The longest step takes 0.15 ms, so that no turn takes
 /// more than a millisecond, on a slow machine either.
 const TURN: Duration = Duration::from_micros(500);
+
+/// Longest wait for a turn. A turn takes some milliseconds per MiB, so whoever waits for longer has
+/// hundreds of large bodies before it, and holds memory that others could use.
+pub const LARGE_WAIT_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
+/// Why a large body is not worked on.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTurn {
+    #[error(
+        "large bodies are handled one after another, and those before this one took more than {} s; \
+         try again, or send collections of up to 64 KiB, which do not wait for large ones",
+        LARGE_WAIT_MAX.as_secs()
+    )]
+    Late,
+    #[error("the server is stopping; send this to another one")]
+    Closed,
+}
 
 /// Splits the bodies of one core.
 pub struct BodySplitter {
@@ -30,7 +52,7 @@ pub struct BodySplitter {
     /// For small bodies, and for the steps of large ones.
     scratch: RefCell<Scratch>,
     /// Whose turn it is among large bodies.
-    large: Semaphore,
+    large: Turns,
     /// Empty while a large body is being split and until its spans are dropped.
     large_spans: RefCell<Vec<Span>>,
 }
@@ -42,7 +64,7 @@ impl BodySplitter {
             payloads_max,
             cells,
             scratch: RefCell::default(),
-            large: Semaphore::new(1),
+            large: Turns::default(),
             large_spans: RefCell::default(),
         }
     }
@@ -53,10 +75,17 @@ impl BodySplitter {
         self.scratch.borrow_mut()
     }
 
-    /// Waits until no other large body is being worked on, in the order of the calls.
-    pub async fn large_turn(&self) -> LargeTurn<'_> {
+    /// Waits until no other large body is being worked on, in the order of the calls, up to
+    /// [`LARGE_WAIT_MAX`] and not after `closed` is set. The code that sets it must wake the waiting
+    /// task.
+    pub async fn large_turn(&self, closed: &Cell<bool>) -> Result<LargeTurn<'_>, NoTurn> {
         let _waiting = Waiting::new(&self.cells.large_body_waiters);
-        LargeTurn(self.large.acquire_permit(1).await.expect("never closed"))
+        let turn = async { Ok(LargeTurn(self.large.take().await)) };
+        let closed = poll_fn(|_| match closed.get() {
+            true => Poll::Ready(Err(NoTurn::Closed)),
+            false => Poll::Pending,
+        });
+        strictly_within(LARGE_WAIT_MAX, future::or(closed, turn), || Err(NoTurn::Late)).await
     }
 
     /// Splits a body of any length in slices. The turn ends when the spans are dropped.
@@ -89,9 +118,11 @@ impl BodySplitter {
 }
 
 /// Most memory of a [`BodySplitter`] for bodies of up to `length_max` bytes: what the steps need, and
-/// the spans of a small body and of a large one.
+/// the spans of a small body and of two large ones, 8 bytes each: one is being split while another,
+/// which has waited for room, has its spans found again and enters the queue.
 pub fn splitter_bytes(payloads_max: usize, length_max: usize) -> usize {
-    let spans = PAYLOADS_KEPT_MAX + most_spans(payloads_max, length_max);
+    let marked = payloads_max.min(length_max / 2);
+    let spans = PAYLOADS_KEPT_MAX + most_spans(payloads_max, length_max) + marked;
     MARKS_BYTES_MAX + spans * size_of::<Span>()
 }
 
@@ -117,7 +148,7 @@ impl Drop for Waiting {
 }
 
 /// The right to work on a large body; the next one waits until it is dropped.
-pub struct LargeTurn<'a>(#[expect(dead_code, reason = "dropped")] Permit<'a>);
+pub struct LargeTurn<'a>(#[expect(dead_code, reason = "dropped")] Turn<'a>);
 
 /// The spans of a large body. No other one is split until they are dropped.
 pub struct LargeSpans<'a> {
@@ -168,20 +199,19 @@ mod tests {
                 let splitter = splitter.clone();
                 async move {
                     let body = dense(2 << 20);
-                    let turn = splitter.large_turn().await;
+                    let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
                     let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
                     spans.len()
                 }
             });
             let mut split_meanwhile = 0;
-            while matches!(splitter.large.try_acquire(1), Ok(false)) {
+            while poll_once(splitter.large.take()).await.is_none() {
                 let small =
                     parse(br#"{"data":[1,2]}"#, &mut splitter.scratch()).unwrap().payloads.len();
                 assert_eq!(small, 2);
                 split_meanwhile += 1;
                 rt::yield_now().await;
             }
-            splitter.large.signal(1);
             assert_eq!(large.await, 2 << 20);
             // 128 steps of at least some ten microseconds, with a yield after 500.
             assert!(split_meanwhile >= 5, "{split_meanwhile}");
@@ -193,7 +223,7 @@ mod tests {
         rt::run_test(async {
             let (splitter, body) = (splitter(usize::MAX), dense(2 << 20));
             let split = async || {
-                let turn = splitter.large_turn().await;
+                let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
                 let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
                 spans.len()
             };
@@ -217,10 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_for_a_turn_ends() {
+        rt::run_test(async {
+            let (splitter, closed) = (splitter(1), Cell::new(false));
+            let held = splitter.large_turn(&closed).await.unwrap();
+            let mut until_closed = Box::pin(splitter.large_turn(&closed));
+            assert!(poll_once(&mut until_closed).await.is_none());
+            assert_eq!(splitter.large_turn(&closed).await.err(), Some(NoTurn::Late));
+            closed.set(true);
+            assert_eq!(poll_once(&mut until_closed).await.unwrap().err(), Some(NoTurn::Closed));
+            assert_eq!(splitter.cells.large_body_waiters.value(), 0);
+            // Those that gave up are not waited for.
+            drop(held);
+            assert!(splitter.large_turn(&Cell::new(false)).await.is_ok());
+        });
+    }
+
+    #[test]
     fn spans_are_bounded_by_the_queue_and_kept() {
         rt::run_test(async {
             let (splitter, body) = (splitter(1_000), dense(1 << 20));
-            let turn = splitter.large_turn().await;
+            let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
             let refused = splitter.split_large(&body, turn).await.err();
             assert_eq!(refused, Some(ParseError::TooManyPayloads { max: 1_000 }));
             let kept = splitter.large_spans.borrow().capacity();

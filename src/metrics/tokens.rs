@@ -136,11 +136,27 @@ impl CoreTokenCells {
         }
     }
 
-    /// Counts the payloads of an admitted request with this token.
-    pub fn count_accepted(self, id: TokenId, payloads: u64, bytes: u64) {
-        let cells = &self.0[usize::from(id.0)];
-        cells.payloads.add(payloads);
-        cells.bytes.add(bytes);
+    /// Where the payloads of requests with this token are counted.
+    pub fn accepted(self, id: TokenId) -> AcceptedCells {
+        AcceptedCells(&self.0[usize::from(id.0)])
+    }
+}
+
+/// One core's counters of the accepted payloads of one name.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptedCells(&'static TokenCells);
+
+impl AcceptedCells {
+    /// Counts the payloads of an admitted request; to be called where the totals are counted.
+    pub fn add(self, payloads: u64, bytes: u64) {
+        self.0.payloads.add(payloads);
+        self.0.bytes.add(bytes);
+    }
+
+    /// The payloads counted so far, and their bytes.
+    #[cfg(test)]
+    pub fn counted(self) -> (u64, u64) {
+        (self.0.payloads.value(), self.0.bytes.value())
     }
 }
 
@@ -302,8 +318,8 @@ mod tests {
             metrics.core(core).count_response(id, status);
         }
         metrics.core(0).count_response(TokenId::NONE, 401);
-        metrics.core(0).count_accepted(ids[0], 3, 70);
-        metrics.core(1).count_accepted(ids[0], 2, 7);
+        metrics.core(0).accepted(ids[0]).add(3, 70);
+        metrics.core(1).accepted(ids[0]).add(2, 7);
         metrics.tokens.set(4);
         let mut registry = prometheus_client::registry::Registry::with_prefix("millrace");
         registry.register_collector(Box::new(TokenCollector(metrics)));

@@ -9,6 +9,7 @@ use super::format::{self, HEAD_BYTES};
 use super::{GROUP_BYTES_MAX, SpoolError, Ticket};
 use crate::budget::{Budget, ChargedBytes};
 use crate::metrics::Cell64;
+use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Need;
 use crate::queue::job::Span;
 use crate::queue::job::Stamp;
@@ -31,6 +32,8 @@ pub(super) struct PendingRequest {
     pub(super) spans: Box<[Span]>,
     pub(super) payload_bytes: usize,
     pub(super) version: Option<Box<str>>,
+    /// Counts its payloads once they are accepted.
+    pub(super) counted: Option<AcceptedCells>,
     pub(super) ticket: Rc<Ticket>,
 }
 
@@ -57,6 +60,7 @@ impl PendingRequests {
         mut body: ChargedBytes,
         spans: &[Span],
         version: Option<&str>,
+        counted: Option<AcceptedCells>,
     ) -> Result<Rc<Ticket>, SpoolError> {
         let version_bytes = version.map_or(0, str::len);
         let need = Need::of(spans.len(), body.retained() + version_bytes);
@@ -73,6 +77,7 @@ impl PendingRequests {
             spans: spans.into(),
             payload_bytes,
             version: version.map(Box::from),
+            counted,
             ticket: ticket.clone(),
         });
         self.wake();

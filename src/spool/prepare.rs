@@ -18,8 +18,7 @@ use std::rc::Rc;
 
 use crate::rt;
 use crate::rt::sleep;
-use crate::rt::yield_now;
-use crate::sync::Semaphore;
+use crate::sync::Turns;
 use futures_lite::FutureExt;
 
 use super::Spool;
@@ -41,16 +40,16 @@ pub(super) struct Zeros {
     /// End of the part that was written to, by zeros or by groups.
     pub(super) prepared: Cell<u64>,
     /// Held while a step of zeros is written.
-    turn: Semaphore,
-    /// A step is being written. If it is set while `turn` is free, the step's task was dropped.
+    turns: Turns,
+    /// A step is being written. If it is set while no turn is taken, the step's task was dropped.
     pub(super) in_flight: Cell<bool>,
 }
 
 impl Zeros {
     /// State of a file whose first `prepared` bytes are written.
     pub(super) fn new(prepared: u64) -> Zeros {
-        let (turn, in_flight) = (Semaphore::new(1), Cell::new(false));
-        Zeros { prepared: Cell::new(prepared), turn, in_flight }
+        let (turns, in_flight) = (Turns::default(), Cell::new(false));
+        Zeros { prepared: Cell::new(prepared), turns, in_flight }
     }
 }
 
@@ -75,15 +74,8 @@ impl Segment {
     /// Nothing has changed. If the future is dropped early, nothing more may be written to the
     /// segment, see [`Segment::claim`].
     pub(super) async fn prepare_step(&self) -> io::Result<()> {
-        let prepared = self.prepare_next().await;
-        // Lets a writer that waits for this step go first. Without this the next step would win:
-        // glommio's semaphore serves the first to ask, not the longest waiting.
-        yield_now().await;
-        prepared
-    }
-
-    async fn prepare_next(&self) -> io::Result<()> {
-        let _turn = self.zeros.turn.acquire_permit(1).await.expect("never closed");
+        // A writer that waits for this step goes before the next one.
+        let _turn = self.zeros.turns.take().await;
         let from = self.zeros.prepared.get();
         let end = (from + STEP_BYTES).min(self.bytes());
         if self.zeros.in_flight.replace(true) {
@@ -121,7 +113,7 @@ impl Segment {
         if end <= self.zeros.prepared.get() {
             return Ok(());
         }
-        let _turn = self.zeros.turn.acquire_permit(1).await.expect("never closed");
+        let _turn = self.zeros.turns.take().await;
         if self.zeros.in_flight.get() {
             return Err(io::Error::other("the task that wrote these zeros was dropped"));
         }

@@ -21,6 +21,7 @@ use super::takeover::instances::{self, Home};
 use super::takeover::offers::OrphanedSpool;
 use super::*;
 use crate::budget::Budget;
+use crate::metrics::tokens::{TokenId, TokenMetrics};
 use crate::queue::fifo::Fifo;
 use crate::queue::outcome::Outcome;
 
@@ -118,7 +119,7 @@ impl Rig {
         let spans: Vec<Span> = payloads.iter().map(&mut span).collect();
         let seq = self.seq.replace(self.seq.get() + payloads.len() as u64);
         let first = Stamp { unix_nanos: 1_000_000 + seq, seq };
-        Ok((first, self.spool.submit(first, charged, &spans, version)?))
+        Ok((first, self.spool.submit(first, charged, &spans, version, None)?))
     }
 
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
@@ -460,6 +461,24 @@ fn with_a_full_queue_payloads_wait_on_disk_in_order() {
         assert_eq!((rig.cells.spool_payloads.value(), rig.cells.queue_bytes.value()), (0, 0));
         rig.send(&[b"7"]).await.unwrap();
         assert_eq!(rig.store(1).await[0].1, b"7", "and it is queued directly again");
+    });
+}
+
+#[test]
+fn payloads_are_counted_by_token_although_nobody_waits_for_them() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
+        let tokens = TokenMetrics::leaked(1).core(0).accepted(TokenId::UNNAMED);
+        let mut body = ChargedBytes::new(&rig.bodies, 3).unwrap();
+        body.extend(b"123").unwrap();
+        let spans = [Span { start: 0, end: 1 }, Span { start: 1, end: 3 }];
+        let first = Stamp { unix_nanos: 1, seq: 0 };
+        drop(rig.spool.submit(first, body, &spans, None, Some(tokens)).unwrap());
+        assert_eq!(tokens.counted(), (0, 0));
+        until("they are accepted", || rig.cells.payloads_accepted.value() == 2).await;
+        assert_eq!(tokens.counted(), (2, 3));
     });
 }
 

@@ -184,8 +184,16 @@ impl Spool {
     fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
         for request in group {
-            let PendingRequest { first, body, need, spans, payload_bytes, version, ticket } =
-                request;
+            let PendingRequest {
+                first,
+                body,
+                need,
+                spans,
+                payload_bytes,
+                version,
+                counted,
+                ticket,
+            } = request;
             let count = spans.len() as u32;
             // While the reader is behind, later payloads wait on disk too, which keeps the order.
             let permit = match self.overflow.is_behind() {
@@ -207,6 +215,9 @@ impl Spool {
             }
             self.setup.cells.payloads_accepted.add(count.into());
             self.setup.cells.bytes_accepted.add(payload_bytes as u64);
+            if let Some(counted) = counted {
+                counted.add(count.into(), payload_bytes as u64);
+            }
             ticket.set(Ok(()));
             ordinal += count;
         }

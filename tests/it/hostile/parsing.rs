@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, collection, contents, numbered, request, sorted};
+use crate::support::{Client, Metrics, Server, collection, contents, numbered, request, sorted};
 
 const MIB: usize = 1 << 20;
 
@@ -137,6 +137,54 @@ fn a_longest_body_of_64_mib_does_not_stop_others() {
         assert_eq!(attacker.reply().status, status, "{name}");
     }
     server.wait_idle();
+}
+
+/// What a request costs that is a few bytes long and a large body.
+fn small_bomb() -> Vec<u8> {
+    let bomb = zstd::bulk::compress(&body(MIB, "", " ", "x"), 19).unwrap();
+    request(&bomb, "content-encoding: zstd\r\n")
+}
+
+#[test]
+fn pipelined_bombs_do_not_overtake_a_large_body_that_waits() {
+    const BOMBS: u64 = 200;
+    let server = Server::start(&[("STORE", "null:"), ("MAX_LENGTH", "2MiB")]);
+    let large = request(&body(100 << 10, r#"{"data":[""#, "x", r#""]}"#), "");
+    let (last, most) = large.split_last().unwrap();
+    let (mut good, mut bomber) = (server.connect(), server.connect());
+    good.send(most);
+    bomber.send(small_bomb().repeat(BOMBS as usize));
+    let refused = |metrics: &Metrics| metrics.requests(400);
+    server.wait("the bombs are being refused", |metrics| refused(metrics) > 0);
+    good.send([*last]);
+    assert_eq!(good.reply().status, 200);
+    let before = refused(&server.metrics());
+    assert!(before < BOMBS, "it was served after all of them");
+    for _ in 0..BOMBS {
+        assert_eq!(bomber.reply().status, 400);
+    }
+    drop((good, bomber));
+    server.wait_idle();
+}
+
+#[test]
+fn a_body_that_is_too_large_once_decompressed_leaves_its_connection_open() {
+    let server = Server::start(&[("STORE", "null:"), ("MAX_LENGTH", "512KiB")]);
+    let mut client = server.connect();
+    for _ in 0..2 {
+        client.send(small_bomb());
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.header("connection")), (413, None), "{reply:?}");
+        assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
+    }
+    // One that announces too much is not read.
+    client
+        .send("POST /payloads HTTP/1.1\r\nhost: x\r\ncontent-length: 9223372036854775808\r\n\r\n");
+    let reply = client.reply();
+    assert_eq!((reply.status, reply.header("connection")), (413, Some("close")), "{reply:?}");
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.metrics().sum("millrace_connection_panics_total"), 0);
 }
 
 #[test]

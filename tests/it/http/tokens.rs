@@ -9,7 +9,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Client, Metrics, Reply, Server, run, wait_for};
+use crate::support::{Client, Metrics, Reply, Server, request, run, wait_for};
 
 #[test]
 fn only_known_tokens_are_admitted() {
@@ -314,5 +314,39 @@ fn a_public_listener_without_tokens_is_a_warning() {
         });
         assert_eq!(warned, is_warned, "{listen}: {text}");
         assert_eq!(text.contains("mend: set TOKENS_FILE"), is_warned, "{text}");
+    }
+}
+
+/// What counts payloads by token agrees with the total at any time, whatever becomes of the answer.
+#[test]
+fn payloads_are_counted_by_token_when_they_are_accepted() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("tokens"), "alpha;name=ours\n").unwrap();
+    let settings = [
+        ("TOKENS_FILE", "tokens"),
+        ("SPOOL_DIR", "spool"),
+        ("FAULTS", "hang=1"),
+        ("PUT_TIMEOUT", "10m"),
+        ("DRAIN_TIMEOUT", "1s"),
+    ];
+    let server = Server::start_in(dir, &settings);
+    let mut accepted = 0;
+    for ack in ["queued", "spooled", "stored"] {
+        let mut client = server.connect();
+        let headers = format!("x-api-key: alpha\r\nmillrace-ack: {ack}\r\n");
+        client.send(request(br#"{"data":[1,2]}"#, &headers));
+        accepted += 2;
+        if ack != "stored" {
+            assert_eq!(client.reply().status, 200);
+        } else {
+            // It waits for the store, and then it goes.
+            server.wait("the request waits", |m| m.sum("millrace_ack_waiters") == 1);
+        }
+        let metrics = server.metrics();
+        let of_token = metrics.sum("millrace_token_payloads_accepted_total");
+        let total = metrics.sum("millrace_payloads_accepted_total");
+        assert_eq!((of_token, total), (accepted, accepted), "{ack}");
+        let bytes = metrics.sum("millrace_token_bytes_accepted_total");
+        assert_eq!(bytes, metrics.sum("millrace_bytes_accepted_total"), "{ack}");
     }
 }
