@@ -160,7 +160,7 @@ impl Turns {
     /// Waits for a turn. The place in the line is that of the first poll; dropping the future gives
     /// it up.
     pub async fn take(&self) -> Turn<'_> {
-        let place = Place { turns: self, ticket: self.next_ticket.get() };
+        let place = LinePlace { turns: self, ticket: self.next_ticket.get() };
         self.next_ticket.set(place.ticket + 1);
         poll_fn(|cx| self.poll(place.ticket, cx)).await
     }
@@ -190,12 +190,12 @@ impl Turns {
 }
 
 /// A place in the line of [`Turns`].
-struct Place<'a> {
+struct LinePlace<'a> {
     turns: &'a Turns,
     ticket: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for LinePlace<'_> {
     fn drop(&mut self) {
         let mut waiting = self.turns.waiting.borrow_mut();
         let place = waiting.binary_search_by_key(&self.ticket, |(ticket, _)| *ticket);

@@ -5,7 +5,6 @@
 //! inflated.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use flate2::write::GzEncoder;
@@ -218,20 +217,18 @@ fn others_are_answered_while_a_large_body_is_decompressed() {
     let settings =
         [("MAX_LENGTH", "64MiB"), ("MAX_BODY_BYTES", "256MiB"), ("MAX_QUEUE_BYTES", "64MiB")];
     let server = Server::start(&settings);
-    let mut large = server.connect();
+    // Before the connections, which may not be silent for as long as this takes.
     let bomb = gzip(&vec![b' '; 65 * MIB]);
-    let mut other = server.connect();
-    let done = AtomicBool::new(false);
+    let (mut large, mut other) = (server.connect(), server.connect());
     let (during, longest, took) = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let started = Instant::now();
             let reply = post(&mut large, "gzip", &bomb);
-            done.store(true, Ordering::Relaxed);
             assert_eq!(reply.status, 413);
             started.elapsed()
         });
         let (mut during, mut longest) = (0, Duration::ZERO);
-        while !done.load(Ordering::Relaxed) {
+        while !waiting.is_finished() {
             let started = Instant::now();
             assert_eq!(other.post(r#"{"data":[]}"#).status, 200);
             longest = longest.max(started.elapsed());
@@ -262,8 +259,9 @@ fn compressed_bodies_wait_their_turn_and_leave_it() {
             continue;
         }
         let mut client = client;
-        let status = client.last_reply().status;
-        assert!([408, 413].contains(&status), "{status}");
+        // 503 if those before it took too long, as they may in this build.
+        let status = client.reply().status;
+        assert!([408, 413, 503].contains(&status), "{status}");
     }
     let mut client = server.connect();
     assert_eq!(post(&mut client, "gzip", &gzip(br#"{"data":[1]}"#)).status, 200);
