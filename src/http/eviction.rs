@@ -83,12 +83,12 @@ struct PeerConns {
 
 struct Filed {
     peer: Peer,
-    place: Place,
+    place: EvictionPlace,
 }
 
 /// Where a connection is filed.
 #[derive(Clone, Copy)]
-enum Place {
+enum EvictionPlace {
     NeverSent,
     /// It has not been idle since before this time.
     ByTime(Instant),
@@ -99,7 +99,7 @@ enum Place {
 impl EvictionOrder {
     /// Adds a connection that was just accepted.
     pub(super) fn add(&mut self, number: u64, peer: Peer) {
-        self.filed.insert(number, Filed { peer, place: Place::NeverSent });
+        self.filed.insert(number, Filed { peer, place: EvictionPlace::NeverSent });
         self.never_sent.insert(number);
         self.recount(peer, |count| count + 1);
     }
@@ -114,10 +114,10 @@ impl EvictionOrder {
     /// Takes a connection out of the order in which it is filed.
     fn take_out(&mut self, number: u64, filed: &Filed) {
         match filed.place {
-            Place::NeverSent => self.never_sent.remove(&number),
-            Place::Lingering(since) => self.lingering.remove(&(since, number)),
-            Place::Unread(since) => self.unread.remove(&(since, number)),
-            Place::ByTime(under) => {
+            EvictionPlace::NeverSent => self.never_sent.remove(&number),
+            EvictionPlace::Lingering(since) => self.lingering.remove(&(since, number)),
+            EvictionPlace::Unread(since) => self.unread.remove(&(since, number)),
+            EvictionPlace::ByTime(under) => {
                 if let Some(peer) = self.peers.get_mut(&filed.peer) {
                     peer.by_time.remove(&(under, number));
                 }
@@ -134,11 +134,11 @@ impl EvictionOrder {
         let place = match unread {
             false => {
                 self.lingering.insert((since, number));
-                Place::Lingering(since)
+                EvictionPlace::Lingering(since)
             }
             true => {
                 self.unread.insert((since, number));
-                Place::Unread(since)
+                EvictionPlace::Unread(since)
             }
         };
         self.filed.insert(number, Filed { place, ..filed });
@@ -151,7 +151,7 @@ impl EvictionOrder {
         self.take_out(number, &filed);
         self.by_time.insert((time, number));
         self.peers.entry(filed.peer).or_default().by_time.insert((time, number));
-        self.filed.insert(number, Filed { place: Place::ByTime(time), ..filed });
+        self.filed.insert(number, Filed { place: EvictionPlace::ByTime(time), ..filed });
     }
 
     /// The peer with most connections and how many these are.

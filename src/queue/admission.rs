@@ -24,7 +24,7 @@ use crate::deadline::strictly_within;
 use crate::metrics::CoreCells;
 use crate::queue::fifo::Fifo;
 use crate::queue::job::{JOB_COST_BYTES, Job};
-use crate::queue::pace::{Pace, Room, Verdict};
+use crate::queue::pace::{Pace, QueueRoom, Verdict};
 use crate::rt;
 
 /// The room that one request needs.
@@ -390,9 +390,9 @@ impl Admission {
         Refusal::Full { retry_after_s: pace.refuse(need, self.room(ahead), wait, now) }
     }
 
-    fn room(&self, waited_for: Need) -> Room {
+    fn room(&self, waited_for: Need) -> QueueRoom {
         let bytes = self.bytes_max - self.bytes_used.get();
-        Room { free: Need { slots: self.queue.free(), bytes }, waited_for }
+        QueueRoom { free: Need { slots: self.queue.free(), bytes }, waited_for }
     }
 }
 

@@ -54,7 +54,7 @@ const RECENT: Duration = Duration::from_secs(1);
 
 /// The room of one core's queue.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub struct QueueRoom {
     pub free: Need,
     /// What requests ahead of the one in question wait for.
     pub waited_for: Need,
@@ -208,7 +208,7 @@ impl Pace {
 
     /// Whether a request that finds no room waits up to `wait` for it, or is refused at once
     /// because it would wait in vain.
-    pub fn judge(&mut self, need: Need, room: Room, wait: Duration, now: Instant) -> Verdict {
+    pub fn judge(&mut self, need: Need, room: QueueRoom, wait: Duration, now: Instant) -> Verdict {
         let in_vain = |lack: Lack<'_>| match lack.seconds(lack.missing) {
             Some(seconds) if seconds.is_finite() => seconds > wait.as_secs_f64(),
             _ => lack.meter.still_for(now).min(lack.meter.pressed_for(now)) >= wait,
@@ -220,7 +220,7 @@ impl Pace {
     }
 
     /// `retry-after` of a request that is refused. When it returns it will again wait up to `wait`.
-    pub fn refuse(&mut self, need: Need, room: Room, wait: Duration, now: Instant) -> u64 {
+    pub fn refuse(&mut self, need: Need, room: QueueRoom, wait: Duration, now: Instant) -> u64 {
         let (mut room_s, mut own_s, mut trust) = (0.0_f64, 0.0_f64, Duration::ZERO);
         for lack in self.lacks(need, room).into_iter().flatten() {
             room_s = room_s.max(lack.seconds(lack.missing).unwrap_or(0.0));
@@ -245,8 +245,8 @@ impl Pace {
     }
 
     /// The resources that a request lacks.
-    fn lacks(&self, need: Need, room: Room) -> [Option<Lack<'_>>; 2] {
-        let Room { free, waited_for } = room;
+    fn lacks(&self, need: Need, room: QueueRoom) -> [Option<Lack<'_>>; 2] {
+        let QueueRoom { free, waited_for } = room;
         let lack = |meter, need: usize, free: usize, waited_for: usize| {
             let missing = (waited_for + need).saturating_sub(free);
             (missing > 0).then_some(Lack { meter, missing, need })

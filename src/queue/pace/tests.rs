@@ -143,7 +143,7 @@ impl Simulation {
             return self.admit(client);
         }
         let now = self.epoch + self.now;
-        let room = Room { free: self.free(), waited_for: self.need(self.waitlist.len()) };
+        let room = QueueRoom { free: self.free(), waited_for: self.need(self.waitlist.len()) };
         self.pace.sample(now, self.used);
         match self.pace.judge(self.need(1), room, self.case.wait, now) {
             Verdict::Wait => {
@@ -174,7 +174,7 @@ impl Simulation {
                 self.admit(client);
             } else if first.until <= self.now {
                 self.waitlist.pop_front();
-                let room = Room { free: self.free(), waited_for: Need::default() };
+                let room = QueueRoom { free: self.free(), waited_for: Need::default() };
                 self.pace.sample(now, self.used);
                 let seconds = self.pace.refuse(self.need(1), room, self.case.wait, now);
                 self.refuse(client, seconds);
@@ -329,7 +329,7 @@ fn clients_that_never_return_do_not_keep_others_away() {
     simulation.run(5);
     for _ in 0..2_000 {
         let now = simulation.epoch + simulation.now;
-        let room = Room { free: simulation.free(), waited_for: simulation.need(20) };
+        let room = QueueRoom { free: simulation.free(), waited_for: simulation.need(20) };
         simulation.pace.refuse(simulation.need(1), room, simulation.case.wait, now);
     }
     let notes = simulation.run(60);
@@ -375,7 +375,7 @@ fn waits_are_judged_by_the_measured_rate_and_returns_are_spread() {
     let max = Need { slots: 1_000, bytes: 1 << 20 };
     let mut pace = Pace::new(max, start, rt::Rng::with_seed(1));
     let one = Need { slots: 100, bytes: 1_000 };
-    let full = |waited_for: usize| Room {
+    let full = |waited_for: usize| QueueRoom {
         free: Need { slots: 0, bytes: 1 << 20 },
         waited_for: Need { slots: waited_for, bytes: 0 },
     };
