@@ -9,7 +9,8 @@
 //! 4. of all connections, the one that has been idle for longest;
 //! 5. one that lingers and whose client has not acknowledged the answer.
 //!
-//! 3 and 4 must have been idle for [`IDLE_LEAST`]. A connection in the middle of a request is never
+//! 3 and 4 must have been idle for [`IDLE_LEAST`]. A head that is incomplete counts as idle time
+//! from its first byte on. From the end of its head to the end of the answer a connection is never
 //! chosen; its own deadlines bound it.
 //!
 //! A request costs nothing here. A connection is filed under a time that its idleness cannot

@@ -286,11 +286,17 @@ impl ConnState {
         self.body.end.set(None);
     }
 
-    /// Since when the connection has been idle; `None` in the middle of a request. One whose client
-    /// does not read its answers gets [`LINGER_TIME_MAX`] for that, like a connection that closes.
+    /// Since when the connection has been idle, or its head is incomplete; `None` from the end of a
+    /// head to the end of its answer. One whose client does not read its answers gets
+    /// [`LINGER_TIME_MAX`] for that, like a connection that closes.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let reading = if self.unsent.get() { LINGER_TIME_MAX } else { Duration::ZERO };
-        (self.phase.get() == ConnPhase::Idle).then(|| self.since.get() + reading)
+        self.is_between_requests().then(|| self.since.get() + reading)
+    }
+
+    /// No request has been received that is to be answered.
+    fn is_between_requests(&self) -> bool {
+        matches!(self.phase.get(), ConnPhase::Idle | ConnPhase::Head)
     }
 
     /// Asks the connection to give way to another one.
@@ -314,14 +320,16 @@ impl ConnState {
         }
         let is_free = match reason {
             EvictionReason::Lingering => false,
-            EvictionReason::NeverSent => !self.standing.has_sent.get(),
+            EvictionReason::NeverSent => {
+                !self.standing.has_sent.get() && self.phase.get() == ConnPhase::Idle
+            }
             EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
                 // It may have served a request since it was chosen.
                 let idle = self.idle_since().map_or(Duration::ZERO, rt::since);
                 idle >= LINGER_TIME_MAX || idle >= IDLE_LEAST && stream.is_acknowledged()
             }
         };
-        let closes = is_free && self.phase.get() == ConnPhase::Idle && stream.arrived() == 0;
+        let closes = is_free && self.is_between_requests() && stream.arrived() == 0;
         Some((reason, closes))
     }
 
