@@ -1,9 +1,9 @@
 //! Splits the bodies of one core into payloads without holding the core.
 //!
-//! A body of up to [`SMALL_BODY_BYTES`] is parsed in one turn, at once. A longer one is parsed in
-//! slices between which other tasks run. Only one of those is in progress, because two would only
-//! take twice as long and twice the memory; the others wait in the order of their arrival, with
-//! their bodies only.
+//! A body of up to [`SMALL_BODY_BYTES`](super::parse::SMALL_BODY_BYTES) is parsed in one turn, at
+//! once. A longer one is parsed in slices between which other tasks run. Only one of those is in
+//! progress, because two would only take twice as long and twice the memory; the others wait in the
+//! order of their arrival, with their bodies only.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
@@ -69,8 +69,8 @@ impl BodySplitter {
         }
     }
 
-    /// The scratch for a body of up to [`SMALL_BODY_BYTES`]. The borrow must end before the next
-    /// await.
+    /// The scratch for a body of up to [`super::parse::SMALL_BODY_BYTES`]. The borrow must end
+    /// before the next await.
     pub fn scratch(&self) -> RefMut<'_, Scratch> {
         self.scratch.borrow_mut()
     }
