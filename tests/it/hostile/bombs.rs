@@ -8,11 +8,8 @@
 use std::io::Write as _;
 use std::sync::LazyLock;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
-
 use super::support::{Attack, Raid, beside, nothing_left};
-use crate::support::{PATIENCE, Reply, Server, request};
+use crate::support::{PATIENCE, Reply, Server, gzip, request};
 
 const MIB: usize = 1 << 20;
 
@@ -22,12 +19,6 @@ const MAX_LENGTH: usize = MIB / 4;
 /// Resident memory may grow by the body budget, as much again for the decoders' windows and the
 /// parser's scratch, and what the allocator keeps.
 const MEMORY_BOUND: u64 = 40 << 20;
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 19).unwrap()

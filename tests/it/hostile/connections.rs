@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
+use super::support::Ended;
 use crate::support::{Client, PATIENCE, Server, chunked_request, request, wait_for};
 
 /// A connection that has sent a request is safe for this long, and a bit.
@@ -99,15 +100,6 @@ fn who_has_sent_half_a_head_gives_way() {
     assert!(evicted >= 30, "{evicted}");
     drop(hoarders);
     server.wait_idle();
-}
-
-/// Ends the hoarders of a test, also when it fails.
-struct Ended<'a>(&'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 #[test]

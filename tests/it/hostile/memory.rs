@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::support::Ended;
 use crate::support::{Client, Metrics, Server, request, wait_for};
 
 const LENGTH: usize = 256 << 10;
@@ -160,15 +161,6 @@ fn whatever_shape_bodies_stall_in_others_are_served() {
         drop(attackers);
         server.wait_idle();
         assert_eq!(server.wait_ready(200), "ready\n", "{name}: no longer at the limit");
-    }
-}
-
-/// Ends the attackers of a test, also when it fails.
-struct Ended<'a>(&'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
     }
 }
 

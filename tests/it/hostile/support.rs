@@ -236,3 +236,12 @@ pub fn nothing_left(server: &Server, outcomes: &[Outcome]) {
     assert_eq!(accepted, good * GOOD_PAYLOADS + attacks);
     assert_eq!(metrics.sum("millrace_payloads_stored_total"), accepted);
 }
+
+/// Tells the attackers of a test to end when it does, also when it fails.
+pub struct Ended<'a>(pub &'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -7,18 +7,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 
-use crate::support::{Client, Reply, Server, chunked_request, request};
+use crate::support::{Client, Reply, Server, chunked_request, gzip, request};
 
 const MIB: usize = 1 << 20;
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
 
 /// One frame with its size in the head, and a checksum at the end.
 fn zstd_sized(bytes: &[u8]) -> Vec<u8> {

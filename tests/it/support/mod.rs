@@ -542,6 +542,13 @@ fn exchange_data(dir: &Path) {
     renameat_with(CWD, data, CWD, away, RenameFlags::EXCHANGE).unwrap();
 }
 
+/// `bytes` as one gzip member, as small as it gets.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// Waits until `done` says so.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
