@@ -48,6 +48,7 @@ pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
 /// What `claim` returns, after a few tries: it can say `AddrInUse` although nobody gets the address.
 /// A socket counts as listening a moment before the kernel has checked that it may, so two that begin
 /// at once can refuse each other. Random pauses keep them from meeting again.
+#[expect(clippy::disallowed_methods, reason = "sleeps before the cores start")]
 fn in_a_few_tries<T>(mut claim: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..CLAIM_TRIES {
         match claim() {
