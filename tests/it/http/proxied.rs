@@ -201,7 +201,7 @@ fn only_the_networks_of_the_listener_may_connect() {
     for last in 2..5 {
         let source = IpAddr::from([127, 0, 0, last]);
         let mut client = Client::connect_from(source, proxied);
-        client.try_send(&[line(), request(br#"{"data":["no"]}"#, "")].concat());
+        client.try_send([line(), request(br#"{"data":["no"]}"#, "")].concat());
         assert!(is_closed(&mut client), "{source}");
         // The listener without `proxy=` is for everybody.
         let mut client = Client::connect_from(source, server.ingest);
@@ -214,7 +214,7 @@ fn only_the_networks_of_the_listener_may_connect() {
     assert_eq!(server.count_logged("in none of the proxy= networks"), 1);
     // The network of the listener is that of the proxy, not of its client.
     let mut client = Client::connect(proxied);
-    client.send(&line());
+    client.send(line());
     assert_eq!(client.post(r#"{"data":[1]}"#).status, 200);
     drop(client);
     server.wait_idle();
@@ -262,7 +262,7 @@ fn a_header_has_header_timeout() {
     }
     let (mut client, started) = (Client::connect(proxied), Instant::now());
     for byte in b"PROXY UNKNOWN and so on and so forth until the end of the time" {
-        client.try_send(&[*byte]);
+        client.try_send([*byte]);
         std::thread::sleep(Duration::from_millis(50));
         if started.elapsed() > Duration::from_secs(2) {
             break;
