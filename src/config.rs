@@ -16,6 +16,8 @@ use crate::net::BLOCK;
 mod faults;
 mod file_mode;
 mod layers;
+mod listen;
+mod networks;
 mod objects;
 mod s3;
 mod settings;
@@ -24,6 +26,8 @@ mod value;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
+pub use listen::ListenAddress;
+pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
 pub use value::core_list;
@@ -31,7 +35,10 @@ pub use value::core_list;
 /// Everything the operator chose; sizes are bytes.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen: SocketAddr,
+    /// Never empty.
+    pub listen: Vec<ListenAddress>,
+    /// Proxies whose requests name their clients. `None`: no request does.
+    pub trust: Option<Networks>,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
     /// How long the start retries while an address is in use; zero: not at all.
@@ -409,12 +416,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
-    use value::{address, address_or_off, count, memory, optional, path, size, time};
+    use value::{address_or_off, count, memory, optional, path, size, time};
     let batch = objects::read_batch(r);
     let content_type =
         batch.as_ref().map_or(objects::OCTET_STREAM, |batch| batch.form.content_type());
     Config {
-        listen: r.take("LISTEN", address),
+        listen: r.take("LISTEN", listen::list),
+        trust: r.take("TRUST", optional(Networks::list)),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
@@ -502,7 +510,8 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
         "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);
-    let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));
+    let taken = |admin| c.listen.iter().any(|listen| overlap(admin, listen.address));
+    let apart = !c.admin_listen.is_some_and(taken);
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
         format!("is already used by {listen}: give another port, or off")
     });

@@ -83,8 +83,10 @@ const fn row(
 /// Every setting, in the order `--help` and `docs/configuration.md` show them.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
-    row(LISTENING, "LISTEN", "ADDR", "0.0.0.0:8080",
-        "Address for ingest requests, IP:PORT. Each core has its own SO_REUSEPORT listener on it."),
+    row(LISTENING, "LISTEN", "LIST", "0.0.0.0:8080",
+        "Addresses for ingest requests, IP:PORT with commas between; each core listens on each. `[::]` takes IPv4 too unless an IPv4 address with its port is listed. `?proxy=CIDR` behind one: only proxies in that network, and each connection has a PROXY header."),
+    row(LISTENING, "TRUST", "LIST", "",
+        "Networks of proxies, such as `10.0.0.0/8,fd00::/8`, whose `forwarded` or `x-forwarded-for` header names the client of a request. Not set: these headers are ignored."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
         "Address for metrics and health checks, IP:PORT, or `off`. It has no authentication."),
     row(LISTENING, "BIND_WAIT", "TIME", "5s",

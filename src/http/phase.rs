@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::eviction::{Activity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
+use super::peer::{ClientOrigin, Peer};
 use super::peers::Tally;
 use crate::budget::ChargedBytes;
 use crate::config::Config;
@@ -39,8 +40,7 @@ pub(super) enum ConnPhase {
 /// The state of one open connection. The core's list also holds it, to wake the connection when a
 /// stop proceeds.
 pub(super) struct ConnState {
-    /// The peer's address, an IPv4 one in its own form.
-    pub(super) peer: IpAddr,
+    pub(super) origin: ClientOrigin,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
@@ -150,7 +150,7 @@ impl ConnState {
     /// The state of a connection that was just accepted.
     pub(super) fn new(stream: &Rc<Stream>) -> Rc<ConnState> {
         Rc::new(ConnState {
-            peer: stream.peer_ip(),
+            origin: ClientOrigin::new(stream.peer_ip()),
             body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
             standing: Standing::default(),
             arrived: HeadTracker::default(),
@@ -163,6 +163,23 @@ impl ConnState {
             unsent: Cell::new(false),
             waker: RefCell::new(None),
         })
+    }
+
+    /// The exact address of the current request's client, between requests that of the
+    /// connection's. `None` if it is not known: the connection was reset at once.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        Some(self.origin.client()).filter(|address| !address.is_unspecified())
+    }
+
+    /// What counts as the current request's client, between requests as the connection's.
+    pub(super) fn peer(&self) -> Peer {
+        Peer::of(self.origin.client())
+    }
+
+    /// What counts as the client that the connection comes from, whose requests it may carry or, as
+    /// a trusted proxy, those of others.
+    pub(super) fn connection_peer(&self) -> Peer {
+        Peer::of(self.origin.connection())
     }
 
     /// Makes the connection check the core's stop state again.

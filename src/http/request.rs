@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
@@ -64,6 +65,7 @@ pub(super) async fn handle(
     let content_length = state.arrived.has_content_length();
     let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
+    let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
@@ -86,9 +88,27 @@ pub(super) async fn handle(
     }
     let now = rt::now();
     state.tally.request(now, status, payloads, token.get());
+    if is_forwarded {
+        server.conns.forwarded_request_ended(&state);
+    }
     server.cells.request_latency.observe(now - started);
     state.request_ended(length, now);
     Ok(response)
+}
+
+/// If a trusted proxy has sent the request, finds out for whom, and says so.
+fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool {
+    let Some(trusted) = &server.config.trust else { return false };
+    let peer = state.origin.connection();
+    if !trusted.contains(peer) {
+        return false;
+    }
+    let ForwardedClient { address, flaw } = forwarded::client(headers, peer, trusted);
+    if let Some(flaw) = flaw {
+        server.cells.forwarded_flaws[flaw as usize].inc();
+    }
+    state.origin.request_begins(address);
+    true
 }
 
 /// What a request's head asks for.

@@ -24,8 +24,12 @@ mod http {
     mod contract;
     mod deadlines;
     mod early_answers;
+    mod forwarded;
     mod framing;
     mod limits;
+    mod listeners;
+    mod proxied;
+    mod proxies;
     mod strict;
     mod tokens;
 }
