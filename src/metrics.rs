@@ -210,11 +210,14 @@ pub enum EvictionReason {
     LongestIdle,
     /// It had been answered for the last time and only waited for its client to close.
     Lingering,
+    /// The head of its first request was incomplete.
+    FirstHead,
 }
 
 impl EvictionReason {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: [&str; 4] = ["never_sent", "busiest_peer", "longest_idle", "lingering"];
+    pub const NAMES: [&str; 5] =
+        ["never_sent", "busiest_peer", "longest_idle", "lingering", "first_head"];
 }
 
 /// Why a connection to a listener with `proxy=` was closed before its first request.

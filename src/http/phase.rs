@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use super::eviction::{IDLE_LEAST, LINGER_LEAST};
+use super::eviction::{Activity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
 use super::peers::Tally;
@@ -65,6 +65,8 @@ pub(super) struct ConnState {
 pub(super) struct Standing {
     /// It has begun a request.
     pub(super) has_sent: Cell<bool>,
+    /// The head of its first request was complete.
+    has_asked: Cell<bool>,
     /// It has got its last answer and lingers since this time.
     pub(super) lingers: Cell<Option<Instant>>,
     /// When it was asked to give way while it lingered, its client had not acknowledged the answer.
@@ -252,6 +254,7 @@ impl ConnState {
     /// The head is complete; the body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
         self.enter(ConnPhase::Body, now);
+        self.standing.has_asked.set(true);
         self.body.received.set(0);
         self.body.window.set(None);
         self.body.window_received.set(0);
@@ -311,6 +314,12 @@ impl ConnState {
         self.is_between_requests().then(|| self.since.get() + reading)
     }
 
+    /// What the eviction order wants to know.
+    pub(super) fn activity(&self) -> Activity {
+        let in_first_head = self.is_between_requests() && !self.standing.has_asked.get();
+        Activity { idle_since: self.idle_since(), in_first_head }
+    }
+
     /// No request has been received that is to be answered.
     fn is_between_requests(&self) -> bool {
         matches!(self.phase.get(), ConnPhase::Idle | ConnPhase::Head)
@@ -339,6 +348,9 @@ impl ConnState {
             EvictionReason::Lingering => false,
             EvictionReason::NeverSent => {
                 !self.standing.has_sent.get() && self.phase.get() == ConnPhase::Idle
+            }
+            EvictionReason::FirstHead => {
+                self.activity().in_first_head && rt::since(self.since.get()) >= FIRST_HEAD_LEAST
             }
             EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
                 // It may have served a request since it was chosen.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::body::BodyReader;
-use super::eviction::{Choice, EvictionOrder};
+use super::eviction::{Activity, Choice, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
@@ -101,7 +101,8 @@ impl Drop for ConnSlot {
 /// How long the acceptor waits for a connection that it has asked to close. Its task runs next, so
 /// this is for a core that is very busy.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
-/// How often the acceptor looks whether a connection has been idle for long enough by now.
+/// How often the acceptor looks whether a connection has been idle for long enough by now; if one is
+/// in its first head, [`FIRST_HEAD_LEAST`].
 const IDLE_RECHECK: Duration = Duration::from_millis(50);
 
 impl Server {
@@ -122,7 +123,8 @@ impl Server {
                     }
                     Choice::Nobody => {
                         self.cells.connections_waiting.set(1);
-                        IDLE_RECHECK
+                        let first_heads = conns.order.borrow().has_first_heads();
+                        if first_heads { FIRST_HEAD_LEAST } else { IDLE_RECHECK }
                     }
                 };
                 conns.changed.wait().or(rt::sleep(wait)).await;
@@ -204,7 +206,7 @@ impl RegisteredConn<'_> {
     /// its slot.
     pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
-            self.conns.order.borrow_mut().file(self.number, state.since.get());
+            self.conns.order.borrow_mut().file(self.number, state.since.get(), true);
         }
         let Some((reason, closes)) = state.gives_way(stream) else { return false };
         if closes {
@@ -214,7 +216,7 @@ impl RegisteredConn<'_> {
         self.has_sent.set(true);
         let mut order = self.conns.order.borrow_mut();
         match state.standing.lingers.get() {
-            None => order.file(self.number, rt::now()),
+            None => order.file(self.number, rt::now(), state.activity().in_first_head),
             Some(since) => order.linger(self.number, since, state.standing.unread.get()),
         }
         self.conns.changed.raise();
@@ -248,8 +250,9 @@ impl Conns {
     /// Asks the connection that is first in the order to close.
     fn ask_one(&self, now: Instant) -> Choice {
         let open = self.open.borrow();
-        let idle_since = |number| open.get(&number).and_then(|state| state.idle_since());
-        let choice = self.order.borrow_mut().choose(now, idle_since);
+        let activity =
+            |number| open.get(&number).map_or_else(Activity::default, |state| state.activity());
+        let choice = self.order.borrow_mut().choose(now, activity);
         if let Choice::Evict(number, reason) = choice
             && let Some(state) = open.get(&number)
         {
