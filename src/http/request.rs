@@ -67,6 +67,7 @@ pub(super) async fn handle(
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
+    let visibility = server.tokenless.cors.as_ref().map(|cors| cors.visibility(&head.headers));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -75,18 +76,24 @@ pub(super) async fn handle(
     let close = body_left || server.stop.draining.get();
     let payloads = answer.payloads_admitted();
     let unavailable = answer.unavailable();
-    let response = answer.render(close, reply_headers);
+    let is_tokenless = answer.count_tokenless(server.cells);
+    let mut response = answer.render(close, reply_headers);
     let status = response.status().as_u16();
-    match unavailable {
-        Some(reason) => server.cells.count_unavailable(reason),
-        None => server.cells.count_response(status),
-    }
-    if let Some(tokens) = &server.tokens {
-        tokens.cells().count_response(token.get(), status);
+    if let Some(visibility) = visibility {
+        visibility.add_to(response.status(), response.headers_mut());
     }
     let now = rt::now();
     state.tally.request(now, status, payloads, token.get());
-    server.cells.request_latency.observe(now - started);
+    if !is_tokenless {
+        match unavailable {
+            Some(reason) => server.cells.count_unavailable(reason),
+            None => server.cells.count_response(status),
+        }
+        if let Some(tokens) = &server.tokens {
+            tokens.cells().count_response(token.get(), status);
+        }
+        server.cells.request_latency.observe(now - started);
+    }
     state.request_ended(length, now);
     Ok(response)
 }
@@ -99,14 +106,15 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header, and sets `token` if it is accepted.
+    /// Also judges the token of a header or the query, and sets `token` if it is accepted.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
     fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
-        let intake = route(server, &head.method, &head.uri)?;
+        let intake = route(server, &head.method, &head.uri)
+            .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
         if let Some(tokens) = &server.tokens {
-            token.set(tokens.judge_head(&head.headers)?);
+            token.set(tokens.judge_head(&head.headers, &head.uri)?);
         }
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
