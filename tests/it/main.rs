@@ -20,12 +20,16 @@ mod tuning;
 mod http {
     mod ack;
     mod backpressure;
+    mod browsers;
     mod compression;
     mod contract;
+    mod cors;
     mod deadlines;
     mod early_answers;
     mod framing;
+    mod health;
     mod limits;
+    mod query_tokens;
     mod strict;
     mod tokens;
 }
