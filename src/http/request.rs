@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use super::ack;
 use super::body::{self, BodyError};
 use super::head::{self, BodyFraming};
-use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
+use super::parse::{self, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
@@ -282,8 +282,11 @@ async fn admit_large(
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let (waiting, count) = {
-        let (Envelope { version, token: given }, spans) =
-            server.splitter.split_large(body.as_slice(), turn).await?;
+        let (Envelope { version, token: given }, spans) = server
+            .splitter
+            .split_large(body.as_slice(), turn)
+            .await
+            .map_err(|error| no_collection(body.as_slice(), error))?;
         let counted = judge_envelope(server, given.as_deref(), token)?;
         drop(given);
         let version = intake.version_for_keys(version);
@@ -305,7 +308,20 @@ pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    Ok(parse::parse(body, scratch)?)
+    parse::parse(body, scratch).map_err(|error| no_collection(body, error))
+}
+
+/// Why a body is no collection. What a browser makes of a `FormData` begins with two dashes
+/// (multipart, RFC 2046, section 5.1.1), as no JSON does.
+#[cold]
+fn no_collection(body: &[u8], error: ParseError) -> Answer {
+    match body.starts_with(b"--") {
+        true => Answer::BadRequest(
+            "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
+                .into(),
+        ),
+        false => error.into(),
+    }
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
