@@ -64,7 +64,7 @@ impl Core {
                     .readiness
                     .clone()
                     .map(|readiness| HealthPages { readiness, stop: stop.clone() }),
-                cors: config.cors_origins.clone().map(Cors::new),
+                cors: Cors::of(config),
             },
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),

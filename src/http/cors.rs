@@ -25,7 +25,7 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, StatusCode};
 
-use crate::config::CorsOrigins;
+use crate::config::{Config, CorsOrigins};
 
 /// How long a browser may keep the answer to a preflight, in seconds: as long as Chromium does at
 /// most. Firefox would keep it for a day.
@@ -34,11 +34,9 @@ const MAX_AGE_S: HeaderValue = HeaderValue::from_static("7200");
 /// The methods that this server's paths have, beside `GET` and `HEAD`, which need no permission.
 const METHODS: HeaderValue = HeaderValue::from_static("POST");
 
-/// The request headers that this server reads and that a script can set. Not what a request asks
-/// for: a header that means nothing here is a mistake that the page's author should see.
-const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
-    "authorization, content-encoding, content-type, millrace-ack, x-api-key",
-);
+/// The request headers that this server reads and that a script can set.
+const REQUEST_HEADERS: [&str; 5] =
+    ["authorization", "content-encoding", "content-type", "millrace-ack", "x-api-key"];
 
 /// The headers of answers, beyond those that every script may read.
 const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
@@ -46,7 +44,12 @@ const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static(
 );
 
 /// `CORS_ORIGINS`, as one core's requests see it.
-pub struct Cors(CorsOrigins);
+pub struct Cors {
+    origins: CorsOrigins,
+    /// What a request may have. Not what a preflight asks for: a header that means nothing here is a
+    /// mistake that the page's author should see.
+    request_headers: HeaderValue,
+}
 
 /// What the answer to a request says to browsers.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,13 +64,17 @@ pub(super) enum Visibility {
 }
 
 impl Cors {
-    pub fn new(origins: CorsOrigins) -> Cors {
-        Cors(origins)
+    /// `None` if browsers are told nothing.
+    pub fn of(config: &Config) -> Option<Cors> {
+        let origins = config.cors_origins.clone()?;
+        let request_headers = REQUEST_HEADERS.join(", ");
+        let request_headers = request_headers.try_into().expect("names of headers");
+        Some(Cors { origins, request_headers })
     }
 
     /// Judges the origin of a request.
     pub(super) fn visibility(&self, headers: &HeaderMap) -> Visibility {
-        let CorsOrigins::List(list) = &self.0 else { return Visibility::Everyone };
+        let CorsOrigins::List(list) = &self.origins else { return Visibility::Everyone };
         let mut origins = headers.get_all(ORIGIN).iter();
         // A browser sends one.
         let (Some(origin), None) = (origins.next(), origins.next()) else {
@@ -92,6 +99,35 @@ impl Cors {
             Visibility::Nobody => Preflight::Refused,
         })
     }
+
+    /// Adds to an answer with this status what browsers are to know.
+    pub(super) fn add_to(
+        &self,
+        headers: &mut HeaderMap,
+        status: StatusCode,
+        visibility: Visibility,
+    ) {
+        if visibility != Visibility::Everyone {
+            headers.insert(VARY, HeaderValue::from_static("origin"));
+        }
+        let origin = match visibility {
+            Visibility::Nobody => return,
+            Visibility::Everyone => HeaderValue::from_static("*"),
+            Visibility::Origin(origin) => {
+                headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+                *origin
+            }
+        };
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        // Only a preflight is answered so, and no script reads that answer.
+        if status == StatusCode::NO_CONTENT {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, self.request_headers.clone());
+            headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE_S);
+        } else {
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
+        }
+    }
 }
 
 /// The answer to a preflight.
@@ -102,49 +138,16 @@ pub enum Preflight {
     Refused,
 }
 
-impl Preflight {
-    /// Adds what a browser must know before it sends its request.
-    pub(super) fn grant(headers: &mut HeaderMap) {
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
-        headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE_S);
-    }
-}
-
-impl Visibility {
-    /// Adds to an answer with this status who may read it.
-    pub(super) fn add_to(self, status: StatusCode, headers: &mut HeaderMap) {
-        let origin = match self {
-            Visibility::Everyone => HeaderValue::from_static("*"),
-            Visibility::Origin(origin) => {
-                headers.insert(VARY, HeaderValue::from_static("origin"));
-                headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-                *origin
-            }
-            Visibility::Nobody => {
-                headers.insert(VARY, HeaderValue::from_static("origin"));
-                return;
-            }
-        };
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        // Only preflights are answered with it, and no script reads those answers.
-        if status != StatusCode::NO_CONTENT {
-            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use http::Request;
 
     const LISTED: &str = "https://example.com, https://*.example.org";
 
     fn cors(origins: &str) -> Cors {
         let config = Config::from_settings(&[("CORS_ORIGINS", origins)]).unwrap();
-        Cors::new(config.cors_origins.unwrap())
+        Cors::of(&config).unwrap()
     }
 
     fn head(method: &str, fields: &[(&str, &[u8])]) -> Parts {
@@ -229,7 +232,7 @@ mod tests {
     fn who_may_read_is_said_in_full() {
         let said = |visibility: Visibility, status| {
             let mut headers = HeaderMap::new();
-            visibility.add_to(status, &mut headers);
+            cors(LISTED).add_to(&mut headers, status, visibility);
             let mut said: Vec<_> = headers
                 .iter()
                 .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -251,8 +254,16 @@ mod tests {
             assert_eq!(said(Visibility::Nobody, status), ["vary: origin"]);
         }
         let asked = StatusCode::NO_CONTENT;
-        assert_eq!(said(Visibility::Everyone, asked), ["access-control-allow-origin: *"]);
-        assert_eq!(said(origin(), asked), [own[0], own[1], "vary: origin"]);
+        let granted = [
+            "access-control-allow-headers: authorization, content-encoding, content-type, \
+             millrace-ack, x-api-key",
+            "access-control-allow-methods: POST",
+        ];
+        let age = "access-control-max-age: 7200";
+        let all = said(Visibility::Everyone, asked);
+        assert_eq!(all, [granted[0], granted[1], "access-control-allow-origin: *", age]);
+        let listed = said(origin(), asked);
+        assert_eq!(listed, [own[0], granted[0], granted[1], own[1], age, "vary: origin"]);
         assert_eq!(said(Visibility::Nobody, StatusCode::FORBIDDEN), ["vary: origin"]);
     }
 }

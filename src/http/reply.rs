@@ -292,7 +292,6 @@ impl Answer {
             Answer::Preflight(Preflight::Allowed) => {
                 let mut response = Response::default();
                 *response.status_mut() = StatusCode::NO_CONTENT;
-                Preflight::grant(response.headers_mut());
                 response
             }
             Answer::Preflight(Preflight::Refused) => {

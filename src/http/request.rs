@@ -67,7 +67,8 @@ pub(super) async fn handle(
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
-    let visibility = server.tokenless.cors.as_ref().map(|cors| cors.visibility(&head.headers));
+    let cors = server.tokenless.cors.as_ref();
+    let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -78,11 +79,12 @@ pub(super) async fn handle(
     let unavailable = answer.unavailable();
     let is_tokenless = answer.count_tokenless(server.cells);
     let mut response = answer.render(close, reply_headers);
-    let status = response.status().as_u16();
-    if let Some(visibility) = visibility {
-        visibility.add_to(response.status(), response.headers_mut());
+    let status = response.status();
+    if let Some((cors, visibility)) = cors {
+        cors.add_to(response.headers_mut(), status, visibility);
     }
     let now = rt::now();
+    let status = status.as_u16();
     state.tally.request(now, status, payloads, token.get());
     if !is_tokenless {
         match unavailable {
