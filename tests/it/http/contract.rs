@@ -105,7 +105,7 @@ fn bad_bodies_get_400_saying_what_and_where() {
         (b"------WebKitFormBoundaryA\r\n", "a multipart form, not JSON; send {\"data\":[...]}"),
         (b"-1", "not an object"),
         (b"- -", "not an object"),
-        (b"data=1&x=y", "not an object"),
+        (b"data=1&x=y", "not JSON"),
         (b"{\"data\":[1,]}", "column 12"),
         (b"{\"data\":[1]", "EOF"),
         (b"{\"data\":[1]}x", "trailing"),
