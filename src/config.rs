@@ -13,6 +13,7 @@ use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
 
+mod cors;
 mod faults;
 mod file_mode;
 mod layers;
@@ -23,6 +24,7 @@ mod s3;
 mod settings;
 mod value;
 
+pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
@@ -41,6 +43,8 @@ pub struct Config {
     pub trust: Option<Networks>,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
+    /// Whether the ingest listener answers `/healthz` and `/readyz` too.
+    pub ingest_health: bool,
     /// How long the start retries while an address is in use; zero: not at all.
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
@@ -62,6 +66,10 @@ pub struct Config {
     pub tokens_file: Option<PathBuf>,
     /// Whether a token may be in the envelope as well as in a header.
     pub token_in_body: bool,
+    /// Whether a token may be in the query as well.
+    pub token_in_query: bool,
+    /// `None`: nothing is said to browsers.
+    pub cors_origins: Option<CorsOrigins>,
     pub store: StoreUrl,
     /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
@@ -424,6 +432,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         listen: r.take("LISTEN", listen::list),
         trust: r.take("TRUST", optional(Networks::list)),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
@@ -440,6 +449,8 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
+        token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
+        cors_origins: r.take("CORS_ORIGINS", optional(cors::cors_origins)),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),
@@ -507,6 +518,10 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
     });
     let checked = c.token_in_body || c.tokens_file.is_some();
     r.require(checked, "TOKEN_IN_BODY", "TOKENS_FILE", |_| {
+        "needs tokens: set TOKENS_FILE, or every request is accepted".into()
+    });
+    let checked = !c.token_in_query || c.tokens_file.is_some();
+    r.require(checked, "TOKEN_IN_QUERY", "TOKENS_FILE", |_| {
         "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);

@@ -8,6 +8,7 @@ mod events;
 mod exposition;
 mod peers;
 mod reach;
+mod readiness;
 pub mod reload;
 pub mod signals;
 mod spools;
@@ -32,7 +33,8 @@ use crate::core::{self, ControlSide, Setup};
 use crate::deadletter::DeadLetters;
 use crate::deadline::strictly_within;
 use crate::http::accept;
-use crate::http::tokens::SharedTokens;
+use crate::http::health::Readiness;
+use crate::http::tokens::{SharedTokens, TokenPlaces};
 use crate::limits::Limits;
 use crate::log;
 use crate::metrics::tokens::{TokenCollector, TokenMetrics};
@@ -167,6 +169,11 @@ async fn start(
         },
     };
     let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();
+    let admin = Rc::new(admin);
+    let readiness = config.ingest_health.then(|| Arc::new(Readiness::new(epoch)));
+    if let Some(readiness) = &readiness {
+        readiness::publish(admin.clone(), readiness.clone());
+    }
     let admin = start_admin(&bind, config.admin_listen, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
@@ -184,7 +191,11 @@ async fn start(
             cells: &cells[index],
             epoch,
             listeners: listeners.iter().map(clone).collect::<Result<_, _>>()?,
-            control: ControlSide { channel: theirs, peers: boards[index].clone() },
+            control: ControlSide {
+                channel: theirs,
+                peers: boards[index].clone(),
+                readiness: readiness.clone(),
+            },
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
@@ -256,13 +267,13 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
 async fn start_admin(
     bind: &bind::BindRetry,
     address: Option<SocketAddr>,
-    admin: Admin,
+    admin: Rc<Admin>,
 ) -> Result<Option<Socket>, String> {
     let Some(address) = address else { return Ok(None) };
     let socket = bind.retry("ADMIN_LISTEN", address, accept::bind).await?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
-    rt::spawn(admin::serve(Rc::new(admin), net.listener(socket))).detach();
+    rt::spawn(admin::serve(admin, net.listener(socket))).detach();
     Ok(Some(handle))
 }
 
@@ -273,7 +284,7 @@ fn load_tokens(
 ) -> Result<(Option<SharedTokens>, &'static TokenMetrics), String> {
     let Some(path) = &config.tokens_file else { return Ok((None, TokenMetrics::leaked(0))) };
     let metrics = TokenMetrics::leaked(config.cores.len());
-    let file = TokensFile::open(path.clone(), metrics, config.token_in_body)
+    let file = TokensFile::open(path.clone(), metrics, TokenPlaces::of(config))
         .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
     let shared = file.shared();
     reloader.follow_tokens(file);

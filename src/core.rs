@@ -16,9 +16,12 @@ use std::rc::Rc;
 
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
+use crate::http::cors::Cors;
+use crate::http::health::HealthPages;
 use crate::http::server::{Conns, Server};
 use crate::http::split::BodySplitter;
-use crate::http::tokens::TokenGate;
+use crate::http::tokenless::Tokenless;
+use crate::http::tokens::{TokenGate, TokenPlaces};
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
@@ -54,7 +57,15 @@ impl Core {
             tokens: setup
                 .tokens
                 .as_ref()
-                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
+                .map(|shared| TokenGate::new(shared, setup.index, TokenPlaces::of(config))),
+            tokenless: Tokenless {
+                health: setup
+                    .control
+                    .readiness
+                    .clone()
+                    .map(|readiness| HealthPages { readiness, stop: stop.clone() }),
+                cors: Cors::of(config),
+            },
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

@@ -307,6 +307,12 @@ pub struct CoreCells {
     pub requests: [Cell64; STATUSES.len()],
     /// Requests refused with 503, by [`Unavailable`].
     pub unavailable: [Cell64; Unavailable::ALL.len()],
+    /// Health checks answered on the ingest port; they are not in `requests`, nor are preflights.
+    pub health_checks: Cell64,
+    /// Preflights of listed origins, …
+    pub preflights: Cell64,
+    /// … and of others.
+    pub preflights_refused: Cell64,
     pub payloads_accepted: Cell64,
     pub bytes_accepted: Cell64,
     pub payloads_stored: Cell64,
@@ -533,7 +539,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 25] = [
+const COUNTERS: [(&str, &str, Read); 28] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -566,6 +572,11 @@ const COUNTERS: [(&str, &str, Read); 25] = [
         |c| c.payloads_taken_over.value(),
     ),
     ("spool_syncs", "Syncs of the spool, one per commit group", |c| c.spool_syncs.value()),
+    ("health_checks", "Health checks answered on the ingest port", |c| c.health_checks.value()),
+    ("preflights", "CORS preflights of origins in CORS_ORIGINS", |c| c.preflights.value()),
+    ("preflights_refused", "CORS preflights of other origins, answered 403", |c| {
+        c.preflights_refused.value()
+    }),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
     ("connections_at_limit", "Connections accepted while all were taken", |c| {
         c.connections_at_limit.value()

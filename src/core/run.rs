@@ -17,6 +17,7 @@ use super::host::{IdleMemory, pin_by_hand, set_short_slices};
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
+use crate::http::health::Readiness;
 use crate::http::peers::PeerBoard;
 use crate::http::refusal_log::RefusalLog;
 use crate::http::server::LimitSampler;
@@ -54,6 +55,8 @@ pub struct ControlSide {
     pub channel: Socket,
     /// Where the core publishes its busiest peers when control asks.
     pub peers: Arc<PeerBoard>,
+    /// Whether the whole server is ready, with `INGEST_HEALTH`.
+    pub readiness: Option<Arc<Readiness>>,
 }
 
 impl Setup {
@@ -155,7 +158,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     }
     let core = Core::new(&mut setup, net);
     let core_id = setup.core_id();
-    let Setup { limits, listeners, control: ControlSide { channel, peers }, .. } = setup;
+    let Setup { limits, listeners, control: ControlSide { channel, peers, .. }, .. } = setup;
     let notices = channel.try_clone().expect("descriptors suffice at start");
     let mut commands = into_glommio_stream(channel);
 

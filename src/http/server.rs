@@ -16,6 +16,7 @@ use super::peers::PeerTables;
 use super::phase::ConnState;
 use super::request::Intake;
 use super::split::BodySplitter;
+use super::tokenless::Tokenless;
 use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::{Cell64, CoreCells, ProxyRefusal};
@@ -36,6 +37,8 @@ pub struct Server {
     pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenGate>,
+    /// What needs no token in any case, and what browsers are told.
+    pub tokenless: Tokenless,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.

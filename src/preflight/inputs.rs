@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::{Finding, exposed};
 use crate::config::{Config, Effective, ListenAddress, Networks, StoreUrl};
 use crate::http::accept;
-use crate::http::tokens::TokenSet;
+use crate::http::tokens::{TokenPlaces, TokenSet};
 use crate::metrics::tokens::TokenNames;
 use crate::queue::job::Stamp;
 
@@ -75,7 +75,7 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let finding = match TokenSet::load(path, &TokenNames::default()) {
         Ok(set) => {
             let holds = format!("{shown} holds {} tokens{}", set.len(), set.beyond_names());
-            match set.unusable(config.token_in_body) {
+            match set.unusable(TokenPlaces::of(config)) {
                 None => Finding::ok("TOKENS_FILE", holds),
                 Some(unusable) => Finding::warn(
                     "TOKENS_FILE",

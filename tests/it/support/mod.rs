@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod child;
+pub mod chromium;
 pub mod disks;
 pub mod front;
 pub mod imds;
