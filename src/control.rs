@@ -269,7 +269,7 @@ fn load_tokens(
 ) -> Result<(Option<SharedTokens>, &'static TokenMetrics), String> {
     let Some(path) = &config.tokens_file else { return Ok((None, TokenMetrics::leaked(0))) };
     let metrics = TokenMetrics::leaked(config.cores.len());
-    let file = TokensFile::open(path.clone(), metrics, config.token_in_body)
+    let file = TokensFile::open(path.clone(), metrics, config.takes_tokens_in_bodies())
         .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
     let shared = file.shared();
     reloader.follow_tokens(file);

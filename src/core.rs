@@ -54,7 +54,7 @@ impl Core {
             tokens: setup
                 .tokens
                 .as_ref()
-                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
+                .map(|shared| TokenGate::new(shared, setup.index, config.takes_tokens_in_bodies())),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

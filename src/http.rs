@@ -9,6 +9,7 @@ mod conn;
 mod eviction;
 pub mod head;
 pub(crate) mod head_tracker;
+pub mod media_type;
 pub mod parse;
 pub mod peer;
 pub mod peers;

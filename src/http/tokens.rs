@@ -178,8 +178,7 @@ impl TokenSet {
     /// header may hold, unless they may be `in_body`.
     pub fn unusable(&self, in_body: bool) -> Option<String> {
         let lines = self.not_ascii;
-        let what =
-            "have a token that is not ASCII: no header may hold it, and TOKEN_IN_BODY is off";
+        let what = "have a token that is not ASCII: no header may hold it, and no body either with TOKEN_IN_BODY=off or BODY=object";
         (lines > 0 && !in_body).then(|| format!("{lines} of its lines {what}"))
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let finding = match TokenSet::load(path, &TokenNames::default()) {
         Ok(set) => {
             let holds = format!("{shown} holds {} tokens{}", set.len(), set.beyond_names());
-            match set.unusable(config.token_in_body) {
+            match set.unusable(config.takes_tokens_in_bodies()) {
                 None => Finding::ok("TOKENS_FILE", holds),
                 Some(unusable) => Finding::warn(
                     "TOKENS_FILE",

@@ -2,7 +2,7 @@
 //!
 //! A header is judged with the request's head, before any of the body is read; it decides alone,
 //! and what the envelope says does not matter. Without a header the token is in the envelope, if
-//! `TOKEN_IN_BODY` allows that.
+//! `TOKEN_IN_BODY` allows that and the body has one.
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use subtle::ConstantTimeEq as _;
@@ -64,29 +64,38 @@ impl TokenGate {
         TokenGate { accepted: TokenView::new(shared.set.clone()), in_body, cells }
     }
 
-    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the envelope decides.
+    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the body decides, which is possible if
+    /// it `may_have_envelope`.
     ///
     /// # Errors
     /// The header's token is not accepted, or there must be one.
-    pub fn judge_head(&self, headers: &HeaderMap) -> Result<TokenId, TokenRefusal> {
+    pub fn judge_head(
+        &self,
+        headers: &HeaderMap,
+        may_have_envelope: bool,
+    ) -> Result<TokenId, TokenRefusal> {
         match token_of(headers)? {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.in_body => Ok(TokenId::NONE),
+            None if self.in_body && may_have_envelope => Ok(TokenId::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
 
-    /// Judges the token of an envelope, unless the head's is `known`.
+    /// Judges what a body says, unless the head's token is `known`.
     ///
     /// # Errors
-    /// There is none, or it is not accepted.
+    /// There is no token, or it is not accepted.
     pub fn judge_envelope(
         &self,
         known: TokenId,
+        has_envelope: bool,
         given: Option<&str>,
     ) -> Result<TokenId, TokenRefusal> {
         if known != TokenId::NONE {
             return Ok(known);
+        }
+        if !has_envelope {
+            return Err(TokenRefusal::NoHeader);
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
@@ -186,11 +195,14 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given)).unwrap();
+                let id = gate.judge_head(&headers(given), true).unwrap();
+                assert_eq!(gate.judge_head(&headers(given), false), Ok(id));
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    assert_eq!(gate.judge_envelope(id, envelope), Ok(id), "the header decides");
+                    let judged = gate.judge_envelope(id, true, envelope);
+                    assert_eq!(judged, Ok(id), "the header decides");
                 }
+                assert_eq!(gate.judge_envelope(id, false, None), Ok(id));
             }
         }
     }
@@ -227,8 +239,10 @@ mod tests {
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"")], Different),
                 (&[(AUTH, b"Basic YWxwaGE6"), (KEY, b"alpha")], Scheme),
             ] {
-                let refused = gate.judge_head(&headers(given));
-                assert_eq!(refused, Err(refusal), "{given:?}");
+                for may_have_envelope in [true, false] {
+                    let refused = gate.judge_head(&headers(given), may_have_envelope);
+                    assert_eq!(refused, Err(refusal), "{given:?}");
+                }
                 let text = refusal.to_string();
                 assert!(text.contains("token") || text.contains("TOKEN"), "{text}");
             }
@@ -239,14 +253,18 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none), Ok(TokenId::NONE));
-        let judge = |token| gate.judge_envelope(TokenId::NONE, token);
+        assert_eq!(gate.judge_head(&none, true), Ok(TokenId::NONE));
+        let judge = |token| gate.judge_envelope(TokenId::NONE, true, token);
         assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap()), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
         }
+        // A body of another form has no envelope, which may be known before or after it is read.
+        assert_eq!(gate.judge_head(&none, false), Err(TokenRefusal::NoHeader));
+        let without = gate.judge_envelope(TokenId::NONE, false, None);
+        assert_eq!(without, Err(TokenRefusal::NoHeader));
         let (gate, _) = self::gate(false);
-        assert_eq!(gate.judge_head(&none), Err(TokenRefusal::NoHeader));
+        assert_eq!(gate.judge_head(&none, true), Err(TokenRefusal::NoHeader));
     }
 }
