@@ -13,6 +13,7 @@ use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
 
+mod bodies;
 mod cors;
 mod faults;
 mod file_mode;
@@ -24,6 +25,7 @@ mod s3;
 mod settings;
 mod value;
 
+pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
@@ -45,6 +47,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
+    /// The paths that take payloads.
+    pub paths: Paths,
     /// How long the start retries while an address is in use; zero: not at all.
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
@@ -63,6 +67,8 @@ pub struct Config {
     /// Bytes a second that every body must bring; 0: no minimum.
     pub body_rate_min: u64,
     pub idle_timeout: Duration,
+    /// What an object is whose content type does not say it.
+    pub body: ObjectBody,
     pub tokens_file: Option<PathBuf>,
     /// Whether a token may be in the envelope as well as in a header.
     pub token_in_body: bool,
@@ -316,6 +322,11 @@ impl Config {
         )
     }
 
+    /// Whether a request's token may be in its body: `TOKEN_IN_BODY`, if any object is a collection.
+    pub fn takes_tokens_in_bodies(&self) -> bool {
+        self.token_in_body && self.body == ObjectBody::Collection
+    }
+
     /// The key template of single payloads, as the spool records it. `None`: payloads go into
     /// batches, and one that becomes a single object anyway gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
@@ -433,6 +444,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         trust: r.take("TRUST", optional(Networks::list)),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
+        paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
@@ -447,6 +459,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
         body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
+        body: r.take("BODY", bodies::object_body),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),

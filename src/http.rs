@@ -12,6 +12,7 @@ pub mod forwarded;
 pub mod head;
 pub(crate) mod head_tracker;
 pub mod health;
+pub mod media_type;
 pub mod parse;
 pub mod peer;
 pub mod peers;
