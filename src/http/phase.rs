@@ -163,6 +163,11 @@ impl ConnState {
         })
     }
 
+    /// The exact address of the client; `None` if it was gone before that could be read.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        Some(self.peer).filter(|address| !address.is_unspecified())
+    }
+
     /// Makes the connection check the core's stop state again.
     pub(super) fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {

@@ -3,7 +3,6 @@
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -19,7 +18,9 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::facts::{FactsWanted, HeadFacts, RequestFacts};
 use super::head::{self, BodyFraming};
+use super::meta::{Wrapper, wrapped_spans};
 use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
@@ -28,7 +29,6 @@ use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
-use crate::key;
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -45,8 +45,8 @@ pub struct Intake {
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
     pub spool: Option<Rc<Spool>>,
-    /// Whether a key template uses the `version` of a request.
-    pub needs_version: bool,
+    /// What keys and `META` want of a request.
+    pub facts: FactsWanted,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -66,7 +66,7 @@ pub(super) async fn handle(
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &state, &token));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -96,6 +96,8 @@ struct Wanted<'a> {
     intake: &'a Intake,
     ack: Ack,
     coding: Option<Coding>,
+    /// What keys and `META` want of it.
+    facts: Option<Box<HeadFacts>>,
 }
 
 impl<'a> Wanted<'a> {
@@ -103,14 +105,20 @@ impl<'a> Wanted<'a> {
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
+    fn of(
+        head: &Parts,
+        server: &'a Server,
+        state: &ConnState,
+        token: &Cell<TokenId>,
+    ) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)?;
         if let Some(tokens) = &server.tokens {
             token.set(tokens.judge_head(&head.headers)?);
         }
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        Ok(Wanted { intake, ack, coding })
+        let facts = intake.facts.of_head(head, || state.client());
+        Ok(Wanted { intake, ack, coding, facts })
     }
 }
 
@@ -151,7 +159,7 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, ack, coding } = match wanted {
+    let Wanted { intake, ack, coding, facts } = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
@@ -160,7 +168,7 @@ async fn process(
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
-    let admitted = match admit(server, intake, body, turn, ack, token).await {
+    let admitted = match admit(server, intake, body, turn, facts, ack, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -221,47 +229,90 @@ async fn admit(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
-    turn: Option<LargeTurn<'_>>,
+    mut turn: Option<LargeTurn<'_>>,
+    facts: Option<Box<HeadFacts>>,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    if body.as_slice().len() <= SMALL_BODY_BYTES {
-        drop(turn);
-        return admit_small(server, intake, body, ack, token).await;
-    }
+    let (body, facts) = match body.as_slice().len() <= SMALL_BODY_BYTES {
+        true => {
+            drop(turn.take());
+            match try_small(server, intake, body, facts, ack, token)? {
+                Small::Tried(Tried::Admitted(admitted)) => return Ok(admitted),
+                Small::Tried(Tried::NoRoom(waiting)) => {
+                    return wait_small(server, intake, waiting, ack).await;
+                }
+                Small::LongWrapped(body, facts) => (body, Some(facts)),
+            }
+        }
+        false => (body, facts),
+    };
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, turn, ack, token).await
+    admit_large(server, intake, body, turn, facts, ack, token).await
 }
 
-/// Admits a body that is split in one turn.
-async fn admit_small(
+/// What came of trying to admit a small body.
+enum Small {
+    Tried(Tried),
+    /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
+    /// all.
+    LongWrapped(ChargedBytes, Box<HeadFacts>),
+}
+
+/// Tries to admit a body that is split in one turn.
+fn try_small(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
+    facts: Option<Box<HeadFacts>>,
     ack: Ack,
     token: &Cell<TokenId>,
+) -> Result<Small, Answer> {
+    // The core's one scratch: this borrow must end before the next await.
+    let mut scratch = server.splitter.scratch();
+    let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
+    let facts = match facts {
+        Some(facts) if !facts.fit_one_turn(payloads) => {
+            return Ok(Small::LongWrapped(body, facts));
+        }
+        facts => facts,
+    };
+    let counted = judge_envelope(server, given.as_deref(), token)?;
+    let name = || token_name(server, token);
+    let (facts, wrapper) = intake.facts.complete(facts, version.as_deref(), name);
+    let tried = match wrapper {
+        None => intake.admit_now(body, payloads, facts, ack, counted)?,
+        Some(wrapper) => {
+            intake.could_wrap(&wrapper, payloads, &facts)?;
+            let memory = &server.bodies.memory;
+            let (body, spans) = wrapper.wrap_small(memory, body.as_slice(), payloads)?;
+            intake.admit_now(body, &spans, facts, ack, counted)?
+        }
+    };
+    Ok(Small::Tried(tried))
+}
+
+/// Waits until there is room for a small body.
+async fn wait_small(
+    server: &Server,
+    intake: &Intake,
+    waiting: NoRoom,
+    ack: Ack,
 ) -> Result<Admitted, Answer> {
-    let attempt = {
-        // The core's one scratch: this borrow must end before the next await.
-        let mut scratch = server.splitter.scratch();
-        let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
-        let version = intake.version_for_keys(version);
-        intake.admit_now(body, payloads, version, ack, counted)?
-    };
-    let NoRoom { need, body, version, counted } = match attempt {
-        Tried::Admitted(admitted) => return Ok(admitted),
-        Tried::NoRoom(waiting) => waiting,
-    };
+    let NoRoom { need, body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    if facts.values.is_wrapped() {
+        let spans = wrapped_spans(body.as_slice(), need.slots);
+        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
+    }
     let mut scratch = server.splitter.scratch();
     let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
+    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
@@ -270,26 +321,42 @@ async fn admit_large(
     intake: &Intake,
     body: ChargedBytes,
     turn: LargeTurn<'_>,
+    facts: Option<Box<HeadFacts>>,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let (waiting, count) = {
-        let (Envelope { version, token: given }, spans) =
+    let waiting = {
+        let (Envelope { version, token: given }, mut spans) =
             server.splitter.split_large(body.as_slice(), turn).await?;
         let counted = judge_envelope(server, given.as_deref(), token)?;
         drop(given);
-        let version = intake.version_for_keys(version);
-        let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
+        let name = || token_name(server, token);
+        let (facts, wrapper) = intake.facts.complete(facts, version.as_deref(), name);
+        drop(version);
+        let body = match wrapper {
+            None => body,
+            Some(wrapper) => {
+                intake.could_wrap(&wrapper, &spans, &facts)?;
+                let memory = &server.bodies.memory;
+                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+            }
+        };
+        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        parse::mark_spans(waiting.body.as_mut_slice(), &spans);
-        (waiting, spans.len())
+        if !waiting.facts.values.is_wrapped() {
+            parse::mark_spans(waiting.body.as_mut_slice(), &spans);
+        }
+        waiting
     };
-    let NoRoom { need, body, version, counted } = waiting;
+    let NoRoom { need, body, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = parse::marked_spans(body.as_slice(), count);
-    Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
+    let spans = match facts.values.is_wrapped() {
+        true => wrapped_spans(body.as_slice(), need.slots),
+        false => parse::marked_spans(body.as_slice(), need.slots),
+    };
+    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
 
 /// Finds the payloads of a body.
@@ -312,6 +379,11 @@ fn judge_envelope(
     Ok(Some(tokens.cells().accepted(token.get())))
 }
 
+/// The name of a request's token, if it has one.
+fn token_name<'a>(server: &'a Server, token: &Cell<TokenId>) -> Option<&'a str> {
+    server.tokens.as_ref().and_then(|tokens| tokens.name(token.get()))
+}
+
 fn payload_bytes(spans: &[Span]) -> u64 {
     spans.iter().map(|span| u64::from(span.end - span.start)).sum()
 }
@@ -326,15 +398,14 @@ enum Tried {
 struct NoRoom {
     need: Need,
     body: ChargedBytes,
-    /// The part of its version that keys use.
-    version: Option<Box<str>>,
+    facts: RequestFacts,
     /// Where its payloads are counted besides the totals.
     counted: Option<AcceptedCells>,
 }
 
 /// The queue slots and bytes that these payloads need.
-fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
-    Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
+fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
+    Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
 impl Intake {
@@ -343,7 +414,7 @@ impl Intake {
         &self,
         body: ChargedBytes,
         payloads: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Result<Tried, Answer> {
@@ -352,23 +423,34 @@ impl Intake {
             let closed = self.stop.closed.get();
             return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
         }
-        let need = need(payloads, &body, version.as_deref());
+        let need = need(payloads, body.retained(), &facts);
         if ack == Ack::Spooled {
-            let version = version.as_deref();
-            let admitted = self.enqueue_for_disk(need, body, payloads, version, counted)?;
+            let admitted = self.enqueue_for_disk(need, body, payloads, &facts, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
         Ok(match self.admission.admit_now(need)? {
             Some(permit) => {
-                Tried::Admitted(self.enqueue(permit, body, payloads, version, ack, counted))
+                Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
-            None => Tried::NoRoom(NoRoom { need, body, version, counted }),
+            None => Tried::NoRoom(NoRoom { need, body, facts, counted }),
         })
     }
 
-    /// The part of a request's `version` that keys use; `None` if no template uses it.
-    fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
-        version.filter(|_| self.needs_version).map(|version| key::version(&version))
+    /// Whether these payloads can be admitted once they are wrapped, before memory is taken for it.
+    ///
+    /// # Errors
+    /// The limit that they would exceed.
+    fn could_wrap(
+        &self,
+        wrapper: &Wrapper,
+        payloads: &[Span],
+        facts: &RequestFacts,
+    ) -> Result<(), Answer> {
+        let (given, max) = (wrapper.wrapped_bytes(payloads), self.config.request_bytes_max());
+        if given > max {
+            return Err(BodyError::WrappedTooLarge { given, max }.into());
+        }
+        Ok(self.admission.could_fit(need(payloads, given, facts))?)
     }
 
     /// Puts the payloads of a body into the queue. `permit` is its room there.
@@ -377,15 +459,15 @@ impl Intake {
         permit: Permit,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
+        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
@@ -407,15 +489,23 @@ impl Intake {
         need: Need,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        facts: &RequestFacts,
         counted: Option<AcceptedCells>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
-        let first = self.stamps.take(spans.len());
-        let ticket = spool.submit(first, body, spans, version, counted)?;
+        let first = self.stamp(spans.len(), facts);
+        let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+    }
+
+    /// The stamp of a request's first payload.
+    fn stamp(&self, payloads: usize, facts: &RequestFacts) -> Stamp {
+        match facts.received_at {
+            None => self.stamps.take(payloads),
+            Some(unix_nanos) => self.stamps.take_at(payloads, unix_nanos),
+        }
     }
 }
 

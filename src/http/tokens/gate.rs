@@ -8,7 +8,7 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use subtle::ConstantTimeEq as _;
 
 use super::{SharedTokens, TokenView};
-use crate::metrics::tokens::{CoreTokenCells, TokenId};
+use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
 
 /// The header of a token without a scheme.
 static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -54,6 +54,7 @@ pub struct TokenGate {
     accepted: TokenView,
     /// `TOKEN_IN_BODY`.
     in_body: bool,
+    names: &'static TokenNames,
     cells: CoreTokenCells,
 }
 
@@ -61,7 +62,8 @@ impl TokenGate {
     /// The gate of the core with this index.
     pub fn new(shared: &SharedTokens, core: usize, in_body: bool) -> TokenGate {
         let cells = shared.metrics.core(core);
-        TokenGate { accepted: TokenView::new(shared.set.clone()), in_body, cells }
+        let names = &shared.metrics.names;
+        TokenGate { accepted: TokenView::new(shared.set.clone()), in_body, names, cells }
     }
 
     /// Judges what a head says. [`TokenId::NONE`]: nothing, so the envelope decides.
@@ -90,6 +92,12 @@ impl TokenGate {
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
+    }
+
+    /// The name of a token; `None` if it has none. All names that have no place of their own are
+    /// `(other)`.
+    pub fn name(&self, id: TokenId) -> Option<&'static str> {
+        self.names.shown(id).filter(|_| id != TokenId::UNNAMED)
     }
 
     /// The counters of this core.
