@@ -251,8 +251,8 @@ fn bad_templates_are_refused_by_name() {
 fn bad_event_times_are_refused_by_name() {
     let deep = "/a".repeat(128);
     for (key, event_time, expected) in [
-        ("{hour}", "ts", "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts".into()),
-        ("{hour}", "", "\"\" in EVENT_TIME is not a JSON pointer: write /".into()),
+        ("{hour}", "ts", "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts, or received_at for the time of receipt".into()),
+        ("{hour}", "", "\"\" in EVENT_TIME is not a JSON pointer: write /, or received_at for the time of receipt".into()),
         (
             "{seq}",
             "/ts",

@@ -26,6 +26,7 @@ mod http {
     mod early_answers;
     mod framing;
     mod limits;
+    mod meta;
     mod strict;
     mod tokens;
 }
@@ -54,6 +55,7 @@ mod batch {
     mod memory;
     mod objects;
     mod readers;
+    mod requests;
     mod sizes;
     mod spool;
     mod stop;
