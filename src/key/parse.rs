@@ -63,7 +63,7 @@ pub enum KeyError {
     #[error("{setting} uses field {given:?}, one more than the {max} allowed: remove some",
         max = fields::POINTERS_MAX)]
     TooManyFields { setting: &'static str, given: String },
-    #[error("{{{given}}} in KEY {why}")]
+    #[error("KEY uses {{{given}}}, which {why}")]
     RequestName { given: String, why: NameError },
     #[error("KEY uses {given}, one more value of requests than the {max} allowed: remove some",
         max = REQUEST_VALUES_MAX)]

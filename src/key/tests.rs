@@ -180,25 +180,25 @@ fn bad_templates_are_refused_by_name() {
         ),
         (
             "{header:}",
-            "{header:} in KEY names no header: write a name of letters, digits and -, such as \
+            "KEY uses {header:}, which names no header: write a name of letters, digits and -, such as \
              header:x-request-id"
                 .into(),
         ),
         (
             "{header:X-Api-Key|none}",
-            "{header:X-Api-Key} in KEY is a secret, and secrets are never stored: name something else, \
+            "KEY uses {header:X-Api-Key}, which is a secret, and secrets are never stored: name something else, \
              or use the token's name (token)"
                 .into(),
         ),
         (
             "{query:token}",
-            "{query:token} in KEY is a secret, and secrets are never stored: name something else, or \
+            "KEY uses {query:token}, which is a secret, and secrets are never stored: name something else, or \
              use the token's name (token)"
                 .into(),
         ),
         (
             "{query:}",
-            "{query:} in KEY names no query parameter: write its name, such as query:tenant".into(),
+            "KEY uses {query:}, which names no query parameter: write its name, such as query:tenant".into(),
         ),
         ("{query:a|/}", "the default \"/\" in KEY would be changed: write \"_\"".into()),
         ("{token|}", "the default \"\" in KEY would be changed: write \"unknown\"".into()),
