@@ -55,7 +55,9 @@ pub mod http {
     }
 }
 pub mod key {
-    pub use crate::key::{EventTime, KeyOf, KeyTemplate, Partition};
+    pub use crate::key::{
+        EventTime, KeyOf, KeyTemplate, Partition, RequestSource, RequestValues, RequestValuesWriter,
+    };
 }
 pub mod limits {
     pub use crate::limits::Limits;

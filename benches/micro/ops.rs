@@ -11,7 +11,7 @@ use millrace::internals::http::parse::{BodyForm, Scratch, parse};
 use millrace::internals::http::peer::Peer;
 use millrace::internals::http::peers::{Activity, Measure, Sketch, Tally};
 use millrace::internals::http::tokens::TokenSet;
-use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
+use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition, RequestValues};
 use millrace::internals::metrics::tokens::{TokenId, TokenNames};
 use millrace::internals::queue::admission::{Admission, Need};
 use millrace::internals::queue::fifo::Fifo;
@@ -271,7 +271,7 @@ fn admit() -> Made {
     let run = move || {
         let need = Need::of(spans.len(), 1_700);
         let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
-        let payloads = Payload::split(Vec::new(), permit, &spans, None);
+        let payloads = Payload::split(Vec::new(), permit, &spans, RequestValues::default());
         let stamp = Stamp { unix_nanos: 1, seq: 2 };
         admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
         assert_eq!((queue.len(), cells.queue_bytes.value()), (10, need.bytes as u64));
@@ -300,6 +300,7 @@ fn key() -> Made {
 fn key_of_field() -> Made {
     let template = KeyTemplate::parse("{field:/tenant}/{seq}-{node}-{core}.{ext}", None);
     let template = template.expect("a template");
+    let values = RequestValues::default();
     let payloads: Vec<String> = (0..64)
         .map(|n| {
             payload(n * 104_729, 1_000).replace(r#""note""#, &format!(r#""tenant":"t {n}","note""#))
@@ -308,7 +309,7 @@ fn key_of_field() -> Made {
     let (mut partition, mut key, mut turn) = (Partition::default(), String::new(), 0);
     let run = move || {
         turn = (turn + 1) % payloads.len();
-        let time = template.write_partition(payloads[turn].as_bytes(), None, 1, &mut partition);
+        let time = template.write_partition(payloads[turn].as_bytes(), &values, 1, &mut partition);
         assert_eq!(time, EventTime::NotAsked);
         let (partition, node) = (partition.text(), "0123456789abcdef");
         let of =

@@ -121,7 +121,9 @@ impl From<BodyError> for Answer {
             BodyError::Corrupt { .. } | BodyError::Disconnected(_) | BodyError::BadChunk(_) => {
                 Answer::BadRequest(text)
             }
-            BodyError::TooLarge { .. } => Answer::TooLarge(text),
+            BodyError::TooLarge { .. } | BodyError::WrappedTooLarge { .. } => {
+                Answer::TooLarge(text)
+            }
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable {
                 reason: Unavailable::BodyMemory,
@@ -165,7 +167,6 @@ impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
         let (reason, retry_after_s) = match error {
             SpoolError::Closed => return Answer::Stopping,
-            SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
             SpoolError::PendingExhausted => (Unavailable::SpoolPending, PENDING_RETRY_AFTER_S),
             SpoolError::Full => (Unavailable::SpoolFull, SPOOL_RETRY_AFTER_S),
             SpoolError::Failed(_) | SpoolError::Stalled => {

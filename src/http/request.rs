@@ -3,7 +3,6 @@
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -19,9 +18,11 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::facts::{FactsWanted, HeadFacts, RequestFacts};
 use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
 use super::media_type;
+use super::meta::{Wrapper, wrapped_spans};
 use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
@@ -30,7 +31,6 @@ use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
-use crate::key;
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -48,8 +48,8 @@ pub struct Intake {
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
     pub spool: Option<Rc<Spool>>,
-    /// Whether a key template uses the `version` of a request.
-    pub needs_version: bool,
+    /// What keys and `META` want of a request.
+    pub facts: FactsWanted,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -70,7 +70,7 @@ pub(super) async fn handle(
     let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &state, &token));
     let cors = server.tokenless.cors.as_ref();
     let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
@@ -128,6 +128,8 @@ struct Wanted<'a> {
     form: BodyForm,
     ack: Ack,
     coding: Option<Coding>,
+    /// What keys and `META` want of it.
+    facts: Option<Box<HeadFacts>>,
 }
 
 impl<'a> Wanted<'a> {
@@ -135,7 +137,12 @@ impl<'a> Wanted<'a> {
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
+    fn of(
+        head: &Parts,
+        server: &'a Server,
+        state: &ConnState,
+        token: &Cell<TokenId>,
+    ) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)
             .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
         let form = media_type::form_of(&head.headers, intake.config.body);
@@ -146,7 +153,8 @@ impl<'a> Wanted<'a> {
         let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        Ok(Wanted { intake, form, ack, coding })
+        let facts = intake.facts.of_head(head, || state.client());
+        Ok(Wanted { intake, form, ack, coding, facts })
     }
 }
 
@@ -187,16 +195,17 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, form, ack, coding } = match wanted {
+    let wanted = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
     let is_whole = Cell::new(false);
-    let (body, turn) = match read(server, state, body, coding, &is_whole).await {
+    let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
-    let admitted = match admit(server, intake, body, form, turn, ack, token).await {
+    let Wanted { intake, ack, .. } = wanted;
+    let admitted = match admit(server, wanted, body, turn, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -255,82 +264,131 @@ enum Awaited {
 /// `ENQUEUE_WAIT`.
 async fn admit(
     server: &Server,
-    intake: &Intake,
+    mut wanted: Wanted<'_>,
     body: ChargedBytes,
-    form: BodyForm,
-    turn: Option<LargeTurn<'_>>,
-    ack: Ack,
+    mut turn: Option<LargeTurn<'_>>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    if body.as_slice().len() <= SMALL_BODY_BYTES {
-        drop(turn);
-        return admit_small(server, intake, body, form, ack, token).await;
-    }
+    let body = match body.as_slice().len() <= SMALL_BODY_BYTES {
+        true => {
+            drop(turn.take());
+            match try_small(server, &mut wanted, body, token)? {
+                Small::Tried(Tried::Admitted(admitted)) => return Ok(admitted),
+                Small::Tried(Tried::NoRoom(waiting)) => {
+                    return wait_small(server, &wanted, waiting).await;
+                }
+                Small::LongWrapped(body) => body,
+            }
+        }
+        false => body,
+    };
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, form, turn, ack, token).await
+    admit_large(server, wanted, body, turn, token).await
 }
 
-/// Admits a body that is split in one turn.
-async fn admit_small(
+/// What came of trying to admit a small body.
+enum Small {
+    Tried(Tried),
+    /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
+    /// all.
+    LongWrapped(ChargedBytes),
+}
+
+/// Tries to admit a body that is split in one turn.
+fn try_small(
     server: &Server,
-    intake: &Intake,
+    wanted: &mut Wanted<'_>,
     body: ChargedBytes,
-    form: BodyForm,
-    ack: Ack,
     token: &Cell<TokenId>,
+) -> Result<Small, Answer> {
+    let Wanted { intake, form, ack, .. } = *wanted;
+    // The core's one scratch: this borrow must end before the next await.
+    let mut scratch = server.splitter.scratch();
+    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
+        return Ok(Small::LongWrapped(body));
+    }
+    let counted = judge_envelope(server, &envelope, token)?;
+    let name = || token_name(server, token);
+    let facts = wanted.facts.take();
+    let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+    let tried = match wrapper {
+        None => intake.admit_now(body, payloads, facts, ack, counted)?,
+        Some(wrapper) => {
+            intake.could_wrap(&wrapper, payloads, &facts)?;
+            let memory = &server.bodies.memory;
+            let (body, spans) = wrapper.wrap_small(memory, body.as_slice(), payloads)?;
+            intake.admit_now(body, &spans, facts, ack, counted)?
+        }
+    };
+    Ok(Small::Tried(tried))
+}
+
+/// Waits until there is room for a small body.
+async fn wait_small(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    waiting: NoRoom,
 ) -> Result<Admitted, Answer> {
-    let attempt = {
-        // The core's one scratch: this borrow must end before the next await.
-        let mut scratch = server.splitter.scratch();
-        let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
-        let counted = judge_envelope(server, &envelope, token)?;
-        let version = intake.version_for_keys(envelope.version);
-        intake.admit_now(body, payloads, version, ack, counted)?
-    };
-    let NoRoom { need, body, version, counted } = match attempt {
-        Tried::Admitted(admitted) => return Ok(admitted),
-        Tried::NoRoom(waiting) => waiting,
-    };
+    let Wanted { intake, form, ack, .. } = *wanted;
+    let NoRoom { need, body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    if facts.values.is_wrapped() {
+        let spans = wrapped_spans(body.as_slice(), need.slots);
+        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
+    }
     let mut scratch = server.splitter.scratch();
     let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
+    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
 async fn admit_large(
     server: &Server,
-    intake: &Intake,
+    wanted: Wanted<'_>,
     body: ChargedBytes,
-    form: BodyForm,
     turn: LargeTurn<'_>,
-    ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
+    let Wanted { intake, form, ack, facts, .. } = wanted;
     let (waiting, marked) = {
-        let (envelope, spans) = server
+        let (envelope, mut spans) = server
             .splitter
             .split_large(body.as_slice(), form, turn)
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
         let counted = judge_envelope(server, &envelope, token)?;
-        let version = intake.version_for_keys(envelope.version);
-        let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
+        let name = || token_name(server, token);
+        let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+        drop(envelope);
+        let body = match wrapper {
+            None => body,
+            Some(wrapper) => {
+                intake.could_wrap(&wrapper, &spans, &facts)?;
+                let memory = &server.bodies.memory;
+                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+            }
+        };
+        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        let marked = parse::mark_spans(waiting.body.as_mut_slice(), &spans);
+        let is_wrapped = waiting.facts.values.is_wrapped();
+        let marked = (!is_wrapped).then(|| parse::mark_spans(waiting.body.as_mut_slice(), &spans));
         (waiting, marked)
     };
-    let NoRoom { need, body, version, counted } = waiting;
+    let NoRoom { need, body, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = parse::marked_spans(body.as_slice(), marked);
-    Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
+    let spans = match marked {
+        None => wrapped_spans(body.as_slice(), need.slots),
+        Some(marked) => parse::marked_spans(body.as_slice(), marked),
+    };
+    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
 
 /// Finds the payloads of a body.
@@ -368,6 +426,11 @@ fn judge_envelope(
     Ok(Some(tokens.cells().accepted(token.get())))
 }
 
+/// The name of a request's token, if it has one.
+fn token_name<'a>(server: &'a Server, token: &Cell<TokenId>) -> Option<&'a str> {
+    server.tokens.as_ref().and_then(|tokens| tokens.name(token.get()))
+}
+
 fn payload_bytes(spans: &[Span]) -> u64 {
     spans.iter().map(|span| u64::from(span.end - span.start)).sum()
 }
@@ -382,15 +445,14 @@ enum Tried {
 struct NoRoom {
     need: Need,
     body: ChargedBytes,
-    /// The part of its version that keys use.
-    version: Option<Box<str>>,
+    facts: RequestFacts,
     /// Where its payloads are counted besides the totals.
     counted: Option<AcceptedCells>,
 }
 
 /// The queue slots and bytes that these payloads need.
-fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
-    Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
+fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
+    Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
 impl Intake {
@@ -399,7 +461,7 @@ impl Intake {
         &self,
         body: ChargedBytes,
         payloads: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Result<Tried, Answer> {
@@ -408,23 +470,34 @@ impl Intake {
             let closed = self.stop.closed.get();
             return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
         }
-        let need = need(payloads, &body, version.as_deref());
+        let need = need(payloads, body.retained(), &facts);
         if ack == Ack::Spooled {
-            let version = version.as_deref();
-            let admitted = self.enqueue_for_disk(need, body, payloads, version, counted)?;
+            let admitted = self.enqueue_for_disk(need, body, payloads, &facts, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
         Ok(match self.admission.admit_now(need)? {
             Some(permit) => {
-                Tried::Admitted(self.enqueue(permit, body, payloads, version, ack, counted))
+                Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
-            None => Tried::NoRoom(NoRoom { need, body, version, counted }),
+            None => Tried::NoRoom(NoRoom { need, body, facts, counted }),
         })
     }
 
-    /// The part of a request's `version` that keys use; `None` if no template uses it.
-    fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
-        version.filter(|_| self.needs_version).map(|version| key::version(&version))
+    /// Whether these payloads can be admitted once they are wrapped, before memory is taken for it.
+    ///
+    /// # Errors
+    /// The limit that they would exceed.
+    fn could_wrap(
+        &self,
+        wrapper: &Wrapper,
+        payloads: &[Span],
+        facts: &RequestFacts,
+    ) -> Result<(), Answer> {
+        let (given, max) = (wrapper.wrapped_bytes(payloads), self.config.request_bytes_max());
+        if given > max {
+            return Err(BodyError::WrappedTooLarge { given, max }.into());
+        }
+        Ok(self.admission.could_fit(need(payloads, given, facts))?)
     }
 
     /// Puts the payloads of a body into the queue. `permit` is its room there.
@@ -433,15 +506,15 @@ impl Intake {
         permit: Permit,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
+        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
@@ -463,15 +536,23 @@ impl Intake {
         need: Need,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        facts: &RequestFacts,
         counted: Option<AcceptedCells>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
-        let first = self.stamps.take(spans.len());
-        let ticket = spool.submit(first, body, spans, version, counted)?;
+        let first = self.stamp(spans.len(), facts);
+        let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+    }
+
+    /// The stamp of a request's first payload.
+    fn stamp(&self, payloads: usize, facts: &RequestFacts) -> Stamp {
+        match facts.received_at {
+            None => self.stamps.take(payloads),
+            Some(unix_nanos) => self.stamps.take_at(payloads, unix_nanos),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 use super::query;
 use super::{SharedTokens, TokenView};
 use crate::config::Config;
-use crate::metrics::tokens::{CoreTokenCells, TokenId};
+use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
 
 /// The header of a token without a scheme.
 static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -88,6 +88,7 @@ impl TokenPlaces {
 pub struct TokenGate {
     accepted: TokenView,
     places: TokenPlaces,
+    names: &'static TokenNames,
     cells: CoreTokenCells,
 }
 
@@ -95,7 +96,8 @@ impl TokenGate {
     /// The gate of the core with this index.
     pub fn new(shared: &SharedTokens, core: usize, places: TokenPlaces) -> TokenGate {
         let cells = shared.metrics.core(core);
-        TokenGate { accepted: TokenView::new(shared.set.clone()), places, cells }
+        let names = &shared.metrics.names;
+        TokenGate { accepted: TokenView::new(shared.set.clone()), places, names, cells }
     }
 
     /// Judges what a head says. [`TokenId::NONE`]: nothing, so the body decides, which is possible if
@@ -149,6 +151,12 @@ impl TokenGate {
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
+    }
+
+    /// The name of a token; `None` if it has none. All names that have no place of their own are
+    /// `(other)`.
+    pub fn name(&self, id: TokenId) -> Option<&'static str> {
+        self.names.shown(id).filter(|_| id != TokenId::UNNAMED)
     }
 
     /// The counters of this core.
