@@ -12,11 +12,13 @@ use std::time::Duration;
 use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
+use crate::quota::Quota;
 
 mod faults;
 mod file_mode;
 mod layers;
 mod objects;
+mod quotas;
 mod s3;
 mod settings;
 mod value;
@@ -55,6 +57,8 @@ pub struct Config {
     pub tokens_file: Option<PathBuf>,
     /// Whether a token may be in the envelope as well as in a header.
     pub token_in_body: bool,
+    /// What one peer may send.
+    pub client_quota: Quota,
     pub store: StoreUrl,
     /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
@@ -432,6 +436,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
+        client_quota: quotas::read_client(r),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),

@@ -7,6 +7,7 @@ mod bind;
 mod events;
 mod exposition;
 mod peers;
+mod quotas;
 mod reach;
 pub mod reload;
 pub mod signals;
@@ -32,6 +33,7 @@ use crate::core::{self, ControlSide, Setup};
 use crate::deadletter::DeadLetters;
 use crate::deadline::strictly_within;
 use crate::http::accept;
+use crate::http::quotas::SharedQuotas;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::log;
@@ -122,6 +124,7 @@ async fn start(
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
+    let quotas = SharedQuotas::new(&config, epoch);
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
@@ -181,6 +184,7 @@ async fn start(
             listener: clone(listener)?,
             control: ControlSide { channel: theirs, peers: boards[index].clone() },
             tokens: tokens.clone(),
+            quotas: quotas.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
             spool: spools
@@ -193,6 +197,9 @@ async fn start(
         core::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
+    if let Some(quotas) = quotas {
+        quotas::keep(&quotas);
+    }
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let home = spools.map(|(home, _)| home);
     let server = Supervisor {

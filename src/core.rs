@@ -16,6 +16,7 @@ use std::rc::Rc;
 
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
+use crate::http::quotas::QuotaGate;
 use crate::http::server::{Conns, Server};
 use crate::http::split::BodySplitter;
 use crate::http::tokens::TokenGate;
@@ -55,6 +56,7 @@ impl Core {
                 .tokens
                 .as_ref()
                 .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
+            quotas: setup.quotas.as_ref().map(|shared| QuotaGate::new(shared, setup.index, cells)),
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),

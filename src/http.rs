@@ -13,6 +13,7 @@ pub mod parse;
 pub mod peer;
 pub mod peers;
 mod phase;
+pub mod quotas;
 mod recency;
 pub mod refusal_log;
 pub mod reply;

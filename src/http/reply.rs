@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -14,6 +14,7 @@ use super::ack::LevelError;
 use super::body::BodyError;
 use super::head::HeadError;
 use super::parse::ParseError;
+use super::quotas::Throttled;
 use super::split::NoTurn;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
@@ -50,6 +51,8 @@ pub enum Answer {
     BodyTimeout(String),
     TooLarge(String),
     UnsupportedEncoding,
+    /// A quota is used up. No payload was admitted.
+    Throttled(Box<Throttled>),
     /// There is no room now. No payload was admitted.
     Unavailable {
         reason: Unavailable,
@@ -190,7 +193,8 @@ impl Answer {
             | Answer::Unauthorized(_)
             | Answer::BodyTimeout(_)
             | Answer::TooLarge(_)
-            | Answer::UnsupportedEncoding => None,
+            | Answer::UnsupportedEncoding
+            | Answer::Throttled(_) => None,
         }
     }
 
@@ -249,6 +253,7 @@ impl Answer {
                 let response = error(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
                 with(response, ACCEPT_ENCODING, "gzip, zstd, identity")
             }
+            Answer::Throttled(throttled) => over_quota(&throttled),
             Answer::Unavailable { error: text, retry_after_s, .. } => {
                 let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &text);
                 response.headers_mut().insert(RETRY_AFTER, retry_after_s.into());
@@ -295,6 +300,24 @@ fn unkept(text: &str, outcomes: Outcomes) -> String {
     format!(
         r#"{{"error":{text},"accepted":{accepted},"stored":{stored},"dead_lettered":{dead_lettered}}}"#
     )
+}
+
+/// The fields of a 429: see [`super::quotas`].
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+fn over_quota(throttled: &Throttled) -> Response<Full<Bytes>> {
+    let Throttled { retry_after_s, policy, limit, error, violated } = throttled;
+    let violated: Vec<&str> = violated.iter().map(|kind| kind.name()).collect();
+    let body = serde_json::json!({ "error": error, "violated-policies": violated });
+    let mut response = json(StatusCode::TOO_MANY_REQUESTS, body.to_string());
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, (*retry_after_s).into());
+    for (name, value) in [(&RATELIMIT_POLICY, policy), (&RATELIMIT, limit)] {
+        let value = HeaderValue::try_from(value).expect("names and numbers are visible ASCII");
+        headers.insert(name, value);
+    }
+    response
 }
 
 fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -8,9 +8,11 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
@@ -22,9 +24,11 @@ use super::body::{self, BodyError};
 use super::head::{self, BodyFraming};
 use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
+use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
+use super::tokens::{KnownToken, TokenQuota};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config};
@@ -66,7 +70,8 @@ pub(super) async fn handle(
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
+    let asks = Asks { state: &state, length, started, token: &token };
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &asks));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -91,26 +96,55 @@ pub(super) async fn handle(
     Ok(response)
 }
 
+/// Who asks, and when.
+struct Asks<'a> {
+    state: &'a ConnState,
+    /// Length of the body, if the head says so.
+    length: Option<u64>,
+    started: Instant,
+    /// Set once a token is accepted.
+    token: &'a Cell<TokenId>,
+}
+
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
     ack: Ack,
     coding: Option<Coding>,
+    /// `None`: it has no quota.
+    quota: Option<Judged<'a>>,
+    /// After a refusal by a quota, whether the body is read so that the connection stays. A client
+    /// that waits for `100 Continue` gets the answer instead.
+    drops_body: bool,
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header, and sets `token` if it is accepted.
+    /// Also judges the token of a header, and the quotas that are known by then.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
+    fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)?;
+        let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
-            token.set(tokens.judge_head(&head.headers)?);
+            known = tokens.judge_head(&head.headers)?;
+            asks.token.set(known.id);
         }
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        Ok(Wanted { intake, ack, coding })
+        // Last, so that a request that is refused for its head costs nothing of a quota.
+        let quota = server.quotas.as_ref().and_then(|quotas| {
+            let body = Announced { length: asks.length, is_compressed: coding.is_some() };
+            quotas.judge(asks.state, known.quota.as_ref(), body, asks.started)
+        });
+        let drops_body = match &quota {
+            None | Some(Judged::Passed(_)) => false,
+            Some(_) => {
+                asks.length.is_some_and(|length| length <= DROPPED_BODY_MAX)
+                    && !head.headers.contains_key(EXPECT)
+            }
+        };
+        Ok(Wanted { intake, ack, coding, quota, drops_body })
     }
 }
 
@@ -151,15 +185,31 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, ack, coding } = match wanted {
+    let Wanted { intake, ack, coding, quota, drops_body } = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
+    };
+    let passed = match quota {
+        None => Ok(None),
+        Some(Judged::Passed(spending)) => Ok(Some(spending)),
+        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
+        Some(Judged::Refused(throttled)) => Err(throttled),
+    };
+    let spending = match passed {
+        Ok(spending) => spending,
+        Err(throttled) => {
+            let is_dropped = !has_body || drops_body && drop_body(server, state, body).await;
+            return (Answer::Throttled(throttled), !is_dropped);
+        }
     };
     let is_whole = Cell::new(false);
     let (body, turn) = match read(server, state, body, coding, &is_whole).await {
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
+    if let Some(spending) = spending {
+        spending.settle(body.as_slice().len());
+    }
     let admitted = match admit(server, intake, body, turn, ack, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
@@ -198,6 +248,18 @@ async fn read<'a>(
         Err(error.into())
     };
     whole.or(ended).await
+}
+
+/// Reads a body and drops it, within its deadlines. Whether nothing of it is left unread.
+async fn drop_body(server: &Server, state: &ConnState, body: Incoming) -> bool {
+    let whole = async { server.bodies.discard(state, body).await.is_ok() };
+    let ended = async {
+        let _whatever = state.body_end().await;
+        false
+    };
+    let is_whole = whole.or(ended).await;
+    state.body_is_whole();
+    is_whole
 }
 
 /// A request whose payloads were all admitted.
@@ -244,13 +306,23 @@ async fn admit_small(
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let attempt = {
-        // The core's one scratch: this borrow must end before the next await.
-        let mut scratch = server.splitter.scratch();
-        let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
-        let version = intake.version_for_keys(version);
-        intake.admit_now(body, payloads, version, ack, counted)?
+    let mut waited = None;
+    let attempt = loop {
+        {
+            // The core's one scratch: this borrow must end before the next await.
+            let mut scratch = server.splitter.scratch();
+            let Collection { version, payloads, token: given } =
+                split(body.as_slice(), &mut scratch)?;
+            let (counted, quota) = judge_envelope(server, given.as_deref(), token)?;
+            if charge(server, quota, body.as_slice().len(), waited, true)? {
+                let version = intake.version_for_keys(version);
+                break intake.admit_now(body, payloads, version, ack, counted)?;
+            }
+        }
+        // For a quota's tokens that other cores have. Then the envelope is judged again.
+        token.set(TokenId::NONE);
+        waited.get_or_insert_with(rt::now);
+        quotas::next_look().await;
     };
     let NoRoom { need, body, version, counted } = match attempt {
         Tried::Admitted(admitted) => return Ok(admitted),
@@ -276,8 +348,9 @@ async fn admit_large(
     let (waiting, count) = {
         let (Envelope { version, token: given }, spans) =
             server.splitter.split_large(body.as_slice(), turn).await?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
+        let (counted, quota) = judge_envelope(server, given.as_deref(), token)?;
         drop(given);
+        charge(server, quota, body.as_slice().len(), None, false)?;
         let version = intake.version_for_keys(version);
         let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
@@ -301,15 +374,36 @@ pub fn split<'body, 'scratch>(
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
-/// the payloads that come with the token are counted.
+/// the payloads that come with the token are counted, and the quota that is not judged yet.
 fn judge_envelope(
     server: &Server,
     given: Option<&str>,
     token: &Cell<TokenId>,
-) -> Result<Option<AcceptedCells>, Answer> {
-    let Some(tokens) = &server.tokens else { return Ok(None) };
-    token.set(tokens.judge_envelope(token.get(), given)?);
-    Ok(Some(tokens.cells().accepted(token.get())))
+) -> Result<(Option<AcceptedCells>, Option<TokenQuota>), Answer> {
+    let Some(tokens) = &server.tokens else { return Ok((None, None)) };
+    let known = tokens.judge_envelope(token.get(), given)?;
+    token.set(known.id);
+    Ok((Some(tokens.cells().accepted(known.id)), known.quota))
+}
+
+/// Charges a body of `bytes` bytes to the quota of its envelope's token. False: it waits, as it
+/// does since `waited`.
+fn charge(
+    server: &Server,
+    quota: Option<TokenQuota>,
+    bytes: usize,
+    waited: Option<Instant>,
+    may_wait: bool,
+) -> Result<bool, Answer> {
+    let (Some(quota), Some(quotas)) = (quota, &server.quotas) else { return Ok(true) };
+    let judged = quotas.judge_envelope(&quota, bytes, waited, may_wait, rt::now());
+    judged.transpose().map(|passed| passed.is_some()).map_err(Answer::from)
+}
+
+impl From<Box<Throttled>> for Answer {
+    fn from(throttled: Box<Throttled>) -> Answer {
+        Answer::Throttled(throttled)
+    }
 }
 
 fn payload_bytes(spans: &[Span]) -> u64 {

@@ -14,6 +14,7 @@ use super::eviction::{Choice, EvictionOrder};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
+use super::quotas::QuotaGate;
 use super::request::Intake;
 use super::split::BodySplitter;
 use super::tokens::TokenGate;
@@ -36,6 +37,8 @@ pub struct Server {
     pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenGate>,
+    /// `None`: nothing can have a quota.
+    pub quotas: Option<QuotaGate>,
     pub faults: ConnFaults,
     pub stop: Rc<Stop>,
     /// The entrance of the pipeline for `POST /payloads`.

@@ -7,7 +7,7 @@
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use subtle::ConstantTimeEq as _;
 
-use super::{SharedTokens, TokenView};
+use super::{KnownToken, SharedTokens, TokenView};
 use crate::metrics::tokens::{CoreTokenCells, TokenId};
 
 /// The header of a token without a scheme.
@@ -64,19 +64,20 @@ impl TokenGate {
         TokenGate { accepted: TokenView::new(shared.set.clone()), in_body, cells }
     }
 
-    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the envelope decides.
+    /// Judges what a head says. [`KnownToken::NONE`]: nothing, so the envelope decides.
     ///
     /// # Errors
     /// The header's token is not accepted, or there must be one.
-    pub fn judge_head(&self, headers: &HeaderMap) -> Result<TokenId, TokenRefusal> {
+    pub fn judge_head(&self, headers: &HeaderMap) -> Result<KnownToken, TokenRefusal> {
         match token_of(headers)? {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.in_body => Ok(TokenId::NONE),
+            None if self.in_body => Ok(KnownToken::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
 
-    /// Judges the token of an envelope, unless the head's is `known`.
+    /// Judges the token of an envelope, unless the head's is `known`: then the quota was judged with
+    /// the head, and is not returned.
     ///
     /// # Errors
     /// There is none, or it is not accepted.
@@ -84,9 +85,9 @@ impl TokenGate {
         &self,
         known: TokenId,
         given: Option<&str>,
-    ) -> Result<TokenId, TokenRefusal> {
+    ) -> Result<KnownToken, TokenRefusal> {
         if known != TokenId::NONE {
-            return Ok(known);
+            return Ok(KnownToken { id: known, quota: None });
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
@@ -186,10 +187,11 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given)).unwrap();
+                let id = gate.judge_head(&headers(given)).unwrap().id;
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    assert_eq!(gate.judge_envelope(id, envelope), Ok(id), "the header decides");
+                    let judged = gate.judge_envelope(id, envelope).map(|known| known.id);
+                    assert_eq!(judged, Ok(id), "the header decides");
                 }
             }
         }
@@ -239,9 +241,9 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none), Ok(TokenId::NONE));
+        assert_eq!(gate.judge_head(&none), Ok(KnownToken::NONE));
         let judge = |token| gate.judge_envelope(TokenId::NONE, token);
-        assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap()), Some("b"));
+        assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap().id), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
