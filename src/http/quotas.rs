@@ -408,6 +408,10 @@ impl Throttled {
             }
         }
         let retry_after_s = reset_s.max(1) + random % (spread_s + 1);
+        // Control has just brought some.
+        if reasons.is_empty() {
+            reasons.push("this request".to_owned());
+        }
         let error = format!(
             "the quota for {} is used up, nothing of this request was taken: send it again in {retry_after_s} s, and \
              less in future; the operator sets quotas",
@@ -438,5 +442,92 @@ fn shown(limit: Limit, unit: Unit) -> String {
     match (unit, text.split_once('/')) {
         (Unit::Bytes, Some((_, time))) => format!("{}/{time}", ByteSize(limit.amount)),
         _ => text,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn exhausted(is_short: [bool; 2], left: [u64; 2], reset_s: [u64; 2]) -> Exhausted {
+        let requests = Some(Limit { amount: 1000, per_s: 1, burst: 5000 });
+        let bytes = Some(Limit { amount: 60 * MIB, per_s: 60, burst: MIB });
+        let quota = Quota { requests, bytes };
+        Exhausted { quota, is_short, left, reset_s, refused_s: 0 }
+    }
+
+    /// Any refusal.
+    pub(in crate::http) fn throttled() -> Throttled {
+        Throttled::of(None, Some(exhausted([true, false], [0, MIB], [1, 1])), 0)
+    }
+
+    #[test]
+    fn fields_and_text_say_which_quota_and_when_to_return() {
+        let policy = r#""requests";q=1000;w=1, "bytes";q=62914560;w=60;qu="content-bytes""#;
+        let client_policy =
+            r#""client-requests";q=1000;w=1, "client-bytes";q=62914560;w=60;qu="content-bytes""#;
+        let short = exhausted([true, false], [0, MIB], [1, 1]);
+        let in_debt = exhausted([false, true], [4000, 0], [1, 17]);
+        let fine = exhausted([false, false], [4000, 70 * MIB], [1, 1]);
+        use QuotaKind::{ClientBytes, TokenBytes, TokenRequests};
+        for (client, token, policies, limits, seconds, violated, says) in [
+            (
+                None,
+                Some(short),
+                policy.to_owned(),
+                r#""requests";r=0;t=1, "bytes";r=1048576;t=1"#,
+                1,
+                &[TokenRequests][..],
+                "requests with this token (1000/s) is used up",
+            ),
+            (
+                Some(in_debt),
+                None,
+                client_policy.to_owned(),
+                r#""client-requests";r=1000;t=1, "client-bytes";r=0;t=17"#,
+                17,
+                &[ClientBytes],
+                "bytes from this address (60.0 MiB/min) is used up",
+            ),
+            (
+                Some(in_debt),
+                Some(exhausted([true, true], [0, 0], [1, 9])),
+                format!("{policy}, {client_policy}"),
+                r#""requests";r=0;t=1, "bytes";r=0;t=9, "client-requests";r=1000;t=1, "client-bytes";r=0;t=17"#,
+                17,
+                &[TokenRequests, TokenBytes, ClientBytes],
+                "again in 17 s",
+            ),
+            (
+                Some(fine),
+                None,
+                client_policy.to_owned(),
+                r#""client-requests";r=1000;t=1, "client-bytes";r=62914560;t=1"#,
+                1,
+                &[],
+                "again in 1 s",
+            ),
+        ] {
+            let throttled = Throttled::of(client, token, 12_345);
+            assert_eq!(throttled.policy, policies);
+            assert_eq!(throttled.limit, limits);
+            assert_eq!(throttled.retry_after_s, seconds, "{limits}");
+            assert_eq!(throttled.violated, violated);
+            assert!(throttled.error.contains(says), "{}", throttled.error);
+        }
+    }
+
+    #[test]
+    fn those_refused_together_return_spread_and_never_before_the_reset() {
+        let many = Exhausted { refused_s: 1_000, ..exhausted([true, false], [0, 0], [3, 1]) };
+        let times: std::collections::BTreeSet<u64> =
+            (0..1_000).map(|random| Throttled::of(None, Some(many), random).retry_after_s).collect();
+        assert_eq!(times.first(), Some(&3));
+        assert_eq!(times.last(), Some(&(3 + SPREAD_MAX_S)));
+        assert_eq!(times.len() as u64, SPREAD_MAX_S + 1);
+        let few = Exhausted { refused_s: 0, ..many };
+        assert!((0..100).all(|random| Throttled::of(None, Some(few), random).retry_after_s == 3));
     }
 }

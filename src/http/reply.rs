@@ -424,6 +424,7 @@ mod tests {
             Answer::BodyTimeout(String::new()),
             Answer::TooLarge(String::new()),
             Answer::UnsupportedEncoding,
+            Answer::Throttled(Box::new(super::super::quotas::tests::throttled())),
         ] {
             assert_eq!(answer.unavailable(), None);
             assert_ne!(answer.render(false, HeaderMap::new()).status(), 503);

@@ -69,8 +69,8 @@ struct Share {
     spent: i64,
     /// Tokens wanted per tick, in [`PARTS`].
     demand: u64,
-    /// In the last tick with requests, some did not get what they asked for: they may be waiting.
-    is_unmet: bool,
+    /// Tokens that requests did not get since there were last any: they may be waiting.
+    unmet: i64,
 }
 
 impl Share {
@@ -82,13 +82,15 @@ impl Share {
     /// unless some may be waiting, …
     fn look(&mut self, seen: Seen) {
         let spent = seen.spent - std::mem::replace(&mut self.spent, seen.spent);
-        let wanted = seen.wanted.saturating_mul(PARTS);
+        let wanted = i64::try_from(seen.wanted).unwrap_or(i64::MAX);
+        let before = if wanted > 0 { wanted } else { self.unmet };
+        self.unmet = before.saturating_sub(spent).max(0);
         if wanted > 0 {
-            self.is_unmet = i64::try_from(seen.wanted).is_ok_and(|wanted| spent < wanted);
-            self.demand = wanted.max(self.demand - self.demand.div_ceil(4));
-        } else if self.is_unmet && self.held() <= 0 {
+            let decayed = self.demand - self.demand.div_ceil(4);
+            self.demand = seen.wanted.saturating_mul(PARTS).max(decayed);
+        } else if self.unmet > 0 && self.held() <= 0 {
             // … and then soon, because demand has perhaps moved to another core.
-            self.demand /= 2;
+            self.demand = (self.demand / 2).min((self.unmet as u64).saturating_mul(PARTS));
         } else {
             self.demand = 0;
         }

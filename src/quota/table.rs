@@ -356,13 +356,14 @@ impl Table {
             Exhausted { quota, left: [0; 2], reset_s: [1; 2], refused_s: 0, is_short: [false; 2] };
         for (at, (meter, unit)) in slot.meters.iter().zip(Unit::ALL).enumerate() {
             let Some(limit) = quota.of(unit) else { continue };
-            let level = meter.level();
-            exhausted.is_short[at] = meter.left() <= 0;
-            exhausted.left[at] =
-                if exhausted.is_short[at] { 0 } else { level.max(meter.left()).max(0) as u64 };
+            // What was just spent beyond the limit is in no published level yet.
+            let left = meter.left();
+            let level = if left < 0 { meter.level().min(left) } else { meter.level() };
+            exhausted.is_short[at] = left <= 0;
+            exhausted.left[at] = if left <= 0 { 0 } else { level.max(left) as u64 };
             exhausted.reset_s[at] = limit.seconds_for((1 - level).max(1) as u64);
             if unit == Unit::Requests && exhausted.is_short[at] {
-                exhausted.refused_s = limit.seconds_for(refused) - 1;
+                exhausted.refused_s = limit.seconds_for(refused - 1) - 1;
             }
         }
         exhausted

@@ -26,6 +26,7 @@ mod http {
     mod early_answers;
     mod framing;
     mod limits;
+    mod quotas;
     mod strict;
     mod tokens;
 }
