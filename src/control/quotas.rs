@@ -8,6 +8,8 @@ use crate::rt::{self, sleep};
 /// too, cores serve requests.
 pub(super) fn keep(shared: &SharedQuotas) {
     let mut keepers = shared.keepers();
+    // Cores that start later than they were meant to are not on their own.
+    keepers.iter_mut().for_each(|keeper| keeper.tick(rt::now()));
     rt::spawn(async move {
         loop {
             sleep(TICK).await;

@@ -29,9 +29,19 @@ struct SlotSeen {
     key: u64,
     wanted: u64,
     passed: u64,
+    /// Bytes spent. They change after the request was judged, too.
+    bytes: u64,
     version: u64,
     /// The bucket is full and nobody has asked since.
     is_quiet: bool,
+}
+
+impl SlotSeen {
+    /// Whether nothing has happened since.
+    fn has_rested(&self, slot: &Slot) -> bool {
+        self.wanted == slot.wanted.value()
+            && self.bytes == slot.meters[Unit::Bytes as usize].spent.value()
+    }
 }
 
 /// One bucket of the process.
@@ -91,7 +101,7 @@ impl Keeper {
             let generation = slot.generation.load(Acquire);
             let seen = self.seen[core][at as usize];
             if seen.generation == generation
-                && (generation == 0 || seen.is_quiet && seen.wanted == slot.wanted.value())
+                && (generation == 0 || seen.is_quiet && seen.has_rested(slot))
             {
                 continue;
             }
@@ -144,6 +154,7 @@ impl Keeper {
             // The counts go on from the use before.
             wanted: wanted.min(slot.wanted.value()),
             passed: slot.passed.value(),
+            bytes: 0,
             version,
             is_quiet: false,
         };
@@ -182,6 +193,7 @@ impl Keeper {
             }
             let count = slot.wanted.value();
             wanted[core] = count - std::mem::replace(&mut seen.wanted, count);
+            seen.bytes = slot.meters[Unit::Bytes as usize].spent.value();
             let count = slot.passed.value();
             passed += count - std::mem::replace(&mut seen.passed, count);
         }

@@ -69,13 +69,22 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Beside {
     generation: u64,
-    /// Since when the core is on its own, and what it had spent then.
-    alone: Option<(Instant, [u64; 2])>,
+    alone: Option<Alone>,
     /// Refusals in this second, …
     window: Instant,
     refused: u64,
     /// … and in the one before.
     refused_before: u64,
+}
+
+/// A core on its own.
+#[derive(Clone, Copy, Debug)]
+struct Alone {
+    since: Instant,
+    /// By [`Unit`]: what it had spent when it found that out, …
+    spent: [u64; 2],
+    /// … and what has come to its full part of the bucket since, and was lost.
+    lost: [u64; 2],
 }
 
 /// A slot that a key has, or had if the generation is another one by now.
@@ -287,7 +296,7 @@ impl Table {
     }
 
     /// Whether a core on its own has got a token of `unit` since `since` that it has not spent: of
-    /// the rate it gets an equal share.
+    /// rate and burst it has an equal share.
     fn passes_alone(
         &self,
         slot: &Slot,
@@ -300,15 +309,19 @@ impl Table {
         let mut state = self.state.borrow_mut();
         let beside = state.beside(id, now);
         let spent = slot.meters.each_ref().map(|meter| meter.spent.value());
-        let (_, before) = *match &mut beside.alone {
-            Some(alone) if alone.0 == since => alone,
-            other => other.insert((since, spent)),
+        let alone = match &mut beside.alone {
+            Some(alone) if alone.since == since => alone,
+            other => other.insert(Alone { since, spent, lost: [0; 2] }),
         };
         let elapsed = now.saturating_duration_since(since).as_nanos();
         let per_token = u128::from(limit.per_s) * 1_000_000_000 * self.board.cores() as u128;
         let came = elapsed * u128::from(limit.amount) / per_token;
-        let spent = spent[unit as usize].wrapping_sub(before[unit as usize]) as i64;
-        i128::from(spent) < came as i128
+        let at = unit as usize;
+        let spent = spent[at].wrapping_sub(alone.spent[at]) as i64;
+        let left = came as i128 - i128::from(spent) - i128::from(alone.lost[at]);
+        let most = i128::from(limit.burst.div_ceil(self.board.cores() as u64));
+        alone.lost[at] += (left - most).max(0) as u64;
+        left > 0
     }
 
     /// Whether a request that has waited still has reason to.
