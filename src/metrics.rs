@@ -619,9 +619,11 @@ const GAUGES: [(&str, &str, Read); 36] = [
     ("quota_client_buckets", "Addresses whose quota is kept account of", |c| {
         c.quota_buckets[0].value()
     }),
-    ("quota_client_buckets_limit", "Most of them, or 0 without CLIENT_RATE and CLIENT_BYTES", |c| {
-        c.quota_buckets_max[0].value()
-    }),
+    (
+        "quota_client_buckets_limit",
+        "Most of them, or 0 without CLIENT_RATE and CLIENT_BYTES",
+        |c| c.quota_buckets_max[0].value(),
+    ),
     ("quota_token_buckets", "Token names whose quota is kept account of", |c| {
         c.quota_buckets[1].value()
     }),

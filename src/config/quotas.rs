@@ -29,7 +29,8 @@ mod tests {
 
     #[test]
     fn a_client_quota_is_read_with_its_burst() {
-        let read = |settings: &[(&str, &str)]| Config::from_settings(settings).unwrap().client_quota;
+        let read =
+            |settings: &[(&str, &str)]| Config::from_settings(settings).unwrap().client_quota;
         assert_eq!(read(&[]), Quota::default());
         let requests = Some(Limit { amount: 10, per_s: 1, burst: 50 });
         let quota = read(&[("CLIENT_RATE", "10/s"), ("CLIENT_BURST", "5s")]);

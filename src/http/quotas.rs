@@ -370,11 +370,7 @@ pub struct Throttled {
 
 impl Throttled {
     /// Counts the refusal as well.
-    fn new(
-        cells: &CoreCells,
-        client: Option<Exhausted>,
-        token: Option<Exhausted>,
-    ) -> Throttled {
+    fn new(cells: &CoreCells, client: Option<Exhausted>, token: Option<Exhausted>) -> Throttled {
         let throttled = Throttled::of(client, token, rt::random());
         for kind in &throttled.violated {
             cells.quota_refusals[*kind as usize].inc();
@@ -388,7 +384,8 @@ impl Throttled {
         let (mut violated, mut reasons) = (Vec::new(), Vec::new());
         let (mut reset_s, mut spread_s) = (0, 0);
         let scopes = [(token, QuotaKind::OF_TOKEN), (client, QuotaKind::OF_CLIENT)];
-        for (exhausted, kinds) in scopes.iter().filter_map(|(of, kinds)| Some((of.as_ref()?, kinds)))
+        for (exhausted, kinds) in
+            scopes.iter().filter_map(|(of, kinds)| Some((of.as_ref()?, kinds)))
         {
             for (at, (unit, kind)) in Unit::ALL.into_iter().zip(kinds).enumerate() {
                 let Some(limit) = exhausted.quota.of(unit) else { continue };
@@ -522,8 +519,9 @@ pub(super) mod tests {
     #[test]
     fn those_refused_together_return_spread_and_never_before_the_reset() {
         let many = Exhausted { refused_s: 1_000, ..exhausted([true, false], [0, 0], [3, 1]) };
-        let times: std::collections::BTreeSet<u64> =
-            (0..1_000).map(|random| Throttled::of(None, Some(many), random).retry_after_s).collect();
+        let times: std::collections::BTreeSet<u64> = (0..1_000)
+            .map(|random| Throttled::of(None, Some(many), random).retry_after_s)
+            .collect();
         assert_eq!(times.first(), Some(&3));
         assert_eq!(times.last(), Some(&(3 + SPREAD_MAX_S)));
         assert_eq!(times.len() as u64, SPREAD_MAX_S + 1);

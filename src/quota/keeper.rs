@@ -17,7 +17,7 @@ pub struct Keeper {
     seen: Vec<Vec<SlotSeen>>,
     /// How many tight buckets share a mark.
     marks: HashMap<usize, u32>,
-    /// Keys of the buckets of this tick, kept for its memory.
+    /// Keys of the buckets of this tick; kept for its memory.
     active: Vec<u64>,
     ticks: u64,
 }
@@ -79,9 +79,9 @@ impl Keeper {
         for core in 0..self.board.cores() {
             self.look(core, now);
         }
-        for key in std::mem::take(&mut self.active) {
-            self.tick_bucket(key, now);
-        }
+        let mut active = std::mem::take(&mut self.active);
+        active.drain(..).for_each(|key| self.tick_bucket(key, now));
+        self.active = active;
         self.board.beat(now);
     }
 
@@ -130,9 +130,8 @@ impl Keeper {
         let (quota, version) = slot.quota();
         let bucket = self.buckets.entry(key).or_insert_with(|| Bucket {
             quota,
-            shares: Unit::ALL.map(|unit| {
-                quota.of(unit).map(|limit| Shares::new(limit, cores, key, now))
-            }),
+            shares: Unit::ALL
+                .map(|unit| quota.of(unit).map(|limit| Shares::new(limit, cores, key, now))),
             slots: vec![None; cores].into(),
             body_bytes: 1,
             is_marked: false,

@@ -114,7 +114,8 @@ pub fn initial(burst: u64, cores: usize, at: usize, key: u64) -> i64 {
 impl Shares {
     /// A full bucket, all of whose tokens may be claimed by `cores` cores.
     pub fn new(limit: Limit, cores: usize, key: u64, now: Instant) -> Shares {
-        let initial: Box<[i64]> = (0..cores).map(|at| initial(limit.burst, cores, at, key)).collect();
+        let initial: Box<[i64]> =
+            (0..cores).map(|at| initial(limit.burst, cores, at, key)).collect();
         let share = |claim: &i64| Share { limit: *claim, ..Share::default() };
         Shares {
             limit,

@@ -74,7 +74,8 @@ impl Sim {
         let id = self.tables[core].find(key, quota, 1);
         while verdict != Verdict::Pass {
             let first = self.now == began;
-            let waits = if first { verdict == Verdict::Wait } else { self.tables[core].may_still_wait(id) };
+            let waits =
+                if first { verdict == Verdict::Wait } else { self.tables[core].may_still_wait(id) };
             if !waits || self.now - began > MS * 400 {
                 return false;
             }
@@ -119,7 +120,13 @@ fn seed() -> u64 {
 
 /// Requests that pass between the seconds `from` and `to` of those that `cores` send in every
 /// millisecond, `count` each.
-fn passed(sim: &mut Sim, quota: &Quota, cores: &dyn Fn(u64) -> Vec<usize>, seconds: u64, count: usize) -> Vec<u64> {
+fn passed(
+    sim: &mut Sim,
+    quota: &Quota,
+    cores: &dyn Fn(u64) -> Vec<usize>,
+    seconds: u64,
+    count: usize,
+) -> Vec<u64> {
     let mut by_second = vec![0; seconds as usize];
     for ms in 0..seconds * 1000 {
         for core in cores(ms) {
@@ -134,12 +141,21 @@ fn passed(sim: &mut Sim, quota: &Quota, cores: &dyn Fn(u64) -> Vec<usize>, secon
 }
 
 /// Rates with their number per 10 s.
-const RATES: [(u64, u64, u64); 7] =
-    [(2, 1, 2), (10, 1, 10), (30, 60, 1), (333, 1, 333), (1000, 1, 1000), (1000, 1, 500), (5000, 1, 5000)];
+const RATES: [(u64, u64, u64); 7] = [
+    (2, 1, 2),
+    (10, 1, 10),
+    (30, 60, 1),
+    (333, 1, 333),
+    (1000, 1, 1000),
+    (1000, 1, 500),
+    (5000, 1, 5000),
+];
 
 #[test]
 fn one_busy_core_gets_the_whole_quota_and_all_cores_no_more() {
-    for (cores, rates) in [(1, &RATES[..]), (2, &RATES), (3, &RATES[2..5]), (8, &RATES[2..5]), (64, &RATES[3..5])] {
+    for (cores, rates) in
+        [(1, &RATES[..]), (2, &RATES), (3, &RATES[2..5]), (8, &RATES[2..5]), (64, &RATES[3..5])]
+    {
         for (amount, per_s, burst) in rates.iter().copied() {
             let quota = requests(amount, per_s, burst);
             let wanted = 10.0 * amount as f64 / per_s as f64;
@@ -277,7 +293,8 @@ fn bodies_may_be_larger_than_what_is_left_and_are_owed() {
         }
     }
     // Larger than the burst: passes while there is anything, and then the rate repays it.
-    let quota = Quota { requests: None, bytes: Some(Limit { amount: 1000, per_s: 1, burst: 1000 }) };
+    let quota =
+        Quota { requests: None, bytes: Some(Limit { amount: 1000, per_s: 1, burst: 1000 }) };
     let mut sim = Sim::new(2, 4);
     assert_eq!(sim.ask(0, KEY, &quota, 10_000), Verdict::Pass);
     let mut waited = 0;
@@ -328,7 +345,10 @@ fn without_control_cores_have_equal_shares() {
     let both = passed(&mut sim, &quota, &|_| vec![0, 1], 4, 4);
     let sum: u64 = both[1..].iter().sum();
     assert!((2_900..=3_100).contains(&sum) || both[0] > 1_000, "{both:?}");
-    assert!(both[1..].iter().all(|count| (950..=1_050).contains(count) || *count > 1_050), "{both:?}");
+    assert!(
+        both[1..].iter().all(|count| (950..=1_050).contains(count) || *count > 1_050),
+        "{both:?}"
+    );
     // Control is back.
     sim.ticks = Some(100..101);
     sim.next_tick = sim.now + TICK;

@@ -283,8 +283,11 @@ fn parse_line(text: &[u8], line: u32) -> Result<Option<ParsedLine<'_>>, TokensEr
     }
     let digest = digest_of(token).ok_or(TokensError::BadDigest { line })?;
     let [rate, bytes, burst] = quota;
-    let quota = Quota::parse(rate, bytes, burst)
-        .map_err(|(part, why)| TokensError::BadQuota { line, key: part.name(), why })?;
+    let quota = Quota::parse(rate, bytes, burst).map_err(|(part, why)| TokensError::BadQuota {
+        line,
+        key: part.name(),
+        why,
+    })?;
     Ok(Some(ParsedLine { digest, name, quota }))
 }
 

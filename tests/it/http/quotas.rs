@@ -83,7 +83,8 @@ fn assert_throttled(reply: &Reply, violated: &[&str]) {
 #[test]
 fn every_quota_refuses_with_its_policy() {
     let tokens = "r;rate=2/min;name=crawler\nb;bytes=1KiB/min;burst=1KiB\nfree\n";
-    let settings = [("CLIENT_RATE", "3/min"), ("CLIENT_BYTES", "4KiB/min"), ("CLIENT_BURST", "3,4KiB")];
+    let settings =
+        [("CLIENT_RATE", "3/min"), ("CLIENT_BYTES", "4KiB/min"), ("CLIENT_BURST", "3,4KiB")];
     let server = with_tokens(tokens, &settings);
     let header = |token: &str| format!("x-api-key: {token}\r\n");
     let mut source = 0;
@@ -113,7 +114,9 @@ fn every_quota_refuses_with_its_policy() {
     // The same address, with a token that has no quota.
     assert!(until_refused(&mut client, &header("free")).1 <= 1);
     // An address: three at once, whatever its connections.
-    let passed: usize = (0..4).map(|_| until_refused(&mut connect_from([127, 7, 1, 1], &server), &header("free")).1).sum();
+    let passed: usize = (0..4)
+        .map(|_| until_refused(&mut connect_from([127, 7, 1, 1], &server), &header("free")).1)
+        .sum();
     assert_eq!(passed, 3);
     let (reply, _) = until_refused(&mut connect_from([127, 7, 1, 1], &server), &header("free"));
     assert_throttled(&reply, &["client-requests"]);
@@ -132,7 +135,8 @@ fn every_quota_refuses_with_its_policy() {
         assert!(metrics.sum_where("millrace_quota_refusals_total", &of) > 0, "{reason}");
     }
     assert_eq!(metrics.requests(503), 0);
-    let by_name = metrics.sum_where("millrace_token_requests_total", r#"token="crawler",status="429""#);
+    let by_name =
+        metrics.sum_where("millrace_token_requests_total", r#"token="crawler",status="429""#);
     assert_eq!(by_name, 2);
     assert!(server.admin("/peers").body.contains("throttled="));
     server.wait_logged("requests throttled with 429");
@@ -142,7 +146,8 @@ fn every_quota_refuses_with_its_policy() {
 /// one.
 #[test]
 fn only_accepted_requests_count_and_success_says_nothing() {
-    let server = with_tokens("t;rate=2/h;burst=2\n", &[("CLIENT_RATE", "2/h"), ("CLIENT_BURST", "2")]);
+    let server =
+        with_tokens("t;rate=2/h;burst=2\n", &[("CLIENT_RATE", "2/h"), ("CLIENT_BURST", "2")]);
     let mut client = server.connect();
     for _ in 0..5 {
         client.send("GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -208,7 +213,10 @@ fn a_throttled_connection_stays_if_its_body_is_small() {
 
 #[test]
 fn a_token_in_the_envelope_has_its_quota_too() {
-    let server = with_tokens("t;name=n;rate=3/h;burst=3\nu;name=n;burst=3;rate=3/h\nlarge;bytes=1KiB/h\n", &[]);
+    let server = with_tokens(
+        "t;name=n;rate=3/h;burst=3\nu;name=n;burst=3;rate=3/h\nlarge;bytes=1KiB/h\n",
+        &[],
+    );
     let mut statuses = Vec::new();
     for token in ["t", "u", "t", "u", "t"] {
         // On connections of their own, so on any core.
