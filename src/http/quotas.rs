@@ -252,10 +252,10 @@ pub(super) async fn next_look() {
 }
 
 impl ClientQuota {
-    /// The bucket of this connection's peer, which the connection remembers.
+    /// The bucket of this request's peer. The connection remembers the last one.
     #[inline]
     fn bucket(&self, state: &ConnState) -> SlotId {
-        let peer = Peer::of(state.peer);
+        let peer = state.peer();
         if let Some(bucket) = state.tally.quota.get()
             && bucket.peer == peer
             && self.table.is_current(bucket.slot)

@@ -21,8 +21,9 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
-use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
+use super::parse::{self, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
@@ -68,10 +69,13 @@ pub(super) async fn handle(
     let content_length = state.arrived.has_content_length();
     let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
+    let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let asks = Asks { state: &state, length, started, token: &token };
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &asks));
+    let cors = server.tokenless.cors.as_ref();
+    let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -80,20 +84,45 @@ pub(super) async fn handle(
     let close = body_left || server.stop.draining.get();
     let payloads = answer.payloads_admitted();
     let unavailable = answer.unavailable();
-    let response = answer.render(close, reply_headers);
-    let status = response.status().as_u16();
-    match unavailable {
-        Some(reason) => server.cells.count_unavailable(reason),
-        None => server.cells.count_response(status),
-    }
-    if let Some(tokens) = &server.tokens {
-        tokens.cells().count_response(token.get(), status);
+    let is_tokenless = answer.count_tokenless(server.cells);
+    let mut response = answer.render(close, reply_headers);
+    let status = response.status();
+    if let Some((cors, visibility)) = cors {
+        cors.add_to(response.headers_mut(), status, visibility);
     }
     let now = rt::now();
+    let status = status.as_u16();
     state.tally.request(now, status, payloads, token.get());
-    server.cells.request_latency.observe(now - started);
+    if is_forwarded {
+        server.conns.forwarded_request_ended(&state);
+    }
+    if !is_tokenless {
+        match unavailable {
+            Some(reason) => server.cells.count_unavailable(reason),
+            None => server.cells.count_response(status),
+        }
+        if let Some(tokens) = &server.tokens {
+            tokens.cells().count_response(token.get(), status);
+        }
+        server.cells.request_latency.observe(now - started);
+    }
     state.request_ended(length, now);
     Ok(response)
+}
+
+/// If a trusted proxy has sent the request, finds out for whom, and says so.
+fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool {
+    let Some(trusted) = &server.config.trust else { return false };
+    let peer = state.origin.connection();
+    if !trusted.contains(peer) {
+        return false;
+    }
+    let ForwardedClient { address, flaw } = forwarded::client(headers, peer, trusted);
+    if let Some(flaw) = flaw {
+        server.cells.forwarded_flaws[flaw as usize].inc();
+    }
+    state.origin.request_begins(address);
+    true
 }
 
 /// Who asks, and when.
@@ -119,15 +148,16 @@ struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header, and the quotas that are known by then.
+    /// Also judges the token of a header or the query, and the quotas that are known by then.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
     fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
-        let intake = route(server, &head.method, &head.uri)?;
+        let intake = route(server, &head.method, &head.uri)
+            .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
         let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
-            known = tokens.judge_head(&head.headers)?;
+            known = tokens.judge_head(&head.headers, &head.uri)?;
             asks.token.set(known.id);
         }
         let ack = ack::requested_level(&head.headers, &intake.config)?;
@@ -346,8 +376,11 @@ async fn admit_large(
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let (waiting, count) = {
-        let (Envelope { version, token: given }, spans) =
-            server.splitter.split_large(body.as_slice(), turn).await?;
+        let (Envelope { version, token: given }, spans) = server
+            .splitter
+            .split_large(body.as_slice(), turn)
+            .await
+            .map_err(|error| no_collection(body.as_slice(), error))?;
         let (counted, quota) = judge_envelope(server, given.as_deref(), token)?;
         drop(given);
         charge(server, quota, body.as_slice().len(), None, false)?;
@@ -370,7 +403,20 @@ pub fn split<'body, 'scratch>(
     body: &'body [u8],
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    Ok(parse::parse(body, scratch)?)
+    parse::parse(body, scratch).map_err(|error| no_collection(body, error))
+}
+
+/// Why a body is no collection. What a browser makes of a `FormData` begins with two dashes
+/// (multipart, RFC 2046, section 5.1.1), as no JSON does.
+#[cold]
+fn no_collection(body: &[u8], error: ParseError) -> Answer {
+    match body.starts_with(b"--") {
+        true => Answer::BadRequest(
+            "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
+                .into(),
+        ),
+        false => error.into(),
+    }
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where

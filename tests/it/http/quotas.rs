@@ -113,6 +113,7 @@ fn every_quota_refuses_with_its_policy() {
     assert!((100..=130).contains(&retry_after), "2 KiB at 1 KiB a minute: {retry_after}");
     // The same address, with a token that has no quota.
     assert!(until_refused(&mut client, &header("free")).1 <= 1);
+    drop(client);
     // An address: three at once, whatever its connections.
     let passed: usize = (0..4)
         .map(|_| until_refused(&mut connect_from([127, 7, 1, 1], &server), &header("free")).1)
@@ -189,6 +190,7 @@ fn a_throttled_connection_stays_if_its_body_is_small() {
     assert_eq!([client.reply(), client.reply(), client.reply()].map(|r| r.status), [429, 200, 429]);
     client.send(request(b"", token));
     assert_throttled(&client.reply(), &["requests"]);
+    drop(client);
     // Nothing of these bodies is read.
     let head = "POST /payloads HTTP/1.1\r\nhost: x\r\nx-api-key: t\r\n";
     for rest in [
@@ -378,23 +380,22 @@ fn one_connection_gets_the_quota_and_64_get_no_more() {
 /// Addresses without end neither slow the server nor make it forget who owes.
 #[test]
 fn many_addresses_do_not_reset_a_quota() {
-    let settings = [("CLIENT_RATE", "1/h"), ("CORES", up_to_two_cores())];
+    let settings = [("CLIENT_RATE", "2/h"), ("CLIENT_BURST", "2"), ("CORES", up_to_two_cores())];
     let server = Server::start(&settings);
     let owing = [127, 9, 9, 9];
-    assert_eq!(until_refused(&mut connect_from(owing, &server), "").1, 1);
-    for n in 0..2_000_u32 {
+    assert_eq!(until_refused(&mut connect_from(owing, &server), "").1, 2);
+    for n in 0..1_000_u32 {
         let [_, _, high, low] = n.to_be_bytes();
         let mut client = connect_from([127, 10, high, low.max(1)], &server);
         client.send(request(EMPTY, ""));
-        let status = client.reply().status;
-        assert!([200, 429].contains(&status), "{status}");
+        assert!(low == 0 || client.reply().status == 200, "{n}");
     }
     let mut client = connect_from(owing, &server);
     client.send(request(EMPTY, ""));
     assert_throttled(&client.reply(), &["client-requests"]);
     // The gauge is set once a second.
     wait_for("the addresses to be counted", || {
-        server.metrics().sum("millrace_quota_client_buckets") > 1_900
+        server.metrics().sum("millrace_quota_client_buckets") > 990
     });
     assert_eq!(server.metrics().sum("millrace_quota_client_overflows_total"), 0);
     assert_eq!(server.stop().status, 0);
