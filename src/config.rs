@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
+use crate::quota::Quota;
 
 mod bodies;
 mod cors;
@@ -22,6 +23,7 @@ mod listen;
 mod meta;
 mod networks;
 mod objects;
+mod quotas;
 mod s3;
 mod settings;
 mod value;
@@ -78,6 +80,8 @@ pub struct Config {
     pub token_in_query: bool,
     /// `None`: nothing is said to browsers.
     pub cors_origins: Option<CorsOrigins>,
+    /// What one peer may send.
+    pub client_quota: Quota,
     pub store: StoreUrl,
     /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
@@ -491,6 +495,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
         cors_origins: r.take("CORS_ORIGINS", optional(cors::cors_origins)),
+        client_quota: quotas::read_client(r),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),

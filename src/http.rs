@@ -21,6 +21,7 @@ pub mod peers;
 mod phase;
 mod proxied;
 pub mod proxy_header;
+pub mod quotas;
 mod recency;
 pub mod refusal_log;
 pub mod reply;

@@ -82,6 +82,18 @@ pub mod queue {
         pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
     }
 }
+pub mod quota {
+    pub use crate::quota::{Quota, TICK};
+    pub mod board {
+        pub use crate::quota::board::Board;
+    }
+    pub mod keeper {
+        pub use crate::quota::keeper::Keeper;
+    }
+    pub mod table {
+        pub use crate::quota::table::{Table, Verdict, slots};
+    }
+}
 pub mod rt {
     pub use crate::rt::{Executor, Placement};
 }

@@ -1,6 +1,7 @@
 //! What is measured. A new one is one entry in [`OPS`]; setting up is not part of it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
@@ -17,6 +18,10 @@ use millrace::internals::queue::admission::{Admission, Need};
 use millrace::internals::queue::fifo::Fifo;
 use millrace::internals::queue::job::Span;
 use millrace::internals::queue::job::{Job, Origin, Payload, Stamp};
+use millrace::internals::quota::board::Board;
+use millrace::internals::quota::keeper::Keeper;
+use millrace::internals::quota::table::{Table, Verdict, slots};
+use millrace::internals::quota::{Quota, TICK};
 use millrace::internals::store::s3::dial;
 use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
 use millrace::internals::store::{Integrity, Sums};
@@ -68,6 +73,8 @@ pub const OPS: &[Op] = &[
     Op { name: "peers/hand-over-of-1000", make: peers },
     Op { name: "token/find-in-1", make: || token(1) },
     Op { name: "token/find-in-100k", make: || token(100_000) },
+    Op { name: "quota/of-a-token", make: || quota(1) },
+    Op { name: "quota/of-token-and-peer", make: || quota(2) },
     Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
@@ -235,6 +242,38 @@ fn token(count: usize) -> Made {
         assert!(set.find(&token).is_none());
     };
     Made { run: Box::new(run), throughput: Amount::Elements(2) }
+}
+
+/// What a request with a quota is judged and charged by, in `tables` of them, and every 1,000
+/// requests a tick of control.
+fn quota(tables: usize) -> Made {
+    const KEY: u64 = 0x0123_4567_89ab_cdef;
+    let mut now = std::time::Instant::now();
+    let quota = Quota::parse(Some("10000000/s"), Some("1TiB/s"), None).expect("a quota");
+    let make = || {
+        let board = Arc::new(Board::new(2, slots(1_000), now));
+        (Table::new(board.clone(), 0, 1_000), Keeper::new(board))
+    };
+    let mut all: Vec<(Table, Keeper)> = (0..tables).map(|_| make()).collect();
+    let ids: Vec<_> = all.iter().map(|(table, _)| table.find(KEY, &quota, 1)).collect();
+    let mut requests = 0_u64;
+    let run = move || {
+        for (nth, (table, _)) in all.iter().enumerate() {
+            // A token is found by its key, a connection remembers its peer's bucket.
+            let id = if nth == 0 { table.find(KEY, &quota, 1) } else { ids[nth] };
+            assert!(table.is_current(id));
+            table.want(id);
+            assert_eq!(table.judge(id, now), Verdict::Pass);
+            table.spend(id, 1_700);
+            table.correct(id, 0);
+        }
+        requests += 1;
+        if requests.is_multiple_of(1_000) {
+            now += TICK;
+            all.iter_mut().for_each(|(_, keeper)| keeper.tick(now));
+        }
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
 }
 
 /// The densest body, refused for its last member.

@@ -104,9 +104,9 @@ func (c *client) send(payloads [][]byte) *failed {
 		case got.status == 200:
 			return nil
 		case got.notSent:
-		case got.status == 408, got.status == 503:
+		case got.status == 408, got.status == 429, got.status == 503:
 			// Nothing was admitted: sending it again makes no duplicates.
-		case got.status >= 400 && got.status < 500 && got.status != 429, got.status == 501:
+		case got.status >= 400 && got.status < 500, got.status == 501:
 			return &failed{1, why} // new attempts would get it as well
 		case got.status == 502 && bytes.Contains([]byte(got.text), []byte(`"accepted":`)):
 			return &failed{1, why} // everything was admitted, and some of it went to the server's dead letters

@@ -67,7 +67,7 @@ async function send(options, payloads) {
     // Everything was admitted, and some of it went to the server's dead letters.
     if (status === 502 && text.includes('"accepted":')) throw new Failed(1, why);
     if (!sent) continue;
-    if (status === 408 || status === 503) {
+    if (status === 408 || status === 429 || status === 503) {
       // Nothing was admitted: sending it again makes no duplicates.
       wait = /^\d+$/.test(retryAfter ?? "") ? 1000 * Number(retryAfter) : 0;
       continue;

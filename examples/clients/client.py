@@ -75,7 +75,7 @@ class Client:
             if status == 502 and '"accepted":' in text:
                 # Everything was admitted, and some of it went to the server's dead letters.
                 raise Failed(1, why)
-            if status in (408, 503):
+            if status in (408, 429, 503):
                 # Nothing was admitted: sending it again makes no duplicates.
                 wait = seconds(headers.get("retry-after"))
                 continue

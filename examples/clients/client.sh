@@ -72,7 +72,7 @@ send() {
         *:200) return ;;
         6:* | 7:*) why="not sent: $(cat "$work/error")" ;; # not resolved, not connected: nothing was sent
         *:400 | *:401 | *:404 | *:405 | *:413 | *:415 | *:431 | *:501) fail 1 "$why" ;;
-        *:408 | *:503) # nothing was admitted: sending it again makes no duplicates
+        *:408 | *:429 | *:503) # nothing was admitted: sending it again makes no duplicates
             wait=$(tr -d '\r' <"$work/head" | sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9][0-9]*\)$/\1/p' | tail -n 1)
             wait=${wait:-0}
             ;;

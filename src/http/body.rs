@@ -126,6 +126,19 @@ impl BodyReader {
         Ok(bytes)
     }
 
+    /// Reads a body to its end and drops it, so that the next request can follow. It is charged to
+    /// nobody, so the caller bounds its length.
+    pub(super) async fn discard(
+        &self,
+        state: &ConnState,
+        mut body: Incoming,
+    ) -> Result<(), BodyError> {
+        while let Some(data) = next_data(&mut body).await? {
+            state.body.received.set(state.body.received.get() + data.len());
+        }
+        Ok(())
+    }
+
     /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.
     /// Waits while others do the same, but not for large bodies: a fraction of a millisecond for each
     /// connection at most.

@@ -7,9 +7,11 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
@@ -25,9 +27,11 @@ use super::media_type;
 use super::meta::{Wrapper, wrapped_spans};
 use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
+use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
+use super::tokens::{KnownToken, TokenQuota};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
@@ -70,7 +74,8 @@ pub(super) async fn handle(
     let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &state, &token));
+    let asks = Asks { state: &state, length, started, token: &token };
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &asks));
     let cors = server.tokenless.cors.as_ref();
     let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
@@ -122,6 +127,16 @@ fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool 
     true
 }
 
+/// Who asks, and when.
+struct Asks<'a> {
+    state: &'a ConnState,
+    /// Length of the body, if the head says so.
+    length: Option<u64>,
+    started: Instant,
+    /// Set once a token is accepted.
+    token: &'a Cell<TokenId>,
+}
+
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
@@ -130,31 +145,45 @@ struct Wanted<'a> {
     coding: Option<Coding>,
     /// What keys and `META` want of it.
     facts: Option<Box<HeadFacts>>,
+    /// `None`: it has no quota.
+    quota: Option<Judged<'a>>,
+    /// After a refusal by a quota, whether the body is read so that the connection stays. A client
+    /// that waits for `100 Continue` gets the answer instead.
+    drops_body: bool,
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header or the query, and sets `token` if it is accepted.
+    /// Also judges the token of a header or the query, and the quotas that are known by then.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(
-        head: &Parts,
-        server: &'a Server,
-        state: &ConnState,
-        token: &Cell<TokenId>,
-    ) -> Result<Wanted<'a>, Answer> {
+    fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)
             .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
         let form = media_type::form_of(&head.headers, intake.config.body);
+        let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
             let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
-            token.set(tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?);
+            known = tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?;
+            asks.token.set(known.id);
         }
         let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        let facts = intake.facts.of_head(head, || state.client());
-        Ok(Wanted { intake, form, ack, coding, facts })
+        let facts = intake.facts.of_head(head, || asks.state.client());
+        // Last, so that a request that is refused for its head costs nothing of a quota.
+        let quota = server.quotas.as_ref().and_then(|quotas| {
+            let body = Announced { length: asks.length, is_compressed: coding.is_some() };
+            quotas.judge(asks.state, known.quota.as_ref(), body, asks.started)
+        });
+        let drops_body = match &quota {
+            None | Some(Judged::Passed(_)) => false,
+            Some(_) => {
+                asks.length.is_some_and(|length| length <= DROPPED_BODY_MAX)
+                    && !head.headers.contains_key(EXPECT)
+            }
+        };
+        Ok(Wanted { intake, form, ack, coding, facts, quota, drops_body })
     }
 }
 
@@ -195,15 +224,31 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let wanted = match wanted {
+    let mut wanted = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
+    };
+    let passed = match wanted.quota.take() {
+        None => Ok(None),
+        Some(Judged::Passed(spending)) => Ok(Some(spending)),
+        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
+        Some(Judged::Refused(throttled)) => Err(throttled),
+    };
+    let spending = match passed {
+        Ok(spending) => spending,
+        Err(throttled) => {
+            let is_dropped = !has_body || wanted.drops_body && drop_body(server, state, body).await;
+            return (Answer::Throttled(throttled), !is_dropped);
+        }
     };
     let is_whole = Cell::new(false);
     let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
+    if let Some(spending) = spending {
+        spending.settle(body.as_slice().len());
+    }
     let Wanted { intake, ack, .. } = wanted;
     let admitted = match admit(server, wanted, body, turn, token).await {
         Ok(admitted) => admitted,
@@ -245,6 +290,18 @@ async fn read<'a>(
     whole.or(ended).await
 }
 
+/// Reads a body and drops it, within its deadlines. Whether nothing of it is left unread.
+async fn drop_body(server: &Server, state: &ConnState, body: Incoming) -> bool {
+    let whole = async { server.bodies.discard(state, body).await.is_ok() };
+    let ended = async {
+        let _whatever = state.body_end().await;
+        false
+    };
+    let is_whole = whole.or(ended).await;
+    state.body_is_whole();
+    is_whole
+}
+
 /// A request whose payloads were all admitted.
 struct Admitted {
     count: usize,
@@ -265,23 +322,17 @@ enum Awaited {
 async fn admit(
     server: &Server,
     mut wanted: Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     mut turn: Option<LargeTurn<'_>>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let body = match body.as_slice().len() <= SMALL_BODY_BYTES {
-        true => {
-            drop(turn.take());
-            match try_small(server, &mut wanted, body, token)? {
-                Small::Tried(Tried::Admitted(admitted)) => return Ok(admitted),
-                Small::Tried(Tried::NoRoom(waiting)) => {
-                    return wait_small(server, &wanted, waiting).await;
-                }
-                Small::LongWrapped(body) => body,
-            }
+    if body.as_slice().len() <= SMALL_BODY_BYTES {
+        drop(turn.take());
+        match admit_small(server, &mut wanted, body, token).await? {
+            Small::Admitted(admitted) => return Ok(admitted),
+            Small::LongWrapped(long) => body = long,
         }
-        false => body,
-    };
+    }
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
@@ -289,29 +340,67 @@ async fn admit(
     admit_large(server, wanted, body, turn, token).await
 }
 
-/// What came of trying to admit a small body.
+/// What came of a small body.
 enum Small {
-    Tried(Tried),
+    Admitted(Admitted),
     /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
     /// all.
     LongWrapped(ChargedBytes),
 }
 
-/// Tries to admit a body that is split in one turn.
+/// Admits a body that is split in one turn.
+async fn admit_small(
+    server: &Server,
+    wanted: &mut Wanted<'_>,
+    mut body: ChargedBytes,
+    token: &Cell<TokenId>,
+) -> Result<Small, Answer> {
+    let mut waited = None;
+    loop {
+        match try_small(server, wanted, body, waited, token)? {
+            TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
+            TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
+            TriedSmall::NoRoom(waiting) => {
+                return wait_small(server, wanted, waiting).await.map(Small::Admitted);
+            }
+            TriedSmall::NoQuota(waiting) => body = waiting,
+        }
+        // For a quota's tokens that other cores have. Then the envelope is judged again.
+        token.set(TokenId::NONE);
+        waited.get_or_insert_with(rt::now);
+        quotas::next_look().await;
+    }
+}
+
+/// What came of trying to admit a small body.
+enum TriedSmall {
+    Admitted(Admitted),
+    NoRoom(NoRoom),
+    /// The quota of its envelope's token has no tokens on this core now.
+    NoQuota(ChargedBytes),
+    /// As [`Small::LongWrapped`].
+    LongWrapped(ChargedBytes),
+}
+
+/// Tries to admit a small body at once. It has `waited` for its quota since then.
 fn try_small(
     server: &Server,
     wanted: &mut Wanted<'_>,
     body: ChargedBytes,
+    waited: Option<Instant>,
     token: &Cell<TokenId>,
-) -> Result<Small, Answer> {
+) -> Result<TriedSmall, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
     // The core's one scratch: this borrow must end before the next await.
     let mut scratch = server.splitter.scratch();
     let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
     if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
-        return Ok(Small::LongWrapped(body));
+        return Ok(TriedSmall::LongWrapped(body));
     }
-    let counted = judge_envelope(server, &envelope, token)?;
+    let (counted, quota) = judge_envelope(server, &envelope, token)?;
+    if !charge(server, quota, body.as_slice().len(), waited, true)? {
+        return Ok(TriedSmall::NoQuota(body));
+    }
     let name = || token_name(server, token);
     let facts = wanted.facts.take();
     let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
@@ -324,7 +413,10 @@ fn try_small(
             intake.admit_now(body, &spans, facts, ack, counted)?
         }
     };
-    Ok(Small::Tried(tried))
+    Ok(match tried {
+        Tried::Admitted(admitted) => TriedSmall::Admitted(admitted),
+        Tried::NoRoom(waiting) => TriedSmall::NoRoom(waiting),
+    })
 }
 
 /// Waits until there is room for a small body.
@@ -362,7 +454,8 @@ async fn admit_large(
             .split_large(body.as_slice(), form, turn)
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
-        let counted = judge_envelope(server, &envelope, token)?;
+        let (counted, quota) = judge_envelope(server, &envelope, token)?;
+        charge(server, quota, body.as_slice().len(), None, false)?;
         let name = || token_name(server, token);
         let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
         drop(envelope);
@@ -414,16 +507,37 @@ fn no_collection(body: &[u8], error: ParseError) -> Answer {
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
-/// the payloads that come with the token are counted.
+/// the payloads that come with the token are counted, and the quota that is not judged yet.
 fn judge_envelope(
     server: &Server,
     envelope: &Envelope<'_>,
     token: &Cell<TokenId>,
-) -> Result<Option<AcceptedCells>, Answer> {
-    let Some(tokens) = &server.tokens else { return Ok(None) };
+) -> Result<(Option<AcceptedCells>, Option<TokenQuota>), Answer> {
+    let Some(tokens) = &server.tokens else { return Ok((None, None)) };
     let (has_envelope, given) = (envelope.form.may_be_collection(), envelope.token.as_deref());
-    token.set(tokens.judge_envelope(token.get(), has_envelope, given)?);
-    Ok(Some(tokens.cells().accepted(token.get())))
+    let known = tokens.judge_envelope(token.get(), has_envelope, given)?;
+    token.set(known.id);
+    Ok((Some(tokens.cells().accepted(known.id)), known.quota))
+}
+
+/// Charges a body of `bytes` bytes to the quota of its envelope's token. False: it waits, as it
+/// does since `waited`.
+fn charge(
+    server: &Server,
+    quota: Option<TokenQuota>,
+    bytes: usize,
+    waited: Option<Instant>,
+    may_wait: bool,
+) -> Result<bool, Answer> {
+    let (Some(quota), Some(quotas)) = (quota, &server.quotas) else { return Ok(true) };
+    let judged = quotas.judge_envelope(&quota, bytes, waited, may_wait, rt::now());
+    judged.transpose().map(|passed| passed.is_some()).map_err(Answer::from)
+}
+
+impl From<Box<Throttled>> for Answer {
+    fn from(throttled: Box<Throttled>) -> Answer {
+        Answer::Throttled(throttled)
+    }
 }
 
 /// The name of a request's token, if it has one.

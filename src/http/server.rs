@@ -14,6 +14,7 @@ use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
+use super::quotas::QuotaGate;
 use super::request::Intake;
 use super::split::BodySplitter;
 use super::tokenless::Tokenless;
@@ -37,6 +38,8 @@ pub struct Server {
     pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenGate>,
+    /// `None`: nothing can have a quota.
+    pub quotas: Option<QuotaGate>,
     /// What needs no token in any case, and what browsers are told.
     pub tokenless: Tokenless,
     pub faults: ConnFaults,

@@ -35,6 +35,7 @@ mod http {
     mod proxied;
     mod proxies;
     mod query_tokens;
+    mod quotas;
     mod strict;
     mod tokens;
 }
