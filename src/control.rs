@@ -318,7 +318,7 @@ impl Supervisor {
         let listen = address.unwrap_or(config.listen);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            listen = %format_args!("http://{listen}/payloads"),
+            listen = %format_args!("http://{listen}{}", config.paths.first()),
             admin = admin.map_or("off".to_owned(), |admin| format!("http://{admin}")),
             cores = %core_list(&config.cores),
             store = %config.store,
