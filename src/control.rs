@@ -337,7 +337,8 @@ impl Supervisor {
     fn announce(&self, addresses: &[SocketAddr], epoch: Instant) {
         let config = &self.config;
         let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
-        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}/payloads")).collect();
+        let path = config.paths.first();
+        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}{path}")).collect();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = urls.join(", "),

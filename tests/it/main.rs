@@ -20,6 +20,7 @@ mod tuning;
 mod http {
     mod ack;
     mod backpressure;
+    mod bodies;
     mod browsers;
     mod compression;
     mod contract;
