@@ -14,11 +14,13 @@ use crate::log::LogFormat;
 use crate::net::BLOCK;
 use crate::quota::Quota;
 
+mod bodies;
 mod cors;
 mod faults;
 mod file_mode;
 mod layers;
 mod listen;
+mod meta;
 mod networks;
 mod objects;
 mod quotas;
@@ -26,11 +28,13 @@ mod s3;
 mod settings;
 mod value;
 
+pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
 pub use listen::ListenAddress;
+pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
 pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
@@ -47,6 +51,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
+    /// The paths that take payloads.
+    pub paths: Paths,
     /// How long the start retries while an address is in use; zero: not at all.
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
@@ -65,6 +71,8 @@ pub struct Config {
     /// Bytes a second that every body must bring; 0: no minimum.
     pub body_rate_min: u64,
     pub idle_timeout: Duration,
+    /// What an object is whose content type does not say it.
+    pub body: ObjectBody,
     pub tokens_file: Option<PathBuf>,
     /// Whether a token may be in the envelope as well as in a header.
     pub token_in_body: bool,
@@ -80,6 +88,8 @@ pub struct Config {
     pub s3: S3Options,
     /// The keys of single payloads or, if `batch` is set, of batches.
     pub keys: KeyTemplate,
+    /// What is stored with every payload; empty: nothing but its bytes.
+    pub meta: Vec<MetaEntry>,
     /// `None`: one object per payload.
     pub batch: Option<BatchOptions>,
     /// Price of 1,000 PUTs, in dollars.
@@ -320,10 +330,38 @@ impl Config {
         )
     }
 
+    /// Whether a request's token may be in its body: `TOKEN_IN_BODY`, if any object is a collection.
+    pub fn takes_tokens_in_bodies(&self) -> bool {
+        self.token_in_body && self.body == ObjectBody::Collection
+    }
+
     /// The key template of single payloads, as the spool records it. `None`: payloads go into
     /// batches, and one that becomes a single object anyway gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
         self.batch.is_none().then(|| self.keys.text())
+    }
+
+    /// Longest payload as it is stored.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.max_length + if self.meta.is_empty() { 0 } else { meta::META_BYTES_MAX }
+    }
+
+    /// Most bytes of all payloads of one request as they are stored, a few beside each included. With
+    /// `META` they may be many times what was sent. Then they are as many as other settings have
+    /// room for: beside the body while they are wrapped, while they wait for the disk, and in a
+    /// segment together with their lengths.
+    pub fn request_bytes_max(&self) -> usize {
+        if self.meta.is_empty() {
+            return self.max_length;
+        }
+        // A quarter is more than the reserve of small bodies.
+        let beside_body =
+            self.max_body_bytes.saturating_sub(self.max_body_bytes / 4 + self.max_length);
+        let on_disk = self.spool.as_ref().map_or(usize::MAX, |spool| {
+            spool.pending.min(usize::try_from(spool.segment / 4).unwrap_or(usize::MAX))
+        });
+        let payload = self.payload_bytes_max();
+        beside_body.max(payload).min(on_disk).min(LENGTH_MAX as usize + meta::META_BYTES_MAX)
     }
 
     /// The configuration with `settings` (name, text), and defaults for everything else. The
@@ -437,6 +475,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         trust: r.take("TRUST", optional(Networks::list)),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
+        paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
@@ -451,6 +490,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
         body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
+        body: r.take("BODY", bodies::object_body),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
@@ -460,6 +500,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),
         keys: objects::read_keys(r, batch.is_some()),
+        meta: r.take("META", meta::entries),
         batch,
         put_price: r.take("PUT_PRICE", value::dollars),
         ack: r.take("ACK", value::ack),
@@ -503,6 +544,7 @@ fn segment_size(r: &mut SettingsReader<'_>) -> u64 {
 
 /// Checks relations between settings that are each valid on their own.
 fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
+    meta::check(r, c);
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
         format!(
             "is below {length}: a request of maximum length must fit; raise it or lower MAX_LENGTH"

@@ -48,7 +48,7 @@ impl Core {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         cells.connections_max.set(limits.connections as u64);
-        let bodies = BodyMemory::new(limits.body_bytes, limits.request_bytes, cells);
+        let bodies = BodyMemory::new(limits.body_bytes, limits.wrapped_payload_bytes, cells);
         let server = Rc::new(Server {
             net: net.clone(),
             cells,

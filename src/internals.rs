@@ -14,8 +14,8 @@ pub mod coding {
 }
 pub mod config {
     pub use crate::config::{
-        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, Networks, S3Client, S3Options,
-        SETTINGS, SignPayload, StoreUrl,
+        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, Networks, ObjectBody, S3Client,
+        S3Options, SETTINGS, SignPayload, StoreUrl,
     };
 }
 pub mod http {
@@ -27,8 +27,13 @@ pub mod http {
         pub use crate::http::head::{BodyFraming, check};
         pub use crate::http::head_tracker::HeadTracker;
     }
+    pub mod media_type {
+        pub use crate::http::media_type::form_of;
+    }
     pub mod parse {
-        pub use crate::http::parse::{Scratch, parse};
+        pub use crate::http::parse::{
+            BodyForm, Envelope, Marks, Parse, ParseError, Scratch, parse,
+        };
     }
     pub mod peer {
         pub use crate::http::peer::Peer;
@@ -50,7 +55,9 @@ pub mod http {
     }
 }
 pub mod key {
-    pub use crate::key::{EventTime, KeyOf, KeyTemplate, Partition};
+    pub use crate::key::{
+        EventTime, KeyOf, KeyTemplate, Partition, RequestSource, RequestValues, RequestValuesWriter,
+    };
 }
 pub mod limits {
     pub use crate::limits::Limits;

@@ -36,6 +36,11 @@ use crate::sync::Turns;
 pub enum BodyError {
     #[error("the body is larger than MAX_LENGTH ({max} bytes); split the collection")]
     TooLarge { max: usize },
+    #[error(
+        "the payloads take {given} bytes with their META, more than a request may ({max}); split the collection, or \
+         raise MAX_BODY_BYTES, SPOOL_PENDING and SPOOL_SEGMENT"
+    )]
+    WrappedTooLarge { given: usize, max: usize },
     #[error("the core's memory for request bodies is used up; try again")]
     MemoryExhausted,
     #[error("content-encoding is not supported")]

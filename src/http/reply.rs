@@ -15,6 +15,7 @@ use super::body::BodyError;
 use super::cors::Preflight;
 use super::head::HeadError;
 use super::health::HealthStatus;
+use super::media_type::AmbiguousType;
 use super::parse::ParseError;
 use super::quotas::Throttled;
 use super::split::NoTurn;
@@ -44,7 +45,10 @@ pub enum Answer {
     },
     /// The disk did not confirm the payloads in time. It may still do so.
     NotSynced,
-    NotFound,
+    /// Not one of `PATHS`, the first of which is `wanted`.
+    NotFound {
+        wanted: Box<str>,
+    },
     MethodNotAllowed,
     BadRequest(String),
     /// The head breaks a rule of HTTP.
@@ -101,6 +105,12 @@ impl From<LevelError> for Answer {
     }
 }
 
+impl From<AmbiguousType> for Answer {
+    fn from(error: AmbiguousType) -> Answer {
+        Answer::BadRequest(error.to_string())
+    }
+}
+
 impl From<TokenRefusal> for Answer {
     fn from(refusal: TokenRefusal) -> Answer {
         Answer::Unauthorized(refusal)
@@ -114,7 +124,9 @@ impl From<BodyError> for Answer {
             BodyError::Corrupt { .. } | BodyError::Disconnected(_) | BodyError::BadChunk(_) => {
                 Answer::BadRequest(text)
             }
-            BodyError::TooLarge { .. } => Answer::TooLarge(text),
+            BodyError::TooLarge { .. } | BodyError::WrappedTooLarge { .. } => {
+                Answer::TooLarge(text)
+            }
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable {
                 reason: Unavailable::BodyMemory,
@@ -158,7 +170,6 @@ impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
         let (reason, retry_after_s) = match error {
             SpoolError::Closed => return Answer::Stopping,
-            SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
             SpoolError::PendingExhausted => (Unavailable::SpoolPending, PENDING_RETRY_AFTER_S),
             SpoolError::Full => (Unavailable::SpoolFull, SPOOL_RETRY_AFTER_S),
             SpoolError::Failed(_) | SpoolError::Stalled => {
@@ -193,7 +204,7 @@ impl Answer {
             | Answer::NotStored(_)
             | Answer::Undecided { .. }
             | Answer::NotSynced
-            | Answer::NotFound
+            | Answer::NotFound { .. }
             | Answer::MethodNotAllowed
             | Answer::BadRequest(_)
             | Answer::BadHead(_)
@@ -251,9 +262,11 @@ impl Answer {
                             leaves open whether it will be stored: sent again, it may be stored twice";
                 error(StatusCode::GATEWAY_TIMEOUT, text)
             }
-            Answer::NotFound => error(StatusCode::NOT_FOUND, "no such path; POST /payloads"),
+            Answer::NotFound { wanted } => {
+                error(StatusCode::NOT_FOUND, &format!("no such path; POST {wanted}"))
+            }
             Answer::MethodNotAllowed => {
-                let text = "only POST is allowed on /payloads";
+                let text = "only POST is allowed on this path";
                 with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "POST")
             }
             Answer::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
@@ -464,7 +477,7 @@ mod tests {
             Answer::NotStored(Outcomes::default()),
             Answer::Undecided { outcomes: Outcomes::default(), stopped: true },
             Answer::NotSynced,
-            Answer::NotFound,
+            Answer::NotFound { wanted: "/payloads".into() },
             Answer::MethodNotAllowed,
             Answer::BadRequest(String::new()),
             Answer::BadHead(HeadError::NoHost),

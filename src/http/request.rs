@@ -3,7 +3,6 @@
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -21,9 +20,12 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::facts::{FactsWanted, HeadFacts, RequestFacts};
 use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
-use super::parse::{self, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
+use super::media_type;
+use super::meta::{Wrapper, wrapped_spans};
+use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
@@ -32,8 +34,7 @@ use super::split::LargeTurn;
 use super::tokens::{KnownToken, TokenQuota};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
-use crate::config::{Ack, Config};
-use crate::key;
+use crate::config::{Ack, Config, Paths};
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -45,13 +46,14 @@ use crate::stop::Stop;
 
 /// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {
-    /// The default ack level, and how long a request waits for room and for its acknowledgement.
+    /// What an object is, the default ack level, and how long a request waits for room and for its
+    /// acknowledgement.
     pub config: Arc<Config>,
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
     pub spool: Option<Rc<Spool>>,
-    /// Whether a key template uses the `version` of a request.
-    pub needs_version: bool,
+    /// What keys and `META` want of a request.
+    pub facts: FactsWanted,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -138,8 +140,11 @@ struct Asks<'a> {
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
+    form: BodyForm,
     ack: Ack,
     coding: Option<Coding>,
+    /// What keys and `META` want of it.
+    facts: Option<Box<HeadFacts>>,
     /// `None`: it has no quota.
     quota: Option<Judged<'a>>,
     /// After a refusal by a quota, whether the body is read so that the connection stays. A client
@@ -155,13 +160,17 @@ impl<'a> Wanted<'a> {
     fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)
             .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
+        let form = media_type::form_of(&head.headers, intake.config.body);
         let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
-            known = tokens.judge_head(&head.headers, &head.uri)?;
+            let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
+            known = tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?;
             asks.token.set(known.id);
         }
+        let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
+        let facts = intake.facts.of_head(head, || asks.state.client());
         // Last, so that a request that is refused for its head costs nothing of a quota.
         let quota = server.quotas.as_ref().and_then(|quotas| {
             let body = Announced { length: asks.length, is_compressed: coding.is_some() };
@@ -174,24 +183,24 @@ impl<'a> Wanted<'a> {
                     && !head.headers.contains_key(EXPECT)
             }
         };
-        Ok(Wanted { intake, ack, coding, quota, drops_body })
+        Ok(Wanted { intake, form, ack, coding, facts, quota, drops_body })
     }
 }
 
 /// Selects the pipeline of a request. No other code looks at a path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match wrong_route(method, uri) {
+    match wrong_route(&server.config.paths, method, uri) {
         Some(answer) => Err(answer),
         None => Ok(&server.intake),
     }
 }
 
-/// The answer to any request but `POST /payloads`.
-pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
-    match uri.path() {
-        "/payloads" if method == Method::POST => None,
-        "/payloads" => Some(Answer::MethodNotAllowed),
-        _ => Some(Answer::NotFound),
+/// The answer to any request but a `POST` to one of `paths`.
+pub fn wrong_route(paths: &Paths, method: &Method, uri: &Uri) -> Option<Answer> {
+    match paths.contains(uri.path()) {
+        true if method == Method::POST => None,
+        true => Some(Answer::MethodNotAllowed),
+        false => Some(Answer::NotFound { wanted: paths.first().into() }),
     }
 }
 
@@ -215,11 +224,11 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, ack, coding, quota, drops_body } = match wanted {
+    let mut wanted = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
-    let passed = match quota {
+    let passed = match wanted.quota.take() {
         None => Ok(None),
         Some(Judged::Passed(spending)) => Ok(Some(spending)),
         Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
@@ -228,19 +237,20 @@ async fn process(
     let spending = match passed {
         Ok(spending) => spending,
         Err(throttled) => {
-            let is_dropped = !has_body || drops_body && drop_body(server, state, body).await;
+            let is_dropped = !has_body || wanted.drops_body && drop_body(server, state, body).await;
             return (Answer::Throttled(throttled), !is_dropped);
         }
     };
     let is_whole = Cell::new(false);
-    let (body, turn) = match read(server, state, body, coding, &is_whole).await {
+    let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
     if let Some(spending) = spending {
         spending.settle(body.as_slice().len());
     }
-    let admitted = match admit(server, intake, body, turn, ack, token).await {
+    let Wanted { intake, ack, .. } = wanted;
+    let admitted = match admit(server, wanted, body, turn, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -311,103 +321,180 @@ enum Awaited {
 /// `ENQUEUE_WAIT`.
 async fn admit(
     server: &Server,
-    intake: &Intake,
-    body: ChargedBytes,
-    turn: Option<LargeTurn<'_>>,
-    ack: Ack,
+    mut wanted: Wanted<'_>,
+    mut body: ChargedBytes,
+    mut turn: Option<LargeTurn<'_>>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     if body.as_slice().len() <= SMALL_BODY_BYTES {
-        drop(turn);
-        return admit_small(server, intake, body, ack, token).await;
+        drop(turn.take());
+        match admit_small(server, &mut wanted, body, token).await? {
+            Small::Admitted(admitted) => return Ok(admitted),
+            Small::LongWrapped(long) => body = long,
+        }
     }
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, turn, ack, token).await
+    admit_large(server, wanted, body, turn, token).await
+}
+
+/// What came of a small body.
+enum Small {
+    Admitted(Admitted),
+    /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
+    /// all.
+    LongWrapped(ChargedBytes),
 }
 
 /// Admits a body that is split in one turn.
 async fn admit_small(
     server: &Server,
-    intake: &Intake,
-    body: ChargedBytes,
-    ack: Ack,
+    wanted: &mut Wanted<'_>,
+    mut body: ChargedBytes,
     token: &Cell<TokenId>,
-) -> Result<Admitted, Answer> {
+) -> Result<Small, Answer> {
     let mut waited = None;
-    let attempt = loop {
-        {
-            // The core's one scratch: this borrow must end before the next await.
-            let mut scratch = server.splitter.scratch();
-            let Collection { version, payloads, token: given } =
-                split(body.as_slice(), &mut scratch)?;
-            let (counted, quota) = judge_envelope(server, given.as_deref(), token)?;
-            if charge(server, quota, body.as_slice().len(), waited, true)? {
-                let version = intake.version_for_keys(version);
-                break intake.admit_now(body, payloads, version, ack, counted)?;
+    loop {
+        match try_small(server, wanted, body, waited, token)? {
+            TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
+            TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
+            TriedSmall::NoRoom(waiting) => {
+                return wait_small(server, wanted, waiting).await.map(Small::Admitted);
             }
+            TriedSmall::NoQuota(waiting) => body = waiting,
         }
         // For a quota's tokens that other cores have. Then the envelope is judged again.
         token.set(TokenId::NONE);
         waited.get_or_insert_with(rt::now);
         quotas::next_look().await;
+    }
+}
+
+/// What came of trying to admit a small body.
+enum TriedSmall {
+    Admitted(Admitted),
+    NoRoom(NoRoom),
+    /// The quota of its envelope's token has no tokens on this core now.
+    NoQuota(ChargedBytes),
+    /// As [`Small::LongWrapped`].
+    LongWrapped(ChargedBytes),
+}
+
+/// Tries to admit a small body at once. It has `waited` for its quota since then.
+fn try_small(
+    server: &Server,
+    wanted: &mut Wanted<'_>,
+    body: ChargedBytes,
+    waited: Option<Instant>,
+    token: &Cell<TokenId>,
+) -> Result<TriedSmall, Answer> {
+    let Wanted { intake, form, ack, .. } = *wanted;
+    // The core's one scratch: this borrow must end before the next await.
+    let mut scratch = server.splitter.scratch();
+    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
+        return Ok(TriedSmall::LongWrapped(body));
+    }
+    let (counted, quota) = judge_envelope(server, &envelope, token)?;
+    if !charge(server, quota, body.as_slice().len(), waited, true)? {
+        return Ok(TriedSmall::NoQuota(body));
+    }
+    let name = || token_name(server, token);
+    let facts = wanted.facts.take();
+    let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+    let tried = match wrapper {
+        None => intake.admit_now(body, payloads, facts, ack, counted)?,
+        Some(wrapper) => {
+            intake.could_wrap(&wrapper, payloads, &facts)?;
+            let memory = &server.bodies.memory;
+            let (body, spans) = wrapper.wrap_small(memory, body.as_slice(), payloads)?;
+            intake.admit_now(body, &spans, facts, ack, counted)?
+        }
     };
-    let NoRoom { need, body, version, counted } = match attempt {
-        Tried::Admitted(admitted) => return Ok(admitted),
-        Tried::NoRoom(waiting) => waiting,
-    };
+    Ok(match tried {
+        Tried::Admitted(admitted) => TriedSmall::Admitted(admitted),
+        Tried::NoRoom(waiting) => TriedSmall::NoRoom(waiting),
+    })
+}
+
+/// Waits until there is room for a small body.
+async fn wait_small(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    waiting: NoRoom,
+) -> Result<Admitted, Answer> {
+    let Wanted { intake, form, ack, .. } = *wanted;
+    let NoRoom { need, body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    if facts.values.is_wrapped() {
+        let spans = wrapped_spans(body.as_slice(), need.slots);
+        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
+    }
     let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
+    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
+    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
 async fn admit_large(
     server: &Server,
-    intake: &Intake,
+    wanted: Wanted<'_>,
     body: ChargedBytes,
     turn: LargeTurn<'_>,
-    ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let (waiting, count) = {
-        let (Envelope { version, token: given }, spans) = server
+    let Wanted { intake, form, ack, facts, .. } = wanted;
+    let (waiting, marked) = {
+        let (envelope, mut spans) = server
             .splitter
-            .split_large(body.as_slice(), turn)
+            .split_large(body.as_slice(), form, turn)
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
-        let (counted, quota) = judge_envelope(server, given.as_deref(), token)?;
-        drop(given);
+        let (counted, quota) = judge_envelope(server, &envelope, token)?;
         charge(server, quota, body.as_slice().len(), None, false)?;
-        let version = intake.version_for_keys(version);
-        let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
+        let name = || token_name(server, token);
+        let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+        drop(envelope);
+        let body = match wrapper {
+            None => body,
+            Some(wrapper) => {
+                intake.could_wrap(&wrapper, &spans, &facts)?;
+                let memory = &server.bodies.memory;
+                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+            }
+        };
+        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        parse::mark_spans(waiting.body.as_mut_slice(), &spans);
-        (waiting, spans.len())
+        let is_wrapped = waiting.facts.values.is_wrapped();
+        let marked = (!is_wrapped).then(|| parse::mark_spans(waiting.body.as_mut_slice(), &spans));
+        (waiting, marked)
     };
-    let NoRoom { need, body, version, counted } = waiting;
+    let NoRoom { need, body, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = parse::marked_spans(body.as_slice(), count);
-    Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
+    let spans = match marked {
+        None => wrapped_spans(body.as_slice(), need.slots),
+        Some(marked) => parse::marked_spans(body.as_slice(), marked),
+    };
+    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
 
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
+    form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, scratch).map_err(|error| no_collection(body, error))
+    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
 }
 
-/// Why a body is no collection. What a browser makes of a `FormData` begins with two dashes
-/// (multipart, RFC 2046, section 5.1.1), as no JSON does.
+/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
+/// RFC 2046, section 5.1.1), as no JSON does.
 #[cold]
 fn no_collection(body: &[u8], error: ParseError) -> Answer {
     match body.starts_with(b"--") {
@@ -423,11 +510,12 @@ fn no_collection(body: &[u8], error: ParseError) -> Answer {
 /// the payloads that come with the token are counted, and the quota that is not judged yet.
 fn judge_envelope(
     server: &Server,
-    given: Option<&str>,
+    envelope: &Envelope<'_>,
     token: &Cell<TokenId>,
 ) -> Result<(Option<AcceptedCells>, Option<TokenQuota>), Answer> {
     let Some(tokens) = &server.tokens else { return Ok((None, None)) };
-    let known = tokens.judge_envelope(token.get(), given)?;
+    let (has_envelope, given) = (envelope.form.may_be_collection(), envelope.token.as_deref());
+    let known = tokens.judge_envelope(token.get(), has_envelope, given)?;
     token.set(known.id);
     Ok((Some(tokens.cells().accepted(known.id)), known.quota))
 }
@@ -452,6 +540,11 @@ impl From<Box<Throttled>> for Answer {
     }
 }
 
+/// The name of a request's token, if it has one.
+fn token_name<'a>(server: &'a Server, token: &Cell<TokenId>) -> Option<&'a str> {
+    server.tokens.as_ref().and_then(|tokens| tokens.name(token.get()))
+}
+
 fn payload_bytes(spans: &[Span]) -> u64 {
     spans.iter().map(|span| u64::from(span.end - span.start)).sum()
 }
@@ -466,15 +559,14 @@ enum Tried {
 struct NoRoom {
     need: Need,
     body: ChargedBytes,
-    /// The part of its version that keys use.
-    version: Option<Box<str>>,
+    facts: RequestFacts,
     /// Where its payloads are counted besides the totals.
     counted: Option<AcceptedCells>,
 }
 
 /// The queue slots and bytes that these payloads need.
-fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
-    Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
+fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
+    Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
 impl Intake {
@@ -483,7 +575,7 @@ impl Intake {
         &self,
         body: ChargedBytes,
         payloads: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Result<Tried, Answer> {
@@ -492,23 +584,34 @@ impl Intake {
             let closed = self.stop.closed.get();
             return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
         }
-        let need = need(payloads, &body, version.as_deref());
+        let need = need(payloads, body.retained(), &facts);
         if ack == Ack::Spooled {
-            let version = version.as_deref();
-            let admitted = self.enqueue_for_disk(need, body, payloads, version, counted)?;
+            let admitted = self.enqueue_for_disk(need, body, payloads, &facts, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
         Ok(match self.admission.admit_now(need)? {
             Some(permit) => {
-                Tried::Admitted(self.enqueue(permit, body, payloads, version, ack, counted))
+                Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
-            None => Tried::NoRoom(NoRoom { need, body, version, counted }),
+            None => Tried::NoRoom(NoRoom { need, body, facts, counted }),
         })
     }
 
-    /// The part of a request's `version` that keys use; `None` if no template uses it.
-    fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
-        version.filter(|_| self.needs_version).map(|version| key::version(&version))
+    /// Whether these payloads can be admitted once they are wrapped, before memory is taken for it.
+    ///
+    /// # Errors
+    /// The limit that they would exceed.
+    fn could_wrap(
+        &self,
+        wrapper: &Wrapper,
+        payloads: &[Span],
+        facts: &RequestFacts,
+    ) -> Result<(), Answer> {
+        let (given, max) = (wrapper.wrapped_bytes(payloads), self.config.request_bytes_max());
+        if given > max {
+            return Err(BodyError::WrappedTooLarge { given, max }.into());
+        }
+        Ok(self.admission.could_fit(need(payloads, given, facts))?)
     }
 
     /// Puts the payloads of a body into the queue. `permit` is its room there.
@@ -517,15 +620,15 @@ impl Intake {
         permit: Permit,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
+        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
@@ -547,15 +650,23 @@ impl Intake {
         need: Need,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        facts: &RequestFacts,
         counted: Option<AcceptedCells>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
-        let first = self.stamps.take(spans.len());
-        let ticket = spool.submit(first, body, spans, version, counted)?;
+        let first = self.stamp(spans.len(), facts);
+        let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+    }
+
+    /// The stamp of a request's first payload.
+    fn stamp(&self, payloads: usize, facts: &RequestFacts) -> Stamp {
+        match facts.received_at {
+            None => self.stamps.take(payloads),
+            Some(unix_nanos) => self.stamps.take_at(payloads, unix_nanos),
+        }
     }
 }
 

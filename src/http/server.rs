@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::body::BodyReader;
-use super::eviction::{Activity, Choice, EvictionOrder, FIRST_HEAD_LEAST};
+use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
@@ -257,7 +257,7 @@ impl Conns {
     fn ask_one(&self, now: Instant) -> Choice {
         let open = self.open.borrow();
         let activity =
-            |number| open.get(&number).map_or_else(Activity::default, |state| state.activity());
+            |number| open.get(&number).map_or_else(ConnActivity::default, |state| state.activity());
         let choice = self.order.borrow_mut().choose(now, activity);
         if let Choice::Evict(number, reason) = choice
             && let Some(state) = open.get(&number)

@@ -31,6 +31,7 @@ mod http {
     mod health;
     mod limits;
     mod listeners;
+    mod meta;
     mod proxied;
     mod proxies;
     mod query_tokens;
@@ -63,6 +64,7 @@ mod batch {
     mod memory;
     mod objects;
     mod readers;
+    mod requests;
     mod sizes;
     mod spool;
     mod stop;

@@ -3,7 +3,7 @@
 //! A header is judged with the request's head, before any of the body is read; it decides alone,
 //! and what the envelope says does not matter. With `TOKEN_IN_QUERY` the query counts like a
 //! header: if both have a token, it must be the same. Without either the token is in the envelope,
-//! if `TOKEN_IN_BODY` allows that.
+//! if `TOKEN_IN_BODY` allows that and the body has one.
 
 use http::Uri;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 use super::query;
 use super::{KnownToken, SharedTokens, TokenView};
 use crate::config::Config;
-use crate::metrics::tokens::{CoreTokenCells, TokenId};
+use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
 
 /// The header of a token without a scheme.
 static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -75,7 +75,7 @@ pub struct TokenPlaces {
 
 impl TokenPlaces {
     pub fn of(config: &Config) -> TokenPlaces {
-        TokenPlaces { in_body: config.token_in_body, in_query: config.token_in_query }
+        TokenPlaces { in_body: config.takes_tokens_in_bodies(), in_query: config.token_in_query }
     }
 
     /// Whether one of them may hold what no header may: a token that is not ASCII.
@@ -88,6 +88,7 @@ impl TokenPlaces {
 pub struct TokenGate {
     accepted: TokenView,
     places: TokenPlaces,
+    names: &'static TokenNames,
     cells: CoreTokenCells,
 }
 
@@ -95,14 +96,21 @@ impl TokenGate {
     /// The gate of the core with this index.
     pub fn new(shared: &SharedTokens, core: usize, places: TokenPlaces) -> TokenGate {
         let cells = shared.metrics.core(core);
-        TokenGate { accepted: TokenView::new(shared.set.clone()), places, cells }
+        let names = &shared.metrics.names;
+        TokenGate { accepted: TokenView::new(shared.set.clone()), places, names, cells }
     }
 
-    /// Judges what a head says. [`KnownToken::NONE`]: nothing, so the envelope decides.
+    /// Judges what a head says. [`KnownToken::NONE`]: nothing, so the body decides, which is possible
+    /// if it `may_have_envelope`.
     ///
     /// # Errors
     /// The head's token is not accepted, or there must be one.
-    pub fn judge_head(&self, headers: &HeaderMap, uri: &Uri) -> Result<KnownToken, TokenRefusal> {
+    pub fn judge_head(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        may_have_envelope: bool,
+    ) -> Result<KnownToken, TokenRefusal> {
         let in_header = token_of(headers)?;
         if self.places.in_query
             && let Some(query) = uri.query()
@@ -112,7 +120,7 @@ impl TokenGate {
         }
         match in_header {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.places.in_body => Ok(KnownToken::NONE),
+            None if self.places.in_body && may_have_envelope => Ok(KnownToken::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
@@ -129,21 +137,31 @@ impl TokenGate {
         }
     }
 
-    /// Judges the token of an envelope, unless the head's is `known`: then the quota was judged with
+    /// Judges what a body says, unless the head's token is `known`: then the quota was judged with
     /// the head, and is not returned.
     ///
     /// # Errors
-    /// There is none, or it is not accepted.
+    /// There is no token, or it is not accepted.
     pub fn judge_envelope(
         &self,
         known: TokenId,
+        has_envelope: bool,
         given: Option<&str>,
     ) -> Result<KnownToken, TokenRefusal> {
         if known != TokenId::NONE {
             return Ok(KnownToken { id: known, quota: None });
         }
+        if !has_envelope {
+            return Err(TokenRefusal::NoHeader);
+        }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
+    }
+
+    /// The name of a token; `None` if it has none. All names that have no place of their own are
+    /// `(other)`.
+    pub fn name(&self, id: TokenId) -> Option<&'static str> {
+        self.names.shown(id).filter(|_| id != TokenId::UNNAMED)
     }
 
     /// The counters of this core.
@@ -249,12 +267,16 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given), &target()).unwrap().id;
+                let id = gate.judge_head(&headers(given), &target(), true).unwrap().id;
+                let again = gate.judge_head(&headers(given), &target(), false);
+                assert_eq!(again.map(|known| known.id), Ok(id));
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    let judged = gate.judge_envelope(id, envelope).map(|known| known.id);
+                    let judged = gate.judge_envelope(id, true, envelope).map(|known| known.id);
                     assert_eq!(judged, Ok(id), "the header decides");
                 }
+                let judged = gate.judge_envelope(id, false, None).map(|known| known.id);
+                assert_eq!(judged, Ok(id));
             }
         }
     }
@@ -291,8 +313,10 @@ mod tests {
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"")], Different),
                 (&[(AUTH, b"Basic YWxwaGE6"), (KEY, b"alpha")], Scheme),
             ] {
-                let refused = gate.judge_head(&headers(given), &target());
-                assert_eq!(refused, Err(refusal), "{given:?}");
+                for may_have_envelope in [true, false] {
+                    let refused = gate.judge_head(&headers(given), &target(), may_have_envelope);
+                    assert_eq!(refused, Err(refusal), "{given:?}");
+                }
                 let text = refusal.to_string();
                 assert!(text.contains("token") || text.contains("TOKEN"), "{text}");
             }
@@ -303,15 +327,19 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none, &target()), Ok(KnownToken::NONE));
-        let judge = |token| gate.judge_envelope(TokenId::NONE, token);
+        assert_eq!(gate.judge_head(&none, &target(), true), Ok(KnownToken::NONE));
+        let judge = |token| gate.judge_envelope(TokenId::NONE, true, token);
         assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap().id), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
         }
+        // A body of another form has no envelope, which may be known before or after it is read.
+        assert_eq!(gate.judge_head(&none, &target(), false), Err(TokenRefusal::NoHeader));
+        let without = gate.judge_envelope(TokenId::NONE, false, None);
+        assert_eq!(without, Err(TokenRefusal::NoHeader));
         let (gate, _) = self::gate(false);
-        assert_eq!(gate.judge_head(&none, &target()), Err(TokenRefusal::NoHeader));
+        assert_eq!(gate.judge_head(&none, &target(), true), Err(TokenRefusal::NoHeader));
     }
 
     #[test]
@@ -326,7 +354,7 @@ mod tests {
             let (gate, metrics) = gate_of(TokenPlaces { in_body, in_query: true });
             let judge = |query: &str, given: &[(&str, &[u8])]| {
                 let uri = format!("http://x:80/payloads{query}").parse().unwrap();
-                gate.judge_head(&headers(given), &uri)
+                gate.judge_head(&headers(given), &uri, true)
             };
             for (query, given, name) in [
                 ("?token=alpha", &[][..], "a"),
@@ -341,7 +369,7 @@ mod tests {
             ] {
                 let id = judge(query, given).unwrap().id;
                 assert_eq!(metrics.names.shown(id), Some(name), "{query} {given:?}");
-                let judged = gate.judge_envelope(id, Some("wrong")).map(|known| known.id);
+                let judged = gate.judge_envelope(id, true, Some("wrong")).map(|known| known.id);
                 assert_eq!(judged, Ok(id), "the head decides");
             }
             for (query, given, refusal) in [
