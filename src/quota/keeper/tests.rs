@@ -1,13 +1,11 @@
 //! Cores, control and clients in simulated time, on the real boards, tables and keeper.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::board::Board;
-use super::keeper::Keeper;
-use super::table::{OVERFLOW, Table, Verdict, slots};
 use super::*;
+use crate::quota::table::{OVERFLOW, Table, Verdict, slots};
+use crate::quota::{BURST_LEAST, Limit, TICK};
 
 const BUCKETS: usize = 512;
 const MS: Duration = Duration::from_millis(1);
