@@ -286,8 +286,6 @@ impl fmt::Display for Limit {
 }
 
 #[cfg(test)]
-mod simulated;
-#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

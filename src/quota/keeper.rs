@@ -1,5 +1,8 @@
 //! Control's side of the buckets: reads what cores have spent, and writes up to where they may.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};

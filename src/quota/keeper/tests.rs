@@ -1,13 +1,11 @@
 //! Cores, control and clients in simulated time, on the real boards, tables and keeper.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::board::Board;
-use super::keeper::Keeper;
-use super::table::{OVERFLOW, Table, Verdict, slots};
 use super::*;
+use crate::quota::table::{OVERFLOW, Table, Verdict, slots};
+use crate::quota::{BURST_LEAST, Limit, TICK};
 
 const BUCKETS: usize = 512;
 const MS: Duration = Duration::from_millis(1);
@@ -140,7 +138,12 @@ fn passed(
     by_second
 }
 
-/// Rates with their number per 10 s.
+/// Requests in a millisecond that are about twice the rate.
+fn asked_for(amount: u64, per_s: u64) -> usize {
+    (2 * amount / per_s / 1000 + 1) as usize
+}
+
+/// Rates with their bursts.
 const RATES: [(u64, u64, u64); 7] = [
     (2, 1, 2),
     (10, 1, 10),
@@ -162,7 +165,8 @@ fn one_busy_core_gets_the_whole_quota_and_all_cores_no_more() {
             for (name, busy) in [("one", 1), ("all", cores)] {
                 let mut sim = Sim::new(cores, 1);
                 let on = move |_| (0..busy).collect::<Vec<_>>();
-                let got = passed(&mut sim, &quota, &on, 11, if busy > 8 { 1 } else { 8 });
+                let count = asked_for(amount, per_s) / busy + 1;
+                let got = passed(&mut sim, &quota, &on, 11, count);
                 let got = got[1..].iter().sum::<u64>() as f64;
                 // 30 a minute are five in ten seconds, or four and two on their way.
                 let range = 0.95 * wanted - 1.0..=1.05 * wanted + 1.0;
@@ -180,7 +184,7 @@ fn demand_that_moves_keeps_the_quota() {
             let wanted = 20.0 * amount as f64 / per_s as f64;
             let mut sim = Sim::new(cores, 2);
             let on = move |ms: u64| vec![(ms / 1700) as usize % cores];
-            let got = passed(&mut sim, &quota, &on, 21, 8);
+            let got = passed(&mut sim, &quota, &on, 21, asked_for(amount, per_s));
             let got = got[1..].iter().sum::<u64>() as f64;
             let range = 0.95 * wanted - 1.0..=1.05 * wanted + 1.0;
             assert!(range.contains(&got), "{cores}, {quota:?}: {got} of {wanted}");
@@ -205,9 +209,9 @@ fn no_demand_gets_more_than_rate_and_burst() {
         sim.fill_ideal(Unit::Requests, limit);
         sim.ticks = Some([100..101, 60..300, 1..700][rng.usize(0..3)].clone());
         let mut busy = vec![0_u32; cores];
-        for _ in 0..3_000 {
+        for _ in 0..2_000 {
             if rng.u8(..) < 4 {
-                let most = [0, 2, 20, 200][rng.usize(0..4)];
+                let most = [0, 2, 10, 60][rng.usize(0..4)];
                 busy[rng.usize(..cores)] = most;
             }
             for (core, most) in busy.clone().into_iter().enumerate() {
