@@ -12,18 +12,19 @@
 set -euo pipefail
 
 file=${1:?FILE is wanted} url=${2:-http://localhost:8080/payloads}
-headers=$(mktemp)
-trap 'rm -f "$headers"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 {
     echo 'content-type: application/x-ndjson'
     echo 'content-encoding: gzip'
     # By a file: other users see the arguments of curl.
     [ -z "${MILLRACE_TOKEN-}" ] || echo "authorization: Bearer $MILLRACE_TOKEN"
-} >"$headers"
+} >"$work/headers"
 
-export headers url
+export work url
 # A line that is longer than 64 KiB would be cut; raise it up to the server's MAX_LENGTH.
 split --line-bytes=64K --filter='
-    gzip | curl --silent --show-error --fail-with-body --header "@$headers" --data-binary @- \
-        --retry 20 --retry-connrefused --connect-timeout 5 --max-time 60 --output /dev/stderr "$url"
+    gzip | curl --silent --show-error --fail-with-body --header "@$work/headers" --data-binary @- \
+        --retry 20 --retry-connrefused --connect-timeout 5 --max-time 60 --output "$work/answer" "$url" ||
+        { cat "$work/answer" >&2; exit 1; }
 ' "$file"

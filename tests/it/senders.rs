@@ -158,7 +158,9 @@ fn curl_sends_a_file_of_lines() {
         command.arg(format!("http://{}/payloads", server.ingest)).env("MILLRACE_TOKEN", token);
         ended(&mut command, "")
     };
-    assert!(!send("wrong").status.success());
+    let refused = send("wrong");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("unknown"), "{said}");
     assert_ended_well(&send(TOKEN));
     assert!(server.metrics().requests(503) > 0, "nothing was refused");
     server.wait_idle();
@@ -211,6 +213,9 @@ fn syslog_ng_outlasts_an_outage() {
     server.wait("requests to be refused", |metrics| metrics.requests(503) > 5);
     server.mend_store();
     server.wait("all of it", |metrics| metrics.sum("millrace_payloads_stored_total") >= 600);
+    let log = daemon.log();
+    // It keeps its connections.
+    drop(daemon);
     server.wait_idle();
     let stored = server.stored_texts();
     let messages: Vec<String> = stored
@@ -222,7 +227,7 @@ fn syslog_ng_outlasts_an_outage() {
         })
         .collect();
     let expected: Vec<String> = (0..600).map(|id| format!("order {id} \"quoted\"")).collect();
-    assert_eq!(sorted(&messages), sorted(&expected), "{}", daemon.log());
+    assert_eq!(sorted(&messages), sorted(&expected), "{log}");
 }
 
 #[test]
