@@ -56,7 +56,7 @@ def json_serializer(context, value):
     return compressed(context, value if isinstance(value, bytes) else json.dumps(value).encode())
 
 
-LINES = ["application/x-ndjson", "application/jsonl", "application/jsonlines"]
+LINES = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines"]
 
 
 @schemathesis.hook

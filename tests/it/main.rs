@@ -32,9 +32,11 @@ mod http {
     mod health;
     mod limits;
     mod listeners;
+    mod meta;
     mod proxied;
     mod proxies;
     mod query_tokens;
+    mod quotas;
     mod strict;
     mod tokens;
 }
@@ -63,6 +65,7 @@ mod batch {
     mod memory;
     mod objects;
     mod readers;
+    mod requests;
     mod sizes;
     mod spool;
     mod stop;

@@ -340,6 +340,29 @@ fn a_server_in_trouble_answers_as_described() {
 }
 
 #[test]
+fn a_server_with_quotas_answers_as_described() {
+    let Some(python) = python() else { return };
+    let server = Server::start(&[("SPOOL_DIR", "spool"), ("CLIENT_RATE", "1/s")]);
+    let options = ["--mode", "positive", "--max-examples", "30"];
+    hold(&python, server.ingest, &with(&POST, &options), &[]);
+    assert!(server.metrics().requests(429) > 10, "{}", server.metrics().0);
+}
+
+#[test]
+fn a_server_for_browsers_and_balancers_answers_as_described() {
+    let Some(python) = python() else { return };
+    let origins = ("CORS_ORIGINS", "https://app.example.com");
+    let server = Server::start(&[origins, ("INGEST_HEALTH", "on"), ("SPOOL_DIR", "spool")]);
+    // A preflight that lacks a header is none, so it is a 405, which says more than a 400.
+    let preflight = ["--include-operation-id", "preflight", "--max-examples", "30"];
+    let checks = "missing_required_header,negative_data_rejection";
+    hold(&python, server.ingest, &with(&preflight, &["--exclude-checks", checks]), &[]);
+    let pages = ["--include-path-regex", "^/(healthz|readyz)$", "--max-examples", "20"];
+    hold(&python, server.ingest, &pages, &[]);
+    hold(&python, server.ingest, &with(&POST, &["--max-examples", "20"]), &[]);
+}
+
+#[test]
 fn every_page_of_operators_is_as_described() {
     let Some(python) = python() else { return };
     let server = Server::start(&[]);
