@@ -13,6 +13,7 @@ mod support;
 mod clients;
 mod documents;
 mod profiles;
+mod senders;
 mod smoke;
 mod tuning;
 
