@@ -1,4 +1,4 @@
-//! One data core: a pinned executor with its own listener, connections, pipeline and store, and the
+//! One data core: a pinned executor with its own listeners, connections, pipeline and store, and the
 //! order in which they start and stop.
 //!
 //! A core and the control executor share the core's cells and a control channel, a socket pair. On
@@ -16,9 +16,12 @@ use std::rc::Rc;
 
 use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
+use crate::http::cors::Cors;
+use crate::http::health::HealthPages;
 use crate::http::server::{Conns, Server};
 use crate::http::split::BodySplitter;
-use crate::http::tokens::TokenGate;
+use crate::http::tokenless::Tokenless;
+use crate::http::tokens::{TokenGate, TokenPlaces};
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::stop::Stop;
@@ -48,13 +51,21 @@ impl Core {
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
-            conns: Conns::new(limits.connections),
+            conns: Conns::new(limits.connections, config.listen.len()),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup
                 .tokens
                 .as_ref()
-                .map(|shared| TokenGate::new(shared, setup.index, config.token_in_body)),
+                .map(|shared| TokenGate::new(shared, setup.index, TokenPlaces::of(config))),
+            tokenless: Tokenless {
+                health: setup
+                    .control
+                    .readiness
+                    .clone()
+                    .map(|readiness| HealthPages { readiness, stop: stop.clone() }),
+                cors: Cors::of(config),
+            },
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
             intake: pipeline.intake(config),
@@ -64,7 +75,7 @@ impl Core {
     }
 
     /// Ends admission: turns away requests that wait for room, and closes idle connections and the
-    /// listener.
+    /// listeners.
     fn close(&self) {
         self.stop.closed.set(true);
         self.pipeline.close();

@@ -28,7 +28,11 @@ fn refusals(result: Result<(Config, Effective), ConfigErrors>) -> String {
 #[test]
 fn every_default_parses_and_is_the_documented_one() {
     let (config, effective) = resolve(&[], &[], None).unwrap();
-    assert_eq!(config.listen, "0.0.0.0:8080".parse().unwrap());
+    let [ListenAddress { address, only_v6: false, proxies: None }] = config.listen.as_slice()
+    else {
+        panic!("{:?}", config.listen);
+    };
+    assert_eq!((*address, config.trust), ("0.0.0.0:8080".parse().unwrap(), None));
     assert_eq!(config.admin_listen, Some("127.0.0.1:9090".parse().unwrap()));
     assert_eq!(config.cores, [0, 1, 2, 3]);
     assert_eq!(
@@ -44,6 +48,7 @@ fn every_default_parses_and_is_the_documented_one() {
     assert_eq!(config.s3.force_path_style, None);
     assert_eq!(config.s3.connection_age, Duration::from_secs(60));
     assert_eq!((config.tokens_file, config.faults, config.s3.acl), (None, None, None));
+    assert!(!config.ingest_health && !config.token_in_query && config.cors_origins.is_none());
     assert_eq!(config.dead_letter_max, 1 << 30);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));
     assert_eq!(effective.changed().count(), 0);
@@ -125,6 +130,7 @@ fn relations_between_settings_name_both() {
             "S3_FORCE_PATH_STYLE",
             "STORE",
         ),
+        (&[("TOKEN_IN_QUERY", "on")], "TOKEN_IN_QUERY", "TOKENS_FILE"),
         (&[("ADMIN_LISTEN", "127.0.0.1:8080")], "ADMIN_LISTEN", "LISTEN"),
         (&[("STORE", "file:dead-letter/")], "DEAD_LETTER_DIR", "STORE"),
     ] {

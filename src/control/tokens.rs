@@ -19,7 +19,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::core::return_free_memory;
-use crate::http::tokens::{SharedTokens, TokenSet, TokensDraft, TokensError, ends_within_a_line};
+use crate::http::tokens::{
+    SharedTokens, TokenPlaces, TokenSet, TokensDraft, TokensError, ends_within_a_line,
+};
 use crate::metrics::tokens::TokenMetrics;
 
 /// How often the file is looked at. The change of a file that ends with a line feed is in effect
@@ -34,8 +36,7 @@ const OPEN_END_POLLS: u32 = 10;
 pub(super) struct TokensFile {
     path: PathBuf,
     shared: SharedTokens,
-    /// `TOKEN_IN_BODY`.
-    in_body: bool,
+    places: TokenPlaces,
     /// The file as it was when it was last read, whether or not it was accepted.
     read: Option<FileState>,
     /// The file as the last poll saw it.
@@ -83,14 +84,14 @@ enum Kept {
 }
 
 impl TokensFile {
-    /// Reads the file for the start. `in_body` is `TOKEN_IN_BODY`.
+    /// Reads the file for the start. `places` is where requests may have its tokens.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn open(
         path: PathBuf,
         metrics: &'static TokenMetrics,
-        in_body: bool,
+        places: TokenPlaces,
     ) -> Result<TokensFile, TokensError> {
         // Seen before it is read: if it changes meanwhile, a poll finds that out.
         let state = FileState::of(&path);
@@ -101,7 +102,7 @@ impl TokensFile {
         Ok(TokensFile {
             path,
             shared,
-            in_body,
+            places,
             read: state,
             seen: state,
             steady_polls: 0,
@@ -144,7 +145,7 @@ impl TokensFile {
                 "reload: TOKENS_FILE {shown}: {count} tokens are accepted from now on{names}"
             );
         }
-        if let Some(unusable) = set.unusable(self.in_body) {
+        if let Some(unusable) = set.unusable(self.places) {
             tracing::warn!("reload: TOKENS_FILE {shown}: {unusable}, so requests with it get 401");
         }
     }
@@ -245,6 +246,8 @@ fn is_half_gone(before: usize, count: usize) -> bool {
 mod tests {
     use super::*;
 
+    const PLACES: TokenPlaces = TokenPlaces { in_body: true, in_query: false };
+
     fn write(path: &Path, text: &str) {
         std::fs::write(path, text).unwrap();
     }
@@ -257,7 +260,7 @@ mod tests {
     fn opened(dir: &Path) -> (PathBuf, TokensFile) {
         let path = dir.join("tokens");
         write(&path, "old\n");
-        let file = TokensFile::open(path.clone(), TokenMetrics::leaked(1), true).unwrap();
+        let file = TokensFile::open(path.clone(), TokenMetrics::leaked(1), PLACES).unwrap();
         (path, file)
     }
 
@@ -302,7 +305,7 @@ mod tests {
         };
         swap("1");
         std::os::unix::fs::symlink("..data/tokens", &path).unwrap();
-        let mut file = TokensFile::open(path, TokenMetrics::leaked(1), true).unwrap();
+        let mut file = TokensFile::open(path, TokenMetrics::leaked(1), PLACES).unwrap();
         assert!(has(&file, "old"));
         swap("2");
         file.poll();

@@ -4,20 +4,23 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
 use super::ack::LevelError;
 use super::body::BodyError;
+use super::cors::Preflight;
 use super::head::HeadError;
+use super::health::HealthStatus;
+use super::media_type::AmbiguousType;
 use super::parse::ParseError;
 use super::split::NoTurn;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
-use crate::metrics::Unavailable;
+use crate::metrics::{CoreCells, Unavailable};
 use crate::queue::admission::Refusal;
 use crate::queue::outcome::Outcomes;
 use crate::queue::pace::RETRY_AFTER_MIN_S;
@@ -41,7 +44,10 @@ pub enum Answer {
     },
     /// The disk did not confirm the payloads in time. It may still do so.
     NotSynced,
-    NotFound,
+    /// Not one of `PATHS`, the first of which is `wanted`.
+    NotFound {
+        wanted: Box<str>,
+    },
     MethodNotAllowed,
     BadRequest(String),
     /// The head breaks a rule of HTTP.
@@ -58,6 +64,11 @@ pub enum Answer {
     },
     /// The queue has closed: this server takes nothing more.
     Stopping,
+    /// Of a health page on the ingest port.
+    Health(HealthStatus),
+    HealthMethodNotAllowed,
+    /// To a browser that asks before it sends a request.
+    Preflight(Preflight),
 }
 
 impl From<Refusal> for Answer {
@@ -87,6 +98,12 @@ impl From<ParseError> for Answer {
 
 impl From<LevelError> for Answer {
     fn from(error: LevelError) -> Answer {
+        Answer::BadRequest(error.to_string())
+    }
+}
+
+impl From<AmbiguousType> for Answer {
+    fn from(error: AmbiguousType) -> Answer {
         Answer::BadRequest(error.to_string())
     }
 }
@@ -184,15 +201,30 @@ impl Answer {
             | Answer::NotStored(_)
             | Answer::Undecided { .. }
             | Answer::NotSynced
-            | Answer::NotFound
+            | Answer::NotFound { .. }
             | Answer::MethodNotAllowed
             | Answer::BadRequest(_)
             | Answer::BadHead(_)
             | Answer::Unauthorized(_)
             | Answer::BodyTimeout(_)
             | Answer::TooLarge(_)
-            | Answer::UnsupportedEncoding => None,
+            | Answer::UnsupportedEncoding
+            | Answer::Health(_)
+            | Answer::HealthMethodNotAllowed
+            | Answer::Preflight(_) => None,
         }
+    }
+
+    /// Counts a health check or a preflight, which are no requests for payloads. False if it is
+    /// neither.
+    pub fn count_tokenless(&self, cells: &CoreCells) -> bool {
+        match self {
+            Answer::Health(_) => cells.health_checks.inc(),
+            Answer::Preflight(Preflight::Allowed) => cells.preflights.inc(),
+            Answer::Preflight(Preflight::Refused) => cells.preflights_refused.inc(),
+            _ => return false,
+        }
+        true
     }
 
     /// The reply. `close` asks the client to end the connection after it. `room` is an empty map
@@ -226,9 +258,11 @@ impl Answer {
                             leaves open whether it will be stored: sent again, it may be stored twice";
                 error(StatusCode::GATEWAY_TIMEOUT, text)
             }
-            Answer::NotFound => error(StatusCode::NOT_FOUND, "no such path; POST /payloads"),
+            Answer::NotFound { wanted } => {
+                error(StatusCode::NOT_FOUND, &format!("no such path; POST {wanted}"))
+            }
             Answer::MethodNotAllowed => {
-                let text = "only POST is allowed on /payloads";
+                let text = "only POST is allowed on this path";
                 with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "POST")
             }
             Answer::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
@@ -260,12 +294,38 @@ impl Answer {
                 let text = Refusal::Closed.to_string();
                 with(error(StatusCode::SERVICE_UNAVAILABLE, &text), RETRY_AFTER, "1")
             }
+            Answer::Health(status) => {
+                close |= status == HealthStatus::NotReady;
+                health(status)
+            }
+            Answer::HealthMethodNotAllowed => {
+                let text = "only GET and HEAD are allowed on /healthz and /readyz";
+                with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "GET, HEAD")
+            }
+            Answer::Preflight(Preflight::Allowed) => {
+                let mut response = Response::default();
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            Answer::Preflight(Preflight::Refused) => {
+                error(StatusCode::FORBIDDEN, "this origin is not in CORS_ORIGINS")
+            }
         };
         if close {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
+}
+
+fn health(status: HealthStatus) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(status.text()));
+    if status == HealthStatus::NotReady {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    // A cache in between would answer for a server that is gone.
+    let response = with(response, CACHE_CONTROL, "no-store");
+    with(response, CONTENT_TYPE, "text/plain; charset=utf-8")
 }
 
 /// Reply bodies are cached for requests of fewer payloads than this, one for each count and level.
@@ -394,7 +454,7 @@ mod tests {
             Answer::NotStored(Outcomes::default()),
             Answer::Undecided { outcomes: Outcomes::default(), stopped: true },
             Answer::NotSynced,
-            Answer::NotFound,
+            Answer::NotFound { wanted: "/payloads".into() },
             Answer::MethodNotAllowed,
             Answer::BadRequest(String::new()),
             Answer::BadHead(HeadError::NoHost),
@@ -402,6 +462,10 @@ mod tests {
             Answer::BodyTimeout(String::new()),
             Answer::TooLarge(String::new()),
             Answer::UnsupportedEncoding,
+            Answer::Health(HealthStatus::Ready),
+            Answer::HealthMethodNotAllowed,
+            Answer::Preflight(Preflight::Allowed),
+            Answer::Preflight(Preflight::Refused),
         ] {
             assert_eq!(answer.unavailable(), None);
             assert_ne!(answer.render(false, HeaderMap::new()).status(), 503);

@@ -19,16 +19,18 @@ use hyper::body::Incoming;
 use super::ack;
 use super::body::{self, BodyError};
 use super::facts::{FactsWanted, HeadFacts, RequestFacts};
+use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
+use super::media_type;
 use super::meta::{Wrapper, wrapped_spans};
-use super::parse::{self, Collection, Envelope, SMALL_BODY_BYTES, Scratch};
+use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
-use crate::config::{Ack, Config};
+use crate::config::{Ack, Config, Paths};
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -40,7 +42,8 @@ use crate::stop::Stop;
 
 /// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {
-    /// The default ack level, and how long a request waits for room and for its acknowledgement.
+    /// What an object is, the default ack level, and how long a request waits for room and for its
+    /// acknowledgement.
     pub config: Arc<Config>,
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
@@ -64,9 +67,12 @@ pub(super) async fn handle(
     let content_length = state.arrived.has_content_length();
     let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
+    let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &state, &token));
+    let cors = server.tokenless.cors.as_ref();
+    let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
     // connection.
     let reply_headers = emptied(head);
@@ -75,33 +81,64 @@ pub(super) async fn handle(
     let close = body_left || server.stop.draining.get();
     let payloads = answer.payloads_admitted();
     let unavailable = answer.unavailable();
-    let response = answer.render(close, reply_headers);
-    let status = response.status().as_u16();
-    match unavailable {
-        Some(reason) => server.cells.count_unavailable(reason),
-        None => server.cells.count_response(status),
-    }
-    if let Some(tokens) = &server.tokens {
-        tokens.cells().count_response(token.get(), status);
+    let is_tokenless = answer.count_tokenless(server.cells);
+    let mut response = answer.render(close, reply_headers);
+    let status = response.status();
+    if let Some((cors, visibility)) = cors {
+        cors.add_to(response.headers_mut(), status, visibility);
     }
     let now = rt::now();
+    let status = status.as_u16();
     state.tally.request(now, status, payloads, token.get());
-    server.cells.request_latency.observe(now - started);
+    if is_forwarded {
+        server.conns.forwarded_request_ended(&state);
+    }
+    if !is_tokenless {
+        match unavailable {
+            Some(reason) => server.cells.count_unavailable(reason),
+            None => server.cells.count_response(status),
+        }
+        if let Some(tokens) = &server.tokens {
+            tokens.cells().count_response(token.get(), status);
+        }
+        server.cells.request_latency.observe(now - started);
+    }
     state.request_ended(length, now);
     Ok(response)
+}
+
+/// If a trusted proxy has sent the request, finds out for whom, and says so.
+fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool {
+    let Some(trusted) = &server.config.trust else { return false };
+    let peer = state.origin.connection();
+    if !trusted.contains(peer) {
+        return false;
+    }
+    let ForwardedClient { address, flaw } = forwarded::client(headers, peer, trusted);
+    if let Some(flaw) = flaw {
+        server.cells.forwarded_flaws[flaw as usize].inc();
+    }
+    state.origin.request_begins(address);
+    true
 }
 
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
-    ack: Ack,
     coding: Option<Coding>,
+    asked: Asked,
+}
+
+/// What it says about its payloads.
+struct Asked {
+    form: BodyForm,
+    ack: Ack,
     /// What keys and `META` want of it.
     facts: Option<Box<HeadFacts>>,
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header, and sets `token` if it is accepted.
+    /// Also judges the token of a header or the query, and sets `token` if it is accepted.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
@@ -111,31 +148,35 @@ impl<'a> Wanted<'a> {
         state: &ConnState,
         token: &Cell<TokenId>,
     ) -> Result<Wanted<'a>, Answer> {
-        let intake = route(server, &head.method, &head.uri)?;
+        let intake = route(server, &head.method, &head.uri)
+            .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
+        let form = media_type::form_of(&head.headers, intake.config.body);
         if let Some(tokens) = &server.tokens {
-            token.set(tokens.judge_head(&head.headers)?);
+            let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
+            token.set(tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?);
         }
+        let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
         let facts = intake.facts.of_head(head, || state.client());
-        Ok(Wanted { intake, ack, coding, facts })
+        Ok(Wanted { intake, coding, asked: Asked { form, ack, facts } })
     }
 }
 
 /// Selects the pipeline of a request. No other code looks at a path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match wrong_route(method, uri) {
+    match wrong_route(&server.config.paths, method, uri) {
         Some(answer) => Err(answer),
         None => Ok(&server.intake),
     }
 }
 
-/// The answer to any request but `POST /payloads`.
-pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
-    match uri.path() {
-        "/payloads" if method == Method::POST => None,
-        "/payloads" => Some(Answer::MethodNotAllowed),
-        _ => Some(Answer::NotFound),
+/// The answer to any request but a `POST` to one of `paths`.
+pub fn wrong_route(paths: &Paths, method: &Method, uri: &Uri) -> Option<Answer> {
+    match paths.contains(uri.path()) {
+        true if method == Method::POST => None,
+        true => Some(Answer::MethodNotAllowed),
+        false => Some(Answer::NotFound { wanted: paths.first().into() }),
     }
 }
 
@@ -159,7 +200,7 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, ack, coding, facts } = match wanted {
+    let Wanted { intake, coding, asked } = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
@@ -168,7 +209,8 @@ async fn process(
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
-    let admitted = match admit(server, intake, body, turn, facts, ack, token).await {
+    let ack = asked.ack;
+    let admitted = match admit(server, intake, body, turn, asked, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -230,28 +272,28 @@ async fn admit(
     intake: &Intake,
     body: ChargedBytes,
     mut turn: Option<LargeTurn<'_>>,
-    facts: Option<Box<HeadFacts>>,
-    ack: Ack,
+    asked: Asked,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let (body, facts) = match body.as_slice().len() <= SMALL_BODY_BYTES {
+    let (body, asked) = match body.as_slice().len() <= SMALL_BODY_BYTES {
         true => {
             drop(turn.take());
-            match try_small(server, intake, body, facts, ack, token)? {
+            let Asked { form, ack, .. } = asked;
+            match try_small(server, intake, body, asked, token)? {
                 Small::Tried(Tried::Admitted(admitted)) => return Ok(admitted),
                 Small::Tried(Tried::NoRoom(waiting)) => {
-                    return wait_small(server, intake, waiting, ack).await;
+                    return wait_small(server, intake, waiting, form, ack).await;
                 }
-                Small::LongWrapped(body, facts) => (body, Some(facts)),
+                Small::LongWrapped(body, asked) => (body, asked),
             }
         }
-        false => (body, facts),
+        false => (body, asked),
     };
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, turn, facts, ack, token).await
+    admit_large(server, intake, body, turn, asked, token).await
 }
 
 /// What came of trying to admit a small body.
@@ -259,7 +301,7 @@ enum Small {
     Tried(Tried),
     /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
     /// all.
-    LongWrapped(ChargedBytes, Box<HeadFacts>),
+    LongWrapped(ChargedBytes, Asked),
 }
 
 /// Tries to admit a body that is split in one turn.
@@ -267,22 +309,19 @@ fn try_small(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
-    facts: Option<Box<HeadFacts>>,
-    ack: Ack,
+    asked: Asked,
     token: &Cell<TokenId>,
 ) -> Result<Small, Answer> {
     // The core's one scratch: this borrow must end before the next await.
     let mut scratch = server.splitter.scratch();
-    let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
-    let facts = match facts {
-        Some(facts) if !facts.fit_one_turn(payloads) => {
-            return Ok(Small::LongWrapped(body, facts));
-        }
-        facts => facts,
-    };
-    let counted = judge_envelope(server, given.as_deref(), token)?;
+    let Collection { envelope, payloads } = split(body.as_slice(), asked.form, &mut scratch)?;
+    if asked.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
+        return Ok(Small::LongWrapped(body, asked));
+    }
+    let Asked { ack, facts, .. } = asked;
+    let counted = judge_envelope(server, &envelope, token)?;
     let name = || token_name(server, token);
-    let (facts, wrapper) = intake.facts.complete(facts, version.as_deref(), name);
+    let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
     let tried = match wrapper {
         None => intake.admit_now(body, payloads, facts, ack, counted)?,
         Some(wrapper) => {
@@ -300,6 +339,7 @@ async fn wait_small(
     server: &Server,
     intake: &Intake,
     waiting: NoRoom,
+    form: BodyForm,
     ack: Ack,
 ) -> Result<Admitted, Answer> {
     let NoRoom { need, body, facts, counted } = waiting;
@@ -311,7 +351,7 @@ async fn wait_small(
         return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
     }
     let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
+    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
     Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
@@ -321,18 +361,20 @@ async fn admit_large(
     intake: &Intake,
     body: ChargedBytes,
     turn: LargeTurn<'_>,
-    facts: Option<Box<HeadFacts>>,
-    ack: Ack,
+    asked: Asked,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let waiting = {
-        let (Envelope { version, token: given }, mut spans) =
-            server.splitter.split_large(body.as_slice(), turn).await?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
-        drop(given);
+    let Asked { form, ack, facts } = asked;
+    let (waiting, marked) = {
+        let (envelope, mut spans) = server
+            .splitter
+            .split_large(body.as_slice(), form, turn)
+            .await
+            .map_err(|error| no_collection(body.as_slice(), error))?;
+        let counted = judge_envelope(server, &envelope, token)?;
         let name = || token_name(server, token);
-        let (facts, wrapper) = intake.facts.complete(facts, version.as_deref(), name);
-        drop(version);
+        let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+        drop(envelope);
         let body = match wrapper {
             None => body,
             Some(wrapper) => {
@@ -345,16 +387,17 @@ async fn admit_large(
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        if !waiting.facts.values.is_wrapped() {
-            parse::mark_spans(waiting.body.as_mut_slice(), &spans);
-        }
-        waiting
+        let marked = match waiting.facts.values.is_wrapped() {
+            true => None,
+            false => Some(parse::mark_spans(waiting.body.as_mut_slice(), &spans)),
+        };
+        (waiting, marked)
     };
     let NoRoom { need, body, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = match facts.values.is_wrapped() {
-        true => wrapped_spans(body.as_slice(), need.slots),
-        false => parse::marked_spans(body.as_slice(), need.slots),
+    let spans = match marked {
+        None => wrapped_spans(body.as_slice(), need.slots),
+        Some(marked) => parse::marked_spans(body.as_slice(), marked),
     };
     Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
@@ -362,20 +405,35 @@ async fn admit_large(
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
+    form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    Ok(parse::parse(body, scratch)?)
+    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
+}
+
+/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
+/// RFC 2046, section 5.1.1), as no JSON does.
+#[cold]
+fn no_collection(body: &[u8], error: ParseError) -> Answer {
+    match body.starts_with(b"--") {
+        true => Answer::BadRequest(
+            "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
+                .into(),
+        ),
+        false => error.into(),
+    }
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
 /// the payloads that come with the token are counted.
 fn judge_envelope(
     server: &Server,
-    given: Option<&str>,
+    envelope: &Envelope<'_>,
     token: &Cell<TokenId>,
 ) -> Result<Option<AcceptedCells>, Answer> {
     let Some(tokens) = &server.tokens else { return Ok(None) };
-    token.set(tokens.judge_envelope(token.get(), given)?);
+    let (has_envelope, given) = (envelope.form.may_be_collection(), envelope.token.as_deref());
+    token.set(tokens.judge_envelope(token.get(), has_envelope, given)?);
     Ok(Some(tokens.cells().accepted(token.get())))
 }
 

@@ -16,6 +16,7 @@
 
 mod file;
 mod gate;
+mod query;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -31,7 +32,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames};
 
 pub use file::{TokensDraft, TokensError, ends_within_a_line};
-pub use gate::{TokenGate, TokenRefusal};
+pub use gate::{TokenGate, TokenPlaces, TokenRefusal};
 
 /// SHA-256 of a token.
 type Digest = [u8; 32];
@@ -175,12 +176,11 @@ impl TokenSet {
     }
 
     /// What is wrong with tokens that no request can have: those that are not ASCII, which no
-    /// header may hold, unless they may be `in_body`.
-    pub fn unusable(&self, in_body: bool) -> Option<String> {
+    /// header may hold, unless one of the other `places` may.
+    pub fn unusable(&self, places: TokenPlaces) -> Option<String> {
         let lines = self.not_ascii;
-        let what =
-            "have a token that is not ASCII: no header may hold it, and TOKEN_IN_BODY is off";
-        (lines > 0 && !in_body).then(|| format!("{lines} of its lines {what}"))
+        let what = "have a token that is not ASCII: no header may hold it, and no body either with TOKEN_IN_BODY=off or BODY=object";
+        (lines > 0 && !places.hold_any_text()).then(|| format!("{lines} of its lines {what}"))
     }
 }
 
@@ -275,12 +275,14 @@ mod tests {
 
     #[test]
     fn tokens_that_no_request_can_have_are_counted() {
+        let places = |in_body, in_query| TokenPlaces { in_body, in_query };
+        let [off, body, query] = [places(false, false), places(true, false), places(false, true)];
         let set = set_of("alpha\nβ;name=n\n# ü\ngrüße\n".as_bytes());
-        assert_eq!(set.unusable(true), None);
-        assert!(set.unusable(false).unwrap().starts_with("2 of its lines have a token"));
-        assert_eq!(set_of("# ü\nalpha\n".as_bytes()).unusable(false), None);
+        assert_eq!((set.unusable(body), set.unusable(query)), (None, None));
+        assert!(set.unusable(off).unwrap().starts_with("2 of its lines have a token"));
+        assert_eq!(set_of("# ü\nalpha\n".as_bytes()).unusable(off), None);
         // Neither a byte order mark nor a blank is part of a token.
-        assert_eq!(set_of("\u{feff}alpha\u{a0}\n".as_bytes()).unusable(false), None);
+        assert_eq!(set_of("\u{feff}alpha\u{a0}\n".as_bytes()).unusable(off), None);
     }
 
     #[test]

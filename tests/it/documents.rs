@@ -449,8 +449,11 @@ fn every_block_can_be_run_or_says_why_not() {
                 "json" => {
                     serde_json::from_str::<serde_json::Value>(text).unwrap();
                 }
-                "toml" | "text" => {}
-                other => panic!("{document}:{line}: a block of {other:?}: sh, toml, json or text"),
+                // `http/browsers.rs` shows the pages to a browser.
+                "toml" | "text" | "html" => {}
+                other => {
+                    panic!("{document}:{line}: a block of {other:?}: sh, toml, json, text or html")
+                }
             }
         }
     }

@@ -20,13 +20,21 @@ mod tuning;
 mod http {
     mod ack;
     mod backpressure;
+    mod browsers;
     mod compression;
     mod contract;
+    mod cors;
     mod deadlines;
     mod early_answers;
+    mod forwarded;
     mod framing;
+    mod health;
     mod limits;
+    mod listeners;
     mod meta;
+    mod proxied;
+    mod proxies;
+    mod query_tokens;
     mod strict;
     mod tokens;
 }

@@ -1,13 +1,17 @@
 //! Which token a request has, and whether it is accepted.
 //!
 //! A header is judged with the request's head, before any of the body is read; it decides alone,
-//! and what the envelope says does not matter. Without a header the token is in the envelope, if
-//! `TOKEN_IN_BODY` allows that.
+//! and what the envelope says does not matter. With `TOKEN_IN_QUERY` the query counts like a
+//! header: if both have a token, it must be the same. Without either the token is in the envelope,
+//! if `TOKEN_IN_BODY` allows that and the body has one.
 
+use http::Uri;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use subtle::ConstantTimeEq as _;
 
+use super::query;
 use super::{SharedTokens, TokenView};
+use crate::config::Config;
 use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
 
 /// The header of a token without a scheme.
@@ -34,61 +38,116 @@ pub enum TokenRefusal {
     Malformed,
     #[error("authorization and x-api-key hold different tokens: send one of them")]
     Different,
+    #[error("the token of the query is unknown")]
+    UnknownQuery,
+    #[error(
+        "the token of the query must be there once: ?token=TOKEN, percent-encoded and not empty"
+    )]
+    MalformedQuery,
+    #[error("the query and a header hold different tokens: send one of them")]
+    DifferentQuery,
 }
 
 impl TokenRefusal {
-    /// The value of `www-authenticate`. A request that had no bearer token in a header gets no
-    /// error code (RFC 6750, section 3.1).
+    /// The value of `www-authenticate`. A request whose head had no bearer token gets no error code
+    /// (RFC 6750, section 3.1).
     pub fn challenge(self) -> &'static str {
         match self {
             TokenRefusal::NoHeader | TokenRefusal::Envelope | TokenRefusal::Scheme => "Bearer",
-            TokenRefusal::Unknown | TokenRefusal::Malformed | TokenRefusal::Different => {
-                r#"Bearer error="invalid_token""#
-            }
+            TokenRefusal::Unknown
+            | TokenRefusal::Malformed
+            | TokenRefusal::Different
+            | TokenRefusal::UnknownQuery
+            | TokenRefusal::MalformedQuery
+            | TokenRefusal::DifferentQuery => r#"Bearer error="invalid_token""#,
         }
+    }
+}
+
+/// Where a token may be, beside the two headers.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenPlaces {
+    /// `TOKEN_IN_BODY`.
+    pub in_body: bool,
+    /// `TOKEN_IN_QUERY`.
+    pub in_query: bool,
+}
+
+impl TokenPlaces {
+    pub fn of(config: &Config) -> TokenPlaces {
+        TokenPlaces { in_body: config.takes_tokens_in_bodies(), in_query: config.token_in_query }
+    }
+
+    /// Whether one of them may hold what no header may: a token that is not ASCII.
+    pub fn hold_any_text(self) -> bool {
+        self.in_body || self.in_query
     }
 }
 
 /// Judges the tokens of one core's requests, and counts what they send.
 pub struct TokenGate {
     accepted: TokenView,
-    /// `TOKEN_IN_BODY`.
-    in_body: bool,
+    places: TokenPlaces,
     names: &'static TokenNames,
     cells: CoreTokenCells,
 }
 
 impl TokenGate {
     /// The gate of the core with this index.
-    pub fn new(shared: &SharedTokens, core: usize, in_body: bool) -> TokenGate {
+    pub fn new(shared: &SharedTokens, core: usize, places: TokenPlaces) -> TokenGate {
         let cells = shared.metrics.core(core);
         let names = &shared.metrics.names;
-        TokenGate { accepted: TokenView::new(shared.set.clone()), in_body, names, cells }
+        TokenGate { accepted: TokenView::new(shared.set.clone()), places, names, cells }
     }
 
-    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the envelope decides.
+    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the body decides, which is possible if
+    /// it `may_have_envelope`.
     ///
     /// # Errors
-    /// The header's token is not accepted, or there must be one.
-    pub fn judge_head(&self, headers: &HeaderMap) -> Result<TokenId, TokenRefusal> {
-        match token_of(headers)? {
+    /// The head's token is not accepted, or there must be one.
+    pub fn judge_head(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        may_have_envelope: bool,
+    ) -> Result<TokenId, TokenRefusal> {
+        let in_header = token_of(headers)?;
+        if self.places.in_query
+            && let Some(query) = uri.query()
+            && let Some(token) = query::token_of(query)?
+        {
+            return self.judge_query(&token, in_header);
+        }
+        match in_header {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.in_body => Ok(TokenId::NONE),
+            None if self.places.in_body && may_have_envelope => Ok(TokenId::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
 
-    /// Judges the token of an envelope, unless the head's is `known`.
+    /// Judges the token of the query, beside the one of a header.
+    fn judge_query(&self, token: &[u8], in_header: Option<&[u8]>) -> Result<TokenId, TokenRefusal> {
+        match in_header {
+            Some(other) if !bool::from(token.ct_eq(other)) => Err(TokenRefusal::DifferentQuery),
+            _ => self.accepted.find(token).ok_or(TokenRefusal::UnknownQuery),
+        }
+    }
+
+    /// Judges what a body says, unless the head's token is `known`.
     ///
     /// # Errors
-    /// There is none, or it is not accepted.
+    /// There is no token, or it is not accepted.
     pub fn judge_envelope(
         &self,
         known: TokenId,
+        has_envelope: bool,
         given: Option<&str>,
     ) -> Result<TokenId, TokenRefusal> {
         if known != TokenId::NONE {
             return Ok(known);
+        }
+        if !has_envelope {
+            return Err(TokenRefusal::NoHeader);
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
@@ -161,11 +220,15 @@ mod tests {
     use crate::metrics::tokens::TokenMetrics;
 
     fn gate(in_body: bool) -> (TokenGate, &'static TokenMetrics) {
+        gate_of(TokenPlaces { in_body, in_query: false })
+    }
+
+    fn gate_of(places: TokenPlaces) -> (TokenGate, &'static TokenMetrics) {
         let metrics = TokenMetrics::leaked(1);
         let text = "alpha;name=a\nbeta;name=b\na,b\ngrüße\n".as_bytes();
         let set = file::accepted(text, &metrics.names).unwrap();
         let shared = SharedTokens { set: Arc::new(ArcSwap::from_pointee(set)), metrics };
-        (TokenGate::new(&shared, 0, in_body), metrics)
+        (TokenGate::new(&shared, 0, places), metrics)
     }
 
     fn headers(given: &[(&str, &[u8])]) -> HeaderMap {
@@ -175,6 +238,11 @@ mod tests {
             headers.append(name, HeaderValue::from_bytes(value).unwrap());
         }
         headers
+    }
+
+    /// The target of most requests here. Without `TOKEN_IN_QUERY` its token means nothing.
+    fn target() -> Uri {
+        Uri::from_static("/payloads?token=beta")
     }
 
     const AUTH: &str = "authorization";
@@ -194,11 +262,14 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given)).unwrap();
+                let id = gate.judge_head(&headers(given), &target(), true).unwrap();
+                assert_eq!(gate.judge_head(&headers(given), &target(), false), Ok(id));
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    assert_eq!(gate.judge_envelope(id, envelope), Ok(id), "the header decides");
+                    let judged = gate.judge_envelope(id, true, envelope);
+                    assert_eq!(judged, Ok(id), "the header decides");
                 }
+                assert_eq!(gate.judge_envelope(id, false, None), Ok(id));
             }
         }
     }
@@ -235,8 +306,10 @@ mod tests {
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"")], Different),
                 (&[(AUTH, b"Basic YWxwaGE6"), (KEY, b"alpha")], Scheme),
             ] {
-                let refused = gate.judge_head(&headers(given));
-                assert_eq!(refused, Err(refusal), "{given:?}");
+                for may_have_envelope in [true, false] {
+                    let refused = gate.judge_head(&headers(given), &target(), may_have_envelope);
+                    assert_eq!(refused, Err(refusal), "{given:?}");
+                }
                 let text = refusal.to_string();
                 assert!(text.contains("token") || text.contains("TOKEN"), "{text}");
             }
@@ -247,14 +320,84 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none), Ok(TokenId::NONE));
-        let judge = |token| gate.judge_envelope(TokenId::NONE, token);
+        assert_eq!(gate.judge_head(&none, &target(), true), Ok(TokenId::NONE));
+        let judge = |token| gate.judge_envelope(TokenId::NONE, true, token);
         assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap()), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
         }
+        // A body of another form has no envelope, which may be known before or after it is read.
+        assert_eq!(gate.judge_head(&none, &target(), false), Err(TokenRefusal::NoHeader));
+        let without = gate.judge_envelope(TokenId::NONE, false, None);
+        assert_eq!(without, Err(TokenRefusal::NoHeader));
         let (gate, _) = self::gate(false);
-        assert_eq!(gate.judge_head(&none), Err(TokenRefusal::NoHeader));
+        assert_eq!(gate.judge_head(&none, &target(), true), Err(TokenRefusal::NoHeader));
+    }
+
+    #[test]
+    fn the_query_counts_like_a_header() {
+        use TokenRefusal::{
+            Different, DifferentQuery, Malformed, MalformedQuery, NoHeader, Scheme, Unknown,
+            UnknownQuery,
+        };
+        const ALPHA: (&str, &[u8]) = (AUTH, b"Bearer alpha");
+        const WRONG: (&str, &[u8]) = (KEY, b"wrong");
+        for in_body in [true, false] {
+            let (gate, metrics) = gate_of(TokenPlaces { in_body, in_query: true });
+            let judge = |query: &str, given: &[(&str, &[u8])]| {
+                let uri = format!("http://x:80/payloads{query}").parse().unwrap();
+                gate.judge_head(&headers(given), &uri, true)
+            };
+            for (query, given, name) in [
+                ("?token=alpha", &[][..], "a"),
+                ("?a=b&token=%61lpha", &[], "a"),
+                ("?token=a%2Cb", &[], "(unnamed)"),
+                ("?token=a,b", &[], "(unnamed)"),
+                ("?token=gr%C3%BC%C3%9Fe", &[], "(unnamed)"),
+                ("?token=alpha", &[ALPHA], "a"),
+                ("?token=alpha", &[ALPHA, (KEY, b"alpha")], "a"),
+                ("", &[ALPHA], "a"),
+                ("?Token=beta", &[ALPHA], "a"),
+            ] {
+                let id = judge(query, given).unwrap();
+                assert_eq!(metrics.names.shown(id), Some(name), "{query} {given:?}");
+                assert_eq!(
+                    gate.judge_envelope(id, true, Some("wrong")),
+                    Ok(id),
+                    "the head decides"
+                );
+            }
+            for (query, given, refusal) in [
+                ("?token=wrong", &[][..], UnknownQuery),
+                ("?token=ALPHA", &[], UnknownQuery),
+                ("?token=alpha%0A", &[], UnknownQuery),
+                ("?token=%20alpha", &[], UnknownQuery),
+                ("?token=Bearer%20alpha", &[], UnknownQuery),
+                ("?token=", &[], MalformedQuery),
+                ("?token", &[], MalformedQuery),
+                ("?token=alpha%2", &[], MalformedQuery),
+                ("?token=alpha&token=alpha", &[], MalformedQuery),
+                ("?token=beta", &[ALPHA], DifferentQuery),
+                ("?token=wrong", &[ALPHA], DifferentQuery),
+                ("?token=alpha", &[WRONG], DifferentQuery),
+                ("?token=wrong", &[WRONG], UnknownQuery),
+                ("?token=", &[ALPHA], MalformedQuery),
+                ("?token=alpha", &[(AUTH, b"Basic YWxwaGE6")], Scheme),
+                ("?token=alpha", &[(KEY, b"")], Malformed),
+                ("?token=alpha", &[ALPHA, (KEY, b"beta")], Different),
+                ("?tokens=alpha", &[WRONG], Unknown),
+            ] {
+                assert_eq!(judge(query, given), Err(refusal), "{query} {given:?}");
+                let said = format!("{refusal} {refusal:?} {}", refusal.challenge());
+                for token in ["alpha", "beta", "wrong", "ALPHA", "YWxwaGE6"] {
+                    assert!(!said.contains(token), "{said}");
+                }
+            }
+            let nothing = if in_body { Ok(TokenId::NONE) } else { Err(NoHeader) };
+            for query in ["", "?", "?Token=alpha", "?access_token=alpha", "?version=1"] {
+                assert_eq!(judge(query, &[]), nothing, "{query}");
+            }
+        }
     }
 }

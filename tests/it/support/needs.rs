@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 /// The words of `MILLRACE_TEST_MAY_SKIP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// A browser that needs no window: chromium-headless-shell(1) or chromium(1).
+    Chromium,
     /// CPUs 0 and 1, for servers of two cores.
     Cores,
     /// curl(1), for the client in shell and the examples of the documents.
