@@ -27,12 +27,14 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use millrace::internals::key::{RequestSource, RequestValues, RequestValuesWriter};
 use millrace::internals::queue::job::Stamp;
-use millrace::internals::spool::format::record::{SpoolRecord, done_bytes, intent_record, write_done};
+use millrace::internals::spool::format::record::{
+    SpoolRecord, done_bytes, intent_record, write_done,
+};
 use millrace::internals::spool::format::runs::{RunEncoder, Runs};
 use millrace::internals::spool::format::scan::{ScanStep, walk};
 use millrace::internals::spool::format::{
-    DATA_START, HEAD_BYTES, Label, CHECKPOINT_BYTES, Checkpoint, group_records, finish_group, group_bytes,
-    keys_bytes, record_bytes, write_keys, write_record,
+    CHECKPOINT_BYTES, Checkpoint, DATA_START, HEAD_BYTES, Label, finish_group, group_bytes,
+    group_records, keys_bytes, record_bytes, write_keys, write_record,
 };
 
 /// Bytes of one patch at most, and patches of one input.

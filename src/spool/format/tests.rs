@@ -308,3 +308,51 @@ proptest! {
         prop_assert!(found.iter().all(|record| flat(&three_groups()).contains(record)));
     }
 }
+
+#[test]
+fn a_group_has_the_lowest_version_that_reads_it() {
+    for (seq, version) in [(0, 1), (1, 1), (2, 2), (4, 2), (5, 1)] {
+        let groups = vec![vec![request(seq, &[b"1", b"2"])], vec![request(6, &[b"3"])]];
+        let file = segment(&label(1), &groups);
+        assert_eq!(file[DATA_START as usize + 7], version, "{seq}");
+        assert_eq!(file[(DATA_START + BLOCK) as usize + 7], 1, "the other group");
+        assert_eq!(read(&file), (flat(&groups), vec![], SegmentEnd::Clean));
+    }
+    let mut later = segment(&label(1), &[vec![request(2, &[b"1"])]]);
+    later[DATA_START as usize + 7] = 3;
+    assert_eq!(read(&later), (vec![], vec![], SegmentEnd::Version(3)));
+}
+
+/// What versions of this program wrote that knew the `version` of a request only.
+#[test]
+fn records_of_earlier_versions_are_read() {
+    for (text, expected) in [
+        (None, RequestValues::default()),
+        (Some(""), RequestValues::default()),
+        (Some("1.0"), RequestValues::of_version("1.0")),
+        // It was not made safe yet.
+        (Some("a/b\u{1f}token\u{1f}x\u{1f}"), RequestValues::of_version("a_b_token_x_")),
+    ] {
+        let bytes = text.unwrap_or_default().as_bytes();
+        let length = 32 + 4 + bytes.len() as u32 + 1;
+        let mut record = Vec::new();
+        record.extend(length.to_le_bytes());
+        record.extend([1, 0, 0, 0]);
+        record.extend(7_u64.to_le_bytes());
+        record.extend(9_u64.to_le_bytes());
+        record.extend(1_u32.to_le_bytes());
+        record.extend(text.map_or(0, |text| text.len() as u32 + 1).to_le_bytes());
+        record.extend(1_u32.to_le_bytes());
+        record.extend(bytes);
+        record.extend(b"5");
+        let mut group = vec![0; group_bytes(record.len()) as usize];
+        group[HEAD_BYTES..HEAD_BYTES + record.len()].copy_from_slice(&record);
+        finish_group(&mut group, &label(1), 0, 0, record.len());
+        assert_eq!(group[7], 1);
+        let BlockStart::Head(head) = read_start(&group) else { panic!("a head") };
+        CommitGroup::check(head.clone(), &group).unwrap();
+        let [read] = group_requests(&head, &group).collect::<Vec<_>>()[..] else { panic!("one") };
+        assert_eq!((read.first, read.payloads), (Stamp { unix_nanos: 7, seq: 9 }, &b"5"[..]));
+        assert_eq!(read.values(), expected);
+    }
+}
