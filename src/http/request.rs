@@ -85,8 +85,11 @@ pub(super) async fn handle(
     }
     let now = rt::now();
     let status = status.as_u16();
-    state.tally.request(now, status, payloads, token.get());
-    if !is_tokenless {
+    if is_tokenless {
+        // Whatever its status, it is no refusal.
+        state.tally.request(now, 200, 0, TokenId::NONE);
+    } else {
+        state.tally.request(now, status, payloads, token.get());
         match unavailable {
             Some(reason) => server.cells.count_unavailable(reason),
             None => server.cells.count_response(status),
@@ -124,7 +127,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Selects the pipeline of a request. No other code looks at a path.
+/// Selects the pipeline of a request. No other code looks at its path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
     match wrong_route(method, uri) {
         Some(answer) => Err(answer),
