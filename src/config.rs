@@ -13,19 +13,25 @@ use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
 
+mod bodies;
 mod cors;
 mod faults;
 mod file_mode;
 mod layers;
+mod listen;
+mod networks;
 mod objects;
 mod s3;
 mod settings;
 mod value;
 
+pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
+pub use listen::ListenAddress;
+pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
 pub use value::core_list;
@@ -33,11 +39,16 @@ pub use value::core_list;
 /// Everything the operator chose; sizes are bytes.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub listen: SocketAddr,
+    /// Never empty.
+    pub listen: Vec<ListenAddress>,
+    /// Proxies whose requests name their clients. `None`: no request does.
+    pub trust: Option<Networks>,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
+    /// The paths that take payloads.
+    pub paths: Paths,
     /// How long the start retries while an address is in use; zero: not at all.
     pub bind_wait: Duration,
     /// CPU ids to pin, ascending, each allowed for this process, never empty.
@@ -56,6 +67,8 @@ pub struct Config {
     /// Bytes a second that every body must bring; 0: no minimum.
     pub body_rate_min: u64,
     pub idle_timeout: Duration,
+    /// What an object is whose content type does not say it.
+    pub body: ObjectBody,
     pub tokens_file: Option<PathBuf>,
     /// Whether a token may be in the envelope as well as in a header.
     pub token_in_body: bool,
@@ -309,6 +322,11 @@ impl Config {
         )
     }
 
+    /// Whether a request's token may be in its body: `TOKEN_IN_BODY`, if any object is a collection.
+    pub fn takes_tokens_in_bodies(&self) -> bool {
+        self.token_in_body && self.body == ObjectBody::Collection
+    }
+
     /// The key template of single payloads, as the spool records it. `None`: payloads go into
     /// batches, and one that becomes a single object anyway gets the default key.
     pub fn payload_keys(&self) -> Option<String> {
@@ -417,14 +435,16 @@ const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
-    use value::{address, address_or_off, count, memory, optional, path, size, time};
+    use value::{address_or_off, count, memory, optional, path, size, time};
     let batch = objects::read_batch(r);
     let content_type =
         batch.as_ref().map_or(objects::OCTET_STREAM, |batch| batch.form.content_type());
     Config {
-        listen: r.take("LISTEN", address),
+        listen: r.take("LISTEN", listen::list),
+        trust: r.take("TRUST", optional(Networks::list)),
         admin_listen: r.take("ADMIN_LISTEN", address_or_off),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
+        paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
         cores: r.take("CORES", value::cores(cores_allowed)),
         spin: r.take("SPIN", time(Duration::ZERO..=10 * MILLISECOND)),
@@ -439,6 +459,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         body_timeout: r.take("BODY_TIMEOUT", time(MILLISECOND..=HOUR)),
         body_rate_min: r.take("BODY_RATE_MIN", value::rate(0..=1 << 30)),
         idle_timeout: r.take("IDLE_TIMEOUT", time(MILLISECOND..=24 * HOUR)),
+        body: r.take("BODY", bodies::object_body),
         tokens_file: r.take("TOKENS_FILE", optional(path)),
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
@@ -517,7 +538,8 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
         "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);
-    let apart = c.admin_listen.is_none_or(|admin| !overlap(admin, c.listen));
+    let taken = |admin| c.listen.iter().any(|listen| overlap(admin, listen.address));
+    let apart = !c.admin_listen.is_some_and(taken);
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {
         format!("is already used by {listen}: give another port, or off")
     });

@@ -26,7 +26,7 @@ use crate::rt;
 use crate::rt::sleep;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Ack, Config, core_list};
+use crate::config::{Ack, Config, ListenAddress, core_list};
 use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
 use crate::core::{self, ControlSide, Setup};
@@ -99,9 +99,9 @@ struct Supervisor {
     cells: Cells,
     /// Control's ends of the cores' control channels.
     core_channels: Vec<Socket>,
-    /// Duplicates of the cores' listeners. A dead core's is shut down so that the kernel gives it
-    /// no more connections, and is then `None`.
-    listeners: RefCell<Vec<Option<Socket>>>,
+    /// Duplicates of the cores' listeners. A dead core's are shut down so that the kernel gives it
+    /// no more connections, and are then `None`.
+    listeners: RefCell<Vec<Option<Vec<Socket>>>>,
     /// Shut down at the very end, because a hanging disk can keep the ended process, and so its
     /// ports, for a long time.
     admin: Option<Socket>,
@@ -135,9 +135,14 @@ async fn start(
 
     let bind = bind::BindRetry::new(config.bind_wait);
     let cores = config.cores.len();
-    let listeners =
-        bind.retry("LISTEN", config.listen, |address| accept::listeners(address, cores)).await?;
-    let address = listeners[0].local_addr().ok().and_then(|address| address.as_socket());
+    let mut listeners: Vec<Vec<Socket>> = (0..cores).map(|_| Vec::new()).collect();
+    for ListenAddress { address, only_v6, .. } in &config.listen {
+        let listen = |address| accept::listeners(address, *only_v6, cores);
+        let sockets = bind.retry("LISTEN", *address, listen).await?;
+        listeners.iter_mut().zip(sockets).for_each(|(of_core, socket)| of_core.push(socket));
+    }
+    let addresses = listeners[0].iter().filter_map(|socket| socket.local_addr().ok()?.as_socket());
+    let addresses: Vec<SocketAddr> = addresses.collect();
     let stopping = Rc::new(Cell::new(false));
     let counted_letters = dead_letters.clone();
     let mut registry =
@@ -172,7 +177,7 @@ async fn start(
     let admin = start_admin(&bind, config.admin_listen, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
+    for (index, listeners) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("control channel: {error}"))?;
         let clone = |socket: &Socket| socket.try_clone().map_err(|error| error.to_string());
@@ -185,7 +190,7 @@ async fn start(
             index,
             cells: &cells[index],
             epoch,
-            listener: clone(listener)?,
+            listeners: listeners.iter().map(clone).collect::<Result<_, _>>()?,
             control: ControlSide {
                 channel: theirs,
                 peers: boards[index].clone(),
@@ -225,7 +230,7 @@ async fn start(
     reloader.run().map_err(|error| format!("no thread for reloads: {error}; raise ulimit -u"))?;
     // Cores accept only from here on, so until now nothing can have been acknowledged.
     server.command_all();
-    server.announce(address, epoch);
+    server.announce(&addresses, epoch);
     Ok(server)
 }
 
@@ -265,8 +270,7 @@ async fn start_admin(
     admin: Rc<Admin>,
 ) -> Result<Option<Socket>, String> {
     let Some(address) = address else { return Ok(None) };
-    let socket =
-        bind.retry("ADMIN_LISTEN", address, |address| accept::bind(address, false)).await?;
+    let socket = bind.retry("ADMIN_LISTEN", address, accept::bind).await?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     rt::spawn(admin::serve(admin, net.listener(socket))).detach();
@@ -323,13 +327,13 @@ impl Supervisor {
     }
 
     /// Logs the start-up summary, one line in any log format.
-    fn announce(&self, address: Option<SocketAddr>, epoch: Instant) {
+    fn announce(&self, addresses: &[SocketAddr], epoch: Instant) {
         let config = &self.config;
         let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
-        let listen = address.unwrap_or(config.listen);
+        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}/payloads")).collect();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            listen = %format_args!("http://{listen}/payloads"),
+            listen = urls.join(", "),
             admin = admin.map_or("off".to_owned(), |admin| format!("http://{admin}")),
             cores = %core_list(&config.cores),
             store = %config.store,
@@ -419,10 +423,12 @@ impl Supervisor {
             }
             any = true;
             // Only once for each core: other cores' changes lead here as well.
-            if let Some(listener) = self.listeners.borrow_mut()[at].take() {
+            if let Some(listeners) = self.listeners.borrow_mut()[at].take() {
                 let id = self.config.cores[at];
                 tracing::error!(core = id, "a core died; the others drain and the process exits 1");
-                let _closed_by_its_own_core = listener.shutdown(std::net::Shutdown::Both);
+                for listener in listeners {
+                    let _closed_by_its_own_core = listener.shutdown(std::net::Shutdown::Both);
+                }
             }
         }
         any

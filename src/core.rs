@@ -1,4 +1,4 @@
-//! One data core: a pinned executor with its own listener, connections, pipeline and store, and the
+//! One data core: a pinned executor with its own listeners, connections, pipeline and store, and the
 //! order in which they start and stop.
 //!
 //! A core and the control executor share the core's cells and a control channel, a socket pair. On
@@ -51,7 +51,7 @@ impl Core {
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
-            conns: Conns::new(limits.connections),
+            conns: Conns::new(limits.connections, config.listen.len()),
             bodies: BodyReader::new(bodies, limits.request_bytes),
             splitter: BodySplitter::new(limits.queue_slots, cells),
             tokens: setup
@@ -75,7 +75,7 @@ impl Core {
     }
 
     /// Ends admission: turns away requests that wait for room, and closes idle connections and the
-    /// listener.
+    /// listeners.
     fn close(&self) {
         self.stop.closed.set(true);
         self.pipeline.close();

@@ -14,24 +14,35 @@ pub mod coding {
 }
 pub mod config {
     pub use crate::config::{
-        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, S3Client, S3Options, SETTINGS,
-        SignPayload, StoreUrl,
+        Ack, BatchOptions, Checksum, Config, FaultPlan, FileMode, Networks, ObjectBody, S3Client,
+        S3Options, SETTINGS, SignPayload, StoreUrl,
     };
 }
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
+    pub mod forwarded {
+        pub use crate::http::forwarded::{ForwardedClient, client};
+    }
     pub mod head {
         pub use crate::http::head::{BodyFraming, check};
         pub use crate::http::head_tracker::HeadTracker;
     }
+    pub mod media_type {
+        pub use crate::http::media_type::form_of;
+    }
     pub mod parse {
-        pub use crate::http::parse::{Scratch, parse};
+        pub use crate::http::parse::{
+            BodyForm, Envelope, Marks, Parse, ParseError, Scratch, parse,
+        };
     }
     pub mod peer {
         pub use crate::http::peer::Peer;
     }
     pub mod peers {
         pub use crate::http::peers::{Activity, Measure, Sketch, Tally};
+    }
+    pub mod proxy_header {
+        pub use crate::http::proxy_header::{HEADER_BYTES_MAX, ProxyHeader, parse};
     }
     pub mod reply {
         pub use crate::http::reply::Answer;
@@ -53,7 +64,7 @@ pub mod log {
     pub use crate::log::start;
 }
 pub mod metrics {
-    pub use crate::metrics::{Unavailable, cells};
+    pub use crate::metrics::{ForwardedFlaw, Unavailable, cells};
     pub mod tokens {
         pub use crate::metrics::tokens::{TokenId, TokenNames};
     }

@@ -34,8 +34,12 @@ const GLOMMIO_MEMLOCK_LEAST: usize = 512 << 10;
 
 /// File descriptors of one core besides connections and puts: 3 rings, eventfds, timers, the
 /// listener, a connection that waits for a slot, open directories and the files of shared syncs
-/// (about 20 counted, rounded up).
+/// (about 20 counted, rounded up). [`FILES_PER_LISTENER`] has those of further addresses.
 pub const CORE_FILES: usize = 64;
+
+/// File descriptors of each address of `LISTEN` after the first, on each core: the listener,
+/// control's duplicate of it, and a connection that waits for a slot.
+pub const FILES_PER_LISTENER: usize = 3;
 
 /// Descriptors of the process outside the data cores: standard streams, configuration, trust store,
 /// name resolution, the control executor's own rings.
@@ -134,7 +138,8 @@ impl Limits {
         let parsing = splitter_bytes(c.max_queue, c.max_length);
         let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES;
         let core_files = |connections: usize| {
-            connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + spool_files
+            let listeners = (c.listen.len() - 1) * FILES_PER_LISTENER;
+            connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + listeners + spool_files
         };
         let process_files = ADMIN_CONNECTIONS_MAX + PROCESS_FILES;
         let files = |connections| (c.cores.len() * core_files(connections) + process_files) as u64;

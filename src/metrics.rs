@@ -210,11 +210,48 @@ pub enum EvictionReason {
     LongestIdle,
     /// It had been answered for the last time and only waited for its client to close.
     Lingering,
+    /// The head of its first request was incomplete.
+    FirstHead,
 }
 
 impl EvictionReason {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: [&str; 4] = ["never_sent", "busiest_peer", "longest_idle", "lingering"];
+    pub const NAMES: [&str; 5] =
+        ["never_sent", "busiest_peer", "longest_idle", "lingering", "first_head"];
+}
+
+/// Why a connection to a listener with `proxy=` was closed before its first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ProxyRefusal {
+    /// Its peer is in none of the listener's networks.
+    Stranger,
+    /// It does not begin with a valid PROXY header, or ended within one.
+    Malformed,
+    /// `HEADER_TIMEOUT` passed before the header was complete.
+    Timeout,
+}
+
+impl ProxyRefusal {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 3] = ["stranger", "malformed", "timeout"];
+}
+
+/// Why the headers of a trusted proxy may not lead to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ForwardedFlaw {
+    /// An element cannot be read.
+    Malformed,
+    /// `forwarded` and `x-forwarded-for` lead to different addresses.
+    Conflict,
+    /// The chain of proxies is too long.
+    TooManyHops,
+}
+
+impl ForwardedFlaw {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 3] = ["malformed", "conflict", "too_many_hops"];
 }
 
 /// Why a request was refused with 503.
@@ -308,6 +345,10 @@ pub struct CoreCells {
     pub connections_at_limit: Cell64,
     /// Connections closed to make room, by [`EvictionReason`].
     pub connections_evicted: [Cell64; EvictionReason::NAMES.len()],
+    /// Connections to listeners with `proxy=` that were closed, by [`ProxyRefusal`].
+    pub proxy_refusals: [Cell64; ProxyRefusal::NAMES.len()],
+    /// Requests of trusted proxies whose client is in doubt, by [`ForwardedFlaw`].
+    pub forwarded_flaws: [Cell64; ForwardedFlaw::NAMES.len()],
     /// 1 while an accepted connection waits because no other can be closed for it.
     pub connections_waiting: Cell64,
     /// 1 if a connection was accepted at the limit in the last second.
@@ -704,6 +745,14 @@ impl Collector for CellCollector {
             EvictionReason::NAMES,
             |c| &c.connections_evicted,
         )?;
+        let help = "Connections to listeners with proxy= that were closed for their PROXY header";
+        self.encode_reasons(&mut encoder, ("proxy_refusals", help), ProxyRefusal::NAMES, |c| {
+            &c.proxy_refusals
+        })?;
+        let help = "Requests of trusted proxies whose headers leave the client in doubt";
+        self.encode_reasons(&mut encoder, ("forwarded_flaws", help), ForwardedFlaw::NAMES, |c| {
+            &c.forwarded_flaws
+        })?;
         let (stored, raw) = ("batch_stored_size", "batch_raw_size");
         let help = "Closed batches as stored";
         self.encode_sizes(&mut encoder, stored, help, |c| &c.batch_stored_bytes)?;

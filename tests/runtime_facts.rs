@@ -94,16 +94,24 @@ mod glommio_facts {
             };
             tasks.map(name).filter(|name| name.trim() == "millrace-wake").count()
         };
+        // A thread names itself once it runs, and is listed for a moment after it was joined.
+        let wait_for = |count, when| {
+            let begun = Instant::now();
+            while wake_threads() != count {
+                assert!(begun.elapsed() < PATIENCE, "{when}: not {count}");
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
         let executor = || Executor::small().unwrap();
         let never_run = executor();
-        assert_eq!(wake_threads(), 1);
+        wait_for(1, "before it runs");
         drop(never_run);
-        assert_eq!(wake_threads(), 0, "never run");
-        assert_eq!(executor().run(async { wake_threads() }), 1);
-        assert_eq!(wake_threads(), 0, "ended");
+        wait_for(0, "never run");
+        executor().run(async { wait_for(1, "running") });
+        wait_for(0, "ended");
         let panics = move || executor().run(async { panic!("as the test wants it") });
         thread::spawn(panics).join().unwrap_err();
-        assert_eq!(wake_threads(), 0, "panicked");
+        wait_for(0, "panicked");
     }
 
     /// `rt::waking` and the blocking threads of a spool (`spool::disk`) wake tasks from other

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
 use millrace::internals::coding::Compression;
-use millrace::internals::config::{Checksum, Config};
+use millrace::internals::config::{Checksum, Config, ObjectBody};
 use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
-use millrace::internals::http::parse::{Scratch, parse};
+use millrace::internals::http::parse::{BodyForm, Scratch, parse};
 use millrace::internals::http::peer::Peer;
 use millrace::internals::http::peers::{Activity, Measure, Sketch, Tally};
 use millrace::internals::http::tokens::TokenSet;
@@ -43,7 +43,8 @@ pub enum Amount {
     Elements(usize),
 }
 
-/// `spans` is the library's split, `raw` the same by `serde_json` into a struct of `RawValue`s.
+/// `spans` is the library's split, `raw` the same by `serde_json` into a struct of `RawValue`s;
+/// `array` and `ndjson` are the library's split of the same payloads in an array and on lines.
 pub const OPS: &[Op] = &[
     Op { name: "parse/spans-1x200B", make: || spans(1, 150) },
     Op { name: "parse/raw-1x200B", make: || raw(1, 150) },
@@ -55,6 +56,12 @@ pub const OPS: &[Op] = &[
     Op { name: "parse/raw-1x256kB", make: || raw(1, 256_000) },
     Op { name: "parse/spans-100x1MB", make: || spans(100, 10_000) },
     Op { name: "parse/raw-100x1MB", make: || raw(100, 10_000) },
+    Op { name: "parse/array-10x1.7kB", make: || array(10, 160) },
+    Op { name: "parse/array-100x16kB", make: || array(100, 160) },
+    Op { name: "parse/array-100x1MB", make: || array(100, 10_000) },
+    Op { name: "parse/ndjson-10x1.7kB", make: || ndjson(10, 160) },
+    Op { name: "parse/ndjson-100x16kB", make: || ndjson(100, 160) },
+    Op { name: "parse/ndjson-100x1MB", make: || ndjson(100, 10_000) },
     Op { name: "parse/refused-at-its-end-1MB", make: refused },
     Op { name: "http/head-of-6-fields", make: head },
     Op { name: "http/tally", make: tally },
@@ -71,10 +78,18 @@ pub const OPS: &[Op] = &[
     Op { name: "sign/head-of-256kB", make: || sign(256_000) },
 ];
 
+/// What a body is whose content type is application/json.
+const JSON: BodyForm = BodyForm::ByFirstByte(ObjectBody::Collection);
+
+/// `count` objects of `bytes` bytes each.
+fn payloads_of(count: usize, bytes: usize) -> Vec<String> {
+    (0..count).map(|n| payload(n * 104_729, bytes)).collect()
+}
+
 /// A collection of `payloads` objects of `payload_bytes` bytes each.
 fn body(payloads: usize, payload_bytes: usize) -> Vec<u8> {
-    let data: Vec<String> = (0..payloads).map(|n| payload(n * 104_729, payload_bytes)).collect();
-    format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{}]}}"#, data.join(",")).into()
+    let data = payloads_of(payloads, payload_bytes).join(",");
+    format!(r#"{{"version":"1.0","token":"0123456789abcdef","data":[{data}]}}"#).into()
 }
 
 /// Members, then records, as clients send them.
@@ -103,15 +118,35 @@ struct Envelope<'a> {
 
 fn spans(payloads: usize, payload_bytes: usize) -> Made {
     let body = body(payloads, payload_bytes);
-    let mut scratch = Scratch::default();
-    let found = parse(&body, &mut scratch).expect("the body is a collection").payloads;
-    let found: Vec<&[u8]> = found.iter().map(|span| &body[span.range()]).collect();
     let envelope: Envelope<'_> = serde_json::from_slice(&body).expect("the body is a collection");
-    assert!(found.into_iter().eq(envelope.data.iter().map(|raw| raw.get().as_bytes())));
-    let throughput = Amount::Bytes(body.len());
+    let data: Vec<String> = envelope.data.iter().map(|raw| raw.get().to_owned()).collect();
+    splits(body, JSON, data)
+}
+
+fn array(payloads: usize, payload_bytes: usize) -> Made {
+    let data = payloads_of(payloads, payload_bytes);
+    splits(format!("[{}]", data.join(",")).into(), JSON, data)
+}
+
+fn ndjson(payloads: usize, payload_bytes: usize) -> Made {
+    let data = payloads_of(payloads, payload_bytes);
+    splits(
+        data.iter().map(|line| format!("{line}\n")).collect::<String>().into(),
+        BodyForm::Lines,
+        data,
+    )
+}
+
+/// Splits `body`, whose payloads are `data`.
+fn splits(body: Vec<u8>, form: BodyForm, data: Vec<String>) -> Made {
+    let mut scratch = Scratch::default();
+    let found = parse(&body, form, &mut scratch).expect("the body is valid").payloads;
+    let found = found.iter().map(|span| &body[span.range()]);
+    assert!(found.eq(data.iter().map(String::as_bytes)));
+    let (throughput, payloads) = (Amount::Bytes(body.len()), data.len());
     let run = move || {
-        let collection = parse(&body, &mut scratch).expect("parsed before");
-        assert_eq!(collection.payloads.len(), payloads);
+        let found = parse(&body, form, &mut scratch).expect("parsed before");
+        assert_eq!(found.payloads.len(), payloads);
     };
     Made { run: Box::new(run), throughput }
 }
@@ -207,7 +242,7 @@ fn refused() -> Made {
     let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
     let throughput = Amount::Bytes(body.len());
     let mut scratch = Scratch::default();
-    let run = move || assert!(parse(&body, &mut scratch).is_err());
+    let run = move || assert!(parse(&body, JSON, &mut scratch).is_err());
     Made { run: Box::new(run), throughput }
 }
 

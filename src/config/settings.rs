@@ -83,12 +83,16 @@ const fn row(
 /// Every setting, in the order `--help` and `docs/configuration.md` show them.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
-    row(LISTENING, "LISTEN", "ADDR", "0.0.0.0:8080",
-        "Address for ingest requests, IP:PORT. Each core has its own SO_REUSEPORT listener on it."),
+    row(LISTENING, "LISTEN", "LIST", "0.0.0.0:8080",
+        "Addresses for ingest requests, IP:PORT with commas between; each core listens on each. `[::]` takes IPv4 too unless an IPv4 address with its port is listed. `?proxy=CIDR` behind one: only proxies in that network, and each connection has a PROXY header."),
+    row(LISTENING, "TRUST", "LIST", "",
+        "Networks of proxies, such as `10.0.0.0/8,fd00::/8`, whose `forwarded` or `x-forwarded-for` header names the client of a request. Not set: these headers are ignored."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
         "Address for metrics and health checks, IP:PORT, or `off`. It has no authentication."),
     row(LISTENING, "INGEST_HEALTH", "SWITCH", "off",
         "`on`: LISTEN answers `GET /healthz` and `/readyz` too, without a token and without reasons, for balancers that probe the port they send traffic to."),
+    row(LISTENING, "PATHS", "LIST", "/payloads",
+        "Paths that take payloads, up to 16, such as `/payloads,/v1/events`; all mean the same. They are compared as sent, the query aside. Any other path gets 404."),
     row(LISTENING, "BIND_WAIT", "TIME", "5s",
         "How long the start retries while LISTEN or ADMIN_LISTEN is in use, up to 5m: a killed process can keep its sockets for a moment."),
 
@@ -119,10 +123,12 @@ pub const SETTINGS: &[Setting] = &[
         "Bytes a second that a body must bring, averaged over each 10 s of it, up to 1GiB/s; below it 408. `0`: only BODY_TIMEOUT ends a slow body."),
     row(CLIENTS, "IDLE_TIMEOUT", "TIME", "75s",
         "How long a keep-alive connection may be idle between requests. One that has not begun its first request is closed after HEADER_TIMEOUT."),
+    row(CLIENTS, "BODY", "KIND", "collection",
+        "What an object is that a client posts: `collection`, its field `data` holds the payloads, or `object`, it is one payload. Arrays are payloads either way, and content types that name a form (NDJSON, CloudEvents) come first."),
     row(CLIENTS, "TOKENS_FILE", "FILE", "",
         "File of up to a million accepted tokens, one line each: `TOKEN` or `sha256=HEX`, then optionally `;name=NAME`. Requests without one of them get 401. Read at start, on SIGHUP and when it changes. Not set: every request is accepted."),
     row(CLIENTS, "TOKEN_IN_BODY", "SWITCH", "on",
-        "`on`: the token may be in the envelope's `token` or in a header (`authorization: Bearer` or `x-api-key`). `off`: only in a header, so 401 comes before the body is read."),
+        "`on`: the token may be in the envelope's `token` or in a header (`authorization: Bearer` or `x-api-key`). `off`: only in a header, so 401 comes before the body is read. Only a collection holds a token; requests of another form need the header either way."),
     row(CLIENTS, "TOKEN_IN_QUERY", "SWITCH", "off",
         "`on`: the token may also be in the query, `?token=TOKEN`, for browsers' `sendBeacon`. URLs are shown and logged by proxies and browsers. Needs TOKENS_FILE."),
     row(CLIENTS, "CORS_ORIGINS", "LIST", "",

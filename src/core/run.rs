@@ -38,7 +38,8 @@ pub struct Setup {
     pub cells: &'static CoreCells,
     /// When the start began. Times in cells are relative to it.
     pub epoch: Instant,
-    pub listener: Socket,
+    /// In the order of `config.listen`.
+    pub listeners: Vec<Socket>,
     pub control: ControlSide,
     pub tokens: Option<SharedTokens>,
     pub dead_letters: DeadLetters,
@@ -157,7 +158,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     }
     let core = Core::new(&mut setup, net);
     let core_id = setup.core_id();
-    let Setup { limits, listener, control: ControlSide { channel, peers, .. }, .. } = setup;
+    let Setup { limits, listeners, control: ControlSide { channel, peers, .. }, .. } = setup;
     let notices = channel.try_clone().expect("descriptors suffice at start");
     let mut commands = into_glommio_stream(channel);
 
@@ -186,7 +187,8 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if !matches!(commands.read(&mut [0]).await, Ok(1)) {
         return;
     }
-    let acceptor = rt::spawn(accept_loop(core.server.clone(), listener));
+    let accept = |(number, listener)| rt::spawn(accept_loop(core.server.clone(), listener, number));
+    let acceptors: Vec<_> = listeners.into_iter().enumerate().map(accept).collect();
     core.cells.set_state(CoreState::Serving);
     notify(&notices);
 
@@ -202,7 +204,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
         }
     });
     drain(&core, &limits, tasks, &force_stop).await;
-    drop((listen, sampler, acceptor));
+    drop((listen, sampler, acceptors));
     core.cells.set_state(CoreState::Stopped);
     // Before the executor and the thread end, which a hanging disk may delay.
     notify(&notices);

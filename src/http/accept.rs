@@ -1,5 +1,5 @@
-//! One core's listener. At `MAX_CONNECTIONS` it accepts one connection more, which waits for a slot
-//! while the kernel queues the rest. It survives every accept error.
+//! A core's listeners, one for each address. At `MAX_CONNECTIONS` each it accepts one connection more,
+//! which waits for a slot while the kernel queues the rest. It survives every accept error.
 //!
 //! The sockets are created before the cores start, with SO_REUSEPORT and the largest backlog that
 //! the kernel grants. With port 0 all of them share one port.
@@ -33,16 +33,17 @@ const CLAIM_TRIES: usize = 4;
 /// The longest pause between two of these tries.
 const CLAIM_PAUSE_MAX: Duration = Duration::from_millis(4);
 
-/// Listening sockets on `address`, one per core; with port 0 all get the same port.
+/// Listening sockets on `address`, one per core; with port 0 all get the same port. With `only_v6`
+/// the address, `[::]`, leaves IPv4 to another listener.
 ///
 /// # Errors
 /// For example `AddrInUse` while any other socket listens there or on an overlapping address, even
 /// one that shares its port by SO_REUSEPORT.
-pub fn listeners(address: SocketAddr, cores: usize) -> io::Result<Vec<Socket>> {
-    let owner = in_a_few_tries(|| claim(address))?;
+pub fn listeners(address: SocketAddr, only_v6: bool, cores: usize) -> io::Result<Vec<Socket>> {
+    let owner = in_a_few_tries(|| claim(address, only_v6))?;
     let address = owner.local_addr()?.as_socket().expect("an IP socket has an IP address");
     // The owner is dropped after the others listen, so there is always a listener.
-    (0..cores).map(|_| bind(address, true)).collect()
+    (0..cores).map(|_| listen(bound(address, only_v6, true)?)).collect()
 }
 
 /// What `claim` returns, after a few tries: it can say `AddrInUse` although nobody gets the address.
@@ -68,10 +69,8 @@ fn in_a_few_tries<T>(mut claim: impl FnMut() -> io::Result<T>) -> io::Result<T> 
 /// Afterwards the socket shares its port, so that the cores' listeners can join. It is not one of
 /// them: the kernel balances connections only over sockets that had SO_REUSEPORT when they began to
 /// listen.
-fn claim(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
+fn claim(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
+    let socket = bound(address, only_v6, false)?;
     // No connection may end up here. The SYN of a client in these microseconds is dropped; TCP
     // repeats it after a second.
     let _or_a_connection_is_reset = socket.attach_filter(&[DROP_ALL]);
@@ -83,12 +82,26 @@ fn claim(address: SocketAddr) -> io::Result<Socket> {
 /// `ret #0`, the BPF program that drops every packet.
 const DROP_ALL: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
 
-/// One listening socket on `address`. Without `share`, no other socket may use the port.
-pub fn bind(address: SocketAddr, share: bool) -> io::Result<Socket> {
+/// One listening socket on `address`; no other socket may use the port.
+pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+    listen(bound(address, false, false)?)
+}
+
+/// A socket that is bound to `address` and does not listen, so it receives nothing. With `share`,
+/// other sockets of this user that do the same may use the port. SO_REUSEADDR lets a restart ignore
+/// connections in TIME_WAIT.
+pub fn bound(address: SocketAddr, only_v6: bool, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn listen(socket: Socket) -> io::Result<Socket> {
     socket.listen(backlog())?;
     Ok(socket)
 }
@@ -100,11 +113,11 @@ fn backlog() -> i32 {
     text.trim().parse().unwrap_or(4096)
 }
 
-/// Accepts connections until the core drains and the accept queue is empty, or until
-/// [`Conns::close`]; then stops listening.
+/// Accepts connections to the address with this number in the configuration until the core drains
+/// and the accept queue is empty, or until [`Conns::close`]; then stops listening.
 ///
 /// [`Conns::close`]: super::server::Conns::close
-pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
+pub async fn accept_loop(server: Rc<Server>, socket: Socket, number: usize) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
     let listener = server.net.listener(socket);
     let mut errors = Throttle::default();
@@ -128,13 +141,13 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket) {
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await
                     && let Some(slot) = server.slot().await
                 {
-                    conn::spawn(&server, stream, slot);
+                    conn::spawn(&server, stream, number, slot);
                 }
                 break;
             }
             Ok(Some(stream)) => {
                 let Some(slot) = server.slot().await else { break };
-                conn::spawn(&server, stream, slot);
+                conn::spawn(&server, stream, number, slot);
             }
             Err(error) => {
                 server.cells.accept_errors.inc();
@@ -176,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_cores_share_one_port_and_connections_are_spread_over_them() {
-        let sockets = listeners(loopback(0), 3).unwrap();
+        let sockets = listeners(loopback(0), false, 3).unwrap();
         let port = port(&sockets);
         let clients: Vec<_> =
             (0..60).map(|_| TcpStream::connect(loopback(port)).unwrap()).collect();
@@ -210,7 +223,7 @@ mod tests {
         let server = || {
             let start = |round| {
                 meet(&ready, round);
-                let outcome = listeners(address(round), 2);
+                let outcome = listeners(address(round), false, 2);
                 meet(&done, round);
                 outcome.map(drop).map_err(|error| error.kind())
             };
@@ -242,16 +255,16 @@ mod tests {
 
     #[test]
     fn a_port_is_free_again_when_the_last_listener_is_gone() {
-        let mut sockets = listeners(loopback(0), 2).unwrap();
+        let mut sockets = listeners(loopback(0), false, 2).unwrap();
         let port = port(&sockets);
         for _ in 0..2 {
-            assert_eq!(listeners(loopback(port), 1).unwrap_err().kind(), AddrInUse);
+            assert_eq!(listeners(loopback(port), false, 1).unwrap_err().kind(), AddrInUse);
             sockets.pop();
         }
-        listeners(loopback(port), 1).unwrap();
+        listeners(loopback(port), false, 1).unwrap();
         // A different address does not overlap, so it has its own owner.
-        let other = listeners(([127, 0, 0, 2], port).into(), 1).unwrap();
-        let both = (listeners(loopback(port), 1).unwrap(), other);
+        let other = listeners(([127, 0, 0, 2], port).into(), false, 1).unwrap();
+        let both = (listeners(loopback(port), false, 1).unwrap(), other);
         drop(both);
     }
 }

@@ -313,7 +313,7 @@ impl BodyMemory {
         let mut peers: HashMap<Peer, (usize, usize)> = HashMap::new();
         for list in &*self.receiving.borrow() {
             for state in list.iter().take(PEER_SAMPLE) {
-                let (bodies, bytes) = peers.entry(Peer::of(state.peer)).or_default();
+                let (bodies, bytes) = peers.entry(state.peer()).or_default();
                 (*bodies, *bytes) = (*bodies + 1, *bytes + state.body.held().unwrap_or(0));
             }
         }

@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 
 use super::head_tracker::is_line_end;
 use super::phase::{BodyEnd, ConnPhase, ConnState};
+use super::proxied::ProxiedConn;
 use super::reply::HEAD_TIMEOUT;
 use super::request::handle;
 use super::server::{ConnSlot, RegisteredConn, Server};
@@ -47,18 +48,19 @@ enum ConnEnd {
 /// 20 kB of 23. Clients that send more often never pay for new buffers.
 const QUIET_AFTER: Duration = Duration::from_millis(250);
 
-/// Serves `stream` in its own task. A panic there ends only that connection.
-pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: ConnSlot) {
+/// Serves `stream`, which came to the listener with this number, in its own task. A panic there ends
+/// only that connection.
+pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
     let _or_the_peer_is_gone = stream.set_nodelay();
     let server = server.clone();
     rt::spawn(async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
-        let served = AssertUnwindSafe(serve(server.clone(), stream)).catch_unwind().await;
+        let served = AssertUnwindSafe(serve(server.clone(), stream, listener)).catch_unwind().await;
         if served.is_err() {
             server.cells.conn_panics.inc();
             let text = || "a connection panicked and was closed".to_owned();
-            server.conns.panic_log.borrow_mut().error(text);
+            server.conns.logs.panics.borrow_mut().error(text);
         }
         server.cells.connections.sub(1);
         drop(slot);
@@ -67,11 +69,20 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, slot: ConnSlot) {
 }
 
 /// Serves `stream` until either side closes it.
-async fn serve(server: Rc<Server>, stream: Stream) {
+async fn serve(server: Rc<Server>, stream: Stream, listener: usize) {
     let stream = Rc::new(stream);
     let state = ConnState::new(&stream);
     let listed = server.conns.register(&state);
     let mut alarm = Alarm::default();
+    let listen = &server.config.listen[listener];
+    if let Some(proxies) = &listen.proxies {
+        let proxied =
+            ProxiedConn { server: &server, state: &state, listed: &listed, stream: &stream };
+        // Boxed so that only connections of proxies are larger for it.
+        if !Box::pin(proxied.begin(listen.address, proxies, &mut alarm)).await {
+            return;
+        }
+    }
     let end = loop {
         if let Some(end) = first_byte(&server, &state, &listed, &stream, &mut alarm).await {
             break end;
@@ -160,7 +171,8 @@ async fn drive(
                         server.cells.count_response(status);
                         state.tally.request(rt::now(), status, 0, TokenId::NONE);
                     }
-                    tracing::debug!(%error, "connection ended");
+                    let client = state.client().map(tracing::field::display);
+                    tracing::debug!(%error, client, "connection ended");
                 }
                 return Poll::Ready(ConnEnd::Done);
             }

@@ -5,13 +5,15 @@
 //! 1. a connection that has got its last answer and has lingered for [`LINGER_LEAST`] since, the
 //!    longest first;
 //! 2. one that has never begun a request, the oldest first;
-//! 3. of the peer network with most connections, the one that has been idle for longest;
+//! 3. of the peer network with most connections, the one that has been idle for longest, or else the
+//!    one whose first head has been incomplete for longest;
 //! 4. of all connections, the one that has been idle for longest;
-//! 5. one that lingers and whose client has not acknowledged the answer.
+//! 5. of all connections, the one whose first head has been incomplete for longest;
+//! 6. one that lingers and whose client has not acknowledged the answer.
 //!
-//! 3 and 4 must have been idle for [`IDLE_LEAST`]. A head that is incomplete counts as idle time
-//! from its first byte on. From the end of its head to the end of the answer a connection is never
-//! chosen; its own deadlines bound it.
+//! Idle ones must have been idle for [`IDLE_LEAST`]; a head that is incomplete counts as idle time
+//! from its first byte on. A first head must have been incomplete for [`FIRST_HEAD_LEAST`]. From the
+//! end of its head to the end of the answer a connection is never chosen; its own deadlines bound it.
 //!
 //! A request costs nothing here. A connection is filed under a time that its idleness cannot
 //! precede, and stays there while it serves requests. Only when it comes up as the longest idle is
@@ -32,6 +34,11 @@ use crate::metrics::EvictionReason;
 /// How long a connection that has sent a request must have been idle before it may give way. A
 /// client that posts more often keeps its connection.
 pub(super) const IDLE_LEAST: Duration = Duration::from_secs(1);
+
+/// How long the first head of a connection must have been incomplete before it may give way: heads
+/// mostly arrive in one piece. Otherwise each of many clients that send half a head would keep others
+/// waiting for [`IDLE_LEAST`].
+pub(super) const FIRST_HEAD_LEAST: Duration = Duration::from_millis(2);
 
 /// How long a connection has lingered before it may give way: a client nearby that reads its answer
 /// closes sooner.
@@ -54,6 +61,15 @@ pub(super) enum Choice {
     Nobody,
 }
 
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Activity {
+    /// Since when it has been idle; `None` if it is in the middle of a request.
+    pub(super) idle_since: Option<Instant>,
+    /// It has not received the whole head of a request yet.
+    pub(super) in_first_head: bool,
+}
+
 /// The open connections of one core in the order in which they give way. They are known by their
 /// numbers, which ascend with the time of accept.
 #[derive(Default)]
@@ -67,6 +83,8 @@ pub(super) struct EvictionOrder {
     unread: BTreeSet<(Instant, u64)>,
     /// The others by the time under which they are filed.
     by_time: BTreeSet<(Instant, u64)>,
+    /// Those of `by_time` whose first head may be incomplete, by the time since when.
+    first_heads: BTreeSet<(Instant, u64)>,
     /// The peers of open connections: no more than there are connections.
     peers: HashMap<Peer, PeerConns>,
     by_count: BTreeSet<(usize, Peer)>,
@@ -80,11 +98,15 @@ struct PeerConns {
     count: usize,
     /// Its part of `by_time`.
     by_time: BTreeSet<(Instant, u64)>,
+    /// Its part of `first_heads`.
+    first_heads: BTreeSet<(Instant, u64)>,
 }
 
 struct Filed {
     peer: Peer,
     place: EvictionPlace,
+    /// The time under which it is in `first_heads`.
+    first_head: Option<Instant>,
 }
 
 /// Where a connection is filed.
@@ -100,7 +122,8 @@ enum EvictionPlace {
 impl EvictionOrder {
     /// Adds a connection that was just accepted.
     pub(super) fn add(&mut self, number: u64, peer: Peer) {
-        self.filed.insert(number, Filed { peer, place: EvictionPlace::NeverSent });
+        self.filed
+            .insert(number, Filed { peer, place: EvictionPlace::NeverSent, first_head: None });
         self.never_sent.insert(number);
         self.recount(peer, |count| count + 1);
     }
@@ -112,8 +135,14 @@ impl EvictionOrder {
         self.recount(filed.peer, |count| count - 1);
     }
 
-    /// Takes a connection out of the order in which it is filed.
+    /// Takes a connection out of the orders in which it is filed.
     fn take_out(&mut self, number: u64, filed: &Filed) {
+        if let Some(since) = filed.first_head {
+            if let Some(peer) = self.peers.get_mut(&filed.peer) {
+                peer.first_heads.remove(&(since, number));
+            }
+            self.first_heads.remove(&(since, number));
+        }
         match filed.place {
             EvictionPlace::NeverSent => self.never_sent.remove(&number),
             EvictionPlace::Lingering(since) => self.lingering.remove(&(since, number)),
@@ -142,17 +171,25 @@ impl EvictionOrder {
                 EvictionPlace::Unread(since)
             }
         };
-        self.filed.insert(number, Filed { place, ..filed });
+        self.filed.insert(number, Filed { place, first_head: None, ..filed });
     }
 
     /// Files a connection under `time`, since when it may have been idle at the earliest: it has
-    /// begun a request, or was found to be busy.
-    pub(super) fn file(&mut self, number: u64, time: Instant) {
+    /// begun a request, or was found to be busy. `in_first_head`: that request is its first, and its
+    /// head may be incomplete.
+    pub(super) fn file(&mut self, number: u64, time: Instant, in_first_head: bool) {
         let Some(filed) = self.filed.remove(&number) else { return };
         self.take_out(number, &filed);
+        let peer = self.peers.entry(filed.peer).or_default();
         self.by_time.insert((time, number));
-        self.peers.entry(filed.peer).or_default().by_time.insert((time, number));
-        self.filed.insert(number, Filed { place: EvictionPlace::ByTime(time), ..filed });
+        peer.by_time.insert((time, number));
+        if in_first_head {
+            self.first_heads.insert((time, number));
+            peer.first_heads.insert((time, number));
+        }
+        let first_head = in_first_head.then_some(time);
+        self.filed
+            .insert(number, Filed { place: EvictionPlace::ByTime(time), first_head, ..filed });
     }
 
     /// The peer with most connections and how many these are.
@@ -160,14 +197,15 @@ impl EvictionOrder {
         self.by_count.last().map(|(count, peer)| (*peer, *count))
     }
 
-    /// Chooses the connection that gives way. `idle_since` says since when one has been idle, `None`
-    /// if it is in the middle of a request; connections that linger are not asked. Whoever gets
-    /// [`Choice::Evict`] removes that connection, or files it again if it turns out to be busy.
-    pub(super) fn choose(
-        &mut self,
-        now: Instant,
-        idle_since: impl Fn(u64) -> Option<Instant>,
-    ) -> Choice {
+    /// Whether a first head may be incomplete.
+    pub(super) fn has_first_heads(&self) -> bool {
+        !self.first_heads.is_empty()
+    }
+
+    /// Chooses the connection that gives way. `activity` says what one is doing; connections that
+    /// linger are not asked. Whoever gets [`Choice::Evict`] removes that connection, or files it
+    /// again if it turns out to be busy.
+    pub(super) fn choose(&mut self, now: Instant, activity: impl Fn(u64) -> Activity) -> Choice {
         let lingers_longest = |lingering: &BTreeSet<(Instant, u64)>| {
             let (since, number) = *lingering.first()?;
             let long_enough = now.saturating_duration_since(since) >= LINGER_LEAST;
@@ -180,34 +218,50 @@ impl EvictionOrder {
         if let Some(number) = self.never_sent.first() {
             return Choice::Evict(*number, EvictionReason::NeverSent);
         }
-        let mut looks = LOOKS_MAX;
+        let mut search = Search { now, looks: LOOKS_MAX, activity };
+        match self.search_all(&mut search) {
+            Err(Unfinished) => Choice::Unfinished,
+            Ok(Some((number, reason))) => Choice::Evict(number, reason),
+            Ok(None) => unread.unwrap_or(Choice::Nobody),
+        }
+    }
+
+    /// Rules 3 to 5.
+    fn search_all(
+        &mut self,
+        search: &mut Search<impl Fn(u64) -> Activity>,
+    ) -> Result<Option<(u64, EvictionReason)>, Unfinished> {
         let most = self.busiest_peer().map_or(0, |(_, count)| count);
         // With one connection each, no peer has most.
         if most > 1 {
             let peers = self.next_tied(most);
+            let tied = || peers.into_iter().flatten();
             let mut longest = None;
-            for peer in peers.into_iter().flatten() {
-                let filed =
-                    |order: &EvictionOrder| order.peers.get(&peer)?.by_time.first().copied();
-                match self.longest_idle(now, filed, &mut looks, &idle_since) {
-                    Err(choice) => return choice,
-                    Ok(None) => {}
-                    Ok(Some(idle)) => {
-                        longest = Some(longest.map_or(idle, |so_far| idle.min(so_far)))
-                    }
-                }
+            for peer in tied() {
+                let first = |order: &Self| order.peers.get(&peer)?.by_time.first().copied();
+                longest = earlier(longest, self.longest_idle(first, search)?);
             }
-            self.last_tied = peers.into_iter().flatten().last();
             if let Some((_, number)) = longest {
-                return Choice::Evict(number, EvictionReason::BusiestPeer);
+                self.last_tied = tied().last();
+                return Ok(Some((number, EvictionReason::BusiestPeer)));
+            }
+            for peer in tied() {
+                let first = |order: &Self| order.peers.get(&peer)?.first_heads.first().copied();
+                longest = earlier(longest, self.longest_in_first_head(first, search)?);
+            }
+            self.last_tied = tied().last();
+            if let Some((_, number)) = longest {
+                return Ok(Some((number, EvictionReason::FirstHead)));
             }
         }
-        let filed = |order: &EvictionOrder| order.by_time.first().copied();
-        match self.longest_idle(now, filed, &mut looks, &idle_since) {
-            Err(choice) => choice,
-            Ok(None) => unread.unwrap_or(Choice::Nobody),
-            Ok(Some((_, number))) => Choice::Evict(number, EvictionReason::LongestIdle),
+        if let Some((_, number)) =
+            self.longest_idle(|order| order.by_time.first().copied(), search)?
+        {
+            return Ok(Some((number, EvictionReason::LongestIdle)));
         }
+        let first = |order: &Self| order.first_heads.first().copied();
+        let longest = self.longest_in_first_head(first, search)?;
+        Ok(longest.map(|(_, number)| (number, EvictionReason::FirstHead)))
     }
 
     /// The peers with `most` connections whose turn it is.
@@ -224,26 +278,42 @@ impl EvictionOrder {
 
     /// The connection that has been idle for longest, and since when, among those of which
     /// `first_filed` gives the first. `None` if it has not been idle for long enough.
-    ///
-    /// # Errors
-    /// [`Choice::Unfinished`].
     fn longest_idle(
         &mut self,
-        now: Instant,
         first_filed: impl Fn(&EvictionOrder) -> Option<(Instant, u64)>,
-        looks: &mut usize,
-        idle_since: impl Fn(u64) -> Option<Instant>,
-    ) -> Result<Option<(Instant, u64)>, Choice> {
+        search: &mut Search<impl Fn(u64) -> Activity>,
+    ) -> Result<Option<(Instant, u64)>, Unfinished> {
         while let Some((under, number)) = first_filed(self) {
-            if now.saturating_duration_since(under) < IDLE_LEAST {
+            if search.is_younger(under, IDLE_LEAST) {
                 break;
             }
-            *looks = looks.checked_sub(1).ok_or(Choice::Unfinished)?;
-            let since = idle_since(number).unwrap_or(now);
+            let activity = search.look(number)?;
+            let since = activity.idle_since.unwrap_or(search.now);
             if since <= under {
                 return Ok(Some((under, number)));
             }
-            self.file(number, since);
+            self.file(number, since, activity.in_first_head);
+        }
+        Ok(None)
+    }
+
+    /// The connection whose first head has been incomplete for longest, and since when, among those
+    /// of which `first_filed` gives the first. `None` if that is not long enough.
+    fn longest_in_first_head(
+        &mut self,
+        first_filed: impl Fn(&EvictionOrder) -> Option<(Instant, u64)>,
+        search: &mut Search<impl Fn(u64) -> Activity>,
+    ) -> Result<Option<(Instant, u64)>, Unfinished> {
+        while let Some((since, number)) = first_filed(self) {
+            if search.is_younger(since, FIRST_HEAD_LEAST) {
+                break;
+            }
+            let activity = search.look(number)?;
+            if activity.in_first_head {
+                return Ok(Some((since, number)));
+            }
+            // It keeps its time, which is the earliest that it can have been idle since.
+            self.file(number, since, false);
         }
         Ok(None)
     }
@@ -259,13 +329,42 @@ impl EvictionOrder {
     }
 }
 
+/// One choice: its time, the looks that it has left, and where to look.
+struct Search<A> {
+    now: Instant,
+    looks: usize,
+    activity: A,
+}
+
+/// [`LOOKS_MAX`] is reached.
+struct Unfinished;
+
+impl<A: Fn(u64) -> Activity> Search<A> {
+    fn look(&mut self, number: u64) -> Result<Activity, Unfinished> {
+        self.looks = self.looks.checked_sub(1).ok_or(Unfinished)?;
+        Ok((self.activity)(number))
+    }
+
+    fn is_younger(&self, since: Instant, least: Duration) -> bool {
+        self.now.saturating_duration_since(since) < least
+    }
+}
+
+fn earlier(a: Option<(Instant, u64)>, b: Option<(Instant, u64)>) -> Option<(Instant, u64)> {
+    a.into_iter().chain(b).min()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::rt::Rng;
-    use EvictionReason::{BusiestPeer, Lingering, LongestIdle, NeverSent};
+    use EvictionReason::{BusiestPeer, FirstHead, Lingering, LongestIdle, NeverSent};
+
+    fn idle(since: Instant) -> Activity {
+        Activity { idle_since: Some(since), in_first_head: false }
+    }
 
     fn net(last: u8) -> Peer {
         Peer::of([127, 0, 0, last].into())
@@ -276,7 +375,9 @@ mod tests {
     struct Conn {
         peer: Peer,
         has_sent: bool,
-        idle_since: Option<Instant>,
+        activity: Activity,
+        /// When its first head began.
+        first_head: Instant,
         /// Since when, and whether its answer is unread.
         lingers: Option<(Instant, bool)>,
     }
@@ -301,17 +402,25 @@ mod tests {
         let most = model.values().map(|conn| count(conn.peer)).max().unwrap_or(0);
         let longest = |within: &dyn Fn(&Conn) -> bool| {
             let idle = may_be_idle().filter(|(_, conn)| within(conn));
-            let idle = idle.filter_map(|(number, conn)| Some((conn.idle_since?, *number)));
+            let idle = idle.filter_map(|(number, conn)| Some((conn.activity.idle_since?, *number)));
             idle.filter(|(since, _)| now - *since >= IDLE_LEAST).min()
         };
-        let of_busiest = longest(&|conn| most > 1 && count(conn.peer) == most);
-        match (of_busiest, longest(&|_| true)) {
-            (Some((_, number)), _) => Choice::Evict(number, BusiestPeer),
-            (None, Some((_, number))) => Choice::Evict(number, LongestIdle),
-            (None, None) => {
-                lingers(true).map_or(Choice::Nobody, |(_, number)| Choice::Evict(number, Lingering))
-            }
-        }
+        let first_head = |within: &dyn Fn(&Conn) -> bool| {
+            let heads = may_be_idle().filter(|(_, conn)| within(conn));
+            let heads = heads.filter(|(_, conn)| conn.activity.in_first_head);
+            let heads = heads.map(|(number, conn)| (conn.first_head, *number));
+            heads.filter(|(since, _)| now - *since >= FIRST_HEAD_LEAST).min()
+        };
+        let is_busiest = |conn: &Conn| most > 1 && count(conn.peer) == most;
+        let by_rule = [
+            (longest(&is_busiest), BusiestPeer),
+            (first_head(&is_busiest), FirstHead),
+            (longest(&|_| true), LongestIdle),
+            (first_head(&|_| true), FirstHead),
+            (lingers(true), Lingering),
+        ];
+        let found = by_rule.into_iter().find_map(|(found, reason)| Some((found?.1, reason)));
+        found.map_or(Choice::Nobody, |(number, reason)| Choice::Evict(number, reason))
     }
 
     #[test]
@@ -324,15 +433,17 @@ mod tests {
             let (mut now, mut next) = (Instant::now(), 0);
             for _ in 0..400 {
                 // Distinct times, so that the longest idle is one connection.
-                now += Duration::from_millis(rng.u64(1..200));
+                now += Duration::from_micros(rng.u64(1..200_000));
                 let known: Vec<u64> = model.keys().copied().collect();
                 let some = known.get(rng.usize(..known.len().max(1))).copied();
                 match (rng.u8(..11), some) {
                     (0..3, _) | (_, None) => {
                         let peer = net(rng.u8(..5));
                         order.add(next, peer);
-                        let idle_since = Some(now);
-                        let conn = Conn { peer, has_sent: false, idle_since, lingers: None };
+                        let activity = Activity { idle_since: Some(now), in_first_head: false };
+                        let first_head = now;
+                        let conn =
+                            Conn { peer, has_sent: false, activity, first_head, lingers: None };
                         model.insert(next, conn);
                         next += 1;
                     }
@@ -342,10 +453,16 @@ mod tests {
                             continue;
                         }
                         if !std::mem::replace(&mut conn.has_sent, true) {
-                            order.file(number, now);
+                            // Half a head.
+                            conn.activity = Activity { idle_since: Some(now), in_first_head: true };
+                            conn.first_head = now;
+                            order.file(number, now, true);
+                            continue;
                         }
                         // A request begins or ends; the order is not told.
-                        conn.idle_since = conn.idle_since.is_none().then_some(now);
+                        conn.activity.in_first_head = false;
+                        conn.activity.idle_since =
+                            conn.activity.idle_since.is_none().then_some(now);
                     }
                     (8, Some(number)) => {
                         order.remove(number);
@@ -379,6 +496,7 @@ mod tests {
             }
             assert!(order.filed.is_empty() && order.peers.is_empty() && order.by_count.is_empty());
             assert!(order.by_time.is_empty() && order.never_sent.is_empty());
+            assert!(order.first_heads.is_empty());
             assert!(order.lingering.is_empty() && order.unread.is_empty());
         }
     }
@@ -390,24 +508,24 @@ mod tests {
         let tied = 5 * TIED_PEERS_MAX as u8;
         for number in 0..2 * u64::from(tied) {
             order.add(number, net((number / 2) as u8));
-            order.file(number, start);
+            order.file(number, start, false);
         }
         let now = start + IDLE_LEAST;
         let mut chosen = BTreeSet::new();
         for _ in 0..5 {
-            let Choice::Evict(number, BusiestPeer) = order.choose(now, |_| Some(start)) else {
+            let Choice::Evict(number, BusiestPeer) = order.choose(now, |_| idle(start)) else {
                 panic!("all are idle")
             };
             chosen.insert(number / 2 / TIED_PEERS_MAX as u64);
             // It is busy now, so that the tie remains.
-            order.file(number, now);
+            order.file(number, now, false);
         }
         assert_eq!(chosen.len(), 5, "each time others: {chosen:?}");
     }
 
     fn choose_all(order: &mut EvictionOrder, now: Instant, model: &BTreeMap<u64, Conn>) -> Choice {
         loop {
-            match order.choose(now, |number| model[&number].idle_since) {
+            match order.choose(now, |number| model[&number].activity) {
                 Choice::Unfinished => {}
                 choice => return choice,
             }
@@ -420,19 +538,19 @@ mod tests {
         let count = 10 * LOOKS_MAX as u64;
         for number in 0..count {
             order.add(number, net(1));
-            order.file(number, start);
+            order.file(number, start, false);
         }
         // All but the last have been busy since they were filed.
         let now = start + 2 * IDLE_LEAST;
         let looks = std::cell::Cell::new(0);
-        let idle_since = |number| {
+        let activity = |number| {
             looks.set(looks.get() + 1);
-            (number == count - 1).then_some(start)
+            if number == count - 1 { idle(start) } else { Activity::default() }
         };
         let mut choices = 0;
         let choice = loop {
             choices += 1;
-            match order.choose(now, idle_since) {
+            match order.choose(now, activity) {
                 Choice::Unfinished => {}
                 choice => break choice,
             }

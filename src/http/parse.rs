@@ -1,8 +1,9 @@
-//! Parses a body into a collection: which JSON a client may send, and where in it each payload is.
+//! Splits a body into payloads: which JSON a client may send, and where in it each payload is.
 //!
 //! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the
-//! body. A body is valid if `serde_json`'s `RawValue` accepts it and it is nested at most
-//! `DEPTH_MAX` (127) deep. A body that is refused gets the first error in reading order.
+//! body. The [`BodyForm`] says which values of a body are payloads. A body is valid if
+//! `serde_json`'s `RawValue` accepts it, or each of its lines, and it is nested at most `DEPTH_MAX`
+//! (127) deep. A body that is refused gets the first error in reading order.
 //!
 //! A body is parsed in steps of one segment, [`SEGMENT_BYTES`], so that a core can serve other
 //! clients in between ([`Parse`]). What is known between two steps is the `progress`. There are two
@@ -12,7 +13,7 @@
 //!    of every bracket, colon and comma outside strings and of the first byte of every string and
 //!    scalar. It also proves that the segment is UTF-8, that strings end, and that they hold no
 //!    control characters. One walk along the index then checks the rest (the order of the marks,
-//!    the spelling of scalars, the escapes) and records where the elements of `data` are.
+//!    the spelling of scalars, the escapes) and records where the payloads are.
 //!    `simd-json`'s second stage, which unescapes strings and reads numbers into a tape, would cost
 //!    three times as much as the walk and is not needed here.
 //! 2. `bytewise`, a few times slower. It looks again at a segment that the walk has refused, because
@@ -24,6 +25,7 @@
 
 mod bytewise;
 mod error;
+mod form;
 mod in_place;
 mod marks;
 mod progress;
@@ -39,9 +41,10 @@ use std::borrow::Cow;
 use bytewise::{Bytewise, Came};
 use error::Flaw;
 pub use error::{BodyPosition, EnvelopeMember, ParseError};
+pub use form::BodyForm;
 pub use in_place::{mark_spans, marked_spans};
-pub use marks::MARKS_BYTES_MAX;
-use marks::{Marks, Walked};
+use marks::Walked;
+pub use marks::{MARKS_BYTES_MAX, Marks};
 use progress::ParseProgress;
 use spelling::unescape;
 
@@ -57,18 +60,15 @@ pub const SMALL_BODY_BYTES: usize = 2 * SEGMENT_BYTES;
 /// Longest `version` or `token`, quotes included. They are unescaped and compared in one turn.
 pub const ENVELOPE_STRING_BYTES_MAX: usize = 64 << 10;
 
-/// One POSTed collection: slices of the body, and spans that live until the scratch is reused.
+/// What a body holds: slices of it, and spans that live until the scratch is reused.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Collection<'body, 'scratch> {
-    /// The envelope's `version`, unescaped.
-    pub version: Option<Cow<'body, str>>,
-    /// The envelope's `token`, unescaped.
-    pub token: Option<Cow<'body, str>>,
-    /// The elements of `data` in order: their exact bytes, without the white space around them.
+    pub envelope: Envelope<'body>,
+    /// The payloads in order: their exact bytes, without the white space around them.
     pub payloads: &'scratch [Span],
 }
 
-/// Splits a body into its collection in one go.
+/// Splits a body into its payloads in one go.
 ///
 /// # Errors
 /// What is wrong with the body, and where.
@@ -77,18 +77,19 @@ pub struct Collection<'body, 'scratch> {
 /// If the body is 4 GiB or longer: callers cap it far below.
 pub fn parse<'body, 'scratch>(
     body: &'body [u8],
+    form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, ParseError> {
     let Scratch { marks, payloads } = scratch;
     payloads.clear();
     payloads.shrink_to(PAYLOADS_KEPT_MAX);
-    let mut parse = Parse::new(body, usize::MAX);
-    let Envelope { version, token } = loop {
+    let mut parse = Parse::new(body, form, usize::MAX);
+    let envelope = loop {
         if let Some(found) = parse.step(marks, payloads) {
             break found?;
         }
     };
-    Ok(Collection { version, token, payloads })
+    Ok(Collection { envelope, payloads })
 }
 
 /// Spans kept between two bodies: twice as many as a body of [`SMALL_BODY_BYTES`] can have, because
@@ -105,12 +106,14 @@ pub struct Scratch {
     payloads: Vec<Span>,
 }
 
-/// What a body holds besides its payloads.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What a body is, and what it holds besides its payloads.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Envelope<'body> {
-    /// As in [`Collection`].
+    /// Any but [`BodyForm::ByFirstByte`].
+    pub form: BodyForm,
+    /// A collection's `version`, unescaped.
     pub version: Option<Cow<'body, str>>,
-    /// As in [`Collection`].
+    /// A collection's `token`, unescaped.
     pub token: Option<Cow<'body, str>>,
 }
 
@@ -141,15 +144,21 @@ impl<'body> Parse<'body> {
     ///
     /// # Panics
     /// If the body is 4 GiB or longer: callers cap it far below.
-    pub fn new(body: &'body [u8], payloads_max: usize) -> Parse<'body> {
+    pub fn new(body: &'body [u8], form: BodyForm, payloads_max: usize) -> Parse<'body> {
         assert!(u32::try_from(body.len()).is_ok(), "a span cannot address this body");
         Parse {
             body,
             payloads_max,
-            progress: ParseProgress::start(),
+            progress: ParseProgress::start(form),
             way: Way::Walk,
             segment_bytes: SEGMENT_BYTES,
         }
+    }
+
+    /// The same body, in segments of another length, so that tests have cuts at every byte.
+    #[must_use]
+    pub fn in_segments_of(self, segment_bytes: usize) -> Parse<'body> {
+        Parse { segment_bytes, ..self }
     }
 
     /// Parses the next segment and appends its payloads to `payloads`, which was empty at the first
@@ -202,7 +211,7 @@ impl<'body> Parse<'body> {
             match marks.walk(self.body, start..end, &mut self.progress, payloads) {
                 Walked::ToTheEnd => return true,
                 Walked::Segment => return false,
-                Walked::Collection => resume_from = self.body.len(),
+                Walked::Value => resume_from = self.body.len(),
                 Walked::Refused => {}
             }
         }
@@ -220,7 +229,12 @@ impl<'body> Parse<'body> {
         }
         let segment = &rest[..self.segment_bytes];
         let seen_from = segment.len().saturating_sub(SEGMENT_END_BYTES);
-        likely_end(&segment[seen_from..]).map(|end| start + seen_from + end)
+        let seen = &segment[seen_from..];
+        let line_end = || match self.progress.form {
+            BodyForm::Lines => memchr::memrchr(b'\n', seen).map(|at| at + 1),
+            _ => None,
+        };
+        line_end().or_else(|| likely_end(seen)).map(|end| start + seen_from + end)
     }
 
     /// Checks some bytes one by one; returns whether the body ends with them.
@@ -242,10 +256,12 @@ impl<'body> Parse<'body> {
 
     /// The envelope of a body that is valid JSON.
     fn envelope(&self) -> Result<Envelope<'body>, Flaw> {
-        if !self.progress.seen[EnvelopeMember::Data as usize] {
+        let form = self.progress.form;
+        if form == BodyForm::Collection && !self.progress.seen[EnvelopeMember::Data as usize] {
             return Err(Flaw::at(0, ParseError::DataMissing));
         }
         Ok(Envelope {
+            form,
             version: self.string(EnvelopeMember::Version, self.progress.version)?,
             token: self.string(EnvelopeMember::Token, self.progress.token)?,
         })

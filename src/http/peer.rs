@@ -1,5 +1,6 @@
-//! The origin of a connection, by which clients are told apart.
+//! The origin of a connection and of its requests, by which clients are told apart.
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -36,6 +37,46 @@ impl fmt::Display for Peer {
             Peer::V6(bits) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(bits) << 64)),
             Peer::Unknown => f.write_str("unknown"),
         }
+    }
+}
+
+/// Where a connection and its current request come from.
+pub(super) struct ClientOrigin {
+    connection: Cell<IpAddr>,
+    /// Set only from the head to the answer of a request that a trusted proxy has sent.
+    request: Cell<Option<IpAddr>>,
+}
+
+impl ClientOrigin {
+    /// A connection whose other end has this address; unspecified if it is not known.
+    pub(super) fn new(connection: IpAddr) -> ClientOrigin {
+        ClientOrigin { connection: Cell::new(connection), request: Cell::new(None) }
+    }
+
+    /// The address that the connection comes from: that of the socket's other end or, on a listener
+    /// with `proxy=`, the one that the PROXY header names. An IPv4 address is in its own form.
+    pub(super) fn connection(&self) -> IpAddr {
+        self.connection.get()
+    }
+
+    /// The PROXY header names this address.
+    pub(super) fn is_proxied_for(&self, client: IpAddr) {
+        self.connection.set(client);
+    }
+
+    /// The current request is this client's.
+    pub(super) fn request_begins(&self, client: IpAddr) {
+        self.request.set(Some(client));
+    }
+
+    /// Until the next request the connection's own address counts.
+    pub(super) fn request_ended(&self) {
+        self.request.set(None);
+    }
+
+    /// The address of the current request's client, between requests that of the connection.
+    pub(super) fn client(&self) -> IpAddr {
+        self.request.get().unwrap_or(self.connection.get())
     }
 }
 

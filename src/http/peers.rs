@@ -1,7 +1,8 @@
 //! Who sends: a bounded table of the busiest peers of one core, for the admin page `/peers`.
 //!
 //! A request adds a few integers to the [`Tally`] of its connection. The tally is handed over to
-//! the core's tables when the connection ends, and whenever the tables are published. They are
+//! the core's tables when the connection ends, after each request of a trusted proxy, because the
+//! next may be another client's, and whenever the tables are published. They are
 //! published only when control asks: it sets a flag on the core's [`PeerBoard`], the core sees it
 //! in its once-a-second task, and puts a copy there. Neither side waits for the other.
 //!
@@ -215,13 +216,11 @@ impl Default for PeerTables {
 }
 
 impl PeerTables {
-    /// Adds what a connection has done since the last call. Returns its peer.
-    pub(super) fn hand_over(&self, state: &ConnState) -> Peer {
-        let peer = Peer::of(state.peer);
+    /// Adds what a connection has done since the last call.
+    pub(super) fn hand_over(&self, state: &ConnState) {
         if let Some(activity) = state.tally.take() {
-            self.add(peer, &activity);
+            self.add(state.peer(), &activity);
         }
-        peer
     }
 
     fn add(&self, peer: Peer, activity: &Activity) {

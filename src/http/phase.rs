@@ -8,8 +8,9 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use super::eviction::{IDLE_LEAST, LINGER_LEAST};
+use super::eviction::{Activity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
+use super::peer::{ClientOrigin, Peer};
 use super::peers::Tally;
 use crate::budget::ChargedBytes;
 use crate::config::Config;
@@ -39,8 +40,7 @@ pub(super) enum ConnPhase {
 /// The state of one open connection. The core's list also holds it, to wake the connection when a
 /// stop proceeds.
 pub(super) struct ConnState {
-    /// The peer's address, an IPv4 one in its own form.
-    pub(super) peer: IpAddr,
+    pub(super) origin: ClientOrigin,
     pub(super) phase: Cell<ConnPhase>,
     /// When the phase began, or when the peer last got its whole limit again.
     pub(super) since: Cell<Instant>,
@@ -65,6 +65,8 @@ pub(super) struct ConnState {
 pub(super) struct Standing {
     /// It has begun a request.
     pub(super) has_sent: Cell<bool>,
+    /// The head of its first request was complete.
+    has_asked: Cell<bool>,
     /// It has got its last answer and lingers since this time.
     pub(super) lingers: Cell<Option<Instant>>,
     /// When it was asked to give way while it lingered, its client had not acknowledged the answer.
@@ -148,7 +150,7 @@ impl ConnState {
     /// The state of a connection that was just accepted.
     pub(super) fn new(stream: &Rc<Stream>) -> Rc<ConnState> {
         Rc::new(ConnState {
-            peer: stream.peer_ip(),
+            origin: ClientOrigin::new(stream.peer_ip()),
             body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
             standing: Standing::default(),
             arrived: HeadTracker::default(),
@@ -161,6 +163,23 @@ impl ConnState {
             unsent: Cell::new(false),
             waker: RefCell::new(None),
         })
+    }
+
+    /// The exact address of the current request's client, between requests that of the
+    /// connection's. `None` if it is not known: the connection was reset at once.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        Some(self.origin.client()).filter(|address| !address.is_unspecified())
+    }
+
+    /// What counts as the current request's client, between requests as the connection's.
+    pub(super) fn peer(&self) -> Peer {
+        Peer::of(self.origin.client())
+    }
+
+    /// What counts as the client that the connection comes from, whose requests it may carry or, as
+    /// a trusted proxy, those of others.
+    pub(super) fn connection_peer(&self) -> Peer {
+        Peer::of(self.origin.connection())
     }
 
     /// Makes the connection check the core's stop state again.
@@ -235,6 +254,7 @@ impl ConnState {
     /// The head is complete; the body is read from now on.
     pub(super) fn body_begins(&self, now: Instant) {
         self.enter(ConnPhase::Body, now);
+        self.standing.has_asked.set(true);
         self.body.received.set(0);
         self.body.window.set(None);
         self.body.window_received.set(0);
@@ -294,6 +314,12 @@ impl ConnState {
         self.is_between_requests().then(|| self.since.get() + reading)
     }
 
+    /// What the eviction order wants to know.
+    pub(super) fn activity(&self) -> Activity {
+        let in_first_head = self.is_between_requests() && !self.standing.has_asked.get();
+        Activity { idle_since: self.idle_since(), in_first_head }
+    }
+
     /// No request has been received that is to be answered.
     fn is_between_requests(&self) -> bool {
         matches!(self.phase.get(), ConnPhase::Idle | ConnPhase::Head)
@@ -322,6 +348,9 @@ impl ConnState {
             EvictionReason::Lingering => false,
             EvictionReason::NeverSent => {
                 !self.standing.has_sent.get() && self.phase.get() == ConnPhase::Idle
+            }
+            EvictionReason::FirstHead => {
+                self.activity().in_first_head && rt::since(self.since.get()) >= FIRST_HEAD_LEAST
             }
             EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
                 // It may have served a request since it was chosen.

@@ -15,6 +15,7 @@ use super::body::BodyError;
 use super::cors::Preflight;
 use super::head::HeadError;
 use super::health::HealthStatus;
+use super::media_type::AmbiguousType;
 use super::parse::ParseError;
 use super::split::NoTurn;
 use super::tokens::TokenRefusal;
@@ -43,7 +44,10 @@ pub enum Answer {
     },
     /// The disk did not confirm the payloads in time. It may still do so.
     NotSynced,
-    NotFound,
+    /// Not one of `PATHS`, the first of which is `wanted`.
+    NotFound {
+        wanted: Box<str>,
+    },
     MethodNotAllowed,
     BadRequest(String),
     /// The head breaks a rule of HTTP.
@@ -94,6 +98,12 @@ impl From<ParseError> for Answer {
 
 impl From<LevelError> for Answer {
     fn from(error: LevelError) -> Answer {
+        Answer::BadRequest(error.to_string())
+    }
+}
+
+impl From<AmbiguousType> for Answer {
+    fn from(error: AmbiguousType) -> Answer {
         Answer::BadRequest(error.to_string())
     }
 }
@@ -190,7 +200,7 @@ impl Answer {
             | Answer::NotStored(_)
             | Answer::Undecided { .. }
             | Answer::NotSynced
-            | Answer::NotFound
+            | Answer::NotFound { .. }
             | Answer::MethodNotAllowed
             | Answer::BadRequest(_)
             | Answer::BadHead(_)
@@ -247,9 +257,11 @@ impl Answer {
                             leaves open whether it will be stored: sent again, it may be stored twice";
                 error(StatusCode::GATEWAY_TIMEOUT, text)
             }
-            Answer::NotFound => error(StatusCode::NOT_FOUND, "no such path; POST /payloads"),
+            Answer::NotFound { wanted } => {
+                error(StatusCode::NOT_FOUND, &format!("no such path; POST {wanted}"))
+            }
             Answer::MethodNotAllowed => {
-                let text = "only POST is allowed on /payloads";
+                let text = "only POST is allowed on this path";
                 with(error(StatusCode::METHOD_NOT_ALLOWED, text), ALLOW, "POST")
             }
             Answer::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
@@ -441,7 +453,7 @@ mod tests {
             Answer::NotStored(Outcomes::default()),
             Answer::Undecided { outcomes: Outcomes::default(), stopped: true },
             Answer::NotSynced,
-            Answer::NotFound,
+            Answer::NotFound { wanted: "/payloads".into() },
             Answer::MethodNotAllowed,
             Answer::BadRequest(String::new()),
             Answer::BadHead(HeadError::NoHost),

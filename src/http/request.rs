@@ -19,15 +19,17 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
-use super::parse::{self, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
+use super::media_type;
+use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
-use crate::config::{Ack, Config};
+use crate::config::{Ack, Config, Paths};
 use crate::key;
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
@@ -40,7 +42,8 @@ use crate::stop::Stop;
 
 /// The entrance of one pipeline: what a request needs of it.
 pub struct Intake {
-    /// The default ack level, and how long a request waits for room and for its acknowledgement.
+    /// What an object is, the default ack level, and how long a request waits for room and for its
+    /// acknowledgement.
     pub config: Arc<Config>,
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
@@ -64,6 +67,7 @@ pub(super) async fn handle(
     let content_length = state.arrived.has_content_length();
     let framing = BodyFraming { chunked: length.is_none(), content_length };
     let checked = head::check(&request, framing).map_err(Answer::BadHead);
+    let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
     let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
@@ -85,11 +89,13 @@ pub(super) async fn handle(
     }
     let now = rt::now();
     let status = status.as_u16();
-    if is_tokenless {
-        // Whatever its status, it is no refusal.
-        state.tally.request(now, 200, 0, TokenId::NONE);
-    } else {
-        state.tally.request(now, status, payloads, token.get());
+    // A health check or a preflight is no refusal, whatever its status.
+    let tallied = if is_tokenless { 200 } else { status };
+    state.tally.request(now, tallied, payloads, token.get());
+    if is_forwarded {
+        server.conns.forwarded_request_ended(&state);
+    }
+    if !is_tokenless {
         match unavailable {
             Some(reason) => server.cells.count_unavailable(reason),
             None => server.cells.count_response(status),
@@ -103,9 +109,25 @@ pub(super) async fn handle(
     Ok(response)
 }
 
+/// If a trusted proxy has sent the request, finds out for whom, and says so.
+fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool {
+    let Some(trusted) = &server.config.trust else { return false };
+    let peer = state.origin.connection();
+    if !trusted.contains(peer) {
+        return false;
+    }
+    let ForwardedClient { address, flaw } = forwarded::client(headers, peer, trusted);
+    if let Some(flaw) = flaw {
+        server.cells.forwarded_flaws[flaw as usize].inc();
+    }
+    state.origin.request_begins(address);
+    true
+}
+
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
+    form: BodyForm,
     ack: Ack,
     coding: Option<Coding>,
 }
@@ -118,29 +140,32 @@ impl<'a> Wanted<'a> {
     fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)
             .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
+        let form = media_type::form_of(&head.headers, intake.config.body);
         if let Some(tokens) = &server.tokens {
-            token.set(tokens.judge_head(&head.headers, &head.uri)?);
+            let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
+            token.set(tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?);
         }
+        let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        Ok(Wanted { intake, ack, coding })
+        Ok(Wanted { intake, form, ack, coding })
     }
 }
 
 /// Selects the pipeline of a request. No other code looks at its path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match wrong_route(method, uri) {
+    match wrong_route(&server.config.paths, method, uri) {
         Some(answer) => Err(answer),
         None => Ok(&server.intake),
     }
 }
 
-/// The answer to any request but `POST /payloads`.
-pub fn wrong_route(method: &Method, uri: &Uri) -> Option<Answer> {
-    match uri.path() {
-        "/payloads" if method == Method::POST => None,
-        "/payloads" => Some(Answer::MethodNotAllowed),
-        _ => Some(Answer::NotFound),
+/// The answer to any request but a `POST` to one of `paths`.
+pub fn wrong_route(paths: &Paths, method: &Method, uri: &Uri) -> Option<Answer> {
+    match paths.contains(uri.path()) {
+        true if method == Method::POST => None,
+        true => Some(Answer::MethodNotAllowed),
+        false => Some(Answer::NotFound { wanted: paths.first().into() }),
     }
 }
 
@@ -164,7 +189,7 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, ack, coding } = match wanted {
+    let Wanted { intake, form, ack, coding } = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
@@ -173,7 +198,7 @@ async fn process(
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
-    let admitted = match admit(server, intake, body, turn, ack, token).await {
+    let admitted = match admit(server, intake, body, form, turn, ack, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -234,19 +259,20 @@ async fn admit(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
+    form: BodyForm,
     turn: Option<LargeTurn<'_>>,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     if body.as_slice().len() <= SMALL_BODY_BYTES {
         drop(turn);
-        return admit_small(server, intake, body, ack, token).await;
+        return admit_small(server, intake, body, form, ack, token).await;
     }
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, turn, ack, token).await
+    admit_large(server, intake, body, form, turn, ack, token).await
 }
 
 /// Admits a body that is split in one turn.
@@ -254,15 +280,16 @@ async fn admit_small(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
+    form: BodyForm,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let attempt = {
         // The core's one scratch: this borrow must end before the next await.
         let mut scratch = server.splitter.scratch();
-        let Collection { version, payloads, token: given } = split(body.as_slice(), &mut scratch)?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
-        let version = intake.version_for_keys(version);
+        let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+        let counted = judge_envelope(server, &envelope, token)?;
+        let version = intake.version_for_keys(envelope.version);
         intake.admit_now(body, payloads, version, ack, counted)?
     };
     let NoRoom { need, body, version, counted } = match attempt {
@@ -273,7 +300,7 @@ async fn admit_small(
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
     let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), &mut scratch)?;
+    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
     Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
 }
 
@@ -282,42 +309,43 @@ async fn admit_large(
     server: &Server,
     intake: &Intake,
     body: ChargedBytes,
+    form: BodyForm,
     turn: LargeTurn<'_>,
     ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
-    let (waiting, count) = {
-        let (Envelope { version, token: given }, spans) = server
+    let (waiting, marked) = {
+        let (envelope, spans) = server
             .splitter
-            .split_large(body.as_slice(), turn)
+            .split_large(body.as_slice(), form, turn)
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
-        let counted = judge_envelope(server, given.as_deref(), token)?;
-        drop(given);
-        let version = intake.version_for_keys(version);
+        let counted = judge_envelope(server, &envelope, token)?;
+        let version = intake.version_for_keys(envelope.version);
         let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        parse::mark_spans(waiting.body.as_mut_slice(), &spans);
-        (waiting, spans.len())
+        let marked = parse::mark_spans(waiting.body.as_mut_slice(), &spans);
+        (waiting, marked)
     };
     let NoRoom { need, body, version, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = parse::marked_spans(body.as_slice(), count);
+    let spans = parse::marked_spans(body.as_slice(), marked);
     Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
 }
 
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
     body: &'body [u8],
+    form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, scratch).map_err(|error| no_collection(body, error))
+    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
 }
 
-/// Why a body is no collection. What a browser makes of a `FormData` begins with two dashes
-/// (multipart, RFC 2046, section 5.1.1), as no JSON does.
+/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
+/// RFC 2046, section 5.1.1), as no JSON does.
 #[cold]
 fn no_collection(body: &[u8], error: ParseError) -> Answer {
     match body.starts_with(b"--") {
@@ -333,11 +361,12 @@ fn no_collection(body: &[u8], error: ParseError) -> Answer {
 /// the payloads that come with the token are counted.
 fn judge_envelope(
     server: &Server,
-    given: Option<&str>,
+    envelope: &Envelope<'_>,
     token: &Cell<TokenId>,
 ) -> Result<Option<AcceptedCells>, Answer> {
     let Some(tokens) = &server.tokens else { return Ok(None) };
-    token.set(tokens.judge_envelope(token.get(), given)?);
+    let (has_envelope, given) = (envelope.form.may_be_collection(), envelope.token.as_deref());
+    token.set(tokens.judge_envelope(token.get(), has_envelope, given)?);
     Ok(Some(tokens.cells().accepted(token.get())))
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::body::BodyReader;
-use super::eviction::{Choice, EvictionOrder};
+use super::eviction::{Activity, Choice, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
@@ -19,12 +19,12 @@ use super::split::BodySplitter;
 use super::tokenless::Tokenless;
 use super::tokens::TokenGate;
 use crate::config::Config;
-use crate::metrics::{Cell64, CoreCells};
+use crate::metrics::{Cell64, CoreCells, ProxyRefusal};
 use crate::net::{Net, Stream};
 use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
-use crate::sync::Signal;
+use crate::sync::{Signal, Turns};
 use crate::throttle::Throttle;
 
 /// One core's server for its clients.
@@ -54,20 +54,40 @@ pub struct Conns {
     /// Raised when a waiting connection should look again: a slot is free, a connection that was
     /// asked to close is busy, or the stop has come to [`Conns::close`].
     changed: Signal,
+    /// One connection of all listeners waits for a slot at a time, first come, first served. So a
+    /// busy listener takes no more than every second slot from another one.
+    slot_turns: Turns,
     closed: Cell<bool>,
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
     order: RefCell<EvictionOrder>,
     next: Cell<u64>,
     /// How often a connection has released hyper's buffers because it was silent.
     pub buffers_released: Cell<u64>,
-    /// Whether the listener is open.
-    accepting: Cell<bool>,
-    /// Limits log lines about connections that panicked.
-    pub(super) panic_log: RefCell<Throttle>,
+    /// Listeners that are open.
+    accepting: Cell<usize>,
     /// What the peers of these connections have done.
     pub(super) peers: PeerTables,
-    /// Limits log lines about [`Conns::max`].
-    full_log: RefCell<Throttle>,
+    pub(super) logs: ConnLogs,
+}
+
+/// Limits log lines about connections.
+pub(super) struct ConnLogs {
+    /// About connections that panicked.
+    pub(super) panics: RefCell<Throttle>,
+    /// About [`Conns::max`].
+    full: RefCell<Throttle>,
+    /// About connections to listeners with `proxy=`, by reason.
+    pub(super) proxy_refusals: RefCell<[Throttle; ProxyRefusal::NAMES.len()]>,
+}
+
+impl Default for ConnLogs {
+    fn default() -> ConnLogs {
+        ConnLogs {
+            panics: RefCell::default(),
+            full: RefCell::default(),
+            proxy_refusals: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
+        }
+    }
 }
 
 /// A connection's slot, free again when dropped.
@@ -84,7 +104,8 @@ impl Drop for ConnSlot {
 /// How long the acceptor waits for a connection that it has asked to close. Its task runs next, so
 /// this is for a core that is very busy.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
-/// How often the acceptor looks whether a connection has been idle for long enough by now.
+/// How often the acceptor looks whether a connection has been idle for long enough by now; if one is
+/// in its first head, [`FIRST_HEAD_LEAST`].
 const IDLE_RECHECK: Duration = Duration::from_millis(50);
 
 impl Server {
@@ -92,9 +113,10 @@ impl Server {
     /// give way, one after another, until one is free. `None` once [`Conns::close`] was called.
     pub(super) async fn slot(self: &Rc<Server>) -> Option<ConnSlot> {
         let conns = &self.conns;
+        let _turn = conns.slot_turns.take().await;
         if conns.is_full() {
             self.cells.connections_at_limit.inc();
-            conns.full_log.borrow_mut().warn(|| self.full());
+            conns.logs.full.borrow_mut().warn(|| self.full());
             while conns.is_full() && !conns.closed.get() {
                 let wait = match conns.ask_one(rt::now()) {
                     Choice::Evict(..) => ANSWER_WAIT,
@@ -104,7 +126,8 @@ impl Server {
                     }
                     Choice::Nobody => {
                         self.cells.connections_waiting.set(1);
-                        IDLE_RECHECK
+                        let first_heads = conns.order.borrow().has_first_heads();
+                        if first_heads { FIRST_HEAD_LEAST } else { IDLE_RECHECK }
                     }
                 };
                 conns.changed.wait().or(rt::sleep(wait)).await;
@@ -173,11 +196,20 @@ impl RegisteredConn<'_> {
         self.conns.order.borrow_mut().linger(self.number, now, false);
     }
 
+    /// Counts the connection, which has not begun a request, for the client that its PROXY header
+    /// names.
+    pub(super) fn is_proxied(&self, state: &ConnState) {
+        let mut order = self.conns.order.borrow_mut();
+        order.remove(self.number);
+        order.add(self.number, state.connection_peer());
+        self.has_sent.set(false);
+    }
+
     /// To be called after each poll of the connection: whether it closes because another one needs
     /// its slot.
     pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
-            self.conns.order.borrow_mut().file(self.number, state.since.get());
+            self.conns.order.borrow_mut().file(self.number, state.since.get(), true);
         }
         let Some((reason, closes)) = state.gives_way(stream) else { return false };
         if closes {
@@ -187,7 +219,7 @@ impl RegisteredConn<'_> {
         self.has_sent.set(true);
         let mut order = self.conns.order.borrow_mut();
         match state.standing.lingers.get() {
-            None => order.file(self.number, rt::now()),
+            None => order.file(self.number, rt::now(), state.activity().in_first_head),
             Some(since) => order.linger(self.number, since, state.standing.unread.get()),
         }
         self.conns.changed.raise();
@@ -196,21 +228,21 @@ impl RegisteredConn<'_> {
 }
 
 impl Conns {
-    /// An empty list of at most `max` connections.
-    pub fn new(max: usize) -> Conns {
+    /// An empty list of at most `max` connections that as many `listeners` accept.
+    pub fn new(max: usize, listeners: usize) -> Conns {
         Conns {
             max,
             taken: Cell::new(0),
             changed: Signal::default(),
+            slot_turns: Turns::default(),
             closed: Cell::new(false),
             open: RefCell::default(),
             order: RefCell::default(),
             next: Cell::new(0),
             buffers_released: Cell::new(0),
-            accepting: Cell::new(true),
-            panic_log: RefCell::default(),
+            accepting: Cell::new(listeners),
             peers: PeerTables::default(),
-            full_log: RefCell::default(),
+            logs: ConnLogs::default(),
         }
     }
 
@@ -221,8 +253,9 @@ impl Conns {
     /// Asks the connection that is first in the order to close.
     fn ask_one(&self, now: Instant) -> Choice {
         let open = self.open.borrow();
-        let idle_since = |number| open.get(&number).and_then(|state| state.idle_since());
-        let choice = self.order.borrow_mut().choose(now, idle_since);
+        let activity =
+            |number| open.get(&number).map_or_else(Activity::default, |state| state.activity());
+        let choice = self.order.borrow_mut().choose(now, activity);
         if let Choice::Evict(number, reason) = choice
             && let Some(state) = open.get(&number)
         {
@@ -235,7 +268,7 @@ impl Conns {
     pub(super) fn register(&self, state: &Rc<ConnState>) -> RegisteredConn<'_> {
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, state.clone());
-        self.order.borrow_mut().add(number, Peer::of(state.peer));
+        self.order.borrow_mut().add(number, state.connection_peer());
         RegisteredConn { conns: self, number, has_sent: Cell::new(false) }
     }
 
@@ -245,11 +278,12 @@ impl Conns {
     }
 
     /// Hands over what these connections have done to the tables of peers. Calls `each` with the
-    /// peer of each that is still open.
+    /// peer that each comes from which is still open.
     pub(super) fn hand_over(&self, numbers: &[u64], mut each: impl FnMut(Peer)) {
         let open = self.open.borrow();
         for state in numbers.iter().filter_map(|number| open.get(number)) {
-            each(self.peers.hand_over(state));
+            self.peers.hand_over(state);
+            each(state.connection_peer());
         }
     }
 
@@ -260,14 +294,21 @@ impl Conns {
         }
     }
 
-    /// Whether the listener still accepts connections.
+    /// Whether any listener still accepts connections.
     pub fn is_accepting(&self) -> bool {
-        self.accepting.get()
+        self.accepting.get() > 0
     }
 
-    /// Records that the listener is closed.
+    /// Records that one of the listeners is closed.
     pub(super) fn accepting_ended(&self) {
-        self.accepting.set(false);
+        self.accepting.set(self.accepting.get() - 1);
+    }
+
+    /// A request of a trusted proxy has been answered: hands over what it has done to the table of
+    /// its client.
+    pub(super) fn forwarded_request_ended(&self, state: &ConnState) {
+        self.peers.hand_over(state);
+        state.origin.request_ended();
     }
 
     /// Ends accepting and wakes every connection.

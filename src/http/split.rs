@@ -15,7 +15,8 @@ use std::time::Duration;
 use futures_lite::future;
 
 use super::parse::{
-    Envelope, MARKS_BYTES_MAX, PAYLOADS_KEPT_MAX, Parse, ParseError, SEGMENT_BYTES, Scratch,
+    BodyForm, Envelope, MARKS_BYTES_MAX, PAYLOADS_KEPT_MAX, Parse, ParseError, SEGMENT_BYTES,
+    Scratch,
 };
 use crate::deadline::strictly_within;
 use crate::metrics::{Cell64, CoreCells};
@@ -95,14 +96,15 @@ impl BodySplitter {
     pub async fn split_large<'body, 'a>(
         &'a self,
         body: &'body [u8],
+        form: BodyForm,
         turn: LargeTurn<'a>,
     ) -> Result<(Envelope<'body>, LargeSpans<'a>), ParseError> {
         let mut spans = LargeSpans { spans: self.large_spans.take(), splitter: self, _turn: turn };
         spans.spans.clear();
         // Growing would copy them in one turn. A body is refused after the segment in which it has
-        // too many; a payload takes two bytes.
+        // too many; a payload takes two bytes, or one at the end of the body.
         spans.spans.reserve_exact(most_spans(self.payloads_max, body.len()));
-        let mut parse = Parse::new(body, self.payloads_max);
+        let mut parse = Parse::new(body, form, self.payloads_max);
         let mut turn_began = rt::now();
         loop {
             let step = parse.step(&mut self.scratch.borrow_mut().marks, &mut spans.spans);
@@ -121,14 +123,14 @@ impl BodySplitter {
 /// the spans of a small body and of two large ones, 8 bytes each: one is being split while another,
 /// which has waited for room, has its spans found again and enters the queue.
 pub fn splitter_bytes(payloads_max: usize, length_max: usize) -> usize {
-    let marked = payloads_max.min(length_max / 2);
+    let marked = payloads_max.min(length_max.div_ceil(2));
     let spans = PAYLOADS_KEPT_MAX + most_spans(payloads_max, length_max) + marked;
     MARKS_BYTES_MAX + spans * size_of::<Span>()
 }
 
 /// Most spans of a body of `length` bytes where `payloads_max` are allowed.
 fn most_spans(payloads_max: usize, length: usize) -> usize {
-    payloads_max.saturating_add(SEGMENT_BYTES / 2).min(length / 2)
+    payloads_max.saturating_add(SEGMENT_BYTES / 2).min(length.div_ceil(2))
 }
 
 /// Counts a request that waits for its turn, until it is dropped.
@@ -180,7 +182,10 @@ mod tests {
     use futures_lite::future::poll_once;
 
     use super::*;
+    use crate::config::ObjectBody;
     use crate::http::parse::parse;
+
+    const PLAIN: BodyForm = BodyForm::ByFirstByte(ObjectBody::Collection);
 
     /// A body of some MiB and its number of payloads.
     fn dense(payloads: usize) -> Vec<u8> {
@@ -200,15 +205,16 @@ mod tests {
                 async move {
                     let body = dense(2 << 20);
                     let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-                    let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
+                    let (_, spans) = splitter.split_large(&body, PLAIN, turn).await.unwrap();
                     spans.len()
                 }
             });
             let mut split_meanwhile = 0;
             while poll_once(splitter.large.take()).await.is_none() {
-                let small =
-                    parse(br#"{"data":[1,2]}"#, &mut splitter.scratch()).unwrap().payloads.len();
-                assert_eq!(small, 2);
+                let mut scratch = splitter.scratch();
+                let small = parse(br#"{"data":[1,2]}"#, PLAIN, &mut scratch).unwrap();
+                assert_eq!(small.payloads.len(), 2);
+                drop(scratch);
                 split_meanwhile += 1;
                 rt::yield_now().await;
             }
@@ -224,7 +230,7 @@ mod tests {
             let (splitter, body) = (splitter(usize::MAX), dense(2 << 20));
             let split = async || {
                 let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-                let (_, spans) = splitter.split_large(&body, turn).await.unwrap();
+                let (_, spans) = splitter.split_large(&body, PLAIN, turn).await.unwrap();
                 spans.len()
             };
             let mut first = Box::pin(split());
@@ -266,9 +272,18 @@ mod tests {
     #[test]
     fn spans_are_bounded_by_the_queue_and_kept() {
         rt::run_test(async {
+            // None of them is more than was reserved.
+            let (splitter, lines) = (splitter(usize::MAX), "1\n".repeat(1 << 19) + "1");
+            let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
+            let (_, spans) =
+                splitter.split_large(lines.as_bytes(), BodyForm::Lines, turn).await.unwrap();
+            assert_eq!(spans.len(), (1 << 19) + 1);
+            assert_eq!(spans.spans.capacity(), spans.len());
+        });
+        rt::run_test(async {
             let (splitter, body) = (splitter(1_000), dense(1 << 20));
             let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-            let refused = splitter.split_large(&body, turn).await.err();
+            let refused = splitter.split_large(&body, PLAIN, turn).await.err();
             assert_eq!(refused, Some(ParseError::TooManyPayloads { max: 1_000 }));
             let kept = splitter.large_spans.borrow().capacity();
             assert!((1..=most_spans(1_000, body.len())).contains(&kept), "{kept}");

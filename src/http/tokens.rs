@@ -179,8 +179,7 @@ impl TokenSet {
     /// header may hold, unless one of the other `places` may.
     pub fn unusable(&self, places: TokenPlaces) -> Option<String> {
         let lines = self.not_ascii;
-        let what =
-            "have a token that is not ASCII: no header may hold it, and TOKEN_IN_BODY is off";
+        let what = "have a token that is not ASCII: no header may hold it, and no body either with TOKEN_IN_BODY=off or BODY=object";
         (lines > 0 && !places.hold_any_text()).then(|| format!("{lines} of its lines {what}"))
     }
 }

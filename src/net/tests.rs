@@ -35,7 +35,7 @@ async fn late_again() {
 }
 
 fn listen(net: &Rc<Net>) -> (Listener, SocketAddr) {
-    let socket = crate::http::accept::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+    let socket = crate::http::accept::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     (net.listener(socket), address)
 }

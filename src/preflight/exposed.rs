@@ -3,11 +3,11 @@
 //! host may have its reasons; each has the command that fixes it.
 
 use std::fs::{self, Metadata};
-use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::Finding;
+use crate::config::ListenAddress;
 
 /// The bits of `chmod`.
 const OTHERS_WRITE: u32 = 0o002;
@@ -89,14 +89,19 @@ pub(super) fn secret_file(name: &'static str, path: &Path) -> Option<Finding> {
 
 /// The finding for `LISTEN` where no token is asked for: only this host's own users may be trusted
 /// without.
-pub(super) fn listener(listen: SocketAddr) -> Option<Finding> {
-    if listen.ip().to_canonical().is_loopback() {
+pub(super) fn listener(listen: &ListenAddress) -> Option<Finding> {
+    let address = listen.address;
+    if address.ip().to_canonical().is_loopback() {
         return None;
     }
-    let detail = format!("{listen} takes payloads from everybody who can reach it: no TOKENS_FILE");
+    let who = match listen.proxies {
+        None => "everybody who can reach it",
+        Some(_) => "everybody whom its proxies let through",
+    };
+    let detail = format!("{address} takes payloads from {who}: no TOKENS_FILE");
     let remedy = format!(
         "set TOKENS_FILE, or LISTEN=127.0.0.1:{}; ignore this if a proxy or firewall lets only known clients through",
-        listen.port()
+        address.port()
     );
     Some(Finding::warn("LISTEN", detail, remedy))
 }
@@ -142,6 +147,7 @@ fn judge_secret(name: &'static str, path: &Path, owned: Owned, me: &Me) -> Optio
 mod tests {
     use super::super::Level;
     use super::*;
+    use crate::config::Config;
 
     /// Mode, owner, group, and a word of each finding, or nothing.
     #[test]
@@ -193,7 +199,8 @@ mod tests {
             ("[::ffff:10.0.0.1]:8080", true),
             ("[fd00::1]:8080", true),
         ] {
-            let finding = listener(listen.parse().unwrap());
+            let config = Config::from_settings(&[("LISTEN", listen)]).unwrap();
+            let finding = listener(&config.listen[0]);
             assert_eq!(finding.is_some(), is_open, "{listen}");
             if let Some(Finding { level, detail, remedy, .. }) = finding {
                 assert_eq!(level, Level::Warn);

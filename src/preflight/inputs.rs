@@ -3,10 +3,9 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, Socket, Type};
-
 use super::{Finding, exposed};
-use crate::config::{Config, Effective, StoreUrl};
+use crate::config::{Config, Effective, ListenAddress, Networks, StoreUrl};
+use crate::http::accept;
 use crate::http::tokens::{TokenPlaces, TokenSet};
 use crate::metrics::tokens::TokenNames;
 use crate::queue::job::Stamp;
@@ -14,15 +13,15 @@ use crate::queue::job::Stamp;
 /// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` an address in use is not a failure, because its
 /// listener may be about to exit.
 pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
-    let named = [("LISTEN", Some(config.listen)), ("ADMIN_LISTEN", config.admin_listen)];
-    let addresses = named.into_iter().filter_map(|(name, address)| Some((name, address?)));
-    let judge = |(name, address)| match try_bind(address) {
+    let listen = config.listen.iter().map(|listen| ("LISTEN", listen.address, listen.only_v6));
+    let admin = config.admin_listen.map(|address| ("ADMIN_LISTEN", address, false));
+    let judge = |(name, address, only_v6)| match try_bind(address, only_v6) {
         Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
             Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
         }
         outcome => judge_bind(name, address, outcome),
     };
-    addresses.map(judge).collect()
+    listen.chain(admin).map(judge).collect()
 }
 
 /// Why the server cannot listen on the address of the setting `name`, and what to do.
@@ -31,12 +30,9 @@ pub(super) fn bind_refusal(name: &'static str, address: SocketAddr, error: io::E
 }
 
 /// Binds without SO_REUSEPORT: with it, a second server of the same user would share the port
-/// unnoticed and get half the connections. SO_REUSEADDR lets a restart ignore connections in
-/// TIME_WAIT. The socket does not listen, so it receives nothing.
-fn try_bind(address: SocketAddr) -> io::Result<()> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())
+/// unnoticed and get half the connections.
+fn try_bind(address: SocketAddr, only_v6: bool) -> io::Result<()> {
+    accept::bound(address, only_v6, false).map(drop)
 }
 
 fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) -> Finding {
@@ -73,7 +69,7 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
 /// `TOKENS_FILE` or, without it, who can reach `LISTEN`.
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let Some(path) = config.tokens_file.as_deref() else {
-        return exposed::listener(config.listen).into_iter().collect();
+        return config.listen.iter().filter_map(exposed::listener).collect();
     };
     let shown = path.display();
     let finding = match TokenSet::load(path, &TokenNames::default()) {
@@ -100,6 +96,28 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
 /// The TOML file, if others may write to it. It contains no secret, so they may read it.
 pub(super) fn config_file(config: &Config) -> Option<Finding> {
     exposed::file("config file", config.file.as_deref()?)
+}
+
+/// Networks that hold every address, where only proxies belong.
+pub(super) fn trusted_networks(config: &Config) -> Vec<Finding> {
+    let holds_all = |networks: &Networks| networks.hold_everybody();
+    let mut findings = Vec::new();
+    if config.trust.as_ref().is_some_and(holds_all) {
+        findings.push(Finding::warn(
+            "TRUST",
+            "it holds every address: any client may name another one in a forwarded header",
+            "set TRUST to the networks of the proxies in front of this server",
+        ));
+    }
+    let open = config.listen.iter().filter(|at| at.proxies.as_ref().is_some_and(holds_all));
+    findings.extend(open.map(|ListenAddress { address, .. }| {
+        Finding::warn(
+            "LISTEN",
+            format!("the proxy= of {address} holds every address: any client may name another one in a PROXY header"),
+            "give the networks of the proxies that connect to it; ignore this if a firewall lets no one else through",
+        )
+    }));
+    findings
 }
 
 /// `MILLRACE_*` variables that are not settings.
@@ -134,6 +152,8 @@ pub(super) fn example_key(config: &Config) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::super::Level;
     use super::*;
 
@@ -149,13 +169,13 @@ mod tests {
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
         for taken in [address, any] {
-            let finding = judge_bind("LISTEN", taken, try_bind(taken));
+            let finding = judge_bind("LISTEN", taken, try_bind(taken, false));
             assert_eq!(finding.level, Level::Fail);
             assert!(finding.detail.contains(&taken.to_string()), "{}", finding.detail);
             assert!(finding.remedy.unwrap().contains("ss -ltnp"));
         }
         drop(listener);
-        assert_eq!(judge_bind("LISTEN", address, try_bind(address)).level, Level::Ok);
+        assert_eq!(judge_bind("LISTEN", address, try_bind(address, false)).level, Level::Ok);
     }
 
     #[test]
@@ -169,7 +189,7 @@ mod tests {
             judge(ErrorKind::AddrNotAvailable).contains("10.9.8.7 is not an address of this host")
         );
         // 192.0.2.0/24 is set aside for documentation: no host has it.
-        let error = try_bind("192.0.2.1:80".parse().unwrap()).unwrap_err();
+        let error = try_bind("192.0.2.1:80".parse().unwrap(), false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
     }
 

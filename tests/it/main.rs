@@ -26,9 +26,13 @@ mod http {
     mod cors;
     mod deadlines;
     mod early_answers;
+    mod forwarded;
     mod framing;
     mod health;
     mod limits;
+    mod listeners;
+    mod proxied;
+    mod proxies;
     mod query_tokens;
     mod strict;
     mod tokens;

@@ -11,7 +11,8 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use millrace::internals::config::Ack;
-use millrace::internals::http::parse::Scratch;
+use millrace::internals::http::media_type::form_of;
+use millrace::internals::http::parse::{BodyForm, Scratch};
 use millrace::internals::http::reply::Answer;
 use millrace::internals::http::request::{split, wrong_route};
 use millrace::internals::http::tokens::{TokenRefusal, TokenView};
@@ -45,14 +46,18 @@ pub async fn handle(
 /// The outcome, and whether some of the body was left unread.
 async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    if let Some(answer) = wrong_route(&head.method, &head.uri) {
+    if let Some(answer) = wrong_route(&server.config.paths, &head.method, &head.uri) {
         return (answer, has_body);
     }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return (Answer::UnsupportedEncoding, has_body);
     }
+    let form = match form_of(&head.headers, server.config.body) {
+        Ok(form) => form,
+        Err(error) => return (error.into(), has_body),
+    };
     match tokio::time::timeout(server.config.body_timeout, read(server, body)).await {
-        Ok(Ok(body)) => (admit(server, body).await, false),
+        Ok(Ok(body)) => (admit(server, body, form).await, false),
         Ok(Err(answer)) => (answer, has_body),
         Err(_) => {
             (Answer::BodyTimeout("the body was not complete in BODY_TIMEOUT".to_owned()), true)
@@ -101,14 +106,18 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
 }
 
 /// Splits the body and queues its payloads, all or none.
-async fn admit(server: &Server, body: Bytes) -> Answer {
+async fn admit(server: &Server, body: Bytes, form: BodyForm) -> Answer {
     let spans = SCRATCH.with_borrow_mut(|scratch| {
         TOKENS.with(|view| {
             let tokens = server.tokens.as_ref();
             let view = tokens.map(|set| view.get_or_init(|| TokenView::fixed(set.clone())));
-            let found = split(&body, scratch)?;
+            let found = split(&body, form, scratch)?;
             let is_accepted = |view: &TokenView| {
-                found.token.as_deref().is_some_and(|token| view.find(token.as_bytes()).is_some())
+                found
+                    .envelope
+                    .token
+                    .as_deref()
+                    .is_some_and(|token| view.find(token.as_bytes()).is_some())
             };
             match view {
                 Some(view) if !is_accepted(view) => Err(TokenRefusal::Envelope.into()),

@@ -82,7 +82,8 @@ pub async fn serve(config: Config, put: Put) -> Result<bool, String> {
         };
     }
     drop(batches);
-    let listener = listen(server.config.listen).map_err(|error| format!("LISTEN: {error}"))?;
+    let listener =
+        listen(server.config.listen[0].address).map_err(|error| format!("LISTEN: {error}"))?;
     if let Some(address) = server.config.admin_listen {
         let listener = listen(address).map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
         tokio::spawn(admin::serve(server.clone(), listener));

@@ -6,6 +6,7 @@
 
 use super::EnvelopeMember;
 use super::error::{BodyPosition, Flaw, ParseError};
+use super::form::BodyForm;
 use super::progress::{DEPTH_MAX, Expect, ParseProgress};
 use super::spelling::{is_space, skip};
 use crate::queue::job::Span;
@@ -74,13 +75,58 @@ impl Bytewise {
         progress: &mut ParseProgress,
         payloads: &mut Vec<Span>,
     ) -> Result<Came, Flaw> {
-        let mut reader =
-            Reader { body: &body[..until], whole: body, is_whole: until == body.len(), progress };
+        if progress.form == BodyForm::Lines {
+            return self.check_lines(body, until, resume_from, progress, payloads);
+        }
+        let is_whole = until == body.len();
+        let mut reader = Reader { body: &body[..until], whole: body, is_whole, progress };
+        self.check_text(&mut reader, resume_from, payloads)
+    }
+
+    /// The same for lines: to the reader each is a text that ends before its LF.
+    fn check_lines(
+        &mut self,
+        body: &[u8],
+        until: usize,
+        resume_from: usize,
+        progress: &mut ParseProgress,
+        payloads: &mut Vec<Span>,
+    ) -> Result<Came, Flaw> {
+        loop {
+            let is_before_value = progress.nesting.depth == 0 && progress.expect == Expect::Value;
+            if is_before_value && matches!(self.token, Token::None) {
+                self.next = skip_space(&body[..until], self.next);
+            }
+            let line_feed = memchr::memchr(b'\n', &body[self.next..until]).map(|n| self.next + n);
+            let end = line_feed.unwrap_or(until);
+            let is_whole = line_feed.is_some() || until == body.len();
+            let mut reader = Reader { body: &body[..end], whole: body, is_whole, progress };
+            let came =
+                self.check_text(&mut reader, resume_from, payloads).map_err(Flaw::of_line)?;
+            match (came, line_feed) {
+                (Came::ToTheEnd, Some(line_feed)) => {
+                    self.next = line_feed + 1;
+                    progress.at = self.next;
+                    progress.expect = Expect::Value;
+                }
+                (came, _) => return Ok(came),
+            }
+        }
+    }
+
+    /// Checks what is left of the reader's text.
+    fn check_text(
+        &mut self,
+        reader: &mut Reader<'_>,
+        resume_from: usize,
+        payloads: &mut Vec<Span>,
+    ) -> Result<Came, Flaw> {
+        let until = reader.body.len();
         while self.next < until {
             let before = self.next;
             match self.token {
                 Token::None => {
-                    self.next = reader.skip_space(before);
+                    self.next = skip_space(reader.body, before);
                     if self.next == until {
                         break;
                     }
@@ -110,12 +156,12 @@ impl Bytewise {
             }
         }
         if reader.is_whole {
-            self.end(&mut reader, payloads)?;
+            self.end(reader, payloads)?;
         }
         Ok(Came::ToTheEnd)
     }
 
-    /// The body ends here.
+    /// The text ends here.
     fn end(&mut self, reader: &mut Reader<'_>, payloads: &mut Vec<Span>) -> Result<(), Flaw> {
         let end = reader.body.len();
         match self.token {
@@ -127,9 +173,11 @@ impl Bytewise {
             }
             Token::Number(_) => return Err(json(end, "invalid number")),
         }
-        let what = match (reader.progress.expect, reader.progress.nesting.in_object()) {
+        let ParseProgress { form, expect, nesting, .. } = *reader.progress;
+        let what = match (expect, nesting.in_object()) {
             (Expect::End, _) => return Ok(()),
-            (Expect::Value, _) if end == 0 => return Err(Flaw::after(0, ParseError::Empty)),
+            (Expect::Value, _) if form == BodyForm::Lines && nesting.depth == 0 => return Ok(()),
+            (Expect::Value, _) if end == 0 => return Err(Flaw::after(0, ParseError::Empty(form))),
             (Expect::Value, _) => "EOF while parsing a value",
             (Expect::ValueOrClose, _) | (Expect::CommaOrClose, false) => "EOF while parsing a list",
             (Expect::Key | Expect::KeyOrClose | Expect::Colon, _)
@@ -148,22 +196,21 @@ fn json(consumed: usize, what: &'static str) -> Flaw {
 /// Nowhere, until the lines are counted.
 const NOWHERE: BodyPosition = BodyPosition { line: 0, column: 0 };
 
+fn skip_space(text: &[u8], from: usize) -> usize {
+    from + text[from..].iter().take_while(|byte| is_space(**byte)).count()
+}
+
 /// The grammar. Methods that read take the offset of the next byte and move it.
 struct Reader<'a> {
-    /// What is to be checked now.
+    /// The body up to the end of what is to be checked now.
     body: &'a [u8],
     whole: &'a [u8],
-    /// Whether `body` is all of it.
+    /// Whether the text ends with `body`.
     is_whole: bool,
     progress: &'a mut ParseProgress,
 }
 
 impl Reader<'_> {
-    fn skip_space(&self, from: usize) -> usize {
-        let rest = self.body[from..].iter();
-        from + rest.take_while(|byte| is_space(**byte)).count()
-    }
-
     /// A token from its first byte on.
     fn begin(&mut self, next: &mut usize, payloads: &mut Vec<Span>) -> Result<Token, Flaw> {
         let (at, byte) = (*next, self.body[*next]);
@@ -194,6 +241,9 @@ impl Reader<'_> {
                 return Err(self.unexpected(at, "expected `,` or `}`"));
             }
             (Expect::CommaOrClose, _) => return Err(self.unexpected(at, "expected `,` or `]`")),
+            (Expect::End, b'{' | b'[') if self.progress.form != BodyForm::Lines => {
+                return Err(Flaw::at(at, ParseError::SecondValue(NOWHERE)));
+            }
             (Expect::End, _) => return Err(self.unexpected(at, "trailing characters")),
         }
         Ok(Token::None)
@@ -207,7 +257,12 @@ impl Reader<'_> {
             }
             return Err(self.unexpected(at, "expected value"));
         }
-        self.check_envelope(at, byte)?;
+        if self.progress.nesting.depth == 0 {
+            let begun = self.progress.begin(byte);
+            begun.map_err(|form| Flaw::at(at, ParseError::WrongStart { form, at: NOWHERE }))?;
+        } else if self.progress.in_envelope() {
+            self.check_member(at, byte)?;
+        }
         if self.progress.at_payload() {
             // `parse` asserts that the body's length fits.
             self.progress.payload_start = at as u32;
@@ -236,17 +291,14 @@ impl Reader<'_> {
         Ok(token)
     }
 
-    /// Whether a value that begins with `byte` may be the collection or the value of its member.
-    fn check_envelope(&self, at: usize, byte: u8) -> Result<(), Flaw> {
-        let error = match (self.progress.nesting.depth, self.progress.member, byte) {
-            (0, _, b'{') => return Ok(()),
-            (0, ..) => ParseError::NotAnObject(NOWHERE),
-            (1, None, _) | (1, Some(EnvelopeMember::Data), b'[') => return Ok(()),
-            (1, Some(EnvelopeMember::Data), _) => ParseError::DataNotAnArray(NOWHERE),
+    /// Whether a value that begins with `byte` may be that of the envelope's member.
+    fn check_member(&self, at: usize, byte: u8) -> Result<(), Flaw> {
+        let error = match (self.progress.member, byte) {
+            (None, _) | (Some(EnvelopeMember::Data), b'[') => return Ok(()),
+            (Some(EnvelopeMember::Data), _) => ParseError::DataNotAnArray(NOWHERE),
             // `null` counts as absent.
-            (1, Some(_), b'"' | b'n') => return Ok(()),
-            (1, Some(member), _) => ParseError::NotAString { member, at: NOWHERE },
-            _ => return Ok(()),
+            (Some(_), b'"' | b'n') => return Ok(()),
+            (Some(member), _) => ParseError::NotAString { member, at: NOWHERE },
         };
         Err(Flaw::at(at, error))
     }
@@ -357,15 +409,16 @@ impl Reader<'_> {
 
     /// A string, which is a key or a value, has ended at `end`.
     fn end_string(&mut self, end: usize, payloads: &mut Vec<Span>) -> Result<(), Flaw> {
-        let start = self.progress.at;
-        match (self.progress.expect, self.progress.nesting.depth, self.progress.member) {
-            (Expect::Key | Expect::KeyOrClose, 1, _) => {
-                self.progress.enter(&self.body[start..end], start)?;
+        let (start, in_envelope) = (self.progress.at, self.progress.in_envelope());
+        match (self.progress.expect, self.progress.member) {
+            (Expect::Key | Expect::KeyOrClose, _) => {
+                if in_envelope {
+                    self.progress.enter(&self.body[start..end], start)?;
+                }
                 self.progress.expect = Expect::Colon;
             }
-            (Expect::Key | Expect::KeyOrClose, ..) => self.progress.expect = Expect::Colon,
-            (_, depth, member) => {
-                if let (1, Some(member)) = (depth, member) {
+            (_, member) => {
+                if let (true, Some(member)) = (in_envelope, member) {
                     self.progress.keep(member, Span { start: start as u32, end: end as u32 });
                 }
                 self.end_value(end, payloads);

@@ -5,15 +5,16 @@ use std::fmt;
 use thiserror::Error;
 
 use super::ENVELOPE_STRING_BYTES_MAX;
+use super::form::BodyForm;
 use super::progress::DEPTH_MAX;
 use super::spelling::unescape;
 
-/// Why a body is not a collection: the first thing that is wrong in it. The client reads the text:
+/// Why a body cannot be split: the first thing that is wrong in it. The client reads the text:
 /// it says what is wrong and where, and holds none of the client's own bytes.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum ParseError {
-    #[error("the body is empty; wanted: {{\"data\":[...]}}")]
-    Empty,
+    #[error("the body is empty; wanted: {0}")]
+    Empty(BodyForm),
     #[error("the body starts with a byte order mark")]
     ByteOrderMark,
     #[error("not UTF-8 at {0}")]
@@ -21,10 +22,18 @@ pub enum ParseError {
     /// In `serde_json`'s words.
     #[error("not JSON: {what} at {at}")]
     NotJson { what: &'static str, at: BodyPosition },
+    /// As [`ParseError::NotJson`]: the line ends before its value does.
+    #[error("not JSON: {what} at {at}; wanted: {}", BodyForm::Lines)]
+    CutLine { what: &'static str, at: BodyPosition },
+    /// As [`ParseError::NotJson`]: another object or array follows the body.
+    #[error(
+        "not JSON: trailing characters at {0}; if each line is a payload, send it as application/x-ndjson"
+    )]
+    SecondValue(BodyPosition),
     #[error("nested deeper than {DEPTH_MAX} levels at {0}")]
     TooDeep(BodyPosition),
-    #[error("the body is not an object, at {0}; wanted: {{\"data\":[...]}}")]
-    NotAnObject(BodyPosition),
+    #[error("the body is {}, at {at}; wanted: {form}{}", form.is_not(), form.as_sent())]
+    WrongStart { form: BodyForm, at: BodyPosition },
     #[error("\"data\" is missing; wanted: {{\"data\":[...]}}")]
     DataMissing,
     #[error("\"data\" is not an array, at {0}; wanted: {{\"data\":[...]}}")]
@@ -47,10 +56,32 @@ impl ParseError {
     fn set_position(&mut self, position: BodyPosition) {
         use ParseError::*;
         match self {
-            Empty | ByteOrderMark | DataMissing | TooManyPayloads { .. } => {}
-            NotUtf8(at) | TooDeep(at) | NotAnObject(at) | DataNotAnArray(at) => *at = position,
-            NotJson { at, .. } | NotAString { at, .. } | NotUnicode { at, .. } => *at = position,
+            Empty(_) | ByteOrderMark | DataMissing | TooManyPayloads { .. } => {}
+            NotUtf8(at) | TooDeep(at) | SecondValue(at) | DataNotAnArray(at) => *at = position,
+            NotJson { at, .. } | CutLine { at, .. } | WrongStart { at, .. } => *at = position,
+            NotAString { at, .. } | NotUnicode { at, .. } => *at = position,
             TooLong { at, .. } | GivenTwice { at, .. } => *at = position,
+        }
+    }
+}
+
+impl BodyForm {
+    /// What a body of another form is not.
+    fn is_not(self) -> &'static str {
+        match self {
+            BodyForm::ByFirstByte(_) => "neither an object nor an array",
+            BodyForm::Collection | BodyForm::Object => "not an object",
+            BodyForm::Array => "not an array",
+            BodyForm::Lines => unreachable!("a line begins with any value"),
+        }
+    }
+
+    /// What to add to the form that is wanted.
+    fn as_sent(self) -> &'static str {
+        match self {
+            BodyForm::ByFirstByte(_) => ", or lines of JSON as application/x-ndjson",
+            BodyForm::Array | BodyForm::Object => ", as content-type says",
+            BodyForm::Collection | BodyForm::Lines => "",
         }
     }
 }
@@ -85,6 +116,17 @@ impl Flaw {
     #[cold]
     pub(super) fn after(consumed: usize, error: ParseError) -> Flaw {
         Flaw { consumed, error, lines: LineCount::default() }
+    }
+
+    /// The same flaw where each line is a text of its own.
+    pub(super) fn of_line(self) -> Flaw {
+        let error = match self.error {
+            ParseError::NotJson { what, at } if what.starts_with("EOF") => {
+                ParseError::CutLine { what, at }
+            }
+            error => error,
+        };
+        Flaw { error, ..self }
     }
 
     /// Counts the lines of the next part of `body` up to the flaw. Returns whether all are counted.

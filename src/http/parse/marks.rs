@@ -6,6 +6,7 @@ use std::ops::Range;
 use simd_json::{Buffers, ErrorType, INPUT_PADDING, Tape};
 
 use super::SEGMENT_BYTES;
+use super::form::BodyForm;
 use super::progress::ParseProgress;
 use super::spelling::escapes_are_valid;
 use super::walk::{Walk, WalkStop};
@@ -18,12 +19,12 @@ pub const MARKS_BYTES_MAX: usize = SEGMENT_BYTES * (1 + 1 + 2 * 4 + 2 * 24) + 4 
 
 /// What came of walking a segment.
 pub(super) enum Walked {
-    /// The segment and the body end together, and the collection with them.
+    /// The segment and the body end together, and the last value with them.
     ToTheEnd,
     /// Up to a token near the end of the segment, from which the walk can go on.
     Segment,
-    /// The whole collection, before the end of the body.
-    Collection,
+    /// The only value of the body, before its end.
+    Value,
     /// Something in it is not right, or it does not even hold what the walk wants to see at once.
     /// Nothing has changed.
     Refused,
@@ -59,23 +60,21 @@ impl Marks {
         progress: &mut ParseProgress,
         payloads: &mut Vec<Span>,
     ) -> Walked {
-        // Only the body itself begins with the bracket at which the second stage must fail.
-        let bracket: &[u8] = if segment.start == 0 { b"" } else { b"[" };
+        // Only a body that is one value begins with the bracket at which the second stage must fail.
+        let is_lines = progress.form == BodyForm::Lines;
+        let bracket: &[u8] = if segment.start == 0 && !is_lines { b"" } else { b"[" };
         if !self.find(bracket, &body[segment.clone()]) {
             return Walked::Refused;
         }
-        let text = &self.copy[..bracket.len() + segment.len()];
+        let text = &mut self.copy[..bracket.len() + segment.len()];
         let marks = &self.buffers.structural_indexes()[bracket.len()..];
-        let base = segment.start - bracket.len();
+        let base = segment.start.wrapping_sub(bracket.len());
         let (before, found) = (*progress, payloads.len());
-        let walked = match Walk::new(text, marks, base, progress, payloads).run() {
-            Ok(()) if segment.end == body.len() => Walked::ToTheEnd,
-            Ok(()) => Walked::Collection,
-            Err(WalkStop::MarksEnded)
-                if progress.at > segment.start && segment.end < body.len() =>
-            {
-                Walked::Segment
-            }
+        let is_last = segment.end == body.len();
+        let walked = match Walk::new(text, marks, base, progress, payloads).run(is_last) {
+            Ok(()) if is_last => Walked::ToTheEnd,
+            Ok(()) => Walked::Value,
+            Err(WalkStop::MarksEnded) if progress.at > segment.start && !is_last => Walked::Segment,
             Err(_) => Walked::Refused,
         };
         let checked = segment.start..progress.at;

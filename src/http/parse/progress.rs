@@ -1,10 +1,12 @@
 //! How far a body has been checked: everything that must be known to go on at a later byte.
 
 use super::error::{BodyPosition, EnvelopeMember, Flaw, ParseError};
+use super::form::BodyForm;
 use crate::queue::job::Span;
 
-/// Deepest nesting of arrays and objects, the collection's own two levels included. `serde_json`
-/// has the same limit, so a stored payload can be read back with its defaults.
+/// Deepest nesting of arrays and objects in a body or, where each line is a text of its own, in a
+/// line; a collection's own two levels are included. `serde_json` has the same limit, so a stored
+/// payload can be read back with its defaults.
 pub const DEPTH_MAX: usize = 127;
 
 /// What comes next in the body, white space aside.
@@ -19,7 +21,8 @@ pub(super) enum Expect {
     KeyOrClose,
     Colon,
     CommaOrClose,
-    /// Nothing: the collection is closed.
+    /// Nothing: the outermost value has ended, and only white space may follow, up to the end of the
+    /// body or line.
     End,
 }
 
@@ -34,6 +37,10 @@ pub(super) struct Nesting {
 const _: () = assert!(DEPTH_MAX < u128::BITS as usize, "one bit more is needed for a moment");
 
 impl Nesting {
+    /// Outside all brackets.
+    pub(super) const OUTSIDE: Nesting = Nesting { depth: 0, objects: 0 };
+    /// Inside a body that is an array.
+    pub(super) const ARRAY: Nesting = Nesting { depth: 1, objects: 0b0 };
     /// Inside the collection.
     pub(super) const ENVELOPE: Nesting = Nesting { depth: 1, objects: 0b1 };
     /// Inside the array `data`.
@@ -60,6 +67,7 @@ impl Nesting {
 /// How far a body has been checked: all before `at` is valid, and `at` is not inside a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ParseProgress {
+    pub(super) form: BodyForm,
     pub(super) at: usize,
     pub(super) expect: Expect,
     pub(super) nesting: Nesting,
@@ -77,11 +85,12 @@ pub(super) struct ParseProgress {
 impl ParseProgress {
     /// At the first byte of a body.
     #[inline(always)]
-    pub(super) const fn start() -> ParseProgress {
+    pub(super) const fn start(form: BodyForm) -> ParseProgress {
         ParseProgress {
+            form,
             at: 0,
             expect: Expect::Value,
-            nesting: Nesting { depth: 0, objects: 0 },
+            nesting: Nesting::OUTSIDE,
             member: None,
             seen: [false; 3],
             version: None,
@@ -90,24 +99,39 @@ impl ParseProgress {
         }
     }
 
+    /// Begins the outermost value.
+    ///
+    /// # Errors
+    /// In this form it cannot begin with `first`.
+    #[inline]
+    pub(super) fn begin(&mut self, first: u8) -> Result<(), BodyForm> {
+        self.form = self.form.beginning_with(first).ok_or(self.form)?;
+        Ok(())
+    }
+
     /// Whether the walk can go on from here.
     pub(super) fn is_resumable(&self) -> bool {
         match (self.expect, self.nesting.depth) {
-            (Expect::Key | Expect::KeyOrClose, depth) => depth == 1,
-            (Expect::Value, depth) => depth >= 2,
+            (Expect::Key | Expect::KeyOrClose, _) => self.in_envelope(),
+            (Expect::Value, depth) => depth >= self.form.around_payloads().depth,
             (Expect::CommaOrClose, _) => true,
             _ => false,
         }
     }
 
-    /// Whether the next value is an element of `data`.
+    /// Whether the next value is a payload.
     pub(super) fn at_payload(&self) -> bool {
-        self.nesting.depth == 2 && self.in_data()
+        self.nesting.depth == self.form.around_payloads().depth && self.in_data()
     }
 
-    /// Whether it is inside the value of `data`.
+    /// Whether it is inside the envelope of a collection, but not inside one of its values.
+    pub(super) fn in_envelope(&self) -> bool {
+        self.nesting.depth == 1 && self.form == BodyForm::Collection
+    }
+
+    /// Whether it is inside the value of `data`, as everything is in a body without an envelope.
     pub(super) fn in_data(&self) -> bool {
-        self.member == Some(EnvelopeMember::Data)
+        self.member == Some(EnvelopeMember::Data) || !self.form.may_be_collection()
     }
 
     /// Records the name of a member; `start` is the offset of its key.

@@ -1,4 +1,4 @@
-//! Validity, spans and the envelope's strings against `serde_json` alone.
+//! Validity, spans and the envelope's strings against `serde_json` alone, in every form of a body.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,8 +9,9 @@ use proptest::sample::{Index, select};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::tests::parse_in_segments;
+use super::tests::{PLAIN, parse_in_segments};
 use super::*;
+use crate::config::ObjectBody;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Expected {
@@ -19,12 +20,54 @@ struct Expected {
     payloads: Vec<Range<usize>>,
 }
 
+/// All forms that a request may ask for.
+const FORMS: [BodyForm; 5] = [
+    PLAIN,
+    BodyForm::ByFirstByte(ObjectBody::Payload),
+    BodyForm::Array,
+    BodyForm::Lines,
+    BodyForm::Object,
+];
+
 /// What the contract says, by `serde_json`'s own parsing; `None` means 400.
-fn oracle(body: &[u8]) -> Option<Expected> {
-    let whole = serde_json::from_slice::<&RawValue>(body).ok()?;
-    if !nests_within(whole, 127) {
-        return None;
+fn oracle(body: &[u8], form: BodyForm) -> Option<Expected> {
+    let raw = |text| {
+        let value = serde_json::from_slice::<&RawValue>(text).ok()?;
+        nests_within(value, 127).then_some(value)
+    };
+    let without_envelope = |payloads: Vec<&RawValue>| {
+        let range = |value: &&RawValue| {
+            let start = value.get().as_ptr() as usize - body.as_ptr() as usize;
+            start..start + value.get().len()
+        };
+        Expected { version: None, token: None, payloads: payloads.iter().map(range).collect() }
+    };
+    if form == BodyForm::Lines {
+        let lines = body.split(|byte| *byte == b'\n');
+        let payloads = lines.filter(|line| !is_blank(line)).map(raw).collect::<Option<_>>();
+        return payloads.map(without_envelope);
     }
+    let whole = raw(body)?;
+    let elements = || serde_json::from_str::<Vec<&RawValue>>(whole.get()).ok();
+    match (form, whole.get().as_bytes()[0]) {
+        (BodyForm::Array | BodyForm::ByFirstByte(_), b'[') => elements().map(without_envelope),
+        (BodyForm::Object | BodyForm::ByFirstByte(ObjectBody::Payload), b'{') => {
+            Some(without_envelope(vec![whole]))
+        }
+        (BodyForm::Collection | BodyForm::ByFirstByte(_), b'{') => {
+            let (version, token, payloads) = members_of(whole)?;
+            Some(Expected { version, token, ..without_envelope(payloads) })
+        }
+        _ => None,
+    }
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(|byte| b" \t\r".contains(byte))
+}
+
+/// The version, token and payloads of a collection.
+fn members_of(whole: &RawValue) -> Option<(Option<String>, Option<String>, Vec<&RawValue>)> {
     let members = serde_json::from_str::<Members<'_>>(whole.get()).ok()?.0;
     let only = |name: &str| {
         let named = |key: &RawValue| serde_json::from_str::<String>(key.get()).ok();
@@ -37,15 +80,7 @@ fn oracle(body: &[u8]) -> Option<Expected> {
         Some(value) => serde_json::from_str::<Option<String>>(value).ok(),
     };
     let elements = serde_json::from_str::<Vec<&RawValue>>(only("data")??).ok()?;
-    let range = |value: &&RawValue| {
-        let start = value.get().as_ptr() as usize - body.as_ptr() as usize;
-        start..start + value.get().len()
-    };
-    Some(Expected {
-        version: string("version")?,
-        token: string("token")?,
-        payloads: elements.iter().map(range).collect(),
-    })
+    Some((string("version")?, string("token")?, elements))
 }
 
 fn nests_within(value: &RawValue, levels: usize) -> bool {
@@ -93,23 +128,25 @@ thread_local! {
 /// cuts at all its bytes.
 const SEGMENTS: [usize; 10] = [1, 2, 3, 5, 8, 13, 21, 34, 55, 150];
 
-fn check(body: &[u8]) -> Result<bool, TestCaseError> {
-    let expected = oracle(body);
+/// Checks a body in every form.
+fn check_forms(body: &[u8]) -> Result<(), TestCaseError> {
+    FORMS.into_iter().try_for_each(|form| check(body, form).map(drop))
+}
+
+fn check(body: &[u8], form: BodyForm) -> Result<bool, TestCaseError> {
+    let expected = oracle(body, form);
+    let found_of = |envelope: Envelope<'_>, spans: &[Span]| Expected {
+        version: envelope.version.map(Cow::into_owned),
+        token: envelope.token.map(Cow::into_owned),
+        payloads: spans.iter().map(|span| span.range()).collect(),
+    };
     let found = SCRATCH.with_borrow_mut(|scratch| {
-        parse(body, scratch).map(|found| Expected {
-            version: found.version.map(Cow::into_owned),
-            token: found.token.map(Cow::into_owned),
-            payloads: found.payloads.iter().map(|span| span.range()).collect(),
-        })
+        parse(body, form, scratch).map(|found| found_of(found.envelope, found.payloads))
     });
-    let shown = body.escape_ascii();
+    let shown = format!("{form:?}: {}", body.escape_ascii());
     for segment_bytes in SEGMENTS {
-        let in_segments = parse_in_segments(body, segment_bytes, usize::MAX);
-        let in_segments = in_segments.map(|(envelope, spans)| Expected {
-            version: envelope.version.map(Cow::into_owned),
-            token: envelope.token.map(Cow::into_owned),
-            payloads: spans.iter().map(|span| span.range()).collect(),
-        });
+        let in_segments = parse_in_segments(body, form, segment_bytes, usize::MAX);
+        let in_segments = in_segments.map(|(envelope, spans)| found_of(envelope, &spans));
         prop_assert_eq!(&found, &in_segments, "{} bytes: {}", segment_bytes, shown);
     }
     match found {
@@ -117,32 +154,55 @@ fn check(body: &[u8]) -> Result<bool, TestCaseError> {
             let spans =
                 |range: &Range<usize>| Span { start: range.start as u32, end: range.end as u32 };
             let spans: Vec<Span> = found.payloads.iter().map(spans).collect();
-            let mut marked = body.to_vec();
-            mark_spans(&mut marked, &spans);
-            prop_assert_eq!(&marked_spans(&marked, spans.len()), &spans, "{}", shown);
-            prop_assert!(spans.iter().all(|span| marked[span.range()] == body[span.range()]));
+            let mut body_marked = body.to_vec();
+            let marked = mark_spans(&mut body_marked, &spans);
+            prop_assert_eq!(&marked_spans(&body_marked, marked), &spans, "{}", shown);
+            prop_assert!(spans.iter().all(|span| body_marked[span.range()] == body[span.range()]));
             prop_assert_eq!(Some(found), expected, "{}", shown);
             Ok(true)
         }
         Err(error) => {
-            check_error(body, &error)?;
+            check_error(body, form, &error)?;
             prop_assert_eq!(None, expected, "{}: {}", error, shown);
             Ok(false)
         }
     }
 }
 
+/// What `serde_json` says of a text, or of the first bad one of its lines, and where.
+fn judged(text: &str, form: BodyForm) -> Result<(), (String, BodyPosition)> {
+    let judge = |text: &str, lines_before: usize| {
+        let error = match serde_json::from_str::<&RawValue>(text) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let at = BodyPosition { line: lines_before + error.line(), column: error.column() };
+        let what = error.to_string().split(" at line").next().unwrap_or_default().to_owned();
+        Err((what, at))
+    };
+    if form != BodyForm::Lines {
+        return judge(text, 0);
+    }
+    let lines = text.split('\n').enumerate().filter(|(_, line)| !is_blank(line.as_bytes()));
+    lines.into_iter().try_for_each(|(before, line)| judge(line, before))
+}
+
 /// `serde_json` says the same of what is not JSON, and finds nothing before any other error.
-fn check_error(body: &[u8], error: &ParseError) -> Result<(), TestCaseError> {
-    let (text, shown) = (error.to_string(), body.escape_ascii());
-    prop_assert!(text.len() < 120 && text.is_ascii(), "{}", text);
+fn check_error(body: &[u8], form: BodyForm, error: &ParseError) -> Result<(), TestCaseError> {
+    let (text, shown) = (error.to_string(), format!("{form:?}: {}", body.escape_ascii()));
+    prop_assert!(text.len() < 160 && text.is_ascii(), "{}", text);
     prop_assert!(!text.contains(|c: char| c.is_ascii_control()), "{}", text);
-    let judged = std::str::from_utf8(body).map(serde_json::from_str::<&RawValue>);
+    let judged = std::str::from_utf8(body).map(|text| judged(text, form));
     match (error, judged) {
-        (ParseError::Empty | ParseError::ByteOrderMark, _) => {}
-        (ParseError::NotJson { .. }, Ok(judged)) => {
-            let theirs = judged.err().map(|error| format!("not JSON: {error}"));
-            prop_assert_eq!(Some(text), theirs, "{}", shown);
+        (ParseError::Empty(_) | ParseError::ByteOrderMark, _) => {}
+        (ParseError::NotJson { what, at } | ParseError::CutLine { what, at }, Ok(judged)) => {
+            prop_assert_eq!(judged.err(), Some((what.to_string(), *at)), "{}", shown);
+            let is_cut = matches!(error, ParseError::CutLine { .. });
+            prop_assert_eq!(is_cut, form == BodyForm::Lines && what.starts_with("EOF"));
+        }
+        (ParseError::SecondValue(at), Ok(judged)) => {
+            let trailing = Some(("trailing characters".to_owned(), *at));
+            prop_assert_eq!(judged.err(), trailing, "{}", shown);
         }
         (ParseError::NotUtf8(at), Err(theirs)) => {
             let before = &body[..theirs.valid_up_to()];
@@ -154,15 +214,15 @@ fn check_error(body: &[u8], error: &ParseError) -> Result<(), TestCaseError> {
         (ParseError::DataMissing | ParseError::NotUnicode { .. }, judged) => {
             prop_assert!(judged.is_ok_and(|judged| judged.is_ok()), "{}: {}", text, shown);
         }
-        (_, Ok(Err(theirs))) => {
+        (_, Ok(Err((_, theirs)))) => {
             let place = text.split("line ").nth(1).expect("it has a position");
             let mut numbers = place.split(|c: char| !c.is_ascii_digit());
             let line = numbers.next().and_then(|number| number.parse::<usize>().ok());
             let column = numbers.filter_map(|number| number.parse::<usize>().ok()).next();
             let ours = (line.expect("a line"), column.expect("a column"));
-            prop_assert!(ours <= (theirs.line(), theirs.column()), "{}: {}", text, shown);
+            prop_assert!(ours <= (theirs.line, theirs.column), "{}: {}", text, shown);
         }
-        (_, Ok(Ok(_)) | Err(_)) => {}
+        (_, Ok(Ok(())) | Err(_)) => {}
     }
     Ok(())
 }
@@ -262,6 +322,27 @@ fn document() -> impl Strategy<Value = String> {
     )
 }
 
+/// Payloads on lines, some of which are blank.
+fn lines() -> impl Strategy<Value = String> {
+    let value = padded(value()).prop_map(|value| value.replace('\n', " "));
+    let line = prop_oneof![4 => value, 1 => "[ \t\r]{0,3}"];
+    let ended = (line.clone(), select(vec!["\n", "\r\n", "\n\n"]));
+    let ended = ended.prop_map(|(line, end)| line + end);
+    let last = prop_oneof![Just(String::new()), line];
+    (prop::collection::vec(ended, 0..8), last).prop_map(|(lines, last)| lines.concat() + &last)
+}
+
+/// A body of any form, and the form.
+fn body() -> impl Strategy<Value = (String, BodyForm)> {
+    let members = prop::collection::vec(member(string(), value()), 0..5);
+    prop_oneof![
+        2 => document().prop_map(|body| (body, PLAIN)),
+        1 => padded(array(value(), 6)).prop_map(|body| (body, BodyForm::Array)),
+        1 => padded(members.prop_map(object)).prop_map(|body| (body, BodyForm::Object)),
+        2 => lines().prop_map(|body| (body, BodyForm::Lines)),
+    ]
+}
+
 const FRAGMENTS: &[&str] = &[
     "{",
     "}",
@@ -289,7 +370,12 @@ const FRAGMENTS: &[&str] = &[
     "18446744073709551616",
     " ",
     "\n",
+    "\r\n",
+    "\r",
+    "}\n{",
+    "\n\n",
     "\0",
+    "\u{1e}",
     "\u{1}",
     "\u{c}",
     "\u{feff}",
@@ -357,21 +443,22 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn collections_are_split_as_serde_json_splits_them(body in document()) {
-        // Generated names may clash or hold half a surrogate pair, but the grammar is right.
-        prop_assert!(serde_json::from_str::<&RawValue>(&body).is_ok());
-        check(body.as_bytes())?;
+    fn bodies_are_split_as_serde_json_splits_them((body, form) in body()) {
+        // Names of a collection may clash or hold half a surrogate pair, but the grammar is right.
+        prop_assert_eq!(judged(&body, form), Ok(()));
+        prop_assert!(check(body.as_bytes(), form)? || form == PLAIN);
+        check_forms(body.as_bytes())?;
     }
 
     #[test]
-    fn mutated_collections_are_judged_as_serde_json_judges_them(
-        body in document(),
+    fn mutated_bodies_are_judged_as_serde_json_judges_them(
+        (body, form) in body(),
         mutations in prop::collection::vec(Mutation::any(), 1..4),
     ) {
         let mut body = body.into_bytes();
         for mutation in &mutations {
             mutation.apply(&mut body);
-            check(&body)?;
+            check(&body, form)?;
         }
     }
 
@@ -382,14 +469,14 @@ proptest! {
     ) {
         let soup = fragments.concat();
         let body = if wrapped { format!("{{\"data\":[{soup}]}}") } else { soup };
-        check(body.as_bytes())?;
+        check_forms(body.as_bytes())?;
     }
 
     #[test]
     fn bytes_are_judged_as_serde_json_judges_them(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
     ) {
-        check(&bytes)?;
+        check_forms(&bytes)?;
     }
 
     #[test]
@@ -400,11 +487,23 @@ proptest! {
     ) {
         let open: String = opens.iter().map(|(open, _)| *open).collect();
         let close: String = opens.iter().rev().map(|(_, close)| *close).collect();
-        let body = format!("{{\"data\":[{first}],\"x\":{open}{leaf}{close}}}");
-        let accepted = check(body.as_bytes())?;
-        // Where all numbers are plain the rule is serde_json's own, not only the oracle's
-        // count.
-        let limit = serde_json::from_str::<serde_json::Value>(&body);
-        prop_assert!((leaf, first) != ("0", "0") || limit.is_ok() == accepted);
+        for (form, body) in [
+            (PLAIN, format!("{{\"data\":[{first}],\"x\":{open}{leaf}{close}}}")),
+            (BodyForm::Array, format!("[{first},{open}{leaf}{close}]")),
+            (BodyForm::Lines, format!("{first}\n{open}{leaf}{close}\n{open}")),
+            (BodyForm::Lines, format!("{first}\n{open}{leaf}{close}")),
+            (BodyForm::Object, format!("{{\"x\":{open}{leaf}{close}}}")),
+        ] {
+            let accepted = check(body.as_bytes(), form)?;
+            // Where all numbers are plain the rule is serde_json's own, not only the oracle's
+            // count.
+            let lines: Vec<&str> = match form {
+                BodyForm::Lines => body.lines().collect(),
+                _ => vec![&body],
+            };
+            let is_value = |text: &&str| serde_json::from_str::<serde_json::Value>(text).is_ok();
+            let within_limit = lines.iter().all(is_value);
+            prop_assert!((leaf, first) != ("0", "0") || within_limit == accepted);
+        }
     }
 }

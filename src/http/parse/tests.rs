@@ -1,14 +1,19 @@
 use super::progress::DEPTH_MAX;
 use super::*;
+use crate::config::ObjectBody;
+
+/// What a body is unless its content type says more.
+pub(super) const PLAIN: BodyForm = BodyForm::ByFirstByte(ObjectBody::Collection);
 
 /// Parses a body in segments of this length, and checks that no step looks at more.
 pub(super) fn parse_in_segments(
     body: &[u8],
+    form: BodyForm,
     segment_bytes: usize,
     payloads_max: usize,
 ) -> Result<(Envelope<'_>, Vec<Span>), ParseError> {
     let (mut marks, mut payloads) = (Marks::default(), Vec::new());
-    let mut parse = Parse { segment_bytes, ..Parse::new(body, payloads_max) };
+    let mut parse = Parse::new(body, form, payloads_max).in_segments_of(segment_bytes);
     let mut steps = 0;
     loop {
         let before = reached(&parse);
@@ -36,12 +41,12 @@ fn reached(parse: &Parse<'_>) -> usize {
 type Parts = (Option<String>, Option<String>, Vec<String>);
 
 fn parts(body: &[u8], scratch: &mut Scratch) -> Result<Parts, ParseError> {
-    let collection = parse(body, scratch)?;
+    let Collection { envelope, payloads } = parse(body, PLAIN, scratch)?;
     let text = |span: &Span| String::from_utf8(body[span.range()].to_vec()).unwrap();
     Ok((
-        collection.version.map(Cow::into_owned),
-        collection.token.map(Cow::into_owned),
-        collection.payloads.iter().map(text).collect(),
+        envelope.version.map(Cow::into_owned),
+        envelope.token.map(Cow::into_owned),
+        payloads.iter().map(text).collect(),
     ))
 }
 
@@ -51,7 +56,7 @@ fn payloads(body: &str) -> Vec<String> {
 
 fn refusal(body: impl AsRef<[u8]>) -> String {
     let body = body.as_ref();
-    match parse(body, &mut Scratch::default()) {
+    match parse(body, PLAIN, &mut Scratch::default()) {
         Ok(_) => panic!("accepted: {}", body.escape_ascii()),
         Err(error) => error.to_string(),
     }
@@ -139,21 +144,32 @@ fn version_and_token_are_strings_or_absent() {
 fn plain_strings_of_the_envelope_are_not_copied() {
     let body = br#"{"version":"1.0","token":"\u0074","data":[]}"#;
     let mut scratch = Scratch::default();
-    let collection = parse(body, &mut scratch).unwrap();
-    assert!(matches!(collection.version, Some(Cow::Borrowed("1.0"))));
-    assert!(matches!(collection.token, Some(Cow::Owned(_))));
+    let envelope = parse(body, PLAIN, &mut scratch).unwrap().envelope;
+    assert!(matches!(envelope.version, Some(Cow::Borrowed("1.0"))));
+    assert!(matches!(envelope.token, Some(Cow::Owned(_))));
 }
 
 #[test]
 fn each_wrong_envelope_has_its_own_sentence() {
     let cases: &[(&str, &str)] = &[
-        ("", r#"the body is empty; wanted: {"data":[...]}"#),
+        ("", r#"the body is empty; wanted: {"data":[...]} or [...]"#),
         (" \n", "not JSON: EOF while parsing a value at line 2 column 0"),
         ("\u{feff}{\"data\":[]}", "the body starts with a byte order mark"),
-        ("[]", r#"the body is not an object, at line 1 column 1; wanted: {"data":[...]}"#),
-        ("\n \"data\"", r#"the body is not an object, at line 2 column 2; wanted: {"data":[...]}"#),
-        ("1e400", r#"the body is not an object, at line 1 column 1; wanted: {"data":[...]}"#),
-        ("null", r#"the body is not an object, at line 1 column 1; wanted: {"data":[...]}"#),
+        (
+            "\n \"data\"",
+            "the body is neither an object nor an array, at line 2 column 2; \
+             wanted: {\"data\":[...]} or [...], or lines of JSON as application/x-ndjson",
+        ),
+        (
+            "1e400",
+            "the body is neither an object nor an array, at line 1 column 1; \
+             wanted: {\"data\":[...]} or [...], or lines of JSON as application/x-ndjson",
+        ),
+        (
+            "null",
+            "the body is neither an object nor an array, at line 1 column 1; \
+             wanted: {\"data\":[...]} or [...], or lines of JSON as application/x-ndjson",
+        ),
         ("{}", r#""data" is missing; wanted: {"data":[...]}"#),
         (r#"{"Data":[],"x":{"data":[]}}"#, r#""data" is missing; wanted: {"data":[...]}"#),
         (
@@ -323,10 +339,10 @@ fn simd_json_blocks_do_not_show() {
 #[test]
 fn a_scratch_carries_nothing_over() {
     let mut scratch = Scratch::default();
-    assert_eq!(parse(br#"{"data":[1,2,3]}"#, &mut scratch).unwrap().payloads.len(), 3);
-    assert!(parse(br#"{"data":[1,2"#, &mut scratch).is_err());
-    assert_eq!(parse(br#"{"data":[4]}"#, &mut scratch).unwrap().payloads.len(), 1);
-    assert_eq!(parse(br#"{"data":[]}"#, &mut scratch).unwrap().payloads, []);
+    assert_eq!(parse(br#"{"data":[1,2,3]}"#, PLAIN, &mut scratch).unwrap().payloads.len(), 3);
+    assert!(parse(br#"{"data":[1,2"#, PLAIN, &mut scratch).is_err());
+    assert_eq!(parse(br#"{"data":[4]}"#, PLAIN, &mut scratch).unwrap().payloads.len(), 1);
+    assert_eq!(parse(br#"{"data":[]}"#, PLAIN, &mut scratch).unwrap().payloads, []);
 }
 
 #[test]
@@ -336,10 +352,11 @@ fn the_densest_bodies_take_the_memory_of_one_segment() {
     for body in
         [&dense, &dense[..dense.len() - 1], &"{\"x\":".repeat(1 << 18), &"[".repeat(1 << 20)]
     {
-        let payloads = parse(body.as_bytes(), &mut scratch).map(|found| found.payloads.len());
+        let payloads =
+            parse(body.as_bytes(), PLAIN, &mut scratch).map(|found| found.payloads.len());
         assert!(payloads.is_err() || payloads == Ok((1 << 19) + 1));
         assert!(scratch.marks.held_bytes() <= MARKS_BYTES_MAX, "{}", scratch.marks.held_bytes());
-        let _refused = parse(b"{}", &mut scratch);
+        let _refused = parse(b"{}", PLAIN, &mut scratch);
         assert!(scratch.payloads.capacity() <= PAYLOADS_KEPT_MAX);
     }
 }
@@ -381,12 +398,12 @@ fn shapes(length: usize) -> Vec<(&'static str, Vec<u8>, bool)> {
 #[test]
 fn every_shape_is_judged_alike_in_segments_of_every_size() {
     for (shape, body, is_valid) in shapes(400) {
-        let whole = parse_in_segments(&body, 1 << 20, usize::MAX);
+        let whole = parse_in_segments(&body, PLAIN, 1 << 20, usize::MAX);
         assert_eq!(whole.is_ok(), is_valid, "{shape}: {whole:?}");
         let judged = serde_json::from_slice::<&serde_json::value::RawValue>(&body).is_ok();
         assert!(judged == is_valid || shape == "too deep", "{shape}");
         for segment_bytes in 1..=420 {
-            let in_segments = parse_in_segments(&body, segment_bytes, usize::MAX);
+            let in_segments = parse_in_segments(&body, PLAIN, segment_bytes, usize::MAX);
             assert_eq!(in_segments, whole, "{shape} in {segment_bytes}");
         }
     }
@@ -395,7 +412,7 @@ fn every_shape_is_judged_alike_in_segments_of_every_size() {
 #[test]
 fn every_shape_is_parsed_in_steps_of_one_segment() {
     for (shape, body, is_valid) in shapes(1 << 20) {
-        let found = parse_in_segments(&body, SEGMENT_BYTES, usize::MAX);
+        let found = parse_in_segments(&body, PLAIN, SEGMENT_BYTES, usize::MAX);
         assert_eq!(found.is_ok(), is_valid, "{shape}: {:?}", found.err());
     }
 }
@@ -404,16 +421,16 @@ fn every_shape_is_parsed_in_steps_of_one_segment() {
 fn a_body_of_too_many_payloads_is_refused_before_its_end() {
     let body = format!("{{\"data\":[1{}]}}", ",1".repeat(99_999));
     for max in [99_999, 1_000] {
-        let refused = parse_in_segments(body.as_bytes(), SEGMENT_BYTES, max).unwrap_err();
+        let refused = parse_in_segments(body.as_bytes(), PLAIN, SEGMENT_BYTES, max).unwrap_err();
         let text = refused.to_string();
         assert_eq!(refused, ParseError::TooManyPayloads { max }, "{text}");
         assert!(text.contains(&format!("more payloads than MAX_QUEUE ({max})")), "{text}");
     }
-    let (_, spans) = parse_in_segments(body.as_bytes(), SEGMENT_BYTES, 100_000).unwrap();
+    let (_, spans) = parse_in_segments(body.as_bytes(), PLAIN, SEGMENT_BYTES, 100_000).unwrap();
     assert_eq!(spans.len(), 100_000);
     // What follows is not looked at, and the spans do not grow.
     let (mut marks, mut spans) = (Marks::default(), Vec::new());
-    let mut parse = Parse::new(body.as_bytes(), 1_000);
+    let mut parse = Parse::new(body.as_bytes(), PLAIN, 1_000);
     assert!(parse.step(&mut marks, &mut spans).is_some_and(|found| found.is_err()));
     assert!(spans.len() <= SEGMENT_BYTES / 2);
 }
@@ -424,7 +441,7 @@ fn a_token_or_version_that_is_too_long_is_refused() {
         let with =
             |length: usize| format!("{{\"{member}\":\"{}\",\"data\":[]}}", "x".repeat(length));
         let longest = with(ENVELOPE_STRING_BYTES_MAX - 2);
-        assert!(parse(longest.as_bytes(), &mut Scratch::default()).is_ok());
+        assert!(parse(longest.as_bytes(), PLAIN, &mut Scratch::default()).is_ok());
         let text = refusal(with(ENVELOPE_STRING_BYTES_MAX - 1));
         assert!(text.starts_with(&format!("\"{member}\" takes more than 65536 bytes")), "{text}");
     }
@@ -438,7 +455,7 @@ fn ordinary_bodies_are_walked_and_not_read_bytewise() {
         let payloads = vec![payload; (1 << 20) / payload.len()].join(",");
         let body = format!("{{\"token\":\"t\",\"data\":[{payloads}]}}");
         let (mut marks, mut spans) = (Marks::default(), Vec::new());
-        let mut parse = Parse::new(body.as_bytes(), usize::MAX);
+        let mut parse = Parse::new(body.as_bytes(), PLAIN, usize::MAX);
         while parse.step(&mut marks, &mut spans).is_none() {
             assert!(matches!(parse.way, Way::Walk), "{payload}");
         }
@@ -449,7 +466,7 @@ fn ordinary_bodies_are_walked_and_not_read_bytewise() {
 #[test]
 fn lines_are_counted_in_steps() {
     let body = format!("{{\"data\":[{}x]}}", "1,\n".repeat(1 << 20));
-    let mut parse = Parse::new(body.as_bytes(), usize::MAX);
+    let mut parse = Parse::new(body.as_bytes(), PLAIN, usize::MAX);
     let (mut marks, mut spans, mut counting) = (Marks::default(), Vec::new(), 0);
     let error = loop {
         counting += usize::from(matches!(parse.way, Way::Locate(_)));

@@ -1,15 +1,19 @@
 //! Checks a segment of a body by one walk along its marks.
 //!
-//! The walk proves order and spelling of the tokens, and records where the elements of `data` are.
-//! If the marks end inside the collection, it leaves the progress at a token from which it can go
-//! on with the next segment. It does not say what is wrong: [`bytewise`](super::bytewise) does.
+//! The walk proves order and spelling of the tokens, and records where the payloads are. If the
+//! marks end before the body does, it leaves the progress at a token from which it can go on with
+//! the next segment. It does not say what is wrong: [`bytewise`](super::bytewise) does.
+//!
+//! Lines are no JSON text together, and their ends have no marks. The walk blanks each line end that
+//! it passes between two values, in a copy of the segment; an LF that is then left is inside a value.
 
 use super::EnvelopeMember;
+use super::form::BodyForm;
 use super::progress::{DEPTH_MAX, Expect, Nesting, ParseProgress};
 use super::spelling::{is_number, is_space};
 use crate::queue::job::Span;
 
-/// Why the walk has stopped before the end of the collection.
+/// Why the walk has stopped before the end of the body's value, or of its lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WalkStop {
     /// The marks have ended. [`ParseProgress`] says where to go on.
@@ -29,11 +33,12 @@ struct Mark {
 /// One pass along the marks of a segment. Each method consumes the marks of the thing that its name
 /// says.
 pub(super) struct Walk<'a> {
-    /// The segment.
-    text: &'a [u8],
+    /// A copy of the segment.
+    text: &'a mut [u8],
     /// Ascending offsets in `text`.
     marks: std::slice::Iter<'a, u32>,
-    /// Offset in the body of the first byte of `text`.
+    /// Offset in the body of the first byte of `text`; −1, wrapped, if there is one more before the
+    /// body.
     base: usize,
     progress: &'a mut ParseProgress,
     payloads: &'a mut Vec<Span>,
@@ -52,7 +57,7 @@ enum Next {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(
-        text: &'a [u8],
+        text: &'a mut [u8],
         marks: &'a [u32],
         base: usize,
         progress: &'a mut ParseProgress,
@@ -61,9 +66,23 @@ impl<'a> Walk<'a> {
         Walk { text, marks: marks.iter(), base, progress, payloads }
     }
 
-    /// Walks to the end of the body. The progress must be at its start or
-    /// [resumable](ParseProgress::is_resumable).
-    pub(super) fn run(mut self) -> Result<(), WalkStop> {
+    /// Walks to the end of the body's value. The progress must be at its start or
+    /// [resumable](ParseProgress::is_resumable). Of lines, those in the segment are walked along,
+    /// which is the body's last if `is_last`.
+    pub(super) fn run(self, is_last: bool) -> Result<(), WalkStop> {
+        if self.progress.nesting.depth == 0 && self.progress.form != BodyForm::Lines {
+            let first = *self.marks.as_slice().first().ok_or(WalkStop::Refused)? as usize;
+            self.progress.begin(self.text[first]).map_err(|_| WalkStop::Refused)?;
+        }
+        match self.progress.form {
+            BodyForm::ByFirstByte(_) | BodyForm::Collection => self.collection(),
+            BodyForm::Array => self.array(),
+            BodyForm::Object => self.object(),
+            BodyForm::Lines => self.lines(is_last),
+        }
+    }
+
+    fn collection(mut self) -> Result<(), WalkStop> {
         let mut mark = match self.progress.nesting.depth {
             0 => self.start()?,
             _ => self.resume()?,
@@ -75,13 +94,124 @@ impl<'a> Walk<'a> {
                 None => return Err(self.ended(Nesting::ENVELOPE, Expect::CommaOrClose, separator)),
             };
         }
+        self.end(mark)
+    }
+
+    fn array(mut self) -> Result<(), WalkStop> {
+        let close = match self.progress.nesting.depth {
+            0 => {
+                self.mark().ok_or(WalkStop::Refused)?;
+                match self.mark().ok_or(WalkStop::MarksEnded)? {
+                    close @ Mark { byte: b']', .. } => close,
+                    first => self.elements(first, Nesting::ARRAY)?,
+                }
+            }
+            _ => self.resume_elements(Nesting::ARRAY)?,
+        };
+        self.end(close)
+    }
+
+    fn object(mut self) -> Result<(), WalkStop> {
+        let close = match self.progress.nesting.depth {
+            0 => {
+                let first = self.mark().ok_or(WalkStop::Refused)?;
+                self.payload(first, Nesting::OUTSIDE)?
+            }
+            _ => self.resume_payload(Nesting::OUTSIDE)?,
+        };
+        self.end(close)
+    }
+
+    /// The body's value ends with `close`.
+    fn end(&mut self, close: Mark) -> Result<(), WalkStop> {
         if self.marks.next().is_some() {
             return Err(WalkStop::Refused);
         }
         self.progress.expect = Expect::End;
         self.progress.nesting.depth = 0;
-        self.progress.at = self.base + mark.at + 1;
+        self.progress.at = self.offset(close.at) + 1;
         Ok(())
+    }
+
+    /// The lines of a segment. It ends after an LF, or where the body ends, or after a bracket or
+    /// comma.
+    fn lines(mut self, is_last: bool) -> Result<(), WalkStop> {
+        let stop = self.walk_lines(is_last);
+        let walked = self.progress.at.wrapping_sub(self.base);
+        // Those between two values are blank by now.
+        match memchr::memchr(b'\n', &self.text[..walked]) {
+            None => stop,
+            Some(_) => Err(WalkStop::Refused),
+        }
+    }
+
+    fn walk_lines(&mut self, is_last: bool) -> Result<(), WalkStop> {
+        let mut next = match (self.progress.nesting.depth, self.progress.expect) {
+            (0, Expect::End) => {
+                let next = self.mark();
+                self.line_end(0, next)?
+            }
+            (0, _) => {
+                let next = self.mark();
+                self.blank(0, next);
+                next
+            }
+            _ => {
+                let close = self.resume_payload(Nesting::OUTSIDE)?;
+                let next = self.mark();
+                self.line_end(close.at + 1, next)?
+            }
+        };
+        let text_end = Mark { at: self.text.len(), byte: b'\n' };
+        while let Some(value) = next {
+            let (end, after);
+            if let b'{' | b'[' = value.byte {
+                end = self.payload(value, Nesting::OUTSIDE)?.at + 1;
+                after = self.mark();
+            } else {
+                after = self.mark();
+                if after.is_none() && !is_last && self.text.last() != Some(&b'\n') {
+                    return Err(self.ended(Nesting::OUTSIDE, Expect::Value, value));
+                }
+                let length = self.simple(value, after.unwrap_or(text_end))?;
+                self.payloads.push(self.span(value, length));
+                end = value.at + length;
+            }
+            next = self.line_end(end, after)?;
+        }
+        self.progress.nesting = Nesting::OUTSIDE;
+        self.progress.at = self.offset(self.text.len());
+        if is_last { Ok(()) } else { Err(WalkStop::MarksEnded) }
+    }
+
+    /// The LF that must be between a value that ends at `end` and the one that `next` begins.
+    /// Returns `next`.
+    #[inline]
+    fn line_end(&mut self, end: usize, next: Option<Mark>) -> Result<Option<Mark>, WalkStop> {
+        let is_ended = self.text.get(end) == Some(&b'\n') || self.has_line_feed(end, next);
+        self.blank(end, next);
+        match next {
+            Some(_) if !is_ended => return Err(WalkStop::Refused),
+            Some(_) => {}
+            None => self.progress.expect = if is_ended { Expect::Value } else { Expect::End },
+        }
+        Ok(next)
+    }
+
+    #[cold]
+    fn has_line_feed(&self, from: usize, next: Option<Mark>) -> bool {
+        let until = next.map_or(self.text.len(), |next| next.at);
+        memchr::memchr(b'\n', &self.text[from..until]).is_some()
+    }
+
+    /// Blanks the white space from `from` to `next`.
+    #[inline]
+    fn blank(&mut self, from: usize, next: Option<Mark>) {
+        match next {
+            Some(next) if next.at == from + 1 => self.text[from] = b' ',
+            Some(next) => self.text[from..next.at].fill(b' '),
+            None => self.text[from..].fill(b' '),
+        }
     }
 
     /// The bracket that opens the collection. Returns the first key or the closing bracket.
@@ -106,24 +236,13 @@ impl<'a> Walk<'a> {
                     _ => mark,
                 }
             }
-            (2, true) => {
-                let mark = self.mark().ok_or(WalkStop::MarksEnded)?;
-                match (self.progress.expect, mark.byte) {
-                    (Expect::Value, b']') => return Err(WalkStop::Refused),
-                    (Expect::Value, _) => self.elements(mark)?,
-                    _ => self.elements_after(mark)?,
-                }
-            }
             (_, false) => {
                 let end = self.resume_nested(Nesting::ENVELOPE)?;
                 self.after_close(end, Nesting::ENVELOPE)?
             }
             (_, true) => {
-                let end = self.resume_nested(Nesting::DATA)?;
-                let start = self.progress.payload_start;
-                self.payloads.push(Span { start, end: (self.base + end.at + 1) as u32 });
-                let separator = self.after_close(end, Nesting::DATA)?;
-                self.elements_after(separator)?
+                let close = self.resume_elements(Nesting::DATA)?;
+                self.after_close(close, Nesting::ENVELOPE)?
             }
         };
         match self.after(separator, b'}')? {
@@ -171,10 +290,11 @@ impl<'a> Walk<'a> {
         match (member, value.byte) {
             (EnvelopeMember::Data, b'[') => {
                 self.progress.member = Some(member);
-                match next.byte {
-                    b']' => Ok(self.after_close(next, Nesting::ENVELOPE)?),
-                    _ => Ok(self.elements(next)?),
-                }
+                let close = match next.byte {
+                    b']' => next,
+                    _ => self.elements(next, Nesting::DATA)?,
+                };
+                Ok(self.after_close(close, Nesting::ENVELOPE)?)
             }
             (EnvelopeMember::Version | EnvelopeMember::Token, b'"') => {
                 let string = self.span(value, self.trimmed(value, next).len());
@@ -190,29 +310,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The elements of `data` from the first mark of one on. Returns the mark after the closing
+    /// The payloads inside the array `outer` from the first mark of one on. Returns the closing
     /// bracket.
-    fn elements(&mut self, first: Mark) -> Result<Mark, WalkStop> {
+    #[inline]
+    fn elements(&mut self, first: Mark, outer: Nesting) -> Result<Mark, WalkStop> {
         let mut mark = first;
         loop {
             let separator = match mark.byte {
                 b'{' | b'[' => {
-                    let end = match self.nested(mark, Nesting::DATA) {
-                        Ok(end) => end,
-                        Err(stop) => {
-                            self.progress.payload_start = (self.base + mark.at) as u32;
-                            return Err(stop);
-                        }
-                    };
-                    self.payloads.push(self.span(mark, end.at + 1 - mark.at));
+                    let end = self.payload(mark, outer)?;
                     match self.mark() {
                         Some(separator) => separator,
-                        None => return Err(self.ended_after(end, Nesting::DATA)),
+                        None => return Err(self.ended_after(end, outer)),
                     }
                 }
                 _ => {
                     let Some(separator) = self.mark() else {
-                        return Err(self.ended(Nesting::DATA, Expect::Value, mark));
+                        return Err(self.ended(outer, Expect::Value, mark));
                     };
                     let length = self.simple(mark, separator)?;
                     self.payloads.push(self.span(mark, length));
@@ -220,22 +334,57 @@ impl<'a> Walk<'a> {
                 }
             };
             mark = match self.after(separator, b']')? {
-                Some(Mark { byte: b']', .. }) => {
-                    break self.after_close(separator, Nesting::ENVELOPE);
-                }
+                Some(close @ Mark { byte: b']', .. }) => return Ok(close),
                 Some(next) => next,
-                None => return Err(self.ended(Nesting::DATA, Expect::CommaOrClose, separator)),
+                None => return Err(self.ended(outer, Expect::CommaOrClose, separator)),
             };
         }
     }
 
-    /// The elements of `data` from the mark after one on.
-    fn elements_after(&mut self, separator: Mark) -> Result<Mark, WalkStop> {
+    /// The payloads inside the array `outer` from the mark after one on.
+    fn elements_after(&mut self, separator: Mark, outer: Nesting) -> Result<Mark, WalkStop> {
         match self.after(separator, b']')? {
-            Some(Mark { byte: b']', .. }) => self.after_close(separator, Nesting::ENVELOPE),
-            Some(next) => self.elements(next),
-            None => Err(self.ended(Nesting::DATA, Expect::CommaOrClose, separator)),
+            Some(close @ Mark { byte: b']', .. }) => Ok(close),
+            Some(next) => self.elements(next, outer),
+            None => Err(self.ended(outer, Expect::CommaOrClose, separator)),
         }
+    }
+
+    /// The payloads inside the array `outer` from where the segment before has ended.
+    fn resume_elements(&mut self, outer: Nesting) -> Result<Mark, WalkStop> {
+        if self.progress.nesting.depth > outer.depth {
+            let end = self.resume_payload(outer)?;
+            let separator = self.after_close(end, outer)?;
+            return self.elements_after(separator, outer);
+        }
+        let mark = self.mark().ok_or(WalkStop::MarksEnded)?;
+        match (self.progress.expect, mark.byte) {
+            (Expect::Value, b']') => Err(WalkStop::Refused),
+            (Expect::Value, _) => self.elements(mark, outer),
+            _ => self.elements_after(mark, outer),
+        }
+    }
+
+    /// A payload that is an array or object. Returns its closing bracket.
+    #[inline(always)]
+    fn payload(&mut self, first: Mark, outer: Nesting) -> Result<Mark, WalkStop> {
+        let end = match self.nested(first, outer) {
+            Ok(end) => end,
+            Err(stop) => {
+                self.progress.payload_start = self.offset(first.at) as u32;
+                return Err(stop);
+            }
+        };
+        self.payloads.push(self.span(first, end.at + 1 - first.at));
+        Ok(end)
+    }
+
+    /// As [`Walk::payload`], from where the segment before has ended.
+    fn resume_payload(&mut self, outer: Nesting) -> Result<Mark, WalkStop> {
+        let end = self.resume_nested(outer)?;
+        let start = self.progress.payload_start;
+        self.payloads.push(Span { start, end: (self.offset(end.at) + 1) as u32 });
+        Ok(end)
     }
 
     /// The mark after the comma `separator`, where something must begin, or `separator` if it is
@@ -393,8 +542,8 @@ impl<'a> Walk<'a> {
     }
 
     /// What is between two marks without the white space at its end.
-    #[inline]
-    fn trimmed(&self, start: Mark, end: Mark) -> &'a [u8] {
+    #[inline(always)]
+    fn trimmed(&self, start: Mark, end: Mark) -> &[u8] {
         let mut end = end.at;
         while is_space(self.text[end - 1]) {
             end -= 1;
@@ -405,8 +554,14 @@ impl<'a> Walk<'a> {
     /// `length` bytes from a mark on. `parse` asserts that the body's length fits.
     #[inline(always)]
     fn span(&self, start: Mark, length: usize) -> Span {
-        let start = self.base + start.at;
+        let start = self.offset(start.at);
         Span { start: start as u32, end: (start + length) as u32 }
+    }
+
+    /// The offset in the body of what is at `at` in the segment.
+    #[inline(always)]
+    fn offset(&self, at: usize) -> usize {
+        self.base.wrapping_add(at)
     }
 
     /// The marks have ended; `from` is to be looked at again.
@@ -414,7 +569,7 @@ impl<'a> Walk<'a> {
     fn ended(&mut self, nesting: Nesting, expect: Expect, from: Mark) -> WalkStop {
         self.progress.nesting = nesting;
         self.progress.expect = expect;
-        self.progress.at = self.base + from.at;
+        self.progress.at = self.offset(from.at);
         WalkStop::MarksEnded
     }
 

@@ -3,7 +3,7 @@
 //! A header is judged with the request's head, before any of the body is read; it decides alone,
 //! and what the envelope says does not matter. With `TOKEN_IN_QUERY` the query counts like a
 //! header: if both have a token, it must be the same. Without either the token is in the envelope,
-//! if `TOKEN_IN_BODY` allows that.
+//! if `TOKEN_IN_BODY` allows that and the body has one.
 
 use http::Uri;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
@@ -75,7 +75,7 @@ pub struct TokenPlaces {
 
 impl TokenPlaces {
     pub fn of(config: &Config) -> TokenPlaces {
-        TokenPlaces { in_body: config.token_in_body, in_query: config.token_in_query }
+        TokenPlaces { in_body: config.takes_tokens_in_bodies(), in_query: config.token_in_query }
     }
 
     /// Whether one of them may hold what no header may: a token that is not ASCII.
@@ -98,11 +98,17 @@ impl TokenGate {
         TokenGate { accepted: TokenView::new(shared.set.clone()), places, cells }
     }
 
-    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the envelope decides.
+    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the body decides, which is possible if
+    /// it `may_have_envelope`.
     ///
     /// # Errors
     /// The head's token is not accepted, or there must be one.
-    pub fn judge_head(&self, headers: &HeaderMap, uri: &Uri) -> Result<TokenId, TokenRefusal> {
+    pub fn judge_head(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        may_have_envelope: bool,
+    ) -> Result<TokenId, TokenRefusal> {
         let in_header = token_of(headers)?;
         if self.places.in_query
             && let Some(query) = uri.query()
@@ -112,7 +118,7 @@ impl TokenGate {
         }
         match in_header {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.places.in_body => Ok(TokenId::NONE),
+            None if self.places.in_body && may_have_envelope => Ok(TokenId::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
@@ -125,17 +131,21 @@ impl TokenGate {
         }
     }
 
-    /// Judges the token of an envelope, unless the head's is `known`.
+    /// Judges what a body says, unless the head's token is `known`.
     ///
     /// # Errors
-    /// There is none, or it is not accepted.
+    /// There is no token, or it is not accepted.
     pub fn judge_envelope(
         &self,
         known: TokenId,
+        has_envelope: bool,
         given: Option<&str>,
     ) -> Result<TokenId, TokenRefusal> {
         if known != TokenId::NONE {
             return Ok(known);
+        }
+        if !has_envelope {
+            return Err(TokenRefusal::NoHeader);
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
@@ -244,11 +254,14 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given), &target()).unwrap();
+                let id = gate.judge_head(&headers(given), &target(), true).unwrap();
+                assert_eq!(gate.judge_head(&headers(given), &target(), false), Ok(id));
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    assert_eq!(gate.judge_envelope(id, envelope), Ok(id), "the header decides");
+                    let judged = gate.judge_envelope(id, true, envelope);
+                    assert_eq!(judged, Ok(id), "the header decides");
                 }
+                assert_eq!(gate.judge_envelope(id, false, None), Ok(id));
             }
         }
     }
@@ -285,8 +298,10 @@ mod tests {
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"")], Different),
                 (&[(AUTH, b"Basic YWxwaGE6"), (KEY, b"alpha")], Scheme),
             ] {
-                let refused = gate.judge_head(&headers(given), &target());
-                assert_eq!(refused, Err(refusal), "{given:?}");
+                for may_have_envelope in [true, false] {
+                    let refused = gate.judge_head(&headers(given), &target(), may_have_envelope);
+                    assert_eq!(refused, Err(refusal), "{given:?}");
+                }
                 let text = refusal.to_string();
                 assert!(text.contains("token") || text.contains("TOKEN"), "{text}");
             }
@@ -297,15 +312,19 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none, &target()), Ok(TokenId::NONE));
-        let judge = |token| gate.judge_envelope(TokenId::NONE, token);
+        assert_eq!(gate.judge_head(&none, &target(), true), Ok(TokenId::NONE));
+        let judge = |token| gate.judge_envelope(TokenId::NONE, true, token);
         assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap()), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
         }
+        // A body of another form has no envelope, which may be known before or after it is read.
+        assert_eq!(gate.judge_head(&none, &target(), false), Err(TokenRefusal::NoHeader));
+        let without = gate.judge_envelope(TokenId::NONE, false, None);
+        assert_eq!(without, Err(TokenRefusal::NoHeader));
         let (gate, _) = self::gate(false);
-        assert_eq!(gate.judge_head(&none, &target()), Err(TokenRefusal::NoHeader));
+        assert_eq!(gate.judge_head(&none, &target(), true), Err(TokenRefusal::NoHeader));
     }
 
     #[test]
@@ -320,7 +339,7 @@ mod tests {
             let (gate, metrics) = gate_of(TokenPlaces { in_body, in_query: true });
             let judge = |query: &str, given: &[(&str, &[u8])]| {
                 let uri = format!("http://x:80/payloads{query}").parse().unwrap();
-                gate.judge_head(&headers(given), &uri)
+                gate.judge_head(&headers(given), &uri, true)
             };
             for (query, given, name) in [
                 ("?token=alpha", &[][..], "a"),
@@ -335,7 +354,11 @@ mod tests {
             ] {
                 let id = judge(query, given).unwrap();
                 assert_eq!(metrics.names.shown(id), Some(name), "{query} {given:?}");
-                assert_eq!(gate.judge_envelope(id, Some("wrong")), Ok(id), "the head decides");
+                assert_eq!(
+                    gate.judge_envelope(id, true, Some("wrong")),
+                    Ok(id),
+                    "the head decides"
+                );
             }
             for (query, given, refusal) in [
                 ("?token=wrong", &[][..], UnknownQuery),

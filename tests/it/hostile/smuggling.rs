@@ -7,11 +7,9 @@
 //! compared with what was stored.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::front::{Front, daemon};
 use crate::support::needs::{Need, skip};
 use crate::support::{Client, PATIENCE, Server, request, wait_for};
 
@@ -322,74 +320,6 @@ fn nothing_is_understood_in_two_ways() {
     assert_eq!(answered, stored.len());
 }
 
-/// A proxy in front of the server; ended when dropped.
-struct Front {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        // nginx ends its workers with it, which a SIGKILL would not let it.
-        crate::support::signal(&self.child, "TERM");
-        let _reaped = self.child.wait();
-    }
-}
-
-/// Where `name` is; Debian has daemons where not every user looks.
-fn daemon(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
-    directories.map(|directory| directory.join(name)).find(|file| file.is_file())
-}
-
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-impl Front {
-    /// Starts `command`, which listens on `address`.
-    fn start(mut command: Command, address: SocketAddr, dir: &Path) -> Front {
-        let log = std::fs::File::create(dir.join("front.log")).unwrap();
-        command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let front = Front { child: command.spawn().unwrap(), address };
-        wait_for("the proxy", || Client::try_connect(address).is_some());
-        front
-    }
-
-    fn haproxy(binary: &Path, dir: &Path, server: SocketAddr) -> Front {
-        let address = free_port();
-        let config = format!(
-            "global\n maxconn 1000\ndefaults\n mode http\n timeout connect 5s\n timeout client 5s\n \
-             timeout server 5s\n option http-keep-alive\n http-reuse always\nfrontend f\n bind {address}\n \
-             default_backend b\nbackend b\n server s {server}\n"
-        );
-        std::fs::write(dir.join("haproxy.cfg"), config).unwrap();
-        let mut command = Command::new(binary);
-        command.args(["-db", "-f", "haproxy.cfg"]);
-        Front::start(command, address, dir)
-    }
-
-    /// Bodies go on as they come (`proxy_request_buffering off`), which leaves the framing to both.
-    fn nginx(binary: &Path, dir: &Path, server: SocketAddr) -> Front {
-        let address = free_port();
-        let dir_text = dir.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!(" {kind}_temp_path {dir_text}/{kind};\n"))
-            .concat();
-        let config = format!(
-            "daemon off;\nmaster_process off;\npid {dir_text}/pid;\nerror_log {dir_text}/errors;\n\
-             events {{}}\nhttp {{\n access_log off;\n{temporary} upstream u {{ server {server}; keepalive 8; }}\n \
-             server {{\n listen {address};\n location / {{\n proxy_pass http://u;\n proxy_http_version 1.1;\n \
-             proxy_set_header connection \"\";\n proxy_request_buffering off;\n }}\n }}\n}}\n"
-        );
-        std::fs::write(dir.join("nginx.conf"), config).unwrap();
-        let mut command = Command::new(binary);
-        command.args(["-p", &dir_text.to_string(), "-c", &format!("{dir_text}/nginx.conf")]);
-        Front::start(command, address, dir)
-    }
-}
-
 /// Sends the matrix to `front`, with a good client's request behind each case: on the connections
 /// to the server that they share, nothing of a case may be left for it.
 fn behind(server: &Server, front: &Front) {
@@ -448,7 +378,9 @@ fn nothing_is_understood_in_two_ways_behind_haproxy() {
     };
     let server = Server::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    behind(&server, &Front::haproxy(&binary, dir.path(), server.ingest));
+    let defaults = "mode http\n option http-keep-alive\n http-reuse always";
+    let backend = format!("server s {}", server.ingest);
+    behind(&server, &Front::haproxy(&binary, dir.path(), defaults, &backend));
 }
 
 #[test]
@@ -459,5 +391,5 @@ fn nothing_is_understood_in_two_ways_behind_nginx() {
     };
     let server = Server::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    behind(&server, &Front::nginx(&binary, dir.path(), server.ingest));
+    behind(&server, &Front::nginx(&binary, dir.path(), server.ingest, ""));
 }

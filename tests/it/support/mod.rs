@@ -5,6 +5,7 @@ pub mod batches;
 pub mod child;
 pub mod chromium;
 pub mod disks;
+pub mod front;
 pub mod imds;
 pub mod needs;
 pub mod proxy;
@@ -178,6 +179,15 @@ impl Server {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The row of `peer` on the page `/peers` with this query.
+    pub fn peer(&self, query: &str, peer: &str) -> Option<Value> {
+        let mut client = Client::connect(self.admin);
+        let accept = "accept: application/json\r\nconnection: close";
+        client.send(format!("GET /peers{query} HTTP/1.1\r\nhost: x\r\n{accept}\r\n\r\n"));
+        let page: Value = serde_json::from_str(&client.reply().body).unwrap();
+        page["peers"].as_array().unwrap().iter().find(|row| row["peer"] == peer).cloned()
     }
 
     /// A fresh connection to the ingest listener, with timeouts.
@@ -409,6 +419,19 @@ impl Client {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Some(Client { stream, unread: Vec::new() })
+    }
+
+    /// A connection from an address of this host.
+    pub fn connect_from(source: std::net::IpAddr, address: SocketAddr) -> Client {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, unread: Vec::new() }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
