@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_star_is_one_label() {
-        let listed = "https://*.example.com, http://*.localhost:3000";
+        let listed = "HTTPS://*.Example.com:443, http://*.localhost:3000";
         for origin in [
             "https://a.example.com",
             "https://a-b_9.example.com",

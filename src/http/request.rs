@@ -94,7 +94,9 @@ pub(super) async fn handle(
     }
     let now = rt::now();
     let status = status.as_u16();
-    state.tally.request(now, status, payloads, token.get());
+    // A health check or a preflight is no refusal, whatever its status.
+    let tallied = if is_tokenless { 200 } else { status };
+    state.tally.request(now, tallied, payloads, token.get());
     if is_forwarded {
         server.conns.forwarded_request_ended(&state);
     }
@@ -187,7 +189,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Selects the pipeline of a request. No other code looks at a path.
+/// Selects the pipeline of a request. No other code looks at its path.
 fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
     match wrong_route(&server.config.paths, method, uri) {
         Some(answer) => Err(answer),

@@ -102,13 +102,14 @@ fn scripts_of_listed_origins_read_every_answer_and_others_none() {
     let star = start(pages.port(), &[("CORS_ORIGINS", "*")]);
     wait_for("a full queue", || full.post(r#"{"data":[1],"token":"al/pha"}"#).status == 503);
     let servers = [&main, &full, &star].map(|server| server.ingest.port().to_string()).join(",");
-    let see = |host: &str| -> Option<Value> {
+    // The browser is to live until its beacons are sent, some time after the page's report.
+    let see = |host: &str| -> Option<(Chromium, Value)> {
         let url = format!("http://{host}:{}/?servers={servers}", pages.port());
-        let _browser = Chromium::open(&url)?;
-        Some(pages.report())
+        let browser = Chromium::open(&url)?;
+        Some((browser, pages.report()))
     };
 
-    let Some(seen) = see("app.localhost") else { return };
+    let Some((browser, seen)) = see("app.localhost") else { return };
     let taken = r#"cors 200 {"accepted":1,"ack":"queued"}"#;
     let expected = json!({
         "simple": taken,
@@ -150,16 +151,16 @@ fn scripts_of_listed_origins_read_every_answer_and_others_none() {
         "simple",
         "stored",
     ];
-    // A beacon is sent some time after the script has gone on.
     wait_for("the beacons", || main.stored().len() == all.len());
     assert_eq!(main.stored_texts(), all.map(|text| format!("\"{text}\"")));
     wait_for("the form", || main.metrics().requests(400) == 3);
     assert_eq!(star.stored_texts(), ["\"star\""]);
+    drop(browser);
     let before = main.metrics();
 
     // The same from an origin that is not listed: what needs a permission is not sent, and what
     // does not is served but cannot be read.
-    let seen = see("127.0.0.1").expect("there was a browser");
+    let (_browser, seen) = see("127.0.0.1").expect("there was a browser");
     let star_seen = ["star", "starred"].map(|name| seen[name].clone());
     assert_eq!(star_seen, [json!(taken), json!("TypeError")]);
     assert_eq!(seen["opaque"], "opaque 0 ");

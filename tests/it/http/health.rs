@@ -68,6 +68,8 @@ fn every_way_to_ask() {
         asked += 1;
     }
     let metrics = server.metrics();
+    let peers = server.admin("/peers").body;
+    assert!(peers.contains("127.0.0.1") && !peers.contains("unavailable="), "{peers}");
     assert_eq!(metrics.sum("millrace_health_checks_total"), before + asked);
     assert_eq!(metrics.sum("millrace_requests_total"), 0, "they are no requests for payloads");
     assert_eq!(metrics.sum("millrace_request_latency_seconds_count"), 0);
