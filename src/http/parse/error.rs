@@ -32,7 +32,7 @@ pub enum ParseError {
     SecondValue(BodyPosition),
     #[error("nested deeper than {DEPTH_MAX} levels at {0}")]
     TooDeep(BodyPosition),
-    #[error("the body is {}, at {at}; wanted: {form}{}", form.is_not(), form.as_sent())]
+    #[error("{}, at {at}; wanted: {form}{}", form.mismatch(), form.as_sent())]
     WrongStart { form: BodyForm, at: BodyPosition },
     #[error("\"data\" is missing; wanted: {{\"data\":[...]}}")]
     DataMissing,
@@ -66,12 +66,12 @@ impl ParseError {
 }
 
 impl BodyForm {
-    /// What a body of another form is not.
-    fn is_not(self) -> &'static str {
+    /// What is wrong with a body of another form.
+    fn mismatch(self) -> &'static str {
         match self {
-            BodyForm::ByFirstByte(_) => "neither an object nor an array",
-            BodyForm::Collection | BodyForm::Object => "not an object",
-            BodyForm::Array => "not an array",
+            BodyForm::ByFirstByte(_) => "the body is neither an object nor an array",
+            BodyForm::Collection | BodyForm::Object => "the body is not an object",
+            BodyForm::Array => "the body is not an array",
             BodyForm::Lines => unreachable!("a line begins with any value"),
         }
     }

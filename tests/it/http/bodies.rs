@@ -101,7 +101,12 @@ fn every_form_of_a_body_is_split_and_stored_as_received() {
                     refused += 1;
                 }
             }
-            assert_eq!(reply.header("connection"), None, "{shown}");
+            // What the head alone decides is answered before the body is read.
+            let is_ambiguous = reply.body.contains("several types");
+            assert_eq!(reply.header("connection"), is_ambiguous.then_some("close"), "{shown}");
+            if is_ambiguous {
+                client = server.connect();
+            }
         }
         drop(client);
         server.wait_idle();
@@ -151,8 +156,8 @@ fn the_text_of_a_refusal_names_the_line_and_what_is_wanted() {
         assert_eq!(reply.status, 400, "{reply:?}");
         assert!(reply.error().contains(says), "{body:?}: {}", reply.error());
     }
-    assert_eq!(post(&mut client, NDJSON, "1\n2").status, 200, "the connection still works");
     drop(client);
+    assert_eq!(post(&mut server.connect(), NDJSON, "1\n2").status, 200);
     server.wait_idle();
     assert_eq!(server.stored_texts(), ["1", "2"]);
 }
