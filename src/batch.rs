@@ -45,7 +45,7 @@ pub use gather::gather;
 use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
 use crate::config::{BatchFormat, BatchOptions, Config};
-use crate::key::{KeyTemplate, Partition};
+use crate::key::{KeyTemplate, Partition, RequestValues};
 use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
 use crate::queue::event_times::UnreadableTimes;
@@ -330,8 +330,8 @@ pub struct Batch {
     payload_bytes: u64,
     kind: BatchKind,
     roster: Roster,
-    /// The `version` of its payloads' requests, if keys use it.
-    version: Option<Box<str>>,
+    /// What keys use of its payloads' requests; see `OpenBatch`.
+    values: RequestValues,
     shared: Rc<EncoderShared>,
     _charge: Option<Charge>,
 }
@@ -365,7 +365,7 @@ impl Batch {
             payload_bytes: job.payload.len() as u64,
             kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
-            version: None,
+            values: RequestValues::default(),
             shared: batches.shared.clone(),
             _charge: Some(charge),
         }
@@ -391,7 +391,7 @@ impl Batch {
             payload_bytes,
             kind: BatchKind::Restored,
             roster: Roster::default(),
-            version: None,
+            values: RequestValues::default(),
             shared,
             _charge: None,
         }
@@ -478,7 +478,7 @@ impl Batch {
         let mut stamps = self.roster.stamps();
         encoder::lines(self.form.compression, &self.parts, |line| {
             let stamp = stamps.next().expect("one for each line");
-            let payload = Payload::uncharged(line.to_vec(), self.version.as_deref());
+            let payload = Payload::uncharged(line.to_vec(), self.values.clone());
             jobs.push(Job::queued(payload, stamp));
         });
         jobs

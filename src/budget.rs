@@ -165,10 +165,18 @@ impl ChargedBytes {
     /// # Errors
     /// The first allocation does not fit.
     pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
-        let capacity = max.min(Self::FIRST_CAPACITY);
+        let empty = ChargedBytes::with_capacity(budget, max.min(Self::FIRST_CAPACITY))?;
+        Ok(ChargedBytes { max, ..empty })
+    }
+
+    /// An empty buffer of `max` bytes, which never grows.
+    ///
+    /// # Errors
+    /// They do not fit.
+    pub fn with_capacity(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
         let mut charge = Charge::new(budget);
-        charge.try_set(capacity)?;
-        Ok(ChargedBytes { bytes: Vec::with_capacity(capacity), max, charge })
+        charge.try_set(max)?;
+        Ok(ChargedBytes { bytes: Vec::with_capacity(max), max, charge })
     }
 
     /// Appends `more`. The caller has checked that it fits in `max`.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::key::KeyTemplate;
 use crate::log::LogFormat;
 use crate::net::BLOCK;
+use crate::quota::Quota;
 
 mod bodies;
 mod cors;
@@ -19,8 +20,10 @@ mod faults;
 mod file_mode;
 mod layers;
 mod listen;
+mod meta;
 mod networks;
 mod objects;
+mod quotas;
 mod s3;
 mod settings;
 mod value;
@@ -31,6 +34,7 @@ pub use faults::{FaultPlan, Poison};
 pub use file_mode::FileMode;
 pub use layers::{Effective, Environment, Flags, HostContext, SettingSource, SettingValue};
 pub use listen::ListenAddress;
+pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
 pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
@@ -76,12 +80,16 @@ pub struct Config {
     pub token_in_query: bool,
     /// `None`: nothing is said to browsers.
     pub cors_origins: Option<CorsOrigins>,
+    /// What one peer may send.
+    pub client_quota: Quota,
     pub store: StoreUrl,
     /// Permissions of what a `file:` store creates.
     pub file_mode: FileMode,
     pub s3: S3Options,
     /// The keys of single payloads or, if `batch` is set, of batches.
     pub keys: KeyTemplate,
+    /// What is stored with every payload; empty: nothing but its bytes.
+    pub meta: Vec<MetaEntry>,
     /// `None`: one object per payload.
     pub batch: Option<BatchOptions>,
     /// Price of 1,000 PUTs, in dollars.
@@ -333,6 +341,29 @@ impl Config {
         self.batch.is_none().then(|| self.keys.text())
     }
 
+    /// Longest payload as it is stored.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.max_length + if self.meta.is_empty() { 0 } else { meta::META_BYTES_MAX }
+    }
+
+    /// Most bytes of all payloads of one request as they are stored, a few beside each included. With
+    /// `META` they may be many times what was sent. Then they are as many as other settings have
+    /// room for: beside the body while they are wrapped, while they wait for the disk, and in a
+    /// segment together with their lengths.
+    pub fn request_bytes_max(&self) -> usize {
+        if self.meta.is_empty() {
+            return self.max_length;
+        }
+        // A quarter is more than the reserve of small bodies.
+        let beside_body =
+            self.max_body_bytes.saturating_sub(self.max_body_bytes / 4 + self.max_length);
+        let on_disk = self.spool.as_ref().map_or(usize::MAX, |spool| {
+            spool.pending.min(usize::try_from(spool.segment / 4).unwrap_or(usize::MAX))
+        });
+        let payload = self.payload_bytes_max();
+        beside_body.max(payload).min(on_disk).min(LENGTH_MAX as usize + meta::META_BYTES_MAX)
+    }
+
     /// The configuration with `settings` (name, text), and defaults for everything else. The
     /// environment is not read. For tests and benches.
     ///
@@ -464,10 +495,12 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         token_in_body: r.take("TOKEN_IN_BODY", value::on_or_off),
         token_in_query: r.take("TOKEN_IN_QUERY", value::on_or_off),
         cors_origins: r.take("CORS_ORIGINS", optional(cors::cors_origins)),
+        client_quota: quotas::read_client(r),
         store: r.take("STORE", value::store),
         file_mode: r.take("FILE_MODE", value::file_mode),
         s3: s3::read(r, content_type),
         keys: objects::read_keys(r, batch.is_some()),
+        meta: r.take("META", meta::entries),
         batch,
         put_price: r.take("PUT_PRICE", value::dollars),
         ack: r.take("ACK", value::ack),
@@ -511,6 +544,7 @@ fn segment_size(r: &mut SettingsReader<'_>) -> u64 {
 
 /// Checks relations between settings that are each valid on their own.
 fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
+    meta::check(r, c);
     r.require(c.max_queue_bytes >= c.max_length, "MAX_QUEUE_BYTES", "MAX_LENGTH", |length| {
         format!(
             "is below {length}: a request of maximum length must fit; raise it or lower MAX_LENGTH"

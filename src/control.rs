@@ -7,6 +7,7 @@ mod bind;
 mod events;
 mod exposition;
 mod peers;
+mod quotas;
 mod reach;
 mod readiness;
 pub mod reload;
@@ -34,6 +35,7 @@ use crate::deadletter::DeadLetters;
 use crate::deadline::strictly_within;
 use crate::http::accept;
 use crate::http::health::Readiness;
+use crate::http::quotas::SharedQuotas;
 use crate::http::tokens::{SharedTokens, TokenPlaces};
 use crate::limits::Limits;
 use crate::log;
@@ -124,6 +126,7 @@ async fn start(
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
+    let quotas = SharedQuotas::new(&config, epoch);
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
@@ -197,6 +200,7 @@ async fn start(
                 readiness: readiness.clone(),
             },
             tokens: tokens.clone(),
+            quotas: quotas.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
             spool: spools
@@ -209,6 +213,9 @@ async fn start(
         core::spawn(setup).map_err(|error| format!("core {core_id}: {error}"))?;
     }
     watch_dead_letters(dead_letters);
+    if let Some(quotas) = quotas {
+        quotas::keep(&quotas);
+    }
     let listeners = RefCell::new(listeners.into_iter().map(Some).collect());
     let home = spools.map(|(home, _)| home);
     let server = Supervisor {
@@ -330,7 +337,8 @@ impl Supervisor {
     fn announce(&self, addresses: &[SocketAddr], epoch: Instant) {
         let config = &self.config;
         let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
-        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}/payloads")).collect();
+        let path = config.paths.first();
+        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}{path}")).collect();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = urls.join(", "),

@@ -18,6 +18,7 @@ use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
 use crate::http::health::HealthPages;
+use crate::http::quotas::QuotaGate;
 use crate::http::server::{Conns, Server};
 use crate::http::split::BodySplitter;
 use crate::http::tokenless::Tokenless;
@@ -47,7 +48,7 @@ impl Core {
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
         cells.connections_max.set(limits.connections as u64);
-        let bodies = BodyMemory::new(limits.body_bytes, limits.request_bytes, cells);
+        let bodies = BodyMemory::new(limits.body_bytes, limits.wrapped_payload_bytes, cells);
         let server = Rc::new(Server {
             net: net.clone(),
             cells,
@@ -58,6 +59,7 @@ impl Core {
                 .tokens
                 .as_ref()
                 .map(|shared| TokenGate::new(shared, setup.index, TokenPlaces::of(config))),
+            quotas: setup.quotas.as_ref().map(|shared| QuotaGate::new(shared, setup.index, cells)),
             tokenless: Tokenless {
                 health: setup
                     .control

@@ -55,7 +55,9 @@ pub mod http {
     }
 }
 pub mod key {
-    pub use crate::key::{EventTime, KeyOf, KeyTemplate, Partition};
+    pub use crate::key::{
+        EventTime, KeyOf, KeyTemplate, Partition, RequestSource, RequestValues, RequestValuesWriter,
+    };
 }
 pub mod limits {
     pub use crate::limits::Limits;
@@ -78,6 +80,18 @@ pub mod queue {
     }
     pub mod job {
         pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
+    }
+}
+pub mod quota {
+    pub use crate::quota::{Quota, TICK};
+    pub mod board {
+        pub use crate::quota::board::Board;
+    }
+    pub mod keeper {
+        pub use crate::quota::keeper::Keeper;
+    }
+    pub mod table {
+        pub use crate::quota::table::{Table, Verdict, slots};
     }
 }
 pub mod rt {

@@ -2,7 +2,7 @@
 //! batches. No I/O, no clock.
 //!
 //! A key is rendered in two steps. [`KeyTemplate::write_partition`] renders the values that depend
-//! on a payload: its fields, its request's version, its event time. Payloads with equal text may
+//! on a payload: its fields, its request's values (see `request`), its event time. Payloads with equal text may
 //! share an object. [`KeyTemplate::write_key`] combines that text with the core's names and the
 //! object's numbers. Neither allocates once its buffers have grown.
 //!
@@ -17,6 +17,7 @@
 mod event_time;
 mod fields;
 mod parse;
+mod request;
 mod room;
 mod unique;
 mod value;
@@ -27,6 +28,10 @@ mod tests;
 use event_time::{Calendar, TimePart};
 use fields::Fields;
 pub use parse::KeyError;
+pub use request::{
+    REQUEST_VALUES_BYTES_MAX, RequestSource, RequestValues, RequestValuesWriter, header_name,
+    query_value,
+};
 use room::Room;
 pub use value::VALUE_BYTES_MAX;
 
@@ -42,7 +47,7 @@ pub const DEFAULT_BATCH: &str = "{unix_nanos}-{node}-{core}-{seq}.{ext}";
 /// key, whatever the store: a key that would begin there has `_` for its first byte.
 pub const TEMPORARY: &str = ".millrace-tmp";
 
-/// Rendered for a missing field, and for the version of a request without one.
+/// Rendered for a missing field or value of a request, unless the placeholder has a default.
 const UNKNOWN: &str = "unknown";
 
 /// Ends every value in a partition's text; no value contains a control character.
@@ -55,8 +60,7 @@ pub struct KeyTemplate {
     event_time: Option<String>,
     parts: Vec<Part>,
     fields: Fields,
-    /// The event time's slot in `fields`.
-    event_time_slot: Option<usize>,
+    event_time_source: EventTimeSource,
     /// Components whose values may be too long together; mostly none.
     rooms: Vec<Room>,
 }
@@ -75,7 +79,11 @@ enum Part {
     Ext,
     /// This many hex digits.
     Hash(usize),
-    Version,
+    /// A value of the request, kept under this name.
+    Request {
+        name: String,
+        default: String,
+    },
     Field {
         pointer: String,
         slot: usize,
@@ -102,12 +110,18 @@ pub struct KeyOf<'a> {
     pub ext: &'a str,
 }
 
-/// The part of a request's `version` that keys use, at most [`VALUE_BYTES_MAX`] bytes; a template
-/// renders it unchanged.
-pub fn version(text: &str) -> Box<str> {
-    let mut kept = String::new();
-    value::write(text.chars(), UNKNOWN, &mut kept);
-    kept.into()
+/// `EVENT_TIME` that means the time of receipt; anything else is a JSON pointer.
+const RECEIVED_AT: &str = "received_at";
+
+/// Where `{date:…}` and `{hour}` take a payload's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EventTimeSource {
+    /// `EVENT_TIME` is not set: the payload's object has a time, and the payload itself none.
+    NotAsked,
+    /// The time of admission.
+    Received,
+    /// A field: its slot in `fields`.
+    Field(usize),
 }
 
 /// Which batch a payload belongs to. Keep one per core: it also holds buffers that the next payload
@@ -131,14 +145,14 @@ impl Partition {
 pub enum EventTime {
     /// `EVENT_TIME` is not set: the time at which the object was opened.
     NotAsked,
-    /// From the payload.
+    /// From the payload, or the time of receipt if `EVENT_TIME` asks for that.
     Read,
     /// The payload has no readable event time: its object is filed under the time of arrival.
     Unreadable,
 }
 
 impl KeyTemplate {
-    /// The text of `KEY`, and the JSON pointer of `EVENT_TIME` if set.
+    /// The text of `KEY`, and that of `EVENT_TIME` if set: a JSON pointer or `received_at`.
     ///
     /// # Errors
     /// One sentence with the mistake, the given text and the remedy.
@@ -212,42 +226,52 @@ impl KeyTemplate {
         room::above_values(&self.parts)
     }
 
-    /// Whether keys depend on the payload, its request's version or its event time, so that batches
+    /// Whether keys depend on the payload, its request's values or its event time, so that batches
     /// are partitioned.
     pub fn is_partitioned(&self) -> bool {
         self.parts.iter().any(|part| self.is_of_payload(part))
     }
 
-    /// Whether keys contain the version of a payload's request.
-    pub fn needs_version(&self) -> bool {
-        self.parts.contains(&Part::Version)
+    /// The values of a request that keys contain, each once.
+    pub fn request_sources(&self) -> Vec<RequestSource<'_>> {
+        let mut sources = Vec::new();
+        for part in &self.parts {
+            if let Part::Request { name, .. } = part {
+                let source = RequestSource::of_name(name);
+                if !sources.contains(&source) {
+                    sources.push(source);
+                }
+            }
+        }
+        sources
     }
 
     fn is_of_payload(&self, part: &Part) -> bool {
         match part {
-            Part::Version | Part::Field { .. } => true,
-            Part::Time(_) => self.event_time_slot.is_some(),
+            Part::Request { .. } | Part::Field { .. } => true,
+            Part::Time(_) => self.event_time_source != EventTimeSource::NotAsked,
             _ => false,
         }
     }
 
-    /// Renders what depends on `payload`, which is valid JSON, into `partition`, replacing its
-    /// content.
+    /// Renders what depends on `payload`, which is valid JSON of a request with these `values`, into
+    /// `partition`, replacing its content.
     ///
     /// `unix_nanos` replaces a missing or unreadable event time. Pass the time of the payload's
     /// admission, so that a replay renders the same text.
     pub fn write_partition(
         &self,
         payload: &[u8],
-        version: Option<&str>,
+        values: &RequestValues,
         unix_nanos: u64,
         partition: &mut Partition,
     ) -> EventTime {
         partition.text.clear();
-        let found = self.fields.find(payload);
-        let (time, source) = match self.event_time_slot {
-            None => (unix_nanos, EventTime::NotAsked),
-            Some(slot) => match event_time::read(found.raw(slot)) {
+        let found = self.fields.find(self.as_sent(payload, values));
+        let (time, source) = match self.event_time_source {
+            EventTimeSource::NotAsked => (unix_nanos, EventTime::NotAsked),
+            EventTimeSource::Received => (unix_nanos, EventTime::Read),
+            EventTimeSource::Field(slot) => match event_time::read(found.raw(slot)) {
                 Some(time) => (time, EventTime::Read),
                 None => (unix_nanos, EventTime::Unreadable),
             },
@@ -256,7 +280,9 @@ impl KeyTemplate {
         for part in self.parts.iter().filter(|part| self.is_of_payload(part)) {
             match part {
                 Part::Time(part) => calendar.write(*part, time, text),
-                Part::Version => value::write(version.unwrap_or("").chars(), UNKNOWN, text),
+                Part::Request { name, default } => {
+                    value::write(values.get(name).unwrap_or("").chars(), default, text);
+                }
                 Part::Field { slot, default, .. } => {
                     value::write_json(found.raw(*slot), default, text);
                 }
@@ -270,9 +296,20 @@ impl KeyTemplate {
 
     /// What a payload has at `EVENT_TIME`, as a log line may show it: the shape of a value that is
     /// not an event time, and none of its bytes.
-    pub fn event_time_shape(&self, payload: &[u8]) -> String {
-        let found = self.fields.find(payload);
-        event_time::shape(self.event_time_slot.map_or(&[], |slot| found.raw(slot)))
+    pub fn event_time_shape(&self, payload: &[u8], values: &RequestValues) -> String {
+        let found = self.fields.find(self.as_sent(payload, values));
+        event_time::shape(match self.event_time_source {
+            EventTimeSource::Field(slot) => found.raw(slot),
+            EventTimeSource::NotAsked | EventTimeSource::Received => &[],
+        })
+    }
+
+    /// The payload as its client sent it, if any of it is looked for.
+    fn as_sent<'p>(&self, payload: &'p [u8], values: &RequestValues) -> &'p [u8] {
+        match self.fields.is_empty() || !values.is_wrapped() {
+            true => payload,
+            false => fields::wrapped_payload(payload),
+        }
     }
 
     /// Renders the key of one object into `key`, replacing its content.
@@ -295,10 +332,10 @@ impl KeyTemplate {
                 Part::Text(text) => key.push_str(text),
                 Part::UnixNanos => key.push_str(digits.format(of.unix_nanos)),
                 Part::UnixMs => key.push_str(digits.format(of.unix_nanos / 1_000_000)),
-                Part::Time(part) if self.event_time_slot.is_none() => {
+                Part::Time(part) if self.event_time_source == EventTimeSource::NotAsked => {
                     calendar.write(*part, of.unix_nanos, key);
                 }
-                Part::Time(_) | Part::Version | Part::Field { .. } => key.push_str(value()),
+                Part::Time(_) | Part::Request { .. } | Part::Field { .. } => key.push_str(value()),
                 Part::Node => key.push_str(of.node),
                 Part::Core => key.push_str(digits.format(of.core)),
                 Part::Seq => key.push_str(digits.format(of.seq)),
@@ -346,7 +383,7 @@ impl Part {
             Part::Ext => ext_bytes,
             Part::Hash(digits) => *digits,
             // A default is no longer than that either.
-            Part::Version | Part::Field { .. } => VALUE_BYTES_MAX,
+            Part::Request { .. } | Part::Field { .. } => VALUE_BYTES_MAX,
         }
     }
 }

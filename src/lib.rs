@@ -19,6 +19,7 @@
 //! | `store` | one `put` per object: S3 by two clients, a directory, nothing |
 //! | `queue` | admission, the queue itself, and what is in it |
 //! | `config`, `key` | the settings as types; object names |
+//! | `quota` | what a client may send, and how cores share it |
 //! | `budget`, `metrics`, `deadline`, `net`, `log`, … | what all of them use |
 //!
 //! The path of one request with one object per payload:
@@ -87,6 +88,7 @@ mod metrics;
 mod net;
 mod preflight;
 mod queue;
+mod quota;
 mod rt;
 mod spool;
 mod stop;

@@ -12,6 +12,7 @@ use crate::config::{Config, S3Client};
 use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
 use crate::http::body::DECODERS_BYTES_MAX;
+use crate::http::quotas::quota_bytes;
 use crate::http::split::splitter_bytes;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
@@ -73,6 +74,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Longest decompressed body.
     pub request_bytes: usize,
+    /// Longest payload as it is stored.
+    pub wrapped_payload_bytes: usize,
     pub connections: usize,
     pub workers: usize,
     /// Most memory one core's clients can make it hold: budgets, connections, queue slots, and the
@@ -119,10 +122,13 @@ impl Limits {
         assert!(c.max_body_bytes / 2 >= c.max_length, "a body and its decompressed form must fit");
         // `MAX_QUEUE_BYTES` may equal `MAX_LENGTH`, and a body of that length with one payload must
         // still fit.
-        let queue_bytes = c.max_queue_bytes.max(c.max_length + JOB_COST_BYTES);
+        let queue_bytes = c.max_queue_bytes.max(c.payload_bytes_max() + JOB_COST_BYTES);
         let connections = c.max_connections * CONNECTION_BYTES;
         let slots = c.max_queue * JOB_COST_BYTES;
-        let spool = c.spool.as_ref().map_or(0, |spool| spool.pending + spool::memory(c.max_length));
+        let spool = c
+            .spool
+            .as_ref()
+            .map_or(0, |spool| spool.pending + spool::memory(c.request_bytes_max()));
         let batches = c.batch.as_ref().map_or(0, |batch| {
             let journal = c.spool.as_ref().map_or(0, |_| spool::JOURNAL_MEMORY);
             // Batches uploaded again after a crash, and a dead letter being written. The SDK's
@@ -136,7 +142,7 @@ impl Limits {
         });
         let spool_files = c.spool.as_ref().map_or(0, spool::files);
         let parsing = splitter_bytes(c.max_queue, c.max_length);
-        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES;
+        let kept = parsing + DECODERS_BYTES_MAX + net::POOL_BYTES + quota_bytes(c);
         let core_files = |connections: usize| {
             let listeners = (c.listen.len() - 1) * FILES_PER_LISTENER;
             connections + c.max_workers * FILES_PER_WORKER + CORE_FILES + listeners + spool_files
@@ -161,6 +167,7 @@ impl Limits {
             queue_bytes,
             body_bytes: c.max_body_bytes,
             request_bytes: c.max_length,
+            wrapped_payload_bytes: c.payload_bytes_max(),
             connections: c.max_connections,
             workers: c.max_workers,
             core_memory_bytes,

@@ -43,8 +43,8 @@ impl Cell64 {
 
 /// The statuses this server sends; a core counts 503 by reason, as [`Unavailable`]. Any other is
 /// counted as the last one, 0 (`other`).
-pub const STATUSES: [u16; 15] =
-    [200, 400, 401, 404, 405, 408, 413, 415, 431, 500, 501, 502, 503, 504, 0];
+pub const STATUSES: [u16; 16] =
+    [200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 500, 501, 502, 503, 504, 0];
 
 /// Upper bounds in microseconds of every latency bucket but the last (`+Inf`).
 pub const LATENCY_BOUNDS_US: [u64; 21] = [
@@ -299,6 +299,33 @@ impl Unavailable {
     }
 }
 
+/// Which quota a request was refused by with 429.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum QuotaKind {
+    /// `rate` of a tokens file.
+    TokenRequests,
+    /// `bytes` of a tokens file.
+    TokenBytes,
+    /// `CLIENT_RATE`.
+    ClientRequests,
+    /// `CLIENT_BYTES`.
+    ClientBytes,
+}
+
+impl QuotaKind {
+    pub const OF_TOKEN: [QuotaKind; 2] = [QuotaKind::TokenRequests, QuotaKind::TokenBytes];
+    pub const OF_CLIENT: [QuotaKind; 2] = [QuotaKind::ClientRequests, QuotaKind::ClientBytes];
+
+    /// The values of the metric's label, in the order of the variants; also the names of the
+    /// policies that an answer states.
+    pub const NAMES: [&str; 4] = ["requests", "bytes", "client-requests", "client-bytes"];
+
+    pub fn name(self) -> &'static str {
+        QuotaKind::NAMES[self as usize]
+    }
+}
+
 /// One core's cells, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -307,6 +334,14 @@ pub struct CoreCells {
     pub requests: [Cell64; STATUSES.len()],
     /// Requests refused with 503, by [`Unavailable`].
     pub unavailable: [Cell64; Unavailable::ALL.len()],
+    /// Requests refused with 429, by [`QuotaKind`]; one can be refused by several.
+    pub quota_refusals: [Cell64; QuotaKind::NAMES.len()],
+    /// Buckets in use: of peers, and of tokens.
+    pub quota_buckets: [Cell64; 2],
+    /// Set once: how many there can be.
+    pub quota_buckets_max: [Cell64; 2],
+    /// Requests that found no bucket of their own, of peers, and of tokens.
+    pub quota_overflows: [Cell64; 2],
     /// Health checks answered on the ingest port; they are not in `requests`, nor are preflights.
     pub health_checks: Cell64,
     /// Preflights of listed origins, …
@@ -539,7 +574,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 28] = [
+const COUNTERS: [(&str, &str, Read); 30] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -590,6 +625,16 @@ const COUNTERS: [(&str, &str, Read); 28] = [
     ("body_memory_refusals", "Requests answered 503 because MAX_BODY_BYTES was used up", |c| {
         c.body_memory_refusals.value()
     }),
+    (
+        "quota_client_overflows",
+        "Requests whose address found no bucket of its own for its quota",
+        |c| c.quota_overflows[0].value(),
+    ),
+    (
+        "quota_token_overflows",
+        "Requests whose token's name found no bucket of its own for its quota",
+        |c| c.quota_overflows[1].value(),
+    ),
     ("accept_errors", "Failed accepts (out of descriptors and the like)", |c| {
         c.accept_errors.value()
     }),
@@ -600,7 +645,7 @@ const COUNTERS: [(&str, &str, Read); 28] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 32] = [
+const GAUGES: [(&str, &str, Read); 36] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -623,6 +668,20 @@ const GAUGES: [(&str, &str, Read); 32] = [
         "Payloads queued, including those that wait for a retry beyond one per worker",
         |c| c.queue_depth.value(),
     ),
+    ("quota_client_buckets", "Addresses whose quota is kept account of", |c| {
+        c.quota_buckets[0].value()
+    }),
+    (
+        "quota_client_buckets_limit",
+        "Most of them, or 0 without CLIENT_RATE and CLIENT_BYTES",
+        |c| c.quota_buckets_max[0].value(),
+    ),
+    ("quota_token_buckets", "Token names whose quota is kept account of", |c| {
+        c.quota_buckets[1].value()
+    }),
+    ("quota_token_buckets_limit", "Most of them, or 0 without TOKENS_FILE", |c| {
+        c.quota_buckets_max[1].value()
+    }),
     ("queue_depth_limit", "MAX_QUEUE", |c| c.queue_depth_max.value()),
     ("queue_bytes", "Bytes of admitted, unfinished requests", |c| c.queue_bytes.value()),
     ("queue_bytes_limit", "MAX_QUEUE_BYTES", |c| c.queue_bytes_max.value()),
@@ -744,6 +803,12 @@ impl Collector for CellCollector {
             ("connections_evicted", "Connections closed to make room for others, by reason"),
             EvictionReason::NAMES,
             |c| &c.connections_evicted,
+        )?;
+        self.encode_reasons(
+            &mut encoder,
+            ("quota_refusals", "Requests refused with 429, by the quota that was used up"),
+            QuotaKind::NAMES,
+            |c| &c.quota_refusals,
         )?;
         let help = "Connections to listeners with proxy= that were closed for their PROXY header";
         self.encode_reasons(&mut encoder, ("proxy_refusals", help), ProxyRefusal::NAMES, |c| {

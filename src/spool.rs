@@ -70,6 +70,7 @@ use crate::rt::Task;
 
 use crate::budget::{BudgetExhausted, ChargedBytes};
 use crate::config::{JOURNAL_BYTES, SpoolOptions};
+use crate::key::RequestValues;
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
@@ -78,7 +79,6 @@ use crate::queue::job::{Job, Origin, Payload, Stamp};
 use crate::sync::OneShot;
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
-use format::VERSION_BYTES_MAX;
 use health::DiskHealth;
 use own::OwnFiles;
 use pending::PendingRequests;
@@ -137,8 +137,6 @@ pub enum SpoolError {
     Stalled,
     #[error("the server is stopping; send this to another one")]
     Closed,
-    #[error("the request's version is longer than {VERSION_BYTES_MAX} bytes; shorten it")]
-    VersionTooLong,
 }
 
 impl From<BudgetExhausted> for SpoolError {
@@ -256,7 +254,7 @@ impl Spool {
     }
 
     /// Adds a request to those that wait for the disk. Its payloads are at `spans` in `body`, the
-    /// first has the stamp `first`, and all have the request's `version`. Once they are on the disk
+    /// first has the stamp `first`, and all have the request's `values`. Once they are on the disk
     /// they are accepted, and `counted` counts them besides the totals.
     ///
     /// # Errors
@@ -266,12 +264,9 @@ impl Spool {
         first: Stamp,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        values: &RequestValues,
         counted: Option<AcceptedCells>,
     ) -> Result<Rc<Ticket>, SpoolError> {
-        if version.map_or(0, str::len) > VERSION_BYTES_MAX {
-            return Err(SpoolError::VersionTooLong);
-        }
         if self.closed.get() {
             return Err(SpoolError::Closed);
         }
@@ -280,7 +275,7 @@ impl Spool {
             self.disk.health.refused();
             return Err(SpoolError::Failed(error));
         }
-        self.pending.push(first, body, spans, version, counted)
+        self.pending.push(first, body, spans, values, counted)
     }
 
     /// Directories whose payloads this core uploads, its own first.

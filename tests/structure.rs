@@ -38,6 +38,7 @@ const FLOORS: &[&[&str]] = &[
     &["config"],
     &["key"],
     &["budget"],
+    &["quota"],
     &["metrics"],
     &["deadline"],
     &["net"],

@@ -67,6 +67,16 @@ pub fn dense(bytes: usize, tail: &str) -> Vec<u8> {
     body
 }
 
+/// A POST of lines of JSON, compressed.
+pub fn zstd_ed_lines(body: &[u8]) -> Vec<u8> {
+    request(&zstd(body), "content-encoding: zstd\r\ncontent-type: application/x-ndjson\r\n")
+}
+
+/// `line` as often as it fits in `bytes`, and then `tail`.
+pub fn lines(bytes: usize, line: &str, tail: &str) -> Vec<u8> {
+    (line.repeat((bytes - tail.len()) / line.len()) + tail).into_bytes()
+}
+
 /// Events of 100 bytes, `bytes` in all, and an error in the last one.
 pub fn bad_at_the_end(bytes: usize) -> Vec<u8> {
     let mut body = br#"{"data":["#.to_vec();

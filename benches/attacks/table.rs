@@ -1,7 +1,8 @@
 //! The attacks, with their rates: what a single core can take.
 
 use crate::bytes::{
-    CHUNKED, MIB, announced, bad_at_the_end, bombs, chunked, dense, gzipped, request, zstd_ed,
+    CHUNKED, MIB, announced, bad_at_the_end, bombs, chunked, dense, gzipped, lines, request,
+    zstd_ed, zstd_ed_lines,
 };
 
 /// Connections opened a second.
@@ -305,6 +306,14 @@ fn of_bombs() -> Vec<Attack> {
             Later(|| asks(vec![zstd_ed(&dense(MIB, ","))], REFUSED))),
         Attack::loops("zstd of 1 MiB of payloads of a byte, too many",
             Later(|| asks(vec![zstd_ed(&dense(MIB, ""))], REFUSED))),
+        Attack::loops("zstd of 1 MiB of lines of a byte, a bad one at its end",
+            Later(|| asks(vec![zstd_ed_lines(&lines(MIB, "1\n", "x"))], REFUSED))),
+        Attack::loops("zstd of 1 MiB of empty lines, a bad one at its end",
+            Later(|| asks(vec![zstd_ed_lines(&lines(MIB, "\n", "x"))], REFUSED))),
+        Attack::loops("zstd of 1 MiB of an array of payloads of a byte, not JSON at its end",
+            Later(|| asks(vec![zstd_ed(&[b"[", &lines(MIB - 1, "1,", "]")[..]].concat())], REFUSED))),
+        Attack::new("zstd of 64 MiB of lines of a byte, MAX_LENGTH=64MiB", 4, HUGE_PER_S,
+            Later(|| asks(vec![zstd_ed_lines(&lines(64 * MIB, "1\n", ""))], REFUSED))).with(HUGE),
         Attack::new("zstd of 64 MiB of payloads of a byte, MAX_LENGTH=64MiB", 4, HUGE_PER_S,
             Later(|| asks(vec![zstd_ed(&dense(64 * MIB, ""))], REFUSED))).with(HUGE),
         Attack::new("the same, refused at its end", 4, HUGE_PER_S,

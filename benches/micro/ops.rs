@@ -1,6 +1,7 @@
 //! What is measured. A new one is one entry in [`OPS`]; setting up is not part of it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
@@ -11,12 +12,16 @@ use millrace::internals::http::parse::{BodyForm, Scratch, parse};
 use millrace::internals::http::peer::Peer;
 use millrace::internals::http::peers::{Activity, Measure, Sketch, Tally};
 use millrace::internals::http::tokens::TokenSet;
-use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition};
+use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition, RequestValues};
 use millrace::internals::metrics::tokens::{TokenId, TokenNames};
 use millrace::internals::queue::admission::{Admission, Need};
 use millrace::internals::queue::fifo::Fifo;
 use millrace::internals::queue::job::Span;
 use millrace::internals::queue::job::{Job, Origin, Payload, Stamp};
+use millrace::internals::quota::board::Board;
+use millrace::internals::quota::keeper::Keeper;
+use millrace::internals::quota::table::{Table, Verdict, slots};
+use millrace::internals::quota::{Quota, TICK};
 use millrace::internals::store::s3::dial;
 use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
 use millrace::internals::store::{Integrity, Sums};
@@ -68,6 +73,8 @@ pub const OPS: &[Op] = &[
     Op { name: "peers/hand-over-of-1000", make: peers },
     Op { name: "token/find-in-1", make: || token(1) },
     Op { name: "token/find-in-100k", make: || token(100_000) },
+    Op { name: "quota/of-a-token", make: || quota(1) },
+    Op { name: "quota/of-token-and-peer", make: || quota(2) },
     Op { name: "queue/push-and-pop-64", make: queue },
     Op { name: "admit/request-of-10", make: admit },
     Op { name: "key/default", make: key },
@@ -237,6 +244,38 @@ fn token(count: usize) -> Made {
     Made { run: Box::new(run), throughput: Amount::Elements(2) }
 }
 
+/// What a request with a quota is judged and charged by, in `tables` of them, and every 1,000
+/// requests a tick of control.
+fn quota(tables: usize) -> Made {
+    const KEY: u64 = 0x0123_4567_89ab_cdef;
+    let mut now = std::time::Instant::now();
+    let quota = Quota::parse(Some("10000000/s"), Some("1TiB/s"), None).expect("a quota");
+    let make = || {
+        let board = Arc::new(Board::new(2, slots(1_000), now));
+        (Table::new(board.clone(), 0, 1_000), Keeper::new(board))
+    };
+    let mut all: Vec<(Table, Keeper)> = (0..tables).map(|_| make()).collect();
+    let ids: Vec<_> = all.iter().map(|(table, _)| table.find(KEY, &quota, 1)).collect();
+    let mut requests = 0_u64;
+    let run = move || {
+        for (nth, (table, _)) in all.iter().enumerate() {
+            // A token is found by its key, a connection remembers its peer's bucket.
+            let id = if nth == 0 { table.find(KEY, &quota, 1) } else { ids[nth] };
+            assert!(table.is_current(id));
+            table.want(id);
+            assert_eq!(table.judge(id, now), Verdict::Pass);
+            table.spend(id, 1_700);
+            table.correct(id, 0);
+        }
+        requests += 1;
+        if requests.is_multiple_of(1_000) {
+            now += TICK;
+            all.iter_mut().for_each(|(_, keeper)| keeper.tick(now));
+        }
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(1) }
+}
+
 /// The densest body, refused for its last member.
 fn refused() -> Made {
     let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
@@ -271,7 +310,7 @@ fn admit() -> Made {
     let run = move || {
         let need = Need::of(spans.len(), 1_700);
         let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
-        let payloads = Payload::split(Vec::new(), permit, &spans, None);
+        let payloads = Payload::split(Vec::new(), permit, &spans, RequestValues::default());
         let stamp = Stamp { unix_nanos: 1, seq: 2 };
         admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
         assert_eq!((queue.len(), cells.queue_bytes.value()), (10, need.bytes as u64));
@@ -300,6 +339,7 @@ fn key() -> Made {
 fn key_of_field() -> Made {
     let template = KeyTemplate::parse("{field:/tenant}/{seq}-{node}-{core}.{ext}", None);
     let template = template.expect("a template");
+    let values = RequestValues::default();
     let payloads: Vec<String> = (0..64)
         .map(|n| {
             payload(n * 104_729, 1_000).replace(r#""note""#, &format!(r#""tenant":"t {n}","note""#))
@@ -308,7 +348,7 @@ fn key_of_field() -> Made {
     let (mut partition, mut key, mut turn) = (Partition::default(), String::new(), 0);
     let run = move || {
         turn = (turn + 1) % payloads.len();
-        let time = template.write_partition(payloads[turn].as_bytes(), None, 1, &mut partition);
+        let time = template.write_partition(payloads[turn].as_bytes(), &values, 1, &mut partition);
         assert_eq!(time, EventTime::NotAsked);
         let (partition, node) = (partition.text(), "0123456789abcdef");
         let of =

@@ -1,6 +1,6 @@
 // Sends JSON values, one a line on standard input, to a millrace server, and retries as docs/clients.md says.
 //
-//	client [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
+//	client [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
 //
 // Build it with `go build client.go`. Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undecided.
 // Standard library only, Go 1.19 or newer.
@@ -31,6 +31,15 @@ const (
 	jitterMax     = 250 * time.Millisecond // on top of what the server asked for
 )
 
+// form is how payloads are put together.
+type form struct{ contentType, before, between, after string }
+
+var forms = map[string]form{
+	"collection": {"application/json", `{"data":[`, ",", "]}"},
+	"array":      {"application/json", "[", ",", "]"},
+	"lines":      {"application/x-ndjson", "", "\n", "\n"},
+}
+
 // failed: the request is not known to be accepted; status is the exit status.
 type failed struct {
 	status int
@@ -41,6 +50,7 @@ func (f *failed) Error() string { return f.text }
 
 type client struct {
 	http            http.Client
+	form            form
 	url, ack, token string
 	resendUndecided bool
 	attempts        int
@@ -60,7 +70,7 @@ func (c *client) post(body []byte) answer {
 	if err != nil {
 		return answer{text: err.Error(), notSent: true}
 	}
-	request.Header.Set("content-type", "application/json")
+	request.Header.Set("content-type", c.form.contentType)
 	if c.ack != "" {
 		request.Header.Set("millrace-ack", c.ack)
 	}
@@ -87,9 +97,10 @@ func (c *client) post(body []byte) answer {
 	return answer{status: response.StatusCode, text: string(text), retryAfter: time.Duration(seconds) * time.Second}
 }
 
-// send sends JSON texts as one collection, and returns nil once they are accepted.
+// send sends JSON texts as one request, and returns nil once they are accepted.
 func (c *client) send(payloads [][]byte) *failed {
-	body := append(append([]byte(`{"data":[`), bytes.Join(payloads, []byte(","))...), `]}`...)
+	body := append([]byte(c.form.before), bytes.Join(payloads, []byte(c.form.between))...)
+	body = append(body, c.form.after...)
 	undecided := false // some attempt may have been admitted
 	var got answer
 	for attempt := 0; attempt < c.attempts; attempt++ {
@@ -104,9 +115,9 @@ func (c *client) send(payloads [][]byte) *failed {
 		case got.status == 200:
 			return nil
 		case got.notSent:
-		case got.status == 408, got.status == 503:
+		case got.status == 408, got.status == 429, got.status == 503:
 			// Nothing was admitted: sending it again makes no duplicates.
-		case got.status >= 400 && got.status < 500 && got.status != 429, got.status == 501:
+		case got.status >= 400 && got.status < 500, got.status == 501:
 			return &failed{1, why} // new attempts would get it as well
 		case got.status == 502 && bytes.Contains([]byte(got.text), []byte(`"accepted":`)):
 			return &failed{1, why} // everything was admitted, and some of it went to the server's dead letters
@@ -172,12 +183,14 @@ func (c *client) sendAll(input io.Reader) (int, error) {
 }
 
 func main() {
+	form := flag.String("form", "collection", "collection, array or lines")
 	ack := flag.String("ack", "", "queued, spooled or stored")
 	token := flag.String("token", "", "sent as a bearer token; otherwise MILLRACE_TOKEN")
 	resend := flag.Bool("resend-undecided", false, "may store payloads twice")
 	attempts := flag.Int("attempts", 8, "attempts per request")
 	flag.Parse()
-	if flag.NArg() != 1 {
+	made, known := forms[*form]
+	if flag.NArg() != 1 || !known {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -193,7 +206,7 @@ func main() {
 	}
 	c := &client{
 		http: http.Client{Transport: transport, Timeout: answerTimeout},
-		url:  flag.Arg(0), ack: *ack, token: *token, resendUndecided: *resend, attempts: *attempts,
+		form: made, url: flag.Arg(0), ack: *ack, token: *token, resendUndecided: *resend, attempts: *attempts,
 	}
 	accepted, err := c.sendAll(os.Stdin)
 	if err == nil {

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Sends JSON values, one a line on standard input, to a millrace server, and retries as docs/clients.md says.
 //
-//     client.mjs [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
+//     client.mjs [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
 //
 // Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undecided. Node 18.11 or newer, no packages.
 
@@ -15,6 +15,12 @@ const ANSWER_TIMEOUT_MS = 60_000; // longer than the server's ACK_TIMEOUT of 30 
 const BACKOFF_FIRST_MS = 100;
 const BACKOFF_MAX_MS = 10_000;
 const JITTER_MAX_MS = 250; // on top of what the server asked for
+// How payloads are put together: content type, what stands before, between and after them.
+const FORMS = {
+  collection: ["application/json", '{"data":[', ",", "]}"],
+  array: ["application/json", "[", ",", "]"],
+  lines: ["application/x-ndjson", "", "\n", "\n"],
+};
 // An answer that new attempts would get as well.
 const HOPELESS = new Set([400, 401, 404, 405, 413, 415, 431, 501]);
 // No connection came about: the server has seen nothing of the request.
@@ -42,10 +48,11 @@ async function post(url, headers, body) {
   }
 }
 
-/** Sends JSON texts as one collection, and returns once they are accepted; otherwise throws `Failed`. */
+/** Sends JSON texts as one request, and returns once they are accepted; otherwise throws `Failed`. */
 async function send(options, payloads) {
-  const body = `{"data":[${payloads.join(",")}]}`;
-  const headers = { "content-type": "application/json" };
+  const [contentType, before, between, after] = FORMS[options.form];
+  const body = before + payloads.join(between) + after;
+  const headers = { "content-type": contentType };
   if (options.ack) headers["millrace-ack"] = options.ack;
   if (options.token) headers.authorization = `Bearer ${options.token}`;
   let undecided = false; // some attempt may have been admitted
@@ -67,7 +74,7 @@ async function send(options, payloads) {
     // Everything was admitted, and some of it went to the server's dead letters.
     if (status === 502 && text.includes('"accepted":')) throw new Failed(1, why);
     if (!sent) continue;
-    if (status === 408 || status === 503) {
+    if (status === 408 || status === 429 || status === 503) {
       // Nothing was admitted: sending it again makes no duplicates.
       wait = /^\d+$/.test(retryAfter ?? "") ? 1000 * Number(retryAfter) : 0;
       continue;
@@ -103,6 +110,7 @@ function readOptions() {
     const { values, positionals } = parseArgs({
       allowPositionals: true,
       options: {
+        form: { type: "string", default: "collection" },
         ack: { type: "string" },
         token: { type: "string" },
         "resend-undecided": { type: "boolean", default: false },
@@ -111,11 +119,12 @@ function readOptions() {
     });
     const attempts = Number(values.attempts);
     if (positionals.length !== 1 || !(attempts > 0)) throw new Error("one URL is wanted");
+    if (!Object.hasOwn(FORMS, values.form)) throw new Error(`--form is one of ${Object.keys(FORMS).join(", ")}`);
     // Other users of the host see arguments, but not the environment.
-    const { ack, token = process.env.MILLRACE_TOKEN } = values;
-    return { url: positionals[0], ack, token, attempts, resendUndecided: values["resend-undecided"] };
+    const { form, ack, token = process.env.MILLRACE_TOKEN } = values;
+    return { url: positionals[0], form, ack, token, attempts, resendUndecided: values["resend-undecided"] };
   } catch (error) {
-    console.error(`client.mjs [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL: ${error.message}`);
+    console.error(`client.mjs [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL: ${error.message}`);
     process.exit(2);
   }
 }

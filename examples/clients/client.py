@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Sends JSON values, one a line on standard input, to a millrace server, and retries as docs/clients.md says.
 
-    client.py [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
+    client.py [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
 
 Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undecided. Standard library only.
 """
@@ -20,6 +20,12 @@ ANSWER_TIMEOUT = 60.0  # longer than the server's ACK_TIMEOUT of 30 s
 IDLE_MAX = 30.0  # shorter than the server's IDLE_TIMEOUT of 75 s
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 10.0
 JITTER_MAX = 0.25  # on top of what the server asked for
+# How payloads are put together: content type, what stands before, between and after them.
+FORMS = {
+    "collection": ("application/json", '{"data":[', ",", "]}"),
+    "array": ("application/json", "[", ",", "]"),
+    "lines": ("application/x-ndjson", "", "\n", "\n"),
+}
 # An answer that new attempts would get as well.
 HOPELESS = {400, 401, 404, 405, 413, 415, 431, 501}
 
@@ -35,12 +41,13 @@ class Failed(Exception):
 class Client:
     """One connection. It belongs to one core of the server: use several clients to use several cores."""
 
-    def __init__(self, url, ack=None, token=None, resend_undecided=False, attempts=8):
+    def __init__(self, url, form="collection", ack=None, token=None, resend_undecided=False, attempts=8):
         parts = urlsplit(url)
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         self.connection = kinds[parts.scheme](parts.netloc, timeout=ANSWER_TIMEOUT)
         self.path = parts.path or "/payloads"
-        self.headers = {"content-type": "application/json"}
+        content_type, *self.around = FORMS[form]
+        self.headers = {"content-type": content_type}
         if ack:
             self.headers["millrace-ack"] = ack
         if token:
@@ -49,8 +56,9 @@ class Client:
         self.last_used = 0.0
 
     def send(self, payloads):
-        """Sends JSON texts as one collection, and returns once they are accepted; otherwise raises `Failed`."""
-        body = f'{{"data":[{",".join(payloads)}]}}'.encode()
+        """Sends JSON texts as one request, and returns once they are accepted; otherwise raises `Failed`."""
+        before, between, after = self.around
+        body = (before + between.join(payloads) + after).encode()
         undecided = False  # some attempt may have been admitted
         why = ""
         for attempt in range(self.attempts):
@@ -75,7 +83,7 @@ class Client:
             if status == 502 and '"accepted":' in text:
                 # Everything was admitted, and some of it went to the server's dead letters.
                 raise Failed(1, why)
-            if status in (408, 503):
+            if status in (408, 429, 503):
                 # Nothing was admitted: sending it again makes no duplicates.
                 wait = seconds(headers.get("retry-after"))
                 continue
@@ -138,6 +146,7 @@ def collections(lines):
 def main():
     parser = argparse.ArgumentParser(description="Sends JSON values, one a line on stdin, to a millrace server.")
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT/payloads")
+    parser.add_argument("--form", choices=FORMS, default="collection")
     parser.add_argument("--ack", choices=["queued", "spooled", "stored"])
     # Other users of the host see arguments, but not the environment.
     parser.add_argument("--token", default=os.environ.get("MILLRACE_TOKEN"), help="otherwise MILLRACE_TOKEN")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sends JSON values, one a line on standard input, to a millrace server, and retries as docs/clients.md says.
 #
-#     client.sh [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
+#     client.sh [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL < payloads.ndjson
 #
 # Without --token the token is MILLRACE_TOKEN of the environment, which other users of the host do not see.
 # Exit status: 0 all accepted, 1 refused, 2 usage, 3 not admitted in time, 4 undecided. Needs bash and curl.
@@ -14,14 +14,16 @@ attempts=8
 resend_undecided=
 url=
 token=${MILLRACE_TOKEN-}
-headers=(-H 'content-type: application/json')
+form=collection
+headers=()
 
 usage() {
-    echo "usage: client.sh [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL" >&2
+    echo "usage: client.sh [--form FORM] [--ack LEVEL] [--token TOKEN] [--resend-undecided] [--attempts N] URL" >&2
     exit 2
 }
 while [ $# -gt 0 ]; do
     case $1 in
+    --form) form=${2:?} && shift ;;
     --ack) headers+=(-H "millrace-ack: ${2:?}") && shift ;;
     --token) token=${2:?} && shift ;;
     --resend-undecided) resend_undecided=1 ;;
@@ -35,6 +37,14 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$url" ] || usage
+# How payloads are put together: content type, what stands before, between and after them.
+case $form in
+collection) content_type=application/json before='{"data":[' between=, after=']}' ;;
+array) content_type=application/json before='[' between=, after=']' ;;
+lines) content_type=application/x-ndjson before='' between=$'\n' after=$'\n' ;;
+*) usage ;;
+esac
+headers+=(-H "content-type: $content_type")
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -72,7 +82,7 @@ send() {
         *:200) return ;;
         6:* | 7:*) why="not sent: $(cat "$work/error")" ;; # not resolved, not connected: nothing was sent
         *:400 | *:401 | *:404 | *:405 | *:413 | *:415 | *:431 | *:501) fail 1 "$why" ;;
-        *:408 | *:503) # nothing was admitted: sending it again makes no duplicates
+        *:408 | *:429 | *:503) # nothing was admitted: sending it again makes no duplicates
             wait=$(tr -d '\r' <"$work/head" | sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9][0-9]*\)$/\1/p' | tail -n 1)
             wait=${wait:-0}
             ;;
@@ -99,14 +109,14 @@ group=
 count=0
 flush() {
     [ "$count" -gt 0 ] || return 0
-    printf '{"data":[%s]}' "$group" >"$work/body"
+    printf '%s' "$before$group$after" >"$work/body"
     send
     accepted=$((accepted + count)) group='' count=0
 }
 while IFS= read -r line || [ -n "$line" ]; do
     [ -n "$line" ] || continue
     if [ "$count" -ge "$payloads_max" ] || [ $((${#group} + ${#line})) -gt "$bytes_max" ]; then flush; fi
-    group+="${group:+,}$line"
+    group+="${group:+$between}$line"
     count=$((count + 1))
 done
 flush

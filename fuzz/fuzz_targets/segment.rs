@@ -25,6 +25,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use millrace::internals::key::{RequestSource, RequestValues, RequestValuesWriter};
 use millrace::internals::queue::job::Stamp;
 use millrace::internals::spool::format::record::{SpoolRecord, done_bytes, intent_record, write_done};
 use millrace::internals::spool::format::runs::{RunEncoder, Runs};
@@ -58,7 +59,7 @@ type Record = (u64, u32, Said);
 
 #[derive(Debug, PartialEq)]
 enum Said {
-    Request(Stamp, Option<String>, Vec<Vec<u8>>),
+    Request(Stamp, RequestValues, Vec<Vec<u8>>),
     Keys(String),
     /// Key, form, and the runs of members.
     Begun(String, String, Vec<u8>),
@@ -66,7 +67,7 @@ enum Said {
 }
 
 /// Before the requests of every group.
-const KEYS: &str = "{version}/{seq}";
+const KEYS: &str = "{version}/{header:x-tenant}/{seq}";
 
 struct Segment {
     file: Vec<u8>,
@@ -111,7 +112,7 @@ impl Segment {
             self.records.push((id, ordinal, Said::Keys(KEYS.into())));
             for (stamp, payloads) in requests {
                 let count = payloads.len() as u32;
-                self.records.push((id, ordinal, Said::Request(stamp, version(stamp), payloads)));
+                self.records.push((id, ordinal, Said::Request(stamp, values(stamp), payloads)));
                 ordinal += count;
             }
             self.write_batches(id, number as u32, ordinal);
@@ -159,15 +160,14 @@ impl Segment {
     ) {
         let bytes = |(stamp, payloads): &(Stamp, Vec<Vec<u8>>)| {
             let payload_bytes = payloads.iter().map(Vec::len).sum();
-            record_bytes(payloads.len(), payload_bytes, version(*stamp).as_deref())
+            record_bytes(payloads.len(), payload_bytes, &values(*stamp))
         };
         let body = keys_bytes(Some(KEYS)) + requests.iter().map(bytes).sum::<usize>();
         let mut group = vec![0; group_bytes(body) as usize];
         let mut at = HEAD_BYTES + write_keys(&mut group[HEAD_BYTES..], Some(KEYS));
         for (stamp, payloads) in requests {
-            let version = version(*stamp);
             let payloads = payloads.iter().map(Vec::as_slice);
-            at += write_record(&mut group[at..], *stamp, version.as_deref(), payloads);
+            at += write_record(&mut group[at..], *stamp, &values(*stamp), payloads);
         }
         self.finish_group(group, id, 2 * number, ordinal, body);
     }
@@ -180,8 +180,16 @@ impl Segment {
 }
 
 /// What a request says, if anything.
-fn version(first: Stamp) -> Option<String> {
-    (first.seq % 3 > 0).then(|| "v".repeat(first.seq as usize % 5))
+fn values(first: Stamp) -> RequestValues {
+    let mut values = RequestValuesWriter::default();
+    if first.seq % 3 > 0 {
+        values.add(RequestSource::Version, &"v".repeat(first.seq as usize % 5));
+        if first.seq % 2 > 0 {
+            values.add(RequestSource::Header("x-tenant"), "acme");
+            values.mark_wrapped();
+        }
+    }
+    values.finish()
 }
 
 /// Runs that pass the check are runs, and are what they are encoded to again.
@@ -251,10 +259,9 @@ fn read(file: &[u8]) -> Vec<Record> {
                 let said = match entry {
                     SpoolRecord::Request(record) => {
                         ordinal = ordinal.wrapping_add(record.count());
-                        let version = record.version.map(str::to_owned);
                         let bytes =
                             record.spans().map(|span| record.payloads[span.range()].to_vec());
-                        Said::Request(record.first, version, bytes.collect())
+                        Said::Request(record.first, record.values(), bytes.collect())
                     }
                     SpoolRecord::Keys(keys) => Said::Keys(keys.into()),
                     SpoolRecord::Intent(intent) => {

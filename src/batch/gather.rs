@@ -248,9 +248,9 @@ impl Batches {
             return EventTime::NotAsked;
         }
         let mut partition = self.lookup.partition.borrow_mut();
-        let (payload, version) = (&job.payload, job.payload.version());
+        let (payload, values) = (&job.payload, job.payload.values());
         let came = job.stamp.unix_nanos;
-        let time = self.keys.write_partition(payload, version, came, &mut partition);
+        let time = self.keys.write_partition(payload, values, came, &mut partition);
         grouping.extend_from_slice(partition.text().as_bytes());
         time
     }

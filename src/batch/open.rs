@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::encoder::Encoder;
 use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
 use crate::budget::Charge;
-use crate::key::KeyOf;
+use crate::key::{KeyOf, RequestValues};
 use crate::queue::job::{Job, Origin, Stamp};
 use crate::spool::Members;
 use crate::store::Summing;
@@ -35,8 +35,8 @@ pub(super) struct OpenBatch {
     /// Where its payloads are in the spool, if they are spooled.
     members: Option<Members>,
     roster: Roster,
-    /// The `version` of the first payload's request. Keys make the same of it for all payloads.
-    version: Option<Box<str>>,
+    /// The values of the first payload's request. Keys make the same of those of all others.
+    values: RequestValues,
     payloads: u64,
     payload_bytes: u64,
     /// Bytes that joined since the last work.
@@ -62,7 +62,7 @@ impl OpenBatch {
             partition: partition.into(),
             members: job.record.as_ref().map(|record| Members::of(record.core_dir())),
             roster: Roster::default(),
-            version: job.payload.version().map(Box::from),
+            values: job.payload.values().clone(),
             payloads: 0,
             payload_bytes: 0,
             pending_bytes: 0,
@@ -112,7 +112,7 @@ impl OpenBatch {
     pub(super) fn recharge(&mut self) {
         // Twice: once the batch is in flight its intent has a second copy of the members.
         let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
-        let texts = self.partition.len() + self.version.as_ref().map_or(0, |version| version.len());
+        let texts = self.partition.len() + self.values.bytes();
         let lists = members + self.roster.memory() + texts;
         self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
     }
@@ -167,7 +167,7 @@ impl OpenBatch {
             payload_bytes: self.payload_bytes,
             kind,
             roster: self.roster,
-            version: self.version,
+            values: self.values,
             shared: batches.shared.clone(),
             _charge: Some(self.charge),
         }

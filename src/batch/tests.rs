@@ -13,7 +13,7 @@ fn batch(kind: BatchKind) -> Batch {
         payload_bytes: 1,
         kind,
         roster: Roster::default(),
-        version: None,
+        values: RequestValues::default(),
         shared: EncoderShared::new(),
         _charge: None,
     }
@@ -78,12 +78,12 @@ fn an_object_says_how_it_is_compressed_in_one_place() {
 
 #[test]
 fn a_single_object_gives_its_one_job_in_memory_only() {
-    let payload = Payload::uncharged(b"7".to_vec(), Some("1.2"));
+    let payload = Payload::uncharged(b"7".to_vec(), RequestValues::of_version("1.2"));
     let batch = batch(BatchKind::SingleObject(Job::queued(payload, stamp(5, 9))));
     assert!(!batch.is_spooled(), "as when its segment file was removed");
     let jobs = batch.jobs();
     let [job] = jobs.as_slice() else { panic!("{} jobs", jobs.len()) };
     assert_eq!((job.stamp, &*job.payload), (stamp(5, 9), &b"7"[..]));
-    assert_eq!(job.payload.version(), Some("1.2"));
+    assert_eq!(job.payload.values(), &RequestValues::of_version("1.2"));
     assert!(job.record.is_none() && job.request_outcome.is_none());
 }

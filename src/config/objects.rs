@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Config, ConfigError, HOUR, MEMORY_MAX, MILLISECOND, SettingsReader, StoreUrl, value};
 use crate::coding::{Coding, Compression};
-use crate::key::{self, KeyOf, KeyTemplate, PART_BYTES_MAX, Partition};
+use crate::key::{self, KeyOf, KeyTemplate, PART_BYTES_MAX, Partition, RequestValues};
 
 /// `OBJECT=batch`; sizes are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +137,8 @@ impl Config {
     /// `unix_nanos`.
     pub fn example_key(&self, unix_nanos: u64) -> String {
         let mut partition = Partition::default();
-        let _has_none = self.keys.write_partition(b"{}", None, unix_nanos, &mut partition);
+        let _has_none =
+            self.keys.write_partition(b"{}", &RequestValues::default(), unix_nanos, &mut partition);
         let (count, ext) = match &self.batch {
             Some(batch) => (batch.count.unwrap_or(EXAMPLE_COUNT), batch.form.ext()),
             None => (1, "json"),
@@ -238,7 +239,7 @@ const TEMPORARY_BYTES_MAX: usize = 160;
 const BATCH_MEMORY_BESIDE: u64 = 4 << 20;
 
 pub(super) fn check_batch(r: &mut SettingsReader<'_>, c: &Config, batch: &BatchOptions) {
-    let least = 2 * batch.bytes + c.max_length as u64 + BATCH_MEMORY_BESIDE;
+    let least = 2 * batch.bytes + c.payload_bytes_max() as u64 + BATCH_MEMORY_BESIDE;
     r.require(batch.memory as u64 >= least, "BATCH_MEMORY", "BATCH_BYTES", |bytes| {
         format!(
             "is below 2 × {bytes} + MAX_LENGTH + 4 MiB ({least}): one batch is in flight while another is filled; raise it"

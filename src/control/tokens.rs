@@ -134,7 +134,8 @@ impl TokensFile {
     /// Says what is in effect now, after `before` tokens.
     fn announce(&self, before: usize) {
         let (shown, set) = (self.path.display(), self.shared.set.load());
-        let (count, names) = (set.len(), set.beyond_names());
+        let count = set.len();
+        let names = set.with_quotas() + &set.beyond_names();
         if is_half_gone(before, count) {
             tracing::warn!(
                 "reload: TOKENS_FILE {shown}: {count} tokens are accepted from now on{names}, after {before}: more than \

@@ -10,6 +10,7 @@ use crate::rt::Task;
 use super::run::Setup;
 use crate::batch::{Batches, Feed, gather};
 use crate::config::Config;
+use crate::http::facts::FactsWanted;
 use crate::http::request::Intake;
 use crate::queue::admission::Admission;
 use crate::queue::fifo::Fifo;
@@ -79,7 +80,7 @@ impl Pipeline {
             admission: self.admission.clone(),
             stamps: self.uploader.stamps.clone(),
             spool: self.spool.clone(),
-            needs_version: config.keys.needs_version(),
+            facts: FactsWanted::of(config),
             stop: self.uploader.stop.clone(),
             cells: self.uploader.cells,
         }

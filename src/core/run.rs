@@ -19,12 +19,14 @@ use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
 use crate::http::health::Readiness;
 use crate::http::peers::PeerBoard;
+use crate::http::quotas::SharedQuotas;
 use crate::http::refusal_log::RefusalLog;
 use crate::http::server::LimitSampler;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
+use crate::quota::table::IDLE_AFTER;
 use crate::spool::SpoolSetup;
 use crate::store::StoreSeed;
 use crate::sync::Flag;
@@ -42,6 +44,7 @@ pub struct Setup {
     pub listeners: Vec<Socket>,
     pub control: ControlSide,
     pub tokens: Option<SharedTokens>,
+    pub quotas: Option<SharedQuotas>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
@@ -169,10 +172,18 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             let mut idle_memory = IdleMemory::default();
             let mut limits = LimitSampler::default();
             let mut refusals = RefusalLog::new(core_id);
+            let mut swept = rt::now();
             loop {
                 sleep(Duration::from_secs(1)).await;
                 let now = rt::now();
                 admission.sample(now);
+                if let Some(quotas) = &server.quotas {
+                    quotas.sample();
+                    if now - swept >= IDLE_AFTER {
+                        swept = now;
+                        quotas.sweep();
+                    }
+                }
                 refusals.look(server.cells, now);
                 limits.sample(server.cells);
                 idle_memory.sample(server.conns.buffers_released.get());

@@ -36,6 +36,11 @@ use crate::sync::Turns;
 pub enum BodyError {
     #[error("the body is larger than MAX_LENGTH ({max} bytes); split the collection")]
     TooLarge { max: usize },
+    #[error(
+        "the payloads take {given} bytes with their META, more than a request may ({max}); split the collection, or \
+         raise MAX_BODY_BYTES, SPOOL_PENDING and SPOOL_SEGMENT"
+    )]
+    WrappedTooLarge { given: usize, max: usize },
     #[error("the core's memory for request bodies is used up; try again")]
     MemoryExhausted,
     #[error("content-encoding is not supported")]
@@ -119,6 +124,19 @@ impl BodyReader {
         drop(receiving);
         bytes.shrink();
         Ok(bytes)
+    }
+
+    /// Reads a body to its end and drops it, so that the next request can follow. It is charged to
+    /// nobody, so the caller bounds its length.
+    pub(super) async fn discard(
+        &self,
+        state: &ConnState,
+        mut body: Incoming,
+    ) -> Result<(), BodyError> {
+        while let Some(data) = next_data(&mut body).await? {
+            state.body.received.set(state.body.received.get() + data.len());
+        }
+        Ok(())
     }
 
     /// Decompresses `raw` if that gives at most [`SMALL_BODY_BYTES`], otherwise returns `None`.

@@ -156,6 +156,19 @@ impl BodyMemory {
         }
     }
 
+    /// An empty buffer of exactly this size, all of it charged.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    pub(super) fn buffer_of(&self, bytes: usize) -> Result<ChargedBytes, BodyError> {
+        loop {
+            match ChargedBytes::with_capacity(&self.budget, bytes) {
+                Ok(buffer) => return Ok(buffer),
+                Err(exhausted) => self.make_room(&exhausted, None)?,
+            }
+        }
+    }
+
     /// Appends `piece` to `bytes`; `receiver` is the connection that receives them, if it still
     /// does.
     ///

@@ -63,7 +63,7 @@ pub(super) enum Choice {
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Activity {
+pub(super) struct ConnActivity {
     /// Since when it has been idle; `None` if it is in the middle of a request.
     pub(super) idle_since: Option<Instant>,
     /// It has not received the whole head of a request yet.
@@ -205,7 +205,11 @@ impl EvictionOrder {
     /// Chooses the connection that gives way. `activity` says what one is doing; connections that
     /// linger are not asked. Whoever gets [`Choice::Evict`] removes that connection, or files it
     /// again if it turns out to be busy.
-    pub(super) fn choose(&mut self, now: Instant, activity: impl Fn(u64) -> Activity) -> Choice {
+    pub(super) fn choose(
+        &mut self,
+        now: Instant,
+        activity: impl Fn(u64) -> ConnActivity,
+    ) -> Choice {
         let lingers_longest = |lingering: &BTreeSet<(Instant, u64)>| {
             let (since, number) = *lingering.first()?;
             let long_enough = now.saturating_duration_since(since) >= LINGER_LEAST;
@@ -220,7 +224,7 @@ impl EvictionOrder {
         }
         let mut search = Search { now, looks: LOOKS_MAX, activity };
         match self.search_all(&mut search) {
-            Err(Unfinished) => Choice::Unfinished,
+            Err(LooksSpent) => Choice::Unfinished,
             Ok(Some((number, reason))) => Choice::Evict(number, reason),
             Ok(None) => unread.unwrap_or(Choice::Nobody),
         }
@@ -229,8 +233,8 @@ impl EvictionOrder {
     /// Rules 3 to 5.
     fn search_all(
         &mut self,
-        search: &mut Search<impl Fn(u64) -> Activity>,
-    ) -> Result<Option<(u64, EvictionReason)>, Unfinished> {
+        search: &mut Search<impl Fn(u64) -> ConnActivity>,
+    ) -> Result<Option<(u64, EvictionReason)>, LooksSpent> {
         let most = self.busiest_peer().map_or(0, |(_, count)| count);
         // With one connection each, no peer has most.
         if most > 1 {
@@ -281,8 +285,8 @@ impl EvictionOrder {
     fn longest_idle(
         &mut self,
         first_filed: impl Fn(&EvictionOrder) -> Option<(Instant, u64)>,
-        search: &mut Search<impl Fn(u64) -> Activity>,
-    ) -> Result<Option<(Instant, u64)>, Unfinished> {
+        search: &mut Search<impl Fn(u64) -> ConnActivity>,
+    ) -> Result<Option<(Instant, u64)>, LooksSpent> {
         while let Some((under, number)) = first_filed(self) {
             if search.is_younger(under, IDLE_LEAST) {
                 break;
@@ -302,8 +306,8 @@ impl EvictionOrder {
     fn longest_in_first_head(
         &mut self,
         first_filed: impl Fn(&EvictionOrder) -> Option<(Instant, u64)>,
-        search: &mut Search<impl Fn(u64) -> Activity>,
-    ) -> Result<Option<(Instant, u64)>, Unfinished> {
+        search: &mut Search<impl Fn(u64) -> ConnActivity>,
+    ) -> Result<Option<(Instant, u64)>, LooksSpent> {
         while let Some((since, number)) = first_filed(self) {
             if search.is_younger(since, FIRST_HEAD_LEAST) {
                 break;
@@ -337,11 +341,11 @@ struct Search<A> {
 }
 
 /// [`LOOKS_MAX`] is reached.
-struct Unfinished;
+struct LooksSpent;
 
-impl<A: Fn(u64) -> Activity> Search<A> {
-    fn look(&mut self, number: u64) -> Result<Activity, Unfinished> {
-        self.looks = self.looks.checked_sub(1).ok_or(Unfinished)?;
+impl<A: Fn(u64) -> ConnActivity> Search<A> {
+    fn look(&mut self, number: u64) -> Result<ConnActivity, LooksSpent> {
+        self.looks = self.looks.checked_sub(1).ok_or(LooksSpent)?;
         Ok((self.activity)(number))
     }
 
@@ -362,8 +366,8 @@ mod tests {
     use crate::rt::Rng;
     use EvictionReason::{BusiestPeer, FirstHead, Lingering, LongestIdle, NeverSent};
 
-    fn idle(since: Instant) -> Activity {
-        Activity { idle_since: Some(since), in_first_head: false }
+    fn idle(since: Instant) -> ConnActivity {
+        ConnActivity { idle_since: Some(since), in_first_head: false }
     }
 
     fn net(last: u8) -> Peer {
@@ -375,7 +379,7 @@ mod tests {
     struct Conn {
         peer: Peer,
         has_sent: bool,
-        activity: Activity,
+        activity: ConnActivity,
         /// When its first head began.
         first_head: Instant,
         /// Since when, and whether its answer is unread.
@@ -440,7 +444,7 @@ mod tests {
                     (0..3, _) | (_, None) => {
                         let peer = net(rng.u8(..5));
                         order.add(next, peer);
-                        let activity = Activity { idle_since: Some(now), in_first_head: false };
+                        let activity = ConnActivity { idle_since: Some(now), in_first_head: false };
                         let first_head = now;
                         let conn =
                             Conn { peer, has_sent: false, activity, first_head, lingers: None };
@@ -454,7 +458,8 @@ mod tests {
                         }
                         if !std::mem::replace(&mut conn.has_sent, true) {
                             // Half a head.
-                            conn.activity = Activity { idle_since: Some(now), in_first_head: true };
+                            conn.activity =
+                                ConnActivity { idle_since: Some(now), in_first_head: true };
                             conn.first_head = now;
                             order.file(number, now, true);
                             continue;
@@ -545,7 +550,7 @@ mod tests {
         let looks = std::cell::Cell::new(0);
         let activity = |number| {
             looks.set(looks.get() + 1);
-            if number == count - 1 { idle(start) } else { Activity::default() }
+            if number == count - 1 { idle(start) } else { ConnActivity::default() }
         };
         let mut choices = 0;
         let choice = loop {

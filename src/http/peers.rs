@@ -23,6 +23,7 @@ pub use sketch::{ROWS_MAX, Row, Sketch};
 
 use super::peer::Peer;
 use super::phase::ConnState;
+use super::quotas::PeerBucket;
 use super::server::Conns;
 use crate::metrics::tokens::TokenId;
 use crate::rt;
@@ -60,12 +61,21 @@ pub enum RefusalKind {
     TooLarge,
     /// 503.
     Unavailable,
+    /// 429.
+    Throttled,
 }
 
 impl RefusalKind {
     /// The names in the order of the variants.
-    pub const NAMES: [&str; 6] =
-        ["malformed", "unauthorized", "not_found", "timeout", "too_large", "unavailable"];
+    pub const NAMES: [&str; 7] = [
+        "malformed",
+        "unauthorized",
+        "not_found",
+        "timeout",
+        "too_large",
+        "unavailable",
+        "throttled",
+    ];
 
     /// The kind of an answer with this status; `None` if it is no refusal. 502 and 504 are none:
     /// the payloads were admitted.
@@ -75,6 +85,7 @@ impl RefusalKind {
             404 | 405 => Some(RefusalKind::NotFound),
             408 => Some(RefusalKind::Timeout),
             413 => Some(RefusalKind::TooLarge),
+            429 => Some(RefusalKind::Throttled),
             503 => Some(RefusalKind::Unavailable),
             400..=499 | 501 => Some(RefusalKind::Malformed),
             _ => None,
@@ -169,6 +180,8 @@ pub struct Tally {
     activity: RefCell<Activity>,
     /// Of `received`, what was handed over.
     handed_over: Cell<u64>,
+    /// The bucket of its peer, if that has a quota.
+    pub(super) quota: Cell<Option<PeerBucket>>,
 }
 
 impl Tally {
@@ -353,6 +366,7 @@ pub(crate) mod tests {
                 404 | 405 => Some("not_found"),
                 408 => Some("timeout"),
                 413 => Some("too_large"),
+                429 => Some("throttled"),
                 503 => Some("unavailable"),
                 _ => panic!("{status} needs a kind or is none"),
             };

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use super::eviction::{Activity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
+use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
 use super::peers::Tally;
@@ -315,9 +315,9 @@ impl ConnState {
     }
 
     /// What the eviction order wants to know.
-    pub(super) fn activity(&self) -> Activity {
+    pub(super) fn activity(&self) -> ConnActivity {
         let in_first_head = self.is_between_requests() && !self.standing.has_asked.get();
-        Activity { idle_since: self.idle_since(), in_first_head }
+        ConnActivity { idle_since: self.idle_since(), in_first_head }
     }
 
     /// No request has been received that is to be answered.

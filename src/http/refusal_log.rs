@@ -1,9 +1,9 @@
-//! One log line per reason for which requests are refused with 503, at most one every
-//! [`LOGGED_EVERY`]. It reads the counters, so a refusal costs nothing for it and none is left out.
+//! One log line per reason for which requests are refused with 503, and one for quotas (429), at
+//! most one of each every [`LOGGED_EVERY`]. It reads the counters, so a refusal costs nothing for it and none is left out.
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::{CoreCells, Unavailable};
+use crate::metrics::{Cell64, CoreCells, QuotaKind, Unavailable};
 
 /// Time between two lines about the same reason.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
@@ -12,6 +12,7 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 pub struct RefusalLog {
     core: usize,
     lines: [Line; Unavailable::ALL.len()],
+    quotas: [Line; QuotaKind::NAMES.len()],
 }
 
 /// The last line about one reason.
@@ -25,7 +26,7 @@ struct Line {
 impl RefusalLog {
     /// Nothing was refused yet on the core with this id.
     pub fn new(core: usize) -> RefusalLog {
-        RefusalLog { core, lines: Default::default() }
+        RefusalLog { core, lines: Default::default(), quotas: Default::default() }
     }
 
     /// Logs what is due; to be called once a second.
@@ -39,22 +40,42 @@ impl RefusalLog {
                 tracing::warn!(core, reason = name, refused, "requests refused with 503: {why}");
             }
         }
+        for (quota, refused) in self.quotas_due(cells, now) {
+            tracing::info!(
+                core,
+                quota,
+                refused,
+                "requests throttled with 429: a quota was used up; /peers and millrace_token_requests_total show whose"
+            );
+        }
+    }
+
+    /// The quotas that are to be logged now, likewise.
+    fn quotas_due(&mut self, cells: &CoreCells, now: Instant) -> Vec<(&'static str, u64)> {
+        let totals = cells.quota_refusals.iter().map(Cell64::value);
+        let lines = self.quotas.iter_mut().zip(QuotaKind::NAMES).zip(totals);
+        lines.filter_map(|((line, name), total)| Some((name, line.due(total, now)?))).collect()
     }
 
     /// The reasons that are to be logged now, each with the refusals since its last line.
     fn due(&mut self, cells: &CoreCells, now: Instant) -> Vec<(Unavailable, u64)> {
         let is_due = |reason: &Unavailable| {
-            let line = &mut self.lines[*reason as usize];
             let total = cells.unavailable[*reason as usize].value();
-            let is_early =
-                line.at.is_some_and(|at| now.saturating_duration_since(at) < LOGGED_EVERY);
-            if total == line.reported || is_early {
-                return None;
-            }
-            line.at = Some(now);
-            Some((*reason, total - std::mem::replace(&mut line.reported, total)))
+            Some((*reason, self.lines[*reason as usize].due(total, now)?))
         };
         Unavailable::ALL.iter().filter_map(is_due).collect()
+    }
+}
+
+impl Line {
+    /// Of `total` refusals, those since the last line, if a line is due now.
+    fn due(&mut self, total: u64, now: Instant) -> Option<u64> {
+        let is_early = self.at.is_some_and(|at| now.saturating_duration_since(at) < LOGGED_EVERY);
+        if total == self.reported || is_early {
+            return None;
+        }
+        self.at = Some(now);
+        Some(total - std::mem::replace(&mut self.reported, total))
     }
 }
 
@@ -111,6 +132,12 @@ mod tests {
         let later = start + LOGGED_EVERY;
         assert_eq!(log.due(cells, later), [(Unavailable::QueueFull, 2)], "none is left out");
         assert_eq!(log.due(cells, later + LOGGED_EVERY), [], "nothing happened since");
+        let client_rate = &cells.quota_refusals[QuotaKind::ClientRequests as usize];
+        (0..5).for_each(|_| client_rate.inc());
+        assert_eq!(log.quotas_due(cells, start), [("client-requests", 5)]);
+        client_rate.inc();
+        assert_eq!(log.quotas_due(cells, soon), []);
+        assert_eq!(log.quotas_due(cells, later), [("client-requests", 1)]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue,
-    RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -17,6 +17,7 @@ use super::head::HeadError;
 use super::health::HealthStatus;
 use super::media_type::AmbiguousType;
 use super::parse::ParseError;
+use super::quotas::Throttled;
 use super::split::NoTurn;
 use super::tokens::TokenRefusal;
 use crate::config::Ack;
@@ -56,6 +57,8 @@ pub enum Answer {
     BodyTimeout(String),
     TooLarge(String),
     UnsupportedEncoding,
+    /// A quota is used up. No payload was admitted.
+    Throttled(Box<Throttled>),
     /// There is no room now. No payload was admitted.
     Unavailable {
         reason: Unavailable,
@@ -121,7 +124,9 @@ impl From<BodyError> for Answer {
             BodyError::Corrupt { .. } | BodyError::Disconnected(_) | BodyError::BadChunk(_) => {
                 Answer::BadRequest(text)
             }
-            BodyError::TooLarge { .. } => Answer::TooLarge(text),
+            BodyError::TooLarge { .. } | BodyError::WrappedTooLarge { .. } => {
+                Answer::TooLarge(text)
+            }
             BodyError::UnsupportedEncoding => Answer::UnsupportedEncoding,
             BodyError::MemoryExhausted => Answer::Unavailable {
                 reason: Unavailable::BodyMemory,
@@ -165,7 +170,6 @@ impl From<SpoolError> for Answer {
     fn from(error: SpoolError) -> Answer {
         let (reason, retry_after_s) = match error {
             SpoolError::Closed => return Answer::Stopping,
-            SpoolError::VersionTooLong => return Answer::TooLarge(error.to_string()),
             SpoolError::PendingExhausted => (Unavailable::SpoolPending, PENDING_RETRY_AFTER_S),
             SpoolError::Full => (Unavailable::SpoolFull, SPOOL_RETRY_AFTER_S),
             SpoolError::Failed(_) | SpoolError::Stalled => {
@@ -208,6 +212,7 @@ impl Answer {
             | Answer::BodyTimeout(_)
             | Answer::TooLarge(_)
             | Answer::UnsupportedEncoding
+            | Answer::Throttled(_)
             | Answer::Health(_)
             | Answer::HealthMethodNotAllowed
             | Answer::Preflight(_) => None,
@@ -283,6 +288,7 @@ impl Answer {
                 let response = error(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
                 with(response, ACCEPT_ENCODING, "gzip, zstd, identity")
             }
+            Answer::Throttled(throttled) => over_quota(&throttled),
             Answer::Unavailable { error: text, retry_after_s, .. } => {
                 let mut response = error(StatusCode::SERVICE_UNAVAILABLE, &text);
                 response.headers_mut().insert(RETRY_AFTER, retry_after_s.into());
@@ -355,6 +361,24 @@ fn unkept(text: &str, outcomes: Outcomes) -> String {
     format!(
         r#"{{"error":{text},"accepted":{accepted},"stored":{stored},"dead_lettered":{dead_lettered}}}"#
     )
+}
+
+/// The fields of a 429: see [`super::quotas`].
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+fn over_quota(throttled: &Throttled) -> Response<Full<Bytes>> {
+    let Throttled { retry_after_s, policy, limit, error, violated } = throttled;
+    let violated: Vec<&str> = violated.iter().map(|kind| kind.name()).collect();
+    let body = serde_json::json!({ "error": error, "violated-policies": violated });
+    let mut response = json(StatusCode::TOO_MANY_REQUESTS, body.to_string());
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, (*retry_after_s).into());
+    for (name, value) in [(&RATELIMIT_POLICY, policy), (&RATELIMIT, limit)] {
+        let value = HeaderValue::try_from(value).expect("names and numbers are visible ASCII");
+        headers.insert(name, value);
+    }
+    response
 }
 
 fn json(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -461,6 +485,7 @@ mod tests {
             Answer::BodyTimeout(String::new()),
             Answer::TooLarge(String::new()),
             Answer::UnsupportedEncoding,
+            Answer::Throttled(Box::new(super::super::quotas::tests::throttled())),
             Answer::Health(HealthStatus::Ready),
             Answer::HealthMethodNotAllowed,
             Answer::Preflight(Preflight::Allowed),

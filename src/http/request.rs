@@ -3,14 +3,15 @@
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
@@ -19,18 +20,21 @@ use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::facts::{FactsWanted, HeadFacts, RequestFacts};
 use super::forwarded::{self, ForwardedClient};
 use super::head::{self, BodyFraming};
 use super::media_type;
+use super::meta::{Wrapper, wrapped_spans};
 use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
+use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
+use super::tokens::{KnownToken, TokenQuota};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
-use crate::key;
 use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -48,8 +52,8 @@ pub struct Intake {
     pub admission: Rc<Admission>,
     pub stamps: Rc<Stamps>,
     pub spool: Option<Rc<Spool>>,
-    /// Whether a key template uses the `version` of a request.
-    pub needs_version: bool,
+    /// What keys and `META` want of a request.
+    pub facts: FactsWanted,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -70,7 +74,8 @@ pub(super) async fn handle(
     let is_forwarded = find_client(&server, &state, request.headers());
     let (head, body) = request.into_parts();
     let token = Cell::new(TokenId::NONE);
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &token));
+    let asks = Asks { state: &state, length, started, token: &token };
+    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &asks));
     let cors = server.tokenless.cors.as_ref();
     let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
     // While the body arrives, the head's fields and their buffer would outweigh the rest of the
@@ -124,31 +129,63 @@ fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool 
     true
 }
 
+/// Who asks, and when.
+struct Asks<'a> {
+    state: &'a ConnState,
+    /// Length of the body, if the head says so.
+    length: Option<u64>,
+    started: Instant,
+    /// Set once a token is accepted.
+    token: &'a Cell<TokenId>,
+}
+
 /// What a request's head asks for.
 struct Wanted<'a> {
     intake: &'a Intake,
     form: BodyForm,
     ack: Ack,
     coding: Option<Coding>,
+    /// What keys and `META` want of it.
+    facts: Option<Box<HeadFacts>>,
+    /// `None`: it has no quota.
+    quota: Option<Judged<'a>>,
+    /// After a refusal by a quota, whether the body is read so that the connection stays. A client
+    /// that waits for `100 Continue` gets the answer instead.
+    drops_body: bool,
 }
 
 impl<'a> Wanted<'a> {
-    /// Also judges the token of a header or the query, and sets `token` if it is accepted.
+    /// Also judges the token of a header or the query, and the quotas that are known by then.
     ///
     /// # Errors
     /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server, token: &Cell<TokenId>) -> Result<Wanted<'a>, Answer> {
+    fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
         let intake = route(server, &head.method, &head.uri)
             .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
         let form = media_type::form_of(&head.headers, intake.config.body);
+        let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
             let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
-            token.set(tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?);
+            known = tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?;
+            asks.token.set(known.id);
         }
         let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
-        Ok(Wanted { intake, form, ack, coding })
+        let facts = intake.facts.of_head(head, || asks.state.client());
+        // Last, so that a request that is refused for its head costs nothing of a quota.
+        let quota = server.quotas.as_ref().and_then(|quotas| {
+            let body = Announced { length: asks.length, is_compressed: coding.is_some() };
+            quotas.judge(asks.state, known.quota.as_ref(), body, asks.started)
+        });
+        let drops_body = match &quota {
+            None | Some(Judged::Passed(_)) => false,
+            Some(_) => {
+                asks.length.is_some_and(|length| length <= DROPPED_BODY_MAX)
+                    && !head.headers.contains_key(EXPECT)
+            }
+        };
+        Ok(Wanted { intake, form, ack, coding, facts, quota, drops_body })
     }
 }
 
@@ -189,16 +226,33 @@ async fn process(
     token: &Cell<TokenId>,
 ) -> (Answer, bool) {
     let has_body = !body.is_end_stream();
-    let Wanted { intake, form, ack, coding } = match wanted {
+    let mut wanted = match wanted {
         Ok(wanted) => wanted,
         Err(refusal) => return (refusal, has_body),
     };
+    let passed = match wanted.quota.take() {
+        None => Ok(None),
+        Some(Judged::Passed(spending)) => Ok(Some(spending)),
+        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
+        Some(Judged::Refused(throttled)) => Err(throttled),
+    };
+    let spending = match passed {
+        Ok(spending) => spending,
+        Err(throttled) => {
+            let is_dropped = !has_body || wanted.drops_body && drop_body(server, state, body).await;
+            return (Answer::Throttled(throttled), !is_dropped);
+        }
+    };
     let is_whole = Cell::new(false);
-    let (body, turn) = match read(server, state, body, coding, &is_whole).await {
+    let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
         Ok(read) => read,
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
-    let admitted = match admit(server, intake, body, form, turn, ack, token).await {
+    if let Some(spending) = spending {
+        spending.settle(body.as_slice().len());
+    }
+    let Wanted { intake, ack, .. } = wanted;
+    let admitted = match admit(server, wanted, body, turn, token).await {
         Ok(admitted) => admitted,
         Err(refusal) => return (refusal, false),
     };
@@ -238,6 +292,18 @@ async fn read<'a>(
     whole.or(ended).await
 }
 
+/// Reads a body and drops it, within its deadlines. Whether nothing of it is left unread.
+async fn drop_body(server: &Server, state: &ConnState, body: Incoming) -> bool {
+    let whole = async { server.bodies.discard(state, body).await.is_ok() };
+    let ended = async {
+        let _whatever = state.body_end().await;
+        false
+    };
+    let is_whole = whole.or(ended).await;
+    state.body_is_whole();
+    is_whole
+}
+
 /// A request whose payloads were all admitted.
 struct Admitted {
     count: usize,
@@ -257,82 +323,167 @@ enum Awaited {
 /// `ENQUEUE_WAIT`.
 async fn admit(
     server: &Server,
-    intake: &Intake,
-    body: ChargedBytes,
-    form: BodyForm,
-    turn: Option<LargeTurn<'_>>,
-    ack: Ack,
+    mut wanted: Wanted<'_>,
+    mut body: ChargedBytes,
+    mut turn: Option<LargeTurn<'_>>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     if body.as_slice().len() <= SMALL_BODY_BYTES {
-        drop(turn);
-        return admit_small(server, intake, body, form, ack, token).await;
+        drop(turn.take());
+        match admit_small(server, &mut wanted, body, token).await? {
+            Small::Admitted(admitted) => return Ok(admitted),
+            Small::LongWrapped(long) => body = long,
+        }
     }
     let turn = match turn {
         Some(turn) => turn,
         None => server.splitter.large_turn(&server.stop.closed).await?,
     };
-    admit_large(server, intake, body, form, turn, ack, token).await
+    admit_large(server, wanted, body, turn, token).await
+}
+
+/// What came of a small body.
+enum Small {
+    Admitted(Admitted),
+    /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
+    /// all.
+    LongWrapped(ChargedBytes),
 }
 
 /// Admits a body that is split in one turn.
 async fn admit_small(
     server: &Server,
-    intake: &Intake,
-    body: ChargedBytes,
-    form: BodyForm,
-    ack: Ack,
+    wanted: &mut Wanted<'_>,
+    mut body: ChargedBytes,
     token: &Cell<TokenId>,
+) -> Result<Small, Answer> {
+    let mut waited = None;
+    loop {
+        match try_small(server, wanted, body, waited, token)? {
+            TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
+            TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
+            TriedSmall::NoRoom(waiting) => {
+                return wait_small(server, wanted, waiting).await.map(Small::Admitted);
+            }
+            TriedSmall::NoQuota(waiting) => body = waiting,
+        }
+        // For a quota's tokens that other cores have. Then the envelope is judged again.
+        token.set(TokenId::NONE);
+        waited.get_or_insert_with(rt::now);
+        quotas::next_look().await;
+    }
+}
+
+/// What came of trying to admit a small body.
+enum TriedSmall {
+    Admitted(Admitted),
+    NoRoom(NoRoom),
+    /// The quota of its envelope's token has no tokens on this core now.
+    NoQuota(ChargedBytes),
+    /// As [`Small::LongWrapped`].
+    LongWrapped(ChargedBytes),
+}
+
+/// Tries to admit a small body at once. It has `waited` for its quota since then.
+fn try_small(
+    server: &Server,
+    wanted: &mut Wanted<'_>,
+    body: ChargedBytes,
+    waited: Option<Instant>,
+    token: &Cell<TokenId>,
+) -> Result<TriedSmall, Answer> {
+    let Wanted { intake, form, ack, .. } = *wanted;
+    // The core's one scratch: this borrow must end before the next await.
+    let mut scratch = server.splitter.scratch();
+    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
+        return Ok(TriedSmall::LongWrapped(body));
+    }
+    let (counted, quota) = judge_envelope(server, &envelope, token)?;
+    if !charge(server, quota, body.as_slice().len(), waited, true)? {
+        return Ok(TriedSmall::NoQuota(body));
+    }
+    let name = || token_name(server, token);
+    let facts = wanted.facts.take();
+    let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+    let tried = match wrapper {
+        None => intake.admit_now(body, payloads, facts, ack, counted)?,
+        Some(wrapper) => {
+            intake.could_wrap(&wrapper, payloads, &facts)?;
+            let memory = &server.bodies.memory;
+            let (body, spans) = wrapper.wrap_small(memory, body.as_slice(), payloads)?;
+            intake.admit_now(body, &spans, facts, ack, counted)?
+        }
+    };
+    Ok(match tried {
+        Tried::Admitted(admitted) => TriedSmall::Admitted(admitted),
+        Tried::NoRoom(waiting) => TriedSmall::NoRoom(waiting),
+    })
+}
+
+/// Waits until there is room for a small body.
+async fn wait_small(
+    server: &Server,
+    wanted: &Wanted<'_>,
+    waiting: NoRoom,
 ) -> Result<Admitted, Answer> {
-    let attempt = {
-        // The core's one scratch: this borrow must end before the next await.
-        let mut scratch = server.splitter.scratch();
-        let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
-        let counted = judge_envelope(server, &envelope, token)?;
-        let version = intake.version_for_keys(envelope.version);
-        intake.admit_now(body, payloads, version, ack, counted)?
-    };
-    let NoRoom { need, body, version, counted } = match attempt {
-        Tried::Admitted(admitted) => return Ok(admitted),
-        Tried::NoRoom(waiting) => waiting,
-    };
+    let Wanted { intake, form, ack, .. } = *wanted;
+    let NoRoom { need, body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
+    if facts.values.is_wrapped() {
+        let spans = wrapped_spans(body.as_slice(), need.slots);
+        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
+    }
     let mut scratch = server.splitter.scratch();
     let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, version, ack, counted))
+    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
 async fn admit_large(
     server: &Server,
-    intake: &Intake,
+    wanted: Wanted<'_>,
     body: ChargedBytes,
-    form: BodyForm,
     turn: LargeTurn<'_>,
-    ack: Ack,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
+    let Wanted { intake, form, ack, facts, .. } = wanted;
     let (waiting, marked) = {
-        let (envelope, spans) = server
+        let (envelope, mut spans) = server
             .splitter
             .split_large(body.as_slice(), form, turn)
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
-        let counted = judge_envelope(server, &envelope, token)?;
-        let version = intake.version_for_keys(envelope.version);
-        let mut waiting = match intake.admit_now(body, &spans, version, ack, counted)? {
+        let (counted, quota) = judge_envelope(server, &envelope, token)?;
+        charge(server, quota, body.as_slice().len(), None, false)?;
+        let name = || token_name(server, token);
+        let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
+        drop(envelope);
+        let body = match wrapper {
+            None => body,
+            Some(wrapper) => {
+                intake.could_wrap(&wrapper, &spans, &facts)?;
+                let memory = &server.bodies.memory;
+                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+            }
+        };
+        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
         };
-        let marked = parse::mark_spans(waiting.body.as_mut_slice(), &spans);
+        let is_wrapped = waiting.facts.values.is_wrapped();
+        let marked = (!is_wrapped).then(|| parse::mark_spans(waiting.body.as_mut_slice(), &spans));
         (waiting, marked)
     };
-    let NoRoom { need, body, version, counted } = waiting;
+    let NoRoom { need, body, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = parse::marked_spans(body.as_slice(), marked);
-    Ok(intake.enqueue(permit, body, &spans, version, ack, counted))
+    let spans = match marked {
+        None => wrapped_spans(body.as_slice(), need.slots),
+        Some(marked) => parse::marked_spans(body.as_slice(), marked),
+    };
+    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
 
 /// Finds the payloads of a body.
@@ -358,16 +509,42 @@ fn no_collection(body: &[u8], error: ParseError) -> Answer {
 }
 
 /// Judges the token of an envelope, if this server asks for one and no header had it. Returns where
-/// the payloads that come with the token are counted.
+/// the payloads that come with the token are counted, and the quota that is not judged yet.
 fn judge_envelope(
     server: &Server,
     envelope: &Envelope<'_>,
     token: &Cell<TokenId>,
-) -> Result<Option<AcceptedCells>, Answer> {
-    let Some(tokens) = &server.tokens else { return Ok(None) };
+) -> Result<(Option<AcceptedCells>, Option<TokenQuota>), Answer> {
+    let Some(tokens) = &server.tokens else { return Ok((None, None)) };
     let (has_envelope, given) = (envelope.form.may_be_collection(), envelope.token.as_deref());
-    token.set(tokens.judge_envelope(token.get(), has_envelope, given)?);
-    Ok(Some(tokens.cells().accepted(token.get())))
+    let known = tokens.judge_envelope(token.get(), has_envelope, given)?;
+    token.set(known.id);
+    Ok((Some(tokens.cells().accepted(known.id)), known.quota))
+}
+
+/// Charges a body of `bytes` bytes to the quota of its envelope's token. False: it waits, as it
+/// does since `waited`.
+fn charge(
+    server: &Server,
+    quota: Option<TokenQuota>,
+    bytes: usize,
+    waited: Option<Instant>,
+    may_wait: bool,
+) -> Result<bool, Answer> {
+    let (Some(quota), Some(quotas)) = (quota, &server.quotas) else { return Ok(true) };
+    let judged = quotas.judge_envelope(&quota, bytes, waited, may_wait, rt::now());
+    judged.transpose().map(|passed| passed.is_some()).map_err(Answer::from)
+}
+
+impl From<Box<Throttled>> for Answer {
+    fn from(throttled: Box<Throttled>) -> Answer {
+        Answer::Throttled(throttled)
+    }
+}
+
+/// The name of a request's token, if it has one.
+fn token_name<'a>(server: &'a Server, token: &Cell<TokenId>) -> Option<&'a str> {
+    server.tokens.as_ref().and_then(|tokens| tokens.name(token.get()))
 }
 
 fn payload_bytes(spans: &[Span]) -> u64 {
@@ -384,15 +561,14 @@ enum Tried {
 struct NoRoom {
     need: Need,
     body: ChargedBytes,
-    /// The part of its version that keys use.
-    version: Option<Box<str>>,
+    facts: RequestFacts,
     /// Where its payloads are counted besides the totals.
     counted: Option<AcceptedCells>,
 }
 
 /// The queue slots and bytes that these payloads need.
-fn need(payloads: &[Span], body: &ChargedBytes, version: Option<&str>) -> Need {
-    Need::of(payloads.len(), body.retained() + version.map_or(0, str::len))
+fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
+    Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
 impl Intake {
@@ -401,7 +577,7 @@ impl Intake {
         &self,
         body: ChargedBytes,
         payloads: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Result<Tried, Answer> {
@@ -410,23 +586,34 @@ impl Intake {
             let closed = self.stop.closed.get();
             return if closed { Err(Answer::Stopping) } else { Ok(Tried::Admitted(nothing)) };
         }
-        let need = need(payloads, &body, version.as_deref());
+        let need = need(payloads, body.retained(), &facts);
         if ack == Ack::Spooled {
-            let version = version.as_deref();
-            let admitted = self.enqueue_for_disk(need, body, payloads, version, counted)?;
+            let admitted = self.enqueue_for_disk(need, body, payloads, &facts, counted)?;
             return Ok(Tried::Admitted(admitted));
         }
         Ok(match self.admission.admit_now(need)? {
             Some(permit) => {
-                Tried::Admitted(self.enqueue(permit, body, payloads, version, ack, counted))
+                Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
-            None => Tried::NoRoom(NoRoom { need, body, version, counted }),
+            None => Tried::NoRoom(NoRoom { need, body, facts, counted }),
         })
     }
 
-    /// The part of a request's `version` that keys use; `None` if no template uses it.
-    fn version_for_keys(&self, version: Option<Cow<'_, str>>) -> Option<Box<str>> {
-        version.filter(|_| self.needs_version).map(|version| key::version(&version))
+    /// Whether these payloads can be admitted once they are wrapped, before memory is taken for it.
+    ///
+    /// # Errors
+    /// The limit that they would exceed.
+    fn could_wrap(
+        &self,
+        wrapper: &Wrapper,
+        payloads: &[Span],
+        facts: &RequestFacts,
+    ) -> Result<(), Answer> {
+        let (given, max) = (wrapper.wrapped_bytes(payloads), self.config.request_bytes_max());
+        if given > max {
+            return Err(BodyError::WrappedTooLarge { given, max }.into());
+        }
+        Ok(self.admission.could_fit(need(payloads, given, facts))?)
     }
 
     /// Puts the payloads of a body into the queue. `permit` is its room there.
@@ -435,15 +622,15 @@ impl Intake {
         permit: Permit,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<Box<str>>,
+        facts: RequestFacts,
         ack: Ack,
         counted: Option<AcceptedCells>,
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamps.take(spans.len());
+        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, version);
+        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
         self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
             payload,
             stamp: Stamp { unix_nanos, seq: first + at as u64 },
@@ -465,15 +652,23 @@ impl Intake {
         need: Need,
         body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        facts: &RequestFacts,
         counted: Option<AcceptedCells>,
     ) -> Result<Admitted, Answer> {
         let spool = self.spool.as_ref().expect("without a spool this level is refused");
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
-        let first = self.stamps.take(spans.len());
-        let ticket = spool.submit(first, body, spans, version, counted)?;
+        let first = self.stamp(spans.len(), facts);
+        let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
+    }
+
+    /// The stamp of a request's first payload.
+    fn stamp(&self, payloads: usize, facts: &RequestFacts) -> Stamp {
+        match facts.received_at {
+            None => self.stamps.take(payloads),
+            Some(unix_nanos) => self.stamps.take_at(payloads, unix_nanos),
+        }
     }
 }
 

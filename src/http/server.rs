@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::body::BodyReader;
-use super::eviction::{Activity, Choice, EvictionOrder, FIRST_HEAD_LEAST};
+use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
 use super::phase::ConnState;
+use super::quotas::QuotaGate;
 use super::request::Intake;
 use super::split::BodySplitter;
 use super::tokenless::Tokenless;
@@ -37,6 +38,8 @@ pub struct Server {
     pub splitter: BodySplitter,
     /// `None`: requests need no token.
     pub tokens: Option<TokenGate>,
+    /// `None`: nothing can have a quota.
+    pub quotas: Option<QuotaGate>,
     /// What needs no token in any case, and what browsers are told.
     pub tokenless: Tokenless,
     pub faults: ConnFaults,
@@ -254,7 +257,7 @@ impl Conns {
     fn ask_one(&self, now: Instant) -> Choice {
         let open = self.open.borrow();
         let activity =
-            |number| open.get(&number).map_or_else(Activity::default, |state| state.activity());
+            |number| open.get(&number).map_or_else(ConnActivity::default, |state| state.activity());
         let choice = self.order.borrow_mut().choose(now, activity);
         if let Choice::Evict(number, reason) = choice
             && let Some(state) = open.get(&number)

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::mem;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::sync::{Turn, Turns};
 
 /// After how much parsing a large body yields. The longest step takes 0.15 ms, so that no turn takes
 /// more than a millisecond, on a slow machine either.
-const TURN: Duration = Duration::from_micros(500);
+pub(super) const TURN: Duration = Duration::from_micros(500);
 
 /// Longest wait for a turn. A turn takes some milliseconds per MiB, so whoever waits for longer has
 /// hundreds of large bodies before it, and holds memory that others could use.
@@ -163,6 +163,12 @@ impl Deref for LargeSpans<'_> {
     type Target = [Span];
     fn deref(&self) -> &[Span] {
         &self.spans
+    }
+}
+
+impl DerefMut for LargeSpans<'_> {
+    fn deref_mut(&mut self) -> &mut [Span] {
+        &mut self.spans
     }
 }
 

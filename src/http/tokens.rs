@@ -30,6 +30,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames};
+use crate::quota::Quota;
 
 pub use file::{TokensDraft, TokensError, ends_within_a_line};
 pub use gate::{TokenGate, TokenPlaces, TokenRefusal};
@@ -49,8 +50,43 @@ pub struct TokenSet {
     starts: Vec<u32>,
     digests: Vec<Digest>,
     ids: Vec<TokenId>,
+    quotas: TokenQuotas,
     /// Lines whose token is there in the clear and not ASCII.
     not_ascii: usize,
+}
+
+/// The quotas of a file, 12 bytes a token, or nothing if no line has one.
+#[derive(Default)]
+struct TokenQuotas {
+    /// Each that is there, once.
+    distinct: Vec<Quota>,
+    /// By token: one more than the place in `distinct`, or 0; …
+    places: Vec<u32>,
+    /// … and the key of its bucket.
+    keys: Vec<u64>,
+}
+
+/// The quota of a token, and what it is counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenQuota {
+    /// The bucket: of the token's name, or of the token if it has none. It is the same after a
+    /// reload.
+    pub key: u64,
+    pub quota: Quota,
+    /// Another one for each quota; not 0.
+    pub version: u64,
+}
+
+/// What is known of an accepted token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownToken {
+    pub id: TokenId,
+    pub quota: Option<TokenQuota>,
+}
+
+impl KnownToken {
+    /// No accepted token.
+    pub const NONE: KnownToken = KnownToken { id: TokenId::NONE, quota: None };
 }
 
 /// One line of the file.
@@ -58,6 +94,9 @@ struct TokenLine {
     digest: Digest,
     id: TokenId,
     line: u32,
+    /// As in [`TokenQuotas`].
+    quota: u32,
+    key: u64,
 }
 
 /// The token of `line` was given in line `first` with other attributes.
@@ -111,8 +150,10 @@ impl TokenSet {
             digests: Vec::with_capacity(lines.len()),
             ids: Vec::with_capacity(lines.len()),
             bucket_key,
+            quotas: TokenQuotas::default(),
             not_ascii: 0,
         };
+        let has_quotas = lines.iter().any(|line| line.quota != 0);
         let mut repeated: Option<RepeatedToken> = None;
         let ends = ends.into_iter().skip(1).chain([lines.len() as u32]);
         let mut start = 0;
@@ -120,14 +161,18 @@ impl TokenSet {
             set.starts.push(set.digests.len() as u32);
             let in_bucket = &order[start as usize..end as usize];
             for (nth, at) in in_bucket.iter().enumerate() {
-                let TokenLine { digest, id, line } = &lines[*at as usize];
+                let TokenLine { digest, id, line, quota, key } = &lines[*at as usize];
                 let earlier = in_bucket[..nth].iter().map(|at| &lines[*at as usize]);
                 match earlier.into_iter().find(|earlier| earlier.digest == *digest) {
                     None => {
                         set.digests.push(*digest);
                         set.ids.push(*id);
+                        if has_quotas {
+                            set.quotas.places.push(*quota);
+                            set.quotas.keys.push(*key);
+                        }
                     }
-                    Some(first) if first.id == *id => {}
+                    Some(first) if first.id == *id && first.quota == *quota => {}
                     Some(first) => {
                         if repeated.as_ref().is_none_or(|known| *line < known.line) {
                             repeated = Some(RepeatedToken { line: *line, first: first.line });
@@ -143,19 +188,28 @@ impl TokenSet {
         repeated.map_or(Ok(set), Err)
     }
 
-    /// The id of `token` if it is in the set.
-    pub fn find(&self, token: &[u8]) -> Option<TokenId> {
+    /// What is known of `token` if it is in the set.
+    pub fn find(&self, token: &[u8]) -> Option<KnownToken> {
         self.find_digest(&Sha256::digest(token).into())
     }
 
-    fn find_digest(&self, asked: &Digest) -> Option<TokenId> {
+    fn find_digest(&self, asked: &Digest) -> Option<KnownToken> {
         // The buckets are a power of two, the starts one more.
         let bucket = self.bucket_key.hash_one(asked) as usize & (self.starts.len() - 2);
         let mut found = u32::MAX;
         for at in self.starts[bucket]..self.starts[bucket + 1] {
             found.conditional_assign(&at, self.digests[at as usize].ct_eq(asked));
         }
-        self.ids.get(found as usize).copied()
+        let id = *self.ids.get(found as usize)?;
+        Some(KnownToken { id, quota: self.quotas.of(found as usize) })
+    }
+
+    /// How many tokens have a quota, in words; empty if none has.
+    pub fn with_quotas(&self) -> String {
+        match self.quotas.places.iter().filter(|place| **place != 0).count() {
+            0 => String::new(),
+            count => format!(", {count} of them with a quota"),
+        }
     }
 
     /// The number of tokens, at least 1.
@@ -182,6 +236,26 @@ impl TokenSet {
         let what = "have a token that is not ASCII: no header may hold it, and no body either with TOKEN_IN_BODY=off or BODY=object";
         (lines > 0 && !places.hold_any_text()).then(|| format!("{lines} of its lines {what}"))
     }
+}
+
+impl TokenQuotas {
+    fn of(&self, token: usize) -> Option<TokenQuota> {
+        let place = *self.places.get(token)? as usize;
+        let quota = *self.distinct.get(place.checked_sub(1)?)?;
+        // A quota may have another place after a reload, and the same number then is another one.
+        Some(TokenQuota { key: self.keys[token], quota, version: version_of(&quota) })
+    }
+}
+
+/// A number that quotas that differ do not share, but for a chance of one in 2^63.
+fn version_of(quota: &Quota) -> u64 {
+    let limits = [quota.requests, quota.bytes];
+    let numbers = limits.map(|of| of.map_or([0; 3], |of| [of.amount, of.per_s, of.burst]));
+    let mix = |sum: u64, number: &u64| {
+        let product = u128::from(sum ^ number) * u128::from(0x9e37_79b9_7f4a_7c15_u64);
+        (product >> 64) as u64 ^ product as u64
+    };
+    numbers.as_flattened().iter().fold(0x2545_f491_4f6c_dd1d, mix) | 1
 }
 
 impl fmt::Debug for TokenSet {
@@ -213,7 +287,7 @@ impl TokenView {
     }
 
     /// [`TokenSet::find`] in the newest set.
-    pub fn find(&self, token: &[u8]) -> Option<TokenId> {
+    pub fn find(&self, token: &[u8]) -> Option<KnownToken> {
         self.0.borrow_mut().load().find(token)
     }
 }
@@ -227,7 +301,7 @@ mod tests {
     }
 
     fn line(token: &str, id: TokenId, line: u32) -> TokenLine {
-        TokenLine { digest: Sha256::digest(token).into(), id, line }
+        TokenLine { digest: Sha256::digest(token).into(), id, line, quota: 0, key: 0 }
     }
 
     #[test]
@@ -238,7 +312,8 @@ mod tests {
             let set = TokenSet::build(&lines).ok().unwrap();
             assert_eq!(set.len(), count as usize);
             for n in 0..count {
-                assert_eq!(set.find(format!("t{n}").as_bytes()), Some(TokenId::UNNAMED), "{n}");
+                let found = set.find(format!("t{n}").as_bytes());
+                assert_eq!(found, Some(KnownToken { id: TokenId::UNNAMED, quota: None }), "{n}");
                 assert_eq!(set.find(format!("T{n}").as_bytes()), None, "{n}");
             }
             assert_eq!(set.find(b""), None);

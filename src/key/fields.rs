@@ -48,6 +48,11 @@ pub(super) enum PointerError {
 }
 
 impl Fields {
+    /// Whether nothing is looked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pointers == 0
+    }
+
     /// Adds `pointer`; returns the slot of its value in [`FoundValues`].
     pub(super) fn add(&mut self, pointer: &str) -> Result<usize, PointerError> {
         let names = pointer.strip_prefix('/').ok_or(PointerError::Start)?;
@@ -77,12 +82,25 @@ impl Fields {
     /// The values that the pointers point at in `payload`.
     pub(super) fn find<'p>(&self, payload: &'p [u8]) -> FoundValues<'p> {
         let mut found = FoundValues([&[]; POINTERS_MAX]);
-        if self.pointers > 0 {
+        if !self.is_empty() {
             // Bytes that are not JSON end the search.
             let _ = FieldScan { bytes: payload, at: 0 }.value(&self.root, &mut found);
         }
         found
     }
+}
+
+/// The payload in `{"meta":…,"payload":…}`, which admission wrote without any white space. Empty if
+/// it is something else.
+pub(super) fn wrapped_payload(bytes: &[u8]) -> &[u8] {
+    const META: &[u8] = b"{\"meta\":";
+    const PAYLOAD: &[u8] = b",\"payload\":";
+    let payload = || {
+        let mut scan = FieldScan { bytes: bytes.strip_suffix(b"}")?, at: META.len() };
+        bytes.starts_with(META).then(|| scan.skip())??;
+        bytes[scan.at..bytes.len() - 1].strip_prefix(PAYLOAD)
+    };
+    payload().unwrap_or_default()
 }
 
 /// The raw text of each value that was found.

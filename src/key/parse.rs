@@ -4,15 +4,17 @@ use std::fmt;
 
 use super::event_time::TimePart;
 use super::fields::{self, Fields, PointerError};
+use super::request::{self, NameError, REQUEST_VALUES_MAX};
 use super::{
-    DEFAULT_BATCH, HASH_DIGITS_MAX, KeyTemplate, Part, TEMPORARY, VALUE_BYTES_MAX, room, value,
+    DEFAULT_BATCH, EventTimeSource, HASH_DIGITS_MAX, KeyTemplate, Part, RECEIVED_AT, TEMPORARY,
+    VALUE_BYTES_MAX, room, value,
 };
 
 /// Most bytes of `KEY`, and of `EVENT_TIME`: S3 allows keys of 1024, and every spool contains both.
 const TEXT_BYTES_MAX: usize = 1024;
 
 /// Names and examples, in the order in which messages list them.
-const PLACEHOLDERS: [(&str, &str); 12] = [
+const PLACEHOLDERS: [(&str, &str); 15] = [
     ("unix_nanos", "{unix_nanos}"),
     ("unix_ms", "{unix_ms}"),
     ("date", "{date:%Y/%m/%d}"),
@@ -24,6 +26,9 @@ const PLACEHOLDERS: [(&str, &str); 12] = [
     ("ext", "{ext}"),
     ("hash", "{hash:2}"),
     ("version", "{version}"),
+    ("token", "{token} or {token|default}"),
+    ("header", "{header:x-name} or {header:x-name|default}"),
+    ("query", "{query:name} or {query:name|default}"),
     ("field", "{field:/member} or {field:/member|default}"),
 ];
 
@@ -58,6 +63,11 @@ pub enum KeyError {
     #[error("{setting} uses field {given:?}, one more than the {max} allowed: remove some",
         max = fields::POINTERS_MAX)]
     TooManyFields { setting: &'static str, given: String },
+    #[error("KEY uses {{{given}}}, which {why}")]
+    RequestName { given: String, why: NameError },
+    #[error("KEY uses {given}, one more value of requests than the {max} allowed: remove some",
+        max = REQUEST_VALUES_MAX)]
+    TooManyRequestValues { given: String },
     #[error("the default {given:?} in KEY would be changed: write {safe:?}")]
     Default { given: String, safe: String },
     #[error("KEY contains {0:?}, which stores or their clients change: remove it")]
@@ -133,23 +143,21 @@ pub(super) fn template(key: &str, event_time: Option<&str>) -> Result<KeyTemplat
     let mut parts = TemplateParts::default();
     parts.read(key)?;
     check_path(&parts.list)?;
-    let event_time_slot = match event_time {
-        None => None,
-        Some(pointer) => {
-            if !parts.list.iter().any(|part| matches!(part, Part::Time(_))) {
-                return Err(KeyError::EventTimeUnused(pointer.into()));
-            }
-            Some(parts.pointer(EVENT_TIME, pointer)?)
-        }
+    let has_time = parts.list.iter().any(|part| matches!(part, Part::Time(_)));
+    let event_time_source = match event_time {
+        None => EventTimeSource::NotAsked,
+        Some(given) if !has_time => return Err(KeyError::EventTimeUnused(given.into())),
+        Some(RECEIVED_AT) => EventTimeSource::Received,
+        Some(pointer) => EventTimeSource::Field(parts.pointer(EVENT_TIME, pointer)?),
     };
-    let rooms = room::rooms(&parts.list, event_time_slot.is_some())?;
+    let rooms = room::rooms(&parts.list, event_time.is_some())?;
     Ok(KeyTemplate {
         rooms,
         key: key.into(),
         event_time: event_time.map(Into::into),
         parts: parts.list,
         fields: parts.fields,
-        event_time_slot,
+        event_time_source,
     })
 }
 
@@ -217,7 +225,14 @@ impl TemplateParts {
             ("seq", None) => Part::Seq,
             ("count", None) => Part::Count,
             ("ext", None) => Part::Ext,
-            ("version", None) => Part::Version,
+            ("version", None) => self.request(request::VERSION.into(), super::UNKNOWN)?,
+            (kind @ ("header" | "query"), Some(argument)) => {
+                let (argument, default) = with_default(argument);
+                self.request(request::kept_name(kind, argument)?, default)?
+            }
+            (_, None) if with_default(name).0 == request::TOKEN => {
+                self.request(request::TOKEN.into(), with_default(name).1)?
+            }
             _ => return Err(not_written_so(given, name)),
         };
         self.list.push(part);
@@ -255,15 +270,27 @@ impl TemplateParts {
     }
 
     fn field(&mut self, field: &str) -> Result<Part, KeyError> {
-        let (pointer, default) = field.split_once('|').unwrap_or((field, super::UNKNOWN));
-        let mut safe = String::new();
-        let fits = &default[..default.floor_char_boundary(VALUE_BYTES_MAX)];
-        value::write(fits.chars(), super::UNKNOWN, &mut safe);
-        if safe != default {
-            return Err(KeyError::Default { given: default.into(), safe });
-        }
+        let (pointer, default) = with_default(field);
+        let default = safe_default(default)?;
         let slot = self.pointer(KEY, pointer)?;
-        Ok(Part::Field { pointer: pointer.into(), slot, default: safe })
+        Ok(Part::Field { pointer: pointer.into(), slot, default })
+    }
+
+    /// A value of requests that is kept as `name`.
+    fn request(&self, name: String, default: &str) -> Result<Part, KeyError> {
+        let mut others: Vec<&str> = Vec::new();
+        for part in &self.list {
+            if let Part::Request { name: other, .. } = part
+                && *other != name
+                && !others.contains(&&**other)
+            {
+                others.push(other);
+            }
+        }
+        if others.len() >= REQUEST_VALUES_MAX {
+            return Err(KeyError::TooManyRequestValues { given: format!("{{{name}}}") });
+        }
+        Ok(Part::Request { name, default: safe_default(default)? })
     }
 
     fn hash(&self, digits: &str) -> Result<Part, KeyError> {
@@ -280,6 +307,9 @@ impl TemplateParts {
         self.fields.add(pointer).map_err(|why| {
             let given = pointer.to_owned();
             let remedy = match why {
+                PointerError::Start if setting == EVENT_TIME => {
+                    format!("write /{pointer}, or {RECEIVED_AT} for the time of receipt")
+                }
                 PointerError::Start => format!("write /{pointer}"),
                 PointerError::Escape => "write ~0 for a ~ in a name, and ~1 for a /".into(),
                 PointerError::TooDeep => {
@@ -293,6 +323,18 @@ impl TemplateParts {
             KeyError::Pointer { setting, given, remedy }
         })
     }
+}
+
+/// What a placeholder names, and what is rendered if that is missing.
+fn with_default(argument: &str) -> (&str, &str) {
+    argument.split_once('|').unwrap_or((argument, super::UNKNOWN))
+}
+
+fn safe_default(default: &str) -> Result<String, KeyError> {
+    let mut safe = String::new();
+    let fits = &default[..default.floor_char_boundary(VALUE_BYTES_MAX)];
+    value::write(fits.chars(), super::UNKNOWN, &mut safe);
+    if safe == default { Ok(safe) } else { Err(KeyError::Default { given: default.into(), safe }) }
 }
 
 /// The error for a known placeholder with a wrong argument, or for an unknown one.
@@ -349,7 +391,7 @@ impl fmt::Display for Part {
             Part::Count => "{count}",
             Part::Ext => "{ext}",
             Part::Hash(digits) => return write!(f, "{{hash:{digits}}}"),
-            Part::Version => "{version}",
+            Part::Request { name, .. } => return write!(f, "{{{name}}}"),
             Part::Field { pointer, .. } => return write!(f, "{{field:{pointer}}}"),
         })
     }

@@ -55,10 +55,10 @@ fn components(parts: &[Part], has_event_time: bool) -> Vec<KeyComponent<'_>> {
         let component = components.last_mut().expect("never empty");
         component.end = "";
         match part {
-            Part::Version | Part::Field { .. } => component.values.push(value),
+            Part::Request { .. } | Part::Field { .. } => component.values.push(value),
             _ => component.parts.push(part),
         }
-        let is_value = matches!(part, Part::Version | Part::Field { .. });
+        let is_value = matches!(part, Part::Request { .. } | Part::Field { .. });
         value += usize::from(is_value || has_event_time && matches!(part, Part::Time(_)));
     }
     components

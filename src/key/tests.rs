@@ -8,6 +8,8 @@ use serde_json::Value;
 use super::*;
 use crate::queue::job::{Origin, Stamp};
 
+mod requests;
+
 /// 2025-11-21T20:00:00Z
 const EVENING: u64 = 1_763_755_200_000_000_000;
 const HOUR: u64 = 3_600_000_000_000;
@@ -30,8 +32,13 @@ fn of(partition: &str) -> KeyOf<'_> {
 
 /// Partition and key of one payload.
 fn render(template: &KeyTemplate, payload: &str, version: Option<&str>) -> (String, String) {
+    render_with(template, payload, &RequestValues::of_version(version.unwrap_or_default()))
+}
+
+/// The same for a payload of a request with these values.
+fn render_with(template: &KeyTemplate, payload: &str, values: &RequestValues) -> (String, String) {
     let mut partition = Partition::default();
-    let _ = template.write_partition(payload.as_bytes(), version, EVENING, &mut partition);
+    let _ = template.write_partition(payload.as_bytes(), values, EVENING, &mut partition);
     let mut key = "what was there before".into();
     template.write_key(&of(partition.text()), &mut key);
     (partition.text, key)
@@ -75,17 +82,20 @@ fn the_default_is_the_key_of_a_payload_byte_for_byte() {
             Origin::new(node.into(), core).key(Stamp { unix_nanos, seq }, &b"0".to_vec().into())
         );
     }
-    assert!(!template.is_partitioned() && !template.needs_version());
+    assert!(!template.is_partitioned() && template.request_sources().is_empty());
     assert_eq!(template.texts(), (DEFAULT_PAYLOAD, None));
 }
 
 const ALL: &str = "{unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {core}, {seq}, {count}, \
-                   {ext}, {hash:2}, {version}, {field:/member} or {field:/member|default}";
+                   {ext}, {hash:2}, {version}, {token} or {token|default}, \
+                   {header:x-name} or {header:x-name|default}, {query:name} or {query:name|default}, \
+                   {field:/member} or {field:/member|default}";
 
 #[test]
 fn bad_templates_are_refused_by_name() {
     let long = "x".repeat(1025);
     let wide = format!("{{field:/a|{}}}", "x".repeat(129));
+    let crowded: String = (0..17).map(|n| format!("{{query:{n}}}/")).collect();
     let wide_error =
         format!("the default \"{0}x\" in KEY would be changed: write \"{0}\"", "x".repeat(128));
     for (key, expected) in [
@@ -164,6 +174,36 @@ fn bad_templates_are_refused_by_name() {
             "\"/a~2\" in KEY is not a JSON pointer: write ~0 for a ~ in a name, and ~1 for a /"
                 .into(),
         ),
+        (
+            "{header}",
+            "{header} in KEY has the wrong form: write {header:x-name} or {header:x-name|default}".into(),
+        ),
+        (
+            "{header:}",
+            "KEY uses {header:}, which names no header: write a name of letters, digits and -, such as \
+             header:x-request-id"
+                .into(),
+        ),
+        (
+            "{header:X-Api-Key|none}",
+            "KEY uses {header:X-Api-Key}, which is a secret, and secrets are never stored: name something else, \
+             or use the token's name (token)"
+                .into(),
+        ),
+        (
+            "{query:token}",
+            "KEY uses {query:token}, which is a secret, and secrets are never stored: name something else, or \
+             use the token's name (token)"
+                .into(),
+        ),
+        (
+            "{query:}",
+            "KEY uses {query:}, which names no query parameter: write its name, such as query:tenant".into(),
+        ),
+        ("{query:a|/}", "the default \"/\" in KEY would be changed: write \"_\"".into()),
+        ("{token|}", "the default \"\" in KEY would be changed: write \"unknown\"".into()),
+        ("{token:x}", "{token:x} in KEY has the wrong form: write {token} or {token|default}".into()),
+        (&crowded, "KEY uses {query:16}, one more value of requests than the 16 allowed: remove some".into()),
         ("{field:/a|}", "the default \"\" in KEY would be changed: write \"unknown\"".into()),
         ("{field:/a|b/c}", "the default \"b/c\" in KEY would be changed: write \"b_c\"".into()),
         ("{field:/a|..}", "the default \"..\" in KEY would be changed: write \"__\"".into()),
@@ -211,8 +251,8 @@ fn bad_templates_are_refused_by_name() {
 fn bad_event_times_are_refused_by_name() {
     let deep = "/a".repeat(128);
     for (key, event_time, expected) in [
-        ("{hour}", "ts", "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts".into()),
-        ("{hour}", "", "\"\" in EVENT_TIME is not a JSON pointer: write /".into()),
+        ("{hour}", "ts", "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts, or received_at for the time of receipt".into()),
+        ("{hour}", "", "\"\" in EVENT_TIME is not a JSON pointer: write /, or received_at for the time of receipt".into()),
         (
             "{seq}",
             "/ts",
@@ -294,7 +334,12 @@ fn the_longest_key_is_as_long_as_said() {
     let wide = "x".repeat(300);
     let mut partition = Partition::default();
     let payload = format!("{{\"a\":{wide:?}}}");
-    let _ = template.write_partition(payload.as_bytes(), Some(&wide), 0, &mut partition);
+    let _ = template.write_partition(
+        payload.as_bytes(),
+        &RequestValues::of_version(&wide),
+        0,
+        &mut partition,
+    );
     let last = u64::MAX;
     let mut key = String::new();
     let widest =
@@ -450,8 +495,13 @@ fn payloads_name_directories_in_places_that_are_known() {
 fn what_depends_on_the_payload_partitions() {
     let event = |key| KeyTemplate::parse(key, Some("/ts")).unwrap();
     assert!(!parse("{hash:4}{date:%Y}{hour}{node}{core}{seq}{count}{ext}").is_partitioned());
-    assert!(parse("{version}").is_partitioned() && parse("{version}").needs_version());
-    assert!(parse("{field:/a}").is_partitioned() && !parse("{field:/a}").needs_version());
+    assert!(
+        parse("{version}").is_partitioned()
+            && parse("{version}").request_sources() == [RequestSource::Version]
+    );
+    assert!(
+        parse("{field:/a}").is_partitioned() && parse("{field:/a}").request_sources().is_empty()
+    );
     assert!(event("{hour}").is_partitioned() && event("{date:%Y}").is_partitioned());
     assert_eq!(event("{hour}").texts(), ("{hour}", Some("/ts")));
 }
@@ -472,12 +522,18 @@ fn event_time_dates_the_key_and_the_opening_stamps_it() {
         ("7", "dt=2025-11-21/hour=22", EventTime::Unreadable),
     ] {
         let came = EVENING + 2 * HOUR;
-        let from = template.write_partition(payload.as_bytes(), None, came, &mut partition);
+        let from = template.write_partition(
+            payload.as_bytes(),
+            &RequestValues::default(),
+            came,
+            &mut partition,
+        );
         assert_eq!(from, source, "{payload}");
         template.write_key(&of(partition.text()), &mut key);
         assert_eq!(key, format!("{day}{rest}"), "{payload}");
     }
-    let from = parse("{field:/a}").write_partition(b"{}", None, 0, &mut partition);
+    let from =
+        parse("{field:/a}").write_partition(b"{}", &RequestValues::default(), 0, &mut partition);
     assert_eq!(from, EventTime::NotAsked);
 }
 
@@ -640,7 +696,7 @@ fn pointers_into(json: &Json, at: &str, into: &mut Vec<String>) {
 }
 
 /// What may stand between ids: marks that keep them apart, and parts that they run together with.
-const BETWEEN: [&str; 14] = [
+const BETWEEN: [&str; 15] = [
     "-",
     "-",
     "/",
@@ -650,6 +706,7 @@ const BETWEEN: [&str; 14] = [
     "1",
     "-{count}-",
     "-{field:/a}-",
+    "-{header:x-a}{query:b}-",
     "/{field:/a}{version}-",
     "{hour}-",
     "{hash:1}",
@@ -674,7 +731,12 @@ fn assert_no_two_alike(template: &KeyTemplate, nodes: &[&str]) {
     let (mut key, mut partition) = (String::new(), Partition::default());
     for value in ["1", "-1", "1-1", "x.ndjson", "json"] {
         let payload = format!("{{\"a\":{value:?}}}");
-        let _ = template.write_partition(payload.as_bytes(), Some(value), 0, &mut partition);
+        let _ = template.write_partition(
+            payload.as_bytes(),
+            &RequestValues::of_version(value),
+            0,
+            &mut partition,
+        );
         for node in nodes {
             for (core, seq) in [(1, 1), (1, 11), (11, 1), (11, 11), (1, 111), (111, 1)] {
                 for unix_nanos in [1_000_000, 11_000_000, 111_000_000] {

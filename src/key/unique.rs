@@ -87,7 +87,7 @@ fn components(parts: &[Part], node_is_random: bool) -> Vec<Component<'_>> {
             Part::Time(_) | Part::Hash(_) => Atom::Fixed,
             Part::UnixNanos | Part::UnixMs | Part::Core | Part::Seq | Part::Count => Atom::Number,
             Part::Ext => Atom::Word,
-            Part::Node | Part::Version | Part::Field { .. } => Atom::Free,
+            Part::Node | Part::Request { .. } | Part::Field { .. } => Atom::Free,
         };
         components.last_mut().expect("never empty").push(atom, part);
     }

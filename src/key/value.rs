@@ -1,5 +1,5 @@
-//! Values chosen by a client, as they appear in a key: a field of a payload, or a request's
-//! version.
+//! Values chosen by a client, as they appear in a key: a field of a payload, or what its request
+//! said.
 //!
 //! They are made safe: control characters, `/`, `\`, and the dots of a value of only dots become
 //! `_`. A value has at most [`VALUE_BYTES_MAX`] bytes and is never empty. A longer one is cut

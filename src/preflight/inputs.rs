@@ -74,7 +74,8 @@ pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let shown = path.display();
     let finding = match TokenSet::load(path, &TokenNames::default()) {
         Ok(set) => {
-            let holds = format!("{shown} holds {} tokens{}", set.len(), set.beyond_names());
+            let names = set.with_quotas() + &set.beyond_names();
+            let holds = format!("{shown} holds {} tokens{names}", set.len());
             match set.unusable(TokenPlaces::of(config)) {
                 None => Finding::ok("TOKENS_FILE", holds),
                 Some(unusable) => Finding::warn(

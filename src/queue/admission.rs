@@ -474,6 +474,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::RequestValues;
     use crate::queue::job::{Payload, Span, Stamp};
     use futures_lite::future::{block_on, poll_once};
 
@@ -495,7 +496,7 @@ mod tests {
 
     fn push(admission: &Admission, permit: Permit, count: usize) {
         let spans = vec![Span { start: 0, end: 1 }; count];
-        let payloads = Payload::split(b"1".to_vec(), permit, &spans, None);
+        let payloads = Payload::split(b"1".to_vec(), permit, &spans, RequestValues::default());
         let stamp = Stamp { unix_nanos: 0, seq: 0 };
         admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
     }

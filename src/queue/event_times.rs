@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use crate::key::KeyTemplate;
+use crate::queue::job::Payload;
 use crate::throttle::Throttle;
 
 /// The log line about event times that cannot be read: one a minute, whatever clients send.
@@ -19,12 +20,12 @@ impl Default for UnreadableTimes {
 
 impl UnreadableTimes {
     /// Logs what `payload` has at `EVENT_TIME`: its shape only, none of its bytes.
-    pub fn log(&self, keys: &KeyTemplate, payload: &[u8]) {
+    pub fn log(&self, keys: &KeyTemplate, payload: &Payload) {
         self.log.borrow_mut().warn(|| {
             format!(
                 "a payload is filed under its time of arrival: EVENT_TIME finds {}, which is neither \
                  epoch s, ms, µs or ns nor ISO 8601",
-                keys.event_time_shape(payload)
+                keys.event_time_shape(payload, payload.values())
             )
         });
     }

@@ -10,7 +10,7 @@ use std::ops::{Deref, Range};
 use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
-use crate::key::{DEFAULT_PAYLOAD, EventTime, KeyOf, KeyTemplate, Partition};
+use crate::key::{DEFAULT_PAYLOAD, EventTime, KeyOf, KeyTemplate, Partition, RequestValues};
 use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::event_times::UnreadableTimes;
@@ -94,8 +94,13 @@ pub struct Stamps {
 impl Stamps {
     /// Takes `count` consecutive stamps with the current time; returns the first.
     pub fn take(&self, count: usize) -> Stamp {
+        self.take_at(count, Stamp::unix_nanos_now())
+    }
+
+    /// The same with another time.
+    pub fn take_at(&self, count: usize, unix_nanos: u64) -> Stamp {
         let seq = self.seq.replace(self.seq.get() + count as u64);
-        Stamp { unix_nanos: Stamp::unix_nanos_now(), seq }
+        Stamp { unix_nanos, seq }
     }
 }
 
@@ -201,8 +206,8 @@ impl Origin {
             return EventTime::NotAsked;
         };
         let Stamp { unix_nanos, seq } = stamp;
-        let (mut partition, version) = (keys.partition.borrow_mut(), payload.version());
-        let time = keys.template.write_partition(payload, version, unix_nanos, &mut partition);
+        let (mut partition, values) = (keys.partition.borrow_mut(), payload.values());
+        let time = keys.template.write_partition(payload, values, unix_nanos, &mut partition);
         let (node, core, partition) = (&*self.node, self.core, partition.text());
         let of = KeyOf { partition, unix_nanos, node, core, seq, count: 1, ext: "json" };
         keys.template.write_key(&of, key);
@@ -240,7 +245,7 @@ impl Span {
     }
 }
 
-/// The bytes of one payload, exactly as received. Cheap to clone; keeps its request's body alive.
+/// The bytes of one payload, exactly as received, or as wrapped at admission (`META`). Cheap to clone; keeps its request's body alive.
 #[derive(Clone)]
 pub struct Payload {
     body: Rc<SharedBytes<Beside>>,
@@ -250,21 +255,21 @@ pub struct Payload {
 
 /// What lives as long as a body.
 struct Beside {
-    /// The `version` of the request it came in.
-    version: Option<Box<str>>,
+    /// Of the request it came in.
+    values: RequestValues,
     /// Released with the last slice; `None` for bytes that no budget was charged for.
     _permit: Option<Permit>,
 }
 
 impl Payload {
-    /// Splits an admitted body into its payloads, which share `permit` and the request's `version`.
+    /// Splits an admitted body into its payloads, which share `permit` and the request's `values`.
     pub fn split(
         bytes: Vec<u8>,
         permit: Permit,
         spans: &[Span],
-        version: Option<Box<str>>,
+        values: RequestValues,
     ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = SharedBytes::new(bytes, Beside { version, _permit: Some(permit) });
+        let body = SharedBytes::new(bytes, Beside { values, _permit: Some(permit) });
         spans.iter().map(move |span| Payload {
             body: body.clone(),
             start: span.start,
@@ -272,10 +277,10 @@ impl Payload {
         })
     }
 
-    /// A payload that owns its bytes and is charged to no budget, of a request with this `version`.
-    pub fn uncharged(bytes: Vec<u8>, version: Option<&str>) -> Payload {
+    /// A payload that owns its bytes and is charged to no budget, of a request with these `values`.
+    pub fn uncharged(bytes: Vec<u8>, values: RequestValues) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        let beside = Beside { version: version.map(Box::from), _permit: None };
+        let beside = Beside { values, _permit: None };
         Payload { body: SharedBytes::new(bytes, beside), start: 0, end }
     }
 
@@ -285,16 +290,16 @@ impl Payload {
         Rc::into_inner(self.body).map(SharedBytes::into_bytes)
     }
 
-    /// The `version` of the request it came in.
-    pub fn version(&self) -> Option<&str> {
-        self.body.with().version.as_deref()
+    /// What keys use of the request it came in.
+    pub fn values(&self) -> &RequestValues {
+        &self.body.with().values
     }
 }
 
 impl From<Vec<u8>> for Payload {
     /// A payload that owns its bytes and is charged to no budget: for replay, probes and tests.
     fn from(bytes: Vec<u8>) -> Payload {
-        Payload::uncharged(bytes, None)
+        Payload::uncharged(bytes, RequestValues::default())
     }
 }
 

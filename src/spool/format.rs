@@ -1,4 +1,4 @@
-//! The layout of the spool's files, version 1; pure. Numbers are little-endian, checksums CRC-32C
+//! The layout of the spool's files, versions 1 and 2; pure. Numbers are little-endian, checksums CRC-32C
 //! (RFC 3720, B.4).
 //!
 //! ```text
@@ -18,6 +18,9 @@
 //! higher serial counts. A checkpoint that is not synced is overwritten by the next, whose serial
 //! is two higher, so the last synced one stays intact.
 //!
+//! Version 2 has one more kind of record. Each group has the lowest version that can read it, and a
+//! segment may hold both. What has another version is left for the program that wrote it.
+//!
 //! Payloads of a segment are numbered in file order. A journal of batches has the same format, with
 //! groups that hold no payloads.
 
@@ -32,10 +35,10 @@ pub mod scan;
 
 pub use crate::net::BLOCK;
 pub use record::{
-    RequestRecord, VERSION_BYTES_MAX, group_records, group_requests, keys_bytes, keys_of,
-    record_bytes, slices, write_keys, write_record,
+    RequestRecord, group_records, group_requests, keys_bytes, keys_of, record_bytes, slices,
+    write_keys, write_record,
 };
-use record::{SpoolRecord, read_record};
+use record::{SpoolRecord, layout_version, read_record};
 
 /// Size of each of the two checkpoint slots.
 pub const CHECKPOINT_BYTES: u64 = 64 << 10;
@@ -48,7 +51,10 @@ const NODE_BYTES_MAX: usize = 64;
 
 const GROUP_MAGIC: [u8; 7] = *b"MRSPOOL";
 const CHECKPOINT_MAGIC: [u8; 7] = *b"MRSPROG";
+/// Of a checkpoint, and the lowest of a group.
 const VERSION: u8 = 1;
+/// The highest version of a group that is read.
+const VERSION_MAX: u8 = 2;
 
 /// Fields that all commit groups of one generation of a segment share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +115,7 @@ pub fn finish_group(
     assert!(node.len() <= NODE_BYTES_MAX, "the configuration limits NODE_ID");
     head.fill(0);
     head[..7].copy_from_slice(&GROUP_MAGIC);
-    head[7] = VERSION;
+    head[7] = layout_version(&rest[..body]);
     head[12..16].copy_from_slice(&crc(&rest[..body]).to_le_bytes());
     head[16..20].copy_from_slice(&u32_bytes(body));
     head[20..24].copy_from_slice(&number.to_le_bytes());
@@ -151,7 +157,7 @@ pub fn read_start(block: &[u8]) -> BlockStart {
     let node = str::from_utf8(&head[49..HEAD_BYTES]).unwrap_or_default();
     match node.get(..usize::from(head[48])) {
         // Before the checksum, which another version may compute differently.
-        _ if head[7] != VERSION => BlockStart::Version(head[7]),
+        _ if !(VERSION..=VERSION_MAX).contains(&head[7]) => BlockStart::Version(head[7]),
         Some(node) if whole && node.len() <= NODE_BYTES_MAX => BlockStart::Head(GroupHead {
             label: Label {
                 segment_bytes: u64_at(head, 32),

@@ -11,7 +11,8 @@ use super::batches::ledger::CompletedMembers;
 use super::format::record::SpoolRecord;
 use super::format::scan::{ScanStep, SegmentScan};
 use super::format::{
-    CHECKPOINT_BYTES, Checkpoint, CommitGroup, DATA_START, group_records, group_requests, keys_of,
+    CHECKPOINT_BYTES, Checkpoint, CommitGroup, DATA_START, RequestRecord, group_records,
+    group_requests, keys_of,
 };
 use super::ordinals::OrdinalSet;
 use crate::queue::job::Stamp;
@@ -41,8 +42,7 @@ pub struct Spooled<'a> {
     /// Its number in the segment.
     pub ordinal: u32,
     pub stamp: Stamp,
-    /// The version of its request.
-    pub version: Option<&'a str>,
+    pub request: RequestRecord<'a>,
     pub bytes: &'a [u8],
     /// It is stored or dead-lettered.
     pub is_stored: bool,
@@ -146,7 +146,7 @@ impl SegmentFile {
             record.spans().zip(ordinals.zip(seq..)).map(move |(span, (ordinal, seq))| Spooled {
                 ordinal,
                 stamp: Stamp { unix_nanos, seq },
-                version: record.version,
+                request: record,
                 bytes: &record.payloads[span.range()],
                 is_stored: self.done.contains(ordinal),
             })

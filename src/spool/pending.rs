@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::format::{self, HEAD_BYTES};
 use super::{GROUP_BYTES_MAX, SpoolError, Ticket};
 use crate::budget::{Budget, ChargedBytes};
+use crate::key::RequestValues;
 use crate::metrics::Cell64;
 use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Need;
@@ -31,7 +32,7 @@ pub(super) struct PendingRequest {
     pub(super) need: Need,
     pub(super) spans: Box<[Span]>,
     pub(super) payload_bytes: usize,
-    pub(super) version: Option<Box<str>>,
+    pub(super) values: RequestValues,
     /// Counts its payloads once they are accepted.
     pub(super) counted: Option<AcceptedCells>,
     pub(super) ticket: Rc<Ticket>,
@@ -39,7 +40,7 @@ pub(super) struct PendingRequest {
 
 impl PendingRequest {
     pub(super) fn record_bytes(&self) -> usize {
-        format::record_bytes(self.spans.len(), self.payload_bytes, self.version.as_deref())
+        format::record_bytes(self.spans.len(), self.payload_bytes, &self.values)
     }
 }
 
@@ -59,15 +60,14 @@ impl PendingRequests {
         first: Stamp,
         mut body: ChargedBytes,
         spans: &[Span],
-        version: Option<&str>,
+        values: &RequestValues,
         counted: Option<AcceptedCells>,
     ) -> Result<Rc<Ticket>, SpoolError> {
-        let version_bytes = version.map_or(0, str::len);
-        let need = Need::of(spans.len(), body.retained() + version_bytes);
-        // The largest request must fit when no other waits, so the charge for spans and version is
+        let need = Need::of(spans.len(), body.retained() + values.bytes());
+        // The largest request must fit when no other waits, so the charge for spans and values is
         // capped.
         let room = self.max - body.retained();
-        body.move_to(&self.budget, (size_of_val(spans) + version_bytes).min(room))?;
+        body.move_to(&self.budget, (size_of_val(spans) + values.bytes()).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
         self.waiting.borrow_mut().push_back(PendingRequest {
@@ -76,7 +76,7 @@ impl PendingRequests {
             need,
             spans: spans.into(),
             payload_bytes,
-            version: version.map(Box::from),
+            values: values.clone(),
             counted,
             ticket: ticket.clone(),
         });

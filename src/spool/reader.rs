@@ -426,8 +426,8 @@ impl Spool {
         handle: &Rc<super::SpooledRequest>,
     ) -> bool {
         let PayloadChunk { bytes, spans, seqs } = std::mem::take(chunk);
-        let version = record.version;
-        let need = Need::of(spans.len(), bytes.len() + version.map_or(0, str::len));
+        let values = record.values();
+        let need = Need::of(spans.len(), bytes.len() + values.bytes());
         let Some(permit) = self.admission.admit_reader(need).await else { return false };
         if handle.origin().is_some() {
             let (payloads, bytes) = (spans.len() as u64, bytes.len() as u64);
@@ -437,7 +437,7 @@ impl Spool {
             handle.segment.add_unstored(bytes);
             handle.segment.count_replayed(payloads, bytes);
         }
-        let payloads = Payload::split(bytes, permit, &spans, version.map(Box::from));
+        let payloads = Payload::split(bytes, permit, &spans, values);
         self.push(payloads, seqs, record.first.unix_nanos, handle);
         true
     }

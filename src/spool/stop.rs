@@ -83,16 +83,16 @@ impl Spool {
         members: Option<&mut Members>,
     ) -> Result<(), SpoolError> {
         let mut body = 0;
-        // A record has one stamp and one version for all its payloads.
+        // A record has one stamp and the values of one request for all its payloads.
         let follows = |a: &Job, b: &Job| {
             a.stamp.unix_nanos == b.stamp.unix_nanos
                 && a.stamp.seq + 1 == b.stamp.seq
-                && a.payload.version() == b.payload.version()
+                && a.payload.values() == b.payload.values()
         };
         let mut count = 0;
         for run in rest.chunk_by(follows) {
             let bytes = run.iter().map(|job| job.payload.len()).sum();
-            let record = format::record_bytes(run.len(), bytes, run[0].payload.version());
+            let record = format::record_bytes(run.len(), bytes, run[0].payload.values());
             // A run that is larger than a shared group gets its own.
             if count > 0 && body + record > GROUP_BYTES_MAX {
                 break;
@@ -105,8 +105,8 @@ impl Spool {
         let write = |mut out: &mut [u8]| {
             for run in rest[..count].chunk_by(follows) {
                 let payloads = run.iter().map(|job| &*job.payload);
-                let version = run[0].payload.version();
-                let written = format::write_record(out, run[0].stamp, version, payloads);
+                let values = run[0].payload.values();
+                let written = format::write_record(out, run[0].stamp, values, payloads);
                 out = &mut out[written..];
             }
         };

@@ -21,6 +21,7 @@ use super::takeover::instances::{self, Home};
 use super::takeover::offers::OrphanedSpool;
 use super::*;
 use crate::budget::Budget;
+use crate::key::{RequestSource, RequestValuesWriter};
 use crate::metrics::tokens::{TokenId, TokenMetrics};
 use crate::queue::fifo::Fifo;
 use crate::queue::outcome::Outcome;
@@ -99,13 +100,13 @@ impl Rig {
 
     /// Submits one request.
     fn submit(&self, payloads: &[&[u8]]) -> Result<(Stamp, Rc<Ticket>), SpoolError> {
-        self.submit_with(payloads, None)
+        self.submit_with(payloads, &RequestValues::default())
     }
 
     fn submit_with(
         &self,
         payloads: &[&[u8]],
-        version: Option<&str>,
+        values: &RequestValues,
     ) -> Result<(Stamp, Rc<Ticket>), SpoolError> {
         let body = payloads.concat();
         let mut charged = ChargedBytes::new(&self.bodies, body.len()).unwrap();
@@ -119,7 +120,7 @@ impl Rig {
         let spans: Vec<Span> = payloads.iter().map(&mut span).collect();
         let seq = self.seq.replace(self.seq.get() + payloads.len() as u64);
         let first = Stamp { unix_nanos: 1_000_000 + seq, seq };
-        Ok((first, self.spool.submit(first, charged, &spans, version, None)?))
+        Ok((first, self.spool.submit(first, charged, &spans, values, None)?))
     }
 
     async fn send(&self, payloads: &[&[u8]]) -> Result<(), SpoolError> {
@@ -475,7 +476,9 @@ fn payloads_are_counted_by_token_although_nobody_waits_for_them() {
         body.extend(b"123").unwrap();
         let spans = [Span { start: 0, end: 1 }, Span { start: 1, end: 3 }];
         let first = Stamp { unix_nanos: 1, seq: 0 };
-        drop(rig.spool.submit(first, body, &spans, None, Some(tokens)).unwrap());
+        drop(
+            rig.spool.submit(first, body, &spans, &RequestValues::default(), Some(tokens)).unwrap(),
+        );
         assert_eq!(tokens.counted(), (0, 0));
         until("they are accepted", || rig.cells.payloads_accepted.value() == 2).await;
         assert_eq!(tokens.counted(), (2, 3));

@@ -79,9 +79,9 @@ impl Spool {
             bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
         };
         let write = |mut out: &mut [u8]| {
-            for PendingRequest { first, body, spans, version, .. } in group {
+            for PendingRequest { first, body, spans, values, .. } in group {
                 let payloads = format::slices(body.as_slice(), spans);
-                let written = format::write_record(out, *first, version.as_deref(), payloads);
+                let written = format::write_record(out, *first, values, payloads);
                 out = &mut out[written..];
             }
         };
@@ -184,16 +184,8 @@ impl Spool {
     fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
         for request in group {
-            let PendingRequest {
-                first,
-                body,
-                need,
-                spans,
-                payload_bytes,
-                version,
-                counted,
-                ticket,
-            } = request;
+            let PendingRequest { first, body, need, spans, payload_bytes, values, counted, ticket } =
+                request;
             let count = spans.len() as u32;
             // While the reader is behind, later payloads wait on disk too, which keeps the order.
             let permit = match self.overflow.is_behind() {
@@ -204,7 +196,7 @@ impl Spool {
                 Some(permit) => {
                     let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
                     let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.into_bytes(), permit, &spans, version);
+                    let payloads = Payload::split(body.into_bytes(), permit, &spans, values);
                     self.push(payloads, first.seq.., first.unix_nanos, &record);
                 }
                 None if !self.overflow.is_behind() => {

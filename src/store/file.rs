@@ -576,7 +576,7 @@ mod tests {
 
     #[test]
     fn whatever_clients_send_is_stored_and_found_under_its_key() {
-        use crate::key::{KeyOf, KeyTemplate, Partition};
+        use crate::key::{KeyOf, KeyTemplate, Partition, RequestValues};
         use proptest::prelude::*;
         use proptest::sample::select;
         use proptest::strategy::ValueTree;
@@ -599,13 +599,9 @@ mod tests {
                 let template = KeyTemplate::parse(text, None).unwrap();
                 let payload = serde_json::json!({ "a": a, "b": b }).to_string();
                 let mut partition = Partition::default();
-                let version = crate::key::version(&version);
-                let _ = template.write_partition(
-                    payload.as_bytes(),
-                    Some(&version),
-                    u64::MAX,
-                    &mut partition,
-                );
+                let values = RequestValues::of_version(&version);
+                let _ =
+                    template.write_partition(payload.as_bytes(), &values, u64::MAX, &mut partition);
                 let of = KeyOf {
                     partition: partition.text(),
                     unix_nanos: u64::MAX,

@@ -18,7 +18,7 @@ use crate::support::{Server, numbered, sorted};
 /// One answer of a listener that does as it is told.
 #[derive(Clone, Copy)]
 enum Step {
-    /// With this status; 503 and 408 with `retry-after: 1`.
+    /// With this status; 503, 429 and 408 with `retry-after: 1`.
     Answer(u16),
     /// 503 without `retry-after`.
     Busy,
@@ -31,6 +31,7 @@ enum Step {
 /// One request as it came.
 struct Came {
     at: Instant,
+    content_type: Option<String>,
     ack: Option<String>,
     body: String,
 }
@@ -64,7 +65,8 @@ impl Scripted {
 
 fn read_request(stream: &TcpStream) -> Option<Came> {
     let mut reader = BufReader::new(stream);
-    let (mut length, mut ack, mut line) = (0, None, String::new());
+    let (mut length, mut ack, mut content_type) = (0, None, None);
+    let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     assert!(line.starts_with("POST /payloads "), "{line}");
     loop {
@@ -77,13 +79,17 @@ fn read_request(stream: &TcpStream) -> Option<Came> {
             Some((name, value)) if name.eq_ignore_ascii_case("millrace-ack") => {
                 ack = Some(value.to_owned());
             }
+            Some((name, value)) if name.eq_ignore_ascii_case("content-type") => {
+                content_type = Some(value.to_owned());
+            }
             Some(_) => {}
             None => break,
         }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some(Came { at: Instant::now(), ack, body: String::from_utf8(body).unwrap() })
+    let body = String::from_utf8(body).unwrap();
+    Some(Came { at: Instant::now(), content_type, ack, body })
 }
 
 /// False when the connection is to end.
@@ -95,7 +101,8 @@ fn act(mut stream: &TcpStream, step: Step) -> bool {
         Step::Answer(200) => (200, r#"{"accepted":3,"ack":"queued"}"#),
         Step::Answer(status) => (status, r#"{"error":"told so"}"#),
     };
-    let retry = if matches!(step, Step::Answer(408 | 503)) { "retry-after: 1\r\n" } else { "" };
+    let retry =
+        if matches!(step, Step::Answer(408 | 429 | 503)) { "retry-after: 1\r\n" } else { "" };
     let length = body.len();
     let head = format!("HTTP/1.1 {status} X\r\n{retry}content-length: {length}\r\n\r\n{body}");
     stream.write_all(head.as_bytes()).is_ok()
@@ -193,7 +200,9 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
     const RESEND: &[&str] = &["--resend-undecided"];
     const CASES: &[Case] = &[
         (&[Answer(503), Answer(200)], &["--ack", "stored"], 0, 2),
-        (&[Answer(408), Answer(200)], &[], 0, 2),
+        (&[Answer(408), Answer(200)], &["--form", "array"], 0, 2),
+        (&[Answer(429), Answer(200)], &["--form", "lines"], 0, 2),
+        (&[Answer(400)], &["--form", "lines"], 1, 1),
         (&[Answer(504)], &[], 4, 1),
         (&[Close], &[], 4, 1),
         (&[Answer(502)], &[], 4, 1),
@@ -217,7 +226,13 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
             assert_eq!(output.status.code(), Some(*status), "{case}");
             assert_eq!(came.len(), *requests, "{case}");
             for request in came.iter() {
-                assert_eq!(request.body, r#"{"data":[{"id":1},"two",3]}"#, "{case}");
+                let (content_type, body) = match options {
+                    ["--form", "lines"] => ("application/x-ndjson", "{\"id\":1}\n\"two\"\n3\n"),
+                    ["--form", "array"] => ("application/json", r#"[{"id":1},"two",3]"#),
+                    _ => ("application/json", r#"{"data":[{"id":1},"two",3]}"#),
+                };
+                assert_eq!(request.body, body, "{case}");
+                assert_eq!(request.content_type.as_deref(), Some(content_type), "{case}");
                 assert_eq!(request.ack.is_some(), options.contains(&"--ack"), "{case}");
             }
             // Which pauses they choose, whatever the waiting itself took.
@@ -225,7 +240,7 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
             assert_eq!(pauses.len(), requests - 1, "{case}");
             for (attempt, (pause, step)) in pauses.iter().zip(steps.iter()).enumerate() {
                 let allowed = match step {
-                    Answer(503 | 408) => 1000..=1250,
+                    Answer(503 | 429 | 408) => 1000..=1250,
                     _ => 0..=100 << (attempt + 1),
                 };
                 assert!(allowed.contains(pause), "{case}: {pause} ms after attempt {attempt}");
@@ -233,7 +248,7 @@ fn each_client_sends_again_what_may_be_sent_again_and_nothing_else() {
             for (at, step) in steps.iter().enumerate().take(requests - 1) {
                 let waited = came[at + 1].at - came[at].at;
                 let asked =
-                    Duration::from_millis(990 * u64::from(matches!(step, Answer(503 | 408))));
+                    Duration::from_millis(990 * u64::from(matches!(step, Answer(503 | 429 | 408))));
                 assert!(waited >= asked, "{case}: {waited:?}");
             }
         }
@@ -310,7 +325,12 @@ fn fill(name: &str, client: &[PathBuf]) {
     server
         .wait("the first payloads", |metrics| metrics.sum("millrace_payloads_stored_total") == 500);
 
-    let options = ["--token", "a-\"token\"", "--attempts", "30"];
+    let form = match name {
+        "client.py" => "lines",
+        "client.sh" => "array",
+        _ => "collection",
+    };
+    let options = ["--form", form, "--token", "a-\"token\"", "--attempts", "30"];
     let output = run(client, &options, server.ingest, &payloads[500..]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{name}: {said}");

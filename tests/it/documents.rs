@@ -30,6 +30,8 @@ use crate::support::needs::{Need, skip};
 use crate::support::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::{Server, command};
 
+mod openapi;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn root(path: &str) -> PathBuf {

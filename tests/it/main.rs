@@ -13,6 +13,7 @@ mod support;
 mod clients;
 mod documents;
 mod profiles;
+mod senders;
 mod smoke;
 mod tuning;
 
@@ -20,6 +21,7 @@ mod tuning;
 mod http {
     mod ack;
     mod backpressure;
+    mod bodies;
     mod browsers;
     mod compression;
     mod contract;
@@ -31,9 +33,11 @@ mod http {
     mod health;
     mod limits;
     mod listeners;
+    mod meta;
     mod proxied;
     mod proxies;
     mod query_tokens;
+    mod quotas;
     mod strict;
     mod tokens;
 }
@@ -62,6 +66,7 @@ mod batch {
     mod memory;
     mod objects;
     mod readers;
+    mod requests;
     mod sizes;
     mod spool;
     mod stop;

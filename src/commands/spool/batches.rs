@@ -95,6 +95,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::control::{Exit, on_executor};
+    use crate::key::RequestValues;
     use crate::queue::job::Stamp;
     use crate::spool::batches::ledger::{Ledger, journals_of};
     use crate::spool::format::record::{IntentRecord, SpoolRecord};
@@ -110,13 +111,13 @@ mod tests {
         for number in 0..2_u32 {
             let payloads: Vec<String> =
                 (5 * number..5 * number + 5).map(|n| n.to_string()).collect();
-            let body = record_bytes(5, 5, None);
+            let body = record_bytes(5, 5, &RequestValues::default());
             let mut group = vec![0; group_bytes(body) as usize];
             let first = Stamp { unix_nanos: 7, seq: u64::from(5 * number) };
             write_record(
                 &mut group[HEAD_BYTES..],
                 first,
-                None,
+                &RequestValues::default(),
                 payloads.iter().map(String::as_bytes),
             );
             let label = Label { segment_bytes: 0, id: 5, core: 0, node: "n".into() };

@@ -266,7 +266,7 @@ impl FileReplay {
         let unstored = self.file.payloads(group).filter(|payload| !payload.is_stored);
         self.group = unstored
             .map(|spooled| {
-                let payload = Payload::uncharged(spooled.bytes.to_vec(), spooled.version);
+                let payload = Payload::uncharged(spooled.bytes.to_vec(), spooled.request.values());
                 let key = origin.key(spooled.stamp, &payload);
                 UnstoredPayload { ordinal: spooled.ordinal, key, payload }
             })

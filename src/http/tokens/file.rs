@@ -4,7 +4,7 @@
 //! # a comment
 //! TOKEN
 //! TOKEN;name=NAME
-//! sha256=HEX;name=NAME
+//! sha256=HEX;name=NAME;rate=1000/s;bytes=5MiB/s;burst=2s
 //! ```
 //!
 //! A line is a token or the SHA-256 of one in 64 hex digits, then any number of `;KEY=VALUE`. White
@@ -14,6 +14,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -23,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Digest, RepeatedToken, TOKENS_MAX, TokenLine, TokenSet};
 use crate::http::HEAD_BYTES_MAX;
 use crate::metrics::tokens::{NameDraft, TokenId, TokenNames};
+use crate::quota::{Quota, QuotaPart};
 
 /// Largest file: a million lines of 512 bytes. A larger one is not a tokens file.
 const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -36,8 +38,11 @@ const NAME_BYTES_MAX: usize = 64;
 /// Bytes read from the file at a time.
 const READ_BYTES: usize = 256 << 10;
 
-/// Attributes that are reserved for limits per token.
-const RESERVED: [&str; 4] = ["rate", "bytes", "burst", "streams"];
+/// Attributes that are reserved.
+const RESERVED: [&str; 1] = ["streams"];
+
+/// Attributes that make a quota.
+const QUOTA: [QuotaPart; 3] = [QuotaPart::Rate, QuotaPart::Bytes, QuotaPart::Burst];
 
 /// Why a tokens file was refused. Lines count from 1; no variant holds the text of a line, which
 /// may be a token.
@@ -60,19 +65,30 @@ pub enum TokensError {
     )]
     BadDigest { line: u32 },
     #[error(
-        "line {line}: after a ; comes name=NAME and nothing else; a token that contains a ; must be given as \
-         sha256=HEX"
+        "line {line}: after a ; comes name=NAME, rate=, bytes= or burst= and nothing else; a token that \
+         contains a ; must be given as sha256=HEX"
     )]
     UnknownAttribute { line: u32 },
     #[error("line {line}: {key} is not supported by this version: remove it")]
     Reserved { line: u32, key: &'static str },
     #[error("line {line} has two names: keep one")]
     SecondName { line: u32 },
+    #[error("line {line} gives {key} twice: keep one")]
+    SecondQuota { line: u32, key: &'static str },
+    #[error("line {line}: {key} {why}")]
+    BadQuota { line: u32, key: &'static str, why: String },
+    #[error(
+        "line {line} and line {first} have the same name and other quotas, which hold for the name: give both \
+         the same rate, bytes and burst, or other names"
+    )]
+    OtherQuota { line: u32, first: u32 },
     #[error(
         "line {line}: a name is 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - and begins with a letter or digit"
     )]
     BadName { line: u32 },
-    #[error("line {line} repeats the token of line {first} with another name: remove one of them")]
+    #[error(
+        "line {line} repeats the token of line {first} with another name or quota: remove one of them"
+    )]
     Repeated { line: u32, first: u32 },
     #[error("line {line} is one token too many: {TOKENS_MAX} are allowed")]
     TooMany { line: u32 },
@@ -128,6 +144,7 @@ pub(super) fn load<'a>(path: &Path, names: &'a TokenNames) -> Result<TokensDraft
 /// Reads to the end of `file`.
 fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokensDraft<'_>, TokensError> {
     let mut draft = names.draft();
+    let mut quotas = QuotaDraft::default();
     let (mut lines, mut text) = (Vec::new(), Vec::new());
     let (mut bytes, mut not_ascii) = (0, 0);
     for line in 1.. {
@@ -144,19 +161,24 @@ fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokensDraft<'_>, T
         // A byte order mark would become part of the first token.
         let text =
             if line == 1 { text.strip_prefix(b"\xef\xbb\xbf") } else { None }.unwrap_or(&text);
-        let Some((digest, id)) = parse_line(text, line, &mut draft)? else { continue };
+        let Some(parsed) = parse_line(text, line)? else { continue };
         if lines.len() == TOKENS_MAX {
             return Err(TokensError::TooMany { line });
         }
         // Names are ASCII, so it is the token that is not.
         let is_ascii = text.is_ascii() || str::from_utf8(text).is_ok_and(|t| t.trim().is_ascii());
         not_ascii += usize::from(!is_ascii);
-        lines.push(TokenLine { digest, id, line });
+        let id = parsed.name.map_or(TokenId::UNNAMED, |name| draft.id(name));
+        let (quota, key) = (quotas.place(parsed.quota), parsed.key());
+        lines.push(TokenLine { digest: parsed.digest, id, line, quota, key });
+        quotas.named.push(parsed.name.is_some());
     }
     if lines.is_empty() {
         return Err(TokensError::Empty);
     }
-    let set = TokenSet { not_ascii, ..TokenSet::build(&lines)? };
+    quotas.check(&lines)?;
+    let mut set = TokenSet { not_ascii, ..TokenSet::build(&lines)? };
+    set.quotas.distinct = quotas.distinct;
     Ok(TokensDraft { set, names: draft })
 }
 
@@ -166,12 +188,66 @@ pub(super) fn accepted(file: impl BufRead, names: &TokenNames) -> Result<TokenSe
     read(file, names).map(TokensDraft::accept)
 }
 
-/// The digest and the name of the token on one line; `None` if it has none.
-fn parse_line(
-    text: &[u8],
-    line: u32,
-    names: &mut NameDraft<'_>,
-) -> Result<Option<(Digest, TokenId)>, TokensError> {
+/// The quotas of a file that is being read.
+#[derive(Default)]
+struct QuotaDraft {
+    distinct: Vec<Quota>,
+    places: HashMap<Quota, u32>,
+    /// By line with a token: whether it has a name.
+    named: Vec<bool>,
+}
+
+impl QuotaDraft {
+    /// One more than the place of `quota` in `distinct`; 0 if it limits nothing.
+    fn place(&mut self, quota: Quota) -> u32 {
+        if !quota.is_some() {
+            return 0;
+        }
+        let distinct = &mut self.distinct;
+        *self.places.entry(quota).or_insert_with(|| {
+            distinct.push(quota);
+            distinct.len() as u32
+        })
+    }
+
+    /// A quota holds for a name, so all lines of a name must have the same.
+    fn check(&self, lines: &[TokenLine]) -> Result<(), TokensError> {
+        if self.distinct.is_empty() {
+            return Ok(());
+        }
+        let mut names: HashMap<u64, (u32, u32)> = HashMap::new();
+        for (line, _) in lines.iter().zip(&self.named).filter(|(_, is_named)| **is_named) {
+            let (quota, first) = *names.entry(line.key).or_insert((line.quota, line.line));
+            if quota != line.quota {
+                return Err(TokensError::OtherQuota { line: line.line, first });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one line says of its token.
+struct ParsedLine<'a> {
+    digest: Digest,
+    name: Option<&'a str>,
+    quota: Quota,
+}
+
+impl ParsedLine<'_> {
+    /// What the quota's bucket is found by, in this file and in later ones.
+    fn key(&self) -> u64 {
+        let of = |digest: &Digest| {
+            digest[..8].iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte))
+        };
+        match self.name {
+            None => of(&self.digest),
+            Some(name) => of(&Sha256::digest([b"name ", name.as_bytes()].concat()).into()),
+        }
+    }
+}
+
+/// The token on one line and what it has; `None` if there is none.
+fn parse_line(text: &[u8], line: u32) -> Result<Option<ParsedLine<'_>>, TokensError> {
     let text = str::from_utf8(text).map_err(|_| TokensError::NotUtf8 { line })?.trim();
     if text.is_empty() || text.starts_with('#') {
         return Ok(None);
@@ -186,19 +262,33 @@ fn parse_line(
         return Err(TokensError::NoToken { line });
     }
     let mut name = None;
+    let mut quota = [None; QUOTA.len()];
     for attribute in parts {
-        match attribute.split_once('=') {
-            Some(("name", _)) if name.is_some() => return Err(TokensError::SecondName { line }),
-            Some(("name", value)) if is_name(value) => name = Some(value),
-            Some(("name", _)) => return Err(TokensError::BadName { line }),
-            Some((key, _)) if let Some(key) = RESERVED.into_iter().find(|known| *known == key) => {
+        let (key, value) =
+            attribute.split_once('=').ok_or(TokensError::UnknownAttribute { line })?;
+        let part = QUOTA.into_iter().position(|part| part.name() == key);
+        match (key, part) {
+            ("name", _) if name.is_some() => return Err(TokensError::SecondName { line }),
+            ("name", _) if is_name(value) => name = Some(value),
+            ("name", _) => return Err(TokensError::BadName { line }),
+            (_, Some(at)) if quota[at].is_some() => {
+                return Err(TokensError::SecondQuota { line, key: QUOTA[at].name() });
+            }
+            (_, Some(at)) => quota[at] = Some(value),
+            _ if let Some(key) = RESERVED.into_iter().find(|known| *known == key) => {
                 return Err(TokensError::Reserved { line, key });
             }
             _ => return Err(TokensError::UnknownAttribute { line }),
         }
     }
     let digest = digest_of(token).ok_or(TokensError::BadDigest { line })?;
-    Ok(Some((digest, name.map_or(TokenId::UNNAMED, |name| names.id(name)))))
+    let [rate, bytes, burst] = quota;
+    let quota = Quota::parse(rate, bytes, burst).map_err(|(part, why)| TokensError::BadQuota {
+        line,
+        key: part.name(),
+        why,
+    })?;
+    Ok(Some(ParsedLine { digest, name, quota }))
 }
 
 /// The digest that `token` is, or has. `None` for what begins as a digest and is none, whatever
@@ -247,7 +337,7 @@ mod tests {
     fn name_in(text: &str, token: &str) -> Option<String> {
         let names = TokenNames::default();
         let set = accepted(text.as_bytes(), &names).unwrap();
-        set.find(token.as_bytes()).map(|id| names.shown(id).unwrap().to_owned())
+        set.find(token.as_bytes()).map(|known| names.shown(known.id).unwrap().to_owned())
     }
 
     #[test]
@@ -311,10 +401,21 @@ mod tests {
             (b"hush;", "contains a ;"),
             (b"hush;hush", "contains a ;"),
             (b"hush;hush=1", "contains a ;"),
+            (b"hush;Rate=1/s", "contains a ;"),
             (b"hush;Name=a", "contains a ;"),
-            (b"a\nhush;rate=5", "line 2: rate is not supported"),
-            (b"hush;name=a;bytes=1MiB", "bytes is not supported"),
-            (b"hush;burst=1", "burst is not supported"),
+            (b"a\nhush;rate=5", "line 2: rate must be a whole number from 1"),
+            (b"hush;rate=0/s", "line 1: rate must be"),
+            (b"hush;rate=", "line 1: rate must be"),
+            (b"hush;rate=99999999999999999999/s", "line 1: rate must be"),
+            (b"hush;rate=1/s;rate=1/s", "line 1 gives rate twice"),
+            (b"hush;name=a;bytes=1MiB", "line 1: bytes must be a size"),
+            (b"hush;bytes=1MiB/s;name=a;bytes=1MiB/s", "line 1 gives bytes twice"),
+            (b"hush;burst=1", "line 1: burst counts requests, of which there is no rate"),
+            (b"hush;rate=10/s;burst=1", "line 1: burst must be at least half a second's worth"),
+            (b"hush;rate=10/s;burst=hush", "line 1: burst must be a count"),
+            (b"a;rate=1/s;name=n\nb;name=n;rate=2/s", "line 2 and line 1 have the same name"),
+            (b"a;name=n\nb\nc;name=n;rate=2/s", "line 3 and line 1 have the same name"),
+            (b"a;rate=1/s\na;rate=2/s", "line 2 repeats the token of line 1"),
             (b"hush;streams=logs", "streams is not supported"),
             (b"hush;name=a;name=a", "two names"),
             (b"hush;name=", "a name is 1 to 64"),
@@ -350,6 +451,28 @@ mod tests {
             assert!(said.contains(says), "{shown}: {said}");
             assert!(!said.contains("hush") && !said.contains(&ALPHA[2..60]), "{said}");
         }
+    }
+
+    #[test]
+    fn quotas_are_those_of_the_name_or_of_the_token() {
+        let text = "a;name=n;rate=5/s\nb;rate=5/s;name=n\nc;rate=5/s\nd;bytes=1MiB/s;rate=5/s\ne;name=m\nf";
+        let read = |text: &str| accepted(text.as_bytes(), &TokenNames::default()).unwrap();
+        let set = read(text);
+        let quota = |token: &str| set.find(token.as_bytes()).unwrap().quota;
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|token| quota(token).unwrap());
+        assert_eq!(a, b, "rotation");
+        assert_eq!((a.quota, a.version), (c.quota, c.version));
+        assert!(a.key != c.key && c.key != d.key && a.version != d.version);
+        assert_eq!((quota("e"), quota("f")), (None, None));
+        assert_eq!(set.with_quotas(), ", 4 of them with a quota");
+        // After a reload the same name has the same bucket, and another quota another version.
+        let set = read("x;bytes=1/s\nnew;name=n;rate=6/s\nc;rate=5/s");
+        let quota = |token: &str| set.find(token.as_bytes()).unwrap().quota.unwrap();
+        assert_eq!((quota("new").key, quota("c")), (a.key, c));
+        assert_ne!(quota("new").version, a.version);
+        // No line has one: nothing is kept for it.
+        let set = read("a\nb;name=n");
+        assert!(set.quotas.keys.is_empty() && set.with_quotas().is_empty());
     }
 
     #[test]
@@ -400,7 +523,7 @@ mod tests {
             digest
         };
         for n in [0, 1, TOKENS_MAX / 2, TOKENS_MAX - 1] {
-            assert_eq!(set.find_digest(&digest(n)), Some(TokenId::UNNAMED));
+            assert_eq!(set.find_digest(&digest(n)).map(|known| known.id), Some(TokenId::UNNAMED));
         }
         assert_eq!(set.find_digest(&digest(TOKENS_MAX)), None);
         text += "x";
@@ -445,7 +568,7 @@ mod tests {
             let set = accepted(text.as_bytes(), &names).unwrap();
             prop_assert_eq!(set.len(), entries.len());
             for (token, name) in &entries {
-                let id = set.find(token.as_bytes()).unwrap();
+                let id = set.find(token.as_bytes()).unwrap().id;
                 prop_assert_eq!(names.shown(id), Some(name.as_deref().unwrap_or("(unnamed)")));
             }
         }

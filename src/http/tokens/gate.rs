@@ -10,9 +10,9 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use subtle::ConstantTimeEq as _;
 
 use super::query;
-use super::{SharedTokens, TokenView};
+use super::{KnownToken, SharedTokens, TokenView};
 use crate::config::Config;
-use crate::metrics::tokens::{CoreTokenCells, TokenId};
+use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
 
 /// The header of a token without a scheme.
 static API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -88,6 +88,7 @@ impl TokenPlaces {
 pub struct TokenGate {
     accepted: TokenView,
     places: TokenPlaces,
+    names: &'static TokenNames,
     cells: CoreTokenCells,
 }
 
@@ -95,11 +96,12 @@ impl TokenGate {
     /// The gate of the core with this index.
     pub fn new(shared: &SharedTokens, core: usize, places: TokenPlaces) -> TokenGate {
         let cells = shared.metrics.core(core);
-        TokenGate { accepted: TokenView::new(shared.set.clone()), places, cells }
+        let names = &shared.metrics.names;
+        TokenGate { accepted: TokenView::new(shared.set.clone()), places, names, cells }
     }
 
-    /// Judges what a head says. [`TokenId::NONE`]: nothing, so the body decides, which is possible if
-    /// it `may_have_envelope`.
+    /// Judges what a head says. [`KnownToken::NONE`]: nothing, so the body decides, which is possible
+    /// if it `may_have_envelope`.
     ///
     /// # Errors
     /// The head's token is not accepted, or there must be one.
@@ -108,7 +110,7 @@ impl TokenGate {
         headers: &HeaderMap,
         uri: &Uri,
         may_have_envelope: bool,
-    ) -> Result<TokenId, TokenRefusal> {
+    ) -> Result<KnownToken, TokenRefusal> {
         let in_header = token_of(headers)?;
         if self.places.in_query
             && let Some(query) = uri.query()
@@ -118,20 +120,25 @@ impl TokenGate {
         }
         match in_header {
             Some(token) => self.accepted.find(token).ok_or(TokenRefusal::Unknown),
-            None if self.places.in_body && may_have_envelope => Ok(TokenId::NONE),
+            None if self.places.in_body && may_have_envelope => Ok(KnownToken::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
     }
 
     /// Judges the token of the query, beside the one of a header.
-    fn judge_query(&self, token: &[u8], in_header: Option<&[u8]>) -> Result<TokenId, TokenRefusal> {
+    fn judge_query(
+        &self,
+        token: &[u8],
+        in_header: Option<&[u8]>,
+    ) -> Result<KnownToken, TokenRefusal> {
         match in_header {
             Some(other) if !bool::from(token.ct_eq(other)) => Err(TokenRefusal::DifferentQuery),
             _ => self.accepted.find(token).ok_or(TokenRefusal::UnknownQuery),
         }
     }
 
-    /// Judges what a body says, unless the head's token is `known`.
+    /// Judges what a body says, unless the head's token is `known`: then the quota was judged with
+    /// the head, and is not returned.
     ///
     /// # Errors
     /// There is no token, or it is not accepted.
@@ -140,15 +147,21 @@ impl TokenGate {
         known: TokenId,
         has_envelope: bool,
         given: Option<&str>,
-    ) -> Result<TokenId, TokenRefusal> {
+    ) -> Result<KnownToken, TokenRefusal> {
         if known != TokenId::NONE {
-            return Ok(known);
+            return Ok(KnownToken { id: known, quota: None });
         }
         if !has_envelope {
             return Err(TokenRefusal::NoHeader);
         }
         let found = given.and_then(|token| self.accepted.find(token.as_bytes()));
         found.ok_or(TokenRefusal::Envelope)
+    }
+
+    /// The name of a token; `None` if it has none. All names that have no place of their own are
+    /// `(other)`.
+    pub fn name(&self, id: TokenId) -> Option<&'static str> {
+        self.names.shown(id).filter(|_| id != TokenId::UNNAMED)
     }
 
     /// The counters of this core.
@@ -254,14 +267,16 @@ mod tests {
                 (&[(KEY, b"a,b")], "(unnamed)"),
                 (&[(AUTH, b"Bearer alpha"), (KEY, b"alpha")], "a"),
             ] {
-                let id = gate.judge_head(&headers(given), &target(), true).unwrap();
-                assert_eq!(gate.judge_head(&headers(given), &target(), false), Ok(id));
+                let id = gate.judge_head(&headers(given), &target(), true).unwrap().id;
+                let again = gate.judge_head(&headers(given), &target(), false);
+                assert_eq!(again.map(|known| known.id), Ok(id));
                 assert_eq!(metrics.names.shown(id), Some(name), "{given:?}");
                 for envelope in [None, Some("wrong"), Some("beta")] {
-                    let judged = gate.judge_envelope(id, true, envelope);
+                    let judged = gate.judge_envelope(id, true, envelope).map(|known| known.id);
                     assert_eq!(judged, Ok(id), "the header decides");
                 }
-                assert_eq!(gate.judge_envelope(id, false, None), Ok(id));
+                let judged = gate.judge_envelope(id, false, None).map(|known| known.id);
+                assert_eq!(judged, Ok(id));
             }
         }
     }
@@ -312,9 +327,9 @@ mod tests {
     fn without_a_header_the_envelope_decides_where_it_may() {
         let (gate, metrics) = gate(true);
         let none = HeaderMap::new();
-        assert_eq!(gate.judge_head(&none, &target(), true), Ok(TokenId::NONE));
+        assert_eq!(gate.judge_head(&none, &target(), true), Ok(KnownToken::NONE));
         let judge = |token| gate.judge_envelope(TokenId::NONE, true, token);
-        assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap()), Some("b"));
+        assert_eq!(metrics.names.shown(judge(Some("beta")).unwrap().id), Some("b"));
         assert!(judge(Some("grüße")).is_ok());
         for wrong in [None, Some(""), Some("wrong"), Some(" alpha"), Some("alpha\n")] {
             assert_eq!(judge(wrong), Err(TokenRefusal::Envelope), "{wrong:?}");
@@ -352,13 +367,10 @@ mod tests {
                 ("", &[ALPHA], "a"),
                 ("?Token=beta", &[ALPHA], "a"),
             ] {
-                let id = judge(query, given).unwrap();
+                let id = judge(query, given).unwrap().id;
                 assert_eq!(metrics.names.shown(id), Some(name), "{query} {given:?}");
-                assert_eq!(
-                    gate.judge_envelope(id, true, Some("wrong")),
-                    Ok(id),
-                    "the head decides"
-                );
+                let judged = gate.judge_envelope(id, true, Some("wrong")).map(|known| known.id);
+                assert_eq!(judged, Ok(id), "the head decides");
             }
             for (query, given, refusal) in [
                 ("?token=wrong", &[][..], UnknownQuery),
@@ -386,7 +398,7 @@ mod tests {
                     assert!(!said.contains(token), "{said}");
                 }
             }
-            let nothing = if in_body { Ok(TokenId::NONE) } else { Err(NoHeader) };
+            let nothing = if in_body { Ok(KnownToken::NONE) } else { Err(NoHeader) };
             for query in ["", "?", "?Token=alpha", "?access_token=alpha", "?version=1"] {
                 assert_eq!(judge(query, &[]), nothing, "{query}");
             }

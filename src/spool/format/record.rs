@@ -1,27 +1,30 @@
 //! The records of a commit group. After length, kind and zeros:
 //!
 //! ```text
-//! request  unix_nanos u64 · first seq u64 · count u32 · version u32 · count × length u32 · version · payloads
+//! request  unix_nanos u64 · first seq u64 · count u32 · text u32 · count × length u32 · text · payloads
 //! keys     the key template of the group's requests, before them; absent for the default
 //! intent   key length u16 · form length u16 · key · form · runs of members
 //! done     key
 //! ```
 //!
 //! A request's record holds all its payloads and the parts of their keys that the group's node,
-//! core and template do not give. Its `version u32` is the version's length plus one, or 0 without
-//! a version. Journals hold batches: one with an `intent` may be in the store under its key, one
+//! core and template do not give. Its `text u32` is the text's length plus one, or 0 without a text.
+//! There are two kinds of it: in kind 1 the text is the `version` of the request, in kind 5 it is all
+//! values of the request that keys use, with their names ([`RequestValues`]). Kind 5 is written only
+//! if there is more than a version, and exists since version 2 of the layout. Journals hold batches: one with an `intent` may be in the store under its key, one
 //! with a `done` is stored or dead-lettered.
 
 use std::fmt;
 
 use super::runs::Runs;
 use super::{GroupHead, HEAD_BYTES, u32_at, u32_bytes, u64_at};
+use crate::key::{REQUEST_VALUES_BYTES_MAX, RequestValues};
 use crate::queue::job::{Span, Stamp};
 
 /// Longest key template.
 pub const KEYS_BYTES_MAX: usize = 4 << 10;
-/// Longest `version` of a request.
-pub const VERSION_BYTES_MAX: usize = 1 << 20;
+/// Longest `version` of a request in kind 1: earlier versions of this program did not shorten it.
+const VERSION_BYTES_MAX: usize = 1 << 20;
 /// Longest key of a batch: the limit of S3.
 pub const KEY_BYTES_MAX: usize = 1_024;
 /// Longest text that describes the form of a batch's object.
@@ -38,6 +41,7 @@ const REQUEST: u8 = 1;
 const KEYS: u8 = 2;
 const INTENT: u8 = 3;
 const DONE: u8 = 4;
+const REQUEST_WITH_VALUES: u8 = 5;
 
 /// A record in a file.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +61,7 @@ pub(super) fn read_record(bytes: &[u8]) -> Option<(SpoolRecord<'_>, usize)> {
     let body = record.get(START_BYTES..)?;
     let [kind, 0, 0, 0] = start[4..] else { return None };
     let entry = match kind {
-        REQUEST => SpoolRecord::Request(RequestRecord::read(record)?),
+        REQUEST | REQUEST_WITH_VALUES => SpoolRecord::Request(RequestRecord::read(record)?),
         KEYS => SpoolRecord::Keys(text(body, KEYS_BYTES_MAX)?),
         INTENT => SpoolRecord::Intent(IntentRecord::read(record)?),
         DONE => SpoolRecord::Done(text(body, KEY_BYTES_MAX)?),
@@ -103,12 +107,32 @@ pub fn keys_of<'a>(head: &GroupHead, bytes: &'a [u8]) -> Option<&'a str> {
     }
 }
 
+/// The version of the layout that a reader of these records must know: the lowest one that has all
+/// their kinds.
+pub(super) fn layout_version(mut records: &[u8]) -> u8 {
+    while let Some(start) = records.get(..START_BYTES) {
+        if start[4] == REQUEST_WITH_VALUES {
+            return 2;
+        }
+        records = records.get(u32_at(start, 0).max(1) as usize..).unwrap_or_default();
+    }
+    1
+}
+
+/// The text of a request's record.
+#[derive(Clone, Copy)]
+enum RequestText<'a> {
+    None,
+    Version(&'a str),
+    Values(&'a str),
+}
+
 /// One request in a segment.
 #[derive(Clone, Copy)]
 pub struct RequestRecord<'a> {
     /// Stamp of its first payload.
     pub first: Stamp,
-    pub version: Option<&'a str>,
+    text: RequestText<'a>,
     lengths: &'a [u8],
     /// All payloads, concatenated.
     pub payloads: &'a [u8],
@@ -118,17 +142,24 @@ impl<'a> RequestRecord<'a> {
     /// Parses a whole record.
     fn read(record: &'a [u8]) -> Option<RequestRecord<'a>> {
         let (head, rest) = record.split_at_checked(REQUEST_HEAD_BYTES)?;
-        let (count, version) = (u32_at(head, 24) as usize, u32_at(head, 28) as usize);
+        let (count, text_bytes) = (u32_at(head, 24) as usize, u32_at(head, 28) as usize);
         let (lengths, rest) = rest.split_at_checked(count.checked_mul(4)?)?;
-        let (version, payloads) = match version.checked_sub(1) {
-            None => (None, rest),
+        let (text, payloads) = match text_bytes.checked_sub(1) {
+            None => (RequestText::None, rest),
             Some(length) => {
-                let (version, payloads) = rest.split_at_checked(length)?;
-                (Some(text(version, VERSION_BYTES_MAX)?), payloads)
+                let (bytes, payloads) = rest.split_at_checked(length)?;
+                let text = match head[4] {
+                    REQUEST => RequestText::Version(text(bytes, VERSION_BYTES_MAX)?),
+                    _ => {
+                        let text = text(bytes, REQUEST_VALUES_BYTES_MAX)?;
+                        RequestText::Values(RequestValues::is_text(text).then_some(text)?)
+                    }
+                };
+                (text, payloads)
             }
         };
         let first = Stamp { unix_nanos: u64_at(head, 8), seq: u64_at(head, 16) };
-        let record = RequestRecord { first, version, lengths, payloads };
+        let record = RequestRecord { first, text, lengths, payloads };
         // Later code trusts the lengths. Summed as u64, because corrupt ones could overflow.
         let sum: u64 = record.lengths().map(u64::from).sum();
         (sum == payloads.len() as u64).then_some(record)
@@ -148,6 +179,17 @@ impl<'a> RequestRecord<'a> {
         })
     }
 
+    /// What keys use of the request.
+    pub fn values(self) -> RequestValues {
+        match self.text {
+            RequestText::None => RequestValues::default(),
+            RequestText::Version(version) => RequestValues::of_version(version),
+            RequestText::Values(text) => {
+                RequestValues::of_text(text).expect("checked when it was read")
+            }
+        }
+    }
+
     pub fn count(self) -> u32 {
         (self.lengths.len() / 4) as u32
     }
@@ -160,8 +202,17 @@ impl fmt::Debug for RequestRecord<'_> {
 }
 
 /// Size of a request's record with `count` payloads of `payload_bytes` in total.
-pub fn record_bytes(count: usize, payload_bytes: usize, version: Option<&str>) -> usize {
-    REQUEST_HEAD_BYTES + 4 * count + version.map_or(0, str::len) + payload_bytes
+pub fn record_bytes(count: usize, payload_bytes: usize, values: &RequestValues) -> usize {
+    REQUEST_HEAD_BYTES + 4 * count + written_text(values).1.len() + payload_bytes
+}
+
+/// The kind of a request's record, and its text.
+fn written_text(values: &RequestValues) -> (u8, &str) {
+    match values.version_only() {
+        Some(version) => (REQUEST, version),
+        None if values.bytes() == 0 => (REQUEST, ""),
+        None => (REQUEST_WITH_VALUES, values.text()),
+    }
 }
 
 /// Writes the record of `payloads` to the start of `out` and returns its length. `first` is the
@@ -169,28 +220,27 @@ pub fn record_bytes(count: usize, payload_bytes: usize, version: Option<&str>) -
 pub fn write_record<'a>(
     out: &mut [u8],
     first: Stamp,
-    version: Option<&str>,
+    values: &RequestValues,
     payloads: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
 ) -> usize {
     let count = payloads.len();
     let (head, rest) = out.split_at_mut(REQUEST_HEAD_BYTES);
     let (lengths, rest) = rest.split_at_mut(4 * count);
-    let text = version.unwrap_or_default().as_bytes();
-    assert!(text.len() <= VERSION_BYTES_MAX, "longer versions are refused");
+    let (kind, text) = written_text(values);
     let (room, bytes) = rest.split_at_mut(text.len());
-    room.copy_from_slice(text);
+    room.copy_from_slice(text.as_bytes());
     let mut at = 0;
     for (payload, length) in payloads.zip(lengths.chunks_exact_mut(4)) {
         length.copy_from_slice(&u32_bytes(payload.len()));
         bytes[at..at + payload.len()].copy_from_slice(payload);
         at += payload.len();
     }
-    let length = record_bytes(count, at, version);
-    write_start(head, REQUEST, length);
+    let length = record_bytes(count, at, values);
+    write_start(head, kind, length);
     head[8..16].copy_from_slice(&first.unix_nanos.to_le_bytes());
     head[16..24].copy_from_slice(&first.seq.to_le_bytes());
     head[24..28].copy_from_slice(&u32_bytes(count));
-    head[28..32].copy_from_slice(&u32_bytes(version.map_or(0, |version| version.len() + 1)));
+    head[28..32].copy_from_slice(&u32_bytes(if text.is_empty() { 0 } else { text.len() + 1 }));
     length
 }
 

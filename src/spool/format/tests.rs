@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::scan::{ScanStep, SegmentEnd, SegmentScan, walk};
 use super::*;
+use crate::key::{RequestSource, RequestValues, RequestValuesWriter};
 use crate::queue::job::Stamp;
 
 fn label(id: u64) -> Label {
@@ -17,27 +18,31 @@ fn request(seq: u64, payloads: &[&[u8]]) -> Request {
     (stamp, payloads.iter().map(|payload| payload.to_vec()).collect())
 }
 
-/// The version of the request with this stamp: every third has none, and some are empty.
-fn version(first: Stamp) -> Option<String> {
-    (!first.seq.is_multiple_of(3)).then(|| "é".repeat(first.seq as usize % 7))
+/// What keys use of the request with this stamp: every third time nothing, otherwise a version,
+/// sometimes an empty one, and every second time something else.
+fn values(first: Stamp) -> RequestValues {
+    let mut values = RequestValuesWriter::default();
+    if !first.seq.is_multiple_of(3) {
+        values.add(RequestSource::Version, &"é".repeat(first.seq as usize % 7));
+        if first.seq.is_multiple_of(2) {
+            values.add(RequestSource::Header("x-tenant"), "acme");
+            values.mark_wrapped();
+        }
+    }
+    values.finish()
 }
 
 /// The bytes of one group.
 fn group(label: &Label, number: u32, first_ordinal: u32, requests: &[Request]) -> Vec<u8> {
     let size = |(stamp, payloads): &Request| {
-        record_bytes(
-            payloads.len(),
-            payloads.iter().map(Vec::len).sum(),
-            version(*stamp).as_deref(),
-        )
+        record_bytes(payloads.len(), payloads.iter().map(Vec::len).sum(), &values(*stamp))
     };
     let body = requests.iter().map(size).sum();
     let mut bytes = vec![0xEE; group_bytes(body) as usize];
     let mut at = HEAD_BYTES;
     for (stamp, payloads) in requests {
-        let version = version(*stamp);
         let payloads = payloads.iter().map(Vec::as_slice);
-        at += write_record(&mut bytes[at..], *stamp, version.as_deref(), payloads);
+        at += write_record(&mut bytes[at..], *stamp, &values(*stamp), payloads);
     }
     assert_eq!(at, HEAD_BYTES + body);
     finish_group(&mut bytes, label, number, first_ordinal, body);
@@ -68,7 +73,7 @@ fn read(file: &[u8]) -> (Vec<(u32, Request)>, Vec<SegmentDamage>, SegmentEnd) {
         ScanStep::Group(_, CommitGroup { head, payloads }) => {
             let mut ordinal = head.first_ordinal;
             for record in group_requests(&head, bytes) {
-                assert_eq!(record.version, version(record.first).as_deref());
+                assert_eq!(record.values(), values(record.first));
                 let payloads = record.spans().map(|span| record.payloads[span.range()].to_vec());
                 requests.push((ordinal, (record.first, payloads.collect())));
                 ordinal += record.count();

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::key::RequestValues;
 use crate::spool::format::scan::SegmentEnd;
 use crate::spool::format::{
     BLOCK, HEAD_BYTES, Label, finish_group, group_bytes, record_bytes, write_record,
@@ -13,10 +14,19 @@ fn write(path: &Path, id: u64, groups: &[u32]) -> Vec<u8> {
     let mut ordinal = 0;
     for (number, count) in (0..).zip(groups) {
         let payloads: Vec<String> = (ordinal..ordinal + count).map(|n| n.to_string()).collect();
-        let body = record_bytes(payloads.len(), payloads.iter().map(String::len).sum(), None);
+        let body = record_bytes(
+            payloads.len(),
+            payloads.iter().map(String::len).sum(),
+            &RequestValues::default(),
+        );
         let mut group = vec![0; group_bytes(body) as usize];
         let first = Stamp { unix_nanos: 7, seq: 100 + u64::from(ordinal) };
-        write_record(&mut group[HEAD_BYTES..], first, None, payloads.iter().map(String::as_bytes));
+        write_record(
+            &mut group[HEAD_BYTES..],
+            first,
+            &RequestValues::default(),
+            payloads.iter().map(String::as_bytes),
+        );
         let label = Label { segment_bytes: 0, id, core: 1, node: "n".into() };
         finish_group(&mut group, &label, number, ordinal, body);
         bytes.extend(group);

@@ -703,25 +703,31 @@ fn a_dropped_intent_leaves_the_journal_usable() {
 }
 
 #[test]
-fn versions_and_the_key_template_are_read_back() {
+fn values_of_requests_and_the_key_template_are_read_back() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let size = Size { slots: 2, ..SMALL };
-        let keys = Some("{date:%Y}/{version}/{seq}\n");
+        let keys = Some("{date:%Y}/{version}/{header:x-tenant}/{token}/{seq}\n");
         let rig = Rig::with(&home, &Arc::default(), "n", size, 0, keys);
-        let versions = [None, Some(""), Some("1.2"), Some("größer")];
-        for version in versions {
-            let (_, ticket) = rig.submit_with(&[b"1", b"2"], version).unwrap();
+        let mut named = RequestValuesWriter::default();
+        named.add(RequestSource::Header("x-tenant"), "größer");
+        named.add(RequestSource::Token, "crawler");
+        let all = [
+            RequestValues::default(),
+            RequestValues::of_version(""),
+            RequestValues::of_version("1.2"),
+            named.finish(),
+        ];
+        for values in &all {
+            let (_, ticket) = rig.submit_with(&[b"1", b"2"], values).unwrap();
             ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
         }
-        let long = "v".repeat(VERSION_BYTES_MAX + 1);
-        assert_eq!(rig.submit_with(&[b"1"], Some(&long)).err(), Some(SpoolError::VersionTooLong));
         // The first two come straight from memory, the others are read back.
         let check = async |rig: &Rig| {
-            for version in versions.iter().flat_map(|version| [version; 2]) {
+            for values in all.iter().flat_map(|values| [values; 2]) {
                 let job = rig.pop().await;
-                assert_eq!(job.payload.version(), *version);
+                assert_eq!(job.payload.values(), values);
                 let read = job.record.as_ref().unwrap().origin().map(|origin| {
                     assert_eq!(origin.keys().as_deref(), keys);
                 });
@@ -737,7 +743,7 @@ fn versions_and_the_key_template_are_read_back() {
         let rig = Rig::new(&home, &orphans, "m", SMALL).await;
         check(&rig).await;
         let stopped = rig.pop().await;
-        assert_eq!((&*stopped.payload, stopped.payload.version()), (&b"7"[..], None));
+        assert_eq!((&*stopped.payload, stopped.payload.values()), (&b"7"[..], &all[0]));
         assert_eq!(stopped.record.unwrap().origin().unwrap().keys().as_deref(), keys);
     });
 }

@@ -29,8 +29,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("MAX_QUEUE_BYTES", "1GiB"),
 ];
 
-/// Name, body and the one right status.
-type Shape = (&'static str, Vec<u8>, u16);
+/// Name, content type, body and the one right status.
+type Shape = (&'static str, &'static str, Vec<u8>, u16);
+
+/// A content type that says nothing.
+const PLAIN: &str = "application/x-www-form-urlencoded";
+const NDJSON: &str = "application/x-ndjson";
 
 /// `before`, then `piece` as often as fits in `length` bytes, then `after`.
 fn body(length: usize, before: &str, piece: &str, after: &str) -> Vec<u8> {
@@ -44,7 +48,9 @@ fn shapes(length: usize) -> Vec<Shape> {
     let mut bad_end = body(length, r#"{"data":[""#, "é", r#""]}"#);
     let end = bad_end.len() - 4;
     bad_end[end] = 0xff;
-    vec![
+    let event = r#"{"a":["b","c"],"d":1.5}"#;
+    let event_line = event.to_owned() + "\n";
+    let collections = vec![
         ("second data", body(length, data, "1,", r#"1],"data":[]}"#), 400),
         ("brackets outside data", body(length, r#"{"x":["#, "[],", r#"[]],"data":[]}"#), 200),
         ("numbers, then garbage", body(length, data, "1,", "1]}x"), 400),
@@ -60,7 +66,36 @@ fn shapes(length: usize) -> Vec<Shape> {
         ("an invalid byte at the end", bad_end, 400),
         ("a long token", body(length, r#"{"data":[],"token":""#, "t", r#""}"#), 400),
         ("lines, then garbage", body(length, r#"{"x":["#, "1,\n", "x"), 400),
-    ]
+    ];
+    let arrays = vec![
+        ("an array of numbers", body(length, "[", "1,", "1]"), 200),
+        ("an array with a bad end", body(length, "[", "1,", "]"), 400),
+        ("an array, then another", body(length, "[", "[],", "1][]"), 400),
+        ("blanks before an array", body(length, "", " ", "[1]"), 200),
+        ("a deep array", body(length, "", "[", ""), 400),
+    ];
+    let lines = vec![
+        ("one-byte lines", body(length, "", "1\n", ""), 200),
+        ("one-byte lines, the last one bad", body(length, "", "1\n", "x"), 400),
+        ("one-byte lines, two values on the last", body(length, "", "1\n", "1 1"), 400),
+        ("empty lines", body(length, "", "\n", ""), 200),
+        ("empty lines, then a bad one", body(length, "", "\r\n", "]"), 400),
+        ("blank lines", body(length, "", " \t\r\n", "1"), 200),
+        ("events on lines", body(length, "", &event_line, event), 200),
+        ("events on lines, the last one cut", body(length, "", &event_line, "{\"a\":"), 400),
+        ("brackets on lines", body(length, "", "[]\n", "{}"), 200),
+        ("values without lines", body(length, "", "[]", "\n"), 400),
+        ("one line of blanks", body(length, "1", " ", ""), 200),
+        ("a value over all lines", body(length, "[", "1,\n", "1]"), 400),
+        ("a string with a line feed at its end", body(length, "\"", "x", "\n\""), 400),
+        ("a long number on a line", body(length, "", "7", "\n"), 200),
+        ("commas on a line", body(length, "", "1,", "\n"), 400),
+    ];
+    let with_type = |content_type, shapes: Vec<(&'static str, Vec<u8>, u16)>| {
+        shapes.into_iter().map(move |(name, body, status)| (name, content_type, body, status))
+    };
+    let plain = with_type(PLAIN, collections).chain(with_type("application/json", arrays));
+    plain.chain(with_type(NDJSON, lines)).collect()
 }
 
 /// Posts `attack` on all attackers' connections until `time` is over, with a good client beside
@@ -97,14 +132,15 @@ fn beside(server: &Server, name: &str, attack: &[u8], status: u16, time: Duratio
 fn a_good_client_is_served_beside_bodies_of_every_shape() {
     let server = Server::start(SETTINGS);
     let mut is_plain = false;
-    for (name, body, status) in shapes(96 << 10) {
+    for (name, content_type, body, status) in shapes(96 << 10) {
         // In turn, because what is parsed is the same.
         is_plain = !is_plain;
+        let content_type = format!("content-type: {content_type}\r\n");
         let attack = match is_plain {
-            true => request(&body, ""),
+            true => request(&body, &content_type),
             false => {
                 let zstd = zstd::bulk::compress(&body, 3).unwrap();
-                request(&zstd, "content-encoding: zstd\r\n")
+                request(&zstd, &format!("content-encoding: zstd\r\n{content_type}"))
             }
         };
         beside(&server, name, &attack, status, ATTACK_TIME);
@@ -121,15 +157,18 @@ fn a_longest_body_of_64_mib_does_not_stop_others() {
         ("MAX_QUEUE_BYTES", "256MiB"),
     ]);
     let length = 64 * MIB;
-    for (name, body, status) in [
-        ("too many payloads", body(length, r#"{"data":["#, "1,", r#"1],"data":[]}"#), 413),
-        ("one string", body(length, r#"{"data":[""#, "x", r#""]}"#), 200),
-        ("unknown members", body(length, r#"{"x":["#, "\"0123456789abcdef\",", "x"), 400),
+    for (name, content_type, body, status) in [
+        ("too many payloads", PLAIN, body(length, r#"{"data":["#, "1,", r#"1],"data":[]}"#), 413),
+        ("one string", PLAIN, body(length, r#"{"data":[""#, "x", r#""]}"#), 200),
+        ("unknown members", PLAIN, body(length, r#"{"x":["#, "\"0123456789abcdef\",", "x"), 400),
+        ("too many lines", NDJSON, body(length, "", "1\n", "x"), 413),
+        ("empty lines, then a bad one", NDJSON, body(length, "", "\n", "x"), 400),
     ] {
         let attack = zstd::bulk::compress(&body, 1).unwrap();
         let mut attacker = server.connect();
         attacker.stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-        attacker.send(request(&attack, "content-encoding: zstd\r\n"));
+        let headers = format!("content-encoding: zstd\r\ncontent-type: {content_type}\r\n");
+        attacker.send(request(&attack, &headers));
         let mut good = server.connect();
         for _ in 0..20 {
             assert_eq!(good.post(r#"{"data":[1]}"#).status, 200, "beside {name}");

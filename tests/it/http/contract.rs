@@ -99,7 +99,7 @@ fn bad_bodies_get_400_saying_what_and_where() {
     let mut not_utf8 = br#"{"data":["x"]}"#.to_vec();
     not_utf8[10] = 0xff;
     let cases: &[(&[u8], &str)] = &[
-        (b"", "the body is empty; wanted: {\"data\":[...]}"),
+        (b"", "the body is empty; wanted: {\"data\":[...]} or [...]"),
         (b" \r\n", "line 2"),
         (b"{", "line 1 column 1"),
         (b"------WebKitFormBoundaryA\r\n", "a multipart form, not JSON; send {\"data\":[...]}"),
@@ -118,8 +118,10 @@ fn bad_bodies_get_400_saying_what_and_where() {
         (b"\xef\xbb\xbf{\"data\":[1]}", "byte order mark"),
         (&not_utf8, "not UTF-8 at line 1 column 11"),
         (deep.as_bytes(), "127 levels"),
-        (b"[1]", "not an object, at line 1 column 1; wanted: {\"data\":[...]}"),
-        (b"\"data\"", "not an object"),
+        (
+            b"\"data\"",
+            "neither an object nor an array, at line 1 column 1; wanted: {\"data\":[...]}",
+        ),
         (b"{}", "\"data\" is missing"),
         (b"{\"version\":\"1\",\"token\":\"t\"}", "\"data\" is missing"),
         (b"{\"data\":{}}", "\"data\" is not an array, at line 1 column 9"),

@@ -310,12 +310,16 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 13] = [
+const NOT_ZERO: [(&str, &str); 17] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_queue_depth_limit", "a limit"),
     ("millrace_queue_bytes_limit", "a limit"),
     ("millrace_batch_bytes_limit", "a limit"),
+    ("millrace_quota_client_buckets", "kept for a minute after the last request"),
+    ("millrace_quota_token_buckets", "kept for a minute after the last request"),
+    ("millrace_quota_client_buckets_limit", "a limit"),
+    ("millrace_quota_token_buckets_limit", "a limit"),
     ("millrace_queue_full", "shown for a while"),
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_tokens", "what TOKENS_FILE holds"),

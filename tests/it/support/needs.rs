@@ -37,6 +37,8 @@ pub enum Need {
     Node,
     /// `proc` mounted with options of its own.
     Procfs,
+    /// The Python packages with the exporter that sends JSON.
+    Opentelemetry,
     /// promtool(1), which knows how metrics are to be named.
     Promtool,
     /// Python 3, for the client in Python and the examples of the documents.
@@ -45,6 +47,10 @@ pub enum Need {
     Realtime,
     /// root, and a binary that another user can run.
     Root,
+    /// The Python package.
+    Schemathesis,
+    /// syslog-ng(8) with its HTTP destination.
+    Syslogng,
     /// Command line tools: util-linux, e2fsprogs.
     Tools,
 }
