@@ -25,7 +25,8 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, StatusCode};
 
-use crate::config::{Config, CorsOrigins};
+use crate::config::{Config, CorsOrigins, MetaEntry};
+use crate::key::RequestSource;
 
 /// How long a browser may keep the answer to a preflight, in seconds: as long as Chromium does at
 /// most. Firefox would keep it for a day.
@@ -34,7 +35,7 @@ const MAX_AGE_S: HeaderValue = HeaderValue::from_static("7200");
 /// The methods that this server's paths have, beside `GET` and `HEAD`, which need no permission.
 const METHODS: HeaderValue = HeaderValue::from_static("POST");
 
-/// The request headers that this server reads and that a script can set.
+/// The request headers that this server reads and that a script can set, whatever the settings.
 const REQUEST_HEADERS: [&str; 5] =
     ["authorization", "content-encoding", "content-type", "millrace-ack", "x-api-key"];
 
@@ -67,8 +68,18 @@ impl Cors {
     /// `None` if browsers are told nothing.
     pub fn of(config: &Config) -> Option<Cors> {
         let origins = config.cors_origins.clone()?;
-        let request_headers = REQUEST_HEADERS.join(", ");
-        let request_headers = request_headers.try_into().expect("names of headers");
+        let mut names: Vec<&str> = REQUEST_HEADERS.to_vec();
+        names.extend(config.keys.request_sources().into_iter().filter_map(|source| match source {
+            RequestSource::Header(name) => Some(name),
+            _ => None,
+        }));
+        names.extend(config.meta.iter().filter_map(|entry| match entry {
+            MetaEntry::Header(name) => Some(name.as_str()),
+            _ => None,
+        }));
+        names.sort_unstable();
+        names.dedup();
+        let request_headers = names.join(", ").try_into().expect("names of headers");
         Some(Cors { origins, request_headers })
     }
 
@@ -226,6 +237,22 @@ mod tests {
             assert_eq!(cors(LISTED).preflight(&head), listed, "{method} {fields:?}");
             assert_eq!(cors("*").preflight(&head), any, "{method} {fields:?}");
         }
+    }
+
+    #[test]
+    fn headers_that_key_and_meta_read_may_be_set() {
+        let config = Config::from_settings(&[
+            ("CORS_ORIGINS", "*"),
+            ("KEY", "{header:x-tenant}/{unix_nanos}-{node}-{core}-{seq}.json"),
+            ("META", "client,header:Content-Type,header:X-Request-Id,header:x-tenant"),
+        ]);
+        let mut headers = HeaderMap::new();
+        let cors = Cors::of(&config.unwrap()).unwrap();
+        cors.add_to(&mut headers, StatusCode::NO_CONTENT, Visibility::Everyone);
+        assert_eq!(
+            headers[ACCESS_CONTROL_ALLOW_HEADERS],
+            "authorization, content-encoding, content-type, millrace-ack, x-api-key, x-request-id, x-tenant"
+        );
     }
 
     #[test]
