@@ -235,7 +235,7 @@ impl QuotaGate {
     /// Shows how full the tables are. To be called every second.
     pub fn sample(&self) {
         for (kind, table) in self.tables() {
-            self.cells.quota_buckets[kind].set(table.len() as u64);
+            self.cells.quota_buckets[kind].set(table.buckets_used() as u64);
             self.cells.quota_overflows[kind].set(table.overflowed());
         }
     }

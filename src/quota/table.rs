@@ -247,8 +247,8 @@ impl Table {
         }
     }
 
-    /// Buckets in use.
-    pub fn len(&self) -> usize {
+    /// How many buckets are in use.
+    pub fn buckets_used(&self) -> usize {
         self.state.borrow().index.len()
     }
 
