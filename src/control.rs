@@ -198,9 +198,9 @@ async fn start(
                 channel: theirs,
                 peers: boards[index].clone(),
                 readiness: readiness.clone(),
+                quotas: quotas.clone(),
             },
             tokens: tokens.clone(),
-            quotas: quotas.clone(),
             dead_letters: dead_letters.clone(),
             store: store.clone(),
             spool: spools

@@ -59,7 +59,11 @@ impl Core {
                 .tokens
                 .as_ref()
                 .map(|shared| TokenGate::new(shared, setup.index, TokenPlaces::of(config))),
-            quotas: setup.quotas.as_ref().map(|shared| QuotaGate::new(shared, setup.index, cells)),
+            quotas: setup
+                .control
+                .quotas
+                .as_ref()
+                .map(|shared| QuotaGate::new(shared, setup.index, cells)),
             tokenless: Tokenless {
                 health: setup
                     .control

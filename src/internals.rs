@@ -91,7 +91,7 @@ pub mod quota {
         pub use crate::quota::keeper::Keeper;
     }
     pub mod table {
-        pub use crate::quota::table::{Table, Verdict, slots};
+        pub use crate::quota::table::{QuotaTable, QuotaVerdict, slots};
     }
 }
 pub mod rt {

@@ -20,7 +20,7 @@ use millrace::internals::queue::job::Span;
 use millrace::internals::queue::job::{Job, Origin, Payload, Stamp};
 use millrace::internals::quota::board::Board;
 use millrace::internals::quota::keeper::Keeper;
-use millrace::internals::quota::table::{Table, Verdict, slots};
+use millrace::internals::quota::table::{QuotaTable, QuotaVerdict, slots};
 use millrace::internals::quota::{Quota, TICK};
 use millrace::internals::store::s3::dial;
 use millrace::internals::store::s3::direct::{Destination, Identity, Put, Signer, Template};
@@ -263,7 +263,7 @@ fn quota(tables: usize) -> Made {
             let id = if nth == 0 { table.find(KEY, &quota, 1) } else { ids[nth] };
             assert!(table.is_current(id));
             table.want(id);
-            assert_eq!(table.judge(id, now), Verdict::Pass);
+            assert_eq!(table.judge(id, now), QuotaVerdict::Pass);
             table.spend(id, 1_700);
             table.correct(id, 0);
         }

@@ -44,7 +44,6 @@ pub struct Setup {
     pub listeners: Vec<Socket>,
     pub control: ControlSide,
     pub tokens: Option<SharedTokens>,
-    pub quotas: Option<SharedQuotas>,
     pub dead_letters: DeadLetters,
     pub store: StoreSeed,
     pub spool: Option<SpoolSetup>,
@@ -60,6 +59,8 @@ pub struct ControlSide {
     pub peers: Arc<PeerBoard>,
     /// Whether the whole server is ready, with `INGEST_HEALTH`.
     pub readiness: Option<Arc<Readiness>>,
+    /// Where control spreads quotas over the cores; `None` if nothing can have one.
+    pub quotas: Option<SharedQuotas>,
 }
 
 impl Setup {

@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::metrics::{CoreCells, QuotaKind};
 use crate::quota::board::Board;
 use crate::quota::keeper::Keeper;
-use crate::quota::table::{Exhausted, SlotId, Table, Verdict, slots, table_bytes};
+use crate::quota::table::{Exhausted, QuotaTable, QuotaVerdict, SlotId, slots, table_bytes};
 use crate::quota::{Limit, Quota, Unit};
 use crate::rt;
 
@@ -91,7 +91,7 @@ pub fn quota_bytes(config: &Config) -> usize {
 /// Judges the requests of one core.
 pub struct QuotaGate {
     clients: Option<ClientQuota>,
-    tokens: Option<Table>,
+    tokens: Option<QuotaTable>,
     cells: &'static CoreCells,
     /// Bytes of a body whose length is not known from its head, on average of the latest.
     unannounced: Cell<i64>,
@@ -100,7 +100,7 @@ pub struct QuotaGate {
 /// `CLIENT_RATE`, `CLIENT_BYTES` and `CLIENT_BURST`.
 struct ClientQuota {
     quota: Quota,
-    table: Table,
+    table: QuotaTable,
     keys: RandomState,
 }
 
@@ -151,11 +151,11 @@ impl QuotaGate {
     pub fn new(shared: &SharedQuotas, core: usize, cells: &'static CoreCells) -> QuotaGate {
         let clients = shared.clients.as_ref().map(|(quota, board)| ClientQuota {
             quota: *quota,
-            table: Table::new(board.clone(), core, CLIENT_BUCKETS),
+            table: QuotaTable::new(board.clone(), core, CLIENT_BUCKETS),
             keys: shared.keys.clone(),
         });
         let tokens = shared.tokens.as_ref();
-        let tokens = tokens.map(|board| Table::new(board.clone(), core, TOKEN_BUCKETS));
+        let tokens = tokens.map(|board| QuotaTable::new(board.clone(), core, TOKEN_BUCKETS));
         for (kind, has) in [(0, clients.is_some()), (1, tokens.is_some())] {
             let most = [CLIENT_BUCKETS, TOKEN_BUCKETS][kind];
             cells.quota_buckets_max[kind].set(if has { most as u64 } else { 0 });
@@ -186,9 +186,9 @@ impl QuotaGate {
         let buckets = Buckets { gate: self, state, client, token, expected, is_guess };
         buckets.each(|table, id| table.want(id));
         Some(match buckets.verdict(now) {
-            Verdict::Pass => Judged::Passed(buckets.spend()),
-            Verdict::Wait => Judged::Waits(buckets),
-            Verdict::Refuse(_) => Judged::Refused(buckets.refuse(now)),
+            QuotaVerdict::Pass => Judged::Passed(buckets.spend()),
+            QuotaVerdict::Wait => Judged::Waits(buckets),
+            QuotaVerdict::Refuse(_) => Judged::Refused(buckets.refuse(now)),
         })
     }
 
@@ -210,15 +210,15 @@ impl QuotaGate {
         let verdict = table.judge(id, now);
         let is_late = waited.is_some_and(|since| now.saturating_duration_since(since) >= WAIT_MAX);
         let waits = match verdict {
-            Verdict::Pass => false,
-            Verdict::Wait => true,
-            Verdict::Refuse(_) => waited.is_some() && table.may_still_wait(id),
+            QuotaVerdict::Pass => false,
+            QuotaVerdict::Wait => true,
+            QuotaVerdict::Refuse(_) => waited.is_some() && table.may_still_wait(id),
         };
         if waits && may_wait && !is_late {
             return None;
         }
         // A large body is not parsed twice for it: a token that is elsewhere is owed.
-        if verdict == Verdict::Pass || verdict == Verdict::Wait && !may_wait {
+        if verdict == QuotaVerdict::Pass || verdict == QuotaVerdict::Wait && !may_wait {
             table.spend(id, bytes as i64);
             return Some(Ok(()));
         }
@@ -240,7 +240,7 @@ impl QuotaGate {
         }
     }
 
-    fn tables(&self) -> impl Iterator<Item = (usize, &Table)> {
+    fn tables(&self) -> impl Iterator<Item = (usize, &QuotaTable)> {
         let clients = self.clients.iter().map(|clients| (0, &clients.table));
         clients.chain(self.tokens.iter().map(|table| (1, table)))
     }
@@ -270,7 +270,7 @@ impl ClientQuota {
 
 impl<'a> Buckets<'a> {
     #[inline]
-    fn each(&self, mut act: impl FnMut(&Table, SlotId)) {
+    fn each(&self, mut act: impl FnMut(&QuotaTable, SlotId)) {
         if let (Some(id), Some(clients)) = (self.client, &self.gate.clients) {
             act(&clients.table, id);
         }
@@ -281,10 +281,10 @@ impl<'a> Buckets<'a> {
 
     /// The worst of both.
     #[inline]
-    fn verdict(&self, now: Instant) -> Verdict {
-        let mut worst = Verdict::Pass;
+    fn verdict(&self, now: Instant) -> QuotaVerdict {
+        let mut worst = QuotaVerdict::Pass;
         self.each(|table, id| match (worst, table.judge(id, now)) {
-            (Verdict::Refuse(_), _) | (_, Verdict::Pass) => {}
+            (QuotaVerdict::Refuse(_), _) | (_, QuotaVerdict::Pass) => {}
             (_, verdict) => worst = verdict,
         });
         worst
@@ -315,7 +315,7 @@ impl<'a> Buckets<'a> {
             next_look().await;
             let now = rt::now();
             let verdict = self.verdict(now);
-            if verdict == Verdict::Pass {
+            if verdict == QuotaVerdict::Pass {
                 return Ok(self.spend());
             }
             let mut may_wait = now.saturating_duration_since(began) < WAIT_MAX;

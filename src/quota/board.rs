@@ -53,7 +53,7 @@ pub struct Slot {
     pub(super) wanted: Cell64,
     /// Requests that passed.
     pub(super) passed: Cell64,
-    pub(super) meters: [Meter; 2],
+    pub(super) meters: [QuotaMeter; 2],
     /// The generation that control has seen. Stored with release by control when it has written
     /// limits.
     pub(super) linked: AtomicU64,
@@ -64,7 +64,7 @@ pub struct Slot {
 
 /// Tokens of one unit of one bucket on one core, in numbers that only make sense as differences.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct QuotaMeter {
     /// Written by the core: …
     pub(super) spent: Cell64,
     /// … `spent` when this use of the slot began, …
@@ -79,7 +79,7 @@ pub(super) struct Meter {
     pub(super) suffices: Cell64,
 }
 
-impl Meter {
+impl QuotaMeter {
     /// Tokens that the core may spend; not positive: none, and so much debt.
     pub(super) fn left(&self) -> i64 {
         self.limit.value().wrapping_sub(self.spent.value()) as i64

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Instant;
 
-use super::board::{Board, Meter, Slot, UNLIMITED};
+use super::board::{Board, QuotaMeter, Slot, UNLIMITED};
 use super::shares::{Seen, Shares};
 use super::{Quota, Unit};
 
@@ -281,7 +281,7 @@ impl Bucket {
 }
 
 /// What a core has spent since it got the slot.
-fn spent(meter: &Meter) -> i64 {
+fn spent(meter: &QuotaMeter) -> i64 {
     meter.spent.value().wrapping_sub(meter.began.value()) as i64
 }
 

@@ -45,7 +45,7 @@ pub struct Shares {
     filled: Instant,
     /// Tokens taken from cores at the last tick, which they may have spent before they saw that.
     transit: i64,
-    cores: Box<[Share]>,
+    cores: Box<[CoreShare]>,
     /// What a core may claim with its slot, by core.
     initial: Box<[i64]>,
     /// Whether cores without a slot have nothing to claim.
@@ -62,7 +62,7 @@ const PARTS: u64 = 16;
 
 /// What a core has of a bucket.
 #[derive(Clone, Copy, Debug, Default)]
-struct Share {
+struct CoreShare {
     has_slot: bool,
     /// The core may spend up to this count; without a slot, what it may claim.
     limit: i64,
@@ -73,7 +73,7 @@ struct Share {
     unmet: i64,
 }
 
-impl Share {
+impl CoreShare {
     fn held(&self) -> i64 {
         self.limit - self.spent
     }
@@ -116,7 +116,7 @@ impl Shares {
     pub fn new(limit: Limit, cores: usize, key: u64, now: Instant) -> Shares {
         let initial: Box<[i64]> =
             (0..cores).map(|at| initial(limit.burst, cores, at, key)).collect();
-        let share = |claim: &i64| Share { limit: *claim, ..Share::default() };
+        let share = |claim: &i64| CoreShare { limit: *claim, ..CoreShare::default() };
         Shares {
             limit,
             pool: 0,
@@ -139,7 +139,12 @@ impl Shares {
         debug_assert!(!share.has_slot, "a core has one slot");
         // It may have looked at the mark just before that was set.
         self.pool -= claimed - share.limit;
-        *share = Share { has_slot: true, limit: began + claimed, spent: began, ..Share::default() };
+        *share = CoreShare {
+            has_slot: true,
+            limit: began + claimed,
+            spent: began,
+            ..CoreShare::default()
+        };
     }
 
     /// Core `at` has given up its slot, and has spent nothing since the last tick.
@@ -147,7 +152,7 @@ impl Shares {
         let share = &mut self.cores[at];
         let claim = if self.tight { 0 } else { self.initial[at] };
         self.pool += share.held() - claim;
-        *share = Share { limit: claim, ..Share::default() };
+        *share = CoreShare { limit: claim, ..CoreShare::default() };
     }
 
     /// The rate or the burst has changed. The contents stay, also if they are debt, so that a change
@@ -202,7 +207,7 @@ impl Shares {
     }
 
     fn held(&self) -> i64 {
-        self.cores.iter().map(Share::held).sum()
+        self.cores.iter().map(CoreShare::held).sum()
     }
 
     /// Decides what each core should have, gives it what it lacks, and takes from others what is
@@ -210,7 +215,7 @@ impl Shares {
     fn spread(&mut self) {
         let available = (self.pool + self.held()).max(0);
         let joined = self.cores.iter().filter(|share| share.has_slot).count() as i64;
-        let need: i64 = self.cores.iter().map(Share::need).fold(0, i64::saturating_add);
+        let need: i64 = self.cores.iter().map(CoreShare::need).fold(0, i64::saturating_add);
         let claims: i64 = self.claims().map(|(_, claim)| claim).sum();
         self.suffices = need <= available && available > 0;
         let room_for_claims = need.saturating_add(claims) <= available;
@@ -221,7 +226,7 @@ impl Shares {
         let targets: Vec<i64> = match self.suffices {
             true => {
                 let rest = (available - need - for_claims) / joined.max(1);
-                let of = |(share, claim): (&Share, &i64)| match share.has_slot {
+                let of = |(share, claim): (&CoreShare, &i64)| match share.has_slot {
                     true => share.need() + rest,
                     false if may_claim => *claim,
                     false => 0,
@@ -229,7 +234,7 @@ impl Shares {
                 self.cores.iter().zip(&self.initial).map(of).collect()
             }
             false => {
-                let part = |share: &Share| {
+                let part = |share: &CoreShare| {
                     let part = i128::from(available) * i128::from(share.need());
                     (part / i128::from(need.max(1))) as i64
                 };
@@ -248,7 +253,7 @@ impl Shares {
 
     /// Takes from cores what they have beyond their targets, if others lack it.
     fn take_back(&mut self, targets: &[i64], claims: bool) {
-        let lacks = |(share, target): (&Share, &i64)| (target - share.held()).max(0);
+        let lacks = |(share, target): (&CoreShare, &i64)| (target - share.held()).max(0);
         let lacking: i64 = self.cores.iter().zip(targets).map(lacks).sum();
         let mut missing = (lacking - self.pool).max(0);
         // So few tokens that no core's part is a whole one: those that lie idle are used.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use super::board::{Board, Meter, Slot, UNLIMITED};
+use super::board::{Board, QuotaMeter, Slot, UNLIMITED};
 use super::shares::initial;
 use super::{Limit, Quota, Unit};
 
@@ -27,7 +27,7 @@ const EVICT_LOOKS: u32 = 32;
 /// A bucket that nobody has asked for this long gives up its slot if it is full.
 pub const IDLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Most slots of a core that [`Table::new`] can be given with `buckets`.
+/// Most slots of a core that [`QuotaTable::new`] can be given with `buckets`.
 pub fn slots(buckets: usize) -> usize {
     buckets + OVERFLOW
 }
@@ -39,15 +39,15 @@ pub fn table_bytes(buckets: usize) -> usize {
 }
 
 /// The buckets of one core.
-pub struct Table {
+pub struct QuotaTable {
     board: Arc<Board>,
     core: usize,
     buckets: u32,
-    state: RefCell<State>,
+    state: RefCell<TableState>,
 }
 
 #[derive(Default)]
-struct State {
+struct TableState {
     index: HashMap<u64, u32, BuildHasherDefault<HashedAlready>>,
     /// Slots that were given up, first the one that has been free for longest.
     free: VecDeque<u32>,
@@ -60,14 +60,14 @@ struct State {
     /// Keys that found no slot of their own.
     overflowed: u64,
     /// By slot, for those that have refused or are on their own.
-    beside: HashMap<u32, Beside, BuildHasherDefault<HashedAlready>>,
+    beside: HashMap<u32, LocalNotes, BuildHasherDefault<HashedAlready>>,
     /// `wanted` of each slot at the last sweep.
     swept: Vec<u64>,
 }
 
 /// What only the core knows of a bucket.
 #[derive(Clone, Copy, Debug)]
-struct Beside {
+struct LocalNotes {
     generation: u64,
     alone: Option<Alone>,
     /// Refusals in this second, …
@@ -96,7 +96,7 @@ pub struct SlotId {
 
 /// Whether a request passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum QuotaVerdict {
     Pass,
     /// Not now, but there are tokens, and control brings them here with the next ticks.
     Wait,
@@ -129,11 +129,11 @@ impl Hasher for HashedAlready {
     }
 }
 
-impl Table {
+impl QuotaTable {
     /// The table of the core with this index, of up to `buckets` buckets. The board must have
     /// [`slots`] of that many.
-    pub fn new(board: Arc<Board>, core: usize, buckets: usize) -> Table {
-        Table { board, core, buckets: buckets as u32, state: RefCell::default() }
+    pub fn new(board: Arc<Board>, core: usize, buckets: usize) -> QuotaTable {
+        QuotaTable { board, core, buckets: buckets as u32, state: RefCell::default() }
     }
 
     fn slot(&self, id: SlotId) -> &Slot {
@@ -163,7 +163,7 @@ impl Table {
     }
 
     #[cold]
-    fn take_slot(&self, state: &mut State, key: u64, quota: &Quota, version: u64) -> u32 {
+    fn take_slot(&self, state: &mut TableState, key: u64, quota: &Quota, version: u64) -> u32 {
         let place = match state.free.pop_front() {
             Some(at) => Some(at),
             None if state.fresh < self.buckets => {
@@ -208,7 +208,7 @@ impl Table {
     }
 
     /// Frees a slot whose bucket is full, if one of the next few is that.
-    fn evict(&self, state: &mut State) -> Option<u32> {
+    fn evict(&self, state: &mut TableState) -> Option<u32> {
         for _ in 0..EVICT_LOOKS {
             state.hand = (state.hand + 1) % self.buckets;
             if self.release_if_full(state, state.hand) {
@@ -218,7 +218,7 @@ impl Table {
         None
     }
 
-    fn release_if_full(&self, state: &mut State, at: u32) -> bool {
+    fn release_if_full(&self, state: &mut TableState, at: u32) -> bool {
         let slot = self.board.slot(self.core, at);
         let generation = slot.generation.load(Relaxed);
         let is_full = slot.full.value() == slot.wanted.value() + 1;
@@ -271,28 +271,28 @@ impl Table {
 
     /// Whether a request passes; it has not spent anything after this.
     #[inline]
-    pub fn judge(&self, id: SlotId, now: Instant) -> Verdict {
+    pub fn judge(&self, id: SlotId, now: Instant) -> QuotaVerdict {
         let slot = self.slot(id);
         if slot.meters.iter().all(|meter| meter.left() > 0) {
-            return Verdict::Pass;
+            return QuotaVerdict::Pass;
         }
         self.judge_empty(slot, id, now)
     }
 
     #[cold]
-    fn judge_empty(&self, slot: &Slot, id: SlotId, now: Instant) -> Verdict {
+    fn judge_empty(&self, slot: &Slot, id: SlotId, now: Instant) -> QuotaVerdict {
         let has_none = |unit: &Unit| slot.meters[*unit as usize].left() <= 0;
         let short = Unit::ALL.into_iter().filter(has_none);
         if let Some(since) = self.board.alone_since(now) {
             let mut refused = short.filter(|unit| !self.passes_alone(slot, id, *unit, since, now));
-            return refused.next().map_or(Verdict::Pass, Verdict::Refuse);
+            return refused.next().map_or(QuotaVerdict::Pass, QuotaVerdict::Refuse);
         }
         let is_linked = slot.linked.load(Acquire) == id.generation;
         let none_anywhere = |unit: &Unit| {
             let meter = &slot.meters[*unit as usize];
             is_linked && (meter.level() <= 0 || meter.suffices.value() == 0)
         };
-        short.clone().find(none_anywhere).map_or(Verdict::Wait, Verdict::Refuse)
+        short.clone().find(none_anywhere).map_or(QuotaVerdict::Wait, QuotaVerdict::Refuse)
     }
 
     /// Whether a core on its own has got a token of `unit` since `since` that it has not spent: of
@@ -328,7 +328,7 @@ impl Table {
     pub fn may_still_wait(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let is_linked = slot.linked.load(Acquire) == id.generation;
-        let is_hopeless = |meter: &Meter| meter.left() <= 0 && meter.level() <= 0;
+        let is_hopeless = |meter: &QuotaMeter| meter.left() <= 0 && meter.level() <= 0;
         !is_linked || !slot.meters.iter().any(is_hopeless)
     }
 
@@ -341,7 +341,7 @@ impl Table {
         slot.meters[Unit::Bytes as usize].spend(bytes);
     }
 
-    /// Of an earlier [`Table::spend`], the body has `more` bytes more, or less, than were expected.
+    /// Of an earlier [`QuotaTable::spend`], the body has `more` bytes more, or less, than were expected.
     /// Nothing if the slot has another key by now, because then the bucket was full.
     #[inline]
     pub fn correct(&self, id: SlotId, more: i64) {
@@ -383,9 +383,9 @@ impl Table {
     }
 }
 
-impl State {
-    fn beside(&mut self, id: SlotId, now: Instant) -> &mut Beside {
-        let fresh = Beside {
+impl TableState {
+    fn beside(&mut self, id: SlotId, now: Instant) -> &mut LocalNotes {
+        let fresh = LocalNotes {
             generation: id.generation,
             alone: None,
             window: now,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::*;
-use crate::quota::table::{OVERFLOW, Table, Verdict, slots};
+use crate::quota::table::{OVERFLOW, QuotaTable, QuotaVerdict, slots};
 use crate::quota::{BURST_LEAST, Limit, TICK};
 
 const BUCKETS: usize = 512;
@@ -12,7 +12,7 @@ const MS: Duration = Duration::from_millis(1);
 const KEY: u64 = 0x1234_5678_9abc_def1;
 
 struct Sim {
-    tables: Vec<Table>,
+    tables: Vec<QuotaTable>,
     keeper: Keeper,
     now: Instant,
     next_tick: Instant,
@@ -29,7 +29,7 @@ impl Sim {
         let start = Instant::now();
         let board = Arc::new(Board::new(cores, slots(BUCKETS), start));
         Sim {
-            tables: (0..cores).map(|core| Table::new(board.clone(), core, BUCKETS)).collect(),
+            tables: (0..cores).map(|core| QuotaTable::new(board.clone(), core, BUCKETS)).collect(),
             keeper: Keeper::new(board),
             now: start,
             next_tick: start + TICK,
@@ -54,12 +54,12 @@ impl Sim {
     }
 
     /// A request on a core, which does not wait.
-    fn ask(&mut self, core: usize, key: u64, quota: &Quota, bytes: i64) -> Verdict {
+    fn ask(&mut self, core: usize, key: u64, quota: &Quota, bytes: i64) -> QuotaVerdict {
         let table = &self.tables[core];
         let id = table.find(key, quota, 1);
         table.want(id);
         let verdict = table.judge(id, self.now);
-        if verdict == Verdict::Pass {
+        if verdict == QuotaVerdict::Pass {
             table.spend(id, bytes);
         }
         verdict
@@ -70,16 +70,19 @@ impl Sim {
         let mut verdict = self.ask(core, key, quota, 0);
         let began = self.now;
         let id = self.tables[core].find(key, quota, 1);
-        while verdict != Verdict::Pass {
+        while verdict != QuotaVerdict::Pass {
             let first = self.now == began;
-            let waits =
-                if first { verdict == Verdict::Wait } else { self.tables[core].may_still_wait(id) };
+            let waits = if first {
+                verdict == QuotaVerdict::Wait
+            } else {
+                self.tables[core].may_still_wait(id)
+            };
             if !waits || self.now - began > MS * 400 {
                 return false;
             }
             self.pass(MS * 10);
             verdict = self.tables[core].judge(id, self.now);
-            if verdict == Verdict::Pass {
+            if verdict == QuotaVerdict::Pass {
                 self.tables[core].spend(id, 0);
             }
         }
@@ -129,7 +132,7 @@ fn passed(
     for ms in 0..seconds * 1000 {
         for core in cores(ms) {
             for _ in 0..count {
-                let passes = sim.ask(core, KEY, quota, 0) == Verdict::Pass;
+                let passes = sim.ask(core, KEY, quota, 0) == QuotaVerdict::Pass;
                 by_second[(ms / 1000) as usize] += u64::from(passes);
             }
         }
@@ -217,7 +220,7 @@ fn no_demand_gets_more_than_rate_and_burst() {
             for (core, most) in busy.clone().into_iter().enumerate() {
                 let count = if most == 0 { 0 } else { rng.u32(0..most) };
                 for _ in 0..count {
-                    if sim.ask(core, KEY, &quota, 0) == Verdict::Pass {
+                    if sim.ask(core, KEY, &quota, 0) == QuotaVerdict::Pass {
                         let left = sim.take_ideal(Unit::Requests, limit, 1);
                         assert!(left >= 0, "round {round}: {cores} cores, {limit:?}, {left}");
                     }
@@ -286,7 +289,7 @@ fn bodies_may_be_larger_than_what_is_left_and_are_owed() {
             let mut bytes = 0;
             for ms in 0..21_000 {
                 for core in 0..cores {
-                    while sim.ask(core, KEY, &quota, body as i64) == Verdict::Pass {
+                    while sim.ask(core, KEY, &quota, body as i64) == QuotaVerdict::Pass {
                         bytes += if ms >= 1000 { body } else { 0 };
                     }
                 }
@@ -300,9 +303,9 @@ fn bodies_may_be_larger_than_what_is_left_and_are_owed() {
     let quota =
         Quota { requests: None, bytes: Some(Limit { amount: 1000, per_s: 1, burst: 1000 }) };
     let mut sim = Sim::new(2, 4);
-    assert_eq!(sim.ask(0, KEY, &quota, 10_000), Verdict::Pass);
+    assert_eq!(sim.ask(0, KEY, &quota, 10_000), QuotaVerdict::Pass);
     let mut waited = 0;
-    while sim.ask(0, KEY, &quota, 0) != Verdict::Pass {
+    while sim.ask(0, KEY, &quota, 0) != QuotaVerdict::Pass {
         sim.pass(MS * 100);
         waited += 1;
     }
@@ -316,11 +319,11 @@ fn a_body_is_charged_for_what_it_is() {
     let id = sim.tables[0].find(KEY, &quota, 1);
     sim.tables[0].want(id);
     sim.tables[0].spend(id, 1_000);
-    assert_ne!(sim.ask(0, KEY, &quota, 0), Verdict::Pass, "as announced");
+    assert_ne!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as announced");
     sim.pass(MS * 200);
     sim.tables[0].correct(id, -990);
     sim.pass(MS * 200);
-    assert_eq!(sim.ask(0, KEY, &quota, 0), Verdict::Pass, "as it was");
+    assert_eq!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as it was");
 }
 
 /// A core that ends, or hangs, with tokens in hand keeps them from nobody.
@@ -381,7 +384,7 @@ fn another_quota_is_no_fresh_burst_and_forgives_nothing() {
             let id = sim.tables[core].find(KEY, quota, version);
             for _ in 0..5_000 {
                 sim.tables[core].want(id);
-                if sim.tables[core].judge(id, sim.now) == Verdict::Pass {
+                if sim.tables[core].judge(id, sim.now) == QuotaVerdict::Pass {
                     sim.tables[core].spend(id, 0);
                     count += 1;
                 }
@@ -425,7 +428,7 @@ fn a_full_table_forgets_nobody_who_owes() {
     let key = |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 << 60;
     let owing: Vec<u64> = (0..BUCKETS as u64 / 2).map(key).collect();
     for key in &owing {
-        assert_eq!(sim.ask(0, *key, &quota, 0), Verdict::Pass);
+        assert_eq!(sim.ask(0, *key, &quota, 0), QuotaVerdict::Pass);
     }
     sim.pass(MS * 200);
     // Keys that only look: full at once.
@@ -437,7 +440,7 @@ fn a_full_table_forgets_nobody_who_owes() {
     // They give way to others, …
     let mut passed = 0;
     for n in 10_000..10_000 + BUCKETS as u64 {
-        passed += u32::from(sim.ask(0, key(n), &quota, 0) == Verdict::Pass);
+        passed += u32::from(sim.ask(0, key(n), &quota, 0) == QuotaVerdict::Pass);
         if n % 32 == 0 {
             sim.pass(MS * 200);
         }
@@ -448,7 +451,7 @@ fn a_full_table_forgets_nobody_who_owes() {
     assert!(passed as usize <= BUCKETS / 2 + OVERFLOW, "{passed}");
     assert!(sim.tables[0].buckets_used() <= slots(BUCKETS));
     for key in &owing {
-        assert_ne!(sim.ask(0, *key, &quota, 0), Verdict::Pass, "still owes");
+        assert_ne!(sim.ask(0, *key, &quota, 0), QuotaVerdict::Pass, "still owes");
     }
     // In the end nothing is left of them.
     sim.pass(Duration::from_secs(120));
@@ -471,7 +474,7 @@ fn keys_do_not_disturb_each_other() {
             let table = &sim.tables[(ms as usize + key as usize) % 3];
             let id = table.find(key, &quota, key);
             table.want(id);
-            if table.judge(id, sim.now) == Verdict::Pass {
+            if table.judge(id, sim.now) == QuotaVerdict::Pass {
                 table.spend(id, 0);
                 *counts.entry(key).or_default() += 1;
             }
