@@ -252,9 +252,9 @@ fn quota(tables: usize) -> Made {
     let quota = Quota::parse(Some("10000000/s"), Some("1TiB/s"), None).expect("a quota");
     let make = || {
         let board = Arc::new(Board::new(2, slots(1_000), now));
-        (Table::new(board.clone(), 0, 1_000), Keeper::new(board))
+        (QuotaTable::new(board.clone(), 0, 1_000), Keeper::new(board))
     };
-    let mut all: Vec<(Table, Keeper)> = (0..tables).map(|_| make()).collect();
+    let mut all: Vec<(QuotaTable, Keeper)> = (0..tables).map(|_| make()).collect();
     let ids: Vec<_> = all.iter().map(|(table, _)| table.find(KEY, &quota, 1)).collect();
     let mut requests = 0_u64;
     let run = move || {
