@@ -172,10 +172,7 @@ fn check(body: &[u8], form: BodyForm) -> Result<bool, TestCaseError> {
 /// What `serde_json` says of a text, or of the first bad one of its lines, and where.
 fn judged(text: &str, form: BodyForm) -> Result<(), (String, BodyPosition)> {
     let judge = |text: &str, lines_before: usize| {
-        let error = match serde_json::from_str::<&RawValue>(text) {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = serde_json::from_str::<&RawValue>(text) else { return Ok(()) };
         let at = BodyPosition { line: lines_before + error.line(), column: error.column() };
         let what = error.to_string().split(" at line").next().unwrap_or_default().to_owned();
         Err((what, at))
