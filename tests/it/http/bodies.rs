@@ -286,7 +286,7 @@ fn large_bodies_that_wait_for_room_are_stored_as_received() {
             format!("{{\"a\":{one},\"b\":{one}}}"),
             vec![format!("{{\"a\":{one},\"b\":{one}}}")],
         ),
-        (NDJSON, whole.clone(), vec![whole.clone()]),
+        (NDJSON, whole.clone(), vec![whole]),
     ] {
         let server = Server::start(&settings);
         let mut first = server.connect();
