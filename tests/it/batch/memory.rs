@@ -109,8 +109,8 @@ fn partitions_that_do_not_fit_memory_are_closed_for_that() {
     let (reason, closed) = reasons[0];
     assert!(reason == "memory" && closed > 1_000, "{reasons:?}");
     // BATCH_MEMORY of 7 MiB, MAX_QUEUE_BYTES of 2 MiB, and what the allocator keeps of chunks that
-    // grew from 4 to 64 KiB.
-    assert!(many <= one + (16 << 20), "{many} bytes instead of {one}");
+    // grew from 4 to 64 KiB, more on a busy machine: of all payloads, 96 MiB, a part.
+    assert!(many <= one + (32 << 20), "{many} bytes instead of {one}");
 }
 
 #[test]
