@@ -210,7 +210,7 @@ fn keys_that_two_objects_could_share_are_refused() {
 #[test]
 fn keys_that_cannot_be_read_or_kept_are_refused() {
     const ALL: &str = "there are {unix_nanos}, {unix_ms}, {date:%Y/%m/%d}, {hour}, {node}, {core}, {seq}, \
-        {count}, {ext}, {hash:2}, {version}, {field:/member} or {field:/member|default}";
+        {count}, {ext}, {hash:2}, {version}, {token} or {token|default}, {header:x-name} or {header:x-name|default}, {query:name} or {query:name|default}, {field:/member} or {field:/member|default}";
     let unknown = format!("{{seqq}} in KEY is not a placeholder: did you mean {{seq}}? {ALL}");
     let unclosed =
         format!("KEY has {{seq without its }}: close it, or write {{{{ for a brace; {ALL}");

@@ -195,3 +195,38 @@ fn pipelined_requests_count_for_their_clients() {
     drop(client);
     server.wait_idle();
 }
+
+/// Quotas are each client's, and `META` has its exact address, whoever shares the connection.
+#[test]
+fn quotas_and_stored_addresses_are_those_of_the_client() {
+    let proxied: SocketAddr = free_address();
+    let listen = format!("127.0.0.1:0,{proxied}?proxy=127.0.0.0/8");
+    let settings = [("LISTEN", listen.as_str()), ("META", "client"), ("CLIENT_RATE", "2/h")];
+    let server = start(&[&settings[..], &[("CLIENT_BURST", "2")]].concat());
+    let mut shared = Client::connect_from(TRUSTED, server.ingest);
+    let forwarded = ["192.0.2.1", "192.0.2.2", "2001:db8::7", "2001:db8:0:1::7"];
+    for round in 0..3 {
+        for address in forwarded {
+            let body = format!(r#"{{"data":["{address}"]}}"#);
+            let header = format!("x-forwarded-for: {address}\r\n");
+            shared.send(request(body.as_bytes(), &header));
+            assert_eq!(shared.reply().status, if round < 2 { 200 } else { 429 }, "{address}");
+        }
+    }
+    let named = ["198.51.100.1", "198.51.100.2"];
+    for address in named {
+        let mut client = Client::connect(proxied);
+        client.send(format!("PROXY TCP4 {address} 127.0.0.1 1 2\r\n"));
+        let statuses = [0; 3].map(|_| client.post(format!(r#"{{"data":["{address}"]}}"#)).status);
+        assert_eq!(statuses, [200, 200, 429], "{address}");
+    }
+    server.wait("all", |m| m.sum("millrace_payloads_stored_total") == 12);
+    let mut stored = server.stored_texts();
+    stored.dedup();
+    let whole = |address| format!(r#"{{"meta":{{"client":"{address}"}},"payload":"{address}"}}"#);
+    let mut expected: Vec<String> = forwarded.into_iter().chain(named).map(whole).collect();
+    expected.sort();
+    assert_eq!(stored, expected);
+    // The proxy has used up nothing of its own.
+    assert_eq!(shared.post(r#"{"data":[]}"#).status, 200);
+}
