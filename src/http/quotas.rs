@@ -383,6 +383,8 @@ impl Throttled {
         let mut fields = (Vec::new(), Vec::new());
         let (mut violated, mut reasons) = (Vec::new(), Vec::new());
         let (mut reset_s, mut spread_s) = (0, 0);
+        // If nothing is used up, the request has waited in vain for what other cores have.
+        let is_used_up = [token, client].iter().flatten().any(|of| of.is_short.contains(&true));
         let scopes = [(token, QuotaKind::OF_TOKEN), (client, QuotaKind::OF_CLIENT)];
         for (exhausted, kinds) in
             scopes.iter().filter_map(|(of, kinds)| Some((of.as_ref()?, kinds)))
@@ -394,9 +396,13 @@ impl Throttled {
                 let Limit { amount, per_s, .. } = limit;
                 fields.0.push(format!(r#""{name}";q={amount};w={per_s}{qu}"#));
                 // More than the rate brings at once would be understood as the rate itself.
-                let left = exhausted.left[at].min(amount);
+                let is_why = match is_used_up {
+                    true => exhausted.is_short[at],
+                    false => exhausted.is_empty[at],
+                };
+                let left = if is_why { 0 } else { exhausted.left[at].min(amount) };
                 fields.1.push(format!(r#""{name}";r={left};t={reset}"#));
-                if exhausted.is_short[at] {
+                if is_why {
                     violated.push(*kind);
                     reasons.push(format!("{} ({})", what(*kind), shown(limit, unit)));
                     reset_s = reset_s.max(reset);
@@ -452,7 +458,7 @@ pub(super) mod tests {
         let requests = Some(Limit { amount: 1000, per_s: 1, burst: 5000 });
         let bytes = Some(Limit { amount: 60 * MIB, per_s: 60, burst: MIB });
         let quota = Quota { requests, bytes };
-        Exhausted { quota, is_short, left, reset_s, refused_s: 0 }
+        Exhausted { quota, is_short, is_empty: is_short, left, reset_s, refused_s: 0 }
     }
 
     /// Any refusal.

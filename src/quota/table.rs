@@ -287,12 +287,19 @@ impl QuotaTable {
             let mut refused = short.filter(|unit| !self.passes_alone(slot, id, *unit, since, now));
             return refused.next().map_or(QuotaVerdict::Pass, QuotaVerdict::Refuse);
         }
+        let is_nowhere = |unit: &Unit| self.is_nowhere(slot, id, *unit);
+        short.clone().find(is_nowhere).map_or(QuotaVerdict::Wait, QuotaVerdict::Refuse)
+    }
+
+    /// Whether other cores have no tokens of `unit` either, for a core that has none. That is so if
+    /// control says it, or if this core has spent so much beyond what it had that a whole bucket
+    /// could not repay it.
+    fn is_nowhere(&self, slot: &Slot, id: SlotId, unit: Unit) -> bool {
+        let meter = &slot.meters[unit as usize];
+        let burst = slot.quota().0.of(unit).map_or(0, |limit| limit.burst as i64);
         let is_linked = slot.linked.load(Acquire) == id.generation;
-        let none_anywhere = |unit: &Unit| {
-            let meter = &slot.meters[*unit as usize];
-            is_linked && (meter.level() <= 0 || meter.suffices.value() == 0)
-        };
-        short.clone().find(none_anywhere).map_or(QuotaVerdict::Wait, QuotaVerdict::Refuse)
+        is_linked && (meter.level() <= 0 || meter.suffices.value() == 0)
+            || meter.left().saturating_add(burst) <= 0
     }
 
     /// Whether a core on its own has got a token of `unit` since `since` that it has not spent: of
@@ -354,6 +361,9 @@ impl QuotaTable {
     /// and for each unit what is left.
     pub fn refuse(&self, id: SlotId, now: Instant) -> Exhausted {
         let slot = self.slot(id);
+        let is_empty = Unit::ALL.map(|unit| slot.meters[unit as usize].left() <= 0);
+        let is_short =
+            Unit::ALL.map(|unit| is_empty[unit as usize] && self.is_nowhere(slot, id, unit));
         let mut state = self.state.borrow_mut();
         let beside = state.beside(id, now);
         let age = now.saturating_duration_since(beside.window);
@@ -366,16 +376,15 @@ impl QuotaTable {
         let refused = beside.refused.max(beside.refused_before);
         let quota = slot.quota().0;
         let mut exhausted =
-            Exhausted { quota, left: [0; 2], reset_s: [1; 2], refused_s: 0, is_short: [false; 2] };
+            Exhausted { quota, is_short, is_empty, left: [0; 2], reset_s: [1; 2], refused_s: 0 };
         for (at, (meter, unit)) in slot.meters.iter().zip(Unit::ALL).enumerate() {
             let Some(limit) = quota.of(unit) else { continue };
             // What was just spent beyond the limit is in no published level yet.
             let left = meter.left();
             let level = if left < 0 { meter.level().min(left) } else { meter.level() };
-            exhausted.is_short[at] = left <= 0;
-            exhausted.left[at] = if left <= 0 { 0 } else { level.max(left) as u64 };
+            exhausted.left[at] = level.max(left).max(0) as u64;
             exhausted.reset_s[at] = limit.seconds_for((1 - level).max(1) as u64);
-            if unit == Unit::Requests && exhausted.is_short[at] {
+            if unit == Unit::Requests && is_empty[at] {
                 exhausted.refused_s = limit.seconds_for(refused - 1) - 1;
             }
         }
@@ -404,9 +413,11 @@ impl TableState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted {
     pub quota: Quota,
-    /// By [`Unit`]: whether that is why, …
+    /// By [`Unit`]: whether no core has any, …
     pub is_short: [bool; 2],
-    /// … how much is left, …
+    /// … whether this core has none, …
+    pub is_empty: [bool; 2],
+    /// … how much is left, perhaps on other cores, …
     pub left: [u64; 2],
     /// … and seconds until there is more, at least 1.
     pub reset_s: [u64; 2],

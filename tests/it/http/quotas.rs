@@ -110,7 +110,8 @@ fn every_quota_refuses_with_its_policy() {
     let reply = client.reply();
     assert_throttled(&reply, &["bytes"]);
     let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
-    assert!((100..=130).contains(&retry_after), "2 KiB at 1 KiB a minute: {retry_after}");
+    // Until control has looked, what other cores may have of the burst is not counted.
+    assert!((100..=177).contains(&retry_after), "2 KiB at 1 KiB a minute: {retry_after}");
     // The same address, with a token that has no quota.
     assert!(until_refused(&mut client, &header("free")).1 <= 1);
     drop(client);

@@ -252,12 +252,13 @@ fn requests_are_counted_by_the_name_of_their_token() {
 #[test]
 fn a_bad_tokens_file_is_refused_at_start() {
     let dir = tempfile::tempdir().unwrap();
-    let files: [(&str, &[u8], &str); 8] = [
+    let files: [(&str, &[u8], &str); 9] = [
         ("empty", b"", "no token"),
         ("comments", b"# nothing\n\n", "no token"),
         ("two-words", b"fine\nhush hush\n", "line 2"),
         ("binary", b"fine\n\xff\xfe\n", "line 2"),
-        ("later", b"fine\nhush;name=a;rate=5\n", "line 2: rate is not supported"),
+        ("rate", b"fine\nhush;name=a;rate=5\n", "line 2: rate must be a whole number from 1 to"),
+        ("later", b"fine\nhush;name=a;streams=s\n", "line 2: streams is not supported"),
         ("digest", b"fine\nsha256=hush\n", "line 2: a digest is written sha256="),
         ("twice", b"hush;name=a\n\nhush;name=b\n", "line 3 repeats the token of line 1"),
         ("missing", b"", "cannot be read"),
