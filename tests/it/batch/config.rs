@@ -247,7 +247,7 @@ fn keys_that_cannot_be_read_or_kept_are_refused() {
         ),
         (
             &[("EVENT_TIME", "ts"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
-            "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts",
+            "\"ts\" in EVENT_TIME is not a JSON pointer: write /ts, or received_at for the time of receipt",
         ),
         (
             &[("EVENT_TIME", "/a~2"), ("KEY", "{hour}/{unix_nanos}-{node}-{core}-{seq}")],
