@@ -3,9 +3,9 @@
 //! `rate` counts requests, `bytes` the bytes of their bodies after decompression. Both are judged
 //! with the head; a quota of a token in the envelope once the body is parsed. A request passes if
 //! its buckets have a request and at least one byte. It is then charged for the body that is
-//! announced, or for an average one if that says little, so that a hundred connections do not share
-//! the last byte; when the body is known, the charge is set right. So a body may be larger than
-//! what is left, and than the burst: the rest is debt.
+//! announced, so that a hundred connections do not share the last byte, or for what its connection
+//! has sent before if its length says little; when the body is known, the charge is set right. So a
+//! body may be larger than what is left, and than the burst: the rest is debt.
 //!
 //! A refusal says when to come back in `retry-after`, and what the quotas are in `RateLimit-Policy`
 //! and `RateLimit`: draft-ietf-httpapi-ratelimit-headers-11, "RateLimit header fields for HTTP",
@@ -13,7 +13,6 @@
 //! `quota-exceeded`. Other answers do not have these fields: the draft asks for none, and making
 //! them would cost a throttled client's requests more than judging them does.
 
-use std::cell::Cell;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +39,12 @@ pub const TOKEN_BUCKETS: usize = 32_768;
 /// Longest body that is read and dropped after a refusal, so that its connection can be used
 /// again: a new one, perhaps with TLS, costs both sides more.
 pub const DROPPED_BODY_MAX: u64 = 64 << 10;
+
+/// The part of a burst that is charged at most for a body whose length is a guess.
+const GUESS_PART: u64 = 16;
+
+/// No body is longer: places in it have 32 bits.
+const ANNOUNCED_MAX: u64 = u32::MAX as u64;
 
 /// How long a request waits for tokens that other cores have: control needs two ticks to move
 /// them.
@@ -93,8 +98,6 @@ pub struct QuotaGate {
     clients: Option<ClientQuota>,
     tokens: Option<QuotaTable>,
     cells: &'static CoreCells,
-    /// Bytes of a body whose length is not known from its head, on average of the latest.
-    unannounced: Cell<i64>,
 }
 
 /// `CLIENT_RATE`, `CLIENT_BYTES` and `CLIENT_BURST`.
@@ -109,6 +112,29 @@ struct ClientQuota {
 pub(super) struct PeerBucket {
     peer: Peer,
     slot: SlotId,
+}
+
+/// Bytes of the bodies of a connection whose lengths were not known from their heads, on average of
+/// the latest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyGuess {
+    /// Whose they were.
+    peer: Peer,
+    bytes: i64,
+}
+
+impl BodyGuess {
+    /// What has come from the current request's peer on this connection.
+    fn of(state: &ConnState) -> i64 {
+        let guess = state.tally.guess.get().filter(|guess| guess.peer == state.peer());
+        guess.map_or(0, |guess| guess.bytes)
+    }
+
+    /// A body of this many bytes has come.
+    fn learn(state: &ConnState, bytes: i64) {
+        let bytes = (7 * BodyGuess::of(state) + bytes) / 8;
+        state.tally.guess.set(Some(BodyGuess { peer: state.peer(), bytes }));
+    }
 }
 
 /// What a request's head says about its body.
@@ -160,7 +186,7 @@ impl QuotaGate {
             let most = [CLIENT_BUCKETS, TOKEN_BUCKETS][kind];
             cells.quota_buckets_max[kind].set(if has { most as u64 } else { 0 });
         }
-        QuotaGate { clients, tokens, cells, unannounced: Cell::new(0) }
+        QuotaGate { clients, tokens, cells }
     }
 
     /// Judges a request whose head was accepted, and charges it. `None`: it has no quota.
@@ -173,23 +199,35 @@ impl QuotaGate {
         now: Instant,
     ) -> Option<Judged<'a>> {
         let client = self.clients.as_ref().map(|clients| clients.bucket(state));
-        let token = match (token, &self.tokens) {
+        let token_slot = match (token, &self.tokens) {
             (Some(of), Some(table)) => Some(table.find(of.key, &of.quota, of.version)),
             _ => None,
         };
-        if client.is_none() && token.is_none() {
+        if client.is_none() && token_slot.is_none() {
             return None;
         }
         let is_guess = body.is_compressed || body.length.is_none();
-        let length = body.length.map_or(0, |length| i64::try_from(length).unwrap_or(i64::MAX >> 2));
-        let expected = if is_guess { length.max(self.unannounced.get()) } else { length };
-        let buckets = Buckets { gate: self, state, client, token, expected, is_guess };
+        let length = body.length.unwrap_or(0).min(ANNOUNCED_MAX) as i64;
+        let expected = match is_guess {
+            true => length.max(BodyGuess::of(state).min(self.guess_max(token))),
+            false => length,
+        };
+        let buckets = Buckets { gate: self, state, client, token: token_slot, expected, is_guess };
         buckets.each(|table, id| table.want(id));
         Some(match buckets.verdict(now) {
             QuotaVerdict::Pass => Judged::Passed(buckets.spend()),
             QuotaVerdict::Wait => Judged::Waits(buckets),
             QuotaVerdict::Refuse(_) => Judged::Refused(buckets.refuse(now)),
         })
+    }
+
+    /// The most that is charged for a guess: a part of each burst, so that what a connection has
+    /// sent before does not use up what others of the same bucket may send.
+    fn guess_max(&self, token: Option<&TokenQuota>) -> i64 {
+        let client = self.clients.as_ref().map(|clients| &clients.quota);
+        let quotas = [client, token.map(|of| &of.quota)];
+        let bursts = quotas.into_iter().flatten().filter_map(|of| Some(of.bytes?.burst));
+        bursts.min().map_or(0, |burst| (burst / GUESS_PART).min(ANNOUNCED_MAX) as i64)
     }
 
     /// Judges the quota of an envelope's token, with `bytes` bytes of body, and charges it. `None`:
@@ -335,8 +373,7 @@ impl Spending<'_> {
         let bytes = bytes as i64;
         let buckets = &self.buckets;
         if buckets.is_guess {
-            let average = &buckets.gate.unannounced;
-            average.set((7 * average.get() + bytes) / 8);
+            BodyGuess::learn(buckets.state, bytes);
         }
         if bytes != buckets.expected {
             buckets.each(|table, id| table.correct(id, bytes - buckets.expected));

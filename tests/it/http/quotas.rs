@@ -171,6 +171,32 @@ fn only_accepted_requests_count_and_success_says_nothing() {
     assert_throttled(&client.reply(), "requests");
 }
 
+/// What others send changes nothing in what a client is charged before its body is known.
+#[test]
+fn dense_bodies_of_others_use_up_nothing() {
+    let settings =
+        [("CLIENT_BYTES", "1MiB/s"), ("STORE", "null:"), ("CORES", up_to_two_cores())];
+    let server = Server::start(&settings);
+    let dense = gzip(format!(r#"{{"data":["{}"]}}"#, "x".repeat(1_000_000)).as_bytes());
+    for source in 1..=25 {
+        let mut client = connect_from([127, 7, 2, source], &server);
+        client.send(request(&dense, "content-encoding: gzip\r\n"));
+        assert_eq!(client.reply().status, 200);
+    }
+    let small = request(&gzip(br#"{"data":["small"]}"#), "content-encoding: gzip\r\n");
+    let (begin, end) = small.split_at(small.len() - 1);
+    let mut clients: Vec<Client> =
+        (0..40).map(|_| connect_from([127, 7, 3, 1], &server)).collect();
+    // All have begun before the first is whole.
+    clients.iter_mut().for_each(|client| client.send(begin));
+    std::thread::sleep(Duration::from_millis(600));
+    for client in &mut clients {
+        client.send(end);
+        let reply = client.reply();
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+}
+
 #[test]
 fn a_throttled_connection_stays_if_its_body_is_small() {
     let server = with_tokens("t;rate=1/h\nfree\n", &[("BODY_TIMEOUT", "1s")]);
