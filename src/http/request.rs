@@ -172,6 +172,7 @@ impl<'a> Wanted<'a> {
         let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
+        server.bodies.check_announced(asks.length)?;
         let facts = intake.facts.of_head(head, || asks.state.client());
         // Last, so that a request that is refused for its head costs nothing of a quota.
         let quota = server.quotas.as_ref().and_then(|quotas| {

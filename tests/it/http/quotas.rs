@@ -171,6 +171,33 @@ fn only_accepted_requests_count_and_success_says_nothing() {
     assert_throttled(&client.reply(), "requests");
 }
 
+/// A body that its `content-length` refuses costs nothing either, however large that is.
+#[test]
+fn a_body_over_max_length_costs_nothing_of_a_quota() {
+    let settings = [
+        ("CLIENT_RATE", "1/h"),
+        ("CLIENT_BYTES", "1MiB/h"),
+        ("MAX_LENGTH", "2000"),
+        ("CORES", up_to_two_cores()),
+    ];
+    let server = with_tokens("t;rate=1/h;bytes=1MiB/h;burst=1\n", &settings);
+    let token = "x-api-key: t\r\n";
+    for length in ["2001", "4294967296", "9223372036854775808", "18446744073709551613"] {
+        for expect in ["", "expect: 100-continue\r\n"] {
+            let mut client = server.connect();
+            client.send(format!(
+                "POST /payloads HTTP/1.1\r\nhost: x\r\n{token}{expect}content-length: {length}\r\n\r\n"
+            ));
+            assert_eq!(client.last_reply().status, 413, "{length}");
+        }
+    }
+    let mut client = server.connect();
+    client.send(request(EMPTY, token));
+    assert_eq!(client.reply().status, 200);
+    client.send(request(EMPTY, token));
+    assert_throttled(&client.reply(), "requests");
+}
+
 /// What others send changes nothing in what a client is charged before its body is known.
 #[test]
 fn dense_bodies_of_others_use_up_nothing() {
