@@ -467,7 +467,10 @@ async fn admit_large(
             Some(wrapper) => {
                 intake.could_wrap(&wrapper, &spans, &facts)?;
                 let memory = &server.bodies.memory;
-                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+                let wrapped = wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?;
+                // Otherwise it would count in `MAX_BODY_BYTES` while the request waits for room.
+                drop(body);
+                wrapped
             }
         };
         let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
