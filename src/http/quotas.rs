@@ -149,7 +149,7 @@ pub(super) struct Announced {
 pub(super) enum Judged<'a> {
     Passed(Spending<'a>),
     /// There are tokens on other cores.
-    Waits(Buckets<'a>),
+    Waits(Box<WaitingBuckets<'a>>),
     Refused(Box<Throttled>),
 }
 
@@ -163,6 +163,12 @@ pub(super) struct Buckets<'a> {
     expected: i64,
     /// Whether its length is a guess.
     is_guess: bool,
+}
+
+/// The buckets of a request that waits for tokens.
+pub(super) struct WaitingBuckets<'a> {
+    buckets: Buckets<'a>,
+    token: Option<TokenQuota>,
 }
 
 /// A request that has passed. Until the body is known it is charged for what is expected; if the
@@ -216,7 +222,9 @@ impl QuotaGate {
         buckets.each(|table, id| table.want(id));
         Some(match buckets.verdict(now) {
             QuotaVerdict::Pass => Judged::Passed(buckets.spend()),
-            QuotaVerdict::Wait => Judged::Waits(buckets),
+            QuotaVerdict::Wait => {
+                Judged::Waits(Box::new(WaitingBuckets { buckets, token: token.copied() }))
+            }
             QuotaVerdict::Refuse(_) => Judged::Refused(buckets.refuse(now)),
         })
     }
@@ -346,20 +354,41 @@ impl<'a> Buckets<'a> {
         Box::new(Throttled::new(self.gate.cells, client, token))
     }
 
+    /// Finds slots again that have been given to another key: a bucket that was full and that nobody
+    /// else wanted loses its slot also while a request waits.
+    fn keep_current(&mut self, token: Option<&TokenQuota>) {
+        if let (Some(id), Some(clients)) = (&mut self.client, &self.gate.clients)
+            && !clients.table.is_current(*id)
+        {
+            *id = clients.bucket(self.state);
+            clients.table.want(*id);
+        }
+        if let (Some(id), Some(of), Some(table)) = (&mut self.token, token, &self.gate.tokens)
+            && !table.is_current(*id)
+        {
+            *id = table.find(of.key, &of.quota, of.version);
+            table.want(*id);
+        }
+    }
+}
+
+impl<'a> WaitingBuckets<'a> {
     /// Waits up to [`WAIT_MAX`] for tokens.
     pub(super) async fn wait(self) -> Result<Spending<'a>, Box<Throttled>> {
+        let WaitingBuckets { mut buckets, token } = self;
         let began = rt::now();
         loop {
-            next_look().await;
+            rt::sleep(WAIT_POLL).await;
+            buckets.keep_current(token.as_ref());
             let now = rt::now();
-            let verdict = self.verdict(now);
+            let verdict = buckets.verdict(now);
             if verdict == QuotaVerdict::Pass {
-                return Ok(self.spend());
+                return Ok(buckets.spend());
             }
             let mut may_wait = now.saturating_duration_since(began) < WAIT_MAX;
-            self.each(|table, id| may_wait &= table.may_still_wait(id));
+            buckets.each(|table, id| may_wait &= table.may_still_wait(id));
             if !may_wait {
-                return Err(self.refuse(now));
+                return Err(buckets.refuse(now));
             }
         }
     }
