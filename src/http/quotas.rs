@@ -244,32 +244,52 @@ impl QuotaGate {
         &self,
         of: &TokenQuota,
         bytes: usize,
-        waited: Option<Instant>,
         may_wait: bool,
         now: Instant,
     ) -> Option<Result<(), Box<Throttled>>> {
         let Some(table) = &self.tokens else { return Some(Ok(())) };
         let id = table.find(of.key, &of.quota, of.version);
-        if waited.is_none() {
-            table.want(id);
+        table.want(id);
+        match table.judge(id, now) {
+            QuotaVerdict::Wait if may_wait => return None,
+            QuotaVerdict::Refuse(_) => return Some(Err(self.refuse_token(table, id, now))),
+            // A large body is not parsed twice for it: a token that is elsewhere is owed.
+            QuotaVerdict::Pass | QuotaVerdict::Wait => table.spend(id, bytes as i64),
         }
-        let verdict = table.judge(id, now);
-        let is_late = waited.is_some_and(|since| now.saturating_duration_since(since) >= WAIT_MAX);
-        let waits = match verdict {
-            QuotaVerdict::Pass => false,
-            QuotaVerdict::Wait => true,
-            QuotaVerdict::Refuse(_) => waited.is_some() && table.may_still_wait(id),
-        };
-        if waits && may_wait && !is_late {
-            return None;
+        Some(Ok(()))
+    }
+
+    /// Waits up to [`WAIT_MAX`] for tokens for an envelope that [`QuotaGate::judge_envelope`] has
+    /// judged, and charges it.
+    pub(super) async fn wait_envelope(
+        &self,
+        of: &TokenQuota,
+        bytes: usize,
+    ) -> Result<(), Box<Throttled>> {
+        let Some(table) = &self.tokens else { return Ok(()) };
+        let mut id = table.find(of.key, &of.quota, of.version);
+        let began = rt::now();
+        loop {
+            rt::sleep(WAIT_POLL).await;
+            if !table.is_current(id) {
+                id = table.find(of.key, &of.quota, of.version);
+                table.want(id);
+            }
+            let now = rt::now();
+            if table.judge(id, now) == QuotaVerdict::Pass {
+                table.spend(id, bytes as i64);
+                return Ok(());
+            }
+            let is_late = now.saturating_duration_since(began) >= WAIT_MAX;
+            if is_late || !table.may_still_wait(id) {
+                return Err(self.refuse_token(table, id, now));
+            }
         }
-        // A large body is not parsed twice for it: a token that is elsewhere is owed.
-        if verdict == QuotaVerdict::Pass || verdict == QuotaVerdict::Wait && !may_wait {
-            table.spend(id, bytes as i64);
-            return Some(Ok(()));
-        }
-        let exhausted = table.refuse(id, now);
-        Some(Err(Box::new(Throttled::new(self.cells, None, Some(exhausted)))))
+    }
+
+    #[cold]
+    fn refuse_token(&self, table: &QuotaTable, id: SlotId, now: Instant) -> Box<Throttled> {
+        Box::new(Throttled::new(self.cells, None, Some(table.refuse(id, now))))
     }
 
     /// Frees buckets that nobody has asked for since the last call. To be called every
@@ -290,11 +310,6 @@ impl QuotaGate {
         let clients = self.clients.iter().map(|clients| (0, &clients.table));
         clients.chain(self.tokens.iter().map(|table| (1, table)))
     }
-}
-
-/// Waits between two looks of a request that waits for tokens.
-pub(super) async fn next_look() {
-    rt::sleep(WAIT_POLL).await;
 }
 
 impl ClientQuota {

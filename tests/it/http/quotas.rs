@@ -201,8 +201,7 @@ fn a_body_over_max_length_costs_nothing_of_a_quota() {
 /// What others send changes nothing in what a client is charged before its body is known.
 #[test]
 fn dense_bodies_of_others_use_up_nothing() {
-    let settings =
-        [("CLIENT_BYTES", "1MiB/s"), ("STORE", "null:"), ("CORES", up_to_two_cores())];
+    let settings = [("CLIENT_BYTES", "1MiB/s"), ("STORE", "null:"), ("CORES", up_to_two_cores())];
     let server = Server::start(&settings);
     let dense = gzip(format!(r#"{{"data":["{}"]}}"#, "x".repeat(1_000_000)).as_bytes());
     for source in 1..=25 {
@@ -212,8 +211,7 @@ fn dense_bodies_of_others_use_up_nothing() {
     }
     let small = request(&gzip(br#"{"data":["small"]}"#), "content-encoding: gzip\r\n");
     let (begin, end) = small.split_at(small.len() - 1);
-    let mut clients: Vec<Client> =
-        (0..40).map(|_| connect_from([127, 7, 3, 1], &server)).collect();
+    let mut clients: Vec<Client> = (0..40).map(|_| connect_from([127, 7, 3, 1], &server)).collect();
     // All have begun before the first is whole.
     clients.iter_mut().for_each(|client| client.send(begin));
     std::thread::sleep(Duration::from_millis(600));
