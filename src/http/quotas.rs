@@ -464,8 +464,16 @@ impl Throttled {
         let mut fields = (Vec::new(), Vec::new());
         let (mut violated, mut reasons) = (Vec::new(), Vec::new());
         let (mut reset_s, mut spread_s) = (0, 0);
-        // If nothing is used up, the request has waited in vain for what other cores have.
-        let is_used_up = [token, client].iter().flatten().any(|of| of.is_short.contains(&true));
+        // If nothing is used up, the request has waited in vain for what other cores have; if this
+        // core is not without either, control has just brought some. Then all are named.
+        let any = |of: fn(&Exhausted) -> [bool; 2]| {
+            [token, client].iter().flatten().any(|exhausted| of(exhausted).contains(&true))
+        };
+        let why: fn(&Exhausted) -> [bool; 2] = match () {
+            () if any(|of| of.is_short) => |of| of.is_short,
+            () if any(|of| of.is_empty) => |of| of.is_empty,
+            () => |_| [true; 2],
+        };
         let scopes = [(token, QuotaKind::OF_TOKEN), (client, QuotaKind::OF_CLIENT)];
         for (exhausted, kinds) in
             scopes.iter().filter_map(|(of, kinds)| Some((of.as_ref()?, kinds)))
@@ -477,10 +485,7 @@ impl Throttled {
                 let Limit { amount, per_s, .. } = limit;
                 fields.0.push(format!(r#""{name}";q={amount};w={per_s}{qu}"#));
                 // More than the rate brings at once would be understood as the rate itself.
-                let is_why = match is_used_up {
-                    true => exhausted.is_short[at],
-                    false => exhausted.is_empty[at],
-                };
+                let is_why = why(exhausted)[at];
                 let left = if is_why { 0 } else { exhausted.left[at].min(amount) };
                 fields.1.push(format!(r#""{name}";r={left};t={reset}"#));
                 if is_why {
@@ -492,10 +497,6 @@ impl Throttled {
             }
         }
         let retry_after_s = reset_s.max(1) + random % (spread_s + 1);
-        // Control has just brought some.
-        if reasons.is_empty() {
-            reasons.push("this request".to_owned());
-        }
         let error = format!(
             "the quota for {} is used up, nothing of this request was taken: send it again in {retry_after_s} s, and \
              less in future; the operator sets quotas",
@@ -555,7 +556,7 @@ pub(super) mod tests {
         let short = exhausted([true, false], [0, MIB], [1, 1]);
         let in_debt = exhausted([false, true], [4000, 0], [1, 17]);
         let fine = exhausted([false, false], [4000, 70 * MIB], [1, 1]);
-        use QuotaKind::{ClientBytes, TokenBytes, TokenRequests};
+        use QuotaKind::{ClientBytes, ClientRequests, TokenBytes, TokenRequests};
         for (client, token, policies, limits, seconds, violated, says) in [
             (
                 None,
@@ -588,10 +589,19 @@ pub(super) mod tests {
                 Some(fine),
                 None,
                 client_policy.to_owned(),
-                r#""client-requests";r=1000;t=1, "client-bytes";r=62914560;t=1"#,
+                r#""client-requests";r=0;t=1, "client-bytes";r=0;t=1"#,
                 1,
-                &[],
+                &[ClientRequests, ClientBytes],
                 "again in 1 s",
+            ),
+            (
+                Some(fine),
+                Some(Exhausted { is_empty: [true, false], ..fine }),
+                format!("{policy}, {client_policy}"),
+                r#""requests";r=0;t=1, "bytes";r=62914560;t=1, "client-requests";r=1000;t=1, "client-bytes";r=62914560;t=1"#,
+                1,
+                &[TokenRequests],
+                "requests with this token (1000/s) is used up",
             ),
         ] {
             let throttled = Throttled::of(client, token, 12_345);
