@@ -668,17 +668,13 @@ const GAUGES: [(&str, &str, Read); 36] = [
         "Payloads queued, including those that wait for a retry beyond one per worker",
         |c| c.queue_depth.value(),
     ),
-    ("quota_client_buckets", "Addresses whose quota is kept account of", |c| {
-        c.quota_buckets[0].value()
-    }),
+    ("quota_client_buckets", "Addresses whose quota is tracked", |c| c.quota_buckets[0].value()),
     (
         "quota_client_buckets_limit",
         "Most of them, or 0 without CLIENT_RATE and CLIENT_BYTES",
         |c| c.quota_buckets_max[0].value(),
     ),
-    ("quota_token_buckets", "Token names whose quota is kept account of", |c| {
-        c.quota_buckets[1].value()
-    }),
+    ("quota_token_buckets", "Token names whose quota is tracked", |c| c.quota_buckets[1].value()),
     ("quota_token_buckets_limit", "Most of them, or 0 without TOKENS_FILE", |c| {
         c.quota_buckets_max[1].value()
     }),

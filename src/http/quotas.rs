@@ -175,7 +175,7 @@ pub(super) struct WaitingBuckets<'a> {
 /// body does not arrive, for what has arrived.
 pub(super) struct Spending<'a> {
     buckets: Buckets<'a>,
-    is_settled: bool,
+    is_final: bool,
 }
 
 impl QuotaGate {
@@ -354,7 +354,7 @@ impl<'a> Buckets<'a> {
     #[inline]
     fn spend(self) -> Spending<'a> {
         self.each(|table, id| table.spend(id, self.expected));
-        Spending { buckets: self, is_settled: false }
+        Spending { buckets: self, is_final: false }
     }
 
     #[cold]
@@ -412,8 +412,8 @@ impl<'a> WaitingBuckets<'a> {
 impl Spending<'_> {
     /// The body is whole, and has `bytes` bytes once it is decompressed.
     #[inline]
-    pub(super) fn settle(mut self, bytes: usize) {
-        self.is_settled = true;
+    pub(super) fn charge_final(mut self, bytes: usize) {
+        self.is_final = true;
         let bytes = bytes as i64;
         let buckets = &self.buckets;
         if buckets.is_guess {
@@ -427,7 +427,7 @@ impl Spending<'_> {
 
 impl Drop for Spending<'_> {
     fn drop(&mut self) {
-        if !self.is_settled {
+        if !self.is_final {
             let arrived = self.buckets.state.body.received.get() as i64;
             let more = arrived - self.buckets.expected;
             self.buckets.each(|table, id| table.correct(id, more));

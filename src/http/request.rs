@@ -250,7 +250,7 @@ async fn process(
         Err(refusal) => return (refusal, has_body && !is_whole.get()),
     };
     if let Some(spending) = spending {
-        spending.settle(body.as_slice().len());
+        spending.charge_final(body.as_slice().len());
     }
     let Wanted { intake, ack, .. } = wanted;
     let admitted = match admit(server, wanted, body, turn, token).await {
