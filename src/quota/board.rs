@@ -165,7 +165,7 @@ impl Board {
 
     /// Slot `at` of a core, if its chunk was allocated: overflow slots lie behind unused ones.
     pub(super) fn used_slot(&self, core: usize, at: u32) -> Option<&Slot> {
-        let chunk = self.cores[core].chunks[at as usize / CHUNK].get()?;
+        let chunk = self.cores[core].chunks.get(at as usize / CHUNK)?.get()?;
         Some(&chunk[at as usize % CHUNK])
     }
 

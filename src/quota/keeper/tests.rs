@@ -497,3 +497,108 @@ fn keys_do_not_disturb_each_other() {
         assert!((0.9 * wanted..=1.02 * wanted).contains(&count), "{n}: {count} of {wanted}");
     }
 }
+
+/// Keys that differ in all their bits.
+fn key_of(n: u64) -> u64 {
+    (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 << 60
+}
+
+impl Sim {
+    /// Looks at all slots of a core, so that those are freed that nobody has asked for since the
+    /// last time and whose buckets are full.
+    fn sweep(&self, core: usize) {
+        self.tables[core].sweep();
+    }
+
+    /// A bucket that knows everything for each key: none gets more than it.
+    fn ask_counted(&mut self, core: usize, key: u64, limit: Limit, ideals: &mut Ideals) {
+        let quota = Quota { requests: Some(limit), bytes: None };
+        if self.ask(core, key, &quota, 0) != QuotaVerdict::Pass {
+            return;
+        }
+        let full = f64::from(u32::try_from(limit.burst).unwrap());
+        let (left, at) = ideals.entry(key).or_insert((full, self.now));
+        let rate = limit.amount as f64 / limit.per_s as f64;
+        *left = (*left + (self.now - *at).as_secs_f64() * rate).min(full) - 1.0;
+        *at = self.now;
+        assert!(*left > -0.001, "{key:x}: {left} of {limit:?}");
+    }
+}
+
+type Ideals = HashMap<u64, (f64, Instant)>;
+
+/// A key that returns after its slot was freed and before control has looked gets another slot,
+/// which control may look at before or after the one that it had.
+#[test]
+fn keys_that_return_in_another_slot_are_found_there() {
+    let seed = seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let quota = requests(1, 60, 1);
+    for cores in [1, 3] {
+        let mut sim = Sim::new(cores, seed);
+        let mut order: Vec<u64> = (0..200).collect();
+        for round in 0..6 {
+            for n in &order {
+                let core = (*n as usize + round) % cores;
+                assert!(sim.ask_patiently(core, key_of(*n), &quota), "{n} in round {round}");
+            }
+            sim.pass(MS * 200);
+            assert_eq!(sim.keeper.len(), order.len());
+            for n in &order {
+                for core in 0..cores {
+                    let verdict = sim.ask(core, key_of(*n), &quota, 0);
+                    assert_ne!(verdict, QuotaVerdict::Pass, "{n} on {core} in round {round}");
+                }
+            }
+            sim.pass(Duration::from_secs(120));
+            for core in (0..cores).flat_map(|core| [core; 2]) {
+                sim.sweep(core);
+            }
+            assert!(sim.tables.iter().all(|table| table.buckets_used() == 0));
+            match round {
+                0 => order.reverse(),
+                _ => rng.shuffle(&mut order),
+            }
+        }
+    }
+}
+
+/// Many keys in a small table, whose slots are freed and given to others all the time.
+#[test]
+fn no_key_of_many_gets_more_than_its_quota() {
+    let seed = seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for round in 0..12 {
+        let cores = rng.usize(1..5);
+        let keys = [20, 300, 700, 1500][rng.usize(0..4)];
+        let amount = rng.u64(1..20);
+        let limit = Limit { amount, per_s: 1, burst: amount * rng.u64(1..4) };
+        let mut sim = Sim::new(cores, seed ^ round);
+        sim.ticks = Some([100..101, 60..300, 1..700][rng.usize(0..3)].clone());
+        let mut ideals = Ideals::new();
+        for _ in 0..600 {
+            let first = rng.u64(0..keys);
+            let count = rng.u64(0..60);
+            let down = rng.bool();
+            for n in 0..count {
+                let n = if down { count - n } else { n };
+                let key = key_of((first + n) % keys);
+                for _ in 0..rng.u8(1..4) {
+                    sim.ask_counted(rng.usize(..cores), key, limit, &mut ideals);
+                }
+            }
+            if rng.u8(..) < 60 {
+                sim.sweep(rng.usize(..cores));
+            }
+            sim.pass(MS * rng.u32(0..200));
+        }
+        // In the end control knows nothing that cores do not.
+        sim.pass(Duration::from_secs(120));
+        for core in (0..cores).flat_map(|core| [core; 3]) {
+            sim.sweep(core);
+        }
+        sim.pass(MS * 2_000);
+        let shared = sim.tables.iter().map(QuotaTable::overflow_len).sum::<usize>();
+        assert!(sim.keeper.len() <= shared, "round {round}");
+    }
+}
