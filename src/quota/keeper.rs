@@ -136,7 +136,7 @@ impl Keeper {
         if let Some(before) = self.buckets.get(&key).and_then(|bucket| bucket.slots[core]) {
             self.unlink(core, before);
         }
-        let (quota, version) = slot.quota();
+        let (quota, _) = slot.quota();
         let bucket = self.buckets.entry(key).or_insert_with(|| Bucket {
             quota,
             shares: Unit::ALL
@@ -163,7 +163,8 @@ impl Keeper {
             wanted: wanted.min(slot.wanted.value()),
             passed: slot.passed.value(),
             bytes: 0,
-            version,
+            // Not seen: the bucket may have another quota from before.
+            version: 0,
             is_quiet: false,
         };
     }
@@ -199,12 +200,14 @@ impl Keeper {
         for (core, slot) in slots.iter().enumerate() {
             let (Some(slot), Some(at)) = (slot, bucket.slots[core]) else { continue };
             let seen = &mut self.seen[core][at as usize];
-            let (quota, version) = slot.quota();
-            if version != std::mem::replace(&mut seen.version, version) {
-                bucket.change(quota, key, &slots, now);
-            }
             let count = slot.wanted.value();
             wanted[core] = count.saturating_sub(std::mem::replace(&mut seen.wanted, count));
+            let (quota, version) = slot.quota();
+            // Of cores that know different quotas, those that have just used theirs know better.
+            let is_news = version != std::mem::replace(&mut seen.version, version);
+            if (is_news || wanted[core] > 0) && quota != bucket.quota {
+                bucket.change(quota, key, &slots, now);
+            }
             seen.bytes = slot.meters[Unit::Bytes as usize].spent.value();
             let count = slot.passed.value();
             passed += count.saturating_sub(std::mem::replace(&mut seen.passed, count));

@@ -384,6 +384,52 @@ fn slow_rates_come_without_control_too() {
     assert!((17..=21).contains(&sum), "{got:?}");
 }
 
+/// A name whose quota has changed may be used on a core that has no slot for it yet.
+#[test]
+fn another_quota_holds_from_its_next_use_on_any_core() {
+    let of = |amount, burst| requests(amount, 1, burst);
+    for (from, to, seconds_of_new) in [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)] {
+        for same_tick in [false, true] {
+            for (first, next) in [(0, 1), (1, 0)] {
+                let mut sim = Sim::new(2, 12);
+                let drain = |sim: &mut Sim, core: usize, quota: &Quota, version| {
+                    let table = &sim.tables[core];
+                    let id = table.find(KEY, quota, version);
+                    let mut count = 0;
+                    for _ in 0..60 {
+                        table.want(id);
+                        if table.judge(id, sim.now) == QuotaVerdict::Pass {
+                            table.spend(id, 0);
+                            count += 1;
+                        }
+                    }
+                    count
+                };
+                drain(&mut sim, first, &from, 1);
+                if !same_tick {
+                    sim.pass(MS * 500);
+                }
+                for _ in 0..50 {
+                    drain(&mut sim, next, &to, 2);
+                    sim.pass(MS * 100);
+                }
+                let count: u64 = (0..100)
+                    .map(|_| {
+                        let count = drain(&mut sim, next, &to, 2);
+                        sim.pass(MS * 100);
+                        count
+                    })
+                    .sum();
+                let wanted = 10 * seconds_of_new;
+                assert!(
+                    (wanted * 95 / 100 - 1..=wanted * 105 / 100 + 1).contains(&count),
+                    "{from:?} to {to:?}, {first} {next} {same_tick}: {count} of {wanted}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn another_quota_is_no_fresh_burst_and_forgives_nothing() {
     let mut sim = Sim::new(2, 9);
