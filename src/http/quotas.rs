@@ -226,8 +226,7 @@ impl QuotaGate {
         Some(Err(Box::new(Throttled::new(self.cells, None, Some(exhausted)))))
     }
 
-    /// Frees buckets that nobody has asked for since the last call. To be called every
-    /// [`IDLE_AFTER`](crate::quota::table::IDLE_AFTER).
+    /// Frees buckets that nobody has asked for in the last minute. To be called every second.
     pub fn sweep(&self) {
         self.tables().for_each(|(_, table)| table.sweep());
     }

@@ -24,8 +24,9 @@ pub const OVERFLOW: usize = 256;
 /// How many slots are looked at for one that may be given away, so that no request takes long.
 const EVICT_LOOKS: u32 = 32;
 
-/// A bucket that nobody has asked for this long gives up its slot if it is full.
-pub const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// A bucket that nobody has asked for since it was last looked at, so many calls of
+/// [`QuotaTable::sweep`] ago, gives up its slot if it is full.
+const SWEEP_TURNS: u32 = 60;
 
 /// Most slots of a core that [`QuotaTable::new`] can be given with `buckets`.
 pub fn slots(buckets: usize) -> usize {
@@ -61,8 +62,10 @@ struct TableState {
     overflowed: u64,
     /// By slot, for those that have refused or are on their own.
     beside: HashMap<u32, LocalNotes, BuildHasherDefault<HashedAlready>>,
-    /// `wanted` of each slot at the last sweep.
+    /// `wanted` of each slot when a sweep last looked at it.
     swept: Vec<u64>,
+    /// Which of [`SWEEP_TURNS`] slots the last sweep has looked at.
+    sweep_turn: u32,
 }
 
 /// What only the core knows of a bucket.
@@ -232,13 +235,15 @@ impl QuotaTable {
         true
     }
 
-    /// Frees the slots that nobody has asked for since the last call and whose buckets are full. To
-    /// be called every [`IDLE_AFTER`]. Looks at every slot: a quarter of a millisecond for 65,536.
+    /// Frees slots whose buckets are full and that nobody has asked for since they were last looked
+    /// at, a minute ago. To be called every second: each call looks at one slot in sixty, so that
+    /// requests do not wait for a whole table.
     pub fn sweep(&self) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         state.swept.resize(state.fresh as usize, u64::MAX);
-        for at in 0..state.fresh {
+        state.sweep_turn = (state.sweep_turn + 1) % SWEEP_TURNS;
+        for at in (state.sweep_turn..state.fresh).step_by(SWEEP_TURNS as usize) {
             let wanted = self.board.slot(self.core, at).wanted.value();
             let before = std::mem::replace(&mut state.swept[at as usize], wanted);
             if before == wanted {

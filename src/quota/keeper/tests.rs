@@ -234,7 +234,8 @@ fn no_demand_gets_more_than_rate_and_burst() {
                 }
             }
             if rng.u16(..) < 20 {
-                sim.tables[rng.usize(..cores)].sweep();
+                let core = rng.usize(..cores);
+                sim.sweep(core);
             }
             sim.pass(MS * rng.u32(0..8));
         }
@@ -512,7 +513,7 @@ fn a_full_table_forgets_nobody_who_owes() {
     // In the end nothing is left of them.
     sim.pass(Duration::from_secs(120));
     for _ in 0..3 {
-        sim.tables[0].sweep();
+        sim.sweep(0);
         sim.pass(MS * 200);
     }
     assert_eq!(sim.tables[0].buckets_used(), sim.tables[0].overflow_len());
@@ -553,7 +554,7 @@ impl Sim {
     /// Looks at all slots of a core, so that those are freed that nobody has asked for since the
     /// last time and whose buckets are full.
     fn sweep(&self, core: usize) {
-        self.tables[core].sweep();
+        (0..60).for_each(|_| self.tables[core].sweep());
     }
 
     /// A bucket that knows everything for each key: none gets more than it.
@@ -606,6 +607,32 @@ fn keys_that_return_in_another_slot_are_found_there() {
                 _ => rng.shuffle(&mut order),
             }
         }
+    }
+}
+
+/// A sweep takes as long as one slot in sixty, and frees none that was asked for within a minute.
+#[test]
+fn sweeps_are_short_and_leave_what_was_used_lately() {
+    for keys in [1, 59, 60, 61, 500] {
+        let quota = requests(1, 1, 1);
+        let mut sim = Sim::new(1, 13);
+        for n in 0..keys {
+            sim.ask(0, key_of(n), &quota, 0);
+        }
+        sim.pass(Duration::from_secs(2));
+        let mut second = || {
+            let before = sim.tables[0].buckets_used();
+            sim.tables[0].sweep();
+            // One that is used goes on.
+            sim.ask(0, key_of(keys - 1), &quota, 0);
+            sim.pass(Duration::from_secs(1));
+            before.saturating_sub(sim.tables[0].buckets_used())
+        };
+        // The first looks only note what was asked for.
+        assert_eq!((0..60).map(|_| second()).sum::<usize>(), 0, "{keys}");
+        let freed: Vec<usize> = (0..60).map(|_| second()).collect();
+        assert_eq!(freed.iter().sum::<usize>() as u64, keys - 1);
+        assert!(freed.iter().all(|count| *count as u64 <= keys / 60 + 1), "{keys}: {freed:?}");
     }
 }
 
