@@ -291,7 +291,7 @@ impl<'a> Buckets<'a> {
 
     #[inline]
     fn spend(self) -> Spending<'a> {
-        self.each(|table, id| table.spend(id, self.expected));
+        self.each(|table, id| table.open(id, self.expected));
         Spending { buckets: self, is_settled: false }
     }
 
@@ -337,9 +337,7 @@ impl Spending<'_> {
             let average = &buckets.gate.unannounced;
             average.set((7 * average.get() + bytes) / 8);
         }
-        if bytes != buckets.expected {
-            buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
-        }
+        buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
     }
 }
 

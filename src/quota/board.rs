@@ -53,6 +53,8 @@ pub struct Slot {
     pub(super) wanted: Cell64,
     /// Requests that passed.
     pub(super) passed: Cell64,
+    /// Those of them whose bodies are not whole yet. Only the core reads it.
+    pub(super) open: Cell64,
     pub(super) meters: [QuotaMeter; 2],
     /// The generation that control has seen. Stored with release by control when it has written
     /// limits.

@@ -228,6 +228,10 @@ impl QuotaTable {
         if generation == 0 || !is_full || slot.linked.load(Acquire) != generation {
             return false;
         }
+        // What an unfinished body brings is owed. Its connection has it for a bounded time only.
+        if slot.open.value() > 0 {
+            return false;
+        }
         slot.generation.store(0, Release);
         state.index.remove(&slot.key.value());
         state.beside.remove(&at);
@@ -345,6 +349,17 @@ impl QuotaTable {
     }
 
     /// A request passes, with a body that is expected to have `bytes` bytes.
+    /// [`QuotaTable::correct`] must follow once: until then the slot is not given away.
+    #[inline]
+    pub fn open(&self, id: SlotId, bytes: i64) {
+        // A request that has waited may have lost its slot, because the bucket was full.
+        if self.is_current(id) {
+            self.slot(id).open.inc();
+            self.spend(id, bytes);
+        }
+    }
+
+    /// A request passes, with a body of `bytes` bytes.
     #[inline]
     pub fn spend(&self, id: SlotId, bytes: i64) {
         let slot = self.slot(id);
@@ -353,12 +368,14 @@ impl QuotaTable {
         slot.meters[Unit::Bytes as usize].spend(bytes);
     }
 
-    /// Of an earlier [`QuotaTable::spend`], the body has `more` bytes more, or less, than were expected.
-    /// Nothing if the slot has another key by now, because then the bucket was full.
+    /// Of an earlier [`QuotaTable::open`], the body has `more` bytes more, or less, than were
+    /// expected.
     #[inline]
     pub fn correct(&self, id: SlotId, more: i64) {
-        if more != 0 && self.is_current(id) {
-            self.slot(id).meters[Unit::Bytes as usize].spend(more);
+        if self.is_current(id) {
+            let slot = self.slot(id);
+            slot.open.set(slot.open.value().saturating_sub(1));
+            slot.meters[Unit::Bytes as usize].spend(more);
         }
     }
 

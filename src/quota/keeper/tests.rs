@@ -329,12 +329,52 @@ fn a_body_is_charged_for_what_it_is() {
     let mut sim = Sim::new(1, 5);
     let id = sim.tables[0].find(KEY, &quota, 1);
     sim.tables[0].want(id);
-    sim.tables[0].spend(id, 1_000);
+    sim.tables[0].open(id, 1_000);
     assert_ne!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as announced");
     sim.pass(MS * 200);
     sim.tables[0].correct(id, -990);
     sim.pass(MS * 200);
     assert_eq!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as it was");
+}
+
+/// A bucket may be full again before a slow body, which its quota was not charged for, is whole.
+#[test]
+fn a_body_on_its_way_is_owed_however_many_others_come() {
+    let quota = Quota { requests: None, bytes: Some(Limit { amount: 100, per_s: 1, burst: 100 }) };
+    let mut sim = Sim::new(1, 5);
+    let id = sim.tables[0].find(KEY, &quota, 1);
+    sim.tables[0].want(id);
+    sim.tables[0].open(id, 0);
+    sim.pass(Duration::from_secs(2));
+    for _ in 0..3 {
+        sim.sweep(0);
+        sim.pass(MS * 200);
+    }
+    // Nor do others get its slot.
+    for n in 0..3 * BUCKETS as u64 {
+        sim.ask(0, key_of(n), &quota, 0);
+        if n % 16 == 0 {
+            sim.pass(MS * 200);
+        }
+    }
+    assert!(sim.tables[0].is_current(id));
+    sim.tables[0].correct(id, 10_000);
+    sim.pass(Duration::from_secs(50));
+    assert_ne!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "owed");
+    sim.pass(Duration::from_secs(51));
+    assert_eq!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "repaid");
+    // Then it is as others are.
+    sim.pass(Duration::from_secs(2));
+    for _ in 0..3 {
+        sim.sweep(0);
+        sim.pass(MS * 200);
+    }
+    assert!(!sim.tables[0].is_current(id));
+    // A request that has waited for so long charges and keeps nobody else's.
+    let other = sim.tables[0].find(key_of(9_999), &quota, 1);
+    sim.tables[0].open(id, 1_000);
+    sim.tables[0].correct(id, -1_000);
+    assert!(sim.tables[0].is_current(other));
 }
 
 /// A core that ends, or hangs, with tokens in hand keeps them from nobody.
