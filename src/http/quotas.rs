@@ -226,8 +226,7 @@ impl QuotaGate {
         Some(Err(Box::new(Throttled::new(self.cells, None, Some(exhausted)))))
     }
 
-    /// Frees buckets that nobody has asked for since the last call. To be called every
-    /// [`IDLE_AFTER`](crate::quota::table::IDLE_AFTER).
+    /// Frees buckets that nobody has asked for in the last minute. To be called every second.
     pub fn sweep(&self) {
         self.tables().for_each(|(_, table)| table.sweep());
     }
@@ -292,7 +291,7 @@ impl<'a> Buckets<'a> {
 
     #[inline]
     fn spend(self) -> Spending<'a> {
-        self.each(|table, id| table.spend(id, self.expected));
+        self.each(|table, id| table.open(id, self.expected));
         Spending { buckets: self, is_settled: false }
     }
 
@@ -338,9 +337,7 @@ impl Spending<'_> {
             let average = &buckets.gate.unannounced;
             average.set((7 * average.get() + bytes) / 8);
         }
-        if bytes != buckets.expected {
-            buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
-        }
+        buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
     }
 }
 
