@@ -96,8 +96,18 @@ impl BodyReader {
         }
     }
 
-    /// Reads the whole body as it was sent. If its `content-length` is too large, refuses it before
-    /// reading a byte, so that a client that waits for `100 Continue` gets the refusal instead.
+    /// Refuses a `content-length` that is too large, before a byte is read, so that a client that
+    /// waits for `100 Continue` gets the refusal instead.
+    pub(super) fn check_announced(&self, length: Option<u64>) -> Result<(), BodyError> {
+        match length {
+            Some(length) if length > self.length_max as u64 => {
+                Err(BodyError::TooLarge { max: self.length_max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the whole body as it was sent, whose length is checked.
     ///
     /// Meanwhile the bytes are in `state`, where [`BodyMemory`] can take them away.
     pub(super) async fn read(
@@ -106,12 +116,8 @@ impl BodyReader {
         mut body: Incoming,
     ) -> Result<ChargedBytes, BodyError> {
         let max = self.length_max;
-        let announced = body.size_hint().exact();
-        if announced.is_some_and(|length| length > max as u64) {
-            return Err(BodyError::TooLarge { max });
-        }
         // hyper returns no more bytes than were announced.
-        let room = announced.map_or(max, |length| length as usize);
+        let room = body.size_hint().exact().map_or(max, |length| length.min(max as u64) as usize);
         state.body.bytes.replace(Some(self.memory.buffer(room)?));
         let receiving = Receiving { memory: &self.memory, state };
         while let Some(data) = next_data(&mut body).await? {

@@ -23,7 +23,7 @@ pub use sketch::{ROWS_MAX, Row, Sketch};
 
 use super::peer::Peer;
 use super::phase::ConnState;
-use super::quotas::PeerBucket;
+use super::quotas::{BodyGuess, PeerBucket};
 use super::server::Conns;
 use crate::metrics::tokens::TokenId;
 use crate::rt;
@@ -182,6 +182,8 @@ pub struct Tally {
     handed_over: Cell<u64>,
     /// The bucket of its peer, if that has a quota.
     pub(super) quota: Cell<Option<PeerBucket>>,
+    /// How long its bodies are that do not say it.
+    pub(super) guess: Cell<Option<BodyGuess>>,
 }
 
 impl Tally {

@@ -3,9 +3,9 @@
 //! `rate` counts requests, `bytes` the bytes of their bodies after decompression. Both are judged
 //! with the head; a quota of a token in the envelope once the body is parsed. A request passes if
 //! its buckets have a request and at least one byte. It is then charged for the body that is
-//! announced, or for an average one if that says little, so that a hundred connections do not share
-//! the last byte; when the body is known, the charge is set right. So a body may be larger than
-//! what is left, and than the burst: the rest is debt.
+//! announced, so that a hundred connections do not share the last byte, or for what its connection
+//! has sent before if its length says little; when the body is known, the charge is set right. So a
+//! body may be larger than what is left, and than the burst: the rest is debt.
 //!
 //! A refusal says when to come back in `retry-after`, and what the quotas are in `RateLimit-Policy`
 //! and `RateLimit`: draft-ietf-httpapi-ratelimit-headers-11, "RateLimit header fields for HTTP",
@@ -13,7 +13,6 @@
 //! `quota-exceeded`. Other answers do not have these fields: the draft asks for none, and making
 //! them would cost a throttled client's requests more than judging them does.
 
-use std::cell::Cell;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +39,12 @@ pub const TOKEN_BUCKETS: usize = 32_768;
 /// Longest body that is read and dropped after a refusal, so that its connection can be used
 /// again: a new one, perhaps with TLS, costs both sides more.
 pub const DROPPED_BODY_MAX: u64 = 64 << 10;
+
+/// The part of a burst that is charged at most for a body whose length is a guess.
+const GUESS_PART: u64 = 16;
+
+/// No body is longer: places in it have 32 bits.
+const ANNOUNCED_MAX: u64 = u32::MAX as u64;
 
 /// How long a request waits for tokens that other cores have: control needs two ticks to move
 /// them.
@@ -93,8 +98,6 @@ pub struct QuotaGate {
     clients: Option<ClientQuota>,
     tokens: Option<QuotaTable>,
     cells: &'static CoreCells,
-    /// Bytes of a body whose length is not known from its head, on average of the latest.
-    unannounced: Cell<i64>,
 }
 
 /// `CLIENT_RATE`, `CLIENT_BYTES` and `CLIENT_BURST`.
@@ -111,6 +114,29 @@ pub(super) struct PeerBucket {
     slot: SlotId,
 }
 
+/// Bytes of the bodies of a connection whose lengths were not known from their heads, on average of
+/// the latest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyGuess {
+    /// Whose they were.
+    peer: Peer,
+    bytes: i64,
+}
+
+impl BodyGuess {
+    /// What has come from the current request's peer on this connection.
+    fn of(state: &ConnState) -> i64 {
+        let guess = state.tally.guess.get().filter(|guess| guess.peer == state.peer());
+        guess.map_or(0, |guess| guess.bytes)
+    }
+
+    /// A body of this many bytes has come.
+    fn learn(state: &ConnState, bytes: i64) {
+        let bytes = (7 * BodyGuess::of(state) + bytes) / 8;
+        state.tally.guess.set(Some(BodyGuess { peer: state.peer(), bytes }));
+    }
+}
+
 /// What a request's head says about its body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Announced {
@@ -123,7 +149,7 @@ pub(super) struct Announced {
 pub(super) enum Judged<'a> {
     Passed(Spending<'a>),
     /// There are tokens on other cores.
-    Waits(Buckets<'a>),
+    Waits(Box<WaitingBuckets<'a>>),
     Refused(Box<Throttled>),
 }
 
@@ -137,6 +163,12 @@ pub(super) struct Buckets<'a> {
     expected: i64,
     /// Whether its length is a guess.
     is_guess: bool,
+}
+
+/// The buckets of a request that waits for tokens.
+pub(super) struct WaitingBuckets<'a> {
+    buckets: Buckets<'a>,
+    token: Option<TokenQuota>,
 }
 
 /// A request that has passed. Until the body is known it is charged for what is expected; if the
@@ -160,7 +192,7 @@ impl QuotaGate {
             let most = [CLIENT_BUCKETS, TOKEN_BUCKETS][kind];
             cells.quota_buckets_max[kind].set(if has { most as u64 } else { 0 });
         }
-        QuotaGate { clients, tokens, cells, unannounced: Cell::new(0) }
+        QuotaGate { clients, tokens, cells }
     }
 
     /// Judges a request whose head was accepted, and charges it. `None`: it has no quota.
@@ -173,23 +205,37 @@ impl QuotaGate {
         now: Instant,
     ) -> Option<Judged<'a>> {
         let client = self.clients.as_ref().map(|clients| clients.bucket(state));
-        let token = match (token, &self.tokens) {
+        let token_slot = match (token, &self.tokens) {
             (Some(of), Some(table)) => Some(table.find(of.key, &of.quota, of.version)),
             _ => None,
         };
-        if client.is_none() && token.is_none() {
+        if client.is_none() && token_slot.is_none() {
             return None;
         }
         let is_guess = body.is_compressed || body.length.is_none();
-        let length = body.length.map_or(0, |length| i64::try_from(length).unwrap_or(i64::MAX >> 2));
-        let expected = if is_guess { length.max(self.unannounced.get()) } else { length };
-        let buckets = Buckets { gate: self, state, client, token, expected, is_guess };
+        let length = body.length.unwrap_or(0).min(ANNOUNCED_MAX) as i64;
+        let expected = match is_guess {
+            true => length.max(BodyGuess::of(state).min(self.guess_max(token))),
+            false => length,
+        };
+        let buckets = Buckets { gate: self, state, client, token: token_slot, expected, is_guess };
         buckets.each(|table, id| table.want(id));
         Some(match buckets.verdict(now) {
             QuotaVerdict::Pass => Judged::Passed(buckets.spend()),
-            QuotaVerdict::Wait => Judged::Waits(buckets),
+            QuotaVerdict::Wait => {
+                Judged::Waits(Box::new(WaitingBuckets { buckets, token: token.copied() }))
+            }
             QuotaVerdict::Refuse(_) => Judged::Refused(buckets.refuse(now)),
         })
+    }
+
+    /// The most that is charged for a guess: a part of each burst, so that what a connection has
+    /// sent before does not use up what others of the same bucket may send.
+    fn guess_max(&self, token: Option<&TokenQuota>) -> i64 {
+        let client = self.clients.as_ref().map(|clients| &clients.quota);
+        let quotas = [client, token.map(|of| &of.quota)];
+        let bursts = quotas.into_iter().flatten().filter_map(|of| Some(of.bytes?.burst));
+        bursts.min().map_or(0, |burst| (burst / GUESS_PART).min(ANNOUNCED_MAX) as i64)
     }
 
     /// Judges the quota of an envelope's token, with `bytes` bytes of body, and charges it. `None`:
@@ -198,32 +244,52 @@ impl QuotaGate {
         &self,
         of: &TokenQuota,
         bytes: usize,
-        waited: Option<Instant>,
         may_wait: bool,
         now: Instant,
     ) -> Option<Result<(), Box<Throttled>>> {
         let Some(table) = &self.tokens else { return Some(Ok(())) };
         let id = table.find(of.key, &of.quota, of.version);
-        if waited.is_none() {
-            table.want(id);
+        table.want(id);
+        match table.judge(id, now) {
+            QuotaVerdict::Wait if may_wait => return None,
+            QuotaVerdict::Refuse(_) => return Some(Err(self.refuse_token(table, id, now))),
+            // A large body is not parsed twice for it: a token that is elsewhere is owed.
+            QuotaVerdict::Pass | QuotaVerdict::Wait => table.spend(id, bytes as i64),
         }
-        let verdict = table.judge(id, now);
-        let is_late = waited.is_some_and(|since| now.saturating_duration_since(since) >= WAIT_MAX);
-        let waits = match verdict {
-            QuotaVerdict::Pass => false,
-            QuotaVerdict::Wait => true,
-            QuotaVerdict::Refuse(_) => waited.is_some() && table.may_still_wait(id),
-        };
-        if waits && may_wait && !is_late {
-            return None;
+        Some(Ok(()))
+    }
+
+    /// Waits up to [`WAIT_MAX`] for tokens for an envelope that [`QuotaGate::judge_envelope`] has
+    /// judged, and charges it.
+    pub(super) async fn wait_envelope(
+        &self,
+        of: &TokenQuota,
+        bytes: usize,
+    ) -> Result<(), Box<Throttled>> {
+        let Some(table) = &self.tokens else { return Ok(()) };
+        let mut id = table.find(of.key, &of.quota, of.version);
+        let began = rt::now();
+        loop {
+            rt::sleep(WAIT_POLL).await;
+            if !table.is_current(id) {
+                id = table.find(of.key, &of.quota, of.version);
+                table.want(id);
+            }
+            let now = rt::now();
+            if table.judge(id, now) == QuotaVerdict::Pass {
+                table.spend(id, bytes as i64);
+                return Ok(());
+            }
+            let is_late = now.saturating_duration_since(began) >= WAIT_MAX;
+            if is_late || !table.may_still_wait(id) {
+                return Err(self.refuse_token(table, id, now));
+            }
         }
-        // A large body is not parsed twice for it: a token that is elsewhere is owed.
-        if verdict == QuotaVerdict::Pass || verdict == QuotaVerdict::Wait && !may_wait {
-            table.spend(id, bytes as i64);
-            return Some(Ok(()));
-        }
-        let exhausted = table.refuse(id, now);
-        Some(Err(Box::new(Throttled::new(self.cells, None, Some(exhausted)))))
+    }
+
+    #[cold]
+    fn refuse_token(&self, table: &QuotaTable, id: SlotId, now: Instant) -> Box<Throttled> {
+        Box::new(Throttled::new(self.cells, None, Some(table.refuse(id, now))))
     }
 
     /// Frees buckets that nobody has asked for in the last minute. To be called every second.
@@ -243,11 +309,6 @@ impl QuotaGate {
         let clients = self.clients.iter().map(|clients| (0, &clients.table));
         clients.chain(self.tokens.iter().map(|table| (1, table)))
     }
-}
-
-/// Waits between two looks of a request that waits for tokens.
-pub(super) async fn next_look() {
-    rt::sleep(WAIT_POLL).await;
 }
 
 impl ClientQuota {
@@ -307,20 +368,41 @@ impl<'a> Buckets<'a> {
         Box::new(Throttled::new(self.gate.cells, client, token))
     }
 
+    /// Finds slots again that have been given to another key: a bucket that was full and that nobody
+    /// else wanted loses its slot also while a request waits.
+    fn keep_current(&mut self, token: Option<&TokenQuota>) {
+        if let (Some(id), Some(clients)) = (&mut self.client, &self.gate.clients)
+            && !clients.table.is_current(*id)
+        {
+            *id = clients.bucket(self.state);
+            clients.table.want(*id);
+        }
+        if let (Some(id), Some(of), Some(table)) = (&mut self.token, token, &self.gate.tokens)
+            && !table.is_current(*id)
+        {
+            *id = table.find(of.key, &of.quota, of.version);
+            table.want(*id);
+        }
+    }
+}
+
+impl<'a> WaitingBuckets<'a> {
     /// Waits up to [`WAIT_MAX`] for tokens.
     pub(super) async fn wait(self) -> Result<Spending<'a>, Box<Throttled>> {
+        let WaitingBuckets { mut buckets, token } = self;
         let began = rt::now();
         loop {
-            next_look().await;
+            rt::sleep(WAIT_POLL).await;
+            buckets.keep_current(token.as_ref());
             let now = rt::now();
-            let verdict = self.verdict(now);
+            let verdict = buckets.verdict(now);
             if verdict == QuotaVerdict::Pass {
-                return Ok(self.spend());
+                return Ok(buckets.spend());
             }
             let mut may_wait = now.saturating_duration_since(began) < WAIT_MAX;
-            self.each(|table, id| may_wait &= table.may_still_wait(id));
+            buckets.each(|table, id| may_wait &= table.may_still_wait(id));
             if !may_wait {
-                return Err(self.refuse(now));
+                return Err(buckets.refuse(now));
             }
         }
     }
@@ -334,8 +416,7 @@ impl Spending<'_> {
         let bytes = bytes as i64;
         let buckets = &self.buckets;
         if buckets.is_guess {
-            let average = &buckets.gate.unannounced;
-            average.set((7 * average.get() + bytes) / 8);
+            BodyGuess::learn(buckets.state, bytes);
         }
         buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
     }
@@ -380,8 +461,16 @@ impl Throttled {
         let mut fields = (Vec::new(), Vec::new());
         let (mut violated, mut reasons) = (Vec::new(), Vec::new());
         let (mut reset_s, mut spread_s) = (0, 0);
-        // If nothing is used up, the request has waited in vain for what other cores have.
-        let is_used_up = [token, client].iter().flatten().any(|of| of.is_short.contains(&true));
+        // If nothing is used up, the request has waited in vain for what other cores have; if this
+        // core is not without either, control has just brought some. Then all are named.
+        let any = |of: fn(&Exhausted) -> [bool; 2]| {
+            [token, client].iter().flatten().any(|exhausted| of(exhausted).contains(&true))
+        };
+        let why: fn(&Exhausted) -> [bool; 2] = match () {
+            () if any(|of| of.is_short) => |of| of.is_short,
+            () if any(|of| of.is_empty) => |of| of.is_empty,
+            () => |_| [true; 2],
+        };
         let scopes = [(token, QuotaKind::OF_TOKEN), (client, QuotaKind::OF_CLIENT)];
         for (exhausted, kinds) in
             scopes.iter().filter_map(|(of, kinds)| Some((of.as_ref()?, kinds)))
@@ -393,10 +482,7 @@ impl Throttled {
                 let Limit { amount, per_s, .. } = limit;
                 fields.0.push(format!(r#""{name}";q={amount};w={per_s}{qu}"#));
                 // More than the rate brings at once would be understood as the rate itself.
-                let is_why = match is_used_up {
-                    true => exhausted.is_short[at],
-                    false => exhausted.is_empty[at],
-                };
+                let is_why = why(exhausted)[at];
                 let left = if is_why { 0 } else { exhausted.left[at].min(amount) };
                 fields.1.push(format!(r#""{name}";r={left};t={reset}"#));
                 if is_why {
@@ -408,10 +494,6 @@ impl Throttled {
             }
         }
         let retry_after_s = reset_s.max(1) + random % (spread_s + 1);
-        // Control has just brought some.
-        if reasons.is_empty() {
-            reasons.push("this request".to_owned());
-        }
         let error = format!(
             "the quota for {} is used up, nothing of this request was taken: send it again in {retry_after_s} s, and \
              less in future; the operator sets quotas",
@@ -471,7 +553,7 @@ pub(super) mod tests {
         let short = exhausted([true, false], [0, MIB], [1, 1]);
         let in_debt = exhausted([false, true], [4000, 0], [1, 17]);
         let fine = exhausted([false, false], [4000, 70 * MIB], [1, 1]);
-        use QuotaKind::{ClientBytes, TokenBytes, TokenRequests};
+        use QuotaKind::{ClientBytes, ClientRequests, TokenBytes, TokenRequests};
         for (client, token, policies, limits, seconds, violated, says) in [
             (
                 None,
@@ -504,10 +586,19 @@ pub(super) mod tests {
                 Some(fine),
                 None,
                 client_policy.to_owned(),
-                r#""client-requests";r=1000;t=1, "client-bytes";r=62914560;t=1"#,
+                r#""client-requests";r=0;t=1, "client-bytes";r=0;t=1"#,
                 1,
-                &[],
+                &[ClientRequests, ClientBytes],
                 "again in 1 s",
+            ),
+            (
+                Some(fine),
+                Some(Exhausted { is_empty: [true, false], ..fine }),
+                format!("{policy}, {client_policy}"),
+                r#""requests";r=0;t=1, "bytes";r=62914560;t=1, "client-requests";r=1000;t=1, "client-bytes";r=62914560;t=1"#,
+                1,
+                &[TokenRequests],
+                "requests with this token (1000/s) is used up",
             ),
         ] {
             let throttled = Throttled::of(client, token, 12_345);

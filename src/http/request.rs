@@ -27,7 +27,7 @@ use super::media_type;
 use super::meta::{Wrapper, wrapped_spans};
 use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
 use super::phase::{BodyEnd, ConnState};
-use super::quotas::{self, Announced, DROPPED_BODY_MAX, Judged, Throttled};
+use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
@@ -172,6 +172,7 @@ impl<'a> Wanted<'a> {
         let form = form?;
         let ack = ack::requested_level(&head.headers, &intake.config)?;
         let coding = body::coding_of(&head.headers)?;
+        server.bodies.check_announced(asks.length)?;
         let facts = intake.facts.of_head(head, || asks.state.client());
         // Last, so that a request that is refused for its head costs nothing of a quota.
         let quota = server.quotas.as_ref().and_then(|quotas| {
@@ -357,20 +358,24 @@ async fn admit_small(
     mut body: ChargedBytes,
     token: &Cell<TokenId>,
 ) -> Result<Small, Answer> {
-    let mut waited = None;
+    let mut is_charged = false;
     loop {
-        match try_small(server, wanted, body, waited, token)? {
+        match try_small(server, wanted, body, is_charged, token)? {
             TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
             TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
             TriedSmall::NoRoom(waiting) => {
                 return wait_small(server, wanted, waiting).await.map(Small::Admitted);
             }
-            TriedSmall::NoQuota(waiting) => body = waiting,
+            TriedSmall::NoQuota(waiting, quota) => {
+                if let Some(quotas) = &server.quotas {
+                    quotas.wait_envelope(&quota, waiting.as_slice().len()).await?;
+                }
+                body = waiting;
+            }
         }
-        // For a quota's tokens that other cores have. Then the envelope is judged again.
+        // Its spans were not kept meanwhile, so it is parsed again. Its token may be gone by now.
+        is_charged = true;
         token.set(TokenId::NONE);
-        waited.get_or_insert_with(rt::now);
-        quotas::next_look().await;
     }
 }
 
@@ -379,17 +384,17 @@ enum TriedSmall {
     Admitted(Admitted),
     NoRoom(NoRoom),
     /// The quota of its envelope's token has no tokens on this core now.
-    NoQuota(ChargedBytes),
+    NoQuota(ChargedBytes, TokenQuota),
     /// As [`Small::LongWrapped`].
     LongWrapped(ChargedBytes),
 }
 
-/// Tries to admit a small body at once. It has `waited` for its quota since then.
+/// Tries to admit a small body at once. If it `is_charged`, it has waited for its envelope's quota.
 fn try_small(
     server: &Server,
     wanted: &mut Wanted<'_>,
     body: ChargedBytes,
-    waited: Option<Instant>,
+    is_charged: bool,
     token: &Cell<TokenId>,
 ) -> Result<TriedSmall, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
@@ -400,8 +405,9 @@ fn try_small(
         return Ok(TriedSmall::LongWrapped(body));
     }
     let (counted, quota) = judge_envelope(server, &envelope, token)?;
-    if !charge(server, quota, body.as_slice().len(), waited, true)? {
-        return Ok(TriedSmall::NoQuota(body));
+    let unpaid = quota.filter(|_| !is_charged);
+    if let Some(quota) = charge(server, unpaid, body.as_slice().len(), true)? {
+        return Ok(TriedSmall::NoQuota(body, quota));
     }
     let name = || token_name(server, token);
     let facts = wanted.facts.take();
@@ -457,7 +463,7 @@ async fn admit_large(
             .await
             .map_err(|error| no_collection(body.as_slice(), error))?;
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
-        charge(server, quota, body.as_slice().len(), None, false)?;
+        charge(server, quota, body.as_slice().len(), false)?;
         let name = || token_name(server, token);
         let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
         drop(envelope);
@@ -466,7 +472,10 @@ async fn admit_large(
             Some(wrapper) => {
                 intake.could_wrap(&wrapper, &spans, &facts)?;
                 let memory = &server.bodies.memory;
-                wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?
+                let wrapped = wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?;
+                // Otherwise it would count in `MAX_BODY_BYTES` while the request waits for room.
+                drop(body);
+                wrapped
             }
         };
         let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
@@ -522,18 +531,19 @@ fn judge_envelope(
     Ok((Some(tokens.cells().accepted(known.id)), known.quota))
 }
 
-/// Charges a body of `bytes` bytes to the quota of its envelope's token. False: it waits, as it
-/// does since `waited`.
+/// Charges a body of `bytes` bytes to the quota of its envelope's token. Returns the quota if it is
+/// to be waited for.
 fn charge(
     server: &Server,
     quota: Option<TokenQuota>,
     bytes: usize,
-    waited: Option<Instant>,
     may_wait: bool,
-) -> Result<bool, Answer> {
-    let (Some(quota), Some(quotas)) = (quota, &server.quotas) else { return Ok(true) };
-    let judged = quotas.judge_envelope(&quota, bytes, waited, may_wait, rt::now());
-    judged.transpose().map(|passed| passed.is_some()).map_err(Answer::from)
+) -> Result<Option<TokenQuota>, Answer> {
+    let (Some(quota), Some(quotas)) = (quota, &server.quotas) else { return Ok(None) };
+    match quotas.judge_envelope(&quota, bytes, may_wait, rt::now()) {
+        None => Ok(Some(quota)),
+        Some(judged) => judged.map(|()| None).map_err(Answer::from),
+    }
 }
 
 impl From<Box<Throttled>> for Answer {

@@ -60,15 +60,16 @@ fn parameter(reply: &Reply, field: &str, policy: &str, name: &str) -> Option<u64
     value.parse().ok()
 }
 
-/// What every refusal by a quota has.
-fn assert_throttled(reply: &Reply, violated: &[&str]) {
+/// What every refusal by a quota has. Others than `policy` may be named: those of which this core
+/// has nothing left either, and control says that there is less of it than is asked for.
+fn assert_throttled(reply: &Reply, policy: &str) {
     assert_eq!(reply.status, 429, "{reply:?}");
     let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     let body: Value = serde_json::from_str(&reply.body).unwrap();
     let found: Vec<&str> =
         body["violated-policies"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
-    assert_eq!(found, violated, "{reply:?}");
-    for policy in violated {
+    assert!(found.contains(&policy), "{policy}: {reply:?}");
+    for policy in found {
         assert_eq!(parameter(reply, "ratelimit", policy, "r"), Some(0), "{reply:?}");
         let reset = parameter(reply, "ratelimit", policy, "t").unwrap();
         assert!((1..=retry_after).contains(&reset), "{reply:?}");
@@ -94,13 +95,13 @@ fn every_quota_refuses_with_its_policy() {
     };
     // `rate` of a name: one a minute after the first, whoever sends.
     let (reply, passed) = until_refused(&mut fresh(), &header("r"));
-    assert_throttled(&reply, &["requests"]);
+    assert_throttled(&reply, "requests");
     assert_eq!(passed, 1);
     assert_eq!(parameter(&reply, "ratelimit-policy", "requests", "q"), Some(2));
     assert_eq!(parameter(&reply, "ratelimit-policy", "requests", "w"), Some(60));
     assert_eq!(parameter(&reply, "ratelimit-policy", "client-requests", "q"), Some(3));
     assert!(reply.header("ratelimit-policy").unwrap().ends_with(r#";qu="content-bytes""#));
-    assert_throttled(&until_refused(&mut fresh(), &header("r")).0, &["requests"]);
+    assert_throttled(&until_refused(&mut fresh(), &header("r")).0, "requests");
     // `bytes` of a token: a body of more than the burst passes, and is owed.
     let mut client = fresh();
     let large = format!(r#"{{"data":["{}"]}}"#, "x".repeat(3_000));
@@ -108,12 +109,12 @@ fn every_quota_refuses_with_its_policy() {
     assert_eq!(client.reply().status, 200);
     client.send(request(EMPTY, &header("b")));
     let reply = client.reply();
-    assert_throttled(&reply, &["bytes"]);
+    assert_throttled(&reply, "bytes");
     let retry_after: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     // Until control has looked, what other cores may have of the burst is not counted.
     assert!((100..=177).contains(&retry_after), "2 KiB at 1 KiB a minute: {retry_after}");
-    // The same address, with a token that has no quota.
-    assert!(until_refused(&mut client, &header("free")).1 <= 1);
+    // The same address, with a token that has no quota: one of its three has passed.
+    assert!(until_refused(&mut client, &header("free")).1 <= 2);
     drop(client);
     // An address: three at once, whatever its connections.
     let passed: usize = (0..4)
@@ -121,14 +122,14 @@ fn every_quota_refuses_with_its_policy() {
         .sum();
     assert_eq!(passed, 3);
     let (reply, _) = until_refused(&mut connect_from([127, 7, 1, 1], &server), &header("free"));
-    assert_throttled(&reply, &["client-requests"]);
+    assert_throttled(&reply, "client-requests");
     // Its bytes, after decompression.
     let mut client = connect_from([127, 7, 1, 2], &server);
     let dense = gzip(format!(r#"{{"data":["{}"]}}"#, "x".repeat(9_000)).as_bytes());
     client.send(request(&dense, "content-encoding: gzip\r\nx-api-key: free\r\n"));
     assert_eq!(client.reply().status, 200);
     client.send(request(EMPTY, &header("free")));
-    assert_throttled(&client.reply(), &["client-bytes"]);
+    assert_throttled(&client.reply(), "client-bytes");
     drop(client);
     server.wait_idle();
     let metrics = server.metrics();
@@ -167,7 +168,58 @@ fn only_accepted_requests_count_and_success_says_nothing() {
     client.send(request(b"nonsense", "x-api-key: t\r\n"));
     assert_eq!(client.reply().status, 400);
     client.send(request(EMPTY, "x-api-key: t\r\n"));
-    assert_throttled(&client.reply(), &["requests", "client-requests"]);
+    assert_throttled(&client.reply(), "requests");
+}
+
+/// A body that its `content-length` refuses costs nothing either, however large that is.
+#[test]
+fn a_body_over_max_length_costs_nothing_of_a_quota() {
+    let settings = [
+        ("CLIENT_RATE", "1/h"),
+        ("CLIENT_BYTES", "1MiB/h"),
+        ("MAX_LENGTH", "2000"),
+        ("CORES", up_to_two_cores()),
+    ];
+    let server = with_tokens("t;rate=1/h;bytes=1MiB/h;burst=1\n", &settings);
+    let token = "x-api-key: t\r\n";
+    for length in ["2001", "4294967296", "9223372036854775808", "18446744073709551613"] {
+        for expect in ["", "expect: 100-continue\r\n"] {
+            let mut client = server.connect();
+            client.send(format!(
+                "POST /payloads HTTP/1.1\r\nhost: x\r\n{token}{expect}content-length: {length}\r\n\r\n"
+            ));
+            assert_eq!(client.last_reply().status, 413, "{length}");
+        }
+    }
+    let mut client = server.connect();
+    client.send(request(EMPTY, token));
+    assert_eq!(client.reply().status, 200);
+    client.send(request(EMPTY, token));
+    assert_throttled(&client.reply(), "requests");
+}
+
+/// What others send changes nothing in what a client is charged before its body is known.
+#[test]
+fn dense_bodies_of_others_use_up_nothing() {
+    let settings = [("CLIENT_BYTES", "1MiB/s"), ("STORE", "null:"), ("CORES", up_to_two_cores())];
+    let server = Server::start(&settings);
+    let dense = gzip(format!(r#"{{"data":["{}"]}}"#, "x".repeat(1_000_000)).as_bytes());
+    for source in 1..=25 {
+        let mut client = connect_from([127, 7, 2, source], &server);
+        client.send(request(&dense, "content-encoding: gzip\r\n"));
+        assert_eq!(client.reply().status, 200);
+    }
+    let small = request(&gzip(br#"{"data":["small"]}"#), "content-encoding: gzip\r\n");
+    let (begin, end) = small.split_at(small.len() - 1);
+    let mut clients: Vec<Client> = (0..40).map(|_| connect_from([127, 7, 3, 1], &server)).collect();
+    // All have begun before the first is whole.
+    clients.iter_mut().for_each(|client| client.send(begin));
+    std::thread::sleep(Duration::from_millis(600));
+    for client in &mut clients {
+        client.send(end);
+        let reply = client.reply();
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
 }
 
 #[test]
@@ -180,7 +232,7 @@ fn a_throttled_connection_stays_if_its_body_is_small() {
     for length in [0, 1, 1_000, (64 << 10) - EMPTY.len()] {
         client.send(request(&spaces(length), token));
         let reply = client.reply();
-        assert_throttled(&reply, &["requests"]);
+        assert_throttled(&reply, "requests");
         assert_eq!(reply.header("connection"), None, "{length}");
         // And is as good as before.
         client.send(request(EMPTY, free));
@@ -190,7 +242,7 @@ fn a_throttled_connection_stays_if_its_body_is_small() {
     client.send([request(EMPTY, token), request(EMPTY, free), request(EMPTY, token)].concat());
     assert_eq!([client.reply(), client.reply(), client.reply()].map(|r| r.status), [429, 200, 429]);
     client.send(request(b"", token));
-    assert_throttled(&client.reply(), &["requests"]);
+    assert_throttled(&client.reply(), "requests");
     drop(client);
     // Nothing of these bodies is read.
     let head = "POST /payloads HTTP/1.1\r\nhost: x\r\nx-api-key: t\r\n";
@@ -202,13 +254,13 @@ fn a_throttled_connection_stays_if_its_body_is_small() {
     ] {
         let mut client = server.connect();
         client.send(format!("{head}{rest}"));
-        assert_throttled(&client.last_reply(), &["requests"]);
+        assert_throttled(&client.last_reply(), "requests");
     }
     // One that does not come ends as any other.
     let mut client = server.connect();
     client.send(format!("{head}content-length: 100\r\n\r\nhalf"));
     let reply = client.last_reply();
-    assert_throttled(&reply, &["requests"]);
+    assert_throttled(&reply, "requests");
     drop(client);
     server.wait_idle();
     assert_eq!(server.metrics().requests(408), 0);
@@ -225,21 +277,21 @@ fn a_token_in_the_envelope_has_its_quota_too() {
         // On connections of their own, so on any core.
         let reply = server.post(format!(r#"{{"token":"{token}","data":[1]}}"#));
         if reply.status == 429 {
-            assert_throttled(&reply, &["requests"]);
+            assert_throttled(&reply, "requests");
         }
         statuses.push(reply.status);
     }
     assert_eq!(statuses, [200, 200, 200, 429, 429], "one quota for both");
     let mut client = server.connect();
     client.send(request(br#"{"data":[2]}"#, "x-api-key: u\r\n"));
-    assert_throttled(&client.reply(), &["requests"]);
+    assert_throttled(&client.reply(), "requests");
     let large = format!(r#"{{"token":"large","data":["{}"]}}"#, "x".repeat(100_000));
     let chunks: Vec<&[u8]> = large.as_bytes().chunks(30_000).collect();
     client.send(chunked_request(&chunks, ""));
     assert_eq!(client.reply().status, 200);
     client.send(chunked_request(&chunks, ""));
     let reply = client.reply();
-    assert_throttled(&reply, &["bytes"]);
+    assert_throttled(&reply, "bytes");
     assert_eq!(reply.header("connection"), None, "the body was read");
     drop(client);
     server.wait_idle();
@@ -393,7 +445,7 @@ fn many_addresses_do_not_reset_a_quota() {
     }
     let mut client = connect_from(owing, &server);
     client.send(request(EMPTY, ""));
-    assert_throttled(&client.reply(), &["client-requests"]);
+    assert_throttled(&client.reply(), "client-requests");
     // The gauge is set once a second.
     wait_for("the addresses to be counted", || {
         server.metrics().sum("millrace_quota_client_buckets") > 990
