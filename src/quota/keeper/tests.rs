@@ -429,7 +429,9 @@ fn slow_rates_come_without_control_too() {
 #[test]
 fn another_quota_holds_from_its_next_use_on_any_core() {
     let of = |amount, burst| requests(amount, 1, burst);
-    for (from, to, seconds_of_new) in [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)] {
+    for (from, to, seconds_of_new) in
+        [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)]
+    {
         for same_tick in [false, true] {
             for (first, next) in [(0, 1), (1, 0)] {
                 let mut sim = Sim::new(2, 12);
