@@ -123,9 +123,8 @@ fn depth(text: &str) -> usize {
 fn data_of(text: &str) -> Option<&str> {
     let members = serde_json::Deserializer::from_str(text).deserialize_map(Members).ok()?;
     let only = |name: &str| {
-        let is_named = |key: &RawValue| {
-            serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == name)
-        };
+        let is_named =
+            |key: &RawValue| serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == name);
         let mut values = members.iter().filter(|(key, _)| is_named(key));
         let value = values.next().map(|(_, value)| value.get());
         values.next().is_none().then_some(value)

@@ -15,10 +15,11 @@
 //! mkdir -p corpus/segment && target/x86_64-unknown-linux-gnu/debug/segment corpus/segment -max_total_time=60
 //! ```
 //!
-//! The first byte of an input says what the rest is: a whole file, the groups of a file, the runs
-//! of a batch, or patches to a file that is whole. Patches leave the checksums alone: a fuzzer that
-//! sees comparisons learns to forge a CRC, and whoever can do that writes records. Without it, that
-//! a changed group passes is one chance in four billion.
+//! The first byte of an input says what the rest is: a whole file, the groups of a file, the records
+//! of a group whose checksums match, the runs of a batch, or patches to a file that is whole.
+//! Patches leave the checksums alone: a fuzzer that sees comparisons learns to forge a CRC, and
+//! whoever can do that writes records. Without it, that a changed group passes is one chance in four
+//! billion.
 
 #![no_main]
 
@@ -43,12 +44,15 @@ const PATCHES_MAX: usize = 8;
 /// The id of the use before, and of the current one.
 const BEFORE: u64 = 1;
 const NOW: u64 = 2;
+/// Of a record: its length, kind, and zeros.
+const START_BYTES: u32 = 8;
 
 fuzz_target!(|input: &[u8]| {
     let Some((kind, rest)) = input.split_first() else { return };
     match kind % 4 {
         0 if kind & 4 != 0 => runs(rest),
         0 => drop(read(rest)),
+        1 if kind & 4 != 0 => records(*kind, rest),
         1 => drop(read(&[&vec![0; DATA_START as usize], rest].concat())),
         // Most of the time where there is something to be found.
         _ => patched(*kind, rest),
@@ -213,6 +217,29 @@ fn runs(bytes: &[u8]) {
     assert_eq!(members(Runs::check(&again).expect("runs")), members(runs));
 }
 
+/// Walks through a group of any records, which no checksum keeps from being read: per record a byte
+/// of kind, two of length, and its body. In some inputs even the lengths in the records are theirs.
+fn records(kind: u8, mut rest: &[u8]) {
+    let mut group = vec![0; HEAD_BYTES];
+    if kind & 8 != 0 {
+        group.extend(rest);
+        rest = &[];
+    }
+    while let Some((head, more)) = rest.split_first_chunk::<3>() {
+        let length = usize::from(u16::from_le_bytes([head[1], head[2]])).min(more.len());
+        let (body, more) = more.split_at(length);
+        group.extend((START_BYTES + length as u32).to_le_bytes());
+        group.extend([head[0], 0, 0, 0]);
+        group.extend(body);
+        rest = more;
+    }
+    let body = group.len() - HEAD_BYTES;
+    group.resize(group_bytes(body) as usize, 0);
+    let label = Label { segment_bytes: 0, id: NOW, core: 3, node: "fuzz".into() };
+    finish_group(&mut group, &label, 0, 0, body);
+    drop(read(&[&vec![0; DATA_START as usize], &group[..]].concat()));
+}
+
 /// Walks through the whole segment with patches: per patch three bytes of place, one of length, and
 /// what is put there. Some inputs first note progress, or cut the file.
 fn patched(kind: u8, mut rest: &[u8]) {
@@ -274,6 +301,7 @@ fn read(file: &[u8]) -> Vec<Record> {
                 };
                 found.push((id, first, said));
             }
+            assert_eq!(ordinal, group.head.first_ordinal.wrapping_add(group.payloads));
         }
         ScanStep::Damage(damage) => {
             assert!(behind <= damage.at.start && damage.at.start < damage.at.end);

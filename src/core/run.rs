@@ -26,7 +26,6 @@ use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
 use crate::net::Net;
-use crate::quota::table::IDLE_AFTER;
 use crate::spool::SpoolSetup;
 use crate::store::StoreSeed;
 use crate::sync::Flag;
@@ -173,17 +172,13 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             let mut idle_memory = IdleMemory::default();
             let mut limits = LimitSampler::default();
             let mut refusals = RefusalLog::new(core_id);
-            let mut swept = rt::now();
             loop {
                 sleep(Duration::from_secs(1)).await;
                 let now = rt::now();
                 admission.sample(now);
                 if let Some(quotas) = &server.quotas {
                     quotas.sample();
-                    if now - swept >= IDLE_AFTER {
-                        swept = now;
-                        quotas.sweep();
-                    }
+                    quotas.sweep();
                 }
                 refusals.look(server.cells, now);
                 limits.sample(server.cells);

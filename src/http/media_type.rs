@@ -21,6 +21,9 @@ const NAMED: [(&str, BodyForm); 6] = [
     ("application/cloudevents-batch+json", BodyForm::Array),
 ];
 
+/// It names no form.
+const COMMONEST: &str = "application/json";
+
 /// `content-type` names several types of different meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("content-type names several types that differ in what the body is: send one")]
@@ -32,8 +35,16 @@ pub struct AmbiguousType;
 /// # Errors
 /// The field has several members, which do not mean the same.
 pub fn form_of(headers: &HeaderMap, object: ObjectBody) -> Result<BodyForm, AmbiguousType> {
+    let values = headers.get_all(CONTENT_TYPE);
+    // What most requests say, in one comparison.
+    let mut all = values.iter();
+    if let (Some(value), None) = (all.next(), all.next())
+        && value == COMMONEST
+    {
+        return Ok(BodyForm::ByFirstByte(object));
+    }
     let mut form = None;
-    for value in headers.get_all(CONTENT_TYPE) {
+    for value in values {
         let mut rest = value.as_bytes();
         while !rest.is_empty() {
             let member;

@@ -292,8 +292,7 @@ impl QuotaGate {
         Box::new(Throttled::new(self.cells, None, Some(table.refuse(id, now))))
     }
 
-    /// Frees buckets that nobody has asked for since the last call. To be called every
-    /// [`IDLE_AFTER`](crate::quota::table::IDLE_AFTER).
+    /// Frees buckets that nobody has asked for in the last minute. To be called every second.
     pub fn sweep(&self) {
         self.tables().for_each(|(_, table)| table.sweep());
     }
@@ -353,7 +352,7 @@ impl<'a> Buckets<'a> {
 
     #[inline]
     fn spend(self) -> Spending<'a> {
-        self.each(|table, id| table.spend(id, self.expected));
+        self.each(|table, id| table.open(id, self.expected));
         Spending { buckets: self, is_final: false }
     }
 
@@ -419,9 +418,7 @@ impl Spending<'_> {
         if buckets.is_guess {
             BodyGuess::learn(buckets.state, bytes);
         }
-        if bytes != buckets.expected {
-            buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
-        }
+        buckets.each(|table, id| table.correct(id, bytes - buckets.expected));
     }
 }
 

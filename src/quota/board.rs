@@ -53,6 +53,8 @@ pub struct Slot {
     pub(super) wanted: Cell64,
     /// Requests that passed.
     pub(super) passed: Cell64,
+    /// Those of them whose bodies are not whole yet. Only the core reads it.
+    pub(super) open: Cell64,
     pub(super) meters: [QuotaMeter; 2],
     /// The generation that control has seen. Stored with release by control when it has written
     /// limits.
@@ -165,7 +167,7 @@ impl Board {
 
     /// Slot `at` of a core, if its chunk was allocated: overflow slots lie behind unused ones.
     pub(super) fn used_slot(&self, core: usize, at: u32) -> Option<&Slot> {
-        let chunk = self.cores[core].chunks[at as usize / CHUNK].get()?;
+        let chunk = self.cores[core].chunks.get(at as usize / CHUNK)?.get()?;
         Some(&chunk[at as usize % CHUNK])
     }
 

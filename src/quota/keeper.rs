@@ -56,7 +56,7 @@ struct Bucket {
     /// Bytes of a body, on average of the latest.
     body_bytes: u64,
     is_marked: bool,
-    /// The last tick that has looked at it.
+    /// The tick that has found it in use, until its shares were moved.
     looked: u64,
     /// Bytes spent by the last tick, for the average.
     bytes_spent: u64,
@@ -97,7 +97,8 @@ impl Keeper {
     /// Finds slots that are new, have gone or have been used, and their buckets.
     fn look(&mut self, core: usize, now: Instant) {
         let used = self.board.used(core);
-        self.seen[core].resize(used as usize, SlotSeen::default());
+        let seen = &mut self.seen[core];
+        seen.resize(seen.len().max(used as usize), SlotSeen::default());
         let board = self.board.clone();
         for at in 0..used {
             let Some(slot) = board.used_slot(core, at) else { continue };
@@ -120,7 +121,7 @@ impl Keeper {
                 continue;
             }
             let key = self.seen[core][at as usize].key;
-            let bucket = self.buckets.get_mut(&key).expect("linked");
+            let Some(bucket) = self.buckets.get_mut(&key) else { continue };
             if std::mem::replace(&mut bucket.looked, self.ticks) != self.ticks {
                 self.active.push(key);
             }
@@ -130,7 +131,12 @@ impl Keeper {
     fn link(&mut self, core: usize, at: u32, slot: &Slot, generation: u64, now: Instant) {
         let cores = self.board.cores();
         let key = slot.key.value();
-        let (quota, version) = slot.quota();
+        // The key has had another slot, which was given up and is perhaps looked at only after this
+        // one: it is forgotten first, so that forgetting it later does not take this one away.
+        if let Some(before) = self.buckets.get(&key).and_then(|bucket| bucket.slots[core]) {
+            self.unlink(core, before);
+        }
+        let (quota, _) = slot.quota();
         let bucket = self.buckets.entry(key).or_insert_with(|| Bucket {
             quota,
             shares: Unit::ALL
@@ -157,7 +163,8 @@ impl Keeper {
             wanted: wanted.min(slot.wanted.value()),
             passed: slot.passed.value(),
             bytes: 0,
-            version,
+            // Not seen: the bucket may have another quota from before.
+            version: 0,
             is_quiet: false,
         };
     }
@@ -179,9 +186,13 @@ impl Keeper {
 
     fn tick_bucket(&mut self, key: u64, now: Instant) {
         let Some(bucket) = self.buckets.get_mut(&key) else { return };
+        // A bucket that was forgotten and found again in this tick is named twice.
+        if std::mem::take(&mut bucket.looked) != self.ticks {
+            return;
+        }
         let board = &*self.board;
         let slots: Vec<Option<&Slot>> = (bucket.slots.iter().enumerate())
-            .map(|(core, at)| at.map(|at| board.slot(core, at)))
+            .map(|(core, at)| at.and_then(|at| board.used_slot(core, at)))
             .collect();
         // What was asked for and done since the last tick.
         let mut wanted = vec![0_u64; slots.len()];
@@ -189,15 +200,17 @@ impl Keeper {
         for (core, slot) in slots.iter().enumerate() {
             let (Some(slot), Some(at)) = (slot, bucket.slots[core]) else { continue };
             let seen = &mut self.seen[core][at as usize];
+            let count = slot.wanted.value();
+            wanted[core] = count.saturating_sub(std::mem::replace(&mut seen.wanted, count));
             let (quota, version) = slot.quota();
-            if version != std::mem::replace(&mut seen.version, version) {
+            // Of cores that know different quotas, those that have just used theirs know better.
+            let is_news = version != std::mem::replace(&mut seen.version, version);
+            if (is_news || wanted[core] > 0) && quota != bucket.quota {
                 bucket.change(quota, key, &slots, now);
             }
-            let count = slot.wanted.value();
-            wanted[core] = count - std::mem::replace(&mut seen.wanted, count);
             seen.bytes = slot.meters[Unit::Bytes as usize].spent.value();
             let count = slot.passed.value();
-            passed += count - std::mem::replace(&mut seen.passed, count);
+            passed += count.saturating_sub(std::mem::replace(&mut seen.passed, count));
         }
         bucket.average(&slots, passed);
         let (mut is_full, mut is_quiet, mut tight) = (true, true, false);
@@ -290,7 +303,7 @@ fn set_mark(board: &Board, marks: &mut HashMap<usize, u32>, key: u64, tight: boo
     let count = marks.entry(Board::mark_of(key)).or_default();
     match tight {
         true => *count += 1,
-        false => *count -= 1,
+        false => *count = count.saturating_sub(1),
     }
     let is_set = *count > 0;
     if !is_set {

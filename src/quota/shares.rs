@@ -133,10 +133,12 @@ impl Shares {
     }
 
     /// Core `at` has got a slot, in which its count begins at `began`, and has claimed `claimed`
-    /// tokens for it.
+    /// tokens for it. A slot that it had before is given up.
     pub fn join(&mut self, at: usize, claimed: i64, began: i64) {
+        if self.cores[at].has_slot {
+            self.leave(at);
+        }
         let share = &mut self.cores[at];
-        debug_assert!(!share.has_slot, "a core has one slot");
         // It may have looked at the mark just before that was set.
         self.pool -= claimed - share.limit;
         *share = CoreShare {

@@ -24,8 +24,9 @@ pub const OVERFLOW: usize = 256;
 /// How many slots are looked at for one that may be given away, so that no request takes long.
 const EVICT_LOOKS: u32 = 32;
 
-/// A bucket that nobody has asked for this long gives up its slot if it is full.
-pub const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// A bucket that nobody has asked for since it was last looked at, so many calls of
+/// [`QuotaTable::sweep`] ago, gives up its slot if it is full.
+const SWEEP_TURNS: u32 = 60;
 
 /// Most slots of a core that [`QuotaTable::new`] can be given with `buckets`.
 pub fn slots(buckets: usize) -> usize {
@@ -61,8 +62,10 @@ struct TableState {
     overflowed: u64,
     /// By slot, for those that have refused or are on their own.
     beside: HashMap<u32, LocalNotes, BuildHasherDefault<HashedAlready>>,
-    /// `wanted` of each slot at the last sweep.
+    /// `wanted` of each slot when a sweep last looked at it.
     swept: Vec<u64>,
+    /// Which of [`SWEEP_TURNS`] slots the last sweep has looked at.
+    sweep_turn: u32,
 }
 
 /// What only the core knows of a bucket.
@@ -225,6 +228,10 @@ impl QuotaTable {
         if generation == 0 || !is_full || slot.linked.load(Acquire) != generation {
             return false;
         }
+        // What an unfinished body brings is owed. Its connection has it for a bounded time only.
+        if slot.open.value() > 0 {
+            return false;
+        }
         slot.generation.store(0, Release);
         state.index.remove(&slot.key.value());
         state.beside.remove(&at);
@@ -232,13 +239,15 @@ impl QuotaTable {
         true
     }
 
-    /// Frees the slots that nobody has asked for since the last call and whose buckets are full. To
-    /// be called every [`IDLE_AFTER`]. Looks at every slot: a quarter of a millisecond for 65,536.
+    /// Frees slots whose buckets are full and that nobody has asked for since they were last looked
+    /// at, a minute ago. To be called every second: each call looks at one slot in sixty, so that
+    /// requests do not wait for a whole table.
     pub fn sweep(&self) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         state.swept.resize(state.fresh as usize, u64::MAX);
-        for at in 0..state.fresh {
+        state.sweep_turn = (state.sweep_turn + 1) % SWEEP_TURNS;
+        for at in (state.sweep_turn..state.fresh).step_by(SWEEP_TURNS as usize) {
             let wanted = self.board.slot(self.core, at).wanted.value();
             let before = std::mem::replace(&mut state.swept[at as usize], wanted);
             if before == wanted {
@@ -340,6 +349,17 @@ impl QuotaTable {
     }
 
     /// A request passes, with a body that is expected to have `bytes` bytes.
+    /// [`QuotaTable::correct`] must follow once: until then the slot is not given away.
+    #[inline]
+    pub fn open(&self, id: SlotId, bytes: i64) {
+        // A request that has waited may have lost its slot, because the bucket was full.
+        if self.is_current(id) {
+            self.slot(id).open.inc();
+            self.spend(id, bytes);
+        }
+    }
+
+    /// A request passes, with a body of `bytes` bytes.
     #[inline]
     pub fn spend(&self, id: SlotId, bytes: i64) {
         let slot = self.slot(id);
@@ -348,12 +368,14 @@ impl QuotaTable {
         slot.meters[Unit::Bytes as usize].spend(bytes);
     }
 
-    /// Of an earlier [`QuotaTable::spend`], the body has `more` bytes more, or less, than were expected.
-    /// Nothing if the slot has another key by now, because then the bucket was full.
+    /// Of an earlier [`QuotaTable::open`], the body has `more` bytes more, or less, than were
+    /// expected.
     #[inline]
     pub fn correct(&self, id: SlotId, more: i64) {
-        if more != 0 && self.is_current(id) {
-            self.slot(id).meters[Unit::Bytes as usize].spend(more);
+        if self.is_current(id) {
+            let slot = self.slot(id);
+            slot.open.set(slot.open.value().saturating_sub(1));
+            slot.meters[Unit::Bytes as usize].spend(more);
         }
     }
 

@@ -1,7 +1,7 @@
 """What schemathesis cannot know of docs/openapi.yaml: how bodies of lines are made, and that a body is compressed as its
 `content-encoding` says.
 
-Named by SCHEMATHESIS_HOOKS; tests/it/described.rs runs it.
+Named by SCHEMATHESIS_HOOKS; tests/it/documents/openapi.rs runs it.
 """
 
 import gzip

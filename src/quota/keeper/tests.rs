@@ -234,7 +234,8 @@ fn no_demand_gets_more_than_rate_and_burst() {
                 }
             }
             if rng.u16(..) < 20 {
-                sim.tables[rng.usize(..cores)].sweep();
+                let core = rng.usize(..cores);
+                sim.sweep(core);
             }
             sim.pass(MS * rng.u32(0..8));
         }
@@ -328,12 +329,52 @@ fn a_body_is_charged_for_what_it_is() {
     let mut sim = Sim::new(1, 5);
     let id = sim.tables[0].find(KEY, &quota, 1);
     sim.tables[0].want(id);
-    sim.tables[0].spend(id, 1_000);
+    sim.tables[0].open(id, 1_000);
     assert_ne!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as announced");
     sim.pass(MS * 200);
     sim.tables[0].correct(id, -990);
     sim.pass(MS * 200);
     assert_eq!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "as it was");
+}
+
+/// A bucket may be full again before a slow body, which its quota was not charged for, is whole.
+#[test]
+fn a_body_on_its_way_is_owed_however_many_others_come() {
+    let quota = Quota { requests: None, bytes: Some(Limit { amount: 100, per_s: 1, burst: 100 }) };
+    let mut sim = Sim::new(1, 5);
+    let id = sim.tables[0].find(KEY, &quota, 1);
+    sim.tables[0].want(id);
+    sim.tables[0].open(id, 0);
+    sim.pass(Duration::from_secs(2));
+    for _ in 0..3 {
+        sim.sweep(0);
+        sim.pass(MS * 200);
+    }
+    // Nor do others get its slot.
+    for n in 0..3 * BUCKETS as u64 {
+        sim.ask(0, key_of(n), &quota, 0);
+        if n % 16 == 0 {
+            sim.pass(MS * 200);
+        }
+    }
+    assert!(sim.tables[0].is_current(id));
+    sim.tables[0].correct(id, 10_000);
+    sim.pass(Duration::from_secs(50));
+    assert_ne!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "owed");
+    sim.pass(Duration::from_secs(51));
+    assert_eq!(sim.ask(0, KEY, &quota, 0), QuotaVerdict::Pass, "repaid");
+    // Then it is as others are.
+    sim.pass(Duration::from_secs(2));
+    for _ in 0..3 {
+        sim.sweep(0);
+        sim.pass(MS * 200);
+    }
+    assert!(!sim.tables[0].is_current(id));
+    // A request that has waited for so long charges and keeps nobody else's.
+    let other = sim.tables[0].find(key_of(9_999), &quota, 1);
+    sim.tables[0].open(id, 1_000);
+    sim.tables[0].correct(id, -1_000);
+    assert!(sim.tables[0].is_current(other));
 }
 
 /// A core that ends, or hangs, with tokens in hand keeps them from nobody.
@@ -382,6 +423,54 @@ fn slow_rates_come_without_control_too() {
     let got = passed(&mut sim, &quota, &|_| vec![0, 1], 11, 1);
     let sum: u64 = got[1..].iter().sum();
     assert!((17..=21).contains(&sum), "{got:?}");
+}
+
+/// A name whose quota has changed may be used on a core that has no slot for it yet.
+#[test]
+fn another_quota_holds_from_its_next_use_on_any_core() {
+    let of = |amount, burst| requests(amount, 1, burst);
+    for (from, to, seconds_of_new) in
+        [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)]
+    {
+        for same_tick in [false, true] {
+            for (first, next) in [(0, 1), (1, 0)] {
+                let mut sim = Sim::new(2, 12);
+                let drain = |sim: &mut Sim, core: usize, quota: &Quota, version| {
+                    let table = &sim.tables[core];
+                    let id = table.find(KEY, quota, version);
+                    let mut count = 0;
+                    for _ in 0..60 {
+                        table.want(id);
+                        if table.judge(id, sim.now) == QuotaVerdict::Pass {
+                            table.spend(id, 0);
+                            count += 1;
+                        }
+                    }
+                    count
+                };
+                drain(&mut sim, first, &from, 1);
+                if !same_tick {
+                    sim.pass(MS * 500);
+                }
+                for _ in 0..50 {
+                    drain(&mut sim, next, &to, 2);
+                    sim.pass(MS * 100);
+                }
+                let count: u64 = (0..100)
+                    .map(|_| {
+                        let count = drain(&mut sim, next, &to, 2);
+                        sim.pass(MS * 100);
+                        count
+                    })
+                    .sum();
+                let wanted = 10 * seconds_of_new;
+                assert!(
+                    (wanted * 95 / 100 - 1..=wanted * 105 / 100 + 1).contains(&count),
+                    "{from:?} to {to:?}, {first} {next} {same_tick}: {count} of {wanted}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -466,7 +555,7 @@ fn a_full_table_forgets_nobody_who_owes() {
     // In the end nothing is left of them.
     sim.pass(Duration::from_secs(120));
     for _ in 0..3 {
-        sim.tables[0].sweep();
+        sim.sweep(0);
         sim.pass(MS * 200);
     }
     assert_eq!(sim.tables[0].buckets_used(), sim.tables[0].overflow_len());
@@ -495,5 +584,136 @@ fn keys_do_not_disturb_each_other() {
         let count = counts[&KEY.wrapping_mul(n + 1)] as f64;
         let wanted = (10 * (n + 1) * 6) as f64;
         assert!((0.9 * wanted..=1.02 * wanted).contains(&count), "{n}: {count} of {wanted}");
+    }
+}
+
+/// Keys that differ in all their bits.
+fn key_of(n: u64) -> u64 {
+    (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 << 60
+}
+
+impl Sim {
+    /// Looks at all slots of a core, so that those are freed that nobody has asked for since the
+    /// last time and whose buckets are full.
+    fn sweep(&self, core: usize) {
+        (0..60).for_each(|_| self.tables[core].sweep());
+    }
+
+    /// A bucket that knows everything for each key: none gets more than it.
+    fn ask_counted(&mut self, core: usize, key: u64, limit: Limit, ideals: &mut Ideals) {
+        let quota = Quota { requests: Some(limit), bytes: None };
+        if self.ask(core, key, &quota, 0) != QuotaVerdict::Pass {
+            return;
+        }
+        let full = f64::from(u32::try_from(limit.burst).unwrap());
+        let (left, at) = ideals.entry(key).or_insert((full, self.now));
+        let rate = limit.amount as f64 / limit.per_s as f64;
+        *left = (*left + (self.now - *at).as_secs_f64() * rate).min(full) - 1.0;
+        *at = self.now;
+        assert!(*left > -0.001, "{key:x}: {left} of {limit:?}");
+    }
+}
+
+type Ideals = HashMap<u64, (f64, Instant)>;
+
+/// A key that returns after its slot was freed and before control has looked gets another slot,
+/// which control may look at before or after the one that it had.
+#[test]
+fn keys_that_return_in_another_slot_are_found_there() {
+    let seed = seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let quota = requests(1, 60, 1);
+    for cores in [1, 3] {
+        let mut sim = Sim::new(cores, seed);
+        let mut order: Vec<u64> = (0..200).collect();
+        for round in 0..6 {
+            for n in &order {
+                let core = (*n as usize + round) % cores;
+                assert!(sim.ask_patiently(core, key_of(*n), &quota), "{n} in round {round}");
+            }
+            sim.pass(MS * 200);
+            assert_eq!(sim.keeper.len(), order.len());
+            for n in &order {
+                for core in 0..cores {
+                    let verdict = sim.ask(core, key_of(*n), &quota, 0);
+                    assert_ne!(verdict, QuotaVerdict::Pass, "{n} on {core} in round {round}");
+                }
+            }
+            sim.pass(Duration::from_secs(120));
+            for core in (0..cores).flat_map(|core| [core; 2]) {
+                sim.sweep(core);
+            }
+            assert!(sim.tables.iter().all(|table| table.buckets_used() == 0));
+            match round {
+                0 => order.reverse(),
+                _ => rng.shuffle(&mut order),
+            }
+        }
+    }
+}
+
+/// A sweep takes as long as one slot in sixty, and frees none that was asked for within a minute.
+#[test]
+fn sweeps_are_short_and_leave_what_was_used_lately() {
+    for keys in [1, 59, 60, 61, 500] {
+        let quota = requests(1, 1, 1);
+        let mut sim = Sim::new(1, 13);
+        for n in 0..keys {
+            sim.ask(0, key_of(n), &quota, 0);
+        }
+        sim.pass(Duration::from_secs(2));
+        let mut second = || {
+            let before = sim.tables[0].buckets_used();
+            sim.tables[0].sweep();
+            // One that is used goes on.
+            sim.ask(0, key_of(keys - 1), &quota, 0);
+            sim.pass(Duration::from_secs(1));
+            before.saturating_sub(sim.tables[0].buckets_used())
+        };
+        // The first looks only note what was asked for.
+        assert_eq!((0..60).map(|_| second()).sum::<usize>(), 0, "{keys}");
+        let freed: Vec<usize> = (0..60).map(|_| second()).collect();
+        assert_eq!(freed.iter().sum::<usize>() as u64, keys - 1);
+        assert!(freed.iter().all(|count| *count as u64 <= keys / 60 + 1), "{keys}: {freed:?}");
+    }
+}
+
+/// Many keys in a small table, whose slots are freed and given to others all the time.
+#[test]
+fn no_key_of_many_gets_more_than_its_quota() {
+    let seed = seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for round in 0..12 {
+        let cores = rng.usize(1..5);
+        let keys = [20, 300, 700, 1500][rng.usize(0..4)];
+        let amount = rng.u64(1..20);
+        let limit = Limit { amount, per_s: 1, burst: amount * rng.u64(1..4) };
+        let mut sim = Sim::new(cores, seed ^ round);
+        sim.ticks = Some([100..101, 60..300, 1..700][rng.usize(0..3)].clone());
+        let mut ideals = Ideals::new();
+        for _ in 0..600 {
+            let first = rng.u64(0..keys);
+            let count = rng.u64(0..60);
+            let down = rng.bool();
+            for n in 0..count {
+                let n = if down { count - n } else { n };
+                let key = key_of((first + n) % keys);
+                for _ in 0..rng.u8(1..4) {
+                    sim.ask_counted(rng.usize(..cores), key, limit, &mut ideals);
+                }
+            }
+            if rng.u8(..) < 60 {
+                sim.sweep(rng.usize(..cores));
+            }
+            sim.pass(MS * rng.u32(0..200));
+        }
+        // In the end control knows nothing that cores do not.
+        sim.pass(Duration::from_secs(120));
+        for core in (0..cores).flat_map(|core| [core; 3]) {
+            sim.sweep(core);
+        }
+        sim.pass(MS * 2_000);
+        let shared = sim.tables.iter().map(QuotaTable::overflow_len).sum::<usize>();
+        assert!(sim.keeper.len() <= shared, "round {round}");
     }
 }
