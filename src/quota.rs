@@ -104,7 +104,8 @@ impl Quota {
     fn strictest(&self, other: &Quota) -> Quota {
         let of = |one: Option<Limit>, other: Option<Limit>| match (one, other) {
             (Some(one), Some(other)) => {
-                let rate = |limit: Limit, per: Limit| u128::from(limit.amount) * u128::from(per.per_s);
+                let rate =
+                    |limit: Limit, per: Limit| u128::from(limit.amount) * u128::from(per.per_s);
                 let slower = if rate(one, other) <= rate(other, one) { one } else { other };
                 Some(Limit { burst: one.burst.min(other.burst), ..slower })
             }

@@ -441,7 +441,9 @@ fn slow_rates_come_without_control_too() {
 #[test]
 fn another_quota_holds_from_its_next_use_on_any_core() {
     let of = |amount, burst| requests(amount, 1, burst);
-    for (from, to, seconds_of_new) in [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)] {
+    for (from, to, seconds_of_new) in
+        [(of(1000, 1000), of(10, 10), 10), (of(10, 10), of(200, 200), 200)]
+    {
         for same_tick in [false, true] {
             for (first, next) in [(0, 1), (1, 0)] {
                 let mut sim = Sim::new(2, 12);
@@ -644,6 +646,28 @@ fn more_quotas_than_shared_buckets_get_the_strictest() {
     assert_eq!(other.strictest(&one), requests(60, 60, 5));
     assert_eq!(one.strictest(&Quota::default()), one);
     assert_eq!(Quota::default().strictest(&one), one);
+}
+
+/// Whatever counts cores write, control goes on.
+#[test]
+fn no_counts_of_cores_stop_control() {
+    let limit = Some(Limit { amount: 1 << 40, per_s: 1, burst: 1 << 40 });
+    let quota = Quota { requests: limit, bytes: limit };
+    let extremes = [i64::MAX, i64::MIN, i64::MAX / 2, i64::MIN / 2, 1, -1];
+    for first in extremes {
+        for second in extremes {
+            let mut sim = Sim::new(2, 17);
+            for core in 0..2 {
+                let id = sim.tables[core].find(KEY, &quota, 1);
+                for bytes in [first, second, first, first] {
+                    sim.tables[core].want(id);
+                    sim.tables[core].spend(id, bytes);
+                    sim.pass(MS * 100);
+                }
+            }
+            sim.pass(Duration::from_secs(5));
+        }
+    }
 }
 
 #[test]
