@@ -100,6 +100,20 @@ impl Quota {
         self.requests.is_some() || self.bytes.is_some()
     }
 
+    /// Of both units the lower rate, and the lower burst.
+    fn strictest(&self, other: &Quota) -> Quota {
+        let of = |one: Option<Limit>, other: Option<Limit>| match (one, other) {
+            (Some(one), Some(other)) => {
+                let rate =
+                    |limit: Limit, per: Limit| u128::from(limit.amount) * u128::from(per.per_s);
+                let slower = if rate(one, other) <= rate(other, one) { one } else { other };
+                Some(Limit { burst: one.burst.min(other.burst), ..slower })
+            }
+            (one, other) => one.or(other),
+        };
+        Quota { requests: of(self.requests, other.requests), bytes: of(self.bytes, other.bytes) }
+    }
+
     /// The limit of one unit.
     pub fn of(&self, unit: Unit) -> Option<Limit> {
         match unit {

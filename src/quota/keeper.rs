@@ -210,7 +210,8 @@ impl Keeper {
             }
             seen.bytes = slot.meters[Unit::Bytes as usize].spent.value();
             let count = slot.passed.value();
-            passed += count.saturating_sub(std::mem::replace(&mut seen.passed, count));
+            let more = count.saturating_sub(std::mem::replace(&mut seen.passed, count));
+            passed = more.saturating_add(passed);
         }
         bucket.average(&slots, passed);
         let (mut is_full, mut is_quiet, mut tight) = (true, true, false);
@@ -269,11 +270,12 @@ impl Bucket {
     /// Takes the bodies of `passed` requests into the average.
     fn average(&mut self, slots: &[Option<&Slot>], passed: u64) {
         let of = |slot: &&Slot| spent(&slot.meters[Unit::Bytes as usize]).max(0) as u64;
-        let bytes: u64 = slots.iter().flatten().map(of).sum();
+        let bytes = slots.iter().flatten().map(of).fold(0, u64::saturating_add);
         let more = bytes.saturating_sub(std::mem::replace(&mut self.bytes_spent, bytes));
         if let Some(latest) = more.checked_div(passed) {
             let before = if self.body_bytes == 1 { latest } else { self.body_bytes };
-            self.body_bytes = ((3 * before + latest) / 4).max(1);
+            let sum = 3 * u128::from(before) + u128::from(latest);
+            self.body_bytes = u64::try_from(sum / 4).unwrap_or(u64::MAX).max(1);
         }
     }
 

@@ -75,13 +75,13 @@ struct CoreShare {
 
 impl CoreShare {
     fn held(&self) -> i64 {
-        self.limit - self.spent
+        self.limit.saturating_sub(self.spent)
     }
 
     /// Demand rises at once and falls by a quarter per tick. Without requests it is forgotten,
     /// unless some may be waiting, …
     fn look(&mut self, seen: Seen) {
-        let spent = seen.spent - std::mem::replace(&mut self.spent, seen.spent);
+        let spent = seen.spent.saturating_sub(std::mem::replace(&mut self.spent, seen.spent));
         let wanted = i64::try_from(seen.wanted).unwrap_or(i64::MAX);
         let before = if wanted > 0 { wanted } else { self.unmet };
         self.unmet = before.saturating_sub(spent).max(0);
@@ -140,10 +140,10 @@ impl Shares {
         }
         let share = &mut self.cores[at];
         // It may have looked at the mark just before that was set.
-        self.pool -= claimed - share.limit;
+        self.pool = self.pool.saturating_sub(claimed.saturating_sub(share.limit));
         *share = CoreShare {
             has_slot: true,
-            limit: began + claimed,
+            limit: began.saturating_add(claimed),
             spent: began,
             ..CoreShare::default()
         };
@@ -153,7 +153,7 @@ impl Shares {
     pub fn leave(&mut self, at: usize) {
         let share = &mut self.cores[at];
         let claim = if self.tight { 0 } else { self.initial[at] };
-        self.pool += share.held() - claim;
+        self.pool = self.pool.saturating_add(share.held().saturating_sub(claim));
         *share = CoreShare { limit: claim, ..CoreShare::default() };
     }
 
@@ -167,11 +167,11 @@ impl Shares {
         // Cores without a slot claim by the new burst from now on.
         for (share, claim) in self.cores.iter_mut().zip(&self.initial) {
             if !share.has_slot && !self.tight {
-                self.pool += share.limit - claim;
+                self.pool = self.pool.saturating_add(share.limit.saturating_sub(*claim));
                 share.limit = *claim;
             }
         }
-        self.room = limit.burst as i64 - self.level();
+        self.room = (limit.burst as i64).saturating_sub(self.level());
     }
 
     /// Moves tokens, given what each core with a slot has done.
@@ -180,15 +180,15 @@ impl Shares {
             let Some(seen) = seen else { continue };
             share.look(*seen);
             if share.held() < 0 {
-                self.room -= share.held();
-                self.pool += share.held();
+                self.room = self.room.saturating_sub(share.held());
+                self.pool = self.pool.saturating_add(share.held());
                 share.limit = share.spent;
             }
         }
-        self.pool += std::mem::take(&mut self.transit);
+        self.pool = self.pool.saturating_add(std::mem::take(&mut self.transit));
         self.refill(now);
         self.spread();
-        self.room = self.limit.burst as i64 - self.level();
+        self.room = (self.limit.burst as i64).saturating_sub(self.level());
     }
 
     /// Adds what the rate has brought, up to the burst. No more than there was room for when the
@@ -198,27 +198,28 @@ impl Shares {
         let elapsed = now.saturating_duration_since(self.filled).as_nanos();
         self.filled = self.filled.max(now);
         let per_token = u128::from(self.limit.per_s) * 1_000_000_000;
-        self.part += elapsed * u128::from(self.limit.amount);
+        let came = elapsed.saturating_mul(self.limit.amount.into());
+        self.part = self.part.saturating_add(came);
         let whole = i64::try_from(self.part / per_token).unwrap_or(i64::MAX / 4);
         self.part %= per_token;
         if whole >= self.room {
             self.part = 0;
         }
         self.pool = self.pool.saturating_add(whole.min(self.room.max(0)));
-        self.pool = self.pool.min(self.limit.burst as i64 - self.held());
+        self.pool = self.pool.min((self.limit.burst as i64).saturating_sub(self.held()));
     }
 
     fn held(&self) -> i64 {
-        self.cores.iter().map(CoreShare::held).sum()
+        self.cores.iter().map(CoreShare::held).fold(0, i64::saturating_add)
     }
 
     /// Decides what each core should have, gives it what it lacks, and takes from others what is
     /// missing for that.
     fn spread(&mut self) {
-        let available = (self.pool + self.held()).max(0);
+        let available = self.pool.saturating_add(self.held()).max(0);
         let joined = self.cores.iter().filter(|share| share.has_slot).count() as i64;
         let need: i64 = self.cores.iter().map(CoreShare::need).fold(0, i64::saturating_add);
-        let claims: i64 = self.claims().map(|(_, claim)| claim).sum();
+        let claims = self.claims().map(|(_, claim)| claim).fold(0, i64::saturating_add);
         self.suffices = need <= available && available > 0;
         let room_for_claims = need.saturating_add(claims) <= available;
         // Marks are not taken back as long as the bucket is not nearly full again.
@@ -227,9 +228,10 @@ impl Shares {
         let for_claims = if may_claim { claims } else { 0 };
         let targets: Vec<i64> = match self.suffices {
             true => {
-                let rest = (available - need - for_claims) / joined.max(1);
+                let rest =
+                    available.saturating_sub(need).saturating_sub(for_claims) / joined.max(1);
                 let of = |(share, claim): (&CoreShare, &i64)| match share.has_slot {
-                    true => share.need() + rest,
+                    true => share.need().saturating_add(rest),
                     false if may_claim => *claim,
                     false => 0,
                 };
@@ -255,9 +257,10 @@ impl Shares {
 
     /// Takes from cores what they have beyond their targets, if others lack it.
     fn take_back(&mut self, targets: &[i64], claims: bool) {
-        let lacks = |(share, target): (&CoreShare, &i64)| (target - share.held()).max(0);
-        let lacking: i64 = self.cores.iter().zip(targets).map(lacks).sum();
-        let mut missing = (lacking - self.pool).max(0);
+        let lacks =
+            |(share, target): (&CoreShare, &i64)| target.saturating_sub(share.held()).max(0);
+        let lacking = self.cores.iter().zip(targets).map(lacks).fold(0, i64::saturating_add);
+        let mut missing = lacking.saturating_sub(self.pool).max(0);
         // So few tokens that no core's part is a whole one: those that lie idle are used.
         let only_idle = missing == 0 && !self.suffices && self.pool == 0;
         if only_idle {
@@ -265,9 +268,9 @@ impl Shares {
         }
         for (share, target) in self.cores.iter_mut().zip(targets) {
             if share.has_slot && !(only_idle && share.need() > 0) {
-                let taken = (share.held() - target).clamp(0, missing);
+                let taken = share.held().saturating_sub(*target).clamp(0, missing);
                 share.limit -= taken;
-                self.transit += taken;
+                self.transit = self.transit.saturating_add(taken);
                 missing -= taken;
             }
         }
@@ -275,7 +278,8 @@ impl Shares {
         if !claims && missing > 0 && !self.tight {
             self.tight = true;
             for share in self.cores.iter_mut().filter(|share| !share.has_slot) {
-                self.transit += std::mem::take(&mut share.limit);
+                let taken = std::mem::take(&mut share.limit);
+                self.transit = self.transit.saturating_add(taken);
             }
         }
     }
@@ -287,8 +291,8 @@ impl Shares {
         for at in (0..count).map(|at| (at + self.turn) % count) {
             let share = &mut self.cores[at];
             if share.has_slot {
-                let given = (targets[at] - share.held()).clamp(0, self.pool.max(0));
-                share.limit += given;
+                let given = targets[at].saturating_sub(share.held()).clamp(0, self.pool.max(0));
+                share.limit = share.limit.saturating_add(given);
                 self.pool -= given;
             }
         }
@@ -308,9 +312,10 @@ impl Shares {
         let most = most.filter(|at| self.cores[*at].has_slot && self.cores[*at].need() > 0);
         if !self.suffices
             && whole > 0
-            && let Some(at) = most.max_by_key(|at| self.cores[*at].need() - self.cores[*at].held())
+            && let Some(at) =
+                most.max_by_key(|at| self.cores[*at].need().saturating_sub(self.cores[*at].held()))
         {
-            self.cores[at].limit += whole;
+            self.cores[at].limit = self.cores[at].limit.saturating_add(whole);
             self.pool -= whole;
         }
     }
@@ -322,7 +327,7 @@ impl Shares {
 
     /// Tokens of all cores, the pool and in transit; negative is debt.
     pub fn level(&self) -> i64 {
-        self.pool + self.transit + self.held()
+        self.pool.saturating_add(self.transit).saturating_add(self.held())
     }
 
     /// Whether all demand can be met, so that a core without tokens gets some with the next ticks.

@@ -2,14 +2,16 @@
 //!
 //! The table is bounded. When it is full, a bucket that is full again gives its slot to a new key;
 //! it loses nothing. If none of the next [`EVICT_LOOKS`] is, the new key shares one of
-//! [`OVERFLOW`] buckets with others, chosen by a hash that nobody outside knows: such keys together
-//! get the quota of one, and no bucket that owes anything is forgotten for them.
+//! [`OVERFLOW`] buckets with others of the same quota, chosen by a hash that nobody outside knows:
+//! such keys together get the quota of one, and no bucket that owes anything is forgotten for them.
+//! If keys with very many quotas find the table full, some share a bucket with another quota: then
+//! the strictest of them holds.
 //!
 //! All times are passed in.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash as _, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
@@ -39,6 +41,14 @@ pub fn table_bytes(buckets: usize) -> usize {
     slots(buckets) * (size_of::<Slot>() + 2 * 40)
 }
 
+/// The bucket that `key` shares: one of [`OVERFLOW`] of its quota, the same on each core. Other keys
+/// are hashes too, so that none is equal but for a chance of one in 2^50.
+fn shared_key(key: u64, quota: &Quota) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (key % OVERFLOW as u64, quota).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The buckets of one core.
 pub struct QuotaTable {
     board: Arc<Board>,
@@ -56,6 +66,10 @@ struct TableState {
     fresh: u32,
     /// Where the search for a slot that may be given away goes on.
     hand: u32,
+    /// Shared slots that have been in use.
+    shared: u32,
+    /// Where the search goes on for one of them.
+    shared_hand: u32,
     /// Uses of slots so far.
     generations: u64,
     /// Keys that found no slot of their own.
@@ -159,7 +173,8 @@ impl QuotaTable {
         };
         drop(state);
         let slot = self.board.slot(self.core, at);
-        if slot.version.load(Relaxed) != version {
+        // The quota of a shared slot is not that of one key.
+        if slot.version.load(Relaxed) != version && at < self.buckets {
             slot.set_quota(quota, version);
         }
         SlotId { at, generation: slot.generation.load(Relaxed) }
@@ -179,12 +194,19 @@ impl QuotaTable {
             Some(at) => (key, at),
             None => {
                 state.overflowed += 1;
-                // No key is so small, but for a chance of one in 2^56.
-                let shared = key % OVERFLOW as u64;
+                let shared = shared_key(key, quota);
                 if let Some(at) = state.index.get(&shared) {
+                    self.tighten(*at, quota, version);
                     return *at;
                 }
-                (shared, self.buckets + shared as u32)
+                match self.shared_place(state) {
+                    Some(at) => (shared, at),
+                    None => {
+                        let at = self.buckets + (shared % OVERFLOW as u64) as u32;
+                        self.tighten(at, quota, version);
+                        return at;
+                    }
+                }
             }
         };
         self.board.allocate(self.core, at);
@@ -212,15 +234,36 @@ impl QuotaTable {
 
     /// Frees a slot whose bucket is full, if one of the next few is that.
     fn evict(&self, state: &mut TableState) -> Option<u32> {
-        for _ in 0..EVICT_LOOKS {
+        (0..EVICT_LOOKS).find_map(|_| {
             state.hand = (state.hand + 1) % self.buckets;
-            if self.release_if_full(state, state.hand) {
-                return state.free.pop_front();
-            }
-        }
-        None
+            self.release_if_full(state, state.hand).then_some(state.hand)
+        })
     }
 
+    /// A slot to be shared that nobody has, or whose bucket is full.
+    fn shared_place(&self, state: &mut TableState) -> Option<u32> {
+        if state.shared < OVERFLOW as u32 {
+            state.shared += 1;
+            return Some(self.buckets + state.shared - 1);
+        }
+        (0..EVICT_LOOKS).find_map(|_| {
+            state.shared_hand = (state.shared_hand + 1) % OVERFLOW as u32;
+            let at = self.buckets + state.shared_hand;
+            self.release_if_full(state, at).then_some(at)
+        })
+    }
+
+    /// One with this quota shares slot `at`: of its quota and that of the others the strictest holds.
+    fn tighten(&self, at: u32, quota: &Quota, version: u64) {
+        let slot = self.board.slot(self.core, at);
+        let before = slot.quota().0;
+        let strictest = before.strictest(quota);
+        if strictest != before {
+            slot.set_quota(&strictest, version);
+        }
+    }
+
+    /// Takes a slot from its key if the bucket is full.
     fn release_if_full(&self, state: &mut TableState, at: u32) -> bool {
         let slot = self.board.slot(self.core, at);
         let generation = slot.generation.load(Relaxed);
@@ -235,7 +278,6 @@ impl QuotaTable {
         slot.generation.store(0, Release);
         state.index.remove(&slot.key.value());
         state.beside.remove(&at);
-        state.free.push_back(at);
         true
     }
 
@@ -250,8 +292,8 @@ impl QuotaTable {
         for at in (state.sweep_turn..state.fresh).step_by(SWEEP_TURNS as usize) {
             let wanted = self.board.slot(self.core, at).wanted.value();
             let before = std::mem::replace(&mut state.swept[at as usize], wanted);
-            if before == wanted {
-                self.release_if_full(state, at);
+            if before == wanted && self.release_if_full(state, at) {
+                state.free.push_back(at);
             }
         }
     }
