@@ -61,25 +61,31 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-/// Posts all kinds of good bodies for `duration` and prints how long they took.
+/// Posts all kinds of good bodies for `duration` and prints how long they took. Where the machine is
+/// so busy that bodies which have just stalled cannot be told from others, one in twenty may be 503.
 fn serve_others(server: &Server, name: &str, duration: Duration) {
     let plain = request(br#"{"data":[1,2,3]}"#, "");
     let large = request(&padded(200 << 10), "");
     let packed = zstd::stream::encode_all(padded(200 << 10).as_slice(), 1).unwrap();
     let packed = request(&packed, "content-encoding: zstd\r\n");
     let started = Instant::now();
-    let mut latencies = Vec::new();
+    let (mut latencies, mut refused) = (Vec::new(), 0);
     while started.elapsed() < duration || latencies.len() < 30 {
         for request in [&plain, &large, &packed] {
             let begun = Instant::now();
             let mut client = server.connect();
             client.send(request);
             let reply = client.reply();
+            if reply.status == 503 {
+                refused += 1;
+                continue;
+            }
             assert_eq!(reply.status, 200, "{name}: {reply:?} after {} served", latencies.len());
             latencies.push(begun.elapsed());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    assert!(refused <= latencies.len() / 20, "{name}: {refused} refused of {}", latencies.len());
     latencies.sort();
     let at = |share: usize| latencies[(latencies.len() - 1) * share / 100];
     println!(
