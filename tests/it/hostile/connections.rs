@@ -4,11 +4,8 @@
 //! connection for each request, and one that keeps its own. Then the order in which connections
 //! give way, each step by itself, with peers on several loopback addresses.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-use socket2::{Domain, Socket, Type};
 
 use super::support::Ended;
 use crate::support::{Client, PATIENCE, Server, chunked_request, request, wait_for};
@@ -140,13 +137,7 @@ fn hoarders_that_come_back_all_the_time_keep_nobody_out() {
 
 /// A connection from the loopback address that ends in `last`.
 fn connect_from(server: &Server, last: u8) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    let from: IpAddr = [127, 0, 0, last].into();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect(&server.ingest.into()).unwrap();
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client { stream, unread: Vec::new() }
+    Client::connect_from([127, 0, 0, last].into(), server.ingest)
 }
 
 /// One that has sent a request.

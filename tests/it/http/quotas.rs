@@ -6,18 +6,14 @@
 //! can, on one connection and on 64, whose answers are counted; many source addresses, which on
 //! Linux are all of 127.0.0.0/8. `MILLRACE_QUOTA_SECONDS` is how long it is counted (3).
 
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 
 use crate::support::needs::up_to_two_cores;
-use crate::support::{
-    Client, PATIENCE, Reply, Server, chunked_request, gzip, request, run, wait_for,
-};
+use crate::support::{Client, Reply, Server, chunked_request, gzip, request, run, wait_for};
 
 const EMPTY: &[u8] = br#"{"data":[]}"#;
 
@@ -30,14 +26,7 @@ fn with_tokens(text: &str, settings: &[(&str, &str)]) -> Server {
 
 /// A connection that comes from `source`.
 fn connect_from(source: [u8; 4], server: &Server) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&server.ingest.into()).unwrap();
-    let stream: TcpStream = socket.into();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    Client { stream, unread: Vec::new() }
+    Client::connect_from(source.into(), server.ingest)
 }
 
 /// Requests without payloads until one is refused; that refusal, and how many passed.

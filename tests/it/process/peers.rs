@@ -2,25 +2,16 @@
 //!
 //! Method: clients with source addresses of their own, which on Linux are all of 127.0.0.0/8.
 
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
 
 use crate::support::needs::{Need, skip, up_to_two_cores};
-use crate::support::{Client, PATIENCE, Reply, Server, collection, numbered, request, wait_for};
+use crate::support::{Client, Reply, Server, collection, numbered, request, wait_for};
 
 /// A connection that comes from `source`.
 fn connect_from(source: [u8; 4], server: &Server) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&server.ingest.into()).unwrap();
-    let stream: TcpStream = socket.into();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    Client { stream, unread: Vec::new() }
+    Client::connect_from(source.into(), server.ingest)
 }
 
 fn get(server: &Server, query: &str, accept: &str) -> Reply {
