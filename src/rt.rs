@@ -9,6 +9,7 @@
 //! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create
 //! threads.
 
+mod turns;
 mod waking;
 
 use std::cell::Cell;
@@ -17,12 +18,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 
+use turns::Measured;
 use waking::WakeThread;
 
 pub use fastrand::Rng;
 pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
+pub use turns::{
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, next_turn, observe_turns, turn_now,
+};
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
 /// of its three rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under
@@ -39,7 +44,13 @@ pub const RINGS_PER_EXECUTOR: usize = 3;
 /// on. This call also polls it for the first time, unless the executor is due to check its rings.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
-    glommio::spawn_local(work)
+    spawn_as(TaskKind::Other, work)
+}
+
+/// [`spawn`] for a task of a data core: a long turn of the core is attributed to its `kind`.
+#[inline]
+pub fn spawn_as<T: 'static>(kind: TaskKind, work: impl Future<Output = T> + 'static) -> Task<T> {
+    glommio::spawn_local(Measured::new(kind, work))
 }
 
 /// Waits until `time` has passed.
@@ -231,7 +242,8 @@ impl Executor {
         let Executor { executor, wake_thread } = self;
         let awake = wake_thread.stay_awake();
         // glommio moves it several times, which a thread's stack has to have room for.
-        let main = Box::pin(main);
+        let main = Measured::new(TaskKind::Core, Box::pin(main));
+        turns::reset();
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();

@@ -24,6 +24,11 @@ impl Throttle {
         Throttle { every: Duration::from_secs(60), ..Throttle::default() }
     }
 
+    /// A line every second, for what only a debug log has.
+    pub fn per_second() -> Throttle {
+        Throttle { every: Duration::from_secs(1), ..Throttle::default() }
+    }
+
     /// Logs an error unless the last line is too recent. Returns whether the line was logged.
     pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
         let passed = self.pass(rt::now());
@@ -38,6 +43,15 @@ impl Throttle {
         let passed = self.pass(rt::now());
         if let Some(held_back) = passed {
             tracing::warn!(held_back, "{}", text());
+        }
+        passed.is_some()
+    }
+
+    /// Logs a debug line likewise.
+    pub fn debug(&mut self, text: impl FnOnce() -> String) -> bool {
+        let passed = self.pass(rt::now());
+        if let Some(held_back) = passed {
+            tracing::debug!(held_back, "{}", text());
         }
         passed.is_some()
     }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use futures_lite::FutureExt;
 use hyper::rt as hyper_rt;
 use hyper::server::conn::http1;
@@ -53,7 +53,7 @@ const QUIET_AFTER: Duration = Duration::from_millis(250);
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
     let _or_the_peer_is_gone = stream.set_nodelay();
     let server = server.clone();
-    rt::spawn(async move {
+    rt::spawn_as(TaskKind::Connection, async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
         let served = AssertUnwindSafe(serve(server.clone(), stream, listener)).catch_unwind().await;

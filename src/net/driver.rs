@@ -132,7 +132,7 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
     let mut signalled = None;
     net.ring.borrow_mut().enable_eventfd(false);
     loop {
-        while net.turn() {
+        while look(&net) {
             yield_now().await;
         }
         if spin(&net).await || nap(&net).await {
@@ -141,14 +141,23 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
         net.ring.borrow_mut().enable_eventfd(true);
         // An operation may have completed before the eventfd was enabled.
         if !net.turn() {
+            rt::end_turn();
             let read = signalled.get_or_insert_with(|| Box::pin(wait_for(eventfd.clone())));
             if sleep(&net, read.as_mut()).await {
                 read.set(wait_for(eventfd.clone()));
             }
         }
         net.ring.borrow_mut().enable_eventfd(false);
+        rt::next_turn();
         yield_now().await;
     }
+}
+
+/// One turn of the ring, which ends a turn of the core and begins the next.
+fn look(net: &Net) -> bool {
+    let completed = net.turn();
+    rt::next_turn();
+    completed
 }
 
 /// Polls for as long as `Net::set_spin` says; true as soon as something has completed.
@@ -157,10 +166,10 @@ async fn spin(net: &Net) -> bool {
     if spin.is_zero() {
         return false;
     }
-    let since = rt::now();
-    while rt::since(since) < spin {
+    let since = rt::turn_now();
+    while rt::turn_now() - since < spin {
         yield_now().await;
-        if net.turn() {
+        if look(net) {
             return true;
         }
     }
@@ -178,7 +187,10 @@ async fn nap(net: &Net) -> bool {
     if !rt::is_idle().await {
         return true;
     }
-    net.turn_with(|ring| ring.nap(limit))
+    rt::end_turn();
+    let completed = net.turn_with(|ring| ring.nap(limit));
+    rt::next_turn();
+    completed
 }
 
 async fn wait_for(eventfd: Rc<glommio::io::BufferedFile>) {

@@ -121,6 +121,7 @@ mod process {
     mod signals;
     mod start;
     mod stop_times;
+    mod turns;
 }
 
 /// The commands beside the server.
