@@ -26,7 +26,8 @@ pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
-    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, next_turn, observe_turns, turn_now,
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, look_is_due, next_turn, observe_turns,
+    run_ready_tasks, turn_now, wake_driver_when_busy, was_busy,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
@@ -96,11 +97,15 @@ pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }
 
-/// Lets other tasks run if the kernel has completions for this executor or this task's time slice
-/// has ended.
+/// Lets other tasks run if it is time to look at the sockets again, the kernel has completions for
+/// this executor, or this task's time slice has ended.
 #[inline]
 pub async fn yield_if_needed() {
-    glommio::executor().yield_if_needed().await;
+    if look_is_due() {
+        yield_now().await;
+    } else {
+        glommio::executor().yield_if_needed().await;
+    }
 }
 
 /// The id of the executor that runs the calling task, unique in the process.
@@ -247,7 +252,9 @@ impl Executor {
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();
-            main.await
+            let outcome = main.await;
+            turns::reset();
+            outcome
         })
     }
 }

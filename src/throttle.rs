@@ -47,13 +47,10 @@ impl Throttle {
         passed.is_some()
     }
 
-    /// Logs a debug line likewise.
-    pub fn debug(&mut self, text: impl FnOnce() -> String) -> bool {
-        let passed = self.pass(rt::now());
-        if let Some(held_back) = passed {
-            tracing::debug!(held_back, "{}", text());
-        }
-        passed.is_some()
+    /// For a line that the caller logs under its own module: the number of lines held back if it may
+    /// be logged now.
+    pub fn due(&mut self) -> Option<u64> {
+        self.pass(rt::now())
     }
 
     fn pass(&mut self, now: Instant) -> Option<u64> {

@@ -30,8 +30,10 @@ impl TurnObserver for CoreTurns {
 
     fn long_turn(&self, turn: &LongTurn) {
         self.cells.turns.attribute(turn);
-        if turn.length >= LOGGED {
-            self.log.borrow_mut().debug(|| text(self.core_id, turn));
+        if turn.length >= LOGGED
+            && let Some(held_back) = self.log.borrow_mut().due()
+        {
+            tracing::debug!(held_back, "{}", text(self.core_id, turn));
         }
     }
 }

@@ -18,7 +18,6 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use http::HeaderMap;
 use http::header::{GetAll, HeaderValue};
@@ -26,7 +25,6 @@ use time::OffsetDateTime;
 
 use super::body::BodyError;
 use super::body_memory::BodyMemory;
-use super::split::TURN;
 use crate::budget::ChargedBytes;
 use crate::config::{META_HEADER_BYTES_MAX, MetaEntry};
 use crate::queue::job::Span;
@@ -223,7 +221,7 @@ impl Wrapper {
         payloads: &mut [Span],
     ) -> Result<ChargedBytes, BodyError> {
         let mut out = memory.buffer_of(self.wrapped_bytes(payloads))?;
-        let mut turn = WrapTurn { began: rt::now(), looked_at: 0 };
+        let mut turn = WrapTurn { looked_at: 0 };
         for span in payloads {
             let start = self.begin(span.range().len(), &mut out);
             for piece in body[span.range()].chunks(PIECE_BYTES) {
@@ -257,7 +255,6 @@ fn put(bytes: &[u8], out: &mut ChargedBytes) {
 
 /// One turn of the core for a large request.
 struct WrapTurn {
-    began: Instant,
     /// Bytes that were written at the last look at the clock.
     looked_at: usize,
 }
@@ -268,9 +265,8 @@ impl WrapTurn {
             return;
         }
         self.looked_at = out.as_slice().len();
-        if rt::since(self.began) >= TURN {
+        if rt::look_is_due() {
             rt::yield_now().await;
-            self.began = rt::now();
         }
     }
 }
