@@ -12,7 +12,8 @@ use std::os::fd::AsFd;
 
 use rustix::net::{RecvFlags, recv};
 
-use super::{ReceiveState, Stream, code};
+use super::Stream;
+use super::socket::{ReceiveState, code};
 
 impl Stream {
     /// Bytes that wait in the kernel and can be received with [`Stream::receive_waiting`]. 0 while
