@@ -293,9 +293,13 @@ impl Decoder {
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let mut out = memory.buffer(max)?;
-        match coding {
-            Coding::Gzip => gunzip(memory, raw, &mut out, max).await?,
-            Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await?,
+        let decoded = match coding {
+            Coding::Gzip => gunzip(memory, raw, &mut out, max).await,
+            Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await,
+        };
+        if let Err(error) = decoded {
+            out.free_in_slices().await;
+            return Err(error);
         }
         out.shrink();
         Ok(out)

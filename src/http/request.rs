@@ -459,11 +459,14 @@ async fn admit_large(
     let Wanted { intake, form, ack, facts, .. } = wanted;
     let (waiting, marked) = {
         let (length, is_multipart) = (body.as_slice().len(), is_multipart(body.as_slice()));
-        let (envelope, mut spans) = server
-            .splitter
-            .split_large(body.padded(), form, turn)
-            .await
-            .map_err(|error| no_collection(is_multipart, error))?;
+        let split = server.splitter.split_large(body.padded(), form, turn).await;
+        let (envelope, mut spans) = match split {
+            Ok(split) => split,
+            Err(error) => {
+                body.free_in_slices().await;
+                return Err(no_collection(is_multipart, error));
+            }
+        };
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
         charge(server, quota, length, false)?;
         let name = || token_name(server, token);
