@@ -564,9 +564,9 @@ mod tests {
                 sender.begin(&memory, long_ago).unwrap();
                 sender.gain(&memory, LENGTH - 1, gained).unwrap();
             }
-            assert_eq!(cells.body_bytes.value(), 2 * (LENGTH as u64 - 1));
+            assert_eq!(cells.body_bytes.value(), 2 * HELD as u64 - 1);
             // The whole of it is not enough.
-            assert!(memory.victims(&short_of(LENGTH + 1), None, rt::now()).is_err());
+            assert!(memory.victims(&short_of(HELD + 1), None, rt::now()).is_err());
             next.begin(&memory, long_ago).unwrap();
             assert_eq!(cells.bodies_evicted.value(), 1);
             assert_eq!(stalled.state.body.held(), None);
@@ -609,8 +609,8 @@ mod tests {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
             let cells = &crate::metrics::cells(1)[0];
-            // The reserve is half of `LENGTH`.
-            let memory = BodyMemory::new(4 * LENGTH, LENGTH, cells);
+            // The reserve is half of `HELD`.
+            let memory = BodyMemory::new(4 * HELD, LENGTH, cells);
             let (now, long_ago) = (Instant::now(), Instant::now() - 10_000 * MS);
             let small: Vec<Sender> = (0..8).map(|_| Sender::new(&net)).collect();
             for sender in &small {
@@ -620,7 +620,7 @@ mod tests {
             let large: Vec<Sender> = (0..4).map(|_| Sender::new(&net)).collect();
             for (at, sender) in large.iter().enumerate() {
                 sender.begin(&memory, long_ago).unwrap();
-                let bytes = if at < 3 { LENGTH } else { LENGTH / 2 };
+                let bytes = if at < 3 { LENGTH } else { LENGTH / 2 - BODY_PADDING };
                 sender.gain(&memory, bytes, now).unwrap();
             }
             assert_eq!(cells.bodies_evicted.value(), 0, "the reserve need not be free");
@@ -725,10 +725,10 @@ mod tests {
             let first = Sender::new(&net);
             let mut senders = Vec::new();
             let tiny = std::iter::repeat_n(LISTED_LEAST - 1, LOOKS_MAX);
-            for length in tiny.chain(std::iter::repeat_n(LISTED_LEAST, 2 * LOOKS_MAX)) {
+            for held in tiny.chain(std::iter::repeat_n(LISTED_LEAST, 2 * LOOKS_MAX)) {
                 // Sockets matter only to who is asked whether bytes have arrived.
                 let state = ConnState::new(&first.socket.0);
-                state.body.bytes.replace(Some(memory.buffer(length).unwrap()));
+                state.body.bytes.replace(Some(memory.buffer(held - BODY_PADDING).unwrap()));
                 state.body_begins(long_ago);
                 memory.body_waits(&state, long_ago);
                 senders.push(state);

@@ -164,3 +164,53 @@ impl Marks {
             + self.tape.0.capacity() * size_of::<simd_json::Node<'_>>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `simd-json` makes of a text must not depend on what is behind it, and what is there must
+    /// not change: the rest of the body follows a segment, and anything may follow a last one.
+    ///
+    /// Its first stage looks at blocks of 64 bytes, and at a copy of the last one, so a look beyond
+    /// the end would show at some length. This machine's instructions decide which of its variants
+    /// runs; in 0.19 they share the loop that cuts the text into blocks.
+    #[test]
+    fn only_the_segment_decides() {
+        println!("{}", simd_json::Deserializer::algorithm());
+        let endings: [&[u8]; 10] = [
+            b"]",
+            b"\"]",
+            b"\"",
+            b"\"a",
+            b"\"\\",
+            b"\"\\\"",
+            b"12",
+            b"tru",
+            b"\xe2\x82",
+            b"\"\xf0\x9f\x92\xa9\"",
+        ];
+        let mut marks = Marks::default();
+        for ending in endings {
+            for length in 1 + ending.len()..=260 {
+                let mut text = vec![b'['];
+                text.extend(b"{\"a\":1},".iter().cycle().take(length - 1 - ending.len()));
+                text.extend_from_slice(ending);
+                let mut expected = None;
+                for behind in [b' ', 0, b'"', b'\\', b'{', b',', b'\n', b'7', 0x80, 0xff] {
+                    let mut padded = text.clone();
+                    padded.resize(length + BODY_PADDING, behind);
+                    let before = padded.clone();
+                    let is_json = marks.index(&mut padded, length);
+                    assert_eq!(padded, before, "nothing is changed");
+                    let found = (is_json, marks.buffers.structural_indexes().to_vec());
+                    // The index of what is refused is of no use.
+                    let found = is_json.then_some(found);
+                    let shown = text.escape_ascii();
+                    assert_eq!(*expected.get_or_insert(found.clone()), found, "{shown} {behind}");
+                }
+                assert!(expected.unwrap().is_none_or(|(_, marks)| marks[0] == 0));
+            }
+        }
+    }
+}
