@@ -9,7 +9,8 @@
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
 //! is in flight only while a task waits for it, so unread bytes stay in the kernel, and TCP slows
-//! the peer down.
+//! the peer down. A large body is received into its own memory while more of it waits in the
+//! kernel ([`own`]).
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
@@ -17,6 +18,7 @@ mod acknowledged;
 mod driver;
 mod file;
 mod listener;
+mod own;
 mod ring;
 mod shared;
 mod socket;

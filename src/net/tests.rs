@@ -1,5 +1,5 @@
 use super::*;
-use crate::rt::{self, sleep};
+use crate::rt::{self, sleep, yield_now};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
