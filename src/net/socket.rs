@@ -73,7 +73,7 @@ impl SocketEntry {
         token: usize,
         bytes: Outgoing,
         result: io::Result<usize>,
-    ) -> &Option<Waker> {
+    ) {
         let SendState::InFlight { sent: before } = self.send else {
             unreachable!("it was in flight")
         };
@@ -85,7 +85,7 @@ impl SocketEntry {
                 self.in_flight += 1;
                 ring.send(self.fd.as_fd(), token, bytes, sent);
                 self.send = SendState::InFlight { sent };
-                return &None;
+                return;
             }
             Ok(_) => match bytes {
                 Outgoing::Buffer(mut bytes) => {
@@ -96,7 +96,15 @@ impl SocketEntry {
                 Outgoing::Shared(_) => SendState::Idle(Vec::new()),
             },
         };
-        &self.writer
+        self.wake_writer();
+    }
+
+    /// Wakes the task that waits for a send or a connect, if one does. Most sends are not waited
+    /// for, so the waker is not kept.
+    pub(super) fn wake_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
     }
 
     pub(super) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
