@@ -74,7 +74,10 @@ impl Net {
             }
             OpResult::Received(received) => {
                 entry.receive = match received {
-                    Ok(Some(buffer)) => ReceiveState::Held(buffer, 0),
+                    Ok(Some(buffer)) => {
+                        entry.more_arrived = buffer.more();
+                        ReceiveState::Held(buffer, 0)
+                    }
                     Ok(None) => ReceiveState::End,
                     Err(e) => ReceiveState::Failed(code(&e)),
                 };

@@ -18,6 +18,8 @@ pub(super) struct SocketEntry {
     /// Operations that have not completed.
     pub(super) in_flight: u32,
     pub(super) receive: ReceiveState,
+    /// The last receive left bytes in the kernel.
+    pub(super) more_arrived: bool,
     pub(super) send: SendState,
     pub(super) accepted: Option<io::Result<OwnedFd>>,
     pub(super) reader: Option<Waker>,
@@ -51,7 +53,7 @@ impl SocketEntry {
     pub(super) fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
         self.receive = ReceiveState::InFlight;
         self.in_flight += 1;
-        ring.receive(self.fd.as_fd(), token);
+        ring.receive(self.fd.as_fd(), token, std::mem::take(&mut self.more_arrived));
     }
 
     pub(super) fn begin_send(
