@@ -167,6 +167,7 @@ impl Net {
             abandoned: false,
             in_flight: 0,
             receive: ReceiveState::Idle,
+            more_arrived: false,
             send: SendState::Idle(Vec::new()),
             accepted: None,
             reader: None,
