@@ -263,7 +263,7 @@ impl Wire {
 
     /// The socket, if there is no TLS in between: it sends without copying, and what it receives can
     /// be read where it is.
-    pub(super) fn plain(&self) -> Option<&net::Stream> {
+    pub(super) fn socket(&self) -> Option<&net::Stream> {
         match &self.stream {
             Transport::Plain(s) => Some(s),
             Transport::Tls(_) => None,

@@ -64,7 +64,7 @@ impl Connection for DirectConnection {
     /// True if the peer has neither closed the connection nor sent anything unasked, as far as is
     /// known since the last call.
     fn is_alive(&mut self) -> bool {
-        if let Some(stream) = self.wire.plain() {
+        if let Some(stream) = self.wire.socket() {
             return stream.is_silent();
         }
         // Whoever takes the connection next looks again, so no task need be woken.
@@ -90,7 +90,7 @@ impl DirectConnection {
 
     /// Where the next request's head goes.
     pub(super) fn head(&mut self) -> &mut Vec<u8> {
-        match self.wire.plain() {
+        match self.wire.socket() {
             Some(stream) => self.out = stream.send_buffer(),
             None => self.out.clear(),
         }
@@ -139,7 +139,7 @@ impl DirectConnection {
     fn begin_send<'a>(&mut self, body: &'a [Payload]) -> Rest<'a> {
         let mut rest = Rest::of(body);
         let bytes: usize = body.iter().map(|part| part.len()).sum();
-        let begun = match self.wire.plain() {
+        let begun = match self.wire.socket() {
             None => {
                 let with_head = if bytes <= COPIED_BYTES_MAX { bytes } else { FIRST_BYTES };
                 rest.copy(with_head, &mut self.out);
@@ -205,7 +205,7 @@ impl DirectConnection {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Result<bool, Malformed>>>> {
         let (reader, mut parsed) = (&mut self.reader, None);
-        match self.wire.plain() {
+        match self.wire.socket() {
             Some(stream) => {
                 let take = |bytes: &[u8]| {
                     parsed = Some(reader.take(bytes));
