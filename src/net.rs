@@ -163,6 +163,7 @@ impl Net {
             abandoned: false,
             in_flight: 0,
             receive: ReceiveState::Idle,
+            more_arrived: false,
             send: SendState::Idle,
             accepted: None,
             reader: None,

@@ -118,11 +118,18 @@ pub enum OpResult {
 pub struct Buffer {
     id: u16,
     length: u32,
+    /// The socket had more bytes than these, or the peer's end, when they were received.
+    more: bool,
 }
 
 impl Buffer {
     pub fn len(&self) -> usize {
         self.length as usize
+    }
+
+    /// Whether the next receive need not wait, as far as is known.
+    pub fn more(&self) -> bool {
+        self.more
     }
 }
 
@@ -259,14 +266,15 @@ impl Ring {
     ///
     /// A multishot receive was measured 1 to 2 % cheaper in CPU per request, but it keeps receiving
     /// what nobody reads.
-    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize) {
-        // Mostly nothing has arrived yet, so the kernel polls the socket instead of trying to
-        // receive first.
+    ///
+    /// Mostly nothing has `arrived` yet, and the kernel waits for the socket without trying to
+    /// receive first.
+    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize, arrived: bool) {
         const POLL_FIRST: u16 = 1;
         let entry =
             opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
                 .buf_group(GROUP)
-                .ioprio(POLL_FIRST)
+                .ioprio(if arrived { 0 } else { POLL_FIRST })
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT);
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
@@ -460,7 +468,9 @@ impl Ring {
     }
 
     fn buffer(&mut self, received: &cqueue::Entry, length: u32) -> Option<Buffer> {
-        let buffer = Buffer { id: cqueue::buffer_select(received.flags())?, length };
+        let flags = received.flags();
+        let more = cqueue::sock_nonempty(flags);
+        let buffer = Buffer { id: cqueue::buffer_select(flags)?, length, more };
         if length == 0 {
             self.give_back(buffer);
             return None;

@@ -17,6 +17,8 @@ pub(super) struct SocketEntry {
     /// Operations that have not completed.
     pub(super) in_flight: u32,
     pub(super) receive: ReceiveState,
+    /// The last receive left bytes in the kernel.
+    pub(super) more_arrived: bool,
     pub(super) send: SendState,
     pub(super) accepted: Option<io::Result<OwnedFd>>,
     pub(super) reader: Option<Waker>,
@@ -49,7 +51,7 @@ impl SocketEntry {
     pub(super) fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
         self.receive = ReceiveState::InFlight;
         self.in_flight += 1;
-        ring.receive(self.fd.as_fd(), token);
+        ring.receive(self.fd.as_fd(), token, std::mem::take(&mut self.more_arrived));
     }
 
     pub(super) fn begin_send(
@@ -71,7 +73,7 @@ impl SocketEntry {
         token: usize,
         bytes: Outgoing,
         result: io::Result<usize>,
-    ) -> &Option<Waker> {
+    ) {
         let SendState::InFlight { sent: before } = self.send else {
             unreachable!("it was in flight")
         };
@@ -83,7 +85,7 @@ impl SocketEntry {
                 self.in_flight += 1;
                 ring.send(self.fd.as_fd(), token, bytes, sent);
                 self.send = SendState::InFlight { sent };
-                return &None;
+                return;
             }
             Ok(_) => {
                 if let Some(buffer) = bytes.into_buffer() {
@@ -92,7 +94,15 @@ impl SocketEntry {
                 SendState::Idle
             }
         };
-        &self.writer
+        self.wake_writer();
+    }
+
+    /// Wakes the task that waits for a send or a connect, if one does. Most sends are not waited
+    /// for, so the waker is not kept.
+    pub(super) fn wake_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
     }
 
     pub(super) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

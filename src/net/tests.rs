@@ -3,7 +3,9 @@ use crate::rt::{self, sleep};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::Instant;
 
@@ -148,6 +150,38 @@ fn a_silent_stream_receives_ahead_of_its_reader() {
             rt::yield_now().await;
         }
         assert_eq!(poll_fn(|cx| ours.poll_read_with(cx, take)).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn only_a_send_that_is_waited_for_wakes_a_task() {
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+    with_net(async |net| {
+        let (ours, mut theirs) = pair(net).await;
+        let (mut long, mut short) = (noise(4 << 20), b"short".to_vec());
+        let length = long.len() + short.len();
+        let reader = thread::spawn(move || theirs.read_exact(&mut vec![0; length]).unwrap());
+        let sent = async || {
+            while !ours.has_sent() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let woken = Arc::new(Woken::default());
+        assert!(ours.send_whole(&mut long));
+        let waker = woken.clone().into();
+        assert!(ours.poll_sent(&mut Context::from_waker(&waker)).is_pending());
+        sent().await;
+        assert_eq!(woken.0.load(Relaxed), 1);
+        assert!(ours.send_whole(&mut short));
+        sent().await;
+        assert_eq!(woken.0.load(Relaxed), 1);
+        reader.join().unwrap();
     });
 }
 
