@@ -1,5 +1,5 @@
 use super::*;
-use crate::rt::{self, sleep};
+use crate::rt::{self, sleep, yield_now};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -140,14 +140,14 @@ fn a_silent_stream_receives_ahead_of_its_reader() {
         assert!(ours.is_silent() && ours.is_silent());
         theirs.write_all(b"x").unwrap();
         while ours.is_silent() {
-            rt::yield_now().await;
+            yield_now().await;
         }
         let take = |bytes: &[u8]| bytes.len();
         assert_eq!(poll_fn(|cx| ours.poll_read_with(cx, take)).await.unwrap(), 1);
         assert!(ours.is_silent());
         drop(theirs);
         while ours.is_silent() {
-            rt::yield_now().await;
+            yield_now().await;
         }
         assert_eq!(poll_fn(|cx| ours.poll_read_with(cx, take)).await.unwrap(), 0);
     });
