@@ -41,9 +41,7 @@ pub(super) enum ReceiveState {
 
 pub(super) enum SendState {
     Idle,
-    InFlight {
-        sent: usize,
-    },
+    InFlight { sent: usize },
     Failed(i32),
 }
 

@@ -6,8 +6,8 @@
 //! a silent connection holds none.
 
 /// Largest buffer that is kept: an answer takes 150 bytes, a small PUT 1 KiB.
-const KEPT_BYTES_MAX: usize = 4 << 10;
-/// Most buffers kept: as many as are mostly sent in one turn, 256 KiB at most.
+const KEPT_BYTES_MAX: usize = 8 << 10;
+/// Most buffers kept: as many as are mostly sent in one turn, 512 KiB at most.
 const KEPT_MAX: usize = 64;
 /// Size of a new buffer, so that it does not grow step by step.
 const NEW_BYTES: usize = 2 << 10;

@@ -343,11 +343,12 @@ mod tests {
     use futures_lite::future::poll_once;
 
     use super::*;
+    use crate::config::Checksum;
     use crate::deadletter::DeadLetters;
     use crate::queue::admission::Admission;
     use crate::queue::fifo::Fifo;
     use crate::queue::job::{Job, Origin, Payload, Stamp};
-    use crate::store::Store;
+    use crate::store::{Integrity, PutError, Store, Sums};
     use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
 
     /// An uploader of two workers, with one object per payload and dead letters in `dir`.
@@ -399,6 +400,38 @@ mod tests {
             assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
             giving_up.await;
             assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
+        });
+    }
+
+    #[test]
+    fn a_retry_has_the_key_and_the_sums_of_the_first_attempt() {
+        rt::run_test(async {
+            let dir = tempfile::tempdir().unwrap();
+            let uploader = uploader(&dir);
+            let mut worker = Worker::new(uploader.clone(), 0);
+            let stamp = Stamp { unix_nanos: 1, seq: 2 };
+            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
+            let mut pending = PendingUpload::fresh(upload);
+            worker.write_key(&pending);
+            assert_eq!(worker.key, "1-n-0-2.json");
+            let integrity = Integrity { checksum: Checksum::Crc64Nvme, sign_payload: true };
+            let first = Sums::of(b"1", integrity);
+            // A later attempt that computed them again would be a mistake, and must not count.
+            for sums in [Some(first.clone()), None, Some(Sums::of(b"2", integrity))] {
+                let error = PutError::new(Class::Transient, "c", "m");
+                let put = Box::new(FailedPut { error, at: rt::now(), sums });
+                let failed = FailedAttempt { put, stored_before: 0, began: rt::now() };
+                uploader.uploads.begin(false);
+                let in_flight = InFlight::of(&uploader);
+                assert!(worker.failed(pending, failed, in_flight, None).is_ok());
+                worker.key = "another".to_owned();
+                uploader.uploads.retry_queue.borrow_mut().bring_forward(rt::now());
+                uploader.uploads.retry_queue.borrow_mut().advance(rt::now());
+                pending = uploader.uploads.retry_queue.borrow_mut().pop_due().unwrap();
+                worker.write_key(&pending);
+                assert_eq!(worker.key, "1-n-0-2.json");
+                assert_eq!(pending.retry.as_ref().unwrap().sums.as_ref(), Some(&first));
+            }
         });
     }
 

@@ -30,9 +30,9 @@ pub use sign::{Identity, Signer, Unsendable};
 use super::client_state::{ClientState, ErrorReply, request_ids, unanswered};
 use super::dial::{ConnectionError, Dialer, ServerAddress};
 use super::idle_pool::{Connection, IdlePool};
+use crate::rt;
 use crate::store::s3::S3Shared;
 use crate::store::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
-use crate::rt;
 use connection::{DirectConnection, Failure};
 
 /// One core's lean S3 client.

@@ -21,9 +21,13 @@ use crate::store::Progress;
 use crate::store::s3::dial::{ConnectionError, Wire};
 use crate::store::s3::idle_pool::Connection;
 
-/// Bodies up to this size are copied behind their head: over loopback 32 KiB left in 8.7 µs this
+/// Bodies up to this size are copied behind their head. For more, a list of two parts costs less
+/// than a buffer that must grow.
+const COPIED_BYTES_MAX: usize = 4 << 10;
+
+/// The same under TLS, where head and body would otherwise be two writes: 32 KiB left in 8.7 µs this
 /// way, and in 13.4 µs with a second write.
-const COPIED_BYTES_MAX: usize = 64 << 10;
+const COPIED_BYTES_MAX_TLS: usize = 64 << 10;
 
 /// Bytes of a longer body that are written with the head under TLS, so that the head does not leave
 /// in a record of its own.
@@ -141,7 +145,7 @@ impl DirectConnection {
         let bytes: usize = body.iter().map(|part| part.len()).sum();
         let begun = match self.wire.socket() {
             None => {
-                let with_head = if bytes <= COPIED_BYTES_MAX { bytes } else { FIRST_BYTES };
+                let with_head = if bytes <= COPIED_BYTES_MAX_TLS { bytes } else { FIRST_BYTES };
                 rest.copy(with_head, &mut self.out);
                 false
             }
