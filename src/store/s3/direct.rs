@@ -14,6 +14,7 @@ mod encode;
 mod reply;
 mod request;
 mod sign;
+mod success;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -42,12 +43,13 @@ pub struct DirectStore {
     template: Template,
     signer: RefCell<Signer>,
     dialer: Dialer,
-    idle: IdlePool<DirectConnection>,
+    /// Boxed, because a connection changes hands several times per PUT.
+    idle: IdlePool<Box<DirectConnection>>,
 }
 
 /// A response, still in the buffer of its connection.
 struct Exchanged {
-    connection: DirectConnection,
+    connection: Box<DirectConnection>,
     /// The generation of the credentials that signed the request.
     generation: u64,
 }
@@ -150,9 +152,12 @@ impl DirectStore {
         Ok(Exchanged { connection, generation })
     }
 
-    async fn connect(&self, server: &ServerAddress) -> Result<DirectConnection, ConnectionError> {
+    async fn connect(
+        &self,
+        server: &ServerAddress,
+    ) -> Result<Box<DirectConnection>, ConnectionError> {
         let timeout = self.state.shared.target().options.connect_timeout;
-        Ok(DirectConnection::new(self.dialer.dial(server, timeout).await?))
+        Ok(Box::new(DirectConnection::new(self.dialer.dial(server, timeout).await?)))
     }
 
     /// Lays out and signs the head with the current credentials; returns their generation.
@@ -228,7 +233,7 @@ impl DirectStore {
         self.state.outcome_of(&refusal, generation)
     }
 
-    fn release(&self, server: &ServerAddress, mut connection: DirectConnection, now: Instant) {
+    fn release(&self, server: &ServerAddress, mut connection: Box<DirectConnection>, now: Instant) {
         // `is_alive` starts a read, so that a close is noticed while the connection is idle.
         if connection.reply().keep_alive && connection.is_alive() {
             self.idle.put(server, connection, now);

@@ -23,6 +23,16 @@ pub(super) trait Connection {
     fn retire_at(&self) -> Option<Instant>;
 }
 
+impl<C: Connection> Connection for Box<C> {
+    fn is_alive(&mut self) -> bool {
+        (**self).is_alive()
+    }
+
+    fn retire_at(&self) -> Option<Instant> {
+        (**self).retire_at()
+    }
+}
+
 struct Idle<C> {
     connection: C,
     since: Instant,

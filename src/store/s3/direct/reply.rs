@@ -9,6 +9,8 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::success::plain_success;
+
 /// Longest head, including interim responses before it and trailers after it.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Longest body, as in the SDK's client.
@@ -124,7 +126,10 @@ impl ReplyReader {
     /// # Errors
     /// The bytes are not a response, or it is too long.
     pub fn take(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
-        if self.is_untouched() && self.is_plain_success(bytes) {
+        if self.is_untouched()
+            && let Some(status) = plain_success(bytes)
+        {
+            (self.status, self.keep_alive, self.state) = (status, true, State::Done);
             return Ok(true);
         }
         let mut rest = bytes;
@@ -141,17 +146,6 @@ impl ReplyReader {
             self.keep_alive = false;
         }
         Ok(whole)
-    }
-
-    /// Whether `bytes` are a whole success without a body, and nothing else; it is then read.
-    fn is_plain_success(&mut self, bytes: &[u8]) -> bool {
-        let Ok(Some(head)) = Head::parse(bytes) else { return false };
-        let no_body = matches!(head.framing(), Ok(Framing::Length(0)));
-        if !no_body || head.bytes != bytes.len() || !(200..300).contains(&head.status) {
-            return false;
-        }
-        (self.status, self.keep_alive, self.state) = (head.status, head.keep_alive, State::Done);
-        true
     }
 
     /// Where to read to; never empty.

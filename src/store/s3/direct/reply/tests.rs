@@ -212,6 +212,31 @@ fn buffers_are_bounded_and_given_back() {
 }
 
 proptest! {
+    /// Whatever a response looks like, it means the same where it is and in the reader's buffer.
+    #[test]
+    fn a_response_is_read_in_place_as_in_the_buffer(
+        headers in prop::collection::vec(
+            prop_oneof![
+                Just("content-length: 0"), Just("Content-Length:0"), Just("content-length: 2"),
+                Just("connection: close"), Just("connection: keep-alive"), Just("etag: \"x\""),
+                Just("transfer-encoding: chunked"), Just("x:"), Just(" folded"), Just("y : z"),
+            ],
+            0..6,
+        ),
+        status in prop_oneof![Just("200 OK"), Just("204 "), Just("200"), Just("503 Slow Down")],
+        behind in prop_oneof![Just(""), Just("ok"), Just("0\r\n\r\n")],
+        change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    ) {
+        let lines: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let mut bytes = format!("HTTP/1.1 {status}\r\n{lines}\r\n{behind}").into_bytes();
+        if let Some((at, byte)) = change {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let buffered = read_in(&mut ReplyReader::default(), &bytes, usize::MAX);
+        prop_assert_eq!(take_in(&bytes, usize::MAX), buffered);
+    }
+
     #[test]
     fn any_bytes_are_read_within_bounds(
         bytes in prop::collection::vec(any::<u8>(), 0..3000), piece in 1..100usize,
