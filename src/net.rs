@@ -22,6 +22,7 @@ mod own;
 mod ring;
 mod shared;
 mod socket;
+mod spare;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -50,9 +51,6 @@ use socket::{ReceiveState, SendState, SocketEntry};
 
 /// Most bytes that one write accepts. The next write waits until the kernel has taken them.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
-/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150
-/// bytes, a small PUT 1 KiB.
-const SEND_BYTES_KEPT: usize = 4 << 10;
 
 thread_local! {
     /// The executor's id, and its `Net` for as long as the driver or a socket holds it.
@@ -168,7 +166,7 @@ impl Net {
             in_flight: 0,
             receive: ReceiveState::Idle,
             more_arrived: false,
-            send: SendState::Idle(Vec::new()),
+            send: SendState::Idle,
             accepted: None,
             reader: None,
             writer: None,

@@ -93,7 +93,7 @@ impl Net {
             }
             OpResult::Connected(connected) => {
                 entry.send = match connected {
-                    Ok(()) => SendState::Idle(Vec::new()),
+                    Ok(()) => SendState::Idle,
                     Err(e) => SendState::Failed(code(&e)),
                 };
                 entry.wake_writer();

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
-use super::SEND_BYTES_KEPT;
 use super::ring::{Buffer, Outgoing, Ring};
 use crate::sync::keep_waker;
 
@@ -41,11 +40,8 @@ pub(super) enum ReceiveState {
 }
 
 pub(super) enum SendState {
-    /// Holds the empty buffer of the last send, for the next one.
-    Idle(Vec<u8>),
-    InFlight {
-        sent: usize,
-    },
+    Idle,
+    InFlight { sent: usize },
     Failed(i32),
 }
 
@@ -89,14 +85,12 @@ impl SocketEntry {
                 self.send = SendState::InFlight { sent };
                 return;
             }
-            Ok(_) => match bytes {
-                Outgoing::Buffer(mut bytes) => {
-                    bytes.clear();
-                    bytes.shrink_to(SEND_BYTES_KEPT);
-                    SendState::Idle(bytes)
+            Ok(_) => {
+                if let Some(buffer) = bytes.into_buffer() {
+                    ring.spare.put(buffer);
                 }
-                Outgoing::Shared(_) => SendState::Idle(Vec::new()),
-            },
+                SendState::Idle
+            }
         };
         self.wake_writer();
     }
@@ -111,7 +105,7 @@ impl SocketEntry {
 
     pub(super) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.send {
-            SendState::Idle(_) => Poll::Ready(Ok(())),
+            SendState::Idle => Poll::Ready(Ok(())),
             SendState::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
             SendState::InFlight { .. } => {
                 keep_waker(&mut self.writer, cx);
