@@ -14,6 +14,7 @@
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
 mod file;
+mod received;
 mod ring;
 mod shared;
 
@@ -33,6 +34,7 @@ use slab::Slab;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub use file::{BLOCK, File};
+pub use received::Received;
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 pub use shared::{Share, SharedBytes, Slice};
 

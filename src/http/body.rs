@@ -15,7 +15,6 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::pin::Pin;
 
-use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 use zstd::stream::raw::{Operation, Status};
@@ -23,6 +22,7 @@ use zstd::zstd_safe::DParameter;
 
 use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
+use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
 use super::split::LargeTurn;
@@ -62,10 +62,10 @@ pub enum BodyError {
 }
 
 /// The coding that `content-encoding` names. A list of several is refused.
-pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
-    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
+    let mut values = fields.values(KnownField::ContentEncoding);
     let Some(value) = values.next() else { return Ok(None) };
-    let value = value.as_bytes().trim_ascii();
+    let value = value.trim_ascii();
     let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
     match () {
         () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
@@ -178,9 +178,9 @@ impl BodyReader {
 
 /// A body that is being received. When this is dropped, it is not any longer, and what has arrived
 /// of it is dropped unless it was taken.
-struct Receiving<'a> {
-    memory: &'a BodyMemory,
-    state: &'a ConnState,
+pub(super) struct Receiving<'a> {
+    pub(super) memory: &'a BodyMemory,
+    pub(super) state: &'a ConnState,
 }
 
 impl Drop for Receiving<'_> {
@@ -346,7 +346,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use http::HeaderValue;
+    use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 
     fn of(values: &[&[u8]]) -> Result<Option<Coding>, BodyError> {
         let mut headers = HeaderMap::new();
