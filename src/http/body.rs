@@ -107,6 +107,16 @@ impl BodyReader {
         }
     }
 
+    /// A body that has arrived as a whole.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    pub(super) fn whole(&self, body: &[u8]) -> Result<ChargedBytes, BodyError> {
+        let mut bytes = self.memory.buffer_of(body.len())?;
+        self.memory.append(&mut bytes, body, None)?;
+        Ok(bytes)
+    }
+
     /// Reads the whole body as it was sent, whose length is checked.
     ///
     /// Meanwhile the bytes are in `state`, where [`BodyMemory`] can take them away.

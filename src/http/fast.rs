@@ -18,6 +18,7 @@
 //! [`Stream::poll_send`]: crate::net::Stream::poll_send
 
 mod answer;
+mod body;
 pub mod head;
 
 use std::cell::Cell;
@@ -30,18 +31,17 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use super::body::{BodyError, BodyReader};
 use super::conn::{Conn, ConnEnd};
 use super::fields::HeadView;
-use super::phase::{ConnPhase, ConnState};
+use super::phase::ConnPhase;
 use super::reply::Answer;
-use super::request::waiting::{BodySource, process, resume, wait};
+use super::request::waiting::{process, resume, wait};
 use super::request::{Attempt, Handling, route};
-use crate::budget::ChargedBytes;
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
-use crate::net::{Received, Stream};
+use crate::net::Received;
 use crate::rt;
+use body::InSocket;
 use head::{FastHead, FieldsRoom, FirstBytes, end_in};
 
 /// Requests of one connection that are served before other tasks run: as many as hyper serves.
@@ -393,24 +393,4 @@ impl<'a> Conn<'a> {
 thread_local! {
     /// Room for answers, which the connections of a core lend each other.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-/// A body that is still in the socket, or on its way.
-struct InSocket<'a> {
-    stream: &'a Stream,
-    length: usize,
-}
-
-impl BodySource for InSocket<'_> {
-    fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    async fn read(self, bodies: &BodyReader, state: &ConnState) -> Result<ChargedBytes, BodyError> {
-        bodies.receive(state, self.stream, &[], self.length).await
-    }
-
-    async fn discard(self, bodies: &BodyReader, state: &ConnState) -> Result<(), BodyError> {
-        bodies.discard_next(state, self.stream, self.length).await
-    }
 }

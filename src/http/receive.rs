@@ -10,16 +10,6 @@ use crate::budget::ChargedBytes;
 use crate::net::Stream;
 
 impl BodyReader {
-    /// A body that is whole.
-    ///
-    /// # Errors
-    /// [`BodyError::MemoryExhausted`].
-    pub(super) fn whole(&self, body: &[u8]) -> Result<ChargedBytes, BodyError> {
-        let mut bytes = self.memory.buffer_of(body.len())?;
-        self.memory.append(&mut bytes, body, None)?;
-        Ok(bytes)
-    }
-
     /// Reads a body of this length, whose first bytes were read together with the head.
     ///
     /// Meanwhile the bytes are in `state`, where [`super::body_memory::BodyMemory`] can take them
@@ -52,31 +42,10 @@ impl BodyReader {
         drop(receiving);
         Ok(bytes)
     }
-
-    /// Reads the next `length` bytes and drops them, so that the next request can follow.
-    ///
-    /// # Errors
-    /// The client has gone.
-    pub(super) async fn discard_next(
-        &self,
-        state: &ConnState,
-        stream: &Stream,
-        length: usize,
-    ) -> Result<(), BodyError> {
-        let count = |piece: &[u8]| {
-            state.body.received.set(state.body.received.get() + piece.len());
-            Ok(())
-        };
-        let mut missing = length;
-        while missing > 0 {
-            missing -= poll_fn(|cx| poll_piece(cx, state, stream, missing, count)).await?;
-        }
-        Ok(())
-    }
 }
 
 /// Waits for bytes of a body and gives at most `missing` of them to `with`. Returns how many.
-fn poll_piece(
+pub(super) fn poll_piece(
     cx: &mut Context<'_>,
     state: &ConnState,
     stream: &Stream,
