@@ -7,7 +7,8 @@ use std::ops::Deref;
 use std::task::{Context, Poll, ready};
 
 use super::ring::Buffer;
-use super::{ReceiveState, Stream};
+use super::socket::ReceiveState;
+use super::stream::Stream;
 
 /// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
 /// again.
