@@ -70,6 +70,8 @@ struct Wire {
     unsent: Vec<u8>,
     /// The last answer is written, or the peer has closed its half.
     ends: bool,
+    /// What comes next is for hyper, which waits until `unsent` is sent.
+    for_hyper: bool,
 }
 
 /// What the connection does next.
@@ -147,7 +149,7 @@ impl<'a> Conn<'a> {
             if wire.ends {
                 return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::Done)));
             }
-            if let Served::ForHyper = served {
+            if wire.for_hyper {
                 return Poll::Ready(Next::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
             }
         }
@@ -184,14 +186,17 @@ impl<'a> Conn<'a> {
             if wire.unsent.len() >= UNSENT_BYTES_MAX {
                 self.flush(cx, wire)?;
             }
-            if wire.ends || wire.unsent.len() >= UNSENT_BYTES_MAX {
+            if wire.ends || wire.for_hyper || wire.unsent.len() >= UNSENT_BYTES_MAX {
                 return Ok(Served::NeedsMore);
             }
             let mut received = match self.stream.poll_received(cx) {
                 Poll::Pending => return Ok(Served::NeedsMore),
                 Poll::Ready(Ok(Some(received))) => received,
                 // In the middle of a head, hyper says what that means.
-                Poll::Ready(_) if !wire.held.is_empty() => return Ok(Served::ForHyper),
+                Poll::Ready(_) if !wire.held.is_empty() => {
+                    wire.for_hyper = true;
+                    return Ok(Served::NeedsMore);
+                }
                 Poll::Ready(Ok(None)) => {
                     self.state.gone.set(true);
                     wire.ends = true;
@@ -201,7 +206,8 @@ impl<'a> Conn<'a> {
             };
             match self.serve_one(&mut received, wire, clock) {
                 Served::Answered | Served::NeedsMore => {}
-                end => return Ok(end),
+                Served::ForHyper => wire.for_hyper = true,
+                waits @ Served::Waits(_) => return Ok(waits),
             }
         }
         cx.waker().wake_by_ref();
@@ -215,10 +221,10 @@ impl<'a> Conn<'a> {
         wire: &mut Wire,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
-        let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
         if !wire.held.is_empty() {
             return self.serve_split(received, wire, clock);
         }
+        let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
         let (served, taken) = match FastHead::parse(received, &mut room) {
             FirstBytes::Head(head) => {
                 let rest = &received[head.bytes..];
