@@ -9,7 +9,8 @@
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
 //! is in flight only while a task waits for it, so unread bytes stay in the kernel, and TCP slows
-//! the peer down.
+//! the peer down. A large body is received into its own memory while more of it waits in the
+//! kernel ([`own`]).
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
@@ -17,10 +18,12 @@ mod acknowledged;
 mod driver;
 mod file;
 mod listener;
+mod own;
 mod received;
 mod ring;
 mod shared;
 mod socket;
+mod spare;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -50,9 +53,6 @@ use socket::{ReceiveState, SendState, SocketEntry};
 
 /// Most bytes that one write accepts. The next write waits until the kernel has taken them.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
-/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150
-/// bytes, a small PUT 1 KiB.
-const SEND_BYTES_KEPT: usize = 4 << 10;
 
 thread_local! {
     /// The executor's id, and its `Net` for as long as the driver or a socket holds it.
@@ -167,7 +167,8 @@ impl Net {
             abandoned: false,
             in_flight: 0,
             receive: ReceiveState::Idle,
-            send: SendState::Idle(Vec::new()),
+            more_arrived: false,
+            send: SendState::Idle,
             accepted: None,
             reader: None,
             writer: None,

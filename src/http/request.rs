@@ -32,7 +32,7 @@ use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
 use super::tokens::{KnownToken, TokenQuota};
-use crate::budget::ChargedBytes;
+use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
 use crate::metrics::tokens::{AcceptedCells, TokenId};
@@ -324,20 +324,21 @@ pub(super) enum TriedSmall {
 fn try_small(
     server: &Server,
     wanted: &mut Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     is_charged: bool,
     token: &Cell<TokenId>,
 ) -> Result<TriedSmall, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
     // The core's one scratch: this borrow must end before the next await.
     let mut scratch = server.splitter.scratch();
-    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    let length = body.as_slice().len();
+    let Collection { envelope, payloads } = split(body.padded(), form, &mut scratch)?;
     if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
         return Ok(TriedSmall::LongWrapped(body));
     }
     let (counted, quota) = judge_envelope(server, &envelope, token)?;
     let unpaid = quota.filter(|_| !is_charged);
-    if let Some(quota) = charge(server, unpaid, body.as_slice().len(), true)? {
+    if let Some(quota) = charge(server, unpaid, length, true)? {
         return Ok(TriedSmall::NoQuota(body, quota));
     }
     let name = || token_name(server, token);
@@ -360,18 +361,24 @@ fn try_small(
 
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
-    body: &'body [u8],
+    body: Padded<'body>,
     form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
+    let is_multipart = is_multipart(&body);
+    parse::parse(body, form, scratch).map_err(|error| no_collection(is_multipart, error))
 }
 
-/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
-/// RFC 2046, section 5.1.1), as no JSON does.
+/// What a browser makes of a `FormData` begins with two dashes (multipart, RFC 2046, section 5.1.1),
+/// as no JSON does.
+fn is_multipart(body: &[u8]) -> bool {
+    body.starts_with(b"--")
+}
+
+/// Why a body is not split.
 #[cold]
-fn no_collection(body: &[u8], error: ParseError) -> Answer {
-    match body.starts_with(b"--") {
+fn no_collection(is_multipart: bool, error: ParseError) -> Answer {
+    match is_multipart {
         true => Answer::BadRequest(
             "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
                 .into(),

@@ -74,23 +74,30 @@ impl Net {
             }
             OpResult::Received(received) => {
                 entry.receive = match received {
-                    Ok(Some(buffer)) => ReceiveState::Held(buffer, 0),
+                    Ok(Some(buffer)) => {
+                        entry.more_arrived = buffer.more();
+                        ReceiveState::Held(buffer, 0)
+                    }
                     Ok(None) => ReceiveState::End,
                     Err(e) => ReceiveState::Failed(code(&e)),
                 };
                 &entry.reader
             }
-            OpResult::Sent(bytes, sent) => entry.sent(ring, token, bytes, sent),
+            OpResult::Sent(bytes, sent) => {
+                entry.sent(ring, token, bytes, sent);
+                &None
+            }
             OpResult::Accepted(accepted) => {
                 entry.accepted = Some(accepted);
                 &entry.reader
             }
             OpResult::Connected(connected) => {
                 entry.send = match connected {
-                    Ok(()) => SendState::Idle(Vec::new()),
+                    Ok(()) => SendState::Idle,
                     Err(e) => SendState::Failed(code(&e)),
                 };
-                &entry.writer
+                entry.wake_writer();
+                &None
             }
             OpResult::Synced(_) => unreachable!("handled above"),
         };
@@ -178,7 +185,12 @@ async fn nap(net: &Net) -> bool {
     if !rt::is_idle().await {
         return true;
     }
-    net.turn_with(|ring| ring.nap(limit))
+    let completed = net.turn_with(|ring| ring.nap(limit));
+    if completed {
+        // What these tasks write is submitted in the next turn.
+        yield_now().await;
+    }
+    completed
 }
 
 async fn wait_for(eventfd: Rc<glommio::io::BufferedFile>) {

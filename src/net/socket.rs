@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
-use super::SEND_BYTES_KEPT;
 use super::ring::{Buffer, Outgoing, Ring};
 use crate::sync::keep_waker;
 
@@ -18,6 +17,8 @@ pub(super) struct SocketEntry {
     /// Operations that have not completed.
     pub(super) in_flight: u32,
     pub(super) receive: ReceiveState,
+    /// The last receive left bytes in the kernel.
+    pub(super) more_arrived: bool,
     pub(super) send: SendState,
     pub(super) accepted: Option<io::Result<OwnedFd>>,
     pub(super) reader: Option<Waker>,
@@ -39,11 +40,8 @@ pub(super) enum ReceiveState {
 }
 
 pub(super) enum SendState {
-    /// Holds the empty buffer of the last send, for the next one.
-    Idle(Vec<u8>),
-    InFlight {
-        sent: usize,
-    },
+    Idle,
+    InFlight { sent: usize },
     Failed(i32),
 }
 
@@ -51,7 +49,7 @@ impl SocketEntry {
     pub(super) fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
         self.receive = ReceiveState::InFlight;
         self.in_flight += 1;
-        ring.receive(self.fd.as_fd(), token);
+        ring.receive(self.fd.as_fd(), token, std::mem::take(&mut self.more_arrived));
     }
 
     pub(super) fn begin_send(
@@ -73,7 +71,7 @@ impl SocketEntry {
         token: usize,
         bytes: Outgoing,
         result: io::Result<usize>,
-    ) -> &Option<Waker> {
+    ) {
         let SendState::InFlight { sent: before } = self.send else {
             unreachable!("it was in flight")
         };
@@ -85,23 +83,29 @@ impl SocketEntry {
                 self.in_flight += 1;
                 ring.send(self.fd.as_fd(), token, bytes, sent);
                 self.send = SendState::InFlight { sent };
-                return &None;
+                return;
             }
-            Ok(_) => match bytes {
-                Outgoing::Buffer(mut bytes) => {
-                    bytes.clear();
-                    bytes.shrink_to(SEND_BYTES_KEPT);
-                    SendState::Idle(bytes)
+            Ok(_) => {
+                if let Some(buffer) = bytes.into_buffer() {
+                    ring.spare.put(buffer);
                 }
-                Outgoing::Shared(_) => SendState::Idle(Vec::new()),
-            },
+                SendState::Idle
+            }
         };
-        &self.writer
+        self.wake_writer();
+    }
+
+    /// Wakes the task that waits for a send or a connect, if one does. Most sends are not waited
+    /// for, so the waker is not kept.
+    pub(super) fn wake_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
     }
 
     pub(super) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.send {
-            SendState::Idle(_) => Poll::Ready(Ok(())),
+            SendState::Idle => Poll::Ready(Ok(())),
             SendState::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
             SendState::InFlight { .. } => {
                 keep_waker(&mut self.writer, cx);

@@ -32,6 +32,7 @@ mod http {
     mod framing;
     mod h1spec;
     mod health;
+    mod large_bodies;
     mod limits;
     mod listeners;
     mod meta;

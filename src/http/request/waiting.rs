@@ -6,8 +6,8 @@ use std::cell::Cell;
 use futures_lite::FutureExt;
 
 use super::{
-    Admitted, Awaited, Intake, NoRoom, Tried, TriedSmall, Wanted, charge, judge_envelope,
-    no_collection, split, token_name, try_small,
+    Admitted, Awaited, Intake, NoRoom, Tried, TriedSmall, Wanted, charge, is_multipart,
+    judge_envelope, no_collection, split, token_name, try_small,
 };
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
@@ -217,7 +217,7 @@ async fn wait_small(
     waiting: NoRoom,
 ) -> Result<Admitted, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
-    let NoRoom { need, body, facts, counted } = waiting;
+    let NoRoom { need, mut body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
@@ -226,7 +226,7 @@ async fn wait_small(
         return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
     }
     let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
+    let Collection { payloads, .. } = split(body.padded(), form, &mut scratch)?;
     Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
@@ -234,19 +234,23 @@ async fn wait_small(
 async fn admit_large(
     server: &Server,
     wanted: Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     turn: LargeTurn<'_>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let Wanted { intake, form, ack, facts, .. } = wanted;
     let (waiting, marked) = {
-        let (envelope, mut spans) = server
-            .splitter
-            .split_large(body.as_slice(), form, turn)
-            .await
-            .map_err(|error| no_collection(body.as_slice(), error))?;
+        let (length, is_multipart) = (body.as_slice().len(), is_multipart(body.as_slice()));
+        let split = server.splitter.split_large(body.padded(), form, turn).await;
+        let (envelope, mut spans) = match split {
+            Ok(split) => split,
+            Err(error) => {
+                body.free_in_slices().await;
+                return Err(no_collection(is_multipart, error));
+            }
+        };
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
-        charge(server, quota, body.as_slice().len(), false)?;
+        charge(server, quota, length, false)?;
         let name = || token_name(server, token);
         let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
         drop(envelope);

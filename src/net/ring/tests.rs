@@ -61,7 +61,7 @@ fn submissions_that_find_the_queue_full_wait_for_their_turn() {
         let pairs: Vec<_> = (0..40).map(|_| UnixStream::pair().unwrap()).collect();
         ring.refusals.extend(refusal.iter().cycle().take(50));
         for (token, (ours, _)) in pairs.iter().enumerate() {
-            ring.receive(ours.as_fd(), token);
+            ring.receive(ours.as_fd(), token, false);
         }
         assert_eq!(ring.in_flight, 40);
         assert_eq!(ring.backlog.len(), if refusal.is_some() { 36 } else { 0 }, "{refusal:?}");
@@ -89,7 +89,7 @@ fn a_completion_queue_that_overflows_loses_nothing() {
     for (token, (ours, theirs)) in pairs.iter().enumerate() {
         let mut theirs = theirs;
         theirs.write_all(&[token as u8]).unwrap();
-        ring.receive(ours.as_fd(), token);
+        ring.receive(ours.as_fd(), token, false);
         ring.turn().unwrap();
     }
     let outcomes = completions(&mut ring, 100);
@@ -117,7 +117,7 @@ fn a_chain_waits_whole() {
         ring.write_synced(file.as_fd(), 5, bytes, 0);
         assert_eq!(ring.backlog.len(), 1);
         // Must not overtake.
-        ring.receive(ours.as_fd(), 6);
+        ring.receive(ours.as_fd(), 6, false);
         assert_eq!(ring.backlog.len(), 2);
         theirs.write_all(b"x").unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
