@@ -71,8 +71,8 @@ const DATA: &[(&str, &str)] = &[
 const PATH: &[&str] = &[
     "http/accept.rs",
     "http/conn.rs",
+    "http/fast.rs",
     "http/request.rs",
-    "http/body.rs",
     "http/parse.rs",
     "queue/admission.rs",
     "queue/job.rs",

@@ -15,7 +15,6 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::pin::Pin;
 
-use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 use zstd::stream::raw::{Operation, Status};
@@ -23,6 +22,7 @@ use zstd::zstd_safe::DParameter;
 
 use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
+use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
 use super::split::LargeTurn;
@@ -62,10 +62,10 @@ pub enum BodyError {
 }
 
 /// The coding that `content-encoding` names. A list of several is refused.
-pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
-    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
+    let mut values = fields.values(KnownField::ContentEncoding);
     let Some(value) = values.next() else { return Ok(None) };
-    let value = value.as_bytes().trim_ascii();
+    let value = value.trim_ascii();
     let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
     match () {
         () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
@@ -105,6 +105,14 @@ impl BodyReader {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A body that has arrived as a whole.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    pub(super) fn whole(&self, body: &[u8]) -> Result<ChargedBytes, BodyError> {
+        self.memory.buffer_with(body.len(), body)
     }
 
     /// Reads the whole body as it was sent, whose length is checked.
@@ -389,7 +397,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use http::HeaderValue;
+    use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 
     fn of(values: &[&[u8]]) -> Result<Option<Coding>, BodyError> {
         let mut headers = HeaderMap::new();

@@ -10,8 +10,6 @@
 //! meanwhile the bytes are in the connection's state, where
 //! [`BodyMemory`](super::body_memory::BodyMemory) can take them away.
 
-#![allow(dead_code, reason = "for what reads requests without hyper")]
-
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};

@@ -30,6 +30,7 @@ mod http {
     mod early_answers;
     mod forwarded;
     mod framing;
+    mod h1spec;
     mod health;
     mod large_bodies;
     mod limits;
