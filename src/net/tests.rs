@@ -3,6 +3,7 @@ use crate::rt::{self, sleep};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::task::Poll;
 use std::thread;
 use std::time::Instant;
 
