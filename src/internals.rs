@@ -81,11 +81,14 @@ pub mod queue {
     pub mod admission {
         pub use crate::queue::admission::{Admission, Need, Refusal};
     }
-    pub mod fifo {
-        pub use crate::queue::fifo::Fifo;
-    }
     pub mod job {
         pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
+    }
+    pub mod job_queue {
+        pub use crate::queue::job_queue::JobQueue;
+    }
+    pub mod run {
+        pub use crate::queue::run::{InCommon, Run};
     }
 }
 pub mod quota {

@@ -17,6 +17,7 @@ use crate::http::quotas::quota_bytes;
 use crate::http::split::splitter_bytes;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
+use crate::queue::run::SLOT_BYTES;
 use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
 use crate::spool;
 use crate::upload::FILES_PER_WORKER;
@@ -127,7 +128,7 @@ impl Limits {
         let queue_bytes = c.max_queue_bytes.max(body.max(payload) + JOB_COST_BYTES);
         let body_bytes = c.max_body_bytes.max(body + body.max(payload));
         let connections = c.max_connections * CONNECTION_BYTES;
-        let slots = c.max_queue * JOB_COST_BYTES;
+        let slots = c.max_queue * SLOT_BYTES;
         let spool = c
             .spool
             .as_ref()

@@ -38,8 +38,9 @@ use crate::config::{Ack, Config, Paths};
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::metrics::{CoreCells, Unavailable};
 use crate::queue::admission::{Admission, Need, Permit};
-use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
+use crate::queue::job::{Span, Stamp, Stamps};
 use crate::queue::outcome::RequestOutcome;
+use crate::queue::run::{InCommon, Run};
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
@@ -508,15 +509,11 @@ impl Intake {
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
+        let first = self.stamp(spans.len(), &facts);
+        let (values, outcomes) = (facts.values, request_outcome.clone());
+        let common = InCommon { values, first, record: None, request_outcome: outcomes };
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
-        self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
-            payload,
-            stamp: Stamp { unix_nanos, seq: first + at as u64 },
-            record: None,
-            request_outcome: request_outcome.clone(),
-        }));
+        self.admission.push(Run::new(body.into_bytes(), permit, spans, common));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(bytes);
         if let Some(counted) = counted {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 
+use super::at_once::store_at_once;
 use super::source::Upload;
-use super::uploader::Uploader;
+use super::uploader::{NextUpload, Uploader};
 use super::{Failures, InFlight, PendingUpload, RetryState};
 use crate::batch::Batch;
 use crate::config::Config;
@@ -30,7 +31,16 @@ const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
 /// The task of worker `number`.
 pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
     let mut worker = Worker::new(uploader.clone(), number);
-    while let Some((pending, in_flight)) = uploader.next_upload(number).await {
+    while let Some(next) = uploader.next_upload(number).await {
+        let (pending, in_flight) = match next {
+            NextUpload::Object(pending, in_flight) => (pending, in_flight),
+            NextUpload::Run(run) => {
+                store_at_once(&uploader, &run, &mut worker.key);
+                drop(run);
+                rt::yield_if_needed().await;
+                continue;
+            }
+        };
         // A drain may cancel this worker, and must find the object then.
         uploader.uploads.start_attempt(number, InProgress::of(&pending));
         let outcome = match &pending.upload {
@@ -335,116 +345,4 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::{Context, Wake, Waker};
-
-    use futures_lite::future::poll_once;
-
-    use super::*;
-    use crate::config::Checksum;
-    use crate::deadletter::DeadLetters;
-    use crate::queue::admission::Admission;
-    use crate::queue::fifo::Fifo;
-    use crate::queue::job::{Job, Origin, Payload, Stamp};
-    use crate::store::{Integrity, PutError, Store, Sums};
-    use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
-
-    /// An uploader of two workers, with one object per payload and dead letters in `dir`.
-    fn uploader(dir: &tempfile::TempDir) -> Rc<Uploader> {
-        let cells = &crate::metrics::cells(1)[0];
-        let directory = DeadLetters::open(dir.path(), 10_000).unwrap();
-        Rc::new(Uploader {
-            config: Arc::new(Config::from_settings(&[]).unwrap()),
-            cells,
-            origin: Rc::new(Origin::new("n".into(), 0)),
-            stamps: Rc::default(),
-            admission: Admission::new(Rc::new(Fifo::new(4)), 1_000, cells),
-            batches: None,
-            spool: None,
-            store: Rc::new(Store::Null),
-            health: StoreHealth::new(cells, rt::now(), 0),
-            dead_letters: DeadLetterWriter::new(directory, "null:".into(), cells),
-            uploads: Uploads::new(2, cells),
-            stop: Rc::default(),
-        })
-    }
-
-    /// A waker that notes that it was called.
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn a_waiting_worker_is_woken_before_a_dead_letter_is_written() {
-        rt::run_test(async {
-            let dir = tempfile::tempdir().unwrap();
-            let uploader = uploader(&dir);
-            let woken = Arc::new(Woken::default());
-            let waker = Waker::from(woken.clone());
-            uploader.admission.queue().wait(&Context::from_waker(&waker), 1);
-            let stamp = Stamp { unix_nanos: 1, seq: 2 };
-            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
-            let mut worker = Worker::new(uploader.clone(), 0);
-            let _not_asked = upload.write_key(&uploader.origin, &mut worker.key);
-            let given_up = GivenUp { upload, intent: None, error: "e".into(), attempts: 1 };
-            let mut giving_up = Box::pin(worker.give_up(given_up));
-            assert!(poll_once(&mut giving_up).await.is_none(), "the disk takes its time");
-            assert!(woken.0.load(Ordering::Relaxed));
-            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
-            giving_up.await;
-            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
-        });
-    }
-
-    #[test]
-    fn a_retry_has_the_key_and_the_sums_of_the_first_attempt() {
-        rt::run_test(async {
-            let dir = tempfile::tempdir().unwrap();
-            let uploader = uploader(&dir);
-            let mut worker = Worker::new(uploader.clone(), 0);
-            let stamp = Stamp { unix_nanos: 1, seq: 2 };
-            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
-            let mut pending = PendingUpload::fresh(upload);
-            worker.write_key(&pending);
-            assert_eq!(worker.key, "1-n-0-2.json");
-            let integrity = Integrity { checksum: Checksum::Crc64Nvme, sign_payload: true };
-            let first = Sums::of(b"1", integrity);
-            // A later attempt that computed them again would be a mistake, and must not count.
-            for sums in [Some(first.clone()), None, Some(Sums::of(b"2", integrity))] {
-                let error = PutError::new(Class::Transient, "c", "m");
-                let put = Box::new(FailedPut { error, at: rt::now(), sums });
-                let failed = FailedAttempt { put, stored_before: 0, began: rt::now() };
-                uploader.uploads.begin(false);
-                let in_flight = InFlight::of(&uploader);
-                assert!(worker.failed(pending, failed, in_flight, None).is_ok());
-                worker.key = "another".to_owned();
-                uploader.uploads.retry_queue.borrow_mut().bring_forward(rt::now());
-                uploader.uploads.retry_queue.borrow_mut().advance(rt::now());
-                pending = uploader.uploads.retry_queue.borrow_mut().pop_due().unwrap();
-                worker.write_key(&pending);
-                assert_eq!(worker.key, "1-n-0-2.json");
-                assert_eq!(pending.retry.as_ref().unwrap().sums.as_ref(), Some(&first));
-            }
-        });
-    }
-
-    #[test]
-    fn backoff_doubles_up_to_its_cap_and_never_spins() {
-        let config =
-            Config::from_settings(&[("RETRY_BASE", "100ms"), ("RETRY_MAX", "10s")]).unwrap();
-        let longest = |attempts| backoff(&config, attempts, 1.0).as_millis();
-        assert_eq!([1, 2, 3, 7, 8].map(longest), [100, 200, 400, 6_400, 10_000]);
-        assert_eq!(longest(u32::MAX), 10_000, "many attempts do not overflow");
-        assert_eq!(backoff(&config, 3, 0.5), Duration::from_millis(200), "full jitter");
-        assert_eq!(backoff(&config, 3, 0.0), Duration::from_millis(1));
-        let hour = Config::from_settings(&[("RETRY_BASE", "1h"), ("RETRY_MAX", "1h")]).unwrap();
-        assert_eq!(backoff(&hour, u32::MAX, 1.0), Duration::from_secs(3_600));
-    }
-}
+mod tests;
