@@ -26,7 +26,7 @@
 //!
 //! ```text
 //!           core i (pinned executor) ────────────────────────────────────────────────────┐
-//!  client → http/accept → conn → request → body → parse → queue/admission → fifo ─┐      │
+//!  client → http/accept → conn → request → body → parse → queue/admission → run  ─┐      │
 //!           SO_REUSEPORT         the path of every request  all or nothing        │      │
 //!                                                                                 ▼      │
 //!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploader ←────┘      │

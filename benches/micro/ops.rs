@@ -430,9 +430,10 @@ fn batch(compression: Compression) -> Made {
 /// The payloads of a request, which join an object together, as half a megabyte of others have.
 fn batch_of_requests() -> Made {
     const REQUESTS: usize = 340;
-    let body = body(10, 150);
-    let found =
-        parse(&body, JSON, &mut Scratch::default()).expect("a collection").payloads.to_vec();
+    let mut body = body(10, 150);
+    let mut scratch = Scratch::default();
+    let padded = Padded::behind(&mut body);
+    let found = parse(padded, JSON, &mut scratch).expect("a collection").payloads.to_vec();
     let bytes: usize = found.iter().map(|span| span.range().len() + 1).sum();
     let shared = EncoderShared::new();
     let make = move || Encoder::new(Compression::None, &shared);
