@@ -75,7 +75,7 @@ use crate::metrics::CoreCells;
 use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
 use crate::queue::job::Span;
-use crate::queue::job::{Job, Origin, Payload, Stamp};
+use crate::queue::job::{Origin, Stamp};
 use crate::sync::OneShot;
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
@@ -195,11 +195,13 @@ pub struct SpooledRequest {
 }
 
 impl SpooledRequest {
-    /// Marks the payload with this stamp and size complete: it is stored or dead-lettered.
-    pub fn complete(&self, stamp: Stamp, bytes: usize) {
-        self.segment.complete(self.ordinal(stamp.seq), bytes as u64);
-        self.cells.spool_payloads.sub(1);
-        self.cells.spool_bytes.sub(bytes as u64);
+    /// Marks `count` payloads complete, the first of which has the stamp `first`, and which have
+    /// `bytes` together: they are stored or dead-lettered.
+    pub fn complete(&self, first: Stamp, count: u32, bytes: u64) {
+        let ordinal = self.ordinal(first.seq);
+        self.segment.complete(ordinal..ordinal + count, bytes);
+        self.cells.spool_payloads.sub(count.into());
+        self.cells.spool_bytes.sub(bytes);
     }
 
     /// Whether its file was removed, so that it would not survive a crash.
@@ -309,27 +311,6 @@ impl Spool {
     ) -> Rc<SpooledRequest> {
         let cells = self.setup.cells;
         Rc::new(SpooledRequest { dir, segment, first_ordinal, first_seq, origin, cells })
-    }
-
-    /// Queues payloads that are already admitted, with these sequence numbers.
-    fn push(
-        &self,
-        payloads: impl ExactSizeIterator<Item = Payload>,
-        seqs: impl IntoIterator<Item = u64>,
-        unix_nanos: u64,
-        record: &Rc<SpooledRequest>,
-    ) {
-        let mut seqs = seqs.into_iter();
-        let jobs = payloads.map(|payload| {
-            let seq = seqs.next().expect("one for each payload");
-            Job {
-                payload,
-                stamp: Stamp { unix_nanos, seq },
-                record: Some(record.clone()),
-                request_outcome: None,
-            }
-        });
-        self.admission.push(jobs);
     }
 }
 

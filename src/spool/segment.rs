@@ -471,10 +471,10 @@ impl Segment {
         self.complete_with(|done| done.fill(ordinals))
     }
 
-    /// Completes one payload of `bytes`, which is stored or dead-lettered.
-    pub fn complete(&self, ordinal: u32, bytes: u64) {
+    /// Completes payloads of `bytes` together, which are stored or dead-lettered.
+    pub fn complete(&self, ordinals: Range<u32>, bytes: u64) {
         self.sub_unstored(bytes);
-        self.complete_with(|done| done.insert(ordinal..ordinal + 1));
+        self.complete_with(|done| done.insert(ordinals));
     }
 
     /// Number of payloads that are not complete.

@@ -16,7 +16,7 @@ use super::pending::PendingRequest;
 use super::reader::OverflowPosition;
 use super::segment::{Payloads, Segment};
 use super::{Spool, SpoolError};
-use crate::queue::job::Payload;
+use crate::queue::run::{InCommon, Run};
 
 /// A commit group that was written and synced.
 pub(super) struct CommittedGroup {
@@ -196,8 +196,9 @@ impl Spool {
                 Some(permit) => {
                     let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
                     let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.into_bytes(), permit, &spans, values);
-                    self.push(payloads, first.seq.., first.unix_nanos, &record);
+                    let record = Some(record);
+                    let common = InCommon { values, first, record, request_outcome: None };
+                    self.admission.push(Run::new(body.into_bytes(), permit, spans, common));
                 }
                 None if !self.overflow.is_behind() => {
                     self.overflow.begin(OverflowPosition::new(place, ordinal));

@@ -1,0 +1,96 @@
+//! Bytes that have arrived on a socket, lent to its reader where they lie.
+#![expect(unsafe_code, reason = "bytes of the pool are read while the ring is not borrowed")]
+
+use std::io;
+use std::mem;
+use std::ops::Deref;
+use std::task::{Context, Poll, ready};
+
+use super::ring::Buffer;
+use super::socket::ReceiveState;
+use super::stream::Stream;
+
+/// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
+/// again.
+///
+/// Unlike a read with [`Stream::poll_read_with`], the reader may use other sockets and files
+/// meanwhile, but must not read this socket.
+pub struct Received<'a> {
+    stream: &'a Stream,
+    lent: Lent,
+    taken: usize,
+}
+
+enum Lent {
+    /// A buffer of the pool, and its bytes.
+    Buffer(Buffer, *const [u8]),
+    Copied(Vec<u8>),
+}
+
+impl Stream {
+    /// Waits for bytes and lends them. `None` is the peer's end.
+    pub fn poll_received(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Received<'_>>>> {
+        ready!(self.poll_readable(cx));
+        let mut sockets = self.net.sockets.borrow_mut();
+        let receive = &mut sockets[self.token].receive;
+        let (lent, taken) = match mem::replace(receive, ReceiveState::Idle) {
+            ReceiveState::Held(buffer, taken) => {
+                let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
+                (Lent::Buffer(buffer, bytes), taken)
+            }
+            ReceiveState::Copied(bytes, taken) => (Lent::Copied(bytes), taken),
+            ReceiveState::End => {
+                *receive = ReceiveState::End;
+                return Poll::Ready(Ok(None));
+            }
+            ReceiveState::Failed(code) => {
+                *receive = ReceiveState::Failed(code);
+                return Poll::Ready(Err(io::Error::from_raw_os_error(code)));
+            }
+            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => {
+                unreachable!("it is readable")
+            }
+        };
+        Poll::Ready(Ok(Some(Received { stream: self, lent, taken })))
+    }
+}
+
+impl Received<'_> {
+    /// Marks the next `bytes` bytes as read.
+    pub fn take(&mut self, bytes: usize) {
+        assert!(bytes <= self.len(), "no more than there are");
+        self.taken += bytes;
+    }
+}
+
+impl Deref for Received<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        let all = match &self.lent {
+            // SAFETY: the pool's memory is mapped for as long as the ring lives, which `Net` owns
+            // and `stream` keeps. The kernel writes to a buffer only after `Ring::give_back`, which
+            // takes it by value: `drop` calls it, when no borrow of these bytes is left.
+            Lent::Buffer(_, bytes) => unsafe { &**bytes },
+            Lent::Copied(bytes) => bytes,
+        };
+        &all[self.taken..]
+    }
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        let is_rest = !self.is_empty();
+        let lent = mem::replace(&mut self.lent, Lent::Copied(Vec::new()));
+        let mut sockets = self.stream.net.sockets.borrow_mut();
+        let receive = &mut sockets[self.stream.token].receive;
+        debug_assert!(matches!(receive, ReceiveState::Idle), "nobody else reads it meanwhile");
+        match lent {
+            Lent::Buffer(buffer, _) if is_rest => *receive = ReceiveState::Held(buffer, self.taken),
+            Lent::Buffer(buffer, _) => self.stream.net.ring.borrow_mut().give_back(buffer),
+            Lent::Copied(bytes) if is_rest => *receive = ReceiveState::Copied(bytes, self.taken),
+            Lent::Copied(_) => {}
+        }
+    }
+}
