@@ -26,8 +26,8 @@ use crate::metrics::tokens::TokenId;
 use crate::metrics::{self, CoreCells};
 use crate::net::Net;
 use crate::queue::admission::Admission;
-use crate::queue::fifo::Fifo;
-use crate::queue::job::{Job, Stamps};
+use crate::queue::job::Stamps;
+use crate::queue::job_queue::JobQueue;
 use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
@@ -53,7 +53,7 @@ pub struct Lab {
 /// One of the two servers, whose connections have one reader.
 struct Bench {
     server: Rc<Server>,
-    queue: Rc<Fifo<Job>>,
+    queue: Rc<JobQueue>,
     cells: &'static CoreCells,
     tokens: Option<SharedTokens>,
     readers: Readers,
@@ -98,7 +98,7 @@ impl Bench {
         readers: Readers,
     ) -> Bench {
         let cells = &metrics::cells(1)[0];
-        let (stop, queue) = (Rc::new(Stop::default()), Rc::new(Fifo::new(SLOTS)));
+        let (stop, queue) = (Rc::new(Stop::default()), Rc::new(JobQueue::new(SLOTS)));
         let length_max = config.max_length;
         let quotas = SharedQuotas::new(config, rt::now());
         let intake = Intake {
@@ -166,7 +166,7 @@ impl Bench {
         let mut payloads = Vec::new();
         while let Some(job) = self.queue.take() {
             payloads.push(job.payload.escape_ascii().to_string());
-            self.server.intake.admission.popped();
+            self.server.intake.admission.taken(1);
         }
         let board = PeerBoard::default();
         board.ask();
