@@ -134,8 +134,9 @@ impl Rig {
     /// The next job, without completing it.
     async fn pop(&self) -> Job {
         assert!(self.queue.some(0).await, "open");
+        let job = self.queue.take().expect("there is one");
         self.admission.taken(1);
-        self.queue.take().expect("there is one")
+        job
     }
 
     /// Pops all queued jobs.

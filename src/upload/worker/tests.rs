@@ -235,7 +235,7 @@ fn payloads_of_one_request_are_stored_as_if_they_were_alone() {
 
 #[test]
 fn retries_and_refusals_are_of_single_payloads() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         rt::run_test(async move {
             let faults = format!("seed={seed},transient=0.2,late=0.1,panic=0,poison=object");
             let plan = FaultPlan::parse(&faults).unwrap();
