@@ -94,7 +94,8 @@ pub struct Reply<'a> {
 
 impl<'a> Reply<'a> {
     /// The value of a header, by its name in lower case; `None` if it is absent, empty or not text,
-    /// and of a success without a body. Parses the head again, because headers are seldom needed.
+    /// and of a success without a body that was not copied ([`ReplyReader::take`]). Parses the head
+    /// again, because headers are seldom needed.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut answer = httparse::Response::new(&mut headers);
@@ -171,6 +172,13 @@ impl ReplyReader {
     pub fn advance(&mut self, n: usize) -> Result<bool, Malformed> {
         let news = self.filled..self.filled + n;
         self.filled = news.end;
+        if (self.state, news.start) == (State::Head, 0)
+            && let Some(status) = plain_success(&self.buffer[news.clone()])
+        {
+            (self.status, self.keep_alive, self.state) = (status, true, State::Done);
+            (self.head, self.body, self.parsed) = (0..n, n..n, n);
+            return Ok(true);
+        }
         // A head is parsed again only when another line of it is complete.
         if self.state == State::Head && !self.buffer[news].contains(&b'\n') {
             return bound_head(self.filled).map(|()| false);

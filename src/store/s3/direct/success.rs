@@ -55,11 +55,11 @@ impl<'a> Lines<'a> {
     fn next_line(&mut self) -> Option<&'a [u8]> {
         let Some(end) = memchr::memchr(b'\r', self.0) else {
             let line = std::mem::take(&mut self.0);
-            return (memchr::memchr(b'\n', line).is_none()).then_some(line);
+            return memchr::memchr(b'\n', line).is_none().then_some(line);
         };
         let (line, rest) = self.0.split_at(end);
         self.0 = rest.strip_prefix(b"\r\n").filter(|rest| !rest.is_empty())?;
-        (memchr::memchr(b'\n', line).is_none()).then_some(line)
+        memchr::memchr(b'\n', line).is_none().then_some(line)
     }
 }
 
