@@ -76,7 +76,6 @@ use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
 use crate::queue::job::Span;
 use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::sync::OneShot;
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
 use health::DiskHealth;
@@ -91,6 +90,7 @@ use writer::SyncFault;
 pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
+pub use pending::Ticket;
 pub use stop::UnspooledBatch;
 
 /// Largest commit group that requests share; a larger request gets a group of its own. A disk takes
@@ -179,9 +179,6 @@ pub struct Spool {
     sync_fault: SyncFault,
     log: RefCell<Throttle>,
 }
-
-/// Result for a request that waits for the disk: its commit group is synced, or it failed.
-pub type Ticket = OneShot<Result<(), SpoolError>>;
 
 /// A spooled request whose payloads are jobs: knows where each of them is marked complete.
 pub struct SpooledRequest {
@@ -293,6 +290,7 @@ impl Spool {
     /// Refuses further requests; those that wait are still written.
     pub fn close(&self) {
         self.closed.set(true);
+        self.pending.last_look();
         self.pending.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();

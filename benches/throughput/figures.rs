@@ -24,8 +24,8 @@ pub struct Sample {
     pub peak_rss_bytes: u64,
     /// In lanes whose objects are batches.
     pub batches: Option<Batches>,
-    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the
-    /// next.
+    /// p99 of a bare write and `fdatasync` on the same core right after, under the same load; only
+    /// in lanes about the spool, like the next.
     pub sync_p99_us: Option<f64>,
     pub syncs_per_request: Option<f64>,
     /// Only with idle connections.
@@ -191,14 +191,18 @@ impl fmt::Display for LaneFigures {
             self.write_batches(f, *variant)?;
         }
         if self.lane.spool {
-            let sync = self.median_of(Variant::Millrace, |s| s.sync_p99_us.unwrap_or(f64::NAN));
-            let times = |s: &Sample| s.p99_us / s.sync_p99_us.unwrap_or(f64::NAN);
-            let times = median(self.of(Variant::Millrace).map(times).collect());
+            // Beside the server that does not sync, if it ran.
+            let queued = self.variants.contains(&Variant::MillraceQueued);
+            let beside = if queued { Variant::MillraceQueued } else { Variant::Millrace };
+            let bare = |s: &Sample| s.sync_p99_us.unwrap_or(f64::NAN);
+            let sync = self.median_of(beside, bare);
+            let rounds = self.of(Variant::Millrace).zip(self.of(beside).map(bare));
+            let times = median(rounds.map(|(s, bare)| s.p99_us / bare).collect());
             let syncs = |s: &Sample| s.syncs_per_request.unwrap_or(f64::NAN);
             let syncs = median(self.of(Variant::Millrace).map(syncs).collect());
             writeln!(
                 f,
-                "  millrace: {syncs:.3} syncs a request; p99 is {times:.1} times the p99 of a bare write and sync, {sync:.0} µs"
+                "  millrace: {syncs:.3} syncs a request; p99 is {times:.1} times the p99 of a bare write and sync beside {beside}, {sync:.0} µs"
             )?;
         }
         for Ratio { against, median, min, max } in self.ratios() {

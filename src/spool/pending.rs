@@ -1,12 +1,14 @@
-//! Requests that wait for the disk, charged to `SPOOL_PENDING`, until the writer takes them into a
-//! commit group.
+//! Requests that wait for the disk, charged to `SPOOL_PENDING`: those that have not been written,
+//! and those in the commit group that is being written.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::format::{self, HEAD_BYTES};
-use super::{GROUP_BYTES_MAX, SpoolError, Ticket};
+use super::health::LOOK_EVERY;
+use super::{GROUP_BYTES_MAX, SpoolError};
 use crate::budget::{Budget, ChargedBytes};
 use crate::key::RequestValues;
 use crate::metrics::Cell64;
@@ -14,14 +16,60 @@ use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Need;
 use crate::queue::job::Span;
 use crate::queue::job::Stamp;
-use crate::sync::Signal;
+use crate::sync::{OneShot, Signal};
 
 /// The requests that wait for one core's spool; first in, first out.
 pub(super) struct PendingRequests {
     max: usize,
     budget: Rc<Budget>,
     waiting: RefCell<VecDeque<PendingRequest>>,
+    /// The commit group that is being written.
+    writing: RefCell<Vec<PendingRequest>>,
     arrived: Signal,
+}
+
+/// Result for a request that waits for the disk: its commit group is synced, or it failed.
+#[derive(Default)]
+pub struct Ticket {
+    result: OneShot<Result<(), SpoolError>>,
+    /// How often the spool has looked at it while it waited, up to [`Ticket::SLOW`].
+    looks: Cell<u8>,
+}
+
+impl Ticket {
+    /// Looks after which a request waits unusually long.
+    const SLOW: u8 = 2;
+    /// A request that is not slow has waited less than this.
+    pub const SLOW_AFTER_MAX: Duration = LOOK_EVERY.saturating_mul(Ticket::SLOW as u32);
+
+    /// Waits for the result and takes it. `None` if `ended` says that none will follow; the code
+    /// that sets `ended` must wake the waiting task.
+    pub async fn wait(&self, ended: &Cell<bool>) -> Option<Result<(), SpoolError>> {
+        self.result.wait(|| ended.get()).await
+    }
+
+    /// The same, and `None` also once it has waited for some [`LOOK_EVERY`]. So a request needs no
+    /// timer unless it waits that long.
+    pub async fn wait_unless_slow(&self, ended: &Cell<bool>) -> Option<Result<(), SpoolError>> {
+        self.result.wait(|| ended.get() || self.looks.get() == Ticket::SLOW).await
+    }
+
+    pub(super) fn set(&self, result: Result<(), SpoolError>) {
+        self.result.set(result);
+    }
+
+    fn look(&self) {
+        match self.looks.get() + 1 {
+            Ticket::SLOW => self.set_slow(),
+            looks => self.looks.set(looks.min(Ticket::SLOW)),
+        }
+    }
+
+    /// Makes the request watch the time itself.
+    fn set_slow(&self) {
+        self.looks.set(Ticket::SLOW);
+        self.result.wake();
+    }
 }
 
 /// A request that waits.
@@ -48,7 +96,8 @@ impl PendingRequests {
     /// Room for requests of up to `max` bytes in total; `gauge` shows the bytes in use.
     pub(super) fn new(max: usize, gauge: &'static Cell64) -> PendingRequests {
         let budget = Budget::new(max, gauge);
-        PendingRequests { max, budget, waiting: RefCell::default(), arrived: Signal::default() }
+        let (waiting, writing, arrived) = Default::default();
+        PendingRequests { max, budget, waiting, writing, arrived }
     }
 
     /// Charges a request to the budget and appends it.
@@ -98,8 +147,9 @@ impl PendingRequests {
         self.arrived.raise();
     }
 
-    /// Takes the requests for the next commit group, at least one if any waits.
-    pub(super) fn next_group(&self) -> Vec<PendingRequest> {
+    /// Takes the requests for the next commit group, at least one if any waits. The group before has
+    /// been delivered.
+    pub(super) fn begin_group(&self) {
         let mut waiting = self.waiting.borrow_mut();
         let mut bytes = HEAD_BYTES;
         let too_many = |request: &PendingRequest| {
@@ -108,6 +158,64 @@ impl PendingRequests {
         };
         let count = waiting.iter().position(too_many).unwrap_or(waiting.len());
         // A request that is larger than a shared group gets its own.
-        waiting.drain(..count.max(1)).collect()
+        self.writing.borrow_mut().extend(waiting.drain(..count.max(1)));
+    }
+
+    /// The commit group that is being written. Must not be held across an await.
+    pub(super) fn group(&self) -> RefMut<'_, Vec<PendingRequest>> {
+        self.writing.borrow_mut()
+    }
+
+    /// Makes requests that have waited unusually long watch the time themselves; must be called
+    /// every [`LOOK_EVERY`].
+    pub(super) fn look(&self) {
+        let (writing, waiting) = (self.writing.borrow(), self.waiting.borrow());
+        writing.iter().chain(waiting.iter()).for_each(|request| request.ticket.look());
+    }
+
+    /// Makes all requests that wait watch the time themselves: nobody calls
+    /// [`look`](PendingRequests::look) any longer.
+    pub(super) fn last_look(&self) {
+        let (writing, waiting) = (self.writing.borrow(), self.waiting.borrow());
+        writing.iter().chain(waiting.iter()).for_each(|request| request.ticket.set_slow());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+
+    #[test]
+    fn a_request_is_asked_to_watch_the_time_once_it_has_waited_for_long() {
+        let cells = &crate::metrics::cells(1)[0];
+        let pending = PendingRequests::new(1_000, &cells.spool_pending_bytes);
+        let push = || {
+            let (first, spans) = (Stamp { unix_nanos: 1, seq: 0 }, [Span { start: 0, end: 1 }]);
+            let bodies = Budget::new(1_000, &cells.body_bytes);
+            let mut body = ChargedBytes::new(&bodies, 1).unwrap();
+            body.extend(b"1").unwrap();
+            pending.push(first, body, &spans, &RequestValues::default(), None).unwrap()
+        };
+        let never = Cell::new(false);
+        let is_slow = |ticket: &Ticket| {
+            block_on(poll_once(ticket.wait_unless_slow(&never))).is_some_and(|end| end.is_none())
+        };
+        let first = push();
+        pending.begin_group();
+        pending.look();
+        let second = push();
+        assert!(!is_slow(&first) && !is_slow(&second));
+        // In the group that is being written, and before it.
+        pending.look();
+        assert!(is_slow(&first) && !is_slow(&second));
+        pending.last_look();
+        assert!(is_slow(&second));
+        first.set(Ok(()));
+        assert_eq!(block_on(first.wait(&never)), Some(Ok(())), "the result counts all the same");
+        pending.group().clear();
+        pending.begin_group();
+        pending.group().clear();
+        assert_eq!(cells.spool_pending_bytes.value(), 0);
     }
 }

@@ -60,10 +60,10 @@ impl Spool {
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
-            let group = self.pending.next_group();
-            match self.put(&group).await {
-                Ok(place) => self.deliver(group, &place),
-                Err(error) => group.iter().for_each(|request| {
+            self.pending.begin_group();
+            match self.put_group().await {
+                Ok(place) => self.deliver(&place),
+                Err(error) => self.pending.group().drain(..).for_each(|request| {
                     self.disk.health.refused();
                     request.ticket.set(Err(error.clone()));
                 }),
@@ -71,15 +71,16 @@ impl Spool {
         }
     }
 
-    /// Writes and syncs one commit group.
-    async fn put(&self, group: &[PendingRequest]) -> Result<CommittedGroup, SpoolError> {
-        let body = group.iter().map(PendingRequest::record_bytes).sum();
-        let payloads = Payloads {
-            count: group.iter().map(|request| request.spans.len() as u32).sum(),
-            bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
-        };
+    /// Writes and syncs the commit group of requests that has begun.
+    async fn put_group(&self) -> Result<CommittedGroup, SpoolError> {
+        let (mut body, mut payloads) = (0, Payloads::default());
+        for request in &*self.pending.group() {
+            body += request.record_bytes();
+            payloads.count += request.spans.len() as u32;
+            payloads.bytes += request.payload_bytes as u64;
+        }
         let write = |mut out: &mut [u8]| {
-            for PendingRequest { first, body, spans, values, .. } in group {
+            for PendingRequest { first, body, spans, values, .. } in &*self.pending.group() {
                 let payloads = format::slices(body.as_slice(), spans);
                 let written = format::write_record(out, *first, values, payloads);
                 out = &mut out[written..];
@@ -167,7 +168,7 @@ impl Spool {
             })?;
         }
         let segment = self.own.begin_spare().expect("made just now");
-        // The keeper creates the next spare while this segment is being filled.
+        // The keeper finishes the segment before it.
         self.disk.keeper.raise();
         Ok(segment)
     }
@@ -181,9 +182,9 @@ impl Spool {
 
     /// Queues the payloads of a synced group while the queue has room, and leaves the rest to the
     /// reader.
-    fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
+    fn deliver(&self, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
-        for request in group {
+        for request in self.pending.group().drain(..) {
             let PendingRequest { first, body, need, spans, payload_bytes, values, counted, ticket } =
                 request;
             let count = spans.len() as u32;
