@@ -180,7 +180,8 @@ pub struct Spool {
     log: RefCell<Throttle>,
 }
 
-/// A spooled request whose payloads are jobs: knows where each of them is marked complete.
+/// Spooled requests whose payloads are jobs, one or several that follow each other in a segment:
+/// knows where each payload is marked complete.
 pub struct SpooledRequest {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
@@ -202,6 +203,13 @@ impl SpooledRequest {
     /// Whether its file was removed, so that it would not survive a crash.
     pub fn is_removed(&self) -> bool {
         self.segment.is_removed()
+    }
+
+    /// Whether the payload with this segment number and this number in the core's sequence is
+    /// marked complete like its own.
+    fn is_followed_by(&self, ordinal: u32, seq: u64) -> bool {
+        let distance = ordinal.checked_sub(self.first_ordinal).map(u64::from);
+        distance.is_some() && distance == seq.checked_sub(self.first_seq)
     }
 
     /// The segment number of the payload whose number in the core's sequence is `seq`.

@@ -18,6 +18,9 @@ use crate::queue::job::Span;
 use crate::queue::job::Stamp;
 use crate::sync::{OneShot, Signal};
 
+/// A sync costs the core as much as a few requests.
+const FEW: usize = 8;
+
 /// The requests that wait for one core's spool; first in, first out.
 pub(super) struct PendingRequests {
     max: usize,
@@ -80,16 +83,12 @@ pub(super) struct PendingRequest {
     pub(super) need: Need,
     pub(super) spans: Box<[Span]>,
     pub(super) payload_bytes: usize,
+    /// Size of its record.
+    pub(super) record_bytes: usize,
     pub(super) values: RequestValues,
     /// Counts its payloads once they are accepted.
     pub(super) counted: Option<AcceptedCells>,
     pub(super) ticket: Rc<Ticket>,
-}
-
-impl PendingRequest {
-    pub(super) fn record_bytes(&self) -> usize {
-        format::record_bytes(self.spans.len(), self.payload_bytes, &self.values)
-    }
 }
 
 impl PendingRequests {
@@ -125,6 +124,7 @@ impl PendingRequests {
             need,
             spans: spans.into(),
             payload_bytes,
+            record_bytes: format::record_bytes(spans.len(), payload_bytes, values),
             values: values.clone(),
             counted,
             ticket: ticket.clone(),
@@ -135,6 +135,11 @@ impl PendingRequests {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.borrow().is_empty()
+    }
+
+    /// Whether a group of those that wait would mostly pay for its sync.
+    pub(super) fn are_few(&self) -> bool {
+        self.waiting.borrow().len() < FEW
     }
 
     /// Returns once a request has arrived, or [`wake`](PendingRequests::wake) was called.
@@ -153,7 +158,7 @@ impl PendingRequests {
         let mut waiting = self.waiting.borrow_mut();
         let mut bytes = HEAD_BYTES;
         let too_many = |request: &PendingRequest| {
-            bytes += request.record_bytes();
+            bytes += request.record_bytes;
             bytes > GROUP_BYTES_MAX
         };
         let count = waiting.iter().position(too_many).unwrap_or(waiting.len());

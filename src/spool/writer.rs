@@ -15,7 +15,7 @@ use super::keeper::NoSpare;
 use super::pending::PendingRequest;
 use super::reader::OverflowPosition;
 use super::segment::{Payloads, Segment};
-use super::{Spool, SpoolError};
+use super::{Spool, SpoolError, SpooledRequest};
 use crate::queue::job::Payload;
 
 /// A commit group that was written and synced.
@@ -60,6 +60,10 @@ impl Spool {
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
+            if self.pending.are_few() {
+                // Those that have arrived and are about to be submitted may share its sync.
+                rt::yield_now().await;
+            }
             self.pending.begin_group();
             match self.put_group().await {
                 Ok(place) => self.deliver(&place),
@@ -75,7 +79,7 @@ impl Spool {
     async fn put_group(&self) -> Result<CommittedGroup, SpoolError> {
         let (mut body, mut payloads) = (0, Payloads::default());
         for request in &*self.pending.group() {
-            body += request.record_bytes();
+            body += request.record_bytes;
             payloads.count += request.spans.len() as u32;
             payloads.bytes += request.payload_bytes as u64;
         }
@@ -184,9 +188,10 @@ impl Spool {
     /// reader.
     fn deliver(&self, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
+        let mut record = None;
+        let (mut payloads, mut bytes) = (0, 0);
         for request in self.pending.group().drain(..) {
-            let PendingRequest { first, body, need, spans, payload_bytes, values, counted, ticket } =
-                request;
+            let PendingRequest { first, need, spans, payload_bytes, counted, ticket, .. } = request;
             let count = spans.len() as u32;
             // While the reader is behind, later payloads wait on disk too, which keeps the order.
             let permit = match self.overflow.is_behind() {
@@ -195,10 +200,10 @@ impl Spool {
             };
             match permit {
                 Some(permit) => {
-                    let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
-                    let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.into_bytes(), permit, &spans, values);
-                    self.push(payloads, first.seq.., first.unix_nanos, &record);
+                    let record = self.record_of(&mut record, place, ordinal, first.seq);
+                    let body = request.body.into_bytes();
+                    let payloads = Payload::split(body, permit, &spans, request.values);
+                    self.push(payloads, first.seq.., first.unix_nanos, record);
                 }
                 None if !self.overflow.is_behind() => {
                     self.overflow.begin(OverflowPosition::new(place, ordinal));
@@ -206,13 +211,31 @@ impl Spool {
                 }
                 None => {}
             }
-            self.setup.cells.payloads_accepted.add(count.into());
-            self.setup.cells.bytes_accepted.add(payload_bytes as u64);
+            payloads += u64::from(count);
+            bytes += payload_bytes as u64;
             if let Some(counted) = counted {
                 counted.add(count.into(), payload_bytes as u64);
             }
             ticket.set(Ok(()));
             ordinal += count;
         }
+        self.setup.cells.payloads_accepted.add(payloads);
+        self.setup.cells.bytes_accepted.add(bytes);
+    }
+
+    /// The handle for a request of this group: the one before it, if the numbers of its payloads
+    /// follow, which is so unless requests that are not spooled came in between.
+    fn record_of<'a>(
+        &self,
+        before: &'a mut Option<Rc<SpooledRequest>>,
+        place: &CommittedGroup,
+        ordinal: u32,
+        seq: u64,
+    ) -> &'a Rc<SpooledRequest> {
+        if !before.as_ref().is_some_and(|before| before.is_followed_by(ordinal, seq)) {
+            let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
+            *before = Some(self.record(dir, segment, ordinal, seq, None));
+        }
+        before.as_ref().expect("set above")
     }
 }
