@@ -36,15 +36,15 @@ const WORKER_NAME: &[u8] = b"iou-wrk-";
 const LIST_EVERY: Duration = Duration::from_millis(500);
 
 /// What was listed last.
-struct Listed {
+struct ThreadList {
     /// Numbers of the threads that were seen, ascending.
     threads: Vec<i32>,
     at: Option<Instant>,
 }
 
 #[expect(clippy::disallowed_types, reason = "not on a core, and nobody waits for it")]
-static LISTED: std::sync::Mutex<Listed> =
-    std::sync::Mutex::new(Listed { threads: Vec::new(), at: None });
+static LISTED: std::sync::Mutex<ThreadList> =
+    std::sync::Mutex::new(ThreadList { threads: Vec::new(), at: None });
 
 /// Sets the slices of those io-wq workers of this process that it has not seen before, at most every
 /// [`LIST_EVERY`]. Reads files, so it must not run on a core.
@@ -65,7 +65,7 @@ pub fn shorten_worker_slices() -> io::Result<()> {
             _ => {}
         }
     }
-    *listed = Listed { threads, at: Some(now()) };
+    *listed = ThreadList { threads, at: Some(now()) };
     Ok(())
 }
 
@@ -87,15 +87,7 @@ fn is_worker(thread: i32) -> bool {
 
 /// Sets the slice of `thread`; 0 is the calling one.
 fn set_slice(thread: i32, slice: Duration) -> io::Result<()> {
-    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
-    let done = |outcome| match outcome {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: the structure holds plain numbers, for which all zeros is a value.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes up to SIZE bytes, the size of `attributes`.
-    done(unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut attributes, SIZE, 0) })?;
+    let mut attributes = attributes(thread)?;
     // A real-time policy, which an operator has set, has no slices.
     if attributes.sched_policy != libc::SCHED_OTHER as u32 {
         return Ok(());
@@ -103,4 +95,62 @@ fn set_slice(thread: i32, slice: Duration) -> io::Result<()> {
     attributes.sched_runtime = slice.as_nanos() as u64;
     // SAFETY: the kernel reads `attributes.size` bytes, a value that it has written itself.
     done(unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const attributes, 0) })
+}
+
+fn attributes(thread: i32) -> io::Result<libc::sched_attr> {
+    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
+    // SAFETY: the structure holds plain numbers, for which all zeros is a value.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes up to SIZE bytes, the size of `attributes`.
+    done(unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut attributes, SIZE, 0) })?;
+    Ok(attributes)
+}
+
+fn done(outcome: i64) -> io::Result<()> {
+    match outcome {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Net;
+    use crate::rt;
+
+    /// The slice of `thread`, 0 where the kernel has none; `None` once it has ended.
+    fn slice_of(thread: i32) -> Option<Duration> {
+        Some(Duration::from_nanos(attributes(thread).ok()?.sched_runtime))
+    }
+
+    #[test]
+    fn workers_have_shorter_slices_than_cores() {
+        let core = std::thread::spawn(|| {
+            set_core_slice().unwrap();
+            rt::run_test(async {
+                let near = glommio::io::DmaFile::create(tempfile::NamedTempFile::new().unwrap())
+                    .await
+                    .unwrap();
+                let far = tempfile::tempfile().unwrap();
+                let bytes = near.alloc_dma_buffer(4096);
+                Net::here().unwrap().file(far.into()).write_synced(bytes, 0).await.unwrap();
+                let workers = list_threads().unwrap().into_iter().filter(|thread| is_worker(*thread));
+                let workers: Vec<i32> = workers.collect();
+                assert!(!workers.is_empty(), "a sync is a worker's");
+                let before = now();
+                let listed = || LISTED.lock().unwrap().at.is_some_and(|at| at > before + LIST_EVERY);
+                while !listed() {
+                    shorten_worker_slices().unwrap();
+                    rt::sleep(Duration::from_millis(20)).await;
+                }
+                let slices = workers.into_iter().filter_map(slice_of);
+                assert!(slices.into_iter().all(|slice| slice.is_zero() || slice == WORKER_SLICE));
+                near.close().await.unwrap();
+            });
+            slice_of(0).unwrap()
+        });
+        let core = core.join().unwrap();
+        assert!(core.is_zero() || core == CORE_SLICE, "{core:?}");
+    }
 }

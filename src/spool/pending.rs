@@ -18,9 +18,6 @@ use crate::queue::job::Span;
 use crate::queue::job::Stamp;
 use crate::sync::{OneShot, Signal};
 
-/// A sync costs the core as much as a few requests.
-const FEW: usize = 8;
-
 /// The requests that wait for one core's spool; first in, first out.
 pub(super) struct PendingRequests {
     max: usize,
@@ -118,7 +115,12 @@ impl PendingRequests {
         body.move_to(&self.budget, (size_of_val(spans) + values.bytes()).min(room))?;
         let ticket = Rc::<Ticket>::default();
         let payload_bytes = spans.iter().map(|span| span.range().len()).sum();
-        self.waiting.borrow_mut().push_back(PendingRequest {
+        let mut waiting = self.waiting.borrow_mut();
+        // The writer waits only while no request does, and a wake costs a poll of its task.
+        if waiting.is_empty() {
+            self.wake();
+        }
+        waiting.push_back(PendingRequest {
             first,
             body,
             need,
@@ -129,7 +131,6 @@ impl PendingRequests {
             counted,
             ticket: ticket.clone(),
         });
-        self.wake();
         Ok(ticket)
     }
 
@@ -137,9 +138,8 @@ impl PendingRequests {
         self.waiting.borrow().is_empty()
     }
 
-    /// Whether a group of those that wait would mostly pay for its sync.
-    pub(super) fn are_few(&self) -> bool {
-        self.waiting.borrow().len() < FEW
+    pub(super) fn count(&self) -> usize {
+        self.waiting.borrow().len()
     }
 
     /// Returns once a request has arrived, or [`wake`](PendingRequests::wake) was called.

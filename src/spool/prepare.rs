@@ -35,14 +35,13 @@ pub(super) const FIRST_BYTES: u64 = if cfg!(test) { DATA_START } else { ZEROS_BY
 const STEP_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
 /// Bytes per write; the executor runs other tasks between two of them.
 const ZEROS_BYTES: u64 = 256 << 10;
-/// While groups are written, a pause of this many times a step's time follows it: a group that
-/// finds zeros in front of it at the disk takes several times as long.
+/// While groups are written to another segment, a pause of this many times a step's time follows
+/// it: a group that finds zeros in front of it at the disk takes several times as long.
 const PAUSE_TIMES: u32 = 4;
 /// Longest pause, for a disk that hangs now and then.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// There is no pause while the writer has less than this in front of it, …
-const LEAD_BYTES: u64 = 8 * STEP_BYTES;
-/// … or less than this part of what is to be prepared of the next segment.
+/// There is no pause while the writer has less in front of it than this part of what is to be
+/// prepared of the next segment.
 const LEAD_SHARE: u64 = 4;
 
 /// How far a segment is prepared.
@@ -160,12 +159,13 @@ impl Spool {
     /// Whether the writer does not catch up during a pause after a step of `segment`.
     fn may_pause(&self, segment: &Rc<Segment>) -> bool {
         let Some(filling) = self.own.filling() else { return false };
-        let end = filling.generation.borrow().end;
-        let prepared = segment.zeros.prepared.get();
+        // While zeros are written to the file that takes groups, every sync of a group also commits
+        // its metadata: the sooner that ends, the better.
         if Rc::ptr_eq(segment, &filling) {
-            return prepared.saturating_sub(end) >= LEAD_BYTES;
+            return false;
         }
-        filling.bytes() - end >= (segment.bytes() - prepared) / LEAD_SHARE
+        let unprepared = segment.bytes() - segment.zeros.prepared.get();
+        filling.bytes() - filling.generation.borrow().end >= unprepared / LEAD_SHARE
     }
 
     /// The task that watches the operations of the disk, and the requests that wait for it.
