@@ -138,10 +138,6 @@ impl PendingRequests {
         self.waiting.borrow().is_empty()
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.waiting.borrow().len()
-    }
-
     /// Returns once a request has arrived, or [`wake`](PendingRequests::wake) was called.
     pub(super) async fn wait(&self) {
         self.arrived.wait().await;

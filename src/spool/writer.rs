@@ -49,8 +49,6 @@ impl Spool {
     /// The writer's task: writes one commit group after the other. A group takes the requests that
     /// wait when it begins.
     pub(super) async fn write_groups(self: Rc<Self>) {
-        thread_local! { static X: std::cell::OnceCell<(u64, u64, u64, u64)> = const { std::cell::OnceCell::new() }; }
-        let mut last = rt::now();
         loop {
             if self.pending.is_empty() {
                 if self.closed.get() {
@@ -62,18 +60,6 @@ impl Spool {
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
-            let var = |name: &str, or: u64| -> u64 { std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or) };
-            let (yields, gap, few, adapt) = X.with(|x| *x.get_or_init(|| (var("X_YIELDS", 1), var("X_GAP", 0), var("X_FEW", 8), var("X_ADAPT", 1))));
-            for at in 0..yields {
-                let before = self.pending.count();
-                if before >= few as usize { break; }
-                rt::yield_now().await;
-                if at > 0 && adapt > 0 && self.pending.count() < before + adapt as usize { break; }
-            }
-            while self.pending.count() < few as usize && rt::since(last) < std::time::Duration::from_micros(gap) {
-                rt::yield_now().await;
-            }
-            last = rt::now();
             self.pending.begin_group();
             match self.put_group().await {
                 Ok(place) => self.deliver(&place),
