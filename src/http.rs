@@ -22,6 +22,7 @@ mod phase;
 mod proxied;
 pub mod proxy_header;
 pub mod quotas;
+mod receive;
 mod recency;
 pub mod refusal_log;
 pub mod reply;

@@ -6,6 +6,9 @@ pub mod batch {
         pub use crate::batch::encoder::{Encoder, EncoderShared, lines};
     }
 }
+pub mod budget {
+    pub use crate::budget::{BODY_PADDING, Padded};
+}
 pub mod cli {
     pub use crate::cli::{Command, parse};
 }

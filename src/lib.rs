@@ -70,6 +70,7 @@
 
 mod process;
 
+mod alloc;
 mod batch;
 mod budget;
 mod cli;
@@ -100,4 +101,5 @@ mod upload;
 #[doc(hidden)]
 pub mod internals;
 
+pub use alloc::Allocator;
 pub use process::main;

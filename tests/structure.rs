@@ -45,7 +45,7 @@ const FLOORS: &[&[&str]] = &[
     &["log"],
     &["throttle", "stop"],
     &["rt", "sync"],
-    &["coding"],
+    &["coding", "alloc"],
 ];
 
 /// Imports that still run up, as (from, to). A pair that is no longer needed fails the test, so

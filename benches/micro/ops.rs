@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
+use millrace::internals::budget::Padded;
 use millrace::internals::coding::Compression;
 use millrace::internals::config::{Checksum, Config, ObjectBody};
 use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
@@ -145,14 +146,16 @@ fn ndjson(payloads: usize, payload_bytes: usize) -> Made {
 }
 
 /// Splits `body`, whose payloads are `data`.
-fn splits(body: Vec<u8>, form: BodyForm, data: Vec<String>) -> Made {
+fn splits(mut body: Vec<u8>, form: BodyForm, data: Vec<String>) -> Made {
     let mut scratch = Scratch::default();
-    let found = parse(&body, form, &mut scratch).expect("the body is valid").payloads;
+    let padded = Padded::behind(&mut body);
+    let found = parse(padded, form, &mut scratch).expect("the body is valid").payloads;
     let found = found.iter().map(|span| &body[span.range()]);
     assert!(found.eq(data.iter().map(String::as_bytes)));
     let (throughput, payloads) = (Amount::Bytes(body.len()), data.len());
     let run = move || {
-        let found = parse(&body, form, &mut scratch).expect("parsed before");
+        let padded = Padded::behind(&mut body);
+        let found = parse(padded, form, &mut scratch).expect("parsed before");
         assert_eq!(found.payloads.len(), payloads);
     };
     Made { run: Box::new(run), throughput }
@@ -278,10 +281,10 @@ fn quota(tables: usize) -> Made {
 
 /// The densest body, refused for its last member.
 fn refused() -> Made {
-    let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
+    let mut body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
     let throughput = Amount::Bytes(body.len());
     let mut scratch = Scratch::default();
-    let run = move || assert!(parse(&body, JSON, &mut scratch).is_err());
+    let run = move || assert!(parse(Padded::behind(&mut body), JSON, &mut scratch).is_err());
     Made { run: Box::new(run), throughput }
 }
 

@@ -51,7 +51,6 @@ const QUIET_AFTER: Duration = Duration::from_millis(250);
 /// Serves `stream`, which came to the listener with this number, in its own task. A panic there ends
 /// only that connection.
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
-    let _or_the_peer_is_gone = stream.set_nodelay();
     let server = server.clone();
     rt::spawn(async move {
         server.cells.connections_accepted.inc();

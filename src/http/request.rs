@@ -32,7 +32,7 @@ use super::reply::Answer;
 use super::server::Server;
 use super::split::LargeTurn;
 use super::tokens::{KnownToken, TokenQuota};
-use crate::budget::ChargedBytes;
+use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
 use crate::metrics::CoreCells;
@@ -393,20 +393,21 @@ enum TriedSmall {
 fn try_small(
     server: &Server,
     wanted: &mut Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     is_charged: bool,
     token: &Cell<TokenId>,
 ) -> Result<TriedSmall, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
     // The core's one scratch: this borrow must end before the next await.
     let mut scratch = server.splitter.scratch();
-    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    let length = body.as_slice().len();
+    let Collection { envelope, payloads } = split(body.padded(), form, &mut scratch)?;
     if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
         return Ok(TriedSmall::LongWrapped(body));
     }
     let (counted, quota) = judge_envelope(server, &envelope, token)?;
     let unpaid = quota.filter(|_| !is_charged);
-    if let Some(quota) = charge(server, unpaid, body.as_slice().len(), true)? {
+    if let Some(quota) = charge(server, unpaid, length, true)? {
         return Ok(TriedSmall::NoQuota(body, quota));
     }
     let name = || token_name(server, token);
@@ -434,7 +435,7 @@ async fn wait_small(
     waiting: NoRoom,
 ) -> Result<Admitted, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
-    let NoRoom { need, body, facts, counted } = waiting;
+    let NoRoom { need, mut body, facts, counted } = waiting;
     // A waiting request holds its body only. Its spans could weigh four times as much, so the body
     // is split again.
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
@@ -443,7 +444,7 @@ async fn wait_small(
         return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
     }
     let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
+    let Collection { payloads, .. } = split(body.padded(), form, &mut scratch)?;
     Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
 }
 
@@ -451,19 +452,23 @@ async fn wait_small(
 async fn admit_large(
     server: &Server,
     wanted: Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     turn: LargeTurn<'_>,
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let Wanted { intake, form, ack, facts, .. } = wanted;
     let (waiting, marked) = {
-        let (envelope, mut spans) = server
-            .splitter
-            .split_large(body.as_slice(), form, turn)
-            .await
-            .map_err(|error| no_collection(body.as_slice(), error))?;
+        let (length, is_multipart) = (body.as_slice().len(), is_multipart(body.as_slice()));
+        let split = server.splitter.split_large(body.padded(), form, turn).await;
+        let (envelope, mut spans) = match split {
+            Ok(split) => split,
+            Err(error) => {
+                body.free_in_slices().await;
+                return Err(no_collection(is_multipart, error));
+            }
+        };
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
-        charge(server, quota, body.as_slice().len(), false)?;
+        charge(server, quota, length, false)?;
         let name = || token_name(server, token);
         let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
         drop(envelope);
@@ -497,18 +502,24 @@ async fn admit_large(
 
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
-    body: &'body [u8],
+    body: Padded<'body>,
     form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
+    let is_multipart = is_multipart(&body);
+    parse::parse(body, form, scratch).map_err(|error| no_collection(is_multipart, error))
 }
 
-/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
-/// RFC 2046, section 5.1.1), as no JSON does.
+/// What a browser makes of a `FormData` begins with two dashes (multipart, RFC 2046, section 5.1.1),
+/// as no JSON does.
+fn is_multipart(body: &[u8]) -> bool {
+    body.starts_with(b"--")
+}
+
+/// Why a body is not split.
 #[cold]
-fn no_collection(body: &[u8], error: ParseError) -> Answer {
-    match body.starts_with(b"--") {
+fn no_collection(is_multipart: bool, error: ParseError) -> Answer {
+    match is_multipart {
         true => Answer::BadRequest(
             "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
                 .into(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::format::{self, HEAD_BYTES};
 use super::health::LOOK_EVERY;
 use super::{GROUP_BYTES_MAX, SpoolError};
-use crate::budget::{Budget, ChargedBytes};
+use crate::budget::{BODY_PADDING, Budget, ChargedBytes};
 use crate::key::RequestValues;
 use crate::metrics::Cell64;
 use crate::metrics::tokens::AcceptedCells;
@@ -89,8 +89,10 @@ pub(super) struct PendingRequest {
 }
 
 impl PendingRequests {
-    /// Room for requests of up to `max` bytes in total; `gauge` shows the bytes in use.
+    /// Room for requests of up to `max` bytes in total, or for one of that length with its padding;
+    /// `gauge` shows the bytes in use.
     pub(super) fn new(max: usize, gauge: &'static Cell64) -> PendingRequests {
+        let max = max + BODY_PADDING;
         let budget = Budget::new(max, gauge);
         let (waiting, writing, arrived) = Default::default();
         PendingRequests { max, budget, waiting, writing, arrived }

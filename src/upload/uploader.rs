@@ -86,6 +86,14 @@ pub struct InFlight<'a> {
     is_retry: bool,
 }
 
+#[cfg(test)]
+impl InFlight<'_> {
+    /// A first attempt that [`Uploads::begin`] has counted.
+    pub(super) fn of(uploader: &Uploader) -> InFlight<'_> {
+        InFlight { uploader, is_retry: false }
+    }
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.uploader.uploads.end(self.is_retry);

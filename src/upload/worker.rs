@@ -22,7 +22,7 @@ use crate::key::EventTime;
 use crate::queue::outcome::Outcome;
 use crate::rt;
 use crate::spool::Intent;
-use crate::store::{Class, PutError, PutTimeouts};
+use crate::store::{Class, FailedPut, Object, PutTimeouts};
 
 /// Pause before the retry of a restored batch whose dead letter could not be written.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
@@ -140,15 +140,12 @@ impl Worker {
         intent: Option<Intent>,
     ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        let time = pending.upload.write_key(&uploader.origin, &mut self.key);
-        if time == EventTime::Unreadable && pending.retry.is_none() {
-            pending.upload.note_unreadable_time(&uploader.origin, uploader.cells);
-        }
+        self.write_key(&pending);
         let stored_before = uploader.cells.objects_stored.value();
         let began = rt::now();
-        let attempt = AssertUnwindSafe(self.attempt(&pending.upload, began)).catch_unwind().await;
+        let attempt = AssertUnwindSafe(self.attempt(&pending, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
-            Ok((Ok(()), now)) => {
+            Ok(Ok(now)) => {
                 let bytes = pending.upload.object(&self.key).bytes();
                 uploader.put_stored(began, now, bytes);
                 drop(in_flight);
@@ -160,8 +157,8 @@ impl Worker {
                 complete(&uploader, &pending.upload, Outcome::Stored, intent);
                 return AttemptResult::Stored;
             }
-            Ok((Err(error), now)) => {
-                let failed = FailedAttempt { error, stored_before, began, now };
+            Ok(Err(put)) => {
+                let failed = FailedAttempt { put, stored_before, began };
                 match self.failed(pending, failed, in_flight, intent) {
                     Ok(outcome) => return outcome,
                     Err(given_up) => return self.give_up(given_up).await,
@@ -176,22 +173,38 @@ impl Worker {
         self.give_up(GivenUp { upload: pending.upload, intent, error, attempts }).await
     }
 
-    /// One PUT within its timeouts, and the time when it ended.
+    /// Writes the object's key, or repeats that of the first attempt.
+    fn write_key(&mut self, pending: &PendingUpload) {
+        let uploader = &self.uploader;
+        if let Some(retry) = &pending.retry {
+            self.key.clear();
+            self.key.push_str(&retry.key);
+            return;
+        }
+        let time = pending.upload.write_key(&uploader.origin, &mut self.key);
+        if time == EventTime::Unreadable {
+            pending.upload.note_unreadable_time(&uploader.origin, uploader.cells);
+        }
+    }
+
+    /// One PUT within its timeouts; returns when it ended.
     async fn attempt(
         &mut self,
-        upload: &Upload,
+        pending: &PendingUpload,
         began: Instant,
-    ) -> (Result<(), PutError>, Instant) {
+    ) -> Result<Instant, Box<FailedPut>> {
         let uploader = &*self.uploader;
-        let object = upload.object(&self.key);
+        let object = pending.upload.object(&self.key);
+        let computed = pending.retry.as_ref().and_then(|retry| retry.sums.as_ref());
+        let object = Object { sums: object.sums.or(computed), ..object };
         let timeouts = PutTimeouts::of(&uploader.config);
         let outcome = uploader.store.put_within(&mut self.alarm, began, timeouts, &object).await;
-        let now = rt::now();
-        uploader.cells.put_latency.observe(now - began);
+        let ended = outcome.as_ref().map_or_else(|failed| failed.at, |at| *at);
+        uploader.cells.put_latency.observe(ended - began);
         if outcome.is_ok() {
-            uploader.health.succeeded(now);
+            uploader.health.succeeded(ended);
         }
-        (outcome, now)
+        outcome
     }
 
     /// Schedules the retry of an object that may be stored later.
@@ -206,7 +219,8 @@ impl Worker {
         intent: Option<Intent>,
     ) -> Result<AttemptResult, GivenUp> {
         let uploader = &self.uploader;
-        let FailedAttempt { error, stored_before, began, now } = failed;
+        let FailedAttempt { put, stored_before, began } = failed;
+        let FailedPut { error, at: now, sums } = *put;
         let PendingUpload { upload, retry } = pending;
         let healthy = uploader.health.healthy_time();
         let (attempts, healthy_before, stored_at_first) = match &retry {
@@ -235,7 +249,11 @@ impl Worker {
         }
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
-        let retry = RetryState { failures, healthy_before, stored_before, intent };
+        let (key, sums) = match retry {
+            Some(retry) => (retry.key, retry.sums.or(sums)),
+            None => (self.key.as_str().into(), sums),
+        };
+        let retry = RetryState { failures, healthy_before, stored_before, key, sums, intent };
         let backoff = backoff(&uploader.config, attempts, rt::random_fraction());
         // Before `in_flight` is dropped: otherwise the payload's slot would look free in between.
         uploader.retry_after(PendingUpload { upload, retry: Some(Box::new(retry)) }, backoff);
@@ -279,11 +297,10 @@ impl Worker {
 
 /// A failed attempt.
 struct FailedAttempt {
-    error: PutError,
+    put: Box<FailedPut>,
     /// Number of objects that the core had stored when it began.
     stored_before: u64,
     began: Instant,
-    now: Instant,
 }
 
 /// An object that is not retried any more.
@@ -326,11 +343,12 @@ mod tests {
     use futures_lite::future::poll_once;
 
     use super::*;
+    use crate::config::Checksum;
     use crate::deadletter::DeadLetters;
     use crate::queue::admission::Admission;
     use crate::queue::fifo::Fifo;
     use crate::queue::job::{Job, Origin, Payload, Stamp};
-    use crate::store::Store;
+    use crate::store::{Integrity, PutError, Store, Sums};
     use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
 
     /// An uploader of two workers, with one object per payload and dead letters in `dir`.
@@ -382,6 +400,38 @@ mod tests {
             assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
             giving_up.await;
             assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
+        });
+    }
+
+    #[test]
+    fn a_retry_has_the_key_and_the_sums_of_the_first_attempt() {
+        rt::run_test(async {
+            let dir = tempfile::tempdir().unwrap();
+            let uploader = uploader(&dir);
+            let mut worker = Worker::new(uploader.clone(), 0);
+            let stamp = Stamp { unix_nanos: 1, seq: 2 };
+            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
+            let mut pending = PendingUpload::fresh(upload);
+            worker.write_key(&pending);
+            assert_eq!(worker.key, "1-n-0-2.json");
+            let integrity = Integrity { checksum: Checksum::Crc64Nvme, sign_payload: true };
+            let first = Sums::of(b"1", integrity);
+            // A later attempt that computed them again would be a mistake, and must not count.
+            for sums in [Some(first.clone()), None, Some(Sums::of(b"2", integrity))] {
+                let error = PutError::new(Class::Transient, "c", "m");
+                let put = Box::new(FailedPut { error, at: rt::now(), sums });
+                let failed = FailedAttempt { put, stored_before: 0, began: rt::now() };
+                uploader.uploads.begin(false);
+                let in_flight = InFlight::of(&uploader);
+                assert!(worker.failed(pending, failed, in_flight, None).is_ok());
+                worker.key = "another".to_owned();
+                uploader.uploads.retry_queue.borrow_mut().bring_forward(rt::now());
+                uploader.uploads.retry_queue.borrow_mut().advance(rt::now());
+                pending = uploader.uploads.retry_queue.borrow_mut().pop_due().unwrap();
+                worker.write_key(&pending);
+                assert_eq!(worker.key, "1-n-0-2.json");
+                assert_eq!(pending.retry.as_ref().unwrap().sums.as_ref(), Some(&first));
+            }
         });
     }
 

@@ -31,6 +31,7 @@ mod http {
     mod forwarded;
     mod framing;
     mod health;
+    mod large_bodies;
     mod limits;
     mod listeners;
     mod meta;

@@ -30,7 +30,7 @@ use millrace::internals::config::Config;
 use crate::store::Put;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: millrace::Allocator = millrace::Allocator;
 
 fn main() -> ExitCode {
     match run() {

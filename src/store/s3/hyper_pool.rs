@@ -38,7 +38,7 @@ pub(super) struct HyperConnection {
 }
 
 impl Connection for HyperConnection {
-    async fn is_alive(&mut self) -> bool {
+    fn is_alive(&mut self) -> bool {
         !self.sender.is_closed()
     }
 
@@ -60,8 +60,8 @@ impl HyperPool {
     }
 
     /// The connection given back last that is still alive.
-    pub(super) async fn take(&self, server: &ServerAddress) -> Option<HyperConnection> {
-        self.idle.take(server).await
+    pub(super) fn take(&self, server: &ServerAddress) -> Option<HyperConnection> {
+        self.idle.take(server, rt::now())
     }
 
     /// The proxy that takes requests for `server` in absolute form, if there is one.
@@ -94,7 +94,7 @@ impl HyperPool {
         mut conn: HyperConnection,
     ) {
         match future::poll_once(conn.sender.ready()).await {
-            Some(Ok(())) => pool.idle.put(server, conn),
+            Some(Ok(())) => pool.idle.put(server, conn, rt::now()),
             Some(Err(_)) => {}
             None => {
                 // The store answered early, or the connection's task has not seen the end of the
@@ -106,7 +106,7 @@ impl HyperPool {
                     if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()
                     {
-                        pool.idle.put(&server, conn);
+                        pool.idle.put(&server, conn, rt::now());
                     }
                 })
                 .detach();

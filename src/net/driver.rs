@@ -1,0 +1,217 @@
+//! The driver: the task that submits, reads completions and wakes the tasks that wait for them.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use slab::Slab;
+
+use super::ring::{self, Completion, OpResult, Ring};
+use super::socket::{ReceiveState, SendState, SocketEntry, code};
+use super::{Net, file};
+use crate::rt::{self, yield_now};
+
+impl Net {
+    /// Lets every task run that is ready, then submits what they have written.
+    pub async fn run_tasks_and_turn(&self) {
+        yield_now().await;
+        // The driver handles whatever this turn makes ready.
+        self.turn_now();
+    }
+
+    /// Takes a turn now: submits operations, reads completions and wakes the tasks that wait for
+    /// them.
+    pub fn turn_now(&self) {
+        self.turn();
+        self.pushed();
+    }
+
+    /// One turn; true if anything had completed.
+    fn turn(&self) -> bool {
+        self.turn_with(Ring::turn)
+    }
+
+    /// One turn that calls the kernel by `enter`.
+    fn turn_with(&self, enter: impl FnOnce(&mut Ring) -> io::Result<bool>) -> bool {
+        let mut ring = self.ring.borrow_mut();
+        // An error here is the ring's own; the core cannot go on without its sockets.
+        if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
+            return false;
+        }
+        let mut sockets = self.sockets.borrow_mut();
+        while let Some(completion) = ring.next() {
+            self.completed(&mut ring, &mut sockets, completion);
+        }
+        if !self.starved.borrow().is_empty() {
+            self.refill_starved(&mut ring, &mut sockets);
+        }
+        true
+    }
+
+    /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
+    /// glommio only queues its task and runs no code of it.
+    fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
+        let Completion { token, result } = completion;
+        let result = match result {
+            OpResult::Synced(synced) => {
+                return file::synced(&mut self.files.borrow_mut(), token, synced);
+            }
+            socket_result => socket_result,
+        };
+        let entry = &mut sockets[token];
+        entry.in_flight -= 1;
+        let waker = match result {
+            OpResult::Received(Ok(Some(buffer))) if entry.abandoned => {
+                ring.give_back(buffer);
+                &None
+            }
+            OpResult::Received(Err(e)) if ring::is_exhausted(&e) && !entry.abandoned => {
+                entry.receive = ReceiveState::Starved;
+                self.starved.borrow_mut().push_back(token);
+                &None
+            }
+            OpResult::Received(received) => {
+                entry.receive = match received {
+                    Ok(Some(buffer)) => {
+                        entry.more_arrived = buffer.more();
+                        ReceiveState::Held(buffer, 0)
+                    }
+                    Ok(None) => ReceiveState::End,
+                    Err(e) => ReceiveState::Failed(code(&e)),
+                };
+                &entry.reader
+            }
+            OpResult::Sent(bytes, sent) => {
+                entry.sent(ring, token, bytes, sent);
+                &None
+            }
+            OpResult::Accepted(accepted) => {
+                entry.accepted = Some(accepted);
+                &entry.reader
+            }
+            OpResult::Connected(connected) => {
+                entry.send = match connected {
+                    Ok(()) => SendState::Idle,
+                    Err(e) => SendState::Failed(code(&e)),
+                };
+                entry.wake_writer();
+                &None
+            }
+            OpResult::Synced(_) => unreachable!("handled above"),
+        };
+        if let Some(waker) = waker {
+            waker.wake_by_ref();
+        }
+        if entry.abandoned && entry.in_flight == 0 {
+            sockets.remove(token);
+        }
+    }
+
+    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and
+    /// repeats the receives that had found none.
+    fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
+        for (_, entry) in sockets.iter_mut() {
+            if let ReceiveState::Held(buffer, taken) = &entry.receive {
+                let moved = ReceiveState::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
+                if let ReceiveState::Held(buffer, _) = std::mem::replace(&mut entry.receive, moved)
+                {
+                    ring.give_back(buffer);
+                }
+            }
+        }
+        for token in self.starved.take() {
+            // By now the token may belong to another socket.
+            if let Some(entry) = sockets.get_mut(token)
+                && matches!(entry.receive, ReceiveState::Starved)
+            {
+                entry.begin_receive(ring, token);
+            }
+        }
+    }
+}
+
+/// The driver: takes turns while operations complete, otherwise sleeps until one does.
+pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
+    let eventfd = Rc::new(eventfd);
+    // One read outlasts several sleeps that a submission has ended.
+    let mut signalled = None;
+    net.ring.borrow_mut().enable_eventfd(false);
+    loop {
+        while net.turn() {
+            yield_now().await;
+        }
+        if spin(&net).await || nap(&net).await {
+            continue;
+        }
+        net.ring.borrow_mut().enable_eventfd(true);
+        // An operation may have completed before the eventfd was enabled.
+        if !net.turn() {
+            let read = signalled.get_or_insert_with(|| Box::pin(wait_for(eventfd.clone())));
+            if sleep(&net, read.as_mut()).await {
+                read.set(wait_for(eventfd.clone()));
+            }
+        }
+        net.ring.borrow_mut().enable_eventfd(false);
+        yield_now().await;
+    }
+}
+
+/// Polls for as long as `Net::set_spin` says; true as soon as something has completed.
+async fn spin(net: &Net) -> bool {
+    let spin = net.spin.get();
+    if spin.is_zero() {
+        return false;
+    }
+    let since = rt::now();
+    while rt::since(since) < spin {
+        yield_now().await;
+        if net.turn() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Sleeps in the ring itself if this executor has nothing else to do: one system call, where
+/// sleeping and waking on glommio take ten. True if there is something to do now.
+async fn nap(net: &Net) -> bool {
+    let limit = net.nap.get();
+    // The ring would not see the end of a foreign wait.
+    if limit.is_zero() || rt::has_foreign_waits() {
+        return false;
+    }
+    if !rt::is_idle().await {
+        return true;
+    }
+    let completed = net.turn_with(|ring| ring.nap(limit));
+    if completed {
+        // What these tasks write is submitted in the next turn.
+        yield_now().await;
+    }
+    completed
+}
+
+async fn wait_for(eventfd: Rc<glommio::io::BufferedFile>) {
+    eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
+}
+
+/// Sleeps on glommio until the eventfd is signalled (then true) or a task has pushed a submission.
+async fn sleep(net: &Net, mut signalled: Pin<&mut impl Future<Output = ()>>) -> bool {
+    let mut asleep = false;
+    poll_fn(|cx| {
+        if signalled.as_mut().poll(cx).is_ready() {
+            net.sleeper.take();
+            return Poll::Ready(true);
+        }
+        // `Net::pushed` has taken the waker.
+        if asleep && net.sleeper.borrow().is_none() {
+            return Poll::Ready(false);
+        }
+        asleep = true;
+        net.sleeper.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    })
+    .await
+}
