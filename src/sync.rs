@@ -297,7 +297,11 @@ mod tests {
         assert_eq!(block_on(wait), None);
         assert_eq!(block_on(shot.wait(|| ended.get())), None);
         shot.set(8);
-        assert_eq!(block_on(shot.wait(|| ended.get())), Some(8), "the value counts, although it came late");
+        assert_eq!(
+            block_on(shot.wait(|| ended.get())),
+            Some(8),
+            "the value counts, although it came late"
+        );
     }
 
     #[test]

@@ -135,11 +135,13 @@ mod tests {
                 let far = tempfile::tempfile().unwrap();
                 let bytes = near.alloc_dma_buffer(4096);
                 Net::here().unwrap().file(far.into()).write_synced(bytes, 0).await.unwrap();
-                let workers = list_threads().unwrap().into_iter().filter(|thread| is_worker(*thread));
+                let workers =
+                    list_threads().unwrap().into_iter().filter(|thread| is_worker(*thread));
                 let workers: Vec<i32> = workers.collect();
                 assert!(!workers.is_empty(), "a sync is a worker's");
                 let before = now();
-                let listed = || LISTED.lock().unwrap().at.is_some_and(|at| at > before + LIST_EVERY);
+                let listed =
+                    || LISTED.lock().unwrap().at.is_some_and(|at| at > before + LIST_EVERY);
                 while !listed() {
                     shorten_worker_slices().unwrap();
                     rt::sleep(Duration::from_millis(20)).await;

@@ -91,8 +91,8 @@ impl OrdinalSet {
     /// The start of the first range after `number`, which is in none.
     fn start_after(&self, number: u32) -> u32 {
         let next = self.ranges.range(number..).next().map_or(u32::MAX, |(start, _)| *start);
-        let growing = (!self.growing.is_empty() && self.growing.start > number)
-            .then_some(self.growing.start);
+        let growing =
+            (!self.growing.is_empty() && self.growing.start > number).then_some(self.growing.start);
         growing.map_or(next, |growing| growing.min(next))
     }
 
