@@ -206,7 +206,7 @@ mod tests {
 
     fn push(pending: &PendingRequests, cells: &'static CoreCells) -> Rc<Ticket> {
         let (first, spans) = (Stamp { unix_nanos: 1, seq: 0 }, [Span { start: 0, end: 1 }]);
-        let bodies = Budget::new(1_000, &cells.body_bytes);
+        let bodies = Budget::new(1 << 16, &cells.body_bytes);
         let mut body = ChargedBytes::new(&bodies, 1).unwrap();
         body.extend(b"1").unwrap();
         pending.push(first, body, &spans, &RequestValues::default(), None).unwrap()
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_request_is_asked_to_watch_the_time_once_it_has_waited_for_long() {
         let cells = &crate::metrics::cells(1)[0];
-        let pending = PendingRequests::new(1_000, &cells.spool_pending_bytes);
+        let pending = PendingRequests::new(1 << 20, &cells.spool_pending_bytes);
         let never = Cell::new(false);
         let is_slow = |ticket: &Ticket| {
             block_on(poll_once(ticket.wait_unless_slow(&never))).is_some_and(|end| end.is_none())
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn a_group_leaves_half_to_the_next() {
         let cells = &crate::metrics::cells(1)[0];
-        let pending = PendingRequests::new(1_000, &cells.spool_pending_bytes);
+        let pending = PendingRequests::new(1 << 20, &cells.spool_pending_bytes);
         let arrive = |count: usize| (0..count).for_each(|_| drop(push(&pending, cells)));
         let group = || {
             pending.begin_group();
