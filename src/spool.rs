@@ -76,7 +76,6 @@ use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
 use crate::queue::job::Span;
 use crate::queue::job::{Origin, Stamp};
-use crate::sync::OneShot;
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
 use health::DiskHealth;
@@ -91,6 +90,7 @@ use writer::SyncFault;
 pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
+pub use pending::Ticket;
 pub use stop::UnspooledBatch;
 
 /// Largest commit group that requests share; a larger request gets a group of its own. A disk takes
@@ -180,10 +180,8 @@ pub struct Spool {
     log: RefCell<Throttle>,
 }
 
-/// Result for a request that waits for the disk: its commit group is synced, or it failed.
-pub type Ticket = OneShot<Result<(), SpoolError>>;
-
-/// A spooled request whose payloads are jobs: knows where each of them is marked complete.
+/// Spooled requests whose payloads are jobs, one or several that follow each other in a segment:
+/// knows where each payload is marked complete.
 pub struct SpooledRequest {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
@@ -207,6 +205,13 @@ impl SpooledRequest {
     /// Whether its file was removed, so that it would not survive a crash.
     pub fn is_removed(&self) -> bool {
         self.segment.is_removed()
+    }
+
+    /// Whether the payload with this segment number and this number in the core's sequence is
+    /// marked complete like its own.
+    fn is_followed_by(&self, ordinal: u32, seq: u64) -> bool {
+        let distance = ordinal.checked_sub(self.first_ordinal).map(u64::from);
+        distance.is_some() && distance == seq.checked_sub(self.first_seq)
     }
 
     /// The segment number of the payload whose number in the core's sequence is `seq`.
@@ -295,6 +300,7 @@ impl Spool {
     /// Refuses further requests; those that wait are still written.
     pub fn close(&self) {
         self.closed.set(true);
+        self.pending.last_look();
         self.pending.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();

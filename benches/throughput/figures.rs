@@ -24,8 +24,8 @@ pub struct Sample {
     pub peak_rss_bytes: u64,
     /// In lanes whose objects are batches.
     pub batches: Option<Batches>,
-    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the
-    /// next.
+    /// p99 of a bare write and `fdatasync` on the same core right after, under the same load; only
+    /// in lanes about the spool, like the next.
     pub sync_p99_us: Option<f64>,
     pub syncs_per_request: Option<f64>,
     /// Only with idle connections.
@@ -260,14 +260,13 @@ impl fmt::Display for LaneFigures {
             self.write_batches(f, *variant)?;
         }
         if self.lane.spool {
-            let sync = self.median_of(Variant::Millrace, |s| s.sync_p99_us.unwrap_or(f64::NAN));
-            let times = |s: &Sample| s.p99_us / s.sync_p99_us.unwrap_or(f64::NAN);
-            let times = median(self.of(Variant::Millrace).map(times).collect());
-            let syncs = |s: &Sample| s.syncs_per_request.unwrap_or(f64::NAN);
-            let syncs = median(self.of(Variant::Millrace).map(syncs).collect());
+            let beside = self.beside_bare_pair();
+            let sync = self.median_of(beside, |s| s.sync_p99_us.unwrap_or(f64::NAN));
+            let syncs =
+                self.median_of(Variant::Millrace, |s| s.syncs_per_request.unwrap_or(f64::NAN));
             writeln!(
                 f,
-                "  millrace: {syncs:.3} syncs a request; p99 is {times:.1} times the p99 of a bare write and sync, {sync:.0} µs"
+                "  millrace: {syncs:.3} syncs a request; p99 of a bare write and sync beside {beside} is {sync:.0} µs"
             )?;
         }
         for variant in &self.variants {

@@ -75,13 +75,13 @@ pub fn measure(
     // Both servers of a round get the same arrivals.
     let crew = Crew::start(&options.client_cores, lane, round as u64)
         .map_err(|error| format!("the client does not start: {error}"))?;
-    let bare = if lane.spool { Some(disk::sync_p99_us()?) } else { None };
     let server = Server::start(options, binaries, variant, lane, crew.sink_address())?;
     let resident_before = server.resident_bytes();
     crew.go(server.ingest);
     let outcome = window(options, lane, &crew, &server);
     let window = outcome.map_err(|error| with_log(&server, error))?;
     let resident_after = server.resident_bytes();
+    let bare = if lane.spool { Some(bare_pairs(options, &crew, &server)?) } else { None };
 
     crew.enter(Phase::Draining);
     let totals = settle(&crew, &server, lane).map_err(|error| with_log(&server, error))?;
@@ -136,6 +136,12 @@ fn window(options: &Options, lane: &Lane, crew: &Crew, server: &Server) -> Resul
         return Err("not one request was answered in the measured window".into());
     }
     Ok(Window { before, after, counted })
+}
+
+/// p99 of bare syncs on the server's core while the load goes on unmeasured.
+fn bare_pairs(options: &Options, crew: &Crew, server: &Server) -> Result<f64, String> {
+    crew.enter(Phase::WarmUp);
+    disk::sync_p99_us(options.server_cores[0], server.directory(), options.duration)
 }
 
 fn sleep_checking(crew: &Crew, time: Duration) -> Result<(), String> {

@@ -10,11 +10,12 @@
 use std::time::Duration;
 
 use crate::config::{Ack, Config};
-use crate::deadline::within;
+use crate::deadline::{Alarm, within};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
 use crate::queue::outcome::RequestOutcome;
+use crate::rt;
 use crate::spool::Ticket;
 use crate::stop::Stop;
 
@@ -74,8 +75,18 @@ pub(super) async fn wait_until_spooled(
     ack_timeout: Duration,
     stop: &Stop,
 ) -> Answer {
-    let synced = ticket.wait(&stop.uploads_ended);
-    match within(ack_timeout, synced, || None).await {
+    let since = rt::now();
+    let ended = &stop.uploads_ended;
+    // Nearly every request is answered long before `ACK_TIMEOUT`, so it sets no timer at first.
+    let mut result = None;
+    if ack_timeout > Ticket::SLOW_AFTER_MAX {
+        result = ticket.wait_unless_slow(ended).await;
+    }
+    if result.is_none() {
+        let synced = ticket.wait(ended);
+        result = Alarm::default().within(since, ack_timeout, synced, || None).await;
+    }
+    match result {
         Some(Ok(())) => Answer::Accepted { count, ack: Ack::Spooled },
         Some(Err(error)) => error.into(),
         None => Answer::NotSynced,

@@ -390,6 +390,12 @@ impl Ring {
         Ok(unfinished || !self.uring.completion().is_empty())
     }
 
+    /// Submits what was pushed, and leaves completions to the next turn.
+    pub fn submit(&mut self) {
+        // An error is the ring's own, and the next turn gets it again.
+        let _ends_the_next_turn = self.enter(|kernel| kernel.submit());
+    }
+
     /// [`Ring::turn`] that sleeps up to `limit` in this ring until something completes: a short
     /// sleep, a "nap".
     ///
