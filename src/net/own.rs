@@ -5,7 +5,6 @@
 //! is the pool's part ([`Stream::poll_read_with`]): a small body needs no more, and for a large one
 //! the call costs little beside the bytes that it moves.
 #![expect(unsafe_code, reason = "bytes are received into a vector's spare capacity")]
-#![allow(dead_code, reason = "for what reads requests without hyper")]
 
 use std::io;
 use std::os::fd::AsFd;
