@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::task::{Context, Poll, ready};
 
 use super::ring::Buffer;
-use super::socket::ReceiveState;
+use super::socket::Unread;
 use super::stream::Stream;
 
 /// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
@@ -33,22 +33,14 @@ impl Stream {
         ready!(self.poll_readable(cx));
         let mut sockets = self.net.sockets.borrow_mut();
         let receive = &mut sockets[self.token].receive;
-        let (lent, taken) = match mem::replace(receive, ReceiveState::Idle) {
-            ReceiveState::Held(buffer, taken) => {
+        let (lent, taken) = match mem::take(&mut receive.unread) {
+            Unread::Held(buffer, taken) => {
                 let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
                 (Lent::Buffer(buffer, bytes), taken)
             }
-            ReceiveState::Copied(bytes, taken) => (Lent::Copied(bytes), taken),
-            ReceiveState::End => {
-                *receive = ReceiveState::End;
-                return Poll::Ready(Ok(None));
-            }
-            ReceiveState::Failed(code) => {
-                *receive = ReceiveState::Failed(code);
-                return Poll::Ready(Err(io::Error::from_raw_os_error(code)));
-            }
-            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => {
-                unreachable!("it is readable")
+            Unread::Copied(bytes, taken) => (Lent::Copied(bytes), taken),
+            Unread::Nothing => {
+                return Poll::Ready(receive.ended().expect("it is readable").map(|()| None));
             }
         };
         Poll::Ready(Ok(Some(Received { stream: self, lent, taken })))
@@ -85,12 +77,15 @@ impl Drop for Received<'_> {
         let lent = mem::replace(&mut self.lent, Lent::Copied(Vec::new()));
         let mut sockets = self.stream.net.sockets.borrow_mut();
         let receive = &mut sockets[self.stream.token].receive;
-        debug_assert!(matches!(receive, ReceiveState::Idle), "nobody else reads it meanwhile");
-        match lent {
-            Lent::Buffer(buffer, _) if is_rest => *receive = ReceiveState::Held(buffer, self.taken),
-            Lent::Buffer(buffer, _) => self.stream.net.ring.borrow_mut().give_back(buffer),
-            Lent::Copied(bytes) if is_rest => *receive = ReceiveState::Copied(bytes, self.taken),
-            Lent::Copied(_) => {}
-        }
+        let rest = match lent {
+            Lent::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
+            Lent::Buffer(buffer, _) => {
+                self.stream.net.ring.borrow_mut().give_back(buffer);
+                return;
+            }
+            Lent::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
+            Lent::Copied(_) => return,
+        };
+        receive.put_back(rest, &mut self.stream.net.ring.borrow_mut());
     }
 }
