@@ -17,11 +17,11 @@ use super::stream::Stream;
 /// meanwhile, but must not read this socket.
 pub struct Received<'a> {
     stream: &'a Stream,
-    lent: Lent,
+    lent: LentBytes,
     taken: usize,
 }
 
-enum Lent {
+enum LentBytes {
     /// A buffer of the pool, and its bytes.
     Buffer(Buffer, *const [u8]),
     Copied(Vec<u8>),
@@ -36,9 +36,9 @@ impl Stream {
         let (lent, taken) = match mem::take(&mut receive.unread) {
             Unread::Held(buffer, taken) => {
                 let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
-                (Lent::Buffer(buffer, bytes), taken)
+                (LentBytes::Buffer(buffer, bytes), taken)
             }
-            Unread::Copied(bytes, taken) => (Lent::Copied(bytes), taken),
+            Unread::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
             Unread::Nothing => {
                 return Poll::Ready(receive.ended().expect("it is readable").map(|()| None));
             }
@@ -64,8 +64,8 @@ impl Deref for Received<'_> {
             // SAFETY: the pool's memory is mapped for as long as the ring lives, which `Net` owns
             // and `stream` keeps. The kernel writes to a buffer only after `Ring::give_back`, which
             // takes it by value: `drop` calls it, when no borrow of these bytes is left.
-            Lent::Buffer(_, bytes) => unsafe { &**bytes },
-            Lent::Copied(bytes) => bytes,
+            LentBytes::Buffer(_, bytes) => unsafe { &**bytes },
+            LentBytes::Copied(bytes) => bytes,
         };
         &all[self.taken..]
     }
@@ -74,17 +74,17 @@ impl Deref for Received<'_> {
 impl Drop for Received<'_> {
     fn drop(&mut self) {
         let is_rest = !self.is_empty();
-        let lent = mem::replace(&mut self.lent, Lent::Copied(Vec::new()));
+        let lent = mem::replace(&mut self.lent, LentBytes::Copied(Vec::new()));
         let mut sockets = self.stream.net.sockets.borrow_mut();
         let receive = &mut sockets[self.stream.token].receive;
         let rest = match lent {
-            Lent::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
-            Lent::Buffer(buffer, _) => {
+            LentBytes::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
+            LentBytes::Buffer(buffer, _) => {
                 self.stream.net.ring.borrow_mut().give_back(buffer);
                 return;
             }
-            Lent::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
-            Lent::Copied(_) => return,
+            LentBytes::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
+            LentBytes::Copied(_) => return,
         };
         receive.put_back(rest, &mut self.stream.net.ring.borrow_mut());
     }
