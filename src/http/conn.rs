@@ -107,6 +107,8 @@ pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, r
     let end = conn.serve(&mut alarm, readers).await;
     let last: &[u8] = match end {
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return,
+        // Its client has closed first, as most do: nobody waits for anything.
+        ConnEnd::Done if state.gone.get() && stream.has_sent() => return,
         ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);

@@ -185,6 +185,35 @@ fn only_a_send_that_is_waited_for_wakes_a_task() {
     });
 }
 
+#[test]
+fn what_is_left_of_lent_bytes_stays_before_what_arrives_meanwhile() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        // The receive stays, if the kernel can do that.
+        theirs.write_all(b"first").unwrap();
+        ours.read_exact(&mut [0; 5]).await.unwrap();
+        for round in 0..3 {
+            theirs.write_all(b"abc").unwrap();
+            poll_fn(|cx| {
+                let mut lent = match ours.poll_received(cx) {
+                    Poll::Ready(lent) => lent.unwrap().unwrap(),
+                    Poll::Pending => return Poll::Pending,
+                };
+                lent.take(1);
+                theirs.write_all(b"def").unwrap();
+                // Long enough for loopback.
+                thread::sleep(Duration::from_millis(20));
+                net.turn_now();
+                Poll::Ready(())
+            })
+            .await;
+            let mut rest = [0; 5];
+            ours.read_exact(&mut rest).await.unwrap();
+            assert_eq!(&rest, b"bcdef", "{round}");
+        }
+    });
+}
+
 /// More connections hold unread bytes than there are buffers.
 #[test]
 fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
