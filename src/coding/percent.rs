@@ -21,7 +21,7 @@ pub fn escape_path(key: &str, out: &mut Vec<u8>) {
     let is_kept = |&byte: &u8| {
         let is_letter = (byte | 0x20).wrapping_sub(b'a') < 26;
         // `-`, `.`, `/` and the digits follow each other.
-        is_letter | (byte.wrapping_sub(b'-') <= b'9' - b'-') | (byte == b'_') | (byte == b'~')
+        is_letter || byte.wrapping_sub(b'-') <= b'9' - b'-' || byte == b'_' || byte == b'~'
     };
     if key.as_bytes().iter().fold(true, |all, byte| all & is_kept(byte)) {
         out.extend_from_slice(key.as_bytes());

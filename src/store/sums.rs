@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_sums_of_a_large_body_are_those_of_their_algorithms() {
-        let body: Vec<u8> = (0..3 * PIECE_BYTES as u32 + 5).map(|n| (n * n >> 7) as u8).collect();
+        let body: Vec<u8> = (0..3 * PIECE_BYTES as u32 + 5).map(|n| (n % 251) as u8).collect();
         for integrity in all().filter(|integrity| integrity.crc().is_some()) {
             let crc = crc_fast::checksum(integrity.crc().unwrap(), &body).to_be_bytes();
             let sums = Sums::of(&body, integrity);

@@ -43,7 +43,7 @@ pub(super) fn plain_success(bytes: &[u8]) -> Option<u16> {
 
 /// Printable ASCII and line ends.
 fn is_text(bytes: &[u8]) -> bool {
-    let is_text = |byte: u8| (byte.wrapping_sub(b' ') < 95) | (byte == b'\r') | (byte == b'\n');
+    let is_text = |byte: u8| byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
     bytes.iter().fold(true, |all, byte| all & is_text(*byte))
 }
 

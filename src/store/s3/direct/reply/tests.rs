@@ -242,8 +242,8 @@ proptest! {
                 Got { status, body: body.to_vec(), keep_alive }
             })
         });
-        prop_assert_eq!(take_in(&bytes, usize::MAX), parsed.clone());
-        prop_assert_eq!(read_in(&mut ReplyReader::default(), &bytes, usize::MAX), parsed);
+        prop_assert_eq!(&take_in(&bytes, usize::MAX), &parsed);
+        prop_assert_eq!(&read_in(&mut ReplyReader::default(), &bytes, usize::MAX), &parsed);
     }
 
     #[test]
