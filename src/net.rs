@@ -48,7 +48,7 @@ pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 pub use shared::{Share, SharedBytes, Slice};
 pub use stream::Stream;
 
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use ring::Ring;
 use socket::{ReceiveState, SendState, SocketEntry};
 
@@ -111,7 +111,7 @@ impl Net {
             nap: Cell::default(),
             next_number: Cell::default(),
         });
-        rt::spawn(driver::drive(net.clone(), eventfd)).detach();
+        rt::spawn_as(TaskKind::Sockets, driver::drive(net.clone(), eventfd)).detach();
         Ok(net)
     }
 

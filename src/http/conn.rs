@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use futures_lite::FutureExt;
 
 use super::fast::{self, FastEnd};
@@ -72,7 +72,7 @@ pub(super) struct Conn<'a> {
 /// only that connection.
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
     let server = server.clone();
-    rt::spawn(async move {
+    rt::spawn_as(TaskKind::Connection, async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
         let served = serve(server.clone(), stream, listener, Readers::Both);

@@ -108,6 +108,13 @@ pub struct Completion {
     pub is_last: bool,
 }
 
+impl Completion {
+    /// Whether the task that it wakes begins something new: it has bytes or a connection.
+    pub fn brings_work(&self) -> bool {
+        matches!(self.result, OpResult::Received(_) | OpResult::Accepted(_))
+    }
+}
+
 /// What an operation gave.
 pub enum OpResult {
     /// The bytes received, or `None` when the peer has closed its half.

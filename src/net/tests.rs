@@ -399,7 +399,7 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         let busy = rt::spawn(async move {
             let mut turns = 0;
             while started.elapsed() < Duration::from_millis(50) {
-                yield_now().await;
+                rt::yield_now().await;
                 turns += 1;
             }
             turns
