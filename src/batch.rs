@@ -5,8 +5,9 @@
 //!                   BATCH_BYTES, _RAW_BYTES, _AGE, _COUNT; sooner for `stored` (closes)
 //! ```
 //!
-//! One task (`gather`) empties the queue. When a payload joins a batch it is copied or compressed,
-//! and releases its queue slot and its share of its request's body. From then on the batch is
+//! One task (`gather`) empties the queue. It takes what is adjacent: payloads of one request that
+//! share a batch join it together. When a payload joins a batch it is copied or compressed, and
+//! releases its queue slot and its share of its request's body. From then on the batch is
 //! charged to `BATCH_MEMORY`, until it is stored. When that is used up the queue is no longer
 //! emptied, so admission answers 503. The bound may be exceeded by one payload, one chunk and one
 //! compressor state.
@@ -51,6 +52,7 @@ use crate::queue::event_times::UnreadableTimes;
 use crate::queue::fifo::Fifo;
 use crate::queue::job::{Job, Origin, Payload, Stamp, Stamps};
 use crate::queue::outcome::{Outcome, RequestOutcome};
+use crate::queue::run::Run;
 use crate::spool::{Members, SpoolError};
 use crate::stop::Stop;
 use crate::store::{Integrity, Object, Store, Sums};
@@ -109,8 +111,8 @@ struct GatherState {
     turn_began: Cell<Instant>,
     /// A batch that is being finished: no longer open and not yet closed.
     closing: RefCell<Option<Rc<RefCell<OpenBatch>>>>,
-    /// A payload that cannot join a batch yet.
-    job: RefCell<Option<Job>>,
+    /// A payload that cannot join a batch yet, and left the queue.
+    blocked: RefCell<Option<Run>>,
 }
 
 /// Batches that wait for the spool's journal after it failed.
@@ -123,14 +125,26 @@ struct Parked {
 /// Finds the batch of a payload. The buffers are reused for the next one.
 #[derive(Default)]
 struct Lookup {
-    /// Whether `KEY` has a partition.
+    /// Whether `KEY` has a partition, …
     is_partitioned: bool,
+    /// … and whether the payloads of one request may differ in it.
+    differs_in_request: bool,
     /// The partition of the current payload, and its grouping.
     partition: RefCell<Partition>,
     grouping: RefCell<Vec<u8>>,
     /// The batch that the previous payload joined.
     last: RefCell<Option<LastBatch>>,
     unreadable: UnreadableTimes,
+}
+
+impl Lookup {
+    fn of(keys: &KeyTemplate) -> Lookup {
+        Lookup {
+            is_partitioned: keys.is_partitioned(),
+            differs_in_request: keys.differs_in_request(),
+            ..Lookup::default()
+        }
+    }
 }
 
 /// The grouping of a batch (what its payloads have in common), and the batch.
@@ -163,9 +177,9 @@ impl Batches {
             gathering: GatherState {
                 turn_began: Cell::new(Instant::now()),
                 closing: RefCell::default(),
-                job: RefCell::default(),
+                blocked: RefCell::default(),
             },
-            lookup: Lookup { is_partitioned: config.keys.is_partitioned(), ..Lookup::default() },
+            lookup: Lookup::of(&config.keys),
             closes: Closes::new(config),
             parked: Parked::default(),
             cells,
@@ -209,7 +223,7 @@ impl Batches {
             && self.parked.batches.borrow().is_empty()
             && self.open.borrow().by_grouping.is_empty()
             && self.gathering.closing.borrow().is_none()
-            && self.gathering.job.borrow().is_none()
+            && self.gathering.blocked.borrow().is_none()
     }
 
     /// Whether everything that is open, being closed or waiting for a worker is in the spool as
@@ -219,7 +233,7 @@ impl Batches {
         self.closed.all(|batch| batch.is_spooled())
             && self.open.borrow().by_grouping.values().all(is_spooled)
             && self.gathering.closing.borrow().iter().all(is_spooled)
-            && self.gathering.job.borrow().iter().all(Job::is_spooled)
+            && self.gathering.blocked.borrow().iter().all(Run::is_spooled)
     }
 
     /// Parks a batch that cannot be uploaded before the spool's disk works again, so that no worker
@@ -245,7 +259,7 @@ impl Batches {
     /// workers have ended. Closes open batches without yielding.
     pub fn take_rest(&self) -> (Vec<Job>, Vec<Rc<Batch>>) {
         // Not `record.is_none()`: the segment file of a spooled payload may have been removed.
-        let job = self.gathering.job.take().filter(|job| !job.is_spooled());
+        let blocked = self.gathering.blocked.take().filter(|run| !run.is_spooled());
         self.lookup.last.take();
         let open = std::mem::take(&mut *self.open.borrow_mut()).by_grouping.into_values();
         let mut batches: Vec<Rc<Batch>> = std::iter::from_fn(|| self.closed.take()).collect();
@@ -262,7 +276,7 @@ impl Batches {
         }
         self.cells.batches_open.set(0);
         batches.retain(|batch| !batch.is_spooled());
-        (job.into_iter().collect(), batches)
+        (blocked.map(Run::into_job).into_iter().collect(), batches)
     }
 }
 
@@ -283,23 +297,25 @@ struct Roster {
 }
 
 impl Roster {
-    fn note_stamp(&mut self, stamp: Stamp) {
+    /// `count` payloads with consecutive stamps.
+    fn note_stamps(&mut self, first: Stamp, count: u32) {
         match self.stamps.last_mut() {
             Some(run)
-                if run.first.unix_nanos == stamp.unix_nanos
-                    && run.first.seq + u64::from(run.count) == stamp.seq
-                    && run.count < u32::MAX =>
+                if run.first.unix_nanos == first.unix_nanos
+                    && run.first.seq + u64::from(run.count) == first.seq
+                    && count <= u32::MAX - run.count =>
             {
-                run.count += 1;
+                run.count += count;
             }
-            _ => self.stamps.push(StampRun { first: stamp, count: 1 }),
+            _ => self.stamps.push(StampRun { first, count }),
         }
     }
 
-    fn note_request(&mut self, request_outcome: Rc<RequestOutcome>) {
+    /// `count` payloads of a request that waits.
+    fn note_request(&mut self, request_outcome: &Rc<RequestOutcome>, count: u32) {
         match self.request_outcomes.last_mut() {
-            Some((last, count)) if Rc::ptr_eq(last, &request_outcome) => *count += 1,
-            _ => self.request_outcomes.push((request_outcome, 1)),
+            Some((last, payloads)) if Rc::ptr_eq(last, request_outcome) => *payloads += count,
+            _ => self.request_outcomes.push((request_outcome.clone(), count)),
         }
     }
 
@@ -461,7 +477,7 @@ impl Batch {
             job.complete(outcome);
         }
         for (request_outcome, count) in &self.roster.request_outcomes {
-            (0..*count).for_each(|_| request_outcome.add(outcome));
+            request_outcome.add(outcome, *count as usize);
         }
     }
 

@@ -1,14 +1,24 @@
 //! Byte budgets of one core. A holder of memory also holds a [`Charge`], which is released when it
 //! is dropped. A gauge shows how much is used.
 
+mod padded;
+
 use std::cell::Cell;
 use std::rc::Rc;
 
+pub use padded::{BODY_PADDING, Padded};
+
+use crate::alloc::MAPPED_LEAST;
+
 use crate::metrics::Cell64;
+use crate::rt;
 use crate::sync::Signal;
 
 /// A charge up to this may use the reserve of its budget: the body of a usual request.
-pub const SMALL_CHARGE_BYTES: usize = 64 << 10;
+pub const SMALL_CHARGE_BYTES: usize = (64 << 10) + BODY_PADDING;
+
+/// What [`ChargedBytes::free_in_slices`] frees in one turn.
+const FREED_AT_ONCE: usize = 1 << 20;
 
 /// The bytes that a core may use for one purpose: bodies that are being read, decompressed or
 /// waiting for room (`MAX_BODY_BYTES`), bodies that wait for the disk (`SPOOL_PENDING`), or batches
@@ -115,6 +125,11 @@ impl Charge {
         self.bytes = bytes;
     }
 
+    /// Whether half of the budget would be free if this were a charge of `bytes`.
+    fn leaves_half(&self, bytes: usize) -> bool {
+        self.budget.used.get() - self.bytes + bytes <= self.budget.max / 2
+    }
+
     /// Sets the charge to `bytes` if they fit or are fewer than before.
     ///
     /// # Errors
@@ -151,32 +166,60 @@ impl Drop for Charge {
 pub struct ChargedBytes {
     bytes: Vec<u8>,
     max: usize,
+    /// Capacity behind the bytes: [`BODY_PADDING`], or none.
+    padding: usize,
+    /// Of the capacity, and of what [`ChargedBytes::move_to`] has added.
     charge: Charge,
 }
 
 impl ChargedBytes {
-    /// Size of the first allocation. From there capacity doubles, so a body is charged for at most
-    /// twice what has arrived, whatever was announced. At the default limits, stalled clients on
-    /// every connection of a core just use up its budget: 16384 × 4 KiB = 64 MiB.
+    /// Size of the first allocation, of a body that did not arrive with its head. How it grows from
+    /// there is said at [`ChargedBytes::reserve`]. At the default limits, stalled clients on every
+    /// connection of a core just use up its budget: 16384 × 4 KiB = 64 MiB.
     const FIRST_CAPACITY: usize = 4 * 1024;
 
-    /// An empty buffer that grows up to `max` bytes.
+    /// An empty one, as [`ChargedBytes::starting`].
+    #[cfg(test)]
+    pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
+        ChargedBytes::starting(budget, max, b"")
+    }
+
+    /// A buffer that grows up to `max` bytes, with [`BODY_PADDING`] behind them, and the `first`
+    /// ones, no more than `max`, in it.
     ///
     /// # Errors
     /// The first allocation does not fit.
-    pub fn new(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
-        let empty = ChargedBytes::with_capacity(budget, max.min(Self::FIRST_CAPACITY))?;
-        Ok(ChargedBytes { max, ..empty })
+    #[inline]
+    pub fn starting(
+        budget: &Rc<Budget>,
+        max: usize,
+        first: &[u8],
+    ) -> Result<ChargedBytes, BudgetExhausted> {
+        assert!(first.len() <= max, "the caller checks the length first");
+        let room = first.len().max(Self::FIRST_CAPACITY - BODY_PADDING).min(max);
+        let mut starting = ChargedBytes::allocate(budget, max, BODY_PADDING, room + BODY_PADDING)?;
+        starting.bytes.extend_from_slice(first);
+        Ok(starting)
     }
 
-    /// An empty buffer of `max` bytes, which never grows.
+    /// An empty buffer of `max` bytes, which never grows and has no padding.
     ///
     /// # Errors
     /// They do not fit.
     pub fn with_capacity(budget: &Rc<Budget>, max: usize) -> Result<ChargedBytes, BudgetExhausted> {
+        ChargedBytes::allocate(budget, max, 0, max)
+    }
+
+    #[inline]
+    fn allocate(
+        budget: &Rc<Budget>,
+        max: usize,
+        padding: usize,
+        capacity: usize,
+    ) -> Result<ChargedBytes, BudgetExhausted> {
         let mut charge = Charge::new(budget);
-        charge.try_set(max)?;
-        Ok(ChargedBytes { bytes: Vec::with_capacity(max), max, charge })
+        charge.try_set(capacity)?;
+        Ok(ChargedBytes { bytes: Vec::with_capacity(capacity), max, padding, charge })
     }
 
     /// Appends `more`. The caller has checked that it fits in `max`.
@@ -184,16 +227,62 @@ impl ChargedBytes {
     /// # Errors
     /// The budget has no room. Nothing has changed.
     pub fn extend(&mut self, more: &[u8]) -> Result<(), BudgetExhausted> {
-        let len = self.bytes.len() + more.len();
-        assert!(len <= self.max, "the caller checks the length first");
-        let charged = self.charge.bytes;
-        if len > charged {
-            let capacity = len.max(charged * 2).min(self.max);
-            self.charge.try_set(capacity)?;
-            self.bytes.reserve_exact(capacity - self.bytes.len());
-        }
+        self.reserve(more.len())?;
         self.bytes.extend_from_slice(more);
         Ok(())
+    }
+
+    /// Makes room for `more` bytes, which have arrived. The caller has checked that they fit in
+    /// `max`.
+    ///
+    /// The capacity is then at most twice what has arrived, or four times that if the body is large
+    /// and half of the budget is free: each of these steps may copy all of it. An allocation of
+    /// [`MAPPED_LEAST`] grows without a copy, so its steps are a quarter.
+    ///
+    /// # Errors
+    /// The budget has no room. Nothing has changed.
+    #[inline]
+    pub fn reserve(&mut self, more: usize) -> Result<(), BudgetExhausted> {
+        let len = self.bytes.len() + more;
+        assert!(len <= self.max, "the caller checks the length first");
+        let wanted = len + self.padding;
+        if wanted <= self.bytes.capacity() { Ok(()) } else { self.grow(wanted) }
+    }
+
+    #[cold]
+    fn grow(&mut self, wanted: usize) -> Result<(), BudgetExhausted> {
+        let most = self.max + self.padding;
+        let four_times = (4 * wanted).min(most);
+        let capacity = if wanted >= MAPPED_LEAST {
+            wanted + wanted / 4
+        } else if wanted > SMALL_CHARGE_BYTES && self.charge.leaves_half(four_times) {
+            four_times
+        } else {
+            wanted.max(2 * self.bytes.capacity())
+        };
+        let capacity = capacity.min(most);
+        self.charge.try_set(capacity)?;
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        debug_assert_eq!(self.bytes.capacity(), capacity, "charged is what is there");
+        Ok(())
+    }
+
+    /// Lets `write` append up to `most` bytes, for which there is room, to the vector that it gets.
+    ///
+    /// # Panics
+    /// It has appended more, or the vector has grown.
+    pub fn append_with<T>(&mut self, most: usize, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let (end, capacity) = (self.bytes.len() + most, self.bytes.capacity());
+        assert!(end + self.padding <= capacity, "the caller reserves room first");
+        let written = write(&mut self.bytes);
+        let is_kept = self.bytes.capacity() == capacity && self.bytes.len() <= end;
+        assert!(is_kept, "charged is what is there");
+        written
+    }
+
+    /// How many more bytes fit in what is allocated.
+    pub fn spare(&self) -> usize {
+        self.bytes.capacity() - self.padding - self.bytes.len()
     }
 
     /// How many more bytes may be appended.
@@ -217,17 +306,37 @@ impl ChargedBytes {
         &mut self.bytes
     }
 
+    /// The bytes of the buffer with their padding.
+    ///
+    /// # Panics
+    /// The buffer is one [`with_capacity`](ChargedBytes::with_capacity).
+    pub fn padded(&mut self) -> Padded<'_> {
+        assert_eq!(self.padding, BODY_PADDING, "only a body is parsed");
+        Padded::behind(&mut self.bytes)
+    }
+
     /// The size of the allocation.
     pub fn retained(&self) -> usize {
         self.charge.bytes
     }
 
-    /// Frees the excess of a doubled allocation.
+    /// Frees the excess of an allocation that was to grow.
     pub fn shrink(&mut self) {
-        let charged = self.charge.bytes;
-        if charged - self.bytes.len() > charged / 4 {
-            self.bytes.shrink_to_fit();
-            self.charge.set(self.bytes.len());
+        let (charged, wanted) = (self.charge.bytes, self.bytes.len() + self.padding);
+        if charged - wanted > charged / 4 {
+            self.bytes.shrink_to(wanted);
+            self.charge.set(wanted);
+        }
+    }
+
+    /// Frees it in slices between which other tasks run: unmapping 64 MiB takes 7 ms and more.
+    pub async fn free_in_slices(mut self) {
+        self.bytes.clear();
+        while self.bytes.capacity() >= MAPPED_LEAST + FREED_AT_ONCE {
+            let left = self.bytes.capacity() - FREED_AT_ONCE;
+            self.bytes.shrink_to(left);
+            self.charge.set(left);
+            rt::yield_now().await;
         }
     }
 
@@ -388,29 +497,123 @@ mod tests {
         let after = (body.len(), cells.body_bytes.value());
         assert_eq!(after, (5_000, 8_192), "a refusal adds nothing");
         body.shrink();
-        assert_eq!((cells.body_bytes.value(), body.retained()), (5_000, 5_000));
+        let shrunk = 5_000 + BODY_PADDING;
+        assert_eq!((cells.body_bytes.value(), body.retained()), (shrunk as u64, shrunk));
         drop(body.into_bytes());
         assert_eq!(cells.body_bytes.value(), 0);
     }
 
-    #[test]
-    fn charged_bytes_double_up_to_what_was_announced() {
+    /// What a body of this length holds after each step in which 1,000 bytes arrive.
+    fn steps(length: usize, budget_bytes: usize) -> Vec<usize> {
         let cells = &crate::metrics::cells(1)[0];
-        let budget = Budget::new(1 << 20, &cells.body_bytes);
-        let mut body = ChargedBytes::new(&budget, 100_000).unwrap();
+        let budget = Budget::new(budget_bytes, &cells.body_bytes);
+        let mut body = ChargedBytes::new(&budget, length).unwrap();
         let mut charges = vec![body.retained()];
+        let mut written = 0_u8;
         while body.room() > 0 {
-            body.extend(&[7; 1_000]).unwrap();
-            assert!(body.retained() <= (2 * body.len()).max(4_096), "at most twice what came");
+            let piece = vec![written; body.room().min(1_000)];
+            written = written.wrapping_add(1);
+            body.extend(&piece).unwrap();
+            let least = body.len() + BODY_PADDING;
+            assert!(body.retained() >= least, "the padding is there");
+            assert!(body.retained() <= (4 * least).max(4_096), "four times what came");
             assert_eq!(cells.body_bytes.value(), body.retained() as u64);
+            assert_eq!(body.retained(), body.bytes.capacity(), "charged is what is there");
             charges.push(body.retained());
         }
-        charges.dedup();
-        assert_eq!(charges, [4_096, 8_192, 16_384, 32_768, 65_536, 100_000]);
-        assert_eq!(body.as_slice(), vec![7; 100_000]);
-        // A body announced small takes what it says and no more.
-        assert_eq!(ChargedBytes::new(&budget, 12).unwrap().retained(), 12);
+        let is_kept = |(at, piece): (usize, &[u8])| piece.iter().all(|byte| *byte == at as u8);
+        assert!(body.as_slice().chunks(1_000).enumerate().all(is_kept));
+        let expected = body.as_slice().to_vec();
+        assert_eq!(*body.padded(), expected);
         drop(body);
         assert_eq!(cells.body_bytes.value(), 0);
+        charges.dedup();
+        charges
+    }
+
+    #[test]
+    fn bodies_grow_in_few_steps_while_there_is_room_and_in_small_ones_when_there_is_not() {
+        let padded = |length| length + BODY_PADDING;
+        assert_eq!(steps(12, 1 << 20), [padded(12)]);
+        assert_eq!(
+            steps(100_000, 1 << 20),
+            [4_096, 8_192, 16_384, 32_768, 65_536, padded(100_000)]
+        );
+        let small = [4_096, 8_192, 16_384, 32_768, 65_536];
+        // 66,000 bytes came when it was large: four times that, then all of it.
+        let generous = [&small[..], &[4 * padded(66_000), padded(400_000)]].concat();
+        assert_eq!(steps(400_000, 1 << 20), generous);
+        // Where that is more than half of the memory, twice what was there.
+        let modest = [&small[..], &[131_072, 262_144, padded(400_000)]].concat();
+        assert_eq!(steps(400_000, 500_000), modest);
+        // A mapping grows by a quarter.
+        let long = steps(10 << 20, 64 << 20);
+        let growth: Vec<usize> = long.windows(2).map(|two| 100 * two[1] / two[0]).collect();
+        let from = long.iter().position(|held| *held >= MAPPED_LEAST).unwrap();
+        assert!(growth[from..].iter().all(|percent| *percent <= 126), "{long:?}");
+        assert_eq!(long.last(), Some(&padded(10 << 20)));
+    }
+
+    /// Every way in which a body can end up at the end of its memory.
+    #[test]
+    fn the_padding_is_behind_bodies_of_any_length() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::new(1 << 20, &cells.body_bytes);
+        for length in (0..200).chain(4_000..4_130).chain(65_400..65_700) {
+            let text = vec![b'x'; length];
+            let mut first = ChargedBytes::starting(&budget, length, &text).unwrap();
+            let mut whole = ChargedBytes::new(&budget, 100_000).unwrap();
+            whole.extend(&text).unwrap();
+            let mut shrunk = ChargedBytes::new(&budget, 1 << 19).unwrap();
+            shrunk.extend(&text).unwrap();
+            shrunk.shrink();
+            for body in [&mut first, &mut whole, &mut shrunk] {
+                let (capacity, start) = (body.bytes.capacity(), body.bytes.as_ptr());
+                let mut padded = body.padded();
+                assert_eq!(*padded, text);
+                assert_eq!(padded.from(length), [0; BODY_PADDING]);
+                let after = (body.bytes.capacity(), body.bytes.as_ptr(), body.retained());
+                assert_eq!(after, (capacity, start, capacity), "{length}: in its own memory");
+            }
+            for body in [first, whole, shrunk] {
+                assert_eq!(body.into_bytes(), text);
+            }
+        }
+        assert_eq!(cells.body_bytes.value(), 0);
+    }
+
+    #[test]
+    fn a_long_body_is_freed_in_slices() {
+        let cells = &crate::metrics::cells(1)[0];
+        let budget = Budget::new(64 << 20, &cells.body_bytes);
+        let body = || {
+            let mut body = ChargedBytes::new(&budget, 20 << 20).unwrap();
+            body.extend(&vec![1; 20 << 20]).unwrap();
+            body
+        };
+        crate::rt::run_test(async {
+            let mut freeing = Box::pin(body().free_in_slices());
+            let mut held = vec![cells.body_bytes.value()];
+            while poll_once(&mut freeing).await.is_none() {
+                held.push(cells.body_bytes.value());
+            }
+            assert!(held.windows(2).all(|two| two[0] - two[1] <= 1 << 20), "{held:?}");
+            assert_eq!((held.len(), cells.body_bytes.value()), (19, 0));
+            // It is given up.
+            let mut freeing = Box::pin(body().free_in_slices());
+            assert!(poll_once(&mut freeing).await.is_none());
+            drop(freeing);
+            assert_eq!(cells.body_bytes.value(), 0);
+            ChargedBytes::new(&budget, 100).unwrap().free_in_slices().await;
+            assert_eq!(cells.body_bytes.value(), 0);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "charged is what is there")]
+    fn what_is_written_must_fit_in_what_is_charged() {
+        let budget = Budget::new(1 << 20, &crate::metrics::cells(1)[0].body_bytes);
+        let mut body = ChargedBytes::new(&budget, 1_000).unwrap();
+        body.append_with(1_000, |bytes| bytes.extend_from_slice(&[0; 1_001]));
     }
 }

@@ -179,7 +179,7 @@ impl RetryingStore {
         loop {
             attempts += 1;
             let put = self.store.put_within(&mut alarm, rt::now(), self.timeouts, object).await;
-            match put {
+            match put.map(drop).map_err(|failed| failed.error) {
                 Err(error) if error.class == Class::Transient && attempts < REPLAY_ATTEMPTS => {
                     sleep(self.pause * attempts).await;
                 }

@@ -6,6 +6,9 @@ pub mod batch {
         pub use crate::batch::encoder::{Encoder, EncoderShared, lines};
     }
 }
+pub mod budget {
+    pub use crate::budget::{BODY_PADDING, Padded};
+}
 pub mod cli {
     pub use crate::cli::{Command, parse};
 }
@@ -20,6 +23,9 @@ pub mod config {
 }
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
+    pub mod differential {
+        pub use crate::http::conn::differential::{Lab, Outcome};
+    }
     pub mod forwarded {
         pub use crate::http::forwarded::{ForwardedClient, client};
     }
@@ -75,11 +81,14 @@ pub mod queue {
     pub mod admission {
         pub use crate::queue::admission::{Admission, Need, Refusal};
     }
-    pub mod fifo {
-        pub use crate::queue::fifo::Fifo;
-    }
     pub mod job {
         pub use crate::queue::job::{Job, Origin, Payload, Span, Stamp};
+    }
+    pub mod job_queue {
+        pub use crate::queue::job_queue::JobQueue;
+    }
+    pub mod run {
+        pub use crate::queue::run::{InCommon, Run};
     }
 }
 pub mod quota {

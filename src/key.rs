@@ -232,6 +232,15 @@ impl KeyTemplate {
         self.parts.iter().any(|part| self.is_of_payload(part))
     }
 
+    /// Whether the partitions of payloads of one request may differ, so that each must be rendered.
+    pub fn differs_in_request(&self) -> bool {
+        self.parts.iter().any(|part| match part {
+            Part::Field { .. } => true,
+            Part::Time(_) => matches!(self.event_time_source, EventTimeSource::Field(_)),
+            _ => false,
+        })
+    }
+
     /// The values of a request that keys contain, each once.
     pub fn request_sources(&self) -> Vec<RequestSource<'_>> {
         let mut sources = Vec::new();

@@ -26,7 +26,7 @@
 //!
 //! ```text
 //!           core i (pinned executor) ────────────────────────────────────────────────────┐
-//!  client → http/accept → conn → request → body → parse → queue/admission → fifo ─┐      │
+//!  client → http/accept → conn → request → body → parse → queue/admission → run  ─┐      │
 //!           SO_REUSEPORT         the path of every request  all or nothing        │      │
 //!                                                                                 ▼      │
 //!           S3 ←── store/s3/direct ← store ← upload/worker ← upload/uploader ←────┘      │
@@ -46,7 +46,7 @@
 //!    reported (`upload`, `core`).
 //! 2. Memory is bounded, and a request is admitted whole or not at all (`limits`,
 //!    `queue::admission`, `http::body`).
-//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::fifo`,
+//! 3. No lock, no cross-core channel, no atomic read-modify-write per payload (`queue::job_queue`,
 //!    `metrics`).
 //! 4. Every gauge returns to zero after every scenario (`queue::admission::Permit`, `metrics`).
 //! 5. No two objects share a key; a retry or replay writes the same key again (`queue::job::Stamp`,
@@ -70,6 +70,7 @@
 
 mod process;
 
+mod alloc;
 mod batch;
 mod budget;
 mod cli;
@@ -100,4 +101,5 @@ mod upload;
 #[doc(hidden)]
 pub mod internals;
 
+pub use alloc::Allocator;
 pub use process::main;

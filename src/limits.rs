@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::batch;
+use crate::budget::BODY_PADDING;
 use crate::config::{Config, S3Client};
 use crate::deadletter::DEAD_LETTER_HEAD_BYTES;
 use crate::http::CONNECTION_BYTES;
@@ -16,6 +17,7 @@ use crate::http::quotas::quota_bytes;
 use crate::http::split::splitter_bytes;
 use crate::net;
 use crate::queue::job::JOB_COST_BYTES;
+use crate::queue::run::SLOT_BYTES;
 use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
 use crate::spool;
 use crate::upload::FILES_PER_WORKER;
@@ -121,14 +123,16 @@ impl Limits {
         assert!(c.max_queue_bytes >= c.max_length, "a longest request must fit an empty queue");
         assert!(c.max_body_bytes / 2 >= c.max_length, "a body and its decompressed form must fit");
         // `MAX_QUEUE_BYTES` may equal `MAX_LENGTH`, and a body of that length with one payload must
-        // still fit.
-        let queue_bytes = c.max_queue_bytes.max(c.payload_bytes_max() + JOB_COST_BYTES);
+        // still fit. So must two bodies, or one beside its payload with `META`, in `MAX_BODY_BYTES`.
+        let (body, payload) = (c.max_length + BODY_PADDING, c.payload_bytes_max());
+        let queue_bytes = c.max_queue_bytes.max(body.max(payload) + JOB_COST_BYTES);
+        let body_bytes = c.max_body_bytes.max(body + body.max(payload));
         let connections = c.max_connections * CONNECTION_BYTES;
-        let slots = c.max_queue * JOB_COST_BYTES;
+        let slots = c.max_queue * SLOT_BYTES;
         let spool = c
             .spool
             .as_ref()
-            .map_or(0, |spool| spool.pending + spool::memory(c.request_bytes_max()));
+            .map_or(0, |spool| spool.pending + BODY_PADDING + spool::memory(c.request_bytes_max()));
         let batches = c.batch.as_ref().map_or(0, |batch| {
             let journal = c.spool.as_ref().map_or(0, |_| spool::JOURNAL_MEMORY);
             // Batches uploaded again after a crash, and a dead letter being written. The SDK's
@@ -152,7 +156,7 @@ impl Limits {
         // The control executor registers I/O memory like the cores.
         let executors = c.cores.len() + 1;
         let core_memory_bytes =
-            (queue_bytes + c.max_body_bytes + connections + slots + kept + spool + batches) as u64;
+            (queue_bytes + body_bytes + connections + slots + kept + spool + batches) as u64;
         // With a spool, one thread for each core's disk and one for orphaned spools.
         let spool_threads = c.spool.as_ref().map_or(0, |_| c.cores.len() + 1);
         let threads = executors * THREADS_PER_EXECUTOR + PROCESS_THREADS + spool_threads;
@@ -165,7 +169,7 @@ impl Limits {
         Limits {
             queue_slots: c.max_queue,
             queue_bytes,
-            body_bytes: c.max_body_bytes,
+            body_bytes,
             request_bytes: c.max_length,
             wrapped_payload_bytes: c.payload_bytes_max(),
             connections: c.max_connections,
@@ -288,9 +292,18 @@ mod tests {
     fn a_longest_body_of_one_payload_fits_the_smallest_queue() {
         let sizes = [("MAX_QUEUE_BYTES", "64KiB"), ("MAX_LENGTH", "64KiB")];
         let limits = Limits::new(&Config::from_settings(&sizes).unwrap());
-        assert_eq!(limits.queue_bytes, limits.request_bytes + JOB_COST_BYTES);
+        assert_eq!(limits.queue_bytes, limits.request_bytes + BODY_PADDING + JOB_COST_BYTES);
         let larger = [("MAX_QUEUE_BYTES", "128KiB"), ("MAX_LENGTH", "64KiB")];
         assert_eq!(Limits::new(&Config::from_settings(&larger).unwrap()).queue_bytes, 128 << 10);
+    }
+
+    #[test]
+    fn two_longest_bodies_fit_the_smallest_memory_for_bodies() {
+        let least = [("MAX_BODY_BYTES", "2MiB"), ("MAX_LENGTH", "1MiB")];
+        let limits = Limits::new(&Config::from_settings(&least).unwrap());
+        assert_eq!(limits.body_bytes, 2 * ((1 << 20) + BODY_PADDING));
+        let larger = [("MAX_BODY_BYTES", "3MiB"), ("MAX_LENGTH", "1MiB")];
+        assert_eq!(Limits::new(&Config::from_settings(&larger).unwrap()).body_bytes, 3 << 20);
     }
 
     #[test]

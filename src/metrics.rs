@@ -84,9 +84,14 @@ pub struct Latency {
 
 impl Latency {
     pub fn observe(&self, elapsed: Duration) {
+        self.observe_all(elapsed, 1);
+    }
+
+    /// `count` observations of the same.
+    pub fn observe_all(&self, elapsed: Duration, count: u64) {
         let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX >> 1);
-        self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < us)].inc();
-        self.sum_us.add(us);
+        self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < us)].add(count);
+        self.sum_us.add(us.saturating_mul(count));
     }
 
     /// Number of observations.

@@ -8,8 +8,10 @@
 //! that it sleeps on glommio until a completion signals the ring's eventfd.
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
-//! is in flight only while a task waits for it, so unread bytes stay in the kernel, and TCP slows
-//! the peer down.
+//! begins only when a task waits for it. It stays for the next bytes if the kernel can limit how
+//! many (Linux 6.17), and otherwise ends with the first. So unread bytes beyond 16 KiB stay in the
+//! kernel, and TCP slows the peer down. A large body is received into its own memory while more of
+//! it waits in the kernel ([`own`]).
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
@@ -17,9 +19,12 @@ mod acknowledged;
 mod driver;
 mod file;
 mod listener;
+mod own;
+mod received;
 mod ring;
 mod shared;
 mod socket;
+mod spare;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -38,6 +43,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub use acknowledged::Acknowledged;
 pub use file::{BLOCK, File};
 pub use listener::Listener;
+pub use received::Received;
 pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 pub use shared::{Share, SharedBytes, Slice};
 pub use stream::Stream;
@@ -48,9 +54,6 @@ use socket::{ReceiveState, SendState, SocketEntry};
 
 /// Most bytes that one write accepts. The next write waits until the kernel has taken them.
 pub const SEND_BYTES_MAX: usize = 64 << 10;
-/// Capacity of the send buffer that a connection keeps between two sends: an answer takes 150
-/// bytes, a small PUT 1 KiB.
-const SEND_BYTES_KEPT: usize = 4 << 10;
 
 thread_local! {
     /// The executor's id, and its `Net` for as long as the driver or a socket holds it.
@@ -164,8 +167,8 @@ impl Net {
             number,
             abandoned: false,
             in_flight: 0,
-            receive: ReceiveState::Idle,
-            send: SendState::Idle(Vec::new()),
+            receive: ReceiveState::default(),
+            send: SendState::Idle,
             accepted: None,
             reader: None,
             writer: None,
@@ -178,11 +181,7 @@ impl Net {
         let mut sockets = self.sockets.borrow_mut();
         let entry = &mut sockets[token];
         (entry.abandoned, entry.reader, entry.writer) = (true, None, None);
-        if let ReceiveState::Held(buffer, _) =
-            std::mem::replace(&mut entry.receive, ReceiveState::Idle)
-        {
-            self.ring.borrow_mut().give_back(buffer);
-        }
+        entry.receive.discard_unread(&mut self.ring.borrow_mut());
         if entry.in_flight == 0 {
             sockets.remove(token);
             return;

@@ -4,6 +4,9 @@
 pub mod admission;
 pub mod event_times;
 pub mod fifo;
+mod idle;
 pub mod job;
+pub mod job_queue;
 pub mod outcome;
 pub mod pace;
+pub mod run;

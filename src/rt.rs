@@ -9,6 +9,7 @@
 //! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create
 //! threads.
 
+pub mod slices;
 mod turns;
 mod waking;
 

@@ -74,8 +74,7 @@ use crate::metrics::CoreCells;
 use crate::metrics::tokens::AcceptedCells;
 use crate::queue::admission::Admission;
 use crate::queue::job::Span;
-use crate::queue::job::{Job, Origin, Payload, Stamp};
-use crate::sync::OneShot;
+use crate::queue::job::{Origin, Stamp};
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
 use health::DiskHealth;
@@ -90,6 +89,7 @@ use writer::SyncFault;
 pub use batches::{BatchInDoubt, CoreDir, Intent, Members};
 pub use disk::DiskThread;
 pub use health::{DiskError, not_ready};
+pub use pending::Ticket;
 pub use stop::UnspooledBatch;
 
 /// Largest commit group that requests share; a larger request gets a group of its own. A disk takes
@@ -179,10 +179,8 @@ pub struct Spool {
     log: RefCell<Throttle>,
 }
 
-/// Result for a request that waits for the disk: its commit group is synced, or it failed.
-pub type Ticket = OneShot<Result<(), SpoolError>>;
-
-/// A spooled request whose payloads are jobs: knows where each of them is marked complete.
+/// Spooled requests whose payloads are jobs, one or several that follow each other in a segment:
+/// knows where each payload is marked complete.
 pub struct SpooledRequest {
     dir: Rc<CoreDir>,
     segment: Rc<Segment>,
@@ -194,16 +192,25 @@ pub struct SpooledRequest {
 }
 
 impl SpooledRequest {
-    /// Marks the payload with this stamp and size complete: it is stored or dead-lettered.
-    pub fn complete(&self, stamp: Stamp, bytes: usize) {
-        self.segment.complete(self.ordinal(stamp.seq), bytes as u64);
-        self.cells.spool_payloads.sub(1);
-        self.cells.spool_bytes.sub(bytes as u64);
+    /// Marks `count` payloads complete, the first of which has the stamp `first`, and which have
+    /// `bytes` together: they are stored or dead-lettered.
+    pub fn complete(&self, first: Stamp, count: u32, bytes: u64) {
+        let ordinal = self.ordinal(first.seq);
+        self.segment.complete(ordinal..ordinal + count, bytes);
+        self.cells.spool_payloads.sub(count.into());
+        self.cells.spool_bytes.sub(bytes);
     }
 
     /// Whether its file was removed, so that it would not survive a crash.
     pub fn is_removed(&self) -> bool {
         self.segment.is_removed()
+    }
+
+    /// Whether the payload with this segment number and this number in the core's sequence is
+    /// marked complete like its own.
+    fn is_followed_by(&self, ordinal: u32, seq: u64) -> bool {
+        let distance = ordinal.checked_sub(self.first_ordinal).map(u64::from);
+        distance.is_some() && distance == seq.checked_sub(self.first_seq)
     }
 
     /// The segment number of the payload whose number in the core's sequence is `seq`.
@@ -292,6 +299,7 @@ impl Spool {
     /// Refuses further requests; those that wait are still written.
     pub fn close(&self) {
         self.closed.set(true);
+        self.pending.last_look();
         self.pending.wake();
         self.disk.keeper.raise();
         self.disk.preparer.raise();
@@ -308,27 +316,6 @@ impl Spool {
     ) -> Rc<SpooledRequest> {
         let cells = self.setup.cells;
         Rc::new(SpooledRequest { dir, segment, first_ordinal, first_seq, origin, cells })
-    }
-
-    /// Queues payloads that are already admitted, with these sequence numbers.
-    fn push(
-        &self,
-        payloads: impl ExactSizeIterator<Item = Payload>,
-        seqs: impl IntoIterator<Item = u64>,
-        unix_nanos: u64,
-        record: &Rc<SpooledRequest>,
-    ) {
-        let mut seqs = seqs.into_iter();
-        let jobs = payloads.map(|payload| {
-            let seq = seqs.next().expect("one for each payload");
-            Job {
-                payload,
-                stamp: Stamp { unix_nanos, seq },
-                record: Some(record.clone()),
-                request_outcome: None,
-            }
-        });
-        self.admission.push(jobs);
     }
 }
 

@@ -120,6 +120,24 @@ impl Store {
         }
     }
 
+    /// Whether every object is stored as soon as it is put, so that many can be put in one go, by
+    /// [`Store::put_at_once`].
+    pub fn completes_at_once(&self) -> bool {
+        matches!(self, Store::Null)
+    }
+
+    /// As [`Store::put`], without a future.
+    ///
+    /// # Panics
+    /// The store does not [complete at once](Store::completes_at_once).
+    #[inline]
+    pub fn put_at_once(&self, _object: &Object<'_>) {
+        match self {
+            Store::Null => {}
+            _ => unreachable!("this store takes its time"),
+        }
+    }
+
     /// Begins the sums that this store needs of an object's body, for [`Object::sums`]; they are
     /// empty for a store that needs none.
     pub fn summing(&self) -> Summing {
@@ -130,7 +148,8 @@ impl Store {
         }
     }
 
-    /// [`Store::put`], started at `since` and abandoned after `timeouts`, which is worth a retry.
+    /// [`Store::put`], abandoned after `timeouts`, which is worth a retry; returns when it ended. It
+    /// starts at `since`, which the caller has just read from the clock.
     ///
     /// # Errors
     /// As [`Store::put`].
@@ -140,25 +159,45 @@ impl Store {
         since: Instant,
         timeouts: PutTimeouts,
         object: &Object<'_>,
-    ) -> Result<(), PutError> {
-        let progress = Progress::default();
-        let mut stall = Stall::new(since, timeouts);
-        let mut put = pin!(self.attempt(object, &progress));
-        poll_fn(|cx| {
-            // Polled first: a response that has arrived counts, however late it is.
-            if let Poll::Ready(done) = put.as_mut().poll(cx) {
-                return Poll::Ready(done);
-            }
-            loop {
-                ready!(alarm.poll(cx, rt::now(), stall.next_look()));
-                if let Err(late) = stall.look(rt::now(), &progress) {
-                    progress.give_up();
-                    return Poll::Ready(Err(late));
+    ) -> Result<Instant, Box<FailedPut>> {
+        let progress = Progress::since(since);
+        let outcome = {
+            let mut stall = Stall::new(since, timeouts);
+            let mut put = pin!(self.attempt(object, &progress));
+            // The first poll follows at once and need not read the clock again.
+            let mut first = Some(since);
+            poll_fn(|cx| {
+                // Polled first: a response that has arrived counts, however late it is.
+                if let Poll::Ready(done) = put.as_mut().poll(cx) {
+                    return Poll::Ready(done);
                 }
-            }
+                loop {
+                    let now = first.take().unwrap_or_else(rt::now);
+                    ready!(alarm.poll(cx, now, stall.next_look()));
+                    if let Err(late) = stall.look(rt::now(), &progress) {
+                        progress.give_up();
+                        return Poll::Ready(Err(late));
+                    }
+                }
+            })
+            .await
+        };
+        let at = progress.end();
+        outcome.map(|()| at).map_err(|error| {
+            let sums = progress.into_sums();
+            Box::new(FailedPut { error, at, sums })
         })
-        .await
     }
+}
+
+/// An attempt that has failed.
+#[derive(Debug)]
+pub struct FailedPut {
+    pub error: PutError,
+    /// When it ended.
+    pub at: Instant,
+    /// What it has computed of the object, for the next attempt ([`Object::sums`]).
+    pub sums: Option<Sums>,
 }
 
 /// What a core builds its own store from: prepared once on the control executor, sent to every

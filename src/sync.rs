@@ -126,17 +126,22 @@ impl<T> OneShot<T> {
     /// Passes the value. To be called once.
     pub fn set(&self, value: T) {
         self.value.replace(Some(value));
+        self.wake();
+    }
+
+    /// Wakes the waiting task, which then asks again whether the wait has ended.
+    pub fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// Waits for the value and takes it. `None` if `ended` says that none will follow; the code
-    /// that sets `ended` must wake the waiting task.
-    pub async fn wait(&self, ended: &Cell<bool>) -> Option<T> {
+    /// Waits for the value and takes it. `None` if the wait has `ended` without one; whatever makes
+    /// that true must wake the waiting task.
+    pub async fn wait(&self, ended: impl Fn() -> bool) -> Option<T> {
         poll_fn(|cx| match self.value.take() {
             Some(value) => Poll::Ready(Some(value)),
-            None if ended.get() => Poll::Ready(None),
+            None if ended() => Poll::Ready(None),
             None => {
                 keep_waker(&mut self.waker.borrow_mut(), cx);
                 Poll::Pending
@@ -278,16 +283,25 @@ mod tests {
     fn a_one_shot_gives_its_value_once() {
         let (shot, ended) = (OneShot::default(), Cell::new(false));
         let task = Arc::<Woken>::default();
-        let mut wait = Box::pin(shot.wait(&ended));
+        let mut wait = Box::pin(shot.wait(|| ended.get()));
         assert!(!poll(wait.as_mut(), &task));
         shot.set(7);
         assert_eq!(task.0.load(Relaxed), 1);
         assert_eq!(block_on(wait), Some(7));
-        assert_eq!(block_on(poll_once(shot.wait(&ended))), None, "taken");
+        assert_eq!(block_on(poll_once(shot.wait(|| ended.get()))), None, "taken");
+        let mut wait = Box::pin(shot.wait(|| ended.get()));
+        assert!(!poll(wait.as_mut(), &task));
         ended.set(true);
-        assert_eq!(block_on(shot.wait(&ended)), None);
+        shot.wake();
+        assert_eq!(task.0.load(Relaxed), 2);
+        assert_eq!(block_on(wait), None);
+        assert_eq!(block_on(shot.wait(|| ended.get())), None);
         shot.set(8);
-        assert_eq!(block_on(shot.wait(&ended)), Some(8), "the value counts, although it came late");
+        assert_eq!(
+            block_on(shot.wait(|| ended.get())),
+            Some(8),
+            "the value counts, although it came late"
+        );
     }
 
     #[test]

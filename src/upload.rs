@@ -1,5 +1,6 @@
 //! From the queue to the store: the workers, what they upload, and how they handle failures.
 
+mod at_once;
 mod dead_letter;
 mod failures;
 mod health;

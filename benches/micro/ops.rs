@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use futures_lite::future::block_on;
 use millrace::internals::batch::encoder::{Encoder, EncoderShared, lines};
+use millrace::internals::budget::Padded;
 use millrace::internals::coding::Compression;
 use millrace::internals::config::{Checksum, Config, ObjectBody};
 use millrace::internals::http::head::{BodyFraming, HeadTracker, check};
@@ -15,9 +15,9 @@ use millrace::internals::http::tokens::TokenSet;
 use millrace::internals::key::{EventTime, KeyOf, KeyTemplate, Partition, RequestValues};
 use millrace::internals::metrics::tokens::{TokenId, TokenNames};
 use millrace::internals::queue::admission::{Admission, Need};
-use millrace::internals::queue::fifo::Fifo;
-use millrace::internals::queue::job::Span;
-use millrace::internals::queue::job::{Job, Origin, Payload, Stamp};
+use millrace::internals::queue::job::{Origin, Payload, Span, Stamp};
+use millrace::internals::queue::job_queue::JobQueue;
+use millrace::internals::queue::run::{InCommon, Run};
 use millrace::internals::quota::board::Board;
 use millrace::internals::quota::keeper::Keeper;
 use millrace::internals::quota::table::{QuotaTable, QuotaVerdict, slots};
@@ -75,11 +75,14 @@ pub const OPS: &[Op] = &[
     Op { name: "token/find-in-100k", make: || token(100_000) },
     Op { name: "quota/of-a-token", make: || quota(1) },
     Op { name: "quota/of-token-and-peer", make: || quota(2) },
-    Op { name: "queue/push-and-pop-64", make: queue },
+    Op { name: "queue/64-of-1", make: || queue(1) },
+    Op { name: "queue/64-of-8", make: || queue(8) },
     Op { name: "admit/request-of-10", make: admit },
+    Op { name: "admit/request-of-10-at-once", make: admit_run },
     Op { name: "key/default", make: key },
     Op { name: "key/one-field-of-1kB", make: key_of_field },
     Op { name: "batch/plain-64x1kB", make: || batch(Compression::None) },
+    Op { name: "batch/plain-10x150B", make: batch_of_requests },
     Op { name: "batch/zstd1-64x1kB", make: || batch(Compression::Zstd(1)) },
     Op { name: "sign/head-of-512B", make: || sign(512) },
     Op { name: "sign/head-of-256kB", make: || sign(256_000) },
@@ -145,14 +148,16 @@ fn ndjson(payloads: usize, payload_bytes: usize) -> Made {
 }
 
 /// Splits `body`, whose payloads are `data`.
-fn splits(body: Vec<u8>, form: BodyForm, data: Vec<String>) -> Made {
+fn splits(mut body: Vec<u8>, form: BodyForm, data: Vec<String>) -> Made {
     let mut scratch = Scratch::default();
-    let found = parse(&body, form, &mut scratch).expect("the body is valid").payloads;
+    let padded = Padded::behind(&mut body);
+    let found = parse(padded, form, &mut scratch).expect("the body is valid").payloads;
     let found = found.iter().map(|span| &body[span.range()]);
     assert!(found.eq(data.iter().map(String::as_bytes)));
     let (throughput, payloads) = (Amount::Bytes(body.len()), data.len());
     let run = move || {
-        let found = parse(&body, form, &mut scratch).expect("parsed before");
+        let padded = Padded::behind(&mut body);
+        let found = parse(padded, form, &mut scratch).expect("parsed before");
         assert_eq!(found.payloads.len(), payloads);
     };
     Made { run: Box::new(run), throughput }
@@ -278,49 +283,77 @@ fn quota(tables: usize) -> Made {
 
 /// The densest body, refused for its last member.
 fn refused() -> Made {
-    let body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
+    let mut body = format!("{{\"data\":[{}1],\"data\":[]}}", "1,".repeat(500_000)).into_bytes();
     let throughput = Amount::Bytes(body.len());
     let mut scratch = Scratch::default();
-    let run = move || assert!(parse(&body, JSON, &mut scratch).is_err());
+    let run = move || assert!(parse(Padded::behind(&mut body), JSON, &mut scratch).is_err());
     Made { run: Box::new(run), throughput }
 }
 
-/// Fills a queue half and empties it again, in order.
-fn queue() -> Made {
-    let queue = Fifo::new(128);
+/// Admits requests of `payloads` payloads each to an empty queue until it has 64, and takes them one
+/// by one.
+fn queue(payloads: usize) -> Made {
+    let admission = admission();
+    let spans: Vec<Span> = (0..64).map(|at| Span { start: at, end: at + 1 }).collect();
     let run = move || {
-        for n in 0..64_u64 {
-            queue.push(n).expect("there is room");
+        for spans in spans.chunks(payloads) {
+            push(&admission, spans);
         }
-        block_on(async {
-            for n in 0..64 {
-                assert_eq!(queue.pop(0).await, Some(n));
-            }
-        });
+        for span in &spans {
+            let job = admission.queue().take().expect("it was pushed");
+            admission.taken(1);
+            assert_eq!(*job.payload, [span.start as u8]);
+        }
+        assert!(admission.queue().is_empty());
     };
     Made { run: Box::new(run), throughput: Amount::Elements(64) }
 }
 
-/// A request of ten payloads from its permit to the end of its last job.
+/// A request of ten payloads from its permit to the end of its last payload, one by one.
 fn admit() -> Made {
-    let cells = &millrace::internals::metrics::cells(1)[0];
-    let queue = Rc::new(Fifo::new(1_000));
-    let admission = Admission::new(queue.clone(), 1 << 20, cells);
-    let spans = [Span { start: 0, end: 0 }; 10];
+    let admission = admission();
+    let spans: Vec<Span> = (0..10).map(|at| Span { start: at, end: at + 1 }).collect();
     let run = move || {
-        let need = Need::of(spans.len(), 1_700);
-        let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
-        let payloads = Payload::split(Vec::new(), permit, &spans, RequestValues::default());
-        let stamp = Stamp { unix_nanos: 1, seq: 2 };
-        admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
-        assert_eq!((queue.len(), cells.queue_bytes.value()), (10, need.bytes as u64));
-        while let Some(job) = queue.take() {
-            admission.popped();
+        push(&admission, &spans);
+        assert_eq!(admission.queue().len(), 10);
+        while let Some(job) = admission.queue().take() {
+            admission.taken(1);
             drop(job);
         }
-        assert_eq!(cells.queue_bytes.value(), 0);
     };
     Made { run: Box::new(run), throughput: Amount::Elements(10) }
+}
+
+/// The same, taken together, with their keys.
+fn admit_run() -> Made {
+    let admission = admission();
+    let spans: Vec<Span> = (0..10).map(|at| Span { start: at, end: at + 1 }).collect();
+    let origin = Origin::new("0123456789abcdef".into(), 3);
+    let mut key = String::new();
+    let run = move || {
+        push(&admission, &spans);
+        let mut bytes = 0;
+        while let Some(run) = admission.queue().take_run(128) {
+            admission.taken(run.count());
+            origin.write_keys(&run, &mut key, |payload, key, _| bytes += payload.len() * key.len());
+        }
+        assert!(bytes > 10 * 40, "{key}");
+    };
+    Made { run: Box::new(run), throughput: Amount::Elements(10) }
+}
+
+fn admission() -> Rc<Admission> {
+    let cells = &millrace::internals::metrics::cells(1)[0];
+    Admission::new(Rc::new(JobQueue::new(1_000)), 1 << 20, cells)
+}
+
+/// Admits a request with these payloads.
+fn push(admission: &Rc<Admission>, spans: &[Span]) {
+    let need = Need::of(spans.len(), 64);
+    let permit = admission.admit_now(need).expect("it could fit").expect("there is room");
+    let first = Stamp { unix_nanos: 1_780_000_000_000_000_000, seq: 2 };
+    let common = InCommon::of(first, RequestValues::default());
+    admission.push(Run::new((0..64).collect(), permit, spans, common));
 }
 
 fn key() -> Made {
@@ -392,6 +425,34 @@ fn batch(compression: Compression) -> Made {
         shared.give_back(parts);
     };
     Made { run: Box::new(run), throughput: Amount::Bytes(raw_bytes) }
+}
+
+/// The payloads of a request, which join an object together, as half a megabyte of others have.
+fn batch_of_requests() -> Made {
+    const REQUESTS: usize = 340;
+    let mut body = body(10, 150);
+    let mut scratch = Scratch::default();
+    let padded = Padded::behind(&mut body);
+    let found = parse(padded, JSON, &mut scratch).expect("a collection").payloads.to_vec();
+    let bytes: usize = found.iter().map(|span| span.range().len() + 1).sum();
+    let shared = EncoderShared::new();
+    let make = move || Encoder::new(Compression::None, &shared);
+    let (mut encoder, mut requests) = (make(), 0_usize);
+    let run = move || {
+        encoder.push_all(&body, &found);
+        requests += 1;
+        while requests.is_multiple_of(4) && encoder.work(&mut |_| {}) {}
+        if requests == REQUESTS {
+            assert_eq!(encoder.raw_bytes(), (REQUESTS * bytes) as u64);
+            encoder.finish();
+            while encoder.work(&mut |_| {}) {}
+            let ended = std::mem::replace(&mut encoder, make());
+            let shared = ended.shared().clone();
+            shared.give_back(ended.into_parts());
+            requests = 0;
+        }
+    };
+    Made { run: Box::new(run), throughput: Amount::Bytes(bytes) }
 }
 
 /// The whole head of a PUT, its body's hash and the signature included.

@@ -12,33 +12,33 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::options::Options;
-use crate::server::Binaries;
+use crate::server::{Binaries, Variant};
 
 /// The profile of every server that is compared, see `Cargo.toml`.
 const PROFILE: &str = "compare";
 
-/// Builds what the command line does not name.
-pub fn binaries(options: &Options) -> Result<Binaries, String> {
-    let millrace = match &options.millrace {
-        Some(path) => path.clone(),
-        None => cargo_build("millrace", "millrace")?,
-    };
-    let tokio = match &options.tokio {
-        Some(path) => path.clone(),
-        None if options.wants_tokio() => {
-            cargo_build("millrace-tokio-variant", "millrace-tokio-variant")?
-        }
-        None => PathBuf::new(),
-    };
-    Ok(Binaries { millrace, tokio })
+/// Builds what `variants` need and the command line does not name.
+pub fn binaries(options: &Options, variants: &[Variant]) -> Result<Binaries, String> {
+    let binary =
+        |named: &Option<PathBuf>, package: &str, is_wanted: &dyn Fn(Variant) -> bool| match named {
+            Some(path) => Ok(path.clone()),
+            None if variants.iter().any(|v| is_wanted(*v)) => cargo_build(package),
+            None => Ok(PathBuf::new()),
+        };
+    Ok(Binaries {
+        millrace: binary(&options.millrace, "millrace", &Variant::is_millrace)?,
+        tokio: binary(&options.tokio, "millrace-tokio-variant", &Variant::is_tokio)?,
+        floor: binary(&options.floor, "millrace-floor", &|variant| variant == Variant::Floor)?,
+    })
 }
 
-fn cargo_build(package: &str, binary: &str) -> Result<PathBuf, String> {
+/// The binary of the same name.
+fn cargo_build(package: &str) -> Result<PathBuf, String> {
     // `target/<profile>/millrace`
     let built = Path::new(env!("CARGO_BIN_EXE_millrace"));
     let target = built.parent().and_then(Path::parent).ok_or("no target directory")?;
     let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-        .args(["build", "--profile", PROFILE, "--locked", "--package", package, "--bin", binary])
+        .args(["build", "--profile", PROFILE, "--locked", "--package", package, "--bin", package])
         .arg("--manifest-path")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .arg("--target-dir")
@@ -48,5 +48,5 @@ fn cargo_build(package: &str, binary: &str) -> Result<PathBuf, String> {
     if !status.success() {
         return Err(format!("{package} does not build"));
     }
-    Ok(target.join(PROFILE).join(binary))
+    Ok(target.join(PROFILE).join(package))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::figures::{LaneFigures, Ratio};
+use crate::figures::{LaneFigures, Ratio, Spread};
 use crate::lanes::Measure;
 use crate::record::Machine;
 use crate::server::Variant;
@@ -18,7 +18,7 @@ const TOP: i32 = 76;
 
 struct Bar {
     label: String,
-    against: Variant,
+    against: &'static str,
     median: f64,
     min: f64,
     max: f64,
@@ -40,11 +40,13 @@ pub fn draw(path: &Path, machine: &Machine, all: &[LaneFigures]) -> Result<(), S
 }
 
 fn bar(figures: &LaneFigures, ratio: Ratio) -> Bar {
-    let Ratio { against, median, min, max } = ratio;
-    let (what, turned) = match figures.lane.measure {
+    let Ratio { against, measure, spread } = ratio;
+    let Spread { median, min, max, .. } = spread;
+    let (what, turned) = match measure {
         Measure::RequestsPerCpuSecond => ("requests per CPU-second", false),
         Measure::PayloadsPerCpuSecond => ("payloads per CPU-second", false),
         Measure::RequestsPerSecond => ("requests per second", false),
+        Measure::LatencyP50 => ("p50, inverse", true),
         Measure::LatencyP99 => ("p99, inverse", true),
         Measure::LatencyP999 => ("p99.9, inverse", true),
         Measure::BytesPerConnection => ("memory, inverse", true),
@@ -75,9 +77,10 @@ fn paint<'a>(svg: &'a mut String, height: i32, machine: &Machine, bars: &[Bar]) 
     let bottom = TOP + bars.len() as i32 * BAR;
     for (row, bar) in bars.iter().enumerate() {
         let y = TOP + row as i32 * BAR + BAR / 2;
-        let color = match bar.against {
-            Variant::TokioLean => RGBColor(221, 132, 82),
-            _ => RGBColor(76, 114, 176),
+        let color = if bar.against == Variant::TokioLean.name() {
+            RGBColor(221, 132, 82)
+        } else {
+            RGBColor(76, 114, 176)
         };
         root.draw(&Text::new(bar.label.clone(), (LEFT - 10, y), right(16)))?;
         let corners = [(LEFT, y - BAR / 2 + 4), (x(bar.median), y + BAR / 2 - 4)];

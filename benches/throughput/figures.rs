@@ -24,12 +24,14 @@ pub struct Sample {
     pub peak_rss_bytes: u64,
     /// In lanes whose objects are batches.
     pub batches: Option<Batches>,
-    /// p99 of a bare write and `fdatasync` right before; only in lanes about the spool, like the
-    /// next.
+    /// p99 of a bare write and `fdatasync` on the same core right after, under the same load; only
+    /// in lanes about the spool, like the next.
     pub sync_p99_us: Option<f64>,
     pub syncs_per_request: Option<f64>,
     /// Only with idle connections.
     pub rss_bytes_per_connection: Option<f64>,
+    /// p99.9 of the time between two looks at the sockets, of servers that measure it.
+    pub turn_p999_us: Option<f64>,
 }
 
 /// The batches of a round.
@@ -65,6 +67,7 @@ pub const COLUMNS: &[Column] = &[
     ("sync_p99_us", |s| s.sync_p99_us.unwrap_or(f64::NAN)),
     ("syncs_per_request", |s| s.syncs_per_request.unwrap_or(f64::NAN)),
     ("rss_bytes_per_connection", |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN)),
+    ("turn_p999_us", |s| s.turn_p999_us.unwrap_or(f64::NAN)),
 ];
 
 /// Every round of one lane.
@@ -74,13 +77,64 @@ pub struct LaneFigures {
     pub samples: Vec<(Variant, Sample)>,
 }
 
-/// millrace against another server, over the rounds in which both ran.
+/// millrace against another server, or against the disk, over the rounds in which both ran.
 #[derive(Clone, Copy, Debug)]
 pub struct Ratio {
-    pub against: Variant,
+    /// The name of a variant, or [`BARE_PAIR`].
+    pub against: &'static str,
+    pub measure: Measure,
+    pub spread: Spread,
+}
+
+/// A bare write and its `fdatasync`, see `disk.rs`.
+const BARE_PAIR: &str = "bare-pair";
+
+/// The middle of some figures, and how far they lie apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
     pub median: f64,
+    pub lower_quartile: f64,
+    pub upper_quartile: f64,
     pub min: f64,
     pub max: f64,
+}
+
+impl Spread {
+    /// None of none.
+    pub fn of(values: &[f64]) -> Option<Spread> {
+        let at = |q| quantile(values.to_vec(), q);
+        (!values.is_empty()).then(|| Spread {
+            median: at(0.5),
+            lower_quartile: at(0.25),
+            upper_quartile: at(0.75),
+            min: at(0.0),
+            max: at(1.0),
+        })
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { median, lower_quartile, upper_quartile, min, max } = self;
+        write!(
+            f,
+            "{median:.2} (quartiles {lower_quartile:.2} to {upper_quartile:.2}, all {min:.2} to {max:.2})"
+        )
+    }
+}
+
+impl Measure {
+    fn of(self, sample: &Sample) -> f64 {
+        match self {
+            Measure::RequestsPerCpuSecond => 1e6 / sample.server_cpu_us_per_request,
+            Measure::PayloadsPerCpuSecond => 1e6 / sample.server_cpu_us_per_payload,
+            Measure::RequestsPerSecond => sample.requests_per_s,
+            Measure::LatencyP50 => sample.p50_us,
+            Measure::LatencyP99 => sample.p99_us,
+            Measure::LatencyP999 => sample.p999_us,
+            Measure::BytesPerConnection => sample.rss_bytes_per_connection.unwrap_or(f64::NAN),
+        }
+    }
 }
 
 impl LaneFigures {
@@ -101,37 +155,52 @@ impl LaneFigures {
         median(self.of(variant).map(read).collect())
     }
 
-    /// millrace ÷ every other server that ran.
+    /// millrace ÷ every other server that ran, in every measure of the lane, and ÷ what the disk
+    /// can do by itself, in lanes about it.
     pub fn ratios(&self) -> Vec<Ratio> {
-        let value: fn(&Sample) -> f64 = match self.lane.measure {
-            Measure::RequestsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_request,
-            Measure::PayloadsPerCpuSecond => |s| 1e6 / s.server_cpu_us_per_payload,
-            Measure::RequestsPerSecond => |s| s.requests_per_s,
-            Measure::LatencyP99 => |s| s.p99_us,
-            Measure::LatencyP999 => |s| s.p999_us,
-            Measure::BytesPerConnection => |s| s.rss_bytes_per_connection.unwrap_or(f64::NAN),
-        };
-        let others = self.variants.iter().copied().filter(|v| *v != Variant::Millrace);
-        let ratio = |against| {
-            let pairs = self.of(Variant::Millrace).zip(self.of(against));
-            let ratios: Vec<f64> =
-                pairs.map(|(ours, theirs)| value(ours) / value(theirs)).collect();
-            let (min, max) = ratios
-                .iter()
-                .fold((f64::INFINITY, 0.0_f64), |(min, max), r| (min.min(*r), max.max(*r)));
-            (!ratios.is_empty()).then(|| Ratio { against, median: median(ratios), min, max })
-        };
-        others.filter_map(ratio).collect()
+        let mut ratios = Vec::new();
+        let mut add =
+            |against: Variant, named: &'static str, measure: Measure, theirs: &Read<'_>| {
+                let pairs = self.of(Variant::Millrace).zip(self.of(against));
+                let values: Vec<f64> =
+                    pairs.map(|(ours, other)| measure.of(ours) / theirs(other)).collect();
+                if let Some(spread) = Spread::of(&values) {
+                    ratios.push(Ratio { against: named, measure, spread });
+                }
+            };
+        for measure in self.lane.measures.iter().copied() {
+            for against in self.variants.iter().copied().filter(|v| *v != Variant::Millrace) {
+                add(against, against.name(), measure, &|s| measure.of(s));
+            }
+            if self.lane.spool && measure == Measure::LatencyP99 {
+                let bare = |s: &Sample| s.sync_p99_us.unwrap_or(f64::NAN);
+                add(self.beside_bare_pair(), BARE_PAIR, measure, &bare);
+            }
+        }
+        ratios
+    }
+
+    /// The server beside which a bare pair is what the disk can do: the one that does not sync.
+    fn beside_bare_pair(&self) -> Variant {
+        let queued = self.variants.contains(&Variant::MillraceQueued);
+        if queued { Variant::MillraceQueued } else { Variant::Millrace }
     }
 }
 
-pub fn median(mut values: Vec<f64>) -> f64 {
+/// A figure of a round.
+type Read<'a> = dyn Fn(&Sample) -> f64 + 'a;
+
+pub fn median(values: Vec<f64>) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// Between two values it is in proportion.
+fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
+    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
+    let at = last as f64 * q;
+    let (below, above) = (values[at.floor() as usize], values[at.ceil() as usize]);
+    below + (above - below) * at.fract()
 }
 
 /// Medians of a server's rounds, one server a line, then the ratios.
@@ -191,19 +260,23 @@ impl fmt::Display for LaneFigures {
             self.write_batches(f, *variant)?;
         }
         if self.lane.spool {
-            let sync = self.median_of(Variant::Millrace, |s| s.sync_p99_us.unwrap_or(f64::NAN));
-            let times = |s: &Sample| s.p99_us / s.sync_p99_us.unwrap_or(f64::NAN);
-            let times = median(self.of(Variant::Millrace).map(times).collect());
-            let syncs = |s: &Sample| s.syncs_per_request.unwrap_or(f64::NAN);
-            let syncs = median(self.of(Variant::Millrace).map(syncs).collect());
+            let beside = self.beside_bare_pair();
+            let sync = self.median_of(beside, |s| s.sync_p99_us.unwrap_or(f64::NAN));
+            let syncs =
+                self.median_of(Variant::Millrace, |s| s.syncs_per_request.unwrap_or(f64::NAN));
             writeln!(
                 f,
-                "  millrace: {syncs:.3} syncs a request; p99 is {times:.1} times the p99 of a bare write and sync, {sync:.0} µs"
+                "  millrace: {syncs:.3} syncs a request; p99 of a bare write and sync beside {beside} is {sync:.0} µs"
             )?;
         }
-        for Ratio { against, median, min, max } in self.ratios() {
-            let measure = self.lane.measure.text();
-            writeln!(f, "  millrace ÷ {against}: {median:.2} ({min:.2} to {max:.2}) {measure}")?;
+        for variant in &self.variants {
+            let turn = self.median_of(*variant, |s| s.turn_p999_us.unwrap_or(f64::NAN));
+            if !turn.is_nan() {
+                writeln!(f, "  {variant}: p99.9 of a turn is {turn:.0} µs")?;
+            }
+        }
+        for Ratio { against, measure, spread } in self.ratios() {
+            writeln!(f, "  millrace ÷ {against}: {spread} {}", measure.text())?;
         }
         Ok(())
     }

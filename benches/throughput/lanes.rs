@@ -23,8 +23,8 @@ pub struct Lane {
     pub spool: bool,
     /// Settings of both servers beside the common ones.
     pub settings: &'static [(&'static str, &'static str)],
-    /// What the ratio between two servers is made of.
-    pub measure: Measure,
+    /// What the ratios between two servers are made of.
+    pub measures: &'static [Measure],
 }
 
 /// Where the servers put payloads.
@@ -64,6 +64,7 @@ pub enum Measure {
     RequestsPerCpuSecond,
     PayloadsPerCpuSecond,
     RequestsPerSecond,
+    LatencyP50,
     LatencyP99,
     LatencyP999,
     BytesPerConnection,
@@ -75,6 +76,7 @@ impl Measure {
             Measure::RequestsPerCpuSecond => "requests per server-CPU-second (more is better)",
             Measure::PayloadsPerCpuSecond => "payloads per server-CPU-second (more is better)",
             Measure::RequestsPerSecond => "requests per second (more is better)",
+            Measure::LatencyP50 => "p50 latency (less is better)",
             Measure::LatencyP99 => "p99 latency (less is better)",
             Measure::LatencyP999 => "p99.9 latency (less is better)",
             Measure::BytesPerConnection => "memory per idle connection (less is better)",
@@ -120,10 +122,10 @@ pub const LANES: &[Lane] = &[
         shape: Shape::Records,
         connections: 64,
         kind: Kind::Closed,
-        rivals: TOKIO,
+        rivals: &[Variant::TokioSdk, Variant::Floor],
         spool: false,
         settings: &[WAIT],
-        measure: Measure::RequestsPerCpuSecond,
+        measures: &[Measure::RequestsPerCpuSecond],
     },
     Lane {
         name: "object",
@@ -138,7 +140,7 @@ pub const LANES: &[Lane] = &[
         rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, SHORT_QUEUE],
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "object-slow-store",
@@ -154,7 +156,7 @@ pub const LANES: &[Lane] = &[
         rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "2000"), ("MAX_WORKERS", "2000")],
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "large",
@@ -169,7 +171,7 @@ pub const LANES: &[Lane] = &[
         rivals: UPLOADERS,
         spool: false,
         settings: &[WAIT, ("MAX_QUEUE", "64")],
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "latency",
@@ -184,7 +186,7 @@ pub const LANES: &[Lane] = &[
         rivals: TOKIO,
         spool: false,
         settings: &[WAIT],
-        measure: Measure::LatencyP999,
+        measures: &[Measure::LatencyP50, Measure::LatencyP99, Measure::LatencyP999],
     },
     Lane {
         name: "idle-connections",
@@ -199,7 +201,7 @@ pub const LANES: &[Lane] = &[
         rivals: TOKIO,
         spool: false,
         settings: &[WAIT],
-        measure: Measure::BytesPerConnection,
+        measures: &[Measure::BytesPerConnection],
     },
     Lane {
         name: "durable",
@@ -214,7 +216,7 @@ pub const LANES: &[Lane] = &[
         rivals: &[Variant::MillraceQueued],
         spool: true,
         settings: SPOOLED,
-        measure: Measure::RequestsPerSecond,
+        measures: &[Measure::RequestsPerSecond],
     },
     Lane {
         name: "durable-latency",
@@ -229,7 +231,7 @@ pub const LANES: &[Lane] = &[
         rivals: &[Variant::MillraceQueued],
         spool: true,
         settings: SPOOLED,
-        measure: Measure::LatencyP99,
+        measures: &[Measure::LatencyP99],
     },
     Lane {
         name: "batch",
@@ -249,7 +251,7 @@ pub const LANES: &[Lane] = &[
         ],
         spool: false,
         settings: BATCHES,
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "batch-large",
@@ -264,7 +266,7 @@ pub const LANES: &[Lane] = &[
         rivals: &[Variant::MillraceUnsigned],
         spool: false,
         settings: BATCHES,
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "batch-zstd",
@@ -279,7 +281,7 @@ pub const LANES: &[Lane] = &[
         rivals: &[],
         spool: false,
         settings: BATCHES_ZSTD,
-        measure: Measure::PayloadsPerCpuSecond,
+        measures: &[Measure::PayloadsPerCpuSecond],
     },
     Lane {
         name: "batch-latency",
@@ -294,6 +296,6 @@ pub const LANES: &[Lane] = &[
         rivals: &[Variant::MillracePlain],
         spool: false,
         settings: BATCHES_ZSTD,
-        measure: Measure::LatencyP99,
+        measures: &[Measure::LatencyP99],
     },
 ];

@@ -1,5 +1,5 @@
-//! `cargo bench --bench throughput`: millrace against the tokio variant, in processes of their own,
-//! on cores of their own.
+//! `cargo bench --bench throughput`: millrace against the tokio variant and the floor, in processes
+//! of their own, on cores of their own.
 //!
 //! One round starts a server pinned to the server cores, drives it from the client cores, where the
 //! load generator and the S3 sink live in one loop per core, and measures a window after a warm-up;
@@ -7,9 +7,10 @@
 //! compared is work per server-CPU-second, because on a small machine the clients may be what
 //! limits the rate. A run fails unless every answer was a 200 and everything accepted was stored.
 //!
-//! In reading order: `options`, `lanes` (the table to add a lane to), `build` (the servers'
-//! binaries), `round` (one measurement) with `server` and `client/`, `figures` (statistics and the
-//! printed table), `record`, `chart`.
+//! In reading order: `options` and `selection`, `lanes` (the table to add a lane to), `build` (the
+//! servers' binaries), `round` (one measurement) with `server`, `histogram` and `client/`,
+//! `figures` (statistics and the printed table), `record`, `chart`. `scale` is another bench made
+//! of the same parts.
 
 #![allow(clippy::disallowed_methods, reason = "a bench is not on a core of the server")]
 #![deny(unsafe_code)]
@@ -19,10 +20,12 @@ mod chart;
 mod client;
 mod disk;
 mod figures;
+mod histogram;
 mod lanes;
 mod options;
 mod record;
 mod round;
+mod selection;
 mod server;
 
 use std::process::ExitCode;
@@ -31,11 +34,12 @@ use std::time::Instant;
 use crate::figures::{LaneFigures, Sample};
 use crate::lanes::{Kind, Lane};
 use crate::options::Options;
+use crate::selection::Selection;
 use crate::server::{Binaries, Variant};
 
 fn main() -> ExitCode {
-    let options = Options::from_args();
-    match run(&options) {
+    let (options, selection) = Selection::from_args();
+    match run(&options, &selection) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("throughput: {error}");
@@ -44,30 +48,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), String> {
-    let binaries = build::binaries(options)?;
-    let machine = record::Machine::look(options);
+fn run(options: &Options, selection: &Selection) -> Result<(), String> {
+    let binaries = build::binaries(options, &selection.all_variants())?;
+    let machine = record::Machine::look(options, "throughput");
     println!("{machine}");
     client::raise_file_limit();
     let started = Instant::now();
     let mut all = Vec::new();
-    for lane in options.lanes() {
-        let figures = run_lane(options, &binaries, &lane)?;
+    for lane in selection.lanes() {
+        let figures = run_lane(options, &binaries, &lane, selection.variants(&lane))?;
         print!("{figures}");
         all.push(figures);
     }
     println!("\ntook {:.0} s", started.elapsed().as_secs_f64());
-    if let Some(directory) = options.record_directory(&machine) {
+    if let Some(directory) = selection.record_directory(options, &machine) {
         record::write(&directory, &machine, &all)?;
         chart::draw(&directory.join("throughput.svg"), &machine, &all)?;
-        println!("written to {}", options.shown(&directory));
+        println!("written to {}", selection.shown(&directory));
     }
     Ok(())
 }
 
 /// All rounds of one lane, alternating between the variants.
-fn run_lane(options: &Options, binaries: &Binaries, lane: &Lane) -> Result<LaneFigures, String> {
-    let variants = options.variants(lane);
+fn run_lane(
+    options: &Options,
+    binaries: &Binaries,
+    lane: &Lane,
+    variants: Vec<Variant>,
+) -> Result<LaneFigures, String> {
     let mut lane = lane.clone();
     let connections_max = client::connections_max();
     if lane.connections > connections_max {

@@ -2,11 +2,11 @@
 //! they come from.
 
 use std::fmt::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use crate::figures::{COLUMNS, LaneFigures};
+use crate::figures::{COLUMNS, LaneFigures, Ratio, Spread};
 use crate::options::Options;
 
 /// Where and how it was measured. No host name: a class of machine.
@@ -22,7 +22,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn look(options: &Options) -> Machine {
+    /// `bench` is what cargo calls the bench.
+    pub fn look(options: &Options, bench: &str) -> Machine {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
@@ -38,7 +39,7 @@ impl Machine {
             memory_gb: memory.div_ceil(1 << 30),
             kernel,
             commit: commit(),
-            command: format!("cargo bench --bench throughput -- {}", words.join(" ")),
+            command: format!("cargo bench --bench {bench} -- {}", words.join(" ")),
             set_up: format!(
                 "server cores {:?}, client cores {:?}, {} rounds of {:?} after {:?} of warm-up",
                 options.server_cores,
@@ -92,14 +93,30 @@ fn commit() -> String {
     commit + dirty
 }
 
+/// The directory `name` among the records.
+pub fn under_records(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record").join(name)
+}
+
 /// Writes `rounds.csv` and `ratios.csv` into `directory`.
 pub fn write(directory: &Path, machine: &Machine, all: &[LaneFigures]) -> Result<(), String> {
+    write_files(directory, machine, &[("rounds.csv", rounds(all)), ("ratios.csv", ratios(all))])
+}
+
+/// Writes `files` into `directory`, each headed by `machine`.
+pub fn write_files(
+    directory: &Path,
+    machine: &Machine,
+    files: &[(&str, String)],
+) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
     std::fs::create_dir_all(directory).map_err(failed)?;
     let head =
         machine.to_string().lines().fold(String::new(), |head, line| head + "# " + line + "\n");
-    std::fs::write(directory.join("rounds.csv"), head.clone() + &rounds(all)).map_err(failed)?;
-    std::fs::write(directory.join("ratios.csv"), head + &ratios(all)).map_err(failed)
+    for (name, text) in files {
+        std::fs::write(directory.join(name), head.clone() + text).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn rounds(all: &[LaneFigures]) -> String {
@@ -124,12 +141,16 @@ fn rounds(all: &[LaneFigures]) -> String {
 }
 
 fn ratios(all: &[LaneFigures]) -> String {
-    let mut text = String::from("lane,millrace_divided_by,of,median,min,max\n");
+    let mut text =
+        String::from("lane,millrace_divided_by,of,median,lower_quartile,upper_quartile,min,max\n");
     for figures in all {
-        for ratio in figures.ratios() {
-            let (name, of) = (figures.lane.name, figures.lane.measure.text());
-            let (against, median, min, max) = (ratio.against, ratio.median, ratio.min, ratio.max);
-            let _ = writeln!(text, "{name},{against},{of},{median:.3},{min:.3},{max:.3}");
+        for Ratio { against, measure, spread } in figures.ratios() {
+            let (name, of) = (figures.lane.name, measure.text());
+            let Spread { median, lower_quartile, upper_quartile, min, max } = spread;
+            let _ = writeln!(
+                text,
+                "{name},{against},{of},{median:.3},{lower_quartile:.3},{upper_quartile:.3},{min:.3},{max:.3}"
+            );
         }
     }
     text

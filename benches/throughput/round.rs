@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::client::{self, Crew, Phase, Report, Totals};
 use crate::disk;
 use crate::figures::{Batches, Sample};
+use crate::histogram::Buckets;
 use crate::lanes::{Kind, Lane, Sink};
 use crate::options::Options;
 use crate::server::{Binaries, Server, Variant, cpu_time};
@@ -19,20 +20,47 @@ struct Snapshot {
     totals: Totals,
     server_cpu: Duration,
     client_cpu: Duration,
-    syncs: u64,
 }
 
 impl Snapshot {
-    fn take(crew: &Crew, server: &Server, lane: &Lane) -> Snapshot {
-        let syncs = || server.counter("millrace_spool_syncs_total").unwrap_or(0);
+    fn take(crew: &Crew, server: &Server) -> Snapshot {
         Snapshot {
-            syncs: if lane.spool { syncs() } else { 0 },
             at: Instant::now(),
             totals: crew.totals(),
             server_cpu: server.cpu_time(),
             client_cpu: cpu_time("self"),
         }
     }
+}
+
+/// What the server counts itself. It is asked outside the window, to which answering would count.
+struct Counted {
+    syncs: u64,
+    turns: Option<Buckets>,
+}
+
+impl Counted {
+    fn read(server: &Server) -> Result<Counted, String> {
+        Ok(Counted {
+            syncs: server.counter("millrace_spool_syncs_total")?,
+            turns: Buckets::read(&server.metrics()?, "millrace_core_turn_seconds"),
+        })
+    }
+
+    fn since(self, before: &Counted) -> Counted {
+        let turns = self.turns.as_ref().zip(before.turns.as_ref());
+        Counted {
+            syncs: self.syncs - before.syncs,
+            turns: turns.map(|(after, before)| after.since(before)),
+        }
+    }
+}
+
+/// The measured window.
+struct Window {
+    before: Snapshot,
+    after: Snapshot,
+    counted: Counted,
 }
 
 /// Measures `variant` in `lane` once.
@@ -47,13 +75,13 @@ pub fn measure(
     // Both servers of a round get the same arrivals.
     let crew = Crew::start(&options.client_cores, lane, round as u64)
         .map_err(|error| format!("the client does not start: {error}"))?;
-    let bare = if lane.spool { Some(disk::sync_p99_us()?) } else { None };
     let server = Server::start(options, binaries, variant, lane, crew.sink_address())?;
     let resident_before = server.resident_bytes();
     crew.go(server.ingest);
     let outcome = window(options, lane, &crew, &server);
-    let (before, after) = outcome.map_err(|error| with_log(&server, error))?;
+    let window = outcome.map_err(|error| with_log(&server, error))?;
     let resident_after = server.resident_bytes();
+    let bare = if lane.spool { Some(bare_pairs(options, &crew, &server)?) } else { None };
 
     crew.enter(Phase::Draining);
     let totals = settle(&crew, &server, lane).map_err(|error| with_log(&server, error))?;
@@ -64,10 +92,10 @@ pub fn measure(
     let report = crew.finish()?;
     check(lane, totals, &report)?;
 
-    let mut sample = sample(options, lane, &before, &after, &report);
+    let mut sample = sample(options, lane, &window, &report);
     sample.peak_rss_bytes = resident_max;
     sample.batches =
-        lane.batches.then(|| Batches::of(lane, after.totals, totals, report.undecoded));
+        lane.batches.then(|| Batches::of(lane, window.after.totals, totals, report.undecoded));
     sample.sync_p99_us = bare;
     sample.rss_bytes_per_connection = match lane.kind {
         Kind::Idle => {
@@ -88,28 +116,32 @@ fn with_log(server: &Server, error: String) -> String {
 /// How long connections have been silent when their memory is measured.
 const IDLE_FOR: Duration = Duration::from_secs(3);
 
-/// Warms up and measures: the two ends of the measured window.
-fn window(
-    options: &Options,
-    lane: &Lane,
-    crew: &Crew,
-    server: &Server,
-) -> Result<(Snapshot, Snapshot), String> {
+/// Warms up and measures.
+fn window(options: &Options, lane: &Lane, crew: &Crew, server: &Server) -> Result<Window, String> {
+    let all = lane.connections as u64;
+    wait_for(crew, "every connection to be open", |totals| totals.open >= all)?;
     if lane.kind == Kind::Idle {
-        let all = lane.connections as u64;
         wait_for(crew, "every connection to be answered once", |totals| totals.answered == all)?;
     }
     sleep_checking(crew, options.warm_up)?;
-    let before = Snapshot::take(crew, server, lane);
+    let counted = Counted::read(server)?;
+    let before = Snapshot::take(crew, server);
     crew.enter(Phase::Measured);
     let measured = if lane.kind == Kind::Idle { IDLE_FOR } else { options.duration };
     sleep_checking(crew, measured)?;
-    let after = Snapshot::take(crew, server, lane);
+    let after = Snapshot::take(crew, server);
+    let counted = Counted::read(server)?.since(&counted);
     let moved = after.totals.answered > before.totals.answered;
     if lane.kind != Kind::Idle && !moved {
         return Err("not one request was answered in the measured window".into());
     }
-    Ok((before, after))
+    Ok(Window { before, after, counted })
+}
+
+/// p99 of bare syncs on the server's core while the load goes on unmeasured.
+fn bare_pairs(options: &Options, crew: &Crew, server: &Server) -> Result<f64, String> {
+    crew.enter(Phase::WarmUp);
+    disk::sync_p99_us(options.server_cores[0], server.directory(), options.duration)
 }
 
 fn sleep_checking(crew: &Crew, time: Duration) -> Result<(), String> {
@@ -215,13 +247,8 @@ fn payloads(lane: &Lane, before: &Snapshot, after: &Snapshot) -> f64 {
     payloads as f64
 }
 
-fn sample(
-    options: &Options,
-    lane: &Lane,
-    before: &Snapshot,
-    after: &Snapshot,
-    report: &Report,
-) -> Sample {
+fn sample(options: &Options, lane: &Lane, window: &Window, report: &Report) -> Sample {
+    let Window { before, after, counted } = window;
     let elapsed_s = (after.at - before.at).as_secs_f64();
     let requests = (after.totals.answered - before.totals.answered) as f64;
     let payloads = payloads(lane, before, after);
@@ -242,7 +269,8 @@ fn sample(
         peak_rss_bytes: 0,
         batches: None,
         sync_p99_us: None,
-        syncs_per_request: lane.spool.then(|| (after.syncs - before.syncs) as f64 / requests),
+        syncs_per_request: lane.spool.then(|| counted.syncs as f64 / requests),
         rss_bytes_per_connection: None,
+        turn_p999_us: counted.turns.as_ref().and_then(|t| t.quantile(0.999)).map(|s| s * 1e6),
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -35,10 +35,12 @@ pub enum Variant {
     TokioSdk,
     /// The tokio variant with millrace's own PUT.
     TokioLean,
+    /// The bare loop, which discards payloads.
+    Floor,
 }
 
 impl Variant {
-    pub const ALL: [Variant; 8] = [
+    pub const ALL: [Variant; 9] = [
         Variant::Millrace,
         Variant::MillraceSdk,
         Variant::MillraceQueued,
@@ -47,6 +49,7 @@ impl Variant {
         Variant::MillracePlain,
         Variant::TokioSdk,
         Variant::TokioLean,
+        Variant::Floor,
     ];
 
     pub fn name(self) -> &'static str {
@@ -59,6 +62,7 @@ impl Variant {
             Variant::MillracePlain => "millrace-plain",
             Variant::TokioSdk => "tokio-sdk",
             Variant::TokioLean => "tokio-lean",
+            Variant::Floor => "floor",
         }
     }
 
@@ -78,7 +82,7 @@ impl Variant {
     /// Flags that make it what it is: stronger than a lane's settings.
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Variant::Millrace | Variant::TokioSdk => &[],
+            Variant::Millrace | Variant::TokioSdk | Variant::Floor => &[],
             Variant::MillraceSdk => &["--s3-client", "sdk"],
             Variant::MillraceQueued => &["--ack", "queued"],
             Variant::MillraceNull => &["--store", "null:", "--object", "payload"],
@@ -90,6 +94,10 @@ impl Variant {
 
     pub fn is_tokio(self) -> bool {
         matches!(self, Variant::TokioSdk | Variant::TokioLean)
+    }
+
+    pub fn is_millrace(self) -> bool {
+        !self.is_tokio() && self != Variant::Floor
     }
 
     pub fn named(name: &str) -> Option<Variant> {
@@ -107,11 +115,16 @@ impl fmt::Display for Variant {
 pub struct Binaries {
     pub millrace: PathBuf,
     pub tokio: PathBuf,
+    pub floor: PathBuf,
 }
 
 impl Binaries {
     fn command(&self, variant: Variant) -> Command {
-        let binary = if variant.is_tokio() { &self.tokio } else { &self.millrace };
+        let binary = match variant {
+            Variant::TokioSdk | Variant::TokioLean => &self.tokio,
+            Variant::Floor => &self.floor,
+            _ => &self.millrace,
+        };
         let mut command = Command::new(binary);
         command.args(variant.flags());
         command
@@ -212,7 +225,7 @@ impl Server {
 
     /// The sum over all cores of the counter `name`.
     pub fn counter(&self, name: &str) -> Result<u64, String> {
-        let page = self.get("/metrics").map_err(|error| format!("no metrics: {error}"))?;
+        let page = self.metrics()?;
         let values = page.lines().filter_map(|line| {
             let labels_and_value = line.strip_prefix(name)?;
             if !labels_and_value.starts_with(['{', ' ']) {
@@ -223,6 +236,11 @@ impl Server {
         Ok(values.sum())
     }
 
+    /// What `/metrics` says now.
+    pub fn metrics(&self) -> Result<String, String> {
+        self.get("/metrics").map_err(|error| format!("no metrics: {error}"))
+    }
+
     fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -230,6 +248,11 @@ impl Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+
+    /// Where its spool is, too.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// User and system time so far.

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use libfuzzer_sys::fuzz_target;
+use millrace::internals::budget::Padded;
 use millrace::internals::config::ObjectBody;
 use millrace::internals::http::parse::{BodyForm, Envelope, Marks, Parse, ParseError};
 use millrace::internals::queue::job::Span;
@@ -38,18 +39,22 @@ thread_local! {
 fuzz_target!(|input: &[u8]| {
     let [form, segment_bytes, body @ ..] = input else { return };
     let form = FORMS[*form as usize % FORMS.len()];
-    let cut = split(body, form, 1 + *segment_bytes as usize);
-    let whole = split(body, form, 1 << 20);
+    let (mut once, mut again) = (body.to_vec(), body.to_vec());
+    let cut = split(&mut once, form, 1 + *segment_bytes as usize);
+    let whole = split(&mut again, form, 1 << 20);
     assert_eq!(cut, whole, "{form:?}");
     let found = whole.ok().map(|(_, spans)| spans.iter().map(|span| span.range()).collect());
     assert_eq!(found, expected(body, form), "{form:?}");
+    assert!(once == body && again == body, "{form:?}: it is as before");
 });
 
 fn split(
-    body: &[u8],
+    body: &mut Vec<u8>,
     form: BodyForm,
     segment_bytes: usize,
 ) -> Result<(Envelope<'_>, Vec<Span>), ParseError> {
+    let bytes = body.len();
+    let body = Padded::behind(body);
     let mut parse = Parse::new(body, form, usize::MAX).in_segments_of(segment_bytes);
     let (mut payloads, mut steps) = (Vec::new(), 0);
     MARKS.with_borrow_mut(|marks| {
@@ -58,7 +63,7 @@ fn split(
                 return found.map(|envelope| (envelope, payloads));
             }
             steps += 1;
-            assert!(steps <= 4 * (body.len() / segment_bytes + 2), "it does not get on");
+            assert!(steps <= 4 * (bytes / segment_bytes + 2), "it does not get on");
         }
     })
 }

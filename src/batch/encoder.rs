@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use super::chunks::{ChunkPool, Chunks};
 use super::compressor::{Compressor, Then, decompress};
-use super::lines::{Splitter, compact, needs_compacting};
+use super::lines::{Splitter, are_nearly_lines, compact, needs_compacting};
 use crate::coding::Compression;
 use crate::config::BatchFormat;
-use crate::queue::job::Payload;
+use crate::queue::job::{Payload, Span};
 use crate::rt;
 
 /// Target time of one call of [`Encoder::work`]. The limit is 200 µs without yielding. The target
@@ -160,6 +160,54 @@ impl Encoder {
             line(payload, compacts, |bytes| self.staged.extend_from_slice(bytes));
             self.raw_bytes += (self.staged.len() - before) as u64;
         }
+    }
+
+    /// As [`Encoder::push`] for each of the payloads at `spans` of `body`, in order. Those that lie
+    /// side by side are copied at once.
+    pub fn push_all(&mut self, body: &[u8], spans: &[Span]) {
+        assert_eq!(self.state, EncoderState::Open, "no lines after the end");
+        if are_nearly_lines(body, spans) && self.push_lines(body, spans) {
+            return;
+        }
+        for span in spans {
+            self.push(&body[span.range()]);
+        }
+    }
+
+    /// Copies payloads that [`are_nearly_lines`]. Returns false and changes nothing if a new chunk
+    /// would begin in the middle.
+    fn push_lines(&mut self, body: &[u8], spans: &[Span]) -> bool {
+        let (Some(first), Some((last, others))) = (spans.first(), spans.split_last()) else {
+            return true;
+        };
+        let start = first.start as usize;
+        let all = &body[start..last.end as usize];
+        let append = |out: &mut Vec<u8>| {
+            let at = out.len();
+            out.extend_from_slice(all);
+            out.push(b'\n');
+            for span in others {
+                out[at + span.end as usize - start] = b'\n';
+            }
+        };
+        let bytes = all.len() + 1;
+        if self.compression == Compression::None {
+            let fits = self.chunks.fill(bytes, |chunk| {
+                let fits = chunk.capacity() - chunk.len() >= bytes;
+                if fits {
+                    append(chunk);
+                }
+                fits
+            });
+            if !fits {
+                return false;
+            }
+        } else {
+            self.make_staging_room(bytes);
+            append(&mut self.staged);
+        }
+        self.raw_bytes += bytes as u64;
+        true
     }
 
     /// Makes room by moving what is staged to the front, instead of growing, if that frees half. So

@@ -12,7 +12,8 @@ use super::open::{OpenBatch, Place};
 use super::{Batch, Batches, CloseReason, ROOM_BYTES};
 use crate::deadline::Alarm;
 use crate::key::EventTime;
-use crate::queue::job::{Job, Origin};
+use crate::queue::job::Origin;
+use crate::queue::run::Run;
 
 /// Payloads taken before other tasks of the core run: with small ones less than [`TURN`]. Shorter
 /// turns pay more often for what comes once per turn, in the kernel too, and fall behind admission:
@@ -36,28 +37,21 @@ pub async fn gather(batches: Rc<Batches>) {
         let mut taken = 0;
         batches.gathering.turn_began.set(rt::now());
         while taken < TURN_PAYLOADS
-            && let Some(job) = queue.take()
+            && let Some(run) = queue.front()
         {
-            taken += 1;
-            if let Err(remaining) = batches.join(job) {
+            let (count, remaining) = batches.join(run, TURN_PAYLOADS - taken);
+            taken += count;
+            if let Some(remaining) = remaining {
                 batches.finish_joining(&mut alarm, remaining).await;
             }
         }
-        batches.close_overdue().await;
+        // One that became overdue since then is closed in the next turn.
+        batches.close_overdue(batches.gathering.turn_began.get()).await;
         if taken > 0 {
             yield_now().await;
-            continue;
-        }
-        match pop(&batches, &mut alarm).await {
-            Some(Some(job)) => {
-                if let Err(remaining) = batches.join(job) {
-                    batches.finish_joining(&mut alarm, remaining).await;
-                }
-            }
+        } else if wait(&batches, &mut alarm).await == Some(false) {
             // The queue is closed and empty.
-            Some(None) => break,
-            // A batch is overdue.
-            None => {}
+            break;
         }
     }
     while let Some(oldest) = batches.oldest() {
@@ -66,27 +60,27 @@ pub async fn gather(batches: Rc<Batches>) {
     batches.closed.close();
 }
 
-/// The next payload; the inner `None`: no more will come; the outer `None`: a batch may be overdue.
-async fn pop(batches: &Batches, alarm: &mut Alarm) -> Option<Option<Job>> {
-    let pop = async { Some(batches.feed.admission.queue().pop(0).await) };
+/// Waits for payloads; `Some(false)`: no more will come; `None`: a batch may be overdue.
+async fn wait(batches: &Batches, alarm: &mut Alarm) -> Option<bool> {
+    let some = async { Some(batches.feed.admission.queue().some(0).await) };
     match batches.next_expiry() {
-        None => pop.await,
-        Some(at) if batches.feed.stop.draining.get() => alarm.until(at, pop, || None).await,
+        None => some.await,
+        Some(at) if batches.feed.stop.draining.get() => alarm.until(at, some, || None).await,
         Some(at) => {
             let stop = async {
                 batches.feed.stop.draining.wait().await;
                 None
             };
-            alarm.until(at, pop.or(stop), || None).await
+            alarm.until(at, some.or(stop), || None).await
         }
     }
 }
 
-/// What remains to be done after a payload was taken, and may take time.
+/// What remains to be done after payloads were taken, and may take time.
 enum Remaining {
-    /// The payload has not joined a batch yet.
-    Blocked(Job, Obstacle),
-    /// It has joined this batch, which may need work or be full.
+    /// A payload, which has left the queue, has not joined a batch yet.
+    Blocked(Run, Obstacle),
+    /// Payloads have joined this batch, which may need work or be full.
     Joined(Rc<RefCell<OpenBatch>>),
 }
 
@@ -107,9 +101,8 @@ impl Batches {
         oldest.into_iter().chain(open.awaited.first().map(|(at, _)| *at)).min()
     }
 
-    /// A batch that must be closed now, and why.
-    fn overdue(&self) -> Option<(Rc<RefCell<OpenBatch>>, CloseReason)> {
-        let now = rt::now();
+    /// A batch that must be closed at `now`, and why.
+    fn overdue(&self, now: Instant) -> Option<(Rc<RefCell<OpenBatch>>, CloseReason)> {
         if self.next_expiry().is_none_or(|at| at > now) {
             return None;
         }
@@ -135,21 +128,37 @@ impl Batches {
         }
     }
 
-    /// Adds a popped payload to its batch. Mostly that is all there is to do.
-    fn join(&self, job: Job) -> Result<(), Remaining> {
-        self.feed.admission.popped();
-        match self.try_add(&job) {
-            Err(obstacle) => Err(Remaining::Blocked(job, obstacle)),
-            // It released its slot at the pop, and releases its share of the request's body here.
-            Ok(None) => Ok(()),
-            Ok(Some(open)) => {
-                let done = {
-                    let open = open.borrow();
-                    !open.wants_work() && open.full(self).is_none()
-                };
-                if done { Ok(()) } else { Err(Remaining::Joined(open)) }
+    /// Adds payloads to their batches that are in the queue: those of `run`, which is the first
+    /// there, at most `most`. Mostly that is all there is to do. Returns how many have left the
+    /// queue, and what remains to be done before the next ones. The others stay in the queue.
+    fn join(&self, run: Run, most: usize) -> (usize, Option<Remaining>) {
+        let admission = &self.feed.admission;
+        admission.queue().look();
+        let (mut rest, mut joined) = (Some(run), 0);
+        let remaining = loop {
+            let Some(run) = rest.take_if(|_| joined < most) else { break None };
+            match self.try_add(&run, most - joined) {
+                Err(obstacle) => {
+                    joined += 1;
+                    break Some(Remaining::Blocked(run.first(), obstacle));
+                }
+                Ok((count, open)) => {
+                    joined += count;
+                    rest = run.behind(count);
+                    let wants = |open: &Rc<RefCell<OpenBatch>>| {
+                        let open = open.borrow();
+                        open.wants_work() || open.full(self).is_some()
+                    };
+                    if let Some(open) = open.filter(wants) {
+                        break Some(Remaining::Joined(open));
+                    }
+                }
             }
-        }
+        };
+        // They release their slots here, and then their share of the request's body.
+        admission.queue().drop_front(joined);
+        admission.taken(joined);
+        (joined, remaining)
     }
 
     /// Does what remains: the payload joins once there is room, and its batch is closed if it is
@@ -157,9 +166,9 @@ impl Batches {
     async fn finish_joining(&self, alarm: &mut Alarm, remaining: Remaining) {
         let joined = match remaining {
             Remaining::Joined(open) => Some(open),
-            Remaining::Blocked(job, obstacle) => {
+            Remaining::Blocked(run, obstacle) => {
                 // A stop may cancel this task, and must find the payload then.
-                self.gathering.job.replace(Some(job));
+                self.gathering.blocked.replace(Some(run));
                 self.add(alarm, obstacle).await
             }
         };
@@ -189,12 +198,12 @@ impl Batches {
                 Obstacle::Members(full) => self.close(full, CloseReason::Count).await,
             }
             let joined = {
-                let job = self.gathering.job.borrow();
-                self.try_add(job.as_ref().expect("put there before"))
+                let blocked = self.gathering.blocked.borrow();
+                self.try_add(blocked.as_ref().expect("put there before"), 1)
             };
             match joined {
-                Ok(open) => {
-                    self.gathering.job.take();
+                Ok((_, open)) => {
+                    self.gathering.blocked.take();
                     return open;
                 }
                 Err(next) => obstacle = next,
@@ -202,54 +211,61 @@ impl Batches {
         }
     }
 
-    /// The batch that it has joined; `None`: it is a single object, and queued for a worker.
-    fn try_add(&self, job: &Job) -> Result<Option<Rc<RefCell<OpenBatch>>>, Obstacle> {
+    /// Adds the first payloads of `run` that share a batch, at most `most`. Returns how many, at
+    /// least one, and that batch; `None`: it is one, a single object, and queued for a worker.
+    fn try_add(
+        &self,
+        run: &Run,
+        most: usize,
+    ) -> Result<(usize, Option<Rc<RefCell<OpenBatch>>>), Obstacle> {
         // Without other batches the bound does not hold: a process with larger limits may have
-        // spooled a payload that never fits.
-        if self.memory.used() > 0 && !self.memory.fits(job.payload.len() + ROOM_BYTES) {
+        // spooled a payload that never fits. Those that join together with the first are few bytes.
+        let first = run.spans()[0].range().len();
+        if self.memory.used() > 0 && !self.memory.fits(first + ROOM_BYTES) {
             return Err(Obstacle::Memory);
         }
-        if job
-            .record
-            .as_ref()
-            .and_then(|record| record.origin())
-            .is_some_and(Origin::is_single_object)
-        {
-            self.queue(Batch::single_object(job.clone(), self));
-            return Ok(None);
+        let origin = run.record().and_then(|record| record.origin());
+        if origin.is_some_and(Origin::is_single_object) {
+            self.queue(Batch::single_object(run.first().into_job(), self));
+            return Ok((1, None));
         }
         let mut grouping = self.lookup.grouping.borrow_mut();
-        let time = self.write_grouping(job, &mut grouping);
-        let open = self.open_for(job, &grouping)?;
+        let time = self.write_grouping(run, &mut grouping);
+        let open = self.open_for(run, &grouping)?;
         let mut batch = open.borrow_mut();
-        if !batch.push(job) {
+        let most = if self.lookup.differs_in_request { 1 } else { most };
+        let joined = batch.push(run, most, &self.options);
+        if joined == 0 {
             drop(batch);
             return Err(Obstacle::Members(open));
         }
-        if job.request_outcome.is_some() {
+        if run.request_outcome().is_some() {
             self.bring_forward(&mut batch);
         }
         batch.recharge();
         drop(batch);
         if time == EventTime::Unreadable {
             self.cells.event_times_unreadable.inc();
-            self.lookup.unreadable.log(&self.keys, &job.payload);
+            run.payloads()
+                .take(1)
+                .for_each(|payload| self.lookup.unreadable.log(&self.keys, &payload));
         }
-        Ok(Some(open))
+        Ok((joined, Some(open)))
     }
 
-    /// Writes the grouping of a payload: what the payloads of one batch have in common.
-    fn write_grouping(&self, job: &Job, grouping: &mut Vec<u8>) -> EventTime {
+    /// Writes the grouping of the first payload of `run`: what the payloads of one batch have in
+    /// common.
+    fn write_grouping(&self, run: &Run, grouping: &mut Vec<u8>) -> EventTime {
         // The address identifies the core directory: a batch with payloads in it keeps it alive.
-        let home = job.record.as_ref().map_or(0, |record| Rc::as_ptr(record.core_dir()) as usize);
+        let home = run.record().map_or(0, |record| Rc::as_ptr(record.core_dir()) as usize);
         grouping.clear();
         grouping.extend_from_slice(&home.to_ne_bytes());
         if !self.lookup.is_partitioned {
             return EventTime::NotAsked;
         }
         let mut partition = self.lookup.partition.borrow_mut();
-        let (payload, values) = (&job.payload, job.payload.values());
-        let came = job.stamp.unix_nanos;
+        let (payload, values) = (&run.body()[run.spans()[0].range()], run.values());
+        let came = run.first_stamp().unix_nanos;
         let time = self.keys.write_partition(payload, values, came, &mut partition);
         grouping.extend_from_slice(partition.text().as_bytes());
         time
@@ -257,7 +273,7 @@ impl Batches {
 
     /// The open batch of that grouping. The map is not searched if the previous payload had the
     /// same.
-    fn open_for(&self, job: &Job, grouping: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
+    fn open_for(&self, run: &Run, grouping: &[u8]) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
         if let Some((last, open)) = &*self.lookup.last.borrow()
             && **last == *grouping
         {
@@ -273,14 +289,14 @@ impl Batches {
             Some(found) => found,
             None => {
                 let grouping: Rc<[u8]> = grouping.into();
-                (grouping.clone(), self.begin(job, grouping)?)
+                (grouping.clone(), self.begin(run, grouping)?)
             }
         };
         self.lookup.last.replace(Some((grouping, open.clone())));
         Ok(open)
     }
 
-    fn begin(&self, job: &Job, grouping: Rc<[u8]>) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
+    fn begin(&self, run: &Run, grouping: Rc<[u8]>) -> Result<Rc<RefCell<OpenBatch>>, Obstacle> {
         let mut open = self.open.borrow_mut();
         if open.by_grouping.len() >= self.options.partitions {
             return Err(Obstacle::Partitions);
@@ -289,7 +305,7 @@ impl Batches {
         open.next_number += 1;
         let partition = self.lookup.partition.borrow();
         let partition = if self.lookup.is_partitioned { partition.text() } else { "" };
-        let batch = OpenBatch::new(self, number, stamp, partition, job, self.feed.store.summing());
+        let batch = OpenBatch::new(self, number, stamp, partition, run, self.feed.store.summing());
         let batch = Rc::new(RefCell::new(batch));
         open.by_grouping.insert(grouping.clone(), batch.clone());
         open.by_age.insert(number, (rt::now(), grouping));
@@ -308,9 +324,10 @@ impl Batches {
         open.by_grouping.values().max_by_key(|batch| batch.borrow().charged()).cloned()
     }
 
-    async fn close_overdue(&self) {
-        while let Some((batch, reason)) = self.overdue() {
+    async fn close_overdue(&self, mut now: Instant) {
+        while let Some((batch, reason)) = self.overdue(now) {
             self.close(batch, reason).await;
+            now = rt::now();
         }
     }
 
@@ -327,11 +344,10 @@ impl Batches {
         {
             return self.close(largest, CloseReason::Memory).await;
         }
+        let now = rt::now();
         match self.next_expiry() {
-            Some(at) if at > rt::now() => {
-                alarm.until(at, self.memory.freed(), || ()).await;
-            }
-            Some(_) => self.close_overdue().await,
+            Some(at) if at > now => alarm.until(at, self.memory.freed(), || ()).await,
+            Some(_) => self.close_overdue(now).await,
             None => self.memory.freed().await,
         }
     }

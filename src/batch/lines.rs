@@ -5,11 +5,27 @@
 //! Such a byte can only be between tokens, because `parse` refuses control characters in strings.
 //! No other byte of any payload changes.
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr2, memchr2_iter};
+
+use crate::queue::job::Span;
 
 /// Whether `payload` does not fit on one line as it is.
 pub(super) fn needs_compacting(payload: &[u8]) -> bool {
     memchr2(b'\n', b'\r', payload).is_some()
+}
+
+/// Whether the payloads at `spans` of `body` become lines if the one byte between each two of them
+/// becomes a line feed: they lie side by side, and each fits on one line as it is.
+pub(super) fn are_nearly_lines(body: &[u8], spans: &[Span]) -> bool {
+    let [first, .., last] = spans else { return false };
+    if !spans.windows(2).all(|pair| pair[0].end + 1 == pair[1].start) {
+        return false;
+    }
+    // A line feed between two payloads is where it belongs: the body has them on lines.
+    let mut ends = spans.iter().map(|span| span.end as usize);
+    let start = first.start as usize;
+    memchr2_iter(b'\n', b'\r', &body[start..last.end as usize])
+        .all(|at| ends.find(|end| *end >= start + at) == Some(start + at))
 }
 
 /// Hands `payload` to `keep` without the white space outside strings, run by run.

@@ -6,8 +6,10 @@ use std::time::Instant;
 use super::encoder::Encoder;
 use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
 use crate::budget::Charge;
+use crate::config::BatchOptions;
 use crate::key::{KeyOf, RequestValues};
-use crate::queue::job::{Job, Origin, Stamp};
+use crate::queue::job::{Origin, Span, Stamp};
+use crate::queue::run::Run;
 use crate::spool::Members;
 use crate::store::Summing;
 
@@ -45,13 +47,13 @@ pub(super) struct OpenBatch {
 }
 
 impl OpenBatch {
-    /// An empty batch for payloads of the same grouping as `job`.
+    /// An empty batch for payloads of the same grouping as those of `run`.
     pub(super) fn new(
         batches: &Batches,
         number: u64,
         stamp: Stamp,
         partition: &str,
-        job: &Job,
+        run: &Run,
         summing: Summing,
     ) -> OpenBatch {
         OpenBatch {
@@ -60,9 +62,9 @@ impl OpenBatch {
             summing,
             stamp,
             partition: partition.into(),
-            members: job.record.as_ref().map(|record| Members::of(record.core_dir())),
+            members: run.record().map(|record| Members::of(record.core_dir())),
             roster: Roster::default(),
-            values: job.payload.values().clone(),
+            values: run.values().clone(),
             payloads: 0,
             payload_bytes: 0,
             pending_bytes: 0,
@@ -74,26 +76,56 @@ impl OpenBatch {
         self.members.as_ref().is_some_and(|members| !members.is_removed())
     }
 
-    /// Adds the payload; false if the spool has no room for more members of this batch, which must
-    /// be closed then.
-    pub(super) fn push(&mut self, job: &Job) -> bool {
-        match (&mut self.members, &job.record) {
+    /// Adds the first payloads of `run`, at most `most`: so many that there is work, or that it is
+    /// full. Returns how many; none if the spool has no room for more members of this batch, which
+    /// must be closed then.
+    pub(super) fn push(&mut self, run: &Run, most: usize, options: &BatchOptions) -> usize {
+        let (spans, bytes) = self.next_group(run.spans(), most, options);
+        match (&mut self.members, run.record()) {
             (Some(members), Some(record)) => {
-                if !members.push(record, job) {
-                    return false;
+                if !members.push_run(record, run.first_stamp(), spans.len() as u32, bytes) {
+                    return 0;
                 }
             }
-            (None, None) => self.roster.note_stamp(job.stamp),
+            (None, None) => self.roster.note_stamps(run.first_stamp(), spans.len() as u32),
             _ => unreachable!("a batch is spooled or in memory only"),
         }
-        if let Some(request_outcome) = &job.request_outcome {
-            self.roster.note_request(request_outcome.clone());
+        if let Some(request_outcome) = run.request_outcome() {
+            self.roster.note_request(request_outcome, spans.len() as u32);
         }
-        self.encoder.push(&job.payload);
-        self.payloads += 1;
-        self.payload_bytes += job.payload.len() as u64;
-        self.pending_bytes += job.payload.len();
-        true
+        self.encoder.push_all(run.body(), spans);
+        self.payloads += spans.len() as u64;
+        self.payload_bytes += bytes;
+        self.pending_bytes += bytes as usize;
+        spans.len()
+    }
+
+    /// Of the payloads at `spans`, those that join at once, and their bytes: up to and with the
+    /// first one that may make the batch full, or that brings it enough for [`OpenBatch::work`].
+    /// So it closes with the same payload as if they came one by one.
+    fn next_group<'a>(
+        &self,
+        spans: &'a [Span],
+        most: usize,
+        options: &BatchOptions,
+    ) -> (&'a [Span], u64) {
+        let left = |bound: u64, now: u64| bound.saturating_sub(now);
+        // As if nothing got smaller by compression: what is staged, by the estimate.
+        let room = left(options.bytes, self.encoder.stored_bytes())
+            .min(left(options.raw_bytes, self.encoder.raw_bytes()))
+            .min(left(WORK_BYTES_LEAST as u64, self.pending_bytes as u64));
+        let count = options.count.map_or(u64::MAX, |count| left(count, self.payloads));
+        let most = most.min(usize::try_from(count).unwrap_or(usize::MAX)).max(1);
+        // With the line feeds.
+        let (mut lines, mut taken) = (0, 0);
+        for span in spans.iter().take(most) {
+            lines += u64::from(span.end - span.start) + 1;
+            taken += 1;
+            if lines >= room {
+                break;
+            }
+        }
+        (&spans[..taken], lines - taken as u64)
     }
 
     /// Whether there is enough to compress or sum that it is worth a call.

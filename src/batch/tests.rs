@@ -1,5 +1,11 @@
+use super::encoder::lines;
 use super::*;
 use crate::coding::{Coding, Compression};
+use crate::queue::admission::Need;
+use crate::queue::job::Span;
+use crate::queue::job_queue::JobQueue;
+use crate::queue::outcome::Outcomes;
+use crate::queue::run::InCommon;
 
 /// A batch with no parts, of one payload of one byte.
 fn batch(kind: BatchKind) -> Batch {
@@ -28,7 +34,7 @@ fn a_roster_gives_back_every_stamp_in_order() {
     let stamps =
         [(5, 1), (5, 2), (5, 3), (6, 4), (6, 5), (6, 9), (5, 10)].map(|(t, n)| stamp(t, n));
     let mut roster = Roster::default();
-    stamps.into_iter().for_each(|stamp| roster.note_stamp(stamp));
+    stamps.into_iter().for_each(|stamp| roster.note_stamps(stamp, 1));
     assert!(roster.stamps().eq(stamps));
     assert_eq!(roster.stamps.len(), 4, "one for each run");
 }
@@ -37,8 +43,8 @@ fn a_roster_gives_back_every_stamp_in_order() {
 fn a_roster_counts_the_payloads_of_each_request() {
     let request_outcomes = [RequestOutcome::of(3), RequestOutcome::of(1)];
     let mut roster = Roster::default();
-    for at in [0, 0, 1, 0] {
-        roster.note_request(request_outcomes[at].clone());
+    for (at, count) in [(0, 1), (0, 1), (1, 1), (0, 1)] {
+        roster.note_request(&request_outcomes[at], count);
     }
     let counts: Vec<u32> = roster.request_outcomes.iter().map(|(_, count)| *count).collect();
     assert_eq!(counts, [2, 1, 1]);
@@ -86,4 +92,143 @@ fn a_single_object_gives_its_one_job_in_memory_only() {
     assert_eq!((job.stamp, &*job.payload), (stamp(5, 9), &b"7"[..]));
     assert_eq!(job.payload.values(), &RequestValues::of_version("1.2"));
     assert!(job.record.is_none() && job.request_outcome.is_none());
+}
+
+/// How payloads enter the queue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Entry {
+    /// As they came in their requests.
+    Runs,
+    /// Each as if it were alone.
+    Single,
+}
+
+/// A request: its body, where its payloads lie, and its `version`.
+struct Sent {
+    body: Vec<u8>,
+    spans: Vec<Span>,
+    version: String,
+}
+
+/// Requests with payloads of all kinds: small and large, on lines, with white space between them
+/// and in them.
+fn requests(rng: &mut fastrand::Rng) -> Vec<Sent> {
+    let count = rng.usize(1..30);
+    let request = |rng: &mut fastrand::Rng| {
+        let between = ["", ",", ", ", "\n", "\r\n", ",\n"][rng.usize(..6)];
+        let (mut body, mut spans) = (b"[".to_vec(), Vec::new());
+        for _ in 0..rng.usize(1..40) {
+            let space = ["", "", "", "", " ", "\n"][rng.usize(..6)];
+            let note = "x".repeat([0, 9, 150, 150, 150, 5_000][rng.usize(..6)]);
+            let (t, n) = (rng.u8(..3), rng.u32(..));
+            let payload = format!(r#"{{"t":{t},{space}"n":{n},"note":"{note}"}}"#);
+            let start = body.len() as u32;
+            body.extend_from_slice(payload.as_bytes());
+            spans.push(Span { start, end: body.len() as u32 });
+            body.extend_from_slice(between.as_bytes());
+        }
+        Sent { body, spans, version: rng.u8(..3).to_string() }
+    };
+    (0..count).map(|_| request(rng)).collect()
+}
+
+/// The objects that are made of `requests`: their keys without the time, and their lines.
+async fn gathered(
+    requests: &[Sent],
+    entry: Entry,
+    settings: &[(&str, &str)],
+) -> Vec<(String, Vec<Vec<u8>>)> {
+    let settings = [&[("OBJECT", "batch"), ("NODE_ID", "n"), ("CORES", "0")], settings].concat();
+    let config = Config::from_settings(&settings).unwrap();
+    let cells = &crate::metrics::cells(1)[0];
+    let admission = Admission::new(Rc::new(JobQueue::new(10_000)), 64 << 20, cells);
+    let feed = Feed {
+        admission: admission.clone(),
+        stamps: Rc::default(),
+        origin: Rc::new(Origin::new("n".into(), 0)),
+        store: Rc::new(Store::Null),
+        stop: Rc::default(),
+    };
+    let batches = Batches::new(&config, feed, cells).unwrap();
+    let mut awaited = Vec::new();
+    let (mut seq, mut payloads) = (1_000, 0);
+    for Sent { body, spans, version } in requests {
+        let permit = admission.admit_now(Need::of(spans.len(), body.len())).unwrap().unwrap();
+        let request_outcome = RequestOutcome::of(spans.len());
+        let common = InCommon {
+            values: RequestValues::of_version(version),
+            first: Stamp { unix_nanos: 5, seq },
+            record: None,
+            request_outcome: Some(request_outcome.clone()),
+        };
+        let run = Run::new(body.clone(), permit, &**spans, common);
+        match entry {
+            Entry::Runs => admission.push(run),
+            Entry::Single => {
+                let mut rest = Some(run);
+                while let Some(run) = rest.take() {
+                    admission.push(run.first());
+                    rest = run.behind(1);
+                }
+            }
+        }
+        seq += spans.len() as u64;
+        payloads += spans.len();
+        awaited.push(request_outcome);
+    }
+    assert_eq!(cells.queue_depth.value(), payloads as u64);
+    admission.close();
+    gather(batches.clone()).await;
+    assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (0, 0));
+    let mut objects = Vec::new();
+    while let Some(batch) = batches.take_closed() {
+        let mut of_object = Vec::new();
+        lines(batch.form.compression, &batch.parts, |line| of_object.push(line.to_vec()));
+        assert_eq!(batch.payloads(), of_object.len() as u64);
+        let stamps: Vec<Stamp> = batch.roster.stamps().collect();
+        assert_eq!(stamps.len(), of_object.len(), "a stamp for each line");
+        assert!(batch.jobs().iter().map(|job| job.stamp).eq(stamps));
+        batch.complete(Outcome::Stored);
+        let (time_of_opening, rest) = batch.key.split_at(batch.key.find("-n-0-").unwrap());
+        let before = time_of_opening.rsplit_once('/').map_or("", |(before, _)| before);
+        objects.push((format!("{before}{rest}"), of_object));
+    }
+    for (outcome, Sent { spans, .. }) in awaited.iter().zip(requests) {
+        let all = Outcomes { accepted: spans.len(), stored: spans.len(), ..Outcomes::default() };
+        assert_eq!(outcome.outcomes(), all);
+    }
+    assert!(batches.is_empty());
+    drop(batches);
+    assert_eq!((cells.batch_bytes.value(), cells.batches_open.value()), (0, 0));
+    objects
+}
+
+#[test]
+fn runs_join_the_batches_that_their_payloads_would_join_one_by_one() {
+    const UNIQUE: &str = "{unix_nanos}-{node}-{core}-{seq}.{ext}";
+    let field = format!("{{field:/t}}/{UNIQUE}");
+    let version = format!("{{version}}/{UNIQUE}");
+    let both = format!("{{version}}/{{field:/t}}/{UNIQUE}");
+    // The estimate of an object's size by its compression depends on how long slices take, so with
+    // one the size must not decide.
+    let limits: [&[(&str, &str)]; 6] = [
+        &[],
+        &[("BATCH_BYTES", "64KiB")],
+        &[("BATCH_RAW_BYTES", "64KiB"), ("BATCH_BYTES", "64KiB")],
+        &[("BATCH_COUNT", "7")],
+        &[("BATCH_COUNT", "1")],
+        &[("COMPRESSION", "zstd"), ("BATCH_COUNT", "60")],
+    ];
+    crate::rt::run_test(async {
+        for seed in 0..60 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let sent = requests(&mut rng);
+            let key = [UNIQUE, &field, &version, &both][rng.usize(..4)];
+            let settings = [&[("KEY", key)], limits[rng.usize(..limits.len())]].concat();
+            println!("seed {seed} {settings:?}");
+            let runs = gathered(&sent, Entry::Runs, &settings).await;
+            let single = gathered(&sent, Entry::Single, &settings).await;
+            assert!(runs == single, "{} and {} objects", runs.len(), single.len());
+        }
+    });
 }

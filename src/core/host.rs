@@ -1,7 +1,4 @@
-//! What a core sets in the kernel and the allocator: its CPU, short scheduler slices, and the
-//! release of free memory.
-
-use std::time::Duration;
+//! What a core sets in the kernel and the allocator: its CPU, and the release of free memory.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -28,35 +25,6 @@ fn cpu_set(cpus: &[usize]) -> CpuSet {
         set.set(*cpu);
     }
     set
-}
-
-/// Scheduler slice of this thread and of each that it creates: how long it runs before another
-/// ready thread gets its CPU. io-wq workers inherit it. With the scheduler's own slice of a
-/// millisecond or more, a worker whose sync has ended waits on a busy core for the next tick, up to
-/// 4 ms. A core that has its CPU for itself, as it should, pays nothing.
-const SCHEDULER_SLICE: Duration = Duration::from_micros(100);
-
-/// Sets [`SCHEDULER_SLICE`]. Linux 6.12 or newer (`sched_setattr(2)`, `sched_runtime`); older ones
-/// ignore it.
-#[expect(unsafe_code, reason = "no library has these calls")]
-pub(super) fn set_short_slices() -> std::io::Result<()> {
-    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
-    let done = |outcome| match outcome {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    };
-    // SAFETY: the structure holds plain numbers, for which all zeros is a value.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes up to SIZE bytes, the size of `attributes`; 0 is the calling
-    // thread.
-    done(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) })?;
-    // A real-time policy, which an operator has set, has no slices.
-    if attributes.sched_policy != libc::SCHED_OTHER as u32 {
-        return Ok(());
-    }
-    attributes.sched_runtime = SCHEDULER_SLICE.as_nanos() as u64;
-    // SAFETY: the kernel reads `attributes.size` bytes, a value that it has written itself.
-    done(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })
 }
 
 /// Returns memory that silent connections have freed to the system. The allocator does so only

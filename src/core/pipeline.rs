@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::http::facts::FactsWanted;
 use crate::http::request::Intake;
 use crate::queue::admission::Admission;
-use crate::queue::fifo::Fifo;
 use crate::queue::job::{Job, Origin, Stamps};
+use crate::queue::job_queue::JobQueue;
 use crate::spool::Spool;
 use crate::stop::Stop;
 use crate::upload::restore::{RESTORERS, restore};
@@ -35,7 +35,7 @@ impl Pipeline {
         let (spool, core_id) = (setup.spool.take(), setup.core_id());
         let Setup { config, limits, cells, .. } = setup;
         let cells = *cells;
-        let queue = Rc::new(Fifo::new(limits.queue_slots));
+        let queue = Rc::new(JobQueue::new(limits.queue_slots));
         let admission = Admission::new(queue, limits.queue_bytes, cells);
         let origin = Origin::new(config.node_id.clone(), core_id);
         let origin = Rc::new(origin.with_keys(config.payload_keys().as_deref()));

@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::Core;
 use super::drain::drain;
-use super::host::{IdleMemory, pin_by_hand, set_short_slices};
+use super::host::{IdleMemory, pin_by_hand};
 use super::turns::count_turns;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
@@ -156,7 +156,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
     let workers = [&[setup.core_id()], &*setup.spare_cpus].concat();
-    for placed in [net.set_worker_cpus(&workers), set_short_slices()] {
+    for placed in [net.set_worker_cpus(&workers), rt::slices::set_core_slice()] {
         if let Err(error) = placed {
             tracing::debug!(%error, "could not set io-wq affinity or scheduler slice");
         }

@@ -102,6 +102,8 @@ pub fn bound(address: SocketAddr, only_v6: bool, share: bool) -> io::Result<Sock
 }
 
 fn listen(socket: Socket) -> io::Result<Socket> {
+    // Turns Nagle's algorithm off for every connection that it accepts: they inherit the option.
+    socket.set_tcp_nodelay(true)?;
     socket.listen(backlog())?;
     Ok(socket)
 }
@@ -185,6 +187,13 @@ mod tests {
 
     fn port(sockets: &[Socket]) -> u16 {
         sockets[0].local_addr().unwrap().as_socket().unwrap().port()
+    }
+
+    #[test]
+    fn accepted_connections_send_at_once() {
+        let socket = bind(loopback(0)).unwrap();
+        let _client = TcpStream::connect(socket.local_addr().unwrap().as_socket().unwrap());
+        assert!(socket.accept().unwrap().0.tcp_nodelay().unwrap());
     }
 
     #[test]

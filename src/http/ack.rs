@@ -9,18 +9,15 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
-
 use crate::config::{Ack, Config};
-use crate::deadline::within;
+use crate::deadline::{Alarm, within};
+use crate::http::fields::{Fields, KnownField};
 use crate::http::reply::Answer;
 use crate::metrics::CoreCells;
 use crate::queue::outcome::RequestOutcome;
+use crate::rt;
 use crate::spool::Ticket;
 use crate::stop::Stop;
-
-/// The request header that selects the level of one request.
-static HEADER: HeaderName = HeaderName::from_static("millrace-ack");
 
 /// Why a requested level is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,10 +35,10 @@ pub enum LevelError {
 ///
 /// # Errors
 /// The header is invalid, or asks for a level that this server does not have.
-pub fn requested_level(headers: &HeaderMap, config: &Config) -> Result<Ack, LevelError> {
-    let mut values = headers.get_all(&HEADER).iter();
+pub fn requested_level(fields: &impl Fields, config: &Config) -> Result<Ack, LevelError> {
+    let mut values = fields.values(KnownField::MillraceAck);
     let Some(value) = values.next() else { return Ok(config.ack) };
-    let name = std::str::from_utf8(value.as_bytes().trim_ascii());
+    let name = std::str::from_utf8(value.trim_ascii());
     match name.ok().and_then(Ack::named) {
         None => Err(LevelError::Unknown),
         Some(_) if values.next().is_some() => Err(LevelError::Unknown),
@@ -78,8 +75,18 @@ pub(super) async fn wait_until_spooled(
     ack_timeout: Duration,
     stop: &Stop,
 ) -> Answer {
-    let synced = ticket.wait(&stop.uploads_ended);
-    match within(ack_timeout, synced, || None).await {
+    let since = rt::now();
+    let ended = &stop.uploads_ended;
+    // Nearly every request is answered long before `ACK_TIMEOUT`, so it sets no timer at first.
+    let mut result = None;
+    if ack_timeout > Ticket::SLOW_AFTER_MAX {
+        result = ticket.wait_unless_slow(ended).await;
+    }
+    if result.is_none() {
+        let synced = ticket.wait(ended);
+        result = Alarm::default().within(since, ack_timeout, synced, || None).await;
+    }
+    match result {
         Some(Ok(())) => Answer::Accepted { count, ack: Ack::Spooled },
         Some(Err(error)) => error.into(),
         None => Answer::NotSynced,
@@ -107,13 +114,13 @@ impl Drop for Waiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     /// The level of a request with one header for each of `values`, on a server with `settings`.
     fn level_of(values: &[&[u8]], settings: &[(&str, &str)]) -> Result<Ack, LevelError> {
         let mut headers = HeaderMap::new();
         for value in values {
-            headers.append(&HEADER, HeaderValue::from_bytes(value).unwrap());
+            headers.append(KnownField::MillraceAck.name(), HeaderValue::from_bytes(value).unwrap());
         }
         requested_level(&headers, &Config::from_settings(settings).unwrap())
     }

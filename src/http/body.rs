@@ -15,7 +15,6 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::pin::Pin;
 
-use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body::Body as _;
 use hyper::body::{Bytes, Incoming};
 use zstd::stream::raw::{Operation, Status};
@@ -23,6 +22,7 @@ use zstd::zstd_safe::DParameter;
 
 use super::body_memory::BodyMemory;
 use super::chunk::ChunkError;
+use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
 use super::split::LargeTurn;
@@ -62,10 +62,10 @@ pub enum BodyError {
 }
 
 /// The coding that `content-encoding` names. A list of several is refused.
-pub fn coding_of(headers: &HeaderMap) -> Result<Option<Coding>, BodyError> {
-    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
+    let mut values = fields.values(KnownField::ContentEncoding);
     let Some(value) = values.next() else { return Ok(None) };
-    let value = value.as_bytes().trim_ascii();
+    let value = value.trim_ascii();
     let is = |name: &str| value.eq_ignore_ascii_case(name.as_bytes());
     match () {
         () if values.next().is_some() => Err(BodyError::UnsupportedEncoding),
@@ -107,6 +107,14 @@ impl BodyReader {
         }
     }
 
+    /// A body that has arrived as a whole.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    pub(super) fn whole(&self, body: &[u8]) -> Result<ChargedBytes, BodyError> {
+        self.memory.buffer_with(body.len(), body)
+    }
+
     /// Reads the whole body as it was sent, whose length is checked.
     ///
     /// Meanwhile the bytes are in `state`, where [`BodyMemory`] can take them away.
@@ -118,16 +126,14 @@ impl BodyReader {
         let max = self.length_max;
         // hyper returns no more bytes than were announced.
         let room = body.size_hint().exact().map_or(max, |length| length.min(max as u64) as usize);
-        state.body.bytes.replace(Some(self.memory.buffer(room)?));
-        let receiving = Receiving { memory: &self.memory, state };
+        let receiving = Receiving::begin(&self.memory, state, self.memory.buffer(room)?);
         while let Some(data) = next_data(&mut body).await? {
             let mut bytes = state.body.bytes.borrow_mut();
             let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
             append(&self.memory, bytes, &data, max, Some(state))?;
             state.body.received.set(bytes.as_slice().len());
         }
-        let mut bytes = state.body.bytes.take().ok_or(BodyError::Evicted)?;
-        drop(receiving);
+        let mut bytes = receiving.end()?;
         bytes.shrink();
         Ok(bytes)
     }
@@ -178,9 +184,29 @@ impl BodyReader {
 
 /// A body that is being received. When this is dropped, it is not any longer, and what has arrived
 /// of it is dropped unless it was taken.
-struct Receiving<'a> {
+pub(super) struct Receiving<'a> {
     memory: &'a BodyMemory,
     state: &'a ConnState,
+}
+
+impl<'a> Receiving<'a> {
+    /// Puts what has arrived so far into `state`.
+    pub(super) fn begin(
+        memory: &'a BodyMemory,
+        state: &'a ConnState,
+        bytes: ChargedBytes,
+    ) -> Receiving<'a> {
+        state.body.bytes.replace(Some(bytes));
+        Receiving { memory, state }
+    }
+
+    /// All of it has arrived.
+    ///
+    /// # Errors
+    /// [`BodyError::Evicted`]
+    pub(super) fn end(self) -> Result<ChargedBytes, BodyError> {
+        self.state.body.bytes.take().ok_or(BodyError::Evicted)
+    }
 }
 
 impl Drop for Receiving<'_> {
@@ -238,6 +264,15 @@ impl<'a> ZstdInUse<'a> {
     fn run(&mut self, input: &[u8], output: &mut [u8]) -> io::Result<Status> {
         self.decoder.as_mut().expect("until it is dropped").run_on_buffers(input, output)
     }
+
+    /// Appends up to `most` bytes to `out`.
+    fn append(&mut self, input: &[u8], out: &mut Vec<u8>, most: usize) -> io::Result<Status> {
+        let start = out.len();
+        out.resize(start + most, 0);
+        let status = self.run(input, &mut out[start..]);
+        out.truncate(start + status.as_ref().map_or(0, |status| status.bytes_written));
+        status
+    }
 }
 
 impl Drop for ZstdInUse<'_> {
@@ -266,9 +301,13 @@ impl Decoder {
         max: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let mut out = memory.buffer(max)?;
-        match coding {
-            Coding::Gzip => gunzip(memory, raw, &mut out, max).await?,
-            Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await?,
+        let decoded = match coding {
+            Coding::Gzip => gunzip(memory, raw, &mut out, max).await,
+            Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await,
+        };
+        if let Err(error) = decoded {
+            out.free_in_slices().await;
+            return Err(error);
         }
         out.shrink();
         Ok(out)
@@ -283,17 +322,29 @@ impl Decoder {
     ) -> Result<(), BodyError> {
         let corrupt = |e: io::Error| BodyError::Corrupt { encoding: "zstd", detail: e.to_string() };
         let mut decoder = ZstdInUse::begin(&self.zstd).map_err(corrupt)?;
-        let mut piece = vec![0; DECODE_OUTPUT];
         let mut input = raw.as_slice();
         let mut unfinished = 1;
         loop {
-            let status = decoder.run(input, &mut piece).map_err(corrupt)?;
+            let (status, given) = match out.room() {
+                // Only what comes without more room is not too much.
+                0 => (decoder.run(input, &mut [0]), 0),
+                _ => {
+                    if out.spare() == 0 {
+                        memory.make_room_for(out, 1, None)?;
+                    }
+                    let given = out.spare().min(DECODE_OUTPUT);
+                    (out.append_with(given, |out| decoder.append(input, out, given)), given)
+                }
+            };
+            let status = status.map_err(corrupt)?;
+            if status.bytes_written > given {
+                return Err(BodyError::TooLarge { max });
+            }
             input = &input[status.bytes_read..];
-            append(memory, out, &piece[..status.bytes_written], max, None)?;
             if status.bytes_read > 0 || status.bytes_written > 0 {
                 unfinished = status.remaining;
             }
-            if input.is_empty() && status.bytes_written < piece.len() {
+            if input.is_empty() && (status.bytes_written < given || given == 0) {
                 break;
             }
             rt::yield_if_needed().await;
@@ -346,7 +397,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use http::HeaderValue;
+    use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 
     fn of(values: &[&[u8]]) -> Result<Option<Coding>, BodyError> {
         let mut headers = HeaderMap::new();

@@ -31,7 +31,7 @@ use super::body::BodyError;
 use super::peer::Peer;
 use super::phase::{BodyEnd, ConnState, Listed};
 use super::recency::RecencyList;
-use crate::budget::{Budget, BudgetExhausted, ChargedBytes, SMALL_CHARGE_BYTES};
+use crate::budget::{BODY_PADDING, Budget, BudgetExhausted, ChargedBytes, SMALL_CHARGE_BYTES};
 use crate::metrics::CoreCells;
 use crate::net::Net;
 use crate::rt;
@@ -132,7 +132,8 @@ impl BodyMemory {
     /// `max` bytes, with a reserve that leaves room for a longest body of `length_max` beside its
     /// decompressed form.
     pub fn new(max: usize, length_max: usize, cells: &'static CoreCells) -> BodyMemory {
-        let reserve = (max / RESERVE_SHARE).min(max.saturating_sub(2 * length_max));
+        let two = 2 * (length_max + BODY_PADDING);
+        let reserve = (max / RESERVE_SHARE).min(max.saturating_sub(two));
         cells.body_bytes_max.set(max as u64);
         BodyMemory {
             budget: Budget::with_reserve(max, reserve, &cells.body_bytes),
@@ -148,8 +149,17 @@ impl BodyMemory {
     /// # Errors
     /// [`BodyError::MemoryExhausted`].
     pub(super) fn buffer(&self, max: usize) -> Result<ChargedBytes, BodyError> {
+        self.buffer_with(max, b"")
+    }
+
+    /// A buffer that grows up to `max` bytes, with the `first` ones, no more than `max`, in it.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`].
+    #[inline]
+    pub(super) fn buffer_with(&self, max: usize, first: &[u8]) -> Result<ChargedBytes, BodyError> {
         loop {
-            match ChargedBytes::new(&self.budget, max) {
+            match ChargedBytes::starting(&self.budget, max, first) {
                 Ok(bytes) => return Ok(bytes),
                 Err(exhausted) => self.make_room(&exhausted, None)?,
             }
@@ -180,8 +190,24 @@ impl BodyMemory {
         piece: &[u8],
         receiver: Option<&ConnState>,
     ) -> Result<(), BodyError> {
+        self.make_room_for(bytes, piece.len(), receiver)?;
+        bytes.extend(piece).expect("there is room for them");
+        Ok(())
+    }
+
+    /// Charges and allocates what it takes to append `more` bytes to `bytes`; `receiver` is the
+    /// connection that receives them, if it still does.
+    ///
+    /// # Errors
+    /// [`BodyError::MemoryExhausted`]. Nothing has changed.
+    pub(super) fn make_room_for(
+        &self,
+        bytes: &mut ChargedBytes,
+        more: usize,
+        receiver: Option<&ConnState>,
+    ) -> Result<(), BodyError> {
         loop {
-            match bytes.extend(piece) {
+            match bytes.reserve(more) {
                 Ok(()) => return Ok(()),
                 Err(exhausted) => self.make_room(&exhausted, receiver)?,
             }
@@ -353,6 +379,8 @@ mod tests {
     use crate::net::{Net, Stream};
 
     const LENGTH: usize = 1 << 20;
+    /// What a body of that length holds.
+    const HELD: usize = LENGTH + BODY_PADDING;
     const MS: Duration = Duration::from_millis(1);
 
     /// A connection that receives a body, and what keeps its socket open.
@@ -461,7 +489,7 @@ mod tests {
                         let received = received + bytes;
                         let held = sender.state.body.held().unwrap();
                         assert!(held >= received);
-                        let large = held > 64 << 10;
+                        let large = held > SMALL_CHARGE_BYTES;
                         if received - body.received >= 1 << 10 || large != body.large {
                             let gap = Some(now - body.gained).filter(|gap| *gap <= 250 * MS);
                             let longest_gap = body.longest_gap.max(gap.unwrap_or_default());
@@ -487,7 +515,7 @@ mod tests {
                 let held: Vec<usize> =
                     expected.iter().map(|at| senders[*at].state.body.held().unwrap()).collect();
                 let sum: usize = held.iter().sum();
-                let large: usize = held.iter().filter(|bytes| **bytes > 64 << 10).sum();
+                let large: usize = held.iter().filter(|bytes| **bytes > SMALL_CHARGE_BYTES).sum();
                 let all: Result<(), Held> = Err(Held { bytes: sum, large });
                 let too_much = BudgetExhausted { missing: large + 1, missing_large: large + 1 };
                 for shortage in [short_of(sum + 1), too_much] {
@@ -528,7 +556,7 @@ mod tests {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
             let cells = &crate::metrics::cells(1)[0];
-            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let memory = BodyMemory::new(2 * HELD, LENGTH, cells);
             let [stalled, steady, next] = [(); 3].map(|()| Sender::new(&net));
             let now = Instant::now();
             let long_ago = now - 10_000 * MS;
@@ -536,9 +564,9 @@ mod tests {
                 sender.begin(&memory, long_ago).unwrap();
                 sender.gain(&memory, LENGTH - 1, gained).unwrap();
             }
-            assert_eq!(cells.body_bytes.value(), 2 * (LENGTH as u64 - 1));
+            assert_eq!(cells.body_bytes.value(), 2 * HELD as u64 - 1);
             // The whole of it is not enough.
-            assert!(memory.victims(&short_of(LENGTH + 1), None, rt::now()).is_err());
+            assert!(memory.victims(&short_of(HELD + 1), None, rt::now()).is_err());
             next.begin(&memory, long_ago).unwrap();
             assert_eq!(cells.bodies_evicted.value(), 1);
             assert_eq!(stalled.state.body.held(), None);
@@ -560,7 +588,7 @@ mod tests {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
             let cells = &crate::metrics::cells(1)[0];
-            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let memory = BodyMemory::new(2 * HELD, LENGTH, cells);
             let sender = Sender::new(&net);
             let long_ago = Instant::now() - 1_000 * MS;
             sender.begin(&memory, long_ago).unwrap();
@@ -581,8 +609,8 @@ mod tests {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
             let cells = &crate::metrics::cells(1)[0];
-            // The reserve is half of `LENGTH`.
-            let memory = BodyMemory::new(4 * LENGTH, LENGTH, cells);
+            // The reserve is half of `HELD`.
+            let memory = BodyMemory::new(4 * HELD, LENGTH, cells);
             let (now, long_ago) = (Instant::now(), Instant::now() - 10_000 * MS);
             let small: Vec<Sender> = (0..8).map(|_| Sender::new(&net)).collect();
             for sender in &small {
@@ -592,7 +620,7 @@ mod tests {
             let large: Vec<Sender> = (0..4).map(|_| Sender::new(&net)).collect();
             for (at, sender) in large.iter().enumerate() {
                 sender.begin(&memory, long_ago).unwrap();
-                let bytes = if at < 3 { LENGTH } else { LENGTH / 2 };
+                let bytes = if at < 3 { LENGTH } else { LENGTH / 2 - BODY_PADDING };
                 sender.gain(&memory, bytes, now).unwrap();
             }
             assert_eq!(cells.bodies_evicted.value(), 0, "the reserve need not be free");
@@ -638,7 +666,7 @@ mod tests {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
             let cells = &crate::metrics::cells(1)[0];
-            let memory = BodyMemory::new(2 * LENGTH, LENGTH, cells);
+            let memory = BodyMemory::new(2 * HELD, LENGTH, cells);
             let senders = [(); 2].map(|()| Sender::new(&net));
             let now = Instant::now() + 3_600_000 * MS;
             for sender in &senders {
@@ -669,7 +697,7 @@ mod tests {
     fn a_failed_look_counts_until_the_next_body_stalls() {
         crate::rt::run_test(async {
             let net = Net::here().unwrap();
-            let memory = BodyMemory::new(2 * LENGTH, LENGTH, &crate::metrics::cells(1)[0]);
+            let memory = BodyMemory::new(2 * HELD, LENGTH, &crate::metrics::cells(1)[0]);
             let sender = Sender::new(&net);
             let now = rt::now();
             sender.begin(&memory, now).unwrap();
@@ -697,10 +725,10 @@ mod tests {
             let first = Sender::new(&net);
             let mut senders = Vec::new();
             let tiny = std::iter::repeat_n(LISTED_LEAST - 1, LOOKS_MAX);
-            for length in tiny.chain(std::iter::repeat_n(LISTED_LEAST, 2 * LOOKS_MAX)) {
+            for held in tiny.chain(std::iter::repeat_n(LISTED_LEAST, 2 * LOOKS_MAX)) {
                 // Sockets matter only to who is asked whether bytes have arrived.
                 let state = ConnState::new(&first.socket.0);
-                state.body.bytes.replace(Some(memory.buffer(length).unwrap()));
+                state.body.bytes.replace(Some(memory.buffer(held - BODY_PADDING).unwrap()));
                 state.body_begins(long_ago);
                 memory.body_waits(&state, long_ago);
                 senders.push(state);

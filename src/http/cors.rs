@@ -25,6 +25,7 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, StatusCode};
 
+use super::fields::{Fields, KnownField};
 use crate::config::{Config, CorsOrigins, MetaEntry};
 use crate::key::RequestSource;
 
@@ -84,14 +85,13 @@ impl Cors {
     }
 
     /// Judges the origin of a request.
-    pub(super) fn visibility(&self, headers: &HeaderMap) -> Visibility {
+    pub(super) fn visibility(&self, fields: &impl Fields) -> Visibility {
         let CorsOrigins::List(list) = &self.origins else { return Visibility::Everyone };
-        let mut origins = headers.get_all(ORIGIN).iter();
+        let mut origins = fields.values(KnownField::Origin);
         // A browser sends one.
         let (Some(origin), None) = (origins.next(), origins.next()) else {
             return Visibility::Nobody;
         };
-        let origin = origin.as_bytes();
         match list.iter().any(|listed| listed.matches(origin)) {
             true => HeaderValue::from_bytes(origin)
                 .map_or(Visibility::Nobody, |copy| Visibility::Origin(Box::new(copy))),

@@ -6,9 +6,9 @@
 
 use std::net::IpAddr;
 
-use http::request::Parts;
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 
+use super::fields::{Fields, HeadView};
 use super::meta::{MetaDraft, WRAPPED_ONCE_BYTES, Wrapper};
 use crate::config::{Config, MetaEntry};
 use crate::key::{RequestSource, RequestValues, RequestValuesWriter, query_value};
@@ -61,7 +61,7 @@ impl FactsWanted {
     /// Collects what is wanted of a head; `None` if nothing is.
     pub(super) fn of_head(
         &self,
-        head: &Parts,
+        head: &HeadView<'_, impl Fields>,
         client: impl FnOnce() -> Option<IpAddr>,
     ) -> Option<Box<HeadFacts>> {
         let is_of_body = self.headers.is_empty() && self.queries.is_empty() && self.meta.is_empty();
@@ -69,20 +69,20 @@ impl FactsWanted {
     }
 
     #[inline(never)]
-    fn collect(&self, head: &Parts, client: Option<IpAddr>) -> Box<HeadFacts> {
+    fn collect(&self, head: &HeadView<'_, impl Fields>, client: Option<IpAddr>) -> Box<HeadFacts> {
         let mut values = RequestValuesWriter::default();
         for name in &self.headers {
-            values.add(RequestSource::Header(name.as_str()), &joined(&head.headers, name));
+            values.add(RequestSource::Header(name.as_str()), &joined(head.fields, name));
         }
         for name in &self.queries {
-            let found = head.uri.query().and_then(|query| query_value(query, name));
+            let found = head.query.and_then(|query| query_value(query, name));
             values.add(RequestSource::Query(name), found.as_deref().unwrap_or_default());
         }
         let is_wrapped = !self.meta.is_empty();
         if is_wrapped {
             values.mark_wrapped();
         }
-        let meta = is_wrapped.then(|| MetaDraft::of(&self.meta, &head.headers, client));
+        let meta = is_wrapped.then(|| MetaDraft::of(&self.meta, head.fields, client));
         Box::new(HeadFacts { values, meta })
     }
 
@@ -125,11 +125,11 @@ impl HeadFacts {
 
 /// The value of a header. Several with that name are joined as RFC 9110, section 5.3 says, so that
 /// none of them is taken for the only one. Bytes that are not UTF-8 are U+FFFD.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
+fn joined(fields: &impl Fields, name: &HeaderName) -> String {
     let mut text = String::new();
-    for (number, value) in headers.get_all(name).iter().enumerate() {
+    for (number, value) in fields.named(name.as_str()).enumerate() {
         text.push_str(if number > 0 { ", " } else { "" });
-        text.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        text.push_str(&String::from_utf8_lossy(value));
     }
     text
 }

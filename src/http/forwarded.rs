@@ -17,15 +17,12 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
-
+use super::fields::{Fields, KnownField};
 use crate::config::Networks;
 use crate::metrics::ForwardedFlaw;
 
 /// Most elements of one header that are looked at. Chains of proxies have two or three.
 pub const HOPS_MAX: usize = 32;
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What the headers of a request say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +33,13 @@ pub struct ForwardedClient {
     pub flaw: Option<ForwardedFlaw>,
 }
 
-/// The client of a request with these headers that came from `peer`, which is trusted.
-pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &Networks) -> ForwardedClient {
+/// The client of a request with these fields that came from `peer`, which is trusted.
+pub fn client(fields: &impl Fields, peer: IpAddr, trusted: &Networks) -> ForwardedClient {
     let nobody = ForwardedClient { address: peer, flaw: None };
-    let values = |name| headers.get_all(name).iter().rev().map(HeaderValue::as_bytes);
-    let forwarded = values(&FORWARDED).flat_map(|list| FromRight(Some(list))).map(hop);
+    let values = |field| fields.values(field).rev();
+    let forwarded = values(KnownField::Forwarded).flat_map(|list| FromRight(Some(list))).map(hop);
     let forwarded = walk(forwarded, peer, trusted);
-    let x_forwarded_for = values(&X_FORWARDED_FOR)
+    let x_forwarded_for = values(KnownField::XForwardedFor)
         .flat_map(|list| list.rsplit(|byte| *byte == b','))
         .map(|text| plain_hop(text.trim_ascii()));
     let x_forwarded_for = walk(x_forwarded_for, peer, trusted);

@@ -90,6 +90,11 @@ fn check_host<B>(head: &Request<B>) -> Result<(), HeadError> {
     }
 }
 
+/// Whether `host` may have this value beside a target without an authority.
+pub(super) fn is_host_value(value: &[u8]) -> bool {
+    value.is_empty() || is_host(value)
+}
+
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, with the parts of RFC 3986 section 3.2. The
 /// host must not be empty (RFC 9110 section 4.2.1).
 fn is_host(value: &[u8]) -> bool {

@@ -5,8 +5,7 @@
 //! first byte decides. The field is there once in a good request; where it is repeated or a list,
 //! others may take the first or the last of its members, so all of them must mean the same.
 
-use http::header::{CONTENT_TYPE, HeaderMap};
-
+use super::fields::{Fields, KnownField};
 use super::parse::BodyForm;
 use crate::config::ObjectBody;
 
@@ -22,30 +21,30 @@ const NAMED: [(&str, BodyForm); 6] = [
 ];
 
 /// It names no form.
-const COMMONEST: &str = "application/json";
+const COMMONEST: &[u8] = b"application/json";
 
 /// `content-type` names several types of different meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("content-type names several types that differ in what the body is: send one")]
 pub struct AmbiguousType;
 
-/// The form of a body that comes with these headers. `object` is what an object is where
+/// The form of a body that comes with these fields. `object` is what an object is where
 /// `content-type` does not say it.
 ///
 /// # Errors
 /// The field has several members, which do not mean the same.
-pub fn form_of(headers: &HeaderMap, object: ObjectBody) -> Result<BodyForm, AmbiguousType> {
-    let values = headers.get_all(CONTENT_TYPE);
+pub fn form_of(fields: &impl Fields, object: ObjectBody) -> Result<BodyForm, AmbiguousType> {
+    let values = || fields.values(KnownField::ContentType);
     // What most requests say, in one comparison.
-    let mut all = values.iter();
+    let mut all = values();
     if let (Some(value), None) = (all.next(), all.next())
         && value == COMMONEST
     {
         return Ok(BodyForm::ByFirstByte(object));
     }
     let mut form = None;
-    for value in values {
-        let mut rest = value.as_bytes();
+    for value in values() {
+        let mut rest = value;
         while !rest.is_empty() {
             let member;
             (member, rest) = split_member(rest);
@@ -86,7 +85,7 @@ fn named(media_type: &[u8]) -> Option<BodyForm> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 
     use super::*;
     use BodyForm::{Array, Lines, Object};

@@ -19,12 +19,11 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
-use http::HeaderMap;
-use http::header::{GetAll, HeaderValue};
 use time::OffsetDateTime;
 
 use super::body::BodyError;
 use super::body_memory::BodyMemory;
+use super::fields::Fields;
 use crate::budget::ChargedBytes;
 use crate::config::{META_HEADER_BYTES_MAX, MetaEntry};
 use crate::queue::job::Span;
@@ -64,18 +63,24 @@ pub(super) struct MetaDraft {
 impl MetaDraft {
     pub(super) fn of(
         entries: &[MetaEntry],
-        headers: &HeaderMap,
+        fields: &impl Fields,
         client: Option<IpAddr>,
     ) -> MetaDraft {
         let mut draft = MetaDraft { text: START.to_vec(), received_at: None, token: None };
         for (number, entry) in entries.iter().enumerate() {
-            draft.add(entry, headers, client, if number > 0 { "," } else { "" });
+            draft.add(entry, fields, client, if number > 0 { "," } else { "" });
         }
         draft.text.extend_from_slice(MIDDLE);
         draft
     }
 
-    fn add(&mut self, entry: &MetaEntry, headers: &HeaderMap, client: Option<IpAddr>, comma: &str) {
+    fn add(
+        &mut self,
+        entry: &MetaEntry,
+        fields: &impl Fields,
+        client: Option<IpAddr>,
+        comma: &str,
+    ) {
         let text = &mut self.text;
         let written = match entry {
             MetaEntry::ReceivedAt => write!(text, "{comma}\"received_at\":"),
@@ -93,7 +98,7 @@ impl MetaDraft {
                 text.resize(text.len() + TIME_BYTES, b' ');
             }
             MetaEntry::Token => self.token = Some(text.len()),
-            MetaEntry::Header(name) => write_header(headers.get_all(name), text),
+            MetaEntry::Header(name) => write_header(fields.named(name), text),
             MetaEntry::Client => {}
         }
     }
@@ -122,13 +127,14 @@ impl MetaDraft {
 }
 
 /// Writes a header's value, or `null` if there is none.
-fn write_header(values: GetAll<'_, HeaderValue>, out: &mut Vec<u8>) {
-    if values.iter().next().is_none() {
+fn write_header<'a>(values: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    let mut values = values.peekable();
+    if values.peek().is_none() {
         return out.extend_from_slice(b"null");
     }
-    let joined = values.iter().enumerate().flat_map(|(number, value)| {
+    let joined = values.enumerate().flat_map(|(number, value)| {
         let comma: &[u8] = if number > 0 { b", " } else { b"" };
-        [comma, value.as_bytes()]
+        [comma, value]
     });
     write_text(joined, META_HEADER_BYTES_MAX, out);
 }

@@ -1,7 +1,7 @@
 //! Splits a body into payloads: which JSON a client may send, and where in it each payload is.
 //!
-//! Pure: no I/O, no clock, and no payload byte is copied or changed; a payload is a [`Span`] of the
-//! body. The [`BodyForm`] says which values of a body are payloads. A body is valid if
+//! Pure: no I/O, no clock, and no byte is copied; a payload is a [`Span`] of the body. The body is
+//! writable because `marks` puts a bracket into it for a moment; afterwards it is as before. The [`BodyForm`] says which values of a body are payloads. A body is valid if
 //! `serde_json`'s `RawValue` accepts it, or each of its lines, and it is nested at most `DEPTH_MAX`
 //! (127) deep. A body that is refused gets the first error in reading order.
 //!
@@ -48,6 +48,7 @@ pub use marks::{MARKS_BYTES_MAX, Marks};
 use progress::ParseProgress;
 use spelling::unescape;
 
+use crate::budget::Padded;
 use crate::queue::job::Span;
 
 /// Most bytes that one step looks at. The densest, `1,1,1,…`, take 0.14 ms on the walk and as much
@@ -76,7 +77,7 @@ pub struct Collection<'body, 'scratch> {
 /// # Panics
 /// If the body is 4 GiB or longer: callers cap it far below.
 pub fn parse<'body, 'scratch>(
-    body: &'body [u8],
+    body: Padded<'body>,
     form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, ParseError> {
@@ -119,16 +120,17 @@ pub struct Envelope<'body> {
 
 /// A body that is being parsed.
 pub struct Parse<'body> {
-    body: &'body [u8],
+    /// Nothing once the way is [`Way::Locate`] or the envelope was found.
+    body: Padded<'body>,
     payloads_max: usize,
     progress: ParseProgress,
-    way: Way,
+    way: Way<'body>,
     /// [`SEGMENT_BYTES`], less in tests.
     segment_bytes: usize,
 }
 
 /// How the next step goes on.
-enum Way {
+enum Way<'body> {
     Walk,
     /// Until the walk can go on from `resume_from` or later.
     Bytewise {
@@ -136,7 +138,7 @@ enum Way {
         resume_from: usize,
     },
     /// The body is refused; what is left is to find the line of the error.
-    Locate(Flaw),
+    Locate(Flaw, &'body [u8]),
 }
 
 impl<'body> Parse<'body> {
@@ -144,7 +146,7 @@ impl<'body> Parse<'body> {
     ///
     /// # Panics
     /// If the body is 4 GiB or longer: callers cap it far below.
-    pub fn new(body: &'body [u8], form: BodyForm, payloads_max: usize) -> Parse<'body> {
+    pub fn new(body: Padded<'body>, form: BodyForm, payloads_max: usize) -> Parse<'body> {
         assert!(u32::try_from(body.len()).is_ok(), "a span cannot address this body");
         Parse {
             body,
@@ -174,11 +176,11 @@ impl<'body> Parse<'body> {
         let is_done = match &mut self.way {
             Way::Walk => Ok(self.walk(marks, payloads)),
             Way::Bytewise { .. } => self.bytewise(payloads),
-            Way::Locate(flaw) => {
-                if !flaw.count_lines(self.body) {
+            Way::Locate(flaw, body) => {
+                if !flaw.count_lines(body) {
                     return None;
                 }
-                let Way::Locate(flaw) = std::mem::replace(&mut self.way, Way::Walk) else {
+                let Way::Locate(flaw, _) = std::mem::replace(&mut self.way, Way::Walk) else {
                     unreachable!("it was matched above")
                 };
                 return Some(Err(flaw.into_error()));
@@ -187,15 +189,14 @@ impl<'body> Parse<'body> {
         if payloads.len() > self.payloads_max {
             return Some(Err(ParseError::TooManyPayloads { max: self.payloads_max }));
         }
-        let found = match is_done {
-            Ok(false) => return None,
-            Ok(true) => self.envelope(),
-            Err(flaw) => Err(flaw),
-        };
-        match found {
+        if let Ok(false) = is_done {
+            return None;
+        }
+        let body = self.body.take().into_body();
+        match is_done.and_then(|_| self.envelope(body)) {
             Ok(envelope) => Some(Ok(envelope)),
             Err(flaw) => {
-                self.way = Way::Locate(flaw);
+                self.way = Way::Locate(flaw, body);
                 None
             }
         }
@@ -208,7 +209,7 @@ impl<'body> Parse<'body> {
         let end = self.segment_end(start);
         let mut resume_from = end.unwrap_or(start + self.segment_bytes);
         if let Some(end) = end {
-            match marks.walk(self.body, start..end, &mut self.progress, payloads) {
+            match marks.walk(&mut self.body, start..end, &mut self.progress, payloads) {
                 Walked::ToTheEnd => return true,
                 Walked::Segment => return false,
                 Walked::Value => resume_from = self.body.len(),
@@ -245,7 +246,7 @@ impl<'body> Parse<'body> {
         };
         let piece = self.segment_bytes.max(bytewise::PIECE_BYTES_MIN);
         let until = self.body.len().min(at.at() + piece);
-        match at.check(self.body, until, *resume_from, &mut self.progress, payloads)? {
+        match at.check(&self.body, until, *resume_from, &mut self.progress, payloads)? {
             Came::ToTheEnd => Ok(until == self.body.len()),
             Came::ToAResumablePlace => {
                 self.way = Way::Walk;
@@ -255,33 +256,34 @@ impl<'body> Parse<'body> {
     }
 
     /// The envelope of a body that is valid JSON.
-    fn envelope(&self) -> Result<Envelope<'body>, Flaw> {
+    fn envelope(&self, body: &'body [u8]) -> Result<Envelope<'body>, Flaw> {
         let form = self.progress.form;
         if form == BodyForm::Collection && !self.progress.seen[EnvelopeMember::Data as usize] {
             return Err(Flaw::at(0, ParseError::DataMissing));
         }
         Ok(Envelope {
             form,
-            version: self.string(EnvelopeMember::Version, self.progress.version)?,
-            token: self.string(EnvelopeMember::Token, self.progress.token)?,
+            version: string(body, EnvelopeMember::Version, self.progress.version)?,
+            token: string(body, EnvelopeMember::Token, self.progress.token)?,
         })
     }
+}
 
-    fn string(
-        &self,
-        member: EnvelopeMember,
-        quoted: Option<Span>,
-    ) -> Result<Option<Cow<'body, str>>, Flaw> {
-        let Some(quoted) = quoted else { return Ok(None) };
-        let (start, at) = (quoted.start as usize, BodyPosition::default());
-        let quoted = &self.body[quoted.range()];
-        if quoted.len() > ENVELOPE_STRING_BYTES_MAX {
-            return Err(Flaw::at(start, ParseError::TooLong { member, at }));
-        }
-        match unescape(quoted) {
-            Some(text) => Ok(Some(text)),
-            None => Err(Flaw::at(start, ParseError::NotUnicode { member, at })),
-        }
+/// The string that is the value of a `member`, unescaped.
+fn string(
+    body: &[u8],
+    member: EnvelopeMember,
+    quoted: Option<Span>,
+) -> Result<Option<Cow<'_, str>>, Flaw> {
+    let Some(quoted) = quoted else { return Ok(None) };
+    let (start, at) = (quoted.start as usize, BodyPosition::default());
+    let quoted = &body[quoted.range()];
+    if quoted.len() > ENVELOPE_STRING_BYTES_MAX {
+        return Err(Flaw::at(start, ParseError::TooLong { member, at }));
+    }
+    match unescape(quoted) {
+        Some(text) => Ok(Some(text)),
+        None => Err(Flaw::at(start, ParseError::NotUnicode { member, at })),
     }
 }
 

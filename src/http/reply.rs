@@ -337,6 +337,11 @@ fn health(status: HealthStatus) -> Response<Full<Bytes>> {
 const ACCEPTED_KEPT: usize = 256;
 
 fn accepted(count: usize, ack: Ack) -> Bytes {
+    with_accepted(count, ack, Bytes::clone)
+}
+
+/// Calls `with` with the body of a 200.
+pub(super) fn with_accepted<T>(count: usize, ack: Ack, with: impl FnOnce(&Bytes) -> T) -> T {
     thread_local! {
         static KEPT: RefCell<[[Bytes; ACCEPTED_KEPT]; Ack::ALL.len()]> = const {
             RefCell::new([const { [const { Bytes::new() }; ACCEPTED_KEPT] }; Ack::ALL.len()])
@@ -344,12 +349,12 @@ fn accepted(count: usize, ack: Ack) -> Bytes {
     }
     let made = || Bytes::from(format!(r#"{{"accepted":{count},"ack":"{}"}}"#, ack.name()));
     KEPT.with_borrow_mut(|kept| match kept[ack as usize].get_mut(count) {
-        None => made(),
+        None => with(&made()),
         Some(body) => {
             if body.is_empty() {
                 *body = made();
             }
-            body.clone()
+            with(body)
         }
     })
 }

@@ -1,45 +1,46 @@
-//! One request, from its head to its answer: handle → split → admit → enqueue → wait → answer.
+//! One request, from its head to its answer: begin → judge → attempt (split → admit → enqueue) →
+//! end. It is the same whether the fast path has read the head or hyper.
+//!
+//! A request whose body has arrived, and which finds room, is answered without any wait
+//! ([`Handling::attempt`]). What waits is in [`waiting`].
 //!
 //! Only [`route`] knows how many pipelines a server has. Code before it belongs to the core; code
 //! after it works on the [`Intake`] that the path selects.
 
+pub(super) mod waiting;
+
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_lite::FutureExt;
-use http::header::EXPECT;
-use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body::Body as _;
+use http::{HeaderMap, Method, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 
 use super::ack;
 use super::body::{self, BodyError};
+use super::cors::Visibility;
 use super::facts::{FactsWanted, HeadFacts, RequestFacts};
+use super::fields::{Fields, HeadView, KnownField};
 use super::forwarded::{self, ForwardedClient};
-use super::head::{self, BodyFraming};
 use super::media_type;
-use super::meta::{Wrapper, wrapped_spans};
+use super::meta::Wrapper;
 use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
-use super::phase::{BodyEnd, ConnState};
+use super::phase::ConnState;
 use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
-use super::split::LargeTurn;
 use super::tokens::{KnownToken, TokenQuota};
-use crate::budget::ChargedBytes;
+use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
-use crate::metrics::CoreCells;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
+use crate::metrics::{CoreCells, Unavailable};
 use crate::queue::admission::{Admission, Need, Permit};
-use crate::queue::job::{Job, Payload, Span, Stamp, Stamps};
+use crate::queue::job::{Span, Stamp, Stamps};
 use crate::queue::outcome::RequestOutcome;
+use crate::queue::run::{InCommon, Run};
 use crate::rt;
 use crate::spool::{Spool, Ticket};
 use crate::stop::Stop;
@@ -58,70 +59,206 @@ pub struct Intake {
     pub cells: &'static CoreCells,
 }
 
-/// Handles one request: measures it, answers it, and tells the connection how far it is.
-pub(super) async fn handle(
-    server: Rc<Server>,
-    state: Rc<ConnState>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let started = rt::now();
-    state.body_begins(started);
-    server.faults.on_request();
-    let length = request.body().size_hint().exact();
-    let content_length = state.arrived.has_content_length();
-    let framing = BodyFraming { chunked: length.is_none(), content_length };
-    let checked = head::check(&request, framing).map_err(Answer::BadHead);
-    let is_forwarded = find_client(&server, &state, request.headers());
-    let (head, body) = request.into_parts();
-    let token = Cell::new(TokenId::NONE);
-    let asks = Asks { state: &state, length, started, token: &token };
-    let wanted = checked.and_then(|()| Wanted::of(&head, &server, &asks));
-    let cors = server.tokenless.cors.as_ref();
-    let cors = cors.map(|cors| (cors, cors.visibility(&head.headers)));
-    // While the body arrives, the head's fields and their buffer would outweigh the rest of the
-    // connection.
-    let reply_headers = emptied(head);
-    let (answer, body_left) = process(&server, &state, wanted, body, &token).await;
-    // The next request of this connection would begin in the middle of an unread body.
-    let close = body_left || server.stop.draining.get();
-    let payloads = answer.payloads_admitted();
-    let unavailable = answer.unavailable();
-    let is_tokenless = answer.count_tokenless(server.cells);
-    let mut response = answer.render(close, reply_headers);
-    let status = response.status();
-    if let Some((cors, visibility)) = cors {
-        cors.add_to(response.headers_mut(), status, visibility);
+/// A request whose head has arrived, until it is answered.
+pub(super) struct Handling<'a> {
+    server: &'a Server,
+    state: &'a ConnState,
+    started: Instant,
+    /// Length of the body, if the head says so.
+    length: Option<u64>,
+    /// Set once a token is accepted.
+    token: Cell<TokenId>,
+    /// A trusted proxy has sent it.
+    is_forwarded: bool,
+    /// What browsers are told, if they are told anything.
+    visibility: Option<Visibility>,
+}
+
+/// What is counted of an answer besides its status.
+struct Counted {
+    payloads: usize,
+    unavailable: Option<Unavailable>,
+    is_tokenless: bool,
+}
+
+impl<'a> Handling<'a> {
+    /// Begins a request that `started` now; `length` is the length of its body, if known.
+    pub(super) fn begin(
+        server: &'a Server,
+        state: &'a ConnState,
+        fields: &impl Fields,
+        length: Option<u64>,
+        started: Instant,
+    ) -> Handling<'a> {
+        state.body_begins(started);
+        server.faults.on_request();
+        let is_forwarded = find_client(server, state, fields);
+        let cors = server.tokenless.cors.as_ref();
+        let visibility = cors.map(|cors| cors.visibility(fields));
+        let token = Cell::new(TokenId::NONE);
+        Handling { server, state, started, length, token, is_forwarded, visibility }
     }
-    let now = rt::now();
-    let status = status.as_u16();
-    // A health check or a preflight is no refusal, whatever its status.
-    let tallied = if is_tokenless { 200 } else { status };
-    state.tally.request(now, tallied, payloads, token.get());
-    if is_forwarded {
-        server.conns.forwarded_request_ended(&state);
-    }
-    if !is_tokenless {
-        match unavailable {
-            Some(reason) => server.cells.count_unavailable(reason),
-            None => server.cells.count_response(status),
-        }
+
+    /// Judges what the head asks for, also the token of a header or the query, and the quotas that
+    /// are known by then.
+    ///
+    /// # Errors
+    /// The answer to a request that its head alone refuses.
+    pub(super) fn judge(
+        &self,
+        intake: &'a Intake,
+        head: &HeadView<'_, impl Fields>,
+    ) -> Result<Wanted<'a>, Answer> {
+        let Handling { server, state, length, .. } = *self;
+        let form = media_type::form_of(head.fields, intake.config.body);
+        let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
-            tokens.cells().count_response(token.get(), status);
+            let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
+            known = tokens.judge_head(head.fields, head.query, may_have_envelope)?;
+            self.token.set(known.id);
         }
-        server.cells.request_latency.observe(now - started);
+        let form = form?;
+        let ack = ack::requested_level(head.fields, &intake.config)?;
+        let coding = body::coding_of(head.fields)?;
+        server.bodies.check_announced(length)?;
+        let facts = intake.facts.of_head(head, || state.client());
+        // Last, so that a request that is refused for its head costs nothing of a quota.
+        let quota = server.quotas.as_ref().and_then(|quotas| {
+            let body = Announced { length, is_compressed: coding.is_some() };
+            quotas.judge(state, known.quota.as_ref(), body, self.started)
+        });
+        let drops_body = match &quota {
+            None | Some(Judged::Passed(_)) => false,
+            Some(_) => {
+                let expects = head.fields.values(KnownField::Expect).next().is_some();
+                length.is_some_and(|length| length <= DROPPED_BODY_MAX) && !expects
+            }
+        };
+        Ok(Wanted { intake, form, ack, coding, facts, quota, drops_body })
     }
-    state.request_ended(length, now);
-    Ok(response)
+
+    /// Where the request's token is noted.
+    pub(super) fn token(&self) -> &Cell<TokenId> {
+        &self.token
+    }
+
+    /// Answers a request whose whole `body` has arrived, if that needs no wait.
+    pub(super) fn attempt(&self, mut wanted: Wanted<'a>, body: &[u8]) -> Attempt<'a> {
+        if wanted.coding.is_some() || body.len() > SMALL_BODY_BYTES {
+            return Attempt::Waits(wanted);
+        }
+        let spending = match wanted.quota.take() {
+            None => None,
+            Some(Judged::Passed(spending)) => Some(spending),
+            Some(Judged::Refused(throttled)) if wanted.drops_body => {
+                return Attempt::Answered(Answer::Throttled(throttled));
+            }
+            other => {
+                wanted.quota = other;
+                return Attempt::Waits(wanted);
+            }
+        };
+        let bytes = match self.server.bodies.whole(body) {
+            Ok(bytes) => bytes,
+            Err(error) => return Attempt::Unread(error.into()),
+        };
+        self.state.body_is_whole();
+        if let Some(spending) = spending {
+            spending.charge_final(body.len());
+        }
+        match try_small(self.server, &mut wanted, bytes, false, &self.token) {
+            Err(refusal) => Attempt::Answered(refusal),
+            Ok(TriedSmall::Admitted(Admitted { count, awaited: Awaited::Nothing })) => {
+                Attempt::Answered(Answer::Accepted { count, ack: wanted.ack })
+            }
+            Ok(TriedSmall::Admitted(admitted)) => {
+                Attempt::Admitted(wanted.intake, admitted, wanted.ack)
+            }
+            Ok(tried) => Attempt::Tried(wanted, tried),
+        }
+    }
+
+    /// The reply to the request, which ends it. `body_left` says whether part of the body is left
+    /// unread. `room` is an empty map. Also returns the time.
+    pub(super) fn reply(
+        self,
+        answer: Answer,
+        body_left: bool,
+        room: HeaderMap,
+    ) -> (Response<Full<Bytes>>, Instant) {
+        let server = self.server;
+        // The next request of this connection would begin in the middle of an unread body.
+        let close = body_left || server.stop.draining.get();
+        let counted = Counted {
+            payloads: answer.payloads_admitted(),
+            unavailable: answer.unavailable(),
+            is_tokenless: answer.count_tokenless(server.cells),
+        };
+        let mut response = answer.render(close, room);
+        let status = response.status();
+        let (visibility, now) = self.end(status.as_u16(), &counted);
+        if let (Some(cors), Some(visibility)) = (&server.tokenless.cors, visibility) {
+            cors.add_to(response.headers_mut(), status, visibility);
+        }
+        (response, now)
+    }
+
+    /// Ends a request whose answer is a 200 that says nothing but that `payloads` were admitted.
+    /// `None` if its answer may have to say more. Otherwise returns the time.
+    pub(super) fn end_accepted(self, payloads: usize) -> Result<Instant, Handling<'a>> {
+        if self.visibility.is_some() {
+            return Err(self);
+        }
+        let (_, now) = self.end(200, &Counted { payloads, unavailable: None, is_tokenless: false });
+        Ok(now)
+    }
+
+    /// Counts the request, which is answered now.
+    fn end(self, status: u16, counted: &Counted) -> (Option<Visibility>, Instant) {
+        let Handling { server, state, started, length, token, is_forwarded, visibility } = self;
+        let now = rt::now();
+        // A health check or a preflight is no refusal, whatever its status.
+        let tallied = if counted.is_tokenless { 200 } else { status };
+        state.tally.request(now, tallied, counted.payloads, token.get());
+        if is_forwarded {
+            server.conns.forwarded_request_ended(state);
+        }
+        if !counted.is_tokenless {
+            match counted.unavailable {
+                Some(reason) => server.cells.count_unavailable(reason),
+                None => server.cells.count_response(status),
+            }
+            if let Some(tokens) = &server.tokens {
+                tokens.cells().count_response(token.get(), status);
+            }
+            server.cells.request_latency.observe(now - started);
+        }
+        state.request_ended(length, now);
+        (visibility, now)
+    }
+}
+
+/// What came of an attempt to answer a request at once.
+pub(super) enum Attempt<'a> {
+    Answered(Answer),
+    /// It is answered, and its body was not read.
+    Unread(Answer),
+    /// Its body was not looked at: something must be waited for first.
+    Waits(Wanted<'a>),
+    /// Its payloads are admitted, and its ack level is to be waited for.
+    Admitted(&'a Intake, Admitted, Ack),
+    /// Its body was read, and something else is to be waited for.
+    Tried(Wanted<'a>, TriedSmall),
 }
 
 /// If a trusted proxy has sent the request, finds out for whom, and says so.
-fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool {
+fn find_client(server: &Server, state: &ConnState, fields: &impl Fields) -> bool {
     let Some(trusted) = &server.config.trust else { return false };
     let peer = state.origin.connection();
     if !trusted.contains(peer) {
         return false;
     }
-    let ForwardedClient { address, flaw } = forwarded::client(headers, peer, trusted);
+    let ForwardedClient { address, flaw } = forwarded::client(fields, peer, trusted);
     if let Some(flaw) = flaw {
         server.cells.forwarded_flaws[flaw as usize].inc();
     }
@@ -129,18 +266,8 @@ fn find_client(server: &Server, state: &ConnState, headers: &HeaderMap) -> bool 
     true
 }
 
-/// Who asks, and when.
-struct Asks<'a> {
-    state: &'a ConnState,
-    /// Length of the body, if the head says so.
-    length: Option<u64>,
-    started: Instant,
-    /// Set once a token is accepted.
-    token: &'a Cell<TokenId>,
-}
-
 /// What a request's head asks for.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     intake: &'a Intake,
     form: BodyForm,
     ack: Ack,
@@ -154,48 +281,10 @@ struct Wanted<'a> {
     drops_body: bool,
 }
 
-impl<'a> Wanted<'a> {
-    /// Also judges the token of a header or the query, and the quotas that are known by then.
-    ///
-    /// # Errors
-    /// The answer to a request that its head alone refuses.
-    fn of(head: &Parts, server: &'a Server, asks: &Asks<'a>) -> Result<Wanted<'a>, Answer> {
-        let intake = route(server, &head.method, &head.uri)
-            .map_err(|refusal| server.tokenless.answer(head).unwrap_or(refusal))?;
-        let form = media_type::form_of(&head.headers, intake.config.body);
-        let mut known = KnownToken::NONE;
-        if let Some(tokens) = &server.tokens {
-            let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
-            known = tokens.judge_head(&head.headers, &head.uri, may_have_envelope)?;
-            asks.token.set(known.id);
-        }
-        let form = form?;
-        let ack = ack::requested_level(&head.headers, &intake.config)?;
-        let coding = body::coding_of(&head.headers)?;
-        server.bodies.check_announced(asks.length)?;
-        let facts = intake.facts.of_head(head, || asks.state.client());
-        // Last, so that a request that is refused for its head costs nothing of a quota.
-        let quota = server.quotas.as_ref().and_then(|quotas| {
-            let body = Announced { length: asks.length, is_compressed: coding.is_some() };
-            quotas.judge(asks.state, known.quota.as_ref(), body, asks.started)
-        });
-        let drops_body = match &quota {
-            None | Some(Judged::Passed(_)) => false,
-            Some(_) => {
-                asks.length.is_some_and(|length| length <= DROPPED_BODY_MAX)
-                    && !head.headers.contains_key(EXPECT)
-            }
-        };
-        Ok(Wanted { intake, form, ack, coding, facts, quota, drops_body })
-    }
-}
-
-/// Selects the pipeline of a request. No other code looks at its path.
-fn route<'a>(server: &'a Server, method: &Method, uri: &Uri) -> Result<&'a Intake, Answer> {
-    match wrong_route(&server.config.paths, method, uri) {
-        Some(answer) => Err(answer),
-        None => Ok(&server.intake),
-    }
+/// Selects the pipeline of a request by its path; `None` if it has none. No other code looks at the
+/// path of a request for payloads.
+pub(super) fn route<'a>(server: &'a Server, path: &str) -> Option<&'a Intake> {
+    server.config.paths.contains(path).then_some(&server.intake)
 }
 
 /// The answer to any request but a `POST` to one of `paths`.
@@ -207,112 +296,14 @@ pub fn wrong_route(paths: &Paths, method: &Method, uri: &Uri) -> Option<Answer> 
     }
 }
 
-/// Largest capacity, in header fields of 150 bytes, of a map that a connection keeps between
-/// requests.
-const FIELDS_KEPT: usize = 16;
-
-/// The head's header map without its fields, so that the reply needs no allocation.
-fn emptied(head: Parts) -> HeaderMap {
-    let mut headers = head.headers;
-    headers.clear();
-    if headers.capacity() <= FIELDS_KEPT { headers } else { HeaderMap::new() }
-}
-
-/// Takes a request from its body to its answer. Also says whether part of the body is left unread.
-async fn process(
-    server: &Server,
-    state: &ConnState,
-    wanted: Result<Wanted<'_>, Answer>,
-    body: Incoming,
-    token: &Cell<TokenId>,
-) -> (Answer, bool) {
-    let has_body = !body.is_end_stream();
-    let mut wanted = match wanted {
-        Ok(wanted) => wanted,
-        Err(refusal) => return (refusal, has_body),
-    };
-    let passed = match wanted.quota.take() {
-        None => Ok(None),
-        Some(Judged::Passed(spending)) => Ok(Some(spending)),
-        Some(Judged::Waits(buckets)) => buckets.wait().await.map(Some),
-        Some(Judged::Refused(throttled)) => Err(throttled),
-    };
-    let spending = match passed {
-        Ok(spending) => spending,
-        Err(throttled) => {
-            let is_dropped = !has_body || wanted.drops_body && drop_body(server, state, body).await;
-            return (Answer::Throttled(throttled), !is_dropped);
-        }
-    };
-    let is_whole = Cell::new(false);
-    let (body, turn) = match read(server, state, body, wanted.coding, &is_whole).await {
-        Ok(read) => read,
-        Err(refusal) => return (refusal, has_body && !is_whole.get()),
-    };
-    if let Some(spending) = spending {
-        spending.charge_final(body.as_slice().len());
-    }
-    let Wanted { intake, ack, .. } = wanted;
-    let admitted = match admit(server, wanted, body, turn, token).await {
-        Ok(admitted) => admitted,
-        Err(refusal) => return (refusal, false),
-    };
-    (wait(intake, admitted, ack).await, false)
-}
-
-/// Reads and decompresses the body. A large one that was compressed comes with its turn. Sets
-/// `is_whole` once nothing of it is left unread.
-async fn read<'a>(
-    server: &'a Server,
-    state: &ConnState,
-    body: Incoming,
-    coding: Option<Coding>,
-    is_whole: &Cell<bool>,
-) -> Result<(ChargedBytes, Option<LargeTurn<'a>>), Answer> {
-    let whole = async {
-        let raw = server.bodies.read(state, body).await?;
-        // From here on the client is not waited for, so BODY_TIMEOUT and BODY_RATE_MIN end.
-        state.body_is_whole();
-        is_whole.set(true);
-        let Some(coding) = coding else { return Ok((raw, None)) };
-        if let Some(body) = server.bodies.decode_small(&raw, coding).await? {
-            return Ok((body, None));
-        }
-        let turn = server.splitter.large_turn(&server.stop.closed).await?;
-        let body = server.bodies.decode_large(&raw, coding, &turn).await?;
-        Ok((body, Some(turn)))
-    };
-    let ended = async {
-        let error = match state.body_end().await {
-            BodyEnd::Overdue => BodyError::Overdue,
-            BodyEnd::TooSlow => BodyError::TooSlow { rate_min: server.config.body_rate_min },
-            BodyEnd::Evicted => BodyError::Evicted,
-        };
-        Err(error.into())
-    };
-    whole.or(ended).await
-}
-
-/// Reads a body and drops it, within its deadlines. Whether nothing of it is left unread.
-async fn drop_body(server: &Server, state: &ConnState, body: Incoming) -> bool {
-    let whole = async { server.bodies.discard(state, body).await.is_ok() };
-    let ended = async {
-        let _whatever = state.body_end().await;
-        false
-    };
-    let is_whole = whole.or(ended).await;
-    state.body_is_whole();
-    is_whole
-}
-
 /// A request whose payloads were all admitted.
-struct Admitted {
+pub(super) struct Admitted {
     count: usize,
     awaited: Awaited,
 }
 
 /// What an admitted request still waits for.
-enum Awaited {
+pub(super) enum Awaited {
     Nothing,
     /// The outcome of every payload.
     Store(Rc<RequestOutcome>),
@@ -320,67 +311,8 @@ enum Awaited {
     Disk(Rc<Ticket>),
 }
 
-/// Splits the body and admits its payloads, all or none. If there is no room now, waits up to
-/// `ENQUEUE_WAIT`.
-async fn admit(
-    server: &Server,
-    mut wanted: Wanted<'_>,
-    mut body: ChargedBytes,
-    mut turn: Option<LargeTurn<'_>>,
-    token: &Cell<TokenId>,
-) -> Result<Admitted, Answer> {
-    if body.as_slice().len() <= SMALL_BODY_BYTES {
-        drop(turn.take());
-        match admit_small(server, &mut wanted, body, token).await? {
-            Small::Admitted(admitted) => return Ok(admitted),
-            Small::LongWrapped(long) => body = long,
-        }
-    }
-    let turn = match turn {
-        Some(turn) => turn,
-        None => server.splitter.large_turn(&server.stop.closed).await?,
-    };
-    admit_large(server, wanted, body, turn, token).await
-}
-
-/// What came of a small body.
-enum Small {
-    Admitted(Admitted),
-    /// Its payloads are too long for one turn once they are wrapped, so it is a large body after
-    /// all.
-    LongWrapped(ChargedBytes),
-}
-
-/// Admits a body that is split in one turn.
-async fn admit_small(
-    server: &Server,
-    wanted: &mut Wanted<'_>,
-    mut body: ChargedBytes,
-    token: &Cell<TokenId>,
-) -> Result<Small, Answer> {
-    let mut is_charged = false;
-    loop {
-        match try_small(server, wanted, body, is_charged, token)? {
-            TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
-            TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
-            TriedSmall::NoRoom(waiting) => {
-                return wait_small(server, wanted, waiting).await.map(Small::Admitted);
-            }
-            TriedSmall::NoQuota(waiting, quota) => {
-                if let Some(quotas) = &server.quotas {
-                    quotas.wait_envelope(&quota, waiting.as_slice().len()).await?;
-                }
-                body = waiting;
-            }
-        }
-        // Its spans were not kept meanwhile, so it is parsed again. Its token may be gone by now.
-        is_charged = true;
-        token.set(TokenId::NONE);
-    }
-}
-
 /// What came of trying to admit a small body.
-enum TriedSmall {
+pub(super) enum TriedSmall {
     Admitted(Admitted),
     NoRoom(NoRoom),
     /// The quota of its envelope's token has no tokens on this core now.
@@ -393,20 +325,21 @@ enum TriedSmall {
 fn try_small(
     server: &Server,
     wanted: &mut Wanted<'_>,
-    body: ChargedBytes,
+    mut body: ChargedBytes,
     is_charged: bool,
     token: &Cell<TokenId>,
 ) -> Result<TriedSmall, Answer> {
     let Wanted { intake, form, ack, .. } = *wanted;
     // The core's one scratch: this borrow must end before the next await.
     let mut scratch = server.splitter.scratch();
-    let Collection { envelope, payloads } = split(body.as_slice(), form, &mut scratch)?;
+    let length = body.as_slice().len();
+    let Collection { envelope, payloads } = split(body.padded(), form, &mut scratch)?;
     if wanted.facts.as_ref().is_some_and(|facts| !facts.fit_one_turn(payloads)) {
         return Ok(TriedSmall::LongWrapped(body));
     }
     let (counted, quota) = judge_envelope(server, &envelope, token)?;
     let unpaid = quota.filter(|_| !is_charged);
-    if let Some(quota) = charge(server, unpaid, body.as_slice().len(), true)? {
+    if let Some(quota) = charge(server, unpaid, length, true)? {
         return Ok(TriedSmall::NoQuota(body, quota));
     }
     let name = || token_name(server, token);
@@ -427,88 +360,26 @@ fn try_small(
     })
 }
 
-/// Waits until there is room for a small body.
-async fn wait_small(
-    server: &Server,
-    wanted: &Wanted<'_>,
-    waiting: NoRoom,
-) -> Result<Admitted, Answer> {
-    let Wanted { intake, form, ack, .. } = *wanted;
-    let NoRoom { need, body, facts, counted } = waiting;
-    // A waiting request holds its body only. Its spans could weigh four times as much, so the body
-    // is split again.
-    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    if facts.values.is_wrapped() {
-        let spans = wrapped_spans(body.as_slice(), need.slots);
-        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
-    }
-    let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.as_slice(), form, &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
-}
-
-/// Admits a body that is split in slices. Its turn ends before it waits for room.
-async fn admit_large(
-    server: &Server,
-    wanted: Wanted<'_>,
-    body: ChargedBytes,
-    turn: LargeTurn<'_>,
-    token: &Cell<TokenId>,
-) -> Result<Admitted, Answer> {
-    let Wanted { intake, form, ack, facts, .. } = wanted;
-    let (waiting, marked) = {
-        let (envelope, mut spans) = server
-            .splitter
-            .split_large(body.as_slice(), form, turn)
-            .await
-            .map_err(|error| no_collection(body.as_slice(), error))?;
-        let (counted, quota) = judge_envelope(server, &envelope, token)?;
-        charge(server, quota, body.as_slice().len(), false)?;
-        let name = || token_name(server, token);
-        let (facts, wrapper) = intake.facts.complete(facts, envelope.version.as_deref(), name);
-        drop(envelope);
-        let body = match wrapper {
-            None => body,
-            Some(wrapper) => {
-                intake.could_wrap(&wrapper, &spans, &facts)?;
-                let memory = &server.bodies.memory;
-                let wrapped = wrapper.wrap_large(memory, body.as_slice(), &mut spans).await?;
-                // Otherwise it would count in `MAX_BODY_BYTES` while the request waits for room.
-                drop(body);
-                wrapped
-            }
-        };
-        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
-            Tried::Admitted(admitted) => return Ok(admitted),
-            Tried::NoRoom(waiting) => waiting,
-        };
-        let is_wrapped = waiting.facts.values.is_wrapped();
-        let marked = (!is_wrapped).then(|| parse::mark_spans(waiting.body.as_mut_slice(), &spans));
-        (waiting, marked)
-    };
-    let NoRoom { need, body, facts, counted } = waiting;
-    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = match marked {
-        None => wrapped_spans(body.as_slice(), need.slots),
-        Some(marked) => parse::marked_spans(body.as_slice(), marked),
-    };
-    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
-}
-
 /// Finds the payloads of a body.
 pub fn split<'body, 'scratch>(
-    body: &'body [u8],
+    body: Padded<'body>,
     form: BodyForm,
     scratch: &'scratch mut Scratch,
 ) -> Result<Collection<'body, 'scratch>, Answer> {
-    parse::parse(body, form, scratch).map_err(|error| no_collection(body, error))
+    let is_multipart = is_multipart(&body);
+    parse::parse(body, form, scratch).map_err(|error| no_collection(is_multipart, error))
 }
 
-/// Why a body is not split. What a browser makes of a `FormData` begins with two dashes (multipart,
-/// RFC 2046, section 5.1.1), as no JSON does.
+/// What a browser makes of a `FormData` begins with two dashes (multipart, RFC 2046, section 5.1.1),
+/// as no JSON does.
+fn is_multipart(body: &[u8]) -> bool {
+    body.starts_with(b"--")
+}
+
+/// Why a body is not split.
 #[cold]
-fn no_collection(body: &[u8], error: ParseError) -> Answer {
-    match body.starts_with(b"--") {
+fn no_collection(is_multipart: bool, error: ParseError) -> Answer {
+    match is_multipart {
         true => Answer::BadRequest(
             "the body is a multipart form, not JSON; send {\"data\":[...]} as a string or Blob"
                 .into(),
@@ -568,7 +439,7 @@ enum Tried {
 }
 
 /// A body that must wait for room.
-struct NoRoom {
+pub(super) struct NoRoom {
     need: Need,
     body: ChargedBytes,
     facts: RequestFacts,
@@ -638,15 +509,11 @@ impl Intake {
     ) -> Admitted {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
-        let Stamp { unix_nanos, seq: first } = self.stamp(spans.len(), &facts);
+        let first = self.stamp(spans.len(), &facts);
+        let (values, outcomes) = (facts.values, request_outcome.clone());
+        let common = InCommon { values, first, record: None, request_outcome: outcomes };
         // The permit replaces the charge for the body's memory.
-        let payloads = Payload::split(body.into_bytes(), permit, spans, facts.values);
-        self.admission.push(payloads.enumerate().map(|(at, payload)| Job {
-            payload,
-            stamp: Stamp { unix_nanos, seq: first + at as u64 },
-            record: None,
-            request_outcome: request_outcome.clone(),
-        }));
+        self.admission.push(Run::new(body.into_bytes(), permit, spans, common));
         self.cells.payloads_accepted.add(spans.len() as u64);
         self.cells.bytes_accepted.add(bytes);
         if let Some(counted) = counted {
@@ -679,18 +546,5 @@ impl Intake {
             None => self.stamps.take(payloads),
             Some(unix_nanos) => self.stamps.take_at(payloads, unix_nanos),
         }
-    }
-}
-
-/// Waits up to `ACK_TIMEOUT` for what `ack` promises.
-async fn wait(intake: &Intake, admitted: Admitted, ack: Ack) -> Answer {
-    let Admitted { count, awaited } = admitted;
-    let limit = intake.config.ack_timeout;
-    match awaited {
-        Awaited::Nothing => Answer::Accepted { count, ack },
-        Awaited::Store(outcome) => {
-            ack::wait_until_stored(&outcome, limit, &intake.stop, intake.cells).await
-        }
-        Awaited::Disk(ticket) => ack::wait_until_spooled(&ticket, count, limit, &intake.stop).await,
     }
 }

@@ -18,6 +18,7 @@ use super::parse::{
     BodyForm, Envelope, MARKS_BYTES_MAX, PAYLOADS_KEPT_MAX, Parse, ParseError, SEGMENT_BYTES,
     Scratch,
 };
+use crate::budget::Padded;
 use crate::deadline::strictly_within;
 use crate::metrics::{Cell64, CoreCells};
 use crate::queue::job::Span;
@@ -91,7 +92,7 @@ impl BodySplitter {
     /// What is wrong with the body; more payloads than the queue can hold are wrong as well.
     pub async fn split_large<'body, 'a>(
         &'a self,
-        body: &'body [u8],
+        body: Padded<'body>,
         form: BodyForm,
         turn: LargeTurn<'a>,
     ) -> Result<(Envelope<'body>, LargeSpans<'a>), ParseError> {
@@ -203,17 +204,19 @@ mod tests {
             let large = rt::spawn({
                 let splitter = splitter.clone();
                 async move {
-                    let body = dense(2 << 20);
+                    let mut body = dense(2 << 20);
                     let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-                    let (_, spans) = splitter.split_large(&body, PLAIN, turn).await.unwrap();
+                    let (_, spans) =
+                        splitter.split_large(Padded::behind(&mut body), PLAIN, turn).await.unwrap();
                     spans.len()
                 }
             });
             let mut split_meanwhile = 0;
             while poll_once(splitter.large.take()).await.is_none() {
                 {
+                    let mut small = br#"{"data":[1,2]}"#.to_vec();
                     let mut scratch = splitter.scratch();
-                    let small = parse(br#"{"data":[1,2]}"#, PLAIN, &mut scratch).unwrap();
+                    let small = parse(Padded::behind(&mut small), PLAIN, &mut scratch).unwrap();
                     assert_eq!(small.payloads.len(), 2);
                 }
                 split_meanwhile += 1;
@@ -230,8 +233,10 @@ mod tests {
         rt::run_test(async {
             let (splitter, body) = (splitter(usize::MAX), dense(2 << 20));
             let split = async || {
+                let mut body = body.clone();
                 let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-                let (_, spans) = splitter.split_large(&body, PLAIN, turn).await.unwrap();
+                let body = Padded::behind(&mut body);
+                let (_, spans) = splitter.split_large(body, PLAIN, turn).await.unwrap();
                 spans.len()
             };
             let mut first = Box::pin(split());
@@ -275,19 +280,21 @@ mod tests {
         rt::run_test(async {
             // None of them is more than was reserved.
             let (splitter, lines) = (splitter(usize::MAX), "1\n".repeat(1 << 19) + "1");
+            let mut lines = lines.into_bytes();
+            let lines = Padded::behind(&mut lines);
             let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-            let (_, spans) =
-                splitter.split_large(lines.as_bytes(), BodyForm::Lines, turn).await.unwrap();
+            let (_, spans) = splitter.split_large(lines, BodyForm::Lines, turn).await.unwrap();
             assert_eq!(spans.len(), (1 << 19) + 1);
             assert_eq!(spans.spans.capacity(), spans.len());
         });
         rt::run_test(async {
-            let (splitter, body) = (splitter(1_000), dense(1 << 20));
+            let (splitter, mut body) = (splitter(1_000), dense(1 << 20));
+            let body_bytes = body.len();
             let turn = splitter.large_turn(&Cell::new(false)).await.unwrap();
-            let refused = splitter.split_large(&body, PLAIN, turn).await.err();
+            let refused = splitter.split_large(Padded::behind(&mut body), PLAIN, turn).await.err();
             assert_eq!(refused, Some(ParseError::TooManyPayloads { max: 1_000 }));
             let kept = splitter.large_spans.borrow().capacity();
-            assert!((1..=most_spans(1_000, body.len())).contains(&kept), "{kept}");
+            assert!((1..=most_spans(1_000, body_bytes)).contains(&kept), "{kept}");
         });
     }
 }

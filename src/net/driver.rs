@@ -9,7 +9,7 @@ use std::task::Poll;
 use slab::Slab;
 
 use super::ring::{self, Completion, OpResult, Ring};
-use super::socket::{ReceiveState, SendState, SocketEntry, code};
+use super::socket::{ReceiveEnd, ReceiveOp, SendState, SocketEntry, code};
 use super::{Net, file};
 use crate::rt::{self, yield_now};
 
@@ -68,7 +68,7 @@ impl Net {
     /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
     /// glommio only queues its task and runs no code of it.
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
-        let Completion { token, result } = completion;
+        let Completion { token, result, is_last } = completion;
         let result = match result {
             OpResult::Synced(synced) => {
                 return file::synced(&mut self.files.borrow_mut(), token, synced);
@@ -76,36 +76,41 @@ impl Net {
             socket_result => socket_result,
         };
         let entry = &mut sockets[token];
-        entry.in_flight -= 1;
+        entry.in_flight -= u32::from(is_last);
         let waker = match result {
-            OpResult::Received(Ok(Some(buffer))) if entry.abandoned => {
-                ring.give_back(buffer);
-                &None
-            }
-            OpResult::Received(Err(e)) if ring::is_exhausted(&e) && !entry.abandoned => {
-                entry.receive = ReceiveState::Starved;
-                self.starved.borrow_mut().push_back(token);
-                &None
-            }
             OpResult::Received(received) => {
-                entry.receive = match received {
-                    Ok(Some(buffer)) => ReceiveState::Held(buffer, 0),
-                    Ok(None) => ReceiveState::End,
-                    Err(e) => ReceiveState::Failed(code(&e)),
-                };
-                &entry.reader
+                let was_readable = entry.receive.is_readable();
+                if is_last {
+                    entry.receive.operation = ReceiveOp::Idle;
+                }
+                match received {
+                    Ok(Some(buffer)) if entry.abandoned => ring.give_back(buffer),
+                    Ok(Some(buffer)) => entry.receive.add(ring, buffer),
+                    Err(e) if ring::is_exhausted(&e) && !entry.abandoned => {
+                        entry.receive.operation = ReceiveOp::Starved;
+                        self.starved.borrow_mut().push_back(token);
+                    }
+                    Ok(None) => entry.receive.end = Some(ReceiveEnd::Closed),
+                    Err(e) => entry.receive.end = Some(ReceiveEnd::Failed(code(&e))),
+                }
+                // A reader that leaves bytes unread has been woken for the first of them.
+                if !was_readable && entry.receive.is_readable() { &entry.reader } else { &None }
             }
-            OpResult::Sent(bytes, sent) => entry.sent(ring, token, bytes, sent),
+            OpResult::Sent(bytes, sent) => {
+                entry.sent(ring, token, bytes, sent);
+                &None
+            }
             OpResult::Accepted(accepted) => {
                 entry.accepted = Some(accepted);
                 &entry.reader
             }
             OpResult::Connected(connected) => {
                 entry.send = match connected {
-                    Ok(()) => SendState::Idle(Vec::new()),
+                    Ok(()) => SendState::Idle,
                     Err(e) => SendState::Failed(code(&e)),
                 };
-                &entry.writer
+                entry.wake_writer();
+                &None
             }
             OpResult::Synced(_) => unreachable!("handled above"),
         };
@@ -121,20 +126,18 @@ impl Net {
     /// repeats the receives that had found none.
     fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
         for (_, entry) in sockets.iter_mut() {
-            if let ReceiveState::Held(buffer, taken) = &entry.receive {
-                let moved = ReceiveState::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
-                if let ReceiveState::Held(buffer, _) = std::mem::replace(&mut entry.receive, moved)
-                {
-                    ring.give_back(buffer);
-                }
-            }
+            entry.receive.copy_unread(ring);
         }
         for token in self.starved.take() {
             // By now the token may belong to another socket.
             if let Some(entry) = sockets.get_mut(token)
-                && matches!(entry.receive, ReceiveState::Starved)
+                && entry.receive.operation == ReceiveOp::Starved
             {
-                entry.begin_receive(ring, token);
+                entry.receive.operation = ReceiveOp::Idle;
+                // What is unread is read first.
+                if !entry.receive.is_readable() {
+                    entry.begin_receive(ring, token);
+                }
             }
         }
     }
@@ -205,6 +208,10 @@ async fn nap(net: &Net) -> bool {
     rt::end_turn();
     let completed = net.turn_with(|ring| ring.nap(limit), WOKEN_MAX);
     rt::next_turn();
+    if completed {
+        // What these tasks write is submitted in the next turn.
+        yield_now().await;
+    }
     completed
 }
 

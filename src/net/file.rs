@@ -69,7 +69,11 @@ impl File {
             let entry = &mut files[self.token];
             assert!(!entry.is_busy(), "one write at a time");
             entry.state = WriteState::InFlight;
-            self.net.ring.borrow_mut().write_synced(entry.fd.as_fd(), self.token, bytes, at);
+            let mut ring = self.net.ring.borrow_mut();
+            ring.write_synced(entry.fd.as_fd(), self.token, bytes, at);
+            // In one submission with the sends of this turn it would reach the disk after all of
+            // them, measured 0.25 ms later: the kernel collects what one submission has for a disk.
+            ring.submit();
         }
         self.net.pushed();
         poll_fn(|cx| {

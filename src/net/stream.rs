@@ -13,7 +13,7 @@ use socket2::SockRef;
 use super::acknowledged::{Acknowledged, tcp_info};
 use super::ring::Outgoing;
 use super::shared::Share;
-use super::socket::{ReceiveState, SendState};
+use super::socket::{ReceiveOp, SendState};
 use super::{Net, SEND_BYTES_MAX};
 use crate::sync::keep_waker;
 
@@ -42,62 +42,47 @@ impl Stream {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
         let mut ring = self.net.ring.borrow_mut();
-        let (n, empty) = match &mut entry.receive {
-            ReceiveState::Held(buffer, taken) => {
-                let n = take(&ring.bytes(buffer)[*taken..]);
-                *taken += n;
-                (n, *taken == buffer.len())
-            }
-            ReceiveState::Copied(bytes, taken) => {
-                let n = take(&bytes[*taken..]);
-                *taken += n;
-                (n, *taken == bytes.len())
-            }
-            ReceiveState::End => return Poll::Ready(Ok(0)),
-            ReceiveState::Failed(code) => {
-                return Poll::Ready(Err(io::Error::from_raw_os_error(*code)));
-            }
-            ReceiveState::Idle => {
-                entry.begin_receive(&mut ring, self.token);
-                keep_waker(&mut entry.reader, cx);
-                drop((ring, sockets));
-                self.net.pushed();
-                return Poll::Pending;
-            }
-            ReceiveState::InFlight | ReceiveState::Starved => {
-                keep_waker(&mut entry.reader, cx);
-                return Poll::Pending;
-            }
-        };
-        if empty
-            && let ReceiveState::Held(buffer, _) =
-                std::mem::replace(&mut entry.receive, ReceiveState::Idle)
-        {
-            ring.give_back(buffer);
+        if let Some(read) = entry.receive.read(&mut ring, take) {
+            return Poll::Ready(read);
         }
-        Poll::Ready(Ok(n))
+        keep_waker(&mut entry.reader, cx);
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut ring, self.token);
+            drop((ring, sockets));
+            self.net.pushed();
+        }
+        Poll::Pending
     }
 
     /// Waits until a read would not wait: for bytes, the peer's end or an error.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        match entry.receive {
-            ReceiveState::Held(..)
-            | ReceiveState::Copied(..)
-            | ReceiveState::End
-            | ReceiveState::Failed(_) => {
-                return Poll::Ready(());
-            }
-            ReceiveState::InFlight | ReceiveState::Starved => keep_waker(&mut entry.reader, cx),
-            ReceiveState::Idle => {
-                keep_waker(&mut entry.reader, cx);
-                entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
-                drop(sockets);
-                self.net.pushed();
-            }
+        if entry.receive.is_readable() {
+            return Poll::Ready(());
+        }
+        keep_waker(&mut entry.reader, cx);
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
+            drop(sockets);
+            self.net.pushed();
         }
         Poll::Pending
+    }
+
+    /// Receives ahead of a reader. True if nothing has arrived yet: neither bytes nor the peer's end.
+    pub fn is_silent(&self) -> bool {
+        let mut sockets = self.net.sockets.borrow_mut();
+        let entry = &mut sockets[self.token];
+        if entry.receive.is_readable() {
+            return false;
+        }
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
+            drop(sockets);
+            self.net.pushed();
+        }
+        true
     }
 
     /// Bytes that have arrived and are unread, here and in the kernel. The peer's end and an error
@@ -105,13 +90,8 @@ impl Stream {
     pub fn arrived(&self) -> usize {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
-        let here = match &entry.receive {
-            ReceiveState::Held(buffer, taken) => buffer.len() - taken,
-            ReceiveState::Copied(bytes, taken) => bytes.len() - taken,
-            ReceiveState::End | ReceiveState::Failed(_) => 1,
-            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => 0,
-        };
-        here + rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize)
+        let in_kernel = rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize);
+        entry.receive.arrived() + in_kernel
     }
 
     /// Copies up to [`SEND_BYTES_MAX`] of `bytes` and sends them. Waits while an earlier send is in
@@ -119,20 +99,25 @@ impl Stream {
     pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        let SendState::Idle(room) = &mut entry.send else {
+        if !matches!(entry.send, SendState::Idle) {
             return entry.poll_sent(cx).map_ok(|()| 0);
-        };
+        }
         let taken = bytes.len().min(SEND_BYTES_MAX);
         if taken == 0 {
             return Poll::Ready(Ok(0));
         }
-        let mut outgoing = std::mem::take(room);
+        let mut ring = self.net.ring.borrow_mut();
+        let mut outgoing = ring.spare.take();
         outgoing.extend_from_slice(&bytes[..taken]);
-        let outgoing = Outgoing::Buffer(outgoing);
-        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, 0);
-        drop(sockets);
+        entry.begin_send(&mut ring, self.token, Outgoing::Buffer(outgoing), 0);
+        drop((ring, sockets));
         self.net.pushed();
         Poll::Ready(Ok(taken))
+    }
+
+    /// An empty buffer for a small message, which [`Stream::send_whole`] sends.
+    pub fn send_buffer(&self) -> Vec<u8> {
+        self.net.ring.borrow_mut().spare.take()
     }
 
     /// Sends all of `bytes` without copying them and leaves an empty buffer in their place. False
@@ -140,11 +125,25 @@ impl Stream {
     pub fn send_whole(&self, bytes: &mut Vec<u8>) -> bool {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        let SendState::Idle(room) = &mut entry.send else { return false };
-        if bytes.is_empty() {
+        if !matches!(entry.send, SendState::Idle) || bytes.is_empty() {
             return false;
         }
-        let outgoing = Outgoing::Buffer(std::mem::replace(bytes, std::mem::take(room)));
+        let outgoing = Outgoing::Buffer(std::mem::take(bytes));
+        entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, 0);
+        drop(sockets);
+        self.net.pushed();
+        true
+    }
+
+    /// Sends all of `head` and then all of `body`, without copying either, and leaves an empty buffer
+    /// in the place of `head`. False if an earlier send is in flight or has failed.
+    pub fn send_pair(&self, head: &mut Vec<u8>, body: &impl Share) -> bool {
+        let mut sockets = self.net.sockets.borrow_mut();
+        let entry = &mut sockets[self.token];
+        if !matches!(entry.send, SendState::Idle) || head.is_empty() {
+            return false;
+        }
+        let outgoing = Outgoing::pair(std::mem::take(head), body.share());
         entry.begin_send(&mut self.net.ring.borrow_mut(), self.token, outgoing, 0);
         drop(sockets);
         self.net.pushed();
@@ -160,7 +159,7 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        if !matches!(entry.send, SendState::Idle(_)) || from == bytes.len() {
+        if !matches!(entry.send, SendState::Idle) || from == bytes.len() {
             return entry.poll_sent(cx).map_ok(|()| 0);
         }
         let outgoing = Outgoing::Shared(bytes.share());
@@ -177,14 +176,14 @@ impl Stream {
 
     /// Whether the kernel has taken everything that was sent, as far as is known.
     pub fn has_sent(&self) -> bool {
-        matches!(self.net.sockets.borrow()[self.token].send, SendState::Idle(_))
+        matches!(self.net.sockets.borrow()[self.token].send, SendState::Idle)
     }
 
     /// Nothing is buffered here, so a flush only reports a send that has failed.
     pub fn poll_flush(&self) -> Poll<io::Result<()>> {
         match self.net.sockets.borrow()[self.token].send {
             SendState::Failed(code) => Poll::Ready(Err(io::Error::from_raw_os_error(code))),
-            SendState::Idle(_) | SendState::InFlight { .. } => Poll::Ready(Ok(())),
+            SendState::Idle | SendState::InFlight { .. } => Poll::Ready(Ok(())),
         }
     }
 
@@ -214,7 +213,7 @@ impl Stream {
     pub fn is_acknowledged(&self) -> bool {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
-        matches!(entry.send, SendState::Idle(_))
+        matches!(entry.send, SendState::Idle)
             && tcp_info(entry.fd.as_fd())
                 .is_ok_and(|info| info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0)
     }

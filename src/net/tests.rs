@@ -1,9 +1,11 @@
 use super::*;
-use crate::rt::{self, sleep};
+use crate::rt::{self, sleep, yield_now};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::Instant;
 
@@ -105,6 +107,110 @@ fn a_send_without_a_copy_waits_for_the_one_before() {
         poll_fn(|cx| ours.poll_sent(cx)).await.unwrap();
         let theirs = reader.join().unwrap();
         drop(theirs);
+    });
+}
+
+#[test]
+fn a_head_and_a_body_leave_in_one_send() {
+    with_net(async |net| {
+        let (ours, mut theirs) = pair(net).await;
+        let (mut head, mut second) = (b"head".to_vec(), b"second".to_vec());
+        let body = Slice::new(SharedBytes::new(noise(4 << 20), ()), 3..(4 << 20) - 5);
+        let all = [&head, &body[..], &second, &body[..]].concat();
+        assert!(ours.send_pair(&mut head, &body));
+        assert!(head.is_empty() && !ours.send_pair(&mut second, &body), "the first is in flight");
+        assert_eq!(second, b"second");
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; all.len()];
+            theirs.read_exact(&mut got).unwrap();
+            assert!(got == all);
+            theirs
+        });
+        poll_fn(|cx| ours.poll_sent(cx)).await.unwrap();
+        assert!(ours.send_pair(&mut second, &body));
+        poll_fn(|cx| ours.poll_sent(cx)).await.unwrap();
+        drop(reader.join().unwrap());
+    });
+}
+
+#[test]
+fn a_silent_stream_receives_ahead_of_its_reader() {
+    with_net(async |net| {
+        let (ours, mut theirs) = pair(net).await;
+        assert!(ours.is_silent() && ours.is_silent());
+        theirs.write_all(b"x").unwrap();
+        while ours.is_silent() {
+            yield_now().await;
+        }
+        let take = |bytes: &[u8]| bytes.len();
+        assert_eq!(poll_fn(|cx| ours.poll_read_with(cx, take)).await.unwrap(), 1);
+        assert!(ours.is_silent());
+        drop(theirs);
+        while ours.is_silent() {
+            yield_now().await;
+        }
+        assert_eq!(poll_fn(|cx| ours.poll_read_with(cx, take)).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn only_a_send_that_is_waited_for_wakes_a_task() {
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+    with_net(async |net| {
+        let (ours, mut theirs) = pair(net).await;
+        let (mut long, mut short) = (noise(4 << 20), b"short".to_vec());
+        let length = long.len() + short.len();
+        let reader = thread::spawn(move || theirs.read_exact(&mut vec![0; length]).unwrap());
+        let sent = async || {
+            while !ours.has_sent() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let woken = Arc::new(Woken::default());
+        assert!(ours.send_whole(&mut long));
+        let waker = woken.clone().into();
+        assert!(ours.poll_sent(&mut Context::from_waker(&waker)).is_pending());
+        sent().await;
+        assert_eq!(woken.0.load(Relaxed), 1);
+        assert!(ours.send_whole(&mut short));
+        sent().await;
+        assert_eq!(woken.0.load(Relaxed), 1);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_left_of_lent_bytes_stays_before_what_arrives_meanwhile() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        // The receive stays, if the kernel can do that.
+        theirs.write_all(b"first").unwrap();
+        ours.read_exact(&mut [0; 5]).await.unwrap();
+        for round in 0..3 {
+            theirs.write_all(b"abc").unwrap();
+            poll_fn(|cx| {
+                let mut lent = match ours.poll_received(cx) {
+                    Poll::Ready(lent) => lent.unwrap().unwrap(),
+                    Poll::Pending => return Poll::Pending,
+                };
+                lent.take(1);
+                theirs.write_all(b"def").unwrap();
+                // Long enough for loopback.
+                thread::sleep(Duration::from_millis(20));
+                net.turn_now();
+                Poll::Ready(())
+            })
+            .await;
+            let mut rest = [0; 5];
+            ours.read_exact(&mut rest).await.unwrap();
+            assert_eq!(&rest, b"bcdef", "{round}");
+        }
     });
 }
 

@@ -2,16 +2,16 @@
 //!
 //! Bytes are charged once per request: the retained allocation plus a fixed cost per payload. While
 //! a body is read they belong to the budget of bodies ([`Budget`](crate::budget::Budget)). At
-//! admission they become a [`Permit`], which the jobs share and which ends with the last of them.
-//! Slots are positions in the queue. A pop releases one, unless more objects than there are workers
-//! wait for a retry ([`Admission::hold`]).
+//! admission they become a [`Permit`], which the payloads share and which ends with the last of
+//! them. Slots are positions in the queue, one for each payload. Taking a payload releases one,
+//! unless more objects than there are workers wait for a retry ([`Admission::hold`]).
 //!
 //! A request that finds no room waits, first come, first served, if it will find room in time; if
 //! not, it is refused at once ([`pace`](super::pace)). Nobody overtakes the head of the waitlist, so
 //! small requests do not starve a large one. All requests that fit are woken together, in their
 //! order. If each woke the next one, a full waitlist would let one request through per round of the
 //! executor, however much room there is. There is no await between taking the permit and pushing
-//! the jobs.
+//! the run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use crate::deadline::strictly_within;
 use crate::metrics::CoreCells;
-use crate::queue::fifo::Fifo;
-use crate::queue::job::{JOB_COST_BYTES, Job};
+use crate::queue::job::JOB_COST_BYTES;
+use crate::queue::job_queue::JobQueue;
 use crate::queue::pace::{Pace, QueueRoom, Verdict};
+use crate::queue::run::Run;
 use crate::rt;
 
 /// The room that one request needs.
@@ -37,7 +38,7 @@ pub struct Need {
 const NOTHING: Need = Need { slots: 0, bytes: 0 };
 
 impl Need {
-    /// The need of `payloads` jobs on a body whose allocation holds `retained` bytes.
+    /// The need of `payloads` payloads of a body whose allocation holds `retained` bytes.
     pub fn of(payloads: usize, retained: usize) -> Need {
         Need { slots: payloads, bytes: retained + payloads * JOB_COST_BYTES }
     }
@@ -63,7 +64,7 @@ pub enum Refusal {
 
 /// The admission to one core's queue.
 pub struct Admission {
-    queue: Rc<Fifo<Job>>,
+    queue: Rc<JobQueue>,
     bytes_max: usize,
     bytes_used: Cell<usize>,
     waitlist: RefCell<Waitlist>,
@@ -165,7 +166,7 @@ struct WaitingRequest {
 }
 
 impl Admission {
-    pub fn new(queue: Rc<Fifo<Job>>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
+    pub fn new(queue: Rc<JobQueue>, bytes_max: usize, cells: &'static CoreCells) -> Rc<Admission> {
         let max = Need { slots: queue.capacity(), bytes: bytes_max };
         cells.queue_depth_max.set(max.slots as u64);
         cells.queue_bytes_max.set(max.bytes as u64);
@@ -210,19 +211,17 @@ impl Admission {
             .await
     }
 
-    /// Queues admitted jobs, whose payloads hold the permit. There must be no await between taking
-    /// the permit and this call.
-    pub fn push(&self, jobs: impl ExactSizeIterator<Item = Job>) {
-        for job in jobs {
-            let pushed = self.queue.push(job);
-            assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
-        }
+    /// Queues admitted payloads, which hold the permit. There must be no await between taking the
+    /// permit and this call.
+    pub fn push(&self, run: Run) {
+        let pushed = self.queue.push(run);
+        assert!(pushed.is_ok(), "admission checked the slots and nothing ran since");
         let taken = self.queue.len() + self.queue.reserved();
         self.cells.queue_depth.set(taken as u64);
     }
 
     /// The queue that this admits to.
-    pub fn queue(&self) -> &Fifo<Job> {
+    pub fn queue(&self) -> &JobQueue {
         &self.queue
     }
 
@@ -307,20 +306,20 @@ impl Admission {
         }
     }
 
-    /// A worker has popped a job. That frees its slot, unless jobs that wait for a retry hold slots
-    /// ([`Admission::hold`], which the caller calls first).
-    pub fn popped(&self) {
+    /// `payloads` were taken out of the queue. That frees their slots, unless objects that wait for a
+    /// retry hold slots ([`Admission::hold`], which the caller calls first).
+    pub fn taken(&self, payloads: usize) {
         let held = self.queue.reserved();
         self.cells.queue_depth.set((self.queue.len() + held) as u64);
         if held > 0 {
             // The slots that are held say when one becomes free: `hold` counts it then.
             return;
         }
-        self.pace.borrow_mut().slots.freed(1, self.queue.len());
-        self.freed(Need { slots: 1, bytes: 0 });
+        self.pace.borrow_mut().slots.freed(payloads, self.queue.len());
+        self.freed(Need { slots: payloads, bytes: 0 });
     }
 
-    /// Sets how many popped jobs hold their slots because they wait for a retry.
+    /// Sets how many payloads that were taken hold their slots because they wait for a retry.
     pub fn hold(&self, slots: usize) {
         let freed = self.queue.reserved().saturating_sub(slots);
         self.queue.reserve(slots);
@@ -455,7 +454,7 @@ impl Drop for WaitlistGuard {
     }
 }
 
-/// The bytes of one admitted request; released when its last job is complete.
+/// The bytes of one admitted request; released when its last payload is complete.
 pub struct Permit {
     admission: Rc<Admission>,
     bytes: usize,
@@ -475,7 +474,8 @@ impl Drop for Permit {
 mod tests {
     use super::*;
     use crate::key::RequestValues;
-    use crate::queue::job::{Payload, Span, Stamp};
+    use crate::queue::job::{Span, Stamp};
+    use crate::queue::run::InCommon;
     use futures_lite::future::{block_on, poll_once};
 
     fn run(test: impl Future<Output = ()>) {
@@ -484,9 +484,9 @@ mod tests {
 
     const NO_WAIT: Duration = Duration::ZERO;
 
-    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<Fifo<Job>>, &'static CoreCells) {
+    fn gate(slots: usize, bytes: usize) -> (Rc<Admission>, Rc<JobQueue>, &'static CoreCells) {
         let cells = &crate::metrics::cells(1)[0];
-        let queue = Rc::new(Fifo::new(slots));
+        let queue = Rc::new(JobQueue::new(slots));
         (Admission::new(queue.clone(), bytes, cells), queue, cells)
     }
 
@@ -496,9 +496,8 @@ mod tests {
 
     fn push(admission: &Admission, permit: Permit, count: usize) {
         let spans = vec![Span { start: 0, end: 1 }; count];
-        let payloads = Payload::split(b"1".to_vec(), permit, &spans, RequestValues::default());
-        let stamp = Stamp { unix_nanos: 0, seq: 0 };
-        admission.push(payloads.map(|payload| Job::queued(payload, stamp)));
+        let common = InCommon::of(Stamp { unix_nanos: 0, seq: 0 }, RequestValues::default());
+        admission.push(Run::new(b"1".to_vec(), permit, spans, common));
     }
 
     #[test]
@@ -512,12 +511,12 @@ mod tests {
             assert_eq!(full, Some(Refusal::Full { retry_after_s: 1 }));
         }
         assert_eq!(cells.queue_bytes.value(), 60, "a refusal holds nothing");
-        let first = block_on(queue.pop(0)).unwrap();
-        admission.popped();
+        let first = queue.take().unwrap();
+        admission.taken(1);
         drop(first);
         assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (1, 60));
-        drop(block_on(queue.pop(0)).unwrap());
-        admission.popped();
+        drop(queue.take().unwrap());
+        admission.taken(1);
         assert_eq!((cells.queue_depth.value(), cells.queue_bytes.value()), (0, 0));
     }
 
@@ -545,7 +544,7 @@ mod tests {
             assert!(poll_once(&mut small).await.is_none(), "it fits, but came later");
             assert_eq!(cells.room_waiters.value(), 2);
             queue.take();
-            admission.popped();
+            admission.taken(1);
             let permit = large.await.unwrap();
             push(&admission, permit, 2);
             assert!(poll_once(&mut small).await.is_none());
@@ -571,7 +570,7 @@ mod tests {
             assert!(poll_once(&mut reader).await.is_none());
             let free_one = || {
                 drop(queue.take().unwrap());
-                admission.popped();
+                admission.taken(1);
             };
             let mut taken = 0;
             for freed in 1..=3 {
@@ -611,7 +610,7 @@ mod tests {
             assert!(poll_once(&mut reader).await.is_none());
             while let Some(job) = queue.take() {
                 drop(job);
-                admission.popped();
+                admission.taken(1);
             }
             assert!(poll_once(&mut reader).await.expect("all is free").is_some());
             let mut reader = Box::pin(admission.admit_reader(need(3, 100)));
@@ -649,7 +648,7 @@ mod tests {
             assert_eq!(cells.room_waiters.value(), 4);
             for _ in 0..10 {
                 queue.take();
-                admission.popped();
+                admission.taken(1);
             }
             // There is room for three of them, and one round of the executor lets all three in.
             futures_lite::future::yield_now().await;
@@ -657,7 +656,7 @@ mod tests {
             assert_eq!(cells.room_waiters.value(), 1);
             for _ in 0..9 {
                 queue.take();
-                admission.popped();
+                admission.taken(1);
             }
             for wait in waits {
                 wait.await;
@@ -677,7 +676,7 @@ mod tests {
             assert!(poll_once(&mut waiting).await.is_none());
             let retried = queue.take().unwrap();
             admission.hold(1);
-            admission.popped();
+            admission.taken(1);
             assert_eq!((queue.free(), cells.queue_depth.value()), (0, 2), "one queued, one held");
             assert!(poll_once(&mut waiting).await.is_none(), "a pop frees no held slot");
             admission.hold(2);

@@ -1,5 +1,5 @@
-//! What the queue holds: one payload as a slice of its request's body, and the stamp that makes its
-//! key.
+//! One payload as a slice of its request's body, and the stamp that makes its key. The queue holds
+//! those of a request together, as a [`Run`](super::run::Run).
 //!
 //! A slice keeps the whole body alive, so the body carries the permit that was charged for it. When
 //! the last slice is dropped, the bytes return to the core's budget. Nothing here crosses cores.
@@ -15,12 +15,14 @@ use crate::net::{Share, SharedBytes, Slice};
 use crate::queue::admission::Permit;
 use crate::queue::event_times::UnreadableTimes;
 use crate::queue::outcome::{Outcome, RequestOutcome};
+use crate::queue::run::{InCommon, Run, Spans};
 use crate::rt;
 use crate::spool::SpooledRequest;
 
-/// Fixed charge per payload on top of its body's bytes: one queue slot. A `Payload` is 16 bytes,
-/// its `Stamp` 16, the pointers to its `Record` and `RequestOutcome` 8 each, rounded up to the
-/// cache line that it dirties. Without it a body of a million `0,` would cost nothing but its text.
+/// Fixed charge per payload on top of its body's bytes. In the queue a payload is a [`Span`] of 8
+/// bytes, and its request takes up to 160 (see [`SLOT_BYTES`](super::run::SLOT_BYTES)). As a `Job` of
+/// its own, such as one that waits for a retry, it takes 48. Without this charge a body of a million
+/// `0,` would cost nothing but its text.
 pub const JOB_COST_BYTES: usize = 64;
 
 /// One payload on its way to the store.
@@ -54,12 +56,12 @@ impl Job {
     /// spooled payload whose dead letter failed stays in the spool.
     pub fn complete(&self, outcome: Outcome) {
         if let Some(request_outcome) = &self.request_outcome {
-            request_outcome.add(outcome);
+            request_outcome.add(outcome, 1);
         }
         if let Some(record) = &self.record
             && outcome != Outcome::Lost
         {
-            record.complete(self.stamp, self.payload.len());
+            record.complete(self.stamp, 1, self.payload.len() as u64);
         }
     }
 }
@@ -214,6 +216,34 @@ impl Origin {
         time
     }
 
+    /// Shows `each` the payloads of `run` in order, each with its key as [`Origin::write_key`] writes
+    /// it to `key`. What default keys have before their number is written once.
+    pub fn write_keys(
+        &self,
+        run: &Run,
+        key: &mut String,
+        mut each: impl FnMut(&Payload, &str, EventTime),
+    ) {
+        let first = run.first_stamp();
+        let stamps = (first.seq..).map(|seq| Stamp { seq, ..first });
+        if self.keys.is_some() {
+            for (payload, stamp) in run.payloads().zip(stamps) {
+                let time = self.write_key(stamp, &payload, key);
+                each(&payload, key, time);
+            }
+            return;
+        }
+        key.clear();
+        self.write_before_seq(first.unix_nanos, key);
+        let (before, mut digits) = (key.len(), itoa::Buffer::new());
+        for (payload, Stamp { seq, .. }) in run.payloads().zip(stamps) {
+            key.truncate(before);
+            key.push_str(digits.format(seq));
+            key.push_str(".json");
+            each(&payload, key, EventTime::NotAsked);
+        }
+    }
+
     /// Logs that the event time of `payload` cannot be read.
     pub fn log_unreadable_time(&self, payload: &Payload) {
         if let Some(keys) = &self.keys {
@@ -222,10 +252,13 @@ impl Origin {
     }
 
     fn write_stem(&self, stamp: Stamp, text: &mut String) {
-        let mut digits = itoa::Buffer::new();
-        text.push_str(digits.format(stamp.unix_nanos));
+        self.write_before_seq(stamp.unix_nanos, text);
+        text.push_str(itoa::Buffer::new().format(stamp.seq));
+    }
+
+    fn write_before_seq(&self, unix_nanos: u64, text: &mut String) {
+        text.push_str(itoa::Buffer::new().format(unix_nanos));
         text.push_str(&self.middle);
-        text.push_str(digits.format(stamp.seq));
     }
 }
 
@@ -254,34 +287,27 @@ pub struct Payload {
 }
 
 /// What lives as long as a body.
-struct Beside {
-    /// Of the request it came in.
-    values: RequestValues,
+pub(super) struct Beside {
+    pub(super) common: InCommon,
+    pub(super) spans: Spans,
     /// Released with the last slice; `None` for bytes that no budget was charged for.
-    _permit: Option<Permit>,
+    pub(super) _permit: Option<Permit>,
 }
 
 impl Payload {
-    /// Splits an admitted body into its payloads, which share `permit` and the request's `values`.
-    pub fn split(
-        bytes: Vec<u8>,
-        permit: Permit,
-        spans: &[Span],
-        values: RequestValues,
-    ) -> impl ExactSizeIterator<Item = Payload> {
-        let body = SharedBytes::new(bytes, Beside { values, _permit: Some(permit) });
-        spans.iter().map(move |span| Payload {
-            body: body.clone(),
-            start: span.start,
-            end: span.end,
-        })
+    /// The payload at `span` of an admitted body.
+    #[inline]
+    pub(super) fn new(body: Rc<SharedBytes<Beside>>, span: Span) -> Payload {
+        Payload { body, start: span.start, end: span.end }
     }
 
     /// A payload that owns its bytes and is charged to no budget, of a request with these `values`.
     pub fn uncharged(bytes: Vec<u8>, values: RequestValues) -> Payload {
         let end = u32::try_from(bytes.len()).expect("a payload is under 4 GiB");
-        let beside = Beside { values, _permit: None };
-        Payload { body: SharedBytes::new(bytes, beside), start: 0, end }
+        let span = Span { start: 0, end };
+        let common = InCommon::of(Stamp { unix_nanos: 0, seq: 0 }, values);
+        let beside = Beside { common, spans: Spans::One(span), _permit: None };
+        Payload::new(SharedBytes::new(bytes, beside), span)
     }
 
     /// The allocation itself, for reuse; `None` while other slices of it live. Releases the permit,
@@ -292,7 +318,7 @@ impl Payload {
 
     /// What keys use of the request it came in.
     pub fn values(&self) -> &RequestValues {
-        &self.body.with().values
+        &self.body.with().common.values
     }
 }
 

@@ -47,15 +47,17 @@ impl RequestOutcome {
         Rc::new(RequestOutcome { outcomes, waker: RefCell::new(None) })
     }
 
-    /// Adds the outcome of one payload. Only the last one wakes the connection, which cannot answer
-    /// before.
-    pub fn add(&self, outcome: Outcome) {
+    /// Adds the outcome that `payloads` of them have. Only the last one wakes the connection, which
+    /// cannot answer before.
+    pub fn add(&self, outcome: Outcome, payloads: usize) {
         let mut outcomes = self.outcomes.get();
-        assert!(!outcomes.all_known(), "a payload has one outcome");
+        let Outcomes { accepted, stored, dead_lettered, lost } = outcomes;
+        let unknown = accepted - stored - dead_lettered - lost;
+        assert!(payloads <= unknown, "a payload has one outcome");
         match outcome {
-            Outcome::Stored => outcomes.stored += 1,
-            Outcome::DeadLettered => outcomes.dead_lettered += 1,
-            Outcome::Lost => outcomes.lost += 1,
+            Outcome::Stored => outcomes.stored += payloads,
+            Outcome::DeadLettered => outcomes.dead_lettered += payloads,
+            Outcome::Lost => outcomes.lost += payloads,
         }
         self.outcomes.set(outcomes);
         if outcomes.all_known()
@@ -97,11 +99,11 @@ mod tests {
             let mut wait = Box::pin(request_outcome.wait_for_all(&ended));
             for outcome in [Outcome::Lost, Outcome::Stored] {
                 assert!(poll_once(&mut wait).await.is_none());
-                request_outcome.add(outcome);
+                request_outcome.add(outcome, 1);
                 assert!(request_outcome.waker.borrow().is_some(), "not woken before the last");
             }
             assert!(poll_once(&mut wait).await.is_none());
-            request_outcome.add(Outcome::DeadLettered);
+            request_outcome.add(Outcome::DeadLettered, 1);
             assert!(request_outcome.waker.borrow().is_none(), "woken");
             wait.await;
         });
@@ -131,7 +133,7 @@ mod tests {
     #[should_panic(expected = "one outcome")]
     fn a_second_outcome_of_a_payload_is_caught() {
         let request_outcome = RequestOutcome::of(1);
-        request_outcome.add(Outcome::Stored);
-        request_outcome.add(Outcome::Lost);
+        request_outcome.add(Outcome::Stored, 1);
+        request_outcome.add(Outcome::Lost, 1);
     }
 }

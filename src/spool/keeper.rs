@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::rt;
-use crate::rt::sleep;
+use crate::rt::{sleep, slices};
 use futures_lite::FutureExt;
 
 use super::Spool;
@@ -43,12 +43,13 @@ impl Spool {
                     self.taken.leave_unused();
                 }
                 noted = rt::now();
+                self.shorten_worker_slices().await;
                 self.check_names().await;
                 if self.disk.health.is_failing() {
                     self.retry_disk().await;
                 }
             }
-            if !self.own.has_spare() && !self.disk.health.is_failing() {
+            if self.needs_spare() && !self.disk.health.is_failing() {
                 self.make_room_ahead().await;
             }
             if self.has_room() {
@@ -60,6 +61,13 @@ impl Spool {
     /// Whether there is a segment for the next group.
     fn has_room(&self) -> bool {
         self.is_filling() || self.own.has_spare()
+    }
+
+    /// Whether it is time to create a segment. Not before the current one is half full: by then the
+    /// one before it is mostly finished, and its file is reused, which needs no zeros.
+    fn needs_spare(&self) -> bool {
+        let is_early = self.own.filling().is_some_and(|segment| !segment.is_half_full());
+        !self.own.has_spare() && !is_early
     }
 
     /// Whether the current segment takes groups.
@@ -101,7 +109,16 @@ impl Spool {
         self.own.add_spare(Rc::new(segment));
         self.disk.preparer.raise();
         self.update_disk_bytes();
+        // Its sync may have started one.
+        self.shorten_worker_slices().await;
         Ok(())
+    }
+
+    /// Lets workers that were started since the last call preempt the cores, see [`slices`].
+    async fn shorten_worker_slices(&self) {
+        if let Err(error) = self.disk.run(slices::shorten_worker_slices).await {
+            tracing::debug!(%error, "could not set the scheduler slice of io-wq workers");
+        }
     }
 
     /// Creates a file of zeros and writes its first `prepared` bytes; its directory entry is

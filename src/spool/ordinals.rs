@@ -5,22 +5,58 @@ use std::ops::Range;
 
 /// A set of payload numbers, stored as ranges. There are at most as many ranges as incomplete
 /// payloads below the highest number, so few.
-#[derive(Debug, Default)]
+///
+/// Payloads are mostly completed in order, so the range that grew last is kept outside the tree,
+/// where the next number costs two comparisons.
+#[derive(Debug)]
 pub(super) struct OrdinalSet {
-    /// Start to end; no range is empty or touches another.
+    /// Start to end of all ranges but `growing`; no range is empty or touches another.
     ranges: BTreeMap<u32, u32>,
+    /// The range that grew last; empty if it is in `ranges`.
+    growing: Range<u32>,
+    /// Where the first range of `ranges` after `growing` starts.
+    next: u32,
     pub(super) count: u64,
+}
+
+impl Default for OrdinalSet {
+    fn default() -> OrdinalSet {
+        OrdinalSet { ranges: BTreeMap::new(), growing: 0..0, next: u32::MAX, count: 0 }
+    }
 }
 
 impl OrdinalSet {
     /// Adds numbers that are not in the set.
+    #[inline]
     pub(super) fn insert(&mut self, range: Range<u32>) {
         debug_assert!(!self.contains(range.start), "completed twice");
         self.count += u64::from(range.end - range.start);
+        if range.start == self.growing.end && range.end < self.next {
+            self.growing.end = range.end;
+        } else {
+            self.insert_apart(range);
+        }
+    }
+
+    /// Adds a range that does not only lengthen `growing`, and makes it the one that grows.
+    fn insert_apart(&mut self, range: Range<u32>) {
+        self.settle();
         let end = self.ranges.remove(&range.end).unwrap_or(range.end);
-        match self.ranges.range_mut(..range.start).next_back() {
-            Some((_, before)) if *before == range.start => *before = end,
-            _ => drop(self.ranges.insert(range.start, end)),
+        let before = self.ranges.range(..range.start).next_back();
+        let start = match before {
+            Some((start, before)) if *before == range.start => *start,
+            _ => range.start,
+        };
+        self.ranges.remove(&start);
+        self.next = self.ranges.range(end..).next().map_or(u32::MAX, |(start, _)| *start);
+        self.growing = start..end;
+    }
+
+    /// Moves `growing` to the other ranges.
+    fn settle(&mut self) {
+        let Range { start, end } = std::mem::take(&mut self.growing);
+        if start < end {
+            self.ranges.insert(start, end);
         }
     }
 
@@ -31,12 +67,10 @@ impl OrdinalSet {
         // Gap by gap, not number by number: a corrupt segment may miss a million, and this runs on
         // a core.
         while at < range.end {
-            at = match self.ranges.range(..=at).next_back() {
-                Some((_, end)) if at < *end => *end,
-                _ => {
-                    let next =
-                        self.ranges.range(at..).next().map_or(range.end, |(start, _)| *start);
-                    let end = next.min(range.end);
+            at = match self.range_around(at) {
+                Some(present) => present.end,
+                None => {
+                    let end = self.start_after(at).min(range.end);
                     self.insert(at..end);
                     end
                 }
@@ -45,12 +79,33 @@ impl OrdinalSet {
         self.count - before
     }
 
-    pub(super) fn contains(&self, number: u32) -> bool {
-        self.ranges.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
+    /// The range that contains `number`.
+    fn range_around(&self, number: u32) -> Option<Range<u32>> {
+        if self.growing.contains(&number) {
+            return Some(self.growing.clone());
+        }
+        let (start, end) = self.ranges.range(..=number).next_back()?;
+        (number < *end).then_some(*start..*end)
     }
 
+    /// The start of the first range after `number`, which is in none.
+    fn start_after(&self, number: u32) -> u32 {
+        let next = self.ranges.range(number..).next().map_or(u32::MAX, |(start, _)| *start);
+        let growing =
+            (!self.growing.is_empty() && self.growing.start > number).then_some(self.growing.start);
+        growing.map_or(next, |growing| growing.min(next))
+    }
+
+    pub(super) fn contains(&self, number: u32) -> bool {
+        self.range_around(number).is_some()
+    }
+
+    /// In ascending order.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u32>> {
-        self.ranges.iter().map(|(start, end)| *start..*end)
+        let of = |(start, end): (&u32, &u32)| *start..*end;
+        let growing = (!self.growing.is_empty()).then(|| self.growing.clone());
+        let before = self.ranges.range(..self.growing.start).map(of);
+        before.chain(growing).chain(self.ranges.range(self.growing.start..).map(of))
     }
 }
 

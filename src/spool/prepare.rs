@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::rt;
 use crate::rt::sleep;
@@ -34,6 +35,14 @@ pub(super) const FIRST_BYTES: u64 = if cfg!(test) { DATA_START } else { ZEROS_BY
 const STEP_BYTES: u64 = if cfg!(test) { 8 << 10 } else { 1 << 20 };
 /// Bytes per write; the executor runs other tasks between two of them.
 const ZEROS_BYTES: u64 = 256 << 10;
+/// While groups are written to another segment, a pause of this many times a step's time follows
+/// it: a group that finds zeros in front of it at the disk takes several times as long.
+const PAUSE_TIMES: u32 = 4;
+/// Longest pause, for a disk that hangs now and then.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// There is no pause while the writer has less in front of it than this part of what is to be
+/// prepared of the next segment.
+const LEAD_SHARE: u64 = 4;
 
 /// How far a segment is prepared.
 pub(super) struct Zeros {
@@ -131,7 +140,13 @@ impl Spool {
                 self.disk.preparer.wait().await;
                 continue;
             };
-            if let Err(error) = segment.prepare_step().await {
+            let began = rt::now();
+            let prepared = segment.prepare_step().await;
+            if prepared.is_ok() && self.may_pause(&segment) {
+                let pause = (PAUSE_TIMES * rt::since(began)).min(PAUSE_MAX);
+                self.disk.preparer.wait().or(sleep(pause)).await;
+            }
+            if let Err(error) = prepared {
                 // Not yet a failure: the writer finds out whether it can write there.
                 let path = segment.path().display();
                 let text = || format!("the spool cannot be prepared ahead: {path}: {error}");
@@ -141,11 +156,24 @@ impl Spool {
         }
     }
 
-    /// The task that watches the operations of the disk.
+    /// Whether the writer does not catch up during a pause after a step of `segment`.
+    fn may_pause(&self, segment: &Rc<Segment>) -> bool {
+        let Some(filling) = self.own.filling() else { return false };
+        // While zeros are written to the file that takes groups, every sync of a group also commits
+        // its metadata: the sooner that ends, the better.
+        if Rc::ptr_eq(segment, &filling) {
+            return false;
+        }
+        let unprepared = segment.bytes() - segment.zeros.prepared.get();
+        filling.bytes() - filling.generation.borrow().end >= unprepared / LEAD_SHARE
+    }
+
+    /// The task that watches the operations of the disk, and the requests that wait for it.
     pub(super) async fn watch_disk(self: Rc<Self>) {
         while !self.closed.get() {
             self.disk.watcher.wait().or(sleep(LOOK_EVERY)).await;
             self.disk.health.look(rt::now());
+            self.pending.look();
         }
     }
 }

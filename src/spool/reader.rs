@@ -30,8 +30,8 @@ use super::takeover::offers::OrphanedSegment;
 use super::writer::CommittedGroup;
 use super::{CoreDir, Spool};
 use crate::queue::admission::Need;
-use crate::queue::job::Span;
-use crate::queue::job::{Origin, Payload};
+use crate::queue::job::{Origin, Span, Stamp};
+use crate::queue::run::{InCommon, Run};
 use crate::sync::{Flag, Signal};
 
 /// Bytes per read, unless a group is longer.
@@ -437,8 +437,12 @@ impl Spool {
             handle.segment.add_unstored(bytes);
             handle.segment.count_replayed(payloads, bytes);
         }
-        let payloads = Payload::split(bytes, permit, &spans, values);
-        self.push(payloads, seqs, record.first.unix_nanos, handle);
+        let first = Stamp { seq: seqs[0], ..record.first };
+        let record = Some(handle.clone());
+        let common = InCommon { values, first, record, request_outcome: None };
+        for run in Run::with_seqs(bytes, permit, spans, &seqs, common) {
+            self.admission.push(run);
+        }
         true
     }
 }

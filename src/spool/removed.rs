@@ -97,7 +97,7 @@ impl Spool {
         for job in rest {
             // Without its record the job counts as queued, and the stop spools it again.
             if let Some(record) = job.record.take() {
-                record.complete(job.stamp, job.payload.len());
+                record.complete(job.stamp, 1, job.payload.len() as u64);
             }
         }
         for members in members {

@@ -359,13 +359,24 @@ impl Segment {
         !generation.closed && generation.end + bytes <= self.bytes
     }
 
+    /// Whether less than half of it is free.
+    pub fn is_half_full(&self) -> bool {
+        2 * self.generation.borrow().end > self.bytes
+    }
+
     /// Records a synced group that takes `bytes` and holds `payloads`.
     pub fn extend(&self, bytes: u64, payloads: Payloads) {
+        let was_half_full = self.is_half_full();
         let mut generation = self.generation.borrow_mut();
         generation.end += bytes;
         generation.groups += 1;
         generation.payloads += payloads.count;
         generation.unstored_bytes += payloads.bytes;
+        drop(generation);
+        if !was_half_full && self.is_half_full() {
+            // It may have to create the next one.
+            self.disk.keeper.raise();
+        }
     }
 
     /// Adds `bytes` of an orphaned segment's payloads, which are queued now.
@@ -471,10 +482,10 @@ impl Segment {
         self.complete_with(|done| done.fill(ordinals))
     }
 
-    /// Completes one payload of `bytes`, which is stored or dead-lettered.
-    pub fn complete(&self, ordinal: u32, bytes: u64) {
+    /// Completes payloads of `bytes` together, which are stored or dead-lettered.
+    pub fn complete(&self, ordinals: Range<u32>, bytes: u64) {
         self.sub_unstored(bytes);
-        self.complete_with(|done| done.insert(ordinal..ordinal + 1));
+        self.complete_with(|done| done.insert(ordinals));
     }
 
     /// Number of payloads that are not complete.

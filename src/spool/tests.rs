@@ -23,7 +23,8 @@ use super::*;
 use crate::budget::Budget;
 use crate::key::{RequestSource, RequestValuesWriter};
 use crate::metrics::tokens::{TokenId, TokenMetrics};
-use crate::queue::fifo::Fifo;
+use crate::queue::job::{Job, Payload};
+use crate::queue::job_queue::JobQueue;
 use crate::queue::outcome::Outcome;
 
 mod batches;
@@ -33,7 +34,7 @@ const SEGMENT_BYTES: u64 = DATA_START + 16 * 4096;
 /// A spool on a disk of its own, with a queue and no workers.
 struct Rig {
     spool: Rc<Spool>,
-    queue: Rc<Fifo<Job>>,
+    queue: Rc<JobQueue>,
     admission: Rc<Admission>,
     bodies: Rc<Budget>,
     cells: &'static CoreCells,
@@ -72,7 +73,7 @@ impl Rig {
         keys: Option<&str>,
     ) -> Rig {
         let cells = &crate::metrics::cells(1)[0];
-        let queue = Rc::new(Fifo::new(size.slots));
+        let queue = Rc::new(JobQueue::new(size.slots));
         let admission = Admission::new(queue.clone(), 1 << 20, cells);
         let setup = SpoolSetup {
             options: SpoolOptions {
@@ -132,15 +133,16 @@ impl Rig {
 
     /// The next job, without completing it.
     async fn pop(&self) -> Job {
-        let job = self.queue.pop(0).await.expect("open");
-        self.admission.popped();
+        assert!(self.queue.some(0).await, "open");
+        let job = self.queue.take().expect("there is one");
+        self.admission.taken(1);
         job
     }
 
     /// Pops all queued jobs.
     async fn hold(&self, held: &mut Vec<Job>) {
-        while let Some(Some(job)) = poll_once(self.queue.pop(0)).await {
-            self.admission.popped();
+        while let Some(job) = self.queue.take() {
+            self.admission.taken(1);
             held.push(job);
         }
     }
@@ -280,7 +282,7 @@ fn an_acknowledged_payload_is_on_disk_until_it_is_stored() {
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
         let rig = Rig::new(&home, &Arc::default(), "n", SMALL).await;
         let (_, ticket) = rig.submit(&[b"1", b"[2]"]).unwrap();
-        assert!(poll_once(rig.queue.pop(0)).await.is_none(), "not before its sync");
+        assert!(rig.queue.is_empty(), "not before its sync");
         ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
         assert_eq!((rig.queue.len(), rig.cells.spool_payloads.value()), (2, 2));
         assert_eq!(rig.cells.spool_bytes.value(), 4, "of the payloads, not of the files");

@@ -15,8 +15,8 @@ use super::keeper::NoSpare;
 use super::pending::PendingRequest;
 use super::reader::OverflowPosition;
 use super::segment::{Payloads, Segment};
-use super::{Spool, SpoolError};
-use crate::queue::job::Payload;
+use super::{Spool, SpoolError, SpooledRequest};
+use crate::queue::run::{InCommon, Run};
 
 /// A commit group that was written and synced.
 pub(super) struct CommittedGroup {
@@ -60,10 +60,10 @@ impl Spool {
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
-            let group = self.pending.next_group();
-            match self.put(&group).await {
-                Ok(place) => self.deliver(group, &place),
-                Err(error) => group.iter().for_each(|request| {
+            self.pending.begin_group();
+            match self.put_group().await {
+                Ok(place) => self.deliver(&place),
+                Err(error) => self.pending.group().drain(..).for_each(|request| {
                     self.disk.health.refused();
                     request.ticket.set(Err(error.clone()));
                 }),
@@ -71,15 +71,16 @@ impl Spool {
         }
     }
 
-    /// Writes and syncs one commit group.
-    async fn put(&self, group: &[PendingRequest]) -> Result<CommittedGroup, SpoolError> {
-        let body = group.iter().map(PendingRequest::record_bytes).sum();
-        let payloads = Payloads {
-            count: group.iter().map(|request| request.spans.len() as u32).sum(),
-            bytes: group.iter().map(|request| request.payload_bytes as u64).sum(),
-        };
+    /// Writes and syncs the commit group of requests that has begun.
+    async fn put_group(&self) -> Result<CommittedGroup, SpoolError> {
+        let (mut body, mut payloads) = (0, Payloads::default());
+        for request in &*self.pending.group() {
+            body += request.record_bytes;
+            payloads.count += request.spans.len() as u32;
+            payloads.bytes += request.payload_bytes as u64;
+        }
         let write = |mut out: &mut [u8]| {
-            for PendingRequest { first, body, spans, values, .. } in group {
+            for PendingRequest { first, body, spans, values, .. } in &*self.pending.group() {
                 let payloads = format::slices(body.as_slice(), spans);
                 let written = format::write_record(out, *first, values, payloads);
                 out = &mut out[written..];
@@ -167,7 +168,7 @@ impl Spool {
             })?;
         }
         let segment = self.own.begin_spare().expect("made just now");
-        // The keeper creates the next spare while this segment is being filled.
+        // The keeper finishes the segment before it.
         self.disk.keeper.raise();
         Ok(segment)
     }
@@ -181,11 +182,12 @@ impl Spool {
 
     /// Queues the payloads of a synced group while the queue has room, and leaves the rest to the
     /// reader.
-    fn deliver(&self, group: Vec<PendingRequest>, place: &CommittedGroup) {
+    fn deliver(&self, place: &CommittedGroup) {
         let mut ordinal = place.first_ordinal;
-        for request in group {
-            let PendingRequest { first, body, need, spans, payload_bytes, values, counted, ticket } =
-                request;
+        let mut record = None;
+        let (mut payloads, mut bytes) = (0, 0);
+        for request in self.pending.group().drain(..) {
+            let PendingRequest { first, need, spans, payload_bytes, counted, ticket, .. } = request;
             let count = spans.len() as u32;
             // While the reader is behind, later payloads wait on disk too, which keeps the order.
             let permit = match self.overflow.is_behind() {
@@ -194,10 +196,11 @@ impl Spool {
             };
             match permit {
                 Some(permit) => {
-                    let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
-                    let record = self.record(dir, segment, ordinal, first.seq, None);
-                    let payloads = Payload::split(body.into_bytes(), permit, &spans, values);
-                    self.push(payloads, first.seq.., first.unix_nanos, &record);
+                    let record = self.record_of(&mut record, place, ordinal, first.seq).clone();
+                    let (body, values) = (request.body.into_bytes(), request.values);
+                    let common =
+                        InCommon { values, first, record: Some(record), request_outcome: None };
+                    self.admission.push(Run::new(body, permit, spans, common));
                 }
                 None if !self.overflow.is_behind() => {
                     self.overflow.begin(OverflowPosition::new(place, ordinal));
@@ -205,13 +208,31 @@ impl Spool {
                 }
                 None => {}
             }
-            self.setup.cells.payloads_accepted.add(count.into());
-            self.setup.cells.bytes_accepted.add(payload_bytes as u64);
+            payloads += u64::from(count);
+            bytes += payload_bytes as u64;
             if let Some(counted) = counted {
                 counted.add(count.into(), payload_bytes as u64);
             }
             ticket.set(Ok(()));
             ordinal += count;
         }
+        self.setup.cells.payloads_accepted.add(payloads);
+        self.setup.cells.bytes_accepted.add(bytes);
+    }
+
+    /// The handle for a request of this group: the one before it, if the numbers of its payloads
+    /// follow, which is so unless requests that are not spooled came in between.
+    fn record_of<'a>(
+        &self,
+        before: &'a mut Option<Rc<SpooledRequest>>,
+        place: &CommittedGroup,
+        ordinal: u32,
+        seq: u64,
+    ) -> &'a Rc<SpooledRequest> {
+        if !before.as_ref().is_some_and(|before| before.is_followed_by(ordinal, seq)) {
+            let (segment, dir) = (place.segment.clone(), self.own.dir().clone());
+            *before = Some(self.record(dir, segment, ordinal, seq, None));
+        }
+        before.as_ref().expect("set above")
     }
 }

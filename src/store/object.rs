@@ -16,8 +16,8 @@ pub struct Object<'a> {
     /// How the bytes are compressed, if the object shall say so (`content-encoding`).
     pub coding: Option<Coding>,
     /// The sums that [`Store::summing`](super::Store::summing) computed while the body was
-    /// gathered, the same for every attempt. With `None` each attempt reads the whole body at once,
-    /// which for a large body would block its core.
+    /// gathered, or an earlier attempt. With `None` the attempt reads the whole body at once, which
+    /// for a large body would block its core.
     pub sums: Option<&'a Sums>,
 }
 

@@ -6,13 +6,14 @@
 //! acknowledge, so the response has one `PUT_TIMEOUT` to arrive. `PUT_TIMEOUT_MAX` bounds the whole
 //! attempt, for a peer that takes a byte now and then.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Class, PutError};
+use super::{Class, PutError, Sums};
 use crate::config::Config;
 use crate::net::Acknowledged;
+use crate::rt;
 
 /// Checks of an attempt's progress per `PUT_TIMEOUT`. An attempt that ends before the first check
 /// costs none, and one that stalls is abandoned up to one check late.
@@ -33,10 +34,20 @@ impl PutTimeouts {
     }
 }
 
-/// Where one attempt's progress can be read. The store that makes the attempt sets it as soon as it
-/// knows.
-#[derive(Default)]
-pub struct Progress(RefCell<Source>);
+/// What the store that makes an attempt tells about it: where its progress can be read, which is set
+/// as soon as it is known; the sums of the object; and when it ended.
+pub struct Progress {
+    source: RefCell<Source>,
+    began: Instant,
+    ended: Cell<Option<Instant>>,
+    sums: OnceCell<Sums>,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress::since(rt::now())
+    }
+}
 
 #[derive(Default)]
 enum Source {
@@ -52,28 +63,55 @@ enum Source {
 pub type PeerSlot = RefCell<Option<Acknowledged>>;
 
 impl Progress {
+    /// Of an attempt that began at `began`.
+    pub fn since(began: Instant) -> Progress {
+        let (source, ended, sums) = Default::default();
+        Progress { source, began, ended, sums }
+    }
+
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The attempt ends now; the time is read once.
+    pub fn end(&self) -> Instant {
+        let ended = self.ended.get().unwrap_or_else(rt::now);
+        self.ended.set(Some(ended));
+        ended
+    }
+
+    /// The object's sums, computed once per attempt, however often it is sent.
+    pub fn sums(&self, compute: impl FnOnce() -> Sums) -> &Sums {
+        self.sums.get_or_init(compute)
+    }
+
+    /// The sums, if they were computed, for the next attempt.
+    pub(super) fn into_sums(self) -> Option<Sums> {
+        self.sums.into_inner()
+    }
+
     /// The object is sent on the connection of `peer`.
     pub fn of_peer(&self, peer: Acknowledged) {
-        self.0.replace(Source::Peer(peer));
+        self.source.replace(Source::Peer(peer));
     }
 
     /// The object is sent on the connection that will be stored in the returned slot.
     pub fn of_slot(&self) -> Rc<PeerSlot> {
         let slot = Rc::<PeerSlot>::default();
-        self.0.replace(Source::Slot(slot.clone()));
+        self.source.replace(Source::Slot(slot.clone()));
         slot
     }
 
     /// The object is written by a task that adds to the returned counter.
     pub fn of_writer(&self) -> Rc<Cell<u64>> {
         let written = Rc::<Cell<u64>>::default();
-        self.0.replace(Source::Written(written.clone()));
+        self.source.replace(Source::Written(written.clone()));
         written
     }
 
     /// The attempt is abandoned: nobody waits for it any longer.
     pub(super) fn give_up(&self) {
-        match &*self.0.borrow() {
+        match &*self.source.borrow() {
             Source::Peer(peer) => peer.discard_on_close(),
             Source::Slot(slot) => slot.borrow().iter().for_each(Acknowledged::discard_on_close),
             Source::None | Source::Written(_) => {}
@@ -82,7 +120,7 @@ impl Progress {
 
     /// Two marks differ if progress was made between them.
     fn mark(&self) -> Option<(u64, u64)> {
-        match &*self.0.borrow() {
+        match &*self.source.borrow() {
             Source::None => None,
             Source::Peer(peer) => peer.read(),
             Source::Written(written) => Some((0, written.get())),

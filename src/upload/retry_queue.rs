@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::failures::Failures;
 use crate::spool::Intent;
+use crate::store::Sums;
 use crate::upload::source::Upload;
 
 /// One object on its way to the store, with its failures so far.
@@ -25,6 +26,10 @@ pub struct RetryState {
     /// The core's healthy time, and how many objects it had stored, when this one first failed.
     pub healthy_before: Duration,
     pub stored_before: u64,
+    /// Its key, as it was written for the first attempt.
+    pub key: Box<str>,
+    /// Its sums, if an attempt has computed them.
+    pub sums: Option<Sums>,
     /// For a batch whose members are in the spool: the record there that it is in doubt.
     pub intent: Option<Intent>,
 }

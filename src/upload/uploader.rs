@@ -6,11 +6,15 @@
 //! retries alternate with fresh objects that wait. An object that waits for its retry occupies no
 //! PUT. Once no more fresh objects will come, retries may use all PUTs.
 //!
-//! Idle workers wait at the queue of fresh objects. A push wakes one; this module wakes one when a
-//! retry is due or the limit has grown. A worker that was woken for a fresh object but takes a
-//! retry wakes another one, and so does a worker that ends its PUT but does not look for work at
-//! once. A worker that finds the limit reached needs no wake: a PUT in flight ends, and its worker
-//! looks again.
+//! Idle workers wait at the queue of fresh objects. A push wakes one, however many payloads it adds;
+//! this module wakes one when a retry is due or the limit has grown. A worker that takes one object
+//! wakes another one if there is more, and so does a worker that ends its PUT but does not look for
+//! work at once. A worker that finds the limit reached needs no wake: a PUT in flight ends, and its
+//! worker looks again.
+//!
+//! If the store completes at once, a worker takes what is adjacent in the queue ([`at_once`]).
+//!
+//! [`at_once`]: super::at_once
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -20,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 
+use super::at_once::AT_ONCE_MAX;
 use super::dead_letter::DeadLetterWriter;
 use super::retry_queue::PendingUpload;
 use super::source::Upload;
@@ -28,7 +33,8 @@ use crate::batch::Batches;
 use crate::config::Config;
 use crate::metrics::CoreCells;
 use crate::queue::admission::Admission;
-use crate::queue::job::{Job, Origin, Stamps};
+use crate::queue::job::{Origin, Stamps};
+use crate::queue::run::Run;
 use crate::rt::{self, sleep};
 use crate::spool::Spool;
 use crate::stop::Stop;
@@ -74,7 +80,7 @@ impl Uploader {
 
     /// Whether everything that waits to be stored is in the spool as well.
     pub fn holds_spooled_only(&self) -> bool {
-        self.admission.queue().all(Job::is_spooled)
+        self.admission.queue().all(Run::is_spooled)
             && self.uploads.holds_spooled_only()
             && self.batches.as_ref().is_none_or(|batches| batches.holds_spooled_only())
     }
@@ -86,6 +92,14 @@ pub struct InFlight<'a> {
     is_retry: bool,
 }
 
+#[cfg(test)]
+impl InFlight<'_> {
+    /// A first attempt that [`Uploads::begin`] has counted.
+    pub(super) fn of(uploader: &Uploader) -> InFlight<'_> {
+        InFlight { uploader, is_retry: false }
+    }
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.uploader.uploads.end(self.is_retry);
@@ -95,9 +109,17 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// What a worker does next.
+pub(super) enum NextUpload<'a> {
+    /// One object, counted as in flight.
+    Object(PendingUpload, InFlight<'a>),
+    /// Payloads for a store that completes at once.
+    Run(Run),
+}
+
 impl Uploader {
-    /// The next object for worker `number`, counted as in flight; `None` once no more will come.
-    pub(super) async fn next_upload(&self, number: usize) -> Option<(PendingUpload, InFlight<'_>)> {
+    /// What worker `number` uploads next; `None` once no more will come.
+    pub(super) async fn next_upload(&self, number: usize) -> Option<NextUpload<'_>> {
         let mut waited = false;
         let next = poll_fn(|cx| {
             let next = self.poll_next_upload(cx, number);
@@ -124,8 +146,9 @@ impl Uploader {
         &self,
         cx: &mut Context<'_>,
         number: usize,
-    ) -> Poll<Option<(PendingUpload, InFlight<'_>)>> {
+    ) -> Poll<Option<NextUpload<'_>>> {
         let uploads = &self.uploads;
+        self.admission.queue().look();
         if uploads.limit.borrow().has_room() {
             if !uploads.is_empty()
                 && let Some(retry) = self.take_retry()
@@ -147,11 +170,15 @@ impl Uploader {
         Poll::Pending
     }
 
-    fn take_retry(&self) -> Option<(PendingUpload, InFlight<'_>)> {
-        let fresh_waits = match &self.batches {
+    fn fresh_waits(&self) -> bool {
+        match &self.batches {
             Some(batches) => batches.has_closed(),
             None => !self.admission.queue().is_empty(),
-        };
+        }
+    }
+
+    fn take_retry(&self) -> Option<NextUpload<'_>> {
+        let fresh_waits = self.fresh_waits();
         if !self.uploads.retry_queue.borrow().has_due()
             || !self.uploads.may_retry(fresh_waits, self.is_closed())
         {
@@ -162,23 +189,38 @@ impl Uploader {
         self.uploads.cells.puts_awaiting_retry.set(retry_queue.len() as u64);
         drop(retry_queue);
         let in_flight = self.begin(true);
-        if fresh_waits {
-            // This worker may have been woken for the fresh object.
-            self.wake_worker();
-        }
-        Some((retry, in_flight))
+        // This worker may have been woken for a fresh object.
+        self.pass_on();
+        Some(NextUpload::Object(retry, in_flight))
     }
 
-    /// Takes the oldest closed batch or, without batches, the oldest payload in the queue.
-    fn take_fresh(&self) -> Option<(PendingUpload, InFlight<'_>)> {
+    /// Takes the oldest closed batch or, without batches, the oldest payload in the queue, and if
+    /// the store completes at once also those behind it.
+    fn take_fresh(&self) -> Option<NextUpload<'_>> {
         if let Some(batches) = &self.batches {
-            let batch = batches.take_closed()?;
-            return Some((PendingUpload::fresh(Upload::Batch(batch)), self.begin(false)));
+            let batch = PendingUpload::fresh(Upload::Batch(batches.take_closed()?));
+            return Some(NextUpload::Object(batch, self.begin(false)));
         }
-        let job = self.admission.queue().take()?;
+        let queue = self.admission.queue();
+        if self.store.completes_at_once() {
+            let run = queue.take_run(AT_ONCE_MAX)?;
+            self.uploads.took_fresh();
+            self.admission.taken(run.count());
+            return Some(NextUpload::Run(run));
+        }
+        let job = queue.take()?;
         let in_flight = self.begin(false);
-        self.admission.popped();
-        Some((PendingUpload::fresh(Upload::Payload(job)), in_flight))
+        self.admission.taken(1);
+        self.pass_on();
+        Some(NextUpload::Object(PendingUpload::fresh(Upload::Payload(job)), in_flight))
+    }
+
+    /// Wakes another worker if there is more that it may take: it was pushed together with what this
+    /// one has taken, and only one was woken for all.
+    fn pass_on(&self) {
+        if self.fresh_waits() && self.uploads.limit.borrow().has_room() {
+            self.wake_worker();
+        }
     }
 
     fn begin(&self, is_retry: bool) -> InFlight<'_> {

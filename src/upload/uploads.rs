@@ -144,6 +144,11 @@ impl Uploads {
         self.last_was_retry.set(is_retry);
     }
 
+    /// Fresh objects were taken that are not in flight, since they are stored at once.
+    pub(super) fn took_fresh(&self) {
+        self.last_was_retry.set(false);
+    }
+
     pub(super) fn end(&self, is_retry: bool) {
         let mut limit = self.limit.borrow_mut();
         limit.end();

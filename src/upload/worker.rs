@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 
+use super::at_once::store_at_once;
 use super::source::Upload;
-use super::uploader::Uploader;
+use super::uploader::{NextUpload, Uploader};
 use super::{Failures, InFlight, PendingUpload, RetryState};
 use crate::batch::Batch;
 use crate::config::Config;
@@ -22,7 +23,7 @@ use crate::key::EventTime;
 use crate::queue::outcome::Outcome;
 use crate::rt;
 use crate::spool::Intent;
-use crate::store::{Class, PutError, PutTimeouts};
+use crate::store::{Class, FailedPut, Object, PutTimeouts};
 
 /// Pause before the retry of a restored batch whose dead letter could not be written.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
@@ -30,7 +31,16 @@ const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(10);
 /// The task of worker `number`.
 pub async fn worker_loop(uploader: Rc<Uploader>, number: usize) {
     let mut worker = Worker::new(uploader.clone(), number);
-    while let Some((pending, in_flight)) = uploader.next_upload(number).await {
+    while let Some(next) = uploader.next_upload(number).await {
+        let (pending, in_flight) = match next {
+            NextUpload::Object(pending, in_flight) => (pending, in_flight),
+            NextUpload::Run(run) => {
+                store_at_once(&uploader, &run, &mut worker.key);
+                drop(run);
+                rt::yield_if_needed().await;
+                continue;
+            }
+        };
         // A drain may cancel this worker, and must find the object then.
         uploader.uploads.start_attempt(number, InProgress::of(&pending));
         let outcome = match &pending.upload {
@@ -140,15 +150,12 @@ impl Worker {
         intent: Option<Intent>,
     ) -> AttemptResult {
         let uploader = self.uploader.clone();
-        let time = pending.upload.write_key(&uploader.origin, &mut self.key);
-        if time == EventTime::Unreadable && pending.retry.is_none() {
-            pending.upload.note_unreadable_time(&uploader.origin, uploader.cells);
-        }
+        self.write_key(&pending);
         let stored_before = uploader.cells.objects_stored.value();
         let began = rt::now();
-        let attempt = AssertUnwindSafe(self.attempt(&pending.upload, began)).catch_unwind().await;
+        let attempt = AssertUnwindSafe(self.attempt(&pending, began)).catch_unwind().await;
         let (error, attempts) = match attempt {
-            Ok((Ok(()), now)) => {
+            Ok(Ok(now)) => {
                 let bytes = pending.upload.object(&self.key).bytes();
                 uploader.put_stored(began, now, bytes);
                 drop(in_flight);
@@ -160,8 +167,8 @@ impl Worker {
                 complete(&uploader, &pending.upload, Outcome::Stored, intent);
                 return AttemptResult::Stored;
             }
-            Ok((Err(error), now)) => {
-                let failed = FailedAttempt { error, stored_before, began, now };
+            Ok(Err(put)) => {
+                let failed = FailedAttempt { put, stored_before, began };
                 match self.failed(pending, failed, in_flight, intent) {
                     Ok(outcome) => return outcome,
                     Err(given_up) => return self.give_up(given_up).await,
@@ -176,22 +183,38 @@ impl Worker {
         self.give_up(GivenUp { upload: pending.upload, intent, error, attempts }).await
     }
 
-    /// One PUT within its timeouts, and the time when it ended.
+    /// Writes the object's key, or repeats that of the first attempt.
+    fn write_key(&mut self, pending: &PendingUpload) {
+        let uploader = &self.uploader;
+        if let Some(retry) = &pending.retry {
+            self.key.clear();
+            self.key.push_str(&retry.key);
+            return;
+        }
+        let time = pending.upload.write_key(&uploader.origin, &mut self.key);
+        if time == EventTime::Unreadable {
+            pending.upload.note_unreadable_time(&uploader.origin, uploader.cells);
+        }
+    }
+
+    /// One PUT within its timeouts; returns when it ended.
     async fn attempt(
         &mut self,
-        upload: &Upload,
+        pending: &PendingUpload,
         began: Instant,
-    ) -> (Result<(), PutError>, Instant) {
+    ) -> Result<Instant, Box<FailedPut>> {
         let uploader = &*self.uploader;
-        let object = upload.object(&self.key);
+        let object = pending.upload.object(&self.key);
+        let computed = pending.retry.as_ref().and_then(|retry| retry.sums.as_ref());
+        let object = Object { sums: object.sums.or(computed), ..object };
         let timeouts = PutTimeouts::of(&uploader.config);
         let outcome = uploader.store.put_within(&mut self.alarm, began, timeouts, &object).await;
-        let now = rt::now();
-        uploader.cells.put_latency.observe(now - began);
+        let ended = outcome.as_ref().map_or_else(|failed| failed.at, |at| *at);
+        uploader.cells.put_latency.observe(ended - began);
         if outcome.is_ok() {
-            uploader.health.succeeded(now);
+            uploader.health.succeeded(ended);
         }
-        (outcome, now)
+        outcome
     }
 
     /// Schedules the retry of an object that may be stored later.
@@ -206,7 +229,8 @@ impl Worker {
         intent: Option<Intent>,
     ) -> Result<AttemptResult, GivenUp> {
         let uploader = &self.uploader;
-        let FailedAttempt { error, stored_before, began, now } = failed;
+        let FailedAttempt { put, stored_before, began } = failed;
+        let FailedPut { error, at: now, sums } = *put;
         let PendingUpload { upload, retry } = pending;
         let healthy = uploader.health.healthy_time();
         let (attempts, healthy_before, stored_at_first) = match &retry {
@@ -235,7 +259,11 @@ impl Worker {
         }
         let stored_before = stored_at_first;
         let failures = Failures { attempts, last: error };
-        let retry = RetryState { failures, healthy_before, stored_before, intent };
+        let (key, sums) = match retry {
+            Some(retry) => (retry.key, retry.sums.or(sums)),
+            None => (self.key.as_str().into(), sums),
+        };
+        let retry = RetryState { failures, healthy_before, stored_before, key, sums, intent };
         let backoff = backoff(&uploader.config, attempts, rt::random_fraction());
         // Before `in_flight` is dropped: otherwise the payload's slot would look free in between.
         uploader.retry_after(PendingUpload { upload, retry: Some(Box::new(retry)) }, backoff);
@@ -279,11 +307,10 @@ impl Worker {
 
 /// A failed attempt.
 struct FailedAttempt {
-    error: PutError,
+    put: Box<FailedPut>,
     /// Number of objects that the core had stored when it began.
     stored_before: u64,
     began: Instant,
-    now: Instant,
 }
 
 /// An object that is not retried any more.
@@ -318,83 +345,4 @@ fn backoff(config: &Config, attempts: u32, dice: f64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::{Context, Wake, Waker};
-
-    use futures_lite::future::poll_once;
-
-    use super::*;
-    use crate::deadletter::DeadLetters;
-    use crate::queue::admission::Admission;
-    use crate::queue::fifo::Fifo;
-    use crate::queue::job::{Job, Origin, Payload, Stamp};
-    use crate::store::Store;
-    use crate::upload::{DeadLetterWriter, StoreHealth, Uploads};
-
-    /// An uploader of two workers, with one object per payload and dead letters in `dir`.
-    fn uploader(dir: &tempfile::TempDir) -> Rc<Uploader> {
-        let cells = &crate::metrics::cells(1)[0];
-        let directory = DeadLetters::open(dir.path(), 10_000).unwrap();
-        Rc::new(Uploader {
-            config: Arc::new(Config::from_settings(&[]).unwrap()),
-            cells,
-            origin: Rc::new(Origin::new("n".into(), 0)),
-            stamps: Rc::default(),
-            admission: Admission::new(Rc::new(Fifo::new(4)), 1_000, cells),
-            batches: None,
-            spool: None,
-            store: Rc::new(Store::Null),
-            health: StoreHealth::new(cells, rt::now(), 0),
-            dead_letters: DeadLetterWriter::new(directory, "null:".into(), cells),
-            uploads: Uploads::new(2, cells),
-            stop: Rc::default(),
-        })
-    }
-
-    /// A waker that notes that it was called.
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn a_waiting_worker_is_woken_before_a_dead_letter_is_written() {
-        rt::run_test(async {
-            let dir = tempfile::tempdir().unwrap();
-            let uploader = uploader(&dir);
-            let woken = Arc::new(Woken::default());
-            let waker = Waker::from(woken.clone());
-            uploader.admission.queue().wait(&Context::from_waker(&waker), 1);
-            let stamp = Stamp { unix_nanos: 1, seq: 2 };
-            let upload = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp));
-            let mut worker = Worker::new(uploader.clone(), 0);
-            let _not_asked = upload.write_key(&uploader.origin, &mut worker.key);
-            let given_up = GivenUp { upload, intent: None, error: "e".into(), attempts: 1 };
-            let mut giving_up = Box::pin(worker.give_up(given_up));
-            assert!(poll_once(&mut giving_up).await.is_none(), "the disk takes its time");
-            assert!(woken.0.load(Ordering::Relaxed));
-            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
-            giving_up.await;
-            assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
-        });
-    }
-
-    #[test]
-    fn backoff_doubles_up_to_its_cap_and_never_spins() {
-        let config =
-            Config::from_settings(&[("RETRY_BASE", "100ms"), ("RETRY_MAX", "10s")]).unwrap();
-        let longest = |attempts| backoff(&config, attempts, 1.0).as_millis();
-        assert_eq!([1, 2, 3, 7, 8].map(longest), [100, 200, 400, 6_400, 10_000]);
-        assert_eq!(longest(u32::MAX), 10_000, "many attempts do not overflow");
-        assert_eq!(backoff(&config, 3, 0.5), Duration::from_millis(200), "full jitter");
-        assert_eq!(backoff(&config, 3, 0.0), Duration::from_millis(1));
-        let hour = Config::from_settings(&[("RETRY_BASE", "1h"), ("RETRY_MAX", "1h")]).unwrap();
-        assert_eq!(backoff(&hour, u32::MAX, 1.0), Duration::from_secs(3_600));
-    }
-}
+mod tests;

@@ -30,7 +30,9 @@ mod http {
     mod early_answers;
     mod forwarded;
     mod framing;
+    mod h1spec;
     mod health;
+    mod large_bodies;
     mod limits;
     mod listeners;
     mod meta;

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use millrace::internals::budget::{BODY_PADDING, Padded};
 use millrace::internals::config::Ack;
 use millrace::internals::http::media_type::form_of;
 use millrace::internals::http::parse::{BodyForm, Scratch};
@@ -25,8 +26,9 @@ use crate::admit::Job;
 use crate::serve::Server;
 
 thread_local! {
-    /// One parser's memory per runtime thread: no await lies between taking and leaving it.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// One parser's memory per runtime thread, and a copy of a body that stays where it was read: no
+    /// await lies between taking and leaving them.
+    static SCRATCH: RefCell<(Scratch, Vec<u8>)> = RefCell::default();
     /// Its view of the tokens, which are the same for all.
     static TOKENS: OnceCell<TokenView> = const { OnceCell::new() };
 }
@@ -65,9 +67,15 @@ async fn answer(server: &Server, head: &Parts, body: Incoming) -> (Answer, bool)
     }
 }
 
-/// The whole body within `MAX_LENGTH` and the body budget. What arrived in one piece stays where
-/// hyper has read it.
-async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
+/// A body that was read.
+enum Read {
+    /// It arrived in one piece, and stays where hyper has read it.
+    Whole(Bytes),
+    Gathered(Vec<u8>),
+}
+
+/// The whole body within `MAX_LENGTH` and the body budget.
+async fn read(server: &Server, mut body: Incoming) -> Result<Read, Answer> {
     let max = server.config.max_length;
     let too_large = || {
         let text =
@@ -80,7 +88,7 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
     }
     let mut charge = server.bodies.charge();
     let mut whole = Bytes::new();
-    let mut pieces = BytesMut::new();
+    let mut pieces = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| Answer::BadRequest(format!("the body ended early: {e}")))?;
         let Ok(piece) = frame.into_data() else { continue };
@@ -97,21 +105,30 @@ async fn read(server: &Server, mut body: Incoming) -> Result<Bytes, Answer> {
             continue;
         }
         if pieces.is_empty() {
-            pieces.reserve(announced.map_or(2 * whole.len(), |length| length as usize));
+            let length = announced.map_or(2 * whole.len(), |length| length as usize);
+            pieces.reserve_exact(length + BODY_PADDING);
             pieces.extend_from_slice(&std::mem::take(&mut whole));
         }
         pieces.extend_from_slice(&piece);
     }
-    Ok(if pieces.is_empty() { whole } else { pieces.freeze() })
+    Ok(if pieces.is_empty() { Read::Whole(whole) } else { Read::Gathered(pieces) })
 }
 
 /// Splits the body and queues its payloads, all or none.
-async fn admit(server: &Server, body: Bytes, form: BodyForm) -> Answer {
-    let spans = SCRATCH.with_borrow_mut(|scratch| {
+async fn admit(server: &Server, mut body: Read, form: BodyForm) -> Answer {
+    let spans = SCRATCH.with_borrow_mut(|(scratch, copy)| {
+        let body = match &mut body {
+            Read::Whole(body) => {
+                copy.clear();
+                copy.extend_from_slice(body);
+                copy
+            }
+            Read::Gathered(body) => body,
+        };
         TOKENS.with(|view| {
             let tokens = server.tokens.as_ref();
             let view = tokens.map(|set| view.get_or_init(|| TokenView::fixed(set.clone())));
-            let found = split(&body, form, scratch)?;
+            let found = split(Padded::behind(body), form, scratch)?;
             let is_accepted = |view: &TokenView| {
                 found
                     .envelope
@@ -129,6 +146,10 @@ async fn admit(server: &Server, body: Bytes, form: BodyForm) -> Answer {
         Ok(spans) if spans.is_empty() => return Answer::Accepted { count: 0, ack: Ack::Queued },
         Ok(spans) => spans,
         Err(answer) => return answer,
+    };
+    let body = match body {
+        Read::Whole(body) => body,
+        Read::Gathered(body) => Bytes::from(body),
     };
     let room = match server.admission.admit(Need::of(spans.len(), body.len())).await {
         Ok(room) => room,

@@ -1,3 +1,5 @@
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
 use super::*;
 use crate::config::Config;
 use crate::rt::Rng;

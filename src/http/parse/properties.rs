@@ -141,7 +141,12 @@ fn check(body: &[u8], form: BodyForm) -> Result<bool, TestCaseError> {
         payloads: spans.iter().map(|span| span.range()).collect(),
     };
     let found = SCRATCH.with_borrow_mut(|scratch| {
-        parse(body, form, scratch).map(|found| found_of(found.envelope, found.payloads))
+        let mut text = body.to_vec();
+        let padded = Padded::behind(&mut text);
+        let found = parse(padded, form, scratch);
+        let found = found.map(|found| found_of(found.envelope, found.payloads));
+        assert_eq!(text, body, "it is as before");
+        found
     });
     let shown = format!("{form:?}: {}", body.escape_ascii());
     for segment_bytes in SEGMENTS {

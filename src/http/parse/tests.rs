@@ -2,6 +2,11 @@ use super::progress::DEPTH_MAX;
 use super::*;
 use crate::config::ObjectBody;
 
+/// A padded copy of a body, for as long as the test runs.
+pub(super) fn padded(body: impl AsRef<[u8]>) -> Padded<'static> {
+    Padded::behind(Box::leak(Box::new(body.as_ref().to_vec())))
+}
+
 /// What a body is unless its content type says more.
 pub(super) const PLAIN: BodyForm = BodyForm::ByFirstByte(ObjectBody::Collection);
 
@@ -11,9 +16,9 @@ pub(super) fn parse_in_segments(
     form: BodyForm,
     segment_bytes: usize,
     payloads_max: usize,
-) -> Result<(Envelope<'_>, Vec<Span>), ParseError> {
+) -> Result<(Envelope<'static>, Vec<Span>), ParseError> {
     let (mut marks, mut payloads) = (Marks::default(), Vec::new());
-    let mut parse = Parse::new(body, form, payloads_max).in_segments_of(segment_bytes);
+    let mut parse = Parse::new(padded(body), form, payloads_max).in_segments_of(segment_bytes);
     let mut steps = 0;
     loop {
         let before = reached(&parse);
@@ -33,7 +38,7 @@ fn reached(parse: &Parse<'_>) -> usize {
     match &parse.way {
         Way::Walk => parse.progress.at,
         Way::Bytewise { at, .. } => at.at(),
-        Way::Locate(_) => 0,
+        Way::Locate(..) => 0,
     }
 }
 
@@ -41,7 +46,7 @@ fn reached(parse: &Parse<'_>) -> usize {
 type Parts = (Option<String>, Option<String>, Vec<String>);
 
 fn parts(body: &[u8], scratch: &mut Scratch) -> Result<Parts, ParseError> {
-    let Collection { envelope, payloads } = parse(body, PLAIN, scratch)?;
+    let Collection { envelope, payloads } = parse(padded(body), PLAIN, scratch)?;
     let text = |span: &Span| String::from_utf8(body[span.range()].to_vec()).unwrap();
     Ok((
         envelope.version.map(Cow::into_owned),
@@ -56,7 +61,7 @@ fn payloads(body: &str) -> Vec<String> {
 
 fn refusal(body: impl AsRef<[u8]>) -> String {
     let body = body.as_ref();
-    match parse(body, PLAIN, &mut Scratch::default()) {
+    match parse(padded(body), PLAIN, &mut Scratch::default()) {
         Ok(_) => panic!("accepted: {}", body.escape_ascii()),
         Err(error) => error.to_string(),
     }
@@ -144,7 +149,7 @@ fn version_and_token_are_strings_or_absent() {
 fn plain_strings_of_the_envelope_are_not_copied() {
     let body = br#"{"version":"1.0","token":"\u0074","data":[]}"#;
     let mut scratch = Scratch::default();
-    let envelope = parse(body, PLAIN, &mut scratch).unwrap().envelope;
+    let envelope = parse(padded(body), PLAIN, &mut scratch).unwrap().envelope;
     assert!(matches!(envelope.version, Some(Cow::Borrowed("1.0"))));
     assert!(matches!(envelope.token, Some(Cow::Owned(_))));
 }
@@ -339,10 +344,13 @@ fn simd_json_blocks_do_not_show() {
 #[test]
 fn a_scratch_carries_nothing_over() {
     let mut scratch = Scratch::default();
-    assert_eq!(parse(br#"{"data":[1,2,3]}"#, PLAIN, &mut scratch).unwrap().payloads.len(), 3);
-    assert!(parse(br#"{"data":[1,2"#, PLAIN, &mut scratch).is_err());
-    assert_eq!(parse(br#"{"data":[4]}"#, PLAIN, &mut scratch).unwrap().payloads.len(), 1);
-    assert_eq!(parse(br#"{"data":[]}"#, PLAIN, &mut scratch).unwrap().payloads, []);
+    assert_eq!(
+        parse(padded(br#"{"data":[1,2,3]}"#), PLAIN, &mut scratch).unwrap().payloads.len(),
+        3
+    );
+    assert!(parse(padded(br#"{"data":[1,2"#), PLAIN, &mut scratch).is_err());
+    assert_eq!(parse(padded(br#"{"data":[4]}"#), PLAIN, &mut scratch).unwrap().payloads.len(), 1);
+    assert_eq!(parse(padded(br#"{"data":[]}"#), PLAIN, &mut scratch).unwrap().payloads, []);
 }
 
 #[test]
@@ -352,11 +360,10 @@ fn the_densest_bodies_take_the_memory_of_one_segment() {
     for body in
         [&dense, &dense[..dense.len() - 1], &"{\"x\":".repeat(1 << 18), &"[".repeat(1 << 20)]
     {
-        let payloads =
-            parse(body.as_bytes(), PLAIN, &mut scratch).map(|found| found.payloads.len());
+        let payloads = parse(padded(body), PLAIN, &mut scratch).map(|found| found.payloads.len());
         assert!(payloads.is_err() || payloads == Ok((1 << 19) + 1));
         assert!(scratch.marks.held_bytes() <= MARKS_BYTES_MAX, "{}", scratch.marks.held_bytes());
-        let _refused = parse(b"{}", PLAIN, &mut scratch);
+        let _refused = parse(padded(b"{}"), PLAIN, &mut scratch);
         assert!(scratch.payloads.capacity() <= PAYLOADS_KEPT_MAX);
     }
 }
@@ -430,7 +437,7 @@ fn a_body_of_too_many_payloads_is_refused_before_its_end() {
     assert_eq!(spans.len(), 100_000);
     // What follows is not looked at, and the spans do not grow.
     let (mut marks, mut spans) = (Marks::default(), Vec::new());
-    let mut parse = Parse::new(body.as_bytes(), PLAIN, 1_000);
+    let mut parse = Parse::new(padded(&body), PLAIN, 1_000);
     assert!(parse.step(&mut marks, &mut spans).is_some_and(|found| found.is_err()));
     assert!(spans.len() <= SEGMENT_BYTES / 2);
 }
@@ -441,7 +448,7 @@ fn a_token_or_version_that_is_too_long_is_refused() {
         let with =
             |length: usize| format!("{{\"{member}\":\"{}\",\"data\":[]}}", "x".repeat(length));
         let longest = with(ENVELOPE_STRING_BYTES_MAX - 2);
-        assert!(parse(longest.as_bytes(), PLAIN, &mut Scratch::default()).is_ok());
+        assert!(parse(padded(longest), PLAIN, &mut Scratch::default()).is_ok());
         let text = refusal(with(ENVELOPE_STRING_BYTES_MAX - 1));
         assert!(text.starts_with(&format!("\"{member}\" takes more than 65536 bytes")), "{text}");
     }
@@ -455,7 +462,7 @@ fn ordinary_bodies_are_walked_and_not_read_bytewise() {
         let payloads = vec![payload; (1 << 20) / payload.len()].join(",");
         let body = format!("{{\"token\":\"t\",\"data\":[{payloads}]}}");
         let (mut marks, mut spans) = (Marks::default(), Vec::new());
-        let mut parse = Parse::new(body.as_bytes(), PLAIN, usize::MAX);
+        let mut parse = Parse::new(padded(&body), PLAIN, usize::MAX);
         while parse.step(&mut marks, &mut spans).is_none() {
             assert!(matches!(parse.way, Way::Walk), "{payload}");
         }
@@ -466,10 +473,10 @@ fn ordinary_bodies_are_walked_and_not_read_bytewise() {
 #[test]
 fn lines_are_counted_in_steps() {
     let body = format!("{{\"data\":[{}x]}}", "1,\n".repeat(1 << 20));
-    let mut parse = Parse::new(body.as_bytes(), PLAIN, usize::MAX);
+    let mut parse = Parse::new(padded(&body), PLAIN, usize::MAX);
     let (mut marks, mut spans, mut counting) = (Marks::default(), Vec::new(), 0);
     let error = loop {
-        counting += usize::from(matches!(parse.way, Way::Locate(_)));
+        counting += usize::from(matches!(parse.way, Way::Locate(..)));
         if let Some(found) = parse.step(&mut marks, &mut spans) {
             break found.unwrap_err().to_string();
         }

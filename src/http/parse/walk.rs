@@ -4,8 +4,8 @@
 //! marks end before the body does, it leaves the progress at a token from which it can go on with
 //! the next segment. It does not say what is wrong: [`bytewise`](super::bytewise) does.
 //!
-//! Lines are no JSON text together, and their ends have no marks. The walk blanks each line end that
-//! it passes between two values, in a copy of the segment; an LF that is then left is inside a value.
+//! Lines are no JSON text together, and their ends have no marks. The walk counts those that it
+//! passes between two values; if the segment has more, one of them is inside a value.
 
 use super::EnvelopeMember;
 use super::form::BodyForm;
@@ -33,8 +33,12 @@ struct Mark {
 /// One pass along the marks of a segment. Each method consumes the marks of the thing that its name
 /// says.
 pub(super) struct Walk<'a> {
-    /// A copy of the segment.
-    text: &'a mut [u8],
+    /// The segment, perhaps with a byte before it.
+    text: &'a [u8],
+    /// Offset in `text` of the segment's first byte.
+    first: usize,
+    /// LFs between two values that the walk has passed. Counted for lines only.
+    line_feeds: usize,
     /// Ascending offsets in `text`.
     marks: std::slice::Iter<'a, u32>,
     /// Offset in the body of the first byte of `text`; −1, wrapped, if there is one more before the
@@ -57,13 +61,14 @@ enum Next {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(
-        text: &'a mut [u8],
+        text: &'a [u8],
+        first: usize,
         marks: &'a [u32],
         base: usize,
         progress: &'a mut ParseProgress,
         payloads: &'a mut Vec<Span>,
     ) -> Self {
-        Walk { text, marks: marks.iter(), base, progress, payloads }
+        Walk { text, first, line_feeds: 0, marks: marks.iter(), base, progress, payloads }
     }
 
     /// Walks to the end of the body's value. The progress must be at its start or
@@ -138,10 +143,9 @@ impl<'a> Walk<'a> {
     fn lines(mut self, is_last: bool) -> Result<(), WalkStop> {
         let stop = self.walk_lines(is_last);
         let walked = self.progress.at.wrapping_sub(self.base);
-        // Those between two values are blank by now.
-        match memchr::memchr(b'\n', &self.text[..walked]) {
-            None => stop,
-            Some(_) => Err(WalkStop::Refused),
+        match line_feeds(&self.text[self.first..walked]) == self.line_feeds {
+            true => stop,
+            false => Err(WalkStop::Refused),
         }
     }
 
@@ -149,11 +153,11 @@ impl<'a> Walk<'a> {
         let mut next = match (self.progress.nesting.depth, self.progress.expect) {
             (0, Expect::End) => {
                 let next = self.mark();
-                self.line_end(0, next)?
+                self.line_end(self.first, next)?
             }
             (0, _) => {
                 let next = self.mark();
-                self.blank(0, next);
+                self.line_feeds += self.line_feeds_between(self.first, next);
                 next
             }
             _ => {
@@ -188,30 +192,24 @@ impl<'a> Walk<'a> {
     /// Returns `next`.
     #[inline]
     fn line_end(&mut self, end: usize, next: Option<Mark>) -> Result<Option<Mark>, WalkStop> {
-        let is_ended = self.text.get(end) == Some(&b'\n') || self.has_line_feed(end, next);
-        self.blank(end, next);
+        let line_feeds = match next {
+            Some(next) if next.at == end + 1 => usize::from(self.text[end] == b'\n'),
+            _ => self.line_feeds_between(end, next),
+        };
+        self.line_feeds += line_feeds;
         match next {
-            Some(_) if !is_ended => return Err(WalkStop::Refused),
+            Some(_) if line_feeds == 0 => return Err(WalkStop::Refused),
             Some(_) => {}
-            None => self.progress.expect = if is_ended { Expect::Value } else { Expect::End },
+            None if line_feeds == 0 => self.progress.expect = Expect::End,
+            None => self.progress.expect = Expect::Value,
         }
         Ok(next)
     }
 
+    /// LFs in the white space from `from` to `next`.
     #[cold]
-    fn has_line_feed(&self, from: usize, next: Option<Mark>) -> bool {
-        let until = next.map_or(self.text.len(), |next| next.at);
-        memchr::memchr(b'\n', &self.text[from..until]).is_some()
-    }
-
-    /// Blanks the white space from `from` to `next`.
-    #[inline]
-    fn blank(&mut self, from: usize, next: Option<Mark>) {
-        match next {
-            Some(next) if next.at == from + 1 => self.text[from] = b' ',
-            Some(next) => self.text[from..next.at].fill(b' '),
-            None => self.text[from..].fill(b' '),
-        }
+    fn line_feeds_between(&self, from: usize, next: Option<Mark>) -> usize {
+        line_feeds(&self.text[from..next.map_or(self.text.len(), |next| next.at)])
     }
 
     /// The bracket that opens the collection. Returns the first key or the closing bracket.
@@ -579,6 +577,10 @@ impl<'a> Walk<'a> {
         let end = Mark { at: close.at + 1, ..close };
         self.ended(nesting, Expect::CommaOrClose, end)
     }
+}
+
+fn line_feeds(text: &[u8]) -> usize {
+    memchr::memchr_iter(b'\n', text).count()
 }
 
 fn closing(object: bool) -> u8 {

@@ -32,7 +32,7 @@ fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, OpResult)> {
     let mut all = Vec::new();
     for _ in 0..turns {
         ring.turn().unwrap();
-        while let Some(Completion { token, result }) = ring.next() {
+        while let Some(Completion { token, result, .. }) = ring.next() {
             all.push((token, result));
         }
     }
@@ -61,7 +61,7 @@ fn submissions_that_find_the_queue_full_wait_for_their_turn() {
         let pairs: Vec<_> = (0..40).map(|_| UnixStream::pair().unwrap()).collect();
         ring.refusals.extend(refusal.iter().cycle().take(50));
         for (token, (ours, _)) in pairs.iter().enumerate() {
-            ring.receive(ours.as_fd(), token);
+            ring.receive(ours.as_fd(), token, false);
         }
         assert_eq!(ring.in_flight, 40);
         assert_eq!(ring.backlog.len(), if refusal.is_some() { 36 } else { 0 }, "{refusal:?}");
@@ -77,7 +77,44 @@ fn submissions_that_find_the_queue_full_wait_for_their_turn() {
         let got = received(&mut ring, outcomes);
         let sent: Vec<_> = (0..39).map(|token| (token, vec![token as u8])).collect();
         assert_eq!(got, sent, "{refusal:?}");
-        assert!(ring.backlog.is_empty() && ring.in_flight == 0);
+        assert!(ring.backlog.is_empty() && (ring.in_flight == 0 || ring.is_multishot));
+    }
+}
+
+/// With multishot receives or, on an older kernel, without.
+#[test]
+fn a_receive_ends_with_its_limit() {
+    for is_multishot in [true, false] {
+        let mut ring = Ring::new().unwrap();
+        ring.is_multishot &= is_multishot;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let sent: Vec<u8> = (0..100_000).map(|n| (n / 100) as u8).collect();
+        theirs.write_all(&sent[..100]).unwrap();
+        let mut arrived = false;
+        ring.receive(ours.as_fd(), 0, arrived);
+        let (mut got, mut of_this_one) = (Vec::new(), 0);
+        while got.len() < sent.len() {
+            ring.turn().unwrap();
+            let Some(Completion { result, is_last, .. }) = ring.next() else { continue };
+            let OpResult::Received(Ok(Some(buffer))) = result else { panic!("not received") };
+            if got.is_empty() {
+                assert_eq!((buffer.len(), is_last), (100, !ring.is_multishot));
+                theirs.write_all(&sent[100..]).unwrap();
+            }
+            of_this_one += buffer.len();
+            assert!(of_this_one <= BUFFER_BYTES);
+            let stays = ring.is_multishot && !arrived;
+            assert_eq!(is_last, !stays || of_this_one >= RECEIVE_BYTES);
+            got.extend_from_slice(ring.bytes(&buffer));
+            let more = buffer.more();
+            ring.give_back(buffer);
+            if is_last {
+                assert_eq!(ring.in_flight, 0);
+                (arrived, of_this_one) = (more, 0);
+                ring.receive(ours.as_fd(), 0, arrived);
+            }
+        }
+        assert!(got == sent);
     }
 }
 
@@ -89,7 +126,7 @@ fn a_completion_queue_that_overflows_loses_nothing() {
     for (token, (ours, theirs)) in pairs.iter().enumerate() {
         let mut theirs = theirs;
         theirs.write_all(&[token as u8]).unwrap();
-        ring.receive(ours.as_fd(), token);
+        ring.receive(ours.as_fd(), token, false);
         ring.turn().unwrap();
     }
     let outcomes = completions(&mut ring, 100);
@@ -117,7 +154,7 @@ fn a_chain_waits_whole() {
         ring.write_synced(file.as_fd(), 5, bytes, 0);
         assert_eq!(ring.backlog.len(), 1);
         // Must not overtake.
-        ring.receive(ours.as_fd(), 6);
+        ring.receive(ours.as_fd(), 6, false);
         assert_eq!(ring.backlog.len(), 2);
         theirs.write_all(b"x").unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);

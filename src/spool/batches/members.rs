@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::CoreDir;
-use crate::queue::job::Job;
+use crate::queue::job::{Job, Stamp};
 use crate::rt;
 use crate::spool::SpooledRequest;
 use crate::spool::format::runs::{RunEncoder, Runs};
@@ -47,13 +47,28 @@ impl Members {
     /// It is in another directory.
     #[must_use]
     pub fn push(&mut self, record: &SpooledRequest, job: &Job) -> bool {
+        self.push_run(record, job.stamp, 1, job.payload.len() as u64)
+    }
+
+    /// The same of `count` payloads with consecutive stamps, the first of which is `first`, and
+    /// which have `bytes` together: all of them or none.
+    ///
+    /// # Panics
+    /// As for [`Members::push`].
+    #[must_use]
+    pub fn push_run(
+        &mut self,
+        record: &SpooledRequest,
+        first: Stamp,
+        count: u32,
+        bytes: u64,
+    ) -> bool {
         assert!(Rc::ptr_eq(&self.dir, record.core_dir()), "a batch is of one directory");
-        let ordinal = record.ordinal(job.stamp.seq);
-        let bytes = job.payload.len() as u64;
+        let ordinal = record.ordinal(first.seq);
         // A segment begins no new generation while one of its payloads is incomplete, so the id
         // stays valid.
         let id = record.segment.id();
-        if !self.runs.push(id, ordinal) {
+        if !self.runs.push_run(id, ordinal, count) {
             return false;
         }
         // From the end: members mostly arrive segment by segment.
@@ -63,7 +78,7 @@ impl Members {
                 self.segments.push(MemberSegment { id, segment: record.segment.clone(), bytes });
             }
         }
-        self.payloads += 1;
+        self.payloads += u64::from(count);
         self.payload_bytes += bytes;
         true
     }

@@ -208,9 +208,11 @@ pub fn record_bytes(count: usize, payload_bytes: usize, values: &RequestValues) 
 
 /// The kind of a request's record, and its text.
 fn written_text(values: &RequestValues) -> (u8, &str) {
+    if values.bytes() == 0 {
+        return (REQUEST, "");
+    }
     match values.version_only() {
         Some(version) => (REQUEST, version),
-        None if values.bytes() == 0 => (REQUEST, ""),
         None => (REQUEST_WITH_VALUES, values.text()),
     }
 }
@@ -235,7 +237,7 @@ pub fn write_record<'a>(
         bytes[at..at + payload.len()].copy_from_slice(payload);
         at += payload.len();
     }
-    let length = record_bytes(count, at, values);
+    let length = REQUEST_HEAD_BYTES + 4 * count + text.len() + at;
     write_start(head, kind, length);
     head[8..16].copy_from_slice(&first.unix_nanos.to_le_bytes());
     head[16..24].copy_from_slice(&first.seq.to_le_bytes());

@@ -45,19 +45,24 @@ impl RunEncoder {
     /// Adds the payload with this number. Returns false and changes nothing if it needs a new run
     /// and there is no room for one.
     pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
+        self.push_run(segment, ordinal, 1)
+    }
+
+    /// The same of `count` payloads, the first of which has this number.
+    pub fn push_run(&mut self, segment: u64, first: u32, count: u32) -> bool {
         if let Some(last) = &mut self.last
             && last.segment == segment
-            && last.end() == ordinal
-            && last.count < u32::MAX / 2
+            && last.end() == first
+            && count <= u32::MAX / 2 - last.count
         {
-            last.count += 1;
+            last.count += count;
             return true;
         }
         // Room for the last run, which is not encoded yet, and for this one.
         if self.bytes.len() + 2 * RUN_BYTES_MAX > RUNS_BYTES_MAX {
             return false;
         }
-        let next = Run { segment, first: ordinal, count: 1 };
+        let next = Run { segment, first, count };
         if let Some(last) = self.last.replace(next) {
             encode(&mut self.bytes, self.before.replace(last), last);
         }
@@ -193,6 +198,15 @@ mod tests {
         encoder.finish()
     }
 
+    /// The same, consecutive payloads together.
+    fn gathered_in_runs(payloads: &[(u64, u32)]) -> Vec<u8> {
+        let mut encoder = RunEncoder::default();
+        for run in payloads.chunk_by(|one, next| one.0 == next.0 && one.1 + 1 == next.1) {
+            assert!(encoder.push_run(run[0].0, run[0].1, run.len() as u32));
+        }
+        encoder.finish()
+    }
+
     fn single(bytes: &[u8]) -> Vec<(u64, u32)> {
         let runs = Runs::check(bytes).expect("runs");
         runs.iter().flat_map(|run| (run.first..run.end()).map(move |n| (run.segment, n))).collect()
@@ -251,6 +265,7 @@ mod tests {
                     .flat_map(|(segment, first, count)| (*first..first + count).map(|n| (*segment, n)))
                     .collect();
                 let bytes = gathered(&payloads);
+                prop_assert_eq!(&gathered_in_runs(&payloads), &bytes);
                 prop_assert_eq!(single(&bytes), payloads);
             }
         }

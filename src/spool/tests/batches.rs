@@ -243,10 +243,10 @@ fn a_power_cut_does_not_revert_a_synced_checkpoint() {
         segment.begin(1);
         segment.extend(0, Payloads { count: 1_000, bytes: 0 });
         // Enough ranges to take several sectors.
-        (0..200).for_each(|number| segment.complete(4 * number, 0));
+        (0..200).for_each(|number| segment.complete(4 * number..4 * number + 1, 0));
         assert!(segment.write_checkpoint(CheckpointMode::Synced).await.unwrap());
         for more in 1..4 {
-            (0..100).for_each(|number| segment.complete(4 * number + more, 0));
+            (0..100).map(|number| 4 * number + more).for_each(|at| segment.complete(at..at + 1, 0));
             segment.write_checkpoint(CheckpointMode::Unsynced).await.unwrap();
         }
         let events = power::stop();
@@ -274,7 +274,7 @@ fn a_checkpoint_that_does_not_fit_leaves_the_one_before() {
         let before = 1_500_000..1_500_010;
         segment.complete_run(before.clone());
         assert!(segment.write_checkpoint(CheckpointMode::Synced).await.unwrap());
-        (0..10_000).for_each(|number| segment.complete(2 * number, 0));
+        (0..10_000).for_each(|number| segment.complete(2 * number..2 * number + 1, 0));
         for how in [CheckpointMode::Unsynced, CheckpointMode::Synced, CheckpointMode::Unsynced] {
             assert!(
                 !segment.write_checkpoint(how).await.unwrap(),
@@ -691,7 +691,7 @@ fn a_dropped_intent_leaves_the_journal_usable() {
         }
         until("all is replayed", || {
             while let Some(job) = rig.queue.take() {
-                rig.admission.popped();
+                rig.admission.taken(1);
                 let number: u32 = str::from_utf8(&job.payload).unwrap().parse().unwrap();
                 assert!(number.is_multiple_of(2), "{number} was stored with a batch");
                 job.complete(Outcome::Stored);

@@ -1,8 +1,9 @@
 //! The state that both S3 clients have on one executor: credentials, the store's clock, and the
 //! rules by which refusals are classified. So a payload has the same outcome with either client.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_smithy_async::time::TimeSource;
 
@@ -16,11 +17,17 @@ use crate::rt;
 use crate::store::classify::Cause;
 use crate::store::{Class, PutError, classify};
 
+/// For how long one reading of the wall clock dates signatures, whose times are whole seconds: stores
+/// accept them for 15 minutes.
+const SECOND_KEPT: Duration = Duration::from_millis(100);
+
 /// One executor's credentials and clock for the store.
 pub(super) struct ClientState {
     pub(super) shared: Arc<S3Shared>,
     pub(super) credentials: CredentialSnapshot,
     pub(super) clock: ClockOffset,
+    /// The wall clock when it was last read for a signature.
+    wall: Cell<Option<(Instant, SystemTime)>>,
 }
 
 /// A response that reports no success.
@@ -37,7 +44,7 @@ pub(super) struct ErrorReply<'a> {
 impl ClientState {
     pub(super) fn new(shared: Arc<S3Shared>) -> ClientState {
         let (credentials, clock) = (CredentialSnapshot::new(&shared), shared.clock.detached());
-        ClientState { shared, credentials, clock }
+        ClientState { shared, credentials, clock, wall: Cell::new(None) }
     }
 
     /// Reads the current credentials. Expired ones are an error at once, without a round trip. They
@@ -48,8 +55,8 @@ impl ClientState {
         read: impl FnOnce(&PublishedCredentials) -> R,
     ) -> Result<R, PutError> {
         self.credentials.with_current(|published| {
-            let earliest = rt::wall_clock().min(self.clock.now());
-            if published.credentials.expiry().is_none_or(|at| at > earliest) {
+            let is_fresh = |at| at > rt::wall_clock().min(self.clock.now());
+            if published.credentials.expiry().is_none_or(is_fresh) {
                 return Ok(read(published));
             }
             self.shared.request_newer_credentials(published.generation);
@@ -65,9 +72,18 @@ impl ClientState {
         PutError::new(Class::Transient, "ExpiredCredentials", expired)
     }
 
-    /// The store's time, as far as it is known.
-    pub(super) fn now(&self) -> SystemTime {
-        self.clock.now()
+    /// The store's time for a signature, in seconds since 1970, as far as it is known. `now` is the
+    /// monotonic clock's time: the wall clock is read again after [`SECOND_KEPT`].
+    pub(super) fn unix_s(&self, now: Instant) -> u64 {
+        let wall = match self.wall.get() {
+            Some((read_at, wall)) if now.saturating_duration_since(read_at) < SECOND_KEPT => wall,
+            _ => {
+                let wall = rt::wall_clock();
+                self.wall.set(Some((now, wall)));
+                wall
+            }
+        };
+        self.clock.at(wall).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
     /// Where a 307 points, if it may be followed: to an absolute URL, and never from https to http.

@@ -60,13 +60,19 @@ impl ClockOffset {
     }
 }
 
-impl TimeSource for ClockOffset {
-    fn now(&self) -> SystemTime {
+impl ClockOffset {
+    /// The store's time when this host's clock shows `own`.
+    pub(super) fn at(&self, own: SystemTime) -> SystemTime {
         let offset_s = self.offset_s();
         let offset = Duration::from_secs(offset_s.unsigned_abs());
-        let now = rt::wall_clock();
-        let shifted = if offset_s < 0 { now.checked_sub(offset) } else { now.checked_add(offset) };
-        shifted.unwrap_or(now)
+        let shifted = if offset_s < 0 { own.checked_sub(offset) } else { own.checked_add(offset) };
+        shifted.unwrap_or(own)
+    }
+}
+
+impl TimeSource for ClockOffset {
+    fn now(&self) -> SystemTime {
+        self.at(rt::wall_clock())
     }
 }
 

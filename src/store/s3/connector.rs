@@ -203,7 +203,7 @@ impl Exchange {
         &self,
         request: http::Request<Full<Bytes>>,
     ) -> Result<HttpResponse, ConnectionError> {
-        if let Some(conn) = self.pool.take(&self.server).await {
+        if let Some(conn) = self.pool.take(&self.server) {
             match self.attempt(conn, request.clone()).await {
                 Ok(response) => return Ok(response),
                 // The store closed it between two requests, which says nothing about this one.

@@ -14,10 +14,11 @@ mod encode;
 mod reply;
 mod request;
 mod sign;
+mod success;
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::Instant;
 
 pub use bucket_url::Unsupported;
 pub(super) use bucket_url::server_of_bucket;
@@ -30,6 +31,7 @@ pub use sign::{Identity, Signer, Unsendable};
 use super::client_state::{ClientState, ErrorReply, request_ids, unanswered};
 use super::dial::{ConnectionError, Dialer, ServerAddress};
 use super::idle_pool::{Connection, IdlePool};
+use crate::rt;
 use crate::store::s3::S3Shared;
 use crate::store::{Class, Integrity, Object, Progress, PutError, Summing, Sums};
 use connection::{DirectConnection, Failure};
@@ -41,12 +43,13 @@ pub struct DirectStore {
     template: Template,
     signer: RefCell<Signer>,
     dialer: Dialer,
-    idle: IdlePool<DirectConnection>,
+    /// Boxed, because a connection changes hands several times per PUT.
+    idle: IdlePool<Box<DirectConnection>>,
 }
 
 /// A response, still in the buffer of its connection.
 struct Exchanged {
-    connection: DirectConnection,
+    connection: Box<DirectConnection>,
     /// The generation of the credentials that signed the request.
     generation: u64,
 }
@@ -89,9 +92,9 @@ impl DirectStore {
     pub async fn put(&self, object: &Object<'_>, progress: &Progress) -> Result<(), PutError> {
         let exchanged = self.exchange(&self.server, &self.template, object, progress).await?;
         match self.redirect(&exchanged.connection.reply()) {
-            None => self.conclude(&self.server, exchanged).await,
+            None => self.conclude(&self.server, exchanged, progress),
             Some((server, template)) => {
-                self.release(&self.server, exchanged.connection).await;
+                self.release(&self.server, exchanged.connection, rt::now());
                 // Boxed because redirects are rare and every put's future would hold a template.
                 Box::pin(self.put_redirected(server, template, object, progress)).await
             }
@@ -108,7 +111,7 @@ impl DirectStore {
     ) -> Result<(), PutError> {
         let object = Object { key: "", ..*object };
         let exchanged = self.exchange(&server, &template, &object, progress).await?;
-        self.conclude(&server, exchanged).await
+        self.conclude(&server, exchanged, progress)
     }
 
     /// Connections without a request.
@@ -128,8 +131,13 @@ impl DirectStore {
             let proxy = self.state.shared.absolute_form(server);
             unanswered(&failure.at(&server.host).through(proxy))
         };
-        if let Some(mut connection) = self.idle.take(server).await {
-            let generation = self.write_head(template, object, &mut connection)?;
+        let sums = match object.sums {
+            Some(sums) => sums,
+            None => progress.sums(|| Sums::of_parts(object.body, template.integrity())),
+        };
+        let put = Put { key: object.key, bytes: object.bytes(), coding: object.coding, sums };
+        if let Some(mut connection) = self.idle.take(server, progress.began()) {
+            let generation = self.write_head(template, &put, progress.began(), &mut connection)?;
             match connection.exchange(object.body, progress).await {
                 Ok(()) => return Ok(Exchanged { connection, generation }),
                 // The store closed it between two requests, which says nothing about this one.
@@ -139,25 +147,28 @@ impl DirectStore {
         }
         let connected = Box::pin(self.connect(server)).await;
         let mut connection = connected.map_err(|error| unanswered(&error))?;
-        let generation = self.write_head(template, object, &mut connection)?;
+        let generation = self.write_head(template, &put, rt::now(), &mut connection)?;
         connection.exchange(object.body, progress).await.map_err(failed)?;
         Ok(Exchanged { connection, generation })
     }
 
-    async fn connect(&self, server: &ServerAddress) -> Result<DirectConnection, ConnectionError> {
+    async fn connect(
+        &self,
+        server: &ServerAddress,
+    ) -> Result<Box<DirectConnection>, ConnectionError> {
         let timeout = self.state.shared.target().options.connect_timeout;
-        Ok(DirectConnection::new(self.dialer.dial(server, timeout).await?))
+        Ok(Box::new(DirectConnection::new(self.dialer.dial(server, timeout).await?)))
     }
 
     /// Lays out and signs the head with the current credentials; returns their generation.
     fn write_head(
         &self,
         template: &Template,
-        object: &Object<'_>,
+        put: &Put<'_>,
+        now: Instant,
         connection: &mut DirectConnection,
     ) -> Result<u64, PutError> {
-        let since_1970 = self.state.now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (unix_s, mut signer) = (since_1970.as_secs(), self.signer.borrow_mut());
+        let (unix_s, mut signer) = (self.state.unix_s(now), self.signer.borrow_mut());
         let generation = self.state.with_fresh_credentials(|published| {
             if !signer.is_current(unix_s, published.generation) {
                 let who = Identity {
@@ -172,17 +183,7 @@ impl DirectStore {
         let unsendable =
             |error: Unsendable| PutError::new(Class::StoreWide, "NotSent", error.to_string());
         let generation = generation.map_err(unsendable)?;
-        let own;
-        let sums = match object.sums {
-            Some(sums) => sums,
-            None => {
-                own = Sums::of_parts(object.body, template.integrity());
-                &own
-            }
-        };
-        let Object { key, coding, .. } = *object;
-        let put = Put { key, bytes: object.bytes(), coding, sums };
-        template.write_head(&put, unix_s, &mut signer, connection.head());
+        template.write_head(put, unix_s, &mut signer, connection.head());
         Ok(generation)
     }
 
@@ -199,10 +200,15 @@ impl DirectStore {
     }
 
     /// The outcome that the response reports; its connection goes back to the pool.
-    async fn conclude(&self, server: &ServerAddress, exchanged: Exchanged) -> Result<(), PutError> {
+    fn conclude(
+        &self,
+        server: &ServerAddress,
+        exchanged: Exchanged,
+        progress: &Progress,
+    ) -> Result<(), PutError> {
         let Exchanged { connection, generation } = exchanged;
         let outcome = self.outcome(&connection.reply(), generation);
-        self.release(server, connection).await;
+        self.release(server, connection, progress.end());
         outcome
     }
 
@@ -227,10 +233,10 @@ impl DirectStore {
         self.state.outcome_of(&refusal, generation)
     }
 
-    async fn release(&self, server: &ServerAddress, mut connection: DirectConnection) {
+    fn release(&self, server: &ServerAddress, mut connection: Box<DirectConnection>, now: Instant) {
         // `is_alive` starts a read, so that a close is noticed while the connection is idle.
-        if connection.reply().keep_alive && connection.is_alive().await {
-            self.idle.put(server, connection);
+        if connection.reply().keep_alive && connection.is_alive() {
+            self.idle.put(server, connection, now);
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct HyperConnection {
 }
 
 impl Connection for HyperConnection {
-    async fn is_alive(&mut self) -> bool {
+    fn is_alive(&mut self) -> bool {
         !self.sender.is_closed()
     }
 
@@ -59,8 +59,8 @@ impl HyperPool {
     }
 
     /// The connection given back last that is still alive.
-    pub(super) async fn take(&self, server: &ServerAddress) -> Option<HyperConnection> {
-        self.idle.take(server).await
+    pub(super) fn take(&self, server: &ServerAddress) -> Option<HyperConnection> {
+        self.idle.take(server, rt::now())
     }
 
     /// The proxy that takes requests for `server` in absolute form, if there is one.
@@ -93,7 +93,7 @@ impl HyperPool {
         mut conn: HyperConnection,
     ) {
         match future::poll_once(conn.sender.ready()).await {
-            Some(Ok(())) => pool.idle.put(server, conn),
+            Some(Ok(())) => pool.idle.put(server, conn, rt::now()),
             Some(Err(_)) => {}
             None => {
                 // The store answered early, or the connection's task has not seen the end of the
@@ -105,7 +105,7 @@ impl HyperPool {
                     if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()
                     {
-                        pool.idle.put(&server, conn);
+                        pool.idle.put(&server, conn, rt::now());
                     }
                 })
                 .detach();

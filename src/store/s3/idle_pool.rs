@@ -17,10 +17,20 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A kept-alive connection, as far as its pool needs to know it.
 pub(super) trait Connection {
     /// Whether it still looks alive. Never waits for the peer.
-    async fn is_alive(&mut self) -> bool;
+    fn is_alive(&mut self) -> bool;
 
     /// When it is too old for another request; `None`: never.
     fn retire_at(&self) -> Option<Instant>;
+}
+
+impl<C: Connection> Connection for Box<C> {
+    fn is_alive(&mut self) -> bool {
+        (**self).is_alive()
+    }
+
+    fn retire_at(&self) -> Option<Instant> {
+        (**self).retire_at()
+    }
 }
 
 struct Idle<C> {
@@ -43,26 +53,17 @@ impl<C: Connection> IdlePool<C> {
     }
 
     /// The connection to `server` put last that is alive, not idle for too long and not too old.
-    pub(super) async fn take(&self, server: &ServerAddress) -> Option<C> {
-        loop {
-            let mut connection = self.take_at(server, rt::now())?;
-            if connection.is_alive().await {
-                return Some(connection);
-            }
-        }
-    }
-
-    fn take_at(&self, server: &ServerAddress, now: Instant) -> Option<C> {
+    pub(super) fn take(&self, server: &ServerAddress, now: Instant) -> Option<C> {
         let mut servers = self.servers.borrow_mut();
         let (_, idle) = servers.iter_mut().find(|(of, _)| of == server)?;
-        while let Some(last) = idle.pop() {
-            if now.saturating_duration_since(last.since) >= IDLE_TIMEOUT {
+        while let Some(Idle { mut connection, since }) = idle.pop() {
+            if now.saturating_duration_since(since) >= IDLE_TIMEOUT {
                 // Those below have been idle even longer.
                 idle.clear();
                 return None;
             }
-            if !is_retired(&last.connection, now) {
-                return Some(last.connection);
+            if !is_retired(&connection, now) && connection.is_alive() {
+                return Some(connection);
             }
         }
         None
@@ -70,11 +71,7 @@ impl<C: Connection> IdlePool<C> {
 
     /// Keeps `connection` for the next request to `server`, unless it is too old or the server
     /// already has `idle_max`.
-    pub(super) fn put(&self, server: &ServerAddress, connection: C) {
-        self.put_at(server, connection, rt::now());
-    }
-
-    fn put_at(&self, server: &ServerAddress, connection: C, now: Instant) {
+    pub(super) fn put(&self, server: &ServerAddress, connection: C, now: Instant) {
         let mut servers = self.servers.borrow_mut();
         if now.saturating_duration_since(self.swept.get()) >= IDLE_TIMEOUT {
             self.swept.set(now);
@@ -111,8 +108,6 @@ fn is_retired<C: Connection>(connection: &C, now: Instant) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use futures_lite::future::block_on;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -125,7 +120,7 @@ mod tests {
     }
 
     impl Connection for Fake {
-        async fn is_alive(&mut self) -> bool {
+        fn is_alive(&mut self) -> bool {
             self.alive
         }
 
@@ -163,11 +158,11 @@ mod tests {
             let (a, b) = (server("a"), server("b"));
             for (id, (put_s, retire_s)) in (0..).zip(*puts) {
                 let retire_at = retire_s.map(|s| start + s * SECOND);
-                pool.put_at(&a, Fake { retire_at, ..fake(id) }, start + *put_s * SECOND);
+                pool.put(&a, Fake { retire_at, ..fake(id) }, start + *put_s * SECOND);
             }
             let now = start + *at * SECOND;
-            assert_eq!(pool.take_at(&b, now), None, "{what}: another server");
-            let taken = std::iter::from_fn(|| pool.take_at(&a, now)).map(|fake| fake.id);
+            assert_eq!(pool.take(&b, now), None, "{what}: another server");
+            let taken = std::iter::from_fn(|| pool.take(&a, now)).map(|fake| fake.id);
             assert_eq!(taken.collect::<Vec<_>>(), *expected, "{what}");
             assert_eq!(pool.count(), 0, "{what}");
         }
@@ -177,32 +172,32 @@ mod tests {
     fn a_busy_connection_is_reused_until_it_retires_and_not_after() {
         let (pool, start) = (IdlePool::new(8), Instant::now());
         let (a, busy) = (server("a"), Fake { retire_at: Some(start + 60 * SECOND), ..fake(7) });
-        pool.put_at(&a, busy, start);
+        pool.put(&a, busy, start);
         for second in 1..60 {
             let now = start + second * SECOND;
-            assert_eq!(pool.take_at(&a, now), Some(busy), "{second}");
-            pool.put_at(&a, busy, now);
+            assert_eq!(pool.take(&a, now), Some(busy), "{second}");
+            pool.put(&a, busy, now);
         }
-        assert_eq!(pool.take_at(&a, start + 60 * SECOND), None);
-        pool.put_at(&a, busy, start + 61 * SECOND);
+        assert_eq!(pool.take(&a, start + 60 * SECOND), None);
+        pool.put(&a, busy, start + 61 * SECOND);
         assert_eq!(pool.count(), 0, "a retired connection is not kept either");
     }
 
     #[test]
     fn a_dead_connection_is_dropped_and_the_next_one_taken() {
-        let (pool, a) = (IdlePool::new(8), server("a"));
-        pool.put(&a, fake(1));
-        pool.put(&a, Fake { alive: false, ..fake(2) });
-        assert_eq!(block_on(pool.take(&a)), Some(fake(1)));
-        assert_eq!(block_on(pool.take(&a)), None);
+        let (pool, a, now) = (IdlePool::new(8), server("a"), Instant::now());
+        pool.put(&a, fake(1), now);
+        pool.put(&a, Fake { alive: false, ..fake(2) }, now);
+        assert_eq!(pool.take(&a, now), Some(fake(1)));
+        assert_eq!(pool.take(&a, now), None);
     }
 
     #[test]
     fn servers_without_connections_are_swept() {
         let (pool, start) = (IdlePool::new(8), Instant::now());
         let (a, b) = (server("a"), server("b"));
-        pool.put_at(&a, fake(3), start);
-        pool.put_at(&b, fake(4), start + 2 * IDLE_TIMEOUT);
+        pool.put(&a, fake(3), start);
+        pool.put(&b, fake(4), start + 2 * IDLE_TIMEOUT);
         assert_eq!(pool.servers.borrow().len(), 1, "a is gone");
     }
 }

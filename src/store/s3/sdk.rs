@@ -156,7 +156,7 @@ impl S3Store {
 type PutResult = Result<(), SdkError<PutObjectError, HttpResponse>>;
 
 fn client(state: &ClientState, pool: &Rc<HyperPool>) -> Client {
-    let ClientState { shared, credentials, clock } = state;
+    let ClientState { shared, credentials, clock, .. } = state;
     let location = shared.location();
     // Under `WhenRequired` the SDK ignores an algorithm named on the request; under
     // `WhenSupported` it chooses one if the request names none.

@@ -4,7 +4,8 @@
 //! before the next one is sent, a whole request on a second connection is the barrier: one core
 //! serves both, so its reply comes after the piece was looked at.
 
-use std::time::Duration;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Server, chunked_request, request};
 
@@ -251,6 +252,67 @@ fn http_1_0_clients() {
     drop(client);
     server.wait_idle();
     assert_eq!(server.stored().len(), 5);
+}
+
+/// The fast path and hyper take turns: hyper keeps the connection until it is silent.
+#[test]
+fn requests_of_every_kind_share_a_connection() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    let plain = request(br#"{"data":["p"]}"#, "");
+    let chunked = chunked_request(&[br#"{"data":["c"]}"#], "");
+    let kinds = [&plain, &chunked, &plain, &plain, &chunked, &chunked, &plain];
+    for pause in [Duration::ZERO, Duration::from_millis(400)] {
+        for kind in kinds {
+            client.send(kind);
+            assert_eq!(client.reply().body, OK_1);
+            std::thread::sleep(pause);
+        }
+        client.send(kinds.map(Vec::as_slice).concat());
+        for _ in kinds {
+            assert_eq!(client.reply().body, OK_1);
+        }
+        // In the middle of a head.
+        for kind in kinds {
+            client.send(&kind[..20]);
+            std::thread::sleep(pause);
+            client.send(&kind[20..]);
+            assert_eq!(client.reply().body, OK_1);
+        }
+    }
+    drop(client);
+    server.wait_idle();
+    assert_eq!(server.stored().len(), 6 * kinds.len());
+}
+
+#[test]
+fn a_client_that_reads_no_answers_is_not_served_any_longer() {
+    let server = Server::start(&[("STORE", "null:"), ("MAX_QUEUE", "100000")]);
+    let client = server.connect();
+    let mut stream = &client.stream;
+    socket2::SockRef::from(stream).set_recv_buffer_size(4 << 10).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let one = request(br#"{"data":[1]}"#, "");
+    let many = one.repeat(1_000);
+    let (mut sent, mut full_since) = (0, None);
+    while full_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(1)) {
+        match stream.write(&many[sent % one.len()..]) {
+            Ok(written) => (sent, full_since) = (sent + written, None),
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                full_since = full_since.or(Some(Instant::now()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert!(sent < 500_000 * one.len(), "all of it is read");
+    }
+    let served = server.metrics().requests(200);
+    assert!(served > 0 && served < (sent / one.len()) as u64);
+    assert_eq!(server.metrics().requests(200), served);
+    // Others are served meanwhile.
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
+    drop(client);
+    server.wait_idle();
 }
 
 #[test]

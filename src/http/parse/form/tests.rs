@@ -1,5 +1,5 @@
 use super::super::progress::DEPTH_MAX;
-use super::super::tests::{PLAIN, parse_in_segments};
+use super::super::tests::{PLAIN, padded, parse_in_segments};
 use super::super::{SEGMENT_BYTES, Scratch, parse};
 use super::*;
 
@@ -11,7 +11,8 @@ fn split(form: BodyForm, body: impl AsRef<[u8]>) -> Result<Vec<String>, String> 
     let text = |spans: &[super::super::Span]| -> Vec<String> {
         spans.iter().map(|span| String::from_utf8(body[span.range()].to_vec()).unwrap()).collect()
     };
-    let whole = parse(body, form, &mut Scratch::default()).map(|found| text(found.payloads));
+    let whole =
+        parse(padded(body), form, &mut Scratch::default()).map(|found| text(found.payloads));
     for segment_bytes in 1..=body.len().min(60) {
         let cut = parse_in_segments(body, form, segment_bytes, usize::MAX);
         let cut = cut.map(|(_, spans)| text(&spans));
@@ -36,7 +37,7 @@ fn the_first_byte_decides_unless_the_form_is_given() {
     for (form, body, found, payloads) in cases {
         assert_eq!(&split(*form, body).unwrap(), payloads, "{body}");
         let mut scratch = Scratch::default();
-        let envelope = parse(body.as_bytes(), *form, &mut scratch).unwrap().envelope;
+        let envelope = parse(padded(body), *form, &mut scratch).unwrap().envelope;
         assert_eq!(envelope.form, *found, "{body}");
     }
 }
@@ -54,7 +55,7 @@ fn only_a_collection_has_a_version_and_a_token() {
     ] {
         assert_eq!(split(form, &body), Ok(vec![member.to_owned()]), "{body}");
         let mut scratch = Scratch::default();
-        let envelope = parse(body.as_bytes(), form, &mut scratch).unwrap().envelope;
+        let envelope = parse(padded(body), form, &mut scratch).unwrap().envelope;
         assert_eq!((envelope.version, envelope.token), (None, None));
         assert!(!envelope.form.may_be_collection());
     }

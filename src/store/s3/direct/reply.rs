@@ -1,12 +1,15 @@
 //! An HTTP/1 response, parsed strictly and within bounds: status, headers on demand, and a body by
 //! length, in chunks, or up to the end of the connection.
 //!
-//! No I/O: the owner of the socket reads bytes into [`ReplyReader::space`] and announces them with
-//! [`ReplyReader::advance`]. The buffer is kept between responses. After a [`Malformed`] error the
-//! connection cannot be trusted: drop it.
+//! No I/O: the owner of the socket passes bytes to [`ReplyReader::take`] where they are, or reads
+//! them into [`ReplyReader::space`] and announces them with [`ReplyReader::advance`]. The usual
+//! response to a PUT, a success without a body, is then read in place and needs no buffer. After a
+//! [`Malformed`] error the connection cannot be trusted: drop it.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+use super::success::plain_success;
 
 /// Longest head, including interim responses before it and trailers after it.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -16,7 +19,7 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const HEADERS_MAX: usize = 100;
 /// Longest line before a chunk, extensions included.
 const CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
-/// Bytes a reader keeps between responses; those to a PUT are below 1 KiB.
+/// Bytes a reader keeps between responses, once it has needed any; those to a PUT are below 1 KiB.
 const BUFFER_BYTES: usize = 4 << 10;
 
 /// Why bytes are not a response.
@@ -37,8 +40,9 @@ pub enum Malformed {
 }
 
 /// Where a reader is in its response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Head,
     /// The body ends here.
     Length {
@@ -62,7 +66,7 @@ enum Framing {
 }
 
 /// Reads one response after another from one connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ReplyReader {
     buffer: Vec<u8>,
     filled: usize,
@@ -71,7 +75,7 @@ pub struct ReplyReader {
     state: State,
     status: u16,
     keep_alive: bool,
-    /// The head of the final response, for [`Reply::header`].
+    /// The head of the final response, for [`Reply::header`]; empty if it was not kept.
     head: Range<usize>,
     /// Decoded, without chunk lines.
     body: Range<usize>,
@@ -89,8 +93,9 @@ pub struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// The value of a header, by its name in lower case; `None` if it is absent, empty or not text.
-    /// Parses the head again, because headers of a success are not needed.
+    /// The value of a header, by its name in lower case; `None` if it is absent, empty or not text,
+    /// and of a success without a body that was not copied ([`ReplyReader::take`]). Parses the head
+    /// again, because headers are seldom needed.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut answer = httparse::Response::new(&mut headers);
@@ -100,39 +105,48 @@ impl<'a> Reply<'a> {
     }
 }
 
-impl Default for ReplyReader {
-    fn default() -> ReplyReader {
-        ReplyReader::on(vec![0; BUFFER_BYTES])
-    }
-}
-
 impl ReplyReader {
-    fn on(buffer: Vec<u8>) -> ReplyReader {
-        ReplyReader {
-            buffer,
-            filled: 0,
-            parsed: 0,
-            state: State::Head,
-            status: 0,
-            keep_alive: false,
-            head: 0..0,
-            body: 0..0,
-        }
-    }
-
     /// Forgets the last response.
     pub fn reset(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.len() > BUFFER_BYTES {
-            buffer.truncate(BUFFER_BYTES);
-            buffer.shrink_to_fit();
+        if self.buffer.len() > BUFFER_BYTES {
+            self.buffer.truncate(BUFFER_BYTES);
+            self.buffer.shrink_to_fit();
         }
-        *self = ReplyReader::on(buffer);
+        (self.filled, self.parsed, self.state) = (0, 0, State::Head);
+        (self.head, self.body) = (0..0, 0..0);
     }
 
     /// True until the first byte of a response.
     pub fn is_untouched(&self) -> bool {
-        self.filled == 0
+        self.filled == 0 && self.state == State::Head
+    }
+
+    /// Parses `bytes`, the next of the response; true if it is complete. What must be kept of them
+    /// is copied.
+    ///
+    /// # Errors
+    /// The bytes are not a response, or it is too long.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<bool, Malformed> {
+        if self.is_untouched()
+            && let Some(status) = plain_success(bytes)
+        {
+            (self.status, self.keep_alive, self.state) = (status, true, State::Done);
+            return Ok(true);
+        }
+        let mut rest = bytes;
+        let mut whole = false;
+        while !whole && !rest.is_empty() {
+            let space = self.space();
+            let (now, later) = rest.split_at(space.len().min(rest.len()));
+            space[..now.len()].copy_from_slice(now);
+            rest = later;
+            whole = self.advance(now.len())?;
+        }
+        if !rest.is_empty() {
+            // As in `advance`.
+            self.keep_alive = false;
+        }
+        Ok(whole)
     }
 
     /// Where to read to; never empty.
@@ -145,7 +159,7 @@ impl ReplyReader {
         }
         if self.filled == self.buffer.len() {
             // Doubled, so that in total no more bytes are cleared than read.
-            self.buffer.resize(self.buffer.len() * 2, 0);
+            self.buffer.resize((self.buffer.len() * 2).max(BUFFER_BYTES), 0);
         }
         &mut self.buffer[self.filled..]
     }
@@ -158,6 +172,13 @@ impl ReplyReader {
     pub fn advance(&mut self, n: usize) -> Result<bool, Malformed> {
         let news = self.filled..self.filled + n;
         self.filled = news.end;
+        if (self.state, news.start) == (State::Head, 0)
+            && let Some(status) = plain_success(&self.buffer[news.clone()])
+        {
+            (self.status, self.keep_alive, self.state) = (status, true, State::Done);
+            (self.head, self.body, self.parsed) = (0..n, n..n, n);
+            return Ok(true);
+        }
         // A head is parsed again only when another line of it is complete.
         if self.state == State::Head && !self.buffer[news].contains(&b'\n') {
             return bound_head(self.filled).map(|()| false);
@@ -221,26 +242,20 @@ impl ReplyReader {
     }
 
     fn head(&mut self) -> Result<(), Malformed> {
-        let bytes = &self.buffer[self.parsed..self.filled];
-        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-        let mut answer = httparse::Response::new(&mut []);
-        let parsed = httparse::ParserConfig::default()
-            .parse_response_with_uninit_headers(&mut answer, bytes, &mut headers)
-            .map_err(Malformed::NotHttp)?;
-        let httparse::Status::Complete(length) = parsed else { return bound_head(self.filled) };
-        let status = answer.code.expect("a whole head has a status");
-        let head = Head::of(&answer)?;
-        let (framing, keep_alive) = (head.framing(status)?, head.keep_alive);
+        let Some(head) = Head::parse(&self.buffer[self.parsed..self.filled])? else {
+            return bound_head(self.filled);
+        };
+        let (framing, keep_alive) = (head.framing()?, head.keep_alive);
         let start = self.parsed;
-        self.parsed += length;
+        self.parsed += head.bytes;
         bound_head(self.parsed)?;
-        match status {
+        match head.status {
             101 => return Err(Malformed::Upgrade),
             // Interim: the final response follows.
             100..200 => return Ok(()),
             _ => {}
         }
-        (self.status, self.head) = (status, start..self.parsed);
+        (self.status, self.head) = (head.status, start..self.parsed);
         self.body = self.parsed..self.parsed;
         (self.keep_alive, self.state) = match framing {
             Framing::Length(length) => (keep_alive, State::Length { end: self.parsed + length }),
@@ -320,16 +335,28 @@ impl ReplyReader {
     }
 }
 
-/// What a response's headers say about its length and the connection.
+/// The parts of a response's head that say where it ends and what becomes of the connection.
 struct Head {
+    status: u16,
+    /// Its own length.
+    bytes: usize,
     length: Option<usize>,
     chunked: bool,
     keep_alive: bool,
 }
 
 impl Head {
-    fn of(answer: &httparse::Response<'_, '_>) -> Result<Head, Malformed> {
-        let mut head = Head { length: None, chunked: false, keep_alive: answer.version == Some(1) };
+    /// The head that `bytes` begin with; `None` if it is incomplete.
+    fn parse(bytes: &[u8]) -> Result<Option<Head>, Malformed> {
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut answer = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default()
+            .parse_response_with_uninit_headers(&mut answer, bytes, &mut headers)
+            .map_err(Malformed::NotHttp)?;
+        let httparse::Status::Complete(bytes) = parsed else { return Ok(None) };
+        let status = answer.code.expect("a whole head has a status");
+        let keep_alive = answer.version == Some(1);
+        let mut head = Head { status, bytes, length: None, chunked: false, keep_alive };
         for header in answer.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             // Length first, because most headers are none of these.
@@ -351,7 +378,7 @@ impl Head {
                 _ => {}
             }
         }
-        Ok(head)
+        Ok(Some(head))
     }
 
     fn connection(&mut self, value: &[u8]) {
@@ -364,12 +391,12 @@ impl Head {
         }
     }
 
-    fn framing(&self, status: u16) -> Result<Framing, Malformed> {
+    fn framing(&self) -> Result<Framing, Malformed> {
         match (self.chunked, self.length) {
             // Ambiguous: what one parser reads as the body is another's next response.
             (true, Some(_)) => Err(Malformed::Framing),
             // These never have a body, whatever their headers say.
-            _ if status < 200 || status == 204 || status == 304 => Ok(Framing::Length(0)),
+            _ if self.status < 200 || matches!(self.status, 204 | 304) => Ok(Framing::Length(0)),
             (true, None) => Ok(Framing::Chunked),
             (false, Some(length)) if length > BODY_BYTES_MAX => Err(Malformed::BodyTooLong),
             (false, Some(length)) => Ok(Framing::Length(length)),

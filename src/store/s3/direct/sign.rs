@@ -13,8 +13,6 @@ use super::encode::{amz_date, hex};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DAY_S: u64 = 86_400;
-/// Offset of the date in [`Signer::to_sign`], behind the algorithm and a line feed.
-const DATE_AT: usize = ALGORITHM.len() + 1;
 
 /// The credentials that sign.
 #[derive(Clone, Copy)]
@@ -43,11 +41,14 @@ pub struct Signer {
     key: Hmac<Sha256>,
     /// `AKID/20250131/region/s3/aws4_request`.
     credential: Vec<u8>,
+    /// Where the scope, which is the rest of it, starts in `credential`.
+    scope_at: usize,
     token: Option<Box<str>>,
-    /// The string to sign; the date and the hash at its end are overwritten for each request.
-    to_sign: Vec<u8>,
-    /// The second of the date in `to_sign`.
+    /// The second that `date` and `dated` are for.
     second: u64,
+    date: [u8; 16],
+    /// `key` after all of the string to sign but the hash at its end.
+    dated: Hmac<Sha256>,
     /// Buffer for a request's canonical form.
     pub(super) scratch: Vec<u8>,
 }
@@ -60,9 +61,11 @@ impl Signer {
             made_for: None,
             key: keyed(b""),
             credential: Vec::new(),
+            scope_at: 0,
             token: None,
-            to_sign: Vec::new(),
             second: 0,
+            date: amz_date(0),
+            dated: keyed(b""),
             scratch: Vec::new(),
         }
     }
@@ -95,12 +98,22 @@ impl Signer {
         let region = mac(keyed(&day), self.region.as_bytes());
         let service = mac(keyed(&region), self.service.as_bytes());
         self.key = keyed(&mac(keyed(&service), b"aws4_request"));
-        self.to_sign = format!("{ALGORITHM}\n{date_text}\n{scope}\n{}", "0".repeat(64)).into();
         self.credential = format!("{}/{scope}", who.access_key).into();
+        self.scope_at = self.credential.len() - scope.len();
         self.token = who.session_token.map(Into::into);
-        self.second = unix_s;
         self.made_for = Some((generation, unix_s / DAY_S));
+        self.set_second(unix_s);
         Ok(())
+    }
+
+    /// The beginning of the string to sign is the same for a second, so it is hashed once.
+    fn set_second(&mut self, unix_s: u64) {
+        (self.second, self.date) = (unix_s, amz_date(unix_s));
+        self.dated = self.key.clone();
+        let scope = &self.credential[self.scope_at..];
+        for part in [ALGORITHM.as_bytes(), b"\n", &self.date, b"\n", scope, b"\n"] {
+            self.dated.update(part);
+        }
     }
 
     /// The session token to be sent and signed.
@@ -120,19 +133,15 @@ impl Signer {
     pub(super) fn date(&mut self, unix_s: u64) -> [u8; 16] {
         let day = self.made_for.expect("renewed before the first request").1;
         assert_eq!(unix_s / DAY_S, day, "renewed on every new day");
-        let date = &mut self.to_sign[DATE_AT..DATE_AT + 16];
         if self.second != unix_s {
-            date.copy_from_slice(&amz_date(unix_s));
-            self.second = unix_s;
+            self.set_second(unix_s);
         }
-        date.try_into().expect("16 bytes")
+        self.date
     }
 
     /// The signature, in hex, of a canonical request with the date given last.
     pub(super) fn sign(&mut self, canonical: &[u8]) -> [u8; 64] {
-        let hash_at = self.to_sign.len() - 64;
-        self.to_sign[hash_at..].copy_from_slice(&hex(&sha256(canonical)));
-        hex(&mac(self.key.clone(), &self.to_sign))
+        hex(&mac(self.dated.clone(), &hex(&sha256(canonical))))
     }
 }
 

@@ -28,10 +28,29 @@ fn read_in(reader: &mut ReplyReader, bytes: &[u8], piece: usize) -> Result<Optio
     Ok(Some(Got { status, body: body.to_vec(), keep_alive }))
 }
 
+/// The same without a buffer of the reader's in between.
+fn take_in(bytes: &[u8], piece: usize) -> Result<Option<Got>, Malformed> {
+    let mut reader = ReplyReader::default();
+    let mut whole = false;
+    for piece in bytes.chunks(piece) {
+        whole = reader.take(piece)?;
+        if whole {
+            break;
+        }
+    }
+    if !whole && !reader.end() {
+        return Ok(None);
+    }
+    let Reply { status, body, keep_alive, .. } = reader.reply();
+    Ok(Some(Got { status, body: body.to_vec(), keep_alive }))
+}
+
 /// In one piece and byte by byte, which must come to the same.
 fn read(text: &str) -> Result<Option<Got>, Malformed> {
     let whole = read_in(&mut ReplyReader::default(), text.as_bytes(), usize::MAX);
     let by_bytes = read_in(&mut ReplyReader::default(), text.as_bytes(), 1);
+    assert_eq!(take_in(text.as_bytes(), usize::MAX), whole, "{text:?}");
+    assert_eq!(take_in(text.as_bytes(), 1), by_bytes, "{text:?}");
     // Read in one piece, what comes behind an answer is seen.
     let unseen = |got: Result<Option<Got>, Malformed>| {
         got.map(|got| got.map(|got| Got { keep_alive: true, ..got }))
@@ -151,6 +170,30 @@ fn date_and_location_are_kept() {
 }
 
 #[test]
+fn a_success_without_a_body_needs_no_buffer_and_keeps_no_head() {
+    let mut reader = ReplyReader::default();
+    assert!(reader.is_untouched());
+    let stored = b"HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 0\r\n\r\n";
+    for _ in 0..2 {
+        assert_eq!(reader.take(stored), Ok(true));
+        let reply = reader.reply();
+        assert_eq!((reply.status, reply.body, reply.keep_alive), (200, &b""[..], true));
+        assert_eq!((reply.header("etag"), reader.buffer.capacity()), (None, 0));
+        assert!(!reader.is_untouched());
+        reader.reset();
+        assert!(reader.is_untouched());
+    }
+    // Everything else is kept.
+    let busy = b"HTTP/1.1 503 Slow Down\r\ndate: today\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(reader.take(busy), Ok(true));
+    assert_eq!(reader.reply().header("date"), Some("today"));
+    reader.reset();
+    assert_eq!(reader.take(&stored[..20]), Ok(false));
+    assert_eq!(reader.take(&stored[20..]), Ok(true));
+    assert_eq!(reader.reply().header("etag"), Some("\"x\""));
+}
+
+#[test]
 fn buffers_are_bounded_and_given_back() {
     let mut reader = ReplyReader::default();
     let body = "x".repeat(BODY_BYTES_MAX);
@@ -169,10 +212,47 @@ fn buffers_are_bounded_and_given_back() {
 }
 
 proptest! {
+    /// Whatever a response looks like, it means what the parser says.
+    #[test]
+    fn a_usual_response_is_recognized_for_what_it_is(
+        headers in prop::collection::vec(
+            prop_oneof![
+                Just("content-length: 0"), Just("Content-Length:0"), Just("content-length: 2"),
+                Just("connection: close"), Just("connection: keep-alive"), Just("etag: \"x\""),
+                Just("transfer-encoding: chunked"), Just("x:"), Just(" folded"), Just("y : z"),
+            ],
+            0..6,
+        ),
+        status in prop_oneof![Just("200 OK"), Just("204 "), Just("200"), Just("503 Slow Down")],
+        behind in prop_oneof![Just(""), Just("ok"), Just("0\r\n\r\n")],
+        change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    ) {
+        let lines: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let mut bytes = format!("HTTP/1.1 {status}\r\n{lines}\r\n{behind}").into_bytes();
+        if let Some((at, byte)) = change {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        // Cut behind its first byte, a response is always read by the parser.
+        let mut reader = ReplyReader::default();
+        prop_assert_eq!(reader.take(&bytes[..1]), Ok(false));
+        let parsed = reader.take(&bytes[1..]).map(|whole| {
+            (whole || reader.end()).then(|| {
+                let Reply { status, body, keep_alive, .. } = reader.reply();
+                Got { status, body: body.to_vec(), keep_alive }
+            })
+        });
+        prop_assert_eq!(&take_in(&bytes, usize::MAX), &parsed);
+        prop_assert_eq!(&read_in(&mut ReplyReader::default(), &bytes, usize::MAX), &parsed);
+    }
+
     #[test]
     fn any_bytes_are_read_within_bounds(
         bytes in prop::collection::vec(any::<u8>(), 0..3000), piece in 1..100usize,
     ) {
+        prop_assert_eq!(
+            take_in(&bytes, usize::MAX), read_in(&mut ReplyReader::default(), &bytes, usize::MAX)
+        );
         let _ = read_in(&mut ReplyReader::default(), &bytes, piece);
         let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
         answer.extend(&bytes);

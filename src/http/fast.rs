@@ -1,0 +1,402 @@
+//! The fast path: requests that nearly all clients send, served from the bytes where they arrived.
+//!
+//! A head that the [whitelist](head) takes is judged without a map of its fields. If its body has
+//! arrived with it and the request finds room at once, all of it takes one poll of the connection,
+//! and the answer is written as bytes. Other requests of the whitelist go through the same code as
+//! those that hyper reads ([`Handling`]); only their bodies come from the socket itself.
+//!
+//! Everything else is left to hyper, with every byte that was read of it: heads that are not in the
+//! whitelist, so whatever is refused for its syntax gets hyper's answer, and ends in the middle of a
+//! head. What a client can do here is bounded: one incomplete head of
+//! [`HEAD_BYTES_MAX`], [`UNSENT_BYTES_MAX`] and one answer that it does not read, and
+//! [`REQUESTS_AT_ONCE`] requests in one poll.
+//!
+//! The reader needs little of the socket: [`Stream::poll_received`] lends what has arrived, and
+//! [`Stream::poll_send`] takes what is to be sent.
+//!
+//! [`Stream::poll_received`]: crate::net::Stream::poll_received
+//! [`Stream::poll_send`]: crate::net::Stream::poll_send
+
+mod answer;
+mod body;
+pub mod head;
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use http::HeaderMap;
+
+use super::conn::{Conn, ConnEnd};
+use super::fields::HeadView;
+use super::phase::ConnPhase;
+use super::reply::Answer;
+use super::request::waiting::{process, resume, wait};
+use super::request::{Attempt, Handling, route};
+use crate::deadline::Alarm;
+use crate::http::HEAD_BYTES_MAX;
+use crate::net::Received;
+use crate::rt;
+use body::InSocket;
+use head::{FastHead, FieldsRoom, FirstBytes, end_in};
+
+/// Requests of one connection that are served before other tasks run: as many as hyper serves.
+const REQUESTS_AT_ONCE: usize = 16;
+
+/// While a client does not read more than these bytes of its answers, no more of its requests are
+/// served: as with hyper.
+const UNSENT_BYTES_MAX: usize = 16 << 10;
+
+/// Largest buffer for answers that is kept for the connection that writes the next ones.
+const ROOM_KEPT: usize = 2 * UNSENT_BYTES_MAX;
+
+/// How the fast path's part of a connection ended.
+pub(super) enum FastEnd {
+    Conn(ConnEnd),
+    /// The next bytes are for hyper. These were read already, and counted.
+    ForHyper(Vec<u8>),
+}
+
+/// What is kept of a connection between two polls.
+#[derive(Default)]
+struct Wire {
+    /// The start of a head that is not complete.
+    held: Vec<u8>,
+    /// Answers that the socket has not taken.
+    unsent: Vec<u8>,
+    /// The last answer is written, or the peer has closed its half.
+    ends: bool,
+    /// What comes next is for hyper, which waits until `unsent` is sent.
+    for_hyper: bool,
+}
+
+/// What the connection does next.
+enum Next<'a> {
+    End(FastEnd),
+    Wait(Waits<'a>),
+}
+
+/// A request that waits for something.
+type Waits<'a> = Pin<Box<dyn Future<Output = Waited<'a>> + 'a>>;
+
+/// A request that has waited, and its answer.
+struct Waited<'a> {
+    handling: Handling<'a>,
+    answer: Answer,
+    body_left: bool,
+    /// Its client wants the connection to be closed.
+    closes: bool,
+}
+
+/// What came of looking at what has arrived.
+enum Served<'a> {
+    Answered,
+    /// The head is not complete.
+    NeedsMore,
+    ForHyper,
+    Waits(Waits<'a>),
+}
+
+/// Serves requests until the connection ends or hyper must go on.
+pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
+    let mut wire = Wire::default();
+    loop {
+        let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm)).await;
+        let mut waits = match next {
+            Next::End(end) => return end,
+            Next::Wait(waits) => waits,
+        };
+        let work = poll_fn(|cx| {
+            if let Err(error) = conn.flush(cx, &mut wire) {
+                return Poll::Ready(Err(error));
+            }
+            waits.as_mut().poll(cx).map(Ok)
+        });
+        match conn.watch(alarm, work).await {
+            Ok(Ok(waited)) => drop(conn.reply(waited, &mut wire)),
+            Ok(Err(error)) => return FastEnd::Conn(conn.failed(&error)),
+            Err(end) => return FastEnd::Conn(end),
+        }
+    }
+}
+
+impl<'a> Conn<'a> {
+    /// Serves what has arrived, sends the answers, and keeps the deadlines of what has not arrived.
+    fn poll_requests(
+        self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire,
+        alarm: &mut Alarm,
+    ) -> Poll<Next<'a>> {
+        let Conn { server, state, listed, stream } = self;
+        state.keep_waker(cx);
+        let mut clock = None;
+        let served = match self.serve_arrived(cx, wire, &mut clock) {
+            Ok(served) => served,
+            Err(error) => return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error)))),
+        };
+        if let Err(error) = self.flush(cx, wire) {
+            return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error))));
+        }
+        if let Served::Waits(waits) = served {
+            return Poll::Ready(Next::Wait(waits));
+        }
+        if wire.unsent.is_empty() {
+            if wire.ends {
+                return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::Done)));
+            }
+            if wire.for_hyper {
+                return Poll::Ready(Next::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
+            }
+        }
+        let phase = state.phase.get();
+        if server.stop.closed.get() && phase == ConnPhase::Idle && wire.unsent.is_empty() {
+            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
+        }
+        if listed.gives_way(server, state, stream) {
+            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::GaveWay)));
+        }
+        loop {
+            let (limit, end) = match phase {
+                ConnPhase::Head => {
+                    ((state.since.get(), server.config.header_timeout), ConnEnd::HeadOverdue)
+                }
+                _ => (state.idle_limit(&server.stop, &server.config), ConnEnd::IdleOverdue),
+            };
+            let now = clock.take().unwrap_or_else(rt::now);
+            if ready!(state.poll_overdue(cx, stream, alarm, now, limit)) {
+                return Poll::Ready(Next::End(FastEnd::Conn(end)));
+            }
+        }
+    }
+
+    /// Serves the requests that have arrived. `clock` is the time of the last look at it, if there
+    /// was one in this poll.
+    fn serve_arrived(
+        self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire,
+        clock: &mut Option<Instant>,
+    ) -> io::Result<Served<'a>> {
+        for _ in 0..REQUESTS_AT_ONCE {
+            if wire.unsent.len() >= UNSENT_BYTES_MAX {
+                self.flush(cx, wire)?;
+            }
+            if wire.ends || wire.for_hyper || wire.unsent.len() >= UNSENT_BYTES_MAX {
+                return Ok(Served::NeedsMore);
+            }
+            let mut received = match self.stream.poll_received(cx) {
+                Poll::Pending => return Ok(Served::NeedsMore),
+                Poll::Ready(Ok(Some(received))) => received,
+                // In the middle of a head, hyper says what that means.
+                Poll::Ready(_) if !wire.held.is_empty() => {
+                    wire.for_hyper = true;
+                    return Ok(Served::NeedsMore);
+                }
+                Poll::Ready(Ok(None)) => {
+                    self.state.gone.set(true);
+                    wire.ends = true;
+                    return Ok(Served::NeedsMore);
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+            };
+            match self.serve_one(&mut received, wire, clock) {
+                Served::Answered | Served::NeedsMore => {}
+                Served::ForHyper => wire.for_hyper = true,
+                waits @ Served::Waits(_) => return Ok(waits),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(Served::NeedsMore)
+    }
+
+    /// Serves the first request that has arrived, if its head is complete.
+    fn serve_one(
+        self,
+        received: &mut Received<'_>,
+        wire: &mut Wire,
+        clock: &mut Option<Instant>,
+    ) -> Served<'a> {
+        if !wire.held.is_empty() {
+            return self.serve_split(received, wire, clock);
+        }
+        let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
+        let (served, taken) = match FastHead::parse(received, &mut room) {
+            FirstBytes::Head(head) => {
+                let rest = &received[head.bytes..];
+                let Some((served, taken)) = self.request(&head, rest, wire, clock) else {
+                    return Served::ForHyper;
+                };
+                (served, head.bytes + taken)
+            }
+            FirstBytes::Partial => {
+                self.head_begins(clock);
+                wire.held.extend_from_slice(received);
+                (Served::NeedsMore, received.len())
+            }
+            FirstBytes::Other => return Served::ForHyper,
+        };
+        received.take(taken);
+        self.state.tally.received_more(taken);
+        served
+    }
+
+    /// Serves a request whose head came in several pieces.
+    fn serve_split(
+        self,
+        received: &mut Received<'_>,
+        wire: &mut Wire,
+        clock: &mut Option<Instant>,
+    ) -> Served<'a> {
+        let more = &received[..received.len().min(HEAD_BYTES_MAX - wire.held.len())];
+        let end = end_in(&wire.held, more);
+        let taken = end.unwrap_or(more.len());
+        wire.held.extend_from_slice(&more[..taken]);
+        received.take(taken);
+        self.state.tally.received_more(taken);
+        if end.is_none() && wire.held.len() < HEAD_BYTES_MAX {
+            return Served::NeedsMore;
+        }
+        let whole = mem::take(&mut wire.held);
+        let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
+        let served = match FastHead::parse(&whole, &mut room) {
+            FirstBytes::Head(head) => self.request(&head, received, wire, clock),
+            FirstBytes::Partial | FirstBytes::Other => None,
+        };
+        let Some((served, taken)) = served else {
+            wire.held = whole;
+            return Served::ForHyper;
+        };
+        received.take(taken);
+        self.state.tally.received_more(taken);
+        served
+    }
+
+    /// The first bytes of a head have arrived.
+    fn head_begins(self, clock: &mut Option<Instant>) {
+        let now = *clock.get_or_insert_with(rt::now);
+        self.state.enter(ConnPhase::Head, now);
+        self.state.standing.has_sent.set(true);
+    }
+
+    /// Serves a request with this head; `rest` is what has arrived behind it. Also returns how much
+    /// of that is read. `None`: it is for hyper.
+    fn request(
+        self,
+        head: &FastHead<'_, '_>,
+        rest: &[u8],
+        wire: &mut Wire,
+        clock: &mut Option<Instant>,
+    ) -> Option<(Served<'a>, usize)> {
+        let Conn { server, state, stream, .. } = self;
+        let (length, closes) = (head.length, head.closes);
+        let intake = route(server, head.path)?;
+        let started = *clock.get_or_insert_with(rt::now);
+        state.standing.has_sent.set(true);
+        let handling = Handling::begin(server, state, &head.fields, Some(length as u64), started);
+        let view = HeadView { query: head.query, fields: &head.fields };
+        let wanted = match handling.judge(intake, &view) {
+            Ok(wanted) => wanted,
+            Err(answer) => {
+                let waited = Waited { handling, answer, body_left: length > 0, closes };
+                *clock = Some(self.reply(waited, wire));
+                return Some((Served::Answered, 0));
+            }
+        };
+        let attempt = match rest.get(..length) {
+            Some(body) => handling.attempt(wanted, body),
+            None => Attempt::Waits(wanted),
+        };
+        let (answer, body_left) = match attempt {
+            Attempt::Answered(answer) => (answer, false),
+            Attempt::Unread(answer) => (answer, length > 0),
+            Attempt::Admitted(intake, admitted, ack) => {
+                let waits = async move {
+                    let answer = wait(intake, admitted, ack).await;
+                    Waited { handling, answer, body_left: false, closes }
+                };
+                return Some((Served::Waits(Box::pin(waits)), length));
+            }
+            Attempt::Tried(wanted, tried) => {
+                let waits = async move {
+                    let answer = resume(server, wanted, tried, handling.token()).await;
+                    Waited { handling, answer, body_left: false, closes }
+                };
+                return Some((Served::Waits(Box::pin(waits)), length));
+            }
+            Attempt::Waits(wanted) => {
+                let waits = async move {
+                    let body = InSocket { stream, length };
+                    let processed = process(server, state, wanted, body, handling.token());
+                    let (answer, body_left) = processed.await;
+                    Waited { handling, answer, body_left, closes }
+                };
+                return Some((Served::Waits(Box::pin(waits)), 0));
+            }
+        };
+        *clock = Some(self.reply(Waited { handling, answer, body_left, closes }, wire));
+        Some((Served::Answered, if body_left { 0 } else { length }))
+    }
+
+    /// Writes an answer behind those that are not sent yet. Returns the time.
+    fn reply(self, waited: Waited<'a>, wire: &mut Wire) -> Instant {
+        let Waited { mut handling, answer, body_left, closes } = waited;
+        if wire.unsent.capacity() == 0 {
+            wire.unsent = ROOM.take();
+        }
+        let out = &mut wire.unsent;
+        if let Answer::Accepted { count, ack } = answer {
+            match handling.end_accepted(count) {
+                Ok(now) => {
+                    let is_last = closes || self.server.stop.draining.get();
+                    answer::write_accepted(count, ack, is_last, now, out);
+                    wire.ends = is_last;
+                    return now;
+                }
+                Err(says_more) => handling = says_more,
+            }
+        }
+        let (response, now) = handling.reply(answer, body_left, HeaderMap::new());
+        wire.ends = closes || answer::is_last(&response);
+        answer::write(response, closes, now, out);
+        now
+    }
+
+    /// Sends what the socket takes of the answers.
+    fn flush(self, cx: &mut Context<'_>, wire: &mut Wire) -> io::Result<()> {
+        while !wire.unsent.is_empty() {
+            match self.stream.poll_send(cx, &wire.unsent) {
+                Poll::Ready(sent) => drop(wire.unsent.drain(..sent?)),
+                Poll::Pending => {
+                    self.state.unsent.set(true);
+                    return Ok(());
+                }
+            }
+        }
+        self.state.unsent.set(false);
+        if wire.unsent.capacity() > 0 {
+            let room = mem::take(&mut wire.unsent);
+            if room.capacity() <= ROOM_KEPT {
+                ROOM.set(room);
+            }
+        }
+        Ok(())
+    }
+
+    /// The socket has failed.
+    fn failed(self, error: &io::Error) -> ConnEnd {
+        self.state.gone.set(true);
+        let client = self.state.client().map(tracing::field::display);
+        tracing::debug!(%error, client, "connection ended");
+        ConnEnd::Done
+    }
+}
+
+thread_local! {
+    /// Room for answers, which the connections of a core lend each other.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}

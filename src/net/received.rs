@@ -1,0 +1,91 @@
+//! Bytes that have arrived on a socket, lent to its reader where they lie.
+#![expect(unsafe_code, reason = "bytes of the pool are read while the ring is not borrowed")]
+
+use std::io;
+use std::mem;
+use std::ops::Deref;
+use std::task::{Context, Poll, ready};
+
+use super::ring::Buffer;
+use super::socket::Unread;
+use super::stream::Stream;
+
+/// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
+/// again.
+///
+/// Unlike a read with [`Stream::poll_read_with`], the reader may use other sockets and files
+/// meanwhile, but must not read this socket.
+pub struct Received<'a> {
+    stream: &'a Stream,
+    lent: LentBytes,
+    taken: usize,
+}
+
+enum LentBytes {
+    /// A buffer of the pool, and its bytes.
+    Buffer(Buffer, *const [u8]),
+    Copied(Vec<u8>),
+}
+
+impl Stream {
+    /// Waits for bytes and lends them. `None` is the peer's end.
+    pub fn poll_received(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Received<'_>>>> {
+        ready!(self.poll_readable(cx));
+        let mut sockets = self.net.sockets.borrow_mut();
+        let receive = &mut sockets[self.token].receive;
+        let (lent, taken) = match mem::take(&mut receive.unread) {
+            Unread::Held(buffer, taken) => {
+                let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
+                (LentBytes::Buffer(buffer, bytes), taken)
+            }
+            Unread::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
+            Unread::Nothing => {
+                return Poll::Ready(receive.ended().expect("it is readable").map(|()| None));
+            }
+        };
+        Poll::Ready(Ok(Some(Received { stream: self, lent, taken })))
+    }
+}
+
+impl Received<'_> {
+    /// Marks the next `bytes` bytes as read.
+    pub fn take(&mut self, bytes: usize) {
+        assert!(bytes <= self.len(), "no more than there are");
+        self.taken += bytes;
+    }
+}
+
+impl Deref for Received<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        let all = match &self.lent {
+            // SAFETY: the pool's memory is mapped for as long as the ring lives, which `Net` owns
+            // and `stream` keeps. The kernel writes to a buffer only after `Ring::give_back`, which
+            // takes it by value: `drop` calls it, when no borrow of these bytes is left.
+            LentBytes::Buffer(_, bytes) => unsafe { &**bytes },
+            LentBytes::Copied(bytes) => bytes,
+        };
+        &all[self.taken..]
+    }
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        let is_rest = !self.is_empty();
+        let lent = mem::replace(&mut self.lent, LentBytes::Copied(Vec::new()));
+        let mut sockets = self.stream.net.sockets.borrow_mut();
+        let receive = &mut sockets[self.stream.token].receive;
+        let rest = match lent {
+            LentBytes::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
+            LentBytes::Buffer(buffer, _) => {
+                self.stream.net.ring.borrow_mut().give_back(buffer);
+                return;
+            }
+            LentBytes::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
+            LentBytes::Copied(_) => return,
+        };
+        receive.put_back(rest, &mut self.stream.net.ring.borrow_mut());
+    }
+}

@@ -1,0 +1,125 @@
+//! Recognizes the usual response to a PUT, a success without a body, in a quarter of the time that a
+//! parser takes: a store sends ten headers, of which one matters.
+//!
+//! Whatever is not clear at first sight is left to the parser, which decides what it means.
+
+/// Longest response that is looked at, so that no limit of the parser can be exceeded.
+const BYTES_MAX: usize = 4 << 10;
+
+/// The status of `bytes` if they are one whole HTTP/1.1 success without a body, whose connection
+/// can take another request. `None` says nothing.
+pub(super) fn plain_success(bytes: &[u8]) -> Option<u16> {
+    let head = bytes.strip_prefix(b"HTTP/1.1 ")?.strip_suffix(b"\r\n\r\n")?;
+    let (status, head) = head.split_at_checked(3)?;
+    let [b'2', tens @ b'0'..=b'9', ones @ b'0'..=b'9'] = *status else { return None };
+    if bytes.len() > BYTES_MAX || !head.starts_with(b" ") || !is_text(head) {
+        return None;
+    }
+    let mut lines = Lines(head);
+    let _reason = lines.next_line()?;
+    let mut has_length = false;
+    while !lines.0.is_empty() {
+        let line = lines.next_line()?;
+        let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+        if name.is_empty() || !name.iter().all(|byte| TOKEN[usize::from(*byte)]) {
+            return None;
+        }
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        match name.len() {
+            10 if is("connection") => return None,
+            17 if is("transfer-encoding") => return None,
+            14 if is("content-length") => {
+                if has_length || value != b": 0" {
+                    return None;
+                }
+                has_length = true;
+            }
+            _ => {}
+        }
+    }
+    let status = 200 + u16::from(tens - b'0') * 10 + u16::from(ones - b'0');
+    has_length.then_some(status)
+}
+
+/// Printable ASCII and line ends.
+fn is_text(bytes: &[u8]) -> bool {
+    let is_text = |byte: u8| byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
+    bytes.iter().fold(true, |all, byte| all & is_text(*byte))
+}
+
+/// Lines that end with CRLF, except for the last one, whose end was removed.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Lines<'a> {
+    /// The next line, if it has neither CR nor LF in itself.
+    fn next_line(&mut self) -> Option<&'a [u8]> {
+        let Some(end) = memchr::memchr(b'\r', self.0) else {
+            let line = std::mem::take(&mut self.0);
+            return memchr::memchr(b'\n', line).is_none().then_some(line);
+        };
+        let (line, rest) = self.0.split_at(end);
+        self.0 = rest.strip_prefix(b"\r\n").filter(|rest| !rest.is_empty())?;
+        memchr::memchr(b'\n', line).is_none().then_some(line)
+    }
+}
+
+/// What header names are made of (RFC 9110, section 5.6.2).
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        let byte = b as u8;
+        token[b] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
+            );
+        b += 1;
+    }
+    token
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_success_is_recognized_and_what_is_unclear_is_not() {
+        for (text, expected) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Some(200)),
+            ("HTTP/1.1 204 \r\nServer: x\r\nContent-Length: 0\r\ndate: y\r\n\r\n", Some(204)),
+            ("HTTP/1.1 200 OK\r\netag:\r\ncontent-length: 0\r\n\r\n", Some(200)),
+            ("HTTP/1.1 200 OK\r\n\r\n", None),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 301 OK\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 200OK\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 00\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nTransfer-Encoding: x\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: 1\r\n y\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx : 1\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\nx: 1\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: \u{7f}\r\n\r\n", None),
+        ] {
+            assert_eq!(plain_success(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+}
