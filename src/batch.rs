@@ -38,8 +38,7 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use crate::rt;
-use crate::rt::sleep;
+use crate::rt::{self, TaskKind, sleep};
 
 pub use gather::gather;
 
@@ -245,7 +244,7 @@ impl Batches {
         self.parked.batches.borrow_mut().push(batch);
         if self.parked.batches.borrow().len() == 1 {
             let batches = self.clone();
-            rt::spawn(async move {
+            rt::spawn_as(TaskKind::Batches, async move {
                 sleep(PARKED_FOR).await;
                 for batch in batches.parked.batches.take() {
                     // Refused only once the stop has ended. Then the batch stays in the spool.

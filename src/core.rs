@@ -11,6 +11,7 @@ mod drain;
 mod host;
 mod pipeline;
 mod run;
+mod turns;
 
 use std::rc::Rc;
 

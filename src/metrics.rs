@@ -6,6 +6,7 @@
 //! thread.
 
 pub mod tokens;
+mod turns;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +18,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use turns::TurnCollector;
+pub use turns::Turns;
 
 /// A number with one writer: a counter, which only grows, or a gauge.
 #[derive(Debug, Default)]
@@ -463,6 +467,7 @@ pub struct CoreCells {
     pub store_failing_since: Cell64,
     pub request_latency: Latency,
     pub put_latency: Latency,
+    pub turns: Turns,
 }
 
 impl CoreCells {
@@ -533,7 +538,9 @@ pub fn registry(
     dead_letter_bytes: impl Fn() -> u64 + Send + Sync + 'static,
 ) -> Registry {
     let mut registry = Registry::with_prefix("millrace");
+    let turns = TurnCollector { cells, core_ids: core_ids.clone() };
     registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
+    registry.register_collector(Box::new(turns));
     registry.register_collector(Box::new(DeadLetterCollector(dead_letter_bytes)));
     registry.register_collector(Box::new(LogCollector));
     registry

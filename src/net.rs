@@ -8,9 +8,10 @@
 //! that it sleeps on glommio until a completion signals the ring's eventfd.
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
-//! is in flight only while a task waits for it, so unread bytes stay in the kernel, and TCP slows
-//! the peer down. A large body is received into its own memory while more of it waits in the
-//! kernel ([`own`]).
+//! begins only when a task waits for it. It stays for the next bytes if the kernel can limit how
+//! many (Linux 6.17), and otherwise ends with the first. So unread bytes beyond 16 KiB stay in the
+//! kernel, and TCP slows the peer down. A large body is received into its own memory while more of
+//! it waits in the kernel ([`own`]).
 //!
 //! glommio's streams poll, then receive: three system calls where this needs a share of one.
 
@@ -47,7 +48,7 @@ pub use ring::{BUFFER_BYTES, MEMORY_BYTES as POOL_BYTES};
 pub use shared::{Share, SharedBytes, Slice};
 pub use stream::Stream;
 
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use ring::Ring;
 use socket::{ReceiveState, SendState, SocketEntry};
 
@@ -110,7 +111,7 @@ impl Net {
             nap: Cell::default(),
             next_number: Cell::default(),
         });
-        rt::spawn(driver::drive(net.clone(), eventfd)).detach();
+        rt::spawn_as(TaskKind::Sockets, driver::drive(net.clone(), eventfd)).detach();
         Ok(net)
     }
 
@@ -166,8 +167,7 @@ impl Net {
             number,
             abandoned: false,
             in_flight: 0,
-            receive: ReceiveState::Idle,
-            more_arrived: false,
+            receive: ReceiveState::default(),
             send: SendState::Idle,
             accepted: None,
             reader: None,
@@ -181,11 +181,7 @@ impl Net {
         let mut sockets = self.sockets.borrow_mut();
         let entry = &mut sockets[token];
         (entry.abandoned, entry.reader, entry.writer) = (true, None, None);
-        if let ReceiveState::Held(buffer, _) =
-            std::mem::replace(&mut entry.receive, ReceiveState::Idle)
-        {
-            self.ring.borrow_mut().give_back(buffer);
-        }
+        entry.receive.discard_unread(&mut self.ring.borrow_mut());
         if entry.in_flight == 0 {
             sockets.remove(token);
             return;

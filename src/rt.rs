@@ -10,6 +10,7 @@
 //! threads.
 
 pub mod slices;
+mod turns;
 mod waking;
 
 use std::cell::Cell;
@@ -18,12 +19,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 
+use turns::Measured;
 use waking::WakeThread;
 
 pub use fastrand::Rng;
 pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
+pub use turns::{
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, look_is_due, next_turn, observe_turns,
+    run_ready_tasks, turn_now, wake_driver_when_busy, was_busy,
+};
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
 /// of its three rings, so two cores and the control executor pin 3 × 3 × 512 KiB = 4.5 MiB, under
@@ -40,7 +46,13 @@ pub const RINGS_PER_EXECUTOR: usize = 3;
 /// on. This call also polls it for the first time, unless the executor is due to check its rings.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
-    glommio::spawn_local(work)
+    spawn_as(TaskKind::Other, work)
+}
+
+/// [`spawn`] for a task of a data core: a long turn of the core is attributed to its `kind`.
+#[inline]
+pub fn spawn_as<T: 'static>(kind: TaskKind, work: impl Future<Output = T> + 'static) -> Task<T> {
+    glommio::spawn_local(Measured::new(kind, work))
 }
 
 /// Waits until `time` has passed.
@@ -86,11 +98,15 @@ pub fn seed(seed: u64) {
     fastrand::seed(seed);
 }
 
-/// Lets other tasks run if the kernel has completions for this executor or this task's time slice
-/// has ended.
+/// Lets other tasks run if it is time to look at the sockets again, the kernel has completions for
+/// this executor, or this task's time slice has ended.
 #[inline]
 pub async fn yield_if_needed() {
-    glommio::executor().yield_if_needed().await;
+    if look_is_due() {
+        yield_now().await;
+    } else {
+        glommio::executor().yield_if_needed().await;
+    }
 }
 
 /// The id of the executor that runs the calling task, unique in the process.
@@ -232,11 +248,14 @@ impl Executor {
         let Executor { executor, wake_thread } = self;
         let awake = wake_thread.stay_awake();
         // glommio moves it several times, which a thread's stack has to have room for.
-        let main = Box::pin(main);
+        let main = Measured::new(TaskKind::Core, Box::pin(main));
+        turns::reset();
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();
-            main.await
+            let outcome = main.await;
+            turns::reset();
+            outcome
         })
     }
 }

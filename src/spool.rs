@@ -65,8 +65,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::rt;
-use crate::rt::Task;
+use crate::rt::{self, Task, TaskKind};
 
 use crate::budget::{BudgetExhausted, ChargedBytes};
 use crate::config::{JOURNAL_BYTES, SpoolOptions};
@@ -249,11 +248,11 @@ impl Spool {
             log: RefCell::default(),
         });
         let tasks = [
-            rt::spawn(spool.clone().write_groups()),
-            rt::spawn(spool.clone().read_back()),
-            rt::spawn(spool.clone().keep()),
-            rt::spawn(spool.clone().prepare_ahead()),
-            rt::spawn(spool.clone().watch_disk()),
+            rt::spawn_as(TaskKind::SpoolWriter, spool.clone().write_groups()),
+            rt::spawn_as(TaskKind::SpoolReader, spool.clone().read_back()),
+            rt::spawn_as(TaskKind::SpoolKeeper, spool.clone().keep()),
+            rt::spawn_as(TaskKind::SpoolFiles, spool.clone().prepare_ahead()),
+            rt::spawn_as(TaskKind::SpoolFiles, spool.clone().watch_disk()),
         ];
         spool.tasks.borrow_mut().extend(tasks);
         spool.disk.keeper.raise();

@@ -24,6 +24,11 @@ impl Throttle {
         Throttle { every: Duration::from_secs(60), ..Throttle::default() }
     }
 
+    /// A line every second, for what only a debug log has.
+    pub fn per_second() -> Throttle {
+        Throttle { every: Duration::from_secs(1), ..Throttle::default() }
+    }
+
     /// Logs an error unless the last line is too recent. Returns whether the line was logged.
     pub fn error(&mut self, text: impl FnOnce() -> String) -> bool {
         let passed = self.pass(rt::now());
@@ -40,6 +45,12 @@ impl Throttle {
             tracing::warn!(held_back, "{}", text());
         }
         passed.is_some()
+    }
+
+    /// For a line that the caller logs under its own module: the number of lines held back if it may
+    /// be logged now.
+    pub fn due(&mut self) -> Option<u64> {
+        self.pass(rt::now())
     }
 
     fn pass(&mut self, now: Instant) -> Option<u64> {

@@ -4,8 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::rt;
-use crate::rt::Task;
+use crate::rt::{self, Task, TaskKind};
 
 use super::run::Setup;
 use crate::batch::{Batches, Feed, gather};
@@ -89,11 +88,14 @@ impl Pipeline {
     /// Starts the tasks that hold payloads, among them `workers` that upload.
     pub(super) fn spawn(&self, workers: usize) -> Vec<Task<()>> {
         let uploader = &self.uploader;
-        let mut tasks: Vec<Task<()>> =
-            (0..workers).map(|number| rt::spawn(worker_loop(uploader.clone(), number))).collect();
-        tasks.push(rt::spawn(wake_for_retries(uploader.clone())));
-        tasks.extend(self.batches.clone().map(|batches| rt::spawn(gather(batches))));
-        tasks.extend((0..RESTORERS).map(|_| rt::spawn(restore(uploader.clone()))));
+        let mut tasks: Vec<Task<()>> = (0..workers)
+            .map(|number| rt::spawn_as(TaskKind::Worker, worker_loop(uploader.clone(), number)))
+            .collect();
+        tasks.push(rt::spawn_as(TaskKind::Retries, wake_for_retries(uploader.clone())));
+        let gathering = |batches| rt::spawn_as(TaskKind::Batches, gather(batches));
+        tasks.extend(self.batches.clone().map(gathering));
+        let restoring = |_| rt::spawn_as(TaskKind::Restore, restore(uploader.clone()));
+        tasks.extend((0..RESTORERS).map(restoring));
         tasks
     }
 

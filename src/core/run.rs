@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::rt::{self, Executor, Placement, sleep};
+use crate::rt::{self, Executor, Placement, TaskKind, sleep};
 use futures_lite::AsyncReadExt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use socket2::Socket;
@@ -14,6 +14,7 @@ use socket2::Socket;
 use super::Core;
 use super::drain::drain;
 use super::host::{IdleMemory, pin_by_hand};
+use super::turns::count_turns;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::http::accept::{accept_loop, into_glommio_stream};
@@ -142,7 +143,7 @@ fn notify(control: &Socket) {
 /// Runs the core from its start to its stop. Its blocking thread is moved to `blocking_cpus`.
 async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if let Some(cpus) = blocking_cpus {
-        rt::spawn(release_blocking_thread(cpus)).detach();
+        rt::spawn_as(TaskKind::Core, release_blocking_thread(cpus)).detach();
     }
     let net = match Net::here() {
         Ok(net) => net,
@@ -151,6 +152,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             return;
         }
     };
+    count_turns(setup.core_id(), setup.cells);
     net.set_spin(setup.config.spin);
     net.set_nap(NAP);
     let workers = [&[setup.core_id()], &*setup.spare_cpus].concat();
@@ -166,7 +168,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     let mut commands = into_glommio_stream(channel);
 
     let tasks = core.pipeline.spawn(limits.workers);
-    let sampler = rt::spawn({
+    let sampler = rt::spawn_as(TaskKind::Sampler, {
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
             let mut idle_memory = IdleMemory::default();
@@ -194,7 +196,9 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if !matches!(commands.read(&mut [0]).await, Ok(1)) {
         return;
     }
-    let accept = |(number, listener)| rt::spawn(accept_loop(core.server.clone(), listener, number));
+    let accept = |(number, listener)| {
+        rt::spawn_as(TaskKind::Accept, accept_loop(core.server.clone(), listener, number))
+    };
     let acceptors: Vec<_> = listeners.into_iter().enumerate().map(accept).collect();
     core.cells.set_state(CoreState::Serving);
     notify(&notices);
@@ -203,7 +207,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     // means to stop.
     let _command_or_end = commands.read(&mut [0]).await;
     let force_stop = Rc::new(Flag::default());
-    let listen = rt::spawn({
+    let listen = rt::spawn_as(TaskKind::Core, {
         let force_stop = force_stop.clone();
         async move {
             let _command_or_end = commands.read(&mut [0]).await;

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use futures_lite::FutureExt;
 
 use super::fast::{self, FastEnd};
@@ -72,7 +72,7 @@ pub(super) struct Conn<'a> {
 /// only that connection.
 pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
     let server = server.clone();
-    rt::spawn(async move {
+    rt::spawn_as(TaskKind::Connection, async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
         let served = serve(server.clone(), stream, listener, Readers::Both);
@@ -107,6 +107,8 @@ pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, r
     let end = conn.serve(&mut alarm, readers).await;
     let last: &[u8] = match end {
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return,
+        // Its client has closed first, as most do: nobody waits for anything.
+        ConnEnd::Done if state.gone.get() && stream.has_sent() => return,
         ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);

@@ -18,14 +18,12 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use time::OffsetDateTime;
 
 use super::body::BodyError;
 use super::body_memory::BodyMemory;
 use super::fields::Fields;
-use super::split::TURN;
 use crate::budget::ChargedBytes;
 use crate::config::{META_HEADER_BYTES_MAX, MetaEntry};
 use crate::queue::job::Span;
@@ -229,7 +227,7 @@ impl Wrapper {
         payloads: &mut [Span],
     ) -> Result<ChargedBytes, BodyError> {
         let mut out = memory.buffer_of(self.wrapped_bytes(payloads))?;
-        let mut turn = WrapTurn { began: rt::now(), looked_at: 0 };
+        let mut turn = WrapTurn { looked_at: 0 };
         for span in payloads {
             let start = self.begin(span.range().len(), &mut out);
             for piece in body[span.range()].chunks(PIECE_BYTES) {
@@ -263,7 +261,6 @@ fn put(bytes: &[u8], out: &mut ChargedBytes) {
 
 /// One turn of the core for a large request.
 struct WrapTurn {
-    began: Instant,
     /// Bytes that were written at the last look at the clock.
     looked_at: usize,
 }
@@ -274,9 +271,8 @@ impl WrapTurn {
             return;
         }
         self.looked_at = out.as_slice().len();
-        if rt::since(self.began) >= TURN {
+        if rt::look_is_due() {
             rt::yield_now().await;
-            self.began = rt::now();
         }
     }
 }

@@ -25,10 +25,6 @@ use crate::queue::job::Span;
 use crate::rt;
 use crate::sync::{Turn, Turns};
 
-/// After how much parsing a large body yields. The longest step takes 0.15 ms, so that no turn takes
-/// more than a millisecond, on a slow machine either.
-pub(super) const TURN: Duration = Duration::from_micros(500);
-
 /// Longest wait for a turn. A turn takes some milliseconds per MiB, so whoever waits for longer has
 /// hundreds of large bodies before it, and holds memory that others could use.
 pub const LARGE_WAIT_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
@@ -106,15 +102,13 @@ impl BodySplitter {
         // too many; a payload takes two bytes, or one at the end of the body.
         spans.spans.reserve_exact(most_spans(self.payloads_max, body.len()));
         let mut parse = Parse::new(body, form, self.payloads_max);
-        let mut turn_began = rt::now();
         loop {
             let step = parse.step(&mut self.scratch.borrow_mut().marks, &mut spans.spans);
             if let Some(found) = step {
                 return Ok((found?, spans));
             }
-            if rt::since(turn_began) >= TURN {
+            if rt::look_is_due() {
                 rt::yield_now().await;
-                turn_began = rt::now();
             }
         }
     }

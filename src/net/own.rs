@@ -5,7 +5,6 @@
 //! is the pool's part ([`Stream::poll_read_with`]): a small body needs no more, and for a large one
 //! the call costs little beside the bytes that it moves.
 #![expect(unsafe_code, reason = "bytes are received into a vector's spare capacity")]
-#![allow(dead_code, reason = "for what reads requests without hyper")]
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,7 +12,7 @@ use std::os::fd::AsFd;
 use rustix::net::{RecvFlags, recv};
 
 use super::Stream;
-use super::socket::{ReceiveState, code};
+use super::socket::{ReceiveEnd, code};
 
 impl Stream {
     /// Bytes that wait in the kernel and can be received with [`Stream::receive_waiting`]. 0 while
@@ -21,10 +20,10 @@ impl Stream {
     pub fn waiting(&self) -> usize {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
-        match entry.receive {
-            ReceiveState::Idle => rustix::io::ioctl_fionread(&entry.fd).map_or(0, |n| n as usize),
-            _ => 0,
+        if !entry.receive.is_idle() {
+            return 0;
         }
+        rustix::io::ioctl_fionread(&entry.fd).map_or(0, |n| n as usize)
     }
 
     /// Appends up to `most` bytes that wait in the kernel to `bytes`, whose spare capacity they fit
@@ -36,7 +35,7 @@ impl Stream {
     pub fn receive_waiting(&self, bytes: &mut Vec<u8>, most: usize) -> usize {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        if !matches!(entry.receive, ReceiveState::Idle) || most == 0 {
+        if !entry.receive.is_idle() || most == 0 {
             return 0;
         }
         let length = bytes.len();
@@ -45,12 +44,12 @@ impl Stream {
             Ok((_, received)) => received,
             Err(error) if is_for_later(error) => return 0,
             Err(error) => {
-                entry.receive = ReceiveState::Failed(code(&io::Error::from(error)));
+                entry.receive.end = Some(ReceiveEnd::Failed(code(&io::Error::from(error))));
                 return 0;
             }
         };
         if received == 0 {
-            entry.receive = ReceiveState::End;
+            entry.receive.end = Some(ReceiveEnd::Closed);
         }
         // SAFETY: the kernel has written these bytes to the start of the spare capacity, of which
         // there is as much.

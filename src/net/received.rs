@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::task::{Context, Poll, ready};
 
 use super::ring::Buffer;
-use super::socket::ReceiveState;
+use super::socket::Unread;
 use super::stream::Stream;
 
 /// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
@@ -17,11 +17,11 @@ use super::stream::Stream;
 /// meanwhile, but must not read this socket.
 pub struct Received<'a> {
     stream: &'a Stream,
-    lent: Lent,
+    lent: LentBytes,
     taken: usize,
 }
 
-enum Lent {
+enum LentBytes {
     /// A buffer of the pool, and its bytes.
     Buffer(Buffer, *const [u8]),
     Copied(Vec<u8>),
@@ -33,22 +33,14 @@ impl Stream {
         ready!(self.poll_readable(cx));
         let mut sockets = self.net.sockets.borrow_mut();
         let receive = &mut sockets[self.token].receive;
-        let (lent, taken) = match mem::replace(receive, ReceiveState::Idle) {
-            ReceiveState::Held(buffer, taken) => {
+        let (lent, taken) = match mem::take(&mut receive.unread) {
+            Unread::Held(buffer, taken) => {
                 let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
-                (Lent::Buffer(buffer, bytes), taken)
+                (LentBytes::Buffer(buffer, bytes), taken)
             }
-            ReceiveState::Copied(bytes, taken) => (Lent::Copied(bytes), taken),
-            ReceiveState::End => {
-                *receive = ReceiveState::End;
-                return Poll::Ready(Ok(None));
-            }
-            ReceiveState::Failed(code) => {
-                *receive = ReceiveState::Failed(code);
-                return Poll::Ready(Err(io::Error::from_raw_os_error(code)));
-            }
-            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => {
-                unreachable!("it is readable")
+            Unread::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
+            Unread::Nothing => {
+                return Poll::Ready(receive.ended().expect("it is readable").map(|()| None));
             }
         };
         Poll::Ready(Ok(Some(Received { stream: self, lent, taken })))
@@ -72,8 +64,8 @@ impl Deref for Received<'_> {
             // SAFETY: the pool's memory is mapped for as long as the ring lives, which `Net` owns
             // and `stream` keeps. The kernel writes to a buffer only after `Ring::give_back`, which
             // takes it by value: `drop` calls it, when no borrow of these bytes is left.
-            Lent::Buffer(_, bytes) => unsafe { &**bytes },
-            Lent::Copied(bytes) => bytes,
+            LentBytes::Buffer(_, bytes) => unsafe { &**bytes },
+            LentBytes::Copied(bytes) => bytes,
         };
         &all[self.taken..]
     }
@@ -82,15 +74,18 @@ impl Deref for Received<'_> {
 impl Drop for Received<'_> {
     fn drop(&mut self) {
         let is_rest = !self.is_empty();
-        let lent = mem::replace(&mut self.lent, Lent::Copied(Vec::new()));
+        let lent = mem::replace(&mut self.lent, LentBytes::Copied(Vec::new()));
         let mut sockets = self.stream.net.sockets.borrow_mut();
         let receive = &mut sockets[self.stream.token].receive;
-        debug_assert!(matches!(receive, ReceiveState::Idle), "nobody else reads it meanwhile");
-        match lent {
-            Lent::Buffer(buffer, _) if is_rest => *receive = ReceiveState::Held(buffer, self.taken),
-            Lent::Buffer(buffer, _) => self.stream.net.ring.borrow_mut().give_back(buffer),
-            Lent::Copied(bytes) if is_rest => *receive = ReceiveState::Copied(bytes, self.taken),
-            Lent::Copied(_) => {}
-        }
+        let rest = match lent {
+            LentBytes::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
+            LentBytes::Buffer(buffer, _) => {
+                self.stream.net.ring.borrow_mut().give_back(buffer);
+                return;
+            }
+            LentBytes::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
+            LentBytes::Copied(_) => return,
+        };
+        receive.put_back(rest, &mut self.stream.net.ring.borrow_mut());
     }
 }

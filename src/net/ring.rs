@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use glommio::io::{BufferedFile, DmaBuffer};
@@ -42,6 +42,10 @@ pub const BUFFER_BYTES: usize = 16 << 10;
 /// Number of receive buffers, a power of two. A buffer is held from a completion until its reader
 /// has run, so this bounds how many connections are served in one turn, not how many there are.
 pub const BUFFERS: u16 = 256;
+/// A multishot receive gives at most so many bytes at a time, and ends once there were as many. So
+/// no more than a buffer's worth is unread of a socket outside of the kernel, as with receives that
+/// end at once.
+const RECEIVE_BYTES: usize = BUFFER_BYTES / 2;
 /// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
 /// How long a ring that is dropped waits for cancelled operations to complete.
@@ -96,10 +100,19 @@ impl Tag {
     }
 }
 
-/// An operation that has ended.
+/// An operation that has given a result.
 pub struct Completion {
     pub token: usize,
     pub result: OpResult,
+    /// The operation has ended. Otherwise more completions of it follow.
+    pub is_last: bool,
+}
+
+impl Completion {
+    /// Whether the task that it wakes begins something new: it has bytes or a connection.
+    pub fn brings_work(&self) -> bool {
+        matches!(self.result, OpResult::Received(_) | OpResult::Accepted(_))
+    }
 }
 
 /// What an operation gave.
@@ -186,6 +199,8 @@ pub struct Ring {
     pub spare: SpareBuffers,
     /// Operations that have not ended.
     in_flight: usize,
+    /// The kernel knows multishot receives with a limit: Linux 6.17 and newer.
+    is_multishot: bool,
     /// Chains of submissions that found the queue full while the kernel took nothing. They enter
     /// the queue in this order, before any later one. Bounded by what can be in flight: a receive,
     /// a send and a cancel for each socket, a write for each file.
@@ -221,7 +236,7 @@ impl Ring {
             let entries = pool.entries.as_ptr() as u64;
             uring.submitter().register_buf_ring_with_flags(entries, BUFFERS, GROUP, 0)?;
         }
-        Ok(Ring {
+        let mut ring = Ring {
             uring: ManuallyDrop::new(uring),
             pool: ManuallyDrop::new(pool),
             lent: ManuallyDrop::default(),
@@ -229,10 +244,29 @@ impl Ring {
             event,
             spare: SpareBuffers::default(),
             in_flight: 0,
+            is_multishot: true,
             backlog: VecDeque::new(),
             #[cfg(test)]
             refusals: VecDeque::new(),
-        })
+        };
+        ring.is_multishot = ring.can_limit_receives()?;
+        Ok(ring)
+    }
+
+    /// Whether the kernel accepts a multishot receive with a limit: older ones answer EINVAL.
+    fn can_limit_receives(&mut self) -> io::Result<bool> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        drop(theirs);
+        self.receive(ours.as_fd(), 0, false);
+        self.turn()?;
+        loop {
+            match self.next() {
+                Some(Completion { result: OpResult::Received(outcome), .. }) => {
+                    return Ok(outcome.is_ok());
+                }
+                _ => self.enter(|kernel| kernel.submit_and_wait(1))?,
+            }
+        }
     }
 
     /// Sets the CPU affinity of this thread's io-wq workers, which run blocking operations such as
@@ -261,22 +295,30 @@ impl Ring {
         if enabled { completions.enable_eventfd() } else { completions.disable_eventfd() }
     }
 
-    /// Receives once from `fd` into a buffer of the pool. [`is_exhausted`] recognizes the error of
-    /// an empty pool.
+    /// Receives from `fd` into buffers of the pool. [`is_exhausted`] recognizes the error of an
+    /// empty pool.
     ///
-    /// A multishot receive was measured 1 to 2 % cheaper in CPU per request, but it keeps receiving
-    /// what nobody reads.
-    ///
-    /// Mostly nothing has `arrived` yet, and the kernel waits for the socket without trying to
-    /// receive first.
+    /// If bytes have `arrived`, it takes a buffer of them at once. Otherwise it waits for the socket
+    /// without trying first, and stays for more until there were [`RECEIVE_BYTES`] if the kernel can
+    /// limit it to that: a small request costs 6 % less CPU when its receive need not be submitted.
+    /// Without a limit, one peer that sends ahead would get the whole pool.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize, arrived: bool) {
         const POLL_FIRST: u16 = 1;
-        let entry =
-            opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
-                .buf_group(GROUP)
-                .ioprio(if arrived { 0 } else { POLL_FIRST })
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT);
+        const MULTISHOT: u16 = 2;
+        let stays = self.is_multishot && !arrived;
+        let (mode, length) = match arrived {
+            true => (0, BUFFER_BYTES),
+            false if stays => (POLL_FIRST | MULTISHOT, RECEIVE_BYTES),
+            false => (POLL_FIRST, BUFFER_BYTES),
+        };
+        let mut entry = opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), length as u32)
+            .buf_group(GROUP)
+            .ioprio(mode)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        if stays {
+            limit(&mut entry, RECEIVE_BYTES as u32);
+        }
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
         unsafe { self.push(entry, token, OpKind::Receive) };
     }
@@ -424,7 +466,8 @@ impl Ring {
     pub fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.uring.completion().next()?;
-            self.in_flight -= 1;
+            let is_last = !cqueue::more(entry.flags());
+            self.in_flight -= usize::from(is_last);
             let tag = Tag(entry.user_data());
             let token = tag.token();
             let value = match entry.result() {
@@ -459,7 +502,7 @@ impl Ring {
                     OpResult::Synced(value.and(short.map_or(Ok(()), Err)))
                 }
             };
-            return Some(Completion { token, result });
+            return Some(Completion { token, result, is_last });
         }
     }
 
@@ -584,6 +627,15 @@ impl Drop for Ring {
             }
         }
     }
+}
+
+/// Sets after how many bytes a multishot receive ends (`optlen`).
+fn limit(receive: &mut squeue::Entry, bytes: u32) {
+    const OPTLEN: usize = 44;
+    const _: () = assert!(size_of::<squeue::Entry>() == 64);
+    // SAFETY: an entry is the kernel's `struct io_uring_sqe` of plain numbers; the field lies within
+    // it, aligned.
+    unsafe { (&raw mut *receive).byte_add(OPTLEN).cast::<u32>().write(bytes) };
 }
 
 /// Whether a receive failed because the pool had no buffer left.

@@ -17,26 +17,155 @@ pub(super) struct SocketEntry {
     /// Operations that have not completed.
     pub(super) in_flight: u32,
     pub(super) receive: ReceiveState,
-    /// The last receive left bytes in the kernel.
-    pub(super) more_arrived: bool,
     pub(super) send: SendState,
     pub(super) accepted: Option<io::Result<OwnedFd>>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
 }
 
-pub(super) enum ReceiveState {
-    /// No task waits for bytes.
+/// What has arrived on a socket, and the receive that brings more. That begins only when a task
+/// waits and nothing is unread, and gives a limited number of bytes ([`Ring::receive`]), which
+/// bounds what is unread here.
+#[derive(Default)]
+pub(super) struct ReceiveState {
+    pub(super) unread: Unread,
+    pub(super) operation: ReceiveOp,
+    /// Nothing follows what is unread.
+    pub(super) end: Option<ReceiveEnd>,
+    /// The last receive left bytes in the kernel.
+    more_arrived: bool,
+}
+
+#[derive(Default)]
+pub(super) enum Unread {
+    #[default]
+    Nothing,
+    /// A buffer of the pool, and how many of its bytes are read.
+    Held(Buffer, usize),
+    /// Copies, made when the pool was empty or when more arrived, and how many bytes are read.
+    Copied(Vec<u8>, usize),
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReceiveOp {
+    #[default]
     Idle,
     InFlight,
     /// The pool had no buffer for the receive.
     Starved,
-    /// A buffer of the pool, and how many of its bytes are read.
-    Held(Buffer, usize),
-    /// A copy of its unread bytes, made when the pool was empty, and how many of them are read.
-    Copied(Vec<u8>, usize),
-    End,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum ReceiveEnd {
+    /// The peer has closed its half.
+    Closed,
     Failed(i32),
+}
+
+impl ReceiveState {
+    /// Passes what is unread to `take`, which returns how many bytes it has read. Without unread
+    /// bytes the end, if it has come.
+    pub(super) fn read(
+        &mut self,
+        ring: &mut Ring,
+        take: impl FnOnce(&[u8]) -> usize,
+    ) -> Option<io::Result<usize>> {
+        let (n, left) = match &mut self.unread {
+            Unread::Held(buffer, taken) => {
+                let n = take(&ring.bytes(buffer)[*taken..]);
+                *taken += n;
+                (n, buffer.len() - *taken)
+            }
+            Unread::Copied(bytes, taken) => {
+                let n = take(&bytes[*taken..]);
+                *taken += n;
+                (n, bytes.len() - *taken)
+            }
+            Unread::Nothing => return self.ended().map(|ended| ended.map(|()| 0)),
+        };
+        if left == 0 {
+            self.discard_unread(ring);
+        }
+        Some(Ok(n))
+    }
+
+    /// The end, if it has come.
+    pub(super) fn ended(&self) -> Option<io::Result<()>> {
+        self.end.map(|end| match end {
+            ReceiveEnd::Closed => Ok(()),
+            ReceiveEnd::Failed(code) => Err(io::Error::from_raw_os_error(code)),
+        })
+    }
+
+    /// Whether nothing is unread and nothing brings more.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.is_readable() && self.operation == ReceiveOp::Idle
+    }
+
+    /// Whether a read would not wait.
+    pub(super) fn is_readable(&self) -> bool {
+        !matches!(self.unread, Unread::Nothing) || self.end.is_some()
+    }
+
+    /// Unread bytes; the end counts as one.
+    pub(super) fn arrived(&self) -> usize {
+        let unread = match &self.unread {
+            Unread::Nothing => 0,
+            Unread::Held(buffer, taken) => buffer.len() - taken,
+            Unread::Copied(bytes, taken) => bytes.len() - taken,
+        };
+        unread + usize::from(self.end.is_some())
+    }
+
+    /// Adds what a receive has brought.
+    pub(super) fn add(&mut self, ring: &mut Ring, buffer: Buffer) {
+        self.more_arrived = buffer.more();
+        if let Unread::Nothing = self.unread {
+            self.unread = Unread::Held(buffer, 0);
+            return;
+        }
+        self.copy_unread(ring);
+        if let Unread::Copied(bytes, _) = &mut self.unread {
+            bytes.extend_from_slice(ring.bytes(&buffer));
+        }
+        ring.give_back(buffer);
+    }
+
+    /// Puts what was taken out of `unread` back in front of what has arrived since.
+    pub(super) fn put_back(&mut self, rest: Unread, ring: &mut Ring) {
+        let newer = match std::mem::replace(&mut self.unread, rest) {
+            Unread::Nothing => return,
+            Unread::Held(buffer, taken) => {
+                let copied = ring.bytes(&buffer)[taken..].to_vec();
+                ring.give_back(buffer);
+                copied
+            }
+            Unread::Copied(mut bytes, taken) => {
+                bytes.drain(..taken);
+                bytes
+            }
+        };
+        self.copy_unread(ring);
+        if let Unread::Copied(bytes, _) = &mut self.unread {
+            bytes.extend_from_slice(&newer);
+        }
+    }
+
+    /// Copies an unread buffer, so that it returns to the pool.
+    pub(super) fn copy_unread(&mut self, ring: &mut Ring) {
+        if let Unread::Held(buffer, taken) = &self.unread {
+            let copied = Unread::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
+            self.discard_unread(ring);
+            self.unread = copied;
+        }
+    }
+
+    /// Drops what is unread.
+    pub(super) fn discard_unread(&mut self, ring: &mut Ring) {
+        if let Unread::Held(buffer, _) = std::mem::take(&mut self.unread) {
+            ring.give_back(buffer);
+        }
+    }
 }
 
 pub(super) enum SendState {
@@ -47,9 +176,10 @@ pub(super) enum SendState {
 
 impl SocketEntry {
     pub(super) fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
-        self.receive = ReceiveState::InFlight;
+        self.receive.operation = ReceiveOp::InFlight;
         self.in_flight += 1;
-        ring.receive(self.fd.as_fd(), token, std::mem::take(&mut self.more_arrived));
+        let arrived = std::mem::take(&mut self.receive.more_arrived);
+        ring.receive(self.fd.as_fd(), token, arrived);
     }
 
     pub(super) fn begin_send(

@@ -13,7 +13,7 @@ use socket2::SockRef;
 use super::acknowledged::{Acknowledged, tcp_info};
 use super::ring::Outgoing;
 use super::shared::Share;
-use super::socket::{ReceiveState, SendState};
+use super::socket::{ReceiveOp, SendState};
 use super::{Net, SEND_BYTES_MAX};
 use crate::sync::keep_waker;
 
@@ -42,60 +42,30 @@ impl Stream {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
         let mut ring = self.net.ring.borrow_mut();
-        let (n, empty) = match &mut entry.receive {
-            ReceiveState::Held(buffer, taken) => {
-                let n = take(&ring.bytes(buffer)[*taken..]);
-                *taken += n;
-                (n, *taken == buffer.len())
-            }
-            ReceiveState::Copied(bytes, taken) => {
-                let n = take(&bytes[*taken..]);
-                *taken += n;
-                (n, *taken == bytes.len())
-            }
-            ReceiveState::End => return Poll::Ready(Ok(0)),
-            ReceiveState::Failed(code) => {
-                return Poll::Ready(Err(io::Error::from_raw_os_error(*code)));
-            }
-            ReceiveState::Idle => {
-                entry.begin_receive(&mut ring, self.token);
-                keep_waker(&mut entry.reader, cx);
-                drop((ring, sockets));
-                self.net.pushed();
-                return Poll::Pending;
-            }
-            ReceiveState::InFlight | ReceiveState::Starved => {
-                keep_waker(&mut entry.reader, cx);
-                return Poll::Pending;
-            }
-        };
-        if empty
-            && let ReceiveState::Held(buffer, _) =
-                std::mem::replace(&mut entry.receive, ReceiveState::Idle)
-        {
-            ring.give_back(buffer);
+        if let Some(read) = entry.receive.read(&mut ring, take) {
+            return Poll::Ready(read);
         }
-        Poll::Ready(Ok(n))
+        keep_waker(&mut entry.reader, cx);
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut ring, self.token);
+            drop((ring, sockets));
+            self.net.pushed();
+        }
+        Poll::Pending
     }
 
     /// Waits until a read would not wait: for bytes, the peer's end or an error.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        match entry.receive {
-            ReceiveState::Held(..)
-            | ReceiveState::Copied(..)
-            | ReceiveState::End
-            | ReceiveState::Failed(_) => {
-                return Poll::Ready(());
-            }
-            ReceiveState::InFlight | ReceiveState::Starved => keep_waker(&mut entry.reader, cx),
-            ReceiveState::Idle => {
-                keep_waker(&mut entry.reader, cx);
-                entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
-                drop(sockets);
-                self.net.pushed();
-            }
+        if entry.receive.is_readable() {
+            return Poll::Ready(());
+        }
+        keep_waker(&mut entry.reader, cx);
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
+            drop(sockets);
+            self.net.pushed();
         }
         Poll::Pending
     }
@@ -104,19 +74,15 @@ impl Stream {
     pub fn is_silent(&self) -> bool {
         let mut sockets = self.net.sockets.borrow_mut();
         let entry = &mut sockets[self.token];
-        match entry.receive {
-            ReceiveState::InFlight | ReceiveState::Starved => true,
-            ReceiveState::Idle => {
-                entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
-                drop(sockets);
-                self.net.pushed();
-                true
-            }
-            ReceiveState::Held(..)
-            | ReceiveState::Copied(..)
-            | ReceiveState::End
-            | ReceiveState::Failed(_) => false,
+        if entry.receive.is_readable() {
+            return false;
         }
+        if entry.receive.operation == ReceiveOp::Idle {
+            entry.begin_receive(&mut self.net.ring.borrow_mut(), self.token);
+            drop(sockets);
+            self.net.pushed();
+        }
+        true
     }
 
     /// Bytes that have arrived and are unread, here and in the kernel. The peer's end and an error
@@ -124,13 +90,8 @@ impl Stream {
     pub fn arrived(&self) -> usize {
         let sockets = self.net.sockets.borrow();
         let entry = &sockets[self.token];
-        let here = match &entry.receive {
-            ReceiveState::Held(buffer, taken) => buffer.len() - taken,
-            ReceiveState::Copied(bytes, taken) => bytes.len() - taken,
-            ReceiveState::End | ReceiveState::Failed(_) => 1,
-            ReceiveState::Idle | ReceiveState::InFlight | ReceiveState::Starved => 0,
-        };
-        here + rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize)
+        let in_kernel = rustix::io::ioctl_fionread(&entry.fd).map_or(0, |bytes| bytes as usize);
+        entry.receive.arrived() + in_kernel
     }
 
     /// Copies up to [`SEND_BYTES_MAX`] of `bytes` and sends them. Waits while an earlier send is in

@@ -185,6 +185,35 @@ fn only_a_send_that_is_waited_for_wakes_a_task() {
     });
 }
 
+#[test]
+fn what_is_left_of_lent_bytes_stays_before_what_arrives_meanwhile() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        // The receive stays, if the kernel can do that.
+        theirs.write_all(b"first").unwrap();
+        ours.read_exact(&mut [0; 5]).await.unwrap();
+        for round in 0..3 {
+            theirs.write_all(b"abc").unwrap();
+            poll_fn(|cx| {
+                let mut lent = match ours.poll_received(cx) {
+                    Poll::Ready(lent) => lent.unwrap().unwrap(),
+                    Poll::Pending => return Poll::Pending,
+                };
+                lent.take(1);
+                theirs.write_all(b"def").unwrap();
+                // Long enough for loopback.
+                thread::sleep(Duration::from_millis(20));
+                net.turn_now();
+                Poll::Ready(())
+            })
+            .await;
+            let mut rest = [0; 5];
+            ours.read_exact(&mut rest).await.unwrap();
+            assert_eq!(&rest, b"bcdef", "{round}");
+        }
+    });
+}
+
 /// More connections hold unread bytes than there are buffers.
 #[test]
 fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
@@ -370,7 +399,7 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         let busy = rt::spawn(async move {
             let mut turns = 0;
             while started.elapsed() < Duration::from_millis(50) {
-                yield_now().await;
+                rt::yield_now().await;
                 turns += 1;
             }
             turns

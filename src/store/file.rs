@@ -35,7 +35,7 @@ use super::{Class, Object, Progress, PutError};
 use crate::config::FileMode;
 use crate::key::{TEMPORARY, is_in_temporary};
 use crate::queue::job::Payload;
-use crate::rt;
+use crate::rt::{self, TaskKind};
 use crate::sync::Semaphore;
 
 /// A temporary file older than this belongs to a process that died, or to a put on a disk that hung
@@ -106,7 +106,7 @@ impl FileStore {
         let (folder, key, body) =
             (self.folder.clone(), object.key.to_owned(), object.body.to_vec());
         let written = progress.of_writer();
-        let task = rt::spawn(async move {
+        let task = rt::spawn_as(TaskKind::Store, async move {
             let _permit = permit;
             let _wait = rt::foreign_wait();
             // A panic belongs to the worker that waits. Uncaught here it would end the core.

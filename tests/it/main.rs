@@ -123,6 +123,7 @@ mod process {
     mod signals;
     mod start;
     mod stop_times;
+    mod turns;
 }
 
 /// The commands beside the server.

@@ -1,6 +1,6 @@
 //! millrace's product as a good engineer builds it on tokio, to compare with: multi-thread runtime,
 //! hyper 1, one shared bounded queue, `MAX_WORKERS` × cores worker tasks, `aws-sdk-s3` with its
-//! default HTTP client, mimalloc.
+//! default HTTP client, millrace's allocator.
 //!
 //! From the library come configuration, parsing, keys, what makes a batch and the text of every
 //! answer, so the two differ in the runtime, in the queue and in the upload. Where tokio code can

@@ -7,8 +7,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::rt;
-use crate::rt::Task;
+use crate::rt::{self, Task, TaskKind};
 use bytes::Bytes;
 use futures_lite::future;
 use http_body_util::Full;
@@ -80,7 +79,7 @@ impl HyperPool {
         let (sender, connection) = http1::handshake(FuturesIo::new(wire)).await.map_err(|e| {
             ConnectionError::Broken { host: server.host.clone(), why: e.to_string() }
         })?;
-        let task = rt::spawn(async move {
+        let task = rt::spawn_as(TaskKind::Store, async move {
             // An error reaches the request in flight. Without one the peer has closed.
             let _ = connection.await;
         });
@@ -101,7 +100,7 @@ impl HyperPool {
                 // exchange yet. A detached task waits for it, for a bounded time, so that this
                 // request does not.
                 let (pool, server) = (Rc::downgrade(pool), server.clone());
-                rt::spawn(async move {
+                rt::spawn_as(TaskKind::Store, async move {
                     let settled = async { conn.sender.ready().await.is_ok() };
                     if within(SETTLE_TIMEOUT, settled, || false).await
                         && let Some(pool) = pool.upgrade()
