@@ -695,6 +695,17 @@ mod tests {
     fn order_of<F: Future<Output = ()>>(wait: impl Fn() -> F + 'static) -> Vec<&'static str> {
         rt::run_test(async move {
             let order = Rc::new(RefCell::new(Vec::new()));
+            // Before the driver, so that their first polls are not left for a turn of it.
+            let tasks: Vec<_> = (0..3)
+                .map(|_| {
+                    let order = order.clone();
+                    rt::spawn_as(TaskKind::Connection, async move {
+                        rt::yield_now().await;
+                        work(Duration::from_millis(2));
+                        order.borrow_mut().push("task");
+                    })
+                })
+                .collect();
             let done = Rc::new(Cell::new(false));
             let driver = rt::spawn_as(TaskKind::Sockets, {
                 let (order, done) = (order.clone(), done.clone());
@@ -707,16 +718,6 @@ mod tests {
                     end_turn();
                 }
             });
-            let tasks: Vec<_> = (0..3)
-                .map(|_| {
-                    let order = order.clone();
-                    rt::spawn_as(TaskKind::Connection, async move {
-                        rt::yield_now().await;
-                        work(Duration::from_millis(2));
-                        order.borrow_mut().push("task");
-                    })
-                })
-                .collect();
             wait().await;
             order.borrow_mut().push("back");
             for task in tasks {
