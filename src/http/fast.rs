@@ -174,8 +174,9 @@ impl<'a> Conn<'a> {
         }
     }
 
-    /// Serves the requests that have arrived. `clock` is the time of the last look at it, if there
-    /// was one in this poll.
+    /// Serves the requests that have arrived. `clock` is the end of the last one in this poll. The
+    /// first one begins with the turn, in which its bytes were seen: its latency then has the time
+    /// that other tasks took before it, and one clock read is saved.
     fn serve_arrived(
         self,
         cx: &mut Context<'_>,
@@ -278,7 +279,7 @@ impl<'a> Conn<'a> {
 
     /// The first bytes of a head have arrived.
     fn head_begins(self, clock: &mut Option<Instant>) {
-        let now = *clock.get_or_insert_with(rt::now);
+        let now = *clock.get_or_insert_with(rt::turn_now);
         self.state.enter(ConnPhase::Head, now);
         self.state.standing.has_sent.set(true);
     }
@@ -295,7 +296,7 @@ impl<'a> Conn<'a> {
         let Conn { server, state, stream, .. } = self;
         let (length, closes) = (head.length, head.closes);
         let intake = route(server, head.path)?;
-        let started = *clock.get_or_insert_with(rt::now);
+        let started = *clock.get_or_insert_with(rt::turn_now);
         state.standing.has_sent.set(true);
         let handling = Handling::begin(server, state, &head.fields, Some(length as u64), started);
         let view = HeadView { query: head.query, fields: &head.fields };

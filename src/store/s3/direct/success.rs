@@ -3,8 +3,9 @@
 //!
 //! Whatever is not clear at first sight is left to the parser, which decides what it means.
 
-/// Longest response that is looked at, so that no limit of the parser can be exceeded.
+/// Longest response that is looked at, and most headers: the parser's limits are higher.
 const BYTES_MAX: usize = 4 << 10;
+const HEADERS_MAX: usize = 64;
 
 /// The status of `bytes` if they are one whole HTTP/1.1 success without a body, whose connection
 /// can take another request. `None` says nothing.
@@ -12,16 +13,19 @@ pub(super) fn plain_success(bytes: &[u8]) -> Option<u16> {
     let head = bytes.strip_prefix(b"HTTP/1.1 ")?.strip_suffix(b"\r\n\r\n")?;
     let (status, head) = head.split_at_checked(3)?;
     let [b'2', tens @ b'0'..=b'9', ones @ b'0'..=b'9'] = *status else { return None };
-    if bytes.len() > BYTES_MAX || !head.starts_with(b" ") || !is_text(head) {
+    if bytes.len() > BYTES_MAX || !head.starts_with(b" ") {
         return None;
     }
-    let mut lines = Lines(head);
-    let _reason = lines.next_line()?;
-    let mut has_length = false;
-    while !lines.0.is_empty() {
-        let line = lines.next_line()?;
-        let (name, value) = line.split_at(memchr::memchr(b':', line)?);
-        if name.is_empty() || !name.iter().all(|byte| TOKEN[usize::from(*byte)]) {
+    let line_feeds = line_feeds_in_text(head)?;
+    let (_reason, mut rest) = first_line(head)?;
+    let (mut lines, mut has_length) = (0, false);
+    while let Some(next) = rest {
+        lines += 1;
+        let (line, others) = first_line(next)?;
+        rest = others;
+        let name_bytes = line.iter().take_while(|byte| TOKEN[usize::from(**byte)]).count();
+        let (name, value) = line.split_at(name_bytes);
+        if name.is_empty() || !value.starts_with(b":") {
             return None;
         }
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
@@ -37,30 +41,29 @@ pub(super) fn plain_success(bytes: &[u8]) -> Option<u16> {
             _ => {}
         }
     }
-    let status = 200 + u16::from(tens - b'0') * 10 + u16::from(ones - b'0');
-    has_length.then_some(status)
-}
-
-/// Printable ASCII and line ends.
-fn is_text(bytes: &[u8]) -> bool {
-    let is_text = |byte: u8| byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
-    bytes.iter().fold(true, |all, byte| all & is_text(*byte))
-}
-
-/// Lines that end with CRLF, except for the last one, whose end was removed.
-struct Lines<'a>(&'a [u8]);
-
-impl<'a> Lines<'a> {
-    /// The next line, if it has neither CR nor LF in itself.
-    fn next_line(&mut self) -> Option<&'a [u8]> {
-        let Some(end) = memchr::memchr(b'\r', self.0) else {
-            let line = std::mem::take(&mut self.0);
-            return memchr::memchr(b'\n', line).is_none().then_some(line);
-        };
-        let (line, rest) = self.0.split_at(end);
-        self.0 = rest.strip_prefix(b"\r\n").filter(|rest| !rest.is_empty())?;
-        memchr::memchr(b'\n', line).is_none().then_some(line)
+    // No line has a line feed in itself.
+    if lines != line_feeds || lines > HEADERS_MAX || !has_length {
+        return None;
     }
+    Some(200 + u16::from(tens - b'0') * 10 + u16::from(ones - b'0'))
+}
+
+/// The number of line feeds, if the rest is printable ASCII and carriage returns.
+fn line_feeds_in_text(bytes: &[u8]) -> Option<usize> {
+    let (mut is_text, mut line_feeds) = (true, 0);
+    for &byte in bytes {
+        is_text &= byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
+        line_feeds += usize::from(byte == b'\n');
+    }
+    is_text.then_some(line_feeds)
+}
+
+/// The bytes up to the first carriage return, and those behind its line end; `None` if no line feed
+/// follows it. The end of the last line was removed.
+fn first_line(bytes: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    let Some(end) = memchr::memchr(b'\r', bytes) else { return Some((bytes, None)) };
+    let (line, rest) = bytes.split_at(end);
+    Some((line, Some(rest.strip_prefix(b"\r\n")?)))
 }
 
 /// What header names are made of (RFC 9110, section 5.6.2).
