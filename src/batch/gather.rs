@@ -84,6 +84,10 @@ enum Remaining {
     Joined(Rc<RefCell<OpenBatch>>),
 }
 
+/// How many payloads were added together, at least one, and their batch. `None`: it was one, a
+/// single object, and is queued for a worker.
+type AddedPayloads = (usize, Option<Rc<RefCell<OpenBatch>>>);
+
 /// What keeps a payload from joining a batch.
 enum Obstacle {
     Memory,
@@ -211,13 +215,12 @@ impl Batches {
         }
     }
 
-    /// Adds the first payloads of `run` that share a batch, at most `most`. Returns how many, at
-    /// least one, and that batch; `None`: it is one, a single object, and queued for a worker.
+    /// Adds the first payloads of `run` that share a batch, at most `most`.
     fn try_add(
         &self,
         run: &Run,
         most: usize,
-    ) -> Result<(usize, Option<Rc<RefCell<OpenBatch>>>), Obstacle> {
+    ) -> Result<AddedPayloads, Obstacle> {
         // Without other batches the bound does not hold: a process with larger limits may have
         // spooled a payload that never fits. Those that join together with the first are few bytes.
         let first = run.spans()[0].range().len();

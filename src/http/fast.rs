@@ -63,7 +63,7 @@ pub(super) enum FastEnd {
 
 /// What is kept of a connection between two polls.
 #[derive(Default)]
-struct Wire {
+struct WireState {
     /// The start of a head that is not complete.
     held: Vec<u8>,
     /// Answers that the socket has not taken.
@@ -75,7 +75,7 @@ struct Wire {
 }
 
 /// What the connection does next.
-enum Next<'a> {
+enum FastStep<'a> {
     End(FastEnd),
     Wait(Waits<'a>),
 }
@@ -103,12 +103,12 @@ enum Served<'a> {
 
 /// Serves requests until the connection ends or hyper must go on.
 pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
-    let mut wire = Wire::default();
+    let mut wire = WireState::default();
     loop {
         let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm)).await;
         let mut waits = match next {
-            Next::End(end) => return end,
-            Next::Wait(waits) => waits,
+            FastStep::End(end) => return end,
+            FastStep::Wait(waits) => waits,
         };
         let work = poll_fn(|cx| {
             if let Err(error) = conn.flush(cx, &mut wire) {
@@ -129,36 +129,36 @@ impl<'a> Conn<'a> {
     fn poll_requests(
         self,
         cx: &mut Context<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         alarm: &mut Alarm,
-    ) -> Poll<Next<'a>> {
+    ) -> Poll<FastStep<'a>> {
         let Conn { server, state, listed, stream } = self;
         state.keep_waker(cx);
         let mut clock = None;
         let served = match self.serve_arrived(cx, wire, &mut clock) {
             Ok(served) => served,
-            Err(error) => return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error)))),
+            Err(error) => return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error)))),
         };
         if let Err(error) = self.flush(cx, wire) {
-            return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error))));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error))));
         }
         if let Served::Waits(waits) = served {
-            return Poll::Ready(Next::Wait(waits));
+            return Poll::Ready(FastStep::Wait(waits));
         }
         if wire.unsent.is_empty() {
             if wire.ends {
-                return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::Done)));
+                return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::Done)));
             }
             if wire.for_hyper {
-                return Poll::Ready(Next::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
+                return Poll::Ready(FastStep::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
             }
         }
         let phase = state.phase.get();
         if server.stop.closed.get() && phase == ConnPhase::Idle && wire.unsent.is_empty() {
-            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
         }
         if listed.gives_way(server, state, stream) {
-            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::GaveWay)));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::GaveWay)));
         }
         loop {
             let (limit, end) = match phase {
@@ -169,7 +169,7 @@ impl<'a> Conn<'a> {
             };
             let now = clock.take().unwrap_or_else(rt::now);
             if ready!(state.poll_overdue(cx, stream, alarm, now, limit)) {
-                return Poll::Ready(Next::End(FastEnd::Conn(end)));
+                return Poll::Ready(FastStep::End(FastEnd::Conn(end)));
             }
         }
     }
@@ -180,7 +180,7 @@ impl<'a> Conn<'a> {
     fn serve_arrived(
         self,
         cx: &mut Context<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> io::Result<Served<'a>> {
         for _ in 0..REQUESTS_AT_ONCE {
@@ -219,7 +219,7 @@ impl<'a> Conn<'a> {
     fn serve_one(
         self,
         received: &mut Received<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
         if !wire.held.is_empty() {
@@ -250,7 +250,7 @@ impl<'a> Conn<'a> {
     fn serve_split(
         self,
         received: &mut Received<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
         let more = &received[..received.len().min(HEAD_BYTES_MAX - wire.held.len())];
@@ -290,7 +290,7 @@ impl<'a> Conn<'a> {
         self,
         head: &FastHead<'_, '_>,
         rest: &[u8],
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Option<(Served<'a>, usize)> {
         let Conn { server, state, stream, .. } = self;
@@ -344,7 +344,7 @@ impl<'a> Conn<'a> {
     }
 
     /// Writes an answer behind those that are not sent yet. Returns the time.
-    fn reply(self, waited: Waited<'a>, wire: &mut Wire) -> Instant {
+    fn reply(self, waited: Waited<'a>, wire: &mut WireState) -> Instant {
         let Waited { mut handling, answer, body_left, closes } = waited;
         if wire.unsent.capacity() == 0 {
             wire.unsent = ROOM.take();
@@ -368,7 +368,7 @@ impl<'a> Conn<'a> {
     }
 
     /// Sends what the socket takes of the answers.
-    fn flush(self, cx: &mut Context<'_>, wire: &mut Wire) -> io::Result<()> {
+    fn flush(self, cx: &mut Context<'_>, wire: &mut WireState) -> io::Result<()> {
         while !wire.unsent.is_empty() {
             match self.stream.poll_send(cx, &wire.unsent) {
                 Poll::Ready(sent) => drop(wire.unsent.drain(..sent?)),

