@@ -36,7 +36,7 @@ use super::fields::HeadView;
 use super::phase::ConnPhase;
 use super::reply::Answer;
 use super::request::waiting::{process, resume, wait};
-use super::request::{Attempt, Handling, route};
+use super::request::{Handling, RequestAttempt, route};
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
 use crate::net::Received;
@@ -313,29 +313,29 @@ impl<'a> Conn<'a> {
         };
         let attempt = match rest.get(..length) {
             Some(body) => handling.attempt(wanted, body),
-            None => Attempt::Waits(wanted),
+            None => RequestAttempt::Waits(wanted),
         };
-        if !matches!(attempt, Attempt::Unread(_) | Attempt::Waits(_)) {
+        if !matches!(attempt, RequestAttempt::Unread(_) | RequestAttempt::Waits(_)) {
             state.tally.received_more(length);
         }
         let (answer, body_left) = match attempt {
-            Attempt::Answered(answer) => (answer, false),
-            Attempt::Unread(answer) => (answer, length > 0),
-            Attempt::Admitted(intake, admitted, ack) => {
+            RequestAttempt::Answered(answer) => (answer, false),
+            RequestAttempt::Unread(answer) => (answer, length > 0),
+            RequestAttempt::Admitted(intake, admitted, ack) => {
                 let waits = async move {
                     let answer = wait(intake, admitted, ack).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Tried(wanted, tried) => {
+            RequestAttempt::Tried(wanted, tried) => {
                 let waits = async move {
                     let answer = resume(server, wanted, tried, handling.token()).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Waits(wanted) => {
+            RequestAttempt::Waits(wanted) => {
                 let waits = async move {
                     let body = InSocket { stream, length };
                     let processed = process(server, state, wanted, body, handling.token());
