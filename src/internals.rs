@@ -24,7 +24,7 @@ pub mod config {
 pub mod http {
     pub use crate::http::{CONNECTION_BYTES, LINGER_TIME_MAX, STOP_IDLE_GRACE};
     pub mod differential {
-        pub use crate::http::conn::differential::{Lab, Outcome};
+        pub use crate::http::conn::differential::{CaseOutcome, Lab};
     }
     pub mod forwarded {
         pub use crate::http::forwarded::{ForwardedClient, client};

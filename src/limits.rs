@@ -244,14 +244,14 @@ mod tests {
         let mut config = Config::from_settings(&[]).unwrap();
         config.cores = vec![0];
         let limits = Limits::new(&config);
-        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 64 bytes + two
+        // 64 MiB queue + 64 MiB bodies + 16384 connections of 56 KiB + 10000 slots of 96 bytes + two
         // zstd windows of 8 MiB + 4 MiB of receive buffers + for parsing a segment of 32 KiB at 58
         // bytes each, 512 KiB of spans, and spans of twice 10000 payloads and one segment.
         let parsing = 58 * (32 << 10) + 256 + (512 << 10) + (2 * 10_000 + (16 << 10)) * 8;
         let kept = (16 << 20) + (4 << 20) + parsing;
         assert_eq!(
             limits.core_memory_bytes,
-            (64 << 20) + (64 << 20) + (896 << 20) + 640_000 + kept
+            (64 << 20) + (64 << 20) + (896 << 20) + 960_000 + kept
         );
         assert_eq!(limits.files, 16_384 + 2 * 32 + 64 + 64 + 64);
         assert_eq!(limits.files_least, 16 + 2 * 32 + 64 + 64 + 64);

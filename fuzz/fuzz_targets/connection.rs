@@ -15,7 +15,7 @@ use std::thread;
 
 use libfuzzer_sys::fuzz_target;
 use millrace::internals::config::Config;
-use millrace::internals::http::differential::{Lab, Outcome};
+use millrace::internals::http::differential::{CaseOutcome, Lab};
 use millrace::internals::rt::Executor;
 
 /// Settings under which more of a head counts.
@@ -40,7 +40,7 @@ type Case = (usize, Vec<Vec<u8>>);
 /// The servers run on an executor of their own, which one thread has for all cases.
 struct Servers {
     cases: Sender<Case>,
-    outcomes: Receiver<[Outcome; 2]>,
+    outcomes: Receiver<[CaseOutcome; 2]>,
 }
 
 static SERVERS: LazyLock<Mutex<Servers>> = LazyLock::new(|| {

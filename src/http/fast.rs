@@ -36,7 +36,7 @@ use super::fields::HeadView;
 use super::phase::ConnPhase;
 use super::reply::Answer;
 use super::request::waiting::{process, resume, wait};
-use super::request::{Attempt, Handling, route};
+use super::request::{Handling, RequestAttempt, route};
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
 use crate::net::Received;
@@ -63,7 +63,7 @@ pub(super) enum FastEnd {
 
 /// What is kept of a connection between two polls.
 #[derive(Default)]
-struct Wire {
+struct WireState {
     /// The start of a head that is not complete.
     held: Vec<u8>,
     /// Answers that the socket has not taken.
@@ -75,7 +75,7 @@ struct Wire {
 }
 
 /// What the connection does next.
-enum Next<'a> {
+enum FastStep<'a> {
     End(FastEnd),
     Wait(Waits<'a>),
 }
@@ -103,12 +103,12 @@ enum Served<'a> {
 
 /// Serves requests until the connection ends or hyper must go on.
 pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
-    let mut wire = Wire::default();
+    let mut wire = WireState::default();
     loop {
         let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm)).await;
         let mut waits = match next {
-            Next::End(end) => return end,
-            Next::Wait(waits) => waits,
+            FastStep::End(end) => return end,
+            FastStep::Wait(waits) => waits,
         };
         let work = poll_fn(|cx| {
             if let Err(error) = conn.flush(cx, &mut wire) {
@@ -129,36 +129,36 @@ impl<'a> Conn<'a> {
     fn poll_requests(
         self,
         cx: &mut Context<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         alarm: &mut Alarm,
-    ) -> Poll<Next<'a>> {
+    ) -> Poll<FastStep<'a>> {
         let Conn { server, state, listed, stream } = self;
         state.keep_waker(cx);
         let mut clock = None;
         let served = match self.serve_arrived(cx, wire, &mut clock) {
             Ok(served) => served,
-            Err(error) => return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error)))),
+            Err(error) => return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error)))),
         };
         if let Err(error) = self.flush(cx, wire) {
-            return Poll::Ready(Next::End(FastEnd::Conn(self.failed(&error))));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error))));
         }
         if let Served::Waits(waits) = served {
-            return Poll::Ready(Next::Wait(waits));
+            return Poll::Ready(FastStep::Wait(waits));
         }
         if wire.unsent.is_empty() {
             if wire.ends {
-                return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::Done)));
+                return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::Done)));
             }
             if wire.for_hyper {
-                return Poll::Ready(Next::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
+                return Poll::Ready(FastStep::End(FastEnd::ForHyper(mem::take(&mut wire.held))));
             }
         }
         let phase = state.phase.get();
         if server.stop.closed.get() && phase == ConnPhase::Idle && wire.unsent.is_empty() {
-            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
         }
         if listed.gives_way(server, state, stream) {
-            return Poll::Ready(Next::End(FastEnd::Conn(ConnEnd::GaveWay)));
+            return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::GaveWay)));
         }
         loop {
             let (limit, end) = match phase {
@@ -169,7 +169,7 @@ impl<'a> Conn<'a> {
             };
             let now = clock.take().unwrap_or_else(rt::now);
             if ready!(state.poll_overdue(cx, stream, alarm, now, limit)) {
-                return Poll::Ready(Next::End(FastEnd::Conn(end)));
+                return Poll::Ready(FastStep::End(FastEnd::Conn(end)));
             }
         }
     }
@@ -180,7 +180,7 @@ impl<'a> Conn<'a> {
     fn serve_arrived(
         self,
         cx: &mut Context<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> io::Result<Served<'a>> {
         for _ in 0..REQUESTS_AT_ONCE {
@@ -219,7 +219,7 @@ impl<'a> Conn<'a> {
     fn serve_one(
         self,
         received: &mut Received<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
         if !wire.held.is_empty() {
@@ -229,7 +229,8 @@ impl<'a> Conn<'a> {
         let (served, taken) = match FastHead::parse(received, &mut room) {
             FirstBytes::Head(head) => {
                 let rest = &received[head.bytes..];
-                let Some((served, taken)) = self.request(&head, rest, wire, clock) else {
+                let Some((served, taken)) = self.request(&head, head.bytes, rest, wire, clock)
+                else {
                     return Served::ForHyper;
                 };
                 (served, head.bytes + taken)
@@ -237,12 +238,12 @@ impl<'a> Conn<'a> {
             FirstBytes::Partial => {
                 self.head_begins(clock);
                 wire.held.extend_from_slice(received);
+                self.state.tally.received_more(received.len());
                 (Served::NeedsMore, received.len())
             }
             FirstBytes::Other => return Served::ForHyper,
         };
         received.take(taken);
-        self.state.tally.received_more(taken);
         served
     }
 
@@ -250,7 +251,7 @@ impl<'a> Conn<'a> {
     fn serve_split(
         self,
         received: &mut Received<'_>,
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
         let more = &received[..received.len().min(HEAD_BYTES_MAX - wire.held.len())];
@@ -265,7 +266,7 @@ impl<'a> Conn<'a> {
         let whole = mem::take(&mut wire.held);
         let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
         let served = match FastHead::parse(&whole, &mut room) {
-            FirstBytes::Head(head) => self.request(&head, received, wire, clock),
+            FirstBytes::Head(head) => self.request(&head, 0, received, wire, clock),
             FirstBytes::Partial | FirstBytes::Other => None,
         };
         let Some((served, taken)) = served else {
@@ -273,7 +274,6 @@ impl<'a> Conn<'a> {
             return Served::ForHyper;
         };
         received.take(taken);
-        self.state.tally.received_more(taken);
         served
     }
 
@@ -284,13 +284,14 @@ impl<'a> Conn<'a> {
         self.state.standing.has_sent.set(true);
     }
 
-    /// Serves a request with this head; `rest` is what has arrived behind it. Also returns how much
-    /// of that is read. `None`: it is for hyper.
+    /// Serves a request with this head, `uncounted` bytes of which are new; `rest` is what has
+    /// arrived behind it. Also returns how much of that is read. `None`: it is for hyper.
     fn request(
         self,
         head: &FastHead<'_, '_>,
+        uncounted: usize,
         rest: &[u8],
-        wire: &mut Wire,
+        wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Option<(Served<'a>, usize)> {
         let Conn { server, state, stream, .. } = self;
@@ -298,6 +299,8 @@ impl<'a> Conn<'a> {
         let intake = route(server, head.path)?;
         let started = *clock.get_or_insert_with(rt::turn_now);
         state.standing.has_sent.set(true);
+        // Before the request ends: with a trusted proxy the next one may be another client's.
+        state.tally.received_more(uncounted);
         let handling = Handling::begin(server, state, &head.fields, Some(length as u64), started);
         let view = HeadView { query: head.query, fields: &head.fields };
         let wanted = match handling.judge(intake, &view) {
@@ -310,26 +313,29 @@ impl<'a> Conn<'a> {
         };
         let attempt = match rest.get(..length) {
             Some(body) => handling.attempt(wanted, body),
-            None => Attempt::Waits(wanted),
+            None => RequestAttempt::Waits(wanted),
         };
+        if !matches!(attempt, RequestAttempt::Unread(_) | RequestAttempt::Waits(_)) {
+            state.tally.received_more(length);
+        }
         let (answer, body_left) = match attempt {
-            Attempt::Answered(answer) => (answer, false),
-            Attempt::Unread(answer) => (answer, length > 0),
-            Attempt::Admitted(intake, admitted, ack) => {
+            RequestAttempt::Answered(answer) => (answer, false),
+            RequestAttempt::Unread(answer) => (answer, length > 0),
+            RequestAttempt::Admitted(intake, admitted, ack) => {
                 let waits = async move {
                     let answer = wait(intake, admitted, ack).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Tried(wanted, tried) => {
+            RequestAttempt::Tried(wanted, tried) => {
                 let waits = async move {
                     let answer = resume(server, wanted, tried, handling.token()).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Waits(wanted) => {
+            RequestAttempt::Waits(wanted) => {
                 let waits = async move {
                     let body = InSocket { stream, length };
                     let processed = process(server, state, wanted, body, handling.token());
@@ -344,7 +350,7 @@ impl<'a> Conn<'a> {
     }
 
     /// Writes an answer behind those that are not sent yet. Returns the time.
-    fn reply(self, waited: Waited<'a>, wire: &mut Wire) -> Instant {
+    fn reply(self, waited: Waited<'a>, wire: &mut WireState) -> Instant {
         let Waited { mut handling, answer, body_left, closes } = waited;
         if wire.unsent.capacity() == 0 {
             wire.unsent = ROOM.take();
@@ -368,7 +374,7 @@ impl<'a> Conn<'a> {
     }
 
     /// Sends what the socket takes of the answers.
-    fn flush(self, cx: &mut Context<'_>, wire: &mut Wire) -> io::Result<()> {
+    fn flush(self, cx: &mut Context<'_>, wire: &mut WireState) -> io::Result<()> {
         while !wire.unsent.is_empty() {
             match self.stream.poll_send(cx, &wire.unsent) {
                 Poll::Ready(sent) => drop(wire.unsent.drain(..sent?)),

@@ -61,7 +61,7 @@ struct Bench {
 
 /// What came of the bytes of one case.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct CaseOutcome {
     /// What the client got, dates aside.
     pub answers: String,
     /// The payloads that were admitted.
@@ -85,7 +85,7 @@ impl Lab {
 
     /// Sends these pieces, one after another, on a connection of each, and then half-closes it.
     /// The outcomes of the fast path and of hyper alone.
-    pub async fn run(&self, pieces: &[&[u8]]) -> [Outcome; 2] {
+    pub async fn run(&self, pieces: &[&[u8]]) -> [CaseOutcome; 2] {
         [self.fast.run(pieces).await, self.hyper.run(pieces).await]
     }
 }
@@ -128,7 +128,7 @@ impl Bench {
         Bench { server, queue, cells, tokens, readers }
     }
 
-    async fn run(&self, pieces: &[&[u8]]) -> Outcome {
+    async fn run(&self, pieces: &[&[u8]]) -> CaseOutcome {
         let server = &self.server;
         let (ours, mut client) = UnixStream::pair().expect("a pair of sockets");
         for socket in [&ours, &client] {
@@ -162,7 +162,7 @@ impl Bench {
         self.outcome(&got).await
     }
 
-    async fn outcome(&self, got: &[u8]) -> Outcome {
+    async fn outcome(&self, got: &[u8]) -> CaseOutcome {
         let mut payloads = Vec::new();
         while let Some(job) = self.queue.take() {
             payloads.push(job.payload.escape_ascii().to_string());
@@ -185,7 +185,7 @@ impl Bench {
                 write!(counters, "{:?}", cells.accepted(id)).expect("memory takes it");
             }
         }
-        Outcome { answers: without_dates(got), payloads, counters, peer }
+        CaseOutcome { answers: without_dates(got), payloads, counters, peer }
     }
 }
 

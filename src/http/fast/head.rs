@@ -110,7 +110,7 @@ impl<'h, 'b> FastHead<'h, 'b> {
             return None;
         }
         let (path, query) = parts(target)?;
-        let mut seen = Seen::default();
+        let mut seen = SeenFields::default();
         for (number, field) in all.iter().enumerate() {
             line_end = end(field.value) + 2;
             if head.get(line_end - 2..line_end)? != b"\r\n" {
@@ -128,14 +128,14 @@ impl<'h, 'b> FastHead<'h, 'b> {
 
 /// What was found in the fields of a head so far.
 #[derive(Default)]
-struct Seen {
+struct SeenFields {
     has_host: bool,
     length: Option<usize>,
     closes: Option<bool>,
     known: [(u8, u8); KnownField::ALL.len()],
 }
 
-impl Seen {
+impl SeenFields {
     /// Adds a field. `None` if it is not in the whitelist.
     #[inline]
     fn field(&mut self, field: &Header<'_>, number: u8) -> Option<()> {

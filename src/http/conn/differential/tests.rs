@@ -33,7 +33,7 @@ fn lab(settings: &[(&str, &str)]) -> Lab {
     Lab::new(Config::from_settings(settings).unwrap(), make).unwrap()
 }
 
-async fn same(lab: &Lab, pieces: &[&[u8]], what: &str) -> Outcome {
+async fn same(lab: &Lab, pieces: &[&[u8]], what: &str) -> CaseOutcome {
     let [fast, hyper] = lab.run(pieces).await;
     let sent: Vec<_> = pieces.iter().map(|piece| piece.escape_ascii().to_string()).collect();
     assert_eq!(fast, hyper, "{what}: {sent:#?}");
@@ -281,4 +281,17 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
             bytes.splice(at..at, copy);
         }
     }
+}
+
+/// A silent connection holds its task, its state and its socket's entry: 2 kB together.
+#[test]
+fn the_task_of_a_connection_is_small() {
+    rt::run_test(async {
+        let lab = lab(SETTINGS[0]);
+        let (ours, _client) = UnixStream::pair().unwrap();
+        let stream = lab.fast.server.net.stream(ours);
+        let task = serve(lab.fast.server, stream, 0, Readers::Both);
+        let bytes = size_of_val(&task);
+        assert!(bytes <= 800, "{bytes}");
+    });
 }
