@@ -49,7 +49,7 @@ pub async fn collect_arrived() {
     if let Some(net) = Net::of_this_executor() {
         net.run_tasks_and_turn().await;
     }
-    rt::run_ready_tasks().await;
+    rt::yield_now().await;
 }
 
 /// Runs `work`, or returns `late()` once `limit` has passed. For schedules of our own, which a

@@ -26,7 +26,7 @@ mod value;
 mod tests;
 
 use event_time::{Calendar, TimePart};
-use fields::Fields;
+use fields::PayloadFields;
 pub use parse::KeyError;
 pub use request::{
     REQUEST_VALUES_BYTES_MAX, RequestSource, RequestValues, RequestValuesWriter, header_name,
@@ -59,7 +59,7 @@ pub struct KeyTemplate {
     key: String,
     event_time: Option<String>,
     parts: Vec<Part>,
-    fields: Fields,
+    fields: PayloadFields,
     event_time_source: EventTimeSource,
     /// Components whose values may be too long together; mostly none.
     rooms: Vec<Room>,

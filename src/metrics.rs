@@ -19,8 +19,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use turns::TurnCells;
 use turns::TurnCollector;
-pub use turns::Turns;
 
 /// A number with one writer: a counter, which only grows, or a gauge.
 #[derive(Debug, Default)]
@@ -467,7 +467,7 @@ pub struct CoreCells {
     pub store_failing_since: Cell64,
     pub request_latency: Latency,
     pub put_latency: Latency,
-    pub turns: Turns,
+    pub turns: TurnCells,
 }
 
 impl CoreCells {

@@ -28,7 +28,7 @@ pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
     LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, look_is_due, next_turn, observe_turns,
-    run_ready_tasks, turn_now, wake_driver_when_busy, was_busy,
+    turn_now, wake_driver_when_busy, was_busy,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each

@@ -216,11 +216,7 @@ impl Batches {
     }
 
     /// Adds the first payloads of `run` that share a batch, at most `most`.
-    fn try_add(
-        &self,
-        run: &Run,
-        most: usize,
-    ) -> Result<AddedPayloads, Obstacle> {
+    fn try_add(&self, run: &Run, most: usize) -> Result<AddedPayloads, Obstacle> {
         // Without other batches the bound does not hold: a process with larger limits may have
         // spooled a payload that never fits. Those that join together with the first are few bytes.
         let first = run.spans()[0].range().len();

@@ -36,7 +36,7 @@ use super::fields::HeadView;
 use super::phase::ConnPhase;
 use super::reply::Answer;
 use super::request::waiting::{process, resume, wait};
-use super::request::{Attempt, Handling, route};
+use super::request::{Handling, RequestAttempt, route};
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
 use crate::net::Received;
@@ -229,7 +229,8 @@ impl<'a> Conn<'a> {
         let (served, taken) = match FastHead::parse(received, &mut room) {
             FirstBytes::Head(head) => {
                 let rest = &received[head.bytes..];
-                let Some((served, taken)) = self.request(&head, rest, wire, clock) else {
+                let Some((served, taken)) = self.request(&head, head.bytes, rest, wire, clock)
+                else {
                     return Served::ForHyper;
                 };
                 (served, head.bytes + taken)
@@ -237,12 +238,12 @@ impl<'a> Conn<'a> {
             FirstBytes::Partial => {
                 self.head_begins(clock);
                 wire.held.extend_from_slice(received);
+                self.state.tally.received_more(received.len());
                 (Served::NeedsMore, received.len())
             }
             FirstBytes::Other => return Served::ForHyper,
         };
         received.take(taken);
-        self.state.tally.received_more(taken);
         served
     }
 
@@ -265,7 +266,7 @@ impl<'a> Conn<'a> {
         let whole = mem::take(&mut wire.held);
         let mut room: FieldsRoom<'_> = [const { MaybeUninit::uninit() }; _];
         let served = match FastHead::parse(&whole, &mut room) {
-            FirstBytes::Head(head) => self.request(&head, received, wire, clock),
+            FirstBytes::Head(head) => self.request(&head, 0, received, wire, clock),
             FirstBytes::Partial | FirstBytes::Other => None,
         };
         let Some((served, taken)) = served else {
@@ -273,7 +274,6 @@ impl<'a> Conn<'a> {
             return Served::ForHyper;
         };
         received.take(taken);
-        self.state.tally.received_more(taken);
         served
     }
 
@@ -284,11 +284,12 @@ impl<'a> Conn<'a> {
         self.state.standing.has_sent.set(true);
     }
 
-    /// Serves a request with this head; `rest` is what has arrived behind it. Also returns how much
-    /// of that is read. `None`: it is for hyper.
+    /// Serves a request with this head, `uncounted` bytes of which are new; `rest` is what has
+    /// arrived behind it. Also returns how much of that is read. `None`: it is for hyper.
     fn request(
         self,
         head: &FastHead<'_, '_>,
+        uncounted: usize,
         rest: &[u8],
         wire: &mut WireState,
         clock: &mut Option<Instant>,
@@ -298,6 +299,8 @@ impl<'a> Conn<'a> {
         let intake = route(server, head.path)?;
         let started = *clock.get_or_insert_with(rt::turn_now);
         state.standing.has_sent.set(true);
+        // Before the request ends: with a trusted proxy the next one may be another client's.
+        state.tally.received_more(uncounted);
         let handling = Handling::begin(server, state, &head.fields, Some(length as u64), started);
         let view = HeadView { query: head.query, fields: &head.fields };
         let wanted = match handling.judge(intake, &view) {
@@ -310,26 +313,29 @@ impl<'a> Conn<'a> {
         };
         let attempt = match rest.get(..length) {
             Some(body) => handling.attempt(wanted, body),
-            None => Attempt::Waits(wanted),
+            None => RequestAttempt::Waits(wanted),
         };
+        if !matches!(attempt, RequestAttempt::Unread(_) | RequestAttempt::Waits(_)) {
+            state.tally.received_more(length);
+        }
         let (answer, body_left) = match attempt {
-            Attempt::Answered(answer) => (answer, false),
-            Attempt::Unread(answer) => (answer, length > 0),
-            Attempt::Admitted(intake, admitted, ack) => {
+            RequestAttempt::Answered(answer) => (answer, false),
+            RequestAttempt::Unread(answer) => (answer, length > 0),
+            RequestAttempt::Admitted(intake, admitted, ack) => {
                 let waits = async move {
                     let answer = wait(intake, admitted, ack).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Tried(wanted, tried) => {
+            RequestAttempt::Tried(wanted, tried) => {
                 let waits = async move {
                     let answer = resume(server, wanted, tried, handling.token()).await;
                     Waited { handling, answer, body_left: false, closes }
                 };
                 return Some((Served::Waits(Box::pin(waits)), length));
             }
-            Attempt::Waits(wanted) => {
+            RequestAttempt::Waits(wanted) => {
                 let waits = async move {
                     let body = InSocket { stream, length };
                     let processed = process(server, state, wanted, body, handling.token());

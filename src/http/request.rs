@@ -143,38 +143,38 @@ impl<'a> Handling<'a> {
     }
 
     /// Answers a request whose whole `body` has arrived, if that needs no wait.
-    pub(super) fn attempt(&self, mut wanted: Wanted<'a>, body: &[u8]) -> Attempt<'a> {
+    pub(super) fn attempt(&self, mut wanted: Wanted<'a>, body: &[u8]) -> RequestAttempt<'a> {
         if wanted.coding.is_some() || body.len() > SMALL_BODY_BYTES {
-            return Attempt::Waits(wanted);
+            return RequestAttempt::Waits(wanted);
         }
         let spending = match wanted.quota.take() {
             None => None,
             Some(Judged::Passed(spending)) => Some(spending),
             Some(Judged::Refused(throttled)) if wanted.drops_body => {
-                return Attempt::Answered(Answer::Throttled(throttled));
+                return RequestAttempt::Answered(Answer::Throttled(throttled));
             }
             other => {
                 wanted.quota = other;
-                return Attempt::Waits(wanted);
+                return RequestAttempt::Waits(wanted);
             }
         };
         let bytes = match self.server.bodies.whole(body) {
             Ok(bytes) => bytes,
-            Err(error) => return Attempt::Unread(error.into()),
+            Err(error) => return RequestAttempt::Unread(error.into()),
         };
         self.state.body_is_whole();
         if let Some(spending) = spending {
             spending.charge_final(body.len());
         }
         match try_small(self.server, &mut wanted, bytes, false, &self.token) {
-            Err(refusal) => Attempt::Answered(refusal),
+            Err(refusal) => RequestAttempt::Answered(refusal),
             Ok(TriedSmall::Admitted(Admitted { count, awaited: Awaited::Nothing })) => {
-                Attempt::Answered(Answer::Accepted { count, ack: wanted.ack })
+                RequestAttempt::Answered(Answer::Accepted { count, ack: wanted.ack })
             }
             Ok(TriedSmall::Admitted(admitted)) => {
-                Attempt::Admitted(wanted.intake, admitted, wanted.ack)
+                RequestAttempt::Admitted(wanted.intake, admitted, wanted.ack)
             }
-            Ok(tried) => Attempt::Tried(wanted, tried),
+            Ok(tried) => RequestAttempt::Tried(wanted, tried),
         }
     }
 
@@ -239,7 +239,7 @@ impl<'a> Handling<'a> {
 }
 
 /// What came of an attempt to answer a request at once.
-pub(super) enum Attempt<'a> {
+pub(super) enum RequestAttempt<'a> {
     Answered(Answer),
     /// It is answered, and its body was not read.
     Unread(Answer),

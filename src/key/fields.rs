@@ -16,7 +16,7 @@ pub(super) const DEPTH_MAX: usize = 127;
 
 /// The pointers, as a tree of their names.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fields {
+pub(super) struct PayloadFields {
     root: FieldNode,
     pointers: usize,
 }
@@ -47,7 +47,7 @@ pub(super) enum PointerError {
     TooMany,
 }
 
-impl Fields {
+impl PayloadFields {
     /// Whether nothing is looked for.
     pub(super) fn is_empty(&self) -> bool {
         self.pointers == 0

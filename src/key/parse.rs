@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::event_time::TimePart;
-use super::fields::{self, Fields, PointerError};
+use super::fields::{self, PayloadFields, PointerError};
 use super::request::{self, NameError, REQUEST_VALUES_MAX};
 use super::{
     DEFAULT_BATCH, EventTimeSource, HASH_DIGITS_MAX, KeyTemplate, Part, RECEIVED_AT, TEMPORARY,
@@ -164,7 +164,7 @@ pub(super) fn template(key: &str, event_time: Option<&str>) -> Result<KeyTemplat
 #[derive(Default)]
 struct TemplateParts {
     list: Vec<Part>,
-    fields: Fields,
+    fields: PayloadFields,
 }
 
 impl TemplateParts {

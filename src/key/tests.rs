@@ -773,7 +773,7 @@ proptest! {
         if !into.is_empty() {
             pointers.extend(hits.iter().map(|hit| hit.get(&into).clone()));
         }
-        let mut fields = Fields::default();
+        let mut fields = PayloadFields::default();
         let slots: Vec<usize> = pointers.iter().map(|pointer| fields.add(pointer).unwrap()).collect();
         let found = fields.find(text.as_bytes());
         for (pointer, slot) in pointers.iter().zip(slots) {
@@ -788,7 +788,7 @@ proptest! {
         bytes in vec(select(&b"{}[]\":,\\ua0 \xff"[..]), 0..40),
         pointers in vec(pointer(), 1..6),
     ) {
-        let mut fields = Fields::default();
+        let mut fields = PayloadFields::default();
         pointers.iter().for_each(|pointer| { fields.add(pointer).unwrap(); });
         fields.find(&bytes);
     }

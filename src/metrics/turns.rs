@@ -26,7 +26,7 @@ type Buckets = [Cell64; TURN_BOUNDS_US.len() + 1];
 
 /// The turns of one core.
 #[derive(Debug, Default)]
-pub struct Turns {
+pub struct TurnCells {
     buckets: Buckets,
     sum_ns: Cell64,
     /// Long turns by how long the thread ran in them, …
@@ -39,7 +39,7 @@ pub struct Turns {
     descheduled: Cell64,
 }
 
-impl Turns {
+impl TurnCells {
     /// Counts a turn.
     pub fn observe(&self, length: Duration) {
         let ns = nanos(length);
@@ -47,7 +47,7 @@ impl Turns {
         self.sum_ns.add(ns);
     }
 
-    /// Attributes a turn that [`Turns::observe`] has counted.
+    /// Attributes a turn that [`TurnCells::observe`] has counted.
     pub fn attribute(&self, turn: &LongTurn) {
         self.long_ran[bucket(nanos(turn.ran))].inc();
         self.off_cpu_ns.add(nanos(turn.length.saturating_sub(turn.ran)));
@@ -105,7 +105,8 @@ impl Collector for TurnCollector {
             let ran = turns.sum_ns.value().saturating_sub(turns.off_cpu_ns.value());
             encode(&mut family, *id, &turns.ran(), seconds(ran))?;
         }
-        let (name, help) = ("core_long_turns", "Turns of 1 ms or more, by what took most of it");
+        let (name, help) =
+            ("core_long_turns", "TurnCells of 1 ms or more, by what took most of it");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (turns, id) in cores() {
             let tasks = TaskKind::ALL.iter().map(|task| task.name()).chain([DESCHEDULED]);

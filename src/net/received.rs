@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::task::{Context, Poll, ready};
 
 use super::ring::Buffer;
-use super::socket::Unread;
+use super::socket::UnreadBytes;
 use super::stream::Stream;
 
 /// Bytes that have arrived and are unread. What is not taken of them when this is dropped is read
@@ -34,12 +34,12 @@ impl Stream {
         let mut sockets = self.net.sockets.borrow_mut();
         let receive = &mut sockets[self.token].receive;
         let (lent, taken) = match mem::take(&mut receive.unread) {
-            Unread::Held(buffer, taken) => {
+            UnreadBytes::Held(buffer, taken) => {
                 let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
                 (LentBytes::Buffer(buffer, bytes), taken)
             }
-            Unread::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
-            Unread::Nothing => {
+            UnreadBytes::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
+            UnreadBytes::Nothing => {
                 return Poll::Ready(receive.ended().expect("it is readable").map(|()| None));
             }
         };
@@ -78,12 +78,12 @@ impl Drop for Received<'_> {
         let mut sockets = self.stream.net.sockets.borrow_mut();
         let receive = &mut sockets[self.stream.token].receive;
         let rest = match lent {
-            LentBytes::Buffer(buffer, _) if is_rest => Unread::Held(buffer, self.taken),
+            LentBytes::Buffer(buffer, _) if is_rest => UnreadBytes::Held(buffer, self.taken),
             LentBytes::Buffer(buffer, _) => {
                 self.stream.net.ring.borrow_mut().give_back(buffer);
                 return;
             }
-            LentBytes::Copied(bytes) if is_rest => Unread::Copied(bytes, self.taken),
+            LentBytes::Copied(bytes) if is_rest => UnreadBytes::Copied(bytes, self.taken),
             LentBytes::Copied(_) => return,
         };
         receive.put_back(rest, &mut self.stream.net.ring.borrow_mut());

@@ -111,7 +111,11 @@ pub struct Completion {
 impl Completion {
     /// Whether the task that it wakes begins something new: it has bytes or a connection.
     pub fn brings_work(&self) -> bool {
-        matches!(self.result, OpResult::Received(_) | OpResult::Accepted(_))
+        match &self.result {
+            OpResult::Received(Err(error)) => !is_exhausted(error),
+            OpResult::Received(Ok(_)) | OpResult::Accepted(_) => true,
+            OpResult::Sent(..) | OpResult::Connected(_) | OpResult::Synced(_) => false,
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct SocketEntry {
 /// bounds what is unread here.
 #[derive(Default)]
 pub(super) struct ReceiveState {
-    pub(super) unread: Unread,
+    pub(super) unread: UnreadBytes,
     pub(super) operation: ReceiveOp,
     /// Nothing follows what is unread.
     pub(super) end: Option<ReceiveEnd>,
@@ -37,7 +37,7 @@ pub(super) struct ReceiveState {
 }
 
 #[derive(Default)]
-pub(super) enum Unread {
+pub(super) enum UnreadBytes {
     #[default]
     Nothing,
     /// A buffer of the pool, and how many of its bytes are read.
@@ -71,17 +71,17 @@ impl ReceiveState {
         take: impl FnOnce(&[u8]) -> usize,
     ) -> Option<io::Result<usize>> {
         let (n, left) = match &mut self.unread {
-            Unread::Held(buffer, taken) => {
+            UnreadBytes::Held(buffer, taken) => {
                 let n = take(&ring.bytes(buffer)[*taken..]);
                 *taken += n;
                 (n, buffer.len() - *taken)
             }
-            Unread::Copied(bytes, taken) => {
+            UnreadBytes::Copied(bytes, taken) => {
                 let n = take(&bytes[*taken..]);
                 *taken += n;
                 (n, bytes.len() - *taken)
             }
-            Unread::Nothing => return self.ended().map(|ended| ended.map(|()| 0)),
+            UnreadBytes::Nothing => return self.ended().map(|ended| ended.map(|()| 0)),
         };
         if left == 0 {
             self.discard_unread(ring);
@@ -104,15 +104,15 @@ impl ReceiveState {
 
     /// Whether a read would not wait.
     pub(super) fn is_readable(&self) -> bool {
-        !matches!(self.unread, Unread::Nothing) || self.end.is_some()
+        !matches!(self.unread, UnreadBytes::Nothing) || self.end.is_some()
     }
 
-    /// Unread bytes; the end counts as one.
+    /// UnreadBytes bytes; the end counts as one.
     pub(super) fn arrived(&self) -> usize {
         let unread = match &self.unread {
-            Unread::Nothing => 0,
-            Unread::Held(buffer, taken) => buffer.len() - taken,
-            Unread::Copied(bytes, taken) => bytes.len() - taken,
+            UnreadBytes::Nothing => 0,
+            UnreadBytes::Held(buffer, taken) => buffer.len() - taken,
+            UnreadBytes::Copied(bytes, taken) => bytes.len() - taken,
         };
         unread + usize::from(self.end.is_some())
     }
@@ -120,41 +120,41 @@ impl ReceiveState {
     /// Adds what a receive has brought.
     pub(super) fn add(&mut self, ring: &mut Ring, buffer: Buffer) {
         self.more_arrived = buffer.more();
-        if let Unread::Nothing = self.unread {
-            self.unread = Unread::Held(buffer, 0);
+        if let UnreadBytes::Nothing = self.unread {
+            self.unread = UnreadBytes::Held(buffer, 0);
             return;
         }
         self.copy_unread(ring);
-        if let Unread::Copied(bytes, _) = &mut self.unread {
+        if let UnreadBytes::Copied(bytes, _) = &mut self.unread {
             bytes.extend_from_slice(ring.bytes(&buffer));
         }
         ring.give_back(buffer);
     }
 
     /// Puts what was taken out of `unread` back in front of what has arrived since.
-    pub(super) fn put_back(&mut self, rest: Unread, ring: &mut Ring) {
+    pub(super) fn put_back(&mut self, rest: UnreadBytes, ring: &mut Ring) {
         let newer = match std::mem::replace(&mut self.unread, rest) {
-            Unread::Nothing => return,
-            Unread::Held(buffer, taken) => {
+            UnreadBytes::Nothing => return,
+            UnreadBytes::Held(buffer, taken) => {
                 let copied = ring.bytes(&buffer)[taken..].to_vec();
                 ring.give_back(buffer);
                 copied
             }
-            Unread::Copied(mut bytes, taken) => {
+            UnreadBytes::Copied(mut bytes, taken) => {
                 bytes.drain(..taken);
                 bytes
             }
         };
         self.copy_unread(ring);
-        if let Unread::Copied(bytes, _) = &mut self.unread {
+        if let UnreadBytes::Copied(bytes, _) = &mut self.unread {
             bytes.extend_from_slice(&newer);
         }
     }
 
     /// Copies an unread buffer, so that it returns to the pool.
     pub(super) fn copy_unread(&mut self, ring: &mut Ring) {
-        if let Unread::Held(buffer, taken) = &self.unread {
-            let copied = Unread::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
+        if let UnreadBytes::Held(buffer, taken) = &self.unread {
+            let copied = UnreadBytes::Copied(ring.bytes(buffer)[*taken..].to_vec(), 0);
             self.discard_unread(ring);
             self.unread = copied;
         }
@@ -162,7 +162,7 @@ impl ReceiveState {
 
     /// Drops what is unread.
     pub(super) fn discard_unread(&mut self, ring: &mut Ring) {
-        if let Unread::Held(buffer, _) = std::mem::take(&mut self.unread) {
+        if let UnreadBytes::Held(buffer, _) = std::mem::take(&mut self.unread) {
             ring.give_back(buffer);
         }
     }

@@ -8,9 +8,6 @@
 //! ticks, so that a long turn can be attributed. While the driver sleeps there are no turns. A poll
 //! that takes some microseconds wakes it ([`wake_driver_when_busy`]); one that is long counts as a
 //! turn.
-//!
-//! Once a turn has lasted for [`LOOK_AFTER`], tasks that are ready wait for the next one: so it ends
-//! after that time and one poll, however many tasks are ready.
 #![expect(unsafe_code, reason = "the counter of ticks, the CPU clock and a pinned field")]
 
 use std::cell::{Cell, RefCell};
@@ -28,10 +25,6 @@ const CPU_READING_AGE_MAX: Duration = Duration::from_millis(1);
 /// How long a turn may last before tasks that can stop in between let the sockets have a look.
 /// Short against what a client notices, long against the 2 µs that a look costs.
 const LOOK_AFTER: Duration = Duration::from_micros(250);
-
-/// Most tasks that one turn leaves for the next one: as many as can be ready. The driver is always
-/// among them, so it matters only if the driver has ended by a defect.
-const LEFT_MAX: u32 = 1 << 17;
 
 /// A poll that takes more ticks while the driver sleeps wakes it: 10 µs at the usual 1 to 4 ticks a
 /// nanosecond; at the 25 to 1,000 MHz of other architectures no longer than [`LONG_TURN`].
@@ -93,13 +86,6 @@ impl TaskKind {
         TaskKind::Other,
     ];
 
-    /// Whether a task that is ready may be left for the next turn once this one is old. Not the
-    /// driver, which begins that turn.
-    #[inline]
-    fn can_wait(self) -> bool {
-        self != TaskKind::Sockets
-    }
-
     /// The value of the metric's label.
     pub fn name(self) -> &'static str {
         match self {
@@ -153,7 +139,7 @@ pub trait TurnObserver {
 }
 
 /// The current turn of this thread's executor.
-struct Turn {
+struct CurrentTurn {
     observer: Cell<Option<&'static dyn TurnObserver>>,
     /// When it began; while the driver sleeps, when the last one ended. `None` without a driver.
     since: Cell<Option<Instant>>,
@@ -161,10 +147,6 @@ struct Turn {
     since_tick: Cell<u64>,
     /// Whether the driver sleeps or does not exist.
     asleep: Cell<bool>,
-    /// While not 0, no task is left for the next turn: calls of [`run_ready_tasks`].
-    all_run: Cell<u32>,
-    /// How often a task was left for the next turn.
-    left: Cell<u32>,
     /// Whether a poll has begun since then.
     polled: Cell<bool>,
     /// Whose time passes now.
@@ -195,14 +177,12 @@ struct CpuReading {
 }
 
 thread_local! {
-    static TURN: Turn = const {
-        Turn {
+    static TURN: CurrentTurn = const {
+        CurrentTurn {
             observer: Cell::new(None),
             since: Cell::new(None),
             since_tick: Cell::new(0),
             asleep: Cell::new(true),
-            all_run: Cell::new(0),
-            left: Cell::new(0),
             polled: Cell::new(false),
             running: Cell::new(TaskKind::Runtime),
             attributed: Cell::new(0),
@@ -284,20 +264,6 @@ pub fn end_turn() {
     });
 }
 
-/// Lets every task run once that is ready now, however long that takes.
-pub async fn run_ready_tasks() {
-    /// Ends also if the caller is dropped.
-    struct AllRun;
-    impl Drop for AllRun {
-        fn drop(&mut self) {
-            TURN.with(|turn| turn.all_run.set(turn.all_run.get().saturating_sub(1)));
-        }
-    }
-    TURN.with(|turn| turn.all_run.set(turn.all_run.get() + 1));
-    let _all_run = AllRun;
-    super::yield_now().await;
-}
-
 /// Reports the turns of this thread to `observer` from now on.
 pub fn observe_turns(observer: &'static dyn TurnObserver) {
     TURN.with(|turn| turn.observer.set(Some(observer)));
@@ -310,14 +276,13 @@ pub(super) fn reset() {
         turn.observer.set(None);
         turn.since.set(None);
         turn.asleep.set(true);
-        turn.all_run.set(0);
         turn.running.set(TaskKind::Runtime);
         turn.cpu.set(None);
         turn.clear();
     });
 }
 
-impl Turn {
+impl CurrentTurn {
     #[inline]
     fn ended(&self, now: Instant) {
         let (Some(observer), Some(since)) = (self.observer.get(), self.since.get()) else { return };
@@ -394,21 +359,9 @@ impl Turn {
         tick.wrapping_sub(self.since_tick.get()) > self.look_after.get()
     }
 
-    /// Whether a task of this kind that is ready at `tick` is left for the next turn. The first
-    /// task of a turn runs in any case.
-    #[inline]
-    fn may_leave(&self, kind: TaskKind, tick: u64) -> bool {
-        self.is_old(tick)
-            && self.polled.get()
-            && kind.can_wait()
-            && self.all_run.get() == 0
-            && self.left.replace(self.left.get() + 1) < LEFT_MAX
-    }
-
     #[inline]
     fn clear(&self) {
         self.polled.set(false);
-        self.left.set(0);
         for Spent { ticks, polls } in &self.spent {
             ticks.set(0);
             polls.set(0);
@@ -480,12 +433,6 @@ impl<F: Future> Future for Measured<F> {
         TURN.with(|turn| {
             let (asleep, before) = (turn.asleep.get(), turn.switch(kind));
             let began = turn.attributed.get();
-            if !asleep && turn.may_leave(kind, began) {
-                // It becomes ready again behind the driver.
-                turn.running.set(before);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
             let polls = &turn.spent[kind as usize].polls;
             polls.set(polls.get() + 1);
             turn.polled.set(true);
@@ -589,7 +536,7 @@ mod tests {
     async fn one_turn() {
         rt::spawn_as(TaskKind::Sockets, async {
             next_turn();
-            run_ready_tasks().await;
+            rt::yield_now().await;
             next_turn();
             end_turn();
         })
@@ -693,50 +640,45 @@ mod tests {
         });
     }
 
-    /// What a driver and three tasks that are ready at once do, in their order, with a caller that
-    /// waits by `wait`.
-    fn order_of<F: Future<Output = ()>>(wait: impl Fn() -> F + 'static) -> Vec<&'static str> {
-        rt::run_test(async move {
-            let order = Rc::new(RefCell::new(Vec::new()));
-            // Before the driver, so that their first polls are not left for a turn of it.
-            let tasks: Vec<_> = (0..3)
-                .map(|_| {
-                    let order = order.clone();
-                    rt::spawn_as(TaskKind::Connection, async move {
-                        rt::yield_now().await;
-                        work(Duration::from_millis(2));
-                        order.borrow_mut().push("task");
-                    })
-                })
-                .collect();
+    /// Work that always fills its turn must not keep others from theirs.
+    #[test]
+    fn every_ready_task_runs_between_two_looks_beside_long_work() {
+        rt::run_test(async {
             let done = Rc::new(Cell::new(false));
+            let looks = Rc::new(Cell::new(0));
             let driver = rt::spawn_as(TaskKind::Sockets, {
-                let (order, done) = (order.clone(), done.clone());
+                let (looks, done) = (looks.clone(), done.clone());
                 async move {
                     while !done.get() {
                         next_turn();
-                        order.borrow_mut().push("look");
+                        looks.set(looks.get() + 1);
                         rt::yield_now().await;
                     }
                     end_turn();
                 }
             });
-            wait().await;
-            order.borrow_mut().push("back");
-            for task in tasks {
-                task.await;
+            let long_work: Vec<_> = (0..2)
+                .map(|_| {
+                    let done = done.clone();
+                    rt::spawn_as(TaskKind::Connection, async move {
+                        while !done.get() {
+                            work(2 * LOOK_AFTER);
+                            rt::yield_if_needed().await;
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..20 {
+                let before = looks.get();
+                rt::spawn_as(TaskKind::Accept, rt::yield_now()).await;
+                assert!(looks.get() - before <= 3, "{} looks", looks.get() - before);
             }
             done.set(true);
+            for task in long_work {
+                task.await;
+            }
             driver.await;
-            order.take()
-        })
-    }
-
-    #[test]
-    fn once_a_turn_is_old_ready_tasks_wait_for_the_next_look() {
-        let order = order_of(rt::yield_now);
-        assert_eq!(order.iter().filter(|what| **what == "task").count(), 3, "{order:?}");
-        assert!(!order.windows(2).any(|pair| pair == ["task", "task"]), "{order:?}");
+        });
     }
 
     #[test]
@@ -774,15 +716,6 @@ mod tests {
                 rt::yield_now().await;
             }
         });
-    }
-
-    #[test]
-    fn all_ready_tasks_run_for_a_caller_that_needs_it() {
-        let order = order_of(run_ready_tasks);
-        let back = order.iter().position(|what| *what == "back").unwrap();
-        let before = order[..back].iter().filter(|what| **what == "task").count();
-        assert_eq!(before, 3, "{order:?}");
-        TURN.with(|turn| assert_eq!(turn.all_run.get(), 0));
     }
 
     #[test]

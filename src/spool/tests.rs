@@ -11,7 +11,7 @@ use futures_lite::future::poll_once;
 
 use super::batches::ledger::{Ledger, is_journal, journals_of};
 use super::format::record::{IntentRecord, SpoolRecord};
-use super::format::runs::Run;
+use super::format::runs::MemberRun;
 use super::format::scan::{ScanStep, walk};
 use super::format::{Checkpoint, DATA_START, group_records, group_requests};
 use super::power::{self, CutDisk, DiskEvent};
@@ -718,7 +718,7 @@ fn recovered(files: &BTreeMap<PathBuf, Vec<u8>>) -> Recovered {
             });
         }
         found.in_doubt.extend(ledger.in_doubt().map(|(key, batch)| {
-            let ordinals = |run: Run| (run.first..run.end()).map(move |n| (run.segment, n));
+            let ordinals = |run: MemberRun| (run.first..run.end()).map(move |n| (run.segment, n));
             let seqs = batch.runs().iter().flat_map(ordinals).map(|place| members[&place]);
             (key.to_owned(), seqs.collect())
         }));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::spool::batches::ledger::JournalBatch;
 use crate::spool::format::CommitGroup;
-use crate::spool::format::runs::Run;
+use crate::spool::format::runs::MemberRun;
 use crate::spool::format::scan::ScanStep;
 use crate::spool::offline::SegmentFile;
 use crate::spool::takeover::discover::generations_in;
@@ -46,7 +46,7 @@ impl MemberFiles {
     }
 
     /// The payloads of one run that can be read.
-    fn read(&mut self, run: Run) -> io::Result<Vec<Vec<u8>>> {
+    fn read(&mut self, run: MemberRun) -> io::Result<Vec<Vec<u8>>> {
         let Some(IndexedFile { file, groups }) = self.open(run.segment)? else {
             return Ok(Vec::new());
         };

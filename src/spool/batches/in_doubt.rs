@@ -20,7 +20,7 @@ use glommio::io::ReadResult;
 
 use super::CoreDir;
 use super::ledger::JournalBatch;
-use crate::spool::format::runs::{Run, RunCursor};
+use crate::spool::format::runs::{MemberRun, RunCursor};
 use crate::spool::format::scan::{ScanStep, SegmentScan};
 use crate::spool::format::{
     BLOCK, BlockStart, CommitGroup, DATA_START, HEAD_BYTES, group_requests, read_start,
@@ -42,7 +42,7 @@ pub struct BatchInDoubt {
     /// Position of the next run.
     cursor: RunCursor,
     /// The rest of the current run.
-    run: Option<Run>,
+    run: Option<MemberRun>,
     files: HashMap<u64, IndexedSegment>,
     loaded: Option<LoadedGroup>,
     lost: u64,
@@ -159,7 +159,7 @@ impl BatchInDoubt {
             MemberAt::Loaded(_) => 1,
             MemberAt::Lost(count) => count,
         };
-        let left = Run { first: run.first + passed, count: run.count - passed, ..run };
+        let left = MemberRun { first: run.first + passed, count: run.count - passed, ..run };
         self.run = (left.count > 0).then_some(left);
         match next {
             MemberAt::Loaded(index) => {
@@ -173,8 +173,8 @@ impl BatchInDoubt {
         }
     }
 
-    fn record_loss(&mut self, run: Run, count: u32) -> io::Error {
-        let Run { segment, first, .. } = run;
+    fn record_loss(&mut self, run: MemberRun, count: u32) -> io::Error {
+        let MemberRun { segment, first, .. } = run;
         let (key, dir, count) = (self.key(), self.core.path.display(), u64::from(count));
         let text =
             format!("{count} payloads of {key}, from number {first} in segment {segment} of {dir}");
@@ -186,7 +186,7 @@ impl BatchInDoubt {
     }
 
     /// Loads the group that holds the first payload of `run`, unless it is loaded.
-    async fn find(&mut self, run: Run) -> io::Result<MemberAt> {
+    async fn find(&mut self, run: MemberRun) -> io::Result<MemberAt> {
         if let Some(loaded) = self.loaded.as_ref().filter(|loaded| loaded.segment == run.segment)
             && let Some(index) = run.first.checked_sub(loaded.first_ordinal)
             && (index as usize) < loaded.spans.len()

@@ -16,7 +16,7 @@ const RUN_BYTES_MAX: usize = 5 + 10 + 5;
 
 /// Consecutive payloads of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct MemberRun {
     /// Id of the segment's generation.
     pub segment: u64,
     /// Number of the first payload.
@@ -25,7 +25,7 @@ pub struct Run {
     pub count: u32,
 }
 
-impl Run {
+impl MemberRun {
     pub fn end(&self) -> u32 {
         self.first + self.count
     }
@@ -37,8 +37,8 @@ pub struct RunEncoder {
     /// All runs but the last.
     bytes: Vec<u8>,
     /// The run before the last.
-    before: Option<Run>,
-    last: Option<Run>,
+    before: Option<MemberRun>,
+    last: Option<MemberRun>,
 }
 
 impl RunEncoder {
@@ -62,7 +62,7 @@ impl RunEncoder {
         if self.bytes.len() + 2 * RUN_BYTES_MAX > RUNS_BYTES_MAX {
             return false;
         }
-        let next = Run { segment, first, count };
+        let next = MemberRun { segment, first, count };
         if let Some(last) = self.last.replace(next) {
             encode(&mut self.bytes, self.before.replace(last), last);
         }
@@ -84,7 +84,7 @@ impl RunEncoder {
     }
 }
 
-fn encode(out: &mut Vec<u8>, before: Option<Run>, run: Run) {
+fn encode(out: &mut Vec<u8>, before: Option<MemberRun>, run: MemberRun) {
     let before = before.filter(|before| before.segment == run.segment);
     put(out, u64::from(run.count) << 1 | u64::from(before.is_none()));
     match before {
@@ -125,7 +125,7 @@ impl<'a> Runs<'a> {
         self.0
     }
 
-    pub fn iter(self) -> impl Iterator<Item = Run> + 'a {
+    pub fn iter(self) -> impl Iterator<Item = MemberRun> + 'a {
         let mut cursor = RunCursor::default();
         std::iter::from_fn(move || cursor.next(self.0))
     }
@@ -140,13 +140,13 @@ impl<'a> Runs<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunCursor {
     at: usize,
-    before: Option<Run>,
+    before: Option<MemberRun>,
 }
 
 impl RunCursor {
     /// Returns the run at this position of `bytes` and advances; `None` at the end or if there is
     /// no valid run.
-    pub fn next(&mut self, bytes: &[u8]) -> Option<Run> {
+    pub fn next(&mut self, bytes: &[u8]) -> Option<MemberRun> {
         let mut at = self.at;
         let head = take(bytes, &mut at)?;
         let count = u32::try_from(head >> 1).ok().filter(|count| *count > 0)?;
@@ -160,7 +160,7 @@ impl RunCursor {
         };
         let first = u32::try_from(first).ok()?;
         first.checked_add(count)?;
-        let run = Run { segment, first, count };
+        let run = MemberRun { segment, first, count };
         *self = RunCursor { at, before: Some(run) };
         Some(run)
     }

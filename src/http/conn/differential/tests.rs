@@ -282,3 +282,16 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
         }
     }
 }
+
+/// A silent connection holds its task, its state and its socket's entry: 2 kB together.
+#[test]
+fn the_task_of_a_connection_is_small() {
+    rt::run_test(async {
+        let lab = lab(SETTINGS[0]);
+        let (ours, _client) = UnixStream::pair().unwrap();
+        let stream = lab.fast.server.net.stream(ours);
+        let task = serve(lab.fast.server, stream, 0, Readers::Both);
+        let bytes = size_of_val(&task);
+        assert!(bytes <= 800, "{bytes}");
+    });
+}
