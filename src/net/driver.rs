@@ -1,8 +1,8 @@
 //! The driver: the task that submits, reads completions and wakes the tasks that wait for them.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -11,7 +11,8 @@ use slab::Slab;
 use super::ring::{self, Completion, OpResult, Ring};
 use super::socket::{ReceiveEnd, ReceiveOp, SendState, SocketEntry, code};
 use super::{Net, file};
-use crate::rt::{self, yield_now};
+use crate::rt::{self, TaskKind, yield_now};
+use crate::sync::Signal;
 
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
 /// these take half a millisecond, after which their answers leave and the rest of what has arrived
@@ -145,9 +146,8 @@ impl Net {
 
 /// The driver: takes turns while operations complete, otherwise sleeps until one does.
 pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
-    let eventfd = Rc::new(eventfd);
-    // One read outlasts several sleeps that a submission has ended.
-    let mut signalled = None;
+    let signalled = Rc::<Signal>::default();
+    let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd, signalled.clone()));
     net.ring.borrow_mut().enable_eventfd(false);
     loop {
         while look(&net) {
@@ -160,10 +160,7 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
         // An operation may have completed before the eventfd was enabled.
         if !net.turn() {
             rt::end_turn();
-            let read = signalled.get_or_insert_with(|| Box::pin(wait_for(eventfd.clone())));
-            if sleep(&net, read.as_mut()).await {
-                read.set(wait_for(eventfd.clone()));
-            }
+            sleep(&net, &signalled).await;
         }
         net.ring.borrow_mut().enable_eventfd(false);
         rt::next_turn();
@@ -215,23 +212,26 @@ async fn nap(net: &Net) -> bool {
     completed
 }
 
-async fn wait_for(eventfd: Rc<glommio::io::BufferedFile>) {
-    eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
+/// Raises `signalled` whenever the eventfd is. A task of its own, because a read of glommio keeps
+/// the waker of every poll until it ends, and may outlast any number of the driver's sleeps.
+async fn watch(eventfd: glommio::io::BufferedFile, signalled: Rc<Signal>) {
+    loop {
+        eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
+        signalled.raise();
+    }
 }
 
-/// Sleeps on glommio until the eventfd is signalled (then true), a task has pushed a submission or
-/// the executor is busy.
-async fn sleep(net: &Net, mut signalled: Pin<&mut impl Future<Output = ()>>) -> bool {
+/// Sleeps on glommio until the eventfd is signalled, a task has pushed a submission or the executor
+/// is busy.
+async fn sleep(net: &Net, signalled: &Signal) {
     let mut asleep = false;
+    let mut signalled = pin!(signalled.wait());
     poll_fn(|cx| {
-        if signalled.as_mut().poll(cx).is_ready() {
-            net.sleeper.take();
-            return Poll::Ready(true);
-        }
         // `Net::pushed` has taken the waker.
-        if asleep && (net.sleeper.borrow().is_none() || rt::was_busy()) {
+        let is_called = asleep && (net.sleeper.borrow().is_none() || rt::was_busy());
+        if signalled.as_mut().poll(cx).is_ready() || is_called {
             net.sleeper.take();
-            return Poll::Ready(false);
+            return Poll::Ready(());
         }
         asleep = true;
         rt::wake_driver_when_busy(cx.waker());

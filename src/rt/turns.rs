@@ -385,7 +385,10 @@ impl CurrentTurn {
     /// A poll of `ticks` has ended while the driver slept.
     #[cold]
     fn lone_poll_ended(&self, task: TaskKind, ticks: u64) {
-        if let Some(driver) = SLEEPING_DRIVER.take() {
+        // Not for the driver's own poll, however long: it would wake itself for ever.
+        if task != TaskKind::Sockets
+            && let Some(driver) = SLEEPING_DRIVER.take()
+        {
             driver.wake();
         }
         let (Some(observer), Some(since)) = (self.observer.get(), self.since.get()) else { return };
