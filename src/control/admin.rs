@@ -239,6 +239,10 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
                 });
                 open.push((state, task));
             }
+            // Shut down at the end of a stop: what is open is served until the process ends.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return std::future::pending().await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "admin accept failed");
                 sleep(ERROR_PAUSE).await;
