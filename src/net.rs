@@ -8,8 +8,7 @@
 //! that it sleeps on glommio until a completion signals the ring's eventfd.
 //!
 //! Received bytes arrive in buffers of a common pool, so a silent connection holds none. A receive
-//! begins only when a task waits for it. It stays for the next bytes if the kernel can limit how
-//! many (Linux 6.17), and otherwise ends with the first. So unread bytes beyond 16 KiB stay in the
+//! is in flight only while a task waits for it, so unread bytes beyond a buffer's 16 KiB stay in the
 //! kernel, and TCP slows the peer down. A large body is received into its own memory while more of
 //! it waits in the kernel ([`own`]).
 //!

@@ -6,8 +6,9 @@
 //!                        (SPOOL_PENDING)                     └─ no room → disk only → reader → jobs
 //! ```
 //!
-//! Requests that arrive during a sync share the next commit group. No payload is queued before its
-//! sync has succeeded, so a failed sync uploads nothing. When the queue is full, payloads stay on
+//! Requests that arrive during a sync share the next commit group, or at load the one after it (see
+//! `PendingRequests::begin_half_group`). No payload is queued before its sync has succeeded, so a
+//! failed sync uploads nothing. When the queue is full, payloads stay on
 //! disk, and all later ones do too until the reader has caught up.
 //!
 //! Each core runs five tasks: the `writer`, the `reader`, the `keeper`, which writes checkpoints

@@ -25,8 +25,8 @@ const BLOCKS: u64 = 1024;
 /// with the scheduler's ticks.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Time slice of the thread that the scheduler is asked for, the shortest there is. The server asks
-/// for as much, so that a thread whose sync has ended does not wait for the end of a busy thread's
-/// longer slice.
+/// for as much for its io-wq workers, and for 200 µs for its core, so that a thread whose sync has
+/// ended preempts the core and does not wait for the end of a longer slice.
 const SLICE: Duration = Duration::from_micros(100);
 
 /// p99 of a write of 4 KiB and its `fdatasync` over `time`, in microseconds, in a file of its own

@@ -280,7 +280,9 @@ fn run_sweep(
     for round in 0..rounds {
         for measured in &mut all {
             let mut options = options.clone();
-            if !placed.is_empty() {
+            if placed.is_empty() {
+                options.server_cores.truncate(measured.point.cores);
+            } else {
                 let cores = placed[..measured.point.cores].to_vec();
                 (options.server_cores, options.client_cores) = (cores.clone(), cores);
             }

@@ -129,7 +129,7 @@ impl Segment {
     fn write_batches(&mut self, id: u64, number: u32, ordinal: u32) {
         let mut encoder = RunEncoder::default();
         for member in 0..20 * (number + 1) {
-            assert!(encoder.push(id + u64::from(member % 3), member * member));
+            assert!(encoder.push_run(id + u64::from(member % 3), member * member, 1));
         }
         let (key, runs) = (format!("{id}/{number}"), encoder.finish());
         let mut body = intent_record(&key, "zstd", &runs).into_vec();
@@ -208,7 +208,7 @@ fn runs(bytes: &[u8]) {
     let mut encoder = RunEncoder::default();
     for run in runs.iter() {
         assert!(run.count > 0 && run.first < run.end());
-        assert!((run.first..run.end()).all(|ordinal| encoder.push(run.segment, ordinal)));
+        assert!((run.first..run.end()).all(|ordinal| encoder.push_run(run.segment, ordinal, 1)));
     }
     let again = encoder.finish();
     let members = |runs: Runs<'_>| -> Vec<_> {

@@ -101,7 +101,8 @@ impl OpenBatch {
     }
 
     /// Of the payloads at `spans`, those that join at once, and their bytes: up to and with the
-    /// first one that may make the batch full, or that brings it enough for [`OpenBatch::work`].
+    /// first one that may make the batch full, or that brings it enough for [`OpenBatch::work`]; only
+    /// the first one may be larger than [`WORK_BYTES_LEAST`].
     /// So it closes with the same payload as if they came one by one.
     fn next_group<'a>(
         &self,
@@ -119,6 +120,10 @@ impl OpenBatch {
         // With the line feeds.
         let (mut lines, mut taken) = (0, 0);
         for span in spans.iter().take(most) {
+            // For a large one the memory must be checked, so it joins by itself.
+            if taken > 0 && (span.end - span.start) as usize > WORK_BYTES_LEAST {
+                break;
+            }
             lines += u64::from(span.end - span.start) + 1;
             taken += 1;
             if lines >= room {

@@ -1,3 +1,5 @@
+use futures_lite::future::poll_once;
+
 use super::encoder::lines;
 use super::*;
 use crate::coding::{Coding, Compression};
@@ -230,5 +232,44 @@ fn runs_join_the_batches_that_their_payloads_would_join_one_by_one() {
             let single = gathered(&sent, Entry::Single, &settings).await;
             assert!(runs == single, "{} and {} objects", runs.len(), single.len());
         }
+    });
+}
+
+#[test]
+fn a_large_payload_behind_a_small_one_waits_for_memory() {
+    const LARGE: usize = 512 << 10;
+    crate::rt::run_test(async {
+        let settings = [("OBJECT", "batch"), ("NODE_ID", "n"), ("CORES", "0")];
+        let config = Config::from_settings(&settings).unwrap();
+        let cells = &crate::metrics::cells(1)[0];
+        let admission = Admission::new(Rc::new(JobQueue::new(10)), 64 << 20, cells);
+        let feed = Feed {
+            admission: admission.clone(),
+            stamps: Rc::default(),
+            origin: Rc::new(Origin::new("n".into(), 0)),
+            store: Rc::new(Store::Null),
+            stop: Rc::default(),
+        };
+        let batches = Batches::new(&config, feed, cells).unwrap();
+        // Other batches leave room for the small one and not for both.
+        let mut others = Charge::new(&batches.memory);
+        others.set(batches.memory.max() - ROOM_BYTES - (64 << 10));
+        let spans = [Span { start: 0, end: 100 }, Span { start: 100, end: 100 + LARGE as u32 }];
+        let permit = admission.admit_now(Need::of(2, 100 + LARGE)).unwrap().unwrap();
+        let common = InCommon::of(stamp(5, 1), RequestValues::default());
+        admission.push(Run::new(vec![b'1'; 100 + LARGE], permit, spans, common));
+        admission.close();
+        let mut gathering = Box::pin(gather(batches.clone()));
+        assert!(poll_once(&mut gathering).await.is_none());
+        let waits = |batches: &Batches| batches.gathering.blocked.borrow().is_some();
+        assert!(waits(&batches), "the large one");
+        assert_eq!(cells.batches_open.value(), 1, "of the small one");
+        assert!(batches.memory.used() <= batches.memory.max());
+        drop(others);
+        gathering.await;
+        assert!(!waits(&batches));
+        let batch = batches.take_closed().unwrap();
+        assert_eq!((batch.payloads(), batch.payload_bytes), (2, 100 + LARGE as u64));
+        batch.complete(Outcome::Stored);
     });
 }

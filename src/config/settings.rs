@@ -209,7 +209,7 @@ pub const SETTINGS: &[Setting] = &[
     row(SPOOL, "SPOOL_PENDING", "SIZE", "64MiB",
         "Memory per core for requests that wait for their sync, at least MAX_LENGTH. When it is used up, `spooled` requests get 503."),
     row(SPOOL, "SPOOL_LINGER", "TIME", "0ms",
-        "How long a sync waits for more requests to share it, up to 1s. Requests that arrive during a sync share the next one in any case."),
+        "How long a sync waits for more requests to share it, up to 1s, before it takes all that wait. At `0ms` it begins when the one before has ended and takes about half of the requests in circulation; the others share the next."),
     row(SPOOL, "SPOOL_CHECKPOINT", "TIME", "1s",
         "How often the spool records what has been stored, 10ms to 1m. After a crash, whatever was stored since the last checkpoint is uploaded again under the same key."),
 

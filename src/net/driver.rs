@@ -69,7 +69,7 @@ impl Net {
     /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
     /// glommio only queues its task and runs no code of it.
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
-        let Completion { token, result, is_last } = completion;
+        let Completion { token, result } = completion;
         let result = match result {
             OpResult::Synced(synced) => {
                 return file::synced(&mut self.files.borrow_mut(), token, synced);
@@ -77,13 +77,11 @@ impl Net {
             socket_result => socket_result,
         };
         let entry = &mut sockets[token];
-        entry.in_flight -= u32::from(is_last);
+        entry.in_flight -= 1;
         let waker = match result {
             OpResult::Received(received) => {
                 let was_readable = entry.receive.is_readable();
-                if is_last {
-                    entry.receive.operation = ReceiveOp::Idle;
-                }
+                entry.receive.operation = ReceiveOp::Idle;
                 match received {
                     Ok(Some(buffer)) if entry.abandoned => ring.give_back(buffer),
                     Ok(Some(buffer)) => entry.receive.add(ring, buffer),

@@ -21,8 +21,9 @@ use crate::spool::SpooledRequest;
 
 /// Fixed charge per payload on top of its body's bytes. In the queue a payload is a [`Span`] of 8
 /// bytes, and its request takes up to 160 (see [`SLOT_BYTES`](super::run::SLOT_BYTES)). As a `Job` of
-/// its own, such as one that waits for a retry, it takes 48. Without this charge a body of a million
-/// `0,` would cost nothing but its text.
+/// its own it takes 48. What it has besides while it waits for a retry (its key, its last error and
+/// some 300 bytes) is not charged; the queue's slots bound it.
+/// Without this charge a body of a million `0,` would cost nothing but its text.
 pub const JOB_COST_BYTES: usize = 64;
 
 /// One payload on its way to the store.

@@ -6,8 +6,8 @@
 //! split by their ranges, so that taking payloads off the front moves a number, and dropping a
 //! million of them that are complete is one drop of the body.
 //!
-//! The payloads of a run are adjacent and have consecutive stamps. A payload that goes its own way
-//! (a PUT that takes a while, a retry, a dead letter) becomes a [`Job`].
+//! The payloads of a run are adjacent and have consecutive stamps. A payload that is handled by
+//! itself (a PUT that takes a while, a retry, a dead letter) becomes a [`Job`].
 
 use std::rc::Rc;
 
@@ -43,7 +43,7 @@ pub struct InCommon {
 }
 
 impl InCommon {
-    /// Of payloads that are in memory only, and that no request waits for.
+    /// What payloads have in common that are in memory only, and that no request waits for.
     pub fn of(first: Stamp, values: RequestValues) -> InCommon {
         InCommon { values, first, record: None, request_outcome: None }
     }
@@ -102,8 +102,8 @@ impl Run {
         Run { body: SharedBytes::new(bytes, beside), start: 0, end, skipped: 0 }
     }
 
-    /// The same of payloads whose stamps have these numbers, ascending: one run for each stretch of
-    /// consecutive ones.
+    /// Makes runs of payloads whose stamps have these numbers, ascending: one for each stretch of
+    /// consecutive ones. Otherwise like [`Run::new`].
     pub fn with_seqs(
         bytes: Vec<u8>,
         permit: Permit,
@@ -195,7 +195,7 @@ impl Run {
         front
     }
 
-    /// Its first payload, which goes its own way.
+    /// Its first payload as a [`Job`]; the others are dropped.
     pub fn into_job(self) -> Job {
         let stamp = self.first_stamp();
         let InCommon { record, request_outcome, .. } = self.common();

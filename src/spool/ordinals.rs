@@ -40,7 +40,7 @@ impl OrdinalSet {
 
     /// Adds a range that does not only lengthen `growing`, and makes it the one that grows.
     fn insert_apart(&mut self, range: Range<u32>) {
-        self.settle();
+        self.stop_growing();
         let end = self.ranges.remove(&range.end).unwrap_or(range.end);
         let before = self.ranges.range(..range.start).next_back();
         let start = match before {
@@ -53,7 +53,7 @@ impl OrdinalSet {
     }
 
     /// Moves `growing` to the other ranges.
-    fn settle(&mut self) {
+    fn stop_growing(&mut self) {
         let Range { start, end } = std::mem::take(&mut self.growing);
         if start < end {
             self.ranges.insert(start, end);

@@ -155,23 +155,32 @@ impl PendingRequests {
         self.arrived.raise();
     }
 
-    /// Takes the requests for the next commit group, at least one if any waits. The group before has
-    /// been delivered.
+    /// Takes the requests for the next commit group: all that wait and fit in a shared one, at least
+    /// one if any waits. The group before has been delivered.
+    pub(super) fn begin_group(&self) {
+        self.begin_group_of(usize::MAX);
+    }
+
+    /// The same with at most half of the requests that wait or were answered by the group before.
     ///
     /// Clients that wait for their answers before they go on would all end up in the same group, and
     /// the core would have nothing to do during its sync: measured, groups of 61 and 3 in turn, and a
-    /// tenth of the core idle. So a group takes at most half of the requests that wait or were
-    /// answered by the one before, and the other half is served during its sync.
-    pub(super) fn begin_group(&self) {
+    /// tenth of the core idle. Halved, one half is served during the sync of the other.
+    pub(super) fn begin_half_group(&self) {
+        let circulating = self.waiting.borrow().len() + self.delivered.get();
+        self.begin_group_of(circulating.div_ceil(2).max(HALVED_LEAST));
+    }
+
+    /// Takes at most `most` requests for the next commit group.
+    fn begin_group_of(&self, most: usize) {
         let mut waiting = self.waiting.borrow_mut();
         let mut writing = self.writing.borrow_mut();
-        let half = (waiting.len() + self.delivered.get()).div_ceil(2).max(HALVED_LEAST);
         let mut bytes = HEAD_BYTES;
         let too_many = |request: &PendingRequest| {
             bytes += request.record_bytes;
             bytes > GROUP_BYTES_MAX
         };
-        let count = waiting.iter().take(half).position(too_many).unwrap_or(half);
+        let count = waiting.iter().take(most).position(too_many).unwrap_or(most);
         // A request that is larger than a shared group gets its own.
         let count = count.max(1).min(waiting.len());
         writing.extend(waiting.drain(..count));
@@ -244,7 +253,7 @@ mod tests {
         let pending = PendingRequests::new(1 << 20, &cells.spool_pending_bytes);
         let arrive = |count: usize| (0..count).for_each(|_| drop(push(&pending, cells)));
         let group = || {
-            pending.begin_group();
+            pending.begin_half_group();
             pending.group().drain(..).count()
         };
         arrive(HALVED_LEAST);
@@ -259,6 +268,9 @@ mod tests {
         }
         arrive(30);
         assert_eq!(group() + group(), 60);
+        arrive(100);
+        pending.begin_group();
+        assert_eq!(pending.group().drain(..).count(), 100, "unless it is asked for all");
         assert!(pending.is_empty());
     }
 }

@@ -48,6 +48,7 @@ struct Size {
     segment: u64,
     sync_fault: f64,
     checkpoint: Duration,
+    linger: Duration,
 }
 
 const SMALL: Size = Size {
@@ -56,6 +57,7 @@ const SMALL: Size = Size {
     segment: SEGMENT_BYTES,
     sync_fault: 0.0,
     checkpoint: Duration::from_millis(10),
+    linger: Duration::ZERO,
 };
 
 impl Rig {
@@ -81,7 +83,7 @@ impl Rig {
                 max: size.segments * size.segment,
                 segment: size.segment,
                 pending: 1 << 20,
-                linger: Duration::ZERO,
+                linger: size.linger,
                 checkpoint: size.checkpoint,
             },
             dir: home.core_dir(core),
@@ -484,6 +486,23 @@ fn payloads_are_counted_by_token_although_nobody_waits_for_them() {
         assert_eq!(tokens.counted(), (0, 0));
         until("they are accepted", || rig.cells.payloads_accepted.value() == 2).await;
         assert_eq!(tokens.counted(), (2, 3));
+    });
+}
+
+#[test]
+fn all_requests_that_linger_share_one_sync() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let size = Size { linger: Duration::from_millis(20), ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        for syncs in [1, 2] {
+            let tickets: Vec<_> = (0..40).map(|_| rig.submit(&[b"1"]).unwrap().1).collect();
+            for ticket in tickets {
+                ticket.wait(&Cell::new(false)).await.unwrap().unwrap();
+            }
+            assert_eq!(rig.cells.spool_syncs.value(), syncs);
+        }
     });
 }
 

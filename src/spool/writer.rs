@@ -46,8 +46,8 @@ impl SyncFault {
 }
 
 impl Spool {
-    /// The writer's task: writes one commit group after the other. A group takes the requests that
-    /// wait when it begins.
+    /// The writer's task: writes one commit group after the other. A group takes requests that
+    /// wait when it begins: half of them, or all if they have lingered or the spool is closed.
     pub(super) async fn write_groups(self: Rc<Self>) {
         loop {
             if self.pending.is_empty() {
@@ -60,7 +60,12 @@ impl Spool {
             if !self.setup.options.linger.is_zero() && !self.closed.get() {
                 sleep(self.setup.options.linger).await;
             }
-            self.pending.begin_group();
+            // Those left to the next group would linger again, or hold up the stop.
+            if self.setup.options.linger.is_zero() && !self.closed.get() {
+                self.pending.begin_half_group();
+            } else {
+                self.pending.begin_group();
+            }
             match self.put_group().await {
                 Ok(place) => self.deliver(&place),
                 Err(error) => self.pending.group().drain(..).for_each(|request| {

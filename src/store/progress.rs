@@ -63,7 +63,7 @@ enum Source {
 pub type PeerSlot = RefCell<Option<Acknowledged>>;
 
 impl Progress {
-    /// Of an attempt that began at `began`.
+    /// The progress of an attempt that began at `began`; nothing has been sent yet.
     pub fn since(began: Instant) -> Progress {
         let (source, ended, sums) = Default::default();
         Progress { source, began, ended, sums }

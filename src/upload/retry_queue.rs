@@ -2,7 +2,9 @@
 //!
 //! Each stays charged to the budgets it was admitted to, which bound their number:
 //! `MAX_QUEUE_BYTES` and `MAX_QUEUE` for payloads, which hold their slots (`Admission::hold`), and
-//! `BATCH_MEMORY` for batches. Restored batches, which are few, are charged to none.
+//! `BATCH_MEMORY` for batches. Restored batches, which are few, are charged to none. What an object
+//! has besides because it has failed is charged to none either: [`RETRY_BYTES`], its key, and the
+//! texts of its last error.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
@@ -49,6 +51,15 @@ pub(super) struct RetryQueue {
     due: VecDeque<PendingUpload>,
     next_number: u64,
 }
+
+/// Most memory that an object takes while it waits for its retry, besides its content, its key and
+/// the texts of its last error.
+const RETRY_BYTES: usize = 320;
+
+const _: () = assert!(
+    size_of::<RetryState>() + size_of::<QueuedRetry>() <= RETRY_BYTES,
+    "docs/configuration.md says how much it is"
+);
 
 struct QueuedRetry {
     due: Instant,

@@ -190,7 +190,7 @@ impl Uploader {
         drop(retry_queue);
         let in_flight = self.begin(true);
         // This worker may have been woken for a fresh object.
-        self.pass_on();
+        self.pass_on(self.fresh_waits());
         Some(NextUpload::Object(retry, in_flight))
     }
 
@@ -211,14 +211,16 @@ impl Uploader {
         let job = queue.take()?;
         let in_flight = self.begin(false);
         self.admission.taken(1);
-        self.pass_on();
+        // This worker may have been woken for a retry that is due, and a push wakes nobody before
+        // the woken worker has looked.
+        self.pass_on(self.fresh_waits() || self.uploads.retry_queue.borrow().has_due());
         Some(NextUpload::Object(PendingUpload::fresh(Upload::Payload(job)), in_flight))
     }
 
-    /// Wakes another worker if there is more that it may take: it was pushed together with what this
-    /// one has taken, and only one was woken for all.
-    fn pass_on(&self) {
-        if self.fresh_waits() && self.uploads.limit.borrow().has_room() {
+    /// Wakes another worker if there is `more` that it may take, since only one may have been woken
+    /// for that and for what this one has taken.
+    fn pass_on(&self, more: bool) {
+        if more && self.uploads.limit.borrow().has_room() {
             self.wake_worker();
         }
     }

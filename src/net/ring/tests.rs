@@ -32,7 +32,7 @@ fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, OpResult)> {
     let mut all = Vec::new();
     for _ in 0..turns {
         ring.turn().unwrap();
-        while let Some(Completion { token, result, .. }) = ring.next() {
+        while let Some(Completion { token, result }) = ring.next() {
             all.push((token, result));
         }
     }
@@ -77,45 +77,33 @@ fn submissions_that_find_the_queue_full_wait_for_their_turn() {
         let got = received(&mut ring, outcomes);
         let sent: Vec<_> = (0..39).map(|token| (token, vec![token as u8])).collect();
         assert_eq!(got, sent, "{refusal:?}");
-        assert!(ring.backlog.is_empty() && (ring.in_flight == 0 || ring.is_multishot));
+        assert!(ring.backlog.is_empty() && ring.in_flight == 0);
     }
 }
 
-/// With multishot receives or, on an older kernel, without.
 #[test]
-fn a_receive_ends_with_its_limit() {
-    for is_multishot in [true, false] {
-        let mut ring = Ring::new().unwrap();
-        ring.is_multishot &= is_multishot;
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let sent: Vec<u8> = (0..100_000).map(|n| (n / 100) as u8).collect();
-        theirs.write_all(&sent[..100]).unwrap();
-        let mut arrived = false;
-        ring.receive(ours.as_fd(), 0, arrived);
-        let (mut got, mut of_this_one) = (Vec::new(), 0);
-        while got.len() < sent.len() {
-            ring.turn().unwrap();
-            let Some(Completion { result, is_last, .. }) = ring.next() else { continue };
-            let OpResult::Received(Ok(Some(buffer))) = result else { panic!("not received") };
-            if got.is_empty() {
-                assert_eq!((buffer.len(), is_last), (100, !ring.is_multishot));
-                theirs.write_all(&sent[100..]).unwrap();
-            }
-            of_this_one += buffer.len();
-            assert!(of_this_one <= BUFFER_BYTES);
-            let stays = ring.is_multishot && !arrived;
-            assert_eq!(is_last, !stays || of_this_one >= RECEIVE_BYTES);
-            got.extend_from_slice(ring.bytes(&buffer));
-            let more = buffer.more();
-            ring.give_back(buffer);
-            if is_last {
-                assert_eq!(ring.in_flight, 0);
-                (arrived, of_this_one) = (more, 0);
-                ring.receive(ours.as_fd(), 0, arrived);
-            }
+fn a_receive_ends_with_one_buffer_and_says_whether_more_has_arrived() {
+    let mut ring = Ring::new().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let sent: Vec<u8> = (0..100_000).map(|n| (n / 100) as u8).collect();
+    theirs.write_all(&sent[..100]).unwrap();
+    ring.receive(ours.as_fd(), 0, false);
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        ring.turn().unwrap();
+        let Some(Completion { result, .. }) = ring.next() else { continue };
+        let OpResult::Received(Ok(Some(buffer))) = result else { panic!("not received") };
+        if got.is_empty() {
+            assert_eq!(buffer.len(), 100);
+            theirs.write_all(&sent[100..]).unwrap();
         }
-        assert!(got == sent);
+        assert_eq!(ring.in_flight, 0);
+        got.extend_from_slice(ring.bytes(&buffer));
+        let more = buffer.more();
+        ring.give_back(buffer);
+        ring.receive(ours.as_fd(), 0, more);
     }
+    assert!(got == sent);
 }
 
 /// More completions than the shared queue holds, unread, while submissions go on.

@@ -179,7 +179,7 @@ fn a_wait_for_some_ends_with_a_push_and_with_the_close() {
 }
 
 #[test]
-fn the_ring_of_runs_never_grows() {
+fn the_list_of_runs_never_grows() {
     let (admission, _) = admission(100);
     let before = admission.queue().runs.borrow().capacity();
     for seq in 0..1_000 {

@@ -50,8 +50,8 @@ impl Members {
         self.push_run(record, job.stamp, 1, job.payload.len() as u64)
     }
 
-    /// The same of `count` payloads with consecutive stamps, the first of which is `first`, and
-    /// which have `bytes` together: all of them or none.
+    /// Appends `count` payloads with consecutive stamps, the first of which is `first`, and which
+    /// have `bytes` together: all of them or none, as [`Members::push`] does one.
     ///
     /// # Panics
     /// As for [`Members::push`].

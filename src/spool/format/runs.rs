@@ -42,13 +42,14 @@ pub struct RunEncoder {
 }
 
 impl RunEncoder {
-    /// Adds the payload with this number. Returns false and changes nothing if it needs a new run
-    /// and there is no room for one.
+    /// Adds one payload, as [`RunEncoder::push_run`] does several.
+    #[cfg(test)]
     pub fn push(&mut self, segment: u64, ordinal: u32) -> bool {
         self.push_run(segment, ordinal, 1)
     }
 
-    /// The same of `count` payloads, the first of which has this number.
+    /// Adds `count` payloads, the first of which has this number. Returns false and changes nothing
+    /// if they need a new run and there is no room for one.
     pub fn push_run(&mut self, segment: u64, first: u32, count: u32) -> bool {
         if let Some(last) = &mut self.last
             && last.segment == segment

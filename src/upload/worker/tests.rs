@@ -1,6 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures_lite::future::poll_once;
 
@@ -15,6 +15,7 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::outcome::{Outcomes, RequestOutcome};
 use crate::queue::run::{InCommon, Run};
 use crate::store::{Integrity, PutError, Store, StoreSeed, Sums};
+use crate::upload::uploader::NextUpload;
 use crate::upload::{DeadLetterWriter, StoreHealth, Uploads, wake_for_retries};
 
 /// An uploader of two workers, with one object per payload and dead letters in `dir`.
@@ -76,6 +77,50 @@ fn a_waiting_worker_is_woken_before_a_dead_letter_is_written() {
         assert_eq!(uploader.cells.payloads_dead_lettered.value(), 0);
         giving_up.await;
         assert_eq!(uploader.cells.payloads_dead_lettered.value(), 1);
+    });
+}
+
+#[test]
+fn a_due_retry_gets_a_worker_if_the_one_woken_for_it_takes_a_fresh_object() {
+    rt::run_test(async {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = Origin::new("n".into(), 0);
+        let slow = StoreSeed::Null.build(&origin, Some(FaultPlan::default()), 0);
+        let uploader = with_store(&dir, slow, 4, &[]);
+        let uploads = &uploader.uploads;
+        // The last one was a retry, so a fresh object is next.
+        uploads.begin(true);
+        uploads.end(true);
+        let woken: [Arc<Woken>; 2] = Default::default();
+        let wakers = woken.each_ref().map(|woken| Waker::from(woken.clone()));
+        let mut workers = [0, 1].map(|number| Box::pin(uploader.next_upload(number)));
+        for (worker, waker) in workers.iter_mut().zip(&wakers) {
+            assert!(worker.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+        }
+        let stamp = |seq| Stamp { unix_nanos: 1, seq };
+        let retry = Upload::Payload(Job::queued(Payload::from(b"1".to_vec()), stamp(1)));
+        uploads.push_retry(PendingUpload::fresh(retry), rt::now());
+        assert_eq!(uploads.retry_queue.borrow_mut().advance(rt::now()), 1);
+        uploader.wake_worker();
+        let permit = uploader.admission.admit_now(Need::of(1, 1)).unwrap().unwrap();
+        let common = InCommon::of(stamp(2), RequestValues::default());
+        let spans = [Span { start: 0, end: 1 }];
+        uploader.admission.push(Run::new(b"2".to_vec(), permit, spans, common));
+        let is_woken = || woken.each_ref().map(|woken| woken.0.load(Ordering::Relaxed));
+        assert_eq!(is_woken(), [false, true], "the push relies on the worker that was woken");
+        let mut in_flight = Vec::new();
+        for (number, seq) in [(1, 2), (0, 1)] {
+            assert!(is_woken()[number]);
+            let mut cx = Context::from_waker(&wakers[number]);
+            match workers[number].as_mut().poll(&mut cx) {
+                Poll::Ready(Some(NextUpload::Object(pending, counted))) => {
+                    let Upload::Payload(job) = pending.upload else { panic!("a payload") };
+                    assert_eq!(job.stamp.seq, seq);
+                    in_flight.push(counted);
+                }
+                _ => panic!("there is an object for worker {number}"),
+            }
+        }
     });
 }
 

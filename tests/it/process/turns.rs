@@ -48,7 +48,7 @@ const LOADS: [Load; 8] = [
     Load { name: "connections that come and go", settings: &[], put_on: connections, longest: 1 },
     Load {
         name: "many clients with quotas",
-        settings: &[("CLIENT_RATE", "1000000")],
+        settings: &[("CLIENT_RATE", "1000000/s")],
         put_on: small_requests,
         longest: 1,
     },

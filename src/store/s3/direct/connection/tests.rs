@@ -95,7 +95,9 @@ fn bodies_of_any_parts_arrive_in_order_on_one_connection() {
             socket.write_all(OK).unwrap();
             request
         });
-        got.collect::<Vec<_>>()
+        let got: Vec<_> = got.collect();
+        // Open until it was looked at after the last response.
+        (got, socket)
     });
     with_connection(address, async |connection| {
         for body in &bodies {
@@ -103,7 +105,8 @@ fn bodies_of_any_parts_arrive_in_order_on_one_connection() {
             assert!(connection.reply().keep_alive && connection.is_alive());
         }
     });
-    for (got, body) in server.join().unwrap().iter().zip(&bodies) {
+    let (got, _socket) = server.join().unwrap();
+    for (got, body) in got.iter().zip(&bodies) {
         let lengths: Vec<usize> = body.iter().map(|part| part.len()).collect();
         assert!(*got == [HEAD, &whole(body)].concat(), "{lengths:?}");
     }
