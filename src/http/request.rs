@@ -317,7 +317,7 @@ pub(super) enum TriedSmall {
     NoRoom(NoRoom),
     /// The quota of its envelope's token has no tokens on this core now.
     NoQuota(ChargedBytes, TokenQuota),
-    /// As [`Small::LongWrapped`].
+    /// Its payloads are too long for one turn once they are wrapped.
     LongWrapped(ChargedBytes),
 }
 

@@ -133,7 +133,7 @@ impl BodySource for Incoming {
 }
 
 /// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves
-/// closing to [`linger`].
+/// closing to [`linger`](super::conn).
 struct Socket {
     stream: Rc<Stream>,
     state: Rc<ConnState>,

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use super::ring::{Buffer, Outgoing, Ring};
 use crate::sync::keep_waker;
 
-/// One socket as the driver sees it. It outlives its [`Stream`] until its operations have ended.
+/// One socket as the driver sees it. It outlives its [`Stream`](super::Stream) until its operations have ended.
 pub(super) struct SocketEntry {
     pub(super) fd: OwnedFd,
     /// Unique among the sockets of this executor.

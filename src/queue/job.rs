@@ -1,5 +1,5 @@
 //! One payload as a slice of its request's body, and the stamp that makes its key. The queue holds
-//! those of a request together, as a [`Run`](super::run::Run).
+//! those of a request together, as a [`Run`].
 //!
 //! A slice keeps the whole body alive, so the body carries the permit that was charged for it. When
 //! the last slice is dropped, the bytes return to the core's budget. Nothing here crosses cores.
