@@ -225,6 +225,9 @@ impl Drop for Turn<'_> {
 }
 
 #[cfg(test)]
+pub use tests::Woken;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use futures_lite::future::{block_on, poll_once};
@@ -234,7 +237,7 @@ mod tests {
 
     /// Counts how often it was woken.
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    pub struct Woken(pub AtomicUsize);
 
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {

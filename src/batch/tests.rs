@@ -134,6 +134,24 @@ fn requests(rng: &mut fastrand::Rng) -> Vec<Sent> {
     (0..count).map(|_| request(rng)).collect()
 }
 
+/// What takes payloads into batches, and a queue of `slots` before it.
+fn batches_of(
+    config: &Config,
+    slots: usize,
+    cells: &'static CoreCells,
+) -> (Rc<Admission>, Rc<Batches>) {
+    let admission = Admission::new(Rc::new(JobQueue::new(slots)), 64 << 20, cells);
+    let feed = Feed {
+        admission: admission.clone(),
+        stamps: Rc::default(),
+        origin: Rc::new(Origin::new("n".into(), 0)),
+        store: Rc::new(Store::Null),
+        stop: Rc::default(),
+    };
+    let batches = Batches::new(config, feed, cells).unwrap();
+    (admission, batches)
+}
+
 /// The objects that are made of `requests`: their keys without the time, and their lines.
 async fn gathered(
     requests: &[Sent],
@@ -143,15 +161,7 @@ async fn gathered(
     let settings = [&[("OBJECT", "batch"), ("NODE_ID", "n"), ("CORES", "0")], settings].concat();
     let config = Config::from_settings(&settings).unwrap();
     let cells = &crate::metrics::cells(1)[0];
-    let admission = Admission::new(Rc::new(JobQueue::new(10_000)), 64 << 20, cells);
-    let feed = Feed {
-        admission: admission.clone(),
-        stamps: Rc::default(),
-        origin: Rc::new(Origin::new("n".into(), 0)),
-        store: Rc::new(Store::Null),
-        stop: Rc::default(),
-    };
-    let batches = Batches::new(&config, feed, cells).unwrap();
+    let (admission, batches) = batches_of(&config, 10_000, cells);
     let mut awaited = Vec::new();
     let (mut seq, mut payloads) = (1_000, 0);
     for Sent { body, spans, version } in requests {
@@ -242,15 +252,7 @@ fn a_large_payload_behind_a_small_one_waits_for_memory() {
         let settings = [("OBJECT", "batch"), ("NODE_ID", "n"), ("CORES", "0")];
         let config = Config::from_settings(&settings).unwrap();
         let cells = &crate::metrics::cells(1)[0];
-        let admission = Admission::new(Rc::new(JobQueue::new(10)), 64 << 20, cells);
-        let feed = Feed {
-            admission: admission.clone(),
-            stamps: Rc::default(),
-            origin: Rc::new(Origin::new("n".into(), 0)),
-            store: Rc::new(Store::Null),
-            stop: Rc::default(),
-        };
-        let batches = Batches::new(&config, feed, cells).unwrap();
+        let (admission, batches) = batches_of(&config, 10, cells);
         // Other batches leave room for the small one and not for both.
         let mut others = Charge::new(&batches.memory);
         others.set(batches.memory.max() - ROOM_BYTES - (64 << 10));

@@ -72,20 +72,10 @@ impl IdleWorkers {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-    use std::task::Wake;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use super::*;
-
-    /// Counts how often its worker was woken.
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
+    use crate::sync::Woken;
 
     #[test]
     fn each_is_woken_once_per_wait_whatever_others_do() {

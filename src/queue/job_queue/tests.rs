@@ -1,8 +1,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Wake, Waker};
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Waker};
 
 use futures_lite::future::{block_on, poll_once};
 
@@ -13,6 +13,7 @@ use crate::queue::admission::{Admission, Need, Refusal};
 use crate::queue::job::{Origin, Span, Stamp};
 use crate::queue::outcome::{Outcome, Outcomes, RequestOutcome};
 use crate::queue::run::InCommon;
+use crate::sync::Woken;
 
 /// An admission to a queue with this many slots.
 fn admission(slots: usize) -> (Rc<Admission>, &'static CoreCells) {
@@ -32,16 +33,6 @@ fn push(admission: &Rc<Admission>, payloads: u32, seq: u64) {
 
 fn seqs(run: &Run) -> Vec<u64> {
     (run.first_stamp().seq..).take(run.count()).collect()
-}
-
-/// A waker that counts how often it was called.
-#[derive(Default)]
-struct Woken(AtomicUsize);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Relaxed);
-    }
 }
 
 #[test]
