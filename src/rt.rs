@@ -27,8 +27,8 @@ pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
-    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, look_is_due, next_turn, observe_turns,
-    turn_now, wake_driver_when_busy, was_busy,
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, call_driver, end_turn, look_is_due, next_turn,
+    observe_turns, sleep_until_called, turn_now,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each

@@ -1,10 +1,7 @@
 //! The driver: the task that submits, reads completions and wakes the tasks that wait for them.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use slab::Slab;
 
@@ -12,7 +9,6 @@ use super::ring::{self, Completion, OpResult, Ring};
 use super::socket::{ReceiveEnd, ReceiveOp, SendState, SocketEntry, code};
 use super::{Net, file};
 use crate::rt::{self, TaskKind, yield_now};
-use crate::sync::Signal;
 
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
 /// these take half a millisecond, after which their answers leave and the rest of what has arrived
@@ -144,8 +140,7 @@ impl Net {
 
 /// The driver: takes turns while operations complete, otherwise sleeps until one does.
 pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
-    let signalled = Rc::<Signal>::default();
-    let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd, signalled.clone()));
+    let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd));
     net.ring.borrow_mut().enable_eventfd(false);
     loop {
         while look(&net) {
@@ -156,12 +151,12 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
         }
         net.ring.borrow_mut().enable_eventfd(true);
         // An operation may have completed before the eventfd was enabled.
-        if !net.turn() {
-            rt::end_turn();
-            sleep(&net, &signalled).await;
+        if net.turn() {
+            rt::next_turn();
+        } else {
+            rt::sleep_until_called().await;
         }
         net.ring.borrow_mut().enable_eventfd(false);
-        rt::next_turn();
         yield_now().await;
     }
 }
@@ -201,8 +196,13 @@ async fn nap(net: &Net) -> bool {
         return true;
     }
     rt::end_turn();
-    let completed = net.turn_with(|ring| ring.nap(limit), WOKEN_MAX);
-    rt::next_turn();
+    let nap = |ring: &mut Ring| {
+        let completed = ring.nap(limit);
+        // What has completed is handled in the next turn.
+        rt::next_turn();
+        completed
+    };
+    let completed = net.turn_with(nap, WOKEN_MAX);
     if completed {
         // What these tasks write is submitted in the next turn.
         yield_now().await;
@@ -210,31 +210,11 @@ async fn nap(net: &Net) -> bool {
     completed
 }
 
-/// Raises `signalled` whenever the eventfd is. A task of its own, because a read of glommio keeps
-/// the waker of every poll until it ends, and may outlast any number of the driver's sleeps.
-async fn watch(eventfd: glommio::io::BufferedFile, signalled: Rc<Signal>) {
+/// Calls the driver whenever the eventfd is signalled. A task of its own, because a read of glommio
+/// keeps the waker of every poll until it ends, and may outlast any number of the driver's sleeps.
+async fn watch(eventfd: glommio::io::BufferedFile) {
     loop {
         eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
-        signalled.raise();
+        rt::call_driver();
     }
-}
-
-/// Sleeps on glommio until the eventfd is signalled, a task has pushed a submission or the executor
-/// is busy.
-async fn sleep(net: &Net, signalled: &Signal) {
-    let mut asleep = false;
-    let mut signalled = pin!(signalled.wait());
-    poll_fn(|cx| {
-        // `Net::pushed` has taken the waker.
-        let is_called = asleep && (net.sleeper.borrow().is_none() || rt::was_busy());
-        if signalled.as_mut().poll(cx).is_ready() || is_called {
-            net.sleeper.take();
-            return Poll::Ready(());
-        }
-        asleep = true;
-        rt::wake_driver_when_busy(cx.waker());
-        net.sleeper.replace(Some(cx.waker().clone()));
-        Poll::Pending
-    })
-    .await
 }

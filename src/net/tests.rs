@@ -426,3 +426,66 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         writer.join().unwrap();
     });
 }
+
+#[derive(Default)]
+struct SeenTurns(RefCell<Vec<Duration>>);
+
+impl rt::TurnObserver for SeenTurns {
+    fn turn(&self, length: Duration) {
+        self.0.borrow_mut().push(length);
+    }
+    fn long_turn(&self, _: &rt::LongTurn) {}
+}
+
+/// Goal: every stretch of work is in one turn, whatever the driver did when it began (it looked,
+/// napped or slept on glommio), and waiting is in none. Method: work of random length, in random
+/// pieces, behind random waits.
+#[test]
+fn turns_hold_all_work_once_and_no_waiting() {
+    let seed = rt::random();
+    println!("seed {seed}");
+    let mut rng = rt::Rng::with_seed(seed);
+    for (nap_ms, foreign) in [(0, false), (1, false), (1, true), (20, false)] {
+        with_net(async |net| {
+            net.set_nap(Duration::from_millis(nap_ms));
+            let _no_nap = foreign.then(rt::foreign_wait);
+            let (mut ours, mut theirs) = pair(net).await;
+            sleep(Duration::from_millis(10)).await;
+            let turns: &'static SeenTurns = Box::leak(Box::default());
+            rt::observe_turns(turns);
+            let started = Instant::now();
+            let (mut worked, mut waited) = (Duration::ZERO, Duration::ZERO);
+            for _ in 0..40 {
+                let wait = Duration::from_millis(rng.u64(1..15));
+                sleep(wait).await;
+                waited += wait;
+                if rng.bool() {
+                    theirs.write_all(b"!").unwrap();
+                    ours.read_exact(&mut [0]).await.unwrap();
+                }
+                let (tasks, pieces) = (rng.u32(1..20), rng.u32(1..4));
+                let piece = Duration::from_micros(rng.u64(1..500));
+                let work = |_| async move {
+                    for _ in 0..pieces {
+                        let begun = Instant::now();
+                        while begun.elapsed() < piece {}
+                        yield_now().await;
+                    }
+                };
+                let ready: Vec<_> = (0..tasks).map(work).map(rt::spawn).collect();
+                for task in ready {
+                    task.await;
+                }
+                worked += tasks * pieces * piece;
+            }
+            // Ends the last turn.
+            sleep(Duration::from_millis(10)).await;
+            let awake = started.elapsed() - waited;
+            let counted: Duration = turns.0.borrow().iter().sum();
+            let seen = format!("worked {worked:?}, counted {counted:?}, awake {awake:?}");
+            println!("{seen}, waited {waited:?}");
+            assert!(counted >= worked, "{seen}");
+            assert!(counted <= awake + waited / 4, "{seen}, waited {waited:?}");
+        });
+    }
+}
