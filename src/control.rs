@@ -6,6 +6,7 @@ mod admin;
 mod bind;
 mod events;
 mod exposition;
+mod memory;
 mod peers;
 mod quotas;
 mod reach;
@@ -180,6 +181,7 @@ async fn start(
     let admin = start_admin(&bind, config.admin_listen, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
+    memory::keep_returning_it();
     for (index, listeners) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("control channel: {error}"))?;

@@ -143,10 +143,7 @@ impl Conn<'_> {
             };
             // Boxed so that an idle connection can drop hyper's state.
             match Box::pin(through_hyper::serve(self, held, alarm)).await {
-                ConnEnd::Quiet => {
-                    let released = &self.server.conns.buffers_released;
-                    released.set(released.get() + 1);
-                }
+                ConnEnd::Quiet => {}
                 end => return end,
             }
         }

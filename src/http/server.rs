@@ -64,8 +64,6 @@ pub struct Conns {
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
     order: RefCell<EvictionOrder>,
     next: Cell<u64>,
-    /// How often a connection has released hyper's buffers because it was silent.
-    pub buffers_released: Cell<u64>,
     /// Listeners that are open.
     accepting: Cell<usize>,
     /// What the peers of these connections have done.
@@ -242,7 +240,6 @@ impl Conns {
             open: RefCell::default(),
             order: RefCell::default(),
             next: Cell::new(0),
-            buffers_released: Cell::new(0),
             accepting: Cell::new(listeners),
             peers: PeerTables::default(),
             logs: ConnLogs::default(),

@@ -8,6 +8,7 @@ use slab::Slab;
 use super::ring::{self, Completion, OpResult, Ring};
 use super::socket::{ReceiveEnd, ReceiveOp, SendState, SocketEntry, code};
 use super::{Net, file};
+use crate::alloc;
 use crate::rt::{self, TaskKind, yield_now};
 
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
@@ -141,6 +142,7 @@ impl Net {
 /// The driver: takes turns while operations complete, otherwise sleeps until one does.
 pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
     let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd));
+    let _unmaps_in_steps = alloc::UnmapsInSteps::begin();
     net.ring.borrow_mut().enable_eventfd(false);
     loop {
         while look(&net) {
@@ -161,11 +163,13 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
     }
 }
 
-/// One turn of the ring, which ends a turn of the core and begins the next.
+/// One turn of the ring, which ends a turn of the core and begins the next. True if there is more to
+/// do.
 fn look(net: &Net) -> bool {
     let completed = net.turn();
     rt::next_turn();
-    completed
+    let unmaps = alloc::unmap_step();
+    completed || unmaps
 }
 
 /// Polls for as long as `Net::set_spin` says; true as soon as something has completed.

@@ -244,10 +244,7 @@ async fn admit_large(
         let split = server.splitter.split_large(body.padded(), form, turn).await;
         let (envelope, mut spans) = match split {
             Ok(split) => split,
-            Err(error) => {
-                body.free_in_slices().await;
-                return Err(no_collection(is_multipart, error));
-            }
+            Err(error) => return Err(no_collection(is_multipart, error)),
         };
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
         charge(server, quota, length, false)?;
