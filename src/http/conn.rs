@@ -125,7 +125,9 @@ pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, r
         }
     });
     let lingers = gives_way.or(linger(&stream, last, &state));
-    if let Err(error) = within(LINGER_TIME_MAX, lingers, || Ok(())).await {
+    // Boxed so that only connections that linger are larger for it.
+    let lingers = Box::pin(within(LINGER_TIME_MAX, lingers, || Ok(())));
+    if let Err(error) = lingers.await {
         tracing::debug!(%error, "lingering ended");
     }
 }

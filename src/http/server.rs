@@ -210,7 +210,8 @@ impl RegisteredConn<'_> {
     /// its slot.
     pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
-            self.conns.order.borrow_mut().file(self.number, state.since.get(), true);
+            let in_first_head = state.activity().in_first_head;
+            self.conns.order.borrow_mut().file(self.number, state.since.get(), in_first_head);
         }
         let Some((reason, closes)) = state.gives_way(stream) else { return false };
         if closes {
