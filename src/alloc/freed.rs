@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem::forget;
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 
 use rustix::mm::munmap;
@@ -101,13 +101,14 @@ impl Drop for FreedMapping {
 
 impl Unmapping {
     fn push(&self, mapping: FreedMapping) {
+        // It stays mapped.
+        let mapping = ManuallyDrop::new(mapping);
         let freed = mapping.start.cast::<Freed>();
         self.bytes.set(self.bytes.get() + mapping.bytes);
         let next = self.first.replace(freed);
         // SAFETY: the mapping is writable, larger than a `Freed`, aligned to a page and nobody
-        // else's. It stays mapped, since it is not dropped.
+        // else's.
         unsafe { freed.write(Freed { next, bytes: mapping.bytes }) };
-        forget(mapping);
     }
 
     /// There is one.

@@ -105,8 +105,7 @@ impl Collector for TurnCollector {
             let ran = turns.sum_ns.value().saturating_sub(turns.off_cpu_ns.value());
             encode(&mut family, *id, &turns.ran(), seconds(ran))?;
         }
-        let (name, help) =
-            ("core_long_turns", "Turns of 1 ms or more, by what took most of them");
+        let (name, help) = ("core_long_turns", "Turns of 1 ms or more, by what took most of them");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (turns, id) in cores() {
             let tasks = TaskKind::ALL.iter().map(|task| task.name()).chain([DESCHEDULED]);
