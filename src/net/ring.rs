@@ -44,6 +44,8 @@ pub const BUFFER_BYTES: usize = 16 << 10;
 pub const BUFFERS: u16 = 256;
 /// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
+/// `IORING_RECVSEND_POLL_FIRST`: waits for the socket without trying to receive first.
+const POLL_FIRST: u16 = 1;
 /// How long a ring that is dropped waits for cancelled operations to complete.
 const CANCEL_WAIT_MAX: Duration = Duration::from_millis(100);
 
@@ -96,10 +98,12 @@ impl Tag {
     }
 }
 
-/// An operation that has ended.
+/// An operation that has ended, or brought something.
 pub struct Completion {
     pub token: usize,
     pub result: OpResult,
+    /// It goes on: a continuous receive that has brought bytes.
+    pub continues: bool,
 }
 
 impl Completion {
@@ -277,15 +281,23 @@ impl Ring {
     ///
     /// If bytes have `arrived`, it takes them at once; otherwise it waits for the socket without
     /// trying first.
-    ///
-    /// A multishot receive that ends after a limit (Linux 6.17) was measured up to 6 % cheaper in
-    /// CPU per request. But when a peer sends bytes and then resets the connection before they are
-    /// received, it does not report the reset: the connection stays until its deadline.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize, arrived: bool) {
-        const POLL_FIRST: u16 = 1;
         let mode = if arrived { 0 } else { POLL_FIRST };
+        self.push_receive(fd, token, BUFFER_BYTES as u32, mode);
+    }
+
+    /// Receives again and again until the peer's end, an error or an empty pool.
+    ///
+    /// If the peer sends bytes and then resets the connection before they are received, it brings
+    /// the bytes and does not tell of the reset.
+    pub fn receive_continuously(&mut self, fd: BorrowedFd<'_>, token: usize) {
+        const MULTISHOT: u16 = 2;
+        self.push_receive(fd, token, 0, POLL_FIRST | MULTISHOT);
+    }
+
+    fn push_receive(&mut self, fd: BorrowedFd<'_>, token: usize, bytes_max: u32, mode: u16) {
         let entry =
-            opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
+            opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), bytes_max)
                 .buf_group(GROUP)
                 .ioprio(mode)
                 .build()
@@ -437,7 +449,8 @@ impl Ring {
     pub fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.uring.completion().next()?;
-            self.in_flight -= 1;
+            let continues = cqueue::more(entry.flags());
+            self.in_flight -= usize::from(!continues);
             let tag = Tag(entry.user_data());
             let token = tag.token();
             let value = match entry.result() {
@@ -472,7 +485,7 @@ impl Ring {
                     OpResult::Synced(value.and(short.map_or(Ok(()), Err)))
                 }
             };
-            return Some(Completion { token, result });
+            return Some(Completion { token, result, continues });
         }
     }
 
