@@ -403,6 +403,7 @@ impl Ring {
             (submissions.len(), submissions.taskrun() || submissions.cq_overflow());
         drop(submissions);
         if pushed > 0 || work {
+            self.pool.refill();
             // SAFETY: no argument is given, so none is read.
             self.enter(|kernel| unsafe { kernel.enter::<()>(pushed as u32, 0, GET_EVENTS, None) })?;
         }
@@ -430,6 +431,7 @@ impl Ring {
         if !self.backlog.is_empty() {
             return self.turn();
         }
+        self.pool.refill();
         let limit = Timespec::from(limit);
         let until = SubmitArgs::new().timespec(&limit);
         self.enter(|kernel| kernel.submit_with_args(1, &until))?;
@@ -462,6 +464,9 @@ impl Ring {
                 OpKind::Receive => {
                     // A failed receive may have picked a buffer as well, which returns to the pool.
                     let buffer = self.buffer(&entry, *value.as_ref().unwrap_or(&0));
+                    if value.as_ref().is_err_and(is_exhausted) {
+                        self.pool.ran_short();
+                    }
                     OpResult::Received(value.map(|_| buffer))
                 }
                 OpKind::Send => match self.take_back(token) {
@@ -503,6 +508,7 @@ impl Ring {
         let flags = received.flags();
         let more = cqueue::sock_nonempty(flags);
         let buffer = Buffer { id: cqueue::buffer_select(flags)?, length, more };
+        self.pool.taken();
         if length == 0 {
             self.give_back(buffer);
             return None;
