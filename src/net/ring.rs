@@ -37,6 +37,9 @@ use pool::Pool;
 const SUBMISSIONS: u32 = 1024;
 /// Capacity of the completion queue. Further completions wait in the kernel until these are read.
 const COMPLETIONS: u32 = 4096;
+/// Unread completions from which on the kernel posts no more: as many as a turn reads. It posts up to
+/// 40 at a time, so otherwise they add up until no receive finds a buffer.
+const UNREAD_ENOUGH: usize = 32;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
 /// Number of receive buffers, a power of two. A buffer is held from a completion until its reader
@@ -391,21 +394,24 @@ impl Ring {
         self.in_flight += 1;
     }
 
-    /// Submits what was pushed and lets the kernel post completions. True if there are any, or if
-    /// the kernel has more work to do. Makes no system call when there is nothing to do.
+    /// Submits what was pushed and lets the kernel post completions, unless many are unread: those
+    /// hold receive buffers. True if there are any, or if the kernel has more work to do. Makes no
+    /// system call when there is nothing to do.
     ///
     /// # Errors
     /// The kernel refuses the ring itself: no later call can succeed.
     pub fn turn(&mut self) -> io::Result<bool> {
         const GET_EVENTS: u32 = 1;
+        let has_enough = self.uring.completion().len() >= UNREAD_ENOUGH;
         let submissions = self.uring.submission();
         let (pushed, work) =
             (submissions.len(), submissions.taskrun() || submissions.cq_overflow());
         drop(submissions);
-        if pushed > 0 || work {
+        if pushed > 0 || work && !has_enough {
             self.pool.refill();
+            let flags = if has_enough { 0 } else { GET_EVENTS };
             // SAFETY: no argument is given, so none is read.
-            self.enter(|kernel| unsafe { kernel.enter::<()>(pushed as u32, 0, GET_EVENTS, None) })?;
+            self.enter(|kernel| unsafe { kernel.enter::<()>(pushed as u32, 0, flags, None) })?;
         }
         if !self.backlog.is_empty() {
             self.take_from_backlog();
