@@ -66,7 +66,7 @@ impl Net {
     /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
     /// glommio only queues its task and runs no code of it.
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
-        let Completion { token, result } = completion;
+        let Completion { token, result, continues } = completion;
         let result = match result {
             OpResult::Synced(synced) => {
                 return file::synced(&mut self.files.borrow_mut(), token, synced);
@@ -74,18 +74,22 @@ impl Net {
             socket_result => socket_result,
         };
         let entry = &mut sockets[token];
-        entry.in_flight -= 1;
+        entry.in_flight -= u32::from(!continues);
         let waker = match result {
             OpResult::Received(received) => {
                 let was_readable = entry.receive.is_readable();
-                entry.receive.operation = ReceiveOp::Idle;
+                if !continues {
+                    entry.receive.operation = ReceiveOp::Idle;
+                }
                 match received {
                     Ok(Some(buffer)) if entry.abandoned => ring.give_back(buffer),
-                    Ok(Some(buffer)) => entry.receive.add(ring, buffer),
+                    Ok(Some(buffer)) => entry.received(ring, buffer),
                     Err(e) if ring::is_exhausted(&e) && !entry.abandoned => {
                         entry.receive.operation = ReceiveOp::Starved;
                         self.starved.borrow_mut().push_back(token);
                     }
+                    // An end that was found before stays, and this is what it has cancelled.
+                    Ok(None) | Err(_) if entry.receive.end.is_some() => {}
                     Ok(None) => entry.receive.end = Some(ReceiveEnd::Closed),
                     Err(e) => entry.receive.end = Some(ReceiveEnd::Failed(code(&e))),
                 }
