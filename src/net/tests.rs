@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::Instant;
 
+
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
 
@@ -277,6 +278,75 @@ fn the_peers_end_and_failures_are_told() {
         sleep(Duration::from_millis(5)).await;
         let refused = net.connect(address).await.err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
+
+/// Arms a continuous receive of ours.
+async fn receive_continuously(ours: &Stream) {
+    ours.receive_continuously();
+    assert!(ours.is_silent());
+    sleep(Duration::from_millis(20)).await;
+}
+
+#[test]
+fn a_continuous_receive_brings_one_message_after_another_and_the_end() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        receive_continuously(&ours).await;
+        for n in 0..1000_u64 {
+            theirs.write_all(&n.to_le_bytes()).unwrap();
+            let mut bytes = [0; 8];
+            ours.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), n);
+        }
+        assert_eq!(net.ring.borrow().receives, 1);
+        theirs.write_all(b"last").unwrap();
+        drop(theirs);
+        let mut rest = Vec::new();
+        ours.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"last");
+    });
+}
+
+/// The kernel tells a continuous receive of the bytes, and of nothing else.
+#[test]
+fn a_reset_that_comes_with_bytes_is_found() {
+    with_net(async |net| {
+        for is_continuous in [false, true] {
+            let (mut ours, mut theirs) = pair(net).await;
+            if is_continuous {
+                receive_continuously(&ours).await;
+            }
+            // Both arrive before the driver looks.
+            theirs.write_all(b"half of an ans").unwrap();
+            SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(theirs);
+            let mut bytes = [0; 14];
+            ours.read_exact(&mut bytes).await.unwrap();
+            let error = ours.read_exact(&mut bytes).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{is_continuous}");
+        }
+    });
+}
+
+#[test]
+fn what_nobody_reads_ends_a_continuous_receive() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        receive_continuously(&ours).await;
+        let sender = thread::spawn(move || theirs.write_all(&noise(64 << 20)).unwrap_err());
+        let unread = || net.sockets.borrow()[ours.token].receive.arrived();
+        while net.sockets.borrow()[ours.token].receive.end.is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_millis(50)).await;
+        // The bound, and what the kernel may post in the turn in which it is reached.
+        assert!(unread() <= (64 << 10) + ring::MEMORY_BYTES, "{}", unread());
+        let mut all = Vec::new();
+        let error = ours.read_to_end(&mut all).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        drop(ours);
+        sender.join().unwrap();
     });
 }
 

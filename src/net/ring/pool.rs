@@ -38,8 +38,9 @@ struct Demand {
 }
 
 impl Demand {
-    /// Number of buffers at first, and at least: half a MiB.
-    const LEAST: u16 = 32;
+    /// Number of buffers at first, and at least: more than the kernel fills between two refills since
+    /// Linux 6.14. Before, it may fill as many as there are sockets with bytes.
+    const LEAST: u16 = 64;
     /// Refills after which a demand that was never half used is halved.
     const PERIOD: u16 = 1 << 12;
 
@@ -156,5 +157,30 @@ impl Drop for Pool {
                 .and(munmap(self.memory.as_ptr().cast(), MEMORY_BYTES))
         };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demand_doubles_when_it_is_not_met_and_halves_when_half_would_do() {
+        let mut demand = Demand::new();
+        let period = |demand: &mut Demand, left| {
+            (0..Demand::PERIOD).map(|_| demand.at_refill(left)).last().unwrap()
+        };
+        assert_eq!(period(&mut demand, Demand::LEAST), Demand::LEAST, "it has a least");
+        for wanted in [2 * Demand::LEAST, 4 * Demand::LEAST, BUFFERS, BUFFERS] {
+            demand.is_short = true;
+            assert_eq!(demand.at_refill(0), wanted.min(BUFFERS));
+        }
+        // At most once between two refills, however many receives have failed.
+        assert_eq!(demand.at_refill(0), BUFFERS);
+        assert_eq!(period(&mut demand, BUFFERS / 2), BUFFERS, "half would be all used");
+        assert_eq!(period(&mut demand, BUFFERS / 2 + 1), BUFFERS / 2);
+        demand.at_refill(0);
+        assert_eq!(period(&mut demand, BUFFERS / 2), BUFFERS / 2, "it was used up once");
+        assert_eq!(period(&mut demand, BUFFERS / 2), Demand::LEAST);
     }
 }
