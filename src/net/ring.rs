@@ -39,8 +39,10 @@ const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 4096;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
-/// Number of receive buffers, a power of two. A buffer is held from a completion until its reader
-/// has run, so this bounds how many connections are served in one turn, not how many there are.
+/// Number of receive buffers, a power of two. A buffer is in use from when the kernel has filled it
+/// until its bytes are read or copied, so this bounds how many connections have bytes here that wait
+/// for their readers, not how many connections there are: the bytes of further ones wait in the
+/// kernel. A turn hands fewer to their readers (`src/net/driver.rs`).
 pub const BUFFERS: u16 = 256;
 /// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
@@ -197,6 +199,8 @@ pub struct Ring {
     pub spare: SpareBuffers,
     /// Operations that have not ended.
     in_flight: usize,
+    /// Buffers of the pool that came with completions and were not given back.
+    held: usize,
     /// Chains of submissions that found the queue full while the kernel took nothing. They enter
     /// the queue in this order, before any later one. Bounded by what can be in flight: a receive,
     /// a send and a cancel for each socket, a write for each file.
@@ -204,6 +208,9 @@ pub struct Ring {
     /// Errors that the next calls to the kernel return instead of being made.
     #[cfg(test)]
     refusals: VecDeque<i32>,
+    /// Receives that were begun so far.
+    #[cfg(test)]
+    pub receives: usize,
 }
 
 impl Ring {
@@ -240,9 +247,12 @@ impl Ring {
             event,
             spare: SpareBuffers::default(),
             in_flight: 0,
+            held: 0,
             backlog: VecDeque::new(),
             #[cfg(test)]
             refusals: VecDeque::new(),
+            #[cfg(test)]
+            receives: 0,
         })
     }
 
@@ -283,6 +293,10 @@ impl Ring {
     /// received, it does not report the reset: the connection stays until its deadline.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: usize, arrived: bool) {
         const POLL_FIRST: u16 = 1;
+        #[cfg(test)]
+        {
+            self.receives += 1;
+        }
         let mode = if arrived { 0 } else { POLL_FIRST };
         let entry =
             opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), BUFFER_BYTES as u32)
@@ -483,13 +497,27 @@ impl Ring {
 
     /// Returns the buffer to the pool, where the kernel may pick it again.
     pub fn give_back(&mut self, buffer: Buffer) {
+        self.held -= 1;
         self.pool.give_back(buffer.id);
+    }
+
+    /// Buffers that came with completions and were not given back.
+    pub fn held_buffers(&self) -> usize {
+        self.held
+    }
+
+    /// Buffers that the kernel can pick now, or more: each unread completion may have one, except for
+    /// those that found no room in their queue.
+    pub fn free_buffers(&mut self) -> usize {
+        let in_completions = self.uring.completion().len();
+        usize::from(BUFFERS).saturating_sub(self.held + in_completions)
     }
 
     fn buffer(&mut self, received: &cqueue::Entry, length: u32) -> Option<Buffer> {
         let flags = received.flags();
         let more = cqueue::sock_nonempty(flags);
         let buffer = Buffer { id: cqueue::buffer_select(flags)?, length, more };
+        self.held += 1;
         if length == 0 {
             self.give_back(buffer);
             return None;

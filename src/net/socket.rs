@@ -182,6 +182,12 @@ impl SocketEntry {
         ring.receive(self.fd.as_fd(), token, arrived);
     }
 
+    /// Repeats a receive that found no buffer: its bytes, or the peer's end, have arrived.
+    pub(super) fn repeat_receive(&mut self, ring: &mut Ring, token: usize) {
+        self.receive.more_arrived = true;
+        self.begin_receive(ring, token);
+    }
+
     pub(super) fn begin_send(
         &mut self,
         ring: &mut Ring,
