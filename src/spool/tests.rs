@@ -337,10 +337,11 @@ fn the_next_segment_is_created_when_one_is_half_full() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), "n", &[0]).unwrap();
-        let size = Size { checkpoint: Duration::from_secs(3_600), ..SMALL };
+        let (segment, checkpoint) = (DATA_START + 64 * 4096, Duration::from_secs(3_600));
+        let size = Size { segment, checkpoint, ..SMALL };
         let rig = Rig::new(&home, &Arc::default(), "n", size).await;
         // Each group takes a block, and the first ones of a segment hold its head.
-        let (heads, blocks) = (DATA_START / 4096, SEGMENT_BYTES / 4096);
+        let (heads, blocks) = (DATA_START / 4096, segment / 4096);
         // The keeper may have begun one more while there was none at all.
         rig.send(&[b"1"]).await.unwrap();
         sleep(Duration::from_millis(20)).await;
