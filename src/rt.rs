@@ -42,8 +42,9 @@ const IO_MEMORY_BYTES_SMALL: usize = 64 << 10;
 /// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory again.
 pub const RINGS_PER_EXECUTOR: usize = 3;
 
-/// Starts a task on this executor. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run
-/// on. This call also polls it for the first time, unless the executor is due to check its rings.
+/// Starts a task on this executor, and polls it for the first time before this returns: `work` must
+/// not need what the caller has borrowed. Dropping the [`Task`] cancels it; [`Task::detach`] lets it
+/// run on.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_as(TaskKind::Other, work)

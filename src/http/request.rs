@@ -26,8 +26,10 @@ use super::fields::{Fields, HeadView, KnownField};
 use super::forwarded::{self, ForwardedClient};
 use super::media_type;
 use super::meta::Wrapper;
-use super::parse::{self, BodyForm, Collection, Envelope, MarkedSpans, ParseError, SMALL_BODY_BYTES};
 use super::parse::Scratch;
+use super::parse::{
+    self, BodyForm, Collection, Envelope, MarkedSpans, ParseError, SMALL_BODY_BYTES,
+};
 use super::phase::ConnState;
 use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;

@@ -16,6 +16,10 @@ use crate::rt::{self, TaskKind, yield_now};
 /// follows. Without a bound, 256 buffers of the pool made turns of 5 ms.
 const WOKEN_MAX: usize = 32;
 
+/// While receives find no buffer, readers may hold this many without having read them: most of the
+/// pool stays with those that do read, and a turn seldom has to look at all sockets.
+const HELD_MAX: usize = ring::BUFFERS as usize / 4;
+
 impl Net {
     /// Lets every task run that is ready, then submits what they have written.
     pub async fn run_tasks_and_turn(&self) {
@@ -44,6 +48,9 @@ impl Net {
         woken_max: usize,
     ) -> bool {
         let mut ring = self.ring.borrow_mut();
+        if !self.starved.borrow().is_empty() {
+            self.refill_starved(&mut ring, &mut self.sockets.borrow_mut());
+        }
         // An error here is the ring's own; the core cannot go on without its sockets.
         if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
             return false;
@@ -56,9 +63,6 @@ impl Net {
             let brings_work = completion.brings_work();
             self.completed(&mut ring, &mut sockets, completion);
             woken += usize::from(brings_work);
-        }
-        if !self.starved.borrow().is_empty() {
-            self.refill_starved(&mut ring, &mut sockets);
         }
         true
     }
@@ -122,21 +126,32 @@ impl Net {
         }
     }
 
-    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and
-    /// repeats the receives that had found none.
+    /// Called at the start of a turn if receives have found no buffer: repeats as many of them as
+    /// there are buffers now, in the order in which they failed. More would only fail again, in this
+    /// turn and in each that follows. If readers that do not come hold many buffers, these are copied
+    /// first. So there are some as soon as no completion is left that brings one, and all completions
+    /// are read before the driver sleeps.
     fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
-        for (_, entry) in sockets.iter_mut() {
-            entry.receive.copy_unread(ring);
+        if ring.held_buffers() > HELD_MAX {
+            for (_, entry) in sockets.iter_mut() {
+                entry.receive.copy_unread(ring);
+            }
         }
-        for token in self.starved.take() {
+        let mut free = ring.free_buffers();
+        let mut starved = self.starved.borrow_mut();
+        while free > 0
+            && let Some(token) = starved.pop_front()
+        {
             // By now the token may belong to another socket.
             if let Some(entry) = sockets.get_mut(token)
                 && entry.receive.operation == ReceiveOp::Starved
+                && !entry.abandoned
             {
                 entry.receive.operation = ReceiveOp::Idle;
                 // What is unread is read first.
                 if !entry.receive.is_readable() {
-                    entry.begin_receive(ring, token);
+                    entry.repeat_receive(ring, token);
+                    free -= 1;
                 }
             }
         }

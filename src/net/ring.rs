@@ -42,8 +42,10 @@ const COMPLETIONS: u32 = 4096;
 const UNREAD_ENOUGH: usize = 32;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
-/// Number of receive buffers, a power of two. A buffer is held from a completion until its reader
-/// has run, so this bounds how many connections are served in one turn, not how many there are.
+/// Number of receive buffers, a power of two. A buffer is in use from when the kernel has filled it
+/// until its bytes are read or copied, so this bounds how many connections have bytes here that wait
+/// for their readers, not how many connections there are: the bytes of further ones wait in the
+/// kernel. A turn hands fewer to their readers (`src/net/driver.rs`).
 pub const BUFFERS: u16 = 256;
 /// The buffer group of the pool; a ring has one pool.
 const GROUP: u16 = 0;
@@ -211,6 +213,9 @@ pub struct Ring {
     /// Errors that the next calls to the kernel return instead of being made.
     #[cfg(test)]
     refusals: VecDeque<i32>,
+    /// Receives that were begun so far.
+    #[cfg(test)]
+    pub receives: usize,
 }
 
 impl Ring {
@@ -250,6 +255,8 @@ impl Ring {
             backlog: VecDeque::new(),
             #[cfg(test)]
             refusals: VecDeque::new(),
+            #[cfg(test)]
+            receives: 0,
         })
     }
 
@@ -299,12 +306,15 @@ impl Ring {
     }
 
     fn push_receive(&mut self, fd: BorrowedFd<'_>, token: usize, bytes_max: u32, mode: u16) {
-        let entry =
-            opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), bytes_max)
-                .buf_group(GROUP)
-                .ioprio(mode)
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT);
+        #[cfg(test)]
+        {
+            self.receives += 1;
+        }
+        let entry = opcode::Recv::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), bytes_max)
+            .buf_group(GROUP)
+            .ioprio(mode)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
         // SAFETY: names no memory; the kernel takes its buffer from the pool.
         unsafe { self.push(entry, token, OpKind::Receive) };
     }
@@ -508,6 +518,18 @@ impl Ring {
     /// Returns the buffer to the pool, where the kernel may pick it again.
     pub fn give_back(&mut self, buffer: Buffer) {
         self.pool.give_back(buffer.id);
+    }
+
+    /// Buffers that came with completions and were not given back.
+    pub fn held_buffers(&self) -> usize {
+        self.pool.held()
+    }
+
+    /// Buffers that the kernel can pick in the next turn, or more: each unread completion may have
+    /// one, except for those that found no room in their queue.
+    pub fn free_buffers(&mut self) -> usize {
+        let in_completions = self.uring.completion().len();
+        self.pool.next_offer().saturating_sub(in_completions)
     }
 
     fn buffer(&mut self, received: &cqueue::Entry, length: u32) -> Option<Buffer> {

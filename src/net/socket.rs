@@ -200,7 +200,8 @@ impl SocketEntry {
     pub(super) fn received(&mut self, ring: &mut Ring, buffer: Buffer) {
         self.receive.add(ring, buffer);
         let unread = self.receive.arrived();
-        if self.receive.is_continuous && self.receive.end.is_none() && unread > CONTINUOUS_BYTES_MAX {
+        if self.receive.is_continuous && self.receive.end.is_none() && unread > CONTINUOUS_BYTES_MAX
+        {
             self.receive.end = Some(ReceiveEnd::Failed(libc::EMSGSIZE));
             ring.cancel(self.fd.as_fd());
         }
@@ -215,6 +216,12 @@ impl SocketEntry {
         }
         self.receive.end = Some(ReceiveEnd::Failed(libc::ECONNRESET));
         self.receive.ended().map(|ended| ended.map(|()| 0))
+    }
+
+    /// Repeats a receive that found no buffer: its bytes, or the peer's end, have arrived.
+    pub(super) fn repeat_receive(&mut self, ring: &mut Ring, token: usize) {
+        self.receive.more_arrived = true;
+        self.begin_receive(ring, token);
     }
 
     pub(super) fn begin_send(

@@ -3,15 +3,16 @@ use crate::rt::{self, sleep, yield_now};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::Instant;
 
-
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use socket2::SockRef;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -239,6 +240,50 @@ fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
             ours.read_exact(&mut bytes).await.unwrap();
             assert_eq!(bytes, *[&(n as u64).to_le_bytes()[..], b"more"].concat());
         }
+    });
+}
+
+/// Nearly all buffers are lent to readers, and the peers of many sockets send at once: their
+/// receives find no buffer. Each is repeated when there is one for it, not in every turn until then.
+#[test]
+fn receives_that_find_no_buffer_are_repeated_once() {
+    const FREE: usize = 4;
+    const WAITING: usize = 200;
+    with_net(async |net| {
+        let pair = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            (net.stream(ours), theirs)
+        };
+        let held: Vec<_> = (0..usize::from(ring::BUFFERS) - FREE).map(|_| pair()).collect();
+        let mut lent = Vec::new();
+        for (ours, theirs) in &held {
+            let mut theirs = theirs;
+            theirs.write_all(b"lent").unwrap();
+            lent.push(poll_fn(|cx| ours.poll_received(cx)).await.unwrap().unwrap());
+        }
+        let (mut readers, mut peers) = (Vec::new(), Vec::new());
+        let before = net.ring.borrow().receives;
+        for n in 0..WAITING {
+            let (mut ours, theirs) = pair();
+            readers.push(rt::spawn(async move {
+                let mut bytes = [0; 8];
+                ours.read_exact(&mut bytes).await.unwrap();
+                assert_eq!(u64::from_le_bytes(bytes), n as u64);
+            }));
+            peers.push(theirs);
+        }
+        net.run_tasks_and_turn().await;
+        for (n, theirs) in peers.iter_mut().enumerate() {
+            theirs.write_all(&(n as u64).to_le_bytes()).unwrap();
+        }
+        for reader in readers {
+            reader.await;
+        }
+        let receives = net.ring.borrow().receives - before;
+        assert!(receives > WAITING, "there were buffers for all");
+        assert!(receives <= 2 * WAITING, "{receives} receives of {WAITING} sockets");
+        assert!(lent.iter().all(|bytes| &bytes[..] == b"lent"));
     });
 }
 

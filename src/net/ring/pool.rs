@@ -48,10 +48,16 @@ impl Demand {
         Demand { now: Demand::LEAST, is_short: false, left_least: BUFFERS, refills: 0 }
     }
 
+    /// The demand at the next refill, unless it is less.
+    fn next(&self) -> u16 {
+        if self.is_short { (2 * self.now).min(BUFFERS) } else { self.now }
+    }
+
     /// The demand from now on, if `left` are left.
     fn at_refill(&mut self, left: u16) -> u16 {
+        self.now = self.next();
         if std::mem::take(&mut self.is_short) {
-            (self.now, self.left_least, self.refills) = ((2 * self.now).min(BUFFERS), BUFFERS, 0);
+            (self.left_least, self.refills) = (BUFFERS, 0);
             return self.now;
         }
         self.left_least = self.left_least.min(left);
@@ -82,8 +88,7 @@ impl Pool {
         let entries = map(ENTRIES_BYTES)?.cast();
         let memory = map(MEMORY_BYTES)?.cast();
         let free = (0..BUFFERS).rev().collect();
-        let mut pool =
-            Pool { entries, memory, tail: 0, free, offered: 0, demand: Demand::new() };
+        let mut pool = Pool { entries, memory, tail: 0, free, offered: 0, demand: Demand::new() };
         pool.refill();
         Ok(pool)
     }
@@ -121,6 +126,18 @@ impl Pool {
         }
         self.tail = self.tail.wrapping_add(1);
         self.offered += 1;
+    }
+
+    /// How many the kernel has after the next refill.
+    pub(super) fn next_offer(&self) -> usize {
+        let free = self.free.len();
+        let missing = self.demand.next().saturating_sub(self.offered);
+        usize::from(self.offered) + free.min(usize::from(missing))
+    }
+
+    /// How many readers have.
+    pub(super) fn held(&self) -> usize {
+        usize::from(BUFFERS - self.offered) - self.free.len()
     }
 
     /// Notes that the kernel has used a buffer.
