@@ -184,20 +184,22 @@ mod tests {
     #[test]
     fn demand_doubles_when_it_is_not_met_and_halves_when_half_would_do() {
         let mut demand = Demand::new();
-        let period = |demand: &mut Demand, left| {
-            (0..Demand::PERIOD).map(|_| demand.at_refill(left)).last().unwrap()
+        // One whole period, at one refill of which fewer were left than at the others.
+        let period = |demand: &mut Demand, left, once: u16| {
+            for _ in 1..Demand::PERIOD {
+                demand.at_refill(left);
+            }
+            demand.at_refill(once)
         };
-        assert_eq!(period(&mut demand, Demand::LEAST), Demand::LEAST, "it has a least");
+        assert_eq!(period(&mut demand, Demand::LEAST, Demand::LEAST), Demand::LEAST);
         for wanted in [2 * Demand::LEAST, 4 * Demand::LEAST, BUFFERS, BUFFERS] {
             demand.is_short = true;
             assert_eq!(demand.at_refill(0), wanted.min(BUFFERS));
         }
-        // At most once between two refills, however many receives have failed.
-        assert_eq!(demand.at_refill(0), BUFFERS);
-        assert_eq!(period(&mut demand, BUFFERS / 2), BUFFERS, "half would be all used");
-        assert_eq!(period(&mut demand, BUFFERS / 2 + 1), BUFFERS / 2);
-        demand.at_refill(0);
-        assert_eq!(period(&mut demand, BUFFERS / 2), BUFFERS / 2, "it was used up once");
-        assert_eq!(period(&mut demand, BUFFERS / 2), Demand::LEAST);
+        assert_eq!(period(&mut demand, BUFFERS / 2, BUFFERS / 2), BUFFERS, "half was used");
+        assert_eq!(period(&mut demand, BUFFERS, 0), BUFFERS, "it was used up once");
+        assert_eq!(period(&mut demand, BUFFERS, BUFFERS / 2 + 1), BUFFERS / 2);
+        assert_eq!(period(&mut demand, BUFFERS / 2, BUFFERS / 2), Demand::LEAST);
+        assert_eq!(period(&mut demand, Demand::LEAST, Demand::LEAST), Demand::LEAST);
     }
 }
