@@ -2,6 +2,7 @@
 //! the admin listener, the store's names and credentials), starts the cores, and supervises their
 //! stop.
 
+mod access;
 mod admin;
 mod bind;
 mod events;
@@ -46,6 +47,7 @@ use crate::net::Net;
 use crate::preflight;
 use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
+use access::{AdminAccess, SharedAdminToken};
 use admin::Admin;
 use events::{ControlEvent, Events};
 use tokens::TokensFile;
@@ -127,6 +129,8 @@ async fn start(
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
+    let (admin_token, admin_token_file) = access::load(config.admin_token.as_ref())?;
+    reloader.follow_admin_token(admin_token_file);
     let quotas = SharedQuotas::new(&config, epoch);
     let directory = &config.dead_letter_dir;
     let dead_letters = DeadLetters::open(directory, config.dead_letter_max)
@@ -178,7 +182,7 @@ async fn start(
     if let Some(readiness) = &readiness {
         readiness::publish(admin.clone(), readiness.clone());
     }
-    let admin = start_admin(&bind, config.admin_listen, admin).await?;
+    let admin = start_admin(&bind, config.admin_listen, admin, admin_token).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
     memory::keep_returning_it();
@@ -277,12 +281,14 @@ async fn start_admin(
     bind: &bind::BindRetry,
     address: Option<SocketAddr>,
     admin: Rc<Admin>,
+    token: SharedAdminToken,
 ) -> Result<Option<Socket>, String> {
     let Some(address) = address else { return Ok(None) };
     let socket = bind.retry("ADMIN_LISTEN", address, accept::bind).await?;
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
-    rt::spawn(admin::serve(admin, net.listener(socket))).detach();
+    let access = Rc::new(AdminAccess::new(address, token));
+    rt::spawn(admin::serve(admin, access, net.listener(socket))).detach();
     Ok(Some(handle))
 }
 

@@ -1,5 +1,5 @@
 //! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
-//! executor, so it answers while a core is stuck.
+//! executor, so it answers while a core is stuck. Who may read what says `access`.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -12,7 +12,7 @@ use crate::rt::Task;
 use crate::rt::{Timer, sleep};
 use bytes::Bytes;
 use futures_lite::FutureExt;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::Full;
@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
+use super::access::{AdminAccess, Denied};
 use super::exposition::Exposition;
 use super::peers::PeersPage;
 use crate::deadletter::DeadLetters;
@@ -139,13 +140,20 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
-    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(
+        &self,
+        access: &AdminAccess,
+        request: &Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
         let chunked = request.body().size_hint().exact().is_none();
         let framing = BodyFraming { chunked, content_length: false };
         if let Err(wrong) = head::check(request, framing) {
             let mut response = text(wrong.status(), format!("{wrong}\n"));
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return response;
+        }
+        if let Err(denied) = access.judge(request.uri().path(), request.headers()) {
+            return refusal(denied);
         }
         let peers = self.peers.answer(request).await;
         peers.unwrap_or_else(|| self.answer(request))
@@ -204,6 +212,19 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
+fn refusal(denied: Denied) -> Response<Full<Bytes>> {
+    let (status, challenge) = match denied {
+        Denied::NoAdminToken => (StatusCode::FORBIDDEN, None),
+        Denied::Missing => (StatusCode::UNAUTHORIZED, Some("Bearer")),
+        Denied::Wrong => (StatusCode::UNAUTHORIZED, Some(r#"Bearer error="invalid_token""#)),
+    };
+    let mut response = text(status, denied.text().to_owned());
+    if let Some(challenge) = challenge {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    response
+}
+
 /// One open admin connection.
 struct AdminConn {
     /// When its last request or the connection itself began.
@@ -215,7 +236,7 @@ struct AdminConn {
 
 /// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
 /// the one that has been silent for longest, so that no client can keep a health check waiting.
-pub async fn serve(admin: Rc<Admin>, listener: Listener) {
+pub(super) async fn serve(admin: Rc<Admin>, access: Rc<AdminAccess>, listener: Listener) {
     let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {
         match listener.accept().await {
@@ -232,9 +253,9 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
                     idle_limit: Cell::new(FIRST_REQUEST_MAX),
                     ended: Cell::new(false),
                 });
-                let (admin, this) = (admin.clone(), state.clone());
+                let (admin, access, this) = (admin.clone(), access.clone(), state.clone());
                 let task = rt::spawn(async move {
-                    serve_connection(admin, stream, &this).await;
+                    serve_connection(admin, access, stream, &this).await;
                     this.ended.set(true);
                 });
                 open.push((state, task));
@@ -251,12 +272,17 @@ pub async fn serve(admin: Rc<Admin>, listener: Listener) {
     }
 }
 
-async fn serve_connection(admin: Rc<Admin>, stream: Stream, state: &AdminConn) {
+async fn serve_connection(
+    admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
+    stream: Stream,
+    state: &AdminConn,
+) {
     let service = service_fn(|request| {
         state.since.set(rt::now());
         state.idle_limit.set(IDLE_MAX);
-        let admin = admin.clone();
-        async move { Ok::<_, Infallible>(admin.respond(&request).await) }
+        let (admin, access) = (admin.clone(), access.clone());
+        async move { Ok::<_, Infallible>(admin.respond(&access, &request).await) }
     });
     let served = http1::Builder::new()
         .header_read_timeout(None)

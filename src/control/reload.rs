@@ -1,4 +1,4 @@
-//! Reloads: on SIGHUP applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that
+//! Reloads: on SIGHUP applies `TOKENS_FILE`, `ADMIN_TOKEN_FILE` and `LOG`, and logs the names of other settings that
 //! have changed; between signals looks for changes of `TOKENS_FILE`.
 //!
 //! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use super::access::AdminTokenFile;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
 use crate::log;
@@ -18,6 +19,7 @@ pub struct Reloader {
     /// The settings in effect.
     settings: Effective,
     tokens: Option<TokensFile>,
+    admin_token: Option<AdminTokenFile>,
     requests: Receiver<()>,
 }
 
@@ -25,12 +27,17 @@ impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, requests }
+        Reloader { flags, settings, tokens: None, admin_token: None, requests }
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
     pub(super) fn follow_tokens(&mut self, tokens: TokensFile) {
         self.tokens = Some(tokens);
+    }
+
+    /// Makes each reload also read `file`, if there is one.
+    pub(super) fn follow_admin_token(&mut self, file: Option<AdminTokenFile>) {
+        self.admin_token = file;
     }
 
     /// Starts the thread that reloads whenever one is requested.
@@ -57,6 +64,7 @@ impl Reloader {
                 tracing::info!("SIGHUP: reloading");
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
+                self.admin_token.iter().for_each(AdminTokenFile::reload);
             }
             Err(RecvTimeoutError::Timeout) => self.tokens.iter_mut().for_each(TokensFile::poll),
             Err(RecvTimeoutError::Disconnected) => return false,
@@ -94,6 +102,6 @@ impl Reloader {
 /// The `nice` value of the thread: about a tenth of a CPU that a core keeps busy.
 const NICE: i32 = 10;
 
-/// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read
-/// again.)
+/// The only setting that can change without a restart. (`TOKENS_FILE` and `ADMIN_TOKEN_FILE` name
+/// files that are read again.)
 const LOG: &str = "LOG";

@@ -33,7 +33,7 @@ use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames}
 use crate::quota::Quota;
 
 pub use file::{TokensDraft, TokensError, ends_within_a_line};
-pub use gate::{TokenGate, TokenPlaces, TokenRefusal};
+pub use gate::{TokenGate, TokenPlaces, TokenRefusal, bearer_of};
 
 /// SHA-256 of a token.
 type Digest = [u8; 32];
