@@ -20,6 +20,11 @@
 //! itself between two polls cannot be told from a pause. And how late the kernel ends a sleep is not
 //! known here. `Net::turn_now` is no look: tasks that wait go on waiting.
 //!
+//! How long the thread ran in a long turn ([`LongTurn::ran`]) comes from a CPU clock that is read
+//! every millisecond, but not while the driver sleeps. So in a turn that began in a sleep the CPU
+//! time of the short turns before it in that sleep is included, and as much of the time in which the
+//! thread did not run is missed.
+//!
 //! Every task has a [`TaskKind`]. Beginning and end of each of its polls read the CPU's counter of
 //! ticks, so that a long turn can be attributed, and a turn that began while the driver slept be
 //! measured without a clock read.
@@ -316,7 +321,9 @@ impl CurrentTurn {
         if self.asleep.replace(true) {
             return;
         }
-        if self.polled.get() > Polled::Nothing {
+        // Only the driver's own poll may have run since the last look, and taken long: with a second
+        // look, say.
+        if self.polled.get() > Polled::Nothing || self.is_old(ticks()) {
             let now = super::now();
             self.ended(now);
             self.since.set(Some(now));
@@ -454,8 +461,8 @@ impl CurrentTurn {
             && self.has_worked()
         {
             let ended = self.attributed.get().wrapping_sub(pause);
-            let lasted = ended.wrapping_sub(self.began_tick.get());
-            // It would have called the driver if it had been longer, so the measured rate will do.
+            // It would have called the driver if it had been longer.
+            let lasted = ended.wrapping_sub(self.began_tick.get()).min(self.short_ticks.get());
             observer.turn(SHORT.mul_f64(lasted as f64 / self.short_ticks.get() as f64));
         }
         self.forget();
