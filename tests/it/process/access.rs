@@ -2,7 +2,7 @@
 //! without `ADMIN_TOKEN`, and the rest with it alone.
 //!
 //! Method: every page and paths that are none, with right, wrong and no tokens, on loopback and
-//! public addresses; a token that changes while the server runs.
+//! public addresses and by other names; a token that changes while the server runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +15,15 @@ const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 const GUARDED: [&str; 5] = ["/", "/peers", "/peers?by=bytes", "/metrics/", "/no-page"];
 
 fn get(server: &Server, path: &str, headers: &str) -> Reply {
+    get_by(server, "localhost", path, headers)
+}
+
+fn get_by(server: &Server, host: &str, path: &str, headers: &str) -> Reply {
     // Whatever it listens on, loopback reaches it.
     let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], server.admin.port())));
-    client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"));
+    client.send(format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n"
+    ));
     client.reply()
 }
 
@@ -52,6 +58,27 @@ fn a_public_address_serves_health_and_metrics_alone() {
         let status = if OPEN.contains(&path) { 200 } else { expected(path) };
         assert_eq!(get(&server, path, "").status, status, "{path}");
     }
+}
+
+/// As a web page reaches it whose name resolves to this host.
+#[test]
+fn without_a_token_a_host_with_a_name_is_refused() {
+    let server = Server::start(&[]);
+    for host in ["rebound.example", "rebound.example:9090", "localhost.rebound.example", ""] {
+        for path in GUARDED {
+            let refused = get_by(&server, host, path, "");
+            assert_eq!(refused.status, 403, "{host} {path}");
+            assert!(refused.body.contains("neither an IP address nor localhost"), "{refused:?}");
+        }
+        for path in OPEN {
+            assert_eq!(get_by(&server, host, path, "").status, 200, "{host} {path}");
+        }
+    }
+    for host in ["localhost:9090", "LOCALHOST", "127.0.0.1", "[::1]:9090"] {
+        assert_eq!(get_by(&server, host, "/peers", "").status, 200, "{host}");
+    }
+    let server = Server::start(&[("ADMIN_TOKEN", TOKEN)]);
+    assert_eq!(get_by(&server, "admin.example", "/peers", &bearer(TOKEN)).status, 200);
 }
 
 #[test]
