@@ -14,7 +14,7 @@ use crate::rt::{self, TaskKind, yield_now};
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
 /// these take half a millisecond, after which their answers leave and the rest of what has arrived
 /// follows. Without a bound, 256 buffers of the pool made turns of 5 ms.
-const WOKEN_MAX: usize = 32;
+const WOKEN_MAX: usize = ring::UNREAD_ENOUGH;
 
 /// While receives find no buffer, readers may hold this many without having read them: most of the
 /// pool stays with those that do read, and a turn seldom has to look at all sockets.

@@ -37,9 +37,9 @@ use pool::Pool;
 const SUBMISSIONS: u32 = 1024;
 /// Capacity of the completion queue. Further completions wait in the kernel until these are read.
 const COMPLETIONS: u32 = 4096;
-/// Unread completions from which on the kernel posts no more: as many as a turn reads. It posts up to
-/// 40 at a time, so otherwise they add up until no receive finds a buffer.
-const UNREAD_ENOUGH: usize = 32;
+/// Unread completions from which on the kernel posts no more: enough for a turn of the driver. It
+/// posts up to 40 at a time, so otherwise they add up until no receive finds a buffer.
+pub const UNREAD_ENOUGH: usize = 32;
 /// Size of one receive buffer: as much as hyper reads at a time.
 pub const BUFFER_BYTES: usize = 16 << 10;
 /// Number of receive buffers, a power of two. A buffer is in use from when the kernel has filled it
@@ -299,8 +299,8 @@ impl Ring {
     /// Receives again and again until the peer's end, an error or an empty pool.
     ///
     /// If the peer sends bytes and then resets the connection before they are received, it may bring
-    /// the bytes and not tell of the reset: a multishot receive misses it on kernels without "io_uring/poll:
-    /// fix multishot recv missing EOF on wakeup race" (CVE-2026-23473).
+    /// the bytes and not tell of the reset: a multishot receive misses it on kernels without
+    /// "io_uring/poll: fix multishot recv missing EOF on wakeup race" (CVE-2026-23473).
     pub fn receive_continuously(&mut self, fd: BorrowedFd<'_>, token: usize) {
         const MULTISHOT: u16 = 2;
         self.push_receive(fd, token, 0, POLL_FIRST | MULTISHOT);
