@@ -19,7 +19,8 @@ use rustix::mm::{Advice, madvise, munmap};
 /// What a step unmaps: 0.1 ms.
 const STEP_BYTES: usize = 1 << 20;
 
-/// The largest page of any kernel: parts of a mapping begin at multiples of it.
+/// The largest page that a host may have (arm64): parts of a mapping begin at multiples of it.
+/// Otherwise `munmap` would refuse them.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
 const _: () = assert!(STEP_BYTES.is_multiple_of(PAGE_BYTES_MAX));
