@@ -21,9 +21,8 @@ fn get(server: &Server, path: &str, headers: &str) -> Reply {
 fn get_by(server: &Server, host: &str, path: &str, headers: &str) -> Reply {
     // Whatever it listens on, loopback reaches it.
     let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], server.admin.port())));
-    client.send(format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n"
-    ));
+    client
+        .send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n"));
     client.reply()
 }
 

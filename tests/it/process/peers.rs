@@ -16,9 +16,8 @@ fn connect_from(source: [u8; 4], server: &Server) -> Client {
 
 fn get(server: &Server, query: &str, accept: &str) -> Reply {
     let mut client = Client::connect(server.admin);
-    client.send(format!(
-        "GET /peers{query} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n"
-    ));
+    client
+        .send(format!("GET /peers{query} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n"));
     client.reply()
 }
 
