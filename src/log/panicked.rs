@@ -46,7 +46,8 @@ pub(super) fn without_values(text: &str) -> String {
     let end = [": ", "; ", "\"", "'"].iter().filter_map(|mark| line.find(mark)).min();
     let (start, rest) = line.split_at(end.unwrap_or(line.len()));
     let is_standard = STANDARD.iter().any(|known| line.starts_with(known));
-    if !is_standard && !(rest.starts_with(": ") && are_words(start)) {
+    let is_expected = rest.starts_with(": ") && are_words(start);
+    if !is_standard && !is_expected {
         return "***".to_owned();
     }
     let mut kept = String::new();
