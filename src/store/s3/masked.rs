@@ -65,7 +65,8 @@ fn with_lower_escapes(text: &str) -> String {
 /// some that this process has never seen. Not hidden are words of the language, ARNs, paths, and
 /// what consists of short parts in one case, as UUIDs and most names do.
 pub(super) fn mask_keys(text: &str) -> String {
-    let is_of_key = |c: char| c.is_ascii_alphanumeric() || "+/_-~".contains(c);
+    // Also escaped, as in JSON or a URL.
+    let is_of_key = |c: char| c.is_ascii_alphanumeric() || "+/_-~\\%".contains(c);
     let is_between = |c: char| c.is_whitespace() || "\"'`()[]{}<>,;".contains(c);
     let mut masked = String::with_capacity(text.len());
     let mut rest = text;
@@ -109,7 +110,7 @@ fn may_be_key(word: &str) -> bool {
     }
     match is_mixed(word) {
         true => has(u8::is_ascii_digit) || word.contains(['+', '/']),
-        false => word.split(['-', '_', '/']).any(|part| {
+        false => word.split(['-', '_', '/', '\\', '%']).any(|part| {
             let is_access_key = part.starts_with("AKIA") || part.starts_with("ASIA");
             is_long(part) && (is_access_key || part.bytes().any(|byte| byte.is_ascii_digit()))
         }),
@@ -186,6 +187,7 @@ mod tests {
             r#"{"Arn":"arn:aws:iam::123456789012:role/Millrace/Prod-V2-EuCentral1","x":"y"}"#,
             "arn:aws:iam::123456789012:oidc-provider/oidc.eks.eu-west-1.amazonaws.com/id/\
              EXAMPLED539D4633E53DE1B71EXAMPLE",
+            r#"{\"Arn\":\"arn:aws:iam::123456789012:role\/Millrace\/Prod-V2-EuCentral1\"}"#,
             "cannot read /var/run/secrets/eks.amazonaws.com/serviceaccount/Token1 (No such file)",
             r#"reading "/home/Me2/.aws/sso/cache/d033e22ae348aeb5660fc2140aec35850c4da997.json""#,
             "profile millrace-prod-eu-central-1 has no role",
@@ -204,6 +206,9 @@ mod tests {
             ("key AKIAIOSFODNNEXAMPLE is unknown", "key *** is unknown"),
             ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "***"),
             ("/JalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "***"),
+            (r#"{\"k\":\"wJalrXUtnFEMI\/K7MDENG\/bPxRfiCYEXAMPLEKEY\"}"#, r#"{\"k\":\"***"}"#),
+            (r"\/JalrXUtnFEMI\/K7MDENG\/bPxRfiCYEXAMPLEKEY", "***"),
+            ("k=wJalrXUtnFEMI%2FK7MDENG%2fbPxRfiCYEXAMPLEKEY", "k=***"),
             ("wJalrXUtnFEMI/KsMDENG+bPxRfiCYEXAMPLEKEY=", "***="),
             ("token=IQoJb3JpZ2luX2VjEB0aCXVzLWVhc3QtMQ==", "token=***=="),
             ("arn:aws:iam::1:role/r,ASIAIOSFODNN7EXAMPLE", "arn:aws:iam::1:role/r,***"),
