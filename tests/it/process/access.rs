@@ -14,6 +14,13 @@ const TOKEN: &str = "correct-horse-battery-staple";
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 const GUARDED: [&str; 5] = ["/", "/peers", "/peers?by=bytes", "/metrics/", "/no-page"];
 
+/// A server whose `/readyz` is 200: a core is ready a moment after the log says where it listens.
+fn ready(settings: &[(&str, &str)]) -> Server {
+    let server = Server::start(settings);
+    server.wait_ready(200);
+    server
+}
+
 fn get(server: &Server, path: &str, headers: &str) -> Reply {
     get_by(server, "localhost", path, headers)
 }
@@ -37,7 +44,7 @@ fn expected(path: &str) -> u16 {
 
 #[test]
 fn a_public_address_serves_health_and_metrics_alone() {
-    let server = Server::start(&[("ADMIN_LISTEN", "0.0.0.0:0")]);
+    let server = ready(&[("ADMIN_LISTEN", "0.0.0.0:0")]);
     for path in OPEN {
         assert_eq!(get(&server, path, "").status, 200, "{path}");
     }
@@ -52,7 +59,7 @@ fn a_public_address_serves_health_and_metrics_alone() {
     client.send("POST /peers HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(client.reply().status, 403);
     // For this host's own users there is everything.
-    let server = Server::start(&[]);
+    let server = ready(&[]);
     for path in OPEN.into_iter().chain(GUARDED) {
         let status = if OPEN.contains(&path) { 200 } else { expected(path) };
         assert_eq!(get(&server, path, "").status, status, "{path}");
@@ -62,7 +69,7 @@ fn a_public_address_serves_health_and_metrics_alone() {
 /// As a web page reaches it whose name resolves to this host.
 #[test]
 fn without_a_token_a_host_with_a_name_is_refused() {
-    let server = Server::start(&[]);
+    let server = ready(&[]);
     for host in ["rebound.example", "rebound.example:9090", "localhost.rebound.example", ""] {
         for path in GUARDED {
             let refused = get_by(&server, host, path, "");
@@ -76,14 +83,14 @@ fn without_a_token_a_host_with_a_name_is_refused() {
     for host in ["localhost:9090", "LOCALHOST", "127.0.0.1", "[::1]:9090"] {
         assert_eq!(get_by(&server, host, "/peers", "").status, 200, "{host}");
     }
-    let server = Server::start(&[("ADMIN_TOKEN", TOKEN)]);
+    let server = ready(&[("ADMIN_TOKEN", TOKEN)]);
     assert_eq!(get_by(&server, "admin.example", "/peers", &bearer(TOKEN)).status, 200);
 }
 
 #[test]
 fn with_a_token_all_else_asks_for_it() {
     for listen in ["0.0.0.0:0", "127.0.0.1:0"] {
-        let server = Server::start(&[("ADMIN_LISTEN", listen), ("ADMIN_TOKEN", TOKEN)]);
+        let server = ready(&[("ADMIN_LISTEN", listen), ("ADMIN_TOKEN", TOKEN)]);
         for path in OPEN {
             for headers in [String::new(), bearer(TOKEN), bearer("wrong")] {
                 assert_eq!(get(&server, path, &headers).status, 200, "{path} {headers}");
