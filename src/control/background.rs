@@ -1,5 +1,5 @@
-//! Threads for work that nobody waits for. They have a low priority, because they may run on the CPU
-//! of a core.
+//! Threads for work that nobody waits for. They have a low priority, because they may run on the
+//! CPU of a core.
 
 use std::io;
 

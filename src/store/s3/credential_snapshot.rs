@@ -22,9 +22,9 @@ pub(super) struct CredentialSnapshot(CoreLocal<Rc<RefCell<View>>>);
 
 struct View {
     published: Cache<Arc<ArcSwap<PublishedCredentials>>, Arc<PublishedCredentials>>,
-    /// This executor's copy of the last publication it has seen, …
+    /// This executor's copy of the last publication that it has seen.
     own: PublishedCredentials,
-    /// … and the one before it.
+    /// Its copy of the one before that.
     previous: Option<PublishedCredentials>,
 }
 
