@@ -26,6 +26,7 @@ mod objects;
 mod quotas;
 mod s3;
 mod settings;
+mod tls;
 mod value;
 
 pub use bodies::{ObjectBody, Paths};
@@ -38,6 +39,7 @@ pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
 pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
+pub use tls::{PairFiles, TlsOptions};
 pub use value::core_list;
 
 /// Everything the operator chose; sizes are bytes.
@@ -49,6 +51,10 @@ pub struct Config {
     pub trust: Option<Networks>,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
+    /// The admin pages are served over TLS.
+    pub admin_tls: bool,
+    /// Set if any address has TLS.
+    pub tls: Option<TlsOptions>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
     /// The paths that take payloads.
@@ -466,14 +472,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
-    use value::{address_or_off, count, memory, optional, path, size, time};
+    use value::{count, memory, optional, path, size, time};
     let batch = objects::read_batch(r);
+    let (admin_listen, admin_tls) = r.take("ADMIN_LISTEN", listen::admin);
     let content_type =
         batch.as_ref().map_or(objects::OCTET_STREAM, |batch| batch.form.content_type());
     Config {
         listen: r.take("LISTEN", listen::list),
         trust: r.take("TRUST", optional(Networks::list)),
-        admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        admin_listen,
+        admin_tls,
+        tls: tls::read(r),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),
@@ -572,6 +581,7 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
         "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);
+    tls::check(r, c);
     let taken = |admin| c.listen.iter().any(|listen| overlap(admin, listen.address));
     let apart = !c.admin_listen.is_some_and(taken);
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {

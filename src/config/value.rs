@@ -91,14 +91,6 @@ pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     })
 }
 
-/// `IP:PORT` or `off`.
-pub(super) fn address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
-    match text {
-        "off" => Ok(None),
-        _ => address(text).map(Some).map_err(|allowed| format!("{allowed}, or off")),
-    }
-}
-
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     match text {
         "" => Err("give a path".into()),
@@ -553,6 +545,5 @@ mod tests {
         assert!(node_id(&"x".repeat(65)).is_err());
         assert!(address(":8080").unwrap_err().contains("0.0.0.0:8080"));
         assert!(address("localhost:80").is_err());
-        assert_eq!(address_or_off("off"), Ok(None));
     }
 }

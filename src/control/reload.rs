@@ -1,5 +1,6 @@
-//! Reloads: on SIGHUP applies `TOKENS_FILE` and `LOG`, and logs the names of other settings that
-//! have changed; between signals looks for changes of `TOKENS_FILE`.
+//! Reloads: on SIGHUP applies `TOKENS_FILE`, the files of `TLS_CERT`, `TLS_KEY` and `TLS_CLIENT_CA`,
+//! and `LOG`, and logs the names of other settings that have changed; between signals looks for
+//! changes of these files.
 //!
 //! Reloads run on their own thread, one at a time, so that a hanging disk delays nothing else. The
 //! thread has a low priority, because it may run on the CPU of a core: a million tokens take it half
@@ -8,6 +9,7 @@
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
+use super::certificates::CertificateFiles;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
 use crate::log;
@@ -18,6 +20,7 @@ pub struct Reloader {
     /// The settings in effect.
     settings: Effective,
     tokens: Option<TokensFile>,
+    certificates: Option<CertificateFiles>,
     requests: Receiver<()>,
 }
 
@@ -25,12 +28,17 @@ impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, requests }
+        Reloader { flags, settings, tokens: None, certificates: None, requests }
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
     pub(super) fn follow_tokens(&mut self, tokens: TokensFile) {
         self.tokens = Some(tokens);
+    }
+
+    /// Makes each reload also read `certificates`, and follow their changes.
+    pub(super) fn follow_certificates(&mut self, certificates: CertificateFiles) {
+        self.certificates = Some(certificates);
     }
 
     /// Starts the thread that reloads whenever one is requested.
@@ -46,19 +54,23 @@ impl Reloader {
         thread.spawn(reload).map(drop)
     }
 
-    /// Waits for a signal or the next look at the file. `false` once no signal can come.
+    /// Waits for a signal or the next look at the files. `false` once no signal can come.
     fn reload_next(&mut self) -> bool {
-        let requested = match self.tokens {
-            Some(_) => self.requests.recv_timeout(tokens::POLL),
-            None => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        let requested = match self.tokens.is_some() || self.certificates.is_some() {
+            true => self.requests.recv_timeout(tokens::POLL),
+            false => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match requested {
             Ok(()) => {
                 tracing::info!("SIGHUP: reloading");
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
+                self.certificates.iter_mut().for_each(CertificateFiles::reload);
             }
-            Err(RecvTimeoutError::Timeout) => self.tokens.iter_mut().for_each(TokensFile::poll),
+            Err(RecvTimeoutError::Timeout) => {
+                self.tokens.iter_mut().for_each(TokensFile::poll);
+                self.certificates.iter_mut().for_each(CertificateFiles::poll);
+            }
             Err(RecvTimeoutError::Disconnected) => return false,
         }
         true
@@ -94,6 +106,6 @@ impl Reloader {
 /// The `nice` value of the thread: about a tenth of a CPU that a core keeps busy.
 const NICE: i32 = 10;
 
-/// The only setting that can change without a restart. (`TOKENS_FILE` names a file that is read
-/// again.)
+/// The only setting that can change without a restart. (`TOKENS_FILE` and the `TLS_` settings name
+/// files that are read again.)
 const LOG: &str = "LOG";

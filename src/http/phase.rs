@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use super::client_stream::ClientStream;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
@@ -17,7 +18,6 @@ use crate::config::Config;
 use crate::deadline::{Alarm, was_paused};
 use crate::http::{BODY_RATE_WINDOW, LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use crate::metrics::EvictionReason;
-use crate::net::Stream;
 use crate::rt;
 use crate::stop::Stop;
 use crate::sync::keep_waker;
@@ -78,7 +78,7 @@ pub(super) struct Standing {
 /// The body that a connection is receiving, if it is.
 #[derive(Default)]
 pub(super) struct BodyState {
-    stream: Weak<Stream>,
+    stream: Weak<ClientStream>,
     /// What has arrived, from the first read to the last. Taken away when the body is evicted.
     pub(super) bytes: RefCell<Option<ChargedBytes>>,
     /// The length of what has arrived.
@@ -148,7 +148,7 @@ impl LateRead {
 
 impl ConnState {
     /// The state of a connection that was just accepted.
-    pub(super) fn new(stream: &Rc<Stream>) -> Rc<ConnState> {
+    pub(super) fn new(stream: &Rc<ClientStream>) -> Rc<ConnState> {
         Rc::new(ConnState {
             origin: ClientOrigin::new(stream.peer_ip()),
             body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
@@ -169,6 +169,14 @@ impl ConnState {
     /// connection's. `None` if it is not known: the connection was reset at once.
     pub(super) fn client(&self) -> Option<IpAddr> {
         Some(self.origin.client()).filter(|address| !address.is_unspecified())
+    }
+
+    /// The connection, if its client has a certificate.
+    pub(super) fn certificate(&self) -> Option<Rc<ClientStream>> {
+        if !self.origin.has_certificate() {
+            return None;
+        }
+        self.body.stream.upgrade()
     }
 
     /// What counts as the current request's client, between requests as the connection's.
@@ -222,7 +230,7 @@ impl ConnState {
     pub(super) fn poll_overdue(
         &self,
         cx: &mut Context<'_>,
-        stream: &Stream,
+        stream: &ClientStream,
         alarm: &mut Alarm,
         now: Instant,
         (since, limit): (Instant, Duration),
@@ -334,7 +342,7 @@ impl ConnState {
     /// The answer to [`ConnState::ask_to_close`], if it was called: whether the connection closes,
     /// which it does only if nothing has arrived and its client has got every answer. One that
     /// lingers closes whatever has arrived, and does not insist on the answer a second time.
-    pub(super) fn gives_way(&self, stream: &Stream) -> Option<(EvictionReason, bool)> {
+    pub(super) fn gives_way(&self, stream: &ClientStream) -> Option<(EvictionReason, bool)> {
         let reason = self.standing.asked.take()?;
         // What has arrived may be known to the kernel only.
         stream.net().turn_now();
