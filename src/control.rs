@@ -50,7 +50,7 @@ use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
 use admin::Admin;
-use certificates::{CertificateFiles, Certificates};
+use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use tokens::TokensFile;
 
@@ -159,9 +159,7 @@ async fn start(
             counted_letters.used()
         });
     registry.register_collector(Box::new(TokenCollector(token_metrics)));
-    if let Some(certificates) = &certificates {
-        registry.register_collector(Box::new(certificates.clone()));
-    }
+    registry.register_collector(Box::new(CertificateCollector(certificates.clone())));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),

@@ -965,8 +965,11 @@ impl CellCollector {
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             for (cell, (version, resumed)) in cells.tls_handshakes.iter().zip(HandshakeKind::NAMES)
             {
-                let labels =
-                    [("core", id.to_string()), ("version", version.into()), ("resumed", resumed.into())];
+                let labels = [
+                    ("core", id.to_string()),
+                    ("version", version.into()),
+                    ("resumed", resumed.into()),
+                ];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }
         }

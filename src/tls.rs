@@ -10,9 +10,11 @@ mod der;
 mod files;
 mod pair;
 mod session;
-mod sni;
 mod snapshot;
+mod sni;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use pair::unix_now;
 pub use session::{Agreed, Session};

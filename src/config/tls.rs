@@ -70,7 +70,8 @@ pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
         });
     }
     r.require(!given || listens || c.admin_tls, "TLS_CERT", "LISTEN", |_| {
-        "is for no address: give LISTEN or ADMIN_LISTEN as https://IP:PORT, or remove TLS_CERT".into()
+        "is for no address: give LISTEN or ADMIN_LISTEN as https://IP:PORT, or remove TLS_CERT"
+            .into()
     });
     let asks = r.effective.get("TLS_CLIENT_CA").text.is_empty();
     r.require(asks || listens, "TLS_CLIENT_CA", "LISTEN", |_| {

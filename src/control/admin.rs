@@ -278,6 +278,7 @@ async fn serve_secured(admin: Rc<Admin>, mut stream: Stream, tls: &SharedTls, st
         .await?;
         if first.is_ascii_alphabetic() {
             stream.write_all(PLAIN_HTTP).await?;
+            stream.close().await?;
             return Ok(None);
         }
         let acceptor = TlsAcceptor::from(tls.load().admin.clone());

@@ -157,10 +157,19 @@ impl fmt::Debug for Certificates {
     }
 }
 
-impl Collector for Certificates {
+/// Adds the figures about certificates to a scrape.
+#[derive(Debug)]
+pub struct CertificateCollector(pub Option<Certificates>);
+
+impl Collector for CertificateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let certificates = &self.shared.load().certificates;
-        let help = "When the certificate expires, in seconds since 1970, by its file and first name";
+        let in_effect = self.0.as_ref().map(|of| of.shared.load());
+        let certificates = in_effect.iter().flat_map(|of| &of.certificates);
+        let read = |of: fn(&ReloadCells) -> &Cell64| {
+            self.0.as_ref().map_or(0, |certificates| of(&certificates.reloads).value())
+        };
+        let help =
+            "When the certificate expires, in seconds since 1970, by its file and first name";
         let mut family = encoder.encode_descriptor(
             "tls_certificate_expiry_timestamp",
             help,
@@ -173,12 +182,14 @@ impl Collector for Certificates {
             ConstGauge::new(of.not_after).encode(family.encode_family(&labels)?)?;
         }
         let help = "1 while the newest TLS files are refused and older ones are in effect";
-        let gauge = encoder.encode_descriptor("tls_reload_failing", help, None, MetricType::Gauge)?;
-        let failing = i64::try_from(self.reloads.failing.value()).unwrap_or(1);
-        ConstGauge::new(failing).encode(gauge)?;
-        let help = "Reloads of TLS files that failed; the certificates read before stayed in effect";
+        let gauge =
+            encoder.encode_descriptor("tls_reload_failing", help, None, MetricType::Gauge)?;
+        let failing = read(|cells| &cells.failing);
+        ConstGauge::new(i64::try_from(failing).unwrap_or(1)).encode(gauge)?;
+        let help =
+            "Reloads of TLS files that failed; the certificates read before stayed in effect";
         let name = "tls_reload_failures";
         let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(self.reloads.failures.value()).encode(counter)
+        ConstCounter::new(read(|cells| &cells.failures)).encode(counter)
     }
 }

@@ -161,8 +161,8 @@ impl ClientStream {
         }
     }
 
-    /// To be called before a connection whose client is there is dropped without having been shut
-    /// down: a TLS client then knows that nothing was cut off.
+    /// To be called before a connection is dropped without having been shut down: a TLS client then
+    /// knows that nothing was cut off.
     pub(super) fn say_goodbye(&self) {
         if let ClientStream::Tls(tls) = self {
             tls.stream.say_goodbye();

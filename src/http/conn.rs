@@ -74,12 +74,7 @@ pub(super) struct Conn<'a> {
 
 /// Serves `stream`, which came in by `entrance`, in its own task. A panic there ends only that
 /// connection.
-pub(super) fn spawn(
-    server: &Rc<Server>,
-    stream: Stream,
-    entrance: &Rc<Entrance>,
-    slot: ConnSlot,
-) {
+pub(super) fn spawn(server: &Rc<Server>, stream: Stream, entrance: &Rc<Entrance>, slot: ConnSlot) {
     let (server, entrance) = (server.clone(), entrance.clone());
     rt::spawn_as(TaskKind::Connection, async move {
         server.cells.connections_accepted.inc();
@@ -142,7 +137,7 @@ pub(super) async fn serve(
         ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return stream.say_goodbye(),
         ConnEnd::NotSecured(last) => last,
         // Its client has closed first, as most do: nobody waits for anything.
-        ConnEnd::Done if state.gone.get() && stream.has_sent() => return,
+        ConnEnd::Done if state.gone.get() && stream.has_sent() => return stream.say_goodbye(),
         ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
@@ -260,6 +255,7 @@ async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Re
     }
     // The client may have closed only its half and still read the answer that is being sent.
     if state.gone.get() {
+        stream.say_goodbye();
         return poll_fn(|cx| stream.poll_sent(cx)).await;
     }
     poll_fn(|cx| stream.poll_shutdown(cx)).await?;

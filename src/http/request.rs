@@ -119,9 +119,7 @@ impl<'a> Handling<'a> {
                 (
                     judged @ (Ok(KnownToken::NONE) | Err(TokenRefusal::NoHeader)),
                     Some(connection),
-                ) => {
-                    connection.certificate().map_or(judged, |of| Ok(tokens.of_certificate(of)))?
-                }
+                ) => connection.certificate().map_or(judged, |of| Ok(tokens.of_certificate(of)))?,
                 (judged, _) => judged?,
             };
             self.token.set(known.id);

@@ -7,8 +7,8 @@
 //! that `MAX_CONNECTIONS` closes first. At the limit the oldest handshake gives way, if it has had
 //! [`HANDSHAKE_LEAST`], so that clients that do not go on keep nobody waiting for longer.
 //!
-//! The work of a step, a signature above all, takes 0.1 to 1 ms and cannot stop in between. So it
-//! begins only in a turn that has not lasted long: however many clients come at once, the sockets
+//! The work of a step cannot stop in between, a signature above all: some milliseconds with RSA 4096.
+//! So it begins only in a turn that has not lasted long: however many clients come at once, the sockets
 //! are looked at after each or two.
 
 use std::cell::{Cell, RefCell};
@@ -309,7 +309,8 @@ fn no_session(end: HandshakeEnd, has_begun: bool) -> NoSession {
             (TlsRefusal::Closed, "its client closed it within the handshake".to_owned())
         }
         HandshakeEnd::NotTls { is_http: true } => {
-            let why = "it began with a plain HTTP request, which got 400; have this client use https://";
+            let why =
+                "it began with a plain HTTP request, which got 400; have this client use https://";
             (TlsRefusal::PlainHttp, why.to_owned())
         }
         HandshakeEnd::NotTls { is_http: false } => {
@@ -332,7 +333,8 @@ fn judge(error: &Error) -> (TlsRefusal, String) {
         ),
         Error::NoCertificatesPresented => (
             TlsRefusal::ClientCertificate,
-            "its client has no certificate; give it one of an authority in TLS_CLIENT_CA".to_owned(),
+            "its client has no certificate; give it one of an authority in TLS_CLIENT_CA"
+                .to_owned(),
         ),
         Error::InvalidCertificate(why) => (
             TlsRefusal::ClientCertificate,

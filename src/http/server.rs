@@ -214,7 +214,12 @@ impl RegisteredConn<'_> {
 
     /// To be called after each poll of the connection: whether it closes because another one needs
     /// its slot.
-    pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &ClientStream) -> bool {
+    pub(super) fn gives_way(
+        &self,
+        server: &Server,
+        state: &ConnState,
+        stream: &ClientStream,
+    ) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
             self.conns.order.borrow_mut().file(self.number, state.since.get(), true);
         }

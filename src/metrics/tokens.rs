@@ -69,7 +69,9 @@ impl TokenNames {
             TokenId::NONE => None,
             TokenId::UNNAMED => Some("(unnamed)"),
             TokenId::OTHER => Some("(other)"),
-            TokenId(at) => self.places[usize::from(at) - TokenId::FIRST_NAMED].get().map(AsRef::as_ref),
+            TokenId(at) => {
+                self.places[usize::from(at) - TokenId::FIRST_NAMED].get().map(AsRef::as_ref)
+            }
         }
     }
 

@@ -135,7 +135,11 @@ impl<'a> Reader<'a> {
 }
 
 /// `None`: there is no such time.
-fn unix_seconds(year: i64, [month, day]: [i64; 2], [hour, minute, second]: [i64; 3]) -> Option<i64> {
+fn unix_seconds(
+    year: i64,
+    [month, day]: [i64; 2],
+    [hour, minute, second]: [i64; 3],
+) -> Option<i64> {
     let month = time::Month::try_from(u8::try_from(month).ok()?).ok()?;
     let date = time::Date::from_calendar_date(year as i32, month, day as u8).ok()?;
     // A leap second counts as the one before.

@@ -30,7 +30,9 @@ pub enum PairError {
     TooLarge,
     #[error("is empty: it is written in place, or was never filled")]
     Empty,
-    #[error("is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----")]
+    #[error(
+        "is not PEM: it has no line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----"
+    )]
     NotPem,
     #[error(
         "is DER, not PEM: convert it with `openssl x509 -inform DER` if it is a certificate, or with `openssl pkey \
@@ -119,10 +121,7 @@ impl CertificateFacts {
             ));
         } else if left < self.warns_before() {
             let days = left / DAY_S;
-            flaws.push(format!(
-                "it expires in {days} days, on {}; renew it",
-                date(self.not_after)
-            ));
+            flaws.push(format!("it expires in {days} days, on {}; renew it", date(self.not_after)));
         }
         if now < self.not_before {
             let from = date(self.not_before);
@@ -212,7 +211,10 @@ pub fn load(files: &PairFiles, provider: &CryptoProvider) -> Result<LoadedPair, 
         names: chain[0].valid_dns_names().map(str::to_owned).collect(),
         key: kind_of(&*key),
         chain: certificates.len(),
-        unordered: chain.windows(2).position(|two| two[0].issuer() != two[1].subject()).map(|at| at + 1),
+        unordered: chain
+            .windows(2)
+            .position(|two| two[0].issuer() != two[1].subject())
+            .map(|at| at + 1),
         ..times(cert, &certificates[0]).map_err(of_cert)?
     };
     Ok(LoadedPair { key: Arc::new(certified), facts })

@@ -130,6 +130,7 @@ impl Session {
         }
         if self.held.len() + rest.len() > HELD_BYTES_MAX {
             self.broken = true;
+            self.held = Vec::new();
             return Err(Error::PeerSentOversizedRecord);
         }
         self.held.extend_from_slice(rest);
@@ -142,16 +143,13 @@ impl Session {
             self.plain = ROOM.take();
         }
         let taken = self.run(bytes, |_, _| Ok(()));
-        if taken.is_err() {
-            self.broken = true;
-            // The alert that says why.
-            let _has_failed_already = self.run(&mut [], |_, _| Ok(()));
-        }
         self.give_room_back();
         taken
     }
 
-    /// Lets rustls work until it needs more bytes. `ready` is called if data may be sent then.
+    /// Lets rustls work until it needs more bytes; to be given all that it has not used up so far, of
+    /// which it keeps positions. `ready` is called if data may be sent then. Returns how much is used
+    /// up.
     fn run(
         &mut self,
         bytes: &mut [u8],
@@ -160,12 +158,24 @@ impl Session {
             &mut Vec<u8>,
         ) -> Result<(), Error>,
     ) -> Result<usize, Error> {
-        let Session { tls, plain, out, ended, .. } = self;
+        let Session { tls, plain, out, ended, broken, .. } = self;
         let mut taken = 0;
         loop {
             let UnbufferedStatus { discard, state } = tls.process_tls_records(&mut bytes[taken..]);
             taken += discard;
-            match state? {
+            let state = match state {
+                Ok(state) => state,
+                Err(error) => {
+                    *broken = true;
+                    // The alert that says why comes before anything else.
+                    let alert = tls.process_tls_records(&mut bytes[taken..]);
+                    if let Ok(ConnectionState::EncodeTlsData(mut data)) = alert.state {
+                        encode(&mut data, out);
+                    }
+                    return Err(error);
+                }
+            };
+            match state {
                 ConnectionState::ReadTraffic(mut traffic) => {
                     while let Some(record) = traffic.next_record() {
                         let record = record?;
@@ -187,13 +197,31 @@ impl Session {
         }
     }
 
+    /// The same without anything new.
+    fn run_held(
+        &mut self,
+        ready: impl FnOnce(
+            &mut WriteTraffic<'_, ServerConnectionData>,
+            &mut Vec<u8>,
+        ) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.broken {
+            return Err(Error::HandshakeNotComplete);
+        }
+        let mut held = mem::take(&mut self.held);
+        let taken = self.run(&mut held, ready)?;
+        held.drain(..taken);
+        self.held = held;
+        Ok(())
+    }
+
     /// Encrypts `bytes` and appends them to `out`.
     ///
     /// # Errors
-    /// The session has ended.
+    /// The session has ended or failed.
     pub(super) fn encrypt(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let mut is_done = false;
-        self.run(&mut [], |traffic, out| {
+        self.run_held(|traffic, out| {
             is_done = true;
             let records = bytes.len().div_ceil(RECORD_BYTES_MAX);
             let room = bytes.len() + records * RECORD_OVERHEAD;
@@ -210,7 +238,7 @@ impl Session {
         let close = |traffic: &mut WriteTraffic<'_, ServerConnectionData>, out: &mut Vec<u8>| {
             append(out, 2 + RECORD_OVERHEAD, |room| traffic.queue_close_notify(room))
         };
-        let _or_it_has_failed = self.run(&mut [], close);
+        let _or_it_has_failed = self.run_held(close);
     }
 
     /// What was decrypted and is not read.
@@ -260,6 +288,12 @@ impl Session {
         self.broken
     }
 
+    /// Whether nothing is held that a silent session does not need.
+    #[cfg(test)]
+    pub(super) fn plain_is_given_back(&self) -> bool {
+        self.plain.capacity() == 0 && self.held.capacity() == 0
+    }
+
     /// Whether the handshake is not complete.
     pub(super) fn is_handshaking(&self) -> bool {
         self.tls.is_handshaking()
@@ -282,7 +316,9 @@ impl Session {
 
 fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
     let room = match data.encode(&mut []) {
-        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => required_size,
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+            required_size
+        }
         Ok(_) | Err(EncodeError::AlreadyEncoded) => return,
     };
     let start = out.len();

@@ -69,7 +69,8 @@ impl TlsSnapshot {
             none_is_worse(&pairs, &before.certificates)?;
         }
         let authorities = options.client_ca.as_deref().map(|path| {
-            let refused = |problem| TlsError { setting: "TLS_CLIENT_CA", path: path.into(), problem };
+            let refused =
+                |problem| TlsError { setting: "TLS_CLIENT_CA", path: path.into(), problem };
             let file = PemFile::read(path).map_err(refused)?;
             match file.certificates.is_empty() {
                 true => Err(refused(PairError::NoCertificate(file.labels))),
@@ -149,10 +150,9 @@ fn verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, PairError> {
     let mut roots = RootCertStore::empty();
     for (at, authority) in authorities.iter().enumerate() {
-        roots.add(authority.clone()).map_err(|error| PairError::BadCertificate {
-            nth: at + 1,
-            why: error.to_string(),
-        })?;
+        roots
+            .add(authority.clone())
+            .map_err(|error| PairError::BadCertificate { nth: at + 1, why: error.to_string() })?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let builder = if needs_certificate { builder } else { builder.allow_unauthenticated() };

@@ -28,7 +28,9 @@ pub enum HandshakeEnd {
     /// The client has closed, or its socket has failed.
     Closed,
     /// Its first byte is not TLS's; it may be the first one of an HTTP request.
-    NotTls { is_http: bool },
+    NotTls {
+        is_http: bool,
+    },
     Failed(Error),
 }
 

@@ -41,6 +41,9 @@ mod http {
     mod query_tokens;
     mod quotas;
     mod strict;
+    mod tls;
+    mod tls_clients;
+    mod tls_files;
     mod tokens;
 }
 
