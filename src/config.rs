@@ -341,6 +341,11 @@ impl Config {
         self.token_in_body && self.body == ObjectBody::Collection
     }
 
+    /// Whether clients of `LISTEN` are asked for certificates.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
     /// The key template of single payloads, as the spool records it. `None`: payloads go into
     /// batches, and one that becomes a single object anyway gets the default key.
     pub fn payload_keys(&self) -> Option<String> {

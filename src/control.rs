@@ -315,8 +315,7 @@ fn load_tokens(
     config: &Config,
     reloader: &mut Reloader,
 ) -> Result<(Option<SharedTokens>, &'static TokenMetrics), String> {
-    let asks = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    if config.tokens_file.is_none() && !asks {
+    if config.tokens_file.is_none() && !config.asks_for_certificates() {
         return Ok((None, TokenMetrics::leaked(0)));
     }
     let metrics = TokenMetrics::leaked(config.cores.len());

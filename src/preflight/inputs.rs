@@ -70,8 +70,7 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let Some(path) = config.tokens_file.as_deref() else {
         // With authorities of certificates, nobody gets in without one.
-        let asks = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        let open = config.listen.iter().filter(|_| !asks);
+        let open = config.listen.iter().filter(|_| !config.asks_for_certificates());
         return open.filter_map(exposed::listener).collect();
     };
     let shown = path.display();

@@ -167,9 +167,11 @@ impl Session {
                 Ok(state) => state,
                 Err(error) => {
                     *broken = true;
-                    // The alert that says why comes before anything else.
-                    let alert = tls.process_tls_records(&mut bytes[taken..]);
-                    if let Ok(ConnectionState::EncodeTlsData(mut data)) = alert.state {
+                    // What was to be said before, and the alert that says why.
+                    while tls.wants_write()
+                        && let rest = tls.process_tls_records(&mut bytes[taken..])
+                        && let Ok(ConnectionState::EncodeTlsData(mut data)) = rest.state
+                    {
                         encode(&mut data, out);
                     }
                     return Err(error);

@@ -227,6 +227,19 @@ fn a_client_without_a_certificate_is_refused_only_if_it_needs_one() {
     }
 }
 
+/// Also where it has answered before it finds out.
+#[test]
+fn a_client_of_another_protocol_is_told() {
+    let (lab, mut rng) = (Lab::new(false, false), rng());
+    for version in VERSIONS {
+        let mut config = ClientConfig::clone(&lab.client_config(version, None));
+        config.alpn_protocols = vec![b"spdy/3".to_vec()];
+        let (mut client, mut session) = lab.meet(&Arc::new(config));
+        let refused = fails(&mut client, &mut session, &mut rng);
+        assert_eq!(refused, Error::NoApplicationProtocol);
+    }
+}
+
 /// The error with which the session refuses the client, which is told.
 fn fails(client: &mut ClientConnection, session: &mut Session, rng: &mut rt::Rng) -> Error {
     loop {

@@ -73,7 +73,7 @@ impl Authority {
         roots.add(self.0.der().clone()).unwrap();
         TlsClientOptions {
             roots,
-            versions: &[&version::TLS13, &version::TLS12],
+            versions: &BOTH,
             certificate: None,
             protocols: Vec::new(),
             resumes: false,
@@ -81,9 +81,11 @@ impl Authority {
     }
 }
 
+static BOTH: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+
 /// How a client connects.
 pub struct TlsClientOptions {
-    roots: RootCertStore,
+    pub roots: RootCertStore,
     pub versions: &'static [&'static SupportedProtocolVersion],
     /// A certificate and its key.
     pub certificate: Option<String>,
