@@ -88,8 +88,10 @@ impl TlsStream {
         self.send_ahead(session);
         Poll::Ready(match taken {
             Err(error) => Err(HandshakeEnd::Failed(error)),
+            // The end of the handshake, a request and the end may come together.
+            Ok(()) if !session.is_handshaking() => Ok(true),
             Ok(()) if session.has_ended() => Err(HandshakeEnd::Closed),
-            Ok(()) => Ok(!session.is_handshaking()),
+            Ok(()) => Ok(false),
         })
     }
 

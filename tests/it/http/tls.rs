@@ -398,9 +398,15 @@ fn handshakes_that_come_at_once_do_not_make_one_long_turn() {
     let hello = hello(&config(&Authority::new("none"), VERSIONS[0]));
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| server.connect()).collect();
     server.wait("they are open", |m| m.sum("millrace_connections") == CLIENTS as u64);
-    let label = "task=\"connection\"";
-    let long =
-        |server: &Server| server.metrics().sum_where("millrace_core_long_turns_total", label);
+    // On a busy host another thread may have had most of the turn.
+    let long = |server: &Server| {
+        let metrics = server.metrics();
+        let turns = ["connection", "descheduled"].map(|task| {
+            let label = format!("task=\"{task}\"");
+            metrics.sum_where("millrace_core_long_turns_total", &label)
+        });
+        turns.iter().sum::<u64>()
+    };
     let before = long(&server);
     // What the kernel has of all of them is seen in one look.
     server.signal("STOP");

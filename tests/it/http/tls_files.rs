@@ -228,6 +228,7 @@ fn without_tokens_every_client_needs_a_certificate() {
     let mut client = crate::support::Client::connect(plain);
     assert_eq!(client.post(b"{\"data\":[1]}").status, 401);
     assert_eq!(client.post(b"{\"token\":\"x\",\"data\":[1]}").status, 401);
+    drop(client);
     server.wait("both are stored", |m| m.sum("millrace_payloads_stored_total") == 2);
     let stored: Vec<String> =
         server.stored().into_values().map(|bytes| String::from_utf8(bytes).unwrap()).collect();
