@@ -1,5 +1,4 @@
 //! PEM files: what they hold, and what is wrong with one that does not hold what it should.
-#![expect(clippy::disallowed_methods, reason = "read at start and by reloads, never on a core")]
 
 use std::fmt;
 use std::fs::OpenOptions;

@@ -92,7 +92,7 @@ fn a_file_that_cannot_be_opened_says_why() {
     let folder = read(&[("TLS_CERT", text(dir.0.path()))]).err().unwrap().to_string();
     assert!(folder.contains("cannot be read: Is a directory"), "{folder}");
     let locked = dir.write("locked.pem", "x");
-    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o0)).unwrap();
     let said = read(&[("TLS_CERT", text(&locked))]).err().unwrap().to_string();
     // root may read it all the same.
     match rustix::process::geteuid().is_root() {

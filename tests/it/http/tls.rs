@@ -148,7 +148,8 @@ fn a_client_that_closes_its_half_gets_its_answer() {
     client.stream.conn.send_close_notify();
     client.stream.flush().unwrap();
     client.stream.sock.shutdown(Shutdown::Write).unwrap();
-    assert!(client.try_reply().is_none());
+    assert_eq!(client.reply().status, 400);
+    assert_eq!(client.rest().unwrap(), b"");
     server.wait_idle();
     assert_eq!(server.metrics().sum("millrace_payloads_accepted_total"), 2);
 }
