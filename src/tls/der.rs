@@ -3,7 +3,7 @@
 
 /// Bytes that are not the DER that was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
+pub struct MalformedDer;
 
 /// What is read of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +36,8 @@ const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 ///
 /// # Errors
 /// It is not a certificate, or is cut.
-pub fn facts(certificate: &[u8]) -> Result<DerFacts, Malformed> {
-    let mut outer = Reader(certificate);
+pub fn facts(certificate: &[u8]) -> Result<DerFacts, MalformedDer> {
+    let mut outer = DerReader(certificate);
     let mut certificate = outer.enter(SEQUENCE)?;
     let mut fields = certificate.enter(SEQUENCE)?;
     fields.skip_if(VERSION)?;
@@ -51,7 +51,7 @@ pub fn facts(certificate: &[u8]) -> Result<DerFacts, Malformed> {
     Ok(DerFacts { not_before, not_after, common_name })
 }
 
-fn common_name(mut subject: Reader<'_>) -> Result<Option<String>, Malformed> {
+fn common_name(mut subject: DerReader<'_>) -> Result<Option<String>, MalformedDer> {
     let mut names = Vec::new();
     while !subject.0.is_empty() {
         let mut attributes = subject.enter(SET)?;
@@ -73,37 +73,37 @@ fn common_name(mut subject: Reader<'_>) -> Result<Option<String>, Malformed> {
 }
 
 /// The rest of a sequence of elements.
-struct Reader<'a>(&'a [u8]);
+struct DerReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> DerReader<'a> {
     /// The next element: its tag and its contents.
-    fn next(&mut self) -> Result<(u8, Reader<'a>), Malformed> {
-        let [tag, length, rest @ ..] = self.0 else { return Err(Malformed) };
+    fn next(&mut self) -> Result<(u8, DerReader<'a>), MalformedDer> {
+        let [tag, length, rest @ ..] = self.0 else { return Err(MalformedDer) };
         let (length, rest) = match length {
             0..=0x7f => (usize::from(*length), rest),
             // The length follows in one to three bytes: no certificate has more.
             0x81..=0x83 => {
                 let (bytes, rest) =
-                    rest.split_at_checked(usize::from(*length & 0x7f)).ok_or(Malformed)?;
+                    rest.split_at_checked(usize::from(*length & 0x7f)).ok_or(MalformedDer)?;
                 (bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
             }
-            _ => return Err(Malformed),
+            _ => return Err(MalformedDer),
         };
-        let (contents, rest) = rest.split_at_checked(length).ok_or(Malformed)?;
+        let (contents, rest) = rest.split_at_checked(length).ok_or(MalformedDer)?;
         self.0 = rest;
-        Ok((*tag, Reader(contents)))
+        Ok((*tag, DerReader(contents)))
     }
 
     /// The contents of the next element, which has this tag.
-    fn enter(&mut self, tag: u8) -> Result<Reader<'a>, Malformed> {
+    fn enter(&mut self, tag: u8) -> Result<DerReader<'a>, MalformedDer> {
         match self.next()? {
             (found, contents) if found == tag => Ok(contents),
-            _ => Err(Malformed),
+            _ => Err(MalformedDer),
         }
     }
 
     /// Skips the next element if it has this tag.
-    fn skip_if(&mut self, tag: u8) -> Result<(), Malformed> {
+    fn skip_if(&mut self, tag: u8) -> Result<(), MalformedDer> {
         if self.0.first() == Some(&tag) {
             self.next()?;
         }
@@ -111,14 +111,14 @@ impl<'a> Reader<'a> {
     }
 
     /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280, section 4.1.2.5).
-    fn time(&mut self) -> Result<i64, Malformed> {
-        let (tag, Reader(text)) = self.next()?;
-        let text = text.strip_suffix(b"Z").ok_or(Malformed)?;
+    fn time(&mut self) -> Result<i64, MalformedDer> {
+        let (tag, DerReader(text)) = self.next()?;
+        let text = text.strip_suffix(b"Z").ok_or(MalformedDer)?;
         let pair = |at: usize| match text.get(at..at + 2) {
             Some([tens @ b'0'..=b'9', ones @ b'0'..=b'9']) => {
                 Ok(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'))
             }
-            _ => Err(Malformed),
+            _ => Err(MalformedDer),
         };
         let (year, rest) = match (tag, text.len()) {
             (UTC_TIME, 12) => match pair(0)? {
@@ -126,11 +126,11 @@ impl<'a> Reader<'a> {
                 year => (2000 + year, 2),
             },
             (GENERALIZED_TIME, 14) => (pair(0)? * 100 + pair(2)?, 4),
-            _ => return Err(Malformed),
+            _ => return Err(MalformedDer),
         };
         let date = [pair(rest)?, pair(rest + 2)?];
         let time = [pair(rest + 4)?, pair(rest + 6)?, pair(rest + 8)?];
-        unix_seconds(year, date, time).ok_or(Malformed)
+        unix_seconds(year, date, time).ok_or(MalformedDer)
     }
 }
 
@@ -206,8 +206,8 @@ mod tests {
             [&[SET, sequence.len() as u8], &sequence[..]].concat()
         };
         let two = [attribute(b"a"), attribute(b"b")].concat();
-        assert_eq!(common_name(Reader(&attribute(b"a"))), Ok(Some("a".to_owned())));
-        assert_eq!(common_name(Reader(&two)), Ok(None));
+        assert_eq!(common_name(DerReader(&attribute(b"a"))), Ok(Some("a".to_owned())));
+        assert_eq!(common_name(DerReader(&two)), Ok(None));
     }
 
     /// Every cut and every changed byte: a verdict, never a panic.
@@ -215,7 +215,7 @@ mod tests {
     fn what_is_no_certificate_is_malformed() {
         let whole = named(&[(DnType::CommonName, DnValue::Utf8String("a".to_owned()))]);
         for length in 0..whole.len() {
-            assert_eq!(facts(&whole[..length]), Err(Malformed), "{length}");
+            assert_eq!(facts(&whole[..length]), Err(MalformedDer), "{length}");
         }
         for at in 0..whole.len() {
             for bits in [0x01, 0x80, 0xff] {
@@ -225,7 +225,7 @@ mod tests {
             }
         }
         for text in [&b""[..], b"\x30", b"\x30\x80\0\0", b"\x30\x84\0\0\0\0", b"-----BEGIN"] {
-            assert_eq!(facts(text), Err(Malformed), "{text:?}");
+            assert_eq!(facts(text), Err(MalformedDer), "{text:?}");
         }
     }
 }
