@@ -81,7 +81,7 @@ impl CertificateFiles {
         let before = self.of.shared.load();
         match TlsSnapshot::read(&self.options, self.needs_certificate, Some(&before)) {
             Ok(snapshot) => {
-                tracing::info!("reload: {}", in_effect(&snapshot));
+                tracing::info!("reload: new connections get {}", in_effect(&snapshot));
                 warn_of_flaws(&snapshot);
                 self.of.shared.publish(snapshot);
                 self.of.reloads.failing.set(0);
@@ -123,7 +123,7 @@ fn in_effect(snapshot: &TlsSnapshot) -> String {
         0 => String::new(),
         count => format!("; TLS_CLIENT_CA has {count} authorities"),
     };
-    format!("new connections get {each}{authorities}")
+    each + &authorities
 }
 
 fn warn_of_flaws(snapshot: &TlsSnapshot) {

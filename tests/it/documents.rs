@@ -341,6 +341,7 @@ fn quoted() -> Vec<Vec<String>> {
             "spool ",
             "ulimit",
             "sysctl",
+            "openssl ",
             "docker",
             "setcap",
             "fuser",
