@@ -1,14 +1,23 @@
 //! The allocator of the process: mimalloc, and for what is large a mapping of its own.
 //!
 //! A long body grows as it comes in or is decompressed. mimalloc would copy it at every step, in one
-//! turn of its core: 64 MiB took 40 ms. A mapping grows by `mremap`, which moves pages, not bytes.
+//! turn of its core: 64 MiB took 40 ms. A mapping grows by `mremap`, which moves pages, not bytes, and
+//! a core unmaps it [in steps](freed). What mimalloc has free is returned to the system [elsewhere
+//! than on a core](purge).
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
+
+mod freed;
+mod purge;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{copy_nonoverlapping, null_mut};
 
 use mimalloc::MiMalloc;
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munmap};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap};
+
+use freed::FreedMapping;
+pub use freed::{UnmapsInSteps, unmap_step};
+pub use purge::{return_free_memory, return_no_memory_while_allocating};
 
 /// Size from which on an allocation is a mapping of its own. Page faults make those dearer than what
 /// mimalloc has at hand, so bodies of the default `MAX_LENGTH` are none; and the step that leads
@@ -101,7 +110,7 @@ fn map(size: usize) -> *mut u8 {
 fn unmap(start: *mut u8, size: usize) {
     // SAFETY: `start` is one of `map` or `remap` with this size, and the caller, who frees it, has
     // no other use for it.
-    let _cannot_fail = unsafe { munmap(start.cast(), size) };
+    unsafe { FreedMapping::new(start, size) }.unmap();
 }
 
 #[cold]

@@ -8,6 +8,7 @@ mod certificates;
 mod events;
 mod exposition;
 mod file_state;
+mod memory;
 mod peers;
 mod quotas;
 mod reach;
@@ -190,6 +191,7 @@ async fn start(
     let admin = start_admin(&bind, config.admin_listen, admin_tls, admin).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
+    memory::keep_returning_it();
     for (index, listeners) in listeners.iter().enumerate() {
         let pair = Socket::pair(Domain::UNIX, Type::STREAM, None);
         let (ours, theirs) = pair.map_err(|error| format!("control channel: {error}"))?;

@@ -30,7 +30,7 @@ use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
 use pipeline::Pipeline;
 
-pub use host::{pin, return_free_memory};
+pub use host::pin;
 pub use run::{ControlSide, Setup, spawn};
 
 /// One core, for its start and its stop. Its tasks get only the parts that they need.

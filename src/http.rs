@@ -45,12 +45,23 @@ use crate::net;
 /// `max_buf_size`. nginx and the AWS load balancers also allow 16 KiB.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Most memory of one open connection, kernel buffers aside: a head of [`HEAD_BYTES_MAX`] in
-/// hyper's read buffer; hyper's write buffer of 8 KiB; 16 KiB (about 14 KiB measured) for the task
-/// with hyper's state, header fields being parsed, the socket and the allocator's rounding; and one
-/// receive buffer's bytes, copied when the core's pool was empty. Measured: 21 kB after a request,
-/// 2 kB once silent (10,000 connections), 31 to 37 KiB with 15 KiB of head in 97 fields that is
-/// incomplete or awaits its body (2,000 connections).
+/// Most memory of one open connection, kernel buffers aside; its bodies are in `MAX_BODY_BYTES`.
+///
+/// With hyper: a head of [`HEAD_BYTES_MAX`] in its read buffer; its write buffer of 8 KiB; 16 KiB
+/// (about 14 KiB measured) for the task with hyper's state, header fields being parsed, the socket
+/// and the allocator's rounding; and one receive buffer's bytes, copied when the core's pool was
+/// empty.
+///
+/// On the fast path it is no more: an incomplete head of [`HEAD_BYTES_MAX`]; 6 KiB of answers that
+/// the client does not read and one more, in a vector of up to twice that, and as many in flight,
+/// 21 KiB together; 2 KiB for the task and the socket; and the copied bytes as well.
+///
+/// Not in it: up to 24 KiB more of a client that hyper serves, sends many requests at once and reads
+/// no answer (hyper then writes into 16 KiB instead of 8, and as much is in flight), until it has
+/// been idle for long enough to be closed.
+///
+/// Measured: 21 kB after a request of hyper's, 2 kB once silent (10,000 connections), 31 to 37 KiB
+/// with 15 KiB of head in 97 fields that is incomplete or awaits its body (2,000 connections).
 pub const CONNECTION_BYTES: usize = HEAD_BYTES_MAX + (8 << 10) + (16 << 10) + net::BUFFER_BYTES;
 
 /// How much of a refused request is read and discarded so that the early answer reaches a client

@@ -33,7 +33,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
-use std::task::Waker;
 use std::time::Duration;
 
 use slab::Slab;
@@ -66,8 +65,6 @@ pub struct Net {
     files: RefCell<Slab<file::FileEntry>>,
     /// Tokens of sockets whose receive found no buffer.
     starved: RefCell<VecDeque<usize>>,
-    /// The driver's waker while it sleeps on glommio.
-    sleeper: RefCell<Option<Waker>>,
     spin: Cell<Duration>,
     nap: Cell<Duration>,
     /// Numbers sockets, because tokens are reused.
@@ -105,7 +102,6 @@ impl Net {
             sockets: RefCell::default(),
             files: RefCell::default(),
             starved: RefCell::default(),
-            sleeper: RefCell::default(),
             spin: Cell::default(),
             nap: Cell::default(),
             next_number: Cell::default(),
@@ -194,9 +190,7 @@ impl Net {
 
     /// To be called after a submission: wakes the driver if it sleeps on glommio.
     fn pushed(&self) {
-        if let Some(sleeper) = self.sleeper.take() {
-            sleeper.wake();
-        }
+        rt::call_driver();
     }
 }
 

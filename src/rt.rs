@@ -27,8 +27,8 @@ pub use futures_lite::future::yield_now;
 pub use glommio::Task;
 pub use glommio::timer::Timer;
 pub use turns::{
-    LONG_TURN, LongTurn, TaskKind, TurnObserver, end_turn, look_is_due, next_turn, observe_turns,
-    turn_now, wake_driver_when_busy, was_busy,
+    LONG_TURN, LongTurn, TaskKind, TurnObserver, call_driver, end_turn, look_is_due, next_turn,
+    observe_turns, sleep_until_called, turn_now,
 };
 
 /// Registered I/O memory of one executor, for glommio's `io_memory`. glommio pins it once for each
@@ -42,8 +42,9 @@ const IO_MEMORY_BYTES_SMALL: usize = 64 << 10;
 /// glommio's rings per executor (main, latency, poll), each of which pins the I/O memory again.
 pub const RINGS_PER_EXECUTOR: usize = 3;
 
-/// Starts a task on this executor. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run
-/// on. This call also polls it for the first time, unless the executor is due to check its rings.
+/// Starts a task on this executor, and polls it for the first time before this returns: `work` must
+/// not need what the caller has borrowed. Dropping the [`Task`] cancels it; [`Task::detach`] lets it
+/// run on.
 #[inline]
 pub fn spawn<T: 'static>(work: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_as(TaskKind::Other, work)

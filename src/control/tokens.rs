@@ -18,7 +18,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::file_state::FileState;
-use crate::core::return_free_memory;
+use crate::alloc::return_free_memory;
 use crate::http::tokens::{
     SharedTokens, TokenPlaces, TokenSet, TokensDraft, TokensError, ends_within_a_line,
 };

@@ -13,7 +13,7 @@ use socket2::Socket;
 
 use super::Core;
 use super::drain::drain;
-use super::host::{IdleMemory, pin_by_hand};
+use super::host::pin_by_hand;
 use super::turns::count_turns;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
@@ -178,7 +178,6 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     let sampler = rt::spawn_as(TaskKind::Sampler, {
         let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
         async move {
-            let mut idle_memory = IdleMemory::default();
             let mut limits = LimitSampler::default();
             let mut refusals = RefusalLog::new(core_id);
             loop {
@@ -191,7 +190,8 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
                 }
                 refusals.look(server.cells, now);
                 limits.sample(server.cells);
-                idle_memory.sample(server.conns.buffers_released.get());
+                // Unmaps what was freed while it slept.
+                rt::call_driver();
                 peers.publish_if_asked(&server.conns).await;
             }
         }

@@ -4,8 +4,10 @@
 //! and the workers add the outcomes. Only a stop drops a job without an outcome; it then wakes
 //! every waiting request. A `queued` request has none, which saves an allocation.
 //!
-//! Known gap: hyper does not read while a request is being answered. So a client that has gone away
-//! keeps its connection slot until the outcomes are known or `ACK_TIMEOUT` has passed.
+//! Known gap: nobody reads from a connection while one of its requests waits here, be it hyper's or
+//! the fast path's. So a client that has gone away keeps its connection slot until the outcomes are
+//! known or `ACK_TIMEOUT` has passed, unless earlier answers are still being sent to it: then the
+//! failed send ends the connection.
 
 use std::time::Duration;
 

@@ -305,10 +305,7 @@ impl Decoder {
             Coding::Gzip => gunzip(memory, raw, &mut out, max).await,
             Coding::Zstd => self.unzstd(memory, raw, &mut out, max).await,
         };
-        if let Err(error) = decoded {
-            out.free_in_slices().await;
-            return Err(error);
-        }
+        decoded?;
         out.shrink();
         Ok(out)
     }

@@ -48,8 +48,10 @@ use head::{FastHead, FieldsRoom, FirstBytes, end_in};
 const REQUESTS_AT_ONCE: usize = 16;
 
 /// While a client does not read more than these bytes of its answers, no more of its requests are
-/// served: as with hyper.
-const UNSENT_BYTES_MAX: usize = 16 << 10;
+/// served. As much again and one answer are in flight then, see
+/// [`CONNECTION_BYTES`](crate::http::CONNECTION_BYTES). The answers of [`REQUESTS_AT_ONCE`] mostly
+/// take less.
+const UNSENT_BYTES_MAX: usize = 6 << 10;
 
 /// Largest buffer for answers that is kept for the connection that writes the next ones.
 const ROOM_KEPT: usize = 2 * UNSENT_BYTES_MAX;
@@ -154,21 +156,25 @@ impl<'a> Conn<'a> {
             }
         }
         let phase = state.phase.get();
-        if server.stop.closed.get() && phase == ConnPhase::Idle && wire.unsent.is_empty() {
+        if server.stop.closed.get() && phase == ConnPhase::Idle && !state.is_sending(cx, stream) {
             return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::IdleOverdue)));
         }
         if listed.gives_way(server, state, stream) {
             return Poll::Ready(FastStep::End(FastEnd::Conn(ConnEnd::GaveWay)));
         }
         loop {
-            let (limit, end) = match phase {
+            let (now, config) = (clock.take().unwrap_or_else(rt::now), &server.config);
+            let end = match phase {
                 ConnPhase::Head => {
-                    ((state.since.get(), server.config.header_timeout), ConnEnd::HeadOverdue)
+                    ready!(state.poll_head_overdue(cx, stream, alarm, now, config.header_timeout))
                 }
-                _ => (state.idle_limit(&server.stop, &server.config), ConnEnd::IdleOverdue),
+                _ => {
+                    let limit = state.idle_limit(cx, stream, &server.stop, config);
+                    let is_overdue = ready!(state.poll_overdue(cx, stream, alarm, now, limit));
+                    is_overdue.then_some(ConnEnd::IdleOverdue)
+                }
             };
-            let now = clock.take().unwrap_or_else(rt::now);
-            if ready!(state.poll_overdue(cx, stream, alarm, now, limit)) {
+            if let Some(end) = end {
                 return Poll::Ready(FastStep::End(FastEnd::Conn(end)));
             }
         }
@@ -237,7 +243,7 @@ impl<'a> Conn<'a> {
             }
             FirstBytes::Partial => {
                 self.head_begins(clock);
-                wire.held.extend_from_slice(received);
+                hold(&mut wire.held, received);
                 self.state.tally.received_more(received.len());
                 (Served::NeedsMore, received.len())
             }
@@ -257,7 +263,7 @@ impl<'a> Conn<'a> {
         let more = &received[..received.len().min(HEAD_BYTES_MAX - wire.held.len())];
         let end = end_in(&wire.held, more);
         let taken = end.unwrap_or(more.len());
-        wire.held.extend_from_slice(&more[..taken]);
+        hold(&mut wire.held, &more[..taken]);
         received.take(taken);
         self.state.tally.received_more(taken);
         if end.is_none() && wire.held.len() < HEAD_BYTES_MAX {
@@ -403,7 +409,54 @@ impl<'a> Conn<'a> {
     }
 }
 
+/// Appends a part of a head. The memory grows as a vector's does, so that many small parts are
+/// cheap, but never beyond [`HEAD_BYTES_MAX`], which the parts together do not exceed.
+fn hold(held: &mut Vec<u8>, part: &[u8]) {
+    let wanted = held.len() + part.len();
+    if wanted > held.capacity() {
+        let grown = wanted.max((2 * held.capacity()).min(HEAD_BYTES_MAX));
+        held.reserve_exact(grown - held.len());
+    }
+    held.extend_from_slice(part);
+}
+
 thread_local! {
     /// Room for answers, which the connections of a core lend each other.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_head_never_takes_more_than_the_longest_one() {
+        const MOST: usize = HEAD_BYTES_MAX;
+        let bytewise = vec![1; MOST];
+        for parts in [
+            &[MOST][..],
+            &[10 << 10, 4 << 10, 2 << 10],
+            &[MOST - 1, 1],
+            &[MOST / 2 + 1, 1, MOST / 2 - 2],
+            &[1, 1, MOST - 2],
+            &[100, 200],
+            &bytewise,
+        ] {
+            let (mut held, mut grown, mut all) = (Vec::new(), 0, Vec::new());
+            for (number, part) in parts.iter().enumerate() {
+                let (part, before) = (vec![number as u8; *part], held.capacity());
+                hold(&mut held, &part);
+                all.extend_from_slice(&part);
+                grown += usize::from(held.capacity() > before);
+                assert!(
+                    held.capacity() <= MOST,
+                    "{} of {:?}",
+                    held.capacity(),
+                    &parts[..3.min(parts.len())]
+                );
+            }
+            assert!(held == all);
+            assert!(grown <= 16, "grown {grown} times");
+        }
+    }
 }

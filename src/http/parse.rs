@@ -42,7 +42,7 @@ use bytewise::{Bytewise, Came};
 use error::Flaw;
 pub use error::{BodyPosition, EnvelopeMember, ParseError};
 pub use form::BodyForm;
-pub use in_place::{mark_spans, marked_spans};
+pub use in_place::{MarkedSpans, mark_spans, marked_spans};
 use marks::Walked;
 pub use marks::{MARKS_BYTES_MAX, Marks};
 use progress::ParseProgress;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use super::client_stream::ClientStream;
+use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
 use super::peer::{ClientOrigin, Peer};
@@ -47,9 +48,11 @@ pub(super) struct ConnState {
     pub(super) body: BodyState,
     /// The peer has closed or the socket has failed, so there is no reason to linger.
     pub(super) gone: Cell<bool>,
-    /// Between requests, and hyper holds no part of the next one.
+    /// Between requests, and hyper holds no part of the next one. Only hyper's part of a connection
+    /// reads it.
     pub(super) clean: Cell<bool>,
-    /// hyper has bytes to write that the socket does not take now.
+    /// There are answers, or parts of them, that the socket does not take now: an earlier send is
+    /// still in flight.
     pub(super) unsent: Cell<bool>,
     pub(super) arrived: HeadTracker,
     /// What has come from the peer.
@@ -209,9 +212,21 @@ impl ConnState {
         self.late_read.set(None);
     }
 
+    /// Whether the socket has not taken every answer. If so, the task is woken when it has taken
+    /// more.
+    pub(super) fn is_sending(&self, cx: &mut Context<'_>, stream: &ClientStream) -> bool {
+        self.unsent.get() || stream.poll_sent(cx).is_pending()
+    }
+
     /// Since when an idle connection is judged, and its limit: `IDLE_TIMEOUT`, before its first
     /// request `HEADER_TIMEOUT`, or less once a stop has begun.
-    pub(super) fn idle_limit(&self, stop: &Stop, config: &Config) -> (Instant, Duration) {
+    pub(super) fn idle_limit(
+        &self,
+        cx: &mut Context<'_>,
+        stream: &ClientStream,
+        stop: &Stop,
+        config: &Config,
+    ) -> (Instant, Duration) {
         let since = self.since.get();
         let idle = match self.standing.has_sent.get() {
             true => config.idle_timeout,
@@ -219,14 +234,39 @@ impl ConnState {
         };
         match stop.began.get() {
             None => (since, idle),
-            Some(began) if self.unsent.get() => (since.max(began), LINGER_TIME_MAX.min(idle)),
+            Some(began) if self.is_sending(cx, stream) => {
+                (since.max(began), LINGER_TIME_MAX.min(idle))
+            }
             Some(began) => (since.max(began), STOP_IDLE_GRACE.min(idle)),
         }
     }
 
+    /// Ready once an incomplete head is overdue, with what ends the connection: mostly a 408. That
+    /// must follow the answers before it, so a client that does not read those gets
+    /// [`LINGER_TIME_MAX`] more, like one whose connection closes, and then no 408. `None` if this
+    /// process was paused.
+    pub(super) fn poll_head_overdue(
+        &self,
+        cx: &mut Context<'_>,
+        stream: &ClientStream,
+        alarm: &mut Alarm,
+        now: Instant,
+        header_timeout: Duration,
+    ) -> Poll<Option<ConnEnd>> {
+        let limit = (self.since.get(), header_timeout);
+        if !ready!(self.poll_overdue(cx, stream, alarm, now, limit)) {
+            return Poll::Ready(None);
+        }
+        if !self.unsent.get() {
+            return Poll::Ready(Some(ConnEnd::HeadOverdue));
+        }
+        let deadline = self.since.get() + header_timeout + LINGER_TIME_MAX;
+        alarm.poll(cx, now, deadline).map(|()| Some(ConnEnd::IdleOverdue))
+    }
+
     /// Ready with true once the peer has had `limit` since `since` and all that had arrived by then
-    /// has been read. Ready with false if this process was paused: then the peer gets the whole
-    /// limit again.
+    /// has been read; it stays so until a phase begins. Ready with false if this process was paused:
+    /// then the peer gets the whole limit again.
     pub(super) fn poll_overdue(
         &self,
         cx: &mut Context<'_>,
@@ -250,10 +290,10 @@ impl ConnState {
         late_read.idle_polls = if taken > late_read.taken { 0 } else { late_read.idle_polls + 1 };
         late_read.taken = taken;
         let is_stuck = late_read.idle_polls > LateRead::IDLE_POLLS_MAX;
+        self.late_read.set(Some(late_read));
         if arrived == 0 || taken >= late_read.until || is_stuck {
             return Poll::Ready(true);
         }
-        self.late_read.set(Some(late_read));
         // Other tasks run before the next poll.
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -348,7 +388,7 @@ impl ConnState {
         stream.net().turn_now();
         if let Some(since) = self.standing.lingers.get() {
             let long_enough = rt::since(since) >= LINGER_LEAST;
-            let closes = long_enough && (self.standing.unread.get() || stream.is_acknowledged());
+            let closes = long_enough && (self.standing.unread.get() || self.has_read(stream));
             self.standing.unread.set(long_enough && !closes);
             return Some((EvictionReason::Lingering, closes));
         }
@@ -363,11 +403,16 @@ impl ConnState {
             EvictionReason::BusiestPeer | EvictionReason::LongestIdle => {
                 // It may have served a request since it was chosen.
                 let idle = self.idle_since().map_or(Duration::ZERO, rt::since);
-                idle >= LINGER_TIME_MAX || idle >= IDLE_LEAST && stream.is_acknowledged()
+                idle >= LINGER_TIME_MAX || idle >= IDLE_LEAST && self.has_read(stream)
             }
         };
         let closes = is_free && self.is_between_requests() && stream.arrived() == 0;
         Some((reason, closes))
+    }
+
+    /// Whether the client's host has acknowledged every answer.
+    fn has_read(&self, stream: &ClientStream) -> bool {
+        !self.unsent.get() && stream.is_acknowledged()
     }
 
     /// The answer is ready. `length` is the length of the request's body, if known.

@@ -124,7 +124,7 @@ impl ProxiedConn<'_> {
                 }
                 Poll::Pending => {}
             }
-            let limit = state.idle_limit(&server.stop, &server.config);
+            let limit = state.idle_limit(cx, stream, &server.stop, &server.config);
             if ready!(state.poll_overdue(cx, stream, alarm, rt::now(), limit)) {
                 let stops = server.stop.began.get().is_some();
                 return Poll::Ready(Err(if stops { HeaderEnd::Quiet } else { HeaderEnd::Overdue }));

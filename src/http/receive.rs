@@ -30,8 +30,7 @@ const OWN_LEAST: usize = BUFFER_BYTES;
 const OWN_MOST: usize = 128 << 10;
 
 impl BodyReader {
-    /// Receives a body of `length` bytes. `first` are those of them that were read together with
-    /// the head, no more than `length`; if they are all, this does not wait. Reads nothing behind
+    /// Receives a body of `length` bytes, none of which was read with the head. Reads nothing behind
     /// the body.
     ///
     /// # Errors
@@ -42,16 +41,10 @@ impl BodyReader {
         &self,
         state: &ConnState,
         stream: &ClientStream,
-        first: &[u8],
         length: usize,
     ) -> Result<ChargedBytes, BodyError> {
         self.check_announced(Some(length as u64))?;
-        let mut bytes = self.memory.buffer_with(length, first)?;
-        state.body.received.set(first.len());
-        if first.len() == length {
-            return Ok(bytes);
-        }
-        let receiving = Receiving::begin(&self.memory, state, bytes);
+        let receiving = Receiving::begin(&self.memory, state, self.memory.buffer(length)?);
         while state.body.received.get() < length {
             if self.receive_waiting(state, stream)? {
                 rt::yield_now().await;
@@ -59,7 +52,7 @@ impl BodyReader {
                 poll_fn(|cx| self.poll_delivered(cx, state, stream)).await?;
             }
         }
-        bytes = receiving.end()?;
+        let mut bytes = receiving.end()?;
         bytes.shrink();
         Ok(bytes)
     }
@@ -207,8 +200,7 @@ mod tests {
         })
     }
 
-    /// Any length in any pieces, and any part of it with the head: the same bytes, exactly charged,
-    /// and nothing behind them is read.
+    /// Any length in any pieces: the same bytes, exactly charged, and nothing behind them is read.
     #[test]
     fn the_bytes_are_those_that_were_sent_however_they_come() {
         let seed = rt::random();
@@ -226,11 +218,8 @@ mod tests {
                 };
                 let conn = Conn::new(&net);
                 let (whole, seed) = (body(length, rng.u64(..)), rng.u64(..));
-                let most = [0, 100, BUFFER_BYTES][rng.usize(..3)].min(length);
-                let first = rng.usize(..=most);
-                let sender = send(&conn.client, [&whole[first..], b"NEXT"].concat(), seed);
-                let received =
-                    reader.receive(&conn.state, &conn.stream, &whole[..first], length).await;
+                let sender = send(&conn.client, [&whole[..], b"NEXT"].concat(), seed);
+                let received = reader.receive(&conn.state, &conn.stream, length).await;
                 let mut received = received.unwrap();
                 assert!(received.as_slice() == whole, "seed {seed}: {length} bytes");
                 assert_eq!(cells.body_bytes.value(), received.retained() as u64);
@@ -239,7 +228,7 @@ mod tests {
                 assert!(received.retained() <= longest.max(4 << 10), "it has shrunk");
                 assert_eq!(&*received.padded(), whole);
                 let tallied = conn.state.tally.received();
-                assert_eq!(tallied, (length - first) as u64);
+                assert_eq!(tallied, length as u64);
                 assert!(sender.join().unwrap());
                 conn.client.shutdown(std::net::Shutdown::Write).unwrap();
                 assert_eq!(conn.rest().await, b"NEXT");
@@ -250,19 +239,21 @@ mod tests {
     }
 
     #[test]
-    fn what_came_with_the_head_is_not_waited_for() {
+    fn what_came_with_the_head_is_one_allocation() {
         let (reader, cells) = reader(64 << 20);
         rt::run_test(async {
             let conn = Conn::new(&Net::here().unwrap());
             for length in [0, 1, 63, 64, 65, 4_031, 4_032, 4_033, 4_096, 16_000, 200_000] {
                 let whole = body(length, 1);
-                let receiving = reader.receive(&conn.state, &conn.stream, &whole, length);
-                let received = poll_once(receiving).await.expect("it is here").unwrap();
+                let received = reader.whole(&whole).unwrap();
                 assert_eq!(received.as_slice(), whole);
-                assert_eq!(received.retained(), length + BODY_PADDING, "one allocation");
-                assert_eq!(conn.state.body.received.get(), length);
+                assert_eq!(received.retained(), length + BODY_PADDING);
             }
-            let too_long = reader.receive(&conn.state, &conn.stream, b"", LENGTH_MAX + 1);
+            let nothing = reader.receive(&conn.state, &conn.stream, 0);
+            let nothing = poll_once(nothing).await.expect("it is here").unwrap();
+            assert_eq!(nothing.as_slice(), b"");
+            drop(nothing);
+            let too_long = reader.receive(&conn.state, &conn.stream, LENGTH_MAX + 1);
             assert_eq!(too_long.await.err(), Some(BodyError::TooLarge { max: LENGTH_MAX }));
             assert_eq!(cells.body_bytes.value(), 0);
         });
@@ -275,8 +266,8 @@ mod tests {
         rt::run_test(async {
             let mut conn = Conn::new(&Net::here().unwrap());
             let state = conn.state.clone();
-            let mut receiving = Box::pin(reader.receive(&state, &conn.stream, b"{", LENGTH_MAX));
-            let mut sent = 1;
+            let mut receiving = Box::pin(reader.receive(&state, &conn.stream, LENGTH_MAX));
+            let mut sent = 0;
             for piece in [0, 10, 5_000, 50_000, 20_000, 300_000, 1_000_000, 3_000_000] {
                 conn.client.set_nonblocking(true).unwrap();
                 let mut left = piece;
@@ -313,7 +304,7 @@ mod tests {
                         socket2::SockRef::from(&client).set_linger(at_once).unwrap();
                     }
                 });
-                let received = reader.receive(&state, &stream, b"", 1_000_000).await;
+                let received = reader.receive(&state, &stream, 1_000_000).await;
                 closing.join().unwrap();
                 let error = received.err().expect("it is not complete");
                 assert!(matches!(error, BodyError::Disconnected(_)), "{error:?}");
@@ -332,7 +323,7 @@ mod tests {
             let stalled = Conn::new(&net);
             let state = stalled.state.clone();
             let sender = send(&stalled.client, body(LENGTH - 1, 3), 3);
-            let mut receiving = Box::pin(reader.receive(&state, &stalled.stream, b"", LENGTH));
+            let mut receiving = Box::pin(reader.receive(&state, &stalled.stream, LENGTH));
             while state.body.received.get() < LENGTH - 1 {
                 assert!(poll_once(&mut receiving).await.is_none());
                 reader.memory.body_waits(&state, rt::now());
@@ -344,7 +335,7 @@ mod tests {
             // Its memory is needed.
             let other = Conn::new(&net);
             let sender = send(&other.client, body(LENGTH, 4), 4);
-            let received = reader.receive(&other.state, &other.stream, b"", LENGTH).await.unwrap();
+            let received = reader.receive(&other.state, &other.stream, LENGTH).await.unwrap();
             assert_eq!(received.as_slice(), body(LENGTH, 4));
             assert!(sender.join().unwrap());
             assert_eq!(cells.bodies_evicted.value(), 1);
@@ -375,7 +366,7 @@ mod tests {
                     let _sender = send(&client, body(length, seed), seed);
                     let reader = reader.clone();
                     let task = rt::spawn(async move {
-                        let received = reader.receive(&state, &stream, b"", length).await;
+                        let received = reader.receive(&state, &stream, length).await;
                         assert!(received.unwrap().as_slice() == body(length, seed), "seed {seed}");
                         drop(client);
                     });

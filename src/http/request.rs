@@ -26,7 +26,10 @@ use super::fields::{Fields, HeadView, KnownField};
 use super::forwarded::{self, ForwardedClient};
 use super::media_type;
 use super::meta::Wrapper;
-use super::parse::{self, BodyForm, Collection, Envelope, ParseError, SMALL_BODY_BYTES, Scratch};
+use super::parse::Scratch;
+use super::parse::{
+    self, BodyForm, Collection, Envelope, MarkedSpans, ParseError, SMALL_BODY_BYTES,
+};
 use super::phase::ConnState;
 use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
@@ -449,6 +452,8 @@ enum Tried {
 pub(super) struct NoRoom {
     need: Need,
     body: ChargedBytes,
+    /// Its payloads, noted in the body; `None` if their wrapping shows where they are.
+    marked: Option<MarkedSpans>,
     facts: RequestFacts,
     /// Where its payloads are counted besides the totals.
     counted: Option<AcceptedCells>,
@@ -463,7 +468,7 @@ impl Intake {
     /// Admits the payloads of a body if there is room now.
     fn admit_now(
         &self,
-        body: ChargedBytes,
+        mut body: ChargedBytes,
         payloads: &[Span],
         facts: RequestFacts,
         ack: Ack,
@@ -483,7 +488,12 @@ impl Intake {
             Some(permit) => {
                 Tried::Admitted(self.enqueue(permit, body, payloads, facts, ack, counted))
             }
-            None => Tried::NoRoom(NoRoom { need, body, facts, counted }),
+            None => {
+                let is_wrapped = facts.values.is_wrapped();
+                let marked =
+                    (!is_wrapped).then(|| parse::mark_spans(body.as_mut_slice(), payloads));
+                Tried::NoRoom(NoRoom { need, body, marked, facts, counted })
+            }
         })
     }
 

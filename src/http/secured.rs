@@ -249,7 +249,7 @@ impl SecuredConn<'_> {
         loop {
             let limit = match server.stop.began.get() {
                 None => (state.since.get(), acceptor.timeout),
-                Some(_) => state.idle_limit(&server.stop, &server.config),
+                Some(_) => state.idle_limit(cx, stream, &server.stop, &server.config),
             };
             if !ready!(state.poll_overdue(cx, stream, alarm, rt::now(), limit)) {
                 continue;

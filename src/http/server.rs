@@ -65,8 +65,6 @@ pub struct Conns {
     open: RefCell<HashMap<u64, Rc<ConnState>>>,
     order: RefCell<EvictionOrder>,
     next: Cell<u64>,
-    /// How often a connection has released hyper's buffers because it was silent.
-    pub buffers_released: Cell<u64>,
     /// Listeners that are open.
     accepting: Cell<usize>,
     /// What the peers of these connections have done.
@@ -221,7 +219,8 @@ impl RegisteredConn<'_> {
         stream: &ClientStream,
     ) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
-            self.conns.order.borrow_mut().file(self.number, state.since.get(), true);
+            let in_first_head = state.activity().in_first_head;
+            self.conns.order.borrow_mut().file(self.number, state.since.get(), in_first_head);
         }
         let Some((reason, closes)) = state.gives_way(stream) else { return false };
         if closes {
@@ -251,7 +250,6 @@ impl Conns {
             open: RefCell::default(),
             order: RefCell::default(),
             next: Cell::new(0),
-            buffers_released: Cell::new(0),
             accepting: Cell::new(listeners),
             peers: PeerTables::default(),
             logs: ConnLogs::default(),

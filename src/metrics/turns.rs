@@ -92,7 +92,7 @@ impl Collector for TurnCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let cores = || self.cells.iter().map(|cells| &cells.turns).zip(&self.core_ids);
         let seconds = |ns: u64| ns as f64 / 1e9;
-        let help = "Time between two looks of a core at its sockets";
+        let help = "Time in which a core ran tasks between two looks at its sockets";
         let mut family =
             encoder.encode_descriptor("core_turn", help, Some(&Unit::Seconds), HISTOGRAM)?;
         for (turns, id) in cores() {
@@ -105,8 +105,7 @@ impl Collector for TurnCollector {
             let ran = turns.sum_ns.value().saturating_sub(turns.off_cpu_ns.value());
             encode(&mut family, *id, &turns.ran(), seconds(ran))?;
         }
-        let (name, help) =
-            ("core_long_turns", "TurnCells of 1 ms or more, by what took most of it");
+        let (name, help) = ("core_long_turns", "Turns of 1 ms or more, by what took most of them");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (turns, id) in cores() {
             let tasks = TaskKind::ALL.iter().map(|task| task.name()).chain([DESCHEDULED]);

@@ -1,23 +1,24 @@
 //! The driver: the task that submits, reads completions and wakes the tasks that wait for them.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use slab::Slab;
 
 use super::ring::{self, Completion, OpResult, Ring};
 use super::socket::{ReceiveEnd, ReceiveOp, SendState, SocketEntry, code};
 use super::{Net, file};
+use crate::alloc;
 use crate::rt::{self, TaskKind, yield_now};
-use crate::sync::Signal;
 
 /// Bytes and connections that one turn hands to tasks. A small request takes the core 10 to 20 µs, so
 /// these take half a millisecond, after which their answers leave and the rest of what has arrived
 /// follows. Without a bound, 256 buffers of the pool made turns of 5 ms.
 const WOKEN_MAX: usize = 32;
+
+/// While receives find no buffer, readers may hold this many without having read them: most of the
+/// pool stays with those that do read, and a turn seldom has to look at all sockets.
+const HELD_MAX: usize = ring::BUFFERS as usize / 4;
 
 impl Net {
     /// Lets every task run that is ready, then submits what they have written.
@@ -47,6 +48,9 @@ impl Net {
         woken_max: usize,
     ) -> bool {
         let mut ring = self.ring.borrow_mut();
+        if !self.starved.borrow().is_empty() {
+            self.refill_starved(&mut ring, &mut self.sockets.borrow_mut());
+        }
         // An error here is the ring's own; the core cannot go on without its sockets.
         if !enter(&mut ring).expect("the kernel keeps accepting a ring that it created") {
             return false;
@@ -60,16 +64,13 @@ impl Net {
             self.completed(&mut ring, &mut sockets, completion);
             woken += usize::from(brings_work);
         }
-        if !self.starved.borrow().is_empty() {
-            self.refill_starved(&mut ring, &mut sockets);
-        }
         true
     }
 
     /// Handles one completion. It wakes tasks while `ring` and `sockets` are borrowed: a waker of
     /// glommio only queues its task and runs no code of it.
     fn completed(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>, completion: Completion) {
-        let Completion { token, result } = completion;
+        let Completion { token, result, continues } = completion;
         let result = match result {
             OpResult::Synced(synced) => {
                 return file::synced(&mut self.files.borrow_mut(), token, synced);
@@ -77,18 +78,22 @@ impl Net {
             socket_result => socket_result,
         };
         let entry = &mut sockets[token];
-        entry.in_flight -= 1;
+        entry.in_flight -= u32::from(!continues);
         let waker = match result {
             OpResult::Received(received) => {
                 let was_readable = entry.receive.is_readable();
-                entry.receive.operation = ReceiveOp::Idle;
+                if !continues {
+                    entry.receive.operation = ReceiveOp::Idle;
+                }
                 match received {
                     Ok(Some(buffer)) if entry.abandoned => ring.give_back(buffer),
-                    Ok(Some(buffer)) => entry.receive.add(ring, buffer),
+                    Ok(Some(buffer)) => entry.received(ring, buffer),
                     Err(e) if ring::is_exhausted(&e) && !entry.abandoned => {
                         entry.receive.operation = ReceiveOp::Starved;
                         self.starved.borrow_mut().push_back(token);
                     }
+                    // An end that was found before stays, and this is what it has cancelled.
+                    Ok(None) | Err(_) if entry.receive.end.is_some() => {}
                     Ok(None) => entry.receive.end = Some(ReceiveEnd::Closed),
                     Err(e) => entry.receive.end = Some(ReceiveEnd::Failed(code(&e))),
                 }
@@ -121,21 +126,32 @@ impl Net {
         }
     }
 
-    /// Called when the pool was empty: copies unread buffers so that they return to the pool, and
-    /// repeats the receives that had found none.
+    /// Called at the start of a turn if receives have found no buffer: repeats as many of them as
+    /// there are buffers now, in the order in which they failed. More would only fail again, in this
+    /// turn and in each that follows. If readers that do not come hold many buffers, these are copied
+    /// first. So there are some as soon as no completion is left that brings one, and all completions
+    /// are read before the driver sleeps.
     fn refill_starved(&self, ring: &mut Ring, sockets: &mut Slab<SocketEntry>) {
-        for (_, entry) in sockets.iter_mut() {
-            entry.receive.copy_unread(ring);
+        if ring.held_buffers() > HELD_MAX {
+            for (_, entry) in sockets.iter_mut() {
+                entry.receive.copy_unread(ring);
+            }
         }
-        for token in self.starved.take() {
+        let mut free = ring.free_buffers();
+        let mut starved = self.starved.borrow_mut();
+        while free > 0
+            && let Some(token) = starved.pop_front()
+        {
             // By now the token may belong to another socket.
             if let Some(entry) = sockets.get_mut(token)
                 && entry.receive.operation == ReceiveOp::Starved
+                && !entry.abandoned
             {
                 entry.receive.operation = ReceiveOp::Idle;
                 // What is unread is read first.
                 if !entry.receive.is_readable() {
-                    entry.begin_receive(ring, token);
+                    entry.repeat_receive(ring, token);
+                    free -= 1;
                 }
             }
         }
@@ -144,8 +160,8 @@ impl Net {
 
 /// The driver: takes turns while operations complete, otherwise sleeps until one does.
 pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
-    let signalled = Rc::<Signal>::default();
-    let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd, signalled.clone()));
+    let _watching = rt::spawn_as(TaskKind::Sockets, watch(eventfd));
+    let _unmaps_in_steps = alloc::UnmapsInSteps::begin();
     net.ring.borrow_mut().enable_eventfd(false);
     loop {
         while look(&net) {
@@ -156,21 +172,23 @@ pub(super) async fn drive(net: Rc<Net>, eventfd: glommio::io::BufferedFile) {
         }
         net.ring.borrow_mut().enable_eventfd(true);
         // An operation may have completed before the eventfd was enabled.
-        if !net.turn() {
-            rt::end_turn();
-            sleep(&net, &signalled).await;
+        if net.turn() {
+            rt::next_turn();
+        } else {
+            rt::sleep_until_called().await;
         }
         net.ring.borrow_mut().enable_eventfd(false);
-        rt::next_turn();
         yield_now().await;
     }
 }
 
-/// One turn of the ring, which ends a turn of the core and begins the next.
+/// One turn of the ring, which ends a turn of the core and begins the next. True if there is more to
+/// do.
 fn look(net: &Net) -> bool {
     let completed = net.turn();
     rt::next_turn();
-    completed
+    let unmaps = alloc::unmap_step();
+    completed || unmaps
 }
 
 /// Polls for as long as `Net::set_spin` says; true as soon as something has completed.
@@ -201,8 +219,13 @@ async fn nap(net: &Net) -> bool {
         return true;
     }
     rt::end_turn();
-    let completed = net.turn_with(|ring| ring.nap(limit), WOKEN_MAX);
-    rt::next_turn();
+    let nap = |ring: &mut Ring| {
+        let completed = ring.nap(limit);
+        // What has completed is handled in the next turn.
+        rt::next_turn();
+        completed
+    };
+    let completed = net.turn_with(nap, WOKEN_MAX);
     if completed {
         // What these tasks write is submitted in the next turn.
         yield_now().await;
@@ -210,31 +233,11 @@ async fn nap(net: &Net) -> bool {
     completed
 }
 
-/// Raises `signalled` whenever the eventfd is. A task of its own, because a read of glommio keeps
-/// the waker of every poll until it ends, and may outlast any number of the driver's sleeps.
-async fn watch(eventfd: glommio::io::BufferedFile, signalled: Rc<Signal>) {
+/// Calls the driver whenever the eventfd is signalled. A task of its own, because a read of glommio
+/// keeps the waker of every poll until it ends, and may outlast any number of the driver's sleeps.
+async fn watch(eventfd: glommio::io::BufferedFile) {
     loop {
         eventfd.read_at(0, 8).await.expect("an event descriptor can be read");
-        signalled.raise();
+        rt::call_driver();
     }
-}
-
-/// Sleeps on glommio until the eventfd is signalled, a task has pushed a submission or the executor
-/// is busy.
-async fn sleep(net: &Net, signalled: &Signal) {
-    let mut asleep = false;
-    let mut signalled = pin!(signalled.wait());
-    poll_fn(|cx| {
-        // `Net::pushed` has taken the waker.
-        let is_called = asleep && (net.sleeper.borrow().is_none() || rt::was_busy());
-        if signalled.as_mut().poll(cx).is_ready() || is_called {
-            net.sleeper.take();
-            return Poll::Ready(());
-        }
-        asleep = true;
-        rt::wake_driver_when_busy(cx.waker());
-        net.sleeper.replace(Some(cx.waker().clone()));
-        Poll::Pending
-    })
-    .await
 }

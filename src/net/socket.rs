@@ -1,11 +1,17 @@
 //! The state of one socket: what it has received, what it sends, and which operations are in flight.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ring::{Buffer, Outgoing, Ring};
 use crate::sync::keep_waker;
+
+/// Most bytes that a continuous receive may leave unread: many times an error document. A peer that
+/// sends more than anybody asked for loses its connection.
+const CONTINUOUS_BYTES_MAX: usize = 64 << 10;
 
 /// One socket as the driver sees it. It outlives its [`Stream`](super::Stream) until its operations have ended.
 pub(super) struct SocketEntry {
@@ -25,9 +31,14 @@ pub(super) struct SocketEntry {
 
 /// What has arrived on a socket, and the receive that brings more. That begins only when a task
 /// waits and nothing is unread, and gives a limited number of bytes ([`Ring::receive`]), which
-/// bounds what is unread here.
+/// bounds what is unread here; on a socket that receives continuously, its reader does that.
 #[derive(Default)]
 pub(super) struct ReceiveState {
+    /// A receive brings bytes again and again ([`Ring::receive_continuously`]).
+    pub(super) is_continuous: bool,
+    /// A continuous receive has brought bytes, and nothing was sent since, which would fail after a
+    /// reset.
+    may_be_reset: bool,
     pub(super) unread: UnreadBytes,
     pub(super) operation: ReceiveOp,
     /// Nothing follows what is unread.
@@ -117,9 +128,9 @@ impl ReceiveState {
         unread + usize::from(self.end.is_some())
     }
 
-    /// Adds what a receive has brought.
-    pub(super) fn add(&mut self, ring: &mut Ring, buffer: Buffer) {
+    fn add(&mut self, ring: &mut Ring, buffer: Buffer) {
         self.more_arrived = buffer.more();
+        self.may_be_reset = self.is_continuous;
         if let UnreadBytes::Nothing = self.unread {
             self.unread = UnreadBytes::Held(buffer, 0);
             return;
@@ -178,8 +189,39 @@ impl SocketEntry {
     pub(super) fn begin_receive(&mut self, ring: &mut Ring, token: usize) {
         self.receive.operation = ReceiveOp::InFlight;
         self.in_flight += 1;
+        if self.receive.is_continuous {
+            return ring.receive_continuously(self.fd.as_fd(), token);
+        }
         let arrived = std::mem::take(&mut self.receive.more_arrived);
         ring.receive(self.fd.as_fd(), token, arrived);
+    }
+
+    /// Adds what a receive has brought.
+    pub(super) fn received(&mut self, ring: &mut Ring, buffer: Buffer) {
+        self.receive.add(ring, buffer);
+        let unread = self.receive.arrived();
+        if self.receive.is_continuous && self.receive.end.is_none() && unread > CONTINUOUS_BYTES_MAX
+        {
+            self.receive.end = Some(ReceiveEnd::Failed(libc::EMSGSIZE));
+            ring.cancel(self.fd.as_fd());
+        }
+    }
+
+    /// Called when a reader waits. Looks for a reset that came together with the bytes that were
+    /// brought last, of which a continuous receive does not tell. At most one system call after
+    /// bytes.
+    pub(super) fn look_for_reset(&mut self) -> Option<io::Result<usize>> {
+        if !std::mem::take(&mut self.receive.may_be_reset) || !is_reset(self.fd.as_fd()) {
+            return None;
+        }
+        self.receive.end = Some(ReceiveEnd::Failed(libc::ECONNRESET));
+        self.receive.ended().map(|ended| ended.map(|()| 0))
+    }
+
+    /// Repeats a receive that found no buffer: its bytes, or the peer's end, have arrived.
+    pub(super) fn repeat_receive(&mut self, ring: &mut Ring, token: usize) {
+        self.receive.more_arrived = true;
+        self.begin_receive(ring, token);
     }
 
     pub(super) fn begin_send(
@@ -189,6 +231,7 @@ impl SocketEntry {
         outgoing: Outgoing,
         from: usize,
     ) {
+        self.receive.may_be_reset = false;
         self.send = SendState::InFlight { sent: from };
         self.in_flight += 1;
         ring.send(self.fd.as_fd(), token, outgoing, from);
@@ -243,6 +286,13 @@ impl SocketEntry {
             }
         }
     }
+}
+
+/// Whether the kernel has given the connection up.
+fn is_reset(fd: BorrowedFd<'_>) -> bool {
+    // An error and the end of both directions need not be asked for.
+    let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|found| found > 0)
 }
 
 pub(super) fn code(error: &io::Error) -> i32 {

@@ -45,6 +45,9 @@ impl Stream {
         if let Some(read) = entry.receive.read(&mut ring, take) {
             return Poll::Ready(read);
         }
+        if let Some(reset) = entry.look_for_reset() {
+            return Poll::Ready(reset);
+        }
         keep_waker(&mut entry.reader, cx);
         if entry.receive.operation == ReceiveOp::Idle {
             entry.begin_receive(&mut ring, self.token);
@@ -52,6 +55,13 @@ impl Stream {
             self.net.pushed();
         }
         Poll::Pending
+    }
+
+    /// From now on, one receive brings bytes again and again, which costs less than one for each
+    /// message. For connections whose reader takes all that comes and then drops it or sends: what
+    /// arrives is not held up in the kernel if nobody reads it.
+    pub fn receive_continuously(&self) {
+        self.net.sockets.borrow_mut()[self.token].receive.is_continuous = true;
     }
 
     /// Waits until a read would not wait: for bytes, the peer's end or an error.

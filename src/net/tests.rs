@@ -3,6 +3,7 @@ use crate::rt::{self, sleep, yield_now};
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake, ready};
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use socket2::SockRef;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -279,6 +281,50 @@ fn readers_that_do_not_come_keep_no_buffers_from_the_others() {
     });
 }
 
+/// Nearly all buffers are lent to readers, and the peers of many sockets send at once: their
+/// receives find no buffer. Each is repeated when there is one for it, not in every turn until then.
+#[test]
+fn receives_that_find_no_buffer_are_repeated_once() {
+    const FREE: usize = 4;
+    const WAITING: usize = 200;
+    with_net(async |net| {
+        let pair = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            (net.stream(ours), theirs)
+        };
+        let held: Vec<_> = (0..usize::from(ring::BUFFERS) - FREE).map(|_| pair()).collect();
+        let mut lent = Vec::new();
+        for (ours, theirs) in &held {
+            let mut theirs = theirs;
+            theirs.write_all(b"lent").unwrap();
+            lent.push(poll_fn(|cx| ours.poll_received(cx)).await.unwrap().unwrap());
+        }
+        let (mut readers, mut peers) = (Vec::new(), Vec::new());
+        let before = net.ring.borrow().receives;
+        for n in 0..WAITING {
+            let (mut ours, theirs) = pair();
+            readers.push(rt::spawn(async move {
+                let mut bytes = [0; 8];
+                ours.read_exact(&mut bytes).await.unwrap();
+                assert_eq!(u64::from_le_bytes(bytes), n as u64);
+            }));
+            peers.push(theirs);
+        }
+        net.run_tasks_and_turn().await;
+        for (n, theirs) in peers.iter_mut().enumerate() {
+            theirs.write_all(&(n as u64).to_le_bytes()).unwrap();
+        }
+        for reader in readers {
+            reader.await;
+        }
+        let receives = net.ring.borrow().receives - before;
+        assert!(receives > WAITING, "there were buffers for all");
+        assert!(receives <= 2 * WAITING, "{receives} receives of {WAITING} sockets");
+        assert!(lent.iter().all(|bytes| &bytes[..] == b"lent"));
+    });
+}
+
 #[test]
 fn a_dropped_stream_is_closed_while_it_waits() {
     with_net(async |net| {
@@ -315,6 +361,75 @@ fn the_peers_end_and_failures_are_told() {
         sleep(Duration::from_millis(5)).await;
         let refused = net.connect(address).await.err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
+
+/// Arms a continuous receive of ours.
+async fn receive_continuously(ours: &Stream) {
+    ours.receive_continuously();
+    assert!(ours.is_silent());
+    sleep(Duration::from_millis(20)).await;
+}
+
+#[test]
+fn a_continuous_receive_brings_one_message_after_another_and_the_end() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        receive_continuously(&ours).await;
+        for n in 0..1000_u64 {
+            theirs.write_all(&n.to_le_bytes()).unwrap();
+            let mut bytes = [0; 8];
+            ours.read_exact(&mut bytes).await.unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), n);
+        }
+        assert_eq!(net.ring.borrow().receives, 1);
+        theirs.write_all(b"last").unwrap();
+        drop(theirs);
+        let mut rest = Vec::new();
+        ours.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"last");
+    });
+}
+
+/// The kernel tells a continuous receive of the bytes, and of nothing else.
+#[test]
+fn a_reset_that_comes_with_bytes_is_found() {
+    with_net(async |net| {
+        for is_continuous in [false, true] {
+            let (mut ours, mut theirs) = pair(net).await;
+            if is_continuous {
+                receive_continuously(&ours).await;
+            }
+            // Both arrive before the driver looks.
+            theirs.write_all(b"half of an ans").unwrap();
+            SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(theirs);
+            let mut bytes = [0; 14];
+            ours.read_exact(&mut bytes).await.unwrap();
+            let error = ours.read_exact(&mut bytes).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{is_continuous}");
+        }
+    });
+}
+
+#[test]
+fn what_nobody_reads_ends_a_continuous_receive() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        receive_continuously(&ours).await;
+        let sender = thread::spawn(move || theirs.write_all(&noise(64 << 20)).unwrap_err());
+        let unread = || net.sockets.borrow()[ours.token].receive.arrived();
+        while net.sockets.borrow()[ours.token].receive.end.is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_millis(50)).await;
+        // The bound, and what the kernel may post in the turn in which it is reached.
+        assert!(unread() <= (64 << 10) + ring::MEMORY_BYTES, "{}", unread());
+        let mut all = Vec::new();
+        let error = ours.read_to_end(&mut all).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        drop(ours);
+        sender.join().unwrap();
     });
 }
 
@@ -463,4 +578,67 @@ fn a_nap_ends_with_what_arrives_and_holds_up_no_other_task() {
         net.set_nap(Duration::ZERO);
         writer.join().unwrap();
     });
+}
+
+#[derive(Default)]
+struct SeenTurns(RefCell<Vec<Duration>>);
+
+impl rt::TurnObserver for SeenTurns {
+    fn turn(&self, length: Duration) {
+        self.0.borrow_mut().push(length);
+    }
+    fn long_turn(&self, _: &rt::LongTurn) {}
+}
+
+/// Goal: every stretch of work is in one turn, whatever the driver did when it began (it looked,
+/// napped or slept on glommio), and waiting is in none. Method: work of random length, in random
+/// pieces, behind random waits.
+#[test]
+fn turns_hold_all_work_once_and_no_waiting() {
+    let seed = rt::random();
+    println!("seed {seed}");
+    let mut rng = rt::Rng::with_seed(seed);
+    for (nap_ms, foreign) in [(0, false), (1, false), (1, true), (20, false)] {
+        with_net(async |net| {
+            net.set_nap(Duration::from_millis(nap_ms));
+            let _no_nap = foreign.then(rt::foreign_wait);
+            let (mut ours, mut theirs) = pair(net).await;
+            sleep(Duration::from_millis(10)).await;
+            let turns: &'static SeenTurns = Box::leak(Box::default());
+            rt::observe_turns(turns);
+            let started = Instant::now();
+            let (mut worked, mut waited) = (Duration::ZERO, Duration::ZERO);
+            for _ in 0..40 {
+                let wait = Duration::from_millis(rng.u64(1..15));
+                sleep(wait).await;
+                waited += wait;
+                if rng.bool() {
+                    theirs.write_all(b"!").unwrap();
+                    ours.read_exact(&mut [0]).await.unwrap();
+                }
+                let (tasks, pieces) = (rng.u32(1..20), rng.u32(1..4));
+                let piece = Duration::from_micros(rng.u64(1..500));
+                let work = |_| async move {
+                    for _ in 0..pieces {
+                        let begun = Instant::now();
+                        while begun.elapsed() < piece {}
+                        yield_now().await;
+                    }
+                };
+                let ready: Vec<_> = (0..tasks).map(work).map(rt::spawn).collect();
+                for task in ready {
+                    task.await;
+                }
+                worked += tasks * pieces * piece;
+            }
+            // Ends the last turn.
+            sleep(Duration::from_millis(10)).await;
+            let awake = started.elapsed() - waited;
+            let counted: Duration = turns.0.borrow().iter().sum();
+            let seen = format!("worked {worked:?}, counted {counted:?}, awake {awake:?}");
+            println!("{seen}, waited {waited:?}");
+            assert!(counted >= worked, "{seen}");
+            assert!(counted <= awake + waited / 4, "{seen}, waited {waited:?}");
+        });
+    }
 }

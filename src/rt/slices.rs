@@ -35,38 +35,62 @@ const WORKER_NAME: &[u8] = b"iou-wrk-";
 /// Most often that the threads are listed.
 const LIST_EVERY: Duration = Duration::from_millis(500);
 
-/// What was listed last.
-struct ThreadList {
-    /// Numbers of the threads that were seen, ascending.
+/// The workers whose slices are set.
+struct ShortWorkers {
+    /// Numbers of their threads, ascending.
     threads: Vec<i32>,
-    at: Option<Instant>,
+    /// When the threads were listed last.
+    listed: Option<Instant>,
 }
 
 #[expect(clippy::disallowed_types, reason = "not on a core, and nobody waits for it")]
-static LISTED: std::sync::Mutex<ThreadList> =
-    std::sync::Mutex::new(ThreadList { threads: Vec::new(), at: None });
+static SHORT: std::sync::Mutex<ShortWorkers> =
+    std::sync::Mutex::new(ShortWorkers { threads: Vec::new(), listed: None });
 
-/// Sets the slices of those io-wq workers of this process that it has not seen before, at most every
-/// [`LIST_EVERY`]. Reads files, so it must not run on a core.
+/// Sets the slices of those io-wq workers of this process whose slices it has not set before, at
+/// most every [`LIST_EVERY`]. Reads files, so it must not run on a core.
 ///
 /// # Errors
-/// The threads cannot be listed, or the kernel refuses it.
+/// The threads cannot be listed, or the kernel refuses it for some worker; the others have their
+/// slices.
 pub fn shorten_worker_slices() -> io::Result<()> {
     // Whoever holds it does what is to be done.
-    let Ok(mut listed) = LISTED.try_lock() else { return Ok(()) };
-    if listed.at.is_some_and(|at| since(at) < LIST_EVERY) {
+    let Ok(mut short) = SHORT.try_lock() else { return Ok(()) };
+    if short.listed.is_some_and(|at| since(at) < LIST_EVERY) {
         return Ok(());
     }
     let threads = list_threads()?;
-    for thread in threads.iter().filter(|thread| listed.threads.binary_search(thread).is_err()) {
-        match is_worker(*thread).then(|| set_slice(*thread, WORKER_SLICE)) {
-            // It may have ended by now.
-            Some(Err(error)) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
-            _ => {}
-        }
-    }
-    *listed = ThreadList { threads, at: Some(now()) };
-    Ok(())
+    short.listed = Some(now());
+    shorten_new(&mut short.threads, &threads, |thread| match is_worker(thread) {
+        true => set_slice(thread, WORKER_SLICE).map(|()| true),
+        false => Ok(false),
+    })
+}
+
+/// Calls `shorten` for those of `threads` (ascending) that are not in `short`, the threads whose
+/// slices are set. It returns false for one that is no worker, or none yet: a new worker has its
+/// creator's name until it runs. Afterwards `short` has those of `threads` whose slices are set.
+///
+/// # Errors
+/// The first error of `shorten`; the other threads got their turn.
+fn shorten_new(
+    short: &mut Vec<i32>,
+    threads: &[i32],
+    mut shorten: impl FnMut(i32) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut first_error = Ok(());
+    let has_it = |thread: &i32| {
+        short.binary_search(thread).is_ok()
+            || shorten(*thread).unwrap_or_else(|error| {
+                // It may have ended by now.
+                if first_error.is_ok() && error.raw_os_error() != Some(libc::ESRCH) {
+                    first_error = Err(error);
+                }
+                false
+            })
+    };
+    *short = threads.iter().copied().filter(has_it).collect();
+    first_error
 }
 
 #[expect(clippy::disallowed_methods, reason = "not on a core")]
@@ -125,6 +149,38 @@ mod tests {
     }
 
     #[test]
+    fn every_worker_gets_its_slice_whatever_happens_to_others() {
+        const EPERM: Result<bool, i32> = Err(libc::EPERM);
+        const GONE: Result<bool, i32> = Err(libc::ESRCH);
+        type Round<'a> = (&'a [(i32, Result<bool, i32>)], Option<i32>, &'a [i32]);
+        // In each round the threads and what becomes of them if they are asked, the error, and those
+        // that have their slices then.
+        let rounds: [Round<'_>; 7] = [
+            (&[(1, Ok(false)), (5, EPERM), (6, Ok(true))], Some(libc::EPERM), &[6]),
+            // What was refused is tried again, and so is what was no worker.
+            (&[(1, Ok(true)), (5, EPERM), (6, EPERM)], Some(libc::EPERM), &[1, 6]),
+            (&[(1, EPERM), (5, Ok(true)), (6, EPERM)], None, &[1, 5, 6]),
+            // One that has ended is no error, nor is it known any longer.
+            (&[(1, EPERM), (6, EPERM), (7, GONE), (8, Ok(true))], None, &[1, 6, 8]),
+            (&[(5, Ok(false)), (7, Ok(true)), (8, EPERM)], None, &[7, 8]),
+            (&[(2, Err(libc::EINVAL)), (3, EPERM), (4, Ok(true))], Some(libc::EINVAL), &[4]),
+            (&[], None, &[]),
+        ];
+        let mut short = Vec::new();
+        for (number, (threads, error, expected)) in rounds.into_iter().enumerate() {
+            let listed: Vec<i32> = threads.iter().map(|(thread, _)| *thread).collect();
+            let known = short.clone();
+            let done = shorten_new(&mut short, &listed, |thread| {
+                assert!(!known.contains(&thread), "{number}: {thread} has its slice");
+                let (_, outcome) = threads.iter().find(|(of, _)| *of == thread).unwrap();
+                outcome.map_err(io::Error::from_raw_os_error)
+            });
+            assert_eq!(done.err().and_then(|error| error.raw_os_error()), error, "{number}");
+            assert_eq!(short, expected, "{number}");
+        }
+    }
+
+    #[test]
     fn workers_have_shorter_slices_than_cores() {
         let core = std::thread::spawn(|| {
             set_core_slice().unwrap();
@@ -141,7 +197,7 @@ mod tests {
                 assert!(!workers.is_empty(), "a sync is a worker's");
                 let before = now();
                 let listed =
-                    || LISTED.lock().unwrap().at.is_some_and(|at| at > before + LIST_EVERY);
+                    || SHORT.lock().unwrap().listed.is_some_and(|at| at > before + LIST_EVERY);
                 while !listed() {
                     shorten_worker_slices().unwrap();
                     rt::sleep(Duration::from_millis(20)).await;

@@ -1,19 +1,41 @@
-//! Turns of an executor with sockets, and which tasks their time goes to.
+//! Turns of an executor with sockets: how long it does not look at them, and which tasks that time
+//! goes to.
 //!
-//! A turn is the time between two looks at the sockets: what arrives meanwhile waits for its end.
-//! The driver of the sockets reports its looks here ([`next_turn`], [`end_turn`]), which takes one
-//! clock read each. That time is also [`turn_now`], a clock that costs nothing.
+//! A turn is a stretch of time in which tasks ran and nobody looked at the sockets: what arrives
+//! meanwhile waits for its end. The driver of the sockets reports here what it does:
+//!
+//! - It looks ([`next_turn`]): a turn ends, and the next one begins. This takes one clock read, and
+//!   the time of it is also [`turn_now`], a clock that costs nothing.
+//! - It naps in the kernel, from [`end_turn`] to [`next_turn`]. Nothing else runs meanwhile.
+//! - It sleeps ([`sleep_until_called`]) while tasks still run: those that are ready, and those that
+//!   a timer or a file wakes. The first poll begins a turn. If the executor pauses while the turn is
+//!   short, the turn ends there, because nobody would have waited for more. Once it has lasted for
+//!   [`SHORT`], it calls the driver: from then on the executor does not pause, and the turn lasts
+//!   until the driver looks.
+//!
+//! So every poll is part of one turn, whose length includes what the runtime does between polls and
+//! the time in which the thread did not run. Three things are not counted. A turn in which no task
+//! but the driver's ran is none unless it was long; otherwise polling for completions would hide
+//! what takes long among millions of short turns. While the driver sleeps, what the runtime does by
+//! itself between two polls cannot be told from a pause. And how late the kernel ends a sleep is not
+//! known here. `Net::turn_now` is no look: tasks that wait go on waiting.
 //!
 //! Every task has a [`TaskKind`]. Beginning and end of each of its polls read the CPU's counter of
-//! ticks, so that a long turn can be attributed. While the driver sleeps there are no turns. A poll
-//! that takes some microseconds wakes it ([`wake_driver_when_busy`]); one that is long counts as a
-//! turn.
-#![expect(unsafe_code, reason = "the counter of ticks, the CPU clock and a pinned field")]
+//! ticks, so that a long turn can be attributed, and a turn that began while the driver slept be
+//! measured without a clock read.
+#![expect(unsafe_code, reason = "a pinned field")]
+
+mod clocks;
+mod kind;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use clocks::{thread_cpu_time, ticks};
+pub use kind::TaskKind;
 
 /// Turns of this length or more are attributed to a task.
 pub const LONG_TURN: Duration = Duration::from_millis(1);
@@ -26,88 +48,16 @@ const CPU_READING_AGE_MAX: Duration = Duration::from_millis(1);
 /// Short against what a client notices, long against the 2 µs that a look costs.
 const LOOK_AFTER: Duration = Duration::from_micros(250);
 
-/// A poll that takes more ticks while the driver sleeps wakes it: 10 µs at the usual 1 to 4 ticks a
-/// nanosecond; at the 25 to 1,000 MHz of other architectures no longer than [`LONG_TURN`].
-const SHORT_POLL_TICKS: u64 = 25_000;
+/// While the driver sleeps, a turn that lasts longer calls it, and a longer time without a poll ends
+/// the turn.
+const SHORT: Duration = Duration::from_micros(10);
 
-/// What a task does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum TaskKind {
-    /// The runtime's own work between two tasks: timers, and the files and rings of glommio.
-    Runtime,
-    /// The driver of the sockets: submissions, completions, and what the kernel does in its calls.
-    Sockets,
-    Accept,
-    /// Connections: requests from the head to the answer, and parsing.
-    Connection,
-    /// Upload workers.
-    Worker,
-    /// What wakes workers for retries.
-    Retries,
-    /// Gathers payloads into batches and compresses them.
-    Batches,
-    /// Re-uploads batches in doubt.
-    Restore,
-    SpoolWriter,
-    SpoolReader,
-    /// Checkpoints, and the spool's finished segments.
-    SpoolKeeper,
-    /// Prepares segments and watches the spool's disk.
-    SpoolFiles,
-    /// Connections and files of the store beside the workers.
-    Store,
-    /// What is done once a second: gauges, quotas, idle memory, busiest peers.
-    Sampler,
-    /// Start and stop of a core.
-    Core,
-    Other,
-}
+/// How many [`SHORT`] make a [`LOOK_AFTER`].
+const SHORT_PER_LOOK: u64 = (LOOK_AFTER.as_nanos() / SHORT.as_nanos()) as u64;
 
-impl TaskKind {
-    pub const COUNT: usize = TaskKind::Other as usize + 1;
-
-    pub const ALL: [TaskKind; TaskKind::COUNT] = [
-        TaskKind::Runtime,
-        TaskKind::Sockets,
-        TaskKind::Accept,
-        TaskKind::Connection,
-        TaskKind::Worker,
-        TaskKind::Retries,
-        TaskKind::Batches,
-        TaskKind::Restore,
-        TaskKind::SpoolWriter,
-        TaskKind::SpoolReader,
-        TaskKind::SpoolKeeper,
-        TaskKind::SpoolFiles,
-        TaskKind::Store,
-        TaskKind::Sampler,
-        TaskKind::Core,
-        TaskKind::Other,
-    ];
-
-    /// The value of the metric's label.
-    pub fn name(self) -> &'static str {
-        match self {
-            TaskKind::Runtime => "runtime",
-            TaskKind::Sockets => "sockets",
-            TaskKind::Accept => "accept",
-            TaskKind::Connection => "connection",
-            TaskKind::Worker => "worker",
-            TaskKind::Retries => "retries",
-            TaskKind::Batches => "batches",
-            TaskKind::Restore => "restore",
-            TaskKind::SpoolWriter => "spool_writer",
-            TaskKind::SpoolReader => "spool_reader",
-            TaskKind::SpoolKeeper => "spool_keeper",
-            TaskKind::SpoolFiles => "spool_files",
-            TaskKind::Store => "store",
-            TaskKind::Sampler => "sampler",
-            TaskKind::Core => "core",
-            TaskKind::Other => "other",
-        }
-    }
-}
+/// [`SHORT`] in ticks until it is measured: a guess that is too low, for the slowest counter, of
+/// 25 MHz. With it the driver is called too often.
+const SHORT_TICKS_LEAST: u64 = 250;
 
 /// A turn of [`LONG_TURN`] or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,23 +91,36 @@ pub trait TurnObserver {
 /// The current turn of this thread's executor.
 struct CurrentTurn {
     observer: Cell<Option<&'static dyn TurnObserver>>,
-    /// When it began; while the driver sleeps, when the last one ended. `None` without a driver.
+    /// The last reading of the clock: when the driver looked, fell asleep or woke. `None` without a
+    /// driver.
     since: Cell<Option<Instant>>,
     /// The tick of that time.
     since_tick: Cell<u64>,
-    /// Whether the driver sleeps or does not exist.
+    /// How long the turn had lasted by then: not zero if it began while the driver slept.
+    before: Cell<Duration>,
+    /// The tick at which the turn began.
+    began_tick: Cell<u64>,
+    /// Whether the driver sleeps, naps or does not exist.
     asleep: Cell<bool>,
-    /// Whether a poll has begun since then.
-    polled: Cell<bool>,
-    /// Whose time passes now.
+    /// What has been polled in this turn.
+    polled: Cell<Polled>,
+    /// Whose time passes now: the runtime's between two polls.
     running: Cell<TaskKind>,
     /// The tick up to which time is attributed.
     attributed: Cell<u64>,
     /// By [`TaskKind`].
     spent: [Spent; TaskKind::COUNT],
     cpu: Cell<Option<CpuReading>>,
-    /// [`LOOK_AFTER`] in ticks, measured; at first a guess that is too low.
-    look_after: Cell<u64>,
+    /// [`SHORT`] in ticks.
+    short_ticks: Cell<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Polled {
+    Nothing,
+    /// Only tasks of [`TaskKind::Sockets`].
+    Driver,
+    Task,
 }
 
 /// What one kind of task has spent in this turn.
@@ -172,7 +135,7 @@ struct CpuReading {
     at: Instant,
     tick: u64,
     cpu: Duration,
-    /// For how long the driver has slept since.
+    /// For how long the driver has slept since, without the turn that ended its sleep.
     slept: Duration,
 }
 
@@ -182,35 +145,79 @@ thread_local! {
             observer: Cell::new(None),
             since: Cell::new(None),
             since_tick: Cell::new(0),
+            before: Cell::new(Duration::ZERO),
+            began_tick: Cell::new(0),
             asleep: Cell::new(true),
-            polled: Cell::new(false),
+            polled: Cell::new(Polled::Nothing),
             running: Cell::new(TaskKind::Runtime),
             attributed: Cell::new(0),
             spent: [const { Spent { ticks: Cell::new(0), polls: Cell::new(0) } }; TaskKind::COUNT],
             cpu: Cell::new(None),
-            look_after: Cell::new(SHORT_POLL_TICKS),
+            short_ticks: Cell::new(SHORT_TICKS_LEAST),
         }
     };
 }
 
 thread_local! {
-    /// See [`wake_driver_when_busy`].
+    /// The driver's waker from the beginning of its sleep until it is called.
     static SLEEPING_DRIVER: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
-/// To be called by the driver when it goes to sleep: `waker` is woken once a task takes long, because
-/// more work is likely to follow. The runtime looks at what would otherwise wake the driver only
-/// every time slice while tasks are ready, which is 2 ms.
-pub fn wake_driver_when_busy(waker: &Waker) {
-    SLEEPING_DRIVER.with_borrow_mut(|sleeping| match sleeping {
-        Some(sleeping) => sleeping.clone_from(waker),
-        None => *sleeping = Some(waker.clone()),
+/// To be called by the driver after each look at the sockets and after each nap: ends the turn and
+/// begins the next one. Does nothing if no task, nor the driver's, has run since the last call.
+#[inline]
+pub fn next_turn() {
+    TURN.with(|turn| {
+        if turn.asleep.get() {
+            turn.woke(super::now());
+        } else if turn.polled.get() > Polled::Nothing {
+            let now = super::now();
+            turn.ended(now);
+            turn.began(now);
+        }
     });
 }
 
-/// Whether what was given to [`wake_driver_when_busy`] was woken since.
-pub fn was_busy() -> bool {
-    SLEEPING_DRIVER.with_borrow(Option::is_none)
+/// To be called by the driver right after or before a look, before it naps: ends the turn. The next
+/// one begins with [`next_turn`].
+#[inline]
+pub fn end_turn() {
+    TURN.with(CurrentTurn::fell_asleep);
+}
+
+/// The driver's sleep, right after a look: ends the turn. Returns once the driver was called
+/// ([`call_driver`]), also by a turn that takes long, because more work is likely to follow; the
+/// runtime looks at what would otherwise wake the driver only every time slice while tasks are
+/// ready, which is 2 ms. What has run since that turn began, and what runs until the next look, is
+/// one turn.
+pub async fn sleep_until_called() {
+    end_turn();
+    let mut asleep = false;
+    poll_fn(|cx| {
+        SLEEPING_DRIVER.with_borrow_mut(|sleeping| {
+            if asleep && sleeping.is_none() {
+                return Poll::Ready(());
+            }
+            asleep = true;
+            match sleeping {
+                Some(sleeping) => sleeping.clone_from(cx.waker()),
+                None => *sleeping = Some(cx.waker().clone()),
+            }
+            Poll::Pending
+        })
+    })
+    .await;
+    next_turn();
+}
+
+/// Ends [`sleep_until_called`] if the driver sleeps.
+#[inline]
+pub fn call_driver() {
+    if TURN.with(|turn| turn.asleep.get())
+        && let Some(driver) = SLEEPING_DRIVER.take()
+    {
+        driver.wake();
+    }
 }
 
 /// The time at which this turn began to run tasks: what [`rt::now`](super::now) was then. Without
@@ -229,39 +236,6 @@ pub fn turn_now() -> Instant {
 #[inline]
 pub fn look_is_due() -> bool {
     TURN.with(|turn| turn.asleep.get() || turn.is_old(ticks()))
-}
-
-/// To be called by the driver after each look at the sockets and after each sleep: ends the turn
-/// and begins the next one. Does nothing if no task has run since the last call.
-#[inline]
-pub fn next_turn() {
-    TURN.with(|turn| {
-        if !turn.asleep.get() && !turn.polled.get() {
-            return;
-        }
-        let now = super::now();
-        if turn.asleep.get() {
-            turn.woke(now);
-        } else {
-            turn.ended(now);
-        }
-        turn.began(now);
-    });
-}
-
-/// To be called by the driver before it sleeps: ends the turn. The next one begins with
-/// [`next_turn`].
-#[inline]
-pub fn end_turn() {
-    TURN.with(|turn| {
-        if turn.polled.get() && !turn.asleep.get() {
-            let now = super::now();
-            turn.ended(now);
-            turn.since.set(Some(now));
-            turn.since_tick.set(ticks());
-        }
-        turn.asleep.set(true);
-    });
 }
 
 /// Reports the turns of this thread to `observer` from now on.
@@ -284,11 +258,19 @@ pub(super) fn reset() {
 
 impl CurrentTurn {
     #[inline]
+    fn has_worked(&self) -> bool {
+        self.polled.get() == Polled::Task
+    }
+
+    #[inline]
     fn ended(&self, now: Instant) {
         let (Some(observer), Some(since)) = (self.observer.get(), self.since.get()) else { return };
-        let length = now.saturating_duration_since(since);
-        observer.turn(length);
-        if length >= LONG_TURN {
+        let length = now.saturating_duration_since(since) + self.before.get();
+        let is_long = length >= LONG_TURN;
+        if self.has_worked() || is_long {
+            observer.turn(length);
+        }
+        if is_long {
             self.long_ended(observer, now, length);
         }
     }
@@ -323,18 +305,56 @@ impl CurrentTurn {
     }
 
     #[inline]
-    fn woke(&self, now: Instant) {
-        if let (Some(slept_from), Some(mut cpu)) = (self.since.get(), self.cpu.get()) {
-            cpu.slept += now.saturating_duration_since(slept_from);
-            self.cpu.set(Some(cpu));
-        }
-        self.asleep.set(false);
-    }
-
-    #[inline]
     fn began(&self, now: Instant) {
         self.since.set(Some(now));
         self.clear();
+        self.refresh_cpu_reading(now);
+    }
+
+    #[inline]
+    fn fell_asleep(&self) {
+        if self.asleep.replace(true) {
+            return;
+        }
+        if self.polled.get() > Polled::Nothing {
+            let now = super::now();
+            self.ended(now);
+            self.since.set(Some(now));
+            self.since_tick.set(ticks());
+        }
+        self.forget();
+    }
+
+    /// The turn that has begun meanwhile goes on.
+    fn woke(&self, now: Instant) {
+        self.asleep.set(false);
+        let slept_from = self.since.replace(Some(now));
+        let passed = slept_from.map_or(Duration::ZERO, |from| now.saturating_duration_since(from));
+        let lasted = if self.has_worked() { self.part_of(passed) } else { Duration::ZERO };
+        if let Some(mut cpu) = self.cpu.get() {
+            cpu.slept += passed.saturating_sub(lasted);
+            self.cpu.set(Some(cpu));
+        }
+        if lasted.is_zero() {
+            self.clear();
+            self.refresh_cpu_reading(now);
+        } else {
+            // The CPU clock is left as it was read before this turn.
+            self.before.set(lasted);
+            self.since_tick.set(ticks());
+        }
+    }
+
+    /// What the turn has of the time that has `passed` since the driver fell asleep.
+    fn part_of(&self, passed: Duration) -> Duration {
+        let now = ticks();
+        let (turn, all) =
+            (now.wrapping_sub(self.began_tick.get()), now.wrapping_sub(self.since_tick.get()));
+        passed.mul_f64((turn as f64 / all.max(1) as f64).min(1.0))
+    }
+
+    #[inline]
+    fn refresh_cpu_reading(&self, now: Instant) {
         let is_recent = |cpu: CpuReading| now.duration_since(cpu.at) < CPU_READING_AGE_MAX;
         if !self.cpu.get().is_some_and(is_recent) {
             self.read_cpu_clock(now);
@@ -349,62 +369,96 @@ impl CurrentTurn {
         {
             let passed = now.duration_since(before.at).as_secs_f64();
             let ticks = tick.wrapping_sub(before.tick) as f64;
-            self.look_after.set((ticks * (LOOK_AFTER.as_secs_f64() / passed)) as u64);
+            let short = (ticks * (SHORT.as_secs_f64() / passed)) as u64;
+            self.short_ticks.set(short.max(SHORT_TICKS_LEAST));
         }
     }
 
     /// Whether it had lasted for [`LOOK_AFTER`] at this tick.
     #[inline]
     fn is_old(&self, tick: u64) -> bool {
-        tick.wrapping_sub(self.since_tick.get()) > self.look_after.get()
+        tick.wrapping_sub(self.began_tick.get()) > SHORT_PER_LOOK * self.short_ticks.get()
     }
 
+    /// A turn begins at the time that [`CurrentTurn::since`] has.
     #[inline]
     fn clear(&self) {
-        self.polled.set(false);
+        let now = self.forget();
+        self.since_tick.set(now);
+    }
+
+    /// A turn begins now; returns the tick.
+    #[inline]
+    fn forget(&self) -> u64 {
+        self.polled.set(Polled::Nothing);
+        self.before.set(Duration::ZERO);
         for Spent { ticks, polls } in &self.spent {
             ticks.set(0);
             polls.set(0);
         }
         let now = ticks();
         self.attributed.set(now);
-        self.since_tick.set(now);
+        self.began_tick.set(now);
+        now
     }
 
-    /// Attributes the time up to now, and what follows to `to`. Returns whose time it was.
+    /// Attributes the time up to now, and what follows to `to`. Returns whose time it was, and how
+    /// many ticks.
     #[inline]
-    fn switch(&self, to: TaskKind) -> TaskKind {
+    fn switch(&self, to: TaskKind) -> (TaskKind, u64) {
         let now = ticks();
         let from = self.running.replace(to);
         let passed = now.wrapping_sub(self.attributed.replace(now));
         let spent = &self.spent[from as usize].ticks;
         spent.set(spent.get().wrapping_add(passed));
-        from
+        (from, passed)
     }
 
-    /// A poll of `ticks` has ended while the driver slept.
+    /// Returns whose time it was, and whether the poll is one of those that make up a turn while the
+    /// driver sleeps. The poll of a task that [`spawn`](super::spawn) has started is part of
+    /// another one.
+    #[inline]
+    fn poll_begins(&self, kind: TaskKind) -> (TaskKind, bool) {
+        let (from, passed) = self.switch(kind);
+        let beside_sleep = self.asleep.get() && from == TaskKind::Runtime;
+        if beside_sleep && passed > self.short_ticks.get() {
+            self.paused(passed);
+        }
+        let polls = &self.spent[kind as usize].polls;
+        polls.set(polls.get() + 1);
+        let polled = if kind == TaskKind::Sockets { Polled::Driver } else { Polled::Task };
+        self.polled.set(self.polled.get().max(polled));
+        (from, beside_sleep)
+    }
+
+    #[inline]
+    fn poll_ended(&self, back_to: TaskKind, beside_sleep: bool) {
+        self.switch(back_to);
+        // Not the driver's own poll in which it falls asleep or wakes.
+        if beside_sleep && self.asleep.get() {
+            let lasted = self.attributed.get().wrapping_sub(self.began_tick.get());
+            if lasted > self.short_ticks.get() {
+                call_driver();
+            }
+        }
+    }
+
+    /// While the driver sleeps, no poll has begun in the last `pause` ticks. Unless the driver has
+    /// been called, the executor has slept meanwhile.
     #[cold]
-    fn lone_poll_ended(&self, task: TaskKind, ticks: u64) {
-        // Not for the driver's own poll, however long: it would wake itself for ever.
-        if task != TaskKind::Sockets
-            && let Some(driver) = SLEEPING_DRIVER.take()
+    fn paused(&self, pause: u64) {
+        if SLEEPING_DRIVER.with_borrow(Option::is_none) {
+            return;
+        }
+        if let Some(observer) = self.observer.get()
+            && self.has_worked()
         {
-            driver.wake();
+            let ended = self.attributed.get().wrapping_sub(pause);
+            let lasted = ended.wrapping_sub(self.began_tick.get());
+            // It would have called the driver if it had been longer, so the measured rate will do.
+            observer.turn(SHORT.mul_f64(lasted as f64 / self.short_ticks.get() as f64));
         }
-        let (Some(observer), Some(since)) = (self.observer.get(), self.since.get()) else { return };
-        // The rate of the ticks since the driver went to sleep, which was before this poll.
-        let passed = super::since(since).as_secs_f64();
-        let ticks_passed = self.attributed.get().wrapping_sub(self.since_tick.get());
-        let length =
-            Duration::from_secs_f64(passed * (ticks as f64 / ticks_passed.max(ticks) as f64));
-        if length >= LONG_TURN {
-            observer.turn(length);
-            // At most what the thread has run since its clock was read.
-            let before = self.cpu.get().map_or(Duration::ZERO, |reading| reading.cpu);
-            let ran = length.min(thread_cpu_time().saturating_sub(before));
-            let turn = LongTurn { length, ran, task, task_time: length, polls: 1 };
-            observer.long_turn(&turn);
-        }
+        self.forget();
     }
 }
 
@@ -431,329 +485,13 @@ impl<F: Future> Future for Measured<F> {
         // destructor, and it is only `Unpin` if `F` is.
         let work = unsafe { self.map_unchecked_mut(|this| &mut this.work) };
         TURN.with(|turn| {
-            let (asleep, before) = (turn.asleep.get(), turn.switch(kind));
-            let began = turn.attributed.get();
-            let polls = &turn.spent[kind as usize].polls;
-            polls.set(polls.get() + 1);
-            turn.polled.set(true);
+            let (from, beside_sleep) = turn.poll_begins(kind);
             let polled = work.poll(cx);
-            turn.switch(before);
-            // Not the driver's own poll in which it falls asleep or wakes.
-            if asleep && turn.asleep.get() {
-                // Of a nested poll, which `spawn` makes, the outer one includes the time.
-                let ticks = turn.attributed.get().wrapping_sub(began);
-                if ticks > SHORT_POLL_TICKS {
-                    turn.lone_poll_ended(kind, ticks);
-                }
-            }
+            turn.poll_ended(from, beside_sleep);
             polled
         })
     }
 }
 
-/// A counter that runs at a constant rate and takes no call.
-#[inline]
-#[cfg(target_arch = "x86_64")]
-fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction, and it has no other effect.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
-
-#[inline]
-#[cfg(target_arch = "aarch64")]
-fn ticks() -> u64 {
-    let ticks;
-    // SAFETY: Linux lets every process read this register; reading has no other effect.
-    unsafe {
-        core::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack));
-    }
-    ticks
-}
-
-#[inline]
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn ticks() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one timespec, which `time` is.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-/// For how long this thread has run since it began. One system call.
-fn thread_cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one timespec, which `time` is.
-    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    debug_assert_eq!(outcome, 0, "every thread has this clock");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::rc::Rc;
-
-    use futures_lite::FutureExt;
-
-    use super::*;
-    use crate::rt;
-
-    /// Keeps what it is told.
-    #[derive(Default)]
-    struct Seen {
-        turns: RefCell<Vec<Duration>>,
-        long: RefCell<Vec<LongTurn>>,
-    }
-
-    impl TurnObserver for Seen {
-        fn turn(&self, length: Duration) {
-            self.turns.borrow_mut().push(length);
-        }
-        fn long_turn(&self, turn: &LongTurn) {
-            self.long.borrow_mut().push(*turn);
-        }
-    }
-
-    fn observed() -> &'static Seen {
-        let seen: &'static Seen = Box::leak(Box::default());
-        observe_turns(seen);
-        seen
-    }
-
-    const LONG: Duration = Duration::from_millis(20);
-
-    /// Keeps the CPU busy for `time` of this thread's own CPU time.
-    fn work(time: Duration) {
-        let until = thread_cpu_time() + time;
-        while thread_cpu_time() < until {}
-    }
-
-    fn sleep_thread(time: Duration) {
-        std::thread::sleep(time);
-    }
-
-    /// As the driver does, in a task of its own: looks, lets the others run, looks again.
-    async fn one_turn() {
-        rt::spawn_as(TaskKind::Sockets, async {
-            next_turn();
-            rt::yield_now().await;
-            next_turn();
-            end_turn();
-        })
-        .await;
-    }
-
-    fn largest(seen: &Seen) -> LongTurn {
-        *seen.long.borrow().iter().max_by_key(|turn| turn.length).expect("a long turn")
-    }
-
-    #[test]
-    fn a_long_turn_is_attributed_to_the_task_that_ran_longest() {
-        rt::run_test(async {
-            let seen = observed();
-            let (short, long) = (Duration::from_millis(1), LONG);
-            for (kind, time) in [(TaskKind::Worker, short), (TaskKind::Batches, long)] {
-                let busy = async move {
-                    rt::yield_now().await;
-                    work(time);
-                };
-                rt::spawn_as(kind, busy).detach();
-            }
-            one_turn().await;
-            let turn = largest(seen);
-            assert_eq!(turn.task, TaskKind::Batches, "{turn:?}");
-            assert!(turn.length >= LONG + short && turn.task_time >= LONG / 2, "{turn:?}");
-            assert!(turn.ran >= LONG / 2 && turn.ran <= turn.length, "{turn:?}");
-            assert!(seen.turns.borrow().contains(&turn.length));
-        });
-    }
-
-    #[test]
-    fn many_short_polls_make_a_long_turn_together() {
-        rt::run_test(async {
-            let seen = observed();
-            for _ in 0..40 {
-                let busy = async {
-                    rt::yield_now().await;
-                    work(LONG / 40);
-                };
-                rt::spawn_as(TaskKind::Connection, busy).detach();
-            }
-            one_turn().await;
-            let turn = largest(seen);
-            assert_eq!((turn.task, turn.polls), (TaskKind::Connection, 40), "{turn:?}");
-        });
-    }
-
-    #[test]
-    fn a_task_that_another_one_starts_has_its_own_time() {
-        rt::run_test(async {
-            let seen = observed();
-            let outer = async {
-                rt::yield_now().await;
-                work(Duration::from_millis(1));
-                // Polled within this call.
-                rt::spawn_as(TaskKind::Store, async { work(LONG) }).detach();
-            };
-            rt::spawn_as(TaskKind::Worker, outer).detach();
-            one_turn().await;
-            assert_eq!(largest(seen).task, TaskKind::Store);
-        });
-    }
-
-    #[test]
-    fn a_turn_in_which_the_thread_did_not_run_is_told_apart() {
-        rt::run_test(async {
-            let seen = observed();
-            let waits = async {
-                rt::yield_now().await;
-                sleep_thread(2 * LONG);
-            };
-            rt::spawn_as(TaskKind::Worker, waits).detach();
-            one_turn().await;
-            let turn = largest(seen);
-            assert!(turn.was_descheduled() && turn.length >= 2 * LONG, "{turn:?}");
-            assert!(turn.ran < LONG, "{turn:?}");
-        });
-    }
-
-    #[test]
-    fn a_sleep_of_the_driver_is_not_a_turn_but_a_long_poll_meanwhile_is() {
-        rt::run_test(async {
-            let seen = observed();
-            rt::spawn_as(TaskKind::Sockets, async {
-                next_turn();
-                rt::yield_now().await;
-                end_turn();
-                rt::sleep(10 * LONG).await;
-                next_turn();
-                end_turn();
-            })
-            .await;
-            assert!(!seen.turns.borrow().is_empty());
-            assert!(seen.turns.borrow().iter().all(|turn| *turn < 10 * LONG));
-            seen.long.borrow_mut().clear();
-            rt::spawn_as(TaskKind::Sampler, async { work(LONG) }).await;
-            let turn = largest(seen);
-            assert_eq!((turn.task, turn.polls), (TaskKind::Sampler, 1));
-            assert!(turn.length >= LONG / 2, "{turn:?}");
-        });
-    }
-
-    /// Work that always fills its turn must not keep others from theirs.
-    #[test]
-    fn every_ready_task_runs_between_two_looks_beside_long_work() {
-        rt::run_test(async {
-            let done = Rc::new(Cell::new(false));
-            let looks = Rc::new(Cell::new(0));
-            let driver = rt::spawn_as(TaskKind::Sockets, {
-                let (looks, done) = (looks.clone(), done.clone());
-                async move {
-                    while !done.get() {
-                        next_turn();
-                        looks.set(looks.get() + 1);
-                        rt::yield_now().await;
-                    }
-                    end_turn();
-                }
-            });
-            let long_work: Vec<_> = (0..2)
-                .map(|_| {
-                    let done = done.clone();
-                    rt::spawn_as(TaskKind::Connection, async move {
-                        while !done.get() {
-                            work(2 * LOOK_AFTER);
-                            rt::yield_if_needed().await;
-                        }
-                    })
-                })
-                .collect();
-            for _ in 0..20 {
-                let before = looks.get();
-                rt::spawn_as(TaskKind::Accept, rt::yield_now()).await;
-                assert!(looks.get() - before <= 3, "{} looks", looks.get() - before);
-            }
-            done.set(true);
-            for task in long_work {
-                task.await;
-            }
-            driver.await;
-        });
-    }
-
-    #[test]
-    fn a_sleeping_driver_is_woken_when_a_task_takes_long() {
-        rt::run_test(async {
-            let driver = rt::spawn_as(TaskKind::Sockets, async {
-                next_turn();
-                end_turn();
-                let mut asleep = false;
-                poll_fn(|cx| {
-                    if asleep && was_busy() {
-                        return Poll::Ready(());
-                    }
-                    asleep = true;
-                    wake_driver_when_busy(cx.waker());
-                    Poll::Pending
-                })
-                .await;
-            });
-            work(Duration::from_millis(2));
-            let late = async {
-                rt::sleep(Duration::from_secs(10)).await;
-                panic!("it sleeps on");
-            };
-            driver.or(late).await;
-        });
-    }
-
-    #[test]
-    fn without_a_driver_no_task_waits_for_ever() {
-        rt::run_test(async {
-            rt::spawn_as(TaskKind::Sockets, async { next_turn() }).detach();
-            work(Duration::from_millis(2));
-            for _ in 0..3 {
-                rt::yield_now().await;
-            }
-        });
-    }
-
-    #[test]
-    fn the_clock_of_a_turn_stands_still_within_it() {
-        rt::run_test(async {
-            // Without a driver it is the clock.
-            let before = rt::now();
-            assert!(turn_now() >= before);
-            rt::spawn_as(TaskKind::Sockets, async {
-                next_turn();
-                let began = turn_now();
-                sleep_thread(Duration::from_millis(2));
-                assert_eq!(turn_now(), began);
-                // Nothing else has run, so this is the same turn.
-                next_turn();
-                assert_eq!(turn_now(), began);
-                rt::yield_now().await;
-                next_turn();
-                assert!(turn_now() > began);
-                end_turn();
-                let asleep = rt::now();
-                assert!(turn_now() >= asleep);
-            })
-            .await;
-        });
-        // The next executor of this thread knows nothing of it.
-        rt::run_test(async {
-            let before = rt::now();
-            assert!(turn_now() >= before);
-        });
-    }
-
-    #[test]
-    fn every_kind_has_its_own_place_and_name() {
-        let places: Vec<usize> = TaskKind::ALL.iter().map(|kind| *kind as usize).collect();
-        assert_eq!(places, (0..TaskKind::COUNT).collect::<Vec<_>>());
-        let names: std::collections::BTreeSet<_> =
-            TaskKind::ALL.iter().map(|kind| kind.name()).collect();
-        assert_eq!(names.len(), TaskKind::COUNT);
-    }
-}
+mod tests;

@@ -65,7 +65,7 @@ impl Spool {
 
     /// Whether it is time to create a segment. Not before the current one is half full: by then the
     /// one before it is mostly finished, and its file is reused, which needs no zeros.
-    fn needs_spare(&self) -> bool {
+    pub(super) fn needs_spare(&self) -> bool {
         let is_early = self.own.filling().is_some_and(|segment| !segment.is_half_full());
         !self.own.has_spare() && !is_early
     }

@@ -331,6 +331,41 @@ fn segments_are_reused_within_spool_max() {
     });
 }
 
+/// The keeper looks only when it is told to, so the group that fills half of a segment tells it.
+#[test]
+fn the_next_segment_is_created_when_one_is_half_full() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), "n", &[0]).unwrap();
+        let (segment, checkpoint) = (DATA_START + 64 * 4096, Duration::from_secs(3_600));
+        let size = Size { segment, checkpoint, ..SMALL };
+        let rig = Rig::new(&home, &Arc::default(), "n", size).await;
+        // Each group takes a block, and the first ones of a segment hold its head.
+        let (heads, blocks) = (DATA_START / 4096, segment / 4096);
+        // The keeper may have begun one more while there was none at all.
+        rig.send(&[b"1"]).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        for spare in rig.spool.own.take_spares() {
+            rig.spool.discard(&spare).await;
+        }
+        for group in 2..=blocks - heads {
+            assert!(!rig.spool.own.has_spare() && !rig.spool.needs_spare(), "{group}");
+            rig.send(&[b"1"]).await.unwrap();
+            let is_half_full = 2 * (heads + group) > blocks;
+            assert_eq!(rig.spool.own.filling().unwrap().is_half_full(), is_half_full, "{group}");
+            if is_half_full {
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        until("there is a spare", || rig.spool.own.has_spare()).await;
+        assert!(!rig.spool.needs_spare());
+        let groups = rig.queue.len();
+        assert!(2 * (heads + groups as u64) > blocks && 2 * (heads + groups as u64 - 1) <= blocks);
+        rig.store(groups).await;
+    });
+}
+
 /// Groups are written faster than a segment is prepared, in its first generation and in later ones.
 #[test]
 fn segments_are_prepared_while_they_are_filled() {

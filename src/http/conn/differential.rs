@@ -15,7 +15,7 @@ use crate::http::body::BodyReader;
 use crate::http::body_memory::BodyMemory;
 use crate::http::cors::Cors;
 use crate::http::facts::FactsWanted;
-use crate::http::peers::PeerBoard;
+use crate::http::peers::{Measure, PeerBoard, Row};
 use crate::http::quotas::{QuotaGate, SharedQuotas};
 use crate::http::request::Intake;
 use crate::http::secured::Entrance;
@@ -29,6 +29,7 @@ use crate::net::Net;
 use crate::queue::admission::Admission;
 use crate::queue::job::Stamps;
 use crate::queue::job_queue::JobQueue;
+use crate::quota::CONTROL_STALE;
 use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
@@ -69,8 +70,8 @@ pub struct CaseOutcome {
     pub payloads: Vec<String>,
     /// Every counter of the core, all cases so far included.
     pub counters: String,
-    /// What is known of the peer, all cases so far included.
-    pub peer: String,
+    /// What each table says of the peers, all cases so far included.
+    pub peers: Vec<Vec<String>>,
 }
 
 impl Lab {
@@ -101,7 +102,8 @@ impl Bench {
         let cells = &metrics::cells(1)[0];
         let (stop, queue) = (Rc::new(Stop::default()), Rc::new(JobQueue::new(SLOTS)));
         let length_max = config.max_length;
-        let quotas = SharedQuotas::new(config, rt::now());
+        // No control moves quotas here: the core has been on its own for long.
+        let quotas = SharedQuotas::new(config, rt::now() - 2 * CONTROL_STALE);
         let intake = Intake {
             config: config.clone(),
             admission: Admission::new(queue.clone(), BYTES, cells),
@@ -173,12 +175,9 @@ impl Bench {
         let board = PeerBoard::default();
         board.ask();
         board.publish_if_asked(&self.server.conns).await;
-        let mut peer = String::new();
-        for row in board.latest().iter().flat_map(|of| of.tables.iter().flat_map(|t| &t.rows)) {
-            let of = row.seen;
-            let said = (of.requests, of.payloads, of.bytes, of.refusals, of.tokens.most_used());
-            write!(peer, "{said:?}").expect("memory takes it");
-        }
+        let snapshot = board.latest().expect("it was asked for");
+        let tables = Measure::ALL.iter().zip(&snapshot.tables);
+        let peers = tables.map(|(measure, table)| self.peers(*measure, &table.rows)).collect();
         let mut counters = without_latency(&format!("{:?}", self.cells));
         write!(counters, "{}", self.cells.request_latency.count()).expect("memory takes it");
         if let Some(tokens) = &self.tokens {
@@ -187,7 +186,26 @@ impl Bench {
                 write!(counters, "{:?}", cells.accepted(id)).expect("memory takes it");
             }
         }
-        CaseOutcome { answers: without_dates(got), payloads, counters, peer }
+        CaseOutcome { answers: without_dates(got), payloads, counters, peers }
+    }
+
+    /// What the table of `measure` says of the peers. hyper reads a part of the next request with
+    /// the one before: where that may be another client's, only the sum of the bytes is the same.
+    fn peers(&self, measure: Measure, rows: &[Row]) -> Vec<String> {
+        let hides_bytes = self.server.config.trust.is_some();
+        if hides_bytes && measure == Measure::Bytes {
+            let sum: u64 = rows.iter().map(|row| row.count).sum();
+            return vec![format!("all: {sum} bytes")];
+        }
+        let mut rows: Vec<&Row> = rows.iter().collect();
+        rows.sort_by_key(|row| row.peer);
+        let said = rows.into_iter().map(|row| {
+            let of = row.seen;
+            let bytes = (!hides_bytes).then_some(of.bytes);
+            let said = (of.requests, of.payloads, bytes, of.refusals, of.tokens.most_used());
+            format!("{}: {said:?}", row.peer)
+        });
+        said.collect()
     }
 }
 

@@ -22,7 +22,7 @@ impl BodySource for InSocket<'_> {
     }
 
     async fn read(self, bodies: &BodyReader, state: &ConnState) -> Result<ChargedBytes, BodyError> {
-        bodies.receive(state, self.stream, &[], self.length).await
+        bodies.receive(state, self.stream, self.length).await
     }
 
     async fn discard(self, _: &BodyReader, state: &ConnState) -> Result<(), BodyError> {

@@ -1,7 +1,8 @@
-//! Keeps the spans of a large body in the body itself, for as long as its request waits for room.
+//! Keeps the spans of a body in the body itself, for as long as its request waits for room.
 //!
-//! The spans could weigh four times as much as the body, and it cannot be parsed again: that takes
-//! many turns, and there must be none between the permit and the queue. So the bytes beside the
+//! The spans could weigh four times as much as the body. To parse it again would double the cost of
+//! every request that waits, and takes many turns for a large one, of which there must be none
+//! between the permit and the queue. So the bytes beside the
 //! payloads, of which nobody needs the text any more, are replaced by two that occur nowhere else
 //! in valid JSON. There is such a byte beside every payload, except at the ends of the body.
 

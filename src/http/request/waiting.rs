@@ -7,7 +7,7 @@ use futures_lite::FutureExt;
 
 use super::{
     Admitted, Awaited, Intake, NoRoom, Tried, TriedSmall, Wanted, charge, is_multipart,
-    judge_envelope, no_collection, split, token_name, try_small,
+    judge_envelope, no_collection, token_name, try_small,
 };
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
@@ -15,7 +15,7 @@ use crate::config::Ack;
 use crate::http::ack;
 use crate::http::body::{BodyError, BodyReader};
 use crate::http::meta::wrapped_spans;
-use crate::http::parse::{self, Collection, SMALL_BODY_BYTES};
+use crate::http::parse::{self, SMALL_BODY_BYTES};
 use crate::http::phase::{BodyEnd, ConnState};
 use crate::http::quotas::Judged;
 use crate::http::reply::Answer;
@@ -195,7 +195,8 @@ async fn admit_tried(
             TriedSmall::Admitted(admitted) => return Ok(Small::Admitted(admitted)),
             TriedSmall::LongWrapped(body) => return Ok(Small::LongWrapped(body)),
             TriedSmall::NoRoom(waiting) => {
-                return wait_small(server, wanted, waiting).await.map(Small::Admitted);
+                let admitted = wait_for_room(wanted.intake, waiting, wanted.ack).await?;
+                return Ok(Small::Admitted(admitted));
             }
             TriedSmall::NoQuota(waiting, quota) => {
                 if let Some(quotas) = &server.quotas {
@@ -210,24 +211,15 @@ async fn admit_tried(
     }
 }
 
-/// Waits until there is room for a small body.
-async fn wait_small(
-    server: &Server,
-    wanted: &Wanted<'_>,
-    waiting: NoRoom,
-) -> Result<Admitted, Answer> {
-    let Wanted { intake, form, ack, .. } = *wanted;
-    let NoRoom { need, mut body, facts, counted } = waiting;
-    // A waiting request holds its body only. Its spans could weigh four times as much, so the body
-    // is split again.
+/// Waits up to `ENQUEUE_WAIT` for room, and takes it.
+async fn wait_for_room(intake: &Intake, waiting: NoRoom, ack: Ack) -> Result<Admitted, Answer> {
+    let NoRoom { need, body, marked, facts, counted } = waiting;
     let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    if facts.values.is_wrapped() {
-        let spans = wrapped_spans(body.as_slice(), need.slots);
-        return Ok(intake.enqueue(permit, body, &spans, facts, ack, counted));
-    }
-    let mut scratch = server.splitter.scratch();
-    let Collection { payloads, .. } = split(body.padded(), form, &mut scratch)?;
-    Ok(intake.enqueue(permit, body, payloads, facts, ack, counted))
+    let spans = match marked {
+        None => wrapped_spans(body.as_slice(), need.slots),
+        Some(marked) => parse::marked_spans(body.as_slice(), marked),
+    };
+    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
 }
 
 /// Admits a body that is split in slices. Its turn ends before it waits for room.
@@ -239,15 +231,12 @@ async fn admit_large(
     token: &Cell<TokenId>,
 ) -> Result<Admitted, Answer> {
     let Wanted { intake, form, ack, facts, .. } = wanted;
-    let (waiting, marked) = {
+    let waiting = {
         let (length, is_multipart) = (body.as_slice().len(), is_multipart(body.as_slice()));
         let split = server.splitter.split_large(body.padded(), form, turn).await;
         let (envelope, mut spans) = match split {
             Ok(split) => split,
-            Err(error) => {
-                body.free_in_slices().await;
-                return Err(no_collection(is_multipart, error));
-            }
+            Err(error) => return Err(no_collection(is_multipart, error)),
         };
         let (counted, quota) = judge_envelope(server, &envelope, token)?;
         charge(server, quota, length, false)?;
@@ -265,21 +254,12 @@ async fn admit_large(
                 wrapped
             }
         };
-        let mut waiting = match intake.admit_now(body, &spans, facts, ack, counted)? {
+        match intake.admit_now(body, &spans, facts, ack, counted)? {
             Tried::Admitted(admitted) => return Ok(admitted),
             Tried::NoRoom(waiting) => waiting,
-        };
-        let is_wrapped = waiting.facts.values.is_wrapped();
-        let marked = (!is_wrapped).then(|| parse::mark_spans(waiting.body.as_mut_slice(), &spans));
-        (waiting, marked)
+        }
     };
-    let NoRoom { need, body, facts, counted } = waiting;
-    let permit = intake.admission.admit(need, intake.config.enqueue_wait).await?;
-    let spans = match marked {
-        None => wrapped_spans(body.as_slice(), need.slots),
-        Some(marked) => parse::marked_spans(body.as_slice(), marked),
-    };
-    Ok(intake.enqueue(permit, body, &spans, facts, ack, counted))
+    wait_for_room(intake, waiting, ack).await
 }
 
 /// Waits up to `ACK_TIMEOUT` for what `ack` promises.

@@ -32,7 +32,7 @@ fn completions(ring: &mut Ring, turns: usize) -> Vec<(usize, OpResult)> {
     let mut all = Vec::new();
     for _ in 0..turns {
         ring.turn().unwrap();
-        while let Some(Completion { token, result }) = ring.next() {
+        while let Some(Completion { token, result, .. }) = ring.next() {
             all.push((token, result));
         }
     }
@@ -168,4 +168,50 @@ fn a_ring_that_is_refused_says_so_in_its_next_turn() {
         ring.cancel(ours.as_fd());
     }
     assert_eq!(ring.turn().unwrap_err().raw_os_error(), Some(libc::EBADFD));
+}
+
+#[test]
+fn the_buffers_used_last_are_used_first() {
+    let mut ring = Ring::new().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut used = std::collections::BTreeSet::new();
+    for n in 0..10 * BUFFERS {
+        theirs.write_all(&n.to_le_bytes()).unwrap();
+        ring.receive(ours.as_fd(), 0, true);
+        ring.turn().unwrap();
+        let Some(OpResult::Received(Ok(Some(buffer)))) = ring.next().map(|ended| ended.result)
+        else {
+            panic!("not received")
+        };
+        assert_eq!(ring.bytes(&buffer), n.to_le_bytes());
+        used.insert(buffer.id);
+        ring.give_back(buffer);
+    }
+    assert!(used.len() <= usize::from(BUFFERS) / 2, "{used:?}");
+}
+
+#[test]
+fn completions_that_are_not_read_take_no_more_buffers() {
+    let mut ring = Ring::new().unwrap();
+    let pairs: Vec<_> = (0..BUFFERS).map(|_| UnixStream::pair().unwrap()).collect();
+    for (token, (ours, _)) in pairs.iter().enumerate() {
+        ring.receive(ours.as_fd(), token, false);
+    }
+    ring.turn().unwrap();
+    for (_, theirs) in &pairs {
+        let mut theirs = theirs;
+        theirs.write_all(b"x").unwrap();
+    }
+    for _ in 0..100 {
+        ring.turn().unwrap();
+    }
+    let unread = ring.uring.completion().len();
+    assert!((UNREAD_ENOUGH..usize::from(BUFFERS) / 2).contains(&unread), "{unread}");
+    // They come once there is room, each with its buffer.
+    let mut left = pairs.len();
+    while left > 0 {
+        let ended = completions(&mut ring, 1);
+        left -= ended.len();
+        received(&mut ring, ended);
+    }
 }

@@ -26,8 +26,25 @@ pub(super) struct ClientState {
     pub(super) shared: Arc<S3Shared>,
     pub(super) credentials: CredentialSnapshot,
     pub(super) clock: ClockOffset,
-    /// The wall clock when it was last read for a signature.
-    wall: Cell<Option<(Instant, SystemTime)>>,
+    wall: SignatureClock,
+}
+
+/// The wall clock as it dates signatures: when it was last read, and what it showed.
+#[derive(Default)]
+struct SignatureClock(Cell<Option<(Instant, SystemTime)>>);
+
+impl SignatureClock {
+    /// The time at `now` of the monotonic clock. It is read by `read` again after [`SECOND_KEPT`].
+    fn at(&self, now: Instant, read: impl FnOnce() -> SystemTime) -> SystemTime {
+        match self.0.get() {
+            Some((read_at, wall)) if now.saturating_duration_since(read_at) < SECOND_KEPT => wall,
+            _ => {
+                let wall = read();
+                self.0.set(Some((now, wall)));
+                wall
+            }
+        }
+    }
 }
 
 /// A response that reports no success.
@@ -44,7 +61,7 @@ pub(super) struct ErrorReply<'a> {
 impl ClientState {
     pub(super) fn new(shared: Arc<S3Shared>) -> ClientState {
         let (credentials, clock) = (CredentialSnapshot::new(&shared), shared.clock.detached());
-        ClientState { shared, credentials, clock, wall: Cell::new(None) }
+        ClientState { shared, credentials, clock, wall: SignatureClock::default() }
     }
 
     /// Reads the current credentials. Expired ones are an error at once, without a round trip. They
@@ -75,14 +92,7 @@ impl ClientState {
     /// The store's time for a signature, in seconds since 1970, as far as it is known. `now` is the
     /// monotonic clock's time: the wall clock is read again after [`SECOND_KEPT`].
     pub(super) fn unix_s(&self, now: Instant) -> u64 {
-        let wall = match self.wall.get() {
-            Some((read_at, wall)) if now.saturating_duration_since(read_at) < SECOND_KEPT => wall,
-            _ => {
-                let wall = rt::wall_clock();
-                self.wall.set(Some((now, wall)));
-                wall
-            }
-        };
+        let wall = self.wall.at(now, rt::wall_clock);
         self.clock.at(wall).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
@@ -183,6 +193,34 @@ pub(super) fn unanswered(error: &ConnectionError) -> PutError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_wall_clock_is_read_once_in_a_while_and_followed_wherever_it_goes() {
+        let (clock, start) = (SignatureClock::default(), rt::now());
+        let reads = Cell::new(0);
+        let ms = Duration::from_millis;
+        let kept = SECOND_KEPT.as_millis() as u64;
+        // The monotonic clock, what the wall clock shows then, and which is used.
+        for (at, wall, used, read) in [
+            (0, 5_000, 5_000, 1),
+            (1, 6_000, 5_000, 1),
+            (kept - 1, 7_000, 5_000, 1),
+            (kept, 8_000, 8_000, 2),
+            (kept + 1, 9_000, 8_000, 2),
+            // Set back, also before 1970 was a day old.
+            (2 * kept, 1_000, 1_000, 3),
+            (9 * kept, 0, 0, 4),
+            // A time that was read before another caller's.
+            (8 * kept, 3_000, 0, 4),
+        ] {
+            let read_wall = || {
+                reads.set(reads.get() + 1);
+                UNIX_EPOCH + ms(wall)
+            };
+            assert_eq!(clock.at(start + ms(at), read_wall), UNIX_EPOCH + ms(used), "at {at}");
+            assert_eq!(reads.get(), read, "at {at}");
+        }
+    }
 
     #[test]
     fn request_ids_are_found_wherever_they_stand() {

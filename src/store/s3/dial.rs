@@ -199,6 +199,7 @@ impl Dialer {
         })?;
         // Otherwise the last segment of a PUT waits for a delayed acknowledgement.
         let _ = tcp.set_nodelay();
+        tcp.receive_continuously();
         let trial = memory.trial(address);
         let stream = self.prepare(tcp, server, proxy).await;
         // A bad certificate or a proxy's policy would be the same at another address.

@@ -1,14 +1,17 @@
+mod unread;
+
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use super::*;
 use crate::http::tokens::TokenSet;
+use crate::metrics::Unavailable;
 use crate::metrics::tokens::TokenMetrics;
 use crate::rt::Rng;
 
 /// Settings under which more of a head counts.
-const SETTINGS: [&[(&str, &str)]; 4] = [
+const SETTINGS: [&[(&str, &str)]; 5] = [
     &[("MAX_LENGTH", "20KB")],
     &[("TOKEN_IN_QUERY", "on"), ("TOKENS_FILE", "tokens"), ("MAX_LENGTH", "20KB")],
     &[("CORS_ORIGINS", "https://example.com,https://*.example.org"), ("MAX_LENGTH", "20KB")],
@@ -17,27 +20,75 @@ const SETTINGS: [&[(&str, &str)]; 4] = [
         ("META", "client,header:user-agent,header:x-tenant"),
         ("MAX_LENGTH", "20KB"),
     ],
+    // The socket of a test has no address.
+    &[("TRUST", "0.0.0.0,10.0.0.0/8"), ("META", "client"), ("MAX_LENGTH", "20KB")],
+];
+
+/// One core has all of a quota.
+const ALONE: (&str, &str) = ("CORES", "0");
+const LENGTH: (&str, &str) = ("MAX_LENGTH", "20KB");
+
+/// Settings under which few requests of one client or one token's name pass.
+const QUOTAS: [&[(&str, &str)]; 4] = [
+    &[("CLIENT_RATE", "2/h"), ("CLIENT_BURST", "3"), ALONE, LENGTH],
+    &[("CLIENT_BYTES", "1KB/h"), ("CLIENT_BURST", "100B"), ALONE, LENGTH],
+    &[
+        ("CLIENT_RATE", "2/h"),
+        ("CLIENT_BURST", "2"),
+        ("TRUST", "0.0.0.0,10.0.0.0/8"),
+        ALONE,
+        LENGTH,
+    ],
+    &[("TOKENS_FILE", "tokens"), ALONE, LENGTH],
 ];
 
 fn tokens() -> SharedTokens {
+    tokens_of("alpha;name=a\nbeta;name=b\n")
+}
+
+fn few_tokens() -> SharedTokens {
+    tokens_of("alpha;name=a;rate=2/h;burst=2\nbeta;name=b;bytes=1KB/h;burst=50B\n")
+}
+
+fn tokens_of(file_text: &str) -> SharedTokens {
     let metrics = TokenMetrics::leaked(1);
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "alpha;name=a\nbeta;name=b\n").unwrap();
+    std::fs::write(file.path(), file_text).unwrap();
     let set = TokenSet::load(file.path(), &metrics.names).unwrap();
     SharedTokens { set: Arc::new(ArcSwap::from_pointee(set)), metrics }
 }
 
 fn lab(settings: &[(&str, &str)]) -> Lab {
+    lab_with(settings, tokens)
+}
+
+fn lab_with(settings: &[(&str, &str)], tokens: fn() -> SharedTokens) -> Lab {
     let has_tokens = settings.iter().any(|(name, _)| *name == "TOKENS_FILE");
     let make: Option<fn() -> SharedTokens> = if has_tokens { Some(tokens) } else { None };
     Lab::new(Config::from_settings(settings).unwrap(), make).unwrap()
 }
 
 async fn same(lab: &Lab, pieces: &[&[u8]], what: &str) -> CaseOutcome {
-    let [fast, hyper] = lab.run(pieces).await;
+    let [fast, hyper] = lab.run(pieces).await.map(without_spread);
     let sent: Vec<_> = pieces.iter().map(|piece| piece.escape_ascii().to_string()).collect();
     assert_eq!(fast, hyper, "{what}: {sent:#?}");
     fast
+}
+
+/// Without the seconds after which those that were throttled are to return, which are random.
+fn without_spread(outcome: CaseOutcome) -> CaseOutcome {
+    let mut answers = outcome.answers;
+    for (before, after) in [("retry-after: ", "\r\n"), ("send it again in ", " s, ")] {
+        let mut parts = answers.split(before);
+        let mut rest = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (seconds, behind) = part.split_once(after).expect("it is told");
+            assert!(seconds.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{seconds}");
+            rest.extend([before, &"#".repeat(seconds.len()), after, behind]);
+        }
+        answers = rest;
+    }
+    CaseOutcome { answers, ..outcome }
 }
 
 const BODY: &str = r#"{"token":"alpha","data":[{"a":1},"b"]}"#;
@@ -86,6 +137,13 @@ fn requests() -> Vec<Vec<u8>> {
         post("x-tenant: a\r\nuser-agent: b\r\nX-Tenant: c\r\n"),
         post("x-tenant: \u{fc}\r\nuser-agent: \"\\\t\"\r\n"),
         post("x-forwarded-for: 192.0.2.7\r\nforwarded: for=192.0.2.7\r\n"),
+        post("x-forwarded-for: 192.0.2.7\r\nforwarded: for=192.0.2.8\r\n"),
+        post("x-forwarded-for: 192.0.2.8, 10.1.2.3\r\nx-forwarded-for: 10.0.0.3\r\n"),
+        post("X-Forwarded-For: 2001:db8::7\r\nx-api-key: wrong\r\n"),
+        post("x-forwarded-for: 192.0.2.8\r\nconnection: close\r\n"),
+        post("x-forwarded-for: nobody\r\n"),
+        post("forwarded: for=\"[2001:db8::7]:1\";proto=https, for=10.0.0.3\r\n"),
+        post("forwarded: for=192.0.2.8\r\nexpect: 100-continue\r\n"),
         post("expect: 100-continue\r\n"),
         post("upgrade: h2c\r\n"),
         post("te: trailers\r\nkeep-alive: timeout=5\r\ntrailer: x\r\n"),
@@ -180,6 +238,69 @@ fn every_request_has_the_same_outcome() {
     }
 }
 
+/// Each request behind and in front of others that use up quotas.
+#[test]
+fn every_request_has_the_same_outcome_for_its_quota() {
+    for settings in QUOTAS {
+        rt::run_test(async {
+            let (mut throttled, mut passed) = (0, 0);
+            for request in requests() {
+                let lab = lab_with(settings, few_tokens);
+                let one = post("x-api-key: alpha\r\nx-forwarded-for: 192.0.2.7\r\n");
+                let two = post("x-api-key: beta\r\nx-forwarded-for: 192.0.2.8\r\n");
+                let what = format!("{settings:?}");
+                let all = [&one[..], &request, &two, &one].concat();
+                let cut = one.len() + request.len() / 2;
+                for pieces in [
+                    &[&one[..], &request, &two, &one][..],
+                    &[&all],
+                    &[&all[..cut], &all[cut..]],
+                    &[&request, &two],
+                ] {
+                    let outcome = same(&lab, pieces, &what).await;
+                    throttled += outcome.answers.matches("HTTP/1.1 429 ").count();
+                    passed += outcome.answers.matches("HTTP/1.1 200 ").count();
+                }
+            }
+            assert!(throttled > 100 && passed > 100, "{settings:?}: {throttled} {passed}");
+        });
+    }
+}
+
+/// Requests of a connection that begins with a PROXY header, which may be bad.
+#[test]
+fn every_request_has_the_same_outcome_behind_a_proxy_header() {
+    const HEADERS: [&str; 5] = [
+        "PROXY TCP4 192.0.2.7 192.0.2.1 4711 8080\r\n",
+        "PROXY TCP6 2001:db8::7 2001:db8::1 4711 8080\r\n",
+        "PROXY UNKNOWN\r\n",
+        "PROXY TCP4 192.0.2.7\r\n",
+        "",
+    ];
+    let quota = [("CLIENT_RATE", "20/h"), ("CLIENT_BURST", "20")];
+    let listen = ("LISTEN", "127.0.0.1:0?proxy=0.0.0.0/32");
+    let trust = ("TRUST", "192.0.2.0/24");
+    for settings in [
+        &[listen, LENGTH][..],
+        &[listen, LENGTH, trust],
+        &[listen, LENGTH, ALONE, quota[0], quota[1]],
+    ] {
+        rt::run_test(async {
+            let (lab, good) = (lab(settings), post("x-forwarded-for: 198.51.100.7\r\n"));
+            for request in requests() {
+                for header in HEADERS {
+                    let what = format!("{settings:?} {header:?}");
+                    let header = header.as_bytes();
+                    let all = [header, &request[..], &good].concat();
+                    same(&lab, &[&all], &what).await;
+                    let cut = header.len() / 2 + 1;
+                    same(&lab, &[&all[..cut], &all[cut..]], &what).await;
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn it_does_not_matter_where_a_request_is_cut() {
     rt::run_test(async {
@@ -216,6 +337,41 @@ fn many_pipelined_requests_are_all_answered() {
         let outcome = same(&lab, &[&many], "pipelined").await;
         assert_eq!(outcome.answers.matches(" 200 OK").count(), 600);
         assert_eq!(outcome.payloads.len(), 1200);
+    });
+}
+
+/// Whether a body comes with its head or later, it is refused as soon as it needs memory.
+#[test]
+fn a_body_that_finds_no_memory_is_refused() {
+    rt::run_test(async {
+        let (lab, whole) = (lab(SETTINGS[0]), post(""));
+        let full = [&lab.fast, &lab.hyper].map(|bench| {
+            let memory = &bench.server.bodies.memory;
+            std::iter::from_fn(|| memory.buffer_of(4 << 10).ok()).collect::<Vec<_>>()
+        });
+        let head = whole.len() - BODY.len();
+        let two = whole.repeat(2);
+        let cases: [&[&[u8]]; 4] = [
+            &[&whole],
+            &[&whole[..head], &whole[head..]],
+            &[&whole[..head + 1], &whole[head + 1..]],
+            &[&two],
+        ];
+        for pieces in cases {
+            let outcome = same(&lab, pieces, "no memory").await;
+            assert!(outcome.answers.starts_with("HTTP/1.1 503 "), "{}", outcome.answers);
+            assert!(outcome.answers.contains("connection: close\r\n"), "{}", outcome.answers);
+            assert_eq!(outcome.answers.matches("HTTP/1.1").count(), 1, "{}", outcome.answers);
+            assert!(outcome.payloads.is_empty());
+        }
+        let refused = lab.fast.cells.unavailable[Unavailable::BodyMemory as usize].value();
+        assert_eq!(refused, cases.len() as u64);
+        drop(full);
+        for pieces in cases {
+            let outcome = same(&lab, pieces, "memory again").await;
+            assert!(outcome.answers.starts_with("HTTP/1.1 200 "), "{}", outcome.answers);
+        }
+        assert_eq!(lab.fast.cells.body_bytes.value(), 0);
     });
 }
 

@@ -50,12 +50,19 @@ pub(super) fn plain_success(bytes: &[u8]) -> Option<u16> {
 
 /// The number of line feeds, if the rest is printable ASCII and carriage returns.
 fn line_feeds_in_text(bytes: &[u8]) -> Option<usize> {
-    let (mut is_text, mut line_feeds) = (true, 0);
-    for &byte in bytes {
-        is_text &= byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
-        line_feeds += usize::from(byte == b'\n');
+    // Counts of a chunk fit into a byte, so that the compiler handles many bytes at a time.
+    let (mut others, mut line_feeds) = (0, 0);
+    for chunk in bytes.chunks(usize::from(u8::MAX)) {
+        let mut in_chunk = (0_u8, 0_u8);
+        for &byte in chunk {
+            let is_text = byte.wrapping_sub(b' ') < 95 || byte == b'\r' || byte == b'\n';
+            in_chunk.0 += u8::from(!is_text);
+            in_chunk.1 += u8::from(byte == b'\n');
+        }
+        others += usize::from(in_chunk.0);
+        line_feeds += usize::from(in_chunk.1);
     }
-    is_text.then_some(line_feeds)
+    (others == 0).then_some(line_feeds)
 }
 
 /// The bytes up to the first carriage return, and those behind its line end; `None` if no line feed
