@@ -27,6 +27,7 @@ mod objects;
 mod quotas;
 mod s3;
 mod settings;
+mod tls;
 mod value;
 
 pub use admin::{AdminToken, AdminTokenSource};
@@ -40,6 +41,7 @@ pub use meta::{META_HEADER_BYTES_MAX, MetaEntry};
 pub use networks::Networks;
 pub use objects::{BatchFormat, BatchOptions};
 pub use settings::{SETTINGS, Setting, setting};
+pub use tls::{PairFiles, TlsOptions};
 pub use value::core_list;
 
 /// Everything the operator chose; sizes are bytes.
@@ -51,6 +53,10 @@ pub struct Config {
     pub trust: Option<Networks>,
     /// `None` when `off`.
     pub admin_listen: Option<SocketAddr>,
+    /// The admin pages are served over TLS.
+    pub admin_tls: bool,
+    /// Set if any address has TLS.
+    pub tls: Option<TlsOptions>,
     /// `None`: there is none, and only a loopback address has all admin pages.
     pub admin_token: Option<AdminTokenSource>,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
@@ -286,7 +292,11 @@ impl ConfigError {
             true => !value.may_be_foreign(),
             false => !value.is_hidden() && value.shown() == value.text,
         };
-        let reason = if is_harmless { reason } else { format!("is not allowed: {help}") };
+        let reason = match is_harmless {
+            true => reason,
+            false if value.is_pem() => value::IS_PEM.to_owned(),
+            false => format!("is not allowed: {help}"),
+        };
         ConfigError::refuse_saying(value, reason)
     }
 
@@ -342,6 +352,11 @@ impl Config {
     /// Whether a request's token may be in its body: `TOKEN_IN_BODY`, if any object is a collection.
     pub fn takes_tokens_in_bodies(&self) -> bool {
         self.token_in_body && self.body == ObjectBody::Collection
+    }
+
+    /// Whether clients of `LISTEN` are asked for certificates.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
     /// The key template of single payloads, as the spool records it. `None`: payloads go into
@@ -475,14 +490,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
-    use value::{address_or_off, count, memory, optional, path, size, time};
+    use value::{count, memory, optional, path, size, time};
     let batch = objects::read_batch(r);
+    let (admin_listen, admin_tls) = r.take("ADMIN_LISTEN", listen::admin);
     let content_type =
         batch.as_ref().map_or(objects::OCTET_STREAM, |batch| batch.form.content_type());
     Config {
         listen: r.take("LISTEN", listen::list),
         trust: r.take("TRUST", optional(Networks::list)),
-        admin_listen: r.take("ADMIN_LISTEN", address_or_off),
+        admin_listen,
+        admin_tls,
+        tls: tls::read(r),
         admin_token: admin::read(r),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         paths: r.take("PATHS", Paths::parse),
@@ -583,6 +601,7 @@ fn check_relations(r: &mut SettingsReader<'_>, c: &Config) {
         "needs tokens: set TOKENS_FILE, or every request is accepted".into()
     });
     s3::check(r, c);
+    tls::check(r, c);
     let taken = |admin| c.listen.iter().any(|listen| overlap(admin, listen.address));
     let apart = !c.admin_listen.is_some_and(taken);
     r.require(apart, "ADMIN_LISTEN", "LISTEN", |listen| {

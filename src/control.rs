@@ -6,8 +6,10 @@ mod access;
 mod admin;
 mod background;
 mod bind;
+mod certificates;
 mod events;
 mod exposition;
+mod file_state;
 mod memory;
 mod peers;
 mod quotas;
@@ -28,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::rt;
 use crate::rt::sleep;
+use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{Ack, Config, ListenAddress, core_list};
@@ -39,7 +42,7 @@ use crate::deadline::strictly_within;
 use crate::http::accept;
 use crate::http::health::Readiness;
 use crate::http::quotas::SharedQuotas;
-use crate::http::tokens::{SharedTokens, TokenPlaces};
+use crate::http::tokens::{SharedTokens, TokenPlaces, TokenSet};
 use crate::limits::Limits;
 use crate::log;
 use crate::metrics::tokens::{TokenCollector, TokenMetrics};
@@ -48,8 +51,10 @@ use crate::net::Net;
 use crate::preflight;
 use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
+use crate::tls::SharedTls;
 use access::{AdminAccess, SharedAdminToken};
 use admin::Admin;
+use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use tokens::TokensFile;
 
@@ -130,6 +135,7 @@ async fn start(
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
     let (tokens, token_metrics) = load_tokens(&config, &mut reloader)?;
+    let certificates = load_certificates(&config, &mut reloader)?;
     let (admin_token, admin_token_file) = access::load(config.admin_token.as_ref())?;
     reloader.follow_admin_token(admin_token_file);
     let quotas = SharedQuotas::new(&config, epoch);
@@ -159,11 +165,13 @@ async fn start(
             counted_letters.used()
         });
     registry.register_collector(Box::new(TokenCollector(token_metrics)));
+    registry.register_collector(Box::new(CertificateCollector(certificates.clone())));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
         registry,
         tokens: token_metrics,
+        certificates: certificates.clone(),
         dead_letters: dead_letters.clone(),
         orphans: spools.as_ref().map(|(_, orphans)| orphans.clone()),
         store_grace: config.ready_store_grace,
@@ -183,7 +191,9 @@ async fn start(
     if let Some(readiness) = &readiness {
         readiness::publish(admin.clone(), readiness.clone());
     }
-    let admin = start_admin(&bind, config.admin_listen, admin, admin_token).await?;
+    let admin_tls = certificates.as_ref().filter(|_| config.admin_tls);
+    let admin_tls = admin_tls.map(|certificates| certificates.shared.clone());
+    let admin = start_admin(&bind, config.admin_listen, admin_tls, admin, admin_token).await?;
     let spare = spare_cpus(&config.cores);
     let mut core_channels = Vec::new();
     memory::keep_returning_it()
@@ -207,6 +217,7 @@ async fn start(
                 peers: boards[index].clone(),
                 readiness: readiness.clone(),
                 quotas: quotas.clone(),
+                tls: certificates.as_ref().map(|certificates| certificates.shared.clone()),
             },
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
@@ -282,6 +293,7 @@ fn watch_dead_letters(dead_letters: DeadLetters) {
 async fn start_admin(
     bind: &bind::BindRetry,
     address: Option<SocketAddr>,
+    tls: Option<SharedTls>,
     admin: Rc<Admin>,
     token: SharedAdminToken,
 ) -> Result<Option<Socket>, String> {
@@ -290,22 +302,46 @@ async fn start_admin(
     let handle = socket.try_clone().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let net = Net::here().map_err(|error| format!("ADMIN_LISTEN: {error}"))?;
     let access = Rc::new(AdminAccess::new(address, token));
-    rt::spawn(admin::serve(admin, access, net.listener(socket))).detach();
+    rt::spawn(admin::serve(admin, access, net.listener(socket), tls)).detach();
     Ok(Some(handle))
 }
 
-/// Reads `TOKENS_FILE`, if it is set, and has reloads read it again.
+/// Reads the files of TLS, if any address has it, and has reloads read them again.
+fn load_certificates(
+    config: &Config,
+    reloader: &mut Reloader,
+) -> Result<Option<Certificates>, String> {
+    let Some(files) = CertificateFiles::open(config).map_err(|error| error.to_string())? else {
+        return Ok(None);
+    };
+    let certificates = files.certificates();
+    reloader.follow_certificates(files);
+    Ok(Some(certificates))
+}
+
+/// Reads `TOKENS_FILE`, if it is set, and has reloads read it again. Where certificates alone tell
+/// clients apart, there are no tokens, and nobody gets in without a certificate.
 fn load_tokens(
     config: &Config,
     reloader: &mut Reloader,
 ) -> Result<(Option<SharedTokens>, &'static TokenMetrics), String> {
-    let Some(path) = &config.tokens_file else { return Ok((None, TokenMetrics::leaked(0))) };
+    if config.tokens_file.is_none() && !config.asks_for_certificates() {
+        return Ok((None, TokenMetrics::leaked(0)));
+    }
     let metrics = TokenMetrics::leaked(config.cores.len());
+    let Some(path) = &config.tokens_file else {
+        let set = Arc::new(ArcSwap::from_pointee(TokenSet::none()));
+        return Ok((Some(SharedTokens { set, metrics }), metrics));
+    };
     let file = TokensFile::open(path.clone(), metrics, TokenPlaces::of(config))
         .map_err(|error| format!("TOKENS_FILE {} {error}", path.display()))?;
     let shared = file.shared();
     reloader.follow_tokens(file);
     Ok((Some(shared), metrics))
+}
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https://" } else { "http://" }
 }
 
 /// What a 200 of this level means, in words for the log.
@@ -348,11 +384,14 @@ impl Supervisor {
         let config = &self.config;
         let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
         let path = config.paths.first();
-        let urls: Vec<_> = addresses.iter().map(|at| format!("http://{at}{path}")).collect();
+        let urls = addresses.iter().zip(&config.listen);
+        let urls: Vec<_> =
+            urls.map(|(at, listen)| format!("{}{at}{path}", scheme(listen.tls))).collect();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = urls.join(", "),
-            admin = admin.map_or("off".to_owned(), |admin| format!("http://{admin}")),
+            admin =
+                admin.map_or("off".to_owned(), |at| format!("{}{at}", scheme(config.admin_tls))),
             cores = %core_list(&config.cores),
             store = %config.store,
             object = config.batch.as_ref().map_or("payload", |_| "batch"),

@@ -12,6 +12,7 @@
 //! | `core` | one data core: its parts, and the order in which they start and stop |
 //! | `limits` | budgets derived from the configuration |
 //! | `http` | from the socket to the answer |
+//! | `tls` | certificates, and sessions over sockets |
 //! | `upload` | from the queue to the store: workers, retries, dead letters |
 //! | `batch` | many payloads in one object |
 //! | `spool` | payloads on this host's disk |
@@ -96,6 +97,7 @@ mod stop;
 mod store;
 mod sync;
 mod throttle;
+mod tls;
 mod upload;
 
 #[doc(hidden)]

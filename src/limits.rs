@@ -21,6 +21,7 @@ use crate::queue::job::JOB_COST_BYTES;
 use crate::queue::run::SLOT_BYTES;
 use crate::rt::{IO_MEMORY_BYTES, RINGS_PER_EXECUTOR};
 use crate::spool;
+use crate::tls::TLS_CONNECTION_BYTES;
 use crate::upload::FILES_PER_WORKER;
 use crate::upload::restore::RESTORERS;
 
@@ -80,6 +81,8 @@ pub struct Limits {
     /// Longest payload as it is stored.
     pub wrapped_payload_bytes: usize,
     pub connections: usize,
+    /// Most memory of one connection, that of TLS included if any address has it.
+    connection_bytes: usize,
     pub workers: usize,
     /// Most memory one core's clients can make it hold: budgets, connections, queue slots, the
     /// buffers of parsing and decompressing, and what is freed and not yet unmapped.
@@ -128,7 +131,9 @@ impl Limits {
         let (body, payload) = (c.max_length + BODY_PADDING, c.payload_bytes_max());
         let queue_bytes = c.max_queue_bytes.max(body.max(payload) + JOB_COST_BYTES);
         let body_bytes = c.max_body_bytes.max(body + body.max(payload));
-        let connections = c.max_connections * CONNECTION_BYTES;
+        let has_tls = c.listen.iter().any(|listen| listen.tls);
+        let connection_bytes = CONNECTION_BYTES + if has_tls { TLS_CONNECTION_BYTES } else { 0 };
+        let connections = c.max_connections * connection_bytes;
         let slots = c.max_queue * SLOT_BYTES;
         let spool = c
             .spool
@@ -175,6 +180,7 @@ impl Limits {
             request_bytes: c.max_length,
             wrapped_payload_bytes: c.payload_bytes_max(),
             connections: c.max_connections,
+            connection_bytes,
             workers: c.max_workers,
             core_memory_bytes,
             files: files(c.max_connections),
@@ -198,7 +204,7 @@ impl Limits {
         let fewer = (missing.div_ceil(cores as u64) as usize).min(self.connections - 1);
         Limits {
             connections: self.connections - fewer,
-            core_memory_bytes: self.core_memory_bytes - (fewer * CONNECTION_BYTES) as u64,
+            core_memory_bytes: self.core_memory_bytes - (fewer * self.connection_bytes) as u64,
             ..self
         }
     }
@@ -260,6 +266,24 @@ mod tests {
         assert_eq!(limits.files_least, 16 + 2 * 32 + 64 + 64 + 64);
         assert_eq!(limits.memlock_bytes, 2 * (3 * (512 << 10) + (192 << 10)));
         assert_eq!(limits.memlock_least, 512 << 10);
+    }
+
+    #[test]
+    fn with_tls_each_connection_may_hold_more() {
+        let memory = |settings: &[(&str, &str)]| {
+            let mut config = Config::from_settings(settings).unwrap();
+            config.cores = vec![0];
+            let limits = Limits::new(&config);
+            let fewer = limits.clone().for_descriptors(Some(limits.files - 1), 1);
+            (limits.core_memory_bytes, limits.core_memory_bytes - fewer.core_memory_bytes)
+        };
+        let (plain, of_one) = memory(&[]);
+        assert_eq!(of_one, CONNECTION_BYTES as u64);
+        let cert = ("TLS_CERT", "a.pem");
+        let (tls, of_one) = memory(&[("LISTEN", "127.0.0.1:1,https://127.0.0.1:2"), cert]);
+        assert_eq!(tls - plain, 16_384 * TLS_CONNECTION_BYTES as u64);
+        assert_eq!(of_one, (CONNECTION_BYTES + TLS_CONNECTION_BYTES) as u64);
+        assert_eq!(memory(&[("ADMIN_LISTEN", "https://127.0.0.1:2"), cert]).0, plain);
     }
 
     #[test]

@@ -246,6 +246,64 @@ impl ProxyRefusal {
     pub const NAMES: [&str; 3] = ["stranger", "malformed", "timeout"];
 }
 
+/// A complete TLS handshake: its version, and whether it continues an earlier session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum HandshakeKind {
+    Tls13,
+    Tls13Resumed,
+    Tls12,
+    Tls12Resumed,
+}
+
+impl HandshakeKind {
+    /// The values of the metric's labels `version` and `resumed`, in the order of the variants.
+    pub const NAMES: [(&str, &str); 4] =
+        [("1.3", "no"), ("1.3", "yes"), ("1.2", "no"), ("1.2", "yes")];
+}
+
+/// Why a connection to an address with TLS was closed before its first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum TlsRefusal {
+    /// It began with a request over plain HTTP.
+    PlainHttp,
+    /// It began with something else that is not TLS.
+    NotTls,
+    /// The client closed it within the handshake.
+    Closed,
+    /// `TLS_HANDSHAKE_TIMEOUT` passed.
+    Timeout,
+    /// Client and server support nothing in common.
+    Incompatible,
+    /// The client has refused the server's certificate, or ended the handshake for another reason.
+    CertificateRefused,
+    /// The client's certificate is missing or not accepted.
+    ClientCertificate,
+    /// The client has broken the protocol.
+    Malformed,
+    /// `TLS_HANDSHAKES` were in progress.
+    Busy,
+    /// Likewise, and it was the oldest of them.
+    GaveWay,
+}
+
+impl TlsRefusal {
+    /// The values of the metric's label, in the order of the variants.
+    pub const NAMES: [&str; 10] = [
+        "plain_http",
+        "not_tls",
+        "closed",
+        "timeout",
+        "incompatible",
+        "refused_by_client",
+        "client_certificate",
+        "malformed",
+        "busy",
+        "gave_way",
+    ];
+}
+
 /// Why the headers of a trusted proxy may not lead to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -391,6 +449,17 @@ pub struct CoreCells {
     pub connections_evicted: [Cell64; EvictionReason::NAMES.len()],
     /// Connections to listeners with `proxy=` that were closed, by [`ProxyRefusal`].
     pub proxy_refusals: [Cell64; ProxyRefusal::NAMES.len()],
+    /// Complete TLS handshakes, by [`HandshakeKind`].
+    pub tls_handshakes: [Cell64; HandshakeKind::NAMES.len()],
+    /// TLS handshakes in progress.
+    pub tls_handshakes_open: Cell64,
+    /// Set once: `TLS_HANDSHAKES`, or 0 if no address has TLS.
+    pub tls_handshakes_max: Cell64,
+    /// Connections to addresses with TLS that were closed before their first request, by
+    /// [`TlsRefusal`].
+    pub tls_refusals: [Cell64; TlsRefusal::NAMES.len()],
+    /// TLS handshakes that were begun on addresses without TLS.
+    pub tls_on_plain: Cell64,
     /// Requests of trusted proxies whose client is in doubt, by [`ForwardedFlaw`].
     pub forwarded_flaws: [Cell64; ForwardedFlaw::NAMES.len()],
     /// 1 while an accepted connection waits because no other can be closed for it.
@@ -586,7 +655,7 @@ struct CellCollector {
 
 type Read = fn(&CoreCells) -> u64;
 
-const COUNTERS: [(&str, &str, Read); 30] = [
+const COUNTERS: [(&str, &str, Read); 31] = [
     ("payloads_accepted", "Payloads admitted", |c| c.payloads_accepted.value()),
     ("bytes_accepted", "Payload bytes admitted", |c| c.bytes_accepted.value()),
     ("payloads_stored", "Payloads the store confirmed", |c| c.payloads_stored.value()),
@@ -625,6 +694,9 @@ const COUNTERS: [(&str, &str, Read); 30] = [
         c.preflights_refused.value()
     }),
     ("connections_accepted", "Connections accepted", |c| c.connections_accepted.value()),
+    ("tls_on_plain_port", "TLS handshakes begun on addresses that are plain HTTP", |c| {
+        c.tls_on_plain.value()
+    }),
     ("connections_at_limit", "Connections accepted while all were taken", |c| {
         c.connections_at_limit.value()
     }),
@@ -657,7 +729,7 @@ const COUNTERS: [(&str, &str, Read); 30] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 36] = [
+const GAUGES: [(&str, &str, Read); 38] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -669,6 +741,10 @@ const GAUGES: [(&str, &str, Read); 36] = [
     ),
     ("connections_full", "1 if a connection was accepted at the limit in the last second", |c| {
         c.connections_full.value()
+    }),
+    ("tls_handshakes_open", "TLS handshakes in progress", |c| c.tls_handshakes_open.value()),
+    ("tls_handshakes_limit", "TLS_HANDSHAKES, or 0 if no address of LISTEN has TLS", |c| {
+        c.tls_handshakes_max.value()
     }),
     ("body_bytes", "Bytes of bodies being read or waiting for room", |c| c.body_bytes.value()),
     ("body_bytes_limit", "MAX_BODY_BYTES", |c| c.body_bytes_max.value()),
@@ -822,6 +898,11 @@ impl Collector for CellCollector {
         self.encode_reasons(&mut encoder, ("proxy_refusals", help), ProxyRefusal::NAMES, |c| {
             &c.proxy_refusals
         })?;
+        let help = "Connections to https:// addresses closed before their first request, by reason";
+        self.encode_reasons(&mut encoder, ("tls_refusals", help), TlsRefusal::NAMES, |c| {
+            &c.tls_refusals
+        })?;
+        self.encode_handshakes(&mut encoder)?;
         let help = "Requests of trusted proxies whose headers leave the client in doubt";
         self.encode_reasons(&mut encoder, ("forwarded_flaws", help), ForwardedFlaw::NAMES, |c| {
             &c.forwarded_flaws
@@ -871,6 +952,24 @@ impl CellCollector {
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
             for (cell, reason) in pick(cells).iter().zip(reasons) {
                 let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
+                ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_handshakes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Complete TLS handshakes, by version and whether a ticket continued a session";
+        let mut family =
+            encoder.encode_descriptor("tls_handshakes", help, None, MetricType::Counter)?;
+        for (cells, id) in self.cells.iter().zip(&self.core_ids) {
+            for (cell, (version, resumed)) in cells.tls_handshakes.iter().zip(HandshakeKind::NAMES)
+            {
+                let labels = [
+                    ("core", id.to_string()),
+                    ("version", version.into()),
+                    ("resumed", resumed.into()),
+                ];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }
         }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use crate::config::Config;
 use crate::limits::Limits;
 
+mod certificates;
 mod device;
 mod dirs;
 mod exposed;
@@ -101,6 +102,7 @@ pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     findings.extend(inputs::addresses(config, mode == Mode::Start));
     findings.extend(inputs::tokens(config));
     findings.extend(inputs::admin_token(config));
+    findings.extend(certificates::findings(config));
     findings.extend(inputs::trusted_networks(config));
     findings.extend(inputs::config_file(config));
     findings.push(inputs::example_key(config));

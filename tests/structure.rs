@@ -29,6 +29,7 @@ const FLOORS: &[&[&str]] = &[
     &["core"],
     &["limits"],
     &["http"],
+    &["tls"],
     &["upload"],
     &["batch"],
     &["spool"],

@@ -4,7 +4,7 @@
 //! 0.0.0.0:8080, [::]:8080, 10.0.0.1:8081?proxy=10.0.0.0/8&proxy=192.168.7.0/24
 //! ```
 //!
-//! An entry is `[http://]IP:PORT[?NAME=VALUE[&NAME=VALUE…]]`. `https://` is kept for TLS.
+//! An entry is `[http://|https://]IP:PORT[?NAME=VALUE[&NAME=VALUE…]]`; `https://` is TLS.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,6 +20,8 @@ pub struct ListenAddress {
     pub address: SocketAddr,
     /// It is `[::]`, and an IPv4 address with the same port is listed as well.
     pub only_v6: bool,
+    /// Connections are TLS.
+    pub tls: bool,
     /// Only proxies in these networks may connect, and each connection begins with a PROXY header.
     /// `None`: anybody may, and none does.
     pub proxies: Option<Networks>,
@@ -62,19 +64,7 @@ fn parse_entry(entry: &str) -> Parsed<ListenAddress> {
         Some((address, options)) => (address, Some(options)),
         None => (entry, None),
     };
-    let address = match address.split_once("://") {
-        None => address,
-        Some((scheme, address)) if scheme.eq_ignore_ascii_case("http") => address,
-        Some((scheme, address)) if scheme.eq_ignore_ascii_case("https") => {
-            return Err(format!(
-                "{entry}: this version has no TLS of its own: end TLS in a proxy in front of it, \
-                 and give {address}"
-            ));
-        }
-        Some((scheme, address)) => {
-            return Err(format!("{entry}: {scheme}:// is unknown: give {address}"));
-        }
-    };
+    let (address, tls) = without_scheme(address).map_err(|why| format!("{entry}: {why}"))?;
     let address = value::address(address).map_err(|allowed| format!("{entry}: {allowed}"))?;
     let mut proxies = Vec::new();
     for option in options.into_iter().flat_map(|options| options.split('&')) {
@@ -95,7 +85,29 @@ fn parse_entry(entry: &str) -> Parsed<ListenAddress> {
             Some(networks.map_err(|why| format!("{entry}: proxy: {why}"))?)
         }
     };
-    Ok(ListenAddress { address, only_v6: false, proxies })
+    Ok(ListenAddress { address, only_v6: false, tls, proxies })
+}
+
+/// `ADMIN_LISTEN`: `[http://|https://]IP:PORT` or `off`, and whether it has TLS.
+pub(super) fn admin(text: &str) -> Parsed<(Option<SocketAddr>, bool)> {
+    if text == "off" {
+        return Ok((None, false));
+    }
+    let (address, tls) = without_scheme(text)?;
+    let address = value::address(address).map_err(|allowed| format!("{allowed}, or off"))?;
+    Ok((Some(address), tls))
+}
+
+/// The text behind the scheme, and whether that is `https://`.
+fn without_scheme(text: &str) -> Parsed<(&str, bool)> {
+    match text.split_once("://") {
+        None => Ok((text, false)),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => Ok((rest, false)),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Ok((rest, true)),
+        Some((scheme, rest)) => {
+            Err(format!("{scheme}:// is unknown: give http://{rest} or https://{rest}"))
+        }
+    }
 }
 
 /// Refuses two addresses that the kernel cannot tell apart.
@@ -196,6 +208,28 @@ mod tests {
     }
 
     #[test]
+    fn a_scheme_says_whether_connections_are_tls() {
+        let tls = |text: &str| list(text).unwrap().iter().map(|at| at.tls).collect::<Vec<_>>();
+        assert_eq!(tls("127.0.0.1:1,https://127.0.0.1:2,http://127.0.0.1:3"), [false, true, false]);
+        assert_eq!(tls("HTTPS://[::1]:1?proxy=fd00::/8"), [true]);
+        let address = "127.0.0.1:9".parse().ok();
+        for (text, expected) in [
+            ("off", Ok((None, false))),
+            ("127.0.0.1:9", Ok((address, false))),
+            ("https://127.0.0.1:9", Ok((address, true))),
+        ] {
+            assert_eq!(admin(text), expected, "{text}");
+        }
+        for (text, why) in [
+            ("ftp://127.0.0.1:9", "ftp:// is unknown"),
+            ("https://off", "give an IP address and a port"),
+            ("on", "or off"),
+        ] {
+            assert!(admin(text).unwrap_err().contains(why), "{text}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_listened_on_is_refused_with_the_remedy() {
         let many: Vec<String> = (1..=ADDRESSES_MAX + 1).map(|n| format!("127.0.0.1:{n}")).collect();
         assert_eq!(parsed(&many[1..].join(",")).len(), ADDRESSES_MAX);
@@ -213,9 +247,10 @@ mod tests {
             ("::1:8080", "give an IP address and a port"),
             ("0.0.0.0:65536", "give an IP address and a port"),
             ("http://0.0.0.0:8080/", "give an IP address and a port"),
-            ("https://0.0.0.0:8443", "end TLS in a proxy in front of it, and give 0.0.0.0:8443"),
-            ("HTTPS://0.0.0.0:8443?cert=/x", "and give 0.0.0.0:8443"),
-            ("unix:///run/x", "unix:// is unknown"),
+            ("HTTPS://0.0.0.0:8443?cert=/x", "\"cert=/x\" is not an option"),
+            ("https://", "give an IP address and a port"),
+            ("unix:///run/x", "unix:// is unknown: give http:///run/x or https://"),
+            ("https://127.0.0.1:1,127.0.0.1:1", "127.0.0.1:1 is listed twice"),
             ("0.0.0.0:1?", "\"\" is not an option of an address: give proxy=CIDR"),
             ("0.0.0.0:1?proxy", "\"proxy\" is not an option of an address: give proxy=CIDR"),
             ("0.0.0.0:1?Proxy=10.0.0.0/8", "is not an option"),

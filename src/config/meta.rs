@@ -70,7 +70,7 @@ pub(super) fn entries(text: &str) -> Parsed<Vec<MetaEntry>> {
 /// Checks that a longest payload fits everywhere once it is wrapped, and that there are tokens if
 /// their names are wanted.
 pub(super) fn check(r: &mut SettingsReader<'_>, c: &Config) {
-    let has_names = c.tokens_file.is_some();
+    let has_names = c.tokens_file.is_some() || c.asks_for_certificates();
     let wants_name = c.keys.request_sources().contains(&RequestSource::Token);
     r.require(has_names || !wants_name, "KEY", "TOKENS_FILE", |_| {
         "contains {token}, but requests need no token: set TOKENS_FILE, or remove {token}".into()

@@ -62,6 +62,7 @@ pub fn markdown_table() -> String {
 }
 
 const LISTENING: &str = "Listening";
+const TLS: &str = "TLS (for addresses given as https://)";
 const LIMITS: &str = "Cores and limits (per core unless stated otherwise)";
 const CLIENTS: &str = "Clients";
 const STORING: &str = "Storing";
@@ -90,11 +91,11 @@ const fn secret(setting: Setting) -> Setting {
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     row(LISTENING, "LISTEN", "LIST", "0.0.0.0:8080",
-        "Addresses for ingest requests, IP:PORT with commas between; each core listens on each. `[::]` takes IPv4 too unless an IPv4 address with its port is listed. `?proxy=CIDR` behind one: only proxies in that network, and each connection has a PROXY header."),
+        "Addresses for ingest requests, `IP:PORT` or `https://IP:PORT`, with commas between. `[::]` takes IPv4 too unless an IPv4 address with its port is listed. `?proxy=CIDR` behind one: only proxies in that network, and each connection has a PROXY header."),
     row(LISTENING, "TRUST", "LIST", "",
         "Networks of proxies, such as `10.0.0.0/8,fd00::/8`, whose `forwarded` or `x-forwarded-for` header names the client of a request. Not set: these headers are ignored."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
-        "Address for metrics, health checks and `/peers`, IP:PORT, or `off`. Without ADMIN_TOKEN everybody who reaches it reads metrics and health, and a loopback address has everything."),
+        "Address for metrics, health checks and `/peers`, `IP:PORT`, `https://IP:PORT` or `off`. Without ADMIN_TOKEN everybody who reaches it reads metrics and health, and a loopback address has everything."),
     secret(row(LISTENING, "ADMIN_TOKEN", "TOKEN", "",
         "What the admin listener asks for beside health and metrics, as `authorization: Bearer TOKEN`: 16 to 4096 visible ASCII characters. No flag, which every user of the host could read.")),
     row(LISTENING, "ADMIN_TOKEN_FILE", "FILE", "",
@@ -105,6 +106,17 @@ pub const SETTINGS: &[Setting] = &[
         "Paths that take payloads, up to 16, such as `/payloads,/v1/events`; all mean the same. They are compared as sent, the query aside. Any other path gets 404."),
     row(LISTENING, "BIND_WAIT", "TIME", "5s",
         "How long the start retries while LISTEN or ADMIN_LISTEN is in use, up to 5m: a killed process can keep its sockets for a moment."),
+
+    row(TLS, "TLS_CERT", "LIST", "",
+        "PEM files of certificates, each followed by its chain, for `https://` addresses. With commas between several, each client gets the one for the host name it asks for, or the first. Read at start, on SIGHUP and when they change."),
+    row(TLS, "TLS_KEY", "LIST", "",
+        "PEM files of their private keys, in the order of TLS_CERT: RSA, ECDSA P-256 or P-384, or Ed25519, not encrypted. Not set: each key is in the file of its certificate."),
+    row(TLS, "TLS_CLIENT_CA", "FILE", "",
+        "PEM file of authorities whose client certificates LISTEN accepts. The common name of the subject counts as the name of a token. With TOKENS_FILE a request needs either, without it every connection needs a certificate. Not set: none is asked for."),
+    row(TLS, "TLS_HANDSHAKE_TIMEOUT", "TIME", "10s",
+        "Maximum time from the beginning of a connection to the end of its TLS handshake, up to 1m."),
+    row(TLS, "TLS_HANDSHAKES", "N", "512",
+        "TLS handshakes in progress per core, 1 to 1000000. Beyond it the oldest that has taken 1s is closed for a new one; if there is none, the new connection is closed."),
 
     row(LIMITS, "CORES", "LIST", "all",
         "CPU cores, one pinned executor each: `all` that this process may use, or a list of them such as `0-3,8`."),

@@ -28,7 +28,8 @@ fn refusals(result: Result<(Config, Effective), ConfigErrors>) -> String {
 #[test]
 fn every_default_parses_and_is_the_documented_one() {
     let (config, effective) = resolve(&[], &[], None).unwrap();
-    let [ListenAddress { address, only_v6: false, proxies: None }] = config.listen.as_slice()
+    let [ListenAddress { address, only_v6: false, tls: false, proxies: None }] =
+        config.listen.as_slice()
     else {
         panic!("{:?}", config.listen);
     };

@@ -91,18 +91,18 @@ pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
     })
 }
 
-/// `IP:PORT` or `off`.
-pub(super) fn address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
-    match text {
-        "off" => Ok(None),
-        _ => address(text).map(Some).map_err(|allowed| format!("{allowed}, or off")),
-    }
-}
+/// What begins a key or a certificate. No name of a file has it.
+pub(super) const PEM: &str = "-----BEGIN";
+
+/// Why such a text is refused as one.
+pub(super) const IS_PEM: &str =
+    "is a key or a certificate itself: give the name of a file that holds it";
 
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     match text {
         "" => Err("give a path".into()),
         _ if text.contains('\0') => Err("a path cannot contain NUL".into()),
+        _ if text.contains(PEM) => Err(IS_PEM.into()),
         _ => Ok(text.into()),
     }
 }
@@ -553,6 +553,5 @@ mod tests {
         assert!(node_id(&"x".repeat(65)).is_err());
         assert!(address(":8080").unwrap_err().contains("0.0.0.0:8080"));
         assert!(address("localhost:80").is_err());
-        assert_eq!(address_or_off("off"), Ok(None));
     }
 }

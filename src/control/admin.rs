@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use crate::rt;
 use crate::rt::Task;
 use crate::rt::{Timer, sleep};
 use bytes::Bytes;
-use futures_lite::FutureExt;
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt};
+use futures_rustls::TlsAcceptor;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
@@ -23,17 +25,20 @@ use prometheus_client::registry::Registry;
 use smol_hyper::rt::FuturesIo;
 
 use super::access::{AdminAccess, Denied};
+use super::certificates::Certificates;
 use super::exposition::Exposition;
 use super::peers::PeersPage;
 use crate::deadletter::DeadLetters;
-use crate::deadline::{collect_arrived, was_paused};
+use crate::deadline::{collect_arrived, was_paused, within};
 use crate::http::HEAD_BYTES_MAX;
 use crate::http::head::{self, BodyFraming};
+use crate::http::secured::PLAIN_HTTP;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::tokens::TokenMetrics;
 use crate::metrics::{Cells, CoreState};
 use crate::net::{Listener, Stream};
 use crate::spool::takeover::offers::Takeover;
+use crate::tls::SharedTls;
 
 /// How long an admin connection has for its first complete request, …
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -49,6 +54,8 @@ pub struct Admin {
     pub core_ids: Vec<usize>,
     pub registry: Registry,
     pub tokens: &'static TokenMetrics,
+    /// Set if any address has TLS.
+    pub certificates: Option<Certificates>,
     pub dead_letters: DeadLetters,
     /// The orphaned spools of crashed processes, if there is a spool.
     pub orphans: Option<Arc<Takeover>>,
@@ -130,7 +137,11 @@ impl Admin {
     /// What an operator should know besides, whether or not the server is ready.
     fn remarks(&self) -> String {
         let stale_tokens = self.stale_tokens().unwrap_or_default().to_owned();
-        stale_tokens + &self.full_queues() + &self.limits_reached()
+        let certificates = self.certificates.as_ref().map(Certificates::remarks);
+        stale_tokens
+            + &certificates.unwrap_or_default()
+            + &self.full_queues()
+            + &self.limits_reached()
     }
 
     /// How much of orphaned spools is still to be replayed, if any. Not a reason against traffic.
@@ -236,7 +247,12 @@ struct AdminConn {
 
 /// Serves the admin pages until the process ends. If all connections are taken, a new one replaces
 /// the one that has been silent for longest, so that no client can keep a health check waiting.
-pub(super) async fn serve(admin: Rc<Admin>, access: Rc<AdminAccess>, listener: Listener) {
+pub(super) async fn serve(
+    admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
+    listener: Listener,
+    tls: Option<SharedTls>,
+) {
     let mut open: Vec<(Rc<AdminConn>, Task<()>)> = Vec::new();
     loop {
         match listener.accept().await {
@@ -254,8 +270,12 @@ pub(super) async fn serve(admin: Rc<Admin>, access: Rc<AdminAccess>, listener: L
                     ended: Cell::new(false),
                 });
                 let (admin, access, this) = (admin.clone(), access.clone(), state.clone());
+                let tls = tls.clone();
                 let task = rt::spawn(async move {
-                    serve_connection(admin, access, stream, &this).await;
+                    match tls {
+                        None => serve_connection(admin, access, stream, &this).await,
+                        Some(tls) => serve_secured(admin, access, stream, &tls, &this).await,
+                    }
                     this.ended.set(true);
                 });
                 open.push((state, task));
@@ -272,10 +292,42 @@ pub(super) async fn serve(admin: Rc<Admin>, access: Rc<AdminAccess>, listener: L
     }
 }
 
+/// Makes the handshake, within the time for a first request, and serves the connection.
+async fn serve_secured(
+    admin: Rc<Admin>,
+    access: Rc<AdminAccess>,
+    mut stream: Stream,
+    tls: &SharedTls,
+    state: &AdminConn,
+) {
+    let handshake = async {
+        let mut first = 0;
+        poll_fn(|cx| {
+            stream.poll_read_with(cx, |bytes| {
+                first = bytes.first().copied().unwrap_or_default();
+                0
+            })
+        })
+        .await?;
+        if first.is_ascii_alphabetic() {
+            stream.write_all(PLAIN_HTTP).await?;
+            stream.close().await?;
+            return Ok(None);
+        }
+        let acceptor = TlsAcceptor::from(tls.load().admin.clone());
+        acceptor.accept(stream).await.map(Some)
+    };
+    match within(FIRST_REQUEST_MAX, handshake, || Ok(None)).await {
+        Ok(Some(stream)) => serve_connection(admin, access, stream, state).await,
+        Ok(None) => {}
+        Err(error) => tracing::debug!(%error, "TLS handshake of an admin connection failed"),
+    }
+}
+
 async fn serve_connection(
     admin: Rc<Admin>,
     access: Rc<AdminAccess>,
-    stream: Stream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     state: &AdminConn,
 ) {
     let service = service_fn(|request| {

@@ -1,5 +1,6 @@
-//! Reloads: on SIGHUP applies `TOKENS_FILE`, `ADMIN_TOKEN_FILE` and `LOG`, and logs the names of
-//! other settings that have changed; between signals looks for changes of `TOKENS_FILE`.
+//! Reloads: on SIGHUP applies `TOKENS_FILE`, `ADMIN_TOKEN_FILE`, the files of `TLS_CERT`, `TLS_KEY`
+//! and `TLS_CLIENT_CA`, and `LOG`, and logs the names of other settings that have changed; between
+//! signals looks for changes of these files, `ADMIN_TOKEN_FILE` aside.
 //!
 //! Reloads run on a background thread, one at a time, so that a hanging disk delays nothing else. A
 //! million tokens take it half a second.
@@ -9,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
 use super::access::AdminTokenFile;
 use super::background;
+use super::certificates::CertificateFiles;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
 use crate::log;
@@ -19,6 +21,7 @@ pub struct Reloader {
     /// The settings in effect.
     settings: Effective,
     tokens: Option<TokensFile>,
+    certificates: Option<CertificateFiles>,
     admin_token: Option<AdminTokenFile>,
     requests: Receiver<()>,
 }
@@ -27,12 +30,17 @@ impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, admin_token: None, requests }
+        Reloader { flags, settings, tokens: None, certificates: None, admin_token: None, requests }
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
     pub(super) fn follow_tokens(&mut self, tokens: TokensFile) {
         self.tokens = Some(tokens);
+    }
+
+    /// Makes each reload also read `certificates`, and follow their changes.
+    pub(super) fn follow_certificates(&mut self, certificates: CertificateFiles) {
+        self.certificates = Some(certificates);
     }
 
     /// Makes each reload also read `file`, if there is one.
@@ -48,20 +56,24 @@ impl Reloader {
         background::spawn("millrace-reload", move || while self.reload_next() {})
     }
 
-    /// Waits for a signal or the next look at the file. `false` once no signal can come.
+    /// Waits for a signal or the next look at the files. `false` once no signal can come.
     fn reload_next(&mut self) -> bool {
-        let requested = match self.tokens {
-            Some(_) => self.requests.recv_timeout(tokens::POLL),
-            None => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        let requested = match self.tokens.is_some() || self.certificates.is_some() {
+            true => self.requests.recv_timeout(tokens::POLL),
+            false => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match requested {
             Ok(()) => {
                 tracing::info!("SIGHUP: reloading");
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
+                self.certificates.iter_mut().for_each(CertificateFiles::reload);
                 self.admin_token.iter().for_each(AdminTokenFile::reload);
             }
-            Err(RecvTimeoutError::Timeout) => self.tokens.iter_mut().for_each(TokensFile::poll),
+            Err(RecvTimeoutError::Timeout) => {
+                self.tokens.iter_mut().for_each(TokensFile::poll);
+                self.certificates.iter_mut().for_each(CertificateFiles::poll);
+            }
             Err(RecvTimeoutError::Disconnected) => return false,
         }
         true
@@ -94,6 +106,6 @@ impl Reloader {
     }
 }
 
-/// The only setting that can change without a restart. (`TOKENS_FILE` and `ADMIN_TOKEN_FILE` name
-/// files that are read again.)
+/// The only setting that can change without a restart. (`TOKENS_FILE`, `ADMIN_TOKEN_FILE` and the
+/// `TLS_` settings name files that are read again.)
 const LOG: &str = "LOG";

@@ -11,13 +11,13 @@
 //! The cores read the new set with their next requests. An old set is kept here until no core has
 //! it, so that no core spends its time on freeing 40 MB.
 
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::file_state::FileState;
 use crate::alloc::return_free_memory;
 use crate::http::tokens::{
     SharedTokens, TokenPlaces, TokenSet, TokensDraft, TokensError, ends_within_a_line,
@@ -47,33 +47,6 @@ pub(super) struct TokensFile {
     unreadable: Option<String>,
     /// Earlier sets that a core may still have: at most one per core.
     retired: Vec<Arc<TokenSet>>,
-}
-
-/// What of a file differs after a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileState {
-    file: (u64, u64),
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-    /// A pipe, socket or device, which is read on SIGHUP only.
-    is_stream: bool,
-}
-
-impl FileState {
-    /// `None` if there is no file, or none that can be looked at.
-    fn of(path: &Path) -> Option<FileState> {
-        let found = std::fs::metadata(path).ok()?;
-        let kind = found.file_type();
-        let is_device = kind.is_char_device() || kind.is_block_device();
-        Some(FileState {
-            file: (found.dev(), found.ino()),
-            length: found.len(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
-            is_stream: is_device || kind.is_fifo() || kind.is_socket(),
-        })
-    }
 }
 
 /// Why the tokens read before stay in effect.
@@ -245,6 +218,8 @@ fn is_half_gone(before: usize, count: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const PLACES: TokenPlaces = TokenPlaces { in_body: true, in_query: false };

@@ -22,6 +22,7 @@ use crate::http::health::Readiness;
 use crate::http::peers::PeerBoard;
 use crate::http::quotas::SharedQuotas;
 use crate::http::refusal_log::RefusalLog;
+use crate::http::secured::{Entrance, TlsAcceptor};
 use crate::http::server::LimitSampler;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
@@ -30,6 +31,7 @@ use crate::net::Net;
 use crate::spool::SpoolSetup;
 use crate::store::StoreSeed;
 use crate::sync::Flag;
+use crate::tls::SharedTls;
 
 /// Everything that control gives to a core's thread.
 pub struct Setup {
@@ -61,6 +63,8 @@ pub struct ControlSide {
     pub readiness: Option<Arc<Readiness>>,
     /// Where control spreads quotas over the cores; `None` if nothing can have one.
     pub quotas: Option<SharedQuotas>,
+    /// Certificates, if any address has TLS.
+    pub tls: Option<SharedTls>,
 }
 
 impl Setup {
@@ -163,7 +167,10 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     }
     let core = Core::new(&mut setup, net);
     let core_id = setup.core_id();
-    let Setup { limits, listeners, control: ControlSide { channel, peers, .. }, .. } = setup;
+    let Setup { config, limits, listeners, control, cells, .. } = setup;
+    let ControlSide { channel, peers, tls, .. } = control;
+    let options = config.tls.as_ref();
+    let acceptor = tls.zip(options).map(|(tls, options)| TlsAcceptor::new(tls, options, cells));
     let notices = channel.try_clone().expect("descriptors suffice at start");
     let mut commands = into_glommio_stream(channel);
 
@@ -196,8 +203,10 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
     if !matches!(commands.read(&mut [0]).await, Ok(1)) {
         return;
     }
-    let accept = |(number, listener)| {
-        rt::spawn_as(TaskKind::Accept, accept_loop(core.server.clone(), listener, number))
+    let accept = |(number, listener): (usize, Socket)| {
+        let tls = acceptor.clone().filter(|_| config.listen[number].tls);
+        let entrance = Rc::new(Entrance { number, tls });
+        rt::spawn_as(TaskKind::Accept, accept_loop(core.server.clone(), listener, entrance))
     };
     let acceptors: Vec<_> = listeners.into_iter().enumerate().map(accept).collect();
     core.cells.set_state(CoreState::Serving);

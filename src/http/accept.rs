@@ -19,6 +19,7 @@ use glommio::net::TcpStream;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::conn;
+use super::secured::Entrance;
 use super::server::Server;
 use crate::throttle::Throttle;
 
@@ -115,11 +116,11 @@ fn backlog() -> i32 {
     text.trim().parse().unwrap_or(4096)
 }
 
-/// Accepts connections to the address with this number in the configuration until the core drains
-/// and the accept queue is empty, or until [`Conns::close`]; then stops listening.
+/// Accepts connections to the address of `entrance` until the core drains and the accept queue is
+/// empty, or until [`Conns::close`]; then stops listening.
 ///
 /// [`Conns::close`]: super::server::Conns::close
-pub async fn accept_loop(server: Rc<Server>, socket: Socket, number: usize) {
+pub async fn accept_loop(server: Rc<Server>, socket: Socket, entrance: Rc<Entrance>) {
     let handle = socket.try_clone().expect("descriptors suffice at start");
     let listener = server.net.listener(socket);
     let mut errors = Throttle::default();
@@ -143,13 +144,13 @@ pub async fn accept_loop(server: Rc<Server>, socket: Socket, number: usize) {
                 if let Some(Ok(stream)) = poll_once(listener.accept()).await
                     && let Some(slot) = server.slot().await
                 {
-                    conn::spawn(&server, stream, number, slot);
+                    conn::spawn(&server, stream, &entrance, slot);
                 }
                 break;
             }
             Ok(Some(stream)) => {
                 let Some(slot) = server.slot().await else { break };
-                conn::spawn(&server, stream, number, slot);
+                conn::spawn(&server, stream, &entrance, slot);
             }
             Err(error) => {
                 server.cells.accept_errors.inc();

@@ -376,7 +376,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::net::{Net, Stream};
+    use crate::http::client_stream::ClientStream;
+    use crate::net::Net;
 
     const LENGTH: usize = 1 << 20;
     /// What a body of that length holds.
@@ -386,14 +387,14 @@ mod tests {
     /// A connection that receives a body, and what keeps its socket open.
     struct Sender {
         state: Rc<ConnState>,
-        socket: (Rc<Stream>, UnixStream),
+        socket: (Rc<ClientStream>, UnixStream),
     }
 
     impl Sender {
         fn new(net: &Rc<Net>) -> Sender {
             let (ours, theirs) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
-            let stream = Rc::new(net.stream(ours));
+            let stream = Rc::new(ClientStream::Plain(net.stream(ours)));
             Sender { state: ConnState::new(&stream), socket: (stream, theirs) }
         }
 

@@ -22,10 +22,12 @@ use std::time::Duration;
 use crate::rt::{self, TaskKind};
 use futures_lite::FutureExt;
 
+use super::client_stream::ClientStream;
 use super::fast::{self, FastEnd};
 use super::phase::{BodyEnd, ConnPhase, ConnState};
 use super::proxied::ProxiedConn;
 use super::reply::HEAD_TIMEOUT;
+use super::secured::{Entrance, SecuredConn};
 use super::server::{ConnSlot, RegisteredConn, Server};
 use super::through_hyper;
 use crate::deadline::{Alarm, within};
@@ -42,6 +44,8 @@ pub(super) enum ConnEnd {
     IdleOverdue,
     /// It was idle and has given way to another connection.
     GaveWay,
+    /// There is no TLS session. Its client is to get these bytes.
+    NotSecured(&'static [u8]),
     /// Silent for [`QUIET_AFTER`], and hyper holds no state that the next request needs.
     Quiet,
 }
@@ -66,17 +70,17 @@ pub(super) struct Conn<'a> {
     pub(super) server: &'a Rc<Server>,
     pub(super) state: &'a Rc<ConnState>,
     pub(super) listed: &'a RegisteredConn<'a>,
-    pub(super) stream: &'a Rc<Stream>,
+    pub(super) stream: &'a Rc<ClientStream>,
 }
 
-/// Serves `stream`, which came to the listener with this number, in its own task. A panic there ends
-/// only that connection.
-pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: ConnSlot) {
-    let server = server.clone();
+/// Serves `stream`, which came in by `entrance`, in its own task. A panic there ends only that
+/// connection.
+pub(super) fn spawn(server: &Rc<Server>, stream: Stream, entrance: &Rc<Entrance>, slot: ConnSlot) {
+    let (server, entrance) = (server.clone(), entrance.clone());
     rt::spawn_as(TaskKind::Connection, async move {
         server.cells.connections_accepted.inc();
         server.cells.connections.inc();
-        let served = serve(server.clone(), stream, listener, Readers::Both);
+        let served = serve(server.clone(), stream, entrance, Readers::Both);
         let served = AssertUnwindSafe(served).catch_unwind().await;
         if served.is_err() {
             server.cells.conn_panics.inc();
@@ -90,12 +94,17 @@ pub(super) fn spawn(server: &Rc<Server>, stream: Stream, listener: usize, slot: 
 }
 
 /// Serves `stream` until either side closes it.
-pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, readers: Readers) {
-    let stream = Rc::new(stream);
+pub(super) async fn serve(
+    server: Rc<Server>,
+    stream: Stream,
+    entrance: Rc<Entrance>,
+    readers: Readers,
+) {
+    let stream = Rc::new(ClientStream::new(stream, entrance.tls.is_some()));
     let state = ConnState::new(&stream);
     let listed = server.conns.register(&state);
     let mut alarm = Alarm::default();
-    let listen = &server.config.listen[listener];
+    let listen = &server.config.listen[entrance.number];
     if let Some(proxies) = &listen.proxies {
         let proxied =
             ProxiedConn { server: &server, state: &state, listed: &listed, stream: &stream };
@@ -105,11 +114,31 @@ pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, r
         }
     }
     let conn = Conn { server: &server, state: &state, listed: &listed, stream: &stream };
-    let end = conn.serve(&mut alarm, readers).await;
+    let secured = match &entrance.tls {
+        None => Ok(()),
+        Some(acceptor) => {
+            let begins = SecuredConn {
+                server: &server,
+                state: &state,
+                listed: &listed,
+                stream: &stream,
+                acceptor,
+                address: listen,
+            };
+            // Boxed likewise.
+            Box::pin(begins.begin(&mut alarm)).await
+        }
+    };
+    let end = match secured {
+        Ok(()) => conn.serve(&mut alarm, readers).await,
+        Err(None) => return,
+        Err(Some(last)) => ConnEnd::NotSecured(last),
+    };
     let last: &[u8] = match end {
-        ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return,
+        ConnEnd::IdleOverdue | ConnEnd::GaveWay | ConnEnd::Quiet => return stream.say_goodbye(),
+        ConnEnd::NotSecured(last) => last,
         // Its client has closed first, as most do: nobody waits for anything.
-        ConnEnd::Done if state.gone.get() && stream.has_sent() => return,
+        ConnEnd::Done if state.gone.get() && stream.has_sent() => return stream.say_goodbye(),
         ConnEnd::Done => b"",
         ConnEnd::HeadOverdue => {
             server.cells.count_response(408);
@@ -136,6 +165,7 @@ pub(super) async fn serve(server: Rc<Server>, stream: Stream, listener: usize, r
 impl Conn<'_> {
     /// Serves requests until the connection ends.
     async fn serve(self, alarm: &mut Alarm, readers: Readers) -> ConnEnd {
+        assert!(self.stream.is_ready(), "no request is read before the handshake is complete");
         loop {
             let held = match readers {
                 Readers::Both => match fast::serve(self, alarm).await {
@@ -230,7 +260,7 @@ impl Conn<'_> {
 /// Writes `last`, closes our half, then reads and discards what the client still sends. Closing with
 /// unread bytes would reset the connection, which can destroy the answer before the client has read
 /// it.
-async fn linger(stream: &Stream, last: &[u8], state: &ConnState) -> io::Result<()> {
+async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Result<()> {
     let mut rest = last;
     state.unsent.set(!rest.is_empty());
     while !rest.is_empty() {
@@ -239,6 +269,7 @@ async fn linger(stream: &Stream, last: &[u8], state: &ConnState) -> io::Result<(
     state.unsent.set(false);
     // The client may have closed only its half and still read the answer that is being sent.
     if state.gone.get() {
+        stream.say_goodbye();
         return poll_fn(|cx| stream.poll_sent(cx)).await;
     }
     poll_fn(|cx| stream.poll_shutdown(cx)).await?;

@@ -11,11 +11,11 @@
 //! [`HEAD_BYTES_MAX`], [`UNSENT_BYTES_MAX`] and one answer that it does not read, and
 //! [`REQUESTS_AT_ONCE`] requests in one poll.
 //!
-//! The reader needs little of the socket: [`Stream::poll_received`] lends what has arrived, and
-//! [`Stream::poll_send`] takes what is to be sent.
+//! The reader needs little of the connection: [`ClientStream::poll_received`] lends what has arrived
+//! (with TLS, what was decrypted of it), and [`ClientStream::poll_send`] takes what is to be sent.
 //!
-//! [`Stream::poll_received`]: crate::net::Stream::poll_received
-//! [`Stream::poll_send`]: crate::net::Stream::poll_send
+//! [`ClientStream::poll_received`]: super::client_stream::ClientStream::poll_received
+//! [`ClientStream::poll_send`]: super::client_stream::ClientStream::poll_send
 
 mod answer;
 mod body;
@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
+use super::client_stream::ClientBytes;
 use super::conn::{Conn, ConnEnd};
 use super::fields::HeadView;
 use super::phase::ConnPhase;
@@ -39,7 +40,6 @@ use super::request::waiting::{process, resume, wait};
 use super::request::{Handling, RequestAttempt, route};
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
-use crate::net::Received;
 use crate::rt;
 use body::InSocket;
 use head::{FastHead, FieldsRoom, FirstBytes, end_in};
@@ -224,7 +224,7 @@ impl<'a> Conn<'a> {
     /// Serves the first request that has arrived, if its head is complete.
     fn serve_one(
         self,
-        received: &mut Received<'_>,
+        received: &mut ClientBytes<'_>,
         wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {
@@ -256,7 +256,7 @@ impl<'a> Conn<'a> {
     /// Serves a request whose head came in several pieces.
     fn serve_split(
         self,
-        received: &mut Received<'_>,
+        received: &mut ClientBytes<'_>,
         wire: &mut WireState,
         clock: &mut Option<Instant>,
     ) -> Served<'a> {

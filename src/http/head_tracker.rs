@@ -26,6 +26,8 @@ pub struct HeadTracker {
     /// The current head began at an unknown offset in the read that ended the request before, so
     /// its end is unknown.
     pub(super) uncounted: Cell<bool>,
+    /// The current head begins with the first byte of a TLS handshake.
+    pub(super) is_tls: Cell<bool>,
 }
 
 impl HeadTracker {
@@ -51,6 +53,11 @@ impl HeadTracker {
         }
         self.look_for_content_length(line, &bytes[start..]);
         self.line.set(line + bytes.len() - start);
+    }
+
+    /// Looks at the first bytes of a head.
+    pub(super) fn head_begins(&self, bytes: &[u8]) {
+        self.is_tls.set(bytes.first() == Some(&TLS_HANDSHAKE));
     }
 
     /// Compares `piece` of a line, `line` bytes of which came before, with [`CONTENT_LENGTH`].
@@ -93,6 +100,9 @@ impl HeadTracker {
 /// The field that hyper removes from a chunked request's headers, with its colon: a blank before
 /// that is refused by hyper.
 const CONTENT_LENGTH: &[u8] = b"content-length:";
+
+/// The first byte of a TLS handshake, which no request begins with.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 pub(super) fn is_line_end(byte: &u8) -> bool {
     matches!(byte, b'\r' | b'\n')

@@ -45,12 +45,23 @@ pub(super) struct ClientOrigin {
     connection: Cell<IpAddr>,
     /// Set only from the head to the answer of a request that a trusted proxy has sent.
     request: Cell<Option<IpAddr>>,
+    has_certificate: Cell<bool>,
 }
 
 impl ClientOrigin {
     /// A connection whose other end has this address; unspecified if it is not known.
     pub(super) fn new(connection: IpAddr) -> ClientOrigin {
-        ClientOrigin { connection: Cell::new(connection), request: Cell::new(None) }
+        let connection = Cell::new(connection);
+        ClientOrigin { connection, request: Cell::new(None), has_certificate: Cell::new(false) }
+    }
+
+    /// The client that the connection comes from has proved a certificate to be its own.
+    pub(super) fn is_certified(&self) {
+        self.has_certificate.set(true);
+    }
+
+    pub(super) fn has_certificate(&self) -> bool {
+        self.has_certificate.get()
     }
 
     /// The address that the connection comes from: that of the socket's other end or, on a listener

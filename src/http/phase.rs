@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use super::client_stream::ClientStream;
 use super::conn::ConnEnd;
 use super::eviction::{ConnActivity, FIRST_HEAD_LEAST, IDLE_LEAST, LINGER_LEAST};
 use super::head_tracker::HeadTracker;
@@ -18,7 +19,6 @@ use crate::config::Config;
 use crate::deadline::{Alarm, was_paused};
 use crate::http::{BODY_RATE_WINDOW, LINGER_TIME_MAX, STOP_IDLE_GRACE};
 use crate::metrics::EvictionReason;
-use crate::net::Stream;
 use crate::rt;
 use crate::stop::Stop;
 use crate::sync::keep_waker;
@@ -81,7 +81,7 @@ pub(super) struct Standing {
 /// The body that a connection is receiving, if it is.
 #[derive(Default)]
 pub(super) struct BodyState {
-    stream: Weak<Stream>,
+    stream: Weak<ClientStream>,
     /// What has arrived, from the first read to the last. Taken away when the body is evicted.
     pub(super) bytes: RefCell<Option<ChargedBytes>>,
     /// The length of what has arrived.
@@ -151,7 +151,7 @@ impl LateRead {
 
 impl ConnState {
     /// The state of a connection that was just accepted.
-    pub(super) fn new(stream: &Rc<Stream>) -> Rc<ConnState> {
+    pub(super) fn new(stream: &Rc<ClientStream>) -> Rc<ConnState> {
         Rc::new(ConnState {
             origin: ClientOrigin::new(stream.peer_ip()),
             body: BodyState { stream: Rc::downgrade(stream), ..BodyState::default() },
@@ -172,6 +172,14 @@ impl ConnState {
     /// connection's. `None` if it is not known: the connection was reset at once.
     pub(super) fn client(&self) -> Option<IpAddr> {
         Some(self.origin.client()).filter(|address| !address.is_unspecified())
+    }
+
+    /// The connection, if its client has a certificate.
+    pub(super) fn certificate(&self) -> Option<Rc<ClientStream>> {
+        if !self.origin.has_certificate() {
+            return None;
+        }
+        self.body.stream.upgrade()
     }
 
     /// What counts as the current request's client, between requests as the connection's.
@@ -206,7 +214,7 @@ impl ConnState {
 
     /// Whether the socket has not taken every answer. If so, the task is woken when it has taken
     /// more.
-    pub(super) fn is_sending(&self, cx: &mut Context<'_>, stream: &Stream) -> bool {
+    pub(super) fn is_sending(&self, cx: &mut Context<'_>, stream: &ClientStream) -> bool {
         self.unsent.get() || stream.poll_sent(cx).is_pending()
     }
 
@@ -215,7 +223,7 @@ impl ConnState {
     pub(super) fn idle_limit(
         &self,
         cx: &mut Context<'_>,
-        stream: &Stream,
+        stream: &ClientStream,
         stop: &Stop,
         config: &Config,
     ) -> (Instant, Duration) {
@@ -240,7 +248,7 @@ impl ConnState {
     pub(super) fn poll_head_overdue(
         &self,
         cx: &mut Context<'_>,
-        stream: &Stream,
+        stream: &ClientStream,
         alarm: &mut Alarm,
         now: Instant,
         header_timeout: Duration,
@@ -262,7 +270,7 @@ impl ConnState {
     pub(super) fn poll_overdue(
         &self,
         cx: &mut Context<'_>,
-        stream: &Stream,
+        stream: &ClientStream,
         alarm: &mut Alarm,
         now: Instant,
         (since, limit): (Instant, Duration),
@@ -374,7 +382,7 @@ impl ConnState {
     /// The answer to [`ConnState::ask_to_close`], if it was called: whether the connection closes,
     /// which it does only if nothing has arrived and its client has got every answer. One that
     /// lingers closes whatever has arrived, and does not insist on the answer a second time.
-    pub(super) fn gives_way(&self, stream: &Stream) -> Option<(EvictionReason, bool)> {
+    pub(super) fn gives_way(&self, stream: &ClientStream) -> Option<(EvictionReason, bool)> {
         let reason = self.standing.asked.take()?;
         // What has arrived may be known to the kernel only.
         stream.net().turn_now();
@@ -403,7 +411,7 @@ impl ConnState {
     }
 
     /// Whether the client's host has acknowledged every answer.
-    fn has_read(&self, stream: &Stream) -> bool {
+    fn has_read(&self, stream: &ClientStream) -> bool {
         !self.unsent.get() && stream.is_acknowledged()
     }
 

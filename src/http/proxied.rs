@@ -9,13 +9,13 @@ use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
+use super::client_stream::ClientStream;
 use super::phase::ConnState;
 use super::proxy_header::{self, HEADER_BYTES_MAX, ProxyHeader, ProxyHeaderError};
 use super::server::{RegisteredConn, Server};
 use crate::config::Networks;
 use crate::deadline::Alarm;
 use crate::metrics::ProxyRefusal;
-use crate::net::Stream;
 use crate::rt;
 
 /// A connection that was just accepted.
@@ -23,7 +23,7 @@ pub(super) struct ProxiedConn<'a> {
     pub(super) server: &'a Server,
     pub(super) state: &'a ConnState,
     pub(super) listed: &'a RegisteredConn<'a>,
-    pub(super) stream: &'a Stream,
+    pub(super) stream: &'a ClientStream,
 }
 
 /// Why it is closed.

@@ -15,9 +15,10 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::body::{BodyError, BodyReader, Receiving};
+use super::client_stream::ClientStream;
 use super::phase::ConnState;
 use crate::budget::ChargedBytes;
-use crate::net::{BUFFER_BYTES, Stream};
+use crate::net::BUFFER_BYTES;
 use crate::rt;
 
 /// Fewest waiting bytes that are received into the body's memory: as many as a buffer of the pool
@@ -39,7 +40,7 @@ impl BodyReader {
     pub(super) async fn receive(
         &self,
         state: &ConnState,
-        stream: &Stream,
+        stream: &ClientStream,
         length: usize,
     ) -> Result<ChargedBytes, BodyError> {
         self.check_announced(Some(length as u64))?;
@@ -57,7 +58,7 @@ impl BodyReader {
     }
 
     /// Receives what waits in the kernel into the body's memory. False if that is too little.
-    fn receive_waiting(&self, state: &ConnState, stream: &Stream) -> Result<bool, BodyError> {
+    fn receive_waiting(&self, state: &ConnState, stream: &ClientStream) -> Result<bool, BodyError> {
         let mut bytes = state.body.bytes.borrow_mut();
         let bytes = bytes.as_mut().ok_or(BodyError::Evicted)?;
         if bytes.room() < OWN_LEAST {
@@ -80,7 +81,7 @@ impl BodyReader {
         &self,
         cx: &mut Context<'_>,
         state: &ConnState,
-        stream: &Stream,
+        stream: &ClientStream,
     ) -> Poll<Result<(), BodyError>> {
         // Making room may need the ring, so it cannot be done while its buffer is looked at.
         let mut delivered = 0;
@@ -134,7 +135,7 @@ mod tests {
     /// A connection and its client.
     struct Conn {
         state: Rc<ConnState>,
-        stream: Rc<Stream>,
+        stream: Rc<ClientStream>,
         client: TcpStream,
     }
 
@@ -145,7 +146,7 @@ mod tests {
             client.set_nodelay(true).unwrap();
             let ours = listener.accept().unwrap().0;
             ours.set_nonblocking(true).unwrap();
-            let stream = Rc::new(net.stream(ours));
+            let stream = Rc::new(ClientStream::Plain(net.stream(ours)));
             let state = ConnState::new(&stream);
             state.body_begins(rt::now());
             Conn { state, stream, client }

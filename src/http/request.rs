@@ -34,7 +34,7 @@ use super::phase::ConnState;
 use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
-use super::tokens::{KnownToken, TokenQuota};
+use super::tokens::{KnownToken, TokenQuota, TokenRefusal};
 use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
@@ -117,7 +117,14 @@ impl<'a> Handling<'a> {
         let mut known = KnownToken::NONE;
         if let Some(tokens) = &server.tokens {
             let may_have_envelope = form.map_or(true, BodyForm::may_be_collection);
-            known = tokens.judge_head(head.fields, head.query, may_have_envelope)?;
+            let judged = tokens.judge_head(head.fields, head.query, may_have_envelope);
+            known = match (judged, state.certificate()) {
+                (
+                    judged @ (Ok(KnownToken::NONE) | Err(TokenRefusal::NoHeader)),
+                    Some(connection),
+                ) => connection.certificate().map_or(judged, |of| Ok(tokens.of_certificate(of)))?,
+                (judged, _) => judged?,
+            };
             self.token.set(known.id);
         }
         let form = form?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 
 use super::body::BodyReader;
+use super::client_stream::ClientStream;
 use super::eviction::{Choice, ConnActivity, EvictionOrder, FIRST_HEAD_LEAST};
 use super::peer::Peer;
 use super::peers::PeerTables;
@@ -21,7 +22,7 @@ use super::tokenless::Tokenless;
 use super::tokens::TokenGate;
 use crate::config::Config;
 use crate::metrics::{Cell64, CoreCells, ProxyRefusal};
-use crate::net::{Net, Stream};
+use crate::net::Net;
 use crate::rt;
 use crate::stop::Stop;
 use crate::store::faulty::ConnFaults;
@@ -77,6 +78,8 @@ pub(super) struct ConnLogs {
     pub(super) panics: RefCell<Throttle>,
     /// About [`Conns::max`].
     full: RefCell<Throttle>,
+    /// About TLS on addresses without it.
+    pub(super) tls_on_plain: RefCell<Throttle>,
     /// About connections to listeners with `proxy=`, by reason.
     pub(super) proxy_refusals: RefCell<[Throttle; ProxyRefusal::NAMES.len()]>,
 }
@@ -86,6 +89,7 @@ impl Default for ConnLogs {
         ConnLogs {
             panics: RefCell::default(),
             full: RefCell::default(),
+            tls_on_plain: RefCell::new(Throttle::per_minute()),
             proxy_refusals: RefCell::new(std::array::from_fn(|_| Throttle::per_minute())),
         }
     }
@@ -208,7 +212,12 @@ impl RegisteredConn<'_> {
 
     /// To be called after each poll of the connection: whether it closes because another one needs
     /// its slot.
-    pub(super) fn gives_way(&self, server: &Server, state: &ConnState, stream: &Stream) -> bool {
+    pub(super) fn gives_way(
+        &self,
+        server: &Server,
+        state: &ConnState,
+        stream: &ClientStream,
+    ) -> bool {
         if state.standing.has_sent.get() && !self.has_sent.replace(true) {
             let in_first_head = state.activity().in_first_head;
             self.conns.order.borrow_mut().file(self.number, state.since.get(), in_first_head);

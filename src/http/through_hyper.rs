@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
 use super::body::{BodyError, BodyReader};
+use super::client_stream::ClientStream;
 use super::conn::{Conn, ConnEnd};
 use super::fields::HeadView;
 use super::head::{self, BodyFraming};
@@ -30,7 +31,6 @@ use crate::budget::ChargedBytes;
 use crate::deadline::Alarm;
 use crate::http::HEAD_BYTES_MAX;
 use crate::metrics::tokens::TokenId;
-use crate::net::Stream;
 use crate::rt;
 
 /// Has hyper serve requests until the connection ends or is silent. `held` is the start of a head
@@ -50,6 +50,11 @@ pub(super) async fn serve(conn: Conn<'_>, held: Vec<u8>, alarm: &mut Alarm) -> C
         Err(end) => return end,
     };
     if let Some(status) = refused_by_hyper(&error) {
+        if state.arrived.is_tls.get() {
+            server.cells.tls_on_plain.inc();
+            let client = state.client().map_or("a client".to_owned(), |ip| ip.to_string());
+            server.conns.logs.tls_on_plain.borrow_mut().warn(|| tls_on_plain(&client));
+        }
         server.cells.count_response(status);
         state.tally.request(rt::now(), status, 0, TokenId::NONE);
     }
@@ -67,6 +72,13 @@ fn refused_by_hyper(error: &hyper::Error) -> Option<u16> {
         () if error.is_parse() && !error.is_parse_version_h2() => Some(400),
         () => None,
     }
+}
+
+fn tls_on_plain(client: &str) -> String {
+    format!(
+        "{client} began a TLS handshake on an address that is plain HTTP; it got 400, which TLS clients call a wrong \
+         version number: have it use http://, or give the address in LISTEN as https://"
+    )
 }
 
 /// Handles one request: measures it, answers it, and tells the connection how far it is.
@@ -135,7 +147,7 @@ impl BodySource for Incoming {
 /// The socket as hyper sees it. It notices the first byte of a head and the peer's end, and leaves
 /// closing to [`linger`](super::conn).
 struct Socket {
-    stream: Rc<Stream>,
+    stream: Rc<ClientStream>,
     state: Rc<ConnState>,
     /// The start of a head, which was counted when it was read. hyper gets it first.
     held: Vec<u8>,
@@ -154,6 +166,9 @@ impl hyper_rt::Read for Socket {
             // After a first read without the whole head hyper only waits for its end. These bytes
             // came in several reads, too, so that it must not judge them in its first one.
             let most = if self.given == 0 { 1 } else { buf.remaining() };
+            if self.given == 0 {
+                self.state.arrived.head_begins(rest);
+            }
             let next = &rest[..rest.len().min(most)];
             self.state.arrived.part_of_head(next);
             buf.put_slice(next);
@@ -178,6 +193,7 @@ impl hyper_rt::Read for Socket {
                     if let Some(first) = bytes.iter().position(|b| !is_line_end(b)) {
                         state.enter(ConnPhase::Head, rt::now());
                         state.standing.has_sent.set(true);
+                        state.arrived.head_begins(&bytes[first..]);
                         state.arrived.part_of_head(&bytes[first..]);
                     }
                 }

@@ -14,6 +14,7 @@
 //!
 //! Neither tokens nor digests are ever printed.
 
+mod certificate;
 mod file;
 mod gate;
 mod query;
@@ -32,6 +33,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::metrics::tokens::{TOKEN_NAMES_MAX, TokenId, TokenMetrics, TokenNames};
 use crate::quota::Quota;
 
+pub use certificate::CertificateToken;
 pub use file::{TokensDraft, TokensError, ends_within_a_line};
 pub use gate::{TokenGate, TokenPlaces, TokenRefusal, bearer_of};
 
@@ -41,7 +43,7 @@ type Digest = [u8; 32];
 /// Most lines with a token. The table of a million needs 40 MB, once for all cores.
 const TOKENS_MAX: usize = 1_000_000;
 
-/// The accepted tokens; never empty. A hash table in three arrays, of which the first says where
+/// The accepted tokens; empty only without a file. A hash table in three arrays, of which the first says where
 /// each bucket begins and ends in the other two: 38 to 42 bytes a token.
 pub struct TokenSet {
     /// The key of the hash that selects a bucket.
@@ -64,6 +66,8 @@ struct TokenQuotas {
     places: Vec<u32>,
     /// … and the key of its bucket.
     keys: Vec<u64>,
+    /// By the key of a name that has one, ascending, the place in `distinct`.
+    names: Vec<(u64, u32)>,
 }
 
 /// The quota of a token, and what it is counted by.
@@ -193,6 +197,19 @@ impl TokenSet {
         self.find_digest(&Sha256::digest(token).into())
     }
 
+    /// A set without any token, for servers that know their clients by certificates alone.
+    pub fn none() -> TokenSet {
+        TokenSet::build(&[]).unwrap_or_else(|_| unreachable!("nothing is repeated"))
+    }
+
+    /// The quota of a name, by its key.
+    fn quota_of_name(&self, key: u64) -> Option<TokenQuota> {
+        let TokenQuotas { distinct, names, .. } = &self.quotas;
+        let at = names.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        let quota = distinct[names[at].1 as usize];
+        Some(TokenQuota { key, quota, version: version_of(&quota) })
+    }
+
     fn find_digest(&self, asked: &Digest) -> Option<KnownToken> {
         // The buckets are a power of two, the starts one more.
         let bucket = self.bucket_key.hash_one(asked) as usize & (self.starts.len() - 2);
@@ -212,8 +229,8 @@ impl TokenSet {
         }
     }
 
-    /// The number of tokens, at least 1.
-    #[expect(clippy::len_without_is_empty, reason = "an empty set cannot exist")]
+    /// The number of tokens, at least 1 in that of a file.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.digests.len()
     }
@@ -284,6 +301,11 @@ impl TokenView {
     /// A view of a set that never changes.
     pub fn fixed(set: Arc<TokenSet>) -> TokenView {
         TokenView::new(Arc::new(ArcSwap::new(set)))
+    }
+
+    /// [`TokenSet::quota_of_name`] in the newest set.
+    fn quota_of_name(&self, key: u64) -> Option<TokenQuota> {
+        self.0.borrow_mut().load().quota_of_name(key)
     }
 
     /// [`TokenSet::find`] in the newest set.

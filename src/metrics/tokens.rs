@@ -2,13 +2,15 @@
 //!
 //! A name gets its place when a tokens file that has it is first accepted, and keeps it until the
 //! process ends, so its counters survive every reload, also one that drops the name and one that
-//! brings it back. Names beyond the first [`TOKEN_NAMES_MAX`] share one place. Each core has its
+//! brings it back. The name of a client's certificate gets its place with the first request. Names beyond the first [`TOKEN_NAMES_MAX`] share one place. Each core has its
 //! own cells for all places; the places are few, so nothing is allocated or looked up by name while
 //! requests are served.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -46,11 +48,16 @@ impl TokenId {
 }
 
 /// The names that have a place. One thread at a time adds names; all may read them.
-pub struct TokenNames(Box<[OnceLock<Box<str>>]>);
+pub struct TokenNames {
+    places: Box<[OnceLock<Box<str>>]>,
+    /// Set while a thread adds names.
+    adding: AtomicBool,
+}
 
 impl Default for TokenNames {
     fn default() -> TokenNames {
-        TokenNames((0..TOKEN_NAMES_MAX).map(|_| OnceLock::new()).collect())
+        let places = (0..TOKEN_NAMES_MAX).map(|_| OnceLock::new()).collect();
+        TokenNames { places, adding: AtomicBool::new(false) }
     }
 }
 
@@ -62,20 +69,50 @@ impl TokenNames {
             TokenId::NONE => None,
             TokenId::UNNAMED => Some("(unnamed)"),
             TokenId::OTHER => Some("(other)"),
-            TokenId(at) => self.0[usize::from(at) - TokenId::FIRST_NAMED].get().map(AsRef::as_ref),
+            TokenId(at) => {
+                self.places[usize::from(at) - TokenId::FIRST_NAMED].get().map(AsRef::as_ref)
+            }
         }
     }
 
     fn known(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map_while(|name| name.get().map(AsRef::as_ref))
+        self.places.iter().map_while(|name| name.get().map(AsRef::as_ref))
     }
 
     /// Starts to read a file whose names are added only if the file is accepted.
     pub fn draft(&self) -> NameDraft<'_> {
+        // Cores add a name in microseconds.
+        while self.adding.swap(true, Acquire) {
+            std::thread::yield_now();
+        }
         let known = self.known().enumerate();
         let ids: HashMap<_, _> =
             known.map(|(at, name)| (name.into(), TokenId::of_name(at))).collect();
         NameDraft { names: self, known: ids.len(), ids, fresh: Vec::new() }
+    }
+}
+
+impl TokenNames {
+    /// The id of `name`, which gets a place if it has none; without one left, [`TokenId::OTHER`].
+    /// `None` while a file is read. It compares `name` with all that have a place.
+    pub fn place_of(&self, name: &str) -> Option<TokenId> {
+        if let Some(at) = self.known().position(|known| known == name) {
+            return Some(TokenId::of_name(at));
+        }
+        if self.adding.swap(true, Acquire) {
+            return None;
+        }
+        // Another thread may have added it, or others, since.
+        let at = self.known().position(|known| known == name);
+        let at = at.unwrap_or_else(|| {
+            let next = self.known().count();
+            if let Some(place) = self.places.get(next) {
+                place.set(name.into()).expect("only one thread adds names");
+            }
+            next
+        });
+        self.adding.store(false, Release);
+        Some(TokenId::of_name(at))
     }
 }
 
@@ -108,10 +145,17 @@ impl NameDraft<'_> {
     }
 
     /// The file is accepted: its new names get their places.
-    pub fn commit(self) {
-        for (place, name) in self.names.0[self.known..].iter().zip(self.fresh) {
+    pub fn commit(mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        for (place, name) in self.names.places[self.known..].iter().zip(fresh) {
             place.set(name).expect("only one thread adds names");
         }
+    }
+}
+
+impl Drop for NameDraft<'_> {
+    fn drop(&mut self) {
+        self.names.adding.store(false, Release);
     }
 }
 

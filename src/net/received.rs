@@ -1,5 +1,5 @@
 //! Bytes that have arrived on a socket, lent to its reader where they lie.
-#![expect(unsafe_code, reason = "bytes of the pool are read while the ring is not borrowed")]
+#![expect(unsafe_code, reason = "bytes of the pool are used while the ring is not borrowed")]
 
 use std::io;
 use std::mem;
@@ -23,7 +23,7 @@ pub struct Received<'a> {
 
 enum LentBytes {
     /// A buffer of the pool, and its bytes.
-    Buffer(Buffer, *const [u8]),
+    Buffer(Buffer, *mut [u8]),
     Copied(Vec<u8>),
 }
 
@@ -35,7 +35,7 @@ impl Stream {
         let receive = &mut sockets[self.token].receive;
         let (lent, taken) = match mem::take(&mut receive.unread) {
             UnreadBytes::Held(buffer, taken) => {
-                let bytes: *const [u8] = self.net.ring.borrow().bytes(&buffer);
+                let bytes = self.net.ring.borrow().bytes_of(&buffer);
                 (LentBytes::Buffer(buffer, bytes), taken)
             }
             UnreadBytes::Copied(bytes, taken) => (LentBytes::Copied(bytes), taken),
@@ -48,6 +48,19 @@ impl Stream {
 }
 
 impl Received<'_> {
+    /// The bytes, to decrypt them where they lie. What is written to those that are not taken is
+    /// read again.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let all = match &mut self.lent {
+            // SAFETY: as in `deref`. No other reference to these bytes exists: `self` is borrowed
+            // exclusively, and the ring lends a buffer that was taken out of the socket's state to
+            // nobody else.
+            LentBytes::Buffer(_, bytes) => unsafe { &mut **bytes },
+            LentBytes::Copied(bytes) => bytes,
+        };
+        &mut all[self.taken..]
+    }
+
     /// Marks the next `bytes` bytes as read.
     pub fn take(&mut self, bytes: usize) {
         assert!(bytes <= self.len(), "no more than there are");

@@ -527,6 +527,12 @@ impl Ring {
         self.pool.bytes(buffer)
     }
 
+    /// Where the bytes received are. They may be used, also written to, for as long as `buffer` is
+    /// not given back and the ring lives.
+    pub fn bytes_of(&self, buffer: &Buffer) -> *mut [u8] {
+        self.pool.bytes_of(buffer)
+    }
+
     /// Returns the buffer to the pool, where the kernel may pick it again.
     pub fn give_back(&mut self, buffer: Buffer) {
         self.pool.give_back(buffer.id);

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, Wake};
+use std::task::{Context, Poll, Wake, ready};
 use std::thread;
 use std::time::Instant;
 
@@ -212,6 +212,44 @@ fn what_is_left_of_lent_bytes_stays_before_what_arrives_meanwhile() {
             let mut rest = [0; 5];
             ours.read_exact(&mut rest).await.unwrap();
             assert_eq!(&rest, b"bcdef", "{round}");
+        }
+    });
+}
+
+/// In a buffer of the pool, which nobody else sees meanwhile, and in a copy.
+#[test]
+fn what_is_written_to_lent_bytes_is_what_is_read() {
+    with_net(async |net| {
+        let (mut ours, mut theirs) = pair(net).await;
+        let (mut others, mut their_other) = pair(net).await;
+        for copied in [false, true] {
+            theirs.write_all(b"abcdef").unwrap();
+            poll_fn(|cx| {
+                ready!(ours.poll_readable(cx));
+                if copied {
+                    let mut sockets = net.sockets.borrow_mut();
+                    sockets[ours.token].receive.copy_unread(&mut net.ring.borrow_mut());
+                }
+                let Poll::Ready(Ok(Some(mut lent))) = ours.poll_received(cx) else {
+                    panic!("it is readable")
+                };
+                assert!(others.is_silent(), "it gets the next buffer");
+                lent.take(1);
+                assert_eq!(lent.bytes_mut(), b"bcdef");
+                lent.bytes_mut()[1] = b'X';
+                their_other.write_all(b"other").unwrap();
+                thread::sleep(Duration::from_millis(20));
+                net.turn_now();
+                lent.bytes_mut()[3] = b'Y';
+                assert_eq!(&*lent, b"bXdYf");
+                Poll::Ready(())
+            })
+            .await;
+            let mut rest = [0; 5];
+            ours.read_exact(&mut rest).await.unwrap();
+            assert_eq!(&rest, b"bXdYf", "{copied}");
+            others.read_exact(&mut rest).await.unwrap();
+            assert_eq!(&rest, b"other", "{copied}");
         }
     });
 }

@@ -71,7 +71,9 @@ fn judge_bind(name: &'static str, address: SocketAddr, outcome: io::Result<()>) 
 /// `TOKENS_FILE` or, without it, who can reach `LISTEN`.
 pub(super) fn tokens(config: &Config) -> Vec<Finding> {
     let Some(path) = config.tokens_file.as_deref() else {
-        return config.listen.iter().filter_map(exposed::listener).collect();
+        // With authorities of certificates, nobody gets in without one.
+        let open = config.listen.iter().filter(|_| !config.asks_for_certificates());
+        return open.filter_map(exposed::listener).collect();
     };
     let shown = path.display();
     let finding = match TokenSet::load(path, &TokenNames::default()) {

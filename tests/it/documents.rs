@@ -371,6 +371,7 @@ fn quoted() -> Vec<Vec<String>> {
             "spool ",
             "ulimit",
             "sysctl",
+            "openssl ",
             "docker",
             "setcap",
             "fuser",

@@ -42,6 +42,9 @@ mod http {
     mod query_tokens;
     mod quotas;
     mod strict;
+    mod tls;
+    mod tls_clients;
+    mod tls_files;
     mod tokens;
 }
 
@@ -56,6 +59,7 @@ mod hostile {
     mod slow;
     mod smuggling;
     mod support;
+    mod tls;
     mod tokens;
 }
 

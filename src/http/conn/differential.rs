@@ -18,6 +18,7 @@ use crate::http::facts::FactsWanted;
 use crate::http::peers::{Measure, PeerBoard, Row};
 use crate::http::quotas::{QuotaGate, SharedQuotas};
 use crate::http::request::Intake;
+use crate::http::secured::Entrance;
 use crate::http::server::{Conns, Server};
 use crate::http::split::BodySplitter;
 use crate::http::tokenless::Tokenless;
@@ -137,7 +138,8 @@ impl Bench {
             socket.set_nonblocking(true).expect("it is a socket");
         }
         let stream = server.net.stream(ours);
-        let served = rt::spawn(serve(server.clone(), stream, 0, self.readers));
+        let entrance = Rc::new(Entrance { number: 0, tls: None });
+        let served = rt::spawn(serve(server.clone(), stream, entrance, self.readers));
         let mut got = Vec::new();
         for piece in pieces {
             let mut rest = *piece;

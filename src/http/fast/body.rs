@@ -6,13 +6,13 @@ use std::task::{Context, Poll, ready};
 
 use crate::budget::ChargedBytes;
 use crate::http::body::{BodyError, BodyReader};
+use crate::http::client_stream::ClientStream;
 use crate::http::phase::ConnState;
 use crate::http::request::waiting::BodySource;
-use crate::net::Stream;
 
 /// A body that is still in the socket, or on its way.
 pub struct InSocket<'a> {
-    pub stream: &'a Stream,
+    pub stream: &'a ClientStream,
     pub length: usize,
 }
 
@@ -39,7 +39,7 @@ impl BodySource for InSocket<'_> {
 fn poll_drop(
     cx: &mut Context<'_>,
     state: &ConnState,
-    stream: &Stream,
+    stream: &ClientStream,
     most: usize,
 ) -> Poll<io::Result<usize>> {
     let dropped = ready!(stream.poll_read_with(cx, |bytes| bytes.len().min(most)))?;

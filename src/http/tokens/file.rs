@@ -176,9 +176,10 @@ fn read(mut file: impl BufRead, names: &TokenNames) -> Result<TokensDraft<'_>, T
     if lines.is_empty() {
         return Err(TokensError::Empty);
     }
-    quotas.check(&lines)?;
+    let named = quotas.check(&lines)?;
     let mut set = TokenSet { not_ascii, ..TokenSet::build(&lines)? };
     set.quotas.distinct = quotas.distinct;
+    set.quotas.names = named;
     Ok(TokensDraft { set, names: draft })
 }
 
@@ -210,10 +211,11 @@ impl QuotaDraft {
         })
     }
 
-    /// A quota holds for a name, so all lines of a name must have the same.
-    fn check(&self, lines: &[TokenLine]) -> Result<(), TokensError> {
+    /// A quota holds for a name, so all lines of a name must have the same. Returns the names that
+    /// have one, as in [`TokenQuotas`](super::TokenQuotas).
+    fn check(&self, lines: &[TokenLine]) -> Result<Vec<(u64, u32)>, TokensError> {
         if self.distinct.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut names: HashMap<u64, (u32, u32)> = HashMap::new();
         for (line, _) in lines.iter().zip(&self.named).filter(|(_, is_named)| **is_named) {
@@ -222,7 +224,12 @@ impl QuotaDraft {
                 return Err(TokensError::OtherQuota { line: line.line, first });
             }
         }
-        Ok(())
+        let with_quota =
+            names.into_iter().filter_map(|(key, (quota, _))| Some((key, quota.checked_sub(1)?)));
+        let mut with_quota: Vec<_> = with_quota.collect();
+        with_quota.sort_unstable();
+        with_quota.shrink_to_fit();
+        Ok(with_quota)
     }
 }
 
@@ -236,14 +243,20 @@ struct ParsedLine<'a> {
 impl ParsedLine<'_> {
     /// What the quota's bucket is found by, in this file and in later ones.
     fn key(&self) -> u64 {
-        let of = |digest: &Digest| {
-            digest[..8].iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte))
-        };
         match self.name {
-            None => of(&self.digest),
-            Some(name) => of(&Sha256::digest([b"name ", name.as_bytes()].concat()).into()),
+            None => key_of(&self.digest),
+            Some(name) => key_of_name(name),
         }
     }
+}
+
+/// What the bucket of a name's quota is found by.
+pub(super) fn key_of_name(name: &str) -> u64 {
+    key_of(&Sha256::digest([b"name ", name.as_bytes()].concat()).into())
+}
+
+fn key_of(digest: &Digest) -> u64 {
+    digest[..8].iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte))
 }
 
 /// The token on one line and what it has; `None` if there is none.
@@ -314,7 +327,7 @@ fn digest_of(token: &str) -> Option<Digest> {
 }
 
 /// Such a name is safe as the value of a label, as a part of a key and as a word in a log line.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     text.len() <= NAME_BYTES_MAX
         && text.bytes().all(allowed)
@@ -534,13 +547,13 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _any = read(&bytes[..], &TokenNames::default());
+            let _any = accepted(&bytes[..], &TokenNames::default());
         }
 
         /// Bytes that the format gives a meaning to.
         #[test]
         fn no_near_miss_makes_it_panic(text in "(sha256=|[;=# \r\n\u{feff}]|name|rate|[0-9a-f]{0,70}){0,20}") {
-            let _any = read(text.as_bytes(), &TokenNames::default());
+            let _any = accepted(text.as_bytes(), &TokenNames::default());
         }
 
         #[test]

@@ -3,12 +3,13 @@
 //! A header is judged with the request's head, before any of the body is read; it decides alone,
 //! and what the envelope says does not matter. With `TOKEN_IN_QUERY` the query counts like a
 //! header: if both have a token, it must be the same. Without either the token is in the envelope,
-//! if `TOKEN_IN_BODY` allows that and the body has one.
+//! if `TOKEN_IN_BODY` allows that and the body has one. A client's certificate comes between the two:
+//! it counts if neither a header nor the query has a token, and then the envelope does not matter.
 
 use subtle::ConstantTimeEq as _;
 
 use super::query;
-use super::{KnownToken, SharedTokens, TokenView};
+use super::{CertificateToken, KnownToken, SharedTokens, TokenView};
 use crate::config::Config;
 use crate::http::fields::{Fields, KnownField};
 use crate::metrics::tokens::{CoreTokenCells, TokenId, TokenNames};
@@ -119,6 +120,12 @@ impl TokenGate {
             None if self.places.in_body && may_have_envelope => Ok(KnownToken::NONE),
             None => Err(TokenRefusal::NoHeader),
         }
+    }
+
+    /// What a client's certificate stands for: a client that has one needs no token.
+    pub fn of_certificate(&self, certificate: &CertificateToken) -> KnownToken {
+        let quota = certificate.quota_key().and_then(|key| self.accepted.quota_of_name(key));
+        KnownToken { id: certificate.id(self.names), quota }
     }
 
     /// Judges the token of the query, beside the one of a header.

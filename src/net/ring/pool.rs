@@ -158,13 +158,18 @@ impl Pool {
     }
 
     pub(super) fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        assert!(buffer.id < BUFFERS && buffer.len() <= BUFFER_BYTES);
         // SAFETY: inside the mapping, which starts zeroed. The kernel writes to a buffer only while
-        // it holds it, and no `Buffer` exists then.
-        unsafe {
-            let start = self.memory.add(usize::from(buffer.id) * BUFFER_BYTES);
-            std::slice::from_raw_parts(start.as_ptr(), buffer.len())
-        }
+        // it holds it, and no `Buffer` exists then. Others write through `bytes_of` only while they
+        // have the `Buffer`, and so does the caller now.
+        unsafe { &*self.bytes_of(buffer) }
+    }
+
+    /// Where they are, which is inside the mapping.
+    pub(super) fn bytes_of(&self, buffer: &Buffer) -> *mut [u8] {
+        assert!(buffer.id < BUFFERS && buffer.len() <= BUFFER_BYTES);
+        // SAFETY: there are as many buffers in the mapping, so the sum does not leave it.
+        let start = unsafe { self.memory.add(usize::from(buffer.id) * BUFFER_BYTES) };
+        std::ptr::slice_from_raw_parts_mut(start.as_ptr(), buffer.len())
     }
 }
 

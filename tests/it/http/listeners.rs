@@ -133,7 +133,7 @@ fn what_is_no_list_of_addresses_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (listen, trust, said) in [
         ("127.0.0.1:1,", "", "has an entry without an address"),
-        ("https://127.0.0.1:1", "", "this version has no TLS of its own: end TLS in a proxy"),
+        ("https://127.0.0.1:1", "", "has an https:// address: set TLS_CERT and TLS_KEY"),
         ("127.0.0.1:1?tls=on", "", "\"tls=on\" is not an option of an address"),
         ("127.0.0.1:1,127.0.0.1:1", "", "127.0.0.1:1 is listed twice"),
         ("127.0.0.1:0,[::1]:0", "", "has port 0 twice"),

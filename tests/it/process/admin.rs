@@ -36,7 +36,10 @@ fn sample(line: &str) -> Sample<'_> {
 }
 
 /// Series without a core.
-const OF_THE_PROCESS: [&str; 9] = [
+const OF_THE_PROCESS: [&str; 12] = [
+    "millrace_tls_certificate_expiry_timestamp_seconds",
+    "millrace_tls_reload_failing",
+    "millrace_tls_reload_failures_total",
     "millrace_tokens",
     "millrace_tokens_reload_failures_total",
     "millrace_tokens_reload_failing",

@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod s3;
 pub mod s3_client;
 pub mod slow_store;
+pub mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -138,7 +139,8 @@ impl Server {
             if let Some(summary) = summary {
                 let address = |name: &str| {
                     let url = summary[name].as_str().unwrap();
-                    url.strip_prefix("http://").unwrap().split('/').next().unwrap().parse().unwrap()
+                    let (_, rest) = url.split_once("://").unwrap();
+                    rest.split('/').next().unwrap().parse().unwrap()
                 };
                 self.ingest = address("listen");
                 if summary["admin"] != "off" {
@@ -310,9 +312,11 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 17] = [
+const NOT_ZERO: [(&str, &str); 19] = [
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
+    ("millrace_tls_handshakes_limit", "a limit"),
+    ("millrace_tls_certificate_expiry_timestamp_seconds", "of the certificates in effect"),
     ("millrace_queue_depth_limit", "a limit"),
     ("millrace_queue_bytes_limit", "a limit"),
     ("millrace_batch_bytes_limit", "a limit"),
@@ -455,44 +459,50 @@ impl Client {
 
     /// The next reply, or `None` when the server closed before its first byte.
     pub fn try_reply(&mut self) -> Option<Reply> {
-        let head_end = loop {
-            if let Some(at) = self.unread.windows(4).position(|w| w == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if !self.fill() {
-                assert!(self.unread.is_empty(), "cut: {:?}", String::from_utf8_lossy(&self.unread));
-                return None;
-            }
-        };
-        let head = String::from_utf8(self.unread.drain(..head_end).collect()).unwrap();
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let headers: Vec<(String, String)> = lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        let length = headers
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .map_or(0, |(_, value)| value.parse().unwrap());
-        while self.unread.len() < length {
-            assert!(self.fill(), "the body was cut");
-        }
-        let body = String::from_utf8(self.unread.drain(..length).collect()).unwrap();
-        Some(Reply { status, headers, body })
+        try_reply(&mut self.stream, &mut self.unread)
     }
 
     /// Whether the server has closed this connection and sent nothing more.
     pub fn closed(&mut self) -> bool {
-        self.unread.is_empty() && !self.fill()
+        self.unread.is_empty() && !fill(&mut self.stream, &mut self.unread)
     }
+}
 
-    fn fill(&mut self) -> bool {
-        let mut buffer = [0; 64 * 1024];
-        let n = self.stream.read(&mut buffer).expect("bytes or the end in time");
-        self.unread.extend_from_slice(&buffer[..n]);
-        n > 0
+/// The next reply in `stream`, of which `unread` was read already; `None` when the server closed
+/// before its first byte.
+pub fn try_reply(stream: &mut impl Read, unread: &mut Vec<u8>) -> Option<Reply> {
+    let head_end = loop {
+        if let Some(at) = unread.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if !fill(stream, unread) {
+            assert!(unread.is_empty(), "cut: {:?}", String::from_utf8_lossy(unread));
+            return None;
+        }
+    };
+    let head = String::from_utf8(unread.drain(..head_end).collect()).unwrap();
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let length = headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .map_or(0, |(_, value)| value.parse().unwrap());
+    while unread.len() < length {
+        assert!(fill(stream, unread), "the body was cut");
     }
+    let body = String::from_utf8(unread.drain(..length).collect()).unwrap();
+    Some(Reply { status, headers, body })
+}
+
+fn fill(stream: &mut impl Read, unread: &mut Vec<u8>) -> bool {
+    let mut buffer = [0; 64 * 1024];
+    let n = stream.read(&mut buffer).expect("bytes or the end in time");
+    unread.extend_from_slice(&buffer[..n]);
+    n > 0
 }
 
 /// A POST to `/payloads` with a content length and `headers` (each ended by CRLF).
@@ -651,7 +661,11 @@ impl Client {
     /// The reply to a HEAD request, whose `content-length` announces a body that never comes.
     pub fn bodiless_reply(&mut self) -> Reply {
         while !self.unread.windows(4).any(|w| w == b"\r\n\r\n") {
-            assert!(self.fill(), "cut: {:?}", String::from_utf8_lossy(&self.unread));
+            assert!(
+                fill(&mut self.stream, &mut self.unread),
+                "cut: {:?}",
+                String::from_utf8_lossy(&self.unread)
+            );
         }
         let head = String::from_utf8(std::mem::take(&mut self.unread)).unwrap();
         assert!(head.ends_with("\r\n\r\n"), "a body came with it: {head}");

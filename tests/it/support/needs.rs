@@ -37,6 +37,8 @@ pub enum Need {
     Node,
     /// `proc` mounted with options of its own.
     Procfs,
+    /// openssl(1), as a client.
+    Openssl,
     /// The Python packages with the exporter that sends JSON.
     Opentelemetry,
     /// promtool(1), which knows how metrics are to be named.

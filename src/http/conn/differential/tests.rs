@@ -446,7 +446,8 @@ fn the_task_of_a_connection_is_small() {
         let lab = lab(SETTINGS[0]);
         let (ours, _client) = UnixStream::pair().unwrap();
         let stream = lab.fast.server.net.stream(ours);
-        let task = serve(lab.fast.server, stream, 0, Readers::Both);
+        let entrance = Rc::new(Entrance { number: 0, tls: None });
+        let task = serve(lab.fast.server, stream, entrance, Readers::Both);
         let bytes = size_of_val(&task);
         assert!(bytes <= 800, "{bytes}");
     });

@@ -80,7 +80,8 @@ impl Bench {
         }
         SockRef::from(&ours).set_send_buffer_size(4 << 10).unwrap();
         let stream = self.server.net.stream(ours);
-        (client, rt::spawn(serve(self.server.clone(), stream, 0, self.readers)))
+        let entrance = Rc::new(Entrance { number: 0, tls: None });
+        (client, rt::spawn(serve(self.server.clone(), stream, entrance, self.readers)))
     }
 
     fn answered(&self, status: u16) -> u64 {

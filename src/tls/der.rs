@@ -1,0 +1,231 @@
+//! The few fields of a certificate that rustls does not tell: until when it is valid, and the common
+//! name of its subject (X.509, RFC 5280, in DER).
+
+/// Bytes that are not the DER that was expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedDer;
+
+/// What is read of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DerFacts {
+    /// Seconds since 1970 from which it is valid, …
+    pub not_before: i64,
+    /// … and until which it is.
+    pub not_after: i64,
+    /// The subject's common name. `None` if it has none, several, or one that is not text.
+    pub common_name: Option<String>,
+}
+
+const INTEGER: u8 = 0x02;
+const OBJECT_ID: u8 = 0x06;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const TELETEX_STRING: u8 = 0x14;
+const IA5_STRING: u8 = 0x16;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+/// `[0] EXPLICIT`, the version.
+const VERSION: u8 = 0xa0;
+
+/// 2.5.4.3, `id-at-commonName`.
+const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+/// Reads a certificate.
+///
+/// # Errors
+/// It is not a certificate, or is cut.
+pub fn facts(certificate: &[u8]) -> Result<DerFacts, MalformedDer> {
+    let mut outer = DerReader(certificate);
+    let mut certificate = outer.enter(SEQUENCE)?;
+    let mut fields = certificate.enter(SEQUENCE)?;
+    fields.skip_if(VERSION)?;
+    // The serial number, the signature's algorithm and the issuer.
+    fields.enter(INTEGER)?;
+    fields.enter(SEQUENCE)?;
+    fields.enter(SEQUENCE)?;
+    let mut validity = fields.enter(SEQUENCE)?;
+    let (not_before, not_after) = (validity.time()?, validity.time()?);
+    let common_name = common_name(fields.enter(SEQUENCE)?)?;
+    Ok(DerFacts { not_before, not_after, common_name })
+}
+
+fn common_name(mut subject: DerReader<'_>) -> Result<Option<String>, MalformedDer> {
+    let mut names = Vec::new();
+    while !subject.0.is_empty() {
+        let mut attributes = subject.enter(SET)?;
+        while !attributes.0.is_empty() {
+            let mut attribute = attributes.enter(SEQUENCE)?;
+            let is_name = attribute.enter(OBJECT_ID)?.0 == COMMON_NAME;
+            let (tag, value) = attribute.next()?;
+            if is_name {
+                let is_text =
+                    [UTF8_STRING, PRINTABLE_STRING, TELETEX_STRING, IA5_STRING].contains(&tag);
+                names.push(str::from_utf8(value.0).ok().filter(|_| is_text));
+            }
+        }
+    }
+    Ok(match names.as_slice() {
+        [Some(name)] => Some((*name).to_owned()),
+        _ => None,
+    })
+}
+
+/// The rest of a sequence of elements.
+struct DerReader<'a>(&'a [u8]);
+
+impl<'a> DerReader<'a> {
+    /// The next element: its tag and its contents.
+    fn next(&mut self) -> Result<(u8, DerReader<'a>), MalformedDer> {
+        let [tag, length, rest @ ..] = self.0 else { return Err(MalformedDer) };
+        let (length, rest) = match length {
+            0..=0x7f => (usize::from(*length), rest),
+            // The length follows in one to three bytes: no certificate has more.
+            0x81..=0x83 => {
+                let (bytes, rest) =
+                    rest.split_at_checked(usize::from(*length & 0x7f)).ok_or(MalformedDer)?;
+                (bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
+            }
+            _ => return Err(MalformedDer),
+        };
+        let (contents, rest) = rest.split_at_checked(length).ok_or(MalformedDer)?;
+        self.0 = rest;
+        Ok((*tag, DerReader(contents)))
+    }
+
+    /// The contents of the next element, which has this tag.
+    fn enter(&mut self, tag: u8) -> Result<DerReader<'a>, MalformedDer> {
+        match self.next()? {
+            (found, contents) if found == tag => Ok(contents),
+            _ => Err(MalformedDer),
+        }
+    }
+
+    /// Skips the next element if it has this tag.
+    fn skip_if(&mut self, tag: u8) -> Result<(), MalformedDer> {
+        if self.0.first() == Some(&tag) {
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280, section 4.1.2.5).
+    fn time(&mut self) -> Result<i64, MalformedDer> {
+        let (tag, DerReader(text)) = self.next()?;
+        let text = text.strip_suffix(b"Z").ok_or(MalformedDer)?;
+        let pair = |at: usize| match text.get(at..at + 2) {
+            Some([tens @ b'0'..=b'9', ones @ b'0'..=b'9']) => {
+                Ok(i64::from(tens - b'0') * 10 + i64::from(ones - b'0'))
+            }
+            _ => Err(MalformedDer),
+        };
+        let (year, rest) = match (tag, text.len()) {
+            (UTC_TIME, 12) => match pair(0)? {
+                year @ 50.. => (1900 + year, 2),
+                year => (2000 + year, 2),
+            },
+            (GENERALIZED_TIME, 14) => (pair(0)? * 100 + pair(2)?, 4),
+            _ => return Err(MalformedDer),
+        };
+        let date = [pair(rest)?, pair(rest + 2)?];
+        let time = [pair(rest + 4)?, pair(rest + 6)?, pair(rest + 8)?];
+        unix_seconds(year, date, time).ok_or(MalformedDer)
+    }
+}
+
+/// `None`: there is no such time.
+fn unix_seconds(
+    year: i64,
+    [month, day]: [i64; 2],
+    [hour, minute, second]: [i64; 3],
+) -> Option<i64> {
+    let month = time::Month::try_from(u8::try_from(month).ok()?).ok()?;
+    let date = time::Date::from_calendar_date(year as i32, month, day as u8).ok()?;
+    // A leap second counts as the one before.
+    let time = time::Time::from_hms(hour as u8, minute as u8, (second as u8).min(59)).ok()?;
+    Some(time::PrimitiveDateTime::new(date, time).assume_utc().unix_timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
+
+    use super::*;
+
+    fn certificate(name: DistinguishedName, years: [i32; 2]) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec!["x.test".to_owned()]).unwrap();
+        params.distinguished_name = name;
+        params.not_before = rcgen::date_time_ymd(years[0], 2, 3);
+        params.not_after = rcgen::date_time_ymd(years[1], 12, 31);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    fn named(names: &[(DnType, DnValue)]) -> Vec<u8> {
+        let mut name = DistinguishedName::new();
+        names.iter().for_each(|(kind, value)| name.push(kind.clone(), value.clone()));
+        certificate(name, [2024, 2034])
+    }
+
+    #[test]
+    fn the_times_are_those_of_the_certificate() {
+        for (years, expected) in [
+            ([1970, 2049], [33 * 86_400, 2_524_521_600]),
+            ([2024, 2050], [1_706_918_400, 2_556_057_600]),
+        ] {
+            let found = facts(&certificate(DistinguishedName::new(), years)).unwrap();
+            assert_eq!([found.not_before, found.not_after], expected, "{years:?}");
+        }
+    }
+
+    #[test]
+    fn the_common_name_is_there_once_and_is_text() {
+        let utf8 = |text: &str| DnValue::Utf8String(text.to_owned());
+        let printable = DnValue::PrintableString("gate-7".try_into().unwrap());
+        let cn = || DnType::CommonName;
+        let wide = DnValue::BmpString("gate-7".try_into().unwrap());
+        for (names, expected) in [
+            (vec![(cn(), utf8("gate-7"))], Some("gate-7")),
+            (vec![(cn(), printable)], Some("gate-7")),
+            (vec![(DnType::OrganizationName, utf8("acme")), (cn(), utf8("a"))], Some("a")),
+            (vec![(cn(), utf8("grün"))], Some("grün")),
+            (vec![(DnType::OrganizationName, utf8("acme"))], None),
+            (vec![], None),
+            (vec![(cn(), wide)], None),
+        ] {
+            let found = facts(&named(&names)).unwrap().common_name;
+            assert_eq!(found.as_deref(), expected, "{names:?}");
+        }
+        // Two of them: neither is the one.
+        let attribute = |name: &[u8]| {
+            let mut value = vec![UTF8_STRING, name.len() as u8];
+            value.extend_from_slice(name);
+            let mut attribute = vec![OBJECT_ID, 3, 0x55, 4, 3];
+            attribute.extend(value);
+            let sequence = [&[SEQUENCE, attribute.len() as u8], &attribute[..]].concat();
+            [&[SET, sequence.len() as u8], &sequence[..]].concat()
+        };
+        let two = [attribute(b"a"), attribute(b"b")].concat();
+        assert_eq!(common_name(DerReader(&attribute(b"a"))), Ok(Some("a".to_owned())));
+        assert_eq!(common_name(DerReader(&two)), Ok(None));
+    }
+
+    /// Every cut and every changed byte: a verdict, never a panic.
+    #[test]
+    fn what_is_no_certificate_is_malformed() {
+        let whole = named(&[(DnType::CommonName, DnValue::Utf8String("a".to_owned()))]);
+        for length in 0..whole.len() {
+            assert_eq!(facts(&whole[..length]), Err(MalformedDer), "{length}");
+        }
+        for at in 0..whole.len() {
+            for bits in [0x01, 0x80, 0xff] {
+                let mut changed = whole.clone();
+                changed[at] ^= bits;
+                let _any_verdict = facts(&changed);
+            }
+        }
+        for text in [&b""[..], b"\x30", b"\x30\x80\0\0", b"\x30\x84\0\0\0\0", b"-----BEGIN"] {
+            assert_eq!(facts(text), Err(MalformedDer), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::super::pair::unix_now;
+use super::super::snapshot::{TlsError, TlsSnapshot};
+use super::{Authority, Dir, text};
+use crate::config::Config;
+use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+
+/// What is read with these settings besides an address.
+fn read(settings: &[(&str, &str)]) -> Result<TlsSnapshot, TlsError> {
+    let config =
+        Config::from_settings(&[settings, &[("LISTEN", "https://127.0.0.1:1")]].concat()).unwrap();
+    TlsSnapshot::read(config.tls.as_ref().unwrap(), true, None)
+}
+
+/// The bytes that a PEM text is of.
+fn der_of(pem: &str) -> Vec<u8> {
+    use futures_rustls::pki_types::pem::{PemObject as _, SectionKind};
+    <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes()).unwrap().1
+}
+
+/// Every kind of wrong file: the setting and the file are named, and what to do.
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_the_remedy() {
+    let dir = Dir::new();
+    let authority = Authority::new("root");
+    let key = KeyPair::generate().unwrap();
+    let (cert, key_pem) = (authority.server(&["a.test"], &key), key.serialize_pem());
+    let good_cert = dir.write("good.pem", &cert);
+    let good_key = dir.write("good.key", &key_pem);
+    let other_key = KeyPair::generate().unwrap().serialize_pem();
+    let encrypted = key_pem.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let older = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    let request = cert.replace("CERTIFICATE", "CERTIFICATE REQUEST");
+    let public = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
+    let pkcs12 = [&[0x30, 0x82, 0x10, 0, 2, 1, 3, 0x30][..], &[0; 90]].concat();
+    let mut broken = der_of(&cert);
+    broken.truncate(200);
+    let no_certificate = pem_of("CERTIFICATE", &broken);
+    let half = &cert[..cert.len() / 2];
+    let leaf_last = [authority.pem(), cert.clone()].concat();
+    let long = vec![b' '; (1 << 20) + 1];
+    let utf16: Vec<u8> = cert.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let not_base64 = cert.replace("MII", "M!I");
+    let unsupported = pem_of("PRIVATE KEY", &[0x30, 3, 2, 1, 0]);
+    let twice = [key_pem.clone(), other_key.clone()].concat();
+    for (name, wrong, says) in [
+        ("TLS_CERT", &b""[..], "is empty"),
+        ("TLS_CERT", b"hello\n", "is not PEM: it has no line -----BEGIN CERTIFICATE-----"),
+        ("TLS_CERT", &utf16, "is not PEM"),
+        ("TLS_CERT", &der_of(&cert), "is DER, not PEM: convert it with `openssl x509 -inform DER"),
+        ("TLS_CERT", &pkcs12, "is PKCS #12, not PEM"),
+        ("TLS_CERT", &long, "is over 1 MiB"),
+        ("TLS_CERT", half.as_bytes(), "has a section that is not PEM"),
+        ("TLS_CERT", not_base64.as_bytes(), "has a section that is not PEM"),
+        ("TLS_CERT", key_pem.as_bytes(), "holds no certificate but PRIVATE KEY"),
+        ("TLS_CERT", request.as_bytes(), "holds a certificate request, not a certificate"),
+        ("TLS_CERT", no_certificate.as_bytes(), "a certificate that cannot be parsed, number 1"),
+        ("TLS_CERT", leaf_last.as_bytes(), "has the certificate of its key as number 2: it must"),
+        ("TLS_KEY", b"", "is empty"),
+        ("TLS_KEY", &key.serialize_der(), "or with `openssl pkey -inform DER` if it is a key"),
+        ("TLS_KEY", cert.as_bytes(), "holds no private key but CERTIFICATE"),
+        ("TLS_KEY", public.as_bytes(), "holds no private key but PUBLIC KEY"),
+        ("TLS_KEY", encrypted.as_bytes(), "holds an encrypted key"),
+        ("TLS_KEY", older.as_bytes(), "holds an encrypted key"),
+        ("TLS_KEY", other_key.as_bytes(), "is not the key of the certificate in"),
+        ("TLS_KEY", twice.as_bytes(), "holds 2 private keys"),
+        ("TLS_KEY", unsupported.as_bytes(), "holds a key of a kind that is not supported"),
+        ("TLS_CLIENT_CA", key_pem.as_bytes(), "holds no certificate but PRIVATE KEY"),
+        ("TLS_CLIENT_CA", b"x", "is not PEM"),
+        ("TLS_CLIENT_CA", no_certificate.as_bytes(), "cannot be parsed, number 1"),
+    ] {
+        let wrong = dir.write("wrong", wrong);
+        let mut settings = vec![("TLS_CERT", text(&good_cert)), ("TLS_KEY", text(&good_key))];
+        settings.retain(|(other, _)| *other != name);
+        settings.push((name, text(&wrong)));
+        let said = read(&settings).err().unwrap_or_else(|| panic!("accepted: {says}")).to_string();
+        assert!(said.starts_with(&format!("{name} {} ", wrong.display())), "{said}");
+        assert!(said.contains(says), "{says}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let secret: Vec<_> = key_pem.lines().filter(|line| !line.starts_with('-')).collect();
+        assert!(secret.iter().all(|line| !said.contains(line)), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_says_why() {
+    let dir = Dir::new();
+    let missing = dir.path("none.pem");
+    let said = read(&[("TLS_CERT", text(&missing))]).err().unwrap().to_string();
+    assert!(said.contains("none.pem cannot be read: No such file"), "{said}");
+    let folder = read(&[("TLS_CERT", text(dir.0.path()))]).err().unwrap().to_string();
+    assert!(folder.contains("cannot be read: Is a directory"), "{folder}");
+    let locked = dir.write("locked.pem", "x");
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o0)).unwrap();
+    let said = read(&[("TLS_CERT", text(&locked))]).err().unwrap().to_string();
+    // root may read it all the same.
+    match rustix::process::geteuid().is_root() {
+        true => assert!(said.contains("is not PEM"), "{said}"),
+        false => assert!(said.contains("permission denied; let the group"), "{said}"),
+    }
+    let denied = super::super::pair::PairError::from(std::io::Error::from(
+        std::io::ErrorKind::PermissionDenied,
+    ));
+    assert!(denied.to_string().contains("chmod 640"), "{denied}");
+}
+
+#[test]
+fn what_is_found_in_a_pair_is_told() {
+    let dir = Dir::new();
+    let root = Authority::new("root");
+    let (middle_pem, middle) = root.below("middle");
+    let now = unix_now();
+    let keys = [
+        KeyPair::generate().unwrap(),
+        KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(),
+        KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+    ];
+    for (key, kind) in keys.iter().zip(["ECDSA P-256", "ECDSA P-384", "Ed25519"]) {
+        let chain = [middle.server(&["a.test", "*.a.test"], key), middle_pem.clone()].concat();
+        // A byte order mark, other line ends, text in between, and the key in the same file.
+        let text_of = format!("\u{feff}subject=a\n{chain}{}", key.serialize_pem());
+        let both = dir.write("both.pem", text_of.replace('\n', "\r\n"));
+        let snapshot = read(&[("TLS_CERT", text(&both))]).unwrap();
+        let [facts] = snapshot.certificates.as_slice() else { panic!("one") };
+        assert_eq!((facts.key.as_str(), facts.chain, facts.unordered), (kind, 2, None));
+        assert_eq!(facts.names, ["a.test", "*.a.test"]);
+        let summary = facts.summary(now);
+        let start = format!("a.test, *.a.test; {kind}, valid until 2120-01-01 (");
+        assert!(summary.starts_with(&start), "{summary}");
+        assert_eq!(facts.flaws(now), Vec::<String>::new());
+    }
+    let [key, ..] = keys;
+    let certificate = middle.server(&["a.test"], &key);
+    let key_file = dir.write("key.pem", key.serialize_pem());
+    let facts_of = |certificates: &str| {
+        let cert = dir.write("cert.pem", certificates);
+        let settings = [("TLS_CERT", text(&cert)), ("TLS_KEY", text(&key_file))];
+        read(&settings).unwrap().certificates.remove(0)
+    };
+    let swapped = facts_of(&[certificate.clone(), root.pem(), middle_pem.clone()].concat());
+    let flaws = swapped.flaws(now).join("\n");
+    assert!(flaws.contains("certificate 1 of its file is not signed by number 2"), "{flaws}");
+    let whole = facts_of(&[certificate, middle_pem, root.pem()].concat());
+    assert_eq!(whole.flaws(now), Vec::<String>::new());
+    for (names, years, says) in [
+        (&["a.test"][..], [2000, 2001], "it expired on 2001-01-01: clients refuse it"),
+        (&["a.test"], [2110, 2120], "it is valid from 2110-01-01 on"),
+        (&[], [2020, 2120], "it names no host (subjectAltName)"),
+    ] {
+        let flaws = facts_of(&middle.server_valid(names, &key, years)).flaws(now);
+        assert_eq!(flaws.len(), 1, "{flaws:?}");
+        assert!(flaws[0].contains(says), "{flaws:?}");
+    }
+}
+
+#[test]
+fn how_early_a_certificate_is_warned_about_follows_from_its_lifetime() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("root"), KeyPair::generate().unwrap());
+    let both = dir.write("a.pem", root.server(&["a.test"], &key) + &key.serialize_pem());
+    let mut facts = read(&[("TLS_CERT", text(&both))]).unwrap().certificates.remove(0);
+    const DAY: i64 = 86_400;
+    for (lifetime, warned) in [(398, 14), (90, 14), (45, 9), (6, 1)] {
+        (facts.not_before, facts.not_after) = (0, lifetime * DAY);
+        let warned_at = |left: i64| facts.flaws(lifetime * DAY - left);
+        assert_eq!(warned_at((warned + 1) * DAY), Vec::<String>::new(), "{lifetime}");
+        let said = warned_at(warned * DAY - 1).join("");
+        assert!(said.contains(&format!("it expires in {} days", warned - 1)), "{said}");
+        assert!(warned_at(-1).join("").contains("it expired"));
+    }
+}
+
+/// What is read for a reload: tickets stay valid for as long as the same authorities vouch for
+/// clients, and an expired certificate does not replace a valid one.
+#[test]
+fn a_reload_keeps_tickets_and_refuses_what_is_worse() {
+    let dir = Dir::new();
+    let (root, key) = (Authority::new("root"), KeyPair::generate().unwrap());
+    let pair = |years| root.server_valid(&["a.test"], &key, years) + &key.serialize_pem();
+    let (both, ca) = (dir.write("a.pem", pair([2020, 2120])), dir.write("ca.pem", root.pem()));
+    let settings = [
+        ("LISTEN", "https://127.0.0.1:1"),
+        ("TLS_CERT", text(&both)),
+        ("TLS_CLIENT_CA", text(&ca)),
+    ];
+    let options = Config::from_settings(&settings).unwrap().tls.unwrap();
+    let tickets = |of: &TlsSnapshot| {
+        [&of.ingest, &of.admin].map(|config| std::sync::Arc::as_ptr(&config.ticketer).cast::<u8>())
+    };
+    let first = TlsSnapshot::read(&options, true, None).unwrap();
+    let again = TlsSnapshot::read(&options, true, Some(&first)).unwrap();
+    assert_eq!(tickets(&first), tickets(&again));
+    assert_ne!(tickets(&first)[0], tickets(&first)[1]);
+    dir.write("ca.pem", Authority::new("other").pem());
+    let other = TlsSnapshot::read(&options, true, Some(&again)).unwrap();
+    assert!(tickets(&other).iter().all(|of| !tickets(&again).contains(of)));
+    dir.write("a.pem", pair([2000, 2001]));
+    let refused = TlsSnapshot::read(&options, true, Some(&other)).err().unwrap().to_string();
+    assert!(refused.contains("a.pem expired ") && refused.contains(" days ago"), "{refused}");
+    // At a start there is no other one.
+    let expired = TlsSnapshot::read(&options, true, None).unwrap();
+    assert!(TlsSnapshot::read(&options, true, Some(&expired)).is_ok());
+}
+
+fn pem_of(label: &str, der: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for piece in der.chunks(3) {
+        let bits =
+            (0..3).fold(0_usize, |sum, at| sum << 8 | usize::from(*piece.get(at).unwrap_or(&0)));
+        for at in 0..4 {
+            let digit = if at <= piece.len() { DIGITS[bits >> (18 - 6 * at) & 63] } else { b'=' };
+            text.push(char::from(digit));
+        }
+    }
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+}
