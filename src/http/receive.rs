@@ -242,7 +242,7 @@ mod tests {
     async fn alone(
         reader: &BodyReader,
         state: &ConnState,
-        stream: &Stream,
+        stream: &ClientStream,
         length: usize,
     ) -> Result<ChargedBytes, BodyError> {
         let splitter = splitter(&crate::metrics::cells(1)[0]);
