@@ -264,15 +264,19 @@ pub(super) mod tests {
         });
     }
 
-    /// In a process of its own, because the others' allocations would fail.
-    #[test]
-    fn nothing_is_lost_without_room_for_another_mapping() {
+    /// Runs an ignored test in a process of its own.
+    pub(in crate::alloc) fn run_alone(test: &str) {
         let this = std::env::current_exe().unwrap();
-        let test = "alloc::freed::tests::at_the_limit_of_mappings";
         let args = ["--ignored", "--exact", test, "--nocapture", "--test-threads=1"];
         let ended = std::process::Command::new(this).args(args).output().unwrap();
         let said = String::from_utf8_lossy(&ended.stdout) + String::from_utf8_lossy(&ended.stderr);
         assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// Alone, because others' allocations would fail.
+    #[test]
+    fn nothing_is_lost_without_room_for_another_mapping() {
+        run_alone("alloc::freed::tests::at_the_limit_of_mappings");
     }
 
     #[test]

@@ -43,7 +43,7 @@ mod tests {
 
     use super::*;
     use crate::alloc::PAGE_BYTES;
-    use crate::alloc::freed::tests::cpu_time;
+    use crate::alloc::freed::tests::{cpu_time, run_alone};
 
     const BUFFER: Layout = Layout::new::<[u8; 16 << 10]>();
     const BUFFERS: usize = 12_000;
@@ -78,8 +78,15 @@ mod tests {
         }
     }
 
+    /// Alone, because others' allocations would take what is free before it is looked at.
     #[test]
     fn free_memory_is_returned_by_another_thread_and_in_no_allocation() {
+        run_alone("alloc::purge::tests::what_is_free_in_a_process");
+    }
+
+    #[test]
+    #[ignore = "looks at the memory of its process"]
+    fn what_is_free_in_a_process() {
         return_no_memory_while_allocating();
         let pages = freed_buffers();
         assert!(resident(&pages) > BUFFERS * 9 / 10);

@@ -56,6 +56,13 @@ const UNSENT_BYTES_MAX: usize = 6 << 10;
 /// Largest buffer for answers that is kept for the connection that writes the next ones.
 const ROOM_KEPT: usize = 2 * UNSENT_BYTES_MAX;
 
+/// How a connection of HTTP/2 begins. hyper gives no answer to it if it has come as a whole, whether
+/// or not its head was in pieces.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Length of what looks like a head in it.
+const H2_PREFACE_HEAD: usize = 18;
+
 /// How the fast path's part of a connection ended.
 pub(super) enum FastEnd {
     Conn(ConnEnd),
@@ -279,6 +286,13 @@ impl<'a> Conn<'a> {
         };
         let Some((served, taken)) = served else {
             wire.held = whole;
+            if wire.held == H2_PREFACE[..H2_PREFACE_HEAD] {
+                let rest = &received[..received.len().min(H2_PREFACE.len() - H2_PREFACE_HEAD)];
+                let taken = rest.len();
+                hold(&mut wire.held, rest);
+                received.take(taken);
+                self.state.tally.received_more(taken);
+            }
             return Served::ForHyper;
         };
         received.take(taken);
