@@ -106,8 +106,9 @@ enum Served<'a> {
 /// Serves requests until the connection ends or hyper must go on.
 pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
     let mut wire = WireState::default();
+    let mut clock = None;
     loop {
-        let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm)).await;
+        let next = poll_fn(|cx| conn.poll_requests(cx, &mut wire, alarm, clock.take())).await;
         let mut waits = match next {
             FastStep::End(end) => return end,
             FastStep::Wait(waits) => waits,
@@ -119,7 +120,7 @@ pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
             waits.as_mut().poll(cx).map(Ok)
         });
         match conn.watch(alarm, work).await {
-            Ok(Ok(waited)) => drop(conn.reply(waited, &mut wire)),
+            Ok(Ok(waited)) => clock = Some(conn.reply(waited, &mut wire)),
             Ok(Err(error)) => return FastEnd::Conn(conn.failed(&error)),
             Err(end) => return FastEnd::Conn(end),
         }
@@ -128,15 +129,16 @@ pub(super) async fn serve(conn: Conn<'_>, alarm: &mut Alarm) -> FastEnd {
 
 impl<'a> Conn<'a> {
     /// Serves what has arrived, sends the answers, and keeps the deadlines of what has not arrived.
+    /// `clock` is the time of an answer that was written just now.
     fn poll_requests(
         self,
         cx: &mut Context<'_>,
         wire: &mut WireState,
         alarm: &mut Alarm,
+        mut clock: Option<Instant>,
     ) -> Poll<FastStep<'a>> {
         let Conn { server, state, listed, stream } = self;
         state.keep_waker(cx);
-        let mut clock = None;
         let served = match self.serve_arrived(cx, wire, &mut clock) {
             Ok(served) => served,
             Err(error) => return Poll::Ready(FastStep::End(FastEnd::Conn(self.failed(&error)))),
