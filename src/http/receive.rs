@@ -59,12 +59,11 @@ impl BodyReader {
                 break;
             }
             // A small rest is not asked for unless it belongs to a large body.
-            let waiting = match missing {
-                _ if length > SMALL_BODY_BYTES || missing >= OWN_LEAST => stream.waiting(),
-                _ => 0,
-            };
-            if length > SMALL_BODY_BYTES && waiting >= missing {
+            let is_large = length > SMALL_BODY_BYTES;
+            let waiting = if is_large || missing >= OWN_LEAST { stream.waiting() } else { 0 };
+            if is_large && waiting >= missing {
                 // The client has done its part, so neither its deadlines nor an eviction end this.
+                state.body.held().ok_or(BodyError::Evicted)?;
                 state.body_is_whole();
                 self.memory.body_ended(state);
                 turn = Some(line.turn().await);
