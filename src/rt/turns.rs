@@ -102,6 +102,8 @@ struct CurrentTurn {
     began_tick: Cell<u64>,
     /// Whether the driver sleeps, naps or does not exist.
     asleep: Cell<bool>,
+    /// Whether the last look has woken tasks for something new.
+    brought_work: Cell<bool>,
     /// What has been polled in this turn.
     polled: Cell<Polled>,
     /// Whose time passes now: the runtime's between two polls.
@@ -148,6 +150,7 @@ thread_local! {
             before: Cell::new(Duration::ZERO),
             began_tick: Cell::new(0),
             asleep: Cell::new(true),
+            brought_work: Cell::new(false),
             polled: Cell::new(Polled::Nothing),
             running: Cell::new(TaskKind::Runtime),
             attributed: Cell::new(0),
@@ -238,6 +241,25 @@ pub fn look_is_due() -> bool {
     TURN.with(|turn| turn.asleep.get() || turn.is_old(ticks()))
 }
 
+/// To be called in each look at the sockets: whether it has woken tasks for something new.
+#[inline]
+pub fn looked(brought_work: bool) {
+    TURN.with(|turn| turn.brought_work.set(brought_work));
+}
+
+/// Whether the last look at the sockets has woken tasks for something new. They run behind those that
+/// were ready before.
+#[inline]
+pub fn look_brought_work() -> bool {
+    TURN.with(|turn| turn.brought_work.get())
+}
+
+/// How many polls have begun in this turn, or since the executor has started if there are no turns.
+pub(super) fn polls() -> u32 {
+    let count = |polls: u32, spent: &Spent| polls.wrapping_add(spent.polls.get());
+    TURN.with(|turn| turn.spent.iter().fold(0, count))
+}
+
 /// Reports the turns of this thread to `observer` from now on.
 pub fn observe_turns(observer: &'static dyn TurnObserver) {
     TURN.with(|turn| turn.observer.set(Some(observer)));
@@ -250,6 +272,7 @@ pub(super) fn reset() {
         turn.observer.set(None);
         turn.since.set(None);
         turn.asleep.set(true);
+        turn.brought_work.set(false);
         turn.running.set(TaskKind::Runtime);
         turn.cpu.set(None);
         turn.clear();
