@@ -7,6 +7,8 @@
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
 mod freed;
+#[cfg(test)]
+pub mod largest;
 mod purge;
 
 use std::alloc::{GlobalAlloc, Layout};

@@ -9,6 +9,7 @@
 //! Other modules may use glommio's files and streams (`glommio::io`, `glommio::net`) and create
 //! threads.
 
+mod alarms;
 pub mod slices;
 mod turns;
 mod waking;
@@ -22,6 +23,7 @@ use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 use turns::Measured;
 use waking::WakeThread;
 
+pub use alarms::WakeUp;
 pub use fastrand::Rng;
 pub use futures_lite::future::yield_now;
 pub use glommio::Task;
@@ -259,11 +261,13 @@ impl Executor {
         // glommio moves it several times, which a thread's stack has to have room for.
         let main = Measured::new(TaskKind::Core, Box::pin(main));
         turns::reset();
+        alarms::reset();
         executor.run(async move {
             // Before anything else, because any wait may need it.
             spawn(awake).detach();
             let outcome = main.await;
             turns::reset();
+            alarms::reset();
             outcome
         })
     }
