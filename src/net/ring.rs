@@ -200,6 +200,7 @@ pub struct Ring {
     uring: ManuallyDrop<IoUring>,
     pool: ManuallyDrop<Pool>,
     /// By socket token, in steps of [`LENT_STEP`]. A socket has at most one send or connect in flight.
+    #[expect(clippy::vec_box, reason = "a list of many places would leave large pieces behind")]
     lent: ManuallyDrop<Vec<Box<[Option<Lent>; LENT_STEP]>>>,
     /// By file token: the buffer that is being written.
     written: ManuallyDrop<Vec<Option<DmaBuffer>>>,

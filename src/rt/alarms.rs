@@ -129,6 +129,7 @@ pub(super) fn reset() {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::ManuallyDrop;
     use std::time::Duration;
 
     use super::*;
@@ -189,7 +190,7 @@ mod tests {
                     polls += 1;
                     match polls {
                         1 => {
-                            std::mem::forget(WakeUp::new(begun, cx));
+                            let _stays = ManuallyDrop::new(WakeUp::new(begun, cx));
                             Poll::Pending
                         }
                         _ => Poll::Ready(()),
@@ -208,7 +209,9 @@ mod tests {
         rt::run_test(async {
             let set = |cx: &Context<'_>| {
                 let at = now() + Duration::from_secs(600);
-                (0..10_000).for_each(|_| std::mem::forget(WakeUp::new(at, cx)));
+                for _ in 0..10_000 {
+                    let _stays = ManuallyDrop::new(WakeUp::new(at, cx));
+                }
             };
             let largest = poll_fn(|cx| Poll::Ready(largest_in(|| set(cx)))).await;
             assert_eq!(count(), 10_000);
