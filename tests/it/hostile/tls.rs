@@ -298,6 +298,39 @@ fn a_crowd_of_handshakes_keeps_nobody_out() {
     nothing_left(&server, &[outcome]);
 }
 
+/// Begins handshakes from one address, which is not the good client's.
+fn half_hellos_of_one_address(raid: &mut Raid) {
+    let hello = raid.hello();
+    let mut held: Vec<Client> = Vec::new();
+    while raid.turn() {
+        if held.len() >= raid.connections {
+            held.remove(0);
+        }
+        let mut client = Client::connect_from([127, 0, 0, 9].into(), raid.server);
+        client.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        client.try_send(&hello[..hello.len() / 2]);
+        held.push(client);
+    }
+}
+
+/// A crowd of one address that begins more handshakes in a second than there are places, so that none
+/// of them gets old: its own give way to the good client.
+#[test]
+fn a_crowd_of_one_address_keeps_nobody_else_out() {
+    let settings = [("TLS_HANDSHAKES", "64"), ("TLS_HANDSHAKE_TIMEOUT", "30s"), ("CORES", "0")];
+    let (server, configs) = start(&settings);
+    let crowd = Attack {
+        name: "a crowd of one address",
+        connections: 400,
+        per_second: 400,
+        run: half_hellos_of_one_address,
+    };
+    let outcome = beside(&server, &crowd, &configs, 2 * ATTACK_TIME);
+    assert!(refusals(&server, "busy") > 0, "the crowd is not let in faster for it");
+    assert!(refusals(&server, "gave_way") > 0);
+    nothing_left(&server, &[outcome]);
+}
+
 /// Encrypts what rustls does not send, as its session would.
 struct Forger {
     stream: TcpStream,
