@@ -362,12 +362,17 @@ impl Forger {
         Forger { stream, encrypter, next, version }
     }
 
-    /// Sends a record with this content, as if it were of `kind`.
-    fn try_send(&mut self, kind: ContentType, content: &[u8]) -> bool {
+    /// The next record, with this content, as if it were of `kind`.
+    fn record(&mut self, kind: ContentType, content: &[u8]) -> Vec<u8> {
         let plain =
             OutboundPlainMessage { typ: kind, version: self.version, payload: content.into() };
         let record = self.encrypter.encrypt(plain, self.next).unwrap().encode();
         self.next += 1;
+        record
+    }
+
+    fn try_send(&mut self, kind: ContentType, content: &[u8]) -> bool {
+        let record = self.record(kind, content);
         self.stream.write_all(&record).is_ok()
     }
 }
@@ -418,9 +423,44 @@ fn unknown_records(raid: &mut Raid) {
     forged(raid, TLS13, ContentType::Unknown(99), b"x", 4);
 }
 
+/// The longest message, in records that come at once: more than may be held of one.
+fn long_message(raid: &mut Raid, version: usize) {
+    const NEW_SESSION_TICKET: u8 = 4;
+    let message = [&[NEW_SESSION_TICKET, 0, 0xff, 0xff][..], &[0; 0xffff]].concat();
+    while raid.turn() {
+        let Some(client) = raid.shake(version) else { continue };
+        let mut forger = Forger::of(client);
+        let records = message.chunks(16 << 10);
+        let records: Vec<u8> =
+            records.flat_map(|part| forger.record(ContentType::Handshake, part)).collect();
+        let _or_it_is_cut = forger.stream.write_all(&records);
+        ends(&forger.stream);
+    }
+}
+
+fn long_message_of_13(raid: &mut Raid) {
+    long_message(raid, TLS13);
+}
+
+fn long_message_of_12(raid: &mut Raid) {
+    long_message(raid, TLS12);
+}
+
 #[test]
 fn messages_of_handshakes_after_the_handshake() {
     let attacks = [
+        Attack {
+            name: "long message, 1.3",
+            connections: 1,
+            per_second: 20,
+            run: long_message_of_13,
+        },
+        Attack {
+            name: "long message, 1.2",
+            connections: 1,
+            per_second: 20,
+            run: long_message_of_12,
+        },
         Attack { name: "renegotiation", connections: 1, per_second: 40, run: renegotiation },
         Attack { name: "second hello", connections: 1, per_second: 40, run: second_hello },
         Attack { name: "key updates", connections: 1, per_second: 20, run: key_updates },
