@@ -158,9 +158,7 @@ impl Soak {
 
     fn descriptors(&self, servers: &[Server; 2]) -> [Descriptors; 2] {
         let port = self.store.address.port();
-        [0, 1].map(|nth| {
-            Descriptors::of(servers[nth].pid(), port, &self.places[nth].path("spool"))
-        })
+        [0, 1].map(|nth| Descriptors::of(servers[nth].pid(), port, &self.places[nth].path("spool")))
     }
 
     /// Sockets and other descriptors are as many as before; those to the store and of the spool
@@ -186,14 +184,16 @@ impl Soak {
             // Two segments are open for writing and two are read; and journals, two a segment.
             let segments = 2 * (SPOOL_MAX / SPOOL_SEGMENT);
             findings.check(after.spool <= 2 * 2 * segments, "files of the spool stay open");
-            findings.check(after.to_store <= 2 * MAX_WORKERS, "more store connections than workers");
+            findings
+                .check(after.to_store <= 2 * MAX_WORKERS, "more store connections than workers");
         }
     }
 
-    /// The last minute against that at a sixth of the run: for 30 minutes, the fifth.
+    /// The last minute against that at a sixth of the run, for 30 minutes the fifth, but not the
+    /// first.
     fn compare_memory(&mut self) {
         let minutes = &self.report.minutes;
-        let warm = (minutes.len() / 6).max(1) - 1;
+        let warm = (minutes.len() / 6).max(2) - 1;
         let mut lines = Vec::new();
         for (nth, name) in NAMES.iter().enumerate() {
             let at = |minute: usize| median_resident(&minutes[minute].looks[nth]) as f64;

@@ -23,6 +23,9 @@ const CLIENTS: usize = 4;
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// A client that is further behind its schedule leaves out what it has missed.
 const BEHIND_MAX: Duration = Duration::from_secs(5);
+/// A connection that was silent for longer is not used again: far below `IDLE_TIMEOUT`, so that
+/// the server does not close it just then.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 /// Pause after a 503 in the closed loop.
 const BACKOFF: Duration = Duration::from_millis(20);
 
@@ -41,6 +44,16 @@ impl Ack {
             Ack::Queued => "queued",
             Ack::Spooled => "spooled",
             Ack::Stored => "stored",
+        }
+    }
+
+    /// Answers that faults of the store explain.
+    fn may_get(self, status: u16) -> bool {
+        match status {
+            200 | 503 => true,
+            502 => self == Ack::Stored,
+            504 => self != Ack::Queued,
+            _ => false,
         }
     }
 
@@ -119,17 +132,18 @@ struct GoodClient {
 impl GoodClient {
     async fn run(mut self) {
         let mut due = Instant::now();
+        let mut answered = due;
         let mut connection = None;
         let mut left = 0;
         loop {
-            match self.every {
-                None => due = Instant::now(),
-                Some(every) => due = self.next_due(due, every).await,
-            }
+            due = match self.every {
+                None => Instant::now(),
+                Some(every) => self.next_due(due, every).await,
+            };
             if self.shared.stop_good.load(Relaxed) {
                 return;
             }
-            if left == 0 {
+            if left == 0 || answered.elapsed() > IDLE_MAX {
                 connection = None;
                 left = self.writer.rng.usize(50..400);
             }
@@ -138,6 +152,7 @@ impl GoodClient {
             self.shared.sent(self.writer.client, &numbers);
             let answer = self.exchange(&mut connection, &request).await;
             self.note(answer, numbers, due).await;
+            answered = Instant::now();
             if answer.is_none_or(|answer| answer.closes) {
                 connection = None;
             }
@@ -149,10 +164,14 @@ impl GoodClient {
         let pause = -every * (1.0 - self.writer.rng.f64()).ln();
         let mut due = due + Duration::from_secs_f64(pause.min(every * 10.0));
         if due.elapsed() > BEHIND_MAX {
-            self.shared.stats.lock().unwrap().left_out += (due.elapsed().as_secs_f64() / every) as u64;
+            self.shared.stats.lock().unwrap().left_out +=
+                (due.elapsed().as_secs_f64() / every) as u64;
             due = Instant::now();
         }
-        tokio::time::sleep_until(due.into()).await;
+        while due > Instant::now() && !self.shared.stop_good.load(Relaxed) {
+            let look = Instant::now() + Duration::from_secs(1);
+            tokio::time::sleep_until(due.min(look).into()).await;
+        }
         due
     }
 
@@ -190,9 +209,7 @@ impl GoodClient {
         if status == 0 {
             return;
         }
-        if !matches!((status, self.class.ack), (200 | 503, _) | (502, Ack::Stored))
-            && !(status == 504 && self.class.ack != Ack::Queued)
-        {
+        if !self.class.ack.may_get(status) {
             self.shared.findings.add(format!("a good client got {status} for {:?}", self.class));
         }
         self.shared.told(self.writer.client, numbers, self.class.ack.told(status));

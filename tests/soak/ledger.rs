@@ -38,9 +38,8 @@ impl Id {
     pub fn write(self, filler: usize, into: &mut Vec<u8>) {
         let Id { client, number, poison } = self;
         let (kind, part) = (u8::from(poison), number % 4);
-        let head = format!(
-            r#"{{"c":{client},"n":{number},"k":{kind},"t":{part},"l":{filler},"f":""#
-        );
+        let head =
+            format!(r#"{{"c":{client},"n":{number},"k":{kind},"t":{part},"l":{filler},"f":""#);
         let start = (number as usize * 7 + client as usize * 31) % STARTS;
         into.extend_from_slice(head.as_bytes());
         into.extend_from_slice(&pattern()[start..start + filler]);

@@ -59,7 +59,9 @@ const COMMON: [(&str, &str); 29] = [
     ("DRAIN_TIMEOUT", "10s"),
 ];
 
-const BATCHES: [(&str, &str); 7] = [
+/// The journals of batches have 8 MiB of the spool.
+const BATCHES: [(&str, &str); 8] = [
+    ("SPOOL_MAX", "12MiB"),
     ("OBJECT", "batch"),
     ("COMPRESSION", "zstd"),
     ("KEY", "{field:/t|none}/{unix_nanos}-{node}-{core}-{seq}.{ext}"),
@@ -164,7 +166,8 @@ pub fn dead_letters(dir: &Path) -> Vec<Vec<u8>> {
 pub fn unexpected(log: &[serde_json::Value]) -> impl Iterator<Item = String> + '_ {
     let level = |line: &serde_json::Value| line["level"].as_str().unwrap_or("ERROR").to_owned();
     let alarming = log.iter().filter(move |line| ["WARN", "ERROR"].contains(&level(line).as_str()));
-    let text = alarming.map(|line| line["message"].as_str().map_or(line.to_string(), str::to_owned));
+    let text =
+        alarming.map(|line| line["message"].as_str().map_or(line.to_string(), str::to_owned));
     text.filter(|text| !EXPECTED.iter().any(|part| text.contains(part)))
 }
 

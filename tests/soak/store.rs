@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +25,10 @@ const LIST: &str = "<ListBucketResult><Name>payloads</Name><KeyCount>0</KeyCount
 
 /// Longer than any client waits for a silent PUT.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// Ports that the kernel gives to no client: while the store is down, a connection could have its
+/// port otherwise, or even connect to itself.
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// How the store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,13 +87,18 @@ pub struct Store {
 
 impl Store {
     pub fn start(shared: Arc<Shared>, seed: u64) -> Store {
-        let first = listen(([127, 0, 0, 1], 0).into()).expect("a loopback port");
-        let address = first.local_addr().expect("a bound socket");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (first, address) = loop {
+            let address = ([127, 0, 0, 1], rng.u16(PORTS)).into();
+            if let Ok(listener) = listen(address) {
+                break (listener, address);
+            }
+        };
         let (weather, seen) = watch::channel(Weather::Clear);
         let state = Arc::new(State {
             shared,
             weather: seen,
-            rng: Mutex::new(fastrand::Rng::with_seed(seed)),
+            rng: Mutex::new(rng),
             takes_poison: AtomicBool::new(false),
             faults: Faults::default(),
         });

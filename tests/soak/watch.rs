@@ -136,7 +136,8 @@ impl Watch {
         self.scrapes += 1;
         for name in metrics.gauges() {
             let peak = self.peaks[nth].entry(name.to_owned()).or_default();
-            *peak = metrics.sum(name).max(*peak);
+            // Some gauges have no sample before there is something to tell.
+            *peak = metrics.sum_where(name, "").max(*peak);
         }
         let look = Look {
             resident: server.resident(),
