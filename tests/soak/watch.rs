@@ -152,8 +152,8 @@ impl Watch {
 }
 
 /// The median of the resident memory of these looks, in bytes.
-pub fn median_resident(looks: &[Look]) -> u64 {
-    let mut all: Vec<u64> = looks.iter().map(|look| look.resident).collect();
+pub fn median_resident<'l>(looks: impl IntoIterator<Item = &'l Look>) -> u64 {
+    let mut all: Vec<u64> = looks.into_iter().map(|look| look.resident).collect();
     all.sort_unstable();
     all.get(all.len() / 2).copied().unwrap_or(0)
 }
