@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::good::{ACKS, Pace, Writer};
 use crate::ledger::Account;
 use crate::report::{Minute, Report};
-use crate::servers::{self, GOOD_TOKEN, MAX_WORKERS, NAMES, Place, SPOOL_FILES};
+use crate::servers::{self, GOOD_FILES, GOOD_TOKEN, MAX_WORKERS, NAMES, Place, SPOOL_FILES};
 use crate::store::{Store, Weather};
 use crate::support::tls::Authority;
 use crate::support::{Server, Stopped};
@@ -65,6 +65,10 @@ impl Soak {
         self.settle(&servers);
         let baseline = self.descriptors(&servers);
         self.load(&servers, rates);
+        // With good files: the last change may have been a bad one.
+        for (place, server) in self.places.iter().zip(&servers) {
+            place.reload(GOOD_FILES, server, &self.authority);
+        }
         self.settle(&servers);
         self.compare_descriptors(&servers, baseline);
         self.compare_memory();

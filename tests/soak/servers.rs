@@ -20,6 +20,8 @@ use crate::wire::Target;
 pub const GOOD_TOKEN: &str = "a-token-that-is-always-in-the-file";
 pub const STRANGER_TOKEN: &str = "a-token-that-comes-and-goes";
 pub const NAMES: [&str; 2] = ["singles", "batches"];
+/// A change with a good certificate, all tokens and a signal.
+pub const GOOD_FILES: usize = 2;
 pub const MAX_WORKERS: usize = 16;
 /// Most files of a core's spool, each 2 MiB: `SPOOL_MAX` has room for two segments, so that it
 /// fills within seconds of an outage, and with batches for four and two journals. A journal that is
@@ -144,7 +146,7 @@ impl Place {
         self.write("tokens", &format!("{GOOD_TOKEN};name=good\n{stranger};name=stranger\n"));
     }
 
-    /// The `nth` change of files under the running server.
+    /// The `nth` change of files under the running server: every fourth certificate has expired.
     pub fn reload(&self, nth: usize, server: &Server, authority: &Authority) {
         self.write_tokens(nth.is_multiple_of(2));
         match nth % 4 {
