@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 
 use crate::net::Net;
-use crate::rt::{self, Timer};
+use crate::rt::{self, Timer, WakeUp};
 
 /// Runs `work`, or returns `late()` once the peer that `work` waits for has had `limit`. `work` is
 /// polled first, so a result that is ready costs no timer. When it is late, it is dropped.
@@ -70,7 +70,7 @@ pub async fn strictly_within<T>(
 /// the next wait only reads the clock and costs no timer operation.
 #[derive(Default)]
 pub struct Alarm {
-    set: Option<(Instant, Timer)>,
+    set: Option<WakeUp>,
 }
 
 impl Alarm {
@@ -80,14 +80,11 @@ impl Alarm {
         if now >= deadline {
             return Poll::Ready(());
         }
-        let stands = self.set.as_ref().is_some_and(|(at, _)| now < *at && *at <= deadline);
+        // `now` may be the time of a while ago, and a wake-up between then and now has come.
+        let set = self.set.as_ref().and_then(WakeUp::at);
+        let stands = set.is_some_and(|at| now < at && at <= deadline);
         if !stands {
-            let mut timer = Timer::new(deadline - now);
-            // A timer that is already due keeps no waker.
-            if Pin::new(&mut timer).poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            self.set = Some((deadline, timer));
+            self.set = Some(WakeUp::new(deadline, cx));
         }
         Poll::Pending
     }
@@ -236,7 +233,7 @@ mod tests {
                 true
             };
             assert!(alarm.until(Instant::now() + SHORT, slow, || false).await);
-            let set = alarm.set.as_ref().map(|(at, _)| *at);
+            let set = alarm.set.as_ref().map(WakeUp::at);
             let slow = async {
                 rt::sleep(2 * SHORT).await;
                 true
@@ -245,7 +242,7 @@ mod tests {
                 alarm.until(Instant::now() + LONG, slow, || false).await,
                 "woken early, and not late yet"
             );
-            assert_ne!(alarm.set.as_ref().map(|(at, _)| *at), set, "set again after it fired");
+            assert_ne!(alarm.set.as_ref().map(WakeUp::at), set, "set again after it fired");
         });
     }
 }

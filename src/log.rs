@@ -1,12 +1,13 @@
 //! Log setup and the panic hook.
 //!
 //! Logging never waits for the reader of stderr (see `writer`). Nothing else in a server writes to
-//! stderr. No line holds a secret: events of other crates are not logged (see `own`), and of a
-//! panic only what is no value (see `panicked`).
+//! stderr. No line holds a secret: events of other crates are not logged (see `own`), and a panic's
+//! text is logged without its values (see `panicked`).
 
 mod line;
 mod own;
 mod panicked;
+mod pem;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -21,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::rt;
+pub use pem::pem_flaw;
 use writer::{LogQueue, MakeQueueWriter};
 
 /// The longest time that the end of the process waits for stderr to accept the last lines.

@@ -25,7 +25,8 @@ use super::chunk::ChunkError;
 use super::fields::{Fields, KnownField};
 use super::parse::SMALL_BODY_BYTES;
 use super::phase::ConnState;
-use super::split::LargeTurn;
+use super::receive::InKernel;
+use super::split::{LargeTurn, NoTurn};
 use crate::budget::ChargedBytes;
 use crate::coding::Coding;
 use crate::rt;
@@ -79,6 +80,7 @@ pub fn coding_of(fields: &impl Fields) -> Result<Option<Coding>, BodyError> {
 /// Reads the bodies of one core.
 pub struct BodyReader {
     pub(super) memory: BodyMemory,
+    pub(super) in_kernel: InKernel,
     length_max: usize,
     small_turns: Turns,
     small: Decoder,
@@ -88,6 +90,7 @@ pub struct BodyReader {
 impl BodyReader {
     pub fn new(memory: BodyMemory, length_max: usize) -> BodyReader {
         BodyReader {
+            in_kernel: InKernel::new(memory.max()),
             memory,
             length_max,
             small_turns: Turns::default(),
@@ -180,6 +183,13 @@ impl BodyReader {
     ) -> Result<ChargedBytes, BodyError> {
         self.large.decode(&self.memory, raw, coding, self.length_max).await
     }
+}
+
+/// A body that was read as a whole.
+pub(super) struct ReadBody<'a> {
+    pub(super) bytes: ChargedBytes,
+    /// What came of its wait for a turn among the large bodies, if it had one.
+    pub(super) turn: Option<Result<LargeTurn<'a>, NoTurn>>,
 }
 
 /// A body that is being received. When this is dropped, it is not any longer, and what has arrived

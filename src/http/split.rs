@@ -3,7 +3,8 @@
 //! A body of up to [`SMALL_BODY_BYTES`](super::parse::SMALL_BODY_BYTES) is parsed in one turn, at
 //! once. A longer one is parsed in slices between which other tasks run. Only one of those is in
 //! progress, because two would only take twice as long and twice the memory; the others wait in the
-//! order of their arrival, with their bodies only.
+//! order of their arrival, with their bodies only, which mostly are still in the kernel (see
+//! `receive`).
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
@@ -26,7 +27,7 @@ use crate::rt;
 use crate::sync::{Turn, Turns};
 
 /// Longest wait for a turn. A turn takes some milliseconds per MiB, so whoever waits for longer has
-/// hundreds of large bodies before it, and holds memory that others could use.
+/// hundreds of large bodies before it.
 pub const LARGE_WAIT_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Why a large body is not worked on.
@@ -84,6 +85,11 @@ impl BodySplitter {
             false => Poll::Pending,
         });
         strictly_within(LARGE_WAIT_MAX, future::or(closed, turn), || Err(NoTurn::Late)).await
+    }
+
+    /// The line in which large bodies wait for [`BodySplitter::large_turn`].
+    pub fn large_line<'a>(&'a self, closed: &'a Cell<bool>) -> LargeLine<'a> {
+        LargeLine { splitter: self, closed }
     }
 
     /// Splits a body of any length in slices. The turn ends when the spans are dropped.
@@ -146,6 +152,20 @@ impl Drop for Waiting {
 
 /// The right to work on a large body; the next one waits until it is dropped.
 pub struct LargeTurn<'a>(#[expect(dead_code, reason = "dropped")] Turn<'a>);
+
+/// Where a large body can wait for its turn.
+#[derive(Clone, Copy)]
+pub struct LargeLine<'a> {
+    splitter: &'a BodySplitter,
+    closed: &'a Cell<bool>,
+}
+
+impl<'a> LargeLine<'a> {
+    /// As [`BodySplitter::large_turn`].
+    pub async fn turn(self) -> Result<LargeTurn<'a>, NoTurn> {
+        self.splitter.large_turn(self.closed).await
+    }
+}
 
 /// The spans of a large body. No other one is split until they are dropped.
 pub struct LargeSpans<'a> {

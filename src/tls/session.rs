@@ -128,7 +128,8 @@ impl Session {
             self.held = Vec::new();
             return Ok(());
         }
-        if self.held.len() + rest.len() > HELD_BYTES_MAX {
+        // A full one could not grow, so what it waits for would never come.
+        if self.held.len() + rest.len() >= HELD_BYTES_MAX {
             self.broken = true;
             self.held = Vec::new();
             return Err(Error::PeerSentOversizedRecord);
@@ -222,6 +223,9 @@ impl Session {
     /// # Errors
     /// The session has ended or failed.
     pub(super) fn encrypt(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if self.closed {
+            return Err(Error::HandshakeNotComplete);
+        }
         let mut is_done = false;
         self.run_held(|traffic, out| {
             is_done = true;
@@ -229,7 +233,7 @@ impl Session {
             let room = bytes.len() + records * RECORD_OVERHEAD;
             append(out, room, |room| traffic.encrypt(bytes, room))
         })?;
-        if is_done && !self.closed { Ok(()) } else { Err(Error::HandshakeNotComplete) }
+        if is_done { Ok(()) } else { Err(Error::HandshakeNotComplete) }
     }
 
     /// Appends to `out` that no more is sent, unless that was done.
@@ -299,6 +303,15 @@ impl Session {
     /// Whether the handshake is not complete.
     pub(super) fn is_handshaking(&self) -> bool {
         self.tls.is_handshaking()
+    }
+
+    /// Whether all that is to be sent are tickets, and an answer will follow: the handshake is complete
+    /// and a request, or a part of it, has come along. Without TLS 1.3 the client may still wait for
+    /// the end of the handshake.
+    pub(super) fn can_leave_tickets(&self) -> bool {
+        !self.is_handshaking()
+            && self.read < self.plain.len()
+            && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3)
     }
 
     /// What the handshake has agreed on, once it is complete.

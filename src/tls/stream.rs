@@ -72,7 +72,8 @@ impl TlsStream {
         })
     }
 
-    /// Waits for what comes next of a handshake, and answers it. Ready with true once it is complete.
+    /// Waits for what comes next of a handshake, and answers it. Ready with true once it is complete:
+    /// tickets may be left to go with the answer to a request that came along.
     pub fn poll_handshake(
         &self,
         cx: &mut Context<'_>,
@@ -85,7 +86,9 @@ impl TlsStream {
         let taken = session.take(received.bytes_mut());
         received.take(received.len());
         drop(received);
-        self.send_ahead(session);
+        if taken.is_err() || !session.can_leave_tickets() {
+            self.send_ahead(session);
+        }
         Poll::Ready(match taken {
             Err(error) => Err(HandshakeEnd::Failed(error)),
             // The end of the handshake, a request and the end may come together.
@@ -160,23 +163,24 @@ impl TlsStream {
             if session.has_ended() {
                 return Poll::Ready(Ok(false));
             }
-            let taken = if session.held() > 0 && self.socket.waiting() >= BUFFER_BYTES {
-                session.take_held(|held| {
+            let (mut waited, mut taken) = (0, Ok(()));
+            if session.held() > 0 && self.socket.waiting() >= BUFFER_BYTES {
+                taken = session.take_held(|held| {
                     let most = HELD_BYTES_MAX - held.len();
                     held.reserve(most);
-                    self.socket.receive_waiting(held, most);
-                })
-            } else {
+                    waited = self.socket.receive_waiting(held, most);
+                });
+            }
+            if waited == 0 && taken.is_ok() {
                 // A client that closes without an alert has ended as well: what it has sent says
                 // itself whether it is complete.
                 let Some(mut received) = ready!(self.socket.poll_received(cx))? else {
                     session.end();
                     continue;
                 };
-                let taken = session.take(received.bytes_mut());
+                taken = session.take(received.bytes_mut());
                 received.take(received.len());
-                taken
-            };
+            }
             self.send_ahead(session);
             if let Err(error) = taken {
                 return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, error)));

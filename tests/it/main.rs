@@ -59,6 +59,7 @@ mod hostile {
     mod slow;
     mod smuggling;
     mod support;
+    mod tls;
     mod tokens;
 }
 
