@@ -273,6 +273,10 @@ impl ReplyReader {
             return Err(Malformed::Chunk);
         }
         match httparse::parse_chunk_size(bytes).map_err(|_| Malformed::Chunk)? {
+            // A line feed in an extension may end the line for another parser.
+            httparse::Status::Complete((line, _)) if bytes[..line - 1].contains(&b'\n') => {
+                return Err(Malformed::Chunk);
+            }
             httparse::Status::Complete((line, 0)) => {
                 self.parsed += line;
                 self.state = State::Trailers;
