@@ -130,6 +130,8 @@ fn what_is_not_clear_is_refused() {
         ("x\r\n", Chunk),
         ("1;x\n=y\r\n", Chunk),
         ("0;\n\r\n", Chunk),
+        ("0\r\nx: 1\n\r\n", Chunk),
+        ("0\r\n\n", Chunk),
         ("1\r\nabc", Chunk),
         ("fffffffffffffffff\r\n", Chunk),
         ("ffffffffffffffff\r\n", Malformed::BodyTooLong),
