@@ -11,11 +11,13 @@ mod events;
 mod exposition;
 mod file_state;
 mod memory;
+mod page;
 mod peers;
 mod quotas;
 mod reach;
 mod readiness;
 pub mod reload;
+mod settings;
 pub mod signals;
 mod spools;
 mod tokens;
@@ -53,9 +55,10 @@ use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
 use access::{AdminAccess, SharedAdminToken};
-use admin::Admin;
+use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
+use settings::SettingsPage;
 use tokens::TokensFile;
 
 pub use reach::{Prepared, prepare_store};
@@ -178,14 +181,17 @@ async fn start(
         epoch,
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),
-        peers: peers::PeersPage {
-            boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
-            token_name: Box::new(|token| {
-                token_metrics.names.shown(token).unwrap_or_default().to_owned()
-            }),
+        pages: Pages {
+            peers: peers::PeersPage {
+                boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
+                token_name: Box::new(|token| {
+                    token_metrics.names.shown(token).unwrap_or_default().to_owned()
+                }),
+            },
+            settings: SettingsPage { settings: reloader.settings(), node: config.node_id.clone() },
         },
     };
-    let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();
+    let boards: Vec<_> = admin.pages.peers.boards.iter().map(|(_, board)| board.clone()).collect();
     let admin = Rc::new(admin);
     let readiness = config.ingest_health.then(|| Arc::new(Readiness::new(epoch)));
     if let Some(readiness) = &readiness {

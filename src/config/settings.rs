@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     row(LISTENING, "TRUST", "LIST", "",
         "Networks of proxies, such as `10.0.0.0/8,fd00::/8`, whose `forwarded` or `x-forwarded-for` header names the client of a request. Not set: these headers are ignored."),
     row(LISTENING, "ADMIN_LISTEN", "ADDR", "127.0.0.1:9090",
-        "Address for metrics, health checks and `/peers`, `IP:PORT`, `https://IP:PORT` or `off`. Without ADMIN_TOKEN everybody who reaches it reads metrics and health, and a loopback address has everything."),
+        "Address for metrics, health checks and a page for browsers, `IP:PORT`, `https://IP:PORT` or `off`. Without ADMIN_TOKEN everybody who reaches it reads metrics and health, and a loopback address has everything."),
     secret(row(LISTENING, "ADMIN_TOKEN", "TOKEN", "",
         "What the admin listener asks for beside health and metrics, as `authorization: Bearer TOKEN`: 16 to 4096 visible ASCII characters. No flag, which every user of the host could read.")),
     row(LISTENING, "ADMIN_TOKEN_FILE", "FILE", "",

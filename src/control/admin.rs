@@ -1,5 +1,5 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
-//! executor, so it answers while a core is stuck. `access` decides who may read what.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`, `/settings` and the page `/`
+//! that shows them. It runs on the control executor, so it answers while a core is stuck. `access` decides who may read what.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -27,7 +27,9 @@ use smol_hyper::rt::FuturesIo;
 use super::access::{AdminAccess, Denied};
 use super::certificates::Certificates;
 use super::exposition::Exposition;
+use super::page;
 use super::peers::PeersPage;
+use super::settings::SettingsPage;
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused, within};
 use crate::http::HEAD_BYTES_MAX;
@@ -68,7 +70,13 @@ pub struct Admin {
     /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it
     /// answers.
     pub store_trouble: Rc<RefCell<Option<String>>>,
-    pub peers: PeersPage,
+    pub pages: Pages,
+}
+
+/// What is not for everybody.
+pub struct Pages {
+    pub(super) peers: PeersPage,
+    pub(super) settings: SettingsPage,
 }
 
 impl Admin {
@@ -166,7 +174,7 @@ impl Admin {
         if let Err(denied) = access.judge(request.uri().path(), request.headers()) {
             return refusal(denied);
         }
-        let peers = self.peers.answer(request).await;
+        let peers = self.pages.peers.answer(request).await;
         peers.unwrap_or_else(|| self.answer(request))
     }
 
@@ -192,6 +200,8 @@ impl Admin {
             return response;
         }
         match request.uri().path() {
+            "/" => page::answer(),
+            "/settings" => self.pages.settings.answer(),
             "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
@@ -210,7 +220,10 @@ impl Admin {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz or /peers\n".to_owned()),
+            _ => {
+                let pages = "/, /metrics, /healthz, /readyz, /peers or /settings\n";
+                text(StatusCode::NOT_FOUND, pages.to_owned())
+            }
         }
     }
 }

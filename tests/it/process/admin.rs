@@ -293,7 +293,7 @@ fn paths_and_methods() {
     assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
     assert_eq!(health.header("content-type"), Some("text/plain; charset=utf-8"));
     assert_eq!(server.wait_ready(200), "ready\n");
-    assert_eq!(server.admin("/").status, 404);
+    assert_eq!(server.admin("/index.html").status, 404);
     assert_eq!(server.admin("/payloads").status, 404);
     assert_eq!(server.admin("/healthz?verbose").status, 200);
     for method in ["POST", "PUT", "DELETE"] {

@@ -438,7 +438,9 @@ fn exercise(way: Way) -> Search {
         ("admin token", format!("authorization: Bearer {ADMIN_TOKEN}\r\n")),
         ("JSON", format!("authorization: Bearer {ADMIN_TOKEN}\r\naccept: application/json\r\n")),
     ] {
-        for page in ["/", "/metrics", "/healthz", "/readyz", "/peers", "/peers?by=bytes"] {
+        for page in
+            ["/", "/metrics", "/healthz", "/readyz", "/peers", "/peers?by=bytes", "/settings"]
+        {
             let page_of = format!("{}: {page} with {name}", scene.name);
             search.look(&page_of, server.get(page, &headers).unwrap(), &[]);
         }

@@ -4,6 +4,7 @@
 pub mod batches;
 pub mod child;
 pub mod chromium;
+pub mod devtools;
 pub mod disks;
 pub mod front;
 pub mod imds;
