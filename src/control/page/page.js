@@ -64,6 +64,7 @@ const CORE_COLUMNS = [
 const page = {
   history: new History(),
   scrape: null, // the newest
+  shown: new Map(), // its figures, by core
   before: null, // the one before, of the same process
   seconds: 0, // between them
   last: null, // when the newest came, by performance.now()
@@ -112,10 +113,11 @@ async function poll() {
       take(parse(metrics.text), metrics.date, performance.now());
       showReady(ready);
       page.failure = '';
+      page.interval = Math.max(INTERVAL, 10 * (performance.now() - asked));
     } catch (error) {
       page.failure = reasonOf(error);
+      page.interval = INTERVAL;
     }
-    page.interval = Math.max(INTERVAL, 10 * (performance.now() - asked));
     refresh();
   }
   setTimeout(poll, Math.max(200, page.interval - (performance.now() - asked)));
@@ -139,7 +141,7 @@ function take(scrape, date, now) {
   [page.scrape, page.last, page.dateBefore, page.date] = [scrape, now, isNew ? null : page.date, date];
   const byCore = new Map([['', figuresOf(null)]]);
   for (const core of scrape.cores) byCore.set(core, figuresOf(core));
-  page.now = byCore;
+  page.shown = byCore;
   page.history.push(at, byCore);
 }
 
@@ -171,6 +173,8 @@ function showTiles(of) {
 }
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// Distances between round sizes.
+const BINARY = [0, 1, 2, 3, 4, 5].flatMap((power) => [1, 2, 4, 8, 16, 32, 64, 128, 256, 512].map((step) => step * 1024 ** power));
 const LINE_STYLES = [['--one', []], ['--two', [6, 3]], ['--three', [2, 3]]];
 
 const charts = CHARTS.map((chart) => {
@@ -194,10 +198,11 @@ function plotOf(chart) {
     height: 150,
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-    scales: { x: { time: true }, y: { range: (_, min, max) => [0, max > 0 ? max * 1.08 : (chart.least ?? 1)] } },
+    // A line needs some width from its second point on.
+    scales: { x: { time: true, range: (_, min, max) => [Math.min(min, max - 20), max] }, y: { range: (_, min, max) => [0, max > 0 ? max * 1.08 : (chart.least ?? 1)] } },
     axes: [
       { ...axis, size: 26, space: 80, values: (_, at) => at.map(clock) },
-      { ...axis, size: 62, space: 34, values: (_, at) => at.map((value) => chart.text(value)) },
+      { ...axis, size: 70, space: 34, ...(chart.text === bytes ? { incrs: BINARY } : {}), values: (_, at) => at.map((value) => chart.text(value)) },
     ],
     series: [{}, ...chart.lines.map(([, label], at) => {
       const [colour, dash] = LINE_STYLES[at];
@@ -251,8 +256,8 @@ function showCores() {
   const stuck = (core) => ((page.coreAges.get(core) ?? 0) > 3000 ? ` (has not answered for ${age(page.coreAges.get(core))})` : '');
   const died = (core) => (sum(page.scrape, 'core_deaths_total', core) > 0 ? ' (has died)' : '');
   const row = (name, of) => [name, ...CORE_COLUMNS.map(([, key, text]) => text(of[key]))];
-  const rows = page.scrape.cores.map((core) => row(`core ${core}${died(core) || stuck(core)}`, page.now.get(core)));
-  fill($('cores'), [['', true], ...CORE_COLUMNS.map(([title]) => [title, false])], [...rows, row('all', page.now.get(''))]);
+  const rows = page.scrape.cores.map((core) => row(`core ${core}${died(core) || stuck(core)}`, page.shown.get(core)));
+  fill($('cores'), [['', true], ...CORE_COLUMNS.map(([title]) => [title, false])], [...rows, row('all', page.shown.get(''))]);
   const select = $('core');
   const shown = page.scrape.cores.slice(0, HISTORY_CORES_MAX);
   if (select.options.length !== shown.length + 1) {
@@ -300,7 +305,9 @@ function showReady({ status, text }) {
 
 // Marks old figures. Runs whether or not there are answers.
 function showFreshness() {
-  const fresh = freshness({ now: performance.now(), failed: page.failure !== '', ...page });
+  const { last, interval, date, dateBefore, between } = page;
+  const failed = page.failure !== '';
+  const fresh = freshness({ now: performance.now(), failed, last, interval, date, dateBefore, between });
   const badge = $('fresh');
   const old = age(fresh.age ?? 0);
   const [kind, text] = page.paused
@@ -329,7 +336,7 @@ function refresh() {
   showFreshness();
   if (!page.scrape) return;
   const core = $('core').value;
-  showTiles(page.now.get(core) ?? page.now.get(''));
+  showTiles(page.shown.get(core) ?? page.shown.get(''));
   showCharts();
   showCores();
   showLimits();
@@ -386,7 +393,10 @@ function takePeers({ known, cores, peers }) {
 }
 
 async function pollPeers() {
-  if (!page.paused && !document.hidden && page.failure === '') await askPeers();
+  if (!page.paused && !document.hidden && page.failure === '') {
+    await askPeers();
+    if (!page.settings && !denied) await askSettings();
+  }
   setTimeout(pollPeers, PEERS_INTERVAL);
 }
 

@@ -116,13 +116,10 @@ impl Tab {
             " " => (32, " "),
             other => (i64::from(other.as_bytes()[0].to_ascii_uppercase()), other),
         };
-        let key = |kind: &str| json!({ "type": kind, "key": key, "windowsVirtualKeyCode": code, "text": text });
+        let event = |kind: &str, text: &str| json!({ "type": kind, "key": key, "windowsVirtualKeyCode": code, "text": text });
         let down = if text.is_empty() { "rawKeyDown" } else { "keyDown" };
-        self.call("Input.dispatchKeyEvent", key(down));
-        self.call(
-            "Input.dispatchKeyEvent",
-            json!({ "type": "keyUp", "windowsVirtualKeyCode": code }),
-        );
+        self.call("Input.dispatchKeyEvent", event(down, text));
+        self.call("Input.dispatchKeyEvent", event("keyUp", ""));
     }
 
     pub fn write(&mut self, text: &str) {
