@@ -20,6 +20,7 @@ pub mod reload;
 mod settings;
 pub mod signals;
 mod spools;
+mod tap;
 mod tokens;
 
 use std::cell::{Cell, RefCell};
@@ -44,6 +45,7 @@ use crate::deadline::strictly_within;
 use crate::http::accept;
 use crate::http::health::Readiness;
 use crate::http::quotas::SharedQuotas;
+use crate::http::tap::TapBoard;
 use crate::http::tokens::{SharedTokens, TokenPlaces, TokenSet};
 use crate::limits::Limits;
 use crate::log;
@@ -59,6 +61,7 @@ use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use settings::SettingsPage;
+use tap::TapPage;
 use tokens::TokensFile;
 
 pub use reach::{Prepared, prepare_store};
@@ -169,6 +172,11 @@ async fn start(
         });
     registry.register_collector(Box::new(TokenCollector(token_metrics)));
     registry.register_collector(Box::new(CertificateCollector(certificates.clone())));
+    let taps: Option<Vec<Arc<TapBoard>>> =
+        config.tap.then(|| config.cores.iter().map(|_| Arc::default()).collect());
+    let boards = taps.as_ref().map(|taps| config.cores.iter().copied().zip(taps.clone()).collect());
+    let tap = TapPage::new(boards, tokens.clone(), admin_token.clone());
+    registry.register_collector(Box::new(tap.collector()));
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
@@ -189,6 +197,7 @@ async fn start(
                 }),
             },
             settings: SettingsPage { settings: reloader.settings(), node: config.node_id.clone() },
+            tap,
         },
     };
     let boards: Vec<_> = admin.pages.peers.boards.iter().map(|(_, board)| board.clone()).collect();
@@ -224,6 +233,7 @@ async fn start(
                 readiness: readiness.clone(),
                 quotas: quotas.clone(),
                 tls: certificates.as_ref().map(|certificates| certificates.shared.clone()),
+                tap: taps.as_ref().map(|taps| taps[index].clone()),
             },
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),

@@ -34,6 +34,7 @@ pub mod request;
 pub mod secured;
 pub mod server;
 pub mod split;
+pub mod tap;
 mod through_hyper;
 pub mod tokenless;
 pub mod tokens;

@@ -100,6 +100,8 @@ pub const SETTINGS: &[Setting] = &[
         "What the admin listener asks for beside health and metrics, as `authorization: Bearer TOKEN`: 16 to 4096 visible ASCII characters. No flag, which every user of the host could read.")),
     row(LISTENING, "ADMIN_TOKEN_FILE", "FILE", "",
         "File with ADMIN_TOKEN in its first line, instead of the setting. Read at start and on SIGHUP."),
+    row(LISTENING, "TAP", "SWITCH", "off",
+        "`on`: the admin listener shows samples of payloads at `/tap`, for `millrace tap`, to whoever may see `/peers`. They are bounded, and what looks like a secret is masked. `off`: no payload can be seen there."),
     row(LISTENING, "INGEST_HEALTH", "SWITCH", "off",
         "`on`: LISTEN answers `GET /healthz` and `/readyz` too, without a token and without reasons, for balancers that probe the port they send traffic to."),
     row(LISTENING, "PATHS", "LIST", "/payloads",

@@ -24,6 +24,7 @@ use crate::http::quotas::SharedQuotas;
 use crate::http::refusal_log::RefusalLog;
 use crate::http::secured::{Entrance, TlsAcceptor};
 use crate::http::server::LimitSampler;
+use crate::http::tap::TapBoard;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
@@ -65,6 +66,8 @@ pub struct ControlSide {
     pub quotas: Option<SharedQuotas>,
     /// Certificates, if any address has TLS.
     pub tls: Option<SharedTls>,
+    /// Where samples of payloads are left, with `TAP=on`.
+    pub tap: Option<Arc<TapBoard>>,
 }
 
 impl Setup {

@@ -58,6 +58,8 @@ pub struct Intake {
     pub spool: Option<Rc<Spool>>,
     /// What keys and `META` want of a request.
     pub facts: FactsWanted,
+    /// With `TAP=on`.
+    pub tap: Option<CoreTap>,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -527,6 +529,9 @@ impl Intake {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
         let first = self.stamp(spans.len(), &facts);
+        if let Some(tap) = &self.tap {
+            tap.offer(body.as_slice(), spans, first);
+        }
         let (values, outcomes) = (facts.values, request_outcome.clone());
         let common = InCommon { values, first, record: None, request_outcome: outcomes };
         // The permit replaces the charge for the body's memory.
@@ -553,6 +558,9 @@ impl Intake {
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
         let first = self.stamp(spans.len(), facts);
+        if let Some(tap) = &self.tap {
+            tap.offer(body.as_slice(), spans, first);
+        }
         let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
     }

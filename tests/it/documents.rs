@@ -120,7 +120,8 @@ fn the_readme_is_a_page_and_names_what_a_build_needs() {
     let ci = text(".ci/run");
     let tests = |line: &&str| line.contains("cargo test");
     assert!(readme.lines().any(|line| line.starts_with("cargo test")));
-    assert!(ci.lines().filter(tests).any(|line| line.ends_with("cargo test --locked")), "{ci}");
+    let all = "cargo test --locked --features top";
+    assert!(ci.lines().filter(tests).any(|line| line.ends_with(all)), "{ci}");
 }
 
 #[test]

@@ -130,6 +130,9 @@ mod process {
     mod signals;
     mod start;
     mod stop_times;
+    mod tap;
+    #[cfg(feature = "top")]
+    mod top;
     mod turns;
 }
 

@@ -36,7 +36,13 @@ fn sample(line: &str) -> Sample<'_> {
 }
 
 /// Series without a core.
-const OF_THE_PROCESS: [&str; 12] = [
+const OF_THE_PROCESS: [&str; 18] = [
+    "millrace_tap_watchers",
+    "millrace_tap_watchers_limit",
+    "millrace_tap_lines",
+    "millrace_tap_lines_limit",
+    "millrace_tap_samples_total",
+    "millrace_tap_samples_dropped_total",
     "millrace_tls_certificate_expiry_timestamp_seconds",
     "millrace_tls_reload_failing",
     "millrace_tls_reload_failures_total",

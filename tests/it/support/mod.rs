@@ -304,7 +304,9 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 19] = [
+const NOT_ZERO: [(&str, &str); 21] = [
+    ("millrace_tap_watchers_limit", "a limit"),
+    ("millrace_tap_lines_limit", "a limit"),
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_tls_handshakes_limit", "a limit"),
