@@ -6,10 +6,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use crate::commands::tap::TapOptions;
+use crate::commands::top::TopOptions;
 use crate::config::{Flags, SETTINGS, Setting};
 
 /// What the process does.
@@ -29,6 +32,10 @@ pub enum Command {
         /// Also dead letters recorded for a store other than the configured one.
         any_store: bool,
     },
+    /// Print samples of the payloads that a running server admits.
+    Tap(TapOptions),
+    /// Show the figures of a running server in a terminal.
+    Top(TopOptions),
     /// Inspect or empty a spool without a server.
     Spool {
         what: SpoolCommand,
@@ -72,6 +79,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
         None => (Command::Serve, &root),
         Some(("serve", matches)) => (Command::Serve, matches),
         Some(("check", matches)) => (Command::Check { put: matches.get_flag(PUT) }, matches),
+        Some(("tap", matches)) => {
+            let rate = *matches.get_one::<u16>(RATE).expect("it has a default");
+            (Command::Tap(TapOptions { url: matches.get_one(URL).cloned(), rate }), matches)
+        }
+        Some(("top", matches)) => {
+            let every = *matches.get_one::<Duration>(EVERY).expect("it has a default");
+            (Command::Top(TopOptions { url: matches.get_one(URL).cloned(), every }), matches)
+        }
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
             Some(("ls", matches)) => (Command::DeadLetterLs, matches),
             Some(("replay", matches)) => {
@@ -116,6 +131,12 @@ const PUT: &str = "PUT";
 const ANY_STORE: &str = "ANY_STORE";
 /// The id of `--all`.
 const ALL: &str = "ALL";
+/// The id of a listener's URL.
+const URL: &str = "URL";
+/// The id of `--rate`.
+const RATE: &str = "RATE";
+/// The id of `--every`.
+const EVERY: &str = "EVERY";
 /// The id of a spool's directory.
 const DIR: &str = "DIR";
 
@@ -202,6 +223,48 @@ fn command_line() -> clap::Command {
         )
         .subcommand(dead_letter_command())
         .subcommand(spool_command())
+        .subcommand(top_command())
+        .subcommand(tap_command())
+}
+
+/// What every command that asks the admin listener reads.
+const ADMIN: &[&str] = &["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"];
+
+/// The admin listener of a running server.
+fn listener_arg() -> Arg {
+    Arg::new(URL)
+        .value_name("URL")
+        .help("Admin listener, http:// or https:// [default: ADMIN_LISTEN]")
+}
+
+fn top_command() -> clap::Command {
+    let every = Arg::new(EVERY)
+        .long("every")
+        .value_name("TIME")
+        .default_value("1s")
+        .value_parser(every)
+        .help("Time from one look at the figures to the next, 200ms to 1m");
+    command("top", "Show the figures of a running server in a terminal", Reads::Only(ADMIN))
+        .arg(listener_arg())
+        .arg(every)
+}
+
+fn every(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_millis(200)..=Duration::from_secs(60);
+    if allowed.contains(&time) { Ok(time) } else { Err("give 200ms to 1m".to_owned()) }
+}
+
+fn tap_command() -> clap::Command {
+    let rate = Arg::new(RATE)
+        .long("rate")
+        .value_name("N")
+        .default_value("10")
+        .value_parser(clap::value_parser!(u16).range(1..=100))
+        .help("Most payloads per second, 1 to 100");
+    let about = "Print samples of the payloads that a running server with TAP=on admits, one JSON \
+                 text per line";
+    command("tap", about, Reads::Only(ADMIN)).arg(listener_arg()).arg(rate)
 }
 
 fn dead_letter_command() -> clap::Command {
@@ -309,6 +372,19 @@ mod tests {
             ("millrace serve", Command::Serve),
             ("millrace check", Command::Check { put: false }),
             ("millrace check --put", Command::Check { put: true }),
+            ("millrace top", Command::Top(TopOptions { url: None, every: Duration::from_secs(1) })),
+            (
+                "millrace top --every 500ms http://h:9090",
+                Command::Top(TopOptions {
+                    url: Some("http://h:9090".into()),
+                    every: Duration::from_millis(500),
+                }),
+            ),
+            ("millrace tap", Command::Tap(TapOptions { url: None, rate: 10 })),
+            (
+                "millrace tap http://h:9090 --rate 3",
+                Command::Tap(TapOptions { url: Some("http://h:9090".into()), rate: 3 }),
+            ),
             ("millrace dead-letter ls", Command::DeadLetterLs),
             ("millrace dead-letter replay", Command::DeadLetterReplay { any_store: false }),
             (
@@ -350,6 +426,10 @@ mod tests {
             "millrace dead-letter rm",
             "millrace spool",
             "millrace spool rm",
+            "millrace top a b",
+            "millrace top --every 1ms",
+            "millrace tap --rate 0",
+            "millrace tap --rate 101",
             "millrace spool ls a b",
             "millrace spool ls --all",
             "millrace --max-workers",
@@ -383,6 +463,8 @@ mod tests {
             ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool export", &["[DIR]", "--all"], vec!["SPOOL_DIR"]),
             ("spool replay", &["[DIR]"], [&["SPOOL_DIR"], &*uploads].concat()),
+            ("top", &["[URL]", "--every"], ADMIN.to_vec()),
+            ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
             ("serve", &[], vec![]),
             ("check", &["--put"], vec![]),
         ] {

@@ -1,9 +1,13 @@
 //! The commands other than `serve`: `check`, those on dead letters, and in [`spool`] those on a
 //! spool.
 
+pub mod ask;
+mod listener;
 pub mod out;
 mod put;
 pub mod spool;
+pub mod tap;
+pub mod top;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -119,6 +119,8 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
             }
             control::on_executor(commands::check(&config, findings, put))?
         }
+        Command::Tap(options) => commands::tap::run(&config, effective, &options),
+        Command::Top(options) => commands::top::run(&config, effective, &options),
         Command::DeadLetterLs => commands::list_letters(&config),
         Command::DeadLetterReplay { any_store } => {
             let findings = preflight::for_replay(&config);
