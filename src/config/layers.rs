@@ -220,6 +220,11 @@ impl Effective {
         pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
     }
 
+    /// All of them, in the order of the table.
+    pub fn all(&self) -> impl Iterator<Item = &SettingValue> {
+        self.values.iter()
+    }
+
     /// The settings that do not have their default, for `check`.
     pub fn changed(&self) -> impl Iterator<Item = &SettingValue> {
         self.values.iter().filter(|v| v.source != SettingSource::Default)

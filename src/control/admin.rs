@@ -1,4 +1,4 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`, `/logs`. It runs on the control
 //! executor, so it answers while a core is stuck. `access` decides who may read what.
 
 use std::cell::{Cell, RefCell};
@@ -210,7 +210,14 @@ impl Admin {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz or /peers\n".to_owned()),
+            "/logs" => {
+                let lines = crate::log::recent_lines();
+                text(StatusCode::OK, String::from_utf8_lossy(&lines).into_owned())
+            }
+            _ => {
+                let pages = "/metrics, /healthz, /readyz, /peers or /logs\n";
+                text(StatusCode::NOT_FOUND, pages.to_owned())
+            }
         }
     }
 }

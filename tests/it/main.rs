@@ -129,11 +129,14 @@ mod process {
     mod signals;
     mod start;
     mod stop_times;
+    mod terminal;
     mod turns;
 }
 
 /// The commands beside the server.
 mod commands {
+    mod bundle;
     mod check;
     mod command_line;
+    mod health;
 }
