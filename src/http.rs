@@ -37,6 +37,7 @@ pub mod split;
 mod through_hyper;
 pub mod tokenless;
 pub mod tokens;
+mod traceparent;
 
 use std::time::Duration;
 
