@@ -45,6 +45,7 @@ pub use gather::gather;
 use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
 use crate::config::{BatchFormat, BatchOptions, Config};
+use crate::deadletter::TRACES_MAX;
 use crate::key::{KeyTemplate, Partition, RequestValues};
 use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
@@ -332,6 +333,33 @@ impl Roster {
     }
 }
 
+/// The first trace contexts of a batch's requests, at most [`TRACES_MAX`].
+#[derive(Default)]
+struct Traces(Vec<Box<str>>);
+
+impl Traces {
+    /// Notes the trace of a request, if it has one.
+    #[inline]
+    fn note(&mut self, values: &RequestValues) {
+        if let Some(trace) = values.trace() {
+            self.note_new(trace);
+        }
+    }
+
+    #[cold]
+    fn note_new(&mut self, trace: &str) {
+        if self.0.len() < TRACES_MAX && !self.0.iter().any(|known| **known == *trace) {
+            self.0.push(trace.into());
+        }
+    }
+
+    /// Bytes that they take.
+    fn memory(&self) -> usize {
+        self.0.capacity() * size_of::<Box<str>>()
+            + self.0.iter().map(|trace| trace.len()).sum::<usize>()
+    }
+}
+
 /// A closed batch: one object, and those that wait for its outcome.
 pub struct Batch {
     key: String,
@@ -347,6 +375,7 @@ pub struct Batch {
     roster: Roster,
     /// What keys use of its payloads' requests; see `OpenBatch`.
     values: RequestValues,
+    traces: Traces,
     shared: Rc<EncoderShared>,
     _charge: Option<Charge>,
 }
@@ -381,6 +410,7 @@ impl Batch {
             kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
             values: RequestValues::default(),
+            traces: Traces::default(),
             shared: batches.shared.clone(),
             _charge: Some(charge),
         }
@@ -407,6 +437,7 @@ impl Batch {
             kind: BatchKind::Restored,
             roster: Roster::default(),
             values: RequestValues::default(),
+            traces: Traces::default(),
             shared,
             _charge: None,
         }
@@ -415,6 +446,15 @@ impl Batch {
     /// Reports its outcome to `request_outcome` as well, as that of one payload.
     pub fn report_to(&mut self, request_outcome: Rc<RequestOutcome>) {
         self.roster.request_outcomes.push((request_outcome, 1));
+    }
+
+    /// The trace contexts of its payloads' requests, the first ones.
+    pub fn traces(&self) -> impl Iterator<Item = &str> {
+        let of_single = match &self.kind {
+            BatchKind::SingleObject(job) => job.payload.values().trace(),
+            BatchKind::Memory | BatchKind::Spooled(_) | BatchKind::Restored => None,
+        };
+        self.traces.0.iter().map(|trace| &**trace).chain(of_single)
     }
 
     pub fn key(&self) -> &str {

@@ -30,7 +30,7 @@ mod settings;
 mod tls;
 mod value;
 
-pub use admin::{AdminToken, AdminTokenSource};
+pub use admin::{AdminToken, AdminTokenSource, AdminTokenText, admin_token_text};
 pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};

@@ -20,6 +20,7 @@ pub mod reload;
 mod settings;
 pub mod signals;
 mod spools;
+pub mod start_report;
 mod tap;
 mod tokens;
 
@@ -36,7 +37,7 @@ use crate::rt::sleep;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Ack, Config, ListenAddress, core_list};
+use crate::config::{Config, ListenAddress};
 use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
 use crate::core::{self, ControlSide, Setup};
@@ -53,7 +54,6 @@ use crate::metrics::tokens::{TokenCollector, TokenMetrics};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
-use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
 use access::{AdminAccess, SharedAdminToken};
@@ -61,6 +61,7 @@ use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use settings::SettingsPage;
+use start_report::{StartReport, StartSummary};
 use tap::TapPage;
 use tokens::TokensFile;
 
@@ -99,10 +100,16 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
 
 /// Serves until a signal or a core's death, then stops. A signal that comes before it serves ends
 /// the process, see [`Signals`].
-pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit {
-    match start(config, signals, reloader).await {
+pub async fn serve(
+    config: Config,
+    signals: Signals,
+    reloader: Reloader,
+    mut report: StartReport,
+) -> Exit {
+    match start(config, signals, reloader, &mut report).await {
         Ok(server) => server.run().await,
         Err(error) => {
+            report.show();
             tracing::error!("{error}");
             Exit::Refused
         }
@@ -135,6 +142,7 @@ async fn start(
     config: Config,
     signals: Signals,
     mut reloader: Reloader,
+    report: &mut StartReport,
 ) -> Result<Supervisor, String> {
     let epoch = rt::now();
     let config = Arc::new(config);
@@ -150,7 +158,7 @@ async fn start(
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
     let spools = spools::open(&config).await?;
     let prepared = prepare_store(&config, config.spool.is_some()).await?;
-    prepared.finding.log();
+    report.add(prepared.finding);
     let store = prepared.seed;
     let events = Events::new(signals).map_err(|error| format!("signal handlers: {error}"))?;
 
@@ -272,7 +280,14 @@ async fn start(
     reloader.run().map_err(|error| format!("no thread for reloads: {error}; raise ulimit -u"))?;
     // Cores accept only from here on, so until now nothing can have been acknowledged.
     server.command_all();
-    server.announce(&addresses, epoch);
+    let summary = StartSummary {
+        config: &server.config,
+        limits: &server.limits,
+        listen: &addresses,
+        admin: server.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket()),
+        took: rt::since(epoch),
+    };
+    report.serving(&summary);
     Ok(server)
 }
 
@@ -356,25 +371,6 @@ fn load_tokens(
     Ok((Some(shared), metrics))
 }
 
-fn scheme(tls: bool) -> &'static str {
-    if tls { "https://" } else { "http://" }
-}
-
-/// What a 200 of this level means, in words for the log.
-fn promise(ack: Ack) -> &'static str {
-    match ack {
-        Ack::Queued => {
-            "in this host's memory, uploaded in the background, dead-lettered to disk if the store refuses it, lost if \
-             this host or process dies first"
-        }
-        Ack::Spooled => {
-            "on this host's disk, uploaded in the background, by a later process if this one dies; dead-lettered to disk \
-             if the store refuses it"
-        }
-        Ack::Stored => "the store has confirmed it",
-    }
-}
-
 impl Supervisor {
     /// Waits until every core has reached `state`.
     async fn until_all(&self, state: CoreState) -> Result<(), String> {
@@ -393,36 +389,6 @@ impl Supervisor {
                 None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
             }
         }
-    }
-
-    /// Logs the start-up summary, one line in any log format.
-    fn announce(&self, addresses: &[SocketAddr], epoch: Instant) {
-        let config = &self.config;
-        let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
-        let path = config.paths.first();
-        let urls = addresses.iter().zip(&config.listen);
-        let urls: Vec<_> =
-            urls.map(|(at, listen)| format!("{}{at}{path}", scheme(listen.tls))).collect();
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            listen = urls.join(", "),
-            admin =
-                admin.map_or("off".to_owned(), |at| format!("{}{at}", scheme(config.admin_tls))),
-            cores = %core_list(&config.cores),
-            store = %config.store,
-            object = config.batch.as_ref().map_or("payload", |_| "batch"),
-            node = %config.node_id,
-            example_key = %config.example_key(Stamp::unix_nanos_now()),
-            workers_per_core = config.max_workers,
-            queue_per_core = config.max_queue,
-            queue_bytes_per_core = config.max_queue_bytes,
-            body_bytes_per_core = config.max_body_bytes,
-            connections_per_core = self.limits.connections,
-            started_in_ms = rt::since(epoch).as_millis() as u64,
-            ack = config.ack.name(),
-            spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
-            "serving; a 200 means: {}", promise(config.ack)
-        );
     }
 
     /// Waits for a signal or a core's death, then stops every core.

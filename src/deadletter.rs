@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-pub use letter::DeadLetter;
+pub use letter::{DeadLetter, TRACES_MAX};
 
 use crate::queue::job::Payload;
 use crate::rt;
@@ -58,8 +58,9 @@ pub struct DeadLetters {
     failed_bytes: Arc<AtomicU64>,
 }
 
-/// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store and error.
-pub const DEAD_LETTER_HEAD_BYTES: usize = 512;
+/// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store, error and a
+/// trace. Batches, of which there are few, may take some more for theirs.
+pub const DEAD_LETTER_HEAD_BYTES: usize = 640;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";

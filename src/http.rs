@@ -38,6 +38,7 @@ pub mod tap;
 mod through_hyper;
 pub mod tokenless;
 pub mod tokens;
+mod traceparent;
 
 use std::time::Duration;
 

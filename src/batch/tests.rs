@@ -22,6 +22,7 @@ fn batch(kind: BatchKind) -> Batch {
         kind,
         roster: Roster::default(),
         values: RequestValues::default(),
+        traces: Traces::default(),
         shared: EncoderShared::new(),
         _charge: None,
     }

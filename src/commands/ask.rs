@@ -99,6 +99,18 @@ impl PageUrl {
         Ok(PageUrl { url, trust: Trust::Anybody })
     }
 
+    /// The admin listener at `url`, or that of the settings, for requests with a secret.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn of_listener(config: &Config, url: Option<&str>) -> Result<PageUrl, String> {
+        let listener = match url {
+            Some(url) => PageUrl::parse(url).map_err(|why| format!("the URL {why}"))?,
+            None => PageUrl::of_admin(config, "/")?,
+        };
+        Ok(listener.pinned(config))
+    }
+
     /// Accepts nobody but the server with the certificates of `config`: for requests with a secret.
     #[must_use]
     pub fn pinned(self, config: &Config) -> PageUrl {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 
-use super::listener::{admin_token, listener_of};
+use super::ask::PageUrl;
 use super::out;
-use crate::config::{Config, Effective};
+use crate::config::{Config, Effective, admin_token_text};
 use crate::control::Exit;
 use crate::log::complain;
 
@@ -31,11 +31,11 @@ pub struct TapOptions {
 /// # Errors
 /// The server cannot be reached, or shows nothing.
 pub fn run(config: &Config, effective: &Effective, options: &TapOptions) -> Result<Exit, String> {
-    let page = listener_of(config, options.url.as_deref())?.at("/tap");
+    let page = PageUrl::of_listener(config, options.url.as_deref())?.at("/tap");
     let page = page.with_query(&format!("rate={}", options.rate));
-    let token = admin_token(config, effective)?;
+    let token = admin_token_text(effective)?;
     let mut lines = TapLines::new(out::data());
-    let read = page.read_on(token.as_deref(), SILENCE_MAX, &mut |part| {
+    let read = page.read_on(token.as_ref().map(|token| token.as_str()), SILENCE_MAX, &mut |part| {
         lines.take(part)?;
         // It would not be noticed before there is a sample to write.
         lines.is_unread = is_unread(io::stdout());

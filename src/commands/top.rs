@@ -14,7 +14,9 @@ mod session;
 use std::time::Duration;
 
 #[cfg(feature = "top")]
-use super::listener::{admin_token, listener_of};
+use super::ask::PageUrl;
+#[cfg(feature = "top")]
+use crate::config::admin_token_text;
 use crate::config::{Config, Effective};
 use crate::control::Exit;
 
@@ -33,8 +35,8 @@ pub struct TopOptions {
 /// There is no terminal, or the URL is none.
 #[cfg(feature = "top")]
 pub fn run(config: &Config, effective: &Effective, options: &TopOptions) -> Result<Exit, String> {
-    let listener = listener_of(config, options.url.as_deref())?;
-    let token = admin_token(config, effective)?;
+    let listener = PageUrl::of_listener(config, options.url.as_deref())?;
+    let token = admin_token_text(effective)?;
     session::run(listener, token, options.every)
 }
 

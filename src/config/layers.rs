@@ -225,8 +225,8 @@ impl Effective {
         pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
     }
 
-    /// All of them.
-    pub fn values(&self) -> impl Iterator<Item = &SettingValue> {
+    /// All of them, in the order of the table.
+    pub fn all(&self) -> impl Iterator<Item = &SettingValue> {
         self.values.iter()
     }
 

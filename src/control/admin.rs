@@ -1,5 +1,6 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`, `/settings`, `/tap`, and the page
-//! `/` that shows most of it. It runs on the control executor, so it answers while a core is stuck. `access` decides who may read what.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`, `/settings`, `/logs`, `/tap`, and
+//! the page `/` that shows most of it. It runs on the control executor, so it answers while a core is
+//! stuck. `access` decides who may read what.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -236,8 +237,12 @@ impl Admin {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
+            "/logs" => {
+                let lines = crate::log::recent_lines();
+                text(StatusCode::OK, String::from_utf8_lossy(&lines).into_owned())
+            }
             _ => {
-                let pages = "/, /metrics, /healthz, /readyz, /peers, /settings or /tap\n";
+                let pages = "/, /metrics, /healthz, /readyz, /peers, /settings, /logs or /tap\n";
                 text(StatusCode::NOT_FOUND, pages.to_owned())
             }
         }

@@ -40,7 +40,7 @@ impl SettingsPage {
                 "group": value.setting.group,
             })
         };
-        let settings: Vec<Value> = self.settings.load().values().map(row).collect();
+        let settings: Vec<Value> = self.settings.load().all().map(row).collect();
         let page = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.node,

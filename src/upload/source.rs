@@ -61,6 +61,16 @@ impl Upload {
         }
     }
 
+    /// The trace contexts of its payloads' requests, for its dead letter.
+    pub fn traces(&self) -> impl Iterator<Item = &str> {
+        let (job, batch) = match self {
+            Upload::Payload(job) => (Some(job), None),
+            Upload::Batch(batch) => (None, Some(batch)),
+        };
+        let of_job = job.and_then(|job| job.payload.values().trace());
+        of_job.into_iter().chain(batch.into_iter().flat_map(|batch| batch.traces()))
+    }
+
     /// The file name of its dead letter, without an extension.
     pub fn stem(&self, own: &Origin) -> String {
         match self {

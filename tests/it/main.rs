@@ -131,6 +131,7 @@ mod process {
     mod start;
     mod stop_times;
     mod tap;
+    mod terminal;
     #[cfg(feature = "top")]
     mod top;
     mod turns;
@@ -138,6 +139,8 @@ mod process {
 
 /// The commands beside the server.
 mod commands {
+    mod bundle;
     mod check;
     mod command_line;
+    mod health;
 }

@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::figures::Scrape;
 use super::screen::{Screen, View};
 use crate::commands::ask::{AskBounds, PageAnswer, PageUrl};
+use crate::config::AdminTokenText;
 use crate::control::Exit;
 use crate::rt;
 
@@ -44,7 +45,7 @@ struct Told {
 /// Shows `listener` until a key or a signal ends it.
 pub(super) fn run(
     listener: PageUrl,
-    token: Option<String>,
+    token: Option<AdminTokenText>,
     every: Duration,
 ) -> Result<Exit, String> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
@@ -65,7 +66,15 @@ pub(super) fn run(
     let asking = wanted.clone();
     // It ends with the process.
     std::thread::Builder::new()
-        .spawn(move || ask_forever(&listener, token.as_deref(), every, &asking, &sender))
+        .spawn(move || {
+            ask_forever(
+                &listener,
+                token.as_ref().map(AdminTokenText::as_str),
+                every,
+                &asking,
+                &sender,
+            )
+        })
         .map_err(|error| format!("no thread to ask the server: {error}; raise ulimit -u"))?;
     let terminal = ratatui::try_init();
     let shown =

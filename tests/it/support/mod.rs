@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod s3;
 pub mod s3_client;
 pub mod slow_store;
+pub mod terminal;
 pub mod tls;
 
 use std::collections::BTreeMap;
