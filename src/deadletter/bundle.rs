@@ -186,9 +186,9 @@ pub(super) fn count(path: &Path) -> u64 {
             break;
         };
         let Ok(Length { bytes }) = serde_json::from_slice(&line) else { break };
-        at += read as u64 + bytes + 1;
-        let skip = i64::try_from(bytes).map(|bytes| input.seek_relative(bytes + 1));
-        if at > length || !matches!(skip, Ok(Ok(()))) {
+        at = bytes.saturating_add(at + read as u64 + 1);
+        // Lengths beyond the file's are not passed on.
+        if at > length || input.seek_relative(bytes as i64 + 1).is_err() {
             break;
         }
         letters += 1;

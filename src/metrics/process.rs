@@ -34,7 +34,7 @@ impl ProcessCollector {
     pub fn new() -> ProcessCollector {
         let age = || Some(uptime()?.saturating_sub(ProcessStat::read()?.started));
         let now = Duration::from_nanos(rt::unix_nanos());
-        ProcessCollector { started: age().map(|age| (now - age).as_secs_f64()) }
+        ProcessCollector { started: age().map(|age| now.saturating_sub(age).as_secs_f64()) }
     }
 }
 
