@@ -7,8 +7,10 @@ mod admin;
 mod background;
 mod bind;
 mod certificates;
+mod disks;
 mod events;
 mod exposition;
+mod facts;
 mod file_state;
 mod memory;
 mod page;
@@ -35,6 +37,7 @@ use std::time::{Duration, Instant};
 use crate::rt;
 use crate::rt::sleep;
 use arc_swap::ArcSwap;
+use prometheus_client::collector::Collector;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{Config, ListenAddress};
@@ -60,6 +63,7 @@ use access::{AdminAccess, SharedAdminToken};
 use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
+use facts::FactsCollector;
 use settings::SettingsPage;
 use start_report::{StartReport, StartSummary};
 use tap::TapPage;
@@ -173,18 +177,20 @@ async fn start(
     let addresses = listeners[0].iter().filter_map(|socket| socket.local_addr().ok()?.as_socket());
     let addresses: Vec<SocketAddr> = addresses.collect();
     let stopping = Rc::new(Cell::new(false));
-    let counted_letters = dead_letters.clone();
-    let mut registry =
-        metrics::registry(cells, config.cores.clone(), config.put_price, move || {
-            counted_letters.used()
-        });
-    registry.register_collector(Box::new(TokenCollector(token_metrics)));
-    registry.register_collector(Box::new(CertificateCollector(certificates.clone())));
     let taps: Option<Vec<Arc<TapBoard>>> =
         config.tap.then(|| config.cores.iter().map(|_| Arc::default()).collect());
     let boards = taps.as_ref().map(|taps| config.cores.iter().copied().zip(taps.clone()).collect());
     let tap = TapPage::new(boards, tokens.clone(), admin_token.clone());
-    registry.register_collector(Box::new(tap.collector()));
+    let disks = disks::watch(&config)
+        .map_err(|error| format!("no thread to look at disks: {error}; raise ulimit -u"))?;
+    let facts = FactsCollector::new(&config, &limits, dead_letters.clone(), disks);
+    let more: Vec<Box<dyn Collector>> = vec![
+        Box::new(TokenCollector(token_metrics)),
+        Box::new(CertificateCollector(certificates.clone())),
+        Box::new(facts),
+        Box::new(tap.collector()),
+    ];
+    let registry = metrics::registry(cells, config.cores.clone(), config.put_price, more);
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),

@@ -42,6 +42,8 @@ pub(super) struct OpenBatch {
     traces: Traces,
     payloads: u64,
     payload_bytes: u64,
+    /// When its oldest payload was admitted, in nanoseconds since 1970.
+    admitted: u64,
     /// Bytes that joined since the last work.
     pending_bytes: usize,
     charge: Charge,
@@ -69,6 +71,7 @@ impl OpenBatch {
             traces: Traces::default(),
             payloads: 0,
             payload_bytes: 0,
+            admitted: u64::MAX,
             pending_bytes: 0,
             charge: Charge::new(&batches.memory),
         }
@@ -99,6 +102,7 @@ impl OpenBatch {
         self.encoder.push_all(run.body(), spans);
         self.payloads += spans.len() as u64;
         self.payload_bytes += bytes;
+        self.admitted = self.admitted.min(run.first_stamp().unix_nanos);
         self.pending_bytes += bytes as usize;
         spans.len()
     }
@@ -162,6 +166,16 @@ impl OpenBatch {
         self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
     }
 
+    /// When its oldest payload was admitted, in nanoseconds since 1970.
+    pub(super) fn admitted(&self) -> u64 {
+        self.admitted
+    }
+
+    /// When it was opened, in nanoseconds since 1970.
+    pub(super) fn opened(&self) -> u64 {
+        self.stamp.unix_nanos
+    }
+
     pub(super) fn charged(&self) -> usize {
         self.charge.bytes()
     }
@@ -210,6 +224,7 @@ impl OpenBatch {
             sums: self.summing.finish(),
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
+            admitted: self.admitted,
             kind,
             roster: self.roster,
             values: self.values,

@@ -179,14 +179,15 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
 
     let tasks = core.pipeline.spawn(limits.workers);
     let sampler = rt::spawn_as(TaskKind::Sampler, {
-        let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
+        let (uploader, server) = (core.pipeline.uploader.clone(), core.server.clone());
         async move {
             let mut limits = LimitSampler::default();
             let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
                 let now = rt::now();
-                admission.sample(now);
+                uploader.admission.sample(now);
+                uploader.sample(now);
                 if let Some(quotas) = &server.quotas {
                     quotas.sample();
                     quotas.sweep();

@@ -32,6 +32,14 @@ impl Upload {
         }
     }
 
+    /// When the oldest of its payloads was admitted, in nanoseconds since 1970.
+    pub fn admitted(&self) -> u64 {
+        match self {
+            Upload::Payload(job) => job.stamp.unix_nanos,
+            Upload::Batch(batch) => batch.admitted(),
+        }
+    }
+
     /// Whether its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
         match self {

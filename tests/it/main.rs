@@ -12,6 +12,7 @@ mod support;
 // What the repository's own files say.
 mod clients;
 mod documents;
+mod monitoring;
 mod profiles;
 mod secrets;
 mod senders;
