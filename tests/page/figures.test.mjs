@@ -113,6 +113,8 @@ test('the fullest core of each limit is shown, fullest limit first', () => {
   const [disk] = F.fullness(F.parse('millrace_connections{core="0"} 1\nmillrace_disk_size_bytes{directory="/a b"} 100\n' +
     'millrace_disk_free_bytes{directory="/a b"} 4\n'));
   assert.deepEqual([disk.help, disk.share, disk.level], ['Disk of /a b', 0.96, 'bad']);
+  const [files] = F.fullness(F.parse('millrace_connections{core="0"} 1\nmillrace_request_bytes_limit 7\nprocess_open_fds 80\nprocess_max_fds 100\n'));
+  assert.deepEqual([files.name, files.share, files.core], ['process_open_fds', 0.8, '']);
 });
 
 test('of ages the oldest is shown, and of the process what it has, whatever the core', () => {

@@ -124,13 +124,15 @@ impl Scrape {
 
     /// What is limited, fullest first, each on the core that is fullest.
     pub(super) fn fullness(&self) -> Vec<Fullness> {
-        let limits = self.series.keys().filter_map(|name| {
-            Some((name, name.strip_prefix("millrace_")?.strip_suffix("_limit")?))
+        let limits = self.series.keys().filter_map(|name| match name.as_str() {
+            "process_max_fds" => Some((name, "process_max_fds")),
+            name_of => Some((name, name_of.strip_prefix("millrace_")?.strip_suffix("_limit")?)),
         });
         let mut rows: Vec<Fullness> = limits
             .filter_map(|(name, base)| {
                 let used = match base {
                     "puts" => "puts_in_flight",
+                    "process_max_fds" => "process_open_fds",
                     "spool_disk_bytes" if !self.samples("spool_filled_bytes").is_empty() => {
                         "spool_filled_bytes"
                     }
@@ -143,7 +145,8 @@ impl Scrape {
                     (limit.value > 0.0).then_some((value, limit.value, share, core))
                 });
                 let (value, limit, share, core) = all.max_by(|a, b| a.2.total_cmp(&b.2))?;
-                let help = self.help.get(&format!("millrace_{used}")).cloned();
+                let help = self.help.get(&format!("millrace_{used}"));
+                let help = help.or_else(|| self.help.get(used)).cloned();
                 Some(Fullness {
                     what: help.unwrap_or_else(|| used.replace('_', " ")),
                     is_bytes: used.contains("bytes"),

@@ -211,7 +211,7 @@ function figures(before, after, seconds, core = null) {
 }
 
 // What a limit is of, where it is not called as the limit without its end.
-const LIMITED = { puts: 'puts_in_flight', spool_disk_bytes: 'spool_filled_bytes' };
+const LIMITED = { puts: 'puts_in_flight', spool_disk_bytes: 'spool_filled_bytes', process_max_fds: 'process_open_fds' };
 // Limits that may well be reached.
 const MAY_BE_FULL = ['puts_in_flight', 'workers_busy'];
 
@@ -220,18 +220,18 @@ const MAY_BE_FULL = ['puts_in_flight', 'workers_busy'];
 function fullness(scrape) {
   const rows = [];
   for (const name of scrape.series.keys()) {
-    const base = name.match(/^millrace_(.+)_limit$/)?.[1];
+    const base = name === 'process_max_fds' ? name : name.match(/^millrace_(.+)_limit$/)?.[1];
     if (!base) continue;
-    const used = scrape.series.has(`millrace_${LIMITED[base]}`) ? LIMITED[base] : base;
+    const used = samples(scrape, LIMITED[base] ?? base, null).length > 0 ? (LIMITED[base] ?? base) : base;
     let fullest = null;
     for (const core of scrape.series.get(name).keys()) {
-      const [value, limit] = [sum(scrape, used, core), sum(scrape, `${base}_limit`, core)];
+      const [value, limit] = [sum(scrape, used, core), sum(scrape, name, core)];
       if (value === null || !(limit > 0)) continue;
       const share = value / limit;
       if (!fullest || share > fullest.share) fullest = { value, limit, share, core };
     }
     if (!fullest) continue;
-    const [help, limitHelp] = [`millrace_${used}`, name].map((of) => scrape.help.get(of) ?? '');
+    const [help, limitHelp] = [used, name].map((of) => scrape.help.get(`millrace_${of}`) ?? scrape.help.get(of) ?? '');
     const level = MAY_BE_FULL.includes(used) ? '' : shareLevel(fullest.value, fullest.limit);
     rows.push({ name: used, help, limitHelp, ...fullest, level });
   }
