@@ -71,11 +71,11 @@ struct TapLines<W> {
 /// A line without a sample.
 #[derive(Deserialize)]
 struct CountsLine {
-    tap: Counts,
+    tap: TapCount,
 }
 
 #[derive(Deserialize)]
-struct Counts {
+struct TapCount {
     dropped: u64,
 }
 

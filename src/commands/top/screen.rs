@@ -19,27 +19,27 @@ const NOTICE_MAX: usize = 4;
 
 /// What stands below the figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum View {
+pub(super) enum TopView {
     #[default]
     Cores,
     Limits,
     Peers,
 }
 
-impl View {
-    pub(super) fn next(self) -> View {
+impl TopView {
+    pub(super) fn next(self) -> TopView {
         match self {
-            View::Cores => View::Limits,
-            View::Limits => View::Peers,
-            View::Peers => View::Cores,
+            TopView::Cores => TopView::Limits,
+            TopView::Limits => TopView::Peers,
+            TopView::Peers => TopView::Cores,
         }
     }
 
     fn title(self) -> &'static str {
         match self {
-            View::Cores => " Cores ",
-            View::Limits => " Limits, each on its fullest core ",
-            View::Peers => " Peers ",
+            TopView::Cores => " Cores ",
+            TopView::Limits => " Limits, each on its fullest core ",
+            TopView::Peers => " Peers ",
         }
     }
 }
@@ -86,7 +86,7 @@ pub(super) struct Screen {
     pub(super) name: String,
     pub(super) every: Duration,
     pub(super) answers: Answers,
-    pub(super) view: View,
+    pub(super) view: TopView,
     /// Rows of the table above the first one shown.
     pub(super) scroll: usize,
     pub(super) is_paused: bool,
@@ -94,9 +94,9 @@ pub(super) struct Screen {
     pub(super) is_plain: bool,
 }
 
-/// How alarming something is.
+/// How severe something is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Alarm {
+enum Severity {
     Good,
     Note,
     Bad,
@@ -110,17 +110,17 @@ impl Screen {
         })
     }
 
-    fn style(&self, alarm: Alarm) -> Style {
+    fn style(&self, alarm: Severity) -> Style {
         let style = Style::new().add_modifier(match alarm {
-            Alarm::Good => Modifier::empty(),
-            Alarm::Note => Modifier::BOLD,
-            Alarm::Bad => Modifier::BOLD | Modifier::REVERSED,
+            Severity::Good => Modifier::empty(),
+            Severity::Note => Modifier::BOLD,
+            Severity::Bad => Modifier::BOLD | Modifier::REVERSED,
         });
         match (self.is_plain, alarm) {
             (true, _) => style,
-            (false, Alarm::Good) => style.fg(Color::Green),
-            (false, Alarm::Note) => style.fg(Color::Yellow),
-            (false, Alarm::Bad) => style.fg(Color::Red),
+            (false, Severity::Good) => style.fg(Color::Green),
+            (false, Severity::Note) => style.fg(Color::Yellow),
+            (false, Severity::Bad) => style.fg(Color::Red),
         }
     }
 
@@ -157,18 +157,18 @@ impl Screen {
         let age = self.answers.at.map(|at| now.saturating_duration_since(at).as_secs());
         let old = |word: &str| format!(" {word}, {} s old ", age.unwrap_or_default());
         let (alarm, fresh) = match age {
-            _ if self.is_paused => (Alarm::Note, old("Paused")),
-            None if self.answers.failure.is_empty() => (Alarm::Note, " Waiting ".to_owned()),
-            None => (Alarm::Bad, " No answer ".to_owned()),
-            Some(_) if self.is_stale(now) => (Alarm::Bad, old("STALE")),
-            Some(_) if !self.answers.failure.is_empty() => (Alarm::Note, old("Late")),
-            Some(_) => (Alarm::Good, " Live ".to_owned()),
+            _ if self.is_paused => (Severity::Note, old("Paused")),
+            None if self.answers.failure.is_empty() => (Severity::Note, " Waiting ".to_owned()),
+            None => (Severity::Bad, " No answer ".to_owned()),
+            Some(_) if self.is_stale(now) => (Severity::Bad, old("STALE")),
+            Some(_) if !self.answers.failure.is_empty() => (Severity::Note, old("Late")),
+            Some(_) => (Severity::Good, " Live ".to_owned()),
         };
         let ready = match &self.answers.ready {
-            _ if self.is_stale(now) => (Alarm::Note, " Readiness unknown "),
-            Some((200, _)) => (Alarm::Good, " Ready "),
-            Some(_) => (Alarm::Bad, " Not ready "),
-            None => (Alarm::Note, ""),
+            _ if self.is_stale(now) => (Severity::Note, " Readiness unknown "),
+            Some((200, _)) => (Severity::Good, " Ready "),
+            Some(_) => (Severity::Bad, " Not ready "),
+            None => (Severity::Note, ""),
         };
         Line::from(vec![
             Span::styled(" millrace ", Style::new().add_modifier(Modifier::BOLD)),
@@ -188,13 +188,13 @@ impl Screen {
         let mut lines = Vec::new();
         if !self.answers.failure.is_empty() && !self.is_paused {
             let failure = format!(" {}", self.answers.failure);
-            lines.push(Line::styled(failure, self.style(Alarm::Bad)));
+            lines.push(Line::styled(failure, self.style(Severity::Bad)));
         }
         if let Some((status, text)) = &self.answers.ready
             && !self.is_stale(now)
         {
             let is_ready = *status == 200;
-            let alarm = if is_ready { Alarm::Note } else { Alarm::Bad };
+            let alarm = if is_ready { Severity::Note } else { Severity::Bad };
             let reasons = text.lines().skip(usize::from(is_ready));
             lines.extend(reasons.map(|line| Line::styled(format!(" {line}"), self.style(alarm))));
         }
@@ -235,7 +235,7 @@ impl Screen {
         let Shown { levels, latency, put_latency, .. } = &self.answers.all;
         let all = &self.answers.all;
         let label = |text: &str| Span::styled(format!(" {text:<9}"), self.soft());
-        let alarming = |text: String, value: Option<f64>, alarm: Alarm| match value {
+        let alarming = |text: String, value: Option<f64>, alarm: Severity| match value {
             Some(value) if value > 0.0 => Span::styled(text, self.style(alarm)),
             _ => Span::raw(text),
         };
@@ -253,7 +253,11 @@ impl Screen {
                     count(all.requests),
                     count(all.refused)
                 )),
-                alarming(format!("503 {}/s", count(all.unavailable)), all.unavailable, Alarm::Bad),
+                alarming(
+                    format!("503 {}/s", count(all.unavailable)),
+                    all.unavailable,
+                    Severity::Bad,
+                ),
             ]),
             Line::from(vec![
                 label("stored"),
@@ -270,7 +274,7 @@ impl Screen {
                         count(levels.awaiting_retry)
                     ),
                     all.retries,
-                    Alarm::Note,
+                    Severity::Note,
                 ),
             ]),
             Line::from(vec![
@@ -311,10 +315,10 @@ impl Screen {
                         bytes(levels.dead_letter_bytes)
                     ),
                     levels.dead_letter_bytes,
-                    Alarm::Note,
+                    Severity::Note,
                 ),
                 Span::raw("  "),
-                alarming(format!("lost {}", count(levels.lost)), levels.lost, Alarm::Bad),
+                alarming(format!("lost {}", count(levels.lost)), levels.lost, Severity::Bad),
             ]),
         ];
         Paragraph::new(lines).style(self.age_style(now))
@@ -333,11 +337,11 @@ impl Screen {
         let block = block.title(self.view.title());
         let style = self.age_style(now);
         match self.view {
-            View::Cores => frame.render_widget(self.cores().block(block).style(style), area),
-            View::Limits => {
+            TopView::Cores => frame.render_widget(self.cores().block(block).style(style), area),
+            TopView::Limits => {
                 frame.render_widget(self.limits(area.width).block(block).style(style), area)
             }
-            View::Peers => {
+            TopView::Peers => {
                 let lines: Vec<&str> = self.answers.peers.lines().skip(self.scroll).collect();
                 let text = Paragraph::new(lines.join("\n")).block(block).style(style);
                 frame.render_widget(text, area);
@@ -348,11 +352,11 @@ impl Screen {
     /// How many rows the table has.
     pub(super) fn rows(&self) -> usize {
         match self.view {
-            View::Cores => self.answers.by_core.len(),
-            View::Limits => {
+            TopView::Cores => self.answers.by_core.len(),
+            TopView::Limits => {
                 self.answers.newest.as_ref().map_or(0, |newest| newest.fullness().len())
             }
-            View::Peers => self.answers.peers.lines().count(),
+            TopView::Peers => self.answers.peers.lines().count(),
         }
     }
 
@@ -406,8 +410,8 @@ impl Screen {
                 let bar = "█".repeat(((share * 10.0).round() as usize).min(10));
                 let alarm = match share {
                     _ if may_be_full => None,
-                    share if share >= 0.95 => Some(Alarm::Bad),
-                    share if share >= 0.75 => Some(Alarm::Note),
+                    share if share >= 0.95 => Some(Severity::Bad),
+                    share if share >= 0.75 => Some(Severity::Note),
                     _ => None,
                 };
                 let style = alarm.map_or_else(Style::new, |alarm| self.style(alarm));
@@ -485,10 +489,10 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} not in\n{text}");
         }
-        screen.view = View::Limits;
+        screen.view = TopView::Limits;
         let (text, _) = drawn(&screen, now, 110, 30);
         assert!(text.contains("96 %") && text.contains("96 of 100"), "{text}");
-        screen.view = View::Peers;
+        screen.view = TopView::Peers;
         screen.answers.peers = "# busiest peers\npeer 1\npeer 2\n".into();
         screen.scroll = 2;
         let (text, _) = drawn(&screen, now, 110, 30);
@@ -500,14 +504,14 @@ mod tests {
     fn every_size_is_drawn() {
         let start = crate::rt::now();
         let mut screen = example(start);
-        for view in [View::Cores, View::Limits, View::Peers] {
+        for view in [TopView::Cores, TopView::Limits, TopView::Peers] {
             screen.view = view;
             for (width, height) in [(1, 1), (3, 40), (40, 8), (80, 24), (200, 60), (80, 4)] {
                 let (text, _) = drawn(&screen, start, width, height);
                 assert!(text.lines().count() <= usize::from(height));
             }
         }
-        screen.view = View::Cores;
+        screen.view = TopView::Cores;
         let (text, _) = drawn(&screen, start, 80, 24);
         assert!(text.contains("core") && text.contains("failed"), "{text}");
     }
@@ -536,7 +540,7 @@ mod tests {
             let mut screen = example(start);
             screen.is_plain = is_plain;
             let mut coloured = false;
-            for view in [View::Cores, View::Limits] {
+            for view in [TopView::Cores, TopView::Limits] {
                 screen.view = view;
                 let (_, styles) = drawn(&screen, start, 100, 30);
                 coloured |=

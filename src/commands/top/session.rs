@@ -14,7 +14,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::figures::Scrape;
-use super::screen::{Screen, View};
+use super::screen::{Screen, TopView};
 use crate::commands::ask::{AskBounds, PageAnswer, PageUrl};
 use crate::config::AdminTokenText;
 use crate::control::Exit;
@@ -27,7 +27,7 @@ const BOUNDS: AskBounds = AskBounds { time: Duration::from_secs(5), bytes: 64 <<
 
 /// What the asking thread is to do.
 #[derive(Default)]
-struct Wanted {
+struct ToAsk {
     is_paused: AtomicBool,
     peers: AtomicBool,
 }
@@ -57,7 +57,7 @@ pub(super) fn run(
         signal_hook::flag::register(signal, ends.clone())
             .map_err(|error| format!("signal handlers: {error}"))?;
     }
-    let wanted = Arc::new(Wanted::default());
+    let wanted = Arc::new(ToAsk::default());
     let url = listener.as_str();
     let name = url.trim_end_matches('/').split_once("://").map_or(url, |(_, name)| name).to_owned();
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -87,7 +87,7 @@ fn ask_forever(
     listener: &PageUrl,
     token: Option<&str>,
     every: Duration,
-    wanted: &Wanted,
+    wanted: &ToAsk,
     sender: &SyncSender<Asked>,
 ) {
     loop {
@@ -120,7 +120,7 @@ fn show(
     terminal: &mut DefaultTerminal,
     screen: &mut Screen,
     asked: &Receiver<Asked>,
-    wanted: &Wanted,
+    wanted: &ToAsk,
     ends: &AtomicBool,
 ) -> io::Result<()> {
     while !ends.load(Relaxed) {
@@ -141,7 +141,7 @@ fn show(
             _ => {}
         }
         wanted.is_paused.store(screen.is_paused, Relaxed);
-        wanted.peers.store(screen.view == View::Peers, Relaxed);
+        wanted.peers.store(screen.view == TopView::Peers, Relaxed);
     }
     Ok(())
 }
@@ -195,12 +195,15 @@ mod tests {
             codes.iter().for_each(|code| goes_on &= press(&mut screen, KeyEvent::from(*code)));
             (screen.view, screen.scroll, screen.is_paused, goes_on)
         };
-        assert_eq!(press_all(&[KeyCode::Tab, KeyCode::Tab]), (View::Peers, 0, false, true));
-        assert_eq!(press_all(&[KeyCode::Down, KeyCode::PageDown]), (View::Peers, 2, false, true));
-        assert_eq!(press_all(&[KeyCode::Up]), (View::Peers, 1, false, true));
-        assert_eq!(press_all(&[KeyCode::End, KeyCode::Home]), (View::Peers, 0, false, true));
-        assert_eq!(press_all(&[KeyCode::Char('p')]), (View::Peers, 0, true, true));
-        assert_eq!(press_all(&[KeyCode::Tab]), (View::Cores, 0, true, true));
+        assert_eq!(press_all(&[KeyCode::Tab, KeyCode::Tab]), (TopView::Peers, 0, false, true));
+        assert_eq!(
+            press_all(&[KeyCode::Down, KeyCode::PageDown]),
+            (TopView::Peers, 2, false, true)
+        );
+        assert_eq!(press_all(&[KeyCode::Up]), (TopView::Peers, 1, false, true));
+        assert_eq!(press_all(&[KeyCode::End, KeyCode::Home]), (TopView::Peers, 0, false, true));
+        assert_eq!(press_all(&[KeyCode::Char('p')]), (TopView::Peers, 0, true, true));
+        assert_eq!(press_all(&[KeyCode::Tab]), (TopView::Cores, 0, true, true));
         for code in [KeyCode::Char('q'), KeyCode::Esc] {
             assert!(!press_all(&[code]).3);
         }
