@@ -45,6 +45,7 @@ pub use gather::gather;
 use crate::budget::{Budget, Charge};
 use crate::coding::Compression;
 use crate::config::{BatchFormat, BatchOptions, Config};
+use crate::deadletter::TRACES_MAX;
 use crate::key::{KeyTemplate, Partition, RequestValues};
 use crate::metrics::{CloseReason, CoreCells};
 use crate::queue::admission::Admission;
@@ -68,6 +69,10 @@ const BATCH_COST_BYTES: usize = 4 << 10;
 /// How long a batch waits for the spool's disk before its next attempt: as long as the spool waits
 /// before it tries a failed disk again.
 const PARKED_FOR: Duration = Duration::from_secs(1);
+
+/// Batches that [`Batches::oldest_payload`] looks at, those that were opened or closed first. An
+/// older payload in a later one is older by what it waited elsewhere.
+const LOOKED_AT_MAX: usize = 1_024;
 
 /// Memory that must be free before a payload joins: it may need a new chunk.
 const ROOM_BYTES: usize = 256 << 10;
@@ -166,6 +171,7 @@ impl Batches {
         let options = config.batch.clone()?;
         let memory = Budget::new(options.memory, &cells.batch_bytes);
         cells.batch_bytes_max.set(options.memory as u64);
+        cells.batches_open_max.set(options.partitions as u64);
         Some(Rc::new(Batches {
             keys: config.keys.clone(),
             feed,
@@ -224,6 +230,28 @@ impl Batches {
             && self.open.borrow().by_grouping.is_empty()
             && self.gathering.closing.borrow().is_none()
             && self.gathering.blocked.borrow().is_none()
+    }
+
+    /// When the oldest payload was admitted that is in a batch, or about to join one, and not with a
+    /// worker; in nanoseconds since 1970.
+    pub fn oldest_payload(&self) -> Option<u64> {
+        let open = self.open.borrow();
+        let oldest = open.by_age.values().take(LOOKED_AT_MAX);
+        let oldest = oldest.filter_map(|(_, grouping)| open.by_grouping.get(grouping));
+        let open = oldest.map(|batch| batch.borrow().admitted()).min();
+        let closing = self.gathering.closing.borrow().as_ref().map(|open| open.borrow().admitted());
+        let blocked =
+            self.gathering.blocked.borrow().as_ref().map(|run| run.first_stamp().unix_nanos);
+        let parked = self.parked.batches.borrow().iter().map(|batch| batch.admitted()).min();
+        let closed = self.closed.least_of(LOOKED_AT_MAX, |batch| batch.admitted());
+        [open, closing, blocked, parked, closed].into_iter().flatten().min()
+    }
+
+    /// When the oldest open batch was opened, in nanoseconds since 1970.
+    pub fn oldest_opened(&self) -> Option<u64> {
+        let open = self.open.borrow();
+        let (_, grouping) = open.by_age.first_key_value()?.1;
+        open.by_grouping.get(grouping).map(|batch| batch.borrow().opened())
     }
 
     /// Whether everything that is open, being closed or waiting for a worker is in the spool as
@@ -332,6 +360,33 @@ impl Roster {
     }
 }
 
+/// The first trace contexts of a batch's requests, at most [`TRACES_MAX`].
+#[derive(Default)]
+struct Traces(Vec<Box<str>>);
+
+impl Traces {
+    /// Notes the trace of a request, if it has one.
+    #[inline]
+    fn note(&mut self, values: &RequestValues) {
+        if let Some(trace) = values.trace() {
+            self.note_new(trace);
+        }
+    }
+
+    #[cold]
+    fn note_new(&mut self, trace: &str) {
+        if self.0.len() < TRACES_MAX && !self.0.iter().any(|known| **known == *trace) {
+            self.0.push(trace.into());
+        }
+    }
+
+    /// Bytes that they take.
+    fn memory(&self) -> usize {
+        self.0.capacity() * size_of::<Box<str>>()
+            + self.0.iter().map(|trace| trace.len()).sum::<usize>()
+    }
+}
+
 /// A closed batch: one object, and those that wait for its outcome.
 pub struct Batch {
     key: String,
@@ -343,10 +398,13 @@ pub struct Batch {
     payloads: u64,
     /// Bytes of the payloads as received, without line feeds.
     payload_bytes: u64,
+    /// When the oldest of its payloads was admitted, in nanoseconds since 1970.
+    admitted: u64,
     kind: BatchKind,
     roster: Roster,
     /// What keys use of its payloads' requests; see `OpenBatch`.
     values: RequestValues,
+    traces: Traces,
     shared: Rc<EncoderShared>,
     _charge: Option<Charge>,
 }
@@ -378,9 +436,11 @@ impl Batch {
             sums: Sums::of(&[], Integrity::NONE),
             payloads: 1,
             payload_bytes: job.payload.len() as u64,
+            admitted: job.stamp.unix_nanos,
             kind: BatchKind::SingleObject(job),
             roster: Roster::default(),
             values: RequestValues::default(),
+            traces: Traces::default(),
             shared: batches.shared.clone(),
             _charge: Some(charge),
         }
@@ -404,9 +464,12 @@ impl Batch {
             sums,
             payloads,
             payload_bytes,
+            // When its payloads were, nobody has read.
+            admitted: rt::unix_nanos(),
             kind: BatchKind::Restored,
             roster: Roster::default(),
             values: RequestValues::default(),
+            traces: Traces::default(),
             shared,
             _charge: None,
         }
@@ -415,6 +478,15 @@ impl Batch {
     /// Reports its outcome to `request_outcome` as well, as that of one payload.
     pub fn report_to(&mut self, request_outcome: Rc<RequestOutcome>) {
         self.roster.request_outcomes.push((request_outcome, 1));
+    }
+
+    /// The trace contexts of its payloads' requests, the first ones.
+    pub fn traces(&self) -> impl Iterator<Item = &str> {
+        let of_single = match &self.kind {
+            BatchKind::SingleObject(job) => job.payload.values().trace(),
+            BatchKind::Memory | BatchKind::Spooled(_) | BatchKind::Restored => None,
+        };
+        self.traces.0.iter().map(|trace| &**trace).chain(of_single)
     }
 
     pub fn key(&self) -> &str {
@@ -445,6 +517,12 @@ impl Batch {
 
     pub fn payload_bytes(&self) -> u64 {
         self.payload_bytes
+    }
+
+    /// When the oldest of its payloads was admitted, in nanoseconds since 1970; a restored batch
+    /// counts from then on.
+    pub fn admitted(&self) -> u64 {
+        self.admitted
     }
 
     /// Its members in this core's spool, if it is spooled there.

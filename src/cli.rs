@@ -4,12 +4,20 @@
 //! Every command accepts every setting, because each validates the whole configuration. Its
 //! `--help` shows only those that it reads; `millrace --help` shows them all.
 
+pub mod manual;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
+use clap_complete::Shell;
 
+use crate::commands::check::CheckOptions;
+use crate::commands::debug_bundle::{BundleOptions, TIME_MAX};
+use crate::commands::tap::TapOptions;
+use crate::commands::top::TopOptions;
 use crate::config::{Flags, SETTINGS, Setting};
 
 /// What the process does.
@@ -17,11 +25,21 @@ use crate::config::{Flags, SETTINGS, Setting};
 pub enum Command {
     /// Serve requests until a signal; the default.
     Serve,
-    /// Validate the configuration, check the host, probe the store; exit 0 or 2.
-    Check {
-        /// Also write one probe object and delete it.
-        put: bool,
+    /// Validate the configuration, check the host, probe the store.
+    Check(CheckOptions),
+    /// Ask a running server whether it is well; exit 0 or 1.
+    Health {
+        /// The page to ask; `None`: the settings' own listener.
+        url: Option<String>,
+        /// Ask whether it should get traffic (`/readyz`), not only whether it runs.
+        ready: bool,
     },
+    /// Write what a search for a problem's cause needs into one tar.
+    DebugBundle(BundleOptions),
+    /// Write man pages into a directory.
+    Man { dir: PathBuf },
+    /// Print a completion script.
+    Completion { shell: Shell },
     /// List the dead letters.
     DeadLetterLs,
     /// Upload dead letters again under their recorded keys.
@@ -29,6 +47,10 @@ pub enum Command {
         /// Also dead letters recorded for a store other than the configured one.
         any_store: bool,
     },
+    /// Print samples of the payloads that a running server admits.
+    Tap(TapOptions),
+    /// Show the figures of a running server in a terminal.
+    Top(TopOptions),
     /// Inspect or empty a spool without a server.
     Spool {
         what: SpoolCommand,
@@ -71,7 +93,46 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
     let (command, matches) = match root.subcommand() {
         None => (Command::Serve, &root),
         Some(("serve", matches)) => (Command::Serve, matches),
-        Some(("check", matches)) => (Command::Check { put: matches.get_flag(PUT) }, matches),
+        Some(("check", matches)) => {
+            let flag = |id| matches.get_flag(id);
+            let options = CheckOptions {
+                put: flag(PUT),
+                running: flag(RUNNING),
+                json: flag(JSON),
+                deny_warnings: flag(DENY_WARNINGS),
+            };
+            (Command::Check(options), matches)
+        }
+        Some(("health", matches)) => {
+            let url = matches.get_one::<String>(URL).cloned();
+            (Command::Health { url, ready: matches.get_flag(READY) }, matches)
+        }
+        Some(("debug", debug)) => {
+            let (_bundle, matches) = debug.subcommand().expect("clap requires one");
+            let seconds = *matches.get_one::<u64>(SECONDS).expect("it has a default");
+            let options = BundleOptions {
+                out: matches.get_one::<PathBuf>(OUT).cloned(),
+                url: matches.get_one::<String>(URL).cloned(),
+                time: Duration::from_secs(seconds),
+            };
+            (Command::DebugBundle(options), matches)
+        }
+        Some(("man", matches)) => {
+            let dir = matches.get_one::<PathBuf>(DIR).expect("clap requires it").clone();
+            (Command::Man { dir }, matches)
+        }
+        Some(("completion", matches)) => {
+            let shell = *matches.get_one::<Shell>(SHELL).expect("clap requires it");
+            (Command::Completion { shell }, matches)
+        }
+        Some(("tap", matches)) => {
+            let rate = *matches.get_one::<u16>(RATE).expect("it has a default");
+            (Command::Tap(TapOptions { url: matches.get_one(URL).cloned(), rate }), matches)
+        }
+        Some(("top", matches)) => {
+            let every = *matches.get_one::<Duration>(EVERY).expect("it has a default");
+            (Command::Top(TopOptions { url: matches.get_one(URL).cloned(), every }), matches)
+        }
         Some(("dead-letter", dead_letter)) => match dead_letter.subcommand() {
             Some(("ls", matches)) => (Command::DeadLetterLs, matches),
             Some(("replay", matches)) => {
@@ -110,12 +171,27 @@ fn with_flags() -> impl Iterator<Item = &'static Setting> {
 
 /// The id of `--config`; no setting has this name.
 const CONFIG: &str = "CONFIG";
-/// The id of `--put`; no setting has this name, nor those of the next three.
+/// The id of `--put`; no setting has this name, nor those of the next ones.
 const PUT: &str = "PUT";
+const RUNNING: &str = "RUNNING";
+const JSON: &str = "JSON";
+const DENY_WARNINGS: &str = "DENY_WARNINGS";
+/// The ids of `health`'s arguments.
+const URL: &str = "URL";
+const READY: &str = "READY";
+/// The ids of a bundle's file and time.
+const OUT: &str = "OUT";
+const SECONDS: &str = "SECONDS";
+/// The id of a shell's name.
+const SHELL: &str = "SHELL";
 /// The id of `--any-store`.
 const ANY_STORE: &str = "ANY_STORE";
 /// The id of `--all`.
 const ALL: &str = "ALL";
+/// The id of `--rate`.
+const RATE: &str = "RATE";
+/// The id of `--every`.
+const EVERY: &str = "EVERY";
 /// The id of a spool's directory.
 const DIR: &str = "DIR";
 
@@ -186,22 +262,126 @@ fn command_line() -> clap::Command {
         )
         .args(with_flags().map(setting_arg))
         .subcommand(command("serve", "Serve requests until a signal (the default)", Reads::All))
-        .subcommand(
-            command(
-                "check",
-                "Validate the configuration, check this host and probe the store without changing \
-                 anything; exit 0 or 2",
-                Reads::All,
-            )
-            .arg(
-                Arg::new(PUT)
-                    .long("put")
-                    .action(ArgAction::SetTrue)
-                    .help("Also write one probe object to the store, and delete it"),
-            ),
-        )
+        .subcommand(check_command())
+        .subcommand(health_command())
         .subcommand(dead_letter_command())
         .subcommand(spool_command())
+        .subcommand(debug_command())
+        .subcommand(man_command())
+        .subcommand(completion_command())
+        .subcommand(top_command())
+        .subcommand(tap_command())
+}
+
+/// An option without a value.
+fn switch(id: &'static str, long: &'static str, help: &'static str) -> Arg {
+    Arg::new(id).long(long).action(ArgAction::SetTrue).help(help)
+}
+
+fn check_command() -> clap::Command {
+    let about = "Validate the configuration, check this host and probe the store without changing \
+                 anything; exit 0 or 2";
+    command("check", about, Reads::All)
+        .arg(switch(PUT, "put", "Also write one probe object to the store, and delete it"))
+        .arg(switch(
+            RUNNING,
+            "running",
+            "Check beside the running server: ports and spool that it holds are its own",
+        ))
+        .arg(switch(JSON, "json", "Print the findings as JSON"))
+        .arg(switch(DENY_WARNINGS, "deny-warnings", "Exit 1 if there are warnings"))
+}
+
+fn health_command() -> clap::Command {
+    let url = Arg::new(URL)
+        .value_name("URL")
+        .help("Page to ask, http:// or https:// [default: /healthz on ADMIN_LISTEN]");
+    command(
+        "health",
+        "Ask a running server whether it is well; exit 0 or 1, within 5 s",
+        Reads::Only(&["ADMIN_LISTEN"]),
+    )
+    .arg(url)
+    .arg(switch(READY, "ready", "Ask /readyz: whether it should get traffic"))
+}
+
+fn debug_command() -> clap::Command {
+    let out = Arg::new(OUT)
+        .short('o')
+        .long("output")
+        .value_name("FILE")
+        .value_parser(ValueParser::path_buf())
+        .help("The tar, which must not exist; - is standard output [default: by the time]");
+    let seconds = Arg::new(SECONDS)
+        .long("seconds")
+        .value_name("N")
+        .value_parser(clap::value_parser!(u64).range(0..=TIME_MAX.as_secs()))
+        .default_value("10")
+        .help("Time from the first to the last scrape of /metrics, up to 600");
+    let url = Arg::new(URL).value_name("URL").help("The admin listener [default: ADMIN_LISTEN]");
+    let about = "Write settings without secrets, check, limits, versions, kernel counters, metrics \
+                 and the last log lines of the running server into one tar";
+    let reads = Reads::Only(&["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"]);
+    group("debug", "Collect what helps to find the cause of a problem")
+        .subcommand(command("bundle", about, reads).arg(out).arg(seconds).arg(url))
+}
+
+fn man_command() -> clap::Command {
+    let dir = Arg::new(DIR)
+        .value_name("DIR")
+        .value_parser(ValueParser::path_buf())
+        .required(true)
+        .help("Directory for the pages; it is created");
+    command("man", "Write the man pages", Reads::Only(&[])).arg(dir)
+}
+
+fn completion_command() -> clap::Command {
+    let shell = Arg::new(SHELL)
+        .value_name("SHELL")
+        .value_parser(clap::value_parser!(Shell))
+        .required(true)
+        .help("The shell that is to complete");
+    command("completion", "Print a shell's completion script", Reads::Only(&[])).arg(shell)
+}
+
+/// What every command that asks the admin listener reads.
+const ADMIN: &[&str] = &["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"];
+
+/// The admin listener of a running server.
+fn listener_arg() -> Arg {
+    Arg::new(URL)
+        .value_name("URL")
+        .help("Admin listener, http:// or https:// [default: ADMIN_LISTEN]")
+}
+
+fn top_command() -> clap::Command {
+    let every = Arg::new(EVERY)
+        .long("every")
+        .value_name("TIME")
+        .default_value("1s")
+        .value_parser(every)
+        .help("Time from one look at the figures to the next, 200ms to 1m");
+    command("top", "Show the figures of a running server in a terminal", Reads::Only(ADMIN))
+        .arg(listener_arg())
+        .arg(every)
+}
+
+fn every(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_millis(200)..=Duration::from_secs(60);
+    if allowed.contains(&time) { Ok(time) } else { Err("give 200ms to 1m".to_owned()) }
+}
+
+fn tap_command() -> clap::Command {
+    let rate = Arg::new(RATE)
+        .long("rate")
+        .value_name("N")
+        .default_value("10")
+        .value_parser(clap::value_parser!(u16).range(1..=100))
+        .help("Most payloads per second, 1 to 100");
+    let about = "Print samples of the payloads that a running server with TAP=on admits, one JSON \
+                 text per line";
+    command("tap", about, Reads::Only(ADMIN)).arg(listener_arg()).arg(rate)
 }
 
 fn dead_letter_command() -> clap::Command {
@@ -307,8 +487,55 @@ mod tests {
             ("millrace", Command::Serve),
             ("millrace --max-workers 3", Command::Serve),
             ("millrace serve", Command::Serve),
-            ("millrace check", Command::Check { put: false }),
-            ("millrace check --put", Command::Check { put: true }),
+            ("millrace check", Command::Check(CheckOptions::default())),
+            (
+                "millrace check --put --json",
+                Command::Check(CheckOptions { put: true, json: true, ..CheckOptions::default() }),
+            ),
+            (
+                "millrace check --running --deny-warnings",
+                Command::Check(CheckOptions {
+                    running: true,
+                    deny_warnings: true,
+                    ..CheckOptions::default()
+                }),
+            ),
+            ("millrace health", Command::Health { url: None, ready: false }),
+            (
+                "millrace health --ready http://x/",
+                Command::Health { url: Some("http://x/".to_owned()), ready: true },
+            ),
+            (
+                "millrace debug bundle",
+                Command::DebugBundle(BundleOptions {
+                    out: None,
+                    url: None,
+                    time: Duration::from_secs(10),
+                }),
+            ),
+            (
+                "millrace debug bundle -o b.tar --seconds 1 http://x",
+                Command::DebugBundle(BundleOptions {
+                    out: Some("b.tar".into()),
+                    url: Some("http://x".to_owned()),
+                    time: Duration::from_secs(1),
+                }),
+            ),
+            ("millrace man d", Command::Man { dir: "d".into() }),
+            ("millrace completion bash", Command::Completion { shell: Shell::Bash }),
+            ("millrace top", Command::Top(TopOptions { url: None, every: Duration::from_secs(1) })),
+            (
+                "millrace top --every 500ms http://h:9090",
+                Command::Top(TopOptions {
+                    url: Some("http://h:9090".into()),
+                    every: Duration::from_millis(500),
+                }),
+            ),
+            ("millrace tap", Command::Tap(TapOptions { url: None, rate: 10 })),
+            (
+                "millrace tap http://h:9090 --rate 3",
+                Command::Tap(TapOptions { url: Some("http://h:9090".into()), rate: 3 }),
+            ),
             ("millrace dead-letter ls", Command::DeadLetterLs),
             ("millrace dead-letter replay", Command::DeadLetterReplay { any_store: false }),
             (
@@ -350,7 +577,15 @@ mod tests {
             "millrace dead-letter rm",
             "millrace spool",
             "millrace spool rm",
+            "millrace top a b",
+            "millrace top --every 1ms",
+            "millrace tap --rate 0",
+            "millrace tap --rate 101",
             "millrace spool ls a b",
+            "millrace man",
+            "millrace debug",
+            "millrace debug bundle --seconds 601",
+            "millrace completion ksh",
             "millrace spool ls --all",
             "millrace --max-workers",
             "millrace --max-workers 1 --max-workers 2",
@@ -383,8 +618,19 @@ mod tests {
             ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool export", &["[DIR]", "--all"], vec!["SPOOL_DIR"]),
             ("spool replay", &["[DIR]"], [&["SPOOL_DIR"], &*uploads].concat()),
+            ("top", &["[URL]", "--every"], ADMIN.to_vec()),
+            ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
             ("serve", &[], vec![]),
-            ("check", &["--put"], vec![]),
+            ("check", &["--put", "--running", "--json", "--deny-warnings"], vec![]),
+            ("health", &["[URL]", "--ready"], vec!["ADMIN_LISTEN"]),
+            ("debug", &["bundle"], vec![]),
+            (
+                "debug bundle",
+                &["[URL]", "--output <FILE>", "--seconds <N>"],
+                vec!["ADMIN_LISTEN", "ADMIN_TOKEN_FILE"],
+            ),
+            ("man", &["<DIR>"], vec![]),
+            ("completion", &["<SHELL>"], vec![]),
         ] {
             let help = invoke(&format!("millrace {command} --help")).unwrap_err().to_string();
             let lines = help.lines().count();

@@ -1,9 +1,15 @@
-//! The commands other than `serve`: `check`, those on dead letters, and in [`spool`] those on a
-//! spool.
+//! The commands other than `serve`: [`check`], [`health`], [`debug_bundle`], those on dead letters,
+//! and in [`spool`] those on a spool.
 
+pub mod ask;
+pub mod check;
+pub mod debug_bundle;
+pub mod health;
 pub mod out;
 mod put;
 pub mod spool;
+pub mod tap;
+pub mod top;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,30 +24,9 @@ use crate::deadletter::{DeadLetter, DeadLetters, Listing};
 use crate::deadline::Alarm;
 use crate::key::as_file_name;
 use crate::log::complain;
-use crate::preflight::{Finding, failed, table};
 use crate::queue::job::{Origin, Payload};
 use crate::rt::{self, sleep};
 use crate::store::{Class, Object, PutError, PutTimeouts, Store};
-
-/// Adds the findings about the store to the preflight's `findings`, prints them all, and returns
-/// whether a server would start. Changes nothing, unless `put`: then one probe object is written to
-/// the store and deleted.
-///
-/// # Errors
-/// Standard output cannot be written.
-pub async fn check(config: &Config, mut findings: Vec<Finding>, put: bool) -> Result<Exit, String> {
-    findings.extend(put::store(config, put).await);
-    print_table(&findings)?;
-    Ok(if failed(&findings) { Exit::Refused } else { Exit::Clean })
-}
-
-/// Prints the findings of `check`.
-///
-/// # Errors
-/// Standard output cannot be written.
-pub fn print_table(findings: &[Finding]) -> Result<(), String> {
-    print(|out| write!(out, "{}", table(findings)))
-}
 
 /// Prints a report.
 ///

@@ -30,7 +30,7 @@ mod settings;
 mod tls;
 mod value;
 
-pub use admin::{AdminToken, AdminTokenSource};
+pub use admin::{AdminToken, AdminTokenSource, AdminTokenText, admin_token_text};
 pub use bodies::{ObjectBody, Paths};
 pub use cors::CorsOrigins;
 pub use faults::{FaultPlan, Poison};
@@ -59,6 +59,8 @@ pub struct Config {
     pub tls: Option<TlsOptions>,
     /// `None`: there is none, and only a loopback address has all admin pages.
     pub admin_token: Option<AdminTokenSource>,
+    /// Whether the admin listener shows samples of payloads.
+    pub tap: bool,
     /// Whether the ingest listener answers `/healthz` and `/readyz` too.
     pub ingest_health: bool,
     /// The paths that take payloads.
@@ -512,6 +514,7 @@ fn read(r: &mut SettingsReader<'_>, cores_allowed: &[usize]) -> Config {
         admin_tls,
         tls: tls::read(r),
         admin_token: admin::read(r),
+        tap: r.take("TAP", value::on_or_off),
         ingest_health: r.take("INGEST_HEALTH", value::on_or_off),
         paths: r.take("PATHS", Paths::parse),
         bind_wait: r.take("BIND_WAIT", time(Duration::ZERO..=5 * MINUTE)),

@@ -7,17 +7,23 @@ mod admin;
 mod background;
 mod bind;
 mod certificates;
+mod disks;
 mod events;
 mod exposition;
+mod facts;
 mod file_state;
 mod memory;
+mod page;
 mod peers;
 mod quotas;
 mod reach;
 mod readiness;
 pub mod reload;
+mod settings;
 pub mod signals;
 mod spools;
+pub mod start_report;
+mod tap;
 mod tokens;
 
 use std::cell::{Cell, RefCell};
@@ -31,9 +37,10 @@ use std::time::{Duration, Instant};
 use crate::rt;
 use crate::rt::sleep;
 use arc_swap::ArcSwap;
+use prometheus_client::collector::Collector;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Ack, Config, ListenAddress, core_list};
+use crate::config::{Config, ListenAddress};
 use crate::control::reload::Reloader;
 use crate::control::signals::Signals;
 use crate::core::{self, ControlSide, Setup};
@@ -42,6 +49,7 @@ use crate::deadline::strictly_within;
 use crate::http::accept;
 use crate::http::health::Readiness;
 use crate::http::quotas::SharedQuotas;
+use crate::http::tap::TapBoard;
 use crate::http::tokens::{SharedTokens, TokenPlaces, TokenSet};
 use crate::limits::Limits;
 use crate::log;
@@ -49,13 +57,16 @@ use crate::metrics::tokens::{TokenCollector, TokenMetrics};
 use crate::metrics::{self, Cells, CoreState};
 use crate::net::Net;
 use crate::preflight;
-use crate::queue::job::Stamp;
 use crate::spool::takeover::instances::Home;
 use crate::tls::SharedTls;
 use access::{AdminAccess, SharedAdminToken};
-use admin::Admin;
+use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
+use facts::FactsCollector;
+use settings::SettingsPage;
+use start_report::{StartReport, StartSummary};
+use tap::TapPage;
 use tokens::TokensFile;
 
 pub use reach::{Prepared, prepare_store};
@@ -93,10 +104,16 @@ pub fn on_executor<T>(main: impl Future<Output = T>) -> Result<T, String> {
 
 /// Serves until a signal or a core's death, then stops. A signal that comes before it serves ends
 /// the process, see [`Signals`].
-pub async fn serve(config: Config, signals: Signals, reloader: Reloader) -> Exit {
-    match start(config, signals, reloader).await {
+pub async fn serve(
+    config: Config,
+    signals: Signals,
+    reloader: Reloader,
+    mut report: StartReport,
+) -> Exit {
+    match start(config, signals, reloader, &mut report).await {
         Ok(server) => server.run().await,
         Err(error) => {
+            report.show();
             tracing::error!("{error}");
             Exit::Refused
         }
@@ -129,6 +146,7 @@ async fn start(
     config: Config,
     signals: Signals,
     mut reloader: Reloader,
+    report: &mut StartReport,
 ) -> Result<Supervisor, String> {
     let epoch = rt::now();
     let config = Arc::new(config);
@@ -144,7 +162,7 @@ async fn start(
         .map_err(|error| format!("DEAD_LETTER_DIR {}: {error}", directory.display()))?;
     let spools = spools::open(&config).await?;
     let prepared = prepare_store(&config, config.spool.is_some()).await?;
-    prepared.finding.log();
+    report.add(prepared.finding);
     let store = prepared.seed;
     let events = Events::new(signals).map_err(|error| format!("signal handlers: {error}"))?;
 
@@ -160,13 +178,20 @@ async fn start(
     let addresses = listeners[0].iter().filter_map(|socket| socket.local_addr().ok()?.as_socket());
     let addresses: Vec<SocketAddr> = addresses.collect();
     let stopping = Rc::new(Cell::new(false));
-    let counted_letters = dead_letters.clone();
-    let mut registry =
-        metrics::registry(cells, config.cores.clone(), config.put_price, move || {
-            counted_letters.used()
-        });
-    registry.register_collector(Box::new(TokenCollector(token_metrics)));
-    registry.register_collector(Box::new(CertificateCollector(certificates.clone())));
+    let taps: Option<Vec<Arc<TapBoard>>> =
+        config.tap.then(|| config.cores.iter().map(|_| Arc::default()).collect());
+    let boards = taps.as_ref().map(|taps| config.cores.iter().copied().zip(taps.clone()).collect());
+    let tap = TapPage::new(boards, tokens.clone(), admin_token.clone());
+    let disks = disks::watch(&config)
+        .map_err(|error| format!("no thread to look at disks: {error}; raise ulimit -u"))?;
+    let facts = FactsCollector::new(&config, &limits, dead_letters.clone(), disks);
+    let more: Vec<Box<dyn Collector>> = vec![
+        Box::new(TokenCollector(token_metrics)),
+        Box::new(CertificateCollector(certificates.clone())),
+        Box::new(facts),
+        Box::new(tap.collector()),
+    ];
+    let registry = metrics::registry(cells, config.cores.clone(), config.put_price, more);
     let admin = Admin {
         cells,
         core_ids: config.cores.clone(),
@@ -179,14 +204,18 @@ async fn start(
         epoch,
         stopping: stopping.clone(),
         store_trouble: reach::watch(prepared.unreached, cells),
-        peers: peers::PeersPage {
-            boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
-            token_name: Box::new(|token| {
-                token_metrics.names.shown(token).unwrap_or_default().to_owned()
-            }),
+        pages: Pages {
+            peers: peers::PeersPage {
+                boards: config.cores.iter().map(|id| (*id, Arc::default())).collect(),
+                token_name: Box::new(|token| {
+                    token_metrics.names.shown(token).unwrap_or_default().to_owned()
+                }),
+            },
+            settings: SettingsPage { settings: reloader.settings(), node: config.node_id.clone() },
+            tap,
         },
     };
-    let boards: Vec<_> = admin.peers.boards.iter().map(|(_, board)| board.clone()).collect();
+    let boards: Vec<_> = admin.pages.peers.boards.iter().map(|(_, board)| board.clone()).collect();
     let admin = Rc::new(admin);
     let readiness = config.ingest_health.then(|| Arc::new(Readiness::new(epoch)));
     if let Some(readiness) = &readiness {
@@ -219,6 +248,7 @@ async fn start(
                 readiness: readiness.clone(),
                 quotas: quotas.clone(),
                 tls: certificates.as_ref().map(|certificates| certificates.shared.clone()),
+                tap: taps.as_ref().map(|taps| taps[index].clone()),
             },
             tokens: tokens.clone(),
             dead_letters: dead_letters.clone(),
@@ -257,7 +287,14 @@ async fn start(
     reloader.run().map_err(|error| format!("no thread for reloads: {error}; raise ulimit -u"))?;
     // Cores accept only from here on, so until now nothing can have been acknowledged.
     server.command_all();
-    server.announce(&addresses, epoch);
+    let summary = StartSummary {
+        config: &server.config,
+        limits: &server.limits,
+        listen: &addresses,
+        admin: server.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket()),
+        took: rt::since(epoch),
+    };
+    report.serving(&summary);
     Ok(server)
 }
 
@@ -341,25 +378,6 @@ fn load_tokens(
     Ok((Some(shared), metrics))
 }
 
-fn scheme(tls: bool) -> &'static str {
-    if tls { "https://" } else { "http://" }
-}
-
-/// What a 200 of this level means, in words for the log.
-fn promise(ack: Ack) -> &'static str {
-    match ack {
-        Ack::Queued => {
-            "in this host's memory, uploaded in the background, dead-lettered to disk if the store refuses it, lost if \
-             this host or process dies first"
-        }
-        Ack::Spooled => {
-            "on this host's disk, uploaded in the background, by a later process if this one dies; dead-lettered to disk \
-             if the store refuses it"
-        }
-        Ack::Stored => "the store has confirmed it",
-    }
-}
-
 impl Supervisor {
     /// Waits until every core has reached `state`.
     async fn until_all(&self, state: CoreState) -> Result<(), String> {
@@ -378,36 +396,6 @@ impl Supervisor {
                 None => return Err(format!("the cores did not start in {START_TIMEOUT:?}")),
             }
         }
-    }
-
-    /// Logs the start-up summary, one line in any log format.
-    fn announce(&self, addresses: &[SocketAddr], epoch: Instant) {
-        let config = &self.config;
-        let admin = self.admin.as_ref().and_then(|socket| socket.local_addr().ok()?.as_socket());
-        let path = config.paths.first();
-        let urls = addresses.iter().zip(&config.listen);
-        let urls: Vec<_> =
-            urls.map(|(at, listen)| format!("{}{at}{path}", scheme(listen.tls))).collect();
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            listen = urls.join(", "),
-            admin =
-                admin.map_or("off".to_owned(), |at| format!("{}{at}", scheme(config.admin_tls))),
-            cores = %core_list(&config.cores),
-            store = %config.store,
-            object = config.batch.as_ref().map_or("payload", |_| "batch"),
-            node = %config.node_id,
-            example_key = %config.example_key(Stamp::unix_nanos_now()),
-            workers_per_core = config.max_workers,
-            queue_per_core = config.max_queue,
-            queue_bytes_per_core = config.max_queue_bytes,
-            body_bytes_per_core = config.max_body_bytes,
-            connections_per_core = self.limits.connections,
-            started_in_ms = rt::since(epoch).as_millis() as u64,
-            ack = config.ack.name(),
-            spool = config.spool.as_ref().map_or("off".into(), |spool| spool.dir.display().to_string()),
-            "serving; a 200 means: {}", promise(config.ack)
-        );
     }
 
     /// Waits for a signal or a core's death, then stops every core.

@@ -75,7 +75,7 @@ impl Core {
             },
             faults: ConnFaults::new(config.faults.as_ref(), setup.index as u64),
             stop: stop.clone(),
-            intake: pipeline.intake(config),
+            intake: pipeline.intake(config, setup.control.tap.clone()),
             config: config.clone(),
         });
         Core { net, cells, server, pipeline, stop }

@@ -14,7 +14,8 @@
 pub mod bundle;
 mod letter;
 
-use std::ffi::OsStr;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -23,7 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-pub use letter::DeadLetter;
+use arc_swap::ArcSwap;
+
+pub use letter::{DeadLetter, TRACES_MAX};
 
 use crate::queue::job::Payload;
 use crate::rt;
@@ -46,6 +49,10 @@ pub struct DeadLetters {
     directory: Arc<PathBuf>,
     max: u64,
     used: Arc<AtomicU64>,
+    /// Number of dead letters, known as `used` is.
+    waiting: Arc<AtomicU64>,
+    /// Dead letters of each bundle by its name, with the length of the file when they were counted.
+    counted: Arc<ArcSwap<BundleCounts>>,
     opened: Instant,
     /// The directory may be measured again this many milliseconds after `opened`.
     measure_after: Arc<AtomicU64>,
@@ -58,8 +65,11 @@ pub struct DeadLetters {
     failed_bytes: Arc<AtomicU64>,
 }
 
-/// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store and error.
-pub const DEAD_LETTER_HEAD_BYTES: usize = 512;
+type BundleCounts = HashMap<OsString, (u64, u64)>;
+
+/// Most bytes of a dead letter's JSON line in the file that a stop writes: key, store, error and a
+/// trace. Batches, of which there are few, may take some more for theirs.
+pub const DEAD_LETTER_HEAD_BYTES: usize = 640;
 const PAYLOAD: &str = "payload";
 const META: &str = "json";
 const UNFINISHED: &str = "tmp";
@@ -72,6 +82,14 @@ const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(3600);
 const COPY_BYTES: usize = 256 << 10;
 /// Most bytes that a probe writes to check whether the disk has room.
 const PROBE_BYTES_MAX: u64 = 1 << 20;
+
+/// What the directory holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Measured {
+    /// Of all files.
+    bytes: u64,
+    letters: u64,
+}
 
 /// The result of [`DeadLetters::list`].
 #[derive(Debug, Default)]
@@ -94,17 +112,27 @@ impl DeadLetters {
     pub fn open(directory: &Path, max: u64) -> io::Result<DeadLetters> {
         create_dir(directory)?;
         sweep(directory)?;
-        let used = Arc::new(AtomicU64::new(measure(directory)?));
-        Ok(DeadLetters {
+        let dead = DeadLetters {
             directory: Arc::new(directory.to_owned()),
             max,
-            used,
+            used: Arc::default(),
+            waiting: Arc::default(),
+            counted: Arc::default(),
             opened: rt::now(),
             measure_after: Arc::default(),
             next_unfinished: Arc::default(),
             failing: Arc::default(),
             failed_bytes: Arc::default(),
-        })
+        };
+        let Measured { bytes, letters } = dead.measure()?;
+        dead.used.store(bytes, Relaxed);
+        dead.waiting.store(letters, Relaxed);
+        Ok(dead)
+    }
+
+    /// Dead letters in the directory, as far as this process knows.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
     }
 
     /// Bytes in the directory, as far as this process knows.
@@ -116,9 +144,42 @@ impl DeadLetters {
     /// Blocks.
     pub fn remeasure(&self) {
         let before = self.used();
-        if let Ok(used) = measure(&self.directory) {
-            let _changed_meanwhile = self.used.compare_exchange(before, used, Relaxed, Relaxed);
+        if let Ok(Measured { bytes, letters }) = self.measure()
+            // Else it has changed meanwhile.
+            && self.used.compare_exchange(before, bytes, Relaxed, Relaxed).is_ok()
+        {
+            self.waiting.store(letters, Relaxed);
         }
+    }
+
+    /// Blocks.
+    fn measure(&self) -> io::Result<Measured> {
+        let (mut measured, mut counts) = (Measured::default(), BundleCounts::new());
+        let before = self.counted.load();
+        for entry in fs::read_dir(&*self.directory)? {
+            let entry = entry?;
+            let bytes = match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => metadata.len(),
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            measured.bytes += bytes;
+            let path = entry.path();
+            match path.extension().and_then(OsStr::to_str) {
+                Some(META) => measured.letters += 1,
+                Some(BUNDLE) => {
+                    // Counting reads the whole file, which only a replay shortens.
+                    let known = before.get(&entry.file_name()).filter(|(of, _)| *of == bytes);
+                    let letters = known.map_or_else(|| bundle::count(&path), |(_, n)| *n);
+                    counts.insert(entry.file_name(), (bytes, letters));
+                    measured.letters += letters;
+                }
+                _ => {}
+            }
+        }
+        self.counted.store(Arc::new(counts));
+        Ok(measured)
     }
 
     pub fn directory(&self) -> &Path {
@@ -207,6 +268,9 @@ impl DeadLetters {
             }
             self.sync_directory()
         })();
+        if written.is_ok() {
+            self.waiting.fetch_add(1, Relaxed);
+        }
         if let Err(error) = written {
             // The JSON first: a visible dead letter must have its payload.
             for path in made.iter().rev() {
@@ -290,7 +354,9 @@ impl DeadLetters {
             return Ok(());
         }
         if self.may_measure() {
-            self.used.store(measure(&self.directory)?, Relaxed);
+            let Measured { bytes, letters } = self.measure()?;
+            self.used.store(bytes, Relaxed);
+            self.waiting.store(letters, Relaxed);
             if self.take_room(size) {
                 return Ok(());
             }
@@ -385,23 +451,6 @@ fn sweep(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "called off the executors or on their blocking thread"
-)]
-fn measure(directory: &Path) -> io::Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(directory)? {
-        sum += match entry?.metadata() {
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            Ok(_) => 0,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,7 +487,7 @@ mod tests {
         let written = rt::run_test(dead.write_off_core("a".into(), letter.clone(), &body));
         written.unwrap();
         assert_eq!(dead.payload("a").unwrap(), parts.concat());
-        assert_eq!(dead.used(), measure(dir.path()).unwrap());
+        assert_eq!((dead.used(), dead.waiting()), (dead.measure().unwrap().bytes, 1));
         let listed = dead.list().unwrap().letters;
         assert_eq!(listed, [("a".to_owned(), letter.clone())]);
         assert_eq!((letter.bytes, letter.payloads), (parts.concat().len() as u64, 500));

@@ -34,9 +34,11 @@ pub mod request;
 pub mod secured;
 pub mod server;
 pub mod split;
+pub mod tap;
 mod through_hyper;
 pub mod tokenless;
 pub mod tokens;
+mod traceparent;
 
 use std::time::Duration;
 

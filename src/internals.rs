@@ -77,7 +77,7 @@ pub mod log {
     pub use crate::log::start;
 }
 pub mod metrics {
-    pub use crate::metrics::{ForwardedFlaw, Unavailable, cells};
+    pub use crate::metrics::{ForwardedFlaw, LATENCY_BOUNDS_US, Unavailable, cells};
     pub mod tokens {
         pub use crate::metrics::tokens::{TokenId, TokenNames};
     }

@@ -56,8 +56,8 @@ pub const PROCESS_FILES: usize = 64;
 pub const THREADS_PER_EXECUTOR: usize = 5;
 
 /// Threads of the process outside the executors: the main one, the log writer, and those for
-/// signals, reloads and free memory.
-pub const PROCESS_THREADS: usize = 5;
+/// signals, reloads, free memory and the space on disks.
+pub const PROCESS_THREADS: usize = 6;
 
 /// Stack of the threads that this process starts: Rust's default, which does not depend on
 /// `RLIMIT_STACK`.

@@ -8,6 +8,7 @@ mod line;
 mod own;
 mod panicked;
 mod pem;
+mod recent;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -23,6 +24,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::rt;
 pub use pem::pem_flaw;
+
 use writer::{LogQueue, MakeQueueWriter};
 
 /// The longest time that the end of the process waits for stderr to accept the last lines.
@@ -51,6 +53,30 @@ pub struct LogGuard(());
 impl Drop for LogGuard {
     fn drop(&mut self) {
         flush(FLUSH_MAX);
+    }
+}
+
+/// Whether an operator looks on: stderr is a terminal, and the log is text that shows `info`. Then the
+/// start is told in a page for people ([`page`]).
+pub fn is_watched() -> bool {
+    QUEUE.get().is_some_and(|queue| queue.format() == LogFormat::Text)
+        && std::io::stderr().is_terminal()
+        && tracing::enabled!(tracing::Level::INFO)
+}
+
+/// Whether stderr shows colours: it is a terminal that can, and nobody has asked for none
+/// (<https://no-color.org>).
+pub fn has_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    std::io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+/// Writes lines for people in place of log lines, through the log's queue: a terminal that has been
+/// stopped must not hold up a start.
+pub fn page(text: &str) {
+    if let Some(queue) = QUEUE.get() {
+        queue.push(text.as_bytes());
     }
 }
 
@@ -83,7 +109,7 @@ pub fn start(directives: &str, format: LogFormat) -> Result<LogGuard, String> {
     }
     match format {
         LogFormat::Text => {
-            let builder = builder.with_target(false).with_ansi(std::io::stderr().is_terminal());
+            let builder = builder.with_target(false).with_ansi(has_colours());
             init!(builder);
         }
         LogFormat::Json => {
@@ -111,6 +137,11 @@ pub fn set_filter(directives: &str) -> Result<(), String> {
 /// written.
 pub fn lines_dropped() -> u64 {
     QUEUE.get().map_or(0, LogQueue::dropped)
+}
+
+/// The last lines of the log, oldest first, of at most 256 KiB.
+pub fn recent_lines() -> Vec<u8> {
+    QUEUE.get().map_or_else(Vec::new, LogQueue::recent)
 }
 
 /// Waits until the lines logged so far are written, for at most `patience`. After one timeout it

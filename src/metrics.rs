@@ -5,6 +5,8 @@
 //! help, so a scrape is answered while a core is stuck, and a dead core's figures outlive its
 //! thread.
 
+pub mod process;
+mod sampled;
 pub mod tokens;
 mod turns;
 
@@ -19,6 +21,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use process::ProcessCollector;
+use sampled::SampleCollector;
+pub use sampled::{Sample, SampledCells};
 pub use turns::TurnCells;
 use turns::TurnCollector;
 
@@ -393,6 +398,10 @@ impl QuotaKind {
     }
 }
 
+/// The values of the label of [`CoreCells::put_errors`], in the order of the classes of a failed PUT
+/// (`store::Class`).
+pub const PUT_ERROR_CLASSES: [&str; 3] = ["object", "transient", "store_wide"];
+
 /// One core's cells, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -424,6 +433,8 @@ pub struct CoreCells {
     /// Bytes of those objects, as stored.
     pub object_bytes_stored: Cell64,
     pub put_retries: Cell64,
+    /// Failed PUTs, by [`PUT_ERROR_CLASSES`].
+    pub put_errors: [Cell64; PUT_ERROR_CLASSES.len()],
     /// Payloads whose first PUT failed, however many PUTs followed.
     pub payloads_retried: Cell64,
     pub bytes_retried: Cell64,
@@ -489,12 +500,16 @@ pub struct CoreCells {
     pub room_waiters: Cell64,
     pub ack_waiters: Cell64,
     pub workers_busy: Cell64,
+    /// Set once: `MAX_WORKERS`.
+    pub workers_max: Cell64,
     pub puts_in_flight: Cell64,
     /// Limit of PUTs in flight, between 1 and `MAX_WORKERS`.
     pub puts_limit: Cell64,
     /// Objects that have failed and wait for their retry.
     pub puts_awaiting_retry: Cell64,
     pub batches_open: Cell64,
+    /// Set once: `MAX_PARTITIONS`, or 0 without batches.
+    pub batches_open_max: Cell64,
     /// Memory of all batches that are not stored yet.
     pub batch_bytes: Cell64,
     /// Set once: `BATCH_MEMORY`, or 0 without batches.
@@ -509,6 +524,8 @@ pub struct CoreCells {
     pub event_times_unreadable: Cell64,
     /// Bytes of requests that wait for the spool's disk.
     pub spool_pending_bytes: Cell64,
+    /// Set once: `SPOOL_PENDING`, or 0 without a spool.
+    pub spool_pending_bytes_max: Cell64,
     /// Payloads in the spool that are neither stored nor dead-lettered, in the queue or on disk
     /// only.
     pub spool_payloads: Cell64,
@@ -516,6 +533,11 @@ pub struct CoreCells {
     pub spool_bytes: Cell64,
     /// Bytes of this core's own spool files, including empty ones.
     pub spool_disk_bytes: Cell64,
+    /// Set once: `SPOOL_MAX`, or 0 without a spool.
+    pub spool_disk_bytes_max: Cell64,
+    /// What of `SPOOL_MAX` cannot take payloads: segments as far as they are written, journals, and
+    /// this core's share of what other processes left.
+    pub spool_filled_bytes: Cell64,
     /// 1 while payloads are on disk only.
     pub spool_overflowing: Cell64,
     /// Error number of the last failed write to the spool; 0 while writes succeed or none was
@@ -537,6 +559,7 @@ pub struct CoreCells {
     pub request_latency: Latency,
     pub put_latency: Latency,
     pub turns: TurnCells,
+    pub sampled: SampledCells,
 }
 
 impl CoreCells {
@@ -598,20 +621,25 @@ pub fn cells(cores: usize) -> Cells {
     Box::leak((0..cores).map(|_| CoreCells::default()).collect::<Vec<_>>().into_boxed_slice())
 }
 
-/// A registry whose scrape reads `cells` (`core_ids` has the `core` label of each) and the bytes of
-/// all dead letters from `dead_letter_bytes`. `put_price` is the price of 1,000 PUTs in dollars.
+/// A registry whose scrape reads `cells` (`core_ids` has the `core` label of each), the collectors in
+/// `more`, and the figures of the process. All names but those of the process begin with `millrace_`.
+/// `put_price` is the price of 1,000 PUTs in dollars.
 pub fn registry(
     cells: Cells,
     core_ids: Vec<usize>,
     put_price: f64,
-    dead_letter_bytes: impl Fn() -> u64 + Send + Sync + 'static,
+    more: Vec<Box<dyn Collector>>,
 ) -> Registry {
-    let mut registry = Registry::with_prefix("millrace");
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessCollector::new()));
+    let millrace = registry.sub_registry_with_prefix("millrace");
     let turns = TurnCollector { cells, core_ids: core_ids.clone() };
-    registry.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
-    registry.register_collector(Box::new(turns));
-    registry.register_collector(Box::new(DeadLetterCollector(dead_letter_bytes)));
-    registry.register_collector(Box::new(LogCollector));
+    let samples = SampleCollector { cells, core_ids: core_ids.clone() };
+    millrace.register_collector(Box::new(CellCollector { cells, core_ids, put_price }));
+    millrace.register_collector(Box::new(samples));
+    millrace.register_collector(Box::new(turns));
+    millrace.register_collector(Box::new(LogCollector));
+    more.into_iter().for_each(|collector| millrace.register_collector(collector));
     registry
 }
 
@@ -624,25 +652,6 @@ impl Collector for LogCollector {
         let name = "log_lines_dropped";
         let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(crate::log::lines_dropped()).encode(counter)
-    }
-}
-
-/// Calls the function at each scrape.
-struct DeadLetterCollector<F>(F);
-
-impl<F> fmt::Debug for DeadLetterCollector<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DeadLetterCollector")
-    }
-}
-
-impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for DeadLetterCollector<F> {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "Bytes of all dead letters, as counted here or last measured";
-        let bytes = i64::try_from(self.0()).unwrap_or(i64::MAX);
-        let name = "dead_letter_directory_bytes";
-        let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(bytes).encode(gauge)
     }
 }
 
@@ -729,7 +738,7 @@ const COUNTERS: [(&str, &str, Read); 31] = [
     ("core_deaths", "Cores that ended by a panic", |c| u64::from(c.is(CoreState::Died))),
 ];
 
-const GAUGES: [(&str, &str, Read); 38] = [
+const GAUGES: [(&str, &str, Read); 43] = [
     ("connections", "Open connections", |c| c.connections.value()),
     ("connections_limit", "MAX_CONNECTIONS, or as many as there are file descriptors for", |c| {
         c.connections_max.value()
@@ -787,6 +796,7 @@ const GAUGES: [(&str, &str, Read); 38] = [
         c.ack_waiters.value()
     }),
     ("workers_busy", "Upload workers that upload an object", |c| c.workers_busy.value()),
+    ("workers_busy_limit", "MAX_WORKERS", |c| c.workers_max.value()),
     ("puts_in_flight", "PUTs in flight or about to be", |c| c.puts_in_flight.value()),
     ("puts_limit", "Limit of PUTs in flight, adapted between 1 and MAX_WORKERS", |c| {
         c.puts_limit.value()
@@ -795,6 +805,7 @@ const GAUGES: [(&str, &str, Read); 38] = [
         c.puts_awaiting_retry.value()
     }),
     ("batches_open", "Batches that take payloads", |c| c.batches_open.value()),
+    ("batches_open_limit", "MAX_PARTITIONS, or 0 without batches", |c| c.batches_open_max.value()),
     ("batch_bytes", "Memory of batches that are open, closed or in flight", |c| {
         c.batch_bytes.value()
     }),
@@ -805,11 +816,20 @@ const GAUGES: [(&str, &str, Read); 38] = [
     ("spool_pending_bytes", "Bytes of requests that wait for the spool's disk", |c| {
         c.spool_pending_bytes.value()
     }),
+    ("spool_pending_bytes_limit", "SPOOL_PENDING, or 0 without a spool", |c| {
+        c.spool_pending_bytes_max.value()
+    }),
     ("spool_bytes", "Bytes of payloads in the spool that are not yet stored", |c| {
         c.spool_bytes.value()
     }),
     ("spool_disk_bytes", "Bytes of the spool's files, empty and prepared ones included", |c| {
         c.spool_disk_bytes.value()
+    }),
+    ("spool_disk_bytes_limit", "SPOOL_MAX, or 0 without a spool", |c| {
+        c.spool_disk_bytes_max.value()
+    }),
+    ("spool_filled_bytes", "Bytes of SPOOL_MAX that payloads and journals take", |c| {
+        c.spool_filled_bytes.value()
     }),
     ("spool_overflowing", "1 while spooled payloads wait on disk because the queue is full", |c| {
         c.spool_overflowing.value()
@@ -894,6 +914,13 @@ impl Collector for CellCollector {
             QuotaKind::NAMES,
             |c| &c.quota_refusals,
         )?;
+        let help = "Failed PUTs: of one object, passing, or of the whole store";
+        self.encode_labelled(
+            &mut encoder,
+            ("put_errors", help),
+            ("class", PUT_ERROR_CLASSES),
+            |c| &c.put_errors,
+        )?;
         let help = "Connections to listeners with proxy= that were closed for their PROXY header";
         self.encode_reasons(&mut encoder, ("proxy_refusals", help), ProxyRefusal::NAMES, |c| {
             &c.proxy_refusals
@@ -944,14 +971,24 @@ impl CellCollector {
     fn encode_reasons<const N: usize>(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        (name, help): (&str, &str),
+        family: (&str, &str),
         reasons: [&str; N],
+        pick: fn(&CoreCells) -> &[Cell64; N],
+    ) -> fmt::Result {
+        self.encode_labelled(encoder, family, ("reason", reasons), pick)
+    }
+
+    fn encode_labelled<const N: usize>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        (label, values): (&str, [&str; N]),
         pick: fn(&CoreCells) -> &[Cell64; N],
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (cells, id) in self.cells.iter().zip(&self.core_ids) {
-            for (cell, reason) in pick(cells).iter().zip(reasons) {
-                let labels = [("core", id.to_string()), ("reason", reason.to_owned())];
+            for (cell, value) in pick(cells).iter().zip(values) {
+                let labels = [("core", id.to_string()), (label, value.to_owned())];
                 ConstCounter::new(cell.value()).encode(family.encode_family(&labels)?)?;
             }
         }
@@ -1049,9 +1086,10 @@ mod tests {
         cells[1].payloads_stored.add(7);
         cells[1].count_unavailable(Unavailable::SpoolFull);
         cells[1].count_response(418);
+        cells[1].put_errors[2].inc();
         cells[0].put_latency.observe(Duration::from_millis(3));
         let mut text = String::new();
-        let registry = registry(cells, vec![0, 5], 0.005, || 9);
+        let registry = registry(cells, vec![0, 5], 0.005, Vec::new());
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "millrace_payloads_stored_total{core=\"5\"} 7",
@@ -1063,7 +1101,7 @@ mod tests {
             "millrace_put_latency_seconds_bucket{le=\"0.005\",core=\"0\"} 1",
             "millrace_put_latency_seconds_bucket{le=\"+Inf\",core=\"0\"} 1",
             "millrace_put_latency_seconds_sum{core=\"0\"} 0.003",
-            "millrace_dead_letter_directory_bytes 9",
+            "millrace_put_errors_total{core=\"5\",class=\"store_wide\"} 1",
             "millrace_log_lines_dropped_total 0",
             "millrace_puts_per_million_payloads 142857.14285714285",
             "# EOF",
@@ -1077,7 +1115,7 @@ mod tests {
         let cells = cells(1);
         cells[0].put_latency.observe(Duration::from_millis(3));
         let mut text = String::new();
-        let registry = registry(cells, vec![0], 0.005, || 0);
+        let registry = registry(cells, vec![0], 0.005, Vec::new());
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for (name, _, _) in TOTALS {
             let samples =

@@ -20,12 +20,14 @@ mod exposed;
 mod host;
 mod inputs;
 mod rlimits;
+mod running;
 mod threads;
 
 pub use host::descriptors;
 pub use threads::not_even_one as no_threads;
 
 pub use inputs::environment;
+pub use running::{PortHolder, holder};
 
 /// What the checks may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Mode {
     Start,
     /// Nothing is changed on the host.
     Check,
+    /// The same beside a running server: what it holds is its own.
+    Running,
 }
 
 /// How bad a finding is.
@@ -44,6 +48,17 @@ pub enum Level {
     Warn,
     /// The server must not start.
     Fail,
+}
+
+impl Level {
+    /// As `check --json` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "fail",
+        }
+    }
 }
 
 /// The result of one check.
@@ -99,7 +114,8 @@ pub fn run(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = for_spool_replay(config, mode);
     findings.extend(dirs::dead_letters(config, mode));
     findings.extend(dirs::spool(config, mode));
-    findings.extend(inputs::addresses(config, mode == Mode::Start));
+    findings.extend(running::spool_lock(config, mode));
+    findings.extend(inputs::addresses(config, mode));
     findings.extend(inputs::tokens(config));
     findings.extend(inputs::admin_token(config));
     findings.extend(certificates::findings(config));

@@ -9,9 +9,10 @@ use crate::cli::{self, Command, SpoolCommand};
 use crate::config::{Config, Effective, Flags};
 use crate::control::reload::Reloader;
 use crate::control::signals::{self, Signals};
+use crate::control::start_report::StartReport;
 use crate::control::{self, Exit};
 use crate::log::complain;
-use crate::preflight::{Finding, Mode};
+use crate::preflight::Mode;
 use crate::{commands, preflight};
 
 /// Stack of the thread that runs everything except the cores: what a main thread has by default.
@@ -52,7 +53,17 @@ fn start() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    let exit = run(invocation.command, invocation.flags).unwrap_or_else(|error| {
+    let outcome = match invocation.command {
+        // They read no setting.
+        Command::Man { dir } => cli::manual::write_pages(&dir)
+            .and_then(|pages| commands::print(|out| writeln!(out, "{pages} pages")))
+            .map(|()| Exit::Clean),
+        Command::Completion { shell } => {
+            commands::print(|out| cli::manual::write_completion(shell, out)).map(|()| Exit::Clean)
+        }
+        command => run(command, invocation.flags),
+    };
+    let exit = outcome.unwrap_or_else(|error| {
         complain(error);
         Exit::Refused
     });
@@ -74,7 +85,18 @@ fn run(command: Command, flags: Flags) -> Result<Exit, String> {
             None
         }
     };
-    let (config, effective) = Config::load(&flags).map_err(|errors| errors.to_string())?;
+    let loaded = Config::load(&flags);
+    if let Command::Health { url, ready } = &command {
+        let config = loaded.as_ref().map(|(config, _)| config);
+        return Ok(commands::health::run(config, url.as_deref(), *ready));
+    }
+    let (config, effective) = match (loaded, &command) {
+        (Ok(loaded), _) => loaded,
+        (Err(errors), Command::Check(options)) => {
+            return commands::check::refused(&errors, *options);
+        }
+        (Err(errors), _) => return Err(errors.to_string()),
+    };
     // Its drop writes the last lines.
     let _log = crate::log::start(&config.log, config.log_format)?;
     let outcome = match handlers {
@@ -95,30 +117,27 @@ fn serve(
     reloads: Receiver<()>,
 ) -> Result<Exit, String> {
     let findings = preflight::run(&config, Mode::Start);
-    for finding in preflight::environment(&effective).iter().chain(&findings) {
-        finding.log();
-    }
-    if preflight::failed(&findings) {
+    let has_failed = preflight::failed(&findings);
+    let mut report = StartReport::new();
+    preflight::environment(&effective).into_iter().chain(findings).for_each(|f| report.add(f));
+    if has_failed {
+        report.show();
         return Err("not started: see the findings above, or run `millrace check`".into());
     }
     let reloader = Reloader::new(flags, effective, reloads);
-    control::on_executor(control::serve(config, signals, reloader))
+    control::on_executor(control::serve(config, signals, reloader, report))
 }
 
 fn run_command(command: Command, config: Config, effective: &Effective) -> Result<Exit, String> {
     match command {
-        Command::Serve => unreachable!("served above"),
-        Command::Check { put } => {
-            let set = effective.changed().map(|value| Finding::ok("setting", value.to_string()));
-            let set = set.chain(preflight::environment(effective));
-            let findings: Vec<Finding> = set.chain(preflight::run(&config, Mode::Check)).collect();
-            // The store is probed only from a host on which a server would start.
-            if preflight::failed(&findings) {
-                commands::print_table(&findings)?;
-                return Ok(Exit::Refused);
-            }
-            control::on_executor(commands::check(&config, findings, put))?
-        }
+        Command::Serve
+        | Command::Health { .. }
+        | Command::Man { .. }
+        | Command::Completion { .. } => unreachable!("done above"),
+        Command::Check(options) => commands::check::run(&config, effective, options),
+        Command::DebugBundle(options) => commands::debug_bundle::run(&config, effective, &options),
+        Command::Tap(options) => commands::tap::run(&config, effective, &options),
+        Command::Top(options) => commands::top::run(&config, effective, &options),
         Command::DeadLetterLs => commands::list_letters(&config),
         Command::DeadLetterReplay { any_store } => {
             let findings = preflight::for_replay(&config);

@@ -16,7 +16,7 @@ mod waking;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, PoolPlacement};
 
@@ -80,6 +80,13 @@ pub fn since(earlier: Instant) -> Duration {
 #[inline]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+/// The system time in nanoseconds since 1970; a clock set before 1970 counts as 1970.
+#[inline]
+pub fn unix_nanos() -> u64 {
+    let since_epoch = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A random number from this thread's generator.

@@ -42,6 +42,7 @@
 //! outcome is known, which for batches is before their members are complete.
 
 mod disk;
+mod filling;
 mod health;
 mod keeper;
 mod ordinals;
@@ -78,6 +79,7 @@ use crate::queue::job::Span;
 use crate::queue::job::{Origin, Stamp};
 use crate::throttle::Throttle;
 use disk::SpoolDisk;
+use filling::Filling;
 use health::DiskHealth;
 use own::OwnFiles;
 use pending::PendingRequests;
@@ -173,6 +175,7 @@ pub struct Spool {
     own: OwnFiles,
     taken: TakenSegments,
     overflow: Overflow,
+    filling: Filling,
     disk: Rc<SpoolDisk>,
     closed: Cell<bool>,
     tasks: RefCell<Vec<Task<()>>>,
@@ -233,12 +236,15 @@ impl Spool {
     /// Opens the spool and starts its tasks. The keeper creates the first segment.
     pub fn open(setup: SpoolSetup, origin: Origin, admission: Rc<Admission>) -> Rc<Spool> {
         let health = DiskHealth::new(setup.cells, setup.dir.clone());
+        setup.cells.spool_disk_bytes_max.set(setup.options.max);
+        setup.cells.spool_pending_bytes_max.set(setup.options.pending as u64);
         let disk = Rc::new(SpoolDisk::new(setup.thread.clone(), health));
         let spool = Rc::new(Spool {
             pending: PendingRequests::new(setup.options.pending, &setup.cells.spool_pending_bytes),
             own: OwnFiles::new(setup.dir.clone()),
             taken: TakenSegments::default(),
             overflow: Overflow::default(),
+            filling: Filling::default(),
             sync_fault: SyncFault::new(setup.sync_fault, setup.seed),
             setup,
             origin,

@@ -247,3 +247,16 @@ fn s3_store(shared: Arc<S3Shared>, idle_max: usize) -> Store {
     }
     Store::S3(s3::sdk::S3Store::new(shared, idle_max))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Class;
+    use crate::metrics::PUT_ERROR_CLASSES;
+
+    #[test]
+    fn each_class_has_its_place_in_the_metric() {
+        for class in [Class::Object, Class::Transient, Class::StoreWide] {
+            assert_eq!(PUT_ERROR_CLASSES[class as usize], class.to_string().replace('-', "_"));
+        }
+    }
+}

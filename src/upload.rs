@@ -5,6 +5,7 @@ mod dead_letter;
 mod failures;
 mod health;
 mod limit;
+mod oldest;
 pub mod restore;
 mod retry_queue;
 pub mod source;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::encoder::Encoder;
-use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster};
+use super::{BATCH_COST_BYTES, Batch, BatchKind, Batches, CloseReason, Roster, Traces};
 use crate::budget::Charge;
 use crate::config::BatchOptions;
 use crate::key::{KeyOf, RequestValues};
@@ -39,8 +39,11 @@ pub(super) struct OpenBatch {
     roster: Roster,
     /// The values of the first payload's request. Keys make the same of those of all others.
     values: RequestValues,
+    traces: Traces,
     payloads: u64,
     payload_bytes: u64,
+    /// When its oldest payload was admitted, in nanoseconds since 1970.
+    admitted: u64,
     /// Bytes that joined since the last work.
     pending_bytes: usize,
     charge: Charge,
@@ -64,9 +67,11 @@ impl OpenBatch {
             partition: partition.into(),
             members: run.record().map(|record| Members::of(record.core_dir())),
             roster: Roster::default(),
-            values: run.values().clone(),
+            values: run.values().without_trace(),
+            traces: Traces::default(),
             payloads: 0,
             payload_bytes: 0,
+            admitted: u64::MAX,
             pending_bytes: 0,
             charge: Charge::new(&batches.memory),
         }
@@ -93,9 +98,11 @@ impl OpenBatch {
         if let Some(request_outcome) = run.request_outcome() {
             self.roster.note_request(request_outcome, spans.len() as u32);
         }
+        self.traces.note(run.values());
         self.encoder.push_all(run.body(), spans);
         self.payloads += spans.len() as u64;
         self.payload_bytes += bytes;
+        self.admitted = self.admitted.min(run.first_stamp().unix_nanos);
         self.pending_bytes += bytes as usize;
         spans.len()
     }
@@ -154,9 +161,19 @@ impl OpenBatch {
     pub(super) fn recharge(&mut self) {
         // Twice: once the batch is in flight its intent has a second copy of the members.
         let members = self.members.as_ref().map_or(0, |members| 2 * members.memory());
-        let texts = self.partition.len() + self.values.bytes();
+        let texts = self.partition.len() + self.values.bytes() + self.traces.memory();
         let lists = members + self.roster.memory() + texts;
         self.charge.set(BATCH_COST_BYTES + self.encoder.memory() + lists);
+    }
+
+    /// When its oldest payload was admitted, in nanoseconds since 1970.
+    pub(super) fn admitted(&self) -> u64 {
+        self.admitted
+    }
+
+    /// When it was opened, in nanoseconds since 1970.
+    pub(super) fn opened(&self) -> u64 {
+        self.stamp.unix_nanos
     }
 
     pub(super) fn charged(&self) -> usize {
@@ -207,9 +224,11 @@ impl OpenBatch {
             sums: self.summing.finish(),
             payloads: self.payloads,
             payload_bytes: self.payload_bytes,
+            admitted: self.admitted,
             kind,
             roster: self.roster,
             values: self.values,
+            traces: self.traces,
             shared: batches.shared.clone(),
             _charge: Some(self.charge),
         }

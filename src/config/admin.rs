@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::value::{Parsed, optional, path};
-use super::{Config, SettingsReader};
+use super::{Config, Effective, SettingsReader};
 
 /// Fewer can be guessed, …
 const LENGTH_MIN: usize = 16;
@@ -46,24 +46,29 @@ impl AdminToken {
     /// # Errors
     /// Why it holds no token; nothing of it is quoted.
     pub fn read(path: &Path) -> Parsed<AdminToken> {
-        let mut bytes = Vec::new();
-        let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-        // A pipe would hold up the start, or every reload, until somebody writes to it.
-        let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = open.map_err(unreadable)?;
-        if !file.metadata().map_err(unreadable)?.is_file() {
-            return Err("cannot be read: it is not a regular file".into());
-        }
-        // A longer line is refused by `parse`, whatever is behind.
-        file.take(2 * LENGTH_MAX as u64).read_to_end(&mut bytes).map_err(unreadable)?;
-        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        AdminToken::parse(String::from_utf8_lossy(line).trim())
+        AdminToken::parse(&first_line(path)?)
     }
 
     /// Whether `token` is this one. The time that it takes does not depend on where they differ.
     pub fn is(&self, token: &[u8]) -> bool {
         self.0.ct_eq(Sha256::digest(token).as_slice()).into()
     }
+}
+
+/// The first line of a file, without white space around it.
+fn first_line(path: &Path) -> Parsed<String> {
+    let mut bytes = Vec::new();
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    // A pipe would hold up the start, or every reload, until somebody writes to it.
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = open.map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err("cannot be read: it is not a regular file".into());
+    }
+    // A longer line is refused by `parse`, whatever is behind.
+    file.take(2 * LENGTH_MAX as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(line).trim().to_owned())
 }
 
 /// Where the token comes from.
@@ -86,6 +91,31 @@ impl AdminTokenSource {
             AdminTokenSource::File(file) => AdminToken::read(file)
                 .map_err(|why| format!("ADMIN_TOKEN_FILE {} {why}", file.display())),
         }
+    }
+}
+
+/// The token as a request carries it: for commands that ask the admin listener.
+pub struct AdminTokenText(String);
+
+impl AdminTokenText {
+    /// The token.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The token of `ADMIN_TOKEN` or `ADMIN_TOKEN_FILE`; `None`: there is none. Blocks.
+///
+/// # Errors
+/// One sentence that names the file.
+pub fn admin_token_text(effective: &Effective) -> Result<Option<AdminTokenText>, String> {
+    let [token, file] = ["ADMIN_TOKEN", "ADMIN_TOKEN_FILE"].map(|name| &effective.get(name).text);
+    if file.is_empty() {
+        return Ok((!token.is_empty()).then(|| AdminTokenText(token.clone())));
+    }
+    match first_line(Path::new(file)) {
+        Ok(line) => Ok(Some(AdminTokenText(line))),
+        Err(why) => Err(format!("ADMIN_TOKEN_FILE {file} {why}")),
     }
 }
 

@@ -106,6 +106,11 @@ impl SettingValue {
         self.source == SettingSource::BareEnv
     }
 
+    /// The text as an operator may see it; `None` if it is hidden.
+    pub fn public_text(&self) -> Option<Cow<'_, str>> {
+        (!self.is_hidden()).then(|| self.shown())
+    }
+
     /// The text as a message may show it, if it is not hidden.
     pub(super) fn shown(&self) -> Cow<'_, str> {
         without_passwords(&self.text)
@@ -218,6 +223,11 @@ impl Effective {
     pub fn copy_from(&mut self, name: &str, other: &Effective) {
         let pairs = self.values.iter_mut().zip(&other.values);
         pairs.filter(|(own, _)| own.setting.name == name).for_each(|(own, new)| *own = new.clone());
+    }
+
+    /// All of them, in the order of the table.
+    pub fn all(&self) -> impl Iterator<Item = &SettingValue> {
+        self.values.iter()
     }
 
     /// The settings that do not have their default, for `check`.

@@ -49,6 +49,7 @@ fn every_default_parses_and_is_the_documented_one() {
     assert_eq!(config.s3.force_path_style, None);
     assert_eq!(config.s3.connection_age, Duration::from_secs(60));
     assert_eq!((config.tokens_file, config.faults, config.s3.acl), (None, None, None));
+    assert!(!config.tap);
     assert!(!config.ingest_health && !config.token_in_query && config.cors_origins.is_none());
     assert_eq!(config.dead_letter_max, 1 << 30);
     assert_eq!(config.drain_timeout, Duration::from_secs(25));

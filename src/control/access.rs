@@ -20,6 +20,10 @@ use http::uri::Authority;
 use crate::config::{AdminToken, AdminTokenSource};
 use crate::http::tokens::bearer_of;
 
+/// The page that shows the others. It holds nothing of this server and asks for the rest as anybody
+/// does, so where there is a token everybody gets it, to type the token in.
+const SHELL: &str = "/";
+
 /// The pages for everybody.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
@@ -80,6 +84,7 @@ impl AdminAccess {
             return Ok(());
         }
         match (&*self.token.load(), bearer_of(headers)) {
+            (Some(_), _) if path == SHELL => Ok(()),
             (None, _) if !self.is_loopback => Err(Denied::NoAdminToken),
             (None, _) if !is_asked_by_address(headers) => Err(Denied::NamedHost),
             (None, _) => Ok(()),
@@ -193,12 +198,16 @@ mod tests {
             ("0.0.0.0:1", some, &twice, Err(Denied::Wrong)),
         ] {
             let token = Arc::new(ArcSwapOption::from_pointee(token));
-            let access = AdminAccess::new(address.parse().unwrap(), token);
             let mut map = HeaderMap::new();
             for (name, value) in headers {
                 map.append(name, value.clone());
             }
-            for path in ["/peers", "/", "/later", "/metrics/", "/Healthz", "//metrics"] {
+            let shell = if token.load().is_some() { ok } else { expected };
+            let access = AdminAccess::new(address.parse().unwrap(), token);
+            assert_eq!(access.judge(SHELL, &map), shell, "{address} {headers:?}");
+            for path in
+                ["/peers", "/settings", "//", "/later", "/metrics/", "/Healthz", "//metrics"]
+            {
                 assert_eq!(access.judge(path, &map), expected, "{address} {path} {headers:?}");
             }
             for path in OPEN {

@@ -1,5 +1,6 @@
-//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`. It runs on the control
-//! executor, so it answers while a core is stuck. `access` decides who may read what.
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/peers`, `/settings`, `/logs`, `/tap`, and
+//! the page `/` that shows most of it. It runs on the control executor, so it answers while a core is
+//! stuck. `access` decides who may read what.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -17,7 +18,7 @@ use futures_rustls::TlsAcceptor;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, VARY, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,7 +28,10 @@ use smol_hyper::rt::FuturesIo;
 use super::access::{AdminAccess, Denied};
 use super::certificates::Certificates;
 use super::exposition::Exposition;
+use super::page;
 use super::peers::PeersPage;
+use super::settings::SettingsPage;
+use super::tap::{TapBody, TapPage, WATCH_MAX};
 use crate::deadletter::DeadLetters;
 use crate::deadline::{collect_arrived, was_paused, within};
 use crate::http::HEAD_BYTES_MAX;
@@ -47,6 +51,9 @@ const FIRST_REQUEST_MAX: Duration = Duration::from_secs(5);
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// The body of a page, or of `/tap`, which has no end.
+type AdminBody = Either<Full<Bytes>, TapBody>;
 
 /// The data of the admin pages.
 pub struct Admin {
@@ -68,7 +75,14 @@ pub struct Admin {
     /// Why the store cannot be used yet: set if the start did not wait for it, and cleared once it
     /// answers.
     pub store_trouble: Rc<RefCell<Option<String>>>,
-    pub peers: PeersPage,
+    pub pages: Pages,
+}
+
+/// What is not for everybody.
+pub struct Pages {
+    pub(super) peers: PeersPage,
+    pub(super) settings: SettingsPage,
+    pub(super) tap: Rc<TapPage>,
 }
 
 impl Admin {
@@ -151,23 +165,32 @@ impl Admin {
         (bytes > 0).then(|| format!("{} {files}\n", bytesize::ByteSize(bytes)))
     }
 
+    /// The answer, and for how long its client may take to ask again.
     async fn respond(
         &self,
         access: &AdminAccess,
         request: &Request<Incoming>,
-    ) -> Response<Full<Bytes>> {
+    ) -> (Response<AdminBody>, Duration) {
         let chunked = request.body().size_hint().exact().is_none();
         let framing = BodyFraming { chunked, content_length: false };
+        let short = |response: Response<Full<Bytes>>| (response.map(Either::Left), IDLE_MAX);
         if let Err(wrong) = head::check(request, framing) {
             let mut response = text(wrong.status(), format!("{wrong}\n"));
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return response;
+            return short(response);
         }
-        if let Err(denied) = access.judge(request.uri().path(), request.headers()) {
-            return refusal(denied);
+        let uri = request.uri();
+        if let Err(denied) = access.judge(uri.path(), request.headers()) {
+            return short(refusal(denied));
         }
-        let peers = self.peers.answer(request).await;
-        peers.unwrap_or_else(|| self.answer(request))
+        if uri.path() == "/tap" && request.method() == Method::GET {
+            return match self.pages.tap.answer(uri.query().unwrap_or_default()) {
+                Ok(lines) => (lines.map(Either::Right), WATCH_MAX),
+                Err((status, why)) => short(text(status, why)),
+            };
+        }
+        let peers = self.pages.peers.answer(request).await;
+        short(peers.unwrap_or_else(|| self.answer(request)))
     }
 
     /// Whether older tokens than those of the newest file are in effect. Not a reason against
@@ -192,6 +215,10 @@ impl Admin {
             return response;
         }
         match request.uri().path() {
+            "/" => page::answer(),
+            "/settings" => self.pages.settings.answer(),
+            // A `HEAD`: there is no length to tell.
+            "/tap" => text(StatusCode::OK, String::new()),
             "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
                 reasons if reasons.is_empty() => {
@@ -210,7 +237,14 @@ impl Admin {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz, /readyz or /peers\n".to_owned()),
+            "/logs" => {
+                let lines = crate::log::recent_lines();
+                text(StatusCode::OK, String::from_utf8_lossy(&lines).into_owned())
+            }
+            _ => {
+                let pages = "/, /metrics, /healthz, /readyz, /peers, /settings, /logs or /tap\n";
+                text(StatusCode::NOT_FOUND, pages.to_owned())
+            }
         }
     }
 }
@@ -334,7 +368,11 @@ async fn serve_connection(
         state.since.set(rt::now());
         state.idle_limit.set(IDLE_MAX);
         let (admin, access) = (admin.clone(), access.clone());
-        async move { Ok::<_, Infallible>(admin.respond(&access, &request).await) }
+        async move {
+            let (response, idle_limit) = admin.respond(&access, &request).await;
+            state.idle_limit.set(idle_limit);
+            Ok::<_, Infallible>(response)
+        }
     });
     let served = http1::Builder::new()
         .header_read_timeout(None)

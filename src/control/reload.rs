@@ -6,11 +6,15 @@
 //! million tokens take it half a second.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+
+use arc_swap::ArcSwap;
 
 use super::access::AdminTokenFile;
 use super::background;
 use super::certificates::CertificateFiles;
+use super::settings::SharedSettings;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
 use crate::log;
@@ -19,7 +23,7 @@ use crate::log;
 pub struct Reloader {
     flags: Flags,
     /// The settings in effect.
-    settings: Effective,
+    settings: SharedSettings,
     tokens: Option<TokensFile>,
     certificates: Option<CertificateFiles>,
     admin_token: Option<AdminTokenFile>,
@@ -30,7 +34,19 @@ impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, certificates: None, admin_token: None, requests }
+        Reloader {
+            flags,
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
+            tokens: None,
+            certificates: None,
+            admin_token: None,
+            requests,
+        }
+    }
+
+    /// The settings in effect, whatever reloads do to them.
+    pub(super) fn settings(&self) -> SharedSettings {
+        self.settings.clone()
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
@@ -88,12 +104,14 @@ impl Reloader {
                 return;
             }
         };
-        let mut changed = self.settings.differing(&read);
+        let mut changed = self.settings.load().differing(&read);
         if changed.contains(&LOG) {
             changed.retain(|name| *name != LOG);
             match log::set_filter(&config.log) {
                 Ok(()) => {
-                    self.settings.copy_from(LOG, &read);
+                    let mut settings = Effective::clone(&self.settings.load());
+                    settings.copy_from(LOG, &read);
+                    self.settings.store(Arc::new(settings));
                     tracing::info!("reload: LOG is {} from now on", config.log);
                 }
                 Err(error) => tracing::error!("reload: the filter stays as it is: {error}"),

@@ -154,7 +154,8 @@ fn dead_letter_all(uploader: &Uploader, unstored: UnstoredWork, write_until: Ins
         let (error, attempts) = Failures::of_a_stop(failures, own.is_some(), store_error.as_ref());
         let object = upload.object(&key);
         let store = uploader.dead_letters.store_name.clone();
-        let letter = DeadLetter::now(&object, upload.payloads(), store, error, attempts);
+        let letter = DeadLetter::now(&object, upload.payloads(), store, error, attempts)
+            .traced(upload.traces());
         match bundle.append(&stem, &letter, object.body) {
             Ok(()) => written.push(upload),
             Err(error) => record_loss(&upload, &key, &error.to_string()),

@@ -11,6 +11,7 @@ use crate::batch::{Batches, Feed, gather};
 use crate::config::Config;
 use crate::http::facts::FactsWanted;
 use crate::http::request::Intake;
+use crate::http::tap::{CoreTap, TapBoard};
 use crate::queue::admission::Admission;
 use crate::queue::job::{Job, Origin, Stamps};
 use crate::queue::job_queue::JobQueue;
@@ -73,13 +74,14 @@ impl Pipeline {
     }
 
     /// The pipeline's entrance for requests.
-    pub(super) fn intake(&self, config: &Arc<Config>) -> Intake {
+    pub(super) fn intake(&self, config: &Arc<Config>, tap: Option<Arc<TapBoard>>) -> Intake {
         Intake {
             config: config.clone(),
             admission: self.admission.clone(),
             stamps: self.uploader.stamps.clone(),
             spool: self.spool.clone(),
             facts: FactsWanted::of(config),
+            tap: tap.map(CoreTap::new),
             stop: self.uploader.stop.clone(),
             cells: self.uploader.cells,
         }

@@ -24,6 +24,7 @@ use crate::http::quotas::SharedQuotas;
 use crate::http::refusal_log::RefusalLog;
 use crate::http::secured::{Entrance, TlsAcceptor};
 use crate::http::server::LimitSampler;
+use crate::http::tap::TapBoard;
 use crate::http::tokens::SharedTokens;
 use crate::limits::Limits;
 use crate::metrics::{CoreCells, CoreState};
@@ -65,6 +66,8 @@ pub struct ControlSide {
     pub quotas: Option<SharedQuotas>,
     /// Certificates, if any address has TLS.
     pub tls: Option<SharedTls>,
+    /// Where samples of payloads are left, with `TAP=on`.
+    pub tap: Option<Arc<TapBoard>>,
 }
 
 impl Setup {
@@ -176,14 +179,15 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
 
     let tasks = core.pipeline.spawn(limits.workers);
     let sampler = rt::spawn_as(TaskKind::Sampler, {
-        let (admission, server) = (core.pipeline.admission.clone(), core.server.clone());
+        let (uploader, server) = (core.pipeline.uploader.clone(), core.server.clone());
         async move {
             let mut limits = LimitSampler::default();
             let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
                 let now = rt::now();
-                admission.sample(now);
+                uploader.admission.sample(now);
+                uploader.sample(now);
                 if let Some(quotas) = &server.quotas {
                     quotas.sample();
                     quotas.sweep();

@@ -35,6 +35,8 @@ const CRC_END: &str = r#""}"#;
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Buffer of one write, so that small payloads share a write.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Buffer of a file whose dead letters are counted.
+const COUNT_BUFFER_BYTES: usize = 8 << 10;
 
 /// Writes dead letters one after another; [`BundleWriter::publish`] makes them visible together.
 pub struct BundleWriter {
@@ -141,6 +143,7 @@ impl BundleWriter {
         }
         self.dead.used.fetch_sub(length - end_of(&self.ends[..whole]), Relaxed);
         outcome.letters = whole;
+        self.dead.waiting.fetch_add(whole as u64, Relaxed);
         outcome.error = named.and(flushed).err();
         outcome.file = Some(file);
         outcome
@@ -159,6 +162,38 @@ impl Published {
         }
         self.dead.sync_directory()
     }
+}
+
+/// The number of dead letters in the file at `path`, up to the first that is not whole; bodies are
+/// skipped, and no checksum is looked at. Blocks.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "called off the executors or on their blocking thread"
+)]
+pub(super) fn count(path: &Path) -> u64 {
+    #[derive(serde::Deserialize)]
+    struct Length {
+        bytes: u64,
+    }
+    let Ok(file) = File::open(path) else { return 0 };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    // Small, so that of large bodies little is read.
+    let mut input = BufReader::with_capacity(COUNT_BUFFER_BYTES, file);
+    let (mut letters, mut at, mut line) = (0, 0, Vec::new());
+    loop {
+        line.clear();
+        let Ok(read) = (&mut input).take(LINE_BYTES_MAX).read_until(b'\n', &mut line) else {
+            break;
+        };
+        let Ok(Length { bytes }) = serde_json::from_slice(&line) else { break };
+        at = bytes.saturating_add(at + read as u64 + 1);
+        // Lengths beyond the file's are not passed on.
+        if at > length || input.seek_relative(bytes as i64 + 1).is_err() {
+            break;
+        }
+        letters += 1;
+    }
+    letters
 }
 
 /// The line before a dead letter's body, line feed included.
@@ -361,6 +396,28 @@ mod tests {
     fn names(dir: &tempfile::TempDir) -> Vec<String> {
         let entries = fs::read_dir(dir.path()).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn letters_are_counted_up_to_the_first_that_is_not_whole() {
+        let (dir, dead) = open(1 << 20);
+        // Bodies within the buffer, larger than it, and as long as it.
+        let large: Vec<Vec<u8>> = [1, 8 << 10, 70_000].map(|n| vec![b'\n'; n]).to_vec();
+        let payloads: Vec<&[u8]> =
+            PAYLOADS.into_iter().chain(large.iter().map(Vec::as_slice)).collect();
+        write(&dead, &payloads);
+        let (path, all) = (dir.path().join("0.letters"), payloads.len() as u64);
+        assert_eq!((dead.waiting(), count(&path)), (all, all));
+        let reopened = DeadLetters::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!((reopened.waiting(), reopened.used()), (all, dead.used()));
+        let (file, length) = (fs::OpenOptions::new().write(true).open(&path).unwrap(), dead.used());
+        for (cut, whole) in [(1, all - 1), (70_001, all - 1), (75_000, all - 2), (length, 0)] {
+            file.set_len(length - cut).unwrap();
+            assert_eq!(count(&path), whole, "{cut} bytes less");
+            dead.remeasure();
+            assert_eq!((dead.waiting(), dead.used()), (whole, length - cut));
+        }
+        assert_eq!(count(Path::new("/nowhere")), 0);
     }
 
     #[test]

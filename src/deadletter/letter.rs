@@ -30,7 +30,14 @@ pub struct DeadLetter {
     /// How it is compressed, if the object has `content-encoding`; a replay sends the same header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<Coding>,
+    /// The trace contexts (`traceparent`) of the requests that its payloads came in, as far as they
+    /// had some; of a batch the first [`TRACES_MAX`] different ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traceparents: Vec<String>,
 }
+
+/// Most trace contexts of one dead letter.
+pub const TRACES_MAX: usize = 16;
 
 impl DeadLetter {
     /// The dead letter of `object`, which contains `payloads` payloads and is abandoned now.
@@ -51,7 +58,14 @@ impl DeadLetter {
             bytes: object.bytes(),
             payloads,
             content_encoding: object.coding,
+            traceparents: Vec::new(),
         }
+    }
+
+    /// With the trace contexts of its payloads' requests.
+    #[must_use]
+    pub fn traced<'a>(self, traces: impl Iterator<Item = &'a str>) -> DeadLetter {
+        DeadLetter { traceparents: traces.take(TRACES_MAX).map(str::to_owned).collect(), ..self }
     }
 }
 
@@ -91,7 +105,8 @@ mod tests {
         let letter = DeadLetter::now(&object, 0, "null:".into(), "e".into(), 3);
         assert_eq!((letter.bytes, letter.content_encoding), (5, coding));
         for payloads in [0, 2] {
-            let letter = DeadLetter { payloads, ..letter.clone() };
+            let letter =
+                DeadLetter { payloads, ..letter.clone() }.traced(["00-1", "00-2"].into_iter());
             let json = serde_json::to_string(&letter).unwrap();
             assert_eq!(serde_json::from_str::<DeadLetter>(&json).unwrap(), letter, "{json}");
         }

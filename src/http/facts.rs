@@ -1,8 +1,8 @@
 //! What a request says about all of its payloads, as far as `KEY` and `META` want it.
 //!
 //! Headers are dropped before the body is read, so what is wanted of them is collected with the
-//! head. The envelope adds its `version`, and perhaps the token. If nothing is wanted, nothing is
-//! looked at and nothing allocated.
+//! head, and its `traceparent` whether it is wanted or not. The envelope adds its `version`, and
+//! perhaps the token. If nothing is wanted and there is no trace, nothing is allocated.
 
 use std::net::IpAddr;
 
@@ -10,6 +10,7 @@ use http::HeaderName;
 
 use super::fields::{Fields, HeadView};
 use super::meta::{MetaDraft, WRAPPED_ONCE_BYTES, Wrapper};
+use super::traceparent;
 use crate::config::{Config, MetaEntry};
 use crate::key::{RequestSource, RequestValues, RequestValuesWriter, query_value};
 use crate::queue::job::{Span, Stamp};
@@ -58,19 +59,28 @@ impl FactsWanted {
         wanted
     }
 
-    /// Collects what is wanted of a head; `None` if nothing is.
+    /// Collects what is wanted of a head, and its trace; `None` if there is nothing of these.
     pub(super) fn of_head(
         &self,
         head: &HeadView<'_, impl Fields>,
         client: impl FnOnce() -> Option<IpAddr>,
     ) -> Option<Box<HeadFacts>> {
         let is_of_body = self.headers.is_empty() && self.queries.is_empty() && self.meta.is_empty();
-        (!is_of_body).then(|| self.collect(head, client()))
+        let trace = traceparent::of_head(head.fields);
+        (!is_of_body || trace.is_some()).then(|| self.collect(head, client(), trace))
     }
 
     #[inline(never)]
-    fn collect(&self, head: &HeadView<'_, impl Fields>, client: Option<IpAddr>) -> Box<HeadFacts> {
+    fn collect(
+        &self,
+        head: &HeadView<'_, impl Fields>,
+        client: Option<IpAddr>,
+        trace: Option<&str>,
+    ) -> Box<HeadFacts> {
         let mut values = RequestValuesWriter::default();
+        if let Some(trace) = trace {
+            values.note_trace(trace);
+        }
         for name in &self.headers {
             values.add(RequestSource::Header(name.as_str()), &joined(head.fields, name));
         }

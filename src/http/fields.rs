@@ -18,16 +18,18 @@ pub enum KnownField {
     Forwarded,
     MillraceAck,
     Origin,
+    Traceparent,
     XApiKey,
     XForwardedFor,
 }
 
 static MILLRACE_ACK: HeaderName = HeaderName::from_static("millrace-ack");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl KnownField {
-    pub const ALL: [KnownField; 9] = [
+    pub const ALL: [KnownField; 10] = [
         KnownField::Authorization,
         KnownField::ContentEncoding,
         KnownField::ContentType,
@@ -35,6 +37,7 @@ impl KnownField {
         KnownField::Forwarded,
         KnownField::MillraceAck,
         KnownField::Origin,
+        KnownField::Traceparent,
         KnownField::XApiKey,
         KnownField::XForwardedFor,
     ];
@@ -49,6 +52,7 @@ impl KnownField {
             KnownField::Forwarded => &FORWARDED,
             KnownField::MillraceAck => &MILLRACE_ACK,
             KnownField::Origin => &ORIGIN,
+            KnownField::Traceparent => &TRACEPARENT,
             KnownField::XApiKey => &X_API_KEY,
             KnownField::XForwardedFor => &X_FORWARDED_FOR,
         }

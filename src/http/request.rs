@@ -38,6 +38,7 @@ use super::tokens::{KnownToken, TokenQuota, TokenRefusal};
 use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
 use crate::config::{Ack, Config, Paths};
+use crate::key::RequestValues;
 use crate::metrics::tokens::{AcceptedCells, TokenId};
 use crate::metrics::{CoreCells, Unavailable};
 use crate::queue::admission::{Admission, Need, Permit};
@@ -58,6 +59,8 @@ pub struct Intake {
     pub spool: Option<Rc<Spool>>,
     /// What keys and `META` want of a request.
     pub facts: FactsWanted,
+    /// With `TAP=on`.
+    pub tap: Option<CoreTap>,
     pub stop: Rc<Stop>,
     pub cells: &'static CoreCells,
 }
@@ -464,6 +467,15 @@ fn need(payloads: &[Span], body_bytes: usize, facts: &RequestFacts) -> Need {
     Need::of(payloads.len(), body_bytes + facts.values.bytes())
 }
 
+/// A debug line that leads from a trace to its objects: their default keys begin with this time.
+#[inline]
+fn log_trace(values: &RequestValues, first: Stamp, payloads: usize) {
+    if let Some(traceparent) = values.trace() {
+        let Stamp { unix_nanos, seq } = first;
+        tracing::debug!(traceparent, payloads, unix_nanos, seq, "request of a trace admitted");
+    }
+}
+
 impl Intake {
     /// Admits the payloads of a body if there is room now.
     fn admit_now(
@@ -527,7 +539,11 @@ impl Intake {
         let request_outcome = (ack == Ack::Stored).then(|| RequestOutcome::of(spans.len()));
         let bytes = payload_bytes(spans);
         let first = self.stamp(spans.len(), &facts);
+        if let Some(tap) = &self.tap {
+            tap.offer(body.as_slice(), spans, first);
+        }
         let (values, outcomes) = (facts.values, request_outcome.clone());
+        log_trace(&values, first, spans.len());
         let common = InCommon { values, first, record: None, request_outcome: outcomes };
         // The permit replaces the charge for the body's memory.
         self.admission.push(Run::new(body.into_bytes(), permit, spans, common));
@@ -553,6 +569,10 @@ impl Intake {
         // The spool must not take a request that the queue can never hold.
         self.admission.could_fit(need)?;
         let first = self.stamp(spans.len(), facts);
+        log_trace(&facts.values, first, spans.len());
+        if let Some(tap) = &self.tap {
+            tap.offer(body.as_slice(), spans, first);
+        }
         let ticket = spool.submit(first, body, spans, &facts.values, counted)?;
         Ok(Admitted { count: spans.len(), awaited: Awaited::Disk(ticket) })
     }

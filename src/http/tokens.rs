@@ -41,7 +41,7 @@ pub use gate::{TokenGate, TokenPlaces, TokenRefusal, bearer_of};
 type Digest = [u8; 32];
 
 /// Most lines with a token. The table of a million needs 40 MB, once for all cores.
-const TOKENS_MAX: usize = 1_000_000;
+pub const TOKENS_MAX: usize = 1_000_000;
 
 /// The accepted tokens; empty only without a file. A hash table in three arrays, of which the first says where
 /// each bucket begins and ends in the other two: 38 to 42 bytes a token.

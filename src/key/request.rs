@@ -9,11 +9,12 @@
 //!
 //! ```text
 //! text = (name U+001F value U+001F)*
-//! name = version | token | header:NAME | query:NAME | meta
+//! name = version | token | header:NAME | query:NAME | meta | traceparent
 //! ```
 //!
 //! Neither names nor values contain a control character. `meta`, with the value 1, marks payloads
 //! that are wrapped (`META`): what `KEY` and `EVENT_TIME` read of them is their member `payload`.
+//! `traceparent` is for dead letters; no key has it.
 //!
 //! Header names are field names of RFC 9110, section 5.1. Query parameters are those of
 //! `application/x-www-form-urlencoded` (WHATWG URL, section 5).
@@ -27,10 +28,10 @@ use super::value::{self, VALUE_BYTES_MAX};
 /// Most different values of requests in one template, as many as fields.
 pub const REQUEST_VALUES_MAX: usize = fields::POINTERS_MAX;
 
-/// Longest text of one request's values: [`REQUEST_VALUES_MAX`] and the mark, each with its value
-/// and two ends, and names that come from a `KEY` of 1 KiB.
+/// Longest text of one request's values: [`REQUEST_VALUES_MAX`], the mark and the trace, each with
+/// its value and two ends, and names that come from a `KEY` of 1 KiB.
 pub const REQUEST_VALUES_BYTES_MAX: usize =
-    (REQUEST_VALUES_MAX + 1) * (VALUE_BYTES_MAX + 2 * END.len_utf8()) + 2048;
+    (REQUEST_VALUES_MAX + 2) * (VALUE_BYTES_MAX + 2 * END.len_utf8()) + 2048;
 
 /// Ends a name or value.
 const END: char = super::VALUE_END;
@@ -40,6 +41,7 @@ pub(super) const TOKEN: &str = "token";
 const HEADER: &str = "header:";
 const QUERY: &str = "query:";
 const WRAPPED: &str = "meta";
+const TRACE: &str = "traceparent";
 
 /// Headers whose values are secrets, or contain them. They are never stored.
 const SECRET_HEADERS: [&str; 12] = [
@@ -203,6 +205,27 @@ impl RequestValues {
         !self.0.is_empty() && self.get(WRAPPED).is_some()
     }
 
+    /// The request's trace context, if it had one.
+    pub fn trace(&self) -> Option<&str> {
+        if self.0.is_empty() { None } else { self.get(TRACE) }
+    }
+
+    /// The same values without the trace: those of a batch, whose payloads have many.
+    #[must_use]
+    pub fn without_trace(&self) -> RequestValues {
+        if self.trace().is_none() {
+            return self.clone();
+        }
+        let mut text = String::with_capacity(self.0.len());
+        for (name, value) in self.all().filter(|(name, _)| *name != TRACE) {
+            [name, value].iter().for_each(|part| {
+                text.push_str(part);
+                text.push(END);
+            });
+        }
+        RequestValues(text.into())
+    }
+
     /// The value with this name.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.all().find(|(kept, _)| *kept == name).map(|(_, value)| value)
@@ -238,6 +261,11 @@ impl RequestValuesWriter {
     /// Marks the payloads as wrapped.
     pub fn mark_wrapped(&mut self) {
         self.push(WRAPPED, "1".chars());
+    }
+
+    /// Adds the request's trace context, which must be a valid one: digits and dashes.
+    pub fn note_trace(&mut self, trace: &str) {
+        self.push(TRACE, trace.chars());
     }
 
     /// The values that were added.
@@ -319,6 +347,25 @@ mod tests {
             ("proxy-authorization", Err(NameError::Secret)),
         ] {
             assert_eq!(header_name(given).as_deref(), expected.as_deref(), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_kept_beside_the_others_and_left_out_of_batches() {
+        const TRACE_TEXT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let values = |version: &str, trace: &str| {
+            let mut kept = RequestValuesWriter::default();
+            kept.note_trace(trace);
+            kept.add(RequestSource::Version, version);
+            kept.finish()
+        };
+        let both = values("1.2", TRACE_TEXT);
+        assert_eq!((both.trace(), both.version_only()), (Some(TRACE_TEXT), None));
+        assert_eq!(RequestValues::of_text(both.text()), Some(both.clone()));
+        assert_eq!(both.without_trace(), RequestValues::of_version("1.2"));
+        assert_eq!(values("", TRACE_TEXT).without_trace(), RequestValues::default());
+        for none in [RequestValues::default(), RequestValues::of_version("1.2")] {
+            assert_eq!((none.trace(), none.without_trace()), (None, none.clone()));
         }
     }
 

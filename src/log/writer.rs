@@ -21,6 +21,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::LogFormat;
 use super::line;
+use super::recent::RecentLines;
 use crate::rt;
 
 /// Memory for lines that wait for stderr; a line that would exceed it is dropped. About 20,000
@@ -39,6 +40,7 @@ const FLUSH_LOOK: Duration = Duration::from_millis(1);
 pub(super) struct LogQueue {
     lines: Sender<Vec<u8>>,
     counts: Arc<Counts>,
+    recent: Arc<RecentLines>,
     format: LogFormat,
 }
 
@@ -64,9 +66,11 @@ impl LogQueue {
     fn to<W: Output>(format: LogFormat, output: W) -> (LogQueue, LogWriter<W>) {
         let (send, lines) = mpsc::channel();
         let counts = Arc::new(Counts::default());
+        let recent = Arc::<RecentLines>::default();
         let thread = LogWriter {
             lines,
             counts: counts.clone(),
+            recent: recent.clone(),
             format,
             output,
             torn: false,
@@ -74,7 +78,7 @@ impl LogQueue {
             reported: 0,
             report_due: rt::now(),
         };
-        (LogQueue { lines: send, counts, format }, thread)
+        (LogQueue { lines: send, counts, recent, format }, thread)
     }
 
     /// Queues one line, which ends with a line feed, or drops it. Never waits.
@@ -91,6 +95,11 @@ impl LogQueue {
 
     pub(super) fn dropped(&self) -> u64 {
         self.counts.dropped.load(Relaxed)
+    }
+
+    /// The last lines, oldest first.
+    pub(super) fn recent(&self) -> Vec<u8> {
+        self.recent.text()
     }
 
     pub(super) fn format(&self) -> LogFormat {
@@ -148,6 +157,7 @@ impl<W: FnMut(&[u8]) -> io::Result<usize> + Send + 'static> Output for W {}
 struct LogWriter<W> {
     lines: Receiver<Vec<u8>>,
     counts: Arc<Counts>,
+    recent: Arc<RecentLines>,
     format: LogFormat,
     output: W,
     /// The last line was partly written, so the next write begins with a line feed.
@@ -182,6 +192,7 @@ impl<W: Output> LogWriter<W> {
         if self.failing || rt::now() >= self.report_due {
             self.report();
         }
+        self.recent.keep(line);
         self.failing = self.put(line).is_err();
         if self.failing {
             self.counts.dropped.fetch_add(1, Relaxed);

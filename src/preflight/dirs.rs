@@ -118,7 +118,10 @@ fn spool_dir(spool: &SpoolOptions, cores: u64, mode: Mode) -> Finding {
                 "set SPOOL_DIR to a directory on a local disk with ext4, XFS or the like",
             ),
             Ok(()) => {
-                let room = judge_spool_room(dir, free(existing), spool.max.saturating_mul(cores));
+                // A running server's segments are part of what it may need.
+                let used = if mode == Mode::Running { bytes_below(dir) } else { 0 };
+                let free = free(existing).map(|free| free.saturating_add(used));
+                let room = judge_spool_room(dir, free, spool.max.saturating_mul(cores));
                 room.unwrap_or_else(|| judge_dir("SPOOL_DIR", dir, &found))
             }
         },
@@ -140,7 +143,7 @@ fn look(dir: &Path, mode: Mode, make: impl Fn(&Path) -> io::Result<()>) -> io::R
             try_dir(dir)?;
             Ok(UsableDir { existing: dir.to_owned(), is_made: true })
         }
-        Mode::Check => judge_access(dir),
+        Mode::Check | Mode::Running => judge_access(dir),
     }
 }
 
@@ -184,7 +187,7 @@ fn try_dir(dir: &Path) -> io::Result<()> {
 /// Opens a file for direct I/O, as the spool does. `check` uses a file without a name, if the file
 /// system supports that.
 fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
-    if mode == Mode::Check {
+    if mode != Mode::Start {
         let flags = OFlags::TMPFILE | OFlags::DIRECT | OFlags::WRONLY | OFlags::CLOEXEC;
         return match rustix::fs::open(dir, flags, 0o600.into()) {
             Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(()),
@@ -205,6 +208,20 @@ fn try_direct(dir: &Path, mode: Mode) -> io::Result<()> {
 /// Free bytes that this user may use there.
 fn free(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)).ok()
+}
+
+/// Bytes of the files in `dir` and up to two directories below: where a spool has its segments.
+fn bytes_below(dir: &Path) -> u64 {
+    fn sum(dir: &Path, levels: u32) -> u64 {
+        let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        let bytes = entries.map(|entry| match entry.metadata() {
+            Ok(about) if about.is_dir() && levels > 0 => sum(&entry.path(), levels - 1),
+            Ok(about) if about.is_file() => about.len(),
+            _ => 0,
+        });
+        bytes.sum()
+    }
+    sum(dir, 2)
 }
 
 fn judge_dir(name: &'static str, dir: &Path, outcome: &io::Result<UsableDir>) -> Finding {

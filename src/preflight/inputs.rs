@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
-use super::{Finding, exposed};
+use super::{Finding, Mode, exposed, running};
 use crate::config::{
     AdminTokenSource, Config, Effective, ListenAddress, Networks, SettingValue, StoreUrl,
 };
@@ -12,14 +12,25 @@ use crate::http::tokens::{TokenPlaces, TokenSet};
 use crate::metrics::tokens::TokenNames;
 use crate::queue::job::Stamp;
 
-/// `LISTEN` and `ADMIN_LISTEN`. With `may_wait` an address in use is not a failure, because its
-/// listener may be about to exit.
-pub(super) fn addresses(config: &Config, may_wait: bool) -> Vec<Finding> {
+/// `LISTEN` and `ADMIN_LISTEN`. At a start an address in use is not a failure, because its listener
+/// may be about to exit; beside a running server it should be in use, by that server.
+pub(super) fn addresses(config: &Config, mode: Mode) -> Vec<Finding> {
     let listen = config.listen.iter().map(|listen| ("LISTEN", listen.address, listen.only_v6));
     let admin = config.admin_listen.map(|address| ("ADMIN_LISTEN", address, false));
-    let judge = |(name, address, only_v6)| match try_bind(address, only_v6) {
-        Err(error) if may_wait && error.kind() == ErrorKind::AddrInUse => {
-            Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
+    let judge = |(name, address, only_v6): (_, SocketAddr, _)| match try_bind(address, only_v6) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => match mode {
+            Mode::Start => {
+                Finding::ok(name, format!("{address} is taken; the start retries for BIND_WAIT"))
+            }
+            Mode::Check => judge_bind(name, address, Err(error)),
+            Mode::Running => {
+                let conflict = judge_bind(name, address, Err(error));
+                running::judge_holder(name, address, running::holder(address), conflict)
+            }
+        },
+        // Port 0 stands for another one at each start.
+        Ok(()) if mode == Mode::Running && address.port() != 0 => {
+            running::nobody_listens(name, address)
         }
         outcome => judge_bind(name, address, outcome),
     };

@@ -67,6 +67,11 @@ impl<T> Fifo<T> {
         self.slots.borrow_mut().pop_front()
     }
 
+    /// The least that `of` makes of the oldest `most` items.
+    pub fn least_of(&self, most: usize, of: impl Fn(&T) -> u64) -> Option<u64> {
+        self.slots.borrow().iter().take(most).map(of).min()
+    }
+
     /// Whether all queued items satisfy `holds`.
     pub fn all(&self, holds: impl Fn(&T) -> bool) -> bool {
         self.slots.borrow().iter().all(holds)

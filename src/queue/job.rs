@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::rc::Rc;
-use std::time::UNIX_EPOCH;
 
 use crate::key::{DEFAULT_PAYLOAD, EventTime, KeyOf, KeyTemplate, Partition, RequestValues};
 use crate::net::{Share, SharedBytes, Slice};
@@ -82,8 +81,7 @@ pub struct Stamp {
 impl Stamp {
     /// The wall clock, for [`Stamp::unix_nanos`]; a clock set before 1970 counts as 1970.
     pub fn unix_nanos_now() -> u64 {
-        let since_epoch = rt::wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+        rt::unix_nanos()
     }
 }
 

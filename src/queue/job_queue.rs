@@ -172,6 +172,11 @@ impl JobQueue {
         self.runs.borrow().front().cloned()
     }
 
+    /// When the payload at the head was admitted, in nanoseconds since 1970.
+    pub fn oldest(&self) -> Option<u64> {
+        self.runs.borrow().front().map(|run| run.first_stamp().unix_nanos)
+    }
+
     /// Takes the oldest `count` payloads, all of them in the run that [`JobQueue::front`] shows.
     ///
     /// # Panics

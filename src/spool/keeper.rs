@@ -145,9 +145,11 @@ impl Spool {
     }
 
     fn own_bytes(&self) -> u64 {
-        let files = self.own.count();
-        let journals: u64 = self.dirs().iter().map(|dir| dir.journal_bytes()).sum();
-        files as u64 * self.setup.options.segment + journals
+        self.own.count() as u64 * self.setup.options.segment + self.journal_bytes()
+    }
+
+    pub(super) fn journal_bytes(&self) -> u64 {
+        self.dirs().iter().map(|dir| dir.journal_bytes()).sum()
     }
 
     pub(super) fn update_disk_bytes(&self) {

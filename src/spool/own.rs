@@ -71,6 +71,12 @@ impl OwnFiles {
         self.segments.borrow().iter().cloned().collect()
     }
 
+    /// Bytes of segments that take no payloads: all of those that are closed, and of the last one
+    /// what is written.
+    pub(super) fn filled_bytes(&self) -> u64 {
+        self.segments.borrow().iter().map(|segment| segment.filled_bytes()).sum()
+    }
+
     pub(super) fn last(&self) -> Option<Rc<Segment>> {
         self.segments.borrow().back().cloned()
     }

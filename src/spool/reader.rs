@@ -6,7 +6,7 @@
 //! half of the room that is freed
 //! ([`Admission::admit_reader`](crate::queue::admission::Admission)).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -47,6 +47,9 @@ const CHUNK_PAYLOADS_MAX: usize = 1_000;
 pub(super) struct Overflow {
     /// `None` while the reader has caught up.
     behind: RefCell<Option<OverflowPosition>>,
+    /// When the first payload that is only on disk was admitted, or one shortly before it, in
+    /// nanoseconds since 1970.
+    admitted: Cell<u64>,
     /// Wakes the reader.
     overflowed: Signal,
     /// A stop has begun: payloads that are only on disk stay there.
@@ -58,9 +61,16 @@ impl Overflow {
         self.behind.borrow().is_some()
     }
 
-    pub(super) fn begin(&self, behind: OverflowPosition) {
+    /// The first payload that is only on disk is at `behind`, and was admitted at `admitted`.
+    pub(super) fn begin(&self, behind: OverflowPosition, admitted: u64) {
         self.behind.replace(Some(behind));
+        self.admitted.set(admitted);
         self.overflowed.raise();
+    }
+
+    /// When the first payload that is only on disk was admitted, or one shortly before it.
+    fn oldest(&self) -> Option<u64> {
+        self.is_behind().then_some(self.admitted.get())
     }
 
     /// Ends the reader's task.
@@ -253,6 +263,12 @@ impl Spool {
         }
     }
 
+    /// When the oldest payload was admitted that is only on disk, as far as this core has read what
+    /// crashed processes have left; in nanoseconds since 1970.
+    pub fn oldest_on_disk(&self) -> Option<u64> {
+        self.overflow.oldest().into_iter().chain(self.taken.oldest()).min()
+    }
+
     async fn begin_replay(&self, orphan: OrphanedSegment) -> Option<SegmentReplay> {
         let path = orphan.path.clone();
         if orphan.bytes < BLOCK {
@@ -392,7 +408,11 @@ impl Spool {
         let bytes_max = self.admission.bytes_max() / 2;
         let mut ordinal = group.head.first_ordinal;
         for record in group_requests(&group.head, bytes) {
-            let first_seq = record.first.seq;
+            let Stamp { unix_nanos, seq: first_seq } = record.first;
+            match origin {
+                None => self.overflow.admitted.set(unix_nanos),
+                Some(_) => segment.note_admitted(unix_nanos),
+            }
             let (dir, segment) = (dir.clone(), segment.clone());
             let handle = self.record(dir, segment, ordinal, first_seq, origin.cloned());
             let mut chunk = PayloadChunk::default();

@@ -43,6 +43,9 @@ pub struct Segment {
     pub(super) name: NameCheck,
     /// It is corrupt: its file moves to the quarantine when it is finished.
     damaged: Cell<bool>,
+    /// When the first of its payloads that were queued again was admitted, in nanoseconds since
+    /// 1970; `None` before.
+    admitted: Cell<Option<u64>>,
     /// Held until this segment is finished; `None` for this core's own segments.
     orphan: RefCell<Option<OrphanedSegment>>,
 }
@@ -192,6 +195,7 @@ impl Segment {
             zeros: Zeros::new(0),
             name: NameCheck::new(identity),
             damaged: Cell::new(false),
+            admitted: Cell::new(None),
             orphan: RefCell::new(None),
         }
     }
@@ -202,6 +206,12 @@ impl Segment {
 
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many of its bytes take no further groups.
+    pub fn filled_bytes(&self) -> u64 {
+        let generation = self.generation.borrow();
+        if generation.closed { self.bytes } else { generation.end }
     }
 
     pub fn label(&self, id: u64, origin: &Origin) -> Label {
@@ -382,6 +392,17 @@ impl Segment {
     /// Adds `bytes` of an orphaned segment's payloads, which are queued now.
     pub fn add_unstored(&self, bytes: u64) {
         self.generation.borrow_mut().unstored_bytes += bytes;
+    }
+
+    /// Notes when a payload of an orphaned segment was admitted, which is queued now: the first one
+    /// is the oldest.
+    pub fn note_admitted(&self, unix_nanos: u64) {
+        self.admitted.set(self.admitted.get().or(Some(unix_nanos)));
+    }
+
+    /// When the first payload was admitted that was noted; `None` once all are complete.
+    pub fn admitted(&self) -> Option<u64> {
+        self.admitted.get().filter(|_| !self.is_finished())
     }
 
     /// Counts queued payloads of an orphaned segment, for the log.

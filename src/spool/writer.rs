@@ -208,7 +208,8 @@ impl Spool {
                     self.admission.push(Run::new(body, permit, spans, common));
                 }
                 None if !self.overflow.is_behind() => {
-                    self.overflow.begin(OverflowPosition::new(place, ordinal));
+                    let behind = OverflowPosition::new(place, ordinal);
+                    self.overflow.begin(behind, first.unix_nanos);
                     self.setup.cells.spool_overflowing.set(1);
                 }
                 None => {}

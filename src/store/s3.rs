@@ -48,6 +48,18 @@ mod start;
 mod tls;
 mod tunnel;
 
+use std::sync::Arc;
+
+use futures_rustls::rustls::ClientConfig;
+
 use shared::Location;
 pub use shared::S3Shared;
 pub use start::{Overrides, Probed, S3Control, S3Target, StartError, prepare, start};
+
+/// TLS settings of a client that trusts what the clients of the store trust by default.
+///
+/// # Errors
+/// An `AWS_CA_BUNDLE` that cannot be used, in one sentence.
+pub fn tls_client_config() -> Result<Arc<ClientConfig>, String> {
+    tls::client_config(&[])
+}

@@ -44,7 +44,15 @@ impl DeadLetterWriter {
     ) -> Outcome {
         let (payloads, bytes) = (upload.payloads(), upload.payload_bytes());
         let object = upload.object(key);
-        let letter = DeadLetter::now(&object, payloads, self.store_name.clone(), error, attempts);
+        let letter = DeadLetter::now(&object, payloads, self.store_name.clone(), error, attempts)
+            .traced(upload.traces());
+        if !letter.traceparents.is_empty() {
+            tracing::debug!(
+                key,
+                traceparents = letter.traceparents.join(","),
+                "dead letter of traces"
+            );
+        }
         self.log.borrow_mut().warn(|| format!("dead letter {key}: {}", letter.error));
         let stem = upload.stem(own);
         let _turn = match upload {

@@ -7,7 +7,7 @@
 //! texts of its last error.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::failures::Failures;
@@ -47,8 +47,10 @@ impl PendingUpload {
 pub(super) struct RetryQueue {
     /// Not due yet; the earliest on top.
     waiting: BinaryHeap<Reverse<QueuedRetry>>,
-    /// Due, in the order in which they became due.
-    due: VecDeque<PendingUpload>,
+    /// Due, in the order in which they became due, with their numbers.
+    due: VecDeque<(u64, PendingUpload)>,
+    /// When the oldest payload of each was admitted, with its number.
+    admitted: BTreeSet<(u64, u64)>,
     next_number: u64,
 }
 
@@ -57,7 +59,8 @@ pub(super) struct RetryQueue {
 const RETRY_BYTES: usize = 320;
 
 const _: () = assert!(
-    size_of::<RetryState>() + size_of::<QueuedRetry>() <= RETRY_BYTES,
+    // The nodes of the set are at least half full.
+    size_of::<RetryState>() + size_of::<QueuedRetry>() + 2 * size_of::<(u64, u64)>() <= RETRY_BYTES,
     "docs/configuration.md says how much it is"
 );
 
@@ -81,12 +84,20 @@ impl RetryQueue {
     pub(super) fn push(&mut self, pending: PendingUpload, due: Instant) {
         let number = self.next_number;
         self.next_number += 1;
+        self.admitted.insert((pending.upload.admitted(), number));
         self.waiting.push(Reverse(QueuedRetry { due, number, pending }));
     }
 
     /// Takes the one that has been due the longest.
     pub(super) fn pop_due(&mut self) -> Option<PendingUpload> {
-        self.due.pop_front()
+        let (number, pending) = self.due.pop_front()?;
+        self.admitted.remove(&(pending.upload.admitted(), number));
+        Some(pending)
+    }
+
+    /// When the oldest payload of all was admitted, in nanoseconds since 1970.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.admitted.first().map(|(admitted, _)| *admitted)
     }
 
     /// When the next one becomes due.
@@ -99,7 +110,7 @@ impl RetryQueue {
         let before = self.due.len();
         while self.next_due().is_some_and(|due| due <= now) {
             let Reverse(first) = self.waiting.pop().expect("peeked above");
-            self.due.push_back(first.pending);
+            self.due.push_back((first.number, first.pending));
         }
         self.due.len() - before
     }
@@ -113,13 +124,16 @@ impl RetryQueue {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PendingUpload> {
-        self.due.iter().chain(self.waiting.iter().map(|Reverse(waiting)| &waiting.pending))
+        let due = self.due.iter().map(|(_, pending)| pending);
+        due.chain(self.waiting.iter().map(|Reverse(waiting)| &waiting.pending))
     }
 
     pub(super) fn take_all(&mut self) -> Vec<PendingUpload> {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
         let waiting = waiting.map(|Reverse(waiting)| waiting.pending);
-        std::mem::take(&mut self.due).into_iter().chain(waiting).collect()
+        let due = std::mem::take(&mut self.due).into_iter().map(|(_, pending)| pending);
+        self.admitted.clear();
+        due.chain(waiting).collect()
     }
 }
 
@@ -164,6 +178,25 @@ mod tests {
             Upload::Payload(job) => job.stamp.seq,
             Upload::Batch(_) => unreachable!("none was pushed"),
         })
+    }
+
+    #[test]
+    fn the_oldest_is_known_whatever_is_due_first() {
+        let (mut retry_queue, start) = (RetryQueue::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        for (admitted, due) in [(70, 10), (50, 30), (50, 20), (60, 40)] {
+            let stamp = Stamp { unix_nanos: admitted, seq: due };
+            let job = Job::queued(Payload::from(b"1".to_vec()), stamp);
+            retry_queue.push(PendingUpload::fresh(Upload::Payload(job)), at(due));
+        }
+        for (due, left) in [(10, Some(50)), (20, Some(50)), (30, Some(60)), (40, None)] {
+            assert_eq!((retry_queue.advance(at(due)), pop(&mut retry_queue)), (1, Some(due)));
+            assert_eq!(retry_queue.oldest(), left);
+        }
+        retry_queue.push(pending(1), at(50));
+        assert_eq!(retry_queue.oldest(), Some(0));
+        retry_queue.take_all();
+        assert_eq!(retry_queue.oldest(), None);
     }
 
     #[test]

@@ -32,6 +32,14 @@ impl Upload {
         }
     }
 
+    /// When the oldest of its payloads was admitted, in nanoseconds since 1970.
+    pub fn admitted(&self) -> u64 {
+        match self {
+            Upload::Payload(job) => job.stamp.unix_nanos,
+            Upload::Batch(batch) => batch.admitted(),
+        }
+    }
+
     /// Whether its payloads survive this process.
     pub fn is_spooled(&self) -> bool {
         match self {
@@ -59,6 +67,16 @@ impl Upload {
             cells.event_times_unreadable.inc();
             job.origin(own).log_unreadable_time(&job.payload);
         }
+    }
+
+    /// The trace contexts of its payloads' requests, for its dead letter.
+    pub fn traces(&self) -> impl Iterator<Item = &str> {
+        let (job, batch) = match self {
+            Upload::Payload(job) => (Some(job), None),
+            Upload::Batch(batch) => (None, Some(batch)),
+        };
+        let of_job = job.and_then(|job| job.payload.values().trace());
+        of_job.into_iter().chain(batch.into_iter().flat_map(|batch| batch.traces()))
     }
 
     /// The file name of its dead letter, without an extension.

@@ -42,6 +42,7 @@ impl Uploads {
     pub fn new(workers: usize, cells: &'static CoreCells) -> Uploads {
         let limit = PutLimit::new(workers, rt::now());
         cells.puts_limit.set(limit.limit() as u64);
+        cells.workers_max.set(workers as u64);
         Uploads {
             limit: RefCell::new(limit),
             retry_queue: RefCell::default(),

@@ -232,6 +232,7 @@ impl Worker {
         let FailedAttempt { put, stored_before, began } = failed;
         let FailedPut { error, at: now, sums } = *put;
         let PendingUpload { upload, retry } = pending;
+        uploader.cells.put_errors[error.class as usize].inc();
         let healthy = uploader.health.healthy_time();
         let (attempts, healthy_before, stored_at_first) = match &retry {
             Some(t) => (t.failures.attempts + 1, t.healthy_before, t.stored_before),

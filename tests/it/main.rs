@@ -12,6 +12,7 @@ mod support;
 // What the repository's own files say.
 mod clients;
 mod documents;
+mod monitoring;
 mod profiles;
 mod secrets;
 mod senders;
@@ -122,6 +123,7 @@ mod process {
     mod environment;
     mod host;
     mod log;
+    mod page;
     mod pauses;
     mod peers;
     mod reload;
@@ -129,11 +131,17 @@ mod process {
     mod signals;
     mod start;
     mod stop_times;
+    mod tap;
+    mod terminal;
+    #[cfg(feature = "top")]
+    mod top;
     mod turns;
 }
 
 /// The commands beside the server.
 mod commands {
+    mod bundle;
     mod check;
     mod command_line;
+    mod health;
 }

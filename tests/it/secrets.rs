@@ -11,6 +11,7 @@
 //! |---|---|
 //! | log of a server: requests taken and refused, panics, store errors, reloads, drain, takeover | `running.rs` |
 //! | every page of both listeners, answers to clients | `running.rs` |
+//! | debug bundles, and the last log lines in them and on `/logs` | `running.rs` |
 //! | JSON of dead letters; names of files and objects | `running.rs` |
 //! | every command's output, with a store that works and one that does not | `running.rs` |
 //! | settings, files and AWS variables that are refused, each with a secret in it | `refused.rs` |

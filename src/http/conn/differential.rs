@@ -105,6 +105,7 @@ impl Bench {
         // No control moves quotas here: the core has been on its own for long.
         let quotas = SharedQuotas::new(config, rt::now() - 2 * CONTROL_STALE);
         let intake = Intake {
+            tap: None,
             config: config.clone(),
             admission: Admission::new(queue.clone(), BYTES, cells),
             stamps: Rc::new(Stamps::default()),

@@ -170,6 +170,7 @@ impl SeenFields {
                 };
                 self.closes.replace(closes).is_none().then_some(())
             }
+            11 => knows(KnownField::Traceparent),
             12 if name.as_bytes()[0] | 0x20 == b'c' => knows(KnownField::ContentType),
             12 => knows(KnownField::MillraceAck),
             13 => knows(KnownField::Authorization),

@@ -28,6 +28,11 @@ impl TakenSegments {
         self.segments.borrow().iter().find(|segment| segment.is_finished()).cloned()
     }
 
+    /// When the oldest payload was admitted that was read from them, in nanoseconds since 1970.
+    pub(in crate::spool) fn oldest(&self) -> Option<u64> {
+        self.segments.borrow().iter().filter_map(|segment| segment.admitted()).min()
+    }
+
     pub(in crate::spool) fn remove(&self, segment: &Rc<Segment>) {
         self.segments.borrow_mut().retain(|other| !Rc::ptr_eq(other, segment));
     }

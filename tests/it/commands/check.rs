@@ -3,9 +3,12 @@
 //! table.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::support::s3::{ACCESS_KEY, BUCKET, Fault, S3Server, SECRET_KEY};
 use crate::support::{Server, command, run};
@@ -298,4 +301,121 @@ fn names_of_other_programs_are_not_shown_and_prefixed_ones_win() {
     let said = "unknown settings: MILLRACE_PORT, MILLRACE_STOR (did you mean MILLRACE_STORE?)";
     assert_eq!(text.matches(said).count(), 1, "{text}");
     assert!(text.lines().any(|line| line.starts_with("warn") && line.contains(said)), "{text}");
+}
+
+/// Standard output, which must be one JSON document, and the exit status.
+fn json(dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let output = run(dir, args, &[&OWN, settings].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "", "{args:?}");
+    (output.status.code(), serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
+}
+
+/// The findings called `name`.
+fn named<'a>(report: &'a Value, name: &str) -> Vec<&'a Value> {
+    report["findings"].as_array().unwrap().iter().filter(|row| row["name"] == name).collect()
+}
+
+#[test]
+fn json_has_the_schema_that_the_documents_show() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    std::fs::write(dir.path().join("m.toml"), "max_worker = 3\n").unwrap();
+    for (args, settings, status, verdict, finding) in [
+        (&["check", "--json"][..], &[][..], 0, "ok", "kernel"),
+        (&["check", "--json"], &[("STORE", "null:")], 0, "warn", "STORE"),
+        (&["check", "--json", "--deny-warnings"], &[("STORE", "null:")], 1, "warn", "STORE"),
+        (&["check", "--json", "--deny-warnings"], &[], 0, "ok", "STORE"),
+        (&["check", "--json"], &[("STORE", "file:file")], 2, "fail", "STORE"),
+        (&["check", "--json", "--deny-warnings"], &[("STORE", "file:file")], 2, "fail", "STORE"),
+        // Before there are any findings.
+        (&["check", "--json"], &[("MAX_WORKERS", "0")], 2, "fail", "MAX_WORKERS"),
+        (&["check", "--json"], &[("MILLRACE_CONFIG", "m.toml")], 2, "fail", "config file"),
+    ] {
+        let (exit, report) = json(dir.path(), args, settings);
+        let what = format!("{args:?} {settings:?}: {report:#}");
+        assert_eq!((exit, &report["verdict"]), (Some(status), &verdict.into()), "{what}");
+        assert_eq!(
+            (&report["schema"], &report["version"]),
+            (&1.into(), &env!("CARGO_PKG_VERSION").into())
+        );
+        let rows = report["findings"].as_array().unwrap();
+        for (level, count) in [("warn", "warnings"), ("fail", "failures")] {
+            let found = rows.iter().filter(|row| row["level"] == level).count();
+            assert_eq!(report[count], found, "{what}");
+        }
+        for row in rows {
+            let is_known = ["ok", "warn", "fail"].iter().any(|level| row["level"] == *level);
+            assert!(is_known && row["name"].is_string() && row["detail"].is_string(), "{what}");
+            assert!(row["remedy"].is_string() || row["remedy"].is_null(), "{what}");
+            assert!(row["level"] != "warn" || row["remedy"].is_string(), "{what}");
+        }
+        let row = named(&report, finding);
+        assert!(!row.is_empty(), "{what}");
+    }
+    // The example of the documents has the same members.
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md"));
+    let document = document.unwrap();
+    let example = document.split("```json\n").find(|block| block.contains("\"verdict\"")).unwrap();
+    let example: Value = serde_json::from_str(example.split("```").next().unwrap()).unwrap();
+    let (_, report) = json(dir.path(), &["check", "--json"], &[]);
+    let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(members(&example), members(&report));
+    assert_eq!(members(&example["findings"][0]), members(&report["findings"][0]));
+}
+
+#[test]
+fn warnings_are_denied_by_status_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let null = [("STORE", "null:")];
+    let (status, table) = say(dir.path(), &["check"], &null);
+    assert_eq!(status, Some(0), "{table}");
+    let (status, denied) = say(dir.path(), &["check", "--deny-warnings"], &null);
+    assert_eq!(status, Some(1), "{denied}");
+    assert!(denied.contains("warn  STORE"), "{denied}");
+    assert_eq!(say(dir.path(), &["check", "--deny-warnings"], &[]).0, Some(0));
+}
+
+#[test]
+fn beside_a_running_server_its_ports_and_its_spool_are_its_own() {
+    let settings = [("SPOOL_DIR", "spool"), ("SPOOL_MAX", "16MiB"), ("SPOOL_SEGMENT", "4MiB")];
+    let server = Server::start(&[&settings[..], &[("NODE_ID", "n1")]].concat());
+    let (listen, admin) = (server.ingest.to_string(), server.admin.to_string());
+    let addresses = [("LISTEN", listen.as_str()), ("ADMIN_LISTEN", admin.as_str())];
+    let check = |args: &[&str], changed: &[(&str, &str)]| {
+        let changed = [&addresses[..], changed].concat();
+        let mut all = vec!["check", "--json"];
+        all.extend_from_slice(args);
+        let output = server.command_beside(&all, &changed).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), report)
+    };
+    let (status, report) = check(&[], &[]);
+    assert_eq!(status, Some(2), "{report:#}");
+    for name in ["LISTEN", "ADMIN_LISTEN", "spool lock"] {
+        assert_eq!(named(&report, name)[0]["level"], "fail", "{report:#}");
+    }
+    let (status, report) = check(&["--running"], &[]);
+    assert_eq!(status, Some(0), "{report:#}");
+    let pid = format!("process {}", server.pid());
+    for (name, said) in
+        [("LISTEN", pid.as_str()), ("ADMIN_LISTEN", &pid), ("spool lock", "held by the running")]
+    {
+        let row = named(&report, name)[0];
+        assert!(row["level"] == "ok" && row["detail"].as_str().unwrap().contains(said), "{row}");
+    }
+    // Somebody else's port is still a conflict, and one that nobody has means that nothing runs.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    let (status, report) = check(&["--running"], &[("LISTEN", &taken)]);
+    let row = named(&report, "LISTEN")[0];
+    assert_eq!((status, &row["level"]), (Some(2), &"fail".into()), "{report:#}");
+    assert!(row["detail"].as_str().unwrap().contains(&format!("process {}", std::process::id())));
+    drop(other);
+    let (status, report) = check(&["--running"], &[("LISTEN", &taken)]);
+    let row = named(&report, "LISTEN")[0];
+    assert_eq!((status, &row["level"]), (Some(0), &"warn".into()), "{report:#}");
+    assert!(row["detail"].as_str().unwrap().contains("no server is running with these"), "{row}");
+    assert_eq!(server.post_payloads(&["1"]).status, 200);
 }

@@ -227,3 +227,34 @@ fn the_start_is_summed_up_once() {
     let key = server.stored().into_keys().next().unwrap();
     assert!(key.contains("-n-1-0-0.json"), "{key}");
 }
+
+/// What packages run, in an environment that no server would start in.
+#[test]
+fn man_pages_and_completions_are_made_without_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = [("MAX_WORKERS", "0")];
+    let (status, text) = say(dir.path(), &["man", "share/man1"], &bad);
+    assert_eq!(status, 0, "{text}");
+    let pages = dir.path().join("share/man1").read_dir().unwrap().count();
+    assert!(pages > 10 && text.starts_with(&format!("{pages} pages")), "{pages}: {text}");
+    let page = std::fs::read_to_string(dir.path().join("share/man1/millrace-check.1")).unwrap();
+    assert!(page.contains("deny\\-warnings"), "{page}");
+    let (status, text) = say(dir.path(), &["man", "share/man1/millrace.1/below"], &bad);
+    assert_eq!(status, 2, "{text}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (status, script) = say(dir.path(), &["completion", shell], &bad);
+        assert_eq!(status, 0, "{script}");
+        assert!(script.contains("dead-letter") && script.contains("max-workers"), "{shell}");
+    }
+    let (_, script) = say(dir.path(), &["completion", "bash"], &[]);
+    std::fs::write(dir.path().join("millrace.bash"), script).unwrap();
+    let complete = "source ./millrace.bash; COMP_WORDS=(millrace spool ver); COMP_CWORD=2; \
+                    _millrace millrace ver spool; echo \"${COMPREPLY[*]}\"";
+    let bash =
+        std::process::Command::new("bash").args(["-c", complete]).current_dir(dir.path()).output();
+    let Ok(output) = bash else {
+        skip(Need::Tools, "no bash to complete with");
+        return;
+    };
+    assert_eq!(all(&output).trim(), "verify");
+}

@@ -12,7 +12,7 @@ use crate::support::{Client, Reply, Server, run, wait_for};
 const TOKEN: &str = "correct-horse-battery-staple";
 
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
-const GUARDED: [&str; 5] = ["/", "/peers", "/peers?by=bytes", "/metrics/", "/no-page"];
+const GUARDED: [&str; 5] = ["/settings", "/peers", "/peers?by=bytes", "/metrics/", "/no-page"];
 
 /// A server whose `/readyz` is 200: a core is ready a moment after the log says where it listens.
 fn ready(settings: &[(&str, &str)]) -> Server {
@@ -39,7 +39,7 @@ fn bearer(token: &str) -> String {
 
 /// What a page that may be read answers.
 fn expected(path: &str) -> u16 {
-    if path.starts_with("/peers") { 200 } else { 404 }
+    if path.starts_with("/peers") || path == "/settings" { 200 } else { 404 }
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_public_address_serves_health_and_metrics_alone() {
     for path in OPEN {
         assert_eq!(get(&server, path, "").status, 200, "{path}");
     }
-    for path in GUARDED {
+    for path in GUARDED.into_iter().chain(["/"]) {
         for headers in [String::new(), bearer(TOKEN), bearer("")] {
             let refused = get(&server, path, &headers);
             assert_eq!(refused.status, 403, "{path} {headers}");
@@ -71,7 +71,7 @@ fn a_public_address_serves_health_and_metrics_alone() {
 fn without_a_token_a_host_with_a_name_is_refused() {
     let server = ready(&[]);
     for host in ["rebound.example", "rebound.example:9090", "localhost.rebound.example", ""] {
-        for path in GUARDED {
+        for path in GUARDED.into_iter().chain(["/"]) {
             let refused = get_by(&server, host, path, "");
             assert_eq!(refused.status, 403, "{host} {path}");
             assert!(refused.body.contains("neither an IP address nor localhost"), "{refused:?}");
@@ -95,6 +95,10 @@ fn with_a_token_all_else_asks_for_it() {
             for headers in [String::new(), bearer(TOKEN), bearer("wrong")] {
                 assert_eq!(get(&server, path, &headers).status, 200, "{path} {headers}");
             }
+        }
+        // The page is empty without what it asks for, and the token is typed in there.
+        for headers in [String::new(), bearer("wrong"), bearer(TOKEN)] {
+            assert_eq!(get(&server, "/", &headers).status, 200, "{headers}");
         }
         for path in GUARDED {
             let missing = get(&server, path, "");

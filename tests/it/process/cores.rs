@@ -117,7 +117,7 @@ fn threads_that_nobody_waits_for_have_a_low_priority() {
         // The 19th of proc_pid_stat(5), the 17th behind the name.
         nice.insert(comm.to_owned(), fields.split(' ').nth(16).unwrap().parse().unwrap());
     }
-    for background in ["millrace-memory", "millrace-reload"] {
+    for background in ["millrace-disks", "millrace-memory", "millrace-reload"] {
         assert!(nice.get(background).is_some_and(|nice| *nice >= 10), "{nice:?}");
     }
     assert!(nice["millrace-core-0"] == nice["millrace"] && nice["millrace"] < 10, "{nice:?}");

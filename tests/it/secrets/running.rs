@@ -438,7 +438,16 @@ fn exercise(way: Way) -> Search {
         ("admin token", format!("authorization: Bearer {ADMIN_TOKEN}\r\n")),
         ("JSON", format!("authorization: Bearer {ADMIN_TOKEN}\r\naccept: application/json\r\n")),
     ] {
-        for page in ["/", "/metrics", "/healthz", "/readyz", "/peers", "/peers?by=bytes"] {
+        for page in [
+            "/",
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/peers",
+            "/peers?by=bytes",
+            "/settings",
+            "/logs",
+        ] {
             let page_of = format!("{}: {page} with {name}", scene.name);
             search.look(&page_of, server.get(page, &headers).unwrap(), &[]);
         }
@@ -480,6 +489,19 @@ fn exercise(way: Way) -> Search {
     post();
     server.wait_metric("millrace_put_retries_total", 3);
     search.look(&format!("{}: /readyz", scene.name), server.get("/readyz", "").unwrap(), &[]);
+    let admin = format!("authorization: Bearer {ADMIN_TOKEN}\r\n");
+    let logs = server.get("/logs", &admin).unwrap();
+    assert!(logs.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&logs));
+    search.look(&format!("{}: /logs", scene.name), logs, &[]);
+    // Beside the server, with all of its settings and the token.
+    let url = format!("http://{}", server.admin);
+    scene.run(&["debug", "bundle", "--seconds", "0", "-o", "bundle.tar", &url]);
+    let bundle = fs::read(scene.path("bundle.tar")).unwrap();
+    let holds = |text: &str| memchr::memmem::find(&bundle, text.as_bytes()).is_some();
+    for name in ["settings.txt", "check.json", "metrics-2.txt", "proc-2.txt", "logs.txt"] {
+        assert!(holds(name), "{}: {name}", scene.name);
+    }
+    search.look(&format!("{}: debug bundle", scene.name), bundle, &[]);
     signal(&server.child, "TERM");
     server.wait_ended();
     let letters = files(&scene.path("dead-letter"));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -110,6 +110,14 @@ pub struct Chromium {
 impl Chromium {
     /// Shows `url`. `None` where there is no browser.
     pub fn open(url: &str) -> Option<Chromium> {
+        // It stays until it is ended, as it does for whoever debugs it.
+        let (chromium, _) = Chromium::launch(&["--remote-debugging-port=0", url])?;
+        Some(chromium)
+    }
+
+    /// Starts it with these arguments too. Its file descriptors 3 and 4 are the pipes that are
+    /// returned.
+    pub(super) fn launch(args: &[&str]) -> Option<(Chromium, (ChildStdin, ChildStdout))> {
         let is_there = |name: &&str| {
             let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output();
             found.unwrap().status.success()
@@ -119,10 +127,9 @@ impl Chromium {
             return None;
         };
         let profile = tempfile::tempdir().unwrap();
-        let child = Command::new("timeout")
-            .args(["--kill-after=5", "300", name])
-            // It stays until it is ended, as it does for whoever debugs it.
-            .args(["--headless", "--remote-debugging-port=0"])
+        let mut child = Command::new("timeout")
+            .args(["--kill-after=5", "300", "sh", "-c"])
+            .args([r#"exec "$@" 3<&0 4>&1 </dev/null >/dev/null"#, "sh", name, "--headless"])
             // Its sandbox does not work for root; the pages are ours.
             .args([
                 "--no-sandbox",
@@ -132,16 +139,17 @@ impl Chromium {
             ])
             .args(["--no-proxy-server", "--disable-dev-shm-usage"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
-            .arg(url)
+            .args(args)
             // Its settings and caches are in the home directory.
             .env("HOME", profile.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .unwrap();
-        Some(Chromium { child, _profile: profile })
+        let pipes = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Some((Chromium { child, _profile: profile }, pipes))
     }
 }
 

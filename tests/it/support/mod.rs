@@ -4,6 +4,7 @@
 pub mod batches;
 pub mod child;
 pub mod chromium;
+pub mod devtools;
 pub mod disks;
 pub mod front;
 pub mod imds;
@@ -12,6 +13,7 @@ pub mod proxy;
 pub mod s3;
 pub mod s3_client;
 pub mod slow_store;
+pub mod terminal;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -303,7 +305,17 @@ impl Drop for Server {
 }
 
 /// Gauges that are not back at zero when nothing is left to do, with the reason.
-const NOT_ZERO: [(&str, &str); 19] = [
+const NOT_ZERO: [(&str, &str); 32] = [
+    ("millrace_build_info", "always 1"),
+    ("millrace_workers_busy_limit", "a limit"),
+    ("millrace_batches_open_limit", "a limit"),
+    ("millrace_spool_disk_bytes_limit", "a limit"),
+    ("millrace_spool_pending_bytes_limit", "a limit"),
+    ("millrace_spool_filled_bytes", "the last segment stays filled as far as it was"),
+    ("millrace_spool_time_to_full_seconds", "of the last minute"),
+    ("millrace_dead_letters", "they stay until they are replayed"),
+    ("millrace_tap_watchers_limit", "a limit"),
+    ("millrace_tap_lines_limit", "a limit"),
     ("millrace_body_bytes_limit", "a limit"),
     ("millrace_connections_limit", "a limit"),
     ("millrace_tls_handshakes_limit", "a limit"),
@@ -319,6 +331,9 @@ const NOT_ZERO: [(&str, &str); 19] = [
     ("millrace_puts_limit", "a limit that adapts"),
     ("millrace_tokens", "what TOKENS_FILE holds"),
     ("millrace_spool_disk_bytes", "segments stay for reuse"),
+    ("millrace_dead_letter_directory_bytes_limit", "a limit"),
+    ("millrace_tokens_limit", "a limit"),
+    ("millrace_request_bytes_limit", "a limit"),
     ("millrace_dead_letter_directory_bytes", "dead letters stay until they are replayed"),
     ("millrace_batch_compression_ratio", "of everything since the start"),
     ("millrace_puts_per_million_payloads", "of everything since the start"),
@@ -380,7 +395,14 @@ impl Metrics {
         for (name, _) in NOT_ZERO {
             assert!(gauges.contains(&name), "NOT_ZERO: {name} is no gauge");
         }
-        let is_kept = |name: &str| NOT_ZERO.iter().any(|(kept, _)| *kept == name);
+        // What the process has as a whole is not of a stage.
+        let of_host = ["process_", "millrace_disk_"];
+        let is_kept = |name: &str| {
+            NOT_ZERO.iter().any(|(kept, _)| *kept == name)
+                || of_host.iter().any(|prefix| name.starts_with(prefix))
+                || name.ends_with("_needed")
+                || name.ends_with("_needed_bytes")
+        };
         gauges.retain(|name| !is_kept(name) && self.sum(name) != 0);
         gauges
     }

@@ -41,6 +41,8 @@ pub enum Need {
     Openssl,
     /// The Python packages with the exporter that sends JSON.
     Opentelemetry,
+    /// prometheus(1), which scrapes servers and evaluates rules.
+    Prometheus,
     /// promtool(1), which knows how metrics are to be named.
     Promtool,
     /// Python 3, for the client in Python and the examples of the documents.
