@@ -139,4 +139,5 @@ mod commands {
     mod check;
     mod command_line;
     mod health;
+    mod progress;
 }
