@@ -10,8 +10,10 @@ use bytesize::ByteSize;
 use crate::log::status_line;
 use crate::rt;
 
-/// Time before the first line, so that short work shows none, and between two lines.
+/// Time between two lines.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
+/// Time before the first one: short work shows none.
+const FIRST_AFTER: Duration = Duration::from_millis(500);
 /// Longest line: one that a terminal breaks could not be drawn over.
 const COLUMNS: usize = 79;
 
@@ -23,8 +25,8 @@ pub(super) struct Progress {
     bytes: Cell<u64>,
     items: Cell<u64>,
     began: Instant,
-    /// `None`: there is nobody to show it to.
-    drawn: Cell<Option<Instant>>,
+    /// When a line was drawn, if one was; `None`: there is nobody to show it to.
+    drawn: Cell<Option<Option<Instant>>>,
 }
 
 impl Progress {
@@ -37,7 +39,7 @@ impl Progress {
             bytes: Cell::new(0),
             items: Cell::new(0),
             began,
-            drawn: Cell::new(std::io::stderr().is_terminal().then_some(began)),
+            drawn: Cell::new(std::io::stderr().is_terminal().then_some(None)),
         }
     }
 
@@ -67,8 +69,8 @@ impl Progress {
         self.bytes.set(bytes.max(self.bytes.get()));
         let Some(drawn) = self.drawn.get() else { return };
         let now = rt::now();
-        if now.saturating_duration_since(drawn) >= DRAW_EVERY {
-            self.drawn.set(Some(now));
+        if now >= drawn.map_or(self.began + FIRST_AFTER, |drawn| drawn + DRAW_EVERY) {
+            self.drawn.set(Some(Some(now)));
             status_line(&self.line(now - self.began));
         }
     }
