@@ -220,23 +220,21 @@ fn every_alert_says_what_to_do_and_is_tested() {
     let (_, healthy) = tests.split_once("- name: healthy").unwrap();
     let (healthy, _) = healthy.split_once("promql_expr_test").unwrap();
     let (healthy, records) = (metrics_in(healthy), text("monitoring/records.yml"));
-    let exprs = code(&alerts) + &code(&records);
+    let exprs = without_texts(&code(&alerts)) + &code(&records);
     let looked_at = metrics_in(&exprs);
-    let texts = metrics_in_texts(&alerts);
-    let lacking: Vec<_> = looked_at
-        .iter()
-        .filter(|name| !name.contains(':') && !healthy.contains(*name) && !texts.contains(*name))
-        .collect();
+    let lacking: Vec<_> =
+        looked_at.iter().filter(|name| !name.contains(':') && !healthy.contains(*name)).collect();
     assert!(lacking.is_empty(), "the healthy server has no {lacking:#?}");
 }
 
-/// Metrics that only the texts of alerts name.
-fn metrics_in_texts(alerts: &str) -> BTreeSet<&str> {
+/// Without what alerts say to people.
+fn without_texts(alerts: &str) -> String {
     let is_text = |line: &&str| {
         let line = line.trim_start();
         line.starts_with("summary: ") || line.starts_with("description: ")
     };
-    alerts.lines().filter(is_text).flat_map(metrics_in).collect()
+    let lines: Vec<&str> = alerts.lines().filter(|line| !is_text(line)).collect();
+    lines.join("\n")
 }
 
 /// The parts of Grafana's model that it does not mend by itself.
@@ -371,7 +369,7 @@ fn load([busy, failing, refusing]: [&Server; 3]) {
     let mut clients = [busy, failing, refusing].map(Server::connect);
     let began = Instant::now();
     let mut sent = 0;
-    let mut fills = |failing: &Server| {
+    let fills = |failing: &Server| {
         let scrape = failing.metrics().0;
         scrape.lines().any(|line| line.starts_with("millrace_spool_time_to_full_seconds{"))
     };
@@ -522,7 +520,7 @@ fn check_answers(prometheus: &Prometheus, [busy, failing, refusing]: [&Server; 3
 /// The figures of what waits, while the store fails and after it has mended.
 #[test]
 fn ages_and_errors_tell_of_a_store_that_fails() {
-    let server = Server::start(&[("RETRY_MAX", "100ms"), ("DRAIN_TIMEOUT", "2s")]);
+    let server = Server::start(&[("RETRY_MAX", "100ms")]);
     server.break_store();
     assert_eq!(server.post_payloads(&["1"]).status, 200);
     let age = "millrace_oldest_unstored_payload_age_seconds";
@@ -535,7 +533,9 @@ fn ages_and_errors_tell_of_a_store_that_fails() {
     let retries = metrics.sum("millrace_put_retries_total");
     assert!(retries > 0, "{}", metrics.0);
     let classes = ["object", "transient", "store_wide"].map(|class| failed(&metrics, class));
-    assert_eq!(classes.iter().sum::<u64>(), retries, "{classes:?}");
+    // Read after the retries: more may have failed in between.
+    let failed: u64 = classes.iter().sum();
+    assert!((retries..retries + 20).contains(&failed), "{retries} {classes:?}");
     server.mend_store();
     server.wait("nothing that waits", |metrics| metrics.sum(age) == 0);
     server.wait_idle();
@@ -560,6 +560,7 @@ fn spooled_payloads_keep_their_age_through_a_crash() {
         ("SPOOL_DIR", "spool"),
         ("FAULTS", "store_wide=1"),
         ("MAX_QUEUE", "2"),
+        ("MAX_WORKERS", "1"),
         ("RETRY_MAX", "1s"),
     ];
     let server = Server::start(&settings);
