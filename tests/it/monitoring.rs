@@ -142,8 +142,8 @@ fn every_metric_of_rules_and_dashboard_is_one_of_this_server() {
     assert!(seen > 150, "{seen}");
 }
 
-/// Every limit stands beside what it bounds, under its name and `_limit`; of what adapts
-/// (`puts_limit`) and of settings without a figure beside them (`request_bytes_limit`) there is none.
+/// Every limit stands beside what it bounds, under its name and `_limit`. Two are called otherwise, and
+/// one has no figure beside it.
 #[test]
 fn every_limit_has_its_use_beside_it() {
     let server = Server::start(&[]);
@@ -152,7 +152,8 @@ fn every_limit_has_its_use_beside_it() {
     let limits: Vec<&str> = gauges.iter().filter_map(|name| name.strip_suffix("_limit")).collect();
     assert!(limits.len() > 12, "{limits:?}");
     for of in limits {
-        let alone = ["millrace_puts", "millrace_request_bytes"].contains(&of);
+        let alone = ["millrace_puts", "millrace_tls_handshakes", "millrace_request_bytes"];
+        let alone = alone.contains(&of);
         assert!(gauges.contains(of) != alone, "{of}");
     }
     for (limit, value) in [
@@ -220,23 +221,21 @@ fn every_alert_says_what_to_do_and_is_tested() {
     let (_, healthy) = tests.split_once("- name: healthy").unwrap();
     let (healthy, _) = healthy.split_once("promql_expr_test").unwrap();
     let (healthy, records) = (metrics_in(healthy), text("monitoring/records.yml"));
-    let exprs = code(&alerts) + &code(&records);
+    let exprs = without_texts(&code(&alerts)) + &code(&records);
     let looked_at = metrics_in(&exprs);
-    let texts = metrics_in_texts(&alerts);
-    let lacking: Vec<_> = looked_at
-        .iter()
-        .filter(|name| !name.contains(':') && !healthy.contains(*name) && !texts.contains(*name))
-        .collect();
+    let lacking: Vec<_> =
+        looked_at.iter().filter(|name| !name.contains(':') && !healthy.contains(*name)).collect();
     assert!(lacking.is_empty(), "the healthy server has no {lacking:#?}");
 }
 
-/// Metrics that only the texts of alerts name.
-fn metrics_in_texts(alerts: &str) -> BTreeSet<&str> {
+/// Without what alerts say to people.
+fn without_texts(alerts: &str) -> String {
     let is_text = |line: &&str| {
         let line = line.trim_start();
         line.starts_with("summary: ") || line.starts_with("description: ")
     };
-    alerts.lines().filter(is_text).flat_map(metrics_in).collect()
+    let lines: Vec<&str> = alerts.lines().filter(|line| !is_text(line)).collect();
+    lines.join("\n")
 }
 
 /// The parts of Grafana's model that it does not mend by itself.
@@ -371,7 +370,7 @@ fn load([busy, failing, refusing]: [&Server; 3]) {
     let mut clients = [busy, failing, refusing].map(Server::connect);
     let began = Instant::now();
     let mut sent = 0;
-    let mut fills = |failing: &Server| {
+    let fills = |failing: &Server| {
         let scrape = failing.metrics().0;
         scrape.lines().any(|line| line.starts_with("millrace_spool_time_to_full_seconds{"))
     };
@@ -522,7 +521,7 @@ fn check_answers(prometheus: &Prometheus, [busy, failing, refusing]: [&Server; 3
 /// The figures of what waits, while the store fails and after it has mended.
 #[test]
 fn ages_and_errors_tell_of_a_store_that_fails() {
-    let server = Server::start(&[("RETRY_MAX", "100ms"), ("DRAIN_TIMEOUT", "2s")]);
+    let server = Server::start(&[("RETRY_MAX", "100ms")]);
     server.break_store();
     assert_eq!(server.post_payloads(&["1"]).status, 200);
     let age = "millrace_oldest_unstored_payload_age_seconds";
@@ -535,7 +534,9 @@ fn ages_and_errors_tell_of_a_store_that_fails() {
     let retries = metrics.sum("millrace_put_retries_total");
     assert!(retries > 0, "{}", metrics.0);
     let classes = ["object", "transient", "store_wide"].map(|class| failed(&metrics, class));
-    assert_eq!(classes.iter().sum::<u64>(), retries, "{classes:?}");
+    // Read after the retries: more may have failed in between.
+    let failed: u64 = classes.iter().sum();
+    assert!((retries..retries + 20).contains(&failed), "{retries} {classes:?}");
     server.mend_store();
     server.wait("nothing that waits", |metrics| metrics.sum(age) == 0);
     server.wait_idle();
@@ -560,6 +561,7 @@ fn spooled_payloads_keep_their_age_through_a_crash() {
         ("SPOOL_DIR", "spool"),
         ("FAULTS", "store_wide=1"),
         ("MAX_QUEUE", "2"),
+        ("MAX_WORKERS", "1"),
         ("RETRY_MAX", "1s"),
     ];
     let server = Server::start(&settings);
