@@ -166,7 +166,7 @@ impl TapPage {
             let samples = rate.div_ceil(10).min(TAP_SLOTS as u16);
             boards.iter().for_each(|(_, board)| board.ask(period, samples));
             sleep(PERIOD).await;
-            let now_dropped = boards.iter().map(|(_, board)| board.dropped()).sum();
+            let now_dropped: u64 = boards.iter().map(|(_, board)| board.dropped()).sum();
             self.deliver(boards, now_dropped - dropped, rt::now());
             dropped = now_dropped;
         }

@@ -34,6 +34,7 @@ use super::phase::ConnState;
 use super::quotas::{Announced, DROPPED_BODY_MAX, Judged, Throttled};
 use super::reply::Answer;
 use super::server::Server;
+use super::tap::CoreTap;
 use super::tokens::{KnownToken, TokenQuota, TokenRefusal};
 use crate::budget::{ChargedBytes, Padded};
 use crate::coding::Coding;
