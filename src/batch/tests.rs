@@ -22,7 +22,6 @@ fn batch(kind: BatchKind) -> Batch {
         kind,
         roster: Roster::default(),
         values: RequestValues::default(),
-        traces: Traces::default(),
         shared: EncoderShared::new(),
         _charge: None,
     }
