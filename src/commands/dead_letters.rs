@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::progress::Progress;
+use super::progress::ProgressLine;
 use super::{RetryingStore, out, print, side_by_side};
 use crate::config::{Config, StoreUrl};
 use crate::control::Exit;
@@ -284,7 +284,7 @@ pub async fn replay(
         + bundles.iter().map(|stem| dead.bundle_bytes(stem)).sum::<u64>();
     let replay = Rc::new(DeadLetterReplay {
         filter,
-        progress: Progress::begin("replaying", total),
+        progress: ProgressLine::begin("replaying", total),
         others: Cell::new(0),
         puts: RetryingStore::prepare(config).await?,
         dead,
@@ -319,7 +319,7 @@ pub async fn replay(
 struct DeadLetterReplay {
     dead: DeadLetters,
     filter: LetterFilter,
-    progress: Progress,
+    progress: ProgressLine,
     /// Dead letters that the filter does not take.
     others: Cell<usize>,
     puts: RetryingStore,

@@ -18,7 +18,7 @@ const FIRST_AFTER: Duration = Duration::from_millis(500);
 const COLUMNS: usize = 79;
 
 /// The progress of one command; the line goes when it is dropped.
-pub(super) struct Progress {
+pub(super) struct ProgressLine {
     /// What is done, as in "replaying".
     what: &'static str,
     total_bytes: u64,
@@ -29,11 +29,11 @@ pub(super) struct Progress {
     drawn: Cell<Option<Option<Instant>>>,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Begins work on `total_bytes`, of which the last ones may never come.
-    pub(super) fn begin(what: &'static str, total_bytes: u64) -> Progress {
+    pub(super) fn begin(what: &'static str, total_bytes: u64) -> ProgressLine {
         let began = rt::now();
-        Progress {
+        ProgressLine {
             what,
             total_bytes,
             bytes: Cell::new(0),
@@ -45,8 +45,8 @@ impl Progress {
 
     /// The same for a command whose data go to standard output: if that is a terminal too, the
     /// line would be among them.
-    pub(super) fn beside_data(what: &'static str, total_bytes: u64) -> Progress {
-        let progress = Progress::begin(what, total_bytes);
+    pub(super) fn beside_data(what: &'static str, total_bytes: u64) -> ProgressLine {
+        let progress = ProgressLine::begin(what, total_bytes);
         if std::io::stdout().is_terminal() {
             progress.drawn.set(None);
         }
@@ -104,7 +104,7 @@ impl Progress {
     }
 }
 
-impl Progress {
+impl ProgressLine {
     /// Ends the line, before a report.
     pub(super) fn end(&self) {
         if self.drawn.take().is_some() {
@@ -113,7 +113,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.end();
     }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn line(total: u64, bytes: u64, items: u64, seconds: f64) -> String {
-        let progress = Progress::begin("replaying", total);
+        let progress = ProgressLine::begin("replaying", total);
         (progress.bytes.set(bytes), progress.items.set(items));
         progress.line(Duration::from_secs_f64(seconds))
     }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::out;
-use super::progress::Progress;
+use super::progress::ProgressLine;
 use crate::config::Config;
 use crate::control::Exit;
 use crate::log::complain;
@@ -120,7 +120,7 @@ impl SpoolTarget {
 
     fn verify_to(&self, out: &mut impl Write) -> Result<Exit, SpoolCommandError> {
         let (mut segments, mut damaged, mut groups) = (0, 0, 0);
-        let progress = Progress::begin("verifying", self.bytes());
+        let progress = ProgressLine::begin("verifying", self.bytes());
         let mut journals = Vec::new();
         for instance in &self.instances {
             // The lock is dropped at once: a server that starts meanwhile invalidates no checksum.
@@ -177,7 +177,7 @@ impl SpoolTarget {
 
     fn export_to(&self, out: &mut impl Write, all: bool) -> Result<Exit, SpoolCommandError> {
         let (mut exported, mut bytes, mut exit) = (0_u64, 0, Exit::Clean);
-        let progress = Progress::beside_data("exporting", self.bytes());
+        let progress = ProgressLine::beside_data("exporting", self.bytes());
         for instance in &self.instances {
             let Some(_held) = self.hold(instance)? else { continue };
             for (path, batched) in files_with(instance, |_| Ok(()))? {

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use super::batches::MemberFiles;
 use super::{SpoolCommandError, SpoolTarget, exit_of, file_bytes, look, lost, of, unreadable};
 use crate::batch::encoder::encode;
-use crate::commands::progress::Progress;
+use crate::commands::progress::ProgressLine;
 use crate::commands::{RetryingStore, print, side_by_side};
 use crate::config::{BatchFormat, Config};
 use crate::control::Exit;
@@ -38,7 +38,7 @@ impl SpoolTarget {
         let puts = RetryingStore::prepare(config).await?;
         let replay = Rc::new(ReplayRun {
             puts,
-            progress: Progress::begin("replaying", self.bytes()),
+            progress: ProgressLine::begin("replaying", self.bytes()),
             stored: Cell::new(0),
             left: Cell::new(0),
             has_problems: Cell::new(false),
@@ -86,7 +86,7 @@ impl SpoolTarget {
 /// One replay and its figures.
 struct ReplayRun {
     puts: RetryingStore,
-    progress: Progress,
+    progress: ProgressLine,
     stored: Cell<u64>,
     /// Payloads that stay in the spool.
     left: Cell<u64>,

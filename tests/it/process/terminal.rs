@@ -121,7 +121,7 @@ fn a_service_logs_one_line_with_the_same_facts() {
     let summaries: Vec<_> = log.iter().filter(|line| line.get("listen").is_some()).collect();
     assert_eq!(summaries.len(), 1, "{log:#?}");
     let summary = summaries[0];
-    for (field, value) in [
+    let facts: [(&str, serde_json::Value); 8] = [
         ("admin", format!("http://{}", server.admin).into()),
         ("body_bytes_max", (1 << 20).into()),
         ("connections_per_core", 16_384.into()),
@@ -130,7 +130,8 @@ fn a_service_logs_one_line_with_the_same_facts() {
         ("drain_timeout_ms", 6_000.into()),
         ("spool", "off".into()),
         ("tokens", "none asked for".into()),
-    ] {
+    ];
+    for (field, value) in facts {
         assert_eq!(summary[field], value, "{field}: {summary}");
     }
     assert!(summary["memory_bytes_max"].as_u64().unwrap() > 128 << 20, "{summary}");
