@@ -10,6 +10,7 @@ mod certificates;
 mod events;
 mod exposition;
 mod file_state;
+mod manager;
 mod memory;
 mod peers;
 mod quotas;
@@ -56,6 +57,7 @@ use access::{AdminAccess, SharedAdminToken};
 use admin::Admin;
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
+use manager::ServiceManager;
 use tokens::TokensFile;
 
 pub use reach::{Prepared, prepare_store};
@@ -121,6 +123,7 @@ struct Supervisor {
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: Rc<Events>,
+    manager: ServiceManager,
 }
 
 /// Everything up to the moment at which cores accept, in this order: what can be refused comes
@@ -131,6 +134,8 @@ async fn start(
     mut reloader: Reloader,
 ) -> Result<Supervisor, String> {
     let epoch = rt::now();
+    let manager = ServiceManager::from_environment();
+    reloader.report_to(manager.clone());
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
@@ -247,6 +252,7 @@ async fn start(
         home,
         stopping,
         events,
+        manager,
     };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
@@ -412,7 +418,13 @@ impl Supervisor {
     /// Waits for a signal or a core's death, then stops every core.
     async fn run(self) -> Exit {
         let mut clean = true;
+        let mut told_ready = false;
         loop {
+            if !told_ready && self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
+                told_ready = true;
+                self.manager.ready();
+                self.manager.watch(self.cells, self.stopping.clone());
+            }
             match self.next_event(rt::now() + Duration::from_secs(3600)).await {
                 Some(ControlEvent::Stop) => break,
                 Some(ControlEvent::CoreChanged) if self.shut_dead_cores() => {
@@ -427,6 +439,7 @@ impl Supervisor {
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
         self.stopping.set(true);
         self.command_all();
+        self.manager.stopping(self.limits.stop.exit);
         let mut forced = false;
         while !self.all_ended() {
             match self.next_event(deadline).await {

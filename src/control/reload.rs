@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use super::access::AdminTokenFile;
 use super::background;
 use super::certificates::CertificateFiles;
+use super::manager::ServiceManager;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
 use crate::log;
@@ -24,13 +25,21 @@ pub struct Reloader {
     certificates: Option<CertificateFiles>,
     admin_token: Option<AdminTokenFile>,
     requests: Receiver<()>,
+    manager: ServiceManager,
 }
 
 impl Reloader {
     /// `settings` are those that `flags`, the environment and the file gave at the start. Each of
     /// `requests` is a reload.
     pub fn new(flags: Flags, settings: Effective, requests: Receiver<()>) -> Reloader {
-        Reloader { flags, settings, tokens: None, certificates: None, admin_token: None, requests }
+        let (tokens, certificates, admin_token) = (None, None, None);
+        let manager = ServiceManager::default();
+        Reloader { flags, settings, tokens, certificates, admin_token, requests, manager }
+    }
+
+    /// Tells `manager` when a reload that was requested begins and ends.
+    pub(super) fn report_to(&mut self, manager: ServiceManager) {
+        self.manager = manager;
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
@@ -65,10 +74,12 @@ impl Reloader {
         match requested {
             Ok(()) => {
                 tracing::info!("SIGHUP: reloading");
+                self.manager.reloading();
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
                 self.certificates.iter_mut().for_each(CertificateFiles::reload);
                 self.admin_token.iter().for_each(AdminTokenFile::reload);
+                self.manager.ready();
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.tokens.iter_mut().for_each(TokensFile::poll);

@@ -182,6 +182,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
+                server.cells.samples.inc();
                 let now = rt::now();
                 admission.sample(now);
                 if let Some(quotas) = &server.quotas {

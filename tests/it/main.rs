@@ -122,6 +122,7 @@ mod process {
     mod environment;
     mod host;
     mod log;
+    mod notify;
     mod pauses;
     mod peers;
     mod reload;
