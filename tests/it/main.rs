@@ -11,6 +11,7 @@ mod support;
 
 // What the repository's own files say.
 mod clients;
+mod deploy;
 mod documents;
 mod profiles;
 mod secrets;
