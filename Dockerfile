@@ -22,6 +22,16 @@ FROM scratch AS sbom
 COPY --from=bill /bill /
 
 FROM gcr.io/distroless/cc-debian12:nonroot
+# docker build --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(date -u +%FT%TZ) -t millrace .
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="millrace" \
+      org.opencontainers.image.description="Thread-per-core ingest server: JSON collections over HTTP in, every payload to Amazon S3" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="gcr.io/distroless/cc-debian12:nonroot"
 COPY --from=build /src/target/dist/millrace /usr/local/bin/millrace
 COPY --from=build --chown=65532:65532 /state /var/lib/millrace
 WORKDIR /var/lib/millrace
@@ -30,4 +40,8 @@ VOLUME /var/lib/millrace
 ENV MILLRACE_ADMIN_LISTEN=0.0.0.0:9090
 EXPOSE 8080 9090
 STOPSIGNAL SIGTERM
+# It asks /healthz of MILLRACE_ADMIN_LISTEN, as there is no shell and no curl here. Not /readyz: a server whose store is down
+# holds payloads and is not to be killed for that.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["/usr/local/bin/millrace", "health"]
 ENTRYPOINT ["/usr/local/bin/millrace"]

@@ -83,6 +83,8 @@ pub enum SpoolCommand {
         /// Also payloads that are already stored.
         all: bool,
     },
+    /// Measure the disk.
+    Bench,
 }
 
 /// The parsed command line.
@@ -167,6 +169,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
                 "verify" => SpoolCommand::Verify,
                 "replay" => SpoolCommand::Replay,
                 "export" => SpoolCommand::Export { all: matches.get_flag(ALL) },
+                "bench" => SpoolCommand::Bench,
                 other => unreachable!("clap refuses {other}"),
             };
             (Command::Spool { what, dir: matches.get_one::<PathBuf>(DIR).cloned() }, matches)
@@ -243,6 +246,8 @@ Sizes and times have units: 64MiB, 1GB, 250ms, 10s, 5m.";
 const DEAD_LETTERS: &[&str] = &["DEAD_LETTER_DIR"];
 /// What every command on a spool reads.
 const SPOOL: &[&str] = &["SPOOL_DIR"];
+/// What a measurement of its disk reads.
+const SPOOL_BENCH: &[&str] = &["SPOOL_DIR", "CORES"];
 /// What an upload depends on, besides the `S3_` settings.
 const UPLOADS: &[&str] = &[
     "STORE",
@@ -482,6 +487,7 @@ fn spool_command() -> clap::Command {
     let all =
         Arg::new(ALL).long("all").action(ArgAction::SetTrue).help("Also those already stored");
     let replay = "Upload the payloads under their keys, and remove what is stored";
+    let bench = "Measure how long the disk takes for what a spool writes, and say what that means";
     group("spool", "Handle payloads that stopped or crashed servers left on this host's disk")
         .subcommand(command("ls", "List the files of a spool", only))
         .subcommand(command("verify", "Check every checksum; exit 1 if there is damage", only))
@@ -489,6 +495,7 @@ fn spool_command() -> clap::Command {
         .subcommand(
             command("export", "Write the payloads to standard output, one per line", only).arg(all),
         )
+        .subcommand(command("bench", bench, Reads::Only(SPOOL_BENCH)))
 }
 
 /// A command with subcommands, whose help explains no setting.
@@ -656,6 +663,7 @@ mod tests {
             ("millrace spool replay d/n --store null:", spool(SpoolCommand::Replay, Some("d/n"))),
             ("millrace spool export", spool(SpoolCommand::Export { all: false }, None)),
             ("millrace spool export --all d", spool(SpoolCommand::Export { all: true }, Some("d"))),
+            ("millrace spool bench d", spool(SpoolCommand::Bench, Some("d"))),
         ] {
             assert_eq!(invoke(line).unwrap().command, command, "{line}");
         }
@@ -735,13 +743,14 @@ mod tests {
                 &["--any-store", "--error <TEXT>", "--older <TIME>"],
                 [&["DEAD_LETTER_DIR"], &*uploads].concat(),
             ),
-            ("spool", &["ls", "verify", "replay", "export"], vec![]),
+            ("spool", &["ls", "verify", "replay", "export", "bench"], vec![]),
             ("spool ls", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool verify", &["[DIR]"], vec!["SPOOL_DIR"]),
             ("spool export", &["[DIR]", "--all"], vec!["SPOOL_DIR"]),
             ("spool replay", &["[DIR]"], [&["SPOOL_DIR"], &*uploads].concat()),
             ("top", &["[URL]", "--every"], ADMIN.to_vec()),
             ("tap", &["[URL]", "--rate"], ADMIN.to_vec()),
+            ("spool bench", &["[DIR]"], vec!["SPOOL_DIR", "CORES"]),
             ("serve", &[], vec![]),
             ("check", &["--put", "--running", "--json", "--deny-warnings"], vec![]),
             ("health", &["[URL]", "--ready"], vec!["ADMIN_LISTEN"]),

@@ -12,6 +12,7 @@ mod events;
 mod exposition;
 mod facts;
 mod file_state;
+mod manager;
 mod memory;
 mod page;
 mod peers;
@@ -64,6 +65,7 @@ use admin::{Admin, Pages};
 use certificates::{CertificateCollector, CertificateFiles, Certificates};
 use events::{ControlEvent, Events};
 use facts::FactsCollector;
+use manager::ServiceManager;
 use settings::SettingsPage;
 use start_report::{StartReport, StartSummary};
 use tap::TapPage;
@@ -138,6 +140,7 @@ struct Supervisor {
     /// Read by `/readyz`.
     stopping: Rc<Cell<bool>>,
     events: Rc<Events>,
+    manager: ServiceManager,
 }
 
 /// Everything up to the moment at which cores accept, in this order: what can be refused comes
@@ -149,6 +152,8 @@ async fn start(
     report: &mut StartReport,
 ) -> Result<Supervisor, String> {
     let epoch = rt::now();
+    let manager = ServiceManager::from_environment();
+    reloader.report_to(manager.clone());
     let config = Arc::new(config);
     let limits = Limits::new(&config).for_descriptors(preflight::descriptors(), config.cores.len());
     let cells = metrics::cells(config.cores.len());
@@ -278,6 +283,7 @@ async fn start(
         home,
         stopping,
         events,
+        manager,
     };
     server.until_all(CoreState::Ready).await?;
     if !server.events.hand_over() {
@@ -401,7 +407,13 @@ impl Supervisor {
     /// Waits for a signal or a core's death, then stops every core.
     async fn run(self) -> Exit {
         let mut clean = true;
+        let mut told_ready = false;
         loop {
+            if !told_ready && self.cells.iter().all(|cells| cells.is(CoreState::Serving)) {
+                told_ready = true;
+                self.manager.ready();
+                self.manager.watch(self.cells, self.stopping.clone());
+            }
             match self.next_event(rt::now() + Duration::from_secs(3600)).await {
                 Some(ControlEvent::Stop) => break,
                 Some(ControlEvent::CoreChanged) if self.shut_dead_cores() => {
@@ -416,6 +428,7 @@ impl Supervisor {
         tracing::info!(drain_timeout = ?self.limits.stop.exit, "stopping");
         self.stopping.set(true);
         self.command_all();
+        self.manager.stopping(self.limits.stop.exit);
         let mut forced = false;
         while !self.all_ended() {
             match self.next_event(deadline).await {

@@ -407,6 +407,8 @@ pub const PUT_ERROR_CLASSES: [&str; 3] = ["object", "transient", "store_wide"];
 #[repr(align(128))]
 pub struct CoreCells {
     pub state: Cell64,
+    /// Counted up every second while the core serves, and not exposed: whether it runs at all.
+    pub samples: Cell64,
     pub requests: [Cell64; STATUSES.len()],
     /// Requests refused with 503, by [`Unavailable`].
     pub unavailable: [Cell64; Unavailable::ALL.len()],

@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::config::Config;
 use crate::limits::Limits;
@@ -145,6 +146,13 @@ pub fn for_spool_replay(config: &Config, mode: Mode) -> Vec<Finding> {
     let mut findings = host::findings(config, &Limits::new(config));
     findings.extend(config.spool.as_ref().and_then(|spool| device::finding(&spool.dir)));
     findings.extend(dirs::store(config, mode));
+    findings
+}
+
+/// What `spool bench` needs of the host, and of the disk of `dir`.
+pub fn for_spool_bench(config: &Config, dir: &Path) -> Vec<Finding> {
+    let mut findings = host::findings(config, &Limits::new(config));
+    findings.extend(device::finding(dir));
     findings
 }
 

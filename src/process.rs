@@ -150,12 +150,21 @@ fn run_command(command: Command, config: Config, effective: &Effective) -> Resul
             }
             control::on_executor(commands::dead_letters::replay(&config, filter, any_store))?
         }
+        Command::Spool { what: SpoolCommand::Bench, dir } => {
+            let dir = commands::spool::directory(&config, dir)?;
+            let findings = preflight::for_spool_bench(&config, &dir);
+            if preflight::failed(&findings) {
+                return Err(preflight::table(&findings));
+            }
+            control::on_executor(commands::spool::bench::run(&config, dir))?
+        }
         Command::Spool { what, dir } => {
             let spool = commands::spool::open(&config, dir)?;
             match what {
                 SpoolCommand::Ls => spool.list(),
                 SpoolCommand::Verify => spool.verify(),
                 SpoolCommand::Export { all } => spool.export(all),
+                SpoolCommand::Bench => unreachable!("measured above"),
                 SpoolCommand::Replay => {
                     let findings = preflight::for_spool_replay(&config, Mode::Start);
                     if preflight::failed(&findings) {

@@ -56,6 +56,7 @@ mod stop;
 mod writer;
 
 pub mod batches;
+pub mod bench;
 pub mod format;
 pub mod offline;
 #[cfg(test)]

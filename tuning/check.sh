@@ -1,23 +1,23 @@
 #!/bin/sh
 # Says what of tuning/ this host lacks: one line per knob, and below what is lacking the command that mends it.
-# It only reads. Exit status: 0 nothing is lacking, 1 something is.
+# It only reads; apply.sh writes. Exit status: 0 nothing is lacking, 1 something is.
 #
-#   tuning/check.sh                            for the default settings
+#   tuning/check.sh                            for the running millrace: its cores, limits and settings (flags, its
+#                                              environment, its TOML file). Run it as root or as the server's user,
+#                                              who alone may read those
+#   tuning/check.sh PID                        for this one of several
 #   MILLRACE_CORES=1-7 MILLRACE_MAX_WORKERS=64 tuning/check.sh
-#                                              for others: those two and MILLRACE_MAX_CONNECTIONS count here; as with
-#                                              the server, CORES etc. are read where the prefixed name is not there
+#                                              while none runs: those two and MILLRACE_MAX_CONNECTIONS count here; as
+#                                              with the server, CORES etc. are read where the prefixed name is not there
 #
-# Of a running millrace the limits are looked at, else those of this shell. CHECK_ROOT names a directory to look in
-# instead of /, for tests.
+# CHECK_ROOT names a directory to look in instead of /, for tests.
 set -u
 export LC_ALL=C
 
 root=${CHECK_ROOT-}
 lacking=0
-
-cores_wanted=${MILLRACE_CORES-${CORES-}}
-connections=${MILLRACE_MAX_CONNECTIONS-${MAX_CONNECTIONS-}}
-workers=${MILLRACE_MAX_WORKERS-${MAX_WORKERS-}}
+# shellcheck source=tuning/host.sh
+. "$(dirname "$0")/host.sh"
 
 ok() { printf 'ok     %-37s%s\n' "$1" "$2"; }
 unseen() { printf -- '-      %-37s%s\n' "$1" "not visible here${2:+: $2}"; }
@@ -26,37 +26,6 @@ lacks() {
     printf '       %-37smend: %s\n' '' "$3"
     lacking=1
 }
-
-# The file's first line; nothing when it cannot be read. Not by `read`: dash takes a byte at a time, and files of
-# /proc/sys give their number only in one piece.
-line() { sed -n 1p "$root$1" 2>/dev/null; }
-
-# 0-2,8 as 0 1 2 8.
-expand() {
-    printf '%s\n' "$1" | tr ',' '\n' | while IFS=- read -r first last; do
-        case $first in '' | *[!0-9]*) continue ;; esac
-        seq "$first" "${last:-$first}"
-    done | tr '\n' ' '
-}
-
-# Those of the first list that are in the second, both expanded.
-common() {
-    for one in $1; do
-        case " $2 " in *" $one "*) printf '%s ' "$one" ;; esac
-    done
-}
-
-# Those of the first list that are not in the second.
-without() {
-    for one in $1; do
-        case " $2 " in *" $one "*) ;; *) printf '%s ' "$one" ;; esac
-    done
-}
-
-count() { echo $(($(printf '%s' "$1" | wc -w))); }
-
-# The list with commas, as the kernel wants it.
-commas() { printf '%s' "$1" | sed 's/ *$//; s/ /,/g'; }
 
 # NAME at-least|is VALUE, as 99-millrace.conf has it.
 check_sysctl() {
@@ -81,26 +50,22 @@ check_limit() {
     fi
 }
 
-hard_limit() { sed -n "s/^$1  *[^ ]*  *\([^ ]*\) .*/\1/p" "$root/proc/$limits_of/limits" 2>/dev/null; }
+hard_limit() { sed -n "s/^$1  *[^ ]*  *\([^ ]*\) .*/\1/p" "$root${server:-/proc/self}/limits" 2>/dev/null; }
 
-limits_of=self whose='this shell'
-for comm in "$root"/proc/[0-9]*/comm; do
-    if [ "$(line "${comm#"$root"}")" = millrace ]; then
-        limits_of=${comm#"$root/proc/"} limits_of=${limits_of%/comm}
-        whose="process $limits_of"
-        break
-    fi
-done
-
-online=$(expand "$(line /sys/devices/system/cpu/online)")
-case ${cores_wanted:-all} in
-all) cores=$online ;;
-*) cores=$(expand "$cores_wanted") ;;
-esac
-spare=$(without "$online" "$cores")
+look_at_host "${1-}"
+whose='this shell'
+[ -z "$server" ] || whose="process ${server#/proc/}"
 cores_named=$(commas "$cores")
 spare_named=$(commas "$spare")
 cores_count=$(count "$cores")
+
+if [ -z "$online" ]; then
+    unseen settings
+elif [ -n "$server" ] && ! [ -r "$root$server/environ" ]; then
+    unseen settings "of $settings_from: run this as root or as its user"
+else
+    ok settings "CORES $cores_named, of $settings_from"
+fi
 
 release=$(line /proc/sys/kernel/osrelease)
 major=${release%%.*} minor=${release#*.}
@@ -136,7 +101,7 @@ if [ -z "$online" ]; then
 elif [ -n "$spare" ]; then
     ok 'control core' "CPU $spare_named beside CORES $cores_named"
 else
-    lacks 'control core' "CORES takes all $cores_count CPUs" 'MILLRACE_CORES=1-N in /etc/millrace.env leaves CPU 0'
+    lacks 'control core' "CORES takes all $cores_count CPUs" 'cores = "1-N" in /etc/millrace/millrace.toml leaves CPU 0'
 fi
 
 isolate="isolcpus=managed_irq,domain,$cores_named nohz_full=$cores_named irqaffinity=$spare_named"
@@ -159,20 +124,9 @@ for knob in isolcpus nohz_full; do
     fi
 done
 
-# An interrupt without a handler, which has no directory below its own, never comes.
-stray=''
-seen=0
-for dir in "$root"/proc/irq/[0-9]*; do
-    for handler in "$dir"/*/; do
-        [ -d "$handler" ] || continue
-        cpus=$(line "${dir#"$root"}/effective_affinity_list")
-        [ -n "$cpus" ] || cpus=$(line "${dir#"$root"}/smp_affinity_list")
-        [ -z "$cpus" ] && break
-        seen=$((seen + 1))
-        [ -n "$(common "$(expand "$cpus")" "$cores")" ] && stray="$stray${dir##*/} "
-        break
-    done
-done
+# Every CPU's, and those of CORES.
+seen=$(count "$(interrupts_on "$online")")
+stray=$(interrupts_on "$cores")
 if [ "$seen" -eq 0 ]; then
     unseen interrupts
 elif [ -z "$stray" ]; then
@@ -182,6 +136,95 @@ elif [ -z "$spare" ]; then
 else
     lacks interrupts "$(count "$stray") of $seen on CORES" \
         "stop irqbalance; for i in ${stray% }; do echo $spare_named >/proc/irq/\$i/smp_affinity_list; done"
+fi
+
+# It moves interrupts to CORES again, unless it is told not to.
+balance=$(process_named irqbalance)
+banned=
+[ -z "$balance" ] ||
+    banned=$(tr '\0' '\n' 2>/dev/null <"$root$balance/environ" | sed -n 's/^IRQBALANCE_BANNED_CPULIST=//p')
+if [ -z "$online" ]; then
+    unseen irqbalance
+elif [ -z "$balance" ]; then
+    ok irqbalance 'not running'
+elif [ -z "$(without "$cores" "$(expand "$banned")")" ]; then
+    ok irqbalance 'keeps off CORES (IRQBALANCE_BANNED_CPULIST)'
+else
+    lacks irqbalance 'running: it spreads interrupts over CORES too' \
+        "systemctl disable --now irqbalance, or IRQBALANCE_BANNED_CPULIST=$cores_named in /etc/default/irqbalance"
+fi
+
+# One receive queue, and so one interrupt, for each CPU that handles them.
+handlers=${spare:-$cores}
+few='' rps_bad='' xps_bad='' queues='' unmapped=0
+for nic in $nics; do
+    received=0 sent=0 mapped=0
+    for queue in "$root/sys/class/net/$nic"/queues/*; do
+        case ${queue##*/} in
+        rx-*)
+            received=$((received + 1))
+            on_cores=$(common "$(unmask "$(line "${queue#"$root"}/rps_cpus")")" "$cores")
+            [ -z "$on_cores" ] || [ -z "$spare" ] || rps_bad="$rps_bad$nic/queues/${queue##*/}/rps_cpus "
+            ;;
+        tx-*)
+            sent=$((sent + 1))
+            [ -z "$(unmask "$(line "${queue#"$root"}/xps_cpus")")" ] || mapped=$((mapped + 1))
+            ;;
+        esac
+    done
+    queues="$queues$nic: $received receive, $sent send; "
+    [ "$received" -ge "$(count "$handlers")" ] || few="$few$nic "
+    [ "$sent" -le 1 ] || [ "$mapped" -gt 0 ] || xps_bad="$xps_bad$nic "
+    [ "$sent" -gt 1 ] || unmapped=$((unmapped + 1))
+done
+if [ -z "$nics" ]; then
+    unseen 'nic queues' 'no interface with hardware behind it is up'
+    unseen rps
+    unseen xps
+else
+    if [ -z "$few" ]; then
+        ok 'nic queues' "${queues%; }"
+    else
+        lacks 'nic queues' "${queues%; }, and $(count "$handlers") CPUs to handle them" \
+            "ethtool -L ${few%% *} combined $(count "$handlers"); ethtool -l ${few%% *} shows the most it has"
+    fi
+    if [ -z "$rps_bad" ]; then
+        ok rps 'hands no packets to CORES'
+    else
+        lacks rps "hands packets to CORES: ${rps_bad% }" \
+            "for q in ${rps_bad% }; do echo $(mask "$spare") >/sys/class/net/\$q; done"
+    fi
+    if [ -n "$xps_bad" ]; then
+        lacks xps "no map of CPUs to the send queues of ${xps_bad% }" \
+            'give every CPU a queue: echo MASK >/sys/class/net/NIC/queues/tx-N/xps_cpus; apply.sh does'
+    elif [ "$unmapped" -eq "$(count "$nics")" ]; then
+        ok xps 'one send queue: nothing to map'
+    else
+        ok xps 'CPUs are mapped to send queues'
+    fi
+fi
+
+# Where the memory of CORES and of the card is.
+nodes='' far=''
+for node in "$root"/sys/devices/system/node/node[0-9]*; do
+    number=${node##*/node}
+    [ -z "$(common "$(expand "$(line "${node#"$root"}/cpulist")")" "$cores")" ] || nodes="$nodes$number "
+done
+for nic in $nics; do
+    number=$(line "/sys/class/net/$nic/device/numa_node")
+    case $number in '' | -*) continue ;; esac
+    [ -n "$(common "$number" "$nodes")" ] || far="$far$nic (node $number) "
+done
+if [ -z "$nodes" ]; then
+    unseen numa
+elif [ "$(count "$nodes")" -gt 1 ]; then
+    lacks numa "CORES are on nodes $(commas "$nodes"): those of one node reach the card over the other" \
+        'CORES of the node of the card (cat /sys/class/net/*/device/numa_node), and a server for each node'
+elif [ -n "$far" ]; then
+    lacks numa "CORES are on node ${nodes% }, but not ${far% }" \
+        'CORES of the node of the card: cat /sys/devices/system/node/node*/cpulist'
+else
+    ok numa "CORES and card on node ${nodes% }"
 fi
 
 slow=''
@@ -198,6 +241,48 @@ elif [ -z "$slow" ]; then
     ok governor performance
 else
     lacks governor "$slow" 'cpupower frequency-set -g performance'
+fi
+
+# The cores read it for every request: these are read without a system call.
+source=$(line /sys/devices/system/clocksource/clocksource0/current_clocksource)
+case $source in
+'') unseen 'clock source' ;;
+tsc | arch_sys_counter | kvm-clock | hyperv_clocksource_tsc_page) ok 'clock source' "$source" ;;
+*)
+    lacks 'clock source' "$source, which takes a system call or more" \
+        'clocksource=tsc tsc=reliable on the kernel command line, where available_clocksource has tsc'
+    ;;
+esac
+
+pages=$(line /sys/kernel/mm/transparent_hugepage/enabled | sed -n 's/.*\[\(.*\)\].*/\1/p')
+defrag=$(line /sys/kernel/mm/transparent_hugepage/defrag | sed -n 's/.*\[\(.*\)\].*/\1/p')
+if [ -z "$pages" ]; then
+    unseen 'huge pages'
+elif [ "$defrag" = always ] && [ "$pages" != never ]; then
+    lacks 'huge pages' "$pages, and an allocation may wait for one (defrag: always)" \
+        'echo madvise >/sys/kernel/mm/transparent_hugepage/defrag'
+else
+    ok 'huge pages' "$pages"
+fi
+
+# What a processor's flaws cost, most of it in system calls, is a matter of who else runs code on this host.
+on='' open='' known=0
+for flaw in "$root"/sys/devices/system/cpu/vulnerabilities/*; do
+    said=$(line "${flaw#"$root"}")
+    [ -z "$said" ] || known=$((known + 1))
+    case $said in
+    'Mitigation: '*) on="$on${flaw##*/} " ;;
+    Vulnerable*) open="$open${flaw##*/} " ;;
+    esac
+done
+if [ "$known" -eq 0 ]; then
+    unseen mitigations
+elif line /proc/cmdline | grep -qw 'mitigations=off'; then
+    ok mitigations 'off (kernel command line): run nothing else here'
+elif [ -n "$open" ]; then
+    lacks mitigations "none for ${open% }" 'a newer kernel or microcode; or mitigations=off, if nothing else runs here'
+else
+    ok mitigations "on for ${on:-none: no flaw known }"
 fi
 
 # /proc/swaps is a heading, then a line per swap space.

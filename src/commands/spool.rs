@@ -1,9 +1,11 @@
-//! `millrace spool …`: lists, verifies, replays or exports orphaned spools on this host's disk.
+//! `millrace spool …`: lists, verifies, replays or exports orphaned spools on this host's disk, or
+//! measures the disk ([`bench`]).
 //!
-//! Everything blocks: nothing else runs in this process. The directory of a running server is only
+//! Everything but a measurement blocks: nothing else runs in this process. The directory of a running server is only
 //! listed. A running server takes over orphaned spools by itself.
 
 mod batches;
+pub mod bench;
 mod replay;
 
 use std::fmt;
@@ -50,13 +52,21 @@ fn of<E: fmt::Display>(path: &Path) -> impl FnOnce(E) -> SpoolCommandError {
     move |error| SpoolCommandError::Path(format!("{path}: {error}"))
 }
 
+/// `dir`, or else `SPOOL_DIR`.
+///
+/// # Errors
+/// Neither is given.
+pub fn directory(config: &Config, dir: Option<PathBuf>) -> Result<PathBuf, String> {
+    let dir = dir.or_else(|| config.spool.as_ref().map(|spool| spool.dir.clone()));
+    dir.ok_or_else(|| "which spool? Give its directory, or set SPOOL_DIR".to_owned())
+}
+
 /// Finds the processes' directories in `dir`, or in the configured spool.
 ///
 /// # Errors
 /// Neither is given, or the directory is not a spool.
 pub fn open(config: &Config, dir: Option<PathBuf>) -> Result<SpoolTarget, String> {
-    let dir = dir.or_else(|| config.spool.as_ref().map(|spool| spool.dir.clone()));
-    let dir = dir.ok_or("which spool? Give its directory, or set SPOOL_DIR")?;
+    let dir = directory(config, dir)?;
     let shown = dir.display();
     let found = instances_in(&dir).map_err(|error| format!("{shown}: {error}"))?;
     let instances = found.ok_or_else(|| {

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use super::access::AdminTokenFile;
 use super::background;
 use super::certificates::CertificateFiles;
+use super::manager::ServiceManager;
 use super::settings::SharedSettings;
 use super::tokens::{self, TokensFile};
 use crate::config::{Config, Effective, Flags};
@@ -28,6 +29,7 @@ pub struct Reloader {
     certificates: Option<CertificateFiles>,
     admin_token: Option<AdminTokenFile>,
     requests: Receiver<()>,
+    manager: ServiceManager,
 }
 
 impl Reloader {
@@ -41,12 +43,18 @@ impl Reloader {
             certificates: None,
             admin_token: None,
             requests,
+            manager: ServiceManager::default(),
         }
     }
 
     /// The settings in effect, whatever reloads do to them.
     pub(super) fn settings(&self) -> SharedSettings {
         self.settings.clone()
+    }
+
+    /// Tells `manager` when a reload that was requested begins and ends.
+    pub(super) fn report_to(&mut self, manager: ServiceManager) {
+        self.manager = manager;
     }
 
     /// Makes each reload also read `tokens`, and follow its changes.
@@ -81,10 +89,12 @@ impl Reloader {
         match requested {
             Ok(()) => {
                 tracing::info!("SIGHUP: reloading");
+                self.manager.reloading();
                 self.reload_settings();
                 self.tokens.iter_mut().for_each(TokensFile::reload);
                 self.certificates.iter_mut().for_each(CertificateFiles::reload);
                 self.admin_token.iter().for_each(AdminTokenFile::reload);
+                self.manager.ready();
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.tokens.iter_mut().for_each(TokensFile::poll);

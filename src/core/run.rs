@@ -185,6 +185,7 @@ async fn run(mut setup: Setup, blocking_cpus: Option<CpuSet>) {
             let mut refusals = RefusalLog::new(core_id);
             loop {
                 sleep(Duration::from_secs(1)).await;
+                server.cells.samples.inc();
                 let now = rt::now();
                 uploader.admission.sample(now);
                 uploader.sample(now);

@@ -11,6 +11,7 @@ mod support;
 
 // What the repository's own files say.
 mod clients;
+mod deploy;
 mod documents;
 mod monitoring;
 mod profiles;
@@ -123,6 +124,7 @@ mod process {
     mod environment;
     mod host;
     mod log;
+    mod notify;
     mod page;
     mod pauses;
     mod peers;

@@ -19,10 +19,14 @@ pub enum Need {
     Duckdb,
     /// The Go toolchain, for the client in Go.
     Go,
+    /// The Python package with Helm's engine.
+    Helm,
     /// An IPv6 loopback address.
     Ipv6,
     /// haproxy(1), in front of the server.
     Haproxy,
+    /// The Python package with Kubernetes' schemas.
+    Kubernetes,
     /// Resource limits as high as those that a test lowers them to.
     Limits,
     /// A loop device mounted in a namespace.
@@ -53,8 +57,12 @@ pub enum Need {
     Root,
     /// The Python package.
     Schemathesis,
+    /// shellcheck(1).
+    Shellcheck,
     /// syslog-ng(8) with its HTTP destination.
     Syslogng,
+    /// systemd-analyze(1), which reads units.
+    Systemd,
     /// Command line tools: util-linux, e2fsprogs.
     Tools,
 }

@@ -1,0 +1,173 @@
+# shellcheck shell=sh disable=SC2154
+# What check.sh and apply.sh know of a host; both read this file, nobody runs it. It only looks.
+#
+# `root` is set before: a directory to look in instead of /, empty on a real host. After `look_at_host`:
+#   server                      the directory below /proc of the running millrace, or nothing
+#   cores_wanted, connections, workers   its settings; nothing where the default is in effect
+#   settings_from               where they were found
+#   online, cores, spare        lists of CPUs: all, those of CORES, and the others
+#   nics                        network interfaces with hardware behind them that are up
+
+# The file's first line; nothing when it cannot be read. Not by `read`: dash takes a byte at a time, and files of
+# /proc/sys give their number only in one piece.
+line() { sed -n 1p "$root$1" 2>/dev/null; }
+
+# 0-2,8 as 0 1 2 8.
+expand() {
+    printf '%s\n' "$1" | tr ',' '\n' | while IFS=- read -r first last; do
+        case $first in '' | *[!0-9]*) continue ;; esac
+        seq "$first" "${last:-$first}"
+    done | sort -nu | tr '\n' ' '
+}
+
+# Those of the first list that are in the second, both expanded.
+common() {
+    for one in $1; do
+        case " $2 " in *" $one "*) printf '%s ' "$one" ;; esac
+    done
+}
+
+# Those of the first list that are not in the second.
+without() {
+    for one in $1; do
+        case " $2 " in *" $one "*) ;; *) printf '%s ' "$one" ;; esac
+    done
+}
+
+count() { echo $(($(printf '%s' "$1" | wc -w))); }
+
+# The list with commas, as the kernel wants it.
+commas() { printf '%s' "$1" | sed 's/ *$//; s/ /,/g'; }
+
+# The list as a mask, and a mask as a list: words of 32 bits in hexadecimal, the highest first, as in rps_cpus.
+mask() {
+    printf '%s\n' "$1" | awk 'BEGIN { most = 0 } {
+        for (i = 1; i <= NF; i++) {
+            word = int($i / 32)
+            if (!(($i) in seen)) bits[word] += 2 ^ ($i % 32)
+            seen[$i] = 1
+            if (word > most) most = word
+        }
+        for (word = most; word >= 0; word--) printf "%s%08x", (word < most ? "," : ""), bits[word]
+    }' | sed 's/^0*\(.\)/\1/'
+}
+unmask() {
+    printf '%s\n' "$1" | tr -d ',' | awk '{
+        for (at = length($0); at > 0; at--) {
+            digit = index("0123456789abcdef", tolower(substr($0, at, 1))) - 1
+            for (bit = 0; bit < 4; bit++) {
+                if (digit % 2) printf "%d ", (length($0) - at) * 4 + bit
+                digit = int(digit / 2)
+            }
+        }
+    }'
+}
+
+# The value of a flat key of a TOML file: a string, a number, or a list of numbers as 1,2,3.
+toml_value() {
+    sed -n "s/^[[:space:]]*$2[[:space:]]*=[[:space:]]*//p" "$1" 2>/dev/null | sed -n 1p |
+        sed "s/^\"\([^\"]*\)\".*/\1/; t; s/^'\([^']*\)'.*/\1/; t; s/#.*//; s/[][[:space:]]//g; s/,\$//"
+}
+
+# The value of a variable in this shell's environment, or in that of the server.
+env_value() {
+    if [ -n "$server" ]; then
+        tr '\0' '\n' 2>/dev/null <"$root$server/environ" | sed -n "s/^$1=//p" | sed -n 1p
+    else
+        printenv "$1"
+    fi
+}
+
+# The value of a flag of the server.
+flag_value() {
+    [ -n "$server" ] || return 0
+    tr '\0' '\n' 2>/dev/null <"$root$server/cmdline" | awk -v flag="--$1" '
+        wanted { value = $0; wanted = 0; next }
+        $0 == flag { wanted = 1 }
+        index($0, flag "=") == 1 { value = substr($0, length(flag) + 2) }
+        END { print value }'
+}
+
+# The value of a setting as the server finds it: flag, prefixed variable, variable, TOML file.
+setting() {
+    flag=$(printf '%s' "$1" | tr '[:upper:]_' '[:lower:]-')
+    found=$(flag_value "$flag")
+    [ -n "$found" ] || found=$(env_value "MILLRACE_$1")
+    [ -n "$found" ] || found=$(env_value "$1")
+    if [ -z "$found" ] && [ -n "$config_file" ]; then
+        found=$(toml_value "$config_file" "$(printf '%s' "$1" | tr '[:upper:]' '[:lower:]')")
+    fi
+    printf '%s\n' "$found"
+}
+
+# The CPUs of the threads that are the server's cores, which it has whatever its settings say today.
+core_threads() {
+    for thread in "$root$server"/task/*/comm; do
+        case $(sed -n 1p "$thread" 2>/dev/null) in
+        millrace-core-*) sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "${thread%/comm}/status" 2>/dev/null ;;
+        esac
+    done | sort -u | tr '\n' ','
+}
+
+# Interrupts that CPUs of the list $1 handle. One without a handler, which has no directory below its own, never comes.
+interrupts_on() {
+    for dir in "$root"/proc/irq/[0-9]*; do
+        for handler in "$dir"/*/; do
+            [ -d "$handler" ] || continue
+            cpus=$(line "${dir#"$root"}/effective_affinity_list")
+            [ -n "$cpus" ] || cpus=$(line "${dir#"$root"}/smp_affinity_list")
+            [ -n "$cpus" ] || break
+            [ -z "$(common "$(expand "$cpus")" "$1")" ] || printf '%s ' "${dir##*/}"
+            break
+        done
+    done
+}
+
+# The directory below /proc of a process with the name $1, or nothing.
+process_named() {
+    for comm in "$root"/proc/[0-9]*/comm; do
+        if [ "$(line "${comm#"$root"}")" = "$1" ]; then
+            comm=${comm#"$root"}
+            printf '%s\n' "${comm%/comm}"
+            return
+        fi
+    done
+}
+
+# Sets what the head of this file lists, for the millrace with the process id $1 or the first that is found. Its readers
+# use them.
+# shellcheck disable=SC2034
+look_at_host() {
+    server=$(process_named millrace)
+    [ -z "${1-}" ] || server=/proc/$1
+    config_file=$(flag_value config)
+    [ -n "$config_file" ] || config_file=$(env_value MILLRACE_CONFIG)
+    settings_from='this shell and the defaults'
+    if [ -n "$server" ]; then
+        settings_from="process ${server#/proc/}"
+        # As the process sees it, which may have another root directory than this shell.
+        case $config_file in
+        '') ;;
+        /*) config_file=$root$server/root$config_file ;;
+        *) config_file=$root$server/cwd/$config_file ;;
+        esac
+    fi
+    cores_wanted=$(setting CORES)
+    connections=$(setting MAX_CONNECTIONS)
+    workers=$(setting MAX_WORKERS)
+    online=$(expand "$(line /sys/devices/system/cpu/online)")
+    cores=
+    [ -z "$server" ] || cores=$(expand "$(core_threads)")
+    if [ -z "$cores" ]; then
+        case ${cores_wanted:-all} in
+        all) cores=$online ;;
+        *) cores=$(expand "$cores_wanted") ;;
+        esac
+    fi
+    spare=$(without "$online" "$cores")
+    nics=
+    for nic in "$root"/sys/class/net/*; do
+        nic=${nic#"$root"}
+        [ -e "$root$nic/device" ] && [ "$(line "$nic/operstate")" = up ] && nics="$nics${nic##*/} "
+    done
+}
